@@ -1,0 +1,35 @@
+"""Durations as an author writes them, `90ep` or `2000st`, turned into steps at one place.
+
+An epoch is a number of steps that only the assembled run knows, so a recipe keeps the author's unit.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+_PATTERN = re.compile(r"(\d+)(ep|st)")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A count of epochs (`ep`) or of optimizer steps (`st`)."""
+
+    count: int
+    unit: Literal["ep", "st"]
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read `<int>ep` or `<int>st`. Raises ValueError with a hint for anything else."""
+        match = _PATTERN.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is not a duration; write epochs as '90ep' or optimizer steps as '2000st'")
+        return cls(int(match[1]), "ep" if match[2] == "ep" else "st")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The duration in optimizer steps."""
+        return self.count * steps_per_epoch if self.unit == "ep" else self.count
+
+    def __str__(self) -> str:
+        return f"{self.count}{self.unit}"

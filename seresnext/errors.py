@@ -1,0 +1,42 @@
+"""What can go wrong, by whose fault it is. Each class is one exit code of the commands.
+
+A subclass of `Failure` carries a message for the person at the terminal: what is wrong, where, and what to do. The
+commands print it without a traceback. Every other exception is a defect of this project and keeps its traceback.
+"""
+
+
+class Failure(Exception):
+    """An expected failure. The commands print its message and exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(Failure):
+    """The command line, the recipe or the run folder cannot be used as given."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe has problems. All of them, each a line with file, path, value and hint."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        heading = "the recipe has 1 problem" if len(problems) == 1 else f"the recipe has {len(problems)} problems"
+        super().__init__("\n  ".join([heading + ":", *problems]))
+
+
+class DataError(Failure):
+    """Images, labels or classes are missing, unreadable or not those the run was started with."""
+
+    exit_code = 3
+
+
+class CheckpointError(Failure):
+    """A file of weights is damaged, hostile, or does not fit the model."""
+
+    exit_code = 4
+
+
+class TrainingStopped(Failure):
+    """Training met something it must not go on from, such as a loss that is not finite."""

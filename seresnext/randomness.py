@@ -1,0 +1,85 @@
+"""Randomness with an address: never "the next number", always "the number for this image in this epoch".
+
+A draw is a function of (seed, purpose, where) and of nothing else, so it is the same with 0 or 16 workers, before and
+after a resume, on 1 or 8 GPUs. The generator is written out here rather than taken from a library, so that no release
+of one can change the order of a run: SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators", fig. 15; constants of variant 13 in Stafford's list, as in Vigna's splitmix64.c).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+@cache
+def _word(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def hash_at(seed: int, *address: int | str) -> int:
+    """A 64-bit hash of an address. Words are folded in one by one, so (1, 23) and (12, 3) differ, as do their orders."""
+    state = _mix((seed + _GOLDEN_GAMMA) & _MASK)
+    for word in address:
+        number = _word(word) if isinstance(word, str) else word
+        state = _mix(((state + _GOLDEN_GAMMA) & _MASK) ^ _mix((number + _GOLDEN_GAMMA) & _MASK))
+    return state
+
+
+class Draws:
+    """The stream of draws at one address."""
+
+    def __init__(self, state: int) -> None:
+        self._state = state
+
+    def _next(self) -> int:
+        self._state = (self._state + _GOLDEN_GAMMA) & _MASK
+        return _mix(self._state)
+
+    def random(self) -> float:
+        """Uniform in [0, 1), on the 2^53 multiples of 2^-53."""
+        return (self._next() >> 11) * 2.0**-53
+
+    def uniform(self, low: float, high: float) -> float:
+        """Uniform in [low, high)."""
+        return low + (high - low) * self.random()
+
+    def integer(self, count: int) -> int:
+        """Uniform in 0 .. count - 1. The bias is below count / 2^64."""
+        return self._next() * count >> 64
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.random() < probability
+
+
+def rng_at(seed: int, *address: int | str) -> Draws:
+    """The draws at an address, for example `rng_at(seed, "augment", epoch, image, copy)`."""
+    return Draws(hash_at(seed, *address))
+
+
+def torch_seed_at(seed: int, *address: int | str) -> int:
+    """A seed for torch's default generators at an address: 63 bits, as `torch.manual_seed` takes."""
+    return hash_at(seed, *address) >> 1
+
+
+def permutation_at(seed: int, *address: int | str, count: int) -> np.ndarray:
+    """A permutation of 0 .. count - 1 (int64) at an address: indices sorted by a keyed 64-bit hash.
+
+    Each index gets the hash that `hash_at(seed, *address)` seeds for it; equal hashes keep the order of the indices.
+    """
+    z = (np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN_GAMMA)) + np.uint64(hash_at(seed, *address))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
