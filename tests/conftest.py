@@ -1,0 +1,261 @@
+"""What the tests share: image folders, and processes that never outlive their test.
+
+`run_command`, `start_command` and `torchrun` start whole process trees. torchrun puts each worker into a session of its
+own, so a process group does not hold the tree together; an environment variable that every descendant inherits does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+TREE_MARK = "SERESNEXT_TEST_TREE"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="also run the tests that need a CUDA device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--gpu"):
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device: give --gpu")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended. `output` is what it wrote to stdout and stderr, one after the other."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
+class Command:
+    """A running process tree, its output kept in two files."""
+
+    def __init__(self, argv: Sequence[str | Path], folder: Path, env: Mapping[str, str], cwd: Path) -> None:
+        self.argv = [str(word) for word in argv]
+        self._mark = uuid.uuid4().hex
+        self._stdout, self._stderr = folder / "stdout", folder / "stderr"
+        self._start = time.monotonic()
+        with self._stdout.open("wb") as out, self._stderr.open("wb") as err:
+            self.process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=cwd,
+                env={**env, TREE_MARK: self._mark},
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What has been written so far."""
+        return "".join(file.read_text(errors="replace") for file in (self._stdout, self._stderr))
+
+    def alive(self) -> list[int]:
+        """Process ids of everything of this tree that still runs, wherever it was adopted."""
+        needle = f"{TREE_MARK}={self._mark}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    if (
+                        needle in (entry / "environ").read_bytes()
+                        and "\nState:\tZ" not in (entry / "status").read_text()
+                    ):
+                        found.append(int(entry.name))
+                except OSError:  # It ended while we looked, or it is another user's.
+                    continue
+        return found
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
+        """Wait until `condition()` holds; fail if the command ends or the time is over before."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if self.process.poll() is not None:
+                pytest.fail(
+                    f"{self._name()} ended with {self.process.returncode} before what was waited for:\n{self.output}"
+                )
+            if time.monotonic() > deadline:
+                pytest.fail(f"{self._name()}: waited {timeout} s in vain:\n{self.output}")
+            time.sleep(0.05)
+
+    def finish(self, timeout: float = 120, grace: float = 10) -> Result:
+        """Wait for the end. Fail if it takes longer than `timeout` seconds or leaves processes after `grace` seconds."""
+        try:
+            returncode = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{self._name()} still ran after {timeout} s:\n{self.output}")
+        seconds = time.monotonic() - self._start
+        deadline = time.monotonic() + grace
+        while (orphans := self.alive()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if orphans:
+            pytest.fail(f"{self._name()} ended with {returncode} and left processes {orphans}:\n{self.output}")
+        return Result(
+            returncode, self._stdout.read_text(errors="replace"), self._stderr.read_text(errors="replace"), seconds
+        )
+
+    def kill(self) -> None:
+        """End the whole tree at once."""
+        while pids := self.alive():
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.02)
+        self.process.wait()
+
+    def _name(self) -> str:
+        return " ".join(self.argv)
+
+
+StartCommand = Callable[..., Command]
+RunCommand = Callable[..., Result]
+
+
+@pytest.fixture
+def start_command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCommand]:
+    """`start_command(argv, env={}, cwd=project root) -> Command`, killed with all its descendants when the test ends.
+
+    Children see no CUDA device unless the test is marked `gpu`, use one thread, and no packages of the user's.
+    """
+    commands: list[Command] = []
+    children = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONNOUSERSITE": "1"}
+    if "gpu" not in request.keywords:
+        children["CUDA_VISIBLE_DEVICES"] = ""
+
+    def start(argv: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Command:
+        commands.append(Command(argv, tmp_path_factory.mktemp("command"), {**children, **(env or {})}, cwd))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.kill()
+
+
+@pytest.fixture
+def run_command(start_command: StartCommand) -> RunCommand:
+    """`run_command(argv, timeout=120, env={}, cwd=project root) -> Result`. Fails on a timeout or an orphan."""
+
+    def run(argv: Sequence[str | Path], timeout: float = 120, **options: object) -> Result:
+        return start_command(argv, **options).finish(timeout)
+
+    return run
+
+
+@pytest.fixture
+def torchrun(run_command: RunCommand) -> RunCommand:
+    """`torchrun(nproc, args, timeout=180, env={}, cwd=project root) -> Result`: `args` on `nproc` local processes."""
+
+    def run(nproc: int, args: Sequence[str | Path], timeout: float = 180, **options: object) -> Result:
+        return run_command([*torchrun_argv(nproc), *args], timeout, **options)
+
+    return run
+
+
+def torchrun_argv(nproc: int) -> list[str]:
+    """The start of a command line under torchrun; `--standalone` picks a free port, so that runs do not clash."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def _extract(archive: str, folder: Path) -> Path:
+    source = SHARED_DATA / archive
+    if not source.exists():
+        pytest.skip(f"needs {source}, which is not part of the project")
+    with tarfile.open(source) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / source.stem
+
+
+@pytest.fixture(scope="session")
+def imagenet_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """500 real ImageNet photographs, one a class, as `train` and once more as `val`. Not to be changed by a test."""
+    root = tmp_path_factory.mktemp("imagenet")
+    _extract("imagenet-sample.tar", root).rename(root / "train")
+    for source in sorted((root / "train").glob("*/*")):
+        copy = root / "val" / source.relative_to(root / "train")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.hardlink_to(source)
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar10_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5,000 training and 1,000 validation photographs of CIFAR-10 in `train` and `val`. Not to be changed by a test."""
+    return _extract("cifar10-small.tar", tmp_path_factory.mktemp("cifar10"))
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image folder of the demo. Not to be changed by a test."""
+    root = tmp_path_factory.mktemp("digits") / "digits"
+    script = ROOT / "scripts" / "prepare_digits.py"
+    subprocess.run([sys.executable, script, "--output", root], check=True, stdout=subprocess.DEVNULL, timeout=120)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_image_folder(classes=3, per_class=8, size=40, val_per_class=4) -> root` with `train` and `val`.
+
+    JPEGs of a gradient in a direction and colour of the class, with noise, so that a model can learn them. The same
+    arguments give the same folder within a session: a test that changes images copies it first.
+    """
+    made: dict[tuple[int, ...], Path] = {}
+
+    def make(classes: int = 3, per_class: int = 8, size: int = 40, val_per_class: int = 4) -> Path:
+        key = (classes, per_class, size, val_per_class)
+        if key not in made:
+            made[key] = root = tmp_path_factory.mktemp("images")
+            for split, count in (("train", per_class), ("val", val_per_class)):
+                for label in range(classes):
+                    folder = root / split / f"class_{label}"
+                    folder.mkdir(parents=True)
+                    for number in range(count):
+                        rng = np.random.default_rng([label, number, len(split)])
+                        _gradient(label, classes, size, rng).save(folder / f"{number}.jpg", quality=90)
+        return made[key]
+
+    return make
+
+
+def _gradient(label: int, classes: int, size: int, rng: np.random.Generator) -> Image.Image:
+    angle = np.pi * label / classes
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    slope = np.cos(angle) * x + np.sin(angle) * y
+    colour = 0.5 + 0.5 * np.cos(2 * np.pi * (label / classes + np.array([0, 1 / 3, 2 / 3])))
+    pixels = 128 + 60 * slope[..., None] * colour + rng.normal(0, 20, (size, size, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8), "RGB")
