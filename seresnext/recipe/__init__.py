@@ -1,0 +1,1 @@
+"""Recipes: what a run is, as typed data. `load_recipe` reads one, `Recipe` is what the rest of the package sees."""
