@@ -100,7 +100,7 @@ class Command:
         """Wait until `condition()` holds; fail if the command ends or the time is over before."""
         deadline = time.monotonic() + timeout
         while not condition():
-            if self.process.poll() is not None:
+            if self.process.poll() is not None and not condition():
                 pytest.fail(
                     f"{self._name()} ended with {self.process.returncode} before what was waited for:\n{self.output}"
                 )
@@ -109,7 +109,7 @@ class Command:
             time.sleep(0.05)
 
     def finish(self, timeout: float = 120, grace: float = 10) -> Result:
-        """Wait for the end. Fail if it takes longer than `timeout` seconds or leaves processes after `grace` seconds."""
+        """Wait for the end. Fail if that takes over `timeout` seconds or processes are left `grace` seconds later."""
         try:
             returncode = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -174,18 +174,27 @@ def run_command(start_command: StartCommand) -> RunCommand:
 
 
 @pytest.fixture
-def torchrun(run_command: RunCommand) -> RunCommand:
-    """`torchrun(nproc, args, timeout=180, env={}, cwd=project root) -> Result`: `args` on `nproc` local processes."""
+def start_torchrun(start_command: StartCommand) -> StartCommand:
+    """`start_torchrun(nproc, args, env={}, cwd=project root) -> Command`: `args` on `nproc` local processes.
+
+    `--standalone` picks a free port, so that runs at the same time do not clash.
+    """
+
+    def start(nproc: int, args: Sequence[str | Path], **options: object) -> Command:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+        return start_command([*launcher, *args], **options)
+
+    return start
+
+
+@pytest.fixture
+def torchrun(start_torchrun: StartCommand) -> RunCommand:
+    """`torchrun(nproc, args, timeout=180, env={}, cwd=project root) -> Result`, like `run_command`."""
 
     def run(nproc: int, args: Sequence[str | Path], timeout: float = 180, **options: object) -> Result:
-        return run_command([*torchrun_argv(nproc), *args], timeout, **options)
+        return start_torchrun(nproc, args, **options).finish(timeout)
 
     return run
-
-
-def torchrun_argv(nproc: int) -> list[str]:
-    """The start of a command line under torchrun; `--standalone` picks a free port, so that runs do not clash."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -258,4 +267,4 @@ def _gradient(label: int, classes: int, size: int, rng: np.random.Generator) -> 
     slope = np.cos(angle) * x + np.sin(angle) * y
     colour = 0.5 + 0.5 * np.cos(2 * np.pi * (label / classes + np.array([0, 1 / 3, 2 / 3])))
     pixels = 128 + 60 * slope[..., None] * colour + rng.normal(0, 20, (size, size, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8), "RGB")
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

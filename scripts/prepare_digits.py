@@ -1,0 +1,80 @@
+"""Make an image folder of scikit-learn's 1,797 handwritten digits: 1,437 to train on, 360 to validate on.
+
+    python scripts/prepare_digits.py [--output data/digits]
+
+The digits are 8 x 8 pixels with 17 levels of grey; they are written as 32 x 32 PNG files. The split is fixed and
+stratified. The folder appears complete or not at all, and a complete one is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from seresnext.errors import DataError, Failure
+from seresnext.randomness import permutation_at
+
+SIZE = 32  # pixels: four times the original, the smallest at which every stage of the network still sees a picture
+VALIDATION_IMAGES = 360
+
+
+def validation_indices(labels: np.ndarray) -> np.ndarray:
+    """Indices (int64, sorted) of the validation images: of each class its share of 360, to within one image."""
+    classes, counts = np.unique(labels, return_counts=True)
+    share = VALIDATION_IMAGES * counts / len(labels)
+    quota = np.floor(share).astype(int)
+    # The largest remainders get the images that rounding down left over.
+    quota[np.argsort(quota - share, kind="stable")[: VALIDATION_IMAGES - quota.sum()]] += 1
+    chosen = [
+        np.flatnonzero(labels == label)[permutation_at(0, "digits", int(label), count=int(count))[:number]]
+        for label, count, number in zip(classes, counts, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def write_digits(folder: Path) -> None:
+    """Write `train/<digit>/` and `val/<digit>/` into an empty folder."""
+    from sklearn.datasets import load_digits  # Here, since --help should not wait for it.
+
+    digits = load_digits()
+    in_validation = np.isin(np.arange(len(digits.target)), validation_indices(digits.target))
+    for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        image = Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8))
+        target = folder / ("val" if in_validation[index] else "train") / str(label)
+        target.mkdir(parents=True, exist_ok=True)
+        image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(target / f"{index:04}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make an image folder of scikit-learn's handwritten digits.")
+    parser.add_argument("--output", type=Path, default=Path("data/digits"), metavar="DIR")
+    output: Path = parser.parse_args().output
+
+    if output.exists():
+        train, val = (len(list((output / split).glob("*/*.png"))) for split in ("train", "val"))
+        if (train, val) != (1797 - VALIDATION_IMAGES, VALIDATION_IMAGES):
+            raise DataError(
+                f"{output} exists, but is not the folder of digits ({train} and {val} images, not 1,437 and 360); "
+                "move it away or give another --output"
+            )
+        print(f"{output}: {train} training and {val} validation images are there already")
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".digits-", dir=output.parent) as temporary:
+        made = Path(temporary) / "digits"
+        write_digits(made)
+        made.rename(output)
+    print(f"{output}: wrote {1797 - VALIDATION_IMAGES} training and {VALIDATION_IMAGES} validation images")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_code)
