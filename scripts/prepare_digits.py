@@ -41,10 +41,10 @@ def write_digits(folder: Path) -> None:
     """Write `train/<digit>/` and `val/<digit>/` into an empty folder."""
     from sklearn.datasets import load_digits  # Here, since --help should not wait for it.
 
-    digits = load_digits()
-    in_validation = np.isin(np.arange(len(digits.target)), validation_indices(digits.target))
-    for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        image = Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8))
+    images, labels = load_digits(return_X_y=True)  # N 64, grey levels 0 to 16
+    in_validation = np.isin(np.arange(len(labels)), validation_indices(labels))
+    for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        image = Image.fromarray(np.round(pixels.reshape(8, 8) * (255 / 16)).astype(np.uint8))
         target = folder / ("val" if in_validation[index] else "train") / str(label)
         target.mkdir(parents=True, exist_ok=True)
         image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(target / f"{index:04}.png")
