@@ -1,0 +1,194 @@
+"""What is in a checkpoint: named tensors and a few facts as text; taken from a run, and put back strictly.
+
+Learning rate, weight decay, data order and all randomness are functions of the step, so the tensors of the model, the
+optimizer's momentum, the EMA and the scaler, with the step, are the whole state of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from seresnext.errors import CheckpointError
+
+FORMAT = "seresnext-1"
+
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""The live tensors of a run by prefix, `{"model": ..., "optimizer.momentum": ..., ...}`, and by name within it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says in words: the metadata of the file, apart from format and digest.
+
+    `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps, `dataset` has
+    `classes`, `num_images` and `fingerprint`. All values are plain JSON data.
+    """
+
+    step: int
+    recipe: dict[str, Any]
+    recipe_hash: str
+    best: dict[str, Any] | None
+    history: list[Any]
+    dataset: dict[str, Any]
+    environment: dict[str, Any]
+
+    def to_metadata(self) -> dict[str, str]:
+        """The metadata strings, the same for equal facts."""
+        values = asdict(self)
+        texts = {"format": FORMAT, "step": str(self.step), "recipe_hash": self.recipe_hash}
+        for name in ("recipe", "best", "history", "dataset", "environment"):
+            texts[name] = json.dumps(values[name], sort_keys=True, allow_nan=False)
+        return texts
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
+        """Read the metadata strings of the file `source`. Raises CheckpointError for other formats and bad values."""
+        _check_format(metadata.get("format"), source)
+        missing = {"step", "recipe", "recipe_hash", "best", "history", "dataset", "environment"} - metadata.keys()
+        if missing:
+            raise CheckpointError(f"{source} lacks the metadata {', '.join(sorted(missing))}")
+        if not re.fullmatch(r"[0-9]{1,18}", metadata["step"]):
+            raise CheckpointError(f"{source} has the step {metadata['step']!r}, which is not a number")
+        return cls(
+            step=int(metadata["step"]),
+            recipe=_parsed(metadata, "recipe", (dict,), source),
+            recipe_hash=metadata["recipe_hash"],
+            best=_parsed(metadata, "best", (dict, type(None)), source),
+            history=_parsed(metadata, "history", (list,), source),
+            dataset=_parsed(metadata, "dataset", (dict,), source),
+            environment=_parsed(metadata, "environment", (dict,), source),
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one step, in memory that training does not touch: what `store.commit` writes."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def capture(parts: Parts, facts: Facts, buffers: dict[str, Tensor]) -> Snapshot:
+    """Copy the run to the CPU. `buffers` holds the memory between saves: empty at first, the same dict every time.
+
+    The snapshot is those buffers, so the next capture into them overwrites it.
+    """
+    live = _flat(parts)
+    on_gpu = False
+    for name, tensor in live.items():
+        # Pinned memory lets all copies be queued at once. The order is always N C H W, also for channels_last.
+        on_gpu |= tensor.is_cuda
+        if name not in buffers:
+            buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        buffers[name].copy_(tensor.detach(), non_blocking=True)
+    if on_gpu:
+        torch.cuda.synchronize()
+    assert buffers.keys() == live.keys(), "one set of buffers serves one run"
+    return Snapshot(facts.step, dict(buffers), facts.to_metadata())
+
+
+def restore(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
+    """Copy the tensors of the file `source` into the live ones, all of them or none.
+
+    Raises CheckpointError, before anything is changed, that lists every tensor that is missing, unknown, or of another
+    shape or dtype.
+    """
+    live = _flat(parts)
+    problems = _disagreements(tensors, live)
+    if problems:
+        heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
+        raise CheckpointError("\n  ".join([f"{source} does not fit this run, {heading}:", *problems]))
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(tensors[name])
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix such as `model` or `ema`, without it."""
+    start = prefix + "."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def momentum_buffers(parameters: Iterable[tuple[str, Parameter]], optimizer: Optimizer) -> dict[str, Tensor]:
+    """SGD's momentum buffers by parameter name; empty for a momentum of 0.
+
+    A buffer that does not exist yet is made, of zeros: momentum * 0 + gradient is the gradient, which is what torch's
+    first step sets. So a checkpoint of step 0 has the same names as any other.
+    """
+    names = {parameter: name for name, parameter in parameters}
+    buffers = {}
+    for group in optimizer.param_groups:
+        if group["momentum"] == 0:
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers[names[parameter]] = state["momentum_buffer"]
+    return buffers
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """The loss scale and the steps since it last changed; empty for a scaler that is off."""
+    state = scaler.state_dict()
+    if not state:
+        return {}
+    return {
+        "scale": torch.tensor(state["scale"], dtype=torch.float64),
+        "growth_tracker": torch.tensor(state["_growth_tracker"], dtype=torch.int64),
+    }
+
+
+def load_scaler_state(scaler: torch.amp.GradScaler, state: Mapping[str, Tensor]) -> None:
+    """Put back what `scaler_state` gave, after `restore` filled it."""
+    if state:
+        numbers = {"scale": float(state["scale"]), "_growth_tracker": int(state["growth_tracker"])}
+        scaler.load_state_dict({**scaler.state_dict(), **numbers})
+
+
+def _flat(parts: Parts) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for prefix, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"{name}: missing from the file" for name in live if name not in saved]
+    problems += [f"{name!r}: in the file, but this run has no such tensor" for name in saved if name not in live]
+    for name in live.keys() & saved.keys():
+        theirs, ours = saved[name], live[name]
+        if theirs.shape != ours.shape:
+            problems.append(f"{name}: shape {tuple(theirs.shape)} in the file, {tuple(ours.shape)} in this run")
+        if theirs.dtype != ours.dtype:
+            problems.append(f"{name}: {theirs.dtype} in the file, {ours.dtype} in this run")
+    return sorted(problems)
+
+
+def _check_format(found: str | None, source: str) -> None:
+    if found == FORMAT:
+        return
+    match = re.fullmatch(r"seresnext-([0-9]{1,9})", found or "")
+    if match and int(match[1]) > int(FORMAT.removeprefix("seresnext-")):
+        raise CheckpointError(
+            f"{source} has the format {found}, this program reads {FORMAT}: it was written by a newer version; "
+            "update this one to use it"
+        )
+    raise CheckpointError(f"{source} has the format {found!r}, not {FORMAT!r}: it is no checkpoint of a training run")
+
+
+def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], source: str) -> Any:
+    try:
+        value = json.loads(metadata[name])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source} has metadata '{name}' that are not JSON: {error}") from error
+    if not isinstance(value, kinds):
+        raise CheckpointError(f"{source} has metadata '{name}' of the kind {type(value).__name__}")
+    return value

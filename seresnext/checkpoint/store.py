@@ -1,0 +1,255 @@
+"""The checkpoints of a run in their folder: each appears whole or not at all, and a good one is there at any instant.
+
+`step-00001234.safetensors` for each step kept, and `last.safetensors` and `best.safetensors`, which are second names
+of two of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from seresnext.checkpoint import digested
+from seresnext.errors import CheckpointError, Failure
+
+Pointer = Literal["last", "best"]
+POINTERS: tuple[Pointer, ...] = ("last", "best")
+
+_STEP_NAME = re.compile(r"step-(\d{8,})\.safetensors")
+_COPY_CHUNK = 8 << 20  # bytes
+_TEMPORARY_NAME = re.compile(r"\.(step-\d{8,}|last|best)\.safetensors\.tmp")
+
+
+class SaveError(Failure):
+    """A checkpoint could not be written. What was in the folder before is still there."""
+
+
+class Newest(NamedTuple):
+    """What `newest_valid` found: the file, or None where nothing was ever saved, and what to tell the user."""
+
+    path: Path | None
+    warnings: list[str]
+
+
+# Writing
+
+
+def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write the checkpoint of `step` and return its path. Equal content gives equal bytes.
+
+    A temporary file in the same folder is written, synced and renamed, then the folder is synced: a crash or a power
+    cut at any moment leaves the old files and either all of the new one or nothing under its name. Tensors are on the
+    CPU. Raises SaveError, with the temporary file removed, when the disk is full or anything else fails.
+    """
+    assert metadata.get("step") == str(step), "the metadata belong to another step"
+    header, order = digested.header(tensors, metadata)
+    size = len(header) + sum(tensor.nbytes for tensor in order)
+    path = folder / f"step-{step:08d}.safetensors"
+    temporary = _temporary(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        digested.write_synced(temporary, header, order)
+        temporary.replace(path)
+        _sync_folder(folder)
+    except OSError as error:
+        _discard(temporary)  # before the free space is looked at
+        raise SaveError(_why_not_saved(path, size, error)) from error
+    finally:
+        _discard(temporary)
+    return path
+
+
+def point(folder: Path, name: Pointer, path: Path) -> None:
+    """Make `<name>.safetensors` the same file as `path`: a hard link put in place by a rename, a copy where links fail.
+
+    The old pointer is there until the new one is. Raises SaveError.
+    """
+    pointer = folder / f"{name}.safetensors"
+    temporary = _temporary(pointer)
+    size = path.stat().st_size
+    try:
+        # A link left by a crash must go first: opened for writing, it would be the old checkpoint itself.
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # Not every file system has hard links, and each says so with another error number.
+            _copy_synced(path, temporary)
+        temporary.replace(pointer)
+        _sync_folder(folder)
+    except OSError as error:
+        raise SaveError(_why_not_saved(pointer, size, error)) from error
+    finally:
+        # Also after success: a rename between two names of one file does nothing and leaves both (rename(2)).
+        _discard(temporary)
+
+
+def prune(folder: Path, keep: int, protect: Collection[Path] = ()) -> list[Path]:
+    """Remove all but the `keep` newest checkpoints, and those in `protect`; returns what was removed.
+
+    What `last` and `best` point to stays reachable under those names. The newest is never removed.
+    """
+    assert keep >= 1
+    protected = {path.name for path in protect}
+    removed = [path for path in list(steps(folder).values())[:-keep] if path.name not in protected]
+    for path in removed:
+        path.unlink(missing_ok=True)
+    return removed
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove the temporary files that a crashed run left; returns them. For the start of a run, when nobody writes."""
+    leftovers = [path for path in _entries(folder) if _TEMPORARY_NAME.fullmatch(path.name)]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return leftovers
+
+
+def set_aside(folder: Path, beyond: int) -> list[Path]:
+    """Rename the checkpoints of later steps than `beyond` to `.superseded`; returns the new names.
+
+    For a run that goes on from an older checkpoint: the later ones belong to a past that will not happen again, and
+    as the newest by number they would be resumed from, and kept by `prune` in place of the new ones.
+    """
+    return [_renamed(path, ".superseded") for step, path in steps(folder).items() if step > beyond]
+
+
+# Reading
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints in the folder by step, oldest first (by number: step 100000000 comes after 99999999)."""
+    found = {}
+    for path in _entries(folder):
+        if match := _STEP_NAME.fullmatch(path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def verify(path: Path) -> dict[str, str]:
+    """Check every byte of a checkpoint against its digest and return its metadata.
+
+    Raises CheckpointError naming the file when it is damaged, cut short, not a checkpoint, or cannot be read.
+    """
+    try:
+        return digested.verify_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors (on the CPU) and metadata of a checkpoint, digest checked. Raises CheckpointError."""
+    metadata = verify(path)
+    try:
+        return load_file(path), metadata
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def newest_valid(folder: Path) -> Newest:
+    """The newest checkpoint whose digest is right, passing over damaged ones with a warning for each.
+
+    A damaged file is renamed to `.corrupt`, under all its names, so that it is reported once and never counted as a
+    kept one. `last` and `best` are looked at too: where links fail they are copies and may be all that is left.
+    Raises CheckpointError when there are checkpoints and none is valid: the run must not quietly start again from
+    nothing.
+    """
+    candidates = _candidates(folder)
+    warnings = []
+    for names in candidates:
+        try:
+            digested.verify_digest(names[0])
+        except CheckpointError as error:
+            renamed = ", ".join(_renamed(name, ".corrupt").name for name in names)
+            warnings.append(f"{error}; it was set aside as {renamed} and the next older checkpoint is tried")
+        except OSError as error:
+            # Nothing says that the content is bad, so the file keeps its name.
+            warnings.append(f"{names[0]} cannot be read ({error.strerror}); the next older checkpoint is tried")
+        else:
+            return Newest(names[0], warnings)
+    if candidates:
+        listing = "\n  ".join(warnings)
+        raise CheckpointError(
+            f"none of the {len(candidates)} checkpoints in {folder} is valid:\n  {listing}\n"
+            "restore one of them from a backup, or start again from nothing with --resume never"
+        )
+    return Newest(None, [])
+
+
+# Parts of the above
+
+
+def _copy_synced(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, _COPY_CHUNK)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in the folder survive a power cut."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # The answer of file systems that cannot sync a folder, fsync(2).
+            raise
+    finally:
+        os.close(file)
+
+
+def _why_not_saved(path: Path, size: int, error: OSError) -> str:
+    reason = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file would be larger than the limit for a file here (see ulimit -f)",
+        errno.EIO: "the disk reported an input/output error",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "there is no permission to write there",
+    }.get(error.errno or 0, error.strerror or str(error))
+    try:
+        free = f"{shutil.disk_usage(path.parent).free:,} bytes are free"
+    except OSError:
+        free = "the free space is unknown"
+    return (
+        f"{path} could not be saved: {reason}; it needs {size:,} bytes, {free}. "
+        "The checkpoints saved before it are as they were."
+    )
+
+
+def _candidates(folder: Path) -> list[list[Path]]:
+    """Files to try, best first, each with all its names: steps from the newest, then pointers that are copies."""
+    groups: dict[tuple[int, int], list[Path]] = {}
+    pointers = [folder / f"{name}.safetensors" for name in POINTERS]
+    for path in [*reversed(steps(folder).values()), *(pointer for pointer in pointers if pointer.exists())]:
+        status = path.stat()
+        groups.setdefault((status.st_dev, status.st_ino), []).append(path)
+    return list(groups.values())
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _discard(temporary: Path) -> None:
+    with suppress(OSError):  # What made the write fail may do the same here; the next start sweeps.
+        temporary.unlink(missing_ok=True)
+
+
+def _renamed(path: Path, suffix: str) -> Path:
+    target = path.with_name(path.name + suffix)
+    return path.replace(target)

@@ -1,0 +1,170 @@
+"""The terminal: bars where there is one, plain lines where there is none, silence on ranks other than 0.
+
+Everything said also goes to `log.txt`, with the time. Losing the terminal (a closed pipe, a dropped connection) costs
+the run nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from threading import RLock
+from typing import Any, Self, TextIO
+
+from tqdm import tqdm
+
+from seresnext.metrics.speed import format_seconds
+
+# In the order in which they are said; other fields of an event are for programs.
+_FIELD_TEXTS = {
+    "loss": "loss {:.4f}",
+    "top1": "top-1 {:.2f} %",
+    "top5": "top-5 {:.2f} %",
+    "lr": "lr {:.4g}",
+    "images_per_second": "{:.1f} images/s",
+    "data_wait": "data wait {:.3f} s",
+    "gradient_norm": "gradient norm {:.3f}",
+}
+_BAR_FIELDS = ("loss", "lr", "images_per_second")
+
+
+class Console:
+    """Says things on `stream` (standard output) and in the log file. A disabled one, for other ranks, says nothing."""
+
+    def __init__(self, enabled: bool, log: Path | None = None, stream: TextIO | None = None) -> None:
+        self._enabled = enabled
+        self._log = log
+        self._terminal = _LosableStream(stream or sys.stdout)
+        self._bars: list[Bar] = []
+        self.on_terminal = enabled and self._terminal.isatty()
+
+    def line(self, text: str) -> None:
+        """Say a line (or several), above the bars if there are any."""
+        if self._enabled:
+            self._write_log(text)
+            _Tqdm.write(text, file=self._terminal)
+            self._terminal.flush()
+
+    def report(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
+        """Say an event of `metrics.jsonl`: a train event in the bar where one is drawn, any other as a line."""
+        if self.on_terminal and self._bars and event["event"] == "train":
+            self._bars[-1].show(describe({name: event[name] for name in _BAR_FIELDS if name in event}, seconds_left))
+            self._write_log(f"{_place(event)}{describe(event, seconds_left)}")
+        else:
+            self.line(f"{_place(event)}{describe(event, seconds_left)}")
+
+    def bar(self, label: str, total: int, done: int = 0) -> Bar:
+        """A bar of `total` steps, `done` of them already done, for a `with` statement; nothing without a terminal.
+
+        A bar made inside the block of another is drawn below it, and goes when its own block ends.
+        """
+        return Bar(self, label, total, done)
+
+    def _write_log(self, text: str) -> None:
+        if self._log is None:
+            return
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(f"{now} {line}\n" for line in text.splitlines() or [""])
+        except OSError as error:
+            self._log = None
+            self.line(f"warning: the log cannot be written any more ({error}); the run goes on without it")
+
+
+class Bar:
+    """A progress bar; made by `Console.bar`."""
+
+    def __init__(self, console: Console, label: str, total: int, done: int) -> None:
+        self._console = console
+        self._drawing = _Tqdm(
+            desc=label,
+            total=total,
+            initial=done,
+            file=console._terminal,
+            disable=not console.on_terminal,
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def __enter__(self) -> Self:
+        self._console._bars.append(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._console._bars.remove(self)
+        self._drawing.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Count steps as done. Redraws at most ten times a second."""
+        self._drawing.update(count)
+
+    def show(self, text: str) -> None:
+        """Show a text at the end of the bar, with its next redrawing."""
+        self._drawing.set_postfix_str(text, refresh=False)
+
+
+def describe(event: Mapping[str, Any], seconds_left: float | None = None) -> str:
+    """The numbers of an event for people: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
+    said = [text.format(event[name]) for name, text in _FIELD_TEXTS.items() if event.get(name) is not None]
+    if seconds_left is not None:
+        said.append(f"eta {format_seconds(seconds_left)}")
+    return ", ".join(said)
+
+
+def _place(event: Mapping[str, Any]) -> str:
+    return f"{event['event']} step {event['step']} (epoch {event['epoch']:.2f}): "
+
+
+class _Tqdm(tqdm):
+    # The monitor, a thread, only matters to bars that rarely advance, and loader workers are forked from here.
+    monitor_interval = 0
+
+
+# A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.
+_Tqdm.set_lock(RLock())
+
+
+class _LosableStream:
+    """A text stream that falls silent when its other end is gone, and never raises."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream: TextIO | None = stream
+        self.encoding = stream.encoding or "utf-8"
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("the stream is gone")
+        return self._stream.fileno()
+
+    def write(self, text: str) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            except (OSError, ValueError):  # ValueError: the stream is closed on this side.
+                self._lose()
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._lose()
+
+    def _lose(self) -> None:
+        stream, self._stream = self._stream, None
+        assert stream is not None
+        try:
+            # Python flushes standard output once more at exit, and would fail there; give it a place to write to.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):  # A stream without a file descriptor has nothing left to flush.
+            pass

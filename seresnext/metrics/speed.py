@@ -1,0 +1,91 @@
+"""How fast a run goes and when it will be done, by the monotonic clock only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+Clock = Callable[[], float]
+
+
+class Speed(NamedTuple):
+    """The speed over one window of steps.
+
+    images_per_second: images over the whole time, waits for data included: what the user gets.
+    images_per_second_without_data_wait: the same over the time not spent waiting for data: what the device could do.
+    data_wait: seconds a step waited for its batch, on average.
+    """
+
+    images_per_second: float
+    images_per_second_without_data_wait: float
+    data_wait: float
+
+
+class SpeedMeter:
+    """Measures windows of training steps; what happens inside `paused()` (validation, saving) is left out."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = self._clock()
+        self._images = self._steps = 0
+        self._data_wait = 0.0
+
+    def add(self, images: int, data_wait: float = 0.0) -> None:
+        """Count a step of `images` images (over all ranks) that waited `data_wait` seconds for its batch."""
+        self._images += images
+        self._steps += 1
+        self._data_wait += data_wait
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._start += self._clock() - start
+
+    def read(self) -> Speed:
+        """The speed since the last read (zeros without a step); a new window starts."""
+        seconds = max(self._clock() - self._start, 1e-9)
+        busy = max(seconds - self._data_wait, 1e-9)
+        speed = Speed(self._images / seconds, self._images / busy, self._data_wait / max(self._steps, 1))
+        self._restart()
+        return speed
+
+
+class EtaClock:
+    """Seconds until the last step, from the pace of this process so far, validation and saves included.
+
+    The pace is taken from the first update on, which leaves out the first step with its compilation and warming up.
+    """
+
+    def __init__(self, total_steps: int, clock: Clock = time.monotonic) -> None:
+        self._total = total_steps
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def update(self, step: int) -> float | None:
+        """Seconds left after `step` completed steps; None until two different steps were seen."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, first_time = self._first
+        if step <= first_step:
+            return None
+        return (now - first_time) / (step - first_step) * (self._total - step)
+
+
+def format_seconds(seconds: float) -> str:
+    """`0:07`, `12:34`, `1:02:03` or `2d 03:04:05`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
