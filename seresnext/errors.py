@@ -6,9 +6,13 @@ commands print it without a traceback. Every other exception is a defect of this
 
 
 class Failure(Exception):
-    """An expected failure. The commands print its message and exit with `exit_code`."""
+    """An expected failure. The commands print its message and exit with `exit_code`.
+
+    `is_shared` says that every rank raises it at the same place, so that rank 0 alone prints it.
+    """
 
     exit_code = 1
+    is_shared = False
 
 
 class UsageError(Failure):
@@ -39,4 +43,6 @@ class CheckpointError(Failure):
 
 
 class TrainingStopped(Failure):
-    """Training met something it must not go on from, such as a loss that is not finite."""
+    """Training met something it must not go on from, such as a loss that is not finite. All ranks see it together."""
+
+    is_shared = True

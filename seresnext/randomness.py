@@ -29,7 +29,7 @@ def _word(text: str) -> int:
 
 
 def hash_at(seed: int, *address: int | str) -> int:
-    """A 64-bit hash of an address. Words are folded in one by one, so (1, 23) and (12, 3) differ, as do their orders."""
+    """A 64-bit hash of an address. Words are folded in one by one, so (1, 23), (12, 3) and (23, 1) all differ."""
     state = _mix((seed + _GOLDEN_GAMMA) & _MASK)
     for word in address:
         number = _word(word) if isinstance(word, str) else word

@@ -1,0 +1,74 @@
+"""BatchNorm running statistics over logical replicas.
+
+Every micro-batch is a logical replica with its own batch statistics. In one optimizer step each replica starts from
+the running statistics the step began with; the new ones are the mean over all replicas. The update of BatchNorm
+(Ioffe and Szegedy 2015, alg. 2, as an exponential average) is linear in the batch statistics, so this equals one
+update with the mean of the replicas' statistics, whichever rank held which replica.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from seresnext.distributed.world import World
+
+
+class BatchNormStatistics:
+    """The running statistics of all BatchNorm layers of a model during one optimizer step.
+
+    Call `begin_step` before the step, `begin_micro_batch` before every forward, and `end_step` after the last.
+    """
+
+    def __init__(self, model: nn.Module, accumulation: int) -> None:
+        layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._running = [t for layer in layers for t in (layer.running_mean, layer.running_var) if t is not None]
+        self._counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        self._accumulation = accumulation
+        self._is_first = True
+        self._old = [torch.empty_like(t) for t in self._running] if accumulation > 1 else []
+        self._old_counts = [torch.empty_like(t) for t in self._counts] if accumulation > 1 else []
+        self._sum: list[Tensor] = []
+
+    def begin_step(self) -> None:
+        """Remember the statistics that every micro-batch of the step starts from."""
+        self._is_first = True
+        if self._accumulation > 1:
+            torch._foreach_copy_(self._old, self._running)
+            torch._foreach_copy_(self._old_counts, self._counts)
+            self._sum = []
+
+    def begin_micro_batch(self) -> None:
+        """Put back the step's old statistics, keeping what the previous micro-batch made of them."""
+        if not self._is_first:
+            self._keep()
+            torch._foreach_copy_(self._running, self._old)
+            torch._foreach_copy_(self._counts, self._old_counts)
+        self._is_first = False
+
+    @torch.no_grad()
+    def end_step(self, world: World, report: Tensor) -> Tensor:
+        """Average the statistics over all replicas, with one all-reduce for the world, and sum `report` on the way.
+
+        `report` is a flat tensor of a few numbers that the caller wants summed over ranks; riding along saves a
+        second collective per step. Returns the sum.
+        """
+        if self._accumulation > 1:
+            self._keep()
+            torch._foreach_div_(self._sum, self._accumulation)
+            torch._foreach_copy_(self._running, self._sum)
+        if world.size == 1:
+            return report
+        flat = torch.cat([t.flatten() for t in self._running] + [report.to(self._running[0].dtype)])
+        world.sum_(flat)
+        *running, report = flat.split([t.numel() for t in self._running] + [report.numel()])
+        means = [total.view_as(own) / world.size for total, own in zip(running, self._running, strict=True)]
+        torch._foreach_copy_(self._running, means)
+        return report
+
+    def _keep(self) -> None:
+        if self._sum:
+            torch._foreach_add_(self._sum, self._running)
+        else:
+            self._sum = [t.clone() for t in self._running]

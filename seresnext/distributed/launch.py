@@ -1,0 +1,80 @@
+"""From the environment that torchrun sets to a `World`, and back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from seresnext.distributed.world import World
+from seresnext.errors import UsageError
+
+# Longest wait of one rank for another, long enough for the slowest thing one rank does alone (the first compilation,
+# a checkpoint on slow storage) and short enough that a frozen rank does not cost a night of rented GPUs.
+_COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@contextmanager
+def open_world() -> Iterator[World]:
+    """Join the other processes that torchrun started, or be a world of one without it.
+
+    Uses NCCL with one GPU a process where there are GPUs, else gloo on the CPU. Raises UsageError when the environment
+    is not torchrun's or asks for more processes than there are GPUs.
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        yield World(device=_device(0, 1))
+        return
+    rank, size, local_rank, local_size = (
+        _number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    if not 0 <= rank < size:
+        raise UsageError(f"RANK={rank} is not below WORLD_SIZE={size}; start through torchrun, which sets both")
+    device = _device(local_rank, local_size)
+    end_with_parent(signal.SIGTERM)
+    if size == 1:
+        yield World(0, 1, local_rank, device)
+        return
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        # Gloo beside NCCL carries what lives on the host, such as messages.
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=_COLLECTIVE_TIMEOUT,
+        device_id=device if on_gpu else None,
+    )
+    try:
+        yield World(rank, size, local_rank, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def end_with_parent(death_signal: signal.Signals) -> None:
+    """Ask Linux to send this process a signal when its parent ends, so that a killed launcher leaves no orphans."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(death_signal))
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise UsageError(f"the environment has {name}={text!r}, not a number; start through torchrun, which sets it")
+    return int(text)
+
+
+def _device(local_rank: int, local_size: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_size > torch.cuda.device_count():
+        raise UsageError(
+            f"{local_size} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; "
+            f"start with --nproc_per_node={torch.cuda.device_count()} or make more GPUs visible"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,84 @@
+"""The processes that train together. One process is a world of one, and every operation here is then a no-op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seresnext.errors import Failure
+
+Result = TypeVar("Result")
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others: its rank of `size`, its rank on this machine, and the device it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = _CPU
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes files and speaks to the person."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all ranks, in place. Integers are summed exactly."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Waits for the device."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum_(torch.tensor(int(flag), device=self.device)).item())
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank. Plain data only; it travels as a pickle between processes of one run."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank. Plain data only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """Run an action on every rank and go on only if it succeeded on all of them.
+
+        A failure of one rank becomes the same failure on every rank, so that none waits for a rank that gave up. The
+        lowest failing rank's message is the one that counts.
+        """
+        result: Result | None = None
+        failure: Failure | None = None
+        try:
+            result = action()
+        except Failure as caught:
+            failure = caught
+            failure.is_shared = True
+        for verdict in self.gather(failure and (type(failure), str(failure))):
+            if verdict and (failure is None or self.rank > 0):
+                kind, message = verdict
+                failure = kind.__new__(kind)
+                failure.args = (message,)
+                failure.is_shared = True
+            if verdict:
+                break
+        if failure:
+            raise failure
+        return result  # pyright: ignore[reportReturnType]

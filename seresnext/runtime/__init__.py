@@ -1,0 +1,7 @@
+"""How a model runs on its device: precision, memory format, compilation, determinism."""
+
+from seresnext.runtime.compilation import compile_forward, resolve_compile
+from seresnext.runtime.determinism import make_deterministic
+from seresnext.runtime.precision import Precision, resolve_precision
+
+__all__ = ["Precision", "compile_forward", "make_deterministic", "resolve_compile", "resolve_precision"]

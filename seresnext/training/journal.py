@@ -1,0 +1,61 @@
+"""Everything a run says: to its metrics file, to TensorBoard, to the terminal. Silent on ranks other than 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seresnext.distributed import World
+from seresnext.metrics.console import Bar, Console
+from seresnext.metrics.writers import JsonLines, TensorBoard
+
+
+class Journal:
+    """Writes events where they belong and keeps the progress bar. Without a folder (a dry run) it only speaks."""
+
+    def __init__(self, folder: Path | None, console: Console, world: World) -> None:
+        self.console = console
+        self._bar: Bar | None = None
+        self._writers: list[JsonLines | TensorBoard] = []
+        self._folder = folder if world.is_first else None
+
+    def open(self, step: int) -> None:
+        """Open the files for a run that starts after `step` completed steps; what they say of later steps goes."""
+        if self._folder is None:
+            return
+        lines = JsonLines(self._folder / "metrics.jsonl", self.console.line)
+        lines.truncate_after(step)
+        tensorboard = TensorBoard(self._folder / "tensorboard", step + 1 if step else None, self.console.line)
+        self._writers = [lines, tensorboard]
+
+    def write(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
+        """Write an event, as design and README name its fields, and say it with the time left."""
+        for writer in self._writers:
+            writer.write(event)
+        self.console.report(event, seconds_left)
+
+    @contextmanager
+    def training(self, step: int, total: int) -> Iterator[None]:
+        """Show the bar of the whole run while the block runs."""
+        with self.console.bar("train", total, step) as self._bar:
+            yield
+        self._bar = None
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.advance()
+
+    @contextmanager
+    def validation(self, rounds: int) -> Iterator[Callable[[], None]]:
+        """Show the bar of a validation while the block runs; gives the function that moves it on."""
+        with self.console.bar("validate", rounds) as bar:
+            yield bar.advance
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        for writer in self._writers:
+            if isinstance(writer, TensorBoard):
+                writer.close()

@@ -1,0 +1,27 @@
+"""Which optimizer trains which parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def sgd(
+    model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float, decay_norm_and_bias: bool
+) -> torch.optim.SGD:
+    """SGD with momentum over all trainable parameters of a model.
+
+    With `decay_norm_and_bias` False, vectors (biases, and the gain and shift of BatchNorm) go without weight decay
+    (Goyal et al. 2017, section 5.1; He et al. 2019, "Bag of Tricks", section 3.1).
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if decay_norm_and_bias or p.ndim > 1]
+    spared = [p for p in trainable if not decay_norm_and_bias and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next step use this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

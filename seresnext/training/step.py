@@ -1,0 +1,164 @@
+"""One optimizer step over one global batch, and what it reports.
+
+A global batch is `replicas` micro-batches, spread over the ranks. Each is a logical replica: it draws its dropout and
+its mixing by its own number and has BatchNorm statistics of its own, so a step is the same on any number of ranks that
+divides the replicas, up to the order of floating-point sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from seresnext.data.mix import Mix
+from seresnext.data.prefetch import DeviceBatch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from seresnext.distributed import BatchNormStatistics, World
+from seresnext.randomness import torch_seed_at
+from seresnext.runtime import Precision, compile_forward
+from seresnext.training.ema import Ema
+from seresnext.training.loss import cross_entropy
+from seresnext.training.optimizer import set_lr
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step reports, agreed on by all ranks.
+
+    Losses are one a logical replica, `grad_norm` is the L2 norm of the whole gradient before clipping, `data_wait` the
+    mean over ranks of the seconds spent waiting for images, `stop` whether any rank was asked to stop.
+    """
+
+    step: int
+    losses: tuple[float, ...]
+    grad_norm: float
+    data_wait: float
+    stop: bool
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the global batch."""
+        return math.fsum(self.losses) / len(self.losses)
+
+
+class TrainingStep:
+    """Forward, backward, all-reduce and update, for one global batch at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        world: World,
+        replicas: int,
+        precision: Precision,
+        compiled: bool,
+        seed: int,
+        label_smoothing: float,
+        clip_norm: float | None,
+        mix: Mix | None,
+        ema: Ema | None,
+    ) -> None:
+        assert replicas % world.size == 0
+        self.scaler = precision.scaler(world.device)
+        self._model = model
+        self._optimizer = optimizer
+        self._world = world
+        self._replicas = replicas
+        self._accumulation = replicas // world.size
+        self._precision = precision
+        self._seed = seed
+        self._label_smoothing = label_smoothing
+        self._clip_norm = clip_norm
+        self._mix = mix
+        self._ema = ema
+        self._statistics = BatchNormStatistics(model, self._accumulation)
+        self._ddp = (
+            # Buffers are averaged by BatchNormStatistics; broadcasting rank 0's would drop the other ranks' batches.
+            DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if world.size > 1
+            else None
+        )
+        forward = self._ddp or model
+        self._forward = compile_forward(forward) if compiled else forward
+
+    @property
+    def own_replicas(self) -> range:
+        """The logical replicas that this rank computes."""
+        first = self._world.rank * self._accumulation
+        return range(first, first + self._accumulation)
+
+    def warm_up(self, images: Tensor, labels: Tensor) -> None:
+        """A throw-away forward and backward that leaves no trace, before the first step of a fresh or resumed run.
+
+        DDP reduces gradients in one bucket in its first iteration and re-buckets then
+        (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Bucketing decides the order of sums, so without this a
+        resumed run would add up its first step otherwise than an uninterrupted one.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        with self._precision.autocast(self._world.device):
+            loss = cross_entropy(self._forward(images), labels, self._label_smoothing)
+        loss.backward()
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            for name, buffer in self._model.named_buffers():
+                buffer.copy_(buffers[name])
+
+    def __call__(self, micro_batches: Iterator[DeviceBatch], *, step: int, lr: float, stop: bool) -> Tensor:
+        """Take step number `step` (from 0) and return its report as a device tensor, for `read`.
+
+        Nothing here waits for the device: read the report after the next step was queued.
+        """
+        losses = torch.zeros(self._replicas, device=self._world.device, dtype=self._precision.weights)
+        data_wait = 0.0
+        self._statistics.begin_step()
+        for replica in self.own_replicas:
+            batch = next(micro_batches)
+            assert (batch.step, batch.replica) == (step, replica)
+            data_wait += batch.data_wait
+            with self._no_sync() if replica != self.own_replicas[-1] else nullcontext():
+                losses[replica] = self._forward_backward(batch)
+        notes = torch.tensor([float(stop), data_wait], dtype=losses.dtype).to(losses.device, non_blocking=True)
+        report = self._statistics.end_step(self._world, torch.cat([losses, notes]))
+        norm = self._update(lr)
+        if self._ema:
+            self._ema.update(step)
+        return torch.cat([report, norm.to(report.dtype).reshape(1)])
+
+    def read(self, step: int, report: Tensor) -> Report:
+        """Bring a report to the host. Waits for its step to finish on the device."""
+        *losses, stop, data_wait, grad_norm = report.tolist()
+        return Report(step, tuple(losses), grad_norm, data_wait / self._world.size, stop > 0)
+
+    def _forward_backward(self, batch: DeviceBatch) -> Tensor:
+        torch.manual_seed(torch_seed_at(self._seed, "step", batch.step, batch.replica))
+        images, targets = batch.images, batch.labels
+        if self._mix:
+            images, targets = self._mix(images, targets, step=batch.step, replica=batch.replica)
+        self._statistics.begin_micro_batch()
+        with self._precision.autocast(self._world.device):
+            logits = self._forward(images)
+        loss = cross_entropy(logits, targets, self._label_smoothing)
+        self.scaler.scale(loss / self._accumulation).backward()
+        return loss.detach()
+
+    def _update(self, lr: float) -> Tensor:
+        set_lr(self._optimizer, lr)
+        self.scaler.unscale_(self._optimizer)
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if self._clip_norm is not None:
+            clip_grads_with_norm_(self._model.parameters(), self._clip_norm, norm)
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        self._optimizer.zero_grad()
+        return norm
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        return self._ddp.no_sync() if self._ddp else nullcontext()

@@ -1,0 +1,240 @@
+"""The run, in order: step, log, evaluate, save, until the end or until asked to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from seresnext.data.prefetch import DeviceBatch
+from torch import Tensor, nn
+
+from seresnext.distributed import World
+from seresnext.errors import TrainingStopped
+from seresnext.evaluation import evaluate
+from seresnext.metrics.speed import EtaClock, SpeedMeter
+from seresnext.runtime import Precision
+from seresnext.training.journal import Journal
+from seresnext.training.saving import Saver
+from seresnext.training.schedule import Schedule
+from seresnext.training.step import Report, TrainingStep
+from seresnext.training.stopping import StopRequest
+
+# How many samples of a bad micro-batch a message names; a person looks at a few, and the order gives the rest.
+_NAMED_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long everything is, in optimizer steps. `global_size` is the images of one step."""
+
+    total: int
+    steps_per_epoch: int
+    log_every: int
+    evaluate_every: int
+    save_every: int
+    global_size: int
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether something done every so many steps is due after `step` completed steps; at the end it always is."""
+        return step % every == 0 or step == self.total
+
+
+@dataclass
+class Progress:
+    """Everything the loop carries from step to step besides tensors. Every checkpoint holds all of it.
+
+    `step` counts completed steps; `evaluated` is the step after which validation last ran to its end; the `unlogged`
+    fields are the losses since the last line of metrics, so that a resumed run writes the same next line.
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    best: dict[str, Any] | None = None
+    unlogged_loss: float = 0.0
+    unlogged_steps: int = 0
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """The training stream: batches from a step on, and the names of the samples of (step, replica) for messages."""
+
+    batches: Callable[[int], AbstractContextManager[Iterator[DeviceBatch]]]
+    names: Callable[[int, int], list[str]]
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """The validation split, dealt to the ranks: this rank's batches from the first on, and the most any rank has."""
+
+    batches: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]]
+    rounds: int
+
+
+class Trainer:
+    """A run: its plan, its progress and what they act on.
+
+    `models` are what validation looks at, by the name of their weights (`model`, and `ema` if there is one); `chosen`
+    names the one whose top-1 accuracy decides which checkpoint is the best.
+    """
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        plan: Plan,
+        progress: Progress,
+        step: TrainingStep,
+        schedule: Schedule,
+        train: TrainData,
+        validation: ValidationData,
+        models: dict[str, nn.Module],
+        chosen: str,
+        precision: Precision,
+        saver: Saver,
+        journal: Journal,
+        stop: StopRequest,
+    ) -> None:
+        self.progress = progress
+        self._world = world
+        self._plan = plan
+        self._step = step
+        self._schedule = schedule
+        self._train = train
+        self._validation = validation
+        self._models = models
+        self._chosen = chosen
+        self._precision = precision
+        self._saver = saver
+        self._journal = journal
+        self._stop = stop
+        self._stopping = False
+        self._saved = replace(progress)
+        self._unread: tuple[int, Tensor] | None = None
+        self._report: Report | None = None
+        self._speed = SpeedMeter()
+        self._eta = EtaClock(plan.total)
+
+    def fit(self) -> bool:
+        """Train to the end of the plan, or until asked to stop. Returns whether the end was reached.
+
+        Raises TrainingStopped when the loss or the gradient is not finite.
+        """
+        progress, plan = self.progress, self._plan
+        with self._train.batches(progress.step) as batches, self._journal.training(progress.step, plan.total):
+            self._evaluate_if_due()  # A run that was stopped during validation has that still to do.
+            while progress.step < plan.total and not self._stopping:
+                self._take_step(batches)
+                if plan.is_due(plan.log_every, progress.step):
+                    self._log()
+                self._evaluate_if_due()
+                if plan.is_due(plan.save_every, progress.step) or self._is_new_best():
+                    self._save()
+            self._read()
+        if progress != self._saved:
+            self._save()
+        return not self._stopping
+
+    def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
+        """Queue a step, then read the report of the one before it, which by then costs hardly any waiting."""
+        step = self.progress.step
+        report = self._step(batches, step=step, lr=self._schedule.lr_at(step), stop=self._stop.requested)
+        self.progress.step += 1
+        self._read()
+        self._unread = (step, report)
+
+    def _read(self) -> None:
+        """Take in the report not read so far. All ranks do so at the same place and see the same numbers."""
+        if self._unread is None:
+            return
+        report = self._step.read(*self._unread)
+        self._unread = None
+        self._refuse_non_finite(report)
+        self._report = report
+        self._stopping = self._stopping or report.stop
+        self.progress.unlogged_loss += report.loss
+        self.progress.unlogged_steps += 1
+        self._speed.add(self._plan.global_size, report.data_wait)
+        self._journal.advance()
+
+    def _log(self) -> None:
+        self._read()
+        report, progress = self._report, self.progress
+        assert report is not None
+        speed = self._speed.read()
+        self._journal.write(
+            {
+                "event": "train",
+                "step": progress.step,
+                "epoch": progress.step / self._plan.steps_per_epoch,
+                "loss": progress.unlogged_loss / progress.unlogged_steps,
+                "lr": self._schedule.lr_at(report.step),
+                "images_per_second": speed.images_per_second,
+                "data_wait": speed.data_wait,
+                "grad_norm": report.grad_norm,
+            },
+            self._eta.update(progress.step),
+        )
+        progress.unlogged_loss, progress.unlogged_steps = 0.0, 0
+
+    def _evaluate_if_due(self) -> None:
+        """Validate all candidates if it is time, and remember the best; a stop leaves the validation to be done."""
+        progress = self.progress
+        if progress.step in (0, progress.evaluated) or not self._plan.is_due(self._plan.evaluate_every, progress.step):
+            return
+        self._read()
+        results = {}
+        with self._speed.paused():
+            for weights, model in self._models.items():
+                with (
+                    self._validation.batches() as batches,
+                    self._journal.validation(self._validation.rounds) as advance,
+                ):
+                    results[weights] = evaluate(
+                        model,
+                        batches,
+                        rounds=self._validation.rounds,
+                        world=self._world,
+                        precision=self._precision,
+                        stop_requested=lambda: self._stop.requested or self._stopping,
+                        on_round=advance,
+                    )
+                if results[weights] is None:
+                    self._stopping = True
+                    return
+        for weights, result in results.items():
+            measured = {**asdict(result), "weights": weights}
+            epoch = progress.step / self._plan.steps_per_epoch
+            self._journal.write({"event": "validate", "step": progress.step, "epoch": epoch, **measured})
+        progress.evaluated = progress.step
+        if progress.best is None or results[self._chosen].top1 > progress.best["top1"]:
+            chosen = results[self._chosen]
+            progress.best = {"step": progress.step, "top1": chosen.top1, "top5": chosen.top5, "weights": self._chosen}
+
+    def _is_new_best(self) -> bool:
+        return self.progress.best != self._saved.best
+
+    def _save(self) -> None:
+        self._read()
+        with self._speed.paused():
+            self._saver.save(self.progress.step, asdict(self.progress))
+        self._saved = replace(self.progress)
+
+    def _refuse_non_finite(self, report: Report) -> None:
+        # The scaler of fp16 skips steps whose gradient overflowed and lowers the scale; only the loss counts there.
+        gradient_counts = not self._step.scaler.is_enabled()
+        bad = [replica for replica, loss in enumerate(report.losses) if not math.isfinite(loss)]
+        if not bad and (math.isfinite(report.grad_norm) or not gradient_counts):
+            return
+        what = f"the loss is {report.losses[bad[0]]}" if bad else f"the gradient's norm is {report.grad_norm}"
+        replica = bad[0] if bad else 0
+        names = self._train.names(report.step, replica)
+        more = f"\n  and {len(names) - _NAMED_SAMPLES} more" if len(names) > _NAMED_SAMPLES else ""
+        listing = "\n  ".join(names[:_NAMED_SAMPLES])
+        raise TrainingStopped(
+            f"{what} in step {report.step + 1}, micro-batch {replica + 1} of {len(report.losses)}; nothing of this "
+            f"step was saved. The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
+            f"(schedule.warmup) or fp16; clipping (optimizer.clip_norm) may help. Its samples:\n  {listing}{more}"
+        )

@@ -1,0 +1,66 @@
+"""Running statistics over logical replicas, against the mean of replicas computed one by one."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from seresnext.distributed import BatchNormStatistics, World
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    net(torch.randn(8, 3, 6, 6) * 3)  # Running statistics that are not the initial ones.
+    return net
+
+
+@pytest.fixture
+def micro_batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(4, 3, 6, 6, generator=generator) * (i + 1) for i in range(3)]
+
+
+def run_step(model, micro_batches):
+    statistics = BatchNormStatistics(model, len(micro_batches))
+    statistics.begin_step()
+    for images in micro_batches:
+        statistics.begin_micro_batch()
+        model(images)
+    return statistics.end_step(World(), torch.tensor([1.0, 2.0]))
+
+
+def test_updates_are_averaged_from_the_steps_old_statistics(model, micro_batches):
+    alone = [copy.deepcopy(model) for _ in micro_batches]
+    for net, images in zip(alone, micro_batches, strict=True):
+        net(images)
+    run_step(model, micro_batches)
+    for layer in (1, 4):
+        for name in ("running_mean", "running_var"):
+            expected = torch.stack([getattr(net[layer], name) for net in alone]).mean(0)
+            assert torch.allclose(getattr(model[layer], name), expected, rtol=1e-6)
+
+
+def test_the_plain_way_differs(model, micro_batches):
+    """The control: without the statistics' help, each micro-batch goes on from the one before."""
+    plain = copy.deepcopy(model)
+    for images in micro_batches:
+        plain(images)
+    run_step(model, micro_batches)
+    assert not torch.allclose(model[1].running_var, plain[1].running_var, rtol=1e-2)
+
+
+def test_a_step_counts_once(model, micro_batches):
+    before = int(model[1].num_batches_tracked)
+    run_step(model, micro_batches)
+    assert model[1].num_batches_tracked == before + 1
+
+
+def test_one_micro_batch_is_plain_batchnorm(model, micro_batches):
+    plain = copy.deepcopy(model)
+    plain(micro_batches[0])
+    report = run_step(model, micro_batches[:1])
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+    assert report.tolist() == [1.0, 2.0]

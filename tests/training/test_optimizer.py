@@ -1,0 +1,53 @@
+"""Which parameters get weight decay, and that the optimizer is torch's SGD."""
+
+import torch
+from torch import nn
+
+from seresnext.training.optimizer import set_lr, sgd
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def decays(optimizer):
+    return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def options(**changes):
+    return {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "decay_norm_and_bias": True} | changes
+
+
+def test_everything_decays_as_in_the_published_recipe():
+    net = model()
+    assert set(decays(sgd(net, **options())).values()) == {1e-4}
+    assert len(decays(sgd(net, **options()))) == len(list(net.parameters()))
+
+
+def test_vectors_can_be_spared():
+    net = model()
+    found = decays(sgd(net, **options(decay_norm_and_bias=False)))
+    assert {name: found[id(p)] for name, p in net.named_parameters()} == {
+        "0.weight": 1e-4, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "3.weight": 1e-4, "3.bias": 0.0,
+    }  # fmt: skip
+
+
+def test_frozen_parameters_are_left_out():
+    net = model()
+    net[0].requires_grad_(False)
+    assert id(net[0].weight) not in decays(sgd(net, **options()))
+
+
+def test_a_step_is_torchs():
+    ours, theirs = model(), model()
+    optimizer = sgd(ours, **options(nesterov=True))
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    set_lr(optimizer, 0.05)
+    for net, steps in ((ours, optimizer), (theirs, reference)):
+        for _ in range(3):
+            steps.zero_grad()
+            net(torch.ones(2, 3, 3, 3)).square().sum().backward()
+            steps.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
