@@ -1,1 +1,8 @@
 """Recipes: what a run is, as typed data. `load_recipe` reads one, `Recipe` is what the rest of the package sees."""
+
+from seresnext.recipe.check import check_world as check_world
+from seresnext.recipe.load import LoadedRecipe as LoadedRecipe
+from seresnext.recipe.load import load_recipe as load_recipe
+from seresnext.recipe.load import recipe_from_values as recipe_from_values
+from seresnext.recipe.load import to_values as to_values
+from seresnext.recipe.schema import Recipe as Recipe

@@ -50,6 +50,12 @@ def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _not_a_number(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):  # 1 == True, so a Literal would let it in
+        raise ValueError("expected 'auto', true or false")
+    return value
+
+
 _DURATION_TEXT = (
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ep|st)$"}),
@@ -78,147 +84,181 @@ class ModelSection(Section):
     """Which network."""
 
     name: ModelName = Field(description="The network; the short names and the `legacy_` names mean the same three.")
-    num_classes: int = Field(1000, ge=2, description="Outputs of the classifier; must match the class folders.")
-    in_channels: int = Field(3, ge=1, description="Channels of an image; image folders are read as RGB, 3.")
-    drop_rate: Number = Field(0.0, ge=0, lt=1, description="Dropout before the classifier.")
-    weights: Text | None = Field(None, description="A file of weights to start from, or null for a fresh network.")
-    reset_head: bool = Field(False, description="Start the classifier afresh and load all else from `model.weights`.")
-    zero_init_last: bool = Field(False, description="Start the last BatchNorm weight of every block at zero.")
+    num_classes: int = Field(default=1000, ge=2, description="Outputs of the classifier; must match the class folders.")
+    in_channels: int = Field(default=3, ge=1, description="Channels of an image; image folders are read as RGB, 3.")
+    drop_rate: Number = Field(default=0.2, ge=0, lt=1, description="Dropout before the classifier.")
+    weights: Text | None = Field(
+        default=None, description="A file of weights to start from, or null for a fresh network."
+    )
+    reset_head: bool = Field(
+        default=False, description="Start the classifier afresh and load all else from `model.weights`."
+    )
+    zero_init_last: bool = Field(default=False, description="Start the last BatchNorm weight of every block at zero.")
 
 
 class DataSection(Section):
     """Where images come from."""
 
-    root: Text = Field("data/imagenet", description="Folder that holds one folder a split; unused by `synthetic`.")
-    format: Literal["folder", "synthetic"] = Field(
-        "folder", description="`folder`: ROOT/SPLIT/CLASS/IMAGE; `synthetic`: made-up images, for benchmarks."
+    root: Text = Field(
+        default="data/imagenet", description="Folder that holds one folder a split; unused by `synthetic`."
     )
-    train_split: Text = Field("train", description="Folder under the root to train on.")
-    val_split: Text = Field("val", description="Folder under the root to validate on.")
-    image_size: int = Field(224, ge=32, le=4096, description="Side of the square image the network sees, in pixels.")
-    workers: int = Field(8, ge=0, le=256, description="Loader processes per rank; 0 loads in the training process.")
-    on_error: Literal["raise"] = Field("raise", description="What to do about an image that cannot be decoded.")
-    mean: ChannelMean = Field((0.485, 0.456, 0.406), description="Mean of each channel, of pixels scaled to 0..1.")
-    std: ChannelStd = Field((0.229, 0.224, 0.225), description="Deviation of each channel, of pixels scaled to 0..1.")
-    max_pixels: int = Field(50_000_000, ge=1, description="An image with more pixels than this is an error.")
-    synthetic_images: int | None = Field(None, ge=1, description="How many images `format: synthetic` makes up.")
+    format: Literal["folder", "synthetic"] = Field(
+        default="folder", description="`folder`: ROOT/SPLIT/CLASS/IMAGE; `synthetic`: made-up images, for benchmarks."
+    )
+    train_split: Text = Field(default="train", description="Folder under the root to train on.")
+    val_split: Text = Field(default="val", description="Folder under the root to validate on.")
+    image_size: int = Field(
+        default=224, ge=32, le=4096, description="Side of the square image the network sees, in pixels."
+    )
+    workers: int = Field(
+        default=8, ge=0, le=256, description="Loader processes per rank; 0 loads in the training process."
+    )
+    on_error: Literal["raise"] = Field(default="raise", description="What to do about an image that cannot be decoded.")
+    mean: ChannelMean = Field(
+        default=(0.485, 0.456, 0.406), description="Mean of each channel, of pixels scaled to 0..1."
+    )
+    std: ChannelStd = Field(
+        default=(0.229, 0.224, 0.225), description="Deviation of each channel, of pixels scaled to 0..1."
+    )
+    max_pixels: int = Field(default=50_000_000, ge=1, description="An image with more pixels than this is an error.")
+    synthetic_images: int | None = Field(
+        default=None, ge=1, description="How many images `format: synthetic` makes up."
+    )
 
 
 class AugmentSection(Section):
     """What happens to a training image."""
 
-    crop_scale: Pair = Field((0.08, 1.0), description="Area of the random crop, as a part of the image: [low, high].")
-    crop_ratio: Pair = Field((0.75, 4 / 3), description="Width by height of the random crop: [low, high].")
-    flip: Number = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
-    interpolation: Interpolation = Field("bilinear", description="How a crop is resized.")
+    crop_scale: Pair = Field(
+        default=(0.08, 1.0), description="Area of the random crop, as a part of the image: [low, high]."
+    )
+    crop_ratio: Pair = Field(default=(0.75, 4 / 3), description="Width by height of the random crop: [low, high].")
+    flip: Number = Field(default=0.5, ge=0, le=1, description="Chance of a horizontal flip.")
+    interpolation: Interpolation = Field(default="bilinear", description="How a crop is resized.")
 
 
 class MixSection(Section):
     """Mixing pairs of images of a micro-batch."""
 
-    mixup: Number = Field(0.0, ge=0, description="Alpha of mixup; 0 is off.")
-    cutmix: Number = Field(0.0, ge=0, description="Alpha of CutMix; 0 is off.")
-    off_after: PositiveDuration | None = Field(None, description="Mix until here, then no more; null: to the end.")
+    mixup: Number = Field(default=0.0, ge=0, description="Alpha of mixup; 0 is off.")
+    cutmix: Number = Field(default=0.0, ge=0, description="Alpha of CutMix; 0 is off.")
+    off_after: PositiveDuration | None = Field(
+        default=None, description="Mix until here, then no more; null: to the end."
+    )
 
 
 class BatchSection(Section):
     """How many images a step sees. Accumulation = global_size / (micro_size x ranks), derived."""
 
-    global_size: int = Field(1024, ge=1, description="Images of one optimizer step, over all ranks.")
-    micro_size: int = Field(128, ge=1, description="Images of one forward pass on one rank; BatchNorm sees these.")
+    global_size: int = Field(default=1024, ge=1, description="Images of one optimizer step, over all ranks.")
+    micro_size: int = Field(
+        default=128, ge=1, description="Images of one forward pass on one rank; BatchNorm sees these."
+    )
 
 
 class OptimizerSection(Section):
     """How weights move."""
 
-    name: Literal["sgd"] = Field("sgd", description="The optimizer.")
-    lr: Number = Field(0.6, gt=0, description="Peak learning rate, for the global batch as it is written here.")
-    momentum: Number = Field(0.9, ge=0, lt=1, description="Momentum.")
-    nesterov: bool = Field(False, description="Nesterov's form of momentum.")
-    weight_decay: Number = Field(1e-4, ge=0, description="L2 penalty, added to the gradient.")
-    decay_norm_and_bias: bool = Field(True, description="Decay BatchNorm weights and all biases too.")
-    clip_norm: Number | None = Field(None, gt=0, description="Scale gradients down to this total norm; null: never.")
+    name: Literal["sgd"] = Field(default="sgd", description="The optimizer.")
+    lr: Number = Field(default=0.6, gt=0, description="Peak learning rate, for the global batch as it is written here.")
+    momentum: Number = Field(default=0.9, ge=0, lt=1, description="Momentum.")
+    nesterov: bool = Field(default=False, description="Nesterov's form of momentum.")
+    weight_decay: Number = Field(default=1e-4, ge=0, description="L2 penalty, added to the gradient.")
+    decay_norm_and_bias: bool = Field(default=True, description="Decay BatchNorm weights and all biases too.")
+    clip_norm: Number | None = Field(
+        default=None, gt=0, description="Scale gradients down to this total norm; null: never."
+    )
 
 
 class ScheduleSection(Section):
     """Learning rate as a function of the step."""
 
-    name: Literal["step", "cosine"] = Field("step", description="Falling by steps, or along a half cosine.")
-    every: PositiveDuration | None = Field(None, description="`step` only: how often the learning rate falls.")
-    factor: Number | None = Field(None, gt=0, lt=1, description="`step` only: what it is multiplied by.")
-    warmup: AnyDuration = Field(Duration(0, "ep"), description="Linear rise at the start; 0ep is none.")
-    final_lr: Number = Field(0.0, ge=0, description="`cosine` only: the learning rate at the end.")
+    name: Literal["step", "cosine"] = Field(default="step", description="Falling by steps, or along a half cosine.")
+    every: PositiveDuration | None = Field(default=None, description="`step` only: how often the learning rate falls.")
+    factor: Number | None = Field(default=None, gt=0, lt=1, description="`step` only: what it is multiplied by.")
+    warmup: AnyDuration = Field(default=Duration(0, "ep"), description="Linear rise at the start; 0ep is none.")
+    final_lr: Number = Field(default=0.0, ge=0, description="`cosine` only: the learning rate at the end.")
 
 
 class LossSection(Section):
     """What is minimised: cross-entropy."""
 
-    label_smoothing: Number = Field(0.1, ge=0, lt=1, description="Part of the target spread over all classes.")
+    label_smoothing: Number = Field(default=0.1, ge=0, lt=1, description="Part of the target spread over all classes.")
 
 
 class EmaSection(Section):
     """A moving average of the weights."""
 
-    decay: Number = Field(0.9999, gt=0, lt=1, description="Decay of the average, per optimizer step.")
-    warmup: bool = Field(True, description="Let the decay rise from small at the start.")
+    decay: Number = Field(default=0.9999, gt=0, lt=1, description="Decay of the average, per optimizer step.")
+    warmup: bool = Field(default=True, description="Let the decay rise from small at the start.")
 
 
 class EvaluationSection(Section):
     """Validation."""
 
-    every: PositiveDuration = Field(Duration(1, "ep"), description="How often to validate during training.")
-    batch_size: int | None = Field(None, ge=1, description="Images of one forward pass on one rank; null: micro_size.")
-    crop_pct: Number = Field(0.875, gt=0, le=1, description="Side of the centre crop by the resized shorter side.")
-    interpolation: Interpolation = Field("bilinear", description="How an image is resized.")
+    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to validate during training.")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Images of one forward pass on one rank; null: micro_size."
+    )
+    crop_pct: Number = Field(
+        default=0.875, gt=0, le=1, description="Side of the centre crop by the resized shorter side."
+    )
+    interpolation: Interpolation = Field(default="bilinear", description="How an image is resized.")
     weights: Literal["auto", "model", "ema"] = Field(
-        "auto", description="Which weights choose `best`; auto: the average where there is one."
+        default="auto", description="Which weights choose `best`; auto: the average where there is one."
     )
 
 
 class CheckpointSection(Section):
     """What is saved when."""
 
-    every: PositiveDuration = Field(Duration(1, "ep"), description="How often to save.")
-    keep: int = Field(3, ge=1, description="How many of the newest checkpoints stay; `last` and `best` always do.")
-    on_failure: Literal["stop", "continue"] = Field("stop", description="What a failed save does to the run.")
+    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to save.")
+    keep: int = Field(
+        default=3, ge=1, description="How many of the newest checkpoints stay; `last` and `best` always do."
+    )
+    on_failure: Literal["stop", "continue"] = Field(default="stop", description="What a failed save does to the run.")
 
 
 class LoggingSection(Section):
     """What is written down when."""
 
-    every: PositiveDuration = Field(Duration(50, "st"), description="How often to write a line of metrics.")
+    every: PositiveDuration = Field(default=Duration(50, "st"), description="How often to write a line of metrics.")
 
 
 class RuntimeSection(Section):
     """How the machine is used. Every `auto` is settled once, at a fresh start, and stored."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="The one seed of everything random.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="The one seed of everything random.")
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on CUDA 8.0 and newer, fp16 on older, fp32 on CPU."
+        default="auto", description="auto: bf16 on CUDA 8.0 and newer, fp16 on older, fp32 on CPU."
     )
-    compile: Literal["auto", True, False] = Field("auto", description="torch.compile; auto: where it can work.")
-    channels_last: bool = Field(True, description="NHWC memory layout.")
-    deterministic: bool = Field(False, description="Only deterministic kernels; the same bits again on CUDA.")
-    loader_timeout: int = Field(600, ge=1, description="Seconds without a batch after which a hung loader is an error.")
+    compile: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
+        default="auto", description="torch.compile; auto: where it can work."
+    )
+    channels_last: bool = Field(default=True, description="NHWC memory layout.")
+    deterministic: bool = Field(default=False, description="Only deterministic kernels; the same bits again on CUDA.")
+    loader_timeout: int = Field(
+        default=600, ge=1, description="Seconds without a batch after which a hung loader is an error."
+    )
 
 
 class Recipe(Section):
     """A whole recipe."""
 
     model: ModelSection = Field(description="Which network.")
-    data: DataSection = Field(DataSection(), description="Where images come from.")
-    augment: AugmentSection = Field(AugmentSection(), description="What happens to a training image.")
-    mix: MixSection = Field(MixSection(), description="Mixing pairs of images of a micro-batch.")
-    batch: BatchSection = Field(BatchSection(), description="How many images a step sees.")
-    length: PositiveDuration = Field(Duration(100, "ep"), description="How long to train.")
-    optimizer: OptimizerSection = Field(OptimizerSection(), description="How weights move.")
+    data: DataSection = Field(default=DataSection(), description="Where images come from.")
+    augment: AugmentSection = Field(default=AugmentSection(), description="What happens to a training image.")
+    mix: MixSection = Field(default=MixSection(), description="Mixing pairs of images of a micro-batch.")
+    batch: BatchSection = Field(default=BatchSection(), description="How many images a step sees.")
+    length: PositiveDuration = Field(default=Duration(100, "ep"), description="How long to train.")
+    optimizer: OptimizerSection = Field(default=OptimizerSection(), description="How weights move.")
     schedule: ScheduleSection = Field(
-        ScheduleSection(name="step", every=Duration(30, "ep"), factor=0.1),
+        default=ScheduleSection(name="step", every=Duration(30, "ep"), factor=0.1),
         description="Learning rate as a function of the step.",
     )
-    loss: LossSection = Field(LossSection(), description="What is minimised.")
-    ema: EmaSection | None = Field(None, description="A moving average of the weights, or null for none.")
-    evaluation: EvaluationSection = Field(EvaluationSection(), description="Validation.")
-    checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is saved when.")
-    logging: LoggingSection = Field(LoggingSection(), description="What is written down when.")
-    runtime: RuntimeSection = Field(RuntimeSection(), description="How the machine is used.")
+    loss: LossSection = Field(default=LossSection(), description="What is minimised.")
+    ema: EmaSection | None = Field(default=None, description="A moving average of the weights, or null for none.")
+    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="Validation.")
+    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is saved when.")
+    logging: LoggingSection = Field(default=LoggingSection(), description="What is written down when.")
+    runtime: RuntimeSection = Field(default=RuntimeSection(), description="How the machine is used.")

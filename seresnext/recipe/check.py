@@ -1,0 +1,193 @@
+"""What the keys of a recipe mean for each other. A key that has no effect beside another is refused, not ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from seresnext.durations import Duration
+from seresnext.errors import RecipeError
+from seresnext.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with `key` (a dotted path) in the light of the keys in `because`."""
+
+    key: str
+    message: str
+    because: tuple[str, ...] = ()
+
+
+def cross_field_problems(recipe: Recipe) -> list[Problem]:
+    """Every disagreement between the keys of a recipe."""
+    checks = (_model, _data, _augment, _mix, _batch, _optimizer, _schedule, _evaluation)
+    return [problem for check in checks for problem in check(recipe)]
+
+
+def check_world(recipe: Recipe, world_size: int) -> None:
+    """Raise `RecipeError` unless the logical replicas (global_size / micro_size) spread evenly over the processes."""
+    total, micro = recipe.batch.global_size, recipe.batch.micro_size
+    if total % (micro * world_size) == 0:
+        return
+    replicas = total // micro
+    fitting = [str(count) for count in range(1, replicas + 1) if replicas % count == 0]
+    advice = [f"start {_one_of(fitting)} processes"]
+    if total % world_size == 0:
+        share = total // world_size
+        smaller = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
+        advice.append(f"set batch.micro_size={smaller}")
+    nearest = max(1, round(total / (micro * world_size))) * micro * world_size
+    advice.append(f"set batch.global_size={nearest}")
+    raise RecipeError(
+        [
+            f"batch.global_size: {total} images cannot be spread over {world_size} processes in micro-batches of "
+            f"{micro} (batch.micro_size); {', or '.join(advice)}"
+        ]
+    )
+
+
+def _one_of(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _model(recipe: Recipe) -> Iterator[Problem]:
+    model, data = recipe.model, recipe.data
+    if model.reset_head and model.weights is None:
+        yield Problem(
+            "model.reset_head",
+            "has no effect without model.weights: a fresh network has a fresh head; set it to false",
+            ("model.weights",),
+        )
+    if model.zero_init_last and model.weights is not None:
+        yield Problem(
+            "model.zero_init_last",
+            "has no effect with model.weights, which replaces what it sets; set it to false",
+            ("model.weights",),
+        )
+    if model.in_channels != 3 and data.format == "folder":
+        yield Problem(
+            "model.in_channels",
+            f"image folders are read as RGB: must be 3, found {model.in_channels}",
+            ("data.format",),
+        )
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if len(values) != model.in_channels:
+            yield Problem(
+                f"data.{name}",
+                f"needs one number per channel, {model.in_channels} (model.in_channels), found {len(values)}",
+                ("model.in_channels",),
+            )
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if data.format == "synthetic" and data.synthetic_images is None:
+        yield Problem(
+            "data.synthetic_images",
+            "is missing: data.format synthetic needs to know how many images to make up",
+            ("data.format",),
+        )
+    if data.format != "synthetic" and data.synthetic_images is not None:
+        yield Problem(
+            "data.synthetic_images",
+            f"has no effect with data.format {data.format}; set it to null, or data.format to synthetic",
+            ("data.format",),
+        )
+
+
+def _augment(recipe: Recipe) -> Iterator[Problem]:
+    for name, (low, high) in (("crop_scale", recipe.augment.crop_scale), ("crop_ratio", recipe.augment.crop_ratio)):
+        if low > high:
+            yield Problem(f"augment.{name}", f"the first number must not be above the second, found [{low}, {high}]")
+    if recipe.augment.crop_scale[1] > 1:
+        yield Problem(
+            "augment.crop_scale", f"a crop is at most the whole image, 1, found {recipe.augment.crop_scale[1]}"
+        )
+
+
+def _mix(recipe: Recipe) -> Iterator[Problem]:
+    mix = recipe.mix
+    mixes = [name for name, alpha in (("mixup", mix.mixup), ("cutmix", mix.cutmix)) if alpha > 0]
+    if mix.off_after is not None and not mixes:
+        yield Problem(
+            "mix.off_after",
+            f"has no effect where nothing is mixed, found {mix.off_after}; set it to null, or mix.mixup or mix.cutmix",
+            ("mix.mixup", "mix.cutmix"),
+        )
+    if mixes and recipe.batch.micro_size == 1:
+        yield Problem(
+            f"mix.{mixes[0]}", "has no effect with batch.micro_size 1: there is no other image", ("batch.micro_size",)
+        )
+
+
+def _batch(recipe: Recipe) -> Iterator[Problem]:
+    total, micro = recipe.batch.global_size, recipe.batch.micro_size
+    if total % micro:
+        below, above = total // micro * micro, -(-total // micro) * micro
+        choices = _one_of([str(size) for size in (below, above) if size > 0])
+        yield Problem(
+            "batch.global_size",
+            f"must be a multiple of batch.micro_size, {micro}, found {total}; write {choices}, or another micro_size",
+            ("batch.micro_size",),
+        )
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    optimizer = recipe.optimizer
+    if optimizer.nesterov and optimizer.momentum == 0:
+        yield Problem(
+            "optimizer.nesterov", "needs optimizer.momentum above 0; set it to false", ("optimizer.momentum",)
+        )
+    if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
+        yield Problem(
+            "optimizer.decay_norm_and_bias",
+            "false has no effect with optimizer.weight_decay 0; set it to true",
+            ("optimizer.weight_decay",),
+        )
+
+
+def _schedule(recipe: Recipe) -> Iterator[Problem]:
+    schedule, peak = recipe.schedule, recipe.optimizer.lr
+    because = ("schedule.name",)
+    for name, value in (("every", schedule.every), ("factor", schedule.factor)):
+        if schedule.name == "step" and value is None:
+            example = "30ep" if name == "every" else "0.1"
+            yield Problem(f"schedule.{name}", f"is missing: schedule.name step needs it, such as {example}", because)
+        if schedule.name != "step" and value is not None:
+            yield Problem(
+                f"schedule.{name}",
+                f"is for schedule.name step and has no effect with {schedule.name}, found {value}; "
+                f"set it to null, or give the whole section, such as 'schedule={{name: cosine}}'",
+                because,
+            )
+    if schedule.name != "cosine" and schedule.final_lr != 0:
+        yield Problem(
+            "schedule.final_lr",
+            f"is for schedule.name cosine and has no effect with {schedule.name}, found {schedule.final_lr}",
+            because,
+        )
+    if schedule.name == "cosine" and schedule.final_lr > peak:
+        yield Problem(
+            "schedule.final_lr",
+            f"must not be above optimizer.lr, {peak}, found {schedule.final_lr}",
+            ("optimizer.lr", "schedule.name"),
+        )
+    if _longer(schedule.warmup, recipe.length):
+        yield Problem(
+            "schedule.warmup", f"must not be longer than length, {recipe.length}, found {schedule.warmup}", ("length",)
+        )
+
+
+def _longer(a: Duration, b: Duration) -> bool:
+    """Surely longer: durations of different units are compared only once the run knows its steps per epoch."""
+    return a.unit == b.unit and a.count > b.count
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.evaluation.weights == "ema" and recipe.ema is None:
+        yield Problem(
+            "evaluation.weights",
+            "is ema, but ema is null, so there is no average; write auto or model, or give the ema section",
+            ("ema",),
+        )

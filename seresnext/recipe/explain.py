@@ -1,0 +1,231 @@
+"""Pydantic's errors in plain words: what was expected, what was found, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_args
+
+from pydantic_core import ErrorDetails
+
+from seresnext.recipe.check import Problem
+from seresnext.recipe.reader import Node, shorten
+from seresnext.recipe.schema import Recipe, Section
+
+# What other frameworks call it.
+_ELSEWHERE = {
+    "accumulation": "batch.micro_size (accumulation is derived from it)",
+    "amp": "runtime.precision",
+    "arch": "model.name",
+    "augmentation": "augment",
+    "batch_size": "batch.global_size or evaluation.batch_size",
+    "data_dir": "data.root",
+    "dropout": "model.drop_rate",
+    "dtype": "runtime.precision",
+    "epochs": "length, such as 'length: 90ep'",
+    "eval": "evaluation",
+    "gamma": "schedule.factor",
+    "hflip": "augment.flip",
+    "learning_rate": "optimizer.lr",
+    "lr_scheduler": "schedule",
+    "max_epochs": "length, such as 'length: 90ep'",
+    "num_epochs": "length, such as 'length: 90ep'",
+    "num_workers": "data.workers",
+    "pretrained": "model.weights",
+    "scheduler": "schedule",
+    "smoothing": "loss.label_smoothing",
+    "step_size": "schedule.every",
+    "validation": "evaluation",
+    "wd": "optimizer.weight_decay",
+}
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class that a field holds, also where it may be null."""
+    for choice in (annotation, *get_args(annotation)):
+        if isinstance(choice, type) and issubclass(choice, Section):
+            return choice
+    return None
+
+
+def _walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        yield prefix + name, inner is not None
+        if inner:
+            yield from _walk(inner, f"{prefix}{name}.")
+
+
+@cache
+def all_keys() -> dict[str, bool]:
+    """Every key of a recipe as a dotted path, and whether it is a section."""
+    return dict(_walk(Recipe))
+
+
+def _plainly(text: str) -> str:
+    return text.lower().replace("-", "_").replace(" ", "_")
+
+
+def near_miss(word: str, choices: list[str]) -> str | None:
+    """The choice that was probably meant, if one is close."""
+    plain = {_plainly(choice): choice for choice in reversed(choices)}
+    close = difflib.get_close_matches(_plainly(word[:80]), list(plain), n=1, cutoff=0.6)
+    if not close:  # 'SE-ResNeXt50' and 'resnext50' are closer to a short name than their letters say
+        bare = {choice.replace("_", ""): original for choice, original in plain.items()}
+        close = difflib.get_close_matches(_plainly(word[:80]).replace("_", ""), list(bare), n=1, cutoff=0.75)
+        return bare[close[0]] if close else None
+    return plain[close[0]]
+
+
+def unknown_key(path: str) -> str:
+    """What to say about a key that does not exist: where it probably belongs."""
+    parent, _, name = path.rpartition(".")
+    keys = all_keys()
+    siblings = [key for key in keys if key.rpartition(".")[0] == parent]
+    same_name = [key for key in keys if key.rpartition(".")[2] == _plainly(name)]
+    if name in keys and "." in name:
+        section, _, key = name.rpartition(".")
+        return f"unknown key; write it inside its section, as '{section}: {{{key}: ...}}'"
+    if same_name:
+        return f"unknown key; did you mean {' or '.join(same_name)}?"
+    if close := near_miss(path, siblings):
+        return f"unknown key; did you mean {close}?"
+    if _plainly(name) in _ELSEWHERE:
+        return f"unknown key; did you mean {_ELSEWHERE[_plainly(name)]}?"
+    if close := near_miss(path, list(keys)):
+        return f"unknown key; did you mean {close}?"
+    here = f"keys of {parent}" if parent else "sections"
+    return f"unknown key; the {here} are {', '.join(key.rpartition('.')[2] for key in siblings)}"
+
+
+def _node_at(root: Node, loc: tuple[int | str, ...]) -> Node | None:
+    node = root
+    for step in loc:
+        if isinstance(node.value, dict) and step in node.value:
+            node = node.value[str(step)]
+        elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+        else:
+            return None
+    return node
+
+
+def _found(node: Node | None) -> str:
+    if node is None:
+        return "nothing"
+    if isinstance(node.value, dict):
+        return "a section" if node.value else "an empty section"
+    if isinstance(node.value, list):
+        return f"a list of {len(node.value)}"
+    if node.value is None:
+        return node.written or "nothing (null)"
+    if isinstance(node.value, bool) and node.written.lower() not in ("true", "false"):
+        return f"{node.written}, which YAML reads as {str(node.value).lower()}"
+    if isinstance(node.value, str) and node.written == node.value:
+        return f"the text {shorten(repr(node.value))}"
+    return shorten(node.written)
+
+
+_RANGES = {
+    "greater_than": ("must be above {}", "gt"),
+    "greater_than_equal": ("must be at least {}", "ge"),
+    "less_than": ("must be below {}", "lt"),
+    "less_than_equal": ("must be at most {}", "le"),
+}
+
+
+def _choices(error: ErrorDetails) -> list[str]:
+    """The words of a Literal, which pydantic only gives as text: "'a', 'b' or 'c'"."""
+    return error.get("ctx", {})["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+
+
+def _type_problem(expected: str, node: Node | None, hint: str = "") -> str:
+    return f"expected {expected}, found {_found(node)}" + (f"; {hint}" if hint else "")
+
+
+def _number_hint(node: Node | None) -> str:
+    if node is None:
+        return ""
+    if isinstance(node.value, str) and node.written != node.value and node.value.replace(".", "", 1).isdigit():
+        return "remove the quotes"
+    if isinstance(node.value, bool):
+        return "to switch it off write 0, or null where that is allowed" if not node.value else "write the number"
+    if isinstance(node.value, float) and node.value.is_integer():
+        return f"write {int(node.value)}"
+    return ""
+
+
+def _text_hint(node: Node | None) -> str:
+    if node is None or isinstance(node.value, dict | list):
+        return ""
+    return "write a name" if node.value is None else f"to mean it as text, write '{shorten(node.written)}' in quotes"
+
+
+def _message(error: ErrorDetails, node: Node | None) -> str:
+    kind = error["type"]
+    context = error.get("ctx", {})
+    value = None if node is None else node.value
+    if kind in _RANGES:
+        text, name = _RANGES[kind]
+        bound = context[name]
+        bound = int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+        return f"{text.format(bound)}, found {_found(node)}"
+    match kind:
+        case "literal_error":
+            choices = _choices(error)
+            expected = choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+            close = near_miss(value, choices) if isinstance(value, str) else None
+            hint = f"did you mean {close}?" if close else _text_hint(node) if isinstance(value, bool) else ""
+            return _type_problem(expected, node, hint)
+        case "int_type" | "int_from_float" | "int_parsing_size":
+            return _type_problem("a whole number", node, _number_hint(node))
+        case "float_type":
+            if isinstance(value, int) and not isinstance(value, bool):
+                return f"is too large, found {_found(node)}"
+            return _type_problem("a number", node, _number_hint(node))
+        case "finite_number":
+            return f"must be finite, found {_found(node)}"
+        case "bool_type":
+            hint = "write true or false" if not isinstance(value, dict | list) else ""
+            return _type_problem("true or false", node, hint)
+        case "string_type":
+            return _type_problem("text", node, _text_hint(node))
+        case "string_too_short":
+            return "must not be empty"
+        case "tuple_type":
+            return _type_problem("a list of numbers", node, "write it in brackets, such as [0.08, 1.0]")
+        case "too_short" | "too_long" | "missing":
+            length = context.get("min_length", context.get("max_length", 2))
+            return _type_problem(f"a list of {length}", node)
+        case "model_type":
+            hint = "leave the section out for its defaults" if value is None else ""
+            if value is False:
+                hint = "write null for none, where that is allowed"
+            return _type_problem("a section of keys", node, hint)
+        case "value_error":
+            reason = str(context["error"])
+            return reason if _mentions(reason, node) else f"{reason}, found {_found(node)}"
+    return f"{error['msg']}, found {_found(node)}"
+
+
+def _mentions(reason: str, node: Node | None) -> bool:
+    return node is not None and not isinstance(node.value, dict | list) and str(node.value) in reason
+
+
+def explain(error: ErrorDetails, root: Node) -> tuple[Problem, Node | None]:
+    """One error of pydantic as a problem, and the node it is about (None where something is missing)."""
+    loc = error["loc"]
+    keys = tuple(step for step in loc if isinstance(step, str))
+    path = ".".join(keys)
+    node = _node_at(root, loc)
+    if error["type"] == "extra_forbidden":
+        return Problem(shorten(path), unknown_key(path)), node
+    if error["type"] == "missing" and len(loc) == len(keys):
+        if path == "model":
+            path = "model.name"
+        return Problem(path, "is missing; a recipe names its model, such as 'model: {name: seresnext50}'"), None
+    if error["type"] == "missing":  # of a pair
+        node = _node_at(root, keys)
+    place = "".join(f"[{step}]" for step in loc if isinstance(step, int) and error["type"] != "missing")
+    return Problem(path, (f"number {place} " if place else "") + _message(error, node)), node or _node_at(root, keys)

@@ -1,0 +1,177 @@
+"""From a file, its bases and `--set` to a checked `Recipe`, with the origin of every value and all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from seresnext.errors import RecipeError
+from seresnext.recipe.check import Problem, cross_field_problems
+from seresnext.recipe.explain import all_keys, explain, unknown_key
+from seresnext.recipe.files import RecipeFiles, display, find_recipe
+from seresnext.recipe.reader import MAX_DEPTH, Node, Unreadable, read_yaml, shorten, write_scalar
+from seresnext.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe, its values as plain YAML data, and where each was written.
+
+    `origins` maps the dotted path of every value to `file:line`, `--set` or `default`.
+    """
+
+    name: str
+    recipe: Recipe
+    values: dict[str, Any]
+    origins: dict[str, str]
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe by path, or by its name in `recipes/`, and set `KEY=VALUE` overrides on it, the last one winning.
+
+    A mapping as VALUE replaces the whole section. Raises `RecipeError` with every problem found.
+    """
+    path = find_recipe(name_or_path)
+    problems: list[str] = []
+    root = RecipeFiles(problems).read(path)
+    for override in overrides:
+        root = _override(root, override, problems)
+    if root is None:
+        raise RecipeError(problems)
+    recipe = _validate(root, display(path), problems)
+    values = to_values(recipe)
+    return LoadedRecipe(path.stem, recipe, values, _origins(values, root))
+
+
+def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
+    """Check plain values, such as the recipe stored in a checkpoint. `origin` names their source in a `RecipeError`."""
+    return _validate(_node_of(values, origin), origin, [])
+
+
+def to_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain YAML and JSON data: dicts, lists, text, numbers, booleans and None."""
+    return recipe.model_dump(mode="json")
+
+
+def _override(root: Node | None, override: str, problems: list[str]) -> Node | None:
+    """The recipe with one `KEY=VALUE` set. Problems are noted also where there is no recipe to set it on."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    where = f"--set {shorten(override)}"
+    if not equals or not key or not text.strip():
+        problems.append(f"{where}: write KEY=VALUE, such as --set optimizer.lr=0.4 (null for nothing)")
+        return root
+    if key not in all_keys():
+        problems.append(f"{where}: {shorten(key)}: {_unknown_override(key)}")
+        return root
+    try:
+        value, found = read_yaml(text, lambda line: "--set", key)
+    except Unreadable as problem:
+        problems.append(f"{where}: {str(problem).removeprefix('--set: ')}")
+        return root
+    problems += [f"{where}: {problem.removeprefix('--set: ')}" for problem in found]
+    if value is None:
+        problems.append(f"{where}: {key}: no value")
+        return root
+    return root if root is None else _replace(root, key.split("."), value)
+
+
+def _unknown_override(key: str) -> str:
+    if key == "base":
+        return "belongs in the file of a recipe"
+    parent = key.rpartition(".")[0]
+    if all_keys().get(parent) is False:
+        return f"{parent} has no keys inside; set it as a whole"
+    return unknown_key(key)
+
+
+def _replace(root: Node, path: list[str], value: Node) -> Node:
+    """Put `value` at `path`, leaving its siblings."""
+    if not path:
+        return value
+    entries = dict(root.value) if isinstance(root.value, dict) else {}
+    entries[path[0]] = _replace(entries.get(path[0], Node({}, "--set")), path[1:], value)
+    return Node(entries, root.origin, broken=root.broken)
+
+
+def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
+    if depth > MAX_DEPTH:
+        raise RecipeError([f"{origin}: nested deeper than {MAX_DEPTH}; this is not a recipe"])
+    if isinstance(value, dict):
+        return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin)
+    if isinstance(value, list):
+        return Node([_node_of(item, origin, depth + 1) for item in value], origin)
+    return Node(value, origin, write_scalar(value) if isinstance(value, bool | None) else repr(value))
+
+
+def _validate(root: Node, where: str, problems: list[str]) -> Recipe:
+    """The recipe, or a `RecipeError` with `problems` and everything else that is wrong."""
+    found: list[tuple[Problem, Node | None]] = []
+    try:
+        recipe = Recipe.model_validate(root.plain())
+    except ValidationError as error:
+        found = [explain(details, root) for details in error.errors(include_url=False)]
+        recipe = _repaired(root.plain(), error)
+    wrong = [problem.key for problem, _ in found]
+    if recipe:
+        for problem in cross_field_problems(recipe):
+            if not any(_overlap(key, bad) for key in (problem.key, *problem.because) for bad in wrong):
+                found.append((problem, _blamed(problem, root)))
+    shown = [_line(problem, node, where) for problem, node in found if not (node and node.broken)]
+    if problems or shown:
+        raise RecipeError(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])])
+    assert recipe is not None
+    return recipe
+
+
+def _repaired(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe without its invalid values, so that the others can still be checked against each other."""
+    for details in error.errors(include_url=False):
+        keys = [step for step in details["loc"] if isinstance(step, str)]
+        section = values
+        for key in keys[:-1]:
+            section = section.get(key, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict):
+            section.pop(keys[-1], None)
+    values.setdefault("model", {}).setdefault("name", "seresnext50")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError:
+        return None
+
+
+def _overlap(a: str, b: str) -> bool:
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
+
+
+def _blamed(problem: Problem, root: Node) -> Node | None:
+    """The first of a problem's keys that somebody wrote."""
+    for key in (problem.key, *problem.because):
+        node: Node | None = root
+        for step in key.split("."):
+            node = node.value.get(step) if node and isinstance(node.value, dict) else None
+        if node:
+            return node
+    return None
+
+
+def _line(problem: Problem, node: Node | None, where: str) -> tuple[tuple[str, int], str]:
+    origin = node.origin if node else where
+    file, _, line = origin.rpartition(":")
+    order = (file, int(line)) if line.isdigit() else (origin, 0)
+    return order, f"{origin}: {problem.key}: {problem.message}"
+
+
+def _origins(values: dict[str, Any], root: Node | None, prefix: str = "") -> dict[str, str]:
+    origins: dict[str, str] = {}
+    for key, value in values.items():
+        node = root.value.get(key) if root and isinstance(root.value, dict) else None
+        if isinstance(value, dict):
+            origins |= _origins(value, node, f"{prefix}{key}.")
+        else:
+            origins[prefix + key] = node.origin if node else "default"
+    return origins

@@ -1,0 +1,145 @@
+"""Recipes as text: the resolved recipe with origins, differences, a hash, the JSON schema and the reference table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.reader import write_scalar
+from seresnext.recipe.schema import Recipe
+
+SCHEMA_LINE = "# yaml-language-server: $schema="
+
+
+def print_recipe(loaded: LoadedRecipe) -> str:
+    """The resolved recipe as YAML that loads again, each value with its origin in a comment."""
+    lines = [(text, loaded.origins.get(key, "")) for key, text in _yaml_lines(loaded.values)]
+    width = max(len(text) for text, origin in lines if origin and len(text) <= 60)
+    shown = [f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines]
+    return "\n".join([f"# {loaded.name}, resolved: every value and where it comes from.", *shown]) + "\n"
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML that loads again, without comments."""
+    return "".join(text + "\n" for _, text in _yaml_lines(values))
+
+
+def _yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield prefix + key, f"{indent}{key}:"
+            yield from _yaml_lines(value, f"{prefix}{key}.", indent + "  ")
+        else:
+            yield prefix + key, f"{indent}{key}: {_flow(value)}"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line, as YAML reads it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    return write_scalar(value)
+
+
+def diff(a_values: dict[str, Any], b_values: dict[str, Any]) -> list[str]:
+    """What differs between two recipes' values, a line each: `optimizer.lr: 0.6 -> 0.4`."""
+    return [f"{key}: {a} -> {b}" for key, a, b in _differences(a_values, b_values, "")]
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for key in [*a, *(key for key in b if key not in a)]:
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{key}.")
+            continue
+        old, new = (_flow(values[key]) if key in values else "(absent)" for values in (a, b))
+        if old != new:
+            yield prefix + key, old, new
+
+
+def recipe_hash(values: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the values as canonical JSON: sorted keys, no spaces. Equal values, equal hash, in any order."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema that editors check recipe files against.
+
+    Nothing is required in one file, since a base may give it, and `base` is a key of files only.
+    """
+    schema = _for_editors(Recipe.model_json_schema())
+    file_name = {"type": "string", "minLength": 1}
+    schema["properties"] = {
+        "base": {
+            "anyOf": [file_name, {"type": "array", "items": file_name}],
+            "description": "Recipes to build on, relative to this file; later ones win, and this file over all.",
+        },
+        **schema["properties"],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _for_editors(part: Any) -> Any:
+    """Without `required` and titles, and with default durations as the text an author writes."""
+    if isinstance(part, list):
+        return [_for_editors(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if part.keys() == {"count", "unit"}:
+        return f"{part['count']}{part['unit']}"
+    dropped = {"required"} | ({"title"} if isinstance(part.get("title"), str) else set())
+    if "$ref" in part:
+        dropped.add("default")  # of a section: its fields say it
+    return {key: _for_editors(value) for key, value in part.items() if key not in dropped}
+
+
+def recipe_reference() -> str:
+    """Every key as a Markdown table: key, type, default, meaning."""
+    schema = json_schema()
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in schema["properties"].items():
+        section = _section(schema, field)
+        if section is None:
+            rows.append(_row(name, field))
+            continue
+        if "anyOf" in field:
+            rows.append(f"| `{name}` | section or null | `null` | {field['description']} |")
+        rows += [_row(f"{name}.{key}", inner) for key, inner in section["properties"].items()]
+    return "\n".join(rows) + "\n"
+
+
+def _section(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:
+    refs = [choice["$ref"] for choice in [field, *field.get("anyOf", [])] if "$ref" in choice]
+    return schema["$defs"][refs[0].rpartition("/")[2]] if refs else None
+
+
+def _row(key: str, field: dict[str, Any]) -> str:
+    default = f"`{_flow(field['default'])}`" if "default" in field else "(none)"
+    if key == "model.name":
+        default = "(must be given)"
+    return f"| `{key}` | {_type(field)} | {default} | {field['description']} |"
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_type(choice) for choice in field["anyOf"])
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{_flow(choice)}`" for choice in field.get("enum", [field.get("const")]))
+    if field["type"] == "array":
+        items = field.get("prefixItems") or [field["items"]]
+        count = f"{len(items)} " if "prefixItems" in field else ""
+        return f"list of {count}{_type(items[0])}"
+    if field["type"] == "string":
+        return "duration" if "pattern" in field else "text"
+    word = {"integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}[field["type"]]
+    bounds = [
+        f"{sign} {field[name]:g}" if field[name] < 2**53 else f"{sign} 2^{field[name].bit_length() - 1}"
+        for name, sign in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))
+        if name in field
+    ]
+    return " ".join([word, ", ".join(bounds)]).strip()
