@@ -199,3 +199,18 @@ def test_readme_recipe_names_exist():
     for name in names:
         if not name.startswith("my"):  # A recipe that the reader writes.
             assert (ROOT / "recipes" / f"{name.removesuffix('.yaml')}.yaml").exists(), name
+
+
+def test_recipe_reference_is_the_schema():
+    from seresnext.recipe.show import recipe_reference
+
+    assert (ROOT / "docs" / "recipe.md").read_text().endswith("\n\n" + recipe_reference())
+
+
+def test_readme_table_of_models_is_the_code():
+    from seresnext.models.registry import MODELS
+
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `seresnext")]
+    assert len(table) >= len(MODELS) == 3
+    for architecture in MODELS.values():
+        assert any(f"{architecture.params:,}" in line and architecture.weights in line for line in table)
