@@ -1,0 +1,62 @@
+"""The tests' own instruments: they must see what they are there to see."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ORPHAN = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print("left", child.pid)
+"""
+
+
+def test_a_left_process_fails_the_test_and_is_killed(start_command):
+    command = start_command([sys.executable, "-c", ORPHAN])
+    with pytest.raises(pytest.fail.Exception, match="left processes"):
+        command.finish(timeout=10, grace=0.5)
+    assert len(command.alive()) == 1
+    command.kill()
+    assert command.alive() == []
+
+
+def test_a_slow_command_fails_the_test(start_command):
+    command = start_command([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"])
+    command.wait_for(lambda: "begun" in command.output, timeout=10)
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)still ran after 0.2 s.*begun"):
+        command.finish(timeout=0.2)
+
+
+def test_waiting_for_what_never_comes_fails(start_command):
+    command = start_command([sys.executable, "-c", "print('all')"])
+    with pytest.raises(pytest.fail.Exception, match="ended with 0 before"):
+        command.wait_for(lambda: "more" in command.output, timeout=10)
+
+
+def test_torchrun_starts_as_many_workers_and_ends_them(torchrun, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("import os\nprint('rank', os.environ['RANK'], os.environ['CUDA_VISIBLE_DEVICES'] == '')\n")
+    result = torchrun(2, [script])
+    assert result.returncode == 0, result.output
+    assert sorted(line for line in result.stdout.splitlines() if "rank" in line) == ["rank 0 True", "rank 1 True"]
+
+
+def test_tiny_images_are_jpegs_that_tell_their_class(tiny_image_folder):
+    root = tiny_image_folder(classes=3, per_class=4, size=24, val_per_class=2)
+    assert root == tiny_image_folder(classes=3, per_class=4, size=24, val_per_class=2)
+    assert len(list(root.glob("train/*/*.jpg"))) == 12
+    assert len(list(root.glob("val/*/*.jpg"))) == 6
+    pixels = {}
+    for path in sorted(root.glob("*/*/*.jpg")):
+        with Image.open(path) as image:
+            assert (image.format, image.size) == ("JPEG", (24, 24))
+            pixels[path.parts[-3:]] = np.asarray(image, float)
+    assert len({image.tobytes() for image in pixels.values()}) == 18  # no two alike, over both splits
+    same, other = (
+        pixels["val", label, "0.jpg"] - pixels["train", "class_0", "0.jpg"] for label in ("class_0", "class_1")
+    )
+    assert np.abs(same).mean() < np.abs(other).mean()
