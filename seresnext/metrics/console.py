@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import RLock
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from seresnext.metrics.speed import format_seconds
 
-# In the order in which they are said; other fields of an event are for programs.
+# In the order in which a line has them; other fields of an event are for programs.
 _FIELD_TEXTS = {
     "loss": "loss {:.4f}",
     "top1": "top-1 {:.2f} %",
@@ -27,8 +27,13 @@ _FIELD_TEXTS = {
     "images_per_second": "{:.1f} images/s",
     "data_wait": "data wait {:.3f} s",
     "gradient_norm": "gradient norm {:.3f}",
+    "eta": "eta {}",
+    "epoch": "epoch {:.2f}",
 }
-_BAR_FIELDS = ("loss", "lr", "images_per_second")
+_LINE_FIELDS = tuple(name for name in _FIELD_TEXTS if name != "epoch")
+_BAR_FIELDS = ("loss", "images_per_second", "eta", "lr", "epoch")  # A narrow terminal cuts the last ones off.
+_BAR_WITH_TIMES = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+_BAR_WITH_TEXT = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 class Console:
@@ -50,11 +55,13 @@ class Console:
 
     def report(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
         """Say an event of `metrics.jsonl`: a train event in the bar where one is drawn, any other as a line."""
-        if self.on_terminal and self._bars and event["event"] == "train":
-            self._bars[-1].show(describe({name: event[name] for name in _BAR_FIELDS if name in event}, seconds_left))
-            self._write_log(f"{_place(event)}{describe(event, seconds_left)}")
+        said = describe(event, seconds_left)
+        line = f"{event['event']} step {event['step']} (epoch {event['epoch']:.2f}): {said}"
+        if event["event"] == "train" and self._bars and self._bars[-1].drawn:
+            self._bars[-1].show(describe(event, seconds_left, _BAR_FIELDS))
+            self._write_log(line)
         else:
-            self.line(f"{_place(event)}{describe(event, seconds_left)}")
+            self.line(line)
 
     def bar(self, label: str, total: int, done: int = 0) -> Bar:
         """A bar of `total` steps, `done` of them already done, for a `with` statement; nothing without a terminal.
@@ -88,8 +95,13 @@ class Bar:
             disable=not console.on_terminal,
             leave=False,
             dynamic_ncols=True,
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            bar_format=_BAR_WITH_TIMES,
         )
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it is on a terminal (and the user has not set tqdm's TQDM_DISABLE)."""
+        return not self._drawing.disable
 
     def __enter__(self) -> Self:
         self._console._bars.append(self)
@@ -105,24 +117,26 @@ class Bar:
 
     def show(self, text: str) -> None:
         """Show a text at the end of the bar, with its next redrawing."""
+        self._drawing.bar_format = _BAR_WITH_TEXT
         self._drawing.set_postfix_str(text, refresh=False)
 
 
-def describe(event: Mapping[str, Any], seconds_left: float | None = None) -> str:
-    """The numbers of an event for people: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
-    said = [text.format(event[name]) for name, text in _FIELD_TEXTS.items() if event.get(name) is not None]
-    if seconds_left is not None:
-        said.append(f"eta {format_seconds(seconds_left)}")
-    return ", ".join(said)
-
-
-def _place(event: Mapping[str, Any]) -> str:
-    return f"{event['event']} step {event['step']} (epoch {event['epoch']:.2f}): "
+def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:
+    """Numbers of an event for people: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
+    values = {**event, "eta": None if seconds_left is None else format_seconds(seconds_left)}
+    return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
 
 
 class _Tqdm(tqdm):
     # The monitor, a thread, only matters to bars that rarely advance, and loader workers are forked from here.
     monitor_interval = 0
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What a bar is drawn from."""
+        # A terminal that was not told its size says 0 columns, for which tqdm draws nothing; None is "do not know".
+        drawn_from = super().format_dict
+        return {**drawn_from, "ncols": drawn_from["ncols"] or None}
 
 
 # A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.

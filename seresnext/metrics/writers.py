@@ -6,12 +6,20 @@ cannot be written is said once through `warn`, and training goes on.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from tensorboard.compat.proto.event_pb2 import Event as Record  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 Event = Mapping[str, Any]
 Warn = Callable[[str], None]
@@ -76,48 +84,63 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars named `<event>/<field>`: train/loss, train/lr, validate/top1 and so on.
+    """Scalars named `<event>/<field>`: train/loss, train/lr, validate/top1 and so on, each written at once.
 
-    Any failure of the library ends the writing and nothing else; with TensorFlow installed its errors are not OSErrors.
+    The file is written here with TensorBoard's own records rather than through torch's SummaryWriter, which writes from
+    a thread: a full disk there is a traceback that nobody can catch, and loader workers are forked from this process.
+
     `purge_step`: TensorBoard hides what an earlier process wrote from this step on; the restored step plus one.
     """
 
     def __init__(self, folder: Path, purge_step: int | None, warn: Warn) -> None:
-        # Imported here, since it takes a second, of which ranks other than 0 and validation have no use.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._warn = warn
         self._folder = folder
-        self._writer: SummaryWriter | None = None
+        self._warn = warn
+        self._file: BinaryIO | None = None
         try:
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-        except Exception as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard reads a folder's files in the order of their names, so the time comes first.
+            name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+            self._file = (folder / name).open("xb", buffering=0)
+        except OSError as error:
             self._give_up(error)
+        self._append(Record(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._append(Record(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, event: Event) -> None:
         """Write every number of the event but step and epoch at its step."""
-        if self._writer is None:
-            return
-        try:
-            for name, value in event.items():
-                if name not in ("step", "epoch") and isinstance(value, int | float) and not isinstance(value, bool):
-                    self._writer.add_scalar(f"{event['event']}/{name}", value, event["step"])
-            self._writer.flush()
-        except Exception as error:
-            self._give_up(error)
+        values = [
+            Summary.Value(tag=f"{event['event']}/{name}", simple_value=value)
+            for name, value in event.items()
+            if name not in ("step", "epoch") and isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        summary = Summary(value=values)
+        self._append(Record(wall_time=time.time(), step=event["step"], summary=summary))
 
     def close(self) -> None:
-        """Write what is left."""
-        if self._writer is None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _append(self, record: Any) -> None:
+        if self._file is None:
             return
+        framed = io.BytesIO()
+        RecordWriter(framed).write(record.SerializeToString())
+        rest = framed.getvalue()
         try:
-            self._writer.close()
-        except Exception as error:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.close()
             self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._writer = None
-        self._warn(f"TensorBoard files in {self._folder} cannot be written ({error}); training goes on without them")
+    def _give_up(self, error: OSError) -> None:
+        self._warn(
+            f"TensorBoard files in {self._folder} cannot be written ({error.strerror}); training goes on without them"
+        )
 
 
 def _json_value(value: Any) -> Any:

@@ -1,0 +1,254 @@
+"""What is inside: captured completely, restored strictly, and a run that goes on bit for bit."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from seresnext.checkpoint import contents, store
+from seresnext.checkpoint.contents import Facts
+from seresnext.errors import CheckpointError
+
+FACTS = Facts(
+    step=5,
+    recipe={"optimizer": {"lr": 0.1}, "base": None},
+    recipe_hash="abc",
+    best={"top1": 71.2345678901234, "step": 4},
+    history=[{"step": 2, "reason": "overflow"}],
+    dataset={"classes": ["a", "ü"], "num_images": 7, "fingerprint": "f"},
+    environment={"torch": "2"},
+)
+
+
+class Run:
+    """A small training run with everything a checkpoint holds."""
+
+    def __init__(self, momentum: float = 0.9) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+        self.model.to(memory_format=torch.channels_last)
+        self.ema = copy.deepcopy(self.model)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
+        self.scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+        self.step = 0
+
+    def parts(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer.momentum": contents.momentum_buffers(self.model.named_parameters(), self.optimizer),
+            "scaler": contents.scaler_state(self.scaler),
+        }
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(self.step))
+            self.optimizer.zero_grad()
+            self.scaler.scale(self.model(images).square().mean()).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            for mine, theirs in zip(self.ema.state_dict().values(), self.model.state_dict().values(), strict=True):
+                mine.copy_(mine * 0.5 + theirs * 0.5)
+            self.step += 1
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        parts = self.parts()
+        contents.restore(tensors, parts, "file")
+        contents.load_scaler_state(self.scaler, parts["scaler"])
+
+
+def snapshot(run: Run) -> dict[str, torch.Tensor]:
+    return contents.capture(run.parts(), FACTS, {}).tensors
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5])
+def test_resume_is_bit_exact(tmp_path, stop):
+    straight, stopped, resumed = Run(), Run(), Run()
+    straight.train(8)
+    stopped.train(stop)
+    facts = Facts(**{**vars(FACTS), "step": stop})
+    captured = contents.capture(stopped.parts(), facts, {})
+    path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
+    tensors, metadata = store.read(path)
+    resumed.train(2)  # Somewhere else, so that nothing is right by chance.
+    resumed.restore(tensors)
+    resumed.step = Facts.from_metadata(metadata, "file").step
+    resumed.train(8 - stop)
+    assert same(snapshot(straight), snapshot(resumed))
+
+
+@pytest.mark.parametrize(
+    "dropped", ["model.1.running_mean", "optimizer.momentum.0.weight", "ema.0.weight", "scaler.scale"]
+)
+def test_resume_without_one_tensor_differs(dropped):
+    """The negative control: each kind of tensor is needed for the equality above."""
+    straight, resumed = Run(), Run()
+    straight.train(4)
+    tensors = snapshot(straight)
+    resumed.train(1)
+    tensors[dropped] = snapshot(resumed)[dropped] + (dropped == "scaler.scale")
+    straight.train(4)
+    resumed.restore(tensors)
+    resumed.step = 4
+    resumed.train(4)
+    assert not same(snapshot(straight), snapshot(resumed))
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}, {"nesterov": True}])
+def test_momentum_of_zeros_is_torchs_first_step(options):
+    torch.manual_seed(0)
+    plain = nn.Linear(5, 4)
+    zeros = copy.deepcopy(plain)
+    images = torch.randn(3, 5)
+    for model, prepare in ((plain, False), (zeros, True)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-2, **options)
+        if prepare:
+            buffers = contents.momentum_buffers(model.named_parameters(), optimizer)
+            assert buffers.keys() == {"weight", "bias"}
+            assert not any(buffer.any() for buffer in buffers.values())
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(plain.weight, zeros.weight)
+    assert torch.equal(plain.bias, zeros.bias)
+
+
+def test_without_momentum_or_scaler_there_is_nothing_to_save():
+    run = Run(momentum=0.0)
+    assert contents.momentum_buffers(run.model.named_parameters(), run.optimizer) == {}
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    assert contents.scaler_state(off) == {}
+    contents.load_scaler_state(off, {})
+
+
+def test_scaler_goes_on_where_it_was():
+    run = Run()
+    run.train(4)  # One growth after three steps, and one step towards the next.
+    state = contents.scaler_state(run.scaler)
+    assert state["scale"].item() == 2 * 65536
+    assert state["growth_tracker"].item() == 1
+    fresh = torch.amp.GradScaler("cpu", growth_interval=3)
+    contents.load_scaler_state(fresh, state)
+    assert fresh.state_dict() == run.scaler.state_dict()
+
+
+def test_capture_is_a_copy_into_kept_memory():
+    run = Run()
+    buffers: dict[str, torch.Tensor] = {}
+    first = contents.capture(run.parts(), FACTS, buffers)
+    before = first.tensors["model.0.weight"].clone()
+    addresses = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
+    run.train(1)
+    assert torch.equal(first.tensors["model.0.weight"], before)
+    second = contents.capture(run.parts(), FACTS, buffers)
+    assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == addresses
+    assert same(second.tensors, snapshot(run))
+    assert not torch.equal(second.tensors["model.0.weight"], before)
+    assert all(tensor.is_contiguous() for tensor in second.tensors.values())
+
+
+def test_restore_keeps_the_live_tensors_and_their_memory_format():
+    run, other = Run(), Run()
+    other.train(1)
+    weight = run.model[0].weight
+    run.restore(snapshot(other))
+    assert run.model[0].weight is weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(weight, other.model[0].weight)
+
+
+def test_all_disagreements_in_one_message_and_nothing_changed():
+    run = Run()
+    before = snapshot(run)
+    tensors = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in before.items()}
+    del tensors["model.0.bias"]
+    tensors["ema.other\x1b[2J"] = torch.ones(1)
+    tensors["model.4.weight"] = torch.ones(3, 288)
+    tensors["scaler.scale"] = tensors["scaler.scale"].float()
+    with pytest.raises(CheckpointError) as failure:
+        contents.restore(tensors, run.parts(), "some/file")
+    message = str(failure.value)
+    assert "some/file does not fit this run, 4 disagreements" in message
+    assert "model.0.bias: missing from the file" in message
+    assert r"'ema.other\x1b[2J': in the file, but this run has no such tensor" in message
+    assert "model.4.weight: shape (3, 288) in the file, (2, 288) in this run" in message
+    assert "scaler.scale: torch.float32 in the file, torch.float64 in this run" in message
+    assert same(snapshot(run), before)
+
+
+@pytest.mark.parametrize("name", ["model.1.num_batches_tracked", "optimizer.momentum.4.bias", "scaler.growth_tracker"])
+def test_any_single_missing_or_extra_tensor_is_refused(name):
+    run = Run()
+    tensors = snapshot(run)
+    removed = tensors.pop(name)
+    with pytest.raises(CheckpointError, match=f"1 disagreement:\n  {name}: missing"):
+        contents.restore(tensors, run.parts(), "file")
+    with pytest.raises(CheckpointError, match="1 disagreement"):
+        contents.restore({**tensors, name: removed, name + "x": removed}, run.parts(), "file")
+    contents.restore({**tensors, name: removed}, run.parts(), "file")
+
+
+def test_part_takes_one_prefix():
+    tensors = {"model.a.b": torch.ones(1), "modelx.c": torch.ones(1), "ema.a.b": torch.zeros(1)}
+    assert list(contents.part(tensors, "model")) == ["a.b"]
+    assert contents.part(tensors, "ema")["a.b"] == 0
+    assert contents.part(tensors, "scaler") == {}
+
+
+def test_facts_survive_as_text():
+    metadata = FACTS.to_metadata()
+    assert metadata["format"] == "seresnext-1"
+    assert metadata.keys() == {
+        *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment"),
+    }
+    assert all(isinstance(text, str) for text in metadata.values())
+    assert Facts.from_metadata({**metadata, "digest": "0"}, "file") == FACTS
+    shuffled = Facts(**{**vars(FACTS), "recipe": dict(reversed(FACTS.recipe.items()))})
+    assert shuffled.to_metadata() == metadata
+    assert Facts.from_metadata({**metadata, "best": "null"}, "file").best is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "seresnext-2"}, "newer version"),
+        ({"format": "seresnext-1000"}, "newer version"),
+        ({"format": "seresnext-0"}, "no checkpoint of a training run"),
+        ({"format": "pt"}, "no checkpoint of a training run"),
+        ({"format": None}, "no checkpoint of a training run"),
+        ({"step": None}, "lacks the metadata step"),
+        ({"dataset": None, "best": None}, "lacks the metadata best, dataset"),
+        ({"step": "-3"}, "not a number"),
+        ({"step": "9" * 5000}, "not a number"),
+        ({"recipe": "{"}, "'recipe' that are not JSON"),
+        ({"recipe": "[" * 100_000}, "'recipe' that are not JSON"),
+        ({"recipe": "[]"}, "'recipe' of the kind list"),
+        ({"history": json.dumps({})}, "'history' of the kind dict"),
+    ],
+)
+def test_other_formats_and_bad_facts_are_refused(change, message):
+    changed = {name: text for name, text in {**FACTS.to_metadata(), **change}.items() if text is not None}
+    with pytest.raises(CheckpointError, match=message) as failure:
+        Facts.from_metadata(changed, "some/file")
+    assert "some/file" in str(failure.value)
+
+
+@pytest.mark.gpu
+def test_capture_and_restore_on_a_gpu():
+    source, target = Run().model.cuda(), Run().model.cuda()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(1)
+    taken = contents.capture({"model": source.state_dict()}, FACTS, {}).tensors
+    assert all(tensor.is_pinned() and tensor.is_contiguous() for tensor in taken.values())
+    contents.restore(taken, {"model": target.state_dict()}, "file")
+    for ours, theirs in zip(target.state_dict().values(), source.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert target[0].weight.is_contiguous(memory_format=torch.channels_last)

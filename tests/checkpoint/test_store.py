@@ -1,0 +1,323 @@
+"""The folder of checkpoints: whatever fails, and whenever, a good file stays and the message says what happened."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seresnext.checkpoint import store
+from seresnext.errors import CheckpointError
+
+
+def save(folder: Path, step: int) -> Path:
+    tensors = {"model.weight": torch.full((2, 3), float(step)), "model.count": torch.tensor(step)}
+    return store.commit(folder, step, tensors, {"format": "seresnext-1", "step": str(step)})
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_commit_then_read(tmp_path):
+    path = save(tmp_path / "run" / "checkpoints", 1234)
+    assert path == tmp_path / "run" / "checkpoints" / "step-00001234.safetensors"
+    tensors, metadata = store.read(path)
+    assert torch.equal(tensors["model.weight"], torch.full((2, 3), 1234.0))
+    assert metadata["step"] == "1234"
+    assert names(path.parent) == [path.name]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 3)
+    store.commit(tmp_path, 3, {"model.weight": torch.zeros(1)}, {"step": "3"})
+    tensors, _ = store.read(tmp_path / "step-00000003.safetensors")
+    assert tensors.keys() == {"model.weight"}
+
+
+def test_order_of_the_durable_write(tmp_path, monkeypatch):
+    """The file is synced before it gets its name, and the name before the commit returns."""
+    calls = []
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(file):
+        calls.append(f"sync {Path(f'/proc/self/fd/{file}').readlink().name}")
+        real_fsync(file)
+
+    def replace(self, target):
+        calls.append(f"rename {self.name}")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    save(tmp_path, 1)
+    temporary = ".step-00000001.safetensors.tmp"
+    assert calls == [f"sync {temporary}", f"rename {temporary}", f"sync {tmp_path.name}"]
+
+
+def failing(error_number: int, times: int = 1):
+    """A function that fails on its `times`-th call, and one that counts how often it was called."""
+
+    def make(real):
+        calls = 0
+
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == times:
+                raise OSError(error_number, os.strerror(error_number))
+            return real(*arguments, **options)
+
+        return call
+
+    return make
+
+
+FAULTS = [
+    (os, "open", errno.EACCES, 1, "no permission"),
+    (os, "write", errno.ENOSPC, 1, "the disk is full"),
+    (os, "write", errno.ENOSPC, 2, "the disk is full"),
+    (os, "write", errno.EDQUOT, 3, "quota"),
+    (os, "pwrite", errno.EIO, 1, "input/output error"),
+    (os, "fsync", errno.EIO, 1, "input/output error"),
+    (os, "fsync", errno.ENOSPC, 1, "the disk is full"),
+    (Path, "replace", errno.EROFS, 1, "read-only"),
+    (Path, "replace", errno.EACCES, 1, "no permission"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "number", "times", "message"), FAULTS)
+def test_failed_commit_leaves_the_folder_as_it_was(tmp_path, monkeypatch, owner, name, number, times, message):
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing(number, times)(getattr(owner, name)))
+        with pytest.raises(store.SaveError, match=message) as failure:
+            save(tmp_path, 2)
+    assert "step-00000002.safetensors could not be saved" in str(failure.value)
+    assert "bytes are free" in str(failure.value)
+    assert failure.value.exit_code == 1
+    assert names(tmp_path) == ["step-00000001.safetensors"]
+    store.verify(tmp_path / "step-00000001.safetensors")
+    save(tmp_path, 2)  # The negative control: without the fault it works.
+    assert list(store.steps(tmp_path)) == [1, 2]
+
+
+def test_failed_sync_of_the_folder_is_an_error(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO, 2)(os.fsync))
+    with pytest.raises(store.SaveError):
+        save(tmp_path, 2)
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
+
+
+def test_folder_that_cannot_be_synced_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL, 2)(os.fsync))
+    store.verify(save(tmp_path, 2))
+
+
+def test_other_exceptions_leave_no_temporary_file(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2)
+    assert names(tmp_path) == []
+
+
+def test_short_writes_are_finished(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:5]))
+    path = save(tmp_path, 2)
+    monkeypatch.undo()
+    store.verify(path)
+
+
+def test_limit_for_a_file_of_the_system(tmp_path):
+    """A real limit: ulimit -f of 4 KiB in a process of its own."""
+    save(tmp_path, 1)
+    script = f"""
+import resource, torch
+from pathlib import Path
+from seresnext.checkpoint import store
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    store.commit(Path({str(tmp_path)!r}), 2, {{"a": torch.zeros(10000)}}, {{"step": "2"}})
+except store.SaveError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert "larger than the limit for a file" in done.stdout
+    assert names(tmp_path) == ["step-00000001.safetensors"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    for step in (100_000_000, 9, 99_999_999, 10):
+        save(tmp_path, step)
+    for other in (
+        "step-7.safetensors",
+        "step-00000008.safetensors.corrupt",
+        "notes.txt",
+        ".step-00000006.safetensors.tmp",
+    ):
+        (tmp_path / other).touch()
+    assert list(store.steps(tmp_path)) == [9, 10, 99_999_999, 100_000_000]
+    assert store.newest_valid(tmp_path).path == tmp_path / "step-100000000.safetensors"
+    assert store.steps(tmp_path / "nowhere") == {}
+
+
+def test_newest_of_nothing(tmp_path):
+    assert store.newest_valid(tmp_path) == (None, [])
+    assert store.newest_valid(tmp_path / "nowhere") == (None, [])
+    (tmp_path / ".step-00000001.safetensors.tmp").touch()
+    assert store.newest_valid(tmp_path) == (None, [])
+
+
+def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
+    for step in (1, 2, 3):
+        path = save(tmp_path, step)
+    store.point(tmp_path, "last", path)
+    damage(path)
+    found, warnings = store.newest_valid(tmp_path)
+    assert found == tmp_path / "step-00000002.safetensors"
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+    assert "damaged" in warnings[0]
+    assert names(tmp_path) == [
+        "last.safetensors.corrupt",
+        "step-00000001.safetensors",
+        "step-00000002.safetensors",
+        "step-00000003.safetensors.corrupt",
+    ]
+    assert store.newest_valid(tmp_path) == (found, [])
+
+
+def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
+    for step in (1, 2):
+        damage(save(tmp_path, step))
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints") as failure:
+        store.newest_valid(tmp_path)
+    assert "step-00000001" in str(failure.value)
+    assert "step-00000002" in str(failure.value)
+    assert failure.value.exit_code == 4
+
+
+def test_a_copy_under_last_saves_the_day(tmp_path, monkeypatch):
+    path = save(tmp_path, 1)
+    monkeypatch.setattr(os, "link", failing(errno.EPERM)(os.link))
+    store.point(tmp_path, "last", path)
+    damage(path)
+    found, warnings = store.newest_valid(tmp_path)
+    assert found == tmp_path / "last.safetensors"
+    assert len(warnings) == 1
+
+
+def test_unreadable_file_keeps_its_name(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing(errno.EACCES)(os.open))
+        found, warnings = store.newest_valid(tmp_path)
+    assert found == tmp_path / "step-00000001.safetensors"
+    assert "cannot be read" in warnings[0]
+    assert list(store.steps(tmp_path)) == [1, 2]
+
+
+def test_verify_names_the_file(tmp_path):
+    path = save(tmp_path, 1)
+    assert store.verify(path)["step"] == "1"
+    damage(path)
+    with pytest.raises(CheckpointError, match=str(path)):
+        store.read(path)
+    with pytest.raises(CheckpointError, match="No such file"):
+        store.verify(tmp_path / "missing")
+
+
+def test_point_links_and_moves(tmp_path):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    store.point(tmp_path, "best", first)
+    best = tmp_path / "best.safetensors"
+    assert best.samefile(first)
+    store.point(tmp_path, "best", first)  # Again the same: a rename of a file to itself leaves both names.
+    assert best.samefile(first)
+    store.point(tmp_path, "best", second)
+    assert best.samefile(second)
+    assert names(tmp_path) == ["best.safetensors", first.name, second.name]
+
+
+def test_point_copies_where_links_fail(tmp_path, monkeypatch):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    for path in (first, second):
+        monkeypatch.setattr(os, "link", failing(errno.EOPNOTSUPP)(os.link))
+        store.point(tmp_path, "last", path)
+    last = tmp_path / "last.safetensors"
+    assert not last.samefile(second)
+    assert last.read_bytes() == second.read_bytes()
+    store.verify(last)
+    assert len(names(tmp_path)) == 3
+
+
+def test_failed_point_keeps_the_old_one(tmp_path, monkeypatch):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    store.point(tmp_path, "last", first)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing(errno.EIO)(Path.replace))
+        with pytest.raises(store.SaveError, match=r"last\.safetensors could not be saved"):
+            store.point(tmp_path, "last", second)
+    assert (tmp_path / "last.safetensors").samefile(first)
+    assert names(tmp_path) == ["last.safetensors", first.name, second.name]
+
+
+def test_link_left_by_a_crash_is_not_written_through(tmp_path, monkeypatch):
+    """The temporary name may be a second name of an old checkpoint; a copy must not open that file for writing."""
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    os.link(first, tmp_path / ".last.safetensors.tmp")
+    monkeypatch.setattr(os, "link", failing(errno.EPERM)(os.link))
+    store.point(tmp_path, "last", second)
+    store.verify(first)
+    assert store.read(first)[1]["step"] == "1"
+
+
+def test_prune_keeps_the_newest_and_what_is_pointed_to(tmp_path):
+    for step in (8, 9, 10, 11):
+        path = save(tmp_path, step)
+        if step == 8:
+            store.point(tmp_path, "best", path)
+    store.point(tmp_path, "last", path)
+    protected = tmp_path / "step-00000009.safetensors"
+    assert store.prune(tmp_path, 1, [protected]) == [tmp_path / f"step-{step:08}.safetensors" for step in (8, 10)]
+    assert names(tmp_path) == ["best.safetensors", "last.safetensors", protected.name, path.name]
+    assert store.read(tmp_path / "best.safetensors")[1]["step"] == "8"
+    assert store.prune(tmp_path, 5) == []
+
+
+def test_sweep_removes_only_our_temporary_files(tmp_path):
+    save(tmp_path, 1)
+    ours = [".best.safetensors.tmp", ".last.safetensors.tmp", ".step-00000002.safetensors.tmp"]
+    for name in [*ours, ".other.tmp", "step-00000003.safetensors.tmp"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in store.sweep(tmp_path)] == ours
+    assert names(tmp_path) == [".other.tmp", "step-00000001.safetensors", "step-00000003.safetensors.tmp"]
+    assert store.sweep(tmp_path / "nowhere") == []
+
+
+def test_set_aside_takes_a_superseded_future_away(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert [path.name for path in store.set_aside(tmp_path, beyond=1)] == [
+        "step-00000002.safetensors.superseded",
+        "step-00000003.safetensors.superseded",
+    ]
+    assert store.newest_valid(tmp_path).path == tmp_path / "step-00000001.safetensors"
+    assert store.set_aside(tmp_path, beyond=1) == []

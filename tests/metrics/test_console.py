@@ -1,0 +1,211 @@
+"""The console on a pipe, on a real pseudo-terminal, without anyone listening, and on other ranks."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import termios
+import threading
+import time
+from datetime import datetime
+
+import pytest
+
+from seresnext.metrics.console import Console, describe
+
+TRAIN = {"event": "train", "step": 50, "epoch": 0.5, "loss": 6.9078, "lr": 0.6, "images_per_second": 812.34}
+VALIDATE = {"event": "validate", "step": 100, "epoch": 1.0, "loss": 2.5, "top1": 50.0, "top5": 75.125, "num_images": 8}
+
+
+class Terminal:
+    """A pseudo-terminal whose other side is read all the time."""
+
+    def __init__(self, columns: int = 100) -> None:
+        self._reader, self._writer = os.openpty()
+        termios.tcsetwinsize(self._writer, (24, columns))
+        self._seen = b""
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+        self.stream = os.fdopen(self._writer, "w", encoding="utf-8")
+
+    def _listen(self) -> None:
+        try:
+            while chunk := os.read(self._reader, 4096):
+                self._seen += chunk
+        except OSError:  # What reading a pseudo-terminal says when its other side is closed.
+            pass
+
+    def close(self) -> str:
+        self.stream.close()
+        self._thread.join()
+        os.close(self._reader)
+        return self._seen.decode()
+
+
+def screen(text: str) -> list[str]:
+    """What stays on a screen that knows carriage return, line feed and cursor up: tqdm's whole vocabulary."""
+    rows, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[A|\r|\n|[^\x1b\r\n]+", text):
+        if token == "\x1b[A":
+            row -= 1
+        elif token == "\r":
+            column = 0
+        elif token == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row + 1 - len(rows))
+        else:
+            rows[row] = rows[row][:column].ljust(column) + token + rows[row][column + len(token) :]
+            column += len(token)
+    return [line.rstrip() for line in rows if line.strip()]
+
+
+def run_epoch(console: Console) -> None:
+    console.line("start")
+    with console.bar("train", 4) as bar:
+        for _ in range(4):
+            bar.advance()
+        console.report(TRAIN, seconds_left=3723)
+        bar.advance(0)
+        console.line("warning: above the bar")
+        with console.bar("validate", 2) as inner:
+            inner.advance()
+            console.line("inside")
+        console.report(VALIDATE)
+    console.line("end")
+
+
+def test_plain_lines_without_a_terminal(tmp_path):
+    stream = io.StringIO()
+    run_epoch(Console(True, tmp_path / "log.txt", stream))
+    expected = [
+        "start",
+        "train step 50 (epoch 0.50): loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03",
+        "warning: above the bar",
+        "inside",
+        "validate step 100 (epoch 1.00): loss 2.5000, top-1 50.00 %, top-5 75.12 %",
+        "end",
+    ]
+    assert stream.getvalue().splitlines() == expected
+    logged = [line.split(" ", 1) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert [text for _, text in logged] == expected
+    assert all(datetime.fromisoformat(stamp).tzinfo for stamp, _ in logged)
+
+
+def test_bars_on_a_terminal(tmp_path):
+    terminal = Terminal()
+    run_epoch(Console(True, tmp_path / "log.txt", terminal.stream))
+    seen = terminal.close()
+    assert "train:  " in seen
+    assert "validate:  " in seen
+    # The train event is in the bar, and only there; every line stays on the screen, and no bar does.
+    assert screen(seen) == [
+        "start",
+        "warning: above the bar",
+        "inside",
+        "validate step 100 (epoch 1.00): loss 2.5000, top-1 50.00 %, top-5 75.12 %",
+        "end",
+    ]
+    assert "train step 50" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("columns", [0, 80, 200])
+def test_bar_shows_what_users_watch(columns):
+    terminal = Terminal(columns)
+    console = Console(True, None, terminal.stream)
+    with console.bar("train", 10000, done=4000) as bar:
+        console.report(TRAIN, seconds_left=3723)
+        time.sleep(0.2)
+        bar.advance(2000)
+    seen = terminal.close()
+    assert " 4000/10000 [" in seen
+    assert " 6000/10000, loss 6.9078, 812.3 images/s, eta 1:02:03, lr 0.6" in seen
+
+
+def test_other_ranks_are_silent(tmp_path, capfd):
+    terminal = Terminal()
+    console = Console(False, tmp_path / "log.txt", terminal.stream)
+    run_epoch(console)
+    assert terminal.close() == ""
+    run_epoch(Console(False))
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "log.txt").exists()
+    assert not console.on_terminal
+
+
+def test_log_goes_on_when_the_stream_is_closed(tmp_path):
+    stream = io.StringIO()
+    console = Console(True, tmp_path / "log.txt", stream)
+    console.line("one")
+    stream.close()
+    run_epoch(console)
+    assert (tmp_path / "log.txt").read_text().count("\n") == 7
+
+
+def test_terminal_that_hangs_up(tmp_path):
+    reader, writer = os.openpty()
+    stream = os.fdopen(writer, "w")
+    console = Console(True, tmp_path / "log.txt", stream)
+    with console.bar("train", 1000) as bar:
+        bar.advance()
+        os.close(reader)
+        for _ in range(1000):
+            bar.advance()
+        console.line("still here")
+    assert "still here" in (tmp_path / "log.txt").read_text()
+    stream.close()
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from seresnext.metrics.console import Console
+console = Console(True, Path(sys.argv[1]))
+for number in range(2000):
+    console.line("x" * 100)
+console.line("done")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_broken_pipe_does_not_end_a_process(tmp_path, unbuffered):
+    """As `train.py | head -1`: the reader goes after a line. Exit code 0, and no word of Python's at exit."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "log.txt")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    complaints = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert complaints == b""
+    assert (tmp_path / "log.txt").read_text().endswith("done\n")
+
+
+def test_text_the_terminal_cannot_show(tmp_path):
+    raw = io.BytesIO()
+    console = Console(True, tmp_path / "log.txt", io.TextIOWrapper(raw, encoding="ascii"))
+    console.line("größe \udcff")
+    console.line("next")
+    assert raw.getvalue() == b"gr\\xf6\\xdfe \\udcff\nnext\n"
+    assert "größe \\udcff" in (tmp_path / "log.txt").read_text()
+
+
+def test_log_that_cannot_be_written_is_said_once(tmp_path):
+    stream = io.StringIO()
+    console = Console(True, tmp_path / "missing" / "log.txt", stream)
+    console.line("one")
+    console.line("two")
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if "warning" not in line] == ["one", "two"]
+    assert len(lines) == 3
+
+
+def test_describe_leaves_out_what_is_not_there():
+    assert describe({"loss": float("nan"), "lr": None, "weights": "ema"}) == "loss nan"
+    assert describe({"data_wait": 0.0123, "gradient_norm": 2.0}) == "data wait 0.012 s, gradient norm 2.000"

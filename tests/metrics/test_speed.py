@@ -1,0 +1,93 @@
+"""Speed and time left by a clock that the test moves."""
+
+import inspect
+
+import pytest
+
+from seresnext.metrics import speed
+from seresnext.metrics.speed import EtaClock, SpeedMeter, format_seconds
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_speed_of_a_window():
+    clock = FakeClock()
+    meter = SpeedMeter(clock)
+    for _ in range(4):
+        clock.now += 0.5
+        meter.add(32, data_wait=0.1)
+    measured = meter.read()
+    assert measured.images_per_second == pytest.approx(64)
+    assert measured.images_per_second_without_data_wait == pytest.approx(128 / 1.6)
+    assert measured.data_wait == pytest.approx(0.1)
+
+
+def test_next_window_starts_anew():
+    clock = FakeClock()
+    meter = SpeedMeter(clock)
+    clock.now += 1
+    meter.add(10)
+    meter.read()
+    clock.now += 2
+    meter.add(10)
+    assert meter.read().images_per_second == pytest.approx(5)
+
+
+def test_pauses_are_left_out_also_when_they_fail():
+    clock = FakeClock()
+    meter = SpeedMeter(clock)
+    clock.now += 1
+    meter.add(10)
+
+    def validate():
+        with meter.paused():
+            clock.now += 100
+            raise ValueError("validation failed")
+
+    with pytest.raises(ValueError, match="validation failed"):
+        validate()
+    assert meter.read().images_per_second == pytest.approx(10)
+
+
+def test_empty_window():
+    assert SpeedMeter(FakeClock()).read() == (0.0, 0.0, 0.0)
+
+
+def test_time_left_leaves_the_first_step_out():
+    clock = FakeClock()
+    eta = EtaClock(total_steps=100, clock=clock)
+    clock.now += 60  # compilation
+    assert eta.update(1) is None
+    clock.now += 20
+    assert eta.update(11) == pytest.approx(89 * 2)
+    clock.now += 178
+    assert eta.update(100) == 0
+
+
+def test_time_left_after_a_resume_counts_own_steps_only():
+    clock = FakeClock()
+    eta = EtaClock(total_steps=1000, clock=clock)
+    eta.update(900)
+    clock.now += 50
+    assert eta.update(950) == pytest.approx(50)
+
+
+def test_wall_clock_is_not_used():
+    """Wall time jumps with the network's clock; only these two functions may be called."""
+    assert inspect.signature(SpeedMeter).parameters["clock"].default is speed.time.monotonic
+    assert inspect.signature(EtaClock).parameters["clock"].default is speed.time.monotonic
+    assert "time.time" not in inspect.getsource(speed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03"), (183845, "2d 03:04:05")],
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
