@@ -78,25 +78,25 @@ def near_miss(word: str, choices: list[str]) -> str | None:
     return plain[close[0]]
 
 
-def unknown_key(path: str) -> str:
-    """What to say about a key that does not exist: where it probably belongs."""
-    parent, _, name = path.rpartition(".")
+def unknown_key(parent: str, name: str) -> str:
+    """What to say of a key that does not exist in the section `parent` ('' is the top): where it probably belongs."""
     keys = all_keys()
-    siblings = [key for key in keys if key.rpartition(".")[0] == parent]
-    same_name = [key for key in keys if key.rpartition(".")[2] == _plainly(name)]
-    if name in keys and "." in name:
+    last = {key: key.rpartition(".")[2] for key in keys}
+    here = {last[key]: key for key in keys if key.rpartition(".")[0] == parent}
+    if "." in name and name in keys:
         section, _, key = name.rpartition(".")
         return f"unknown key; write it inside its section, as '{section}: {{{key}: ...}}'"
-    if same_name:
+    if same_name := [key for key in keys if last[key] == _plainly(name)]:
         return f"unknown key; did you mean {' or '.join(same_name)}?"
-    if close := near_miss(path, siblings):
-        return f"unknown key; did you mean {close}?"
     if _plainly(name) in _ELSEWHERE:
         return f"unknown key; did you mean {_ELSEWHERE[_plainly(name)]}?"
-    if close := near_miss(path, list(keys)):
-        return f"unknown key; did you mean {close}?"
-    here = f"keys of {parent}" if parent else "sections"
-    return f"unknown key; the {here} are {', '.join(key.rpartition('.')[2] for key in siblings)}"
+    if close := near_miss(name, list(here)):
+        return f"unknown key; did you mean {here[close]}?"
+    if close := near_miss(name, list(last.values())):
+        return f"unknown key; did you mean {' or '.join(key for key in keys if last[key] == close)}?"
+    if not here:
+        return f"unknown key; there is no section {shorten(parent)}"
+    return f"unknown key; the {f'keys of {parent}' if parent else 'sections'} are {', '.join(here)}"
 
 
 def _node_at(root: Node, loc: tuple[int | str, ...]) -> Node | None:
@@ -197,7 +197,7 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
             return _type_problem("a list of numbers", node, "write it in brackets, such as [0.08, 1.0]")
         case "too_short" | "too_long" | "missing":
             length = context.get("min_length", context.get("max_length", 2))
-            return _type_problem(f"a list of {length}", node)
+            return _type_problem(f"a list of {length} numbers", node)
         case "model_type":
             hint = "leave the section out for its defaults" if value is None else ""
             if value is False:
@@ -220,12 +220,12 @@ def explain(error: ErrorDetails, root: Node) -> tuple[Problem, Node | None]:
     path = ".".join(keys)
     node = _node_at(root, loc)
     if error["type"] == "extra_forbidden":
-        return Problem(shorten(path), unknown_key(path)), node
+        return Problem(shorten(path), unknown_key(".".join(keys[:-1]), keys[-1])), node
     if error["type"] == "missing" and len(loc) == len(keys):
         if path == "model":
             path = "model.name"
         return Problem(path, "is missing; a recipe names its model, such as 'model: {name: seresnext50}'"), None
     if error["type"] == "missing":  # of a pair
         node = _node_at(root, keys)
-    place = "".join(f"[{step}]" for step in loc if isinstance(step, int) and error["type"] != "missing")
-    return Problem(path, (f"number {place} " if place else "") + _message(error, node)), node or _node_at(root, keys)
+    index = "".join(f"[{step}]" for step in loc if isinstance(step, int) and error["type"] != "missing")
+    return Problem(path + index, _message(error, node)), node or _node_at(root, keys)

@@ -30,11 +30,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     candidates = [Path(text) for text in spelled]
     if "/" not in name:
         candidates[1:1] = [folder / spelled[0] for folder in recipe_folders()]
-    try:
-        found = next((path for path in candidates if path.is_file()), None)
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        found = None
-    if found:
+    if found := next((path for path in candidates if _is_file(path)), None):
         return found
     names = recipe_names()
     close = near_miss(Path(name).name.removesuffix(".yaml"), names)
@@ -102,26 +98,37 @@ class RecipeFiles:
         return None if merged is None else merge(merged, own)
 
     def _base(self, path: Path, base: Node, item: Node, chain: tuple[Path, ...]) -> Node | None:
+        if item.broken:
+            return None
         if not isinstance(item.value, str) or not item.value:
-            self._problems.append(f"{base.origin}: base: expected a file name or a list of them, found {item.written}")
+            found = item.written or "no name"
+            self._problems.append(f"{base.origin}: base: expected a file name or a list of them, found {found}")
             return None
         target = path.parent / item.value
-        shown = display(target)
+        if not _is_file(target):
+            self._problems.append(f"{base.origin}: base: {self._missing(path, target, item.value)}")
+            return None
         if target.resolve() in chain:
             names = " -> ".join(display(step) for step in (*chain, target))
-            self._problems.append(f"{base.origin}: base: {shown} is based on itself: {names}")
+            self._problems.append(f"{base.origin}: base: {display(target)} is based on itself: {names}")
             return None
         if len(chain) > _MAX_BASES_DEEP:
             self._problems.append(f"{base.origin}: base: more than {_MAX_BASES_DEEP} files deep")
             return None
-        if not target.is_file():
-            close = near_miss(target.name, sorted(file.name for file in target.parent.glob("*.yaml")))
-            hint = f"did you mean {target.with_name(close).relative_to(path.parent)}? " if close else ""
-            self._problems.append(
-                f"{base.origin}: base: no file {shown}; {hint}The name is relative to the folder of {display(path)}"
-            )
-            return None
         return self.read(target, chain)
+
+    def _missing(self, path: Path, target: Path, written: str) -> str:
+        there = sorted(file.name for file in target.parent.glob("*.yaml")) if target.parent.is_dir() else []
+        close = near_miss(target.name, there)
+        hint = f"did you mean {Path(written).with_name(close)}? " if close else ""
+        return f"no file {shorten(written)}; {hint}the name is relative to the folder of {display(path)}"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def merge(below: Node, above: Node) -> Node:

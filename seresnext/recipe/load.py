@@ -16,6 +16,8 @@ from seresnext.recipe.files import RecipeFiles, display, find_recipe
 from seresnext.recipe.reader import MAX_DEPTH, Node, Unreadable, read_yaml, shorten, write_scalar
 from seresnext.recipe.schema import Recipe
 
+_MAX_PROBLEMS = 100
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -41,7 +43,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     for override in overrides:
         root = _override(root, override, problems)
     if root is None:
-        raise RecipeError(problems)
+        raise RecipeError(_cut(problems))
     recipe = _validate(root, display(path), problems)
     values = to_values(recipe)
     return LoadedRecipe(path.stem, recipe, values, _origins(values, root))
@@ -83,10 +85,10 @@ def _override(root: Node | None, override: str, problems: list[str]) -> Node | N
 def _unknown_override(key: str) -> str:
     if key == "base":
         return "belongs in the file of a recipe"
-    parent = key.rpartition(".")[0]
+    parent, _, name = key.rpartition(".")
     if all_keys().get(parent) is False:
         return f"{parent} has no keys inside; set it as a whole"
-    return unknown_key(key)
+    return unknown_key(parent, name)
 
 
 def _replace(root: Node, path: list[str], value: Node) -> Node:
@@ -116,16 +118,21 @@ def _validate(root: Node, where: str, problems: list[str]) -> Recipe:
     except ValidationError as error:
         found = [explain(details, root) for details in error.errors(include_url=False)]
         recipe = _repaired(root.plain(), error)
-    wrong = [problem.key for problem, _ in found]
+    wrong = [problem.key.partition("[")[0] for problem, _ in found]
     if recipe:
         for problem in cross_field_problems(recipe):
             if not any(_overlap(key, bad) for key in (problem.key, *problem.because) for bad in wrong):
                 found.append((problem, _blamed(problem, root)))
     shown = [_line(problem, node, where) for problem, node in found if not (node and node.broken)]
     if problems or shown:
-        raise RecipeError(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])])
+        raise RecipeError(_cut(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])]))
     assert recipe is not None
     return recipe
+
+
+def _cut(problems: list[str]) -> list[str]:
+    more = len(problems) - _MAX_PROBLEMS
+    return problems if more <= 0 else [*problems[:_MAX_PROBLEMS], f"and {more} more"]
 
 
 def _repaired(values: dict[str, Any], error: ValidationError) -> Recipe | None:

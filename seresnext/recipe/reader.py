@@ -22,7 +22,7 @@ import yaml
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 10
-MAX_VALUES = 10_000
+MAX_VALUES = 1_000
 MAX_DIGITS = 100
 
 _WORDS: dict[str, bool | None] = {
@@ -45,7 +45,7 @@ _REFUSED = [
     (re.compile(r"[-+]?0[0-9]+"), "begins with 0, which some readers take for octal; write it without the 0"),
     (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+"), "is not decimal; write it in decimal"),
     (re.compile(r"(?=.*_)[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?"), "has underscores; write the digits alone"),
-    (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "is a base-60 number to some readers"),
+    (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "is a base-60 number to some readers; write a plain number"),
 ]
 
 
@@ -108,6 +108,11 @@ def write_scalar(value: Any) -> str:
     if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*", value) and read_scalar(value) == (value, None):
         return value
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).strip()
+
+
+def _has_control(text: str) -> bool:
+    """Line breaks, escapes for terminals, halves of surrogate pairs: nothing that a name or a path should hold."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def shorten(text: str, width: int = 60) -> str:
@@ -208,7 +213,7 @@ class _Builder:
 
     def _scalar(self, event: Any, path: str, broken: bool) -> Node:
         value, complaint = read_scalar(event.value) if event.style is None else (event.value, None)
-        if isinstance(value, str) and any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        if isinstance(value, str) and _has_control(value):
             complaint = "text with a line break or another control character"
         if complaint:
             self._complain(event, path, complaint)
@@ -225,7 +230,9 @@ class _Builder:
             key = event.value
             key_path = shorten(f"{path}.{key}" if path else key)
             node = self._node(self._loader.get_event(), key_path, depth + 1)
-            if key in entries:
+            if _has_control(key):
+                self._complain(event, path, f"key {shorten(repr(key))} with a line break or another control character")
+            elif key in entries:
                 self._complain(event, key_path, f"duplicate key, first written in line {first[key]}")
             elif key == "<<":
                 self._complain(event, path, "merge key '<<'; recipes have none, use 'base:' to share values")

@@ -30,6 +30,8 @@ def _read_duration(value: Any) -> Duration:
     if isinstance(value, Duration):
         return value
     if isinstance(value, str):
+        if len(value) > len(f"{MAX_DURATION} optimizer steps"):  # more than int() should be asked to read
+            raise ValueError("a duration is short, such as '90ep' (epochs) or '2000st' (optimizer steps)")
         duration = Duration.parse(value)
         if duration.count > MAX_DURATION:
             raise ValueError(f"a duration is at most {MAX_DURATION}")
@@ -108,7 +110,7 @@ class DataSection(Section):
     train_split: Text = Field(default="train", description="Folder under the root to train on.")
     val_split: Text = Field(default="val", description="Folder under the root to validate on.")
     image_size: int = Field(
-        default=224, ge=32, le=4096, description="Side of the square image the network sees, in pixels."
+        default=224, ge=16, le=4096, description="Side of the square image the network sees, in pixels."
     )
     workers: int = Field(
         default=8, ge=0, le=256, description="Loader processes per rank; 0 loads in the training process."
@@ -174,8 +176,12 @@ class ScheduleSection(Section):
     """Learning rate as a function of the step."""
 
     name: Literal["step", "cosine"] = Field(default="step", description="Falling by steps, or along a half cosine.")
-    every: PositiveDuration | None = Field(default=None, description="`step` only: how often the learning rate falls.")
-    factor: Number | None = Field(default=None, gt=0, lt=1, description="`step` only: what it is multiplied by.")
+    every: PositiveDuration | None = Field(
+        default=None, description="`step` only: how often the rate falls; 30ep without the section."
+    )
+    factor: Number | None = Field(
+        default=None, gt=0, lt=1, description="`step` only: what it is multiplied by; 0.1 without the section."
+    )
     warmup: AnyDuration = Field(default=Duration(0, "ep"), description="Linear rise at the start; 0ep is none.")
     final_lr: Number = Field(default=0.0, ge=0, description="`cosine` only: the learning rate at the end.")
 

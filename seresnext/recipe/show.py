@@ -133,7 +133,8 @@ def _type(field: dict[str, Any]) -> str:
     if field["type"] == "array":
         items = field.get("prefixItems") or [field["items"]]
         count = f"{len(items)} " if "prefixItems" in field else ""
-        return f"list of {count}{_type(items[0])}"
+        noun, _, rest = _type(items[0]).partition(" ")
+        return f"list of {count}{noun}{'s' if noun == 'number' else ''} {rest}".strip()
     if field["type"] == "string":
         return "duration" if "pattern" in field else "text"
     word = {"integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}[field["type"]]

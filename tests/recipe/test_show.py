@@ -1,0 +1,145 @@
+"""Recipes as text: what is printed loads again, and says where every value comes from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seresnext.recipe import load_recipe, recipe_from_values, to_values
+from seresnext.recipe.explain import all_keys
+from seresnext.recipe.reader import read_yaml
+from seresnext.recipe.show import diff, json_schema, print_recipe, recipe_hash, recipe_reference, to_yaml
+
+ROOT = Path(__file__).parents[2]
+
+names = st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable())
+recipes = st.fixed_dictionaries(
+    {
+        "model": st.fixed_dictionaries(
+            {"name": st.sampled_from(["seresnext26", "legacy_seresnext50_32x4d"])},
+            optional={"drop_rate": st.floats(0, 0.99), "weights": st.none() | names},
+        ),
+        "data": st.fixed_dictionaries({}, optional={"root": names, "train_split": names, "workers": st.integers(0, 9)}),
+        "length": st.builds("{}{}".format, st.integers(1, 10**9), st.sampled_from(["ep", "st"])),
+        "optimizer": st.fixed_dictionaries(
+            {},
+            optional={"lr": st.floats(0, exclude_min=True, allow_infinity=False), "clip_norm": st.just(5)},
+        ),
+        "ema": st.none()
+        | st.fixed_dictionaries({}, optional={"decay": st.floats(0.1, 0.999), "warmup": st.booleans()}),
+        "runtime": st.fixed_dictionaries({}, optional={"compile": st.sampled_from(["auto", True, False])}),
+    }
+)
+
+
+@pytest.mark.parametrize("name", ["seresnext26", "digits"])
+def test_what_is_printed_loads_again(name: str, tmp_path: Path) -> None:
+    loaded = load_recipe(name, ["ema={decay: 0.9}", "data.root='no: #1'", "runtime.compile=false"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(print_recipe(loaded))
+    again = load_recipe(path)
+    assert again.values == loaded.values
+    assert again.recipe == loaded.recipe
+    path.write_text(to_yaml(loaded.values))
+    assert load_recipe(path).values == loaded.values
+
+
+@settings(max_examples=200, deadline=None)
+@given(recipes)
+def test_any_recipe_survives_the_round_trip(values: dict[str, Any]) -> None:
+    full = to_values(recipe_from_values(values, "hypothesis"))
+    root, problems = read_yaml(to_yaml(full), str)
+    assert problems == []
+    assert root is not None
+    assert root.plain() == full
+    assert to_values(recipe_from_values(root.plain(), "hypothesis")) == full
+    assert to_values(recipe_from_values(json.loads(json.dumps(full)), "hypothesis")) == full
+
+
+def test_printed_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = print_recipe(load_recipe("seresnext50", ["optimizer.lr=0.4"])).splitlines()
+    written = (ROOT / "recipes/_base/imagenet.yaml").read_text().splitlines()
+    momentum = next(i for i, line in enumerate(written, 1) if line.startswith("  momentum:"))
+    assert any(
+        line.startswith("  momentum: 0.9 ") and line.endswith(f"# recipes/_base/imagenet.yaml:{momentum}")
+        for line in lines
+    )
+    assert any(line.startswith("  lr: 0.4 ") and line.endswith("# --set") for line in lines)
+    assert any(line.startswith("  seed: 0 ") and line.endswith("# default") for line in lines)
+    assert any(line.startswith("ema: null ") and line.endswith("# default") for line in lines)
+    columns = {line.index("#") for line in lines[1:] if "#" in line}
+    assert len(columns) == 1
+
+
+def test_a_long_value_does_not_push_all_comments_away() -> None:
+    lines = print_recipe(load_recipe("seresnext50", ["data.root=" + "x" * 300])).splitlines()
+    assert sorted(len(line) for line in lines)[-2] < 120
+
+
+def test_diff() -> None:
+    a = load_recipe("seresnext50").values
+    assert diff(a, a) == []
+    b = load_recipe(
+        "seresnext50", ["optimizer.lr=0.4", "ema={decay: 0.9}", "length=3st", "runtime.compile=true"]
+    ).values
+    assert diff(a, b) == [
+        "length: 100ep -> 3st",
+        "optimizer.lr: 0.6 -> 0.4",
+        "ema: null -> {decay: 0.9, warmup: true}",
+        "runtime.compile: auto -> true",
+    ]
+    assert diff({"x": {"old": 1}}, {"x": {"new": None}}) == ["x.old: 1 -> (absent)", "x.new: (absent) -> null"]
+    assert diff({"x": 1}, {"x": True}) == ["x: 1 -> true"]
+
+
+def test_hash_is_of_the_values_and_not_of_their_order() -> None:
+    values = load_recipe("seresnext50").values
+    assert recipe_hash(values) == recipe_hash(dict(reversed(values.items())))
+    assert recipe_hash(values) == recipe_hash(load_recipe("seresnext50", ["optimizer.lr=6e-1"]).values)
+    assert recipe_hash(values) != recipe_hash(load_recipe("seresnext50", ["optimizer.lr=0.61"]).values)
+    # It is written into checkpoints, so it must stay: this is sha256sum of {"a":{"\\u00fc":true},"b":[1,2.5,null]}.
+    assert recipe_hash({"b": [1, 2.5, None], "a": {"ü": True}}) == (
+        "1d44e843f260da50c7436a2f8f04b511003558a7836855e9d615eacf8bc99d3e"
+    )
+
+
+def test_the_published_schema_is_the_generated_one() -> None:
+    published = json.loads((ROOT / "recipes" / "schema.json").read_text(encoding="utf-8"))
+    assert published == json_schema(), "run: python -m seresnext.recipe"
+
+
+def test_the_command_writes_the_schema_and_prints_the_reference(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "seresnext.recipe"]
+    subprocess.run([*command, "--output", tmp_path / "s.json"], check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "s.json").read_text() == (ROOT / "recipes" / "schema.json").read_text()
+    printed = subprocess.run([*command, "--reference"], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert printed == recipe_reference()
+
+
+def test_the_schema_refuses_what_the_loader_refuses() -> None:
+    schema = json_schema()
+    assert schema["additionalProperties"] is False
+    assert "base" in schema["properties"]
+    assert "required" not in json.dumps(schema)
+    assert schema["$defs"]["OptimizerSection"]["properties"]["lr"]["exclusiveMinimum"] == 0
+    assert schema["$defs"]["EvaluationSection"]["properties"]["every"]["default"] == "1ep"
+    for section in schema["$defs"].values():
+        assert section["additionalProperties"] is False
+        assert all(field["description"] for field in section["properties"].values())
+
+
+def test_the_reference_has_a_row_for_every_key() -> None:
+    rows = recipe_reference().splitlines()[2:]
+    keys = [row.split("`")[1] for row in rows]
+    values = [key for key, is_section in all_keys().items() if not is_section or key == "ema"]
+    assert keys == ["base", *values]
+    assert "| `optimizer.lr` | number > 0 | `0.6` |" in recipe_reference()
+    assert all(row.count("|") == 5 for row in rows)

@@ -1,0 +1,193 @@
+"""The random numbers: SplitMix64's published outputs, uniform draws, true permutations, addresses that never meet.
+
+The statistical limits are wide (a p-value of about 1e-6) and the seeds are fixed, so a test fails for a reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seresnext.randomness import Draws, hash_at, permutation_at, rng_at, torch_seed_at
+
+
+def test_the_generator_is_splitmix64() -> None:
+    # The first outputs for seed 1234567 of Vigna's splitmix64.c, as widely published as a test of ports.
+    draws = Draws(1234567)
+    assert [draws._next() for _ in range(5)] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_the_numbers_never_change() -> None:
+    # Every run so far was ordered and augmented by these: a change of them is a change of every recipe's result.
+    assert hash_at(0) == 16294208416658607535
+    assert hash_at(0, "augment", 3, 12345, 0) == 9036409713030079174
+    assert permutation_at(7, "order", 2, count=12).tolist() == [6, 5, 8, 9, 0, 4, 7, 2, 3, 1, 11, 10]
+    draws = rng_at(1, "mix", 5)
+    assert [draws.integer(1000) for _ in range(5)] == [618, 33, 685, 862, 693]
+
+
+def chi_square(counts: np.ndarray) -> float:
+    """Deviation from equal counts in standard deviations of the chi-square distribution."""
+    expected = counts.sum() / counts.size
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = counts.size - 1
+    return float((statistic - freedom) / np.sqrt(2 * freedom))
+
+
+def test_draws_are_uniform_along_a_stream() -> None:
+    draws = Draws(42)
+    values = np.array([draws.random() for _ in range(50_000)])
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert abs(chi_square(np.histogram(values, 100, (0, 1))[0])) < 5
+    pairs = np.histogram2d(values[::2], values[1::2], 20, [(0, 1), (0, 1)])[0]
+    assert abs(chi_square(pairs)) < 5
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_draws_are_uniform_over_neighbouring_addresses(which: int) -> None:
+    # What training uses: the first few draws at each of many addresses that differ in one small number.
+    values = []
+    for image in range(30_000):
+        address = [0, 0, 0]
+        address[which] = image
+        values.append(rng_at(0, "augment", *address).random())
+    array = np.array(values)
+    assert abs(chi_square(np.histogram(array, 100, (0, 1))[0])) < 5
+    assert abs(np.corrcoef(array[:-1], array[1:])[0, 1]) * np.sqrt(len(array)) < 5
+
+
+def test_every_bit_of_a_hash_is_fair_and_depends_on_every_word() -> None:
+    def bits(*address: int | str) -> np.ndarray:
+        return np.unpackbits(np.array([hash_at(*address)], dtype=">u8").view(np.uint8))
+
+    some = np.array([bits(seed, "order", epoch) for seed in range(100) for epoch in range(40)], dtype=float)
+    assert np.abs(some.mean(0) - 0.5).max() * 2 * np.sqrt(len(some)) < 5
+    for flipped in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1 << 40, 0]):
+        changed = np.mean([
+            bits(n, n + 1, n + 2) != bits(*(word ^ flip for word, flip in zip((n, n + 1, n + 2), flipped, strict=True)))
+            for n in range(0, 4000, 4)
+        ])  # fmt: skip
+        assert abs(changed - 0.5) * 2 * np.sqrt(64 * 1000) < 5
+
+
+def test_a_skewed_generator_would_be_noticed() -> None:
+    rng = np.random.default_rng(0)
+    assert abs(chi_square(np.histogram(rng.random(50_000), 100, (0, 1))[0])) < 5
+    assert chi_square(np.histogram(rng.random(50_000) ** 1.1, 100, (0, 1))[0]) > 20
+
+
+def test_addresses_never_meet() -> None:
+    addresses = [
+        ("a", 1, 23), ("a", 12, 3), ("a", 123), ("a", 1, 2, 3), ("a", 23, 1), ("a1", 23), ("a", "1", 23), (1, "a", 23),
+        ("a",), (), ("",), ("a", 0), ("a", 0, 0), (0,), (0, 0), ("a", -1), ("b", 1, 23),
+    ]  # fmt: skip
+    hashes = [hash_at(seed, *address) for seed in (0, 1, 2) for address in addresses]
+    assert len(set(hashes)) == len(hashes)
+    many = {hash_at(seed, *address) for seed in range(4) for address in itertools.product(range(20), repeat=3)}
+    assert len(many) == 4 * 20**3
+
+
+def test_draws_at_an_address_are_always_the_same() -> None:
+    def first(*address: int | str) -> list[float]:
+        draws = rng_at(3, *address)
+        return [draws.random() for _ in range(4)]
+
+    before = first("augment", 1, 2, 0)
+    first("augment", 9, 9, 9)  # drawing elsewhere changes nothing here
+    assert first("augment", 1, 2, 0) == before
+    assert first("augment", 1, 2, 1) != before
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 10**9))
+def test_integers_are_in_range(state: int, count: int) -> None:
+    assert 0 <= Draws(state).integer(count) < count
+
+
+def test_integers_are_uniform() -> None:
+    draws = Draws(5)
+    counts = np.bincount([draws.integer(7) for _ in range(35_000)], minlength=7)
+    assert len(counts) == 7
+    assert abs(chi_square(counts)) < 5
+
+
+@given(st.integers(0, 2**64 - 1), st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_uniform_is_in_range(state: int, low: float, width: float) -> None:
+    assert low <= Draws(state).uniform(low, low + width) <= low + width
+
+
+def test_chances() -> None:
+    draws = Draws(6)
+    assert not any(draws.chance(0.0) for _ in range(1000))
+    assert all(draws.chance(1.0) for _ in range(1000))
+    assert abs(sum(draws.chance(0.3) for _ in range(20_000)) - 6000) < 5 * np.sqrt(20_000 * 0.3 * 0.7)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 1000))
+def test_torch_takes_the_seeds(seed: int, step: int) -> None:
+    assert 0 <= torch_seed_at(seed, "step", step, 0) < 2**63
+
+
+# ------------------------------------------------------------------------------------------------ permutations
+
+
+@given(st.integers(0, 2**63), st.integers(0, 300), st.integers(0, 500))
+def test_a_permutation_has_every_index_once(seed: int, epoch: int, count: int) -> None:
+    order = permutation_at(seed, "order", epoch, count=count)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(count))
+
+
+def test_a_permutation_of_imagenet() -> None:
+    order = permutation_at(0, "order", 0, count=1_281_167)
+    seen = np.zeros(1_281_167, dtype=bool)
+    seen[order] = True
+    assert seen.all()
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, in standard deviations of that of two random orders."""
+    return float(np.corrcoef(np.argsort(a), np.argsort(b))[0, 1] * np.sqrt(len(a) - 1))
+
+
+def test_orders_of_epochs_and_seeds_have_nothing_in_common() -> None:
+    count = 20_000
+    orders = [permutation_at(seed, "order", epoch, count=count) for seed in (0, 1) for epoch in range(6)]
+    plain = np.arange(count)
+    for a, b in itertools.combinations([*orders, plain], 2):
+        assert abs(rank_correlation(a, b)) < 5
+        assert np.sum(a == b) < 15  # fixed points of a random permutation: one, give or take one
+    # Negative control: the same order but for a tenth of its places is noticed.
+    nearly = orders[0].copy()
+    nearly[: count // 10] = nearly[: count // 10][::-1]
+    assert abs(rank_correlation(orders[0], nearly)) > 50
+
+
+def test_every_place_is_equally_likely_for_every_index() -> None:
+    count, epochs = 12, 6000
+    places = np.zeros((count, count))
+    for epoch in range(epochs):
+        places[permutation_at(0, "order", epoch, count=count), np.arange(count)] += 1
+    for row in [*places, *places.T]:
+        assert abs(chi_square(row)) < 6
+
+
+def test_all_orders_of_four_come_up() -> None:
+    orders = [tuple(permutation_at(9, "order", epoch, count=4).tolist()) for epoch in range(4800)]
+    counts = np.array([orders.count(order) for order in itertools.permutations(range(4))])
+    assert abs(chi_square(counts)) < 5
+
+
+def test_what_an_epoch_leaves_unseen_changes() -> None:
+    tails = [set(permutation_at(0, "order", epoch, count=100)[96:].tolist()) for epoch in range(50)]
+    assert len({frozenset(tail) for tail in tails}) > 45
