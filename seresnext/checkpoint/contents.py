@@ -18,11 +18,21 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from seresnext.errors import CheckpointError
+from seresnext.weights.names import listed, printable
 
 FORMAT = "seresnext-1"
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run by prefix, `{"model": ..., "optimizer.momentum": ..., ...}`, and by name within it."""
+
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "recipe": (dict,),
+    "best": (dict, type(None)),
+    "history": (list,),
+    "dataset": (dict,),
+    "environment": (dict,),
+    "progress": (dict,),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,8 @@ class Facts:
     """What a checkpoint says in words: the metadata of the file, apart from format and digest.
 
     `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps, `dataset` has
-    `classes`, `num_images` and `fingerprint`. All values are plain JSON data.
+    `classes`, `num_images` and `fingerprint`, `progress` whatever else the training loop carries from step to step.
+    All values are plain JSON data; floats come back bit for bit.
     """
 
     step: int
@@ -40,12 +51,13 @@ class Facts:
     history: list[Any]
     dataset: dict[str, Any]
     environment: dict[str, Any]
+    progress: dict[str, Any]
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata strings, the same for equal facts."""
         values = asdict(self)
         texts = {"format": FORMAT, "step": str(self.step), "recipe_hash": self.recipe_hash}
-        for name in ("recipe", "best", "history", "dataset", "environment"):
+        for name in _JSON_KINDS:
             texts[name] = json.dumps(values[name], sort_keys=True, allow_nan=False)
         return texts
 
@@ -53,20 +65,13 @@ class Facts:
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
         """Read the metadata strings of the file `source`. Raises CheckpointError for other formats and bad values."""
         _check_format(metadata.get("format"), source)
-        missing = {"step", "recipe", "recipe_hash", "best", "history", "dataset", "environment"} - metadata.keys()
+        missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
         if missing:
             raise CheckpointError(f"{source} lacks the metadata {', '.join(sorted(missing))}")
         if not re.fullmatch(r"[0-9]{1,18}", metadata["step"]):
-            raise CheckpointError(f"{source} has the step {metadata['step']!r}, which is not a number")
-        return cls(
-            step=int(metadata["step"]),
-            recipe=_parsed(metadata, "recipe", (dict,), source),
-            recipe_hash=metadata["recipe_hash"],
-            best=_parsed(metadata, "best", (dict, type(None)), source),
-            history=_parsed(metadata, "history", (list,), source),
-            dataset=_parsed(metadata, "dataset", (dict,), source),
-            environment=_parsed(metadata, "environment", (dict,), source),
-        )
+            raise CheckpointError(f"{source} has the step {printable(metadata['step'])}, which is not a number")
+        values = {name: _parsed(metadata, name, kinds, source) for name, kinds in _JSON_KINDS.items()}
+        return cls(step=int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
 
 
 @dataclass(frozen=True)
@@ -100,14 +105,14 @@ def capture(parts: Parts, facts: Facts, buffers: dict[str, Tensor]) -> Snapshot:
 def restore(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
     """Copy the tensors of the file `source` into the live ones, all of them or none.
 
-    Raises CheckpointError, before anything is changed, that lists every tensor that is missing, unknown, or of another
+    Raises CheckpointError, before anything is changed, that lists the tensors that are missing, unknown, or of another
     shape or dtype.
     """
     live = _flat(parts)
     problems = _disagreements(tensors, live)
     if problems:
         heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
-        raise CheckpointError("\n  ".join([f"{source} does not fit this run, {heading}:", *problems]))
+        raise CheckpointError("\n  ".join([f"{source} does not fit this run, {heading}:", *listed(problems)]))
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
@@ -162,7 +167,9 @@ def _flat(parts: Parts) -> dict[str, Tensor]:
 
 def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
     problems = [f"{name}: missing from the file" for name in live if name not in saved]
-    problems += [f"{name!r}: in the file, but this run has no such tensor" for name in saved if name not in live]
+    problems += [
+        f"{printable(name)}: in the file, but this run has no such tensor" for name in saved if name not in live
+    ]
     for name in live.keys() & saved.keys():
         theirs, ours = saved[name], live[name]
         if theirs.shape != ours.shape:
@@ -181,7 +188,9 @@ def _check_format(found: str | None, source: str) -> None:
             f"{source} has the format {found}, this program reads {FORMAT}: it was written by a newer version; "
             "update this one to use it"
         )
-    raise CheckpointError(f"{source} has the format {found!r}, not {FORMAT!r}: it is no checkpoint of a training run")
+    raise CheckpointError(
+        f"{source} has the format {printable(found)}, not {FORMAT}: it is no checkpoint of a training run"
+    )
 
 
 def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], source: str) -> Any:

@@ -15,12 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from seresnext.checkpoint import digested
 from seresnext.errors import CheckpointError, Failure
+from seresnext.weights.safetensors_file import read_header, read_safetensors
 
 Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")
@@ -141,19 +140,14 @@ def verify(path: Path) -> dict[str, str]:
 
     Raises CheckpointError naming the file when it is damaged, cut short, not a checkpoint, or cannot be read.
     """
-    try:
-        return digested.verify_digest(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    _verify_digest(path)
+    return read_header(path).metadata
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors (on the CPU) and metadata of a checkpoint, digest checked. Raises CheckpointError."""
-    metadata = verify(path)
-    try:
-        return load_file(path), metadata
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    _verify_digest(path)
+    return read_safetensors(path)
 
 
 def newest_valid(folder: Path) -> Newest:
@@ -187,6 +181,13 @@ def newest_valid(folder: Path) -> Newest:
 
 
 # Parts of the above
+
+
+def _verify_digest(path: Path) -> None:
+    try:
+        digested.verify_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _copy_synced(source: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ _FIELD_TEXTS = {
     "lr": "lr {:.4g}",
     "images_per_second": "{:.1f} images/s",
     "data_wait": "data wait {:.3f} s",
-    "gradient_norm": "gradient norm {:.3f}",
+    "grad_norm": "gradient norm {:.3f}",
     "eta": "eta {}",
     "epoch": "epoch {:.2f}",
 }

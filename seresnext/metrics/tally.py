@@ -20,7 +20,7 @@ class Tally:
         self._totals = torch.zeros(len(names), 2, dtype=torch.float64, device=device)  # sum, count
 
     def add(self, count: int, **sums: Tensor | float) -> None:
-        """Add sums over `count` items: `add(32, loss=loss_sum)` for images, `add(1, gradient_norm=norm)` for steps.
+        """Add sums over `count` items: `add(32, loss=loss_sum)` for images, `add(1, grad_norm=norm)` for steps.
 
         A tensor (of one element, on the tally's device) is added there without waiting for it.
         """

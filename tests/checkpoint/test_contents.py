@@ -19,6 +19,7 @@ FACTS = Facts(
     history=[{"step": 2, "reason": "overflow"}],
     dataset={"classes": ["a", "ü"], "num_images": 7, "fingerprint": "f"},
     environment={"torch": "2"},
+    progress={"unlogged_loss": 0.1 + 0.2, "evaluated": 4},
 )
 
 
@@ -177,7 +178,7 @@ def test_all_disagreements_in_one_message_and_nothing_changed():
     message = str(failure.value)
     assert "some/file does not fit this run, 4 disagreements" in message
     assert "model.0.bias: missing from the file" in message
-    assert r"'ema.other\x1b[2J': in the file, but this run has no such tensor" in message
+    assert r"ema.other\x1b[2J: in the file, but this run has no such tensor" in message
     assert "model.4.weight: shape (3, 288) in the file, (2, 288) in this run" in message
     assert "scaler.scale: torch.float32 in the file, torch.float64 in this run" in message
     assert same(snapshot(run), before)
@@ -206,7 +207,7 @@ def test_facts_survive_as_text():
     metadata = FACTS.to_metadata()
     assert metadata["format"] == "seresnext-1"
     assert metadata.keys() == {
-        *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment"),
+        *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress"),
     }
     assert all(isinstance(text, str) for text in metadata.values())
     assert Facts.from_metadata({**metadata, "digest": "0"}, "file") == FACTS

@@ -91,8 +91,7 @@ def test_digest_is_sha256_of_the_file_with_zeros_in_its_place(tmp_path):
 
 
 def test_untouched_file_passes(tmp_path):
-    metadata = digested.verify_digest(write(tmp_path / "a", every_kind_of_tensor()))
-    assert {name: metadata[name] for name in METADATA} == METADATA
+    digested.verify_digest(write(tmp_path / "a", every_kind_of_tensor()))
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -124,41 +123,6 @@ def test_every_truncation_and_addition_is_found(tmp_path):
     path.write_bytes(content + b" ")
     with pytest.raises(CheckpointError, match="is damaged"):
         digested.verify_digest(path)
-
-
-def forged(text: bytes) -> bytes:
-    """A file with this header and a right digest, as an attacker can make."""
-    blank = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(blank).hexdigest().encode()
-    return blank.replace(b"0" * 64, digest, 1)
-
-
-START = b'{"__metadata__":{"digest":"' + b"0" * 64
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (forged(START + b'",'), "not JSON"),
-        (forged(START + b'","x":' + b"[" * 100_000), "not JSON"),
-        (forged(START + b'","x":1}}'), "not text"),
-        (b"\xff" * 7 + b"\x7f" + START + b'"}}', "is damaged"),
-        (b"", "not a checkpoint"),
-    ],
-    ids=["cut", "deep", "number", "long", "empty"],
-)
-def test_forged_files_are_refused(tmp_path, content, message):
-    path = tmp_path / "a"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
-        digested.verify_digest(path)
-
-
-def test_right_digest_over_an_empty_header_passes(tmp_path):
-    """The negative control of the forgeries: they fail for their content, not for how the test makes them."""
-    path = tmp_path / "a"
-    path.write_bytes(forged(START + b'"}}'))
-    assert digested.verify_digest(path).keys() == {"digest"}
 
 
 def test_other_safetensors_files_are_not_ours(tmp_path):

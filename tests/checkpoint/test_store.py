@@ -1,6 +1,7 @@
 """The folder of checkpoints: whatever fails, and whenever, a good file stays and the message says what happened."""
 
 import errno
+import hashlib
 import os
 import resource
 import subprocess
@@ -242,6 +243,35 @@ def test_verify_names_the_file(tmp_path):
         store.read(path)
     with pytest.raises(CheckpointError, match="No such file"):
         store.verify(tmp_path / "missing")
+
+
+def forged(text: bytes) -> bytes:
+    """A file with this header and a right digest, as an attacker can make."""
+    blank = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(blank).hexdigest().encode()
+    return blank.replace(b"0" * 64, digest, 1)
+
+
+START = b'{"__metadata__":{"digest":"' + b"0" * 64
+
+
+@pytest.mark.parametrize(
+    "rest", [b'",', b'","x":' + b"[" * 100_000, b'","x":1}}', b'"},"a":{}}', b'"}}' + b" " * (1 << 25)]
+)
+def test_forged_files_are_refused(tmp_path, rest):
+    path = tmp_path / "a"
+    path.write_bytes(forged(START + rest))
+    for check in (store.verify, store.read):
+        with pytest.raises(CheckpointError, match=str(path)):
+            check(path)
+
+
+def test_right_digest_over_an_empty_header_passes(tmp_path):
+    """The negative control of the forgeries: they fail for their content, not for how the test makes them."""
+    path = tmp_path / "a"
+    path.write_bytes(forged(START + b'"}}'))
+    assert store.verify(path).keys() == {"digest"}
+    assert store.read(path)[0] == {}
 
 
 def test_point_links_and_moves(tmp_path):

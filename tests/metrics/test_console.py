@@ -208,4 +208,4 @@ def test_log_that_cannot_be_written_is_said_once(tmp_path):
 
 def test_describe_leaves_out_what_is_not_there():
     assert describe({"loss": float("nan"), "lr": None, "weights": "ema"}) == "loss nan"
-    assert describe({"data_wait": 0.0123, "gradient_norm": 2.0}) == "data wait 0.012 s, gradient norm 2.000"
+    assert describe({"data_wait": 0.0123, "grad_norm": 2.0}) == "data wait 0.012 s, gradient norm 2.000"

@@ -7,12 +7,12 @@ from seresnext.metrics.tally import Tally
 
 
 def test_means_with_their_own_counts():
-    tally = Tally(("loss", "gradient_norm", "unused"))
+    tally = Tally(("loss", "grad_norm", "unused"))
     tally.add(4, loss=torch.tensor(10.0))
     tally.add(2, loss=8.0)
-    tally.add(1, gradient_norm=torch.tensor(0.5))
-    tally.add(1, gradient_norm=torch.tensor(1.5))
-    assert tally.read() == {"loss": 3.0, "gradient_norm": 1.0}
+    tally.add(1, grad_norm=torch.tensor(0.5))
+    tally.add(1, grad_norm=torch.tensor(1.5))
+    assert tally.read() == {"loss": 3.0, "grad_norm": 1.0}
     assert tally.read() == {}
 
 
@@ -35,10 +35,10 @@ def test_gradients_are_not_held():
 
 def test_reduce_sums_over_ranks_before_dividing():
     """Two ranks of which one saw more images: the mean is over images, not over ranks."""
-    tally = Tally(("loss", "gradient_norm"))
+    tally = Tally(("loss", "grad_norm"))
     tally.add(1, loss=1.0)
     other_rank = torch.tensor([[9.0, 3.0], [5.0, 1.0]], dtype=torch.float64)
-    assert tally.read(lambda totals: totals + other_rank) == {"loss": 2.5, "gradient_norm": 5.0}
+    assert tally.read(lambda totals: totals + other_rank) == {"loss": 2.5, "grad_norm": 5.0}
 
 
 def test_unknown_name_is_our_bug():

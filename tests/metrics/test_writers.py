@@ -34,14 +34,14 @@ def test_floats_keep_every_digit(tmp_path, warnings):
 
 def test_every_line_is_valid_json(tmp_path, warnings):
     writer = JsonLines(tmp_path / "m", warnings.append)
-    writer.write(train(1, loss=math.nan, lr=math.inf, gradient_norm=-math.inf, note="two\nlines", best=None))
+    writer.write(train(1, loss=math.nan, lr=math.inf, grad_norm=-math.inf, note="two\nlines", best=None))
 
     def refuse(text):
         raise AssertionError(f"{text} is not JSON")
 
     (line,) = (tmp_path / "m").read_text().splitlines()
     event = json.loads(line, parse_constant=refuse)
-    assert event == train(1, loss=None, lr=None, gradient_norm=None, note="two\nlines", best=None)
+    assert event == train(1, loss=None, lr=None, grad_norm=None, note="two\nlines", best=None)
 
 
 def test_lines_are_there_at_once_and_added_to(tmp_path, warnings):
@@ -139,14 +139,14 @@ def scalars(folder):
 
 def test_tensorboard_has_the_numbers_of_the_events(tmp_path, warnings):
     board = TensorBoard(tmp_path / "tb", None, warnings.append)
-    board.write(train(10, loss=2.5, lr=0.5, images_per_second=64, data_wait=0.25, gradient_norm=1.0))
+    board.write(train(10, loss=2.5, lr=0.5, images_per_second=64, data_wait=0.25, grad_norm=1.0))
     board.write({"event": "validate", "step": 10, "epoch": 1.0, "top1": 50.0, "top5": 75.0, "weights": "ema"})
     assert scalars(tmp_path / "tb") == {  # Before the close: written at once.
         "train/loss": [(10, 2.5)],
         "train/lr": [(10, 0.5)],
         "train/images_per_second": [(10, 64.0)],
         "train/data_wait": [(10, 0.25)],
-        "train/gradient_norm": [(10, 1.0)],
+        "train/grad_norm": [(10, 1.0)],
         "validate/top1": [(10, 50.0)],
         "validate/top5": [(10, 75.0)],
     }
