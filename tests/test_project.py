@@ -208,9 +208,33 @@ def test_recipe_reference_is_the_schema():
 
 
 def test_readme_table_of_models_is_the_code():
-    from seresnext.models.registry import MODELS
+    from seresnext.models import MODELS
 
     table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `seresnext")]
-    assert len(table) >= len(MODELS) == 3
-    for architecture in MODELS.values():
-        assert any(f"{architecture.params:,}" in line and architecture.weights in line for line in table)
+    for row in MODELS.values():
+        assert any(
+            f"| {row.params:,} | {row.multiply_adds / 1e9:.2f} G | [`{row.weights_file}`]" in line
+            and line.endswith(f"| {row.top1} / {row.top5} |")
+            for line in table
+        )
+
+
+def test_readme_python_example_runs(tmp_path, monkeypatch):
+    import torch
+    from PIL import Image
+
+    from seresnext.models import create_model
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.save(
+        create_model("seresnext50").state_dict(),
+        "se_resnext50_32x4d-a260b3a4.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    Image.new("RGB", (300, 260), "red").save("cat.jpg")
+    names: dict[str, torch.Tensor] = {}
+    exec(code, names)
+    assert names["probabilities"].shape == (1, 1000)
+    assert names["maps"].shape == (1, 2048, 7, 7)
+    assert names["features"].shape == (1, 2048)

@@ -1,0 +1,114 @@
+"""Classify images with a trained or published model, and extract their features.
+
+    python scripts/predict.py --checkpoint FILE IMAGE... [--top 5] [--features OUT.npy]
+
+FILE is a checkpoint of this project, which knows its classes and preprocessing, or a published `.pth`. With
+`--features`, the 2048 numbers that the classifier sees are written for each image, in the order given: float32, N 2048.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import Facts
+from seresnext.data.augment import EvaluationTransform
+from seresnext.data.decode import decode
+from seresnext.errors import DataError, Failure, UsageError
+from seresnext.models import Preprocessing, SENet, load_pretrained
+from seresnext.recipe.schema import DataSection
+from seresnext.weights.safetensors_file import read_header
+
+BATCH_SIZE = 32
+MAX_PIXELS = DataSection.model_fields["max_pixels"].default
+
+
+def load_image(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """A file as the model's input, float32 3 H W. Raises DataError naming the file."""
+    try:
+        image = decode(path.read_bytes(), str(path), MAX_PIXELS)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    transform = EvaluationTransform(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    return ((transform(image) / 255 - mean) / std).permute(2, 0, 1)
+
+
+def recorded_classes(checkpoint: Path) -> Sequence[str] | None:
+    """The names of the classes in a checkpoint of this project, once its digest is checked; None for other files.
+
+    Raises CheckpointError for a checkpoint that is damaged.
+    """
+    if checkpoint.suffix != ".safetensors" or "format" not in read_header(checkpoint).metadata:
+        return None
+    return Facts.from_metadata(store.verify(checkpoint), str(checkpoint)).dataset["classes"]
+
+
+def presumed_classes(num_classes: int) -> Sequence[str]:
+    """ImageNet's names if there are 1000 classes, as in the published files; else numbers."""
+    if num_classes == 1000:
+        from torchvision.models import ResNet50_Weights  # Here for its names: nothing is downloaded.
+
+        return ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
+    return [f"class {number}" for number in range(num_classes)]
+
+
+@torch.inference_mode()
+def predict(model: SENet, preprocessing: Preprocessing, paths: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (2048) and probabilities (num_classes) of each image, on the CPU."""
+    device = next(model.parameters()).device
+    for start in range(0, len(paths), BATCH_SIZE):
+        images = torch.stack([load_image(path, preprocessing) for path in paths[start : start + BATCH_SIZE]])
+        features = model.forward_head(model.forward_features(images.to(device)), pre_logits=True)
+        yield from zip(features.cpu(), model.last_linear(features).softmax(1).cpu(), strict=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Classify images with a trained or published model.")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print (default: 5)")
+    parser.add_argument(
+        "--features", type=Path, metavar="OUT.npy", help="also write the features, N 2048, to this file"
+    )
+    arguments = parser.parse_args()
+    if arguments.top < 1:
+        raise UsageError(f"--top {arguments.top}: at least 1")
+
+    recorded = recorded_classes(arguments.checkpoint)
+    model, preprocessing = load_pretrained(arguments.checkpoint)
+    classes = recorded or presumed_classes(model.num_classes)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    kept = []
+    for path, (features, probabilities) in zip(
+        arguments.images, predict(model, preprocessing, arguments.images), strict=True
+    ):
+        print(path)
+        for probability, label in itertools.islice(
+            zip(*probabilities.sort(descending=True), strict=True), arguments.top
+        ):
+            print(f"  {100 * probability.item():6.2f} %  {classes[int(label)]}")
+        kept.append(features.numpy())
+    if arguments.features:
+        try:
+            with arguments.features.open("wb") as file:  # np.save would add an ending to a name without one.
+                np.save(file, np.stack(kept))
+        except OSError as error:
+            raise UsageError(f"{arguments.features} cannot be written: {error.strerror}") from None
+        print(f"features: {arguments.features}, {len(kept)} x {len(kept[0])}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_code)
