@@ -30,6 +30,9 @@ cd -- "$root"
 cores=$(env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
 
+# Bash waits for what it runs, so the training has saved by then.
+trap 'echo "Stopped. The same command goes on from there." >&2; exit 130' INT
+
 "$python" scripts/prepare_digits.py --output "$data"
 "$python" -m torch.distributed.run --standalone --nproc_per_node=2 \
     train.py --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
