@@ -70,15 +70,12 @@ class World:
             result = action()
         except Failure as caught:
             failure = caught
-            failure.is_shared = True
-        for verdict in self.gather(failure and (type(failure), str(failure))):
-            if verdict and (failure is None or self.rank > 0):
-                kind, message = verdict
-                failure = kind.__new__(kind)
-                failure.args = (message,)
-                failure.is_shared = True
-            if verdict:
-                break
-        if failure:
-            raise failure
+        verdicts = self.gather(failure and (type(failure), str(failure)))
+        first = next(filter(None, verdicts), None)
+        if first:
+            kind, message = first
+            shared: Failure = kind.__new__(kind)
+            shared.args = (message,)
+            shared.is_shared = True
+            raise shared from failure
         return result  # pyright: ignore[reportReturnType]

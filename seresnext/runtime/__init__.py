@@ -2,6 +2,6 @@
 
 from seresnext.runtime.compilation import compile_forward, resolve_compile
 from seresnext.runtime.determinism import make_deterministic
-from seresnext.runtime.precision import Precision, resolve_precision
+from seresnext.runtime.precision import PRECISIONS, Precision, resolve_precision
 
-__all__ = ["Precision", "compile_forward", "make_deterministic", "resolve_compile", "resolve_precision"]
+__all__ = ["PRECISIONS", "Precision", "compile_forward", "make_deterministic", "resolve_compile", "resolve_precision"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -35,8 +37,11 @@ class RunFolder:
         """The folder of `step-*.safetensors`, `last` and `best`."""
         return self.path / "checkpoints"
 
-    def open(self) -> None:
-        """Make the folder and lock it. Raises UsageError when it cannot be written or another training holds it."""
+    def open(self, fresh: bool) -> None:
+        """Make the folder and lock it; with `fresh`, set what an earlier run left in it aside.
+
+        Raises UsageError when it cannot be written or another training holds it.
+        """
         if not self._world.is_first:
             return
         try:
@@ -57,7 +62,21 @@ class RunFolder:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
+        if fresh:
+            self._set_aside(keep={"lock"})
+            self.checkpoints.mkdir()
         self._lock = lock  # Held as long as the file is open; the kernel lets go of it however the process ends.
+
+    def _set_aside(self, keep: set[str]) -> None:
+        """Move everything into the first free `earlier-<n>`, and leave earlier such folders alone."""
+        present = [path for path in self.path.iterdir() if path.name not in keep]
+        moving = [path for path in present if not path.name.startswith("earlier-")]
+        target = next(t for n in itertools.count(1) if not (t := self.path / f"earlier-{n}").exists())
+        target.mkdir()
+        for path in moving:
+            path.rename(target / path.name)
+        if not any(entry.is_file() for entry in target.rglob("*")):
+            shutil.rmtree(target)  # Nothing was there but empty folders.
 
     def write_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, the recipe as this run resolved it."""

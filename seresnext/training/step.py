@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from seresnext.data.mix import Mix
-from seresnext.data.prefetch import DeviceBatch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from seresnext.data.mix import Mix
+from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import BatchNormStatistics, World
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision, compile_forward

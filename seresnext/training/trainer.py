@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from seresnext.data.prefetch import DeviceBatch
 from torch import Tensor, nn
 
+from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import TrainingStopped
 from seresnext.evaluation import evaluate
@@ -37,6 +38,11 @@ class Plan:
     save_every: int
     global_size: int
 
+    @property
+    def evaluations(self) -> int:
+        """How many validations the run has."""
+        return math.ceil(self.total / self.evaluate_every)
+
     def is_due(self, every: int, step: int) -> bool:
         """Whether something done every so many steps is due after `step` completed steps; at the end it always is."""
         return step % every == 0 or step == self.total
@@ -55,6 +61,14 @@ class Progress:
     best: dict[str, Any] | None = None
     unlogged_loss: float = 0.0
     unlogged_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How long things took, in seconds: one step, and by the time of one batch all validation of one time."""
+
+    step_seconds: float
+    validation_seconds: float
 
 
 @dataclass(frozen=True)
@@ -136,6 +150,24 @@ class Trainer:
         if progress != self._saved:
             self._save()
         return not self._stopping
+
+    def rehearse(self) -> Rehearsal:
+        """Take two steps and validate one batch, and say how long the second step and the batch took."""
+        seconds = []
+        with self._train.batches(self.progress.step) as batches:
+            for _ in range(min(2, self._plan.total)):
+                started = time.monotonic()
+                self._take_step(batches)
+                self._read()
+                seconds.append(time.monotonic() - started)
+        with self._validation.batches() as batches:
+            batch = next(batches, None)
+            started = time.monotonic()
+            for model in self._models.values():
+                one = iter([batch] if batch else [])
+                evaluate(model, one, rounds=1, world=self._world, precision=self._precision)
+            validation = (time.monotonic() - started) * self._validation.rounds
+        return Rehearsal(seconds[-1], validation)
 
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then read the report of the one before it, which by then costs hardly any waiting."""

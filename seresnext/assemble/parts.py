@@ -1,0 +1,145 @@
+"""From sections of a recipe to the objects they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seresnext.data.augment import EvaluationTransform, TrainTransform
+from seresnext.data.loader import BatchSource, EvaluationImages, TrainImages, open_batches
+from seresnext.data.mix import Mix
+from seresnext.data.order import BatchKey
+from seresnext.data.prefetch import DeviceBatch, prefetch
+from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader
+from seresnext.data.synthetic import SyntheticImages, SyntheticReader
+from seresnext.distributed import World
+from seresnext.models import SENet, create_model
+from seresnext.models.pretrained import load_weights
+from seresnext.recipe.schema import ModelSection, Recipe
+from seresnext.runtime import Precision, resolve_compile, resolve_precision
+from seresnext.training.schedule import Schedule
+from seresnext.training.trainer import Plan
+from seresnext.weights import read_weights
+
+
+def settle_autos(values: dict[str, Any], settled: dict[str, Any], world: World) -> tuple[dict[str, Any], list[str]]:
+    """A recipe's values with every `auto` replaced: by what `settled` has, else afresh for this device.
+
+    `settled` are the values of the run so far, empty at a fresh start. Also returns what to tell the user. Raises
+    UsageError for what this device cannot do.
+    """
+    autos = [("runtime", "precision"), ("runtime", "compile"), ("evaluation", "weights")]
+    sections = {name: dict(values[name]) for name in ("runtime", "evaluation")}
+    for section, key in autos:
+        if sections[section][key] == "auto" and settled:
+            sections[section][key] = settled[section][key]
+    runtime, evaluation = sections["runtime"], sections["evaluation"]
+    runtime["precision"] = resolve_precision(runtime["precision"], world.device)
+    runtime["compile"], notice = resolve_compile(runtime["compile"], world.device)
+    if evaluation["weights"] == "auto":
+        evaluation["weights"] = "ema" if values["ema"] else "model"
+    return {**values, **sections}, [notice] if notice else []
+
+
+def open_splits(recipe: Recipe) -> tuple[Reader, Reader]:
+    """The training and the validation split. Raises DataError when they, their classes or the model's disagree."""
+    data, num_classes = recipe.data, recipe.model.num_classes
+    if data.format == "synthetic":
+        assert data.synthetic_images is not None
+        reader = SyntheticReader(data.synthetic_images, num_classes)
+        return reader, reader
+    train, val = (open_reader(Path(data.root), split) for split in (data.train_split, data.val_split))
+    check_same_classes(train, val)
+    check_classes(train, num_classes, data.root)
+    return train, val
+
+
+def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
+    """What makes training batches of keys."""
+    data, augment = recipe.data, recipe.augment
+    if isinstance(reader, SyntheticReader):
+        return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
+    transform = TrainTransform(
+        data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation
+    )
+    return TrainImages(reader, transform, seed=recipe.runtime.seed, max_pixels=data.max_pixels)
+
+
+def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
+    """What makes validation batches of keys."""
+    data = recipe.data
+    if isinstance(reader, SyntheticReader):
+        return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
+    transform = EvaluationTransform(data.image_size, recipe.evaluation.crop_pct, recipe.evaluation.interpolation)
+    return EvaluationImages(reader, transform, max_pixels=data.max_pixels)
+
+
+@contextmanager
+def device_batches(
+    source: BatchSource, keys: Iterable[BatchKey], recipe: Recipe, precision: Precision, world: World
+) -> Iterator[Iterator[DeviceBatch]]:
+    """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers."""
+    data, runtime = recipe.data, recipe.runtime
+    on_gpu = world.device.type == "cuda"
+    with open_batches(source, keys, workers=data.workers, timeout=runtime.loader_timeout, pin_memory=on_gpu) as batches:
+        yield prefetch(
+            batches,
+            device=world.device,
+            dtype=precision.weights,
+            mean=data.mean,
+            std=data.std,
+            channels_last=runtime.channels_last,
+        )
+
+
+def build_mix(recipe: Recipe, plan: Plan) -> Mix | None:
+    """The mixing of a recipe, or None when it has none."""
+    mix = recipe.mix
+    if not mix.mixup and not mix.cutmix:
+        return None
+    last = mix.off_after.steps(plan.steps_per_epoch) if mix.off_after else None
+    return Mix(recipe.model.num_classes, recipe.runtime.seed, mix.mixup, mix.cutmix, last)
+
+
+def build_model(section: ModelSection) -> tuple[SENet, list[str]]:
+    """The model with its first weights, drawn from torch's default generator or read from a file; and notes on it.
+
+    Raises CheckpointError when the file is refused or does not fit.
+    """
+    model = create_model(
+        section.name,
+        num_classes=section.num_classes,
+        in_channels=section.in_channels,
+        drop_rate=section.drop_rate,
+        zero_init_last=section.zero_init_last,
+    )
+    if section.weights is None:
+        return model, []
+    tensors, _ = read_weights(Path(section.weights))
+    return model, load_weights(model, tensors, section.weights, section.reset_head)
+
+
+def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
+    """All lengths of a recipe in optimizer steps."""
+    return Plan(
+        total=recipe.length.steps(steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        log_every=recipe.logging.every.steps(steps_per_epoch),
+        evaluate_every=recipe.evaluation.every.steps(steps_per_epoch),
+        save_every=recipe.checkpoint.every.steps(steps_per_epoch),
+        global_size=recipe.batch.global_size,
+    )
+
+
+def build_schedule(recipe: Recipe, plan: Plan) -> Schedule:
+    """The learning rate of a recipe as a function of the step."""
+    section = recipe.schedule
+    lengths = {"total": plan.total, "warmup": section.warmup.steps(plan.steps_per_epoch)}
+    if section.name == "step":
+        assert section.every is not None
+        assert section.factor is not None
+        falls = {"every": section.every.steps(plan.steps_per_epoch), "factor": section.factor}
+        return Schedule("step", recipe.optimizer.lr, **lengths, **falls)
+    return Schedule("cosine", recipe.optimizer.lr, **lengths, final=section.final_lr)

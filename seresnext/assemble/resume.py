@@ -1,0 +1,109 @@
+"""Where a run starts: from nothing, or from a checkpoint that belongs to the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import Facts
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.recipe.show import diff
+
+# Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
+FREE_KEYS = frozenset(
+    {
+        "data.root",
+        "data.workers",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "checkpoint.on_failure",
+        "logging.every",
+        "runtime.loader_timeout",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read and verified."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    facts: Facts
+
+
+def find_saved(folder: Path, resume: str, world: World, say: Callable[[str], None]) -> Saved | None:
+    """The checkpoint to go on from, read by every rank, or None for a fresh start.
+
+    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. Raises CheckpointError on all
+    ranks when there are checkpoints and none is valid, or when ranks read different files.
+    """
+    chosen = world.together(lambda: _choose(folder, resume, say) if world.is_first else None)
+    path: Path | None = world.broadcast(chosen)
+    if path is None:
+        return None
+    tensors, metadata = world.together(lambda: store.read(path))
+    digests = world.gather(metadata["digest"])
+    if len(set(digests)) > 1:
+        raise CheckpointError(f"{path} is not the same file on every rank; is the run folder on a shared file system?")
+    return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))))
+
+
+def _choose(folder: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+    if resume == "never":
+        return None
+    if resume != "auto":
+        if not Path(resume).is_file():
+            raise UsageError(f"--resume {resume}: no such file; give auto, never, or the path of a checkpoint")
+        return Path(resume)
+    newest = store.newest_valid(folder)
+    for warning in newest.warnings:
+        say(f"warning: {warning}")
+    return newest.path
+
+
+def refuse_changes(
+    saved: Facts, values: dict[str, Any], dataset: dict[str, Any], allowed: Collection[str], source: Path
+) -> list[str]:
+    """Compare a checkpoint with what it would go on under. Returns the changes that are allowed, for a notice.
+
+    `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises UsageError for a changed recipe and
+    DataError for changed data, each with the differences.
+    """
+    changes = diff(saved.recipe, values)
+    refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
+    if refused:
+        keys = ",".join(change.partition(":")[0] for change in refused)
+        listing = "\n  ".join(refused)
+        raise UsageError(
+            f"the recipe differs from that of {source}, which this run would go on from:\n  {listing}\n"
+            f"use the old values, start a new run with --output, or say that this is meant: --allow-changed {keys}"
+        )
+    if "classes" not in allowed and saved.dataset["classes"] != dataset["classes"]:
+        raise DataError(_class_changes(saved.dataset["classes"], dataset["classes"], source))
+    if "dataset" not in allowed and saved.dataset["fingerprint"] != dataset["fingerprint"]:
+        raise DataError(
+            f"the images under data.root are not those of {source}: {saved.dataset['num_images']} training images "
+            f"then, {dataset['num_images']} now, or other names; put the old ones back, start a new run with --output, "
+            "or say that this is meant: --allow-changed dataset"
+        )
+    return changes
+
+
+def _is_allowed(key: str, allowed: Collection[str]) -> bool:
+    return key in FREE_KEYS or any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def _class_changes(old: list[str], new: list[str], source: Path) -> str:
+    gone, added = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+    parts = [f"gone: {', '.join(gone[:10])}"] * bool(gone) + [f"new: {', '.join(added[:10])}"] * bool(added)
+    return (
+        f"the class folders are not those of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)}); "
+        "put the old ones back, start a new run with --output, or say that this is meant: --allow-changed classes"
+    )

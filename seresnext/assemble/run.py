@@ -1,0 +1,205 @@
+"""The objects of one training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from seresnext.assemble import parts
+from seresnext.assemble.resume import Saved
+from seresnext.checkpoint.contents import (
+    Facts,
+    Parts,
+    load_scaler_state,
+    momentum_buffers,
+    restore,
+    scaler_state,
+)
+from seresnext.data.loader import evaluation_keys, evaluation_rounds, train_keys
+from seresnext.data.order import Order
+from seresnext.data.prefetch import DeviceBatch
+from seresnext.distributed import World
+from seresnext.metrics.console import Console
+from seresnext.randomness import torch_seed_at
+from seresnext.recipe.load import recipe_from_values
+from seresnext.recipe.show import recipe_hash
+from seresnext.runtime import PRECISIONS, make_deterministic
+from seresnext.training.ema import Ema
+from seresnext.training.journal import Journal
+from seresnext.training.optimizer import sgd
+from seresnext.training.run_folder import RunFolder, describe_environment
+from seresnext.training.saving import Saver
+from seresnext.training.step import TrainingStep
+from seresnext.training.stopping import StopRequest
+from seresnext.training.trainer import Progress, TrainData, Trainer, ValidationData
+
+
+class Run:
+    """Everything a recipe describes, built on every rank alike.
+
+    `values` is the recipe with every `auto` settled, `dataset` what a checkpoint says of the data.
+    """
+
+    def __init__(self, values: dict[str, Any], settled: dict[str, Any], world: World, console: Console) -> None:
+        self.values, notices = world.together(lambda: parts.settle_autos(values, settled, world))
+        self.recipe = recipe_from_values(self.values, "the resolved recipe")
+        self._world = world
+        self._console = console
+        recipe = self.recipe
+        self.train, self.val = world.together(lambda: parts.open_splits(recipe))
+        self.order = world.together(
+            lambda: Order(len(self.train), recipe.batch.global_size, recipe.batch.micro_size, recipe.runtime.seed)
+        )
+        self.plan = parts.build_plan(recipe, self.order.steps_per_epoch)
+        self.precision = PRECISIONS[recipe.runtime.precision]
+        make_deterministic(recipe.runtime.deterministic)
+        torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
+        self.model, notes = world.together(lambda: parts.build_model(recipe.model))
+        self.precision.place(self.model, world.device, recipe.runtime.channels_last)
+        for notice in [*notices, *notes]:
+            console.line(notice)
+        self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None
+        settings = recipe.optimizer
+        self.optimizer = sgd(
+            self.model,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+            decay_norm_and_bias=settings.decay_norm_and_bias,
+        )
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """What a checkpoint says of the data it was trained on."""
+        return {
+            "classes": list(self.train.classes),
+            "num_images": len(self.train),
+            "fingerprint": self.train.fingerprint,
+        }
+
+    def introduction(self) -> str:
+        """What will run, for the person at the terminal."""
+        recipe, plan, world = self.recipe, self.plan, self._world
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        runtime = recipe.runtime
+        return (
+            f"{recipe.model.name}: {parameters:,} parameters, {recipe.model.num_classes} classes\n"
+            f"{len(self.train):,} training and {len(self.val):,} validation images\n"
+            f"{plan.total:,} steps ({recipe.length}, {plan.steps_per_epoch:,} an epoch) of {plan.global_size} images: "
+            f"{self.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
+            f"{'process' if world.size == 1 else 'processes'}\n"
+            f"{world.device.type}, {runtime.precision}, {'compiled' if runtime.compile is True else 'eager'}"
+        )
+
+    def is_complete(self, progress: Progress) -> bool:
+        """Whether nothing is left to do."""
+        return progress.step == progress.evaluated == self.plan.total
+
+    def trainer(self, folder: RunFolder | None, saved: Saved | None, stop: StopRequest) -> Trainer:
+        """The trainer, at its start or where `saved` left it. Without a folder nothing is written.
+
+        Raises CheckpointError when the checkpoint does not fit.
+        """
+        recipe, world = self.recipe, self._world
+        step = self._build_step()
+        progress = Progress()
+        if saved:
+            world.together(lambda: self._restore(saved, step))
+            progress = Progress(**saved.facts.progress)
+        journal = Journal(folder.path if folder else None, self._console, world)
+        journal.open(progress.step)
+        models = {"model": self.model, **({"ema": self.ema.model} if self.ema else {})}
+        saver = Saver(
+            world=world,
+            folder=folder.checkpoints if folder else None,
+            keep=recipe.checkpoint.keep,
+            goes_on=recipe.checkpoint.on_failure == "continue",
+            parts=lambda: self._parts(step),
+            facts=self._facts,
+            say=self._console.line,
+        )
+        return Trainer(
+            world=world,
+            plan=self.plan,
+            progress=progress,
+            step=step,
+            schedule=parts.build_schedule(recipe, self.plan),
+            train=TrainData(lambda start: self._train_batches(step.own_replicas, start), self._names),
+            validation=ValidationData(self._validation_batches, self._rounds()),
+            models=models,
+            chosen=recipe.evaluation.weights,
+            precision=self.precision,
+            saver=saver,
+            journal=journal,
+            stop=stop,
+        )
+
+    def _build_step(self) -> TrainingStep:
+        recipe = self.recipe
+        step = TrainingStep(
+            self.model,
+            self.optimizer,
+            world=self._world,
+            replicas=self.order.replicas,
+            precision=self.precision,
+            compiled=recipe.runtime.compile is True,
+            seed=recipe.runtime.seed,
+            label_smoothing=recipe.loss.label_smoothing,
+            clip_norm=recipe.optimizer.clip_norm,
+            mix=parts.build_mix(recipe, self.plan),
+            ema=self.ema,
+        )
+        size, channels = recipe.data.image_size, recipe.model.in_channels
+        images = torch.zeros(recipe.batch.micro_size, channels, size, size, dtype=self.precision.weights)
+        labels = torch.zeros(recipe.batch.micro_size, dtype=torch.int64)
+        step.warm_up(images.to(self._world.device), labels.to(self._world.device))
+        return step
+
+    def _parts(self, step: TrainingStep) -> Parts:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else {},
+            "optimizer.momentum": momentum_buffers(self.model.named_parameters(), self.optimizer),
+            "scaler": scaler_state(step.scaler),
+        }
+
+    def _restore(self, saved: Saved, step: TrainingStep) -> None:
+        live = self._parts(step)
+        restore(saved.tensors, live, str(saved.path))
+        load_scaler_state(step.scaler, live["scaler"])
+
+    def _train_batches(self, replicas: range, start: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
+        source = parts.train_source(self.recipe, self.train)
+        keys = train_keys(self.order, replicas, start, self.plan.total)
+        return parts.device_batches(source, keys, self.recipe, self.precision, self._world)
+
+    def _validation_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
+        source = parts.validation_source(self.recipe, self.val)
+        keys = evaluation_keys(len(self.val), self._evaluation_size, self._world.rank, self._world.size)
+        return parts.device_batches(source, keys, self.recipe, self.precision, self._world)
+
+    @property
+    def _evaluation_size(self) -> int:
+        return self.recipe.evaluation.batch_size or self.recipe.batch.micro_size
+
+    def _rounds(self) -> int:
+        return evaluation_rounds(len(self.val), self._evaluation_size, self._world.size)
+
+    def _facts(self, step: int, progress: dict[str, Any]) -> Facts:
+        return Facts(
+            step=step,
+            recipe=self.values,
+            recipe_hash=recipe_hash(self.values),
+            best=progress["best"],
+            history=[],
+            dataset=self.dataset,
+            environment=describe_environment(self._world),
+            progress=progress,
+        )
+
+    def _names(self, step: int, replica: int) -> list[str]:
+        return [self.train.name(index) for index in self.order.micro_batch(step, replica).indices]

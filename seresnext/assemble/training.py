@@ -1,0 +1,115 @@
+"""A training run: assembled from its recipe, started or resumed, and brought to an end that its status tells."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seresnext.assemble.resume import Saved, find_saved, refuse_changes
+from seresnext.assemble.run import Run
+from seresnext.distributed import World
+from seresnext.errors import Failure
+from seresnext.metrics.console import Console
+from seresnext.metrics.speed import format_seconds
+from seresnext.recipe.check import check_world
+from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.show import to_yaml
+from seresnext.training.run_folder import RunFolder, describe_environment, read_status, write_status
+from seresnext.training.stopping import StopRequest
+
+
+def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allow_changed: Collection[str]) -> None:
+    """Train by a recipe in a run folder, from where it was left if it was.
+
+    Raises a Failure for what the user has to mend. Once training has begun, the folder's `status.json` tells how it
+    ended.
+    """
+    world.together(lambda: check_world(loaded.recipe, world.size))
+    folder = RunFolder(output, world)
+    world.together(lambda: folder.open(fresh=resume == "never"))
+    console = Console(enabled=world.is_first, log=output / "log.txt")
+    saved = find_saved(folder.checkpoints, resume, world, console.line)
+    run = Run(loaded.values, saved.facts.recipe if saved else {}, world, console)
+    if saved:
+        for change in world.together(lambda: _accepted_changes(run, saved, allow_changed)):
+            console.line(f"changed on resume: {change}")
+    with StopRequest() as stop:
+        trainer = run.trainer(folder, saved, stop)
+        progress = trainer.progress
+        if run.is_complete(progress):
+            folder.write_status("finished", progress.step)
+            console.line(f"{output} is finished: {progress.step} steps, {_best(progress.best)}; nothing to do")
+            return
+        folder.write_recipe(to_yaml(run.values))
+        folder.write_environment(describe_environment(world))
+        console.line(run.introduction())
+        if saved:
+            console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
+        with _status(folder, world, lambda: trainer.progress.step):
+            if trainer.fit():
+                folder.write_status("finished", progress.step)
+                console.line(f"finished: {_best(progress.best)}; the run is in {output}")
+            else:
+                folder.write_status("preempted", progress.step, f"stopped by {stop.signal or 'another rank'}")
+                console.line(
+                    f"stopped after step {progress.step} of {run.plan.total} by {stop.signal or 'another rank'}, and "
+                    "saved; the same command goes on from there"
+                )
+
+
+def dry_run(loaded: LoadedRecipe, world: World) -> None:
+    """Build everything, take two steps, validate one batch, and print time, memory and an estimate for the whole run.
+
+    Writes nothing.
+    """
+    world.together(lambda: check_world(loaded.recipe, world.size))
+    console = Console(enabled=world.is_first)
+    run = Run(loaded.values, {}, world, console)
+    console.line(run.introduction())
+    with StopRequest() as stop:
+        rehearsal = run.trainer(None, None, stop).rehearse()
+    total = rehearsal.step_seconds * run.plan.total + rehearsal.validation_seconds * run.plan.evaluations
+    console.line(
+        f"one step takes {rehearsal.step_seconds:.3g} s "
+        f"({run.plan.global_size / rehearsal.step_seconds:.4g} images/s), one validation about {rehearsal.validation_seconds:.3g} s\n"
+        f"peak memory of rank 0: {_peak_memory(world)}\n"
+        f"estimated time for the whole run: {format_seconds(total)} ({run.plan.total} steps, "
+        f"{run.plan.evaluations} validations), without checkpoints\n"
+        "nothing was written"
+    )
+
+
+@contextmanager
+def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterator[None]:
+    """Keep `status.json` true while the block trains: running at first, failed with the reason when it raises."""
+    folder.write_status("running", step())
+    try:
+        yield
+    except BaseException as error:
+        # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason.
+        if read_status(folder.path).get("state") != "failed":
+            reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+            write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
+        raise
+
+
+def _peak_memory(world: World) -> str:
+    if world.device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(world.device) / 2**30:.2f} GiB on the GPU"
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{kibibytes / 2**20:.2f} GiB"
+
+
+def _accepted_changes(run: Run, saved: Saved, allowed: Collection[str]) -> list[str]:
+    return refuse_changes(saved.facts, run.values, run.dataset, allowed, saved.path)
+
+
+def _best(best: dict[str, Any] | None) -> str:
+    if best is None:
+        return "not validated"
+    return f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights)"

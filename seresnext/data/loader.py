@@ -1,0 +1,185 @@
+"""Worker processes that turn keys into whole batches, in order, whatever their number."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from seresnext.data.augment import EvaluationTransform, TrainTransform
+from seresnext.data.decode import decode
+from seresnext.data.order import BatchKey, Order
+from seresnext.data.readers import Reader
+from seresnext.distributed.launch import end_with_parent
+from seresnext.errors import DataError, Failure
+from seresnext.randomness import rng_at
+
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Batch(NamedTuple):
+    """A batch on the host.
+
+    `images` are uint8 N C H W in channels-last memory, `labels` int64 N, `flips` bool N (the device mirrors these),
+    `indices` int64 N. `step` and `replica` say whose micro-batch it is; for evaluation, `step` counts batches.
+    """
+
+    images: Tensor
+    labels: Tensor
+    flips: Tensor
+    indices: Tensor
+    step: int
+    replica: int
+
+
+class BatchSource(Protocol):
+    """What makes a batch of a key; it runs in a worker."""
+
+    def make(self, key: BatchKey) -> Batch: ...
+
+
+class TrainImages:
+    """Training batches: decoded, randomly cropped, each image by draws at its own address."""
+
+    def __init__(self, reader: Reader, transform: TrainTransform, *, seed: int, max_pixels: int) -> None:
+        self._reader = reader
+        self._transform = transform
+        self._seed = seed
+        self._max_pixels = max_pixels
+
+    def make(self, key: BatchKey) -> Batch:
+        """The batch of a key. Raises DataError naming an image that cannot be used."""
+        images, flips = [], []
+        for index in key.indices.tolist():
+            image = decode(self._reader.read(index), self._reader.name(index), self._max_pixels)
+            # The last word is the copy of the image within the epoch, for repeated augmentation.
+            pixels, flip = self._transform(image, rng_at(self._seed, "augment", key.epoch, index, 0))
+            images.append(pixels)
+            flips.append(flip)
+        return _collate(key, images, flips, self._reader.labels)
+
+
+class EvaluationImages:
+    """Evaluation batches: decoded, resized and cropped by Pillow."""
+
+    def __init__(self, reader: Reader, transform: EvaluationTransform, *, max_pixels: int) -> None:
+        self._reader = reader
+        self._transform = transform
+        self._max_pixels = max_pixels
+
+    def make(self, key: BatchKey) -> Batch:
+        """The batch of a key. Raises DataError naming an image that cannot be used."""
+        images = [
+            self._transform(decode(self._reader.read(index), self._reader.name(index), self._max_pixels))
+            for index in key.indices.tolist()
+        ]
+        return _collate(key, images, [False] * len(images), self._reader.labels)
+
+
+def _collate(key: BatchKey, images: list[Tensor], flips: list[bool], labels: np.ndarray) -> Batch:
+    return Batch(
+        torch.stack(images).permute(0, 3, 1, 2),
+        torch.from_numpy(labels[key.indices]),
+        torch.tensor(flips),
+        torch.from_numpy(key.indices.copy()),
+        key.step,
+        key.replica,
+    )
+
+
+def train_keys(order: Order, replicas: range, start_step: int, total_steps: int) -> Iterator[BatchKey]:
+    """The micro-batches of a rank's logical replicas, from a step on: the position of a run is its step."""
+    for step in range(start_step, total_steps):
+        for replica in replicas:
+            yield order.micro_batch(step, replica)
+
+
+def evaluation_keys(num_images: int, batch_size: int, rank: int, world_size: int) -> Iterator[BatchKey]:
+    """A rank's share of a split. Batches are cut alike at every world size and dealt round; the last may be short."""
+    starts = range(0, num_images, batch_size)
+    for number in range(rank, len(starts), world_size):
+        first = starts[number]
+        yield BatchKey(number, 0, 0, np.arange(first, min(first + batch_size, num_images)))
+
+
+def evaluation_rounds(num_images: int, batch_size: int, world_size: int) -> int:
+    """The most batches that any rank gets of a split."""
+    return math.ceil(math.ceil(num_images / batch_size) / world_size)
+
+
+class _Keyed(Dataset[Batch | Failure]):
+    """Batches by key. A failure is handed over as a value: raised, torch would wrap it into a traceback's text."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+
+    def __getitem__(self, key: BatchKey) -> Batch | Failure:
+        try:
+            return self._source.make(key)
+        except Failure as failure:
+            return failure
+
+
+@contextmanager
+def open_batches(
+    source: BatchSource, keys: Iterable[BatchKey], *, workers: int, timeout: int, pin_memory: bool
+) -> Iterator[Iterator[Batch]]:
+    """Batches of the keys, in their order, made by `workers` processes (0: by this one) a few ahead of their use.
+
+    The iterator raises DataError for an image that cannot be used, and for a worker that died or did not answer for
+    `timeout` seconds. Workers end with the block.
+    """
+    loader = DataLoader(
+        _Keyed(source),
+        batch_size=None,
+        sampler=keys,  # pyright: ignore[reportArgumentType]
+        num_workers=workers,
+        pin_memory=pin_memory,
+        timeout=timeout if workers else 0,
+        worker_init_fn=_begin_worker if workers else None,
+        # A generator of its own: the default one would be drawn from, and dropout with it.
+        generator=torch.Generator(),
+    )
+    iterator = iter(loader)
+    try:
+        yield _unwrapped(iterator, workers)
+    finally:
+        # The iterator's end is what ends its workers, and a frame of a traceback could keep it alive.
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down:
+            shut_down()
+
+
+def _unwrapped(iterator: Iterator[Batch | Failure], workers: int) -> Iterator[Batch]:
+    number = 0
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not workers or "DataLoader" not in str(error):
+                raise
+            raise DataError(
+                f"a loader worker died or hung while batch {number} (counted from the start of this process) was "
+                f"awaited: {error}. If it was killed for memory, lower data.workers; a bus error means that /dev/shm "
+                "is full: give the container more (docker run --shm-size=16g)"
+            ) from None
+        if isinstance(batch, Failure):
+            raise batch
+        yield batch
+        number += 1
+
+
+def _begin_worker(number: int) -> None:
+    """Signals meant for the trainer reach its workers too; it needs their batches until it has saved."""
+    for name in _IGNORED_SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    end_with_parent(signal.SIGKILL)

@@ -1,0 +1,66 @@
+"""Where encoded images come from. A reader knows names, labels and bytes; decoding is not its matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from seresnext.data.readers.folder import FolderReader
+from seresnext.errors import DataError
+
+
+class Reader(Protocol):
+    """One split of a dataset: random access to encoded images by index.
+
+    `classes` are the class names in the order of the labels, `labels` is int64 N, `fingerprint` a hash of what the
+    split consists of. A reader can be sent to a worker process cheaply: it holds arrays, not objects per image.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image. Raises DataError naming the file."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The name of an image, for messages."""
+        ...
+
+
+def open_reader(root: Path, split: str) -> Reader:
+    """The reader of one split of an image folder. Raises DataError when it is not one."""
+    return FolderReader(root, split)
+
+
+def check_same_classes(train: Reader, val: Reader) -> None:
+    """Raise DataError when training and validation do not have the same classes, listing the differences."""
+    if train.classes == val.classes:
+        return
+    only_train = sorted(set(train.classes) - set(val.classes))
+    only_val = sorted(set(val.classes) - set(train.classes))
+    parts = [f"only in training: {_listing(only_train)}"] * bool(only_train)
+    parts += [f"only in validation: {_listing(only_val)}"] * bool(only_val)
+    raise DataError(
+        f"the class folders of training ({len(train.classes)}) and validation ({len(val.classes)}) differ: "
+        f"{'; '.join(parts)}; labels would not mean the same. Give both splits the same class folders"
+    )
+
+
+def check_classes(reader: Reader, num_classes: int, root: str) -> None:
+    """Raise DataError when the model's number of classes is not that of the data."""
+    if len(reader.classes) != num_classes:
+        raise DataError(
+            f"{root} has {len(reader.classes)} class folders, the recipe says {num_classes}; set "
+            f"model.num_classes={len(reader.classes)} or point data.root at the right folder"
+        )
+
+
+def _listing(names: list[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

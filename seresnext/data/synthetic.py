@@ -1,0 +1,57 @@
+"""Images that are made up, for benchmarks: no files, no decoding, the same pixels every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from seresnext.data.loader import Batch
+from seresnext.data.order import BatchKey
+from seresnext.randomness import hash_at
+
+
+class SyntheticReader:
+    """A split that consists of numbers only. Its images cannot be read as files; `SyntheticImages` makes batches."""
+
+    def __init__(self, num_images: int, num_classes: int) -> None:
+        self.classes = tuple(f"class_{label:04}" for label in range(num_classes))
+        self.labels = np.arange(num_images) % num_classes
+        self.fingerprint = f"synthetic-{num_images}-{num_classes}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        """Not used: there is no file."""
+        raise AssertionError("synthetic images have no bytes")
+
+    def name(self, index: int) -> str:
+        """`synthetic/7`."""
+        return f"synthetic/{index}"
+
+
+class SyntheticImages:
+    """Batches of noise: each image is a piece of one block of noise at an offset of its own, so it costs a copy."""
+
+    def __init__(self, reader: SyntheticReader, image_size: int, channels: int, seed: int) -> None:
+        self._reader = reader
+        self._shape = (image_size, image_size, channels)
+        self._seed = seed
+        pixels = image_size * image_size * channels
+        self._noise = torch.randint(
+            256, (2 * pixels,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+        )
+
+    def make(self, key: BatchKey) -> Batch:
+        """The batch of a key."""
+        pixels = len(self._noise) // 2
+        starts = [hash_at(self._seed, "synthetic", index) % pixels for index in key.indices.tolist()]
+        images = torch.stack([self._noise[start : start + pixels].view(self._shape) for start in starts])
+        return Batch(
+            images.permute(0, 3, 1, 2),
+            torch.from_numpy(self._reader.labels[key.indices]),
+            torch.zeros(len(starts), dtype=torch.bool),
+            torch.from_numpy(key.indices.copy()),
+            key.step,
+            key.replica,
+        )
