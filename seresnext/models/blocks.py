@@ -1,0 +1,66 @@
+"""The two building blocks: squeeze-and-excitation, and the ResNeXt bottleneck that it recalibrates.
+
+Papers: Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018 (arXiv:1709.01507); Xie, Girshick, Dollár, Tu, He,
+"Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017 (arXiv:1611.05431). The attributes have the
+names and the order of the published weights, which come from `pretrainedmodels/models/senet.py` in Cadene's
+pretrained-models.pytorch.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# A bottleneck puts out four times the channels it is named by: He et al. 2016 (arXiv:1512.03385), table 1.
+EXPANSION = 4
+
+
+class SqueezeExcitation(nn.Module):
+    """Weighs each channel by what the whole image has in all of them: N C H W to N C H W, Hu et al. section 3."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        # The fully connected layers of the paper, as 1x1 convolutions with bias: so the published weights have them.
+        self.fc1 = nn.Conv2d(channels, channels // reduction, kernel_size=1)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean((2, 3), keepdim=True)  # N C 1 1, eq. 2
+        excitation = self.fc2(F.relu(self.fc1(squeezed), inplace=True)).sigmoid()  # N C 1 1, eq. 3
+        return x * excitation  # eq. 4
+
+
+class SEResNeXtBottleneck(nn.Module):
+    """Reduce, convolve in groups, expand, recalibrate, add: N in H W to N 4*channels H/stride W/stride.
+
+    The three convolutions are form (c) of Xie et al. figure 3, with `cardinality` groups of `base_width` channels each
+    where `channels` is 64, and wider in proportion in later stages. The stride is on the 3x3.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, cardinality: int, base_width: int, reduction: int
+    ) -> None:
+        super().__init__()
+        width = channels * base_width // 64 * cardinality
+        out_channels = channels * EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=cardinality, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.se_module = SqueezeExcitation(out_channels, reduction)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            # He et al., option B: a projection where the shape changes, else the identity.
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # N width H W
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)  # N width H/stride W/stride
+        x = self.bn3(self.conv3(x))  # N 4*channels H/stride W/stride
+        return F.relu(self.se_module(x) + shortcut, inplace=True)

@@ -1,0 +1,96 @@
+"""Reading safetensors files: a length in 8 bytes, a JSON header of names, shapes and strings, then the numbers.
+
+https://github.com/huggingface/safetensors#format. The library checks that the tensors fill the file without gap or
+overlap; nothing in such a file can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from seresnext.errors import CheckpointError
+from seresnext.weights.names import printable, shown_path
+from seresnext.weights.opening import open_regular
+
+# bytes. A checkpoint of SE-ResNeXt-101 has 400 thousand; parsed, a header takes some ten times its length.
+_LONGEST_HEADER = 16 << 20
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorKind(NamedTuple):
+    """What a header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Header(NamedTuple):
+    """What a file says before its numbers: its metadata, and its tensors by name."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorKind]
+
+
+def read_header(path: Path) -> Header:
+    """The metadata, shapes and dtypes, without reading the numbers. Raises CheckpointError."""
+    # For numpy the library maps the file read-only; for torch it asks for memory that could hold all of it.
+    with _opened(path, "numpy") as file:
+        return _header(file, path)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors, on the CPU, and the metadata (empty if there is none). Raises CheckpointError.
+
+    The file must not change while the tensors live: they may be views of it.
+    """
+    with _opened(path, "pt") as file:
+        header = _header(file, path)
+        return {name: file.get_tensor(name) for name in header.tensors}, header.metadata
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise CheckpointError(
+            f"{shown_path(path)} is refused: by its first bytes it has a header of {length:,} bytes, "
+            f"so it is no safetensors file, or not one of weights (at most {_LONGEST_HEADER:,})"
+        )
+    try:
+        with safe_open(path, framework, device="cpu") as opened:
+            yield opened
+    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: torch cannot map the file.
+        raise CheckpointError(f"{shown_path(path)} cannot be read: {printable(error)}") from error
+
+
+def _header(file: Any, path: Path) -> Header:
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 (the library's object is no dict)
+        part = file.get_slice(name)
+        kind = part.get_dtype()
+        if kind not in _DTYPES:
+            raise CheckpointError(
+                f"{shown_path(path)}: the tensor {printable(name)} has the dtype {kind}, unknown here"
+            )
+        tensors[name] = TensorKind(tuple(part.get_shape()), _DTYPES[kind])
+    return Header(dict(file.metadata() or {}), tensors)

@@ -1,0 +1,167 @@
+"""Reading what torch.save wrote, from anyone: first looked through without running it, then read by torch.
+
+There are two formats. Until torch 1.6 (and in the published weights): five pickles one after the other (magic number,
+protocol, system, the state, the order of the storages), then for each storage its length in 8 bytes and its numbers
+(`torch/serialization.py`, `_legacy_save`). Since then: an uncompressed zip with the state in `data.pkl` and a member
+for each storage. Older still is a tar, and TorchScript is a zip with code: both are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+from seresnext.errors import CheckpointError
+from seresnext.weights.names import listed, printable, shown_path
+from seresnext.weights.opening import open_regular
+from seresnext.weights.pickles import Description, StoredTensor, describe
+
+_LONGEST_PICKLE = 16 << 20  # bytes; that of SE-ResNeXt-101 has 130 thousand
+
+
+def read_torch_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, on the CPU, by name. A training checkpoint's `state_dict` entry counts as one.
+
+    Needs time and memory in proportion to the size of the file, whatever it claims. Raises CheckpointError, naming the
+    file, for anything that is damaged or more than plain weights. Wrappers' prefixes are left on the names, and the
+    numbers are not looked at: see `names` and `models.pretrained`.
+    """
+    with open_regular(path) as file:
+        try:
+            description = _scan(file)
+            stored = _state_dict(description)
+        except (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+            # ValueError is how both scans and pickletools refuse, the others are how zipfile does.
+            raise CheckpointError(f"{shown_path(path)} is refused: {printable(error, longest=1000)}") from error
+        file.seek(0)
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch promises no class of errors for bad files.
+            raise CheckpointError(f"{shown_path(path)} cannot be read: {printable(error, longest=1000)}") from error
+    tensors = _unwrapped(loaded)
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != {name: (tensor.shape, tensor.storage.dtype) for name, tensor in stored.items()}:
+        raise CheckpointError(f"{shown_path(path)} is refused: torch reads other tensors from it than were announced")
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _scan(file: BinaryIO) -> Description:
+    start = file.read(512)
+    file.seek(0)
+    if start.startswith(b"PK\x03\x04"):
+        return _scan_zip(file)
+    if start[257:262] == b"ustar":
+        raise ValueError("it is a tar file, a format torch gave up in 2017; save its state dict again with torch.save")
+    if not start.startswith(b"\x80"):
+        raise ValueError("it is no file that torch.save wrote" if start else "it is empty")
+    return _scan_pickles(file)
+
+
+# Before torch 1.6
+
+
+def _scan_pickles(file: BinaryIO) -> Description:
+    size = os.fstat(file.fileno()).st_size
+    pickles = io.BytesIO(file.read(_LONGEST_PICKLE))
+    magic, protocol, system = (describe(pickles).value for _ in range(3))
+    if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
+        raise ValueError("it is a pickle, but not one that torch.save wrote")
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError("it was written on a big-endian machine")
+    description = describe(pickles)
+    storages = description.storages
+    order = describe(pickles).value
+    if not isinstance(order, list) or sorted(order, key=str) != sorted(storages):
+        raise ValueError("its list of storages is not that of its tensors")
+    position = pickles.tell()
+    needed = position + sum(8 + storage.nbytes for storage in storages.values())
+    if needed != size:
+        raise ValueError(f"it has {size:,} bytes and what it declares takes {needed:,}: it was cut off or altered")
+    for key in order:
+        file.seek(position)
+        numel = int.from_bytes(file.read(8), "little")
+        if numel != storages[key].numel:
+            raise ValueError(f"its storage {printable(key)} has {numel:,} elements, not {storages[key].numel:,}")
+        position += 8 + storages[key].nbytes
+    return description
+
+
+# Since torch 1.6
+
+
+def _scan_zip(file: BinaryIO) -> Description:
+    # The end record and no comment: behind either, a second archive could hide that another program finds first.
+    file.seek(-22, os.SEEK_END)
+    if file.read(4) != b"PK\x05\x06":
+        raise ValueError("it is a zip that was cut off, or that something was added to")
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        folder = _check_members(archive)
+        if archive.testzip() is not None:
+            raise ValueError("its checksums are wrong: it was damaged")
+        if members.get(f"{folder}/byteorder") and archive.read(f"{folder}/byteorder") != b"little":
+            raise ValueError("it was written on a big-endian machine")
+        description = describe(io.BytesIO(archive.read(f"{folder}/data.pkl")))
+    data = f"{folder}/data/"
+    sizes = {name.removeprefix(data): member.file_size for name, member in members.items() if name.startswith(data)}
+    if sizes != {key: storage.nbytes for key, storage in description.storages.items()}:
+        raise ValueError("its storages are not those of its tensors, or of another size")
+    return description
+
+
+def _check_members(archive: zipfile.ZipFile) -> str:
+    """Refuse an archive that torch.save would not write. Returns the folder that all its members are in."""
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    size = os.fstat(archive.fp.fileno()).st_size if archive.fp else 0
+    if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
+        raise ValueError("it is a compressed or encrypted zip; torch.save writes neither")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its members take more bytes than it has")
+    if len(set(names)) != len(names) or any(name.startswith("/") or ".." in name.split("/") for name in names):
+        raise ValueError("it is a zip with repeated, absolute or climbing names")
+    if any("code" in name.split("/") or name.endswith("/constants.pkl") for name in names):
+        raise ValueError("it is a TorchScript archive, which is code; save the state dict of the model instead")
+    folders = {name.partition("/")[0] for name in names}
+    pickles = [member for member in members if member.filename.endswith("/data.pkl")]
+    if len(folders) != 1 or [member.filename for member in pickles] != [f"{min(folders)}/data.pkl"]:
+        raise ValueError("it is a zip, but not one that torch.save wrote")
+    if pickles[0].file_size > _LONGEST_PICKLE:
+        raise ValueError(f"its pickle is longer than {_LONGEST_PICKLE:,} bytes")
+    return min(folders)
+
+
+# What is inside
+
+
+def _state_dict(description: Description) -> dict[str, StoredTensor]:
+    value = description.value
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not a dict of tensors")
+    state = _unwrapped(value)
+    others = [
+        f"{printable(name)} ({type(entry).__name__})"
+        for name, entry in state.items()
+        if not isinstance(name, str) or not isinstance(entry, StoredTensor)
+    ]
+    if others:
+        raise ValueError(f"it has entries that are no tensors: {', '.join(listed(others, most=5))}")
+    if not state:
+        raise ValueError("it holds no tensors")
+    # A storage seen through many tensors is one in the file and many in memory.
+    if sum(t.nbytes for t in state.values()) > sum(s.nbytes for s in description.storages.values()):
+        raise ValueError("its tensors share storages and are larger than the file")
+    return state
+
+
+def _unwrapped(value: dict[Any, Any]) -> dict[str, Any]:
+    """A training checkpoint keeps the weights in one of its entries, `state_dict`, as the ImageNet example of torch."""
+    inner = value.get("state_dict")
+    return inner if isinstance(inner, dict) else value

@@ -1,0 +1,303 @@
+"""Loading weights: what fits, what is refused and with which words. Oracle: timm for adapted stems."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+from seresnext.errors import CheckpointError
+from seresnext.models import (
+    MODELS,
+    Preprocessing,
+    SENet,
+    create_model,
+    load_pretrained,
+    load_weights,
+    published_preprocessing,
+    recognise,
+)
+
+NAME = "legacy_seresnext26_32x4d"
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained() -> SENet:
+    """Not to be changed by a test."""
+    torch.manual_seed(0)
+    model = create_model(NAME)
+    for name, buffer in model.named_buffers():
+        buffer.fill_(3) if name.endswith("tracked") else buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.fixture
+def state(trained: SENet) -> State:
+    return dict(trained.state_dict())
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Callable[..., SENet]:
+    """Models other than the trained one, without the time that initialisation takes."""
+
+    def make(name: str = NAME, num_classes: int = 1000, in_channels: int = 3) -> SENet:
+        with torch.device("meta"):
+            model = create_model(name, num_classes, in_channels)
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.fill_(9)
+        return model
+
+    return make
+
+
+def refusal(model: SENet, tensors: Mapping[str, Tensor], **options: bool) -> str:
+    """The message, after checking that the model is as before."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"weights\.pth") as caught:
+        load_weights(model, tensors, "weights.pth", **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert str(caught.value).replace("\n", "").isprintable()
+    return str(caught.value)
+
+
+def same(model: SENet, state: Mapping[str, Tensor], but: tuple[str, ...] = ()) -> bool:
+    return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if name not in but)
+
+
+# ------------------------------------------------------------------------------------------------ what loads
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "ema.", "model.module."])
+def test_everything_is_loaded(fresh: Callable[..., SENet], state: State, prefix: str) -> None:
+    model = fresh()
+    notes = load_weights(model, {prefix + name: tensor for name, tensor in state.items()}, "weights.pth")
+    assert notes == []
+    assert same(model, state)
+
+
+def test_absent_num_batches_tracked_is_zero(fresh: Callable[..., SENet], state: State) -> None:
+    model = fresh()
+    old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) == 179
+    assert load_weights(model, old, "weights.pth") == []
+    counters = tuple(name for name in state if name not in old)
+    assert same(model, state, but=counters)
+    assert all(model.state_dict()[name] == 0 for name in counters)
+
+
+def test_half_precision_files(fresh: Callable[..., SENet], state: State) -> None:
+    model = fresh()
+    load_weights(model, {n: t.half() if t.is_floating_point() else t for n, t in state.items()}, "weights.pth")
+    assert model.layer0.conv1.weight.dtype == torch.float32
+    assert torch.equal(model.last_linear.weight, state["last_linear.weight"].half().float())
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: State) -> None:
+    del state["layer1.0.bn1.weight"], state["layer4.1.se_module.fc2.bias"]
+    state |= {"extra": torch.zeros(1), "layer9.\x1b[2J": torch.zeros(1)}
+    state["layer2.0.conv1.weight"] = torch.zeros(3, 4)
+    state["layer0.bn1.num_batches_tracked"] = torch.tensor(0.5)
+    state["layer3.0.bn2.bias"] = torch.zeros(512, dtype=torch.int64)
+    state["layer3.0.bn2.weight"] = torch.full((512,), float("nan"))
+    state["layer3.0.bn2.running_mean"] = torch.full((512,), float("inf"))
+    state["layer3.0.bn2.running_var"] = torch.full((512,), -1e-9)
+    lines = refusal(fresh(), state).split("\n  ")
+    assert lines == [
+        "weights.pth does not fit the model:",
+        "missing: layer1.0.bn1.weight",
+        "missing: layer4.1.se_module.fc2.bias",
+        "unexpected: extra",
+        r"unexpected: layer9.\x1b[2J",
+        "layer0.bn1.num_batches_tracked has the type torch.float32, in the model torch.int64",
+        "layer2.0.conv1.weight has the shape (3, 4), in the model (256, 256, 1, 1)",
+        "layer3.0.bn2.weight has values that are not finite",
+        "layer3.0.bn2.bias has the type torch.int64, in the model torch.float32",
+        "layer3.0.bn2.running_mean has values that are not finite",
+        "layer3.0.bn2.running_var has negative variances",
+    ]
+
+
+def test_another_model(fresh: Callable[..., SENet], state: State) -> None:
+    message = refusal(fresh("seresnext50"), state)
+    assert "missing: layer1.2.conv1.weight" in message
+    assert "set model.name" in message
+    assert NAME in message
+
+
+def test_endless_names_are_one_screen(fresh: Callable[..., SENet], state: State) -> None:
+    tensor = torch.zeros(1)
+    message = refusal(fresh(), state | {f"x{i}": tensor for i in range(100_000)})
+    assert "... and 99,960 more" in message
+    assert len(message) < 2000
+
+
+def test_empty_file(fresh: Callable[..., SENet]) -> None:
+    assert "missing: layer0.conv1.weight" in refusal(fresh(), {})
+
+
+# ------------------------------------------------------------------------------------------------ other classes
+
+
+def test_other_classes_need_to_be_asked_for(fresh: Callable[..., SENet], state: State) -> None:
+    message = refusal(fresh(num_classes=10), state)
+    assert "last_linear.weight has the shape (1000, 2048), in the model (10, 2048)" in message
+    assert "The file has 1000 classes and the model 10" in message
+    assert "model.reset_head=true" in message
+
+
+def test_reset_head_loads_all_but_the_head(fresh: Callable[..., SENet], state: State) -> None:
+    model = fresh(num_classes=10)
+    notes = load_weights(model, state, "weights.pth", reset_head=True)
+    assert same(model, state, but=("last_linear.weight", "last_linear.bias"))
+    assert (model.last_linear.weight == 9).all()
+    assert notes == [
+        "weights.pth is loaded without its classifier of 1000 classes; "
+        "the model's own, of 10 classes, starts untrained (model.reset_head)"
+    ]
+
+
+def test_reset_head_means_it_for_equal_classes_too(fresh: Callable[..., SENet], state: State) -> None:
+    model = fresh()
+    assert len(load_weights(model, state, "weights.pth", reset_head=True)) == 1
+    assert (model.last_linear.bias == 9).all()
+
+
+def test_reset_head_for_a_file_without_one(fresh: Callable[..., SENet], state: State) -> None:
+    del state["last_linear.weight"], state["last_linear.bias"]
+    assert "missing: last_linear.weight" in refusal(fresh(), state)
+    assert "has no classifier" in load_weights(fresh(), state, "weights.pth", reset_head=True)[0]
+
+
+def test_reset_head_excuses_nothing_else(fresh: Callable[..., SENet], state: State) -> None:
+    del state["layer0.conv1.weight"]
+    message = refusal(fresh(num_classes=10), state, reset_head=True)
+    assert message.split("\n  ")[1:] == ["missing: layer0.conv1.weight"]
+
+
+# ------------------------------------------------------------------------------------------------ other channels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+def test_stem_for_other_channels(fresh: Callable[..., SENet], state: State, channels: int) -> None:
+    model = fresh(in_channels=channels)
+    notes = load_weights(model, state, "weights.pth")
+    expected = adapt_input_conv(channels, state["layer0.conv1.weight"].clone())
+    torch.testing.assert_close(model.layer0.conv1.weight, expected)
+    assert same(model, state, but=("layer0.conv1.weight",))
+    assert f"is for RGB and the model for {channels} channels" in notes[0]
+
+
+def test_one_channel_is_exact_for_grey_images(trained: SENet, fresh: Callable[..., SENet], state: State) -> None:
+    model = fresh(in_channels=1).eval()
+    load_weights(model, state, "weights.pth")
+    grey = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(grey), trained(grey.expand(1, 3, 64, 64)), atol=1e-4, rtol=0)
+
+
+def test_other_channels_to_other_channels(fresh: Callable[..., SENet], state: State) -> None:
+    state["layer0.conv1.weight"] = torch.zeros(64, 2, 7, 7)
+    for channels in (1, 3, 4):
+        assert f"(64, 2, 7, 7), in the model (64, {channels}, 7, 7)" in refusal(fresh(in_channels=channels), state)
+
+
+# ------------------------------------------------------------------------------------------------ recognise
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recognise(name: str) -> None:
+    with torch.device("meta"):
+        tensors = create_model(name, num_classes=12, in_channels=2).state_dict()
+    assert recognise(tensors) == (name, 12, 2)
+    assert recognise({f"module.{key}": tensor for key, tensor in tensors.items()}) == (name, 12, 2)
+    both = {f"model.{key}": tensor for key, tensor in tensors.items()} | {"optimizer.momentum.x": torch.zeros(1)}
+    assert recognise(both) == (name, 12, 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["legacy_seresnet50", "legacy_senet154", "resnext50_32x4d", "seresnext50_32x4d", "legacy_seresnet18"]
+)
+def test_relatives_are_not_recognised(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        tensors = timm.create_model(name).state_dict()
+    with pytest.raises(CheckpointError, match="weights of none of legacy_seresnext26_32x4d") as caught:
+        recognise(tensors)
+    assert ("stem pools in another way" in str(caught.value)) == (name == "seresnext50_32x4d")
+
+
+def test_odd_shapes_are_not_recognised(state: State) -> None:
+    for name in ("layer0.conv1.weight", "last_linear.weight"):
+        for tensor in (torch.tensor(1.0), torch.zeros(0, 0), torch.zeros(64, 0, 7, 7)):
+            with pytest.raises(CheckpointError):
+                recognise(state | {name: tensor})
+
+
+# ------------------------------------------------------------------------------------------------ load_pretrained
+
+
+def test_published_file(tmp_path: Path, trained: SENet, state: State) -> None:
+    path = tmp_path / MODELS[NAME].weights_file
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    model, preprocessing = load_pretrained(path)
+    assert same(model, state)
+    assert not model.training
+    assert preprocessing == published_preprocessing(NAME)
+    assert preprocessing.interpolation == "bicubic"
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), trained(x))
+
+
+def test_model_to_fine_tune(tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    model, _ = load_pretrained(str(tmp_path / "weights.safetensors"), num_classes=5, in_channels=1, drop_rate=0.3)
+    assert (model.num_classes, model.in_channels, model.drop_rate) == (5, 1, 0.3)
+    assert torch.equal(model.layer4[1].conv3.weight, state["layer4.1.conv3.weight"])
+
+
+def test_checkpoint_of_a_run(tmp_path: Path, state: State) -> None:
+    """EMA weights before the model's, and the preprocessing the run validated with."""
+    recipe = {
+        "model": {"name": "seresnext26"},
+        "data": {"image_size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+        "evaluation": {"crop_pct": 1.0, "interpolation": "bilinear"},
+    }
+    path = tmp_path / "best.safetensors"
+    tensors = {f"ema.{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"model.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    tensors["optimizer.momentum.layer0.conv1.weight"] = torch.zeros(64, 3, 7, 7)
+    save_file(tensors, path, {"recipe": json.dumps(recipe)})
+    model, preprocessing = load_pretrained(path)
+    assert same(model, state)
+    assert preprocessing == Preprocessing(64, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+
+
+@pytest.mark.parametrize("recipe", ["{", "[]", "3", '{"data": {"image_size": "\\u001b[2J"}}', "[" * 100_000])
+def test_damaged_recipe(tmp_path: Path, state: State, recipe: str) -> None:
+    save_file(state, tmp_path / "best.safetensors", {"recipe": recipe})
+    with pytest.raises(CheckpointError, match=r"best\.safetensors has a damaged recipe") as caught:
+        load_pretrained(tmp_path / "best.safetensors")
+    assert str(caught.value).isprintable()
+
+
+def test_file_of_something_else(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth: these tensors are the weights of none of"):
+        load_pretrained(tmp_path / "w.pth")
+
+
+def test_poisoned_weights(tmp_path: Path, state: State) -> None:
+    torch.save(state | {"last_linear.bias": torch.full((1000,), float("nan"))}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"last_linear\.bias has values that are not finite"):
+        load_pretrained(tmp_path / "w.pth")

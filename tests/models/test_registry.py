@@ -1,0 +1,42 @@
+import pytest
+import timm
+
+from seresnext.errors import UsageError
+from seresnext.models import MODELS, canonical_name, create_model
+from seresnext.models.registry import SHORT_NAMES
+
+
+def test_names() -> None:
+    assert SHORT_NAMES == {
+        "seresnext26": "legacy_seresnext26_32x4d",
+        "seresnext50": "legacy_seresnext50_32x4d",
+        "seresnext101": "legacy_seresnext101_32x4d",
+    }
+    for short, long in SHORT_NAMES.items():
+        assert canonical_name(short) == canonical_name(long) == long
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("seresnet50", "seresnext50"), ("legacy_seresnext50", "legacy_seresnext50_32x4d"), ("SEResNeXt50", ""), ("", "")],
+)
+def test_unknown_name(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match="known: seresnext26, ") as caught:
+        canonical_name(name)
+    if meant:
+        assert f"did you mean {meant}?" in str(caught.value)
+
+
+@pytest.mark.parametrize("sizes", [{"num_classes": -1}, {"in_channels": 0}, {"drop_rate": 1.0}, {"drop_rate": -0.1}])
+def test_impossible_sizes(sizes: dict) -> None:
+    with pytest.raises(UsageError, match="seresnext26 cannot be made"):
+        create_model("seresnext26", **sizes)
+
+
+def test_preprocessing_and_names_are_those_of_timm() -> None:
+    for name, row in MODELS.items():
+        config = timm.get_pretrained_cfg(name)
+        assert config is not None
+        assert row.interpolation == config.interpolation
+        assert config.input_size == (3, 224, 224)
+        assert config.crop_pct == 0.875

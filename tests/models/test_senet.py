@@ -1,0 +1,211 @@
+"""Oracle: timm's `legacy_seresnext*`, with the same weights, in float32 on the CPU."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from seresnext.models import MODELS, SENet, create_model
+from seresnext.models.blocks import SEResNeXtBottleneck, SqueezeExcitation
+
+SMALL = "legacy_seresnext26_32x4d"
+Pair = tuple[SENet, nn.Module]
+
+
+def mixed_up(model: nn.Module) -> None:
+    """Weights and statistics as training leaves them, none at its initial value, activations of moderate size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        tensor.uniform_(low, high, generator=generator)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                uniform(module.weight, 0.5, 1.0)
+                uniform(module.bias, -0.2, 0.2)
+                uniform(module.running_mean, -0.2, 0.2)
+                uniform(module.running_var, 0.5, 1.5)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """This project's model and timm's with one set of weights. A test may train them, the same way."""
+    torch.manual_seed(0)
+    ours = create_model(request.param)
+    mixed_up(ours)
+    theirs = timm.create_model(request.param, drop_rate=0.0)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def images(height: int, width: int, count: int = 1) -> torch.Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def test_keys_and_their_order(pair: Pair) -> None:
+    ours, theirs = (model.state_dict() for model in pair)
+    assert list(ours) == list(theirs)
+    assert [tensor.shape for tensor in ours.values()] == [tensor.shape for tensor in theirs.values()]
+    assert [name for name, _ in pair[0].named_parameters()] == [name for name, _ in pair[1].named_parameters()]
+
+
+@pytest.mark.parametrize("size", [(224, 224), (193, 257)])
+def test_logits(pair: Pair, size: tuple[int, int]) -> None:
+    x = images(*size)
+    with torch.no_grad():
+        ours, theirs = (model.eval()(x) for model in pair)
+    assert ours.abs().max() > 0.1, "logits this small would agree whatever they are"
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_gradients_and_running_statistics(pair: Pair) -> None:
+    """In training mode, after one backward pass and one step of SGD."""
+    # Three images and a small odd size: statistics over few values are the hardest to agree on.
+    x, labels = images(97, 65, 3), torch.tensor([3, 900, 41])
+    for model in pair:
+        model.train().zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    ours, theirs = pair
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert a.grad.norm() > 0, name
+        assert (a.grad - b.grad).norm() <= 1e-4 * b.grad.norm(), name
+    for (name, a), b in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        assert_close(a, b, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def swap_stem_pool(model: SENet) -> None:
+    model.pool0 = nn.MaxPool2d(3, stride=2, padding=1)
+
+
+def move_stride(model: SENet) -> None:
+    block = model.layer2[0]
+    block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+
+
+def skip_excitation(model: SENet) -> None:
+    model.layer4[1].se_module = nn.Identity()
+
+
+@pytest.mark.parametrize("change", [swap_stem_pool, move_stride, skip_excitation])
+def test_small_changes_break_parity(change: Callable[[SENet], None]) -> None:
+    """The negative control: what other ResNets do differently, with the same keys and shapes."""
+    torch.manual_seed(0)
+    model = create_model(SMALL).eval()
+    mixed_up(model)
+    x = images(193, 257)
+    with torch.no_grad():
+        before = model(x)
+        change(model)
+        assert (model(x) - before).abs().max() > 1e-4
+
+
+def test_features_and_head_make_the_model() -> None:
+    model = create_model(SMALL, num_classes=7).eval()
+    x = images(97, 64, 2)
+    features = model.forward_features(x)
+    assert features.shape == (2, 2048, 3, 2)
+    assert torch.equal(model.forward_head(features), model(x))
+    assert model(x).shape == (2, 7)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert_close(pooled, features.mean((2, 3)))
+    assert_close(model.last_linear(pooled), model(x))
+
+
+def test_squeeze_and_excitation_by_hand() -> None:
+    """The paper's own form: linear layers on the means of the channels, eq. 2 to 4."""
+    torch.manual_seed(0)
+    module, x = SqueezeExcitation(32, 16), torch.randn(2, 32, 5, 3)
+    w1, w2 = module.fc1.weight.flatten(1), module.fc2.weight.flatten(1)
+    assert w1.shape == (2, 32)
+    z = x.mean((2, 3))
+    s = torch.sigmoid((z @ w1.T + module.fc1.bias).clamp(min=0) @ w2.T + module.fc2.bias)
+    assert_close(module(x), x * s[:, :, None, None])
+
+
+def test_reset_classifier() -> None:
+    model = create_model(SMALL).double()
+    model.reset_classifier(5)
+    assert model.num_classes == 5
+    assert model(images(64, 64, 2).double()).shape == (2, 5)
+    model.reset_classifier(0)
+    assert model(images(64, 64, 2).double()).shape == (2, 2048)
+    assert "last_linear.weight" not in model.state_dict()
+
+
+def test_other_sizes() -> None:
+    model = create_model(SMALL, num_classes=11, in_channels=5)
+    assert model(torch.randn(2, 5, 40, 33)).shape == (2, 11)
+
+
+def test_initialisation() -> None:
+    """Kaiming normal by fan-out, groups not considered, for convolutions; torch's defaults for the rest."""
+    torch.manual_seed(0)
+    model = create_model("seresnext50")
+    ratios = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight[:, 0].numel()
+            ratios.append((module.weight.std() / (2 / fan_out) ** 0.5, module.weight.numel(), name))
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+    for ratio, count, name in ratios:
+        assert abs(ratio - 1) < 5 * (2 * count) ** -0.5, name  # Five deviations of an estimated deviation.
+    bound = 2048**-0.5
+    assert bound * 0.99 < model.last_linear.weight.abs().max() <= bound
+
+
+def test_initialisation_is_that_of_timm() -> None:
+    """The deviations of all weights, not their values: the order of the draws is not timm's."""
+    torch.manual_seed(0)
+    ours, theirs = create_model(SMALL), timm.create_model(SMALL)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if a.dim() > 1:
+            assert abs(a.std() / b.std() - 1) < 7 * a.numel() ** -0.5, name
+
+
+def test_zero_init_last_makes_every_block_its_shortcut() -> None:
+    torch.manual_seed(0)
+    model = create_model(SMALL, zero_init_last=True).eval()
+    blocks = [module for module in model.modules() if isinstance(module, SEResNeXtBottleneck)]
+    assert len(blocks) == 8
+    assert all((block.bn3.weight == 0).all() for block in blocks)
+    x = torch.rand(1, 256, 8, 8)
+    assert torch.equal(model.layer1[1](x), x)
+    assert sum((p == 0).all().item() for name, p in model.named_parameters() if name.endswith("bn3.weight")) == 8
+    plain = create_model(SMALL)
+    assert (plain.layer1[1].bn3.weight == 1).all()
+
+
+def test_dropout_is_before_the_classifier_and_only_in_training() -> None:
+    model = create_model(SMALL, drop_rate=0.2)
+    model.last_linear = nn.Identity()
+    features = torch.ones(64, 2048, 1, 1)
+    torch.manual_seed(0)
+    dropped = model.train().forward_head(features)
+    assert set(dropped.unique().tolist()) == {0.0, 1.25}
+    assert abs((dropped == 0).float().mean() - 0.2) < 0.01
+    assert torch.equal(model.eval().forward_head(features), torch.ones(64, 2048))
+
+
+def test_channels_last_gives_the_same() -> None:
+    torch.manual_seed(0)
+    model = create_model(SMALL).eval()
+    x = images(64, 64, 2)
+    with torch.no_grad():
+        expected = model(x)
+        found = model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_cardinality_and_width() -> None:
+    """Xie et al., table 1: 32x4d has 128, 256, 512, 1024 channels in 32 groups."""
+    block = partial(SEResNeXtBottleneck, 256, stride=1, cardinality=32, reduction=16)
+    assert [block(channels=c, base_width=4).conv2.out_channels for c in (64, 128, 256, 512)] == [128, 256, 512, 1024]
+    assert block(channels=64, base_width=8).conv2.weight.shape == (256, 8, 3, 3)

@@ -1,0 +1,80 @@
+"""Writers of the old torch format: for files as they were published, and for files that nobody should read."""
+
+import io
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
+SYSTEM = {
+    "protocol_version": 1001,
+    "little_endian": True,
+    "type_sizes": {"short": 2, "int": 4, "long": 4},
+}
+
+
+class _StatePickler(pickle.Pickler):
+    """Pickles tensors as torch 0.3 did, by `_rebuild_tensor`, or as since 0.4, by `_rebuild_tensor_v2`."""
+
+    def __init__(self, file: io.BytesIO, v2: bool) -> None:
+        super().__init__(file, protocol=2)
+        self.v2 = v2
+        self.storages: dict[str, torch.Tensor] = {}
+
+    def reducer_override(self, obj: object) -> object:
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        arguments = (_Stored(obj), 0, tuple(obj.shape), obj.stride())
+        if self.v2:  # requires_grad and hooks
+            return torch._utils._rebuild_tensor_v2, (*arguments, False, OrderedDict())
+        return torch._utils._rebuild_tensor, arguments
+
+    def persistent_id(self, obj: object) -> object:
+        if not isinstance(obj, _Stored):
+            return None
+        # Keys were addresses, of 14 digits on Linux; they count in the size of the file.
+        key = str(10**13 + len(self.storages))
+        self.storages[key] = obj.tensor
+        kind = {torch.float32: torch.FloatStorage, torch.int64: torch.LongStorage}[obj.tensor.dtype]
+        return ("storage", kind, key, "cpu", obj.tensor.numel(), None)
+
+
+class _Stored:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.fixture(scope="session")
+def save_as_published() -> Callable[..., None]:
+    """`save(tensors, path, v2)`: as the published files were written, 50 and 101 without v2, 26 with."""
+
+    def save(tensors: Mapping[str, torch.Tensor], path: Path, v2: bool) -> None:
+        with path.open("wb") as file:
+            for value in (MAGIC, 1001, SYSTEM):
+                pickle.dump(value, file, protocol=2)
+            state = io.BytesIO()
+            pickler = _StatePickler(state, v2)
+            pickler.dump(OrderedDict(tensors))
+            file.write(state.getvalue())
+            pickle.dump(sorted(pickler.storages), file, protocol=2)
+            for key in sorted(pickler.storages):
+                tensor = pickler.storages[key]
+                file.write(struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes())
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def save_pickle() -> Callable[..., None]:
+    """`save(state, path, keys=[], storages=b"")`: an old-format file with any bytes in place of the state's pickle."""
+
+    def save(state: bytes, path: Path, keys: list[str] | None = None, storages: bytes = b"") -> None:
+        head = b"".join(pickle.dumps(value, protocol=2) for value in (MAGIC, 1001, SYSTEM))
+        path.write_bytes(head + state + pickle.dumps(keys or [], protocol=2) + storages)
+
+    return save
