@@ -63,7 +63,7 @@ class SENet(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last feature map, N 2048 h w, of images N C H W: h and w are 7 for 224 and in general about H/32, W/32."""
+        """The last feature map, N 2048 h w, of images N C H W: h and w are 7 for 224, in general about H/32, W/32."""
         x = self.layer0(images)  # N 64 H/2 W/2
         x = self.pool0(x)  # N 64 H/4 W/4
         x = self.layer1(x)  # N 256 H/4 W/4
@@ -88,7 +88,7 @@ class SENet(nn.Module):
 
         As timm does (`timm/models/senet.py`, `_weight_init`): squeeze-and-excitation included, torch's defaults for all
         else, and torch's notion of fan-out, which counts the outputs of all groups, so that the 3x3 start smaller
-        by the root of the cardinality. Cadene's file leaves everything to torch's defaults; it was for loading weights only.
+        by the root of the cardinality. Cadene's file leaves all to torch's defaults; it was for loading weights only.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

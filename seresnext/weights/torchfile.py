@@ -78,7 +78,11 @@ def _scan_pickles(file: BinaryIO) -> Description:
     description = describe(pickles)
     storages = description.storages
     order = describe(pickles).value
-    if not isinstance(order, list) or sorted(order, key=str) != sorted(storages):
+    if (
+        not isinstance(order, list)
+        or not all(isinstance(key, str) for key in order)
+        or sorted(order) != sorted(storages)
+    ):
         raise ValueError("its list of storages is not that of its tensors")
     position = pickles.tell()
     needed = position + sum(8 + storage.nbytes for storage in storages.values())

@@ -71,10 +71,10 @@ def save_as_published() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def save_pickle() -> Callable[..., None]:
-    """`save(state, path, keys=[], storages=b"")`: an old-format file with any bytes in place of the state's pickle."""
+    """`save(state, path, keys=None, storages=b"")`: an old file with any bytes in place of the state's pickle."""
 
-    def save(state: bytes, path: Path, keys: list[str] | None = None, storages: bytes = b"") -> None:
+    def save(state: bytes, path: Path, keys: object = None, storages: bytes = b"") -> None:
         head = b"".join(pickle.dumps(value, protocol=2) for value in (MAGIC, 1001, SYSTEM))
-        path.write_bytes(head + state + pickle.dumps(keys or [], protocol=2) + storages)
+        path.write_bytes(head + state + pickle.dumps(keys, protocol=2) + storages)
 
     return save

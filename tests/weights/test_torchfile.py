@@ -287,6 +287,19 @@ def test_compressed_zip(tmp_path: Path) -> None:
     assert "compressed" in refusal(path)
 
 
+@pytest.mark.parametrize("order", [["0", "0"], [], ["1"], ["0", "1"], [0], "0", None, [["0"]]])
+def test_order_of_other_storages(tmp_path: Path, save_pickle, order: object) -> None:
+    save_pickle(tensor_pickle(6, 0, (6,), (1,)), tmp_path / "file", order, floats(6))
+    assert "list of storages" in refusal(tmp_path / "file")
+
+
+def test_deeply_nested_order(tmp_path: Path, save_pickle) -> None:
+    """What would need a stack of that depth to compare or to print."""
+    nested = b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."
+    save_pickle(tensor_pickle(6, 0, (6,), (1,)) + nested, tmp_path / "file")
+    assert "list of storages" in refusal(tmp_path / "file")
+
+
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize(
     "program",
