@@ -39,7 +39,7 @@ _WORDS: dict[str, bool | None] = {
     for form in (word, word.capitalize(), word.upper())
 } | {"": None, "~": None}
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _REFUSED = [
     (re.compile(r"[-+]?0[0-9]+"), "begins with 0, which some readers take for octal; write it without the 0"),

@@ -170,6 +170,7 @@ WHOLE_RECIPES = {
     "nested deep, flow": ("a: " + "[" * 300_000, "r.yaml:1: nested deeper than 10"),
     "nested deep, block": ("- " * 300_000, "r.yaml:1: nested deeper than 10"),
     "nested deep, mappings": ("\n".join(" " * i + "a:" for i in range(500)), "nested deeper than 10"),
+    "a million zeros": (GOOD + "data: {workers: " + "0" * 990_000 + "x}", "r.yaml:2: data.workers: expected a whole"),
     "a hundred thousand values": ("a: [" + "1," * 100_000 + "]", "more than 1000 values"),
 }
 

@@ -1,0 +1,118 @@
+"""The scalars of recipes, against what PyYAML and float() say, and the time that hostile texts may take."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seresnext.recipe.reader import MAX_BYTES, Unreadable, decode_bytes, read_scalar, read_yaml, write_scalar
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("1e4", 1e4), ("1E5", 1e5), ("+1.5e+3", 1500.0), ("-.5", -0.5), ("1.", 1.0), ("01.5", 1.5),
+        ("0", 0), ("-7", -7), ("+5", 5), ("true", True), ("Off", False), ("NULL", None), ("~", None), ("", None),
+        ("nan", "nan"), ("inf", "inf"), ("e5", "e5"), ("1e", "1e"), ("100ep", "100ep"), ("y", "y"), ("=", "="),
+        ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"), ("-", "-"), (".", "."),
+    ],
+)  # fmt: skip
+def test_scalars(text: str, value: object) -> None:
+    found, complaint = read_scalar(text)
+    assert complaint is None
+    assert found == value
+    assert type(found) is type(value)
+
+
+@given(st.floats(allow_nan=False))
+def test_every_float_is_read_as_it_is_written(value: float) -> None:
+    if math.isfinite(value):
+        assert read_scalar(write_scalar(value)) == (value, None)
+
+
+@given(st.integers(0, 10**6), st.integers(-300, 300), st.sampled_from("eE"), st.sampled_from(["", "+"]))
+def test_every_exponent_form_is_a_float(digits: int, exponent: int, letter: str, sign: str) -> None:
+    text = f"{digits}{letter}{sign if exponent >= 0 else ''}{exponent}"
+    value, complaint = read_scalar(text)
+    assert type(value) is float
+    assert (value, complaint) == (float(text), None)
+
+
+@given(st.text().filter(lambda text: text.isprintable()))
+def test_any_text_is_read_as_it_is_written(text: str) -> None:
+    for document in (f"key: {write_scalar(text)}\n", f"key: [{write_scalar(text)}]\n"):
+        root, problems = read_yaml(document, str)
+        assert problems == []
+        assert root is not None
+        assert root.plain() in ({"key": text}, {"key": [text]})
+        assert yaml.safe_load(document) in ({"key": text}, {"key": [text]})  # and by every other reader
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "-0", "0.1", "1.5e+3", "true", "Off", "null", "~", "abc", "a b", "'5'", '"x"', "[1, a]"]
+)
+def test_plain_values_mean_what_pyyaml_says(text: str) -> None:
+    root, problems = read_yaml(text, str)
+    assert root is not None
+    assert (root.plain(), problems) == (yaml.safe_load(text), [])
+
+
+def test_lines_are_those_of_the_keys() -> None:
+    root, problems = read_yaml("# 1\na:\n  b: 1\n\n  c:\n    - 2\n  d: {e:\n   4}\n", "line {}".format)
+    assert problems == []
+    assert root is not None
+    section = root.value["a"]
+    assert section.origin == "line 2"
+    assert {key: node.origin for key, node in section.value.items()} == {"b": "line 3", "c": "line 5", "d": "line 7"}
+    assert section.value["d"].value["e"].origin == "line 7"
+
+
+def test_decoding() -> None:
+    assert decode_bytes("é写".encode()) == "é写"
+    assert decode_bytes(b"") == ""
+    with pytest.raises(Unreadable, match="2: byte 0xff is not UTF-8"):
+        decode_bytes(b"a\n\xff")
+
+
+# Each as long as a recipe may be. The regular expressions and PyYAML's scanner must not take the square of that.
+LONG = {
+    "comment": "#" * MAX_BYTES,
+    "empty lines": "\n" * MAX_BYTES,
+    "word": "a: " + "x" * MAX_BYTES,
+    "words": "a: " + "x " * (MAX_BYTES // 2),
+    "lines": "a: " + "x\n " * (MAX_BYTES // 3),
+    "zeros": "a: " + "0" * MAX_BYTES + "x",
+    "digits": "a: " + "9" * MAX_BYTES,
+    "digits and underscores": "a: " + "9_" * (MAX_BYTES // 2) + "x",
+    "digits and colons": "a: " + "9:" * (MAX_BYTES // 2) + "x",
+    "digits and dots": "a: " + "9." * (MAX_BYTES // 2),
+    "exponents": "a: " + "1e" * (MAX_BYTES // 2),
+    "brackets": "[" * MAX_BYTES,
+    "brackets and braces": "{a: [" * (MAX_BYTES // 5),
+    "dashes": "- " * (MAX_BYTES // 2),
+    "question marks": "? " * (MAX_BYTES // 2),
+    "colons": ":" * MAX_BYTES,
+    "documents": "---\n" * (MAX_BYTES // 4),
+    "key": "x" * MAX_BYTES + ": 1",
+    "tag": "a: !" + "x" * MAX_BYTES + " 1",
+    "anchor": "a: &" + "x" * MAX_BYTES + " 1",
+    "directives": "%A b\n" * (MAX_BYTES // 5),
+    "version": "%YAML " + "1" * MAX_BYTES + ".1\n---\na: 1",
+    "quoted": "a: '" + "x\n " * (MAX_BYTES // 3) + "'",
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_long_text_takes_seconds_at_most(case: str) -> None:
+    start = time.perf_counter()
+    try:
+        _, problems = read_yaml(LONG[case], str)
+    except Unreadable as error:
+        problems = [str(error)]
+    assert time.perf_counter() - start < 10
+    assert all(len(problem) < 300 for problem in problems)

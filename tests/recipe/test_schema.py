@@ -1,0 +1,91 @@
+"""The schema itself: strict types, the design's defaults, and the same models as the code."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from seresnext.durations import Duration
+from seresnext.recipe import Recipe, load_recipe, to_values
+from seresnext.recipe.schema import ModelName, OptimizerSection, RuntimeSection
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    values = to_values(Recipe.model_validate({"model": {"name": "seresnext101"}}))
+    wanted = {
+        "model": {"name": "seresnext101", "num_classes": 1000, "drop_rate": 0.2, "weights": None, "reset_head": False},
+        "data": {"root": "data/imagenet", "format": "folder", "image_size": 224, "workers": 8, "on_error": "raise"},
+        "mix": {"mixup": 0.0, "cutmix": 0.0, "off_after": None},
+        "batch": {"global_size": 1024, "micro_size": 128},
+        "optimizer": {
+            "name": "sgd", "lr": 0.6, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4,
+            "decay_norm_and_bias": True, "clip_norm": None,
+        },
+        "schedule": {"name": "step", "every": "30ep", "factor": 0.1, "warmup": "0ep"},
+        "loss": {"label_smoothing": 0.1},
+        "evaluation": {"every": "1ep"},
+        "checkpoint": {"every": "1ep", "keep": 3, "on_failure": "stop"},
+        "logging": {"every": "50st"},
+        "runtime": {
+            "seed": 0, "precision": "auto", "compile": "auto", "channels_last": True, "deterministic": False,
+        },
+    }  # fmt: skip
+    for section, keys in wanted.items():
+        assert values[section] | keys == values[section]
+    assert values["length"] == "100ep"
+    assert values["ema"] is None
+
+
+def test_model_names_are_those_of_the_code() -> None:
+    from seresnext.models import MODELS
+    from seresnext.models.registry import canonical_name
+
+    assert {canonical_name(name) for name in get_args(ModelName)} == set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lr", "0.1"),
+        ("lr", True),
+        ("lr", float("inf")),
+        ("nesterov", 1),
+        ("name", "SGD"),
+        ("clip_norm", 0),
+        ("typo", 1),
+    ],
+)
+def test_strictness(key: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        OptimizerSection.model_validate({key: value})
+
+
+def test_a_whole_number_is_welcome_where_a_float_is_expected() -> None:
+    lr = OptimizerSection.model_validate({"lr": 1}).lr
+    assert type(lr) is float
+
+
+@pytest.mark.parametrize("value", ["auto", True, False])
+def test_compile_takes_three_values(value: object) -> None:
+    assert RuntimeSection.model_validate({"compile": value}).compile is value
+
+
+@pytest.mark.parametrize("value", [1, 0, 1.0, "true", None])
+def test_compile_takes_no_other_value(value: object) -> None:
+    with pytest.raises(ValidationError):
+        RuntimeSection.model_validate({"compile": value})
+
+
+def test_durations_are_values_in_python_and_text_outside() -> None:
+    recipe = load_recipe("digits", ["length=12st"]).recipe
+    assert recipe.length == Duration(12, "st")
+    assert to_values(recipe)["length"] == "12st"
+
+
+def test_a_recipe_is_frozen() -> None:
+    recipe = load_recipe("digits").recipe
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.optimizer.lr = 1.0  # type: ignore[misc]
+    assert isinstance(recipe, Recipe)
