@@ -76,7 +76,8 @@ def dry_run(loaded: LoadedRecipe, world: World) -> None:
     total = rehearsal.step_seconds * run.plan.total + rehearsal.validation_seconds * run.plan.evaluations
     console.line(
         f"one step takes {rehearsal.step_seconds:.3g} s "
-        f"({run.plan.global_size / rehearsal.step_seconds:.4g} images/s), one validation about {rehearsal.validation_seconds:.3g} s\n"
+        f"({run.plan.global_size / rehearsal.step_seconds:.4g} images/s), one validation about "
+        f"{rehearsal.validation_seconds:.3g} s\n"
         f"peak memory of rank 0: {_peak_memory(world)}\n"
         f"estimated time for the whole run: {format_seconds(total)} ({run.plan.total} steps, "
         f"{run.plan.evaluations} validations), without checkpoints\n"

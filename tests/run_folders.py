@@ -1,0 +1,32 @@
+"""What tests read of a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of `metrics.jsonl` of one kind, without how long things took."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timing = {"images_per_second", "data_wait"}
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines if line["event"] == kind]
+
+
+def losses(run: Path) -> list[float]:
+    """The training losses of a run, step by step."""
+    return [event["loss"] for event in events(run, "train")]
+
+
+def last_tensors(run: Path) -> dict[str, Tensor]:
+    """The tensors of the last checkpoint of a run."""
+    return load_file(run / "checkpoints" / "last.safetensors")
+
+
+def status(run: Path) -> dict[str, Any]:
+    """What `status.json` of a run says."""
+    return json.loads((run / "status.json").read_text())

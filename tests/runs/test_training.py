@@ -1,0 +1,125 @@
+"""Whole training runs: the same on any number of ranks, and bit for bit the same however they were interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+import torch
+from run_folders import events, last_tensors, losses, status
+
+pytestmark = pytest.mark.runs
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Uninterrupted runs by world size, made once."""
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(straight, train, tmp_path_factory):
+    def get(world):
+        if world not in straight:
+            straight[world] = train(tmp_path_factory.mktemp("straight") / f"world{world}", world=world)
+        return straight[world]
+
+    return get
+
+
+def assert_same_bits(one, other):
+    a, b = last_tensors(one), last_tensors(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert events(one, "train") == events(other, "train")
+    assert events(one, "validate") == events(other, "validate")
+
+
+def test_two_ranks_equal_one(uninterrupted):
+    one, two = losses(uninterrupted(1)), losses(uninterrupted(2))
+    assert len(one) == 6
+    assert two == pytest.approx(one, rel=1e-9)
+    one, two = (last_tensors(uninterrupted(world)) for world in (1, 2))
+    for name in one:
+        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-6, atol=1e-9), name
+
+
+def test_other_logical_replicas_do_not_equal(uninterrupted, train, tmp_path):
+    """The control: with one replica of 8 instead of two of 4, BatchNorm sees other batches and the losses part."""
+    other = losses(train(tmp_path / "run", "--set", "batch.micro_size=8"))
+    assert other[0] != pytest.approx(losses(uninterrupted(1))[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_resumed_from_the_middle_it_is_bit_for_bit_the_same(uninterrupted, train, tmp_path, world):
+    middle = uninterrupted(world) / "checkpoints" / "step-00000003.safetensors"
+    run = train(tmp_path / "run", "--resume", str(middle), world=world)
+    resumed, whole = last_tensors(run), last_tensors(uninterrupted(world))
+    assert resumed.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    assert events(run, "train") == events(uninterrupted(world), "train")[3:]
+
+
+def test_from_another_state_it_is_not_the_same(uninterrupted, train, tmp_path):
+    """The control: a run that starts afresh with another seed ends elsewhere."""
+    other = train(tmp_path / "run", "--set", "runtime.seed=1")
+    assert not torch.equal(
+        last_tensors(other)["model.last_linear.weight"], last_tensors(uninterrupted(1))["model.last_linear.weight"]
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
+    uninterrupted, train, start_command, train_arguments, tmp_path, number
+):
+    run = tmp_path / "run"
+    command = start_command([sys.executable, *train_arguments(run)])
+    command.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 1)
+    command.process.send_signal(number)
+    result = command.finish()
+    assert result.returncode == 0, result.output
+    assert status(run)["state"] == "preempted"
+    assert number.name in status(run)["reason"]
+    assert "Traceback" not in result.output
+    stopped_at = status(run)["step"]
+    assert 0 < stopped_at < 6
+    assert (run / "checkpoints" / f"step-{stopped_at:08}.safetensors").exists()
+    train(run)
+    assert status(run)["state"] == "finished"
+    assert_same_bits(run, uninterrupted(1))
+
+
+def test_ctrl_c_under_torchrun_saves_on_all_ranks(uninterrupted, train, start_torchrun, train_arguments, tmp_path):
+    run = tmp_path / "run"
+    command = start_torchrun(2, train_arguments(run))
+    command.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 1)
+    command.process.send_signal(signal.SIGINT)
+    result = command.finish()
+    assert status(run)["state"] == "preempted", result.output
+    train(run, world=2)
+    assert_same_bits(run, uninterrupted(2))
+
+
+def test_a_finished_run_has_nothing_to_do(uninterrupted, run_command, train_arguments):
+    run = uninterrupted(1)
+    before = (run / "metrics.jsonl").read_bytes()
+    result = run_command([sys.executable, *train_arguments(run)])
+    assert result.returncode == 0
+    assert "nothing to do" in result.stdout
+    assert status(run)["state"] == "finished"
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_run_folder_is_as_designed(uninterrupted):
+    run = uninterrupted(1)
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"recipe.yaml", "environment.json", "status.json", "metrics.jsonl", "tensorboard", "log.txt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "step-00000003.safetensors", "step-00000006.safetensors", "last.safetensors", "best.safetensors",
+    }  # fmt: skip
+    assert [event["step"] for event in events(run, "train")] == [1, 2, 3, 4, 5, 6]
+    assert [(e["step"], e["weights"]) for e in events(run, "validate")] == [
+        (3, "model"), (3, "ema"), (6, "model"), (6, "ema"),
+    ]  # fmt: skip
+    assert {e["num_images"] for e in events(run, "validate")} == {13}
