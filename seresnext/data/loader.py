@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
+import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -11,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.decode import decode
@@ -122,9 +125,21 @@ class _Keyed(Dataset[Batch | Failure]):
 
     def __getitem__(self, key: BatchKey) -> Batch | Failure:
         try:
-            return self._source.make(key)
+            batch = self._source.make(key)
         except Failure as failure:
             return failure
+        if get_worker_info() is None:
+            return batch
+        try:
+            # Torch would do so in a thread that only prints what goes wrong, and the batch would never arrive.
+            for tensor in batch[:4]:
+                tensor.share_memory_()
+        except (OSError, RuntimeError) as error:
+            return DataError(
+                f"a loader worker has no shared memory for a batch ({error}); give the container more "
+                "(docker run --shm-size=16g), or lower data.workers or batch.micro_size"
+            )
+        return batch
 
 
 @contextmanager
@@ -133,49 +148,79 @@ def open_batches(
 ) -> Iterator[Iterator[Batch]]:
     """Batches of the keys, in their order, made by `workers` processes (0: by this one) a few ahead of their use.
 
-    The iterator raises DataError for an image that cannot be used, and for a worker that died or did not answer for
-    `timeout` seconds. Workers end with the block.
+    The iterator raises DataError for an image that cannot be used, and the block for a worker that died, or did not
+    answer for `timeout` seconds. Workers end with the block.
     """
-    loader = DataLoader(
-        _Keyed(source),
-        batch_size=None,
-        sampler=keys,  # pyright: ignore[reportArgumentType]
-        num_workers=workers,
-        pin_memory=pin_memory,
-        timeout=timeout if workers else 0,
-        worker_init_fn=_begin_worker if workers else None,
-        # A generator of its own: the default one would be drawn from, and dropout with it.
-        generator=torch.Generator(),
-    )
-    iterator = iter(loader)
+    awaited: deque[BatchKey] = deque()
+    with warnings.catch_warnings():
+        # Torch counts the cores of this machine; the recipe's number is for the machine it was written for.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            _Keyed(source),
+            batch_size=None,
+            sampler=_noted(keys, awaited),  # pyright: ignore[reportArgumentType]
+            num_workers=workers,
+            pin_memory=pin_memory,
+            timeout=timeout if workers else 0,
+            worker_init_fn=_begin_worker if workers else None,
+            # Forked workers share the reader's arrays and start at once; a fork server would import torch anew in each
+            # and be sent 1.28 million names. They never touch CUDA, which does not survive a fork.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            # A generator of its own: the default one would be drawn from, and dropout with it.
+            generator=torch.Generator(),
+        )
+        iterator = iter(loader)
+    processes = getattr(iterator, "_workers", [])
+    for process in processes:
+        # Torch ends a worker that is stuck by SIGTERM, which ours ignore.
+        process.terminate = process.kill
     try:
-        yield _unwrapped(iterator, workers)
+        yield _unwrapped(iterator, awaited)
+    except (RuntimeError, OSError, EOFError) as error:
+        # Not only from the iterator: torch raises a worker's death wherever the main thread is.
+        if not _is_loss_of_worker(error):
+            raise
+        raise DataError(_explain_loss(error, awaited)) from None
     finally:
         # The iterator's end is what ends its workers, and a frame of a traceback could keep it alive.
-        shut_down = getattr(iterator, "_shutdown_workers", None)
-        if shut_down:
-            shut_down()
+        if processes:
+            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _unwrapped(iterator: Iterator[Batch | Failure], workers: int) -> Iterator[Batch]:
-    number = 0
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not workers or "DataLoader" not in str(error):
-                raise
-            raise DataError(
-                f"a loader worker died or hung while batch {number} (counted from the start of this process) was "
-                f"awaited: {error}. If it was killed for memory, lower data.workers; a bus error means that /dev/shm "
-                "is full: give the container more (docker run --shm-size=16g)"
-            ) from None
+def _noted(keys: Iterable[BatchKey], awaited: deque[BatchKey]) -> Iterator[BatchKey]:
+    """The keys, each noted as awaited when it is handed out."""
+    for key in keys:
+        awaited.append(key)
+        yield key
+
+
+def _unwrapped(iterator: Iterator[Batch | Failure], awaited: deque[BatchKey]) -> Iterator[Batch]:
+    for batch in iterator:
+        awaited.popleft()
         if isinstance(batch, Failure):
             raise batch
         yield batch
-        number += 1
+
+
+def _is_loss_of_worker(error: Exception) -> bool:
+    """Whether this is what torch says of a worker that died or hung, not an exception that a worker passed on."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(("DataLoader worker", "DataLoader timed out"))
+    # The thread that pins batches finds the connection of a worker that died closed.
+    return "in pin memory thread" in str(error)
+
+
+def _explain_loss(error: Exception, awaited: deque[BatchKey]) -> str:
+    where = f"the batch of step {awaited[0].step}, replica {awaited[0].replica}" if awaited else "the end"
+    if "timed out" in str(error):
+        return (
+            f"no loader worker answered while {where} was awaited: {error} (runtime.loader_timeout). Is the disk or "
+            "the network file system that holds the images hanging?"
+        )
+    return (
+        f"a loader worker died while {where} was awaited: {str(error).strip(' .')}. If it was killed for memory, lower "
+        "data.workers; a bus error means that /dev/shm is full: give the container more (docker run --shm-size=16g)"
+    )
 
 
 def _begin_worker(number: int) -> None:

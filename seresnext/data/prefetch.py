@@ -39,6 +39,8 @@ def prefetch(
     """
     prepare = _Preparation(device, dtype, mean, std, channels_last)
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if side:
+        side.wait_stream(torch.cuda.current_stream(device))  # It reads the mean and deviation made on this one.
     upcoming: DeviceBatch | None = None
     while True:
         started = time.monotonic()

@@ -11,6 +11,8 @@ import numpy as np
 from seresnext.errors import DataError
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
+# How many problems a message lists; a wrong folder has a thousand of the same.
+_LISTED = 20
 
 
 class FolderReader:
@@ -21,22 +23,33 @@ class FolderReader:
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        self._folder = root / split
-        self.classes = _class_names(root, split)
+        self._folder = _split_folder(root, split)
+        self.classes, loose = _scan(self._folder)
+        problems = []
+        if loose:
+            problems.append(
+                f"{len(loose)} images lie outside of class folders ({loose[0]} for one); the layout is "
+                f"{split}/CLASS/IMAGE, with a folder for each class, also for validation"
+            )
+        elif not self.classes:
+            problems.append(f"it holds no class folders; the layout is {split}/CLASS/IMAGE")
         names: list[bytes] = []
         labels: list[np.ndarray] = []
-        problems = []
         for label, class_name in enumerate(self.classes):
-            found, nested = _image_names(self._folder / class_name)
+            nested, found = _scan(self._folder / class_name)
             if nested:
-                problems.append(f"{class_name} holds the folder {nested[0]}; images lie right in their class folder")
+                problems.append(
+                    f"{class_name} holds the folder {nested[0]}; images lie right in their class folder: move them "
+                    "there, or move the folder away"
+                )
             elif not found:
-                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)})")
-            names += found
+                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)}); add some or remove the folder")
+            names += map(os.fsencode, found)
             labels.append(np.full(len(found), label, np.int64))
         if problems:
-            listing = "\n  ".join(problems[:20])
-            raise DataError(f"{len(problems)} class folders of {self._folder} cannot be used:\n  {listing}")
+            more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+            listing = "\n  ".join(problems[:_LISTED] + more)
+            raise DataError(f"{self._folder} cannot be used:\n  {listing}")
         self.labels = np.concatenate(labels)
         self._names = np.frombuffer(b"".join(names), np.uint8)
         self._ends = np.cumsum([len(name) for name in names])
@@ -68,37 +81,32 @@ class FolderReader:
         return digest.hexdigest()
 
 
-def _class_names(root: Path, split: str) -> tuple[str, ...]:
+def _split_folder(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the folder that holds train/ and val/ with --data DIR")
-    splits = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    splits, _ = _scan(root)
     if split not in splits:
         there = f"it holds {', '.join(splits[:10])}" if splits else "it holds no folders"
         raise DataError(f"{root} has no split {split!r} ({there}); its splits are folders such as train/ and val/")
-    entries = [entry for entry in os.scandir(root / split) if not entry.name.startswith(".")]
-    classes = sorted(entry.name for entry in entries if entry.is_dir())
-    loose = [entry.name for entry in entries if _is_image(entry.name)]
-    if loose:
-        raise DataError(
-            f"{root / split} holds {len(loose)} images outside of class folders ({loose[0]} for one); the layout is "
-            f"{split}/CLASS/IMAGE, with a folder for each class, also for validation"
-        )
-    if not classes:
-        raise DataError(f"{root / split} holds no class folders; the layout is {split}/CLASS/IMAGE")
-    return tuple(classes)
+    return root / split
 
 
-def _image_names(folder: Path) -> tuple[list[bytes], list[str]]:
-    """The sorted names of the images of a folder, and those of folders in it."""
-    images, nested = [], []
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if _is_image(entry.name):
-            images.append(os.fsencode(entry.name))
-        elif entry.is_dir():
-            nested.append(entry.name)
-    return sorted(images), sorted(nested)
+def _scan(folder: Path) -> tuple[tuple[str, ...], list[str]]:
+    """The sorted names of the folders and of the images in a folder, without hidden ones."""
+    folders, images = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                # The type of an entry that looks like an image is not asked for: it costs a system call on some disks.
+                if _is_image(entry.name):
+                    images.append(entry.name)
+                elif entry.is_dir():
+                    folders.append(entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from None
+    return tuple(sorted(folders)), sorted(images)
 
 
 def _is_image(name: str) -> bool:

@@ -1,0 +1,141 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+
+from seresnext.data.readers.folder import FolderReader
+from seresnext.errors import DataError
+
+
+def make(root: Path, *files: str) -> Path:
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.encode())
+    return root
+
+
+def test_samples_and_labels_are_those_of_torchvision(tmp_path: Path):
+    make(tmp_path, *(f"train/{c}/{n}.JPEG" for c in ("n2", "n10", "N3", "ä") for n in (10, 9, 2)))
+    ours, theirs = FolderReader(tmp_path, "train"), torchvision.datasets.ImageFolder(tmp_path / "train")
+    assert list(ours.classes) == theirs.classes
+    assert [(str(tmp_path / ours.name(i)), label) for i, label in enumerate(ours.labels)] == theirs.samples
+    assert [ours.read(i).decode() for i in range(len(ours))] == [ours.name(i) for i in range(len(ours))]
+
+
+def test_endings_in_any_case_count_and_hidden_entries_do_not(tmp_path: Path):
+    good = [f"val/a/{name}" for name in ("1.JPEG", "2.jpg", "3.jpeg", "4.PNG", "5.Jpg")]
+    make(tmp_path, *good, "val/a/._6.jpg", "val/a/notes.txt", "val/a/.cache/7.jpg", "val/.ipynb_checkpoints/8.jpg")
+    make(tmp_path, "val/classes.csv", ".git/x.jpg")
+    reader = FolderReader(tmp_path, "val")
+    assert reader.classes == ("a",)
+    assert [reader.name(i) for i in range(len(reader))] == good
+
+
+def test_links_are_followed(tmp_path: Path):
+    make(tmp_path / "elsewhere", "cats/1.jpg", "2.jpg")
+    (tmp_path / "root" / "train" / "dog").mkdir(parents=True)
+    (tmp_path / "root" / "train" / "cat").symlink_to(tmp_path / "elsewhere" / "cats")
+    (tmp_path / "root" / "train" / "dog" / "2.jpg").symlink_to(tmp_path / "elsewhere" / "2.jpg")
+    reader = FolderReader(tmp_path / "root", "train")
+    assert [reader.read(i) for i in range(2)] == [b"cats/1.jpg", b"2.jpg"]
+
+
+def test_names_that_are_no_utf8_are_read(tmp_path: Path):
+    folder = os.fsencode(make(tmp_path, "train/a/1.jpg") / "train" / "a")
+    Path(os.fsdecode(folder + b"/\xff.jpg")).write_bytes(b"odd")
+    reader = FolderReader(tmp_path, "train")
+    assert [reader.read(i) for i in range(2)] == [b"train/a/1.jpg", b"odd"]
+
+
+def test_a_reader_holds_no_object_per_image(tmp_path: Path):
+    small = FolderReader(make(tmp_path / "small", "train/a/00.jpg"), "train")
+    large = FolderReader(make(tmp_path / "large", *(f"train/a/{n:02}.jpg" for n in range(90))), "train")
+    # Two int64 and a name of 6 bytes for an image; a Python string alone takes over 50.
+    assert (len(pickle.dumps(large)) - len(pickle.dumps(small))) / 89 < 23
+    kept = [value for value in vars(large).values() if not isinstance(value, np.ndarray)]
+    assert max(len(value) for value in kept if isinstance(value, list | tuple | dict)) == 1
+
+
+def test_the_fingerprint_tells_what_the_split_consists_of(tmp_path: Path):
+    def fingerprint(name: str, *files: str) -> str:
+        return FolderReader(make(tmp_path / name, *files), "train").fingerprint
+
+    same = fingerprint("one", "train/a/1.jpg", "train/b/2.jpg")
+    assert fingerprint("two", "train/b/2.jpg", "train/a/1.jpg") == same
+    others = [
+        fingerprint("class", "train/a/1.jpg", "train/c/2.jpg"),
+        fingerprint("file", "train/a/1.jpg", "train/b/3.jpg"),
+        fingerprint("more", "train/a/1.jpg", "train/b/2.jpg", "train/b/3.jpg"),
+        fingerprint("moved", "train/a/1.jpg", "train/a/2.jpg", "train/b/3.jpg"),
+        fingerprint("edges", "train/a/11.jpg", "train/b/.jpg2.jpg", "train/b/2.jpg"),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_a_missing_root_and_a_missing_split_say_what_is_there(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no folder .*nowhere; give the folder that holds train/ and val/"):
+        FolderReader(tmp_path / "nowhere", "train")
+    make(tmp_path, "training/a/1.jpg", "test/a/1.jpg", ".hidden/a/1.jpg")
+    with pytest.raises(DataError, match=r"no split 'train' \(it holds test, training\)"):
+        FolderReader(tmp_path, "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="it holds no folders"):
+        FolderReader(tmp_path / "empty", "train")
+
+
+def test_a_flat_validation_folder_says_that_classes_are_folders(tmp_path: Path):
+    make(tmp_path, "val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG")
+    with pytest.raises(DataError, match=r"2 images lie outside of class folders \(ILSVRC2012_val_00000001.*val/CLASS"):
+        FolderReader(tmp_path, "val")
+
+
+def test_a_split_without_classes(tmp_path: Path):
+    make(tmp_path, "val/readme.txt")
+    with pytest.raises(DataError, match="no class folders; the layout is val/CLASS/IMAGE"):
+        FolderReader(tmp_path, "val")
+
+
+def test_all_problems_of_a_split_come_at_once(tmp_path: Path):
+    make(tmp_path, "train/good/1.jpg", "train/nested/more/1.jpg", "train/texts/1.txt", "train/loose.png")
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        FolderReader(tmp_path, "train")
+    lines = str(caught.value).split("\n  ")[1:]
+    assert len(lines) == 4
+    assert "loose.png" in lines[0]
+    assert lines[1].startswith("empty has no images")
+    assert lines[2].startswith("nested holds the folder more")
+    assert lines[3].startswith("texts has no images")
+
+
+def test_a_thousand_problems_are_counted(tmp_path: Path):
+    for number in range(30):
+        (tmp_path / "train" / f"c{number}").mkdir(parents=True)
+    with pytest.raises(DataError, match="and 10 more$"):
+        FolderReader(tmp_path, "train")
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    listed = os.scandir
+
+    def refuse_b(folder: Path):
+        if folder.name == "b":  # Permissions would not stop a test that root runs.
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse_b)
+    with pytest.raises(DataError, match="train/b cannot be listed: Permission denied"):
+        FolderReader(tmp_path, "train")
+
+
+def test_a_file_that_went_away_is_named(tmp_path: Path):
+    reader = FolderReader(make(tmp_path, "train/a/1.jpg", "train/a/2.jpg"), "train")
+    (tmp_path / "train" / "a" / "2.jpg").unlink()
+    assert reader.read(0) == b"train/a/1.jpg"
+    with pytest.raises(DataError, match=r"train/a/2.jpg cannot be read: No such file"):
+        reader.read(1)

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.errors import DataError
+
+
+def reader(root: Path, split: str, *classes: str) -> Reader:
+    for name in classes:
+        (root / split / name).mkdir(parents=True)
+        (root / split / name / "1.jpg").write_bytes(b"")
+    return open_reader(root, split)
+
+
+def test_differing_class_folders_are_listed_from_both_sides(tmp_path: Path):
+    train, val = reader(tmp_path, "train", "ant", "bee", "cat"), reader(tmp_path, "val", "ant", "cow", "dog")
+    with pytest.raises(DataError, match=r"only in training: bee, cat; only in validation: cow, dog"):
+        check_same_classes(train, val)
+    check_same_classes(train, train)
+
+
+def test_a_long_difference_is_cut_short_and_counted(tmp_path: Path):
+    names = [f"c{number:02}" for number in range(14)]
+    train, val = reader(tmp_path, "train", *names), reader(tmp_path, "val", "c00")
+    with pytest.raises(DataError, match=r"only in training: c01.*c10 and 3 more; labels"):
+        check_same_classes(train, val)
+
+
+def test_a_model_with_another_number_of_classes_is_told_the_right_one(tmp_path: Path):
+    train = reader(tmp_path, "train", "ant", "bee")
+    with pytest.raises(DataError, match=r"has 2 class folders, the recipe says 1000; set model.num_classes=2 or point"):
+        check_classes(train, 1000, str(tmp_path))
+    check_classes(train, 2, str(tmp_path))
+
+
+def test_every_reader_is_one(tmp_path: Path):
+    readers: list[Reader] = [reader(tmp_path, "train", "ant"), SyntheticReader(5, 2)]
+    assert [len(each) for each in readers] == [1, 5]
+    assert [len(each.labels) for each in readers] == [1, 5]

@@ -1,0 +1,115 @@
+import io
+import random
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seresnext.data.decode import decode
+from seresnext.errors import DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+PICTURE = Image.fromarray(PIXELS)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK"])
+def test_every_mode_becomes_the_rgb_of_pillow(mode: str, format: str):
+    try:
+        data = encoded(PICTURE.convert(mode), format)
+    except OSError:
+        pytest.skip(f"{format} has no mode {mode}")
+    decoded = decode(data, "any", 1000)
+    assert decoded.mode == "RGB"
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(expected))
+
+
+def test_real_photographs_are_those_of_pillow(photographs: list[bytes]):
+    for data in photographs:
+        expected = Image.open(io.BytesIO(data)).convert("RGB")
+        np.testing.assert_array_equal(np.asarray(decode(data, "any", 10**8)), np.asarray(expected))
+
+
+def test_gray_of_16_bits_keeps_its_high_byte():
+    gray = np.linspace(0, 65535, 480).reshape(24, 20).astype(np.uint16)
+    decoded = np.asarray(decode(encoded(Image.fromarray(gray), "PNG"), "any", 1000))
+    np.testing.assert_array_equal(decoded, np.repeat((gray >> 8)[..., None], 3, axis=2))
+    assert decoded.max() == 255
+    assert len(np.unique(decoded)) > 200  # Pillow's own conversion would clip nearly all of it to white.
+
+
+def test_the_content_decides_not_the_name():
+    np.testing.assert_array_equal(np.asarray(decode(encoded(PICTURE, "PNG"), "n02105855_2933.JPEG", 1000)), PIXELS)
+
+
+def test_exif_rotation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encoded(PICTURE, "JPEG", exif=exif.tobytes()), "any", 1000).size == (20, 24)
+
+
+@pytest.mark.filterwarnings("error")
+def test_broken_exif_is_passed_over_in_silence():
+    data = encoded(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01garbage")
+    assert decode(data, "any", 1000).size == (20, 24)
+
+
+def test_too_many_pixels_are_refused_from_the_header_alone():
+    # A PNG that says 30000 x 30000 and holds nothing: to decode it would be another error.
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+    size = (9000).to_bytes(4)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
+    with pytest.raises(DataError, match=r"bomb.png has 9000 x 9000 pixels, more than data.max_pixels \(50000000\)"):
+        decode(png, "bomb.png", 50_000_000)
+    bomb = png.replace(size + size, (30000).to_bytes(4) * 2)
+    with pytest.raises(DataError, match=r"bomb.png has more pixels than Pillow opens"):
+        decode(bomb.replace(bomb[29:33], zlib.crc32(bomb[12:29]).to_bytes(4)), "bomb.png", 10**12)
+
+
+def test_as_many_pixels_as_allowed_are_decoded():
+    data = encoded(PICTURE, "PNG")
+    assert decode(data, "any", 480).size == (20, 24)
+    with pytest.raises(DataError, match=r"20 x 24 .* \(479\)"):
+        decode(data, "any", 479)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "is empty"),
+        (b"<html>not found</html>", "is no JPEG or PNG"),
+        (encoded(PICTURE, "JPEG")[:-200], "is no JPEG or PNG .*truncated"),
+        (encoded(PICTURE, "PNG")[:-200], "is no JPEG or PNG"),
+        (encoded(PICTURE, "GIF"), "is no JPEG or PNG"),
+    ],
+    ids=["empty", "html", "short JPEG", "short PNG", "GIF"],
+)
+def test_what_cannot_be_decoded_is_named(data: bytes, what: str):
+    with pytest.raises(DataError, match=f"train/cat/7.jpg {what}"):
+        decode(data, "train/cat/7.jpg", 1000)
+
+
+def test_damage_anywhere_is_a_data_error_or_an_image():
+    draws = random.Random(0)
+    originals = [encoded(PICTURE.convert(mode), "PNG") for mode in ("RGB", "P", "LA")] + [encoded(PICTURE, "JPEG")]
+    outcomes = set()
+    for _ in range(1500):
+        data = bytearray(draws.choice(originals))
+        for _ in range(draws.choice((1, 8))):
+            data[draws.randrange(min(len(data), draws.choice((80, 10**6))))] = draws.randrange(256)
+        try:
+            decode(bytes(data), "any", 10**6)
+            outcomes.add("image")
+        except DataError:
+            outcomes.add("error")
+    assert outcomes == {"image", "error"}
