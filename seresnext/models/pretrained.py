@@ -61,8 +61,8 @@ def load_pretrained(
     """The trained model in a file, in evaluation mode, and how to prepare images for it.
 
     The file is a published `.pth`, another torch or safetensors file with the state dict of one of `MODELS`, or a
-    checkpoint of this project, of which the EMA weights are taken if there are any. Which model it is, its classes and
-    its channels are read from the tensors, the preprocessing from a checkpoint's recipe; else it is the published one.
+    checkpoint of this project, whose recipe tells between model and EMA, and the preprocessing; for other files it is
+    the published one. Which model it is, its classes and its channels are read from the tensors.
 
     `num_classes` or `in_channels` other than the file's give a model to fine-tune: its classifier is new, its stem is
     adapted as by `load_weights`. Raises CheckpointError.
@@ -70,6 +70,9 @@ def load_pretrained(
     path = Path(path)
     source = shown_path(path)
     tensors, metadata = read_weights(path)
+    recipe = _recorded_recipe(metadata, source)
+    if recipe is not None and recipe.evaluation.weights == "model":
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     try:
         name, file_classes, file_channels = recognise(tensors)
     except CheckpointError as error:
@@ -78,8 +81,7 @@ def load_pretrained(
         num_classes = file_classes
     model = create_model(name, num_classes, file_channels if in_channels is None else in_channels, drop_rate)
     load_weights(model, tensors, source, reset_head=num_classes != file_classes)
-    preprocessing = _recorded_preprocessing(metadata, source) or published_preprocessing(name)
-    return model.eval(), preprocessing
+    return model.eval(), Preprocessing.of_recipe(recipe) if recipe else published_preprocessing(name)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, int, int]:
@@ -145,15 +147,15 @@ def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset
     return notes
 
 
-def _recorded_preprocessing(metadata: Mapping[str, str], source: str) -> Preprocessing | None:
-    """What the recipe in a checkpoint says; None for a file without."""
+def _recorded_recipe(metadata: Mapping[str, str], source: str) -> Recipe | None:
+    """The recipe in a checkpoint; None for a file without."""
     if "recipe" not in metadata:
         return None
     try:
         values = json.loads(metadata["recipe"])
         if not isinstance(values, dict):
             raise ValueError("it is no mapping")
-        return Preprocessing.of_recipe(recipe_from_values(values, source))
+        return recipe_from_values(values, source)
     except (ValueError, RecursionError, RecipeError) as error:
         raise CheckpointError(f"{source} has a damaged recipe in it: {printable(error, longest=2000)}") from error
 
@@ -178,7 +180,7 @@ def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
         return f"has the shape {tuple(tensor.shape)}, in the model {tuple(target.shape)}"
     if tensor.is_floating_point() != target.is_floating_point():
         return f"has the type {tensor.dtype}, in the model {target.dtype}"
-    if not tensor.isfinite().all():
+    if not tensor.to(target.dtype).isfinite().all():  # 1e300 in float64 is finite and no number in float32.
         return "has values that are not finite"
     if name.endswith("running_var") and (tensor < 0).any():
         return "has negative variances"

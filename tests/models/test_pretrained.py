@@ -109,7 +109,7 @@ def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: Stat
     state["layer0.bn1.num_batches_tracked"] = torch.tensor(0.5)
     state["layer3.0.bn2.bias"] = torch.zeros(512, dtype=torch.int64)
     state["layer3.0.bn2.weight"] = torch.full((512,), float("nan"))
-    state["layer3.0.bn2.running_mean"] = torch.full((512,), float("inf"))
+    state["layer3.0.bn2.running_mean"] = torch.full((512,), 1e300, dtype=torch.float64)
     state["layer3.0.bn2.running_var"] = torch.full((512,), -1e-9)
     lines = refusal(fresh(), state).split("\n  ")
     assert lines == [
@@ -266,16 +266,18 @@ def test_model_to_fine_tune(tmp_path: Path, state: State) -> None:
     assert torch.equal(model.layer4[1].conv3.weight, state["layer4.1.conv3.weight"])
 
 
-def test_checkpoint_of_a_run(tmp_path: Path, state: State) -> None:
-    """EMA weights before the model's, and the preprocessing the run validated with."""
+@pytest.mark.parametrize(("part", "other"), [("ema", "model"), ("model", "ema")])
+def test_checkpoint_of_a_run(tmp_path: Path, state: State, part: str, other: str) -> None:
+    """The weights and the preprocessing that the run validated with."""
     recipe = {
         "model": {"name": "seresnext26"},
         "data": {"image_size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
-        "evaluation": {"crop_pct": 1.0, "interpolation": "bilinear"},
+        "evaluation": {"crop_pct": 1.0, "interpolation": "bilinear", "weights": part},
+        "ema": {"decay": 0.9},
     }
     path = tmp_path / "best.safetensors"
-    tensors = {f"ema.{name}": tensor for name, tensor in state.items()}
-    tensors |= {f"model.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    tensors = {f"{part}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"{other}.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
     tensors["optimizer.momentum.layer0.conv1.weight"] = torch.zeros(64, 3, 7, 7)
     save_file(tensors, path, {"recipe": json.dumps(recipe)})
     model, preprocessing = load_pretrained(path)

@@ -1,10 +1,12 @@
 """Writers of the old torch format: for files as they were published, and for files that nobody should read."""
 
+import gc
 import io
 import pickle
+import resource
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,34 @@ def save_pickle() -> Callable[..., None]:
         path.write_bytes(head + state + pickle.dumps(keys, protocol=2) + storages)
 
     return save
+
+
+@pytest.fixture
+def tensor_pickle() -> Callable[..., bytes]:
+    """`tensor_pickle(numel, offset, shape, stride)`: `{"w": tensor}` of a float storage with the key "0"."""
+
+    def whole(number: int) -> bytes:
+        return b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
+
+    def numbers(values: tuple[int, ...]) -> bytes:
+        return b"(" + b"".join(whole(value) for value in values) + b"t"
+
+    def make(numel: int, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+        storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + whole(
+            numel
+        )
+        arguments = b"(" + storage + b"NtQ" + whole(offset) + numbers(shape) + numbers(stride) + b"\x89}t"
+        return b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
+
+    return make
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Address space for 300 MB more than now."""
+    gc.collect()
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + 300_000_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)

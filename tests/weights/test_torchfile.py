@@ -1,10 +1,8 @@
 """Oracle: torch.save and torch.load themselves, and the sizes of the published files."""
 
-import gc
 import io
 import os
 import pickle
-import resource
 import struct
 import tarfile
 import zipfile
@@ -178,90 +176,26 @@ def test_tar(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what takes memory
 
 
-@pytest.fixture
-def little_memory():
-    """Address space for 300 MB more than now."""
-    gc.collect()
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + 300_000_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-GLOBAL_TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
-
-
-def tensor_pickle(numel: int, offset: int, shape: tuple, stride: tuple) -> bytes:
-    """`{"w": tensor}` of a float storage called "0"."""
-    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + whole(numel)
-    arguments = b"(" + storage + b"NtQ" + whole(offset) + numbers(shape) + numbers(stride) + b"\x89}t"
-    return b"\x80\x02}X\x01\x00\x00\x00w" + GLOBAL_TENSOR + arguments + b"Rs."
-
-
-def whole(number: int) -> bytes:
-    return b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
-
-
-def numbers(values: tuple) -> bytes:
-    return b"(" + b"".join(whole(value) for value in values) + b"t"
-
-
 def floats(count: int) -> bytes:
+    """A storage of zeros, as it stands in the file."""
     return struct.pack("<q", count) + bytes(4 * count)
 
 
-def test_handwritten_pickle_is_right(tmp_path: Path, save_pickle) -> None:
-    """The control for the hostile ones below."""
+def test_handwritten_pickle(tmp_path: Path, save_pickle, tensor_pickle) -> None:
+    """The control for those that claim something else."""
     path = tmp_path / "weights.pth"
     save_pickle(tensor_pickle(6, 0, (2, 3), (3, 1)), path, ["0"], floats(6))
     assert_same(read_torch_file(path), {"w": torch.zeros(2, 3)})
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (b"cbuiltins\nbytearray\n" + whole(600_000_000) + b"\x85R.", "bytearray"),
-        (b"ctorch\nTensor\n" + whole(600_000_000) + b"\x85R.", "torch.Tensor"),
-        (b"ctorch\nFloatStorage\n" + whole(600_000_000) + b"\x85R.", "FloatStorage"),
-    ],
-)
-def test_calls_that_allocate(tmp_path: Path, save_pickle, call: bytes, named: str) -> None:
-    save_pickle(b"\x80\x02" + call, tmp_path / "bomb")
-    assert named in refusal(tmp_path / "bomb")
-
-
-@pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    ("numel", "offset", "shape", "stride"),
-    [
-        pytest.param(1, 0, (10**6, 10**6), (0, 0), id="stride 0"),
-        pytest.param(6, 0, (2, 3), (1, 1), id="overlap"),
-        pytest.param(6, 0, (2, 2), (3, 1), id="gap"),
-        pytest.param(6, 1, (2, 3), (3, 1), id="offset"),
-        pytest.param(6, 7, (0,), (1,), id="offset of nothing"),
-        pytest.param(6, -1, (2, 3), (3, 1), id="negative offset"),
-        pytest.param(6, 0, (-2, -3), (3, 1), id="negative shape"),
-        pytest.param(6, 0, (2, 3), (3,), id="short stride"),
-        pytest.param(6, 0, (2**62, 4), (4, 1), id="overflow"),
-        pytest.param(-6, 0, (2, 3), (3, 1), id="negative storage"),
-    ],
-)
-def test_impossible_tensors(tmp_path: Path, save_pickle, numel: int, offset: int, shape: tuple, stride: tuple) -> None:
-    path = tmp_path / "weights.pth"
-    save_pickle(tensor_pickle(numel, offset, shape, stride), path, ["0"], floats(6))
-    refusal(path)
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_storage_larger_than_the_file(tmp_path: Path, save_pickle) -> None:
+def test_storage_larger_than_the_file(tmp_path: Path, save_pickle, tensor_pickle) -> None:
     path = tmp_path / "weights.pth"
     save_pickle(tensor_pickle(10**9, 0, (10**9,), (1,)), path, ["0"], floats(6))
     assert "was cut off or altered" in refusal(path)
 
 
-def test_storage_of_another_length(tmp_path: Path, save_pickle) -> None:
+def test_storage_of_another_length(tmp_path: Path, save_pickle, tensor_pickle) -> None:
     path = tmp_path / "weights.pth"
     save_pickle(tensor_pickle(6, 0, (6,), (1,)), path, ["0"], struct.pack("<q", 10**9) + bytes(24))
     assert "1,000,000,000 elements, not 6" in refusal(path)
@@ -276,7 +210,7 @@ def test_many_tensors_of_one_storage(tmp_path: Path, new_format: bool) -> None:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_compressed_zip(tmp_path: Path) -> None:
+def test_compressed_zip(tmp_path: Path, tensor_pickle) -> None:
     path = tmp_path / "weights.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", tensor_pickle(10**8, 0, (10**8,), (1,)).replace(b"NtQ", b"tQ"))
@@ -288,33 +222,16 @@ def test_compressed_zip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [["0", "0"], [], ["1"], ["0", "1"], [0], "0", None, [["0"]]])
-def test_order_of_other_storages(tmp_path: Path, save_pickle, order: object) -> None:
+def test_order_of_other_storages(tmp_path: Path, save_pickle, tensor_pickle, order: object) -> None:
     save_pickle(tensor_pickle(6, 0, (6,), (1,)), tmp_path / "file", order, floats(6))
     assert "list of storages" in refusal(tmp_path / "file")
 
 
-def test_deeply_nested_order(tmp_path: Path, save_pickle) -> None:
+def test_deeply_nested_order(tmp_path: Path, save_pickle, tensor_pickle) -> None:
     """What would need a stack of that depth to compare or to print."""
     nested = b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."
     save_pickle(tensor_pickle(6, 0, (6,), (1,)) + nested, tmp_path / "file")
     assert "list of storages" in refusal(tmp_path / "file")
-
-
-@pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(b"N" * 2_000_000 + b".", id="instructions"),
-        pytest.param(b"}Nr\xff\xff\xff\xff.", id="memo index"),
-        pytest.param(b"\x8b\xff\xff\xff\x7f", id="long number"),
-        pytest.param(b"X\xff\xff\xff\xff", id="long text"),
-        pytest.param(b"(" * 500_000 + b"t" * 500_000 + b".", id="nesting"),
-        pytest.param(b"K\x01" + b"\x85q\x00h\x00\x86" * 100 + b"}h\x00Ns.", id="tuple as a key"),
-    ],
-)
-def test_programs_without_end(tmp_path: Path, save_pickle, program: bytes) -> None:
-    save_pickle(b"\x80\x02" + program, tmp_path / "bomb")
-    refusal(tmp_path / "bomb")
 
 
 # ------------------------------------------------------------------------------------------------ what is damaged
@@ -386,12 +303,6 @@ def test_other_contents(tmp_path: Path, new_format: bool, state: object) -> None
 def test_whole_module(tmp_path: Path, new_format: bool) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "file", _use_new_zipfile_serialization=new_format)
     assert "state_dict" in refusal(tmp_path / "file")
-
-
-def test_attributes(tmp_path: Path, save_pickle) -> None:
-    """An OrderedDict whose `items` were set to something else would break whoever reads it."""
-    save_pickle(b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb.", tmp_path / "file")
-    assert "attributes" in refusal(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

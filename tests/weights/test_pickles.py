@@ -1,0 +1,139 @@
+"""Oracle: pickle and torch.save, and torch's own unpickler as the negative control."""
+
+import io
+import pickle
+import struct
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+
+from seresnext.weights.pickles import PickleRefused, Storage, StoredTensor, describe
+
+
+def refusal(program: bytes) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the decoder raises plain ones)
+        describe(io.BytesIO(program))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, {"a": [1, -2, 2**40, 1.5, None, True, False]}, {"b": (), "c": (1, (2, 3), "é", 4)}, 7, {3: OrderedDict()}],
+)
+def test_plain_values(value: object) -> None:
+    stream = io.BytesIO(pickle.dumps(value, protocol=2) + b"rest")
+    assert describe(stream).value == value
+    assert stream.read() == b"rest"
+
+
+def test_tensor(tensor_pickle) -> None:
+    storage = Storage("0", torch.float32, 6)
+    found = describe(io.BytesIO(tensor_pickle(6, 2, (2, 2), (1, 2))))
+    assert found.value == {"w": StoredTensor(storage, 2, (2, 2), (1, 2))}
+    assert found.storages == {"0": storage}
+    assert storage.nbytes == 24
+    assert found.value["w"].nbytes == 16
+
+
+def long(number: int) -> bytes:
+    return b"\x8a\x08" + struct.pack("<q", number)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("name", ["builtins\nbytearray", "torch\nTensor", "torch\nFloatStorage"])
+def test_calls_that_allocate(name: str) -> None:
+    message = refusal(f"\x80\x02c{name}\n".encode("latin-1") + long(600_000_000) + b"\x85R.")
+    assert name.replace("\n", ".") in message
+
+
+def test_torch_lets_such_calls_pass(tmp_path: Path, save_pickle) -> None:
+    """Why the files are looked through first: in 150 bytes it would find room for any number instead of 12,345,678."""
+    save_pickle(b"\x80\x02cbuiltins\nbytearray\n" + long(12_345_678) + b"\x85R.", tmp_path / "bomb", [])
+    assert (tmp_path / "bomb").stat().st_size < 250
+    assert len(torch.load(tmp_path / "bomb", weights_only=True)) == 12_345_678
+
+
+@pytest.mark.parametrize(
+    ("numel", "offset", "shape", "stride"),
+    [
+        pytest.param(1, 0, (10**6, 10**6), (0, 0), id="stride 0"),
+        pytest.param(6, 0, (2, 3), (1, 1), id="overlap"),
+        pytest.param(6, 0, (2, 2), (3, 1), id="gap"),
+        pytest.param(6, 1, (2, 3), (3, 1), id="offset"),
+        pytest.param(6, 7, (0,), (1,), id="offset of nothing"),
+        pytest.param(6, -1, (2, 3), (3, 1), id="negative offset"),
+        pytest.param(6, 0, (-2, -3), (3, 1), id="negative shape"),
+        pytest.param(6, 0, (2, 3), (3,), id="short stride"),
+        pytest.param(6, 0, (2**62, 4), (4, 1), id="overflow"),
+        pytest.param(-6, 0, (2, 3), (3, 1), id="negative storage"),
+    ],
+)
+def test_impossible_tensors(tensor_pickle, numel: int, offset: int, shape: tuple, stride: tuple) -> None:
+    assert refusal(tensor_pickle(numel, offset, shape, stride)).startswith("it")
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(b"N" * 2_000_000 + b".", id="instructions"),
+        pytest.param(b"}Nr\xff\xff\xff\xff.", id="memo index"),
+        pytest.param(b"\x8b\xff\xff\xff\x7f", id="long number"),
+        pytest.param(b"X\xff\xff\xff\xff", id="long text"),
+        pytest.param(b"}K\x01" + b"\x85q\x00h\x00\x86" * 100 + b"Ns.", id="tuple as a key"),
+        pytest.param(b"(" * 600_000 + b"t" * 600_000 + b".", id="nesting"),
+    ],
+)
+def test_programs_without_end(program: bytes) -> None:
+    start = time.monotonic()
+    refusal(b"\x80\x02" + program)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b".", id="no value"),
+        pytest.param(b"NN.", id="two values"),
+        pytest.param(b"(N.", id="open mark"),
+        pytest.param(b"t.", id="no mark"),
+        pytest.param(b"h\x05.", id="no memo"),
+        pytest.param(b"NNa.", id="append to None"),
+        pytest.param(b"}(NNe.", id="append to a dict"),
+        pytest.param(b"](NNu.", id="items of a list"),
+        pytest.param(b"}(Nu.", id="odd items"),
+        pytest.param(b"NNR.", id="call of None"),
+        pytest.param(b"NQ.", id="reference to None"),
+        pytest.param(b"X\x01\x00\x00\x00aQ.", id="reference to text"),
+        pytest.param(b"Pabc\n.", id="reference in text"),
+        pytest.param(b"ccollections\nOrderedDict\nN\x85R.", id="dict of None"),
+        pytest.param(b"ctorch._utils\n_rebuild_tensor\n)R.", id="tensor of nothing"),
+        pytest.param(b"ctorch._utils\n_rebuild_parameter\n}\x89}\x87R.", id="parameter of a dict"),
+        pytest.param(b"ccollections\nOrderedDict\n)\x81.", id="other way to call"),
+        pytest.param(b"c__builtin__\neval\n.", id="import"),
+        pytest.param(b"ctorch\nFloatStorage.evil\n.", id="dotted import"),
+        pytest.param(b"\xff", id="no instruction"),
+    ],
+)
+def test_nonsense(program: bytes) -> None:
+    refusal(b"\x80\x02" + program)
+
+
+def test_storage_declared_twice(tensor_pickle) -> None:
+    one, other = (tensor_pickle(numel, 0, (2,), (1,)) for numel in (6, 7))
+    both = b"\x80\x02(" + one[2:-1] + other[2:-1] + b"t."
+    assert "declared twice" in refusal(both)
+    same = b"\x80\x02(" + one[2:-1] + one[2:-1] + b"t."
+    assert len(describe(io.BytesIO(same)).storages) == 1
+
+
+def test_attributes() -> None:
+    """An OrderedDict whose `items` is something else would break whoever reads it."""
+    program = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb."
+    with pytest.raises(PickleRefused, match="attributes"):
+        describe(io.BytesIO(program))
+    assert describe(io.BytesIO(program.replace(b"\x05\x00\x00\x00items", b"\x09\x00\x00\x00_metadata"))).value == {}
