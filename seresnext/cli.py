@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from seresnext.distributed import World, open_world
 from seresnext.errors import Failure, UsageError
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are raised, so that one rank prints them and not eight."""
+    """A parser whose errors are raised, so that one rank prints them and not eight. Options are written out in full."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
@@ -51,11 +53,12 @@ def _train(options: argparse.Namespace, world: World) -> None:
     # Imported here: `--help` and wrong arguments need not wait for them.
     from seresnext.assemble import dry_run, train
     from seresnext.recipe.load import load_recipe
+    from seresnext.recipe.reader import write_scalar
     from seresnext.recipe.show import diff, print_recipe
 
     overrides = list(options.set)
     if options.data is not None:
-        overrides.append(f"data.root={json.dumps(str(options.data))}")
+        overrides.append(f"data.root={write_scalar(str(options.data))}")
     loaded = world.together(lambda: load_recipe(options.recipe, overrides))
     if options.diff:
         other = world.together(lambda: load_recipe(options.diff))

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_PATTERN = re.compile(r"(\d+)(ep|st)")
+_PATTERN = re.compile(r"([0-9]+)(ep|st)")
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,11 @@ def validate(
     reader = world.together(lambda: _open(recipe, root, split, subject))
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
+    precision = PRECISIONS[recipe.runtime.precision]
+    # Before its weights come: weights in fp64 would be rounded on their way through a model in fp32.
+    precision.place(model, world.device, recipe.runtime.channels_last)
     for note in world.together(lambda: load_weights(model, subject.tensors, shown_path(checkpoint))):
         console.line(note)
-    precision = PRECISIONS[recipe.runtime.precision]
-    precision.place(model, world.device, recipe.runtime.channels_last)
     make_deterministic(recipe.runtime.deterministic)
     size = recipe.evaluation.batch_size or recipe.batch.micro_size
     rounds = evaluation_rounds(len(reader), size, world.size)

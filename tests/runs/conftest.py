@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +12,15 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 RECIPE = """
 model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
 data: {image_size: 32, workers: 1}
 augment: {crop_scale: [0.5, 1.0]}
 batch: {global_size: 8, micro_size: 4}
 length: 6st
-optimizer: {lr: 0.02}
+optimizer: {lr: 0.002}
 schedule: {name: cosine, warmup: 2st}
 ema: {decay: 0.9}
 evaluation: {every: 3st}
@@ -52,6 +56,18 @@ def train_arguments(recipe: Path, images: Path) -> Callable[..., list[str]]:
         return ["train.py", "--recipe", str(recipe), "--data", str(images), "--output", str(output), *more]
 
     return arguments
+
+
+@pytest.fixture(scope="module")
+def module_train(recipe: Path, images: Path) -> Callable[..., Path]:
+    """Like `train` with one process, for fixtures that last for a module."""
+
+    def run(output: Path, *more: str) -> Path:
+        arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output, *more]
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+        return output
+
+    return run
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Training: schedule, optimizer, loss, the step, and the loop around it."""

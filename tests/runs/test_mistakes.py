@@ -1,0 +1,100 @@
+"""A user's mistakes: one readable message, the right exit code, no traceback, nothing changed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.runs
+
+
+@pytest.fixture
+def fails(run_command, train_arguments, tmp_path):
+    """`fails(code, *arguments, expect=[...])`: train.py ends with this code and says these things."""
+
+    def run(code, *more, expect, output=None):
+        result = run_command([sys.executable, *train_arguments(output or tmp_path / "run", *more)])
+        assert result.returncode == code, result.output
+        for text in expect:
+            assert text in result.stderr
+        assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+def test_wrong_arguments(run_command):
+    result = run_command([sys.executable, "train.py", "--recip", "x"])
+    assert result.returncode == 2
+    assert "--recipe" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_misspelt_key(fails):
+    fails(2, "--set", "optimizer.learning=3", expect=["optimizer.learning"])
+
+
+def test_a_global_batch_that_does_not_divide(fails):
+    fails(2, "--set", "batch.global_size=10", expect=["batch.global_size", "10"])
+
+
+def test_data_that_is_not_there(fails, tmp_path):
+    fails(3, "--data", str(tmp_path / "nowhere"), expect=["nowhere"])
+
+
+def test_another_number_of_classes(fails):
+    fails(3, "--set", "model.num_classes=4", expect=["3 class folders", "model.num_classes=3"])
+
+
+def test_a_broken_image_is_named(fails, images, tmp_path):
+    import shutil
+
+    broken = tmp_path / "images"
+    shutil.copytree(images, broken)
+    victim = broken / "train" / "class_1" / "3.jpg"
+    victim.write_bytes(victim.read_bytes()[:200])
+    fails(3, "--data", str(broken), expect=["class_1/3.jpg"])
+
+
+def test_a_checkpoint_that_is_not_there(fails, tmp_path):
+    fails(2, "--resume", str(tmp_path / "none.safetensors"), expect=["none.safetensors"])
+
+
+def test_a_changed_recipe_is_refused_until_allowed(fails, run_command, train_arguments, module_train, tmp_path):
+    run = module_train(tmp_path / "run", "--set", "length=1st", "--set", "schedule.warmup=0ep")
+    short = ("--set", "length=1st", "--set", "schedule.warmup=0ep", "--set", "optimizer.lr=0.5")
+    fails(2, *short, output=run, expect=["optimizer.lr: 0.002 -> 0.5", "--allow-changed optimizer.lr"])
+    allowed = run_command([sys.executable, *train_arguments(run, *short, "--allow-changed", "optimizer.lr")])
+    assert allowed.returncode == 0, allowed.output
+    assert "optimizer.lr: 0.002 -> 0.5" in allowed.stdout
+
+
+def test_losses_that_are_not_finite_stop_the_run(fails, tmp_path):
+    result = fails(1, "--set", "optimizer.lr=1e30", expect=["is nan", "class_"], output=tmp_path / "run")
+    assert "micro-batch" in result.stderr
+    from run_folders import status
+
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
+def test_under_torchrun_the_message_comes_once(torchrun, train_arguments, tmp_path):
+    result = torchrun(2, train_arguments(tmp_path / "run", "--set", "model.num_classes=4"))
+    assert result.returncode != 0
+    assert result.stderr.count("3 class folders") == 1
+
+
+def test_a_dry_run_leaves_nothing(run_command, train_arguments, tmp_path):
+    result = run_command([sys.executable, *train_arguments(tmp_path / "run", "--dry-run")])
+    assert result.returncode == 0, result.output
+    for text in ("parameters", "images/s", "peak memory", "estimated time"):
+        assert text in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_print_recipe_and_diff(run_command):
+    shown = run_command([sys.executable, "train.py", "--recipe", "seresnext50", "--print-recipe"])
+    assert shown.returncode == 0
+    assert "# recipes/_base/imagenet.yaml:" in shown.stdout
+    differing = run_command([sys.executable, "train.py", "--recipe", "seresnext50", "--diff", "seresnext101"])
+    assert "model.name: seresnext50 -> seresnext101" in differing.stdout

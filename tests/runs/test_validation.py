@@ -1,0 +1,101 @@
+"""validate.py as a user runs it: exact on any number of ranks, and right by an independent measurement."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from run_folders import events, last_tensors
+from torchvision import datasets, transforms
+
+pytestmark = pytest.mark.runs
+
+MEASURES = ("top1", "top5", "loss", "num_images")
+
+
+@pytest.fixture(scope="module")
+def trained(module_train, tmp_path_factory):
+    """A run long enough for BatchNorm statistics that make sense, validated in 7 batches of 2."""
+    changes = ("length=25st", "evaluation.every=25st", "evaluation.batch_size=2", "checkpoint.every=25st")
+    output = tmp_path_factory.mktemp("trained") / "run"
+    return module_train(output, *(word for change in changes for word in ("--set", change)))
+
+
+@pytest.fixture
+def validate(run_command, torchrun, tmp_path):
+    def run(checkpoint, *more, world=1):
+        report = tmp_path / f"report{world}.json"
+        arguments = ["validate.py", "--checkpoint", str(checkpoint), "--json", str(report), *more]
+        result = run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
+        assert result.returncode == 0, result.output
+        return json.loads(report.read_text())
+
+    return run
+
+
+def test_it_is_exact_on_1_2_and_3_ranks(trained, validate):
+    """13 images in 7 batches: neither 2 nor 3 ranks divide them."""
+    checkpoint = trained / "checkpoints" / "last.safetensors"
+    one, two, three = (validate(checkpoint, world=world) for world in (1, 2, 3))
+    assert one["num_images"] == 13
+    assert [two[name] for name in MEASURES] == [one[name] for name in MEASURES]
+    assert [three[name] for name in MEASURES] == [one[name] for name in MEASURES]
+
+
+def test_it_says_what_training_said(trained, validate):
+    report = validate(trained / "checkpoints" / "last.safetensors")
+    logged = [event for event in events(trained, "validate") if event["step"] == 25]
+    assert [{name: event[name] for name in MEASURES} for event in logged if event["weights"] == "ema"] == [
+        {name: report[name] for name in MEASURES}
+    ]
+    assert report["weights"] == "ema"
+
+
+@pytest.mark.parametrize("weights", ["model", "ema"])
+def test_it_agrees_with_timm_and_torchvision(trained, validate, images, weights):
+    report = validate(trained / "checkpoints" / "last.safetensors", "--weights", weights)
+    preprocessing = report["preprocessing"]
+    assert preprocessing["image_size"] == 32
+    transform = transforms.Compose(
+        [
+            transforms.Resize(int(32 / preprocessing["crop_pct"])),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(preprocessing["mean"], preprocessing["std"]),
+        ]
+    )
+    dataset = datasets.ImageFolder(str(images / "val"), transform)
+    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3).double().eval()
+    tensors = last_tensors(trained)
+    model.load_state_dict({k.removeprefix(f"{weights}."): v for k, v in tensors.items() if k.startswith(f"{weights}.")})
+    with torch.no_grad():
+        logits = torch.cat([model(image[None].double()) for image, _ in dataset])
+    labels = torch.tensor(dataset.targets)
+    assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert report["top5"] == 100
+    assert report["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_published_bare_weights_are_recognised(run_command, images, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3)
+    weights = tmp_path / "seresnext26_32x4d-65ebdb501.pth"
+    torch.save(model.state_dict(), weights, _use_new_zipfile_serialization=False)
+    report = tmp_path / "report.json"
+    arguments = ["validate.py", "--checkpoint", weights, "--data", images, "--json", report]
+    result = run_command([sys.executable, *arguments])
+    assert result.returncode == 0, result.output
+    found = json.loads(report.read_text())
+    assert found["model"] == "legacy_seresnext26_32x4d"
+    assert found["num_images"] == 13
+    assert found["preprocessing"] == {
+        "image_size": 224,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
