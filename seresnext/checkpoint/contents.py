@@ -21,6 +21,7 @@ from seresnext.errors import CheckpointError
 from seresnext.weights.names import listed, printable
 
 FORMAT = "seresnext-1"
+_MOST_LISTED = 50  # disagreements in one message: a screen
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run by prefix, `{"model": ..., "optimizer.momentum": ..., ...}`, and by name within it."""
@@ -112,7 +113,9 @@ def restore(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
     problems = _disagreements(tensors, live)
     if problems:
         heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
-        raise CheckpointError("\n  ".join([f"{source} does not fit this run, {heading}:", *listed(problems)]))
+        raise CheckpointError(
+            "\n  ".join([f"{source} does not fit this run, {heading}:", *listed(problems, _MOST_LISTED)])
+        )
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])

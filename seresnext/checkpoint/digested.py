@@ -68,8 +68,8 @@ def write_synced(path: Path, header: bytes, tensors: list[Tensor]) -> None:
         digest = hashlib.sha256()
         _write_hashed(file, memoryview(header), digest)
         for tensor in tensors:
-            # A tensor in channels_last is put in order here, one at a time.
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            # A tensor in channels_last is copied in order here, one at a time; the others are not copied.
+            flat = tensor.detach().reshape(-1).view(torch.uint8)
             _write_hashed(file, flat.numpy().data, digest)
         _write_at(file, digest.hexdigest().encode(), _DIGEST_OFFSET)
         os.fsync(file)

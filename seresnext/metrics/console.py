@@ -94,7 +94,7 @@ class Bar:
             file=console._terminal,
             disable=not console.on_terminal,
             leave=False,
-            dynamic_ncols=True,
+            dynamic_ncols=console._terminal.knows_its_size(),
             bar_format=_BAR_WITH_TIMES,
         )
 
@@ -131,13 +131,6 @@ class _Tqdm(tqdm):
     # The monitor, a thread, only matters to bars that rarely advance, and loader workers are forked from here.
     monitor_interval = 0
 
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        """What a bar is drawn from."""
-        # A terminal that was not told its size says 0 columns, for which tqdm draws nothing; None is "do not know".
-        drawn_from = super().format_dict
-        return {**drawn_from, "ncols": drawn_from["ncols"] or None}
-
 
 # A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.
 _Tqdm.set_lock(RLock())
@@ -157,6 +150,16 @@ class _LosableStream:
         if self._stream is None:
             raise OSError("the stream is gone")
         return self._stream.fileno()
+
+    def knows_its_size(self) -> bool:
+        """Whether it is a terminal that says how large it is.
+
+        Some in containers say 0 by 0. tqdm would take that for its size and draw nothing; left unasked, it draws short.
+        """
+        try:
+            return min(os.get_terminal_size(self.fileno())) > 0
+        except (OSError, ValueError):
+            return False
 
     def write(self, text: str) -> None:
         if self._stream is not None:

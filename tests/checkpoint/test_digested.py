@@ -1,6 +1,7 @@
 """The file format: the safetensors library is the reader that must agree, and no damage may pass."""
 
 import hashlib
+import json
 import os
 import random
 from pathlib import Path
@@ -65,6 +66,8 @@ def test_layout_is_the_librarys_own(tmp_path):
     library = (tmp_path / "library").read_bytes()
     length, library_length = (int.from_bytes(content[:8], "little") for content in (ours, library))
     assert length % 8 == 0
+    parts = json.loads(ours[8 : 8 + length])
+    assert all(parts[name]["data_offsets"][0] % tensor.element_size() == 0 for name, tensor in tensors.items())
     assert len(ours) - length == len(library) - library_length
     # Within one width the library orders by dtype, we by name, so only the sizes can be compared in general.
     one_kind = {"b": torch.arange(5.0), "a": torch.arange(3.0)}

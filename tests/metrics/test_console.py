@@ -21,9 +21,9 @@ VALIDATE = {"event": "validate", "step": 100, "epoch": 1.0, "loss": 2.5, "top1":
 class Terminal:
     """A pseudo-terminal whose other side is read all the time."""
 
-    def __init__(self, columns: int = 100) -> None:
+    def __init__(self, rows: int = 24, columns: int = 100) -> None:
         self._reader, self._writer = os.openpty()
-        termios.tcsetwinsize(self._writer, (24, columns))
+        termios.tcsetwinsize(self._writer, (rows, columns))
         self._seen = b""
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
@@ -109,15 +109,16 @@ def test_bars_on_a_terminal(tmp_path):
     assert "train step 50" in (tmp_path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("columns", [0, 80, 200])
-def test_bar_shows_what_users_watch(columns):
-    terminal = Terminal(columns)
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (50, 200), (0, 0), (0, 80), (24, 0)])
+def test_bar_shows_what_users_watch(rows, columns):
+    terminal = Terminal(rows, columns)
     console = Console(True, None, terminal.stream)
     with console.bar("train", 10000, done=4000) as bar:
         console.report(TRAIN, seconds_left=3723)
         time.sleep(0.2)
         bar.advance(2000)
     seen = terminal.close()
+    assert "train:  40%|" in seen
     assert " 4000/10000 [" in seen
     assert " 6000/10000, loss 6.9078, 812.3 images/s, eta 1:02:03, lr 0.6" in seen
 
