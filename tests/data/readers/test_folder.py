@@ -115,7 +115,7 @@ def test_all_problems_of_a_split_come_at_once(tmp_path: Path):
 def test_a_thousand_problems_are_counted(tmp_path: Path):
     for number in range(30):
         (tmp_path / "train" / f"c{number}").mkdir(parents=True)
-    with pytest.raises(DataError, match="and 10 more$"):
+    with pytest.raises(DataError, match=r"and 10 more$"):
         FolderReader(tmp_path, "train")
 
 

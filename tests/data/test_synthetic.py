@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+
+from seresnext.data.loader import open_batches, train_keys
+from seresnext.data.order import Order
+from seresnext.data.synthetic import SyntheticImages, SyntheticReader
+from seresnext.errors import DataError
+
+
+def test_batches_are_made_like_those_of_files():
+    reader = SyntheticReader(num_images=20, num_classes=3)
+    batch = SyntheticImages(reader, image_size=8, channels=3, seed=0).make(Order(20, 8, 4, seed=0).micro_batch(1, 1))
+    assert batch.images.shape == (4, 3, 8, 8)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.labels.tolist() == [index % 3 for index in batch.indices.tolist()]
+    assert batch.labels.dtype == torch.int64
+    assert batch.flips.tolist() == [False] * 4
+    assert (batch.step, batch.replica) == (1, 1)
+
+
+def test_an_image_has_the_same_pixels_in_every_epoch_and_process():
+    reader, order = SyntheticReader(12, 2), Order(12, 4, 4, seed=0)
+    seen: dict[int, torch.Tensor] = {}
+    for workers in (0, 2):
+        source = SyntheticImages(reader, image_size=32, channels=3, seed=5)
+        keys = train_keys(order, range(1), 0, 6)
+        with open_batches(source, keys, workers=workers, timeout=30, pin_memory=False) as batches:
+            for batch in batches:
+                for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+                    assert torch.equal(seen.setdefault(index, image), image)
+    assert len({image.numpy().tobytes() for image in seen.values()}) == len(seen) == 12
+
+
+def test_another_seed_has_other_pixels():
+    reader, key = SyntheticReader(4, 2), Order(4, 4, 4, seed=0).micro_batch(0, 0)
+    one, other = (SyntheticImages(reader, 8, 3, seed).make(key).images for seed in (0, 1))
+    assert not torch.equal(one, other)
+
+
+def test_making_images_leaves_torchs_randomness_alone():
+    before = torch.random.get_rng_state()
+    SyntheticImages(SyntheticReader(4, 2), 8, 3, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_reader_says_what_it_is():
+    reader = SyntheticReader(5, 2)
+    np.testing.assert_array_equal(reader.labels, [0, 1, 0, 1, 0])
+    assert reader.classes == ("class_0000", "class_0001")
+    assert reader.fingerprint != SyntheticReader(6, 2).fingerprint
+    assert reader.name(3) == "synthetic/3"
+    with pytest.raises(DataError, match="5 training images"):
+        Order(len(reader), 8, 8, seed=0)
