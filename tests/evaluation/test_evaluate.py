@@ -1,0 +1,277 @@
+"""Evaluation against a plain loop, image by image, and the same to the last bit on any number of ranks."""
+
+import math
+import threading
+from dataclasses import asdict, dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from seresnext.data.prefetch import DeviceBatch
+from seresnext.distributed import World
+from seresnext.evaluation import evaluate
+from seresnext.runtime import PRECISIONS
+
+NUM_IMAGES, NUM_CLASSES = 23, 7
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, NUM_CLASSES)
+    )
+    net(torch.randn(8, 3, 6, 6) * 3)  # Running statistics that are not the initial ones.
+    return net
+
+
+@pytest.fixture
+def images():
+    return torch.randn(NUM_IMAGES, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 3
+
+
+@pytest.fixture
+def labels():
+    return torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=torch.Generator().manual_seed(2))
+
+
+def batches(images, labels, size=5):
+    """Batches as validation gets them; the last one is short."""
+    for number, start in enumerate(range(0, len(images), size)):
+        yield DeviceBatch(images[start : start + size], labels[start : start + size], number, 0, 0.0)
+
+
+def measure(model, images, labels, size=5, **options):
+    rounds = math.ceil(len(images) / size)
+    options = {"world": World(), "precision": PRECISIONS["fp32"], **options}
+    return evaluate(model, batches(images, labels, size), rounds=rounds, **options)
+
+
+@torch.no_grad()
+def plain_loop(model, images, labels):
+    """Correct in the first 1 and 5, and the mean loss, by sorting the logits of one image after the other."""
+    model.eval()
+    logits = torch.cat([model(image[None]) for image in images])
+    ranking = logits.argsort(1, descending=True)
+    top1 = sum(int(label) == int(row[0]) for row, label in zip(ranking, labels, strict=True))
+    top5 = sum(int(label) in row[:5].tolist() for row, label in zip(ranking, labels, strict=True))
+    return top1, top5, float(F.cross_entropy(logits.double(), labels))
+
+
+# ------------------------------------------------------------------------------------------------ what is measured
+
+
+def test_the_numbers_are_those_of_a_plain_loop(model, images, labels):
+    top1, top5, loss = plain_loop(model, images, labels)
+    assert 0 < top1 < top5 < NUM_IMAGES
+    result = measure(model, images, labels)
+    assert result.top1 == 100 * top1 / NUM_IMAGES
+    assert result.top5 == 100 * top5 / NUM_IMAGES
+    assert result.loss == pytest.approx(loss, abs=1e-6)
+    assert result.num_images == NUM_IMAGES
+    assert result.images_per_second > 0
+
+
+def test_a_mean_of_batch_means_would_differ(model, images, labels):
+    """The control: what many a script does wrong when the last batch is short."""
+    _, _, loss = plain_loop(model, images, labels)
+    model.eval()
+    with torch.no_grad():
+        means = [float(F.cross_entropy(model(b.images), b.labels)) for b in batches(images, labels)]
+    assert abs(sum(means) / len(means) - loss) > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 4, NUM_IMAGES])
+def test_the_size_of_batches_does_not_count(model, images, labels, size):
+    result = measure(model.double(), images.double(), labels, size)
+    other = measure(model.double(), images.double(), labels, 5)
+    assert (result.top1, result.top5, result.loss) == (other.top1, other.top5, other.loss)
+
+
+def test_fewer_than_five_classes(images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    assert measure(model, images, torch.zeros(NUM_IMAGES, dtype=torch.long)).top5 == 100
+
+
+def test_the_precision_is_that_of_the_recipe(images, labels):
+    """An identity that tells what it was computed in."""
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(108, NUM_CLASSES)
+            self.seen = None
+
+        def forward(self, x):
+            logits = self.linear(x.flatten(1))
+            self.seen = logits.dtype
+            return logits
+
+    spy = Spy()
+    measure(spy, images, labels)
+    assert spy.seen == torch.float32
+    measure(spy, images, labels, precision=PRECISIONS["bf16"])
+    assert spy.seen == torch.bfloat16
+
+
+# ------------------------------------------------------------------------------------------------ the model's mode
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_evaluated_and_left_as_it_was(model, images, labels, training):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train(training)
+    state = torch.get_rng_state()
+    first, second = (measure(model, images, labels) for _ in range(2))
+    assert model.training is training
+    assert model[1].training is training
+    assert first.loss == second.loss  # Dropout would make them differ.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_mode_would_have_been_noticed(model, images, labels):
+    """The control for the test above: in training mode, dropout and batch statistics change both loss and buffers."""
+    model.eval = lambda: model.train()
+    before = model[1].running_mean.clone()
+    first, second = (measure(model, images, labels) for _ in range(2))
+    assert first.loss != second.loss
+    assert not torch.equal(model[1].running_mean, before)
+
+
+def test_the_mode_is_restored_after_an_error(model, images, labels):
+    with pytest.raises(RuntimeError):
+        measure(model, images[:, :2], labels)
+    assert model.training
+
+
+# ------------------------------------------------------------------------------------------------ not finite, large
+
+
+class Fixed(nn.Module):
+    """The images are the logits."""
+
+    def forward(self, logits):
+        return logits
+
+
+@pytest.fixture
+def right():
+    """Logits that are right for every image, and their labels."""
+    labels = torch.arange(8)
+    return 9.0 * F.one_hot(labels, 8), labels
+
+
+def test_nan_is_wrong_and_shows_in_the_loss(right):
+    logits, labels = right
+    assert measure(Fixed(), logits, labels).top1 == 100
+    logits[3] = math.nan
+    result = measure(Fixed(), logits, labels)
+    assert (result.top1, result.top5) == (87.5, 87.5)
+    assert math.isnan(result.loss)
+    logits[3], logits[5, 7] = 0, math.nan  # One NaN, and not at the label.
+    result = measure(Fixed(), logits, labels)
+    assert result.top1 == 75
+    assert math.isnan(result.loss)
+
+
+def test_an_infinite_loss_shows(right):
+    logits, labels = right
+    logits[2, 2] = -math.inf
+    assert math.isnan(measure(Fixed(), logits, labels).loss)
+
+
+def test_large_losses_do_not_overflow(right):
+    logits, labels = right
+    logits[0, 1] = 5000
+    assert measure(Fixed(), logits, labels).loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)))
+    logits[0, 1] = 3e38
+    assert measure(Fixed(), logits, labels).loss == pytest.approx(10_000 / 8, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+
+
+@dataclass(frozen=True)
+class Threads:
+    """What ranks that are threads of this process share."""
+
+    size: int
+    barrier: threading.Barrier = field(init=False)
+    tensors: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "barrier", threading.Barrier(self.size, timeout=20))
+
+
+@dataclass(frozen=True)
+class ThreadWorld(World):
+    """A world whose ranks are threads: each adds up all tensors, in the order of the ranks."""
+
+    shared: Threads | None = None
+
+    def sum_(self, tensor):
+        self.shared.tensors[self.rank] = tensor.clone()
+        self.shared.barrier.wait()
+        tensor.copy_(sum(self.shared.tensors[rank] for rank in range(self.size)))
+        self.shared.barrier.wait()
+        return tensor
+
+
+def over_ranks(model, images, labels, size, stop_at=None):
+    """The results of all ranks; `stop_at` is the round in which the last rank asks for a stop."""
+    every = list(batches(images, labels))
+    shared, results, rounds = Threads(size), {}, []
+
+    def run(rank):
+        own = every[rank::size]
+        asked = iter(range(len(every)))
+        results[rank] = evaluate(
+            model,
+            iter(own),
+            rounds=math.ceil(len(every) / size),
+            world=ThreadWorld(rank, size, shared=shared),
+            precision=PRECISIONS["fp32"],
+            stop_requested=lambda: next(asked) == stop_at and rank == size - 1,
+            on_round=lambda: rounds.append(rank),
+        )
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return [results[rank] for rank in range(size)], rounds
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_any_number_of_ranks_gets_the_same_bits(model, images, labels, size):
+    """5 batches, the last of them short: with 2, 3 and 4 ranks, some get one batch fewer."""
+    model.eval()
+    expected = asdict(measure(model, images, labels))
+    results, rounds = over_ranks(model, images, labels, size)
+    for result in results:
+        found = asdict(result)
+        assert {**found, "images_per_second": 0} == {**expected, "images_per_second": 0}
+    assert len(rounds) == size * math.ceil(5 / size)
+
+
+# ------------------------------------------------------------------------------------------------ stopping
+
+
+def test_a_stop_gives_up_at_once(model, images, labels):
+    seen = []
+    stops = iter([False, True])
+    result = measure(model, images, labels, stop_requested=lambda: next(stops), on_round=lambda: seen.append(1))
+    assert result is None
+    assert len(seen) == 1
+    assert model.training
+
+
+def test_a_stop_of_one_rank_stops_all(model, images, labels):
+    model.eval()
+    results, rounds = over_ranks(model, images, labels, 2, stop_at=1)
+    assert results == [None, None]
+    assert len(rounds) == 2

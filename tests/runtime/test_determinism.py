@@ -1,0 +1,63 @@
+"""Switches of torch that decide whether kernels repeat their bits."""
+
+import os
+
+import pytest
+import torch
+
+from seresnext.runtime import make_deterministic
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@pytest.fixture(autouse=True)
+def switches(monkeypatch):
+    """The switches before the test, set back after it."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    monkeypatch.setenv(CUBLAS, "")
+    monkeypatch.delenv(CUBLAS)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic():
+    make_deterministic(True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ[CUBLAS] == ":4096:8"
+
+
+def test_fast():
+    make_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+    assert CUBLAS not in os.environ
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fp32_is_no_tf32(enabled):
+    torch.backends.cudnn.allow_tf32 = True
+    make_deterministic(enabled)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_workspace_of_the_users_is_kept(monkeypatch):
+    monkeypatch.setenv(CUBLAS, ":16:8")
+    make_deterministic(True)
+    assert os.environ[CUBLAS] == ":16:8"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_has_no_deterministic_kernel_is_refused(enabled):
+    make_deterministic(enabled)
+    images = torch.randn(1, 1, 4, 4, device="cuda", requires_grad=True)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(images, 3)
+    if enabled:
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            pooled.sum().backward()
+    else:
+        pooled.sum().backward()
