@@ -88,7 +88,15 @@ def test_no_drawer_modules():
 
 # Modules without a test file of their own name, and the one that tests them.
 TESTED_ELSEWHERE = {
+    "assemble/run.py": "runs/test_training.py",
+    "assemble/training.py": "runs/test_training.py",
+    "assemble/validation.py": "runs/test_validation.py",
+    "cli.py": "runs/test_mistakes.py",
     "errors.py": "recipe/test_errors.py",
+    "recipe/explain.py": "recipe/test_errors.py",
+    "recipe/files.py": "recipe/test_load.py",
+    "recipe/reader.py": "recipe/test_load.py",
+    "recipe/schema.py": "recipe/test_recipes.py",
 }
 
 

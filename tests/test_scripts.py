@@ -437,7 +437,7 @@ def test_shell_scripts_parse():
 @pytest.mark.runs
 @pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="demo.sh uses .venv, and these tests run elsewhere")
 def test_demo_at_reduced_length(run_command, tmp_path, digits_folder):
-    argv = ["bash", SCRIPTS / "demo.sh", "--output", "run", "--data", digits_folder, "--set", "length=1ep"]
+    argv = ["bash", SCRIPTS / "demo.sh", "--output", "run", "--data", digits_folder, "--set", "length=6st"]
     result = run_command(argv, timeout=400, cwd=tmp_path)
     assert result.returncode == 0, result.output
     run = tmp_path / "run"
