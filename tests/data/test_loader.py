@@ -1,0 +1,353 @@
+import hashlib
+import os
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seresnext.data.augment import EvaluationTransform, TrainTransform
+from seresnext.data.loader import (
+    Batch,
+    BatchSource,
+    EvaluationImages,
+    TrainImages,
+    evaluation_keys,
+    evaluation_rounds,
+    open_batches,
+    train_keys,
+)
+from seresnext.data.order import BatchKey, Order
+from seresnext.data.readers import Reader, open_reader
+from seresnext.errors import DataError
+
+TRANSFORM = TrainTransform(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+TOTAL = 9  # Steps of the tests' runs: three epochs of three.
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """26 PNGs of noise in two classes."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for number in range(26):
+        path = root / "train" / f"class_{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30 + number, 40, 3), dtype=np.uint8)).save(path)
+    return open_reader(root, "train")
+
+
+def read_all(source: BatchSource, keys: Iterator[BatchKey], workers: int = 0) -> list[Batch]:
+    with open_batches(source, keys, workers=workers, timeout=60, pin_memory=False) as batches:
+        return [Batch(*(part.clone() if isinstance(part, torch.Tensor) else part for part in b)) for b in batches]
+
+
+Seen = list[tuple[int, int, int, bool, str]]
+
+
+def seen(batches: list[Batch]) -> Seen:
+    """Step, image, label, flip and hash of the pixels of every image."""
+    return [
+        (batch.step, index, label, flip, hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
+        for batch in batches
+        for pixels, label, flip, index in zip(
+            batch.images, batch.labels.tolist(), batch.flips.tolist(), batch.indices.tolist(), strict=True
+        )
+    ]
+
+
+def train(reader: Reader, *, workers: int = 0, world: int = 1, start: int = 0, seed: int = 5) -> Seen:
+    """What all ranks of a world see, global batch after global batch."""
+    ranks = []
+    for rank in range(world):
+        order = Order(len(reader), global_size=8, micro_size=2, seed=seed)
+        own = range(rank * order.replicas // world, (rank + 1) * order.replicas // world)
+        source = TrainImages(reader, TRANSFORM, seed=seed, max_pixels=10**6)
+        ranks.append(seen(read_all(source, train_keys(order, own, start, TOTAL), workers)))
+    return [image for step in range(start, TOTAL) for rank in ranks for image in rank if image[0] == step]
+
+
+@pytest.fixture(scope="module")
+def straight(reader: Reader) -> Seen:
+    """The images of a run in one process without workers."""
+    return train(reader)
+
+
+def test_a_run_sees_every_epoch_once_and_each_time_other_crops(reader: Reader, straight: Seen):
+    assert len(straight) == 8 * TOTAL
+    for epoch in range(3):
+        images = [image for image in straight if image[0] // 3 == epoch]
+        assert len({image[1] for image in images}) == 24
+        assert all(label == reader.labels[index] for _, index, label, _, _ in images)
+    assert len({image[4] for image in straight}) == len(straight)
+    assert {image[3] for image in straight} == {True, False}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_run_is_the_same_with_any_number_of_workers(reader: Reader, straight: Seen, workers: int):
+    assert train(reader, workers=workers) == straight
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_global_batches_are_the_same_on_any_number_of_ranks(reader: Reader, straight: Seen, world: int):
+    assert train(reader, world=world) == straight
+
+
+@pytest.mark.parametrize("start", [1, 4, TOTAL - 1, TOTAL])
+def test_a_run_that_starts_later_sees_the_rest(reader: Reader, straight: Seen, start: int):
+    assert train(reader, start=start, workers=2, world=2) == [image for image in straight if image[0] >= start]
+
+
+def test_another_seed_is_another_run(reader: Reader, straight: Seen):
+    assert train(reader, seed=6) != straight
+
+
+def test_draws_that_belong_to_a_worker_would_be_told_from_ours(reader: Reader):
+    class ByWorker(TrainImages):
+        """What must not be: crops drawn one after the other from the generator that a worker happens to have."""
+
+        def make(self, key: BatchKey) -> Batch:
+            self._seed = int(torch.randint(2**30, ()))
+            return super().make(key)
+
+    def run(workers: int) -> Seen:
+        order = Order(len(reader), 8, 2, seed=5)
+        source = ByWorker(reader, TRANSFORM, seed=5, max_pixels=10**6)
+        return seen(read_all(source, train_keys(order, range(4), 0, 3), workers))
+
+    assert run(0) != run(3)
+
+
+def test_a_batch_is_as_promised(reader: Reader):
+    order = Order(len(reader), 8, 4, seed=0)
+    for workers in (0, 1):
+        source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
+        with open_batches(
+            source, train_keys(order, range(2), 1, 2), workers=workers, timeout=60, pin_memory=False
+        ) as b:
+            first, second = b
+            assert first.images.shape == (4, 3, 16, 16)
+            assert first.images.is_contiguous(memory_format=torch.channels_last)
+            assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
+            assert [first[4:], second[4:]] == [(1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 25])
+def test_every_image_is_evaluated_once_in_the_same_batches_at_any_world_size(count: int):
+    def dealt(world: int) -> list[list[int]]:
+        keys = [list(evaluation_keys(count, 4, rank, world)) for rank in range(world)]
+        assert max(map(len, keys)) == evaluation_rounds(count, 4, world)
+        return [key.indices.tolist() for key in sorted((k for own in keys for k in own), key=lambda k: k.step)]
+
+    alone = dealt(1)
+    assert [index for batch in alone for index in batch] == list(range(count))
+    assert all(len(batch) == 4 for batch in alone[:-1])
+    for world in (2, 3, 5):
+        assert dealt(world) == alone
+
+
+def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: Reader):
+    transform = EvaluationTransform(16, 0.875, "bicubic")
+    source = EvaluationImages(reader, transform, max_pixels=10**6)
+    batches = read_all(source, evaluation_keys(len(reader), 10, 0, 1), workers=2)
+    assert [len(batch.labels) for batch in batches] == [10, 10, 6]
+    assert not torch.cat([batch.flips for batch in batches]).any()
+    np.testing.assert_array_equal(torch.cat([batch.labels for batch in batches]), reader.labels)
+    last = Image.open(Path(reader._folder.parent) / reader.name(25)).convert("RGB")  # type: ignore[attr-defined]
+    assert torch.equal(batches[-1].images[-1], transform(last).permute(2, 0, 1))
+
+
+# ------------------------------------------------------------------------------------- the process that loads
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchs_randomness_of_the_trainer_is_not_touched(numbers, workers: int):
+    before = torch.random.get_rng_state()
+    read_all(numbers(lambda key: None), evaluation_keys(20, 4, 0, 1), workers)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_more_workers_than_cores_are_no_warning(numbers):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_all(numbers(lambda key: None), evaluation_keys(8, 4, 0, 1), workers=9)) == 2
+
+
+def test_workers_compute_on_one_thread_and_ignore_the_trainers_signals(numbers):
+    def check(key: BatchKey) -> None:
+        assert torch.get_num_threads() == 1
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+    assert len(read_all(numbers(check), evaluation_keys(16, 4, 0, 1), workers=2)) == 4
+
+
+def test_without_workers_signals_stay_as_they_are(numbers):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    read_all(numbers(lambda key: None), evaluation_keys(16, 4, 0, 1), workers=0)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def children() -> set[int]:
+    """The process ids of this process's children."""
+    threads = Path("/proc/self/task").iterdir()
+    return {int(pid) for thread in threads for pid in (thread / "children").read_text().split()}
+
+
+def test_workers_end_with_the_block_also_when_it_is_left_early(numbers):
+    before = children()
+    with open_batches(
+        numbers(lambda key: None), evaluation_keys(10**6, 4, 0, 1), workers=3, timeout=60, pin_memory=False
+    ) as b:
+        assert next(b).indices.tolist() == [0, 1, 2, 3]
+        assert len(children() - before) == 3
+        started = time.monotonic()
+    assert children() - before == set()
+    assert time.monotonic() - started < 3
+
+
+def test_workers_die_with_a_trainer_that_is_killed(start_command, tmp_path: Path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import numpy as np, time\n"
+        "from seresnext.data.loader import open_batches, evaluation_keys\n"
+        "from seresnext.data.synthetic import SyntheticImages, SyntheticReader\n"
+        "source = SyntheticImages(SyntheticReader(10**6, 2), 8, 3, 0)\n"
+        "keys = evaluation_keys(10**6, 4, 0, 1)\n"
+        "with open_batches(source, keys, workers=3, timeout=60, pin_memory=False) as batches:\n"
+        "    next(batches)\n"
+        "    print('loading', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = start_command([sys.executable, script])
+    command.wait_for(lambda: "loading" in command.output)
+    assert len(command.alive()) == 4
+    os.kill(command.process.pid, signal.SIGKILL)
+    command.process.wait(10)
+    deadline = time.monotonic() + 10
+    while command.alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert command.alive() == []
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def fails(numbers, act: Callable[[BatchKey], object], *, workers: int = 2, timeout: int = 60) -> DataError:
+    """The error of a stream whose worker does `act`; no worker is left."""
+    before = children()
+    with (
+        pytest.raises(DataError) as caught,
+        open_batches(
+            numbers(act), evaluation_keys(40, 4, 0, 1), workers=workers, timeout=timeout, pin_memory=False
+        ) as b,
+    ):
+        for _ in b:
+            pass
+    assert children() - before == set()
+    return caught.value
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_an_image_that_cannot_be_used_is_one_message_after_the_batches_before_it(numbers, workers: int):
+    def act(key: BatchKey) -> None:
+        if key.step == 5:
+            raise DataError("train/cat/7.jpg is empty; restore the file or remove it")
+
+    received = []
+
+    def read() -> None:
+        with open_batches(
+            numbers(act), evaluation_keys(40, 4, 0, 1), workers=workers, timeout=60, pin_memory=False
+        ) as batches:
+            received.extend(batch.step for batch in batches)
+
+    with pytest.raises(DataError) as caught:
+        read()
+    assert str(caught.value) == "train/cat/7.jpg is empty; restore the file or remove it"
+    assert received == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_real_file_that_is_damaged_is_named(tmp_path: Path, workers: int):
+    for number in range(8):
+        path = tmp_path / "train" / "a" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(path)
+    path = tmp_path / "train" / "a" / "3.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    reader = open_reader(tmp_path, "train")
+    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
+    with pytest.raises(DataError, match=r"^train/a/3.jpg is no JPEG or PNG image"):
+        read_all(source, train_keys(Order(8, 4, 2, seed=0), range(2), 0, 2), workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_defect_of_ours_is_not_blamed_on_the_data(numbers, workers: int):
+    def act(key: BatchKey) -> None:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        read_all(numbers(act), evaluation_keys(8, 4, 0, 1), workers)
+
+
+def test_an_exception_of_the_trainer_passes_through(numbers):
+    def train() -> None:
+        source = numbers(lambda key: None)
+        with open_batches(source, evaluation_keys(40, 4, 0, 1), workers=2, timeout=60, pin_memory=False) as batches:
+            next(batches)
+            raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
+        train()
+
+
+def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(numbers):
+    def act(key: BatchKey) -> None:
+        if key.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    error = str(fails(numbers, act))
+    # Which batch was next when it died depends on the speed of the others.
+    assert "a loader worker died while the batch of step" in error
+    assert "(pid" in error
+    assert "lower data.workers" in error
+    assert "--shm-size" in error
+
+
+def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(numbers):
+    def act(key: BatchKey) -> None:
+        if key.step == 3:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def train() -> None:
+        with open_batches(numbers(act), evaluation_keys(40, 4, 0, 1), workers=2, timeout=60, pin_memory=False) as b:
+            next(b)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:  # Here torch raises it, amid the code of the trainer.
+                time.sleep(0.05)
+
+    with pytest.raises(DataError, match=r"a loader worker died while the batch of step 1, replica 0 was.*Killed"):
+        train()
+
+
+def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(numbers):
+    started = time.monotonic()
+    error = str(fails(numbers, lambda key: time.sleep(600 * (key.step == 3)), timeout=1))
+    assert "no loader worker answered while the batch of step 3, replica 0 was awaited" in error
+    assert "runtime.loader_timeout" in error
+    assert time.monotonic() - started < 12
+
+
+def test_no_shared_memory_is_told_at_once(numbers):
+    # A limit on the size of files is one on shared memory, too; the worker alone gets it.
+    error = str(fails(numbers, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))))
+    assert "no shared memory" in error
+    assert "--shm-size" in error

@@ -1,0 +1,130 @@
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from seresnext.data.loader import Batch, open_batches, train_keys
+from seresnext.data.order import Order
+from seresnext.data.prefetch import DeviceBatch, prefetch
+from seresnext.data.synthetic import SyntheticImages, SyntheticReader
+from seresnext.errors import DataError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CPU = torch.device("cpu")
+
+
+def batch(step: int = 0, size: int = 4) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randint(256, (size, 13, 9, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    flips = torch.arange(size) % 2 == 1
+    return Batch(images, torch.arange(size) + step, flips, torch.arange(size), step, 7)
+
+
+def prefetched(batches: Iterator[Batch], **changed: object) -> Iterator[DeviceBatch]:
+    usual = {"device": CPU, "dtype": torch.float32, "mean": MEAN, "std": STD, "channels_last": True}
+    return prefetch(batches, **{**usual, **changed})  # type: ignore[arg-type]
+
+
+def expected(host: Batch, dtype: torch.dtype) -> torch.Tensor:
+    """Mirrored and normalised by torchvision."""
+    images = [image.flip(2) if flip else image for image, flip in zip(host.images, host.flips, strict=True)]
+    scaled = torch.stack(images).to(dtype) / 255
+    return v2.functional.normalize(scaled, list(MEAN), list(STD))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_images_are_those_of_torchvision(dtype: torch.dtype, tolerance: float, channels_last: bool):
+    (result,) = prefetched(iter([batch()]), dtype=dtype, channels_last=channels_last)
+    torch.testing.assert_close(result.images, expected(batch(), dtype), rtol=0, atol=tolerance)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert result.images.is_contiguous(memory_format=layout)
+    assert result.labels.tolist() == [0, 1, 2, 3]
+    assert (result.step, result.replica) == (0, 7)
+
+
+def test_batches_keep_their_order_and_the_last_may_be_short():
+    hosts = [batch(0), batch(1), batch(2, size=1)]
+    results = list(prefetched(iter(hosts)))
+    assert [result.step for result in results] == [0, 1, 2]
+    for result, host in zip(results, hosts, strict=True):
+        torch.testing.assert_close(result.images, expected(host, torch.float32), rtol=0, atol=1e-6)
+    assert list(prefetched(iter([]))) == []
+
+
+def test_pixels_of_the_loader_are_left_alone():
+    host = batch()
+    before = host.images.clone()
+    list(prefetched(iter([host])))
+    assert torch.equal(host.images, before)
+
+
+def test_one_batch_is_ready_ahead():
+    taken = []
+
+    def hosts() -> Iterator[Batch]:
+        for step in range(4):
+            taken.append(step)
+            yield batch(step)
+
+    results = prefetched(hosts())
+    assert next(results).step == 0
+    assert taken == [0, 1]
+    assert next(results).step == 1
+    assert taken == [0, 1, 2]
+
+
+def test_waiting_for_the_loader_is_measured_and_other_time_is_not():
+    def hosts() -> Iterator[Batch]:
+        for step in range(3):
+            time.sleep(0.2 * (step == 1))
+            yield batch(step)
+
+    waits = []
+    for result in prefetched(hosts()):
+        waits.append(result.data_wait)
+        time.sleep(0.1)  # A step of training.
+    assert 0.19 < waits[1] < 0.5
+    assert waits[0] < 0.1
+    assert waits[2] < 0.1
+
+
+def test_an_error_of_the_loader_passes_through():
+    def hosts() -> Iterator[Batch]:
+        yield batch(0)
+        raise DataError("x.jpg is empty")
+
+    with pytest.raises(DataError, match=r"^x.jpg is empty$"):
+        list(prefetched(hosts()))
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_the_same_from_pinned_batches_of_workers_under_load():
+    device = torch.device("cuda")
+    source = SyntheticImages(SyntheticReader(512, 10), image_size=64, channels=3, seed=0)
+    order = Order(512, 64, 64, seed=0)
+    busy = torch.randn(2048, 2048, device=device)
+    alone = [source.make(key) for key in train_keys(order, range(1), 0, 24)]
+    with open_batches(source, train_keys(order, range(1), 0, 24), workers=2, timeout=60, pin_memory=True) as batches:
+        count = 0
+        for result, host in zip(prefetched(batches, device=device), alone, strict=True):
+            for _ in range(20):
+                busy = busy @ busy / 2048
+            # The sum is queued behind that; memory given back too early would hold the next batch by then.
+            total = result.images.sum(dtype=torch.float64)
+            labels = result.labels.clone()
+            del result
+            want = expected(host, torch.float32)
+            assert total.item() == pytest.approx(want.sum(dtype=torch.float64).item(), rel=1e-6, abs=1e-2)
+            assert labels.tolist() == host.labels.tolist()
+            count += 1
+    assert count == 24
+
+
+@pytest.mark.gpu
+def test_pixels_on_a_gpu_are_those_of_torchvision():
+    (result,) = prefetched(iter([batch()]), device=torch.device("cuda"))
+    assert result.images.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result.images.cpu(), expected(batch(), torch.float32), rtol=0, atol=1e-6)
