@@ -1,0 +1,174 @@
+"""From the environment to a world: none, torchrun's, and one that is neither."""
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from seresnext.distributed import World, launch, open_world
+from seresnext.distributed.launch import end_with_parent
+from seresnext.errors import UsageError
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """`environment(rank, size, local rank, local size)` sets what torchrun sets; None is not set."""
+
+    def pretend(*values):
+        for name, value in zip(NAMES, values, strict=True):
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, str(value))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(launch, "end_with_parent", lambda death_signal: None)  # Or it would stay so for all tests.
+    pretend(None, None, None, None)
+    return pretend
+
+
+def test_without_torchrun_a_world_of_one(environment):
+    with open_world() as world:
+        assert world == World()
+        assert not torch.distributed.is_initialized()
+
+
+def test_one_process_under_torchrun_needs_no_group(environment):
+    environment(0, 1, 0, 1)
+    with open_world() as world:
+        assert world == World()
+        assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, None, 0, 1), "the environment has WORLD_SIZE='', not a number; start through torchrun"),
+        ((None, 2, 0, 1), "the environment has RANK='', not a number"),
+        ((0, 2, None, 1), "the environment has LOCAL_RANK='', not a number"),
+        ((0, 2, 0, None), "the environment has LOCAL_WORLD_SIZE='', not a number"),
+        (("one", 2, 0, 1), "the environment has RANK='one', not a number"),
+        ((-1, 2, 0, 1), "the environment has RANK='-1', not a number"),
+        ((2, 2, 0, 1), "RANK=2 is not below WORLD_SIZE=2"),
+        ((0, 0, 0, 1), "RANK=0 is not below WORLD_SIZE=0"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns(environment, values, message):
+    environment(*values)
+    with pytest.raises(UsageError) as caught, open_world():
+        pass
+    assert message in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ GPUs
+
+
+@pytest.fixture
+def gpus(environment, monkeypatch):
+    """`gpus(2)` makes torch see two GPUs; gives the list of those that were chosen."""
+    chosen = []
+
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        return chosen
+
+    return pretend
+
+
+def test_alone_the_first_gpu(gpus):
+    chosen = gpus(2)
+    with open_world() as world:
+        assert world.device == torch.device("cuda", 0)
+    assert chosen == [0]
+
+
+def test_more_processes_than_gpus(gpus, environment):
+    chosen = gpus(2)
+    environment(3, 4, 3, 4)
+    with pytest.raises(UsageError, match=r"4 processes on this machine, but torch sees 2 GPUs.*--nproc_per_node=2"):
+        open_world().__enter__()
+    assert chosen == []
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, count):
+    chosen, joined, left = gpus(count), [], []
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *args, **options: joined.append((args, options))
+    )
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(1))
+    environment(3, 4, 1, 2)  # The second process of the second machine.
+
+    def body(world):
+        assert (world.rank, world.size, world.local_rank) == (3, 4, 1)
+        assert left == []
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), open_world() as world:
+        body(world)
+    assert left == [1]  # Also after an error: a group that is left open can keep a process from ending.
+    ((backend,), options) = joined[0]
+    if count:
+        assert chosen == [1]
+        assert backend == "cpu:gloo,cuda:nccl"
+        assert world.device == options["device_id"] == torch.device("cuda", 1)
+    else:
+        assert backend == "gloo"
+        assert world.device == torch.device("cpu")
+        assert options["device_id"] is None
+    assert 60 <= options["timeout"].total_seconds() <= 3600
+
+
+# ------------------------------------------------------------------------------------------------ orphans
+
+
+def is_running(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def orphan(begin):
+    """The process id of a child that called `begin` and whose parent then ended."""
+    receiver, sender = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        child = os.fork()
+        if child == 0:
+            begin()
+            os.write(sender, str(os.getpid()).encode())
+            time.sleep(30)
+            os._exit(0)
+        select.select([receiver], [], [])
+        os._exit(0)
+    os.waitpid(middle, 0)
+    pid = int(os.read(receiver, 32))
+    os.close(receiver)
+    os.close(sender)
+    return pid
+
+
+@pytest.mark.parametrize(
+    ("begin", "survives"),
+    [(lambda: end_with_parent(signal.SIGKILL), False), (lambda: None, True)],
+    ids=["asked", "control"],
+)
+def test_a_child_ends_with_its_parent(begin, survives):
+    pid = orphan(begin)
+    try:
+        deadline = time.monotonic() + (0.5 if survives else 10)
+        while is_running(pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert is_running(pid) is survives
+    finally:
+        if is_running(pid):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,116 @@
+"""What ranks do together: nothing in a world of one, and agreement of two processes over gloo."""
+
+import json
+
+import pytest
+import torch
+
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, TrainingStopped
+
+# ------------------------------------------------------------------------------------------------ a world of one
+
+
+def test_alone_everything_is_as_it_was():
+    world = World()
+    assert (world.rank, world.size, world.is_first, world.device.type) == (0, 1, True, "cpu")
+    tensor = torch.tensor([1, 2])
+    assert world.sum_(tensor) is tensor
+    assert tensor.tolist() == [1, 2]
+    assert world.any(True) is True
+    assert world.any(False) is False
+    value = {"a": [1]}
+    assert world.broadcast(value) is value
+    assert world.gather(value) == [value]
+    assert world.together(lambda: value) is value
+
+
+def fail(failure):
+    raise failure
+
+
+@pytest.mark.parametrize("failure", [DataError("no images"), CheckpointError("damaged"), RecipeError(["one", "two"])])
+def test_alone_a_failure_keeps_class_and_message(failure):
+    with pytest.raises(Failure) as caught:
+        World().together(lambda: fail(failure))
+    assert type(caught.value) is type(failure)
+    assert str(caught.value) == str(failure)
+    assert caught.value.exit_code == failure.exit_code
+    assert caught.value.is_shared
+    assert caught.value.__cause__ is failure
+
+
+def test_alone_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        World().together(lambda: 1 // 0)
+
+
+def test_only_rank_0_is_first():
+    assert [World(rank, 3).is_first for rank in range(3)] == [True, False, False]
+
+
+# ------------------------------------------------------------------------------------------------ two processes
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from seresnext.distributed import open_world
+from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, TrainingStopped
+
+
+def fail(failure):
+    raise failure
+
+
+def together(world, failures):
+    def action():
+        return fail(failures[world.rank]) if world.rank in failures else f"result {world.rank}"
+    try:
+        return world.together(action)
+    except Failure as failure:
+        return [type(failure).__name__, str(failure), failure.is_shared, failure.exit_code]
+
+
+with open_world() as world:
+    rank = world.rank
+    report = {
+        "world": [world.rank, world.size, world.local_rank, world.is_first, world.device.type],
+        "sum": world.sum_(torch.tensor([2**60 + rank, rank])).tolist(),
+        "sum of floats": world.sum_(torch.tensor([0.5 * rank])).tolist(),
+        "any": [world.any(flag) for flag in (False, rank == 0, rank == 1, True)],
+        "broadcast": world.broadcast({"from": rank, "list": [rank, None]}),
+        "gather": world.gather(f"value {rank}"),
+        "nobody fails": together(world, {}),
+        "rank 0 fails": together(world, {0: DataError("rank 0 has no images")}),
+        "rank 1 fails": together(world, {1: CheckpointError("rank 1 is damaged")}),
+        "both fail": together(world, {0: TrainingStopped("zero"), 1: DataError("one")}),
+        "recipe": together(world, {1: RecipeError(["first", "second"])}),
+        "afterwards": world.gather(rank),
+    }
+    Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(report))
+assert not torch.distributed.is_initialized()
+"""
+
+
+def test_two_processes_agree(torchrun, tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(SCRIPT)
+    result = torchrun(2, [script, tmp_path])
+    assert result.returncode == 0, result.output
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+
+    assert [report.pop("world") for report in reports] == [[0, 2, 0, True, "cpu"], [1, 2, 1, False, "cpu"]]
+    assert [report.pop("nobody fails") for report in reports] == ["result 0", "result 1"]
+    assert reports[0] == reports[1]
+    report = reports[0]
+    assert report["sum"] == [2**61 + 1, 1]  # Floats of 64 bits have 53 for the digits.
+    assert report["sum of floats"] == [0.5]
+    assert report["any"] == [False, True, True, True]
+    assert report["broadcast"] == {"from": 0, "list": [0, None]}
+    assert report["gather"] == ["value 0", "value 1"]
+    assert report["rank 0 fails"] == ["DataError", "rank 0 has no images", True, DataError.exit_code]
+    assert report["rank 1 fails"] == ["CheckpointError", "rank 1 is damaged", True, CheckpointError.exit_code]
+    assert report["both fail"] == ["TrainingStopped", "zero", True, TrainingStopped.exit_code]
+    assert report["recipe"] == ["RecipeError", str(RecipeError(["first", "second"])), True, RecipeError.exit_code]
+    assert report["afterwards"] == [0, 1]
