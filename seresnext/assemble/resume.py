@@ -68,6 +68,21 @@ def _choose(folder: Path, resume: str, say: Callable[[str], None]) -> Path | Non
     return newest.path
 
 
+def make_newest(saved: Saved, folder: Path) -> None:
+    """Let a run folder agree with the checkpoint that its run goes on from.
+
+    Later checkpoints belong to a past that will not happen again and are renamed to `.superseded`; a crash between
+    writing a checkpoint and pointing to it is made good.
+    """
+    store.set_aside(folder, beyond=saved.facts.step)
+    present = store.steps(folder)
+    best = saved.facts.best
+    if saved.facts.step in present:
+        store.point(folder, "last", present[saved.facts.step])
+    if best and best["step"] in present:
+        store.point(folder, "best", present[best["step"]])
+
+
 def refuse_changes(
     saved: Facts, values: dict[str, Any], dataset: dict[str, Any], allowed: Collection[str], source: Path
 ) -> list[str]:

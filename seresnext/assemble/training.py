@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from seresnext.assemble.resume import Saved, find_saved, refuse_changes
+from seresnext.assemble.resume import Saved, find_saved, make_newest, refuse_changes
 from seresnext.assemble.run import Run
+from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import Failure
 from seresnext.metrics.console import Console
@@ -33,6 +34,8 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
     folder = RunFolder(output, world)
     world.together(lambda: folder.open(fresh=resume == "never"))
     console = Console(enabled=world.is_first, log=output / "log.txt")
+    if world.is_first:
+        store.sweep(folder.checkpoints)
     saved = find_saved(folder.checkpoints, resume, world, console.line)
     run = Run(loaded.values, saved.facts.recipe if saved else {}, world, console)
     if saved:
@@ -45,6 +48,8 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
             folder.write_status("finished", progress.step)
             console.line(f"{output} is finished: {progress.step} steps, {_best(progress.best)}; nothing to do")
             return
+        if saved and world.is_first:
+            make_newest(saved, folder.checkpoints)
         folder.write_recipe(to_yaml(run.values))
         folder.write_environment(describe_environment(world))
         console.line(run.introduction())

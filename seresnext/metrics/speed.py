@@ -14,12 +14,10 @@ class Speed(NamedTuple):
     """The speed over one window of steps.
 
     images_per_second: images over the whole time, waits for data included: what the user gets.
-    images_per_second_without_data_wait: the same over the time not spent waiting for data: what the device could do.
     data_wait: seconds a step waited for its batch, on average.
     """
 
     images_per_second: float
-    images_per_second_without_data_wait: float
     data_wait: float
 
 
@@ -53,8 +51,7 @@ class SpeedMeter:
     def read(self) -> Speed:
         """The speed since the last read (zeros without a step); a new window starts."""
         seconds = max(self._clock() - self._start, 1e-9)
-        busy = max(seconds - self._data_wait, 1e-9)
-        speed = Speed(self._images / seconds, self._images / busy, self._data_wait / max(self._steps, 1))
+        speed = Speed(self._images / seconds, self._data_wait / max(self._steps, 1))
         self._restart()
         return speed
 

@@ -1,0 +1,128 @@
+"""Which checkpoint a run goes on from, and under which changes it does not."""
+
+import copy
+
+import pytest
+import torch
+
+from seresnext.assemble.resume import FREE_KEYS, find_saved, make_newest, refuse_changes
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import Facts
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.recipe.explain import all_keys
+from seresnext.recipe.load import load_recipe
+
+DATASET = {"classes": ["cat", "dog"], "num_images": 10, "fingerprint": "abc"}
+
+
+def facts(step, best=None):
+    values = load_recipe("digits").values
+    return Facts(step, values, "hash", best, [], copy.deepcopy(DATASET), {}, {"step": step})
+
+
+def save(folder, step, best=None):
+    path = store.commit(folder, step, {"model.weight": torch.ones(3) * step}, facts(step, best).to_metadata())
+    store.point(folder, "last", path)
+    return path
+
+
+def find(folder, resume="auto"):
+    said = []
+    return find_saved(folder, resume, World(), said.append), said
+
+
+def test_an_empty_folder_is_a_fresh_start(tmp_path):
+    assert find(tmp_path) == (None, [])
+
+
+def test_the_newest_is_taken(tmp_path):
+    for step in (9, 10):
+        save(tmp_path, step)
+    saved, said = find(tmp_path)
+    assert saved.facts.step == 10
+    assert torch.equal(saved.tensors["model.weight"], torch.full((3,), 10.0))
+    assert said == []
+
+
+def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path):
+    save(tmp_path, 9)
+    path = save(tmp_path, 10)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    saved, said = find(tmp_path)
+    assert saved.facts.step == 9
+    assert len(said) == 1
+    assert "step-00000010" in said[0]
+
+
+def test_when_all_are_damaged_nothing_starts_from_zero(tmp_path):
+    path = save(tmp_path, 9)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="step-00000009"):
+        find(tmp_path)
+
+
+def test_never_and_a_named_file(tmp_path):
+    older = save(tmp_path, 9)
+    save(tmp_path, 10)
+    assert find(tmp_path, "never")[0] is None
+    assert find(tmp_path, str(older))[0].facts.step == 9
+    with pytest.raises(UsageError, match="no such file"):
+        find(tmp_path, str(tmp_path / "other.safetensors"))
+
+
+def test_going_back_sets_later_checkpoints_aside(tmp_path):
+    best = {"step": 8, "top1": 50.0}
+    save(tmp_path, 8, best)
+    older = save(tmp_path, 9, best)
+    save(tmp_path, 10)
+    make_newest(find(tmp_path, str(older))[0], tmp_path)
+    assert list(store.steps(tmp_path)) == [8, 9]
+    assert (tmp_path / "step-00000010.safetensors.superseded").exists()
+    assert store.verify(tmp_path / "last.safetensors")["step"] == "9"
+    assert store.verify(tmp_path / "best.safetensors")["step"] == "8"
+
+
+def changed(key, value):
+    values = copy.deepcopy(load_recipe("digits").values)
+    *sections, name = key.split(".")
+    target = values
+    for section in sections:
+        target = target[section]
+    target[name] = value
+    return values
+
+
+def test_the_same_recipe_and_data_pass(tmp_path):
+    assert refuse_changes(facts(3), load_recipe("digits").values, DATASET, [], tmp_path) == []
+
+
+def test_a_changed_key_is_refused_with_old_and_new(tmp_path):
+    values = changed("optimizer.lr", 0.5)
+    with pytest.raises(UsageError, match=r"optimizer\.lr: [0-9.]+ -> 0\.5") as caught:
+        refuse_changes(facts(3), values, DATASET, [], tmp_path)
+    assert "--allow-changed optimizer.lr" in str(caught.value)
+    assert len(refuse_changes(facts(3), values, DATASET, ["optimizer.lr"], tmp_path)) == 1
+    assert len(refuse_changes(facts(3), values, DATASET, ["optimizer"], tmp_path)) == 1
+    with pytest.raises(UsageError):
+        refuse_changes(facts(3), values, DATASET, ["optimizer.l"], tmp_path)
+
+
+@pytest.mark.parametrize("key", sorted(FREE_KEYS))
+def test_keys_that_no_number_depends_on_may_change(key, tmp_path):
+    assert key in all_keys()
+    assert len(refuse_changes(facts(3), changed(key, "other"), DATASET, [], tmp_path)) == 1
+
+
+def test_changed_images_and_classes_are_refused(tmp_path):
+    values = load_recipe("digits").values
+    other = {**DATASET, "fingerprint": "xyz", "num_images": 11}
+    with pytest.raises(DataError, match="10 training images then, 11 now"):
+        refuse_changes(facts(3), values, other, [], tmp_path)
+    assert refuse_changes(facts(3), values, other, ["dataset"], tmp_path) == []
+    renamed = {**DATASET, "classes": ["cat", "fox"]}
+    with pytest.raises(DataError, match="gone: dog; new: fox"):
+        refuse_changes(facts(3), values, renamed, ["dataset"], tmp_path)
+    assert refuse_changes(facts(3), values, renamed, ["dataset", "classes"], tmp_path) == []
