@@ -1,0 +1,59 @@
+"""A loss curve that no refactoring may move: 8 steps of SE-ResNeXt-26 in float64 on synthetic images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seresnext.assemble.run import Run
+from seresnext.distributed import World
+from seresnext.metrics.console import Console
+from seresnext.recipe.load import load_recipe
+from seresnext.training.stopping import StopRequest
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "loss_cpu.txt"
+SETTINGS = [
+    "model.num_classes=10",
+    "model.drop_rate=0.2",
+    "data.format=synthetic",
+    "data.synthetic_images=24",
+    "data.workers=0",
+    "batch.global_size=8",
+    "batch.micro_size=4",
+    "length=8st",
+    "schedule.warmup=2st",
+    "optimizer.lr=0.002",
+    "logging.every=1st",
+    "evaluation.every=8st",
+    "runtime.precision=fp64",
+]
+
+
+def loss_curve(*changes: str) -> list[float]:
+    loaded = load_recipe("digits", [*SETTINGS, *changes])
+    run = Run(loaded.values, {}, World(), Console(enabled=False))
+    step = run.trainer(None, None, StopRequest())
+    losses = []
+    step._journal.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]
+    step.fit()
+    return [event["loss"] for event in losses if event["event"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def curve() -> list[float]:
+    return loss_curve()
+
+
+def test_the_golden_curve(curve):
+    """Equal to nine digits: the order of sums differs between processors and releases of torch, no more than that."""
+    golden = [float(line) for line in GOLDEN.read_text().splitlines()]
+    assert len(golden) == 8
+    assert curve == pytest.approx(golden, rel=1e-9)
+
+
+def test_a_changed_weight_decay_moves_it(curve):
+    """The control: the smallest of the recipe's influences is seen."""
+    other = loss_curve("optimizer.weight_decay=2e-4")
+    assert other[0] == pytest.approx(curve[0], rel=1e-12)
+    assert other[-1] != pytest.approx(curve[-1], rel=1e-9)
