@@ -1,0 +1,278 @@
+"""One optimizer step against the same step written out by hand: micro-batch by micro-batch, on copies of the model."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from seresnext.data.mix import Mix
+from seresnext.data.prefetch import DeviceBatch
+from seresnext.distributed import World
+from seresnext.randomness import torch_seed_at
+from seresnext.runtime import PRECISIONS
+from seresnext.training import step as step_module
+from seresnext.training.ema import Ema
+from seresnext.training.optimizer import sgd
+from seresnext.training.step import Report, TrainingStep
+
+SEED, LR, SMOOTHING = 3, 0.1, 0.1
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 5)
+    ).double()
+    net(torch.randn(8, 3, 6, 6).double() * 3)  # Running statistics that are not the initial ones.
+    return net
+
+
+def batch(step, replica, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(100 * step + replica)
+    images = torch.randn(4, 3, 6, 6, generator=generator).to(dtype) * (replica + 1)
+    return DeviceBatch(images, torch.randint(5, (4,), generator=generator), step, replica, 0.25 * (replica + 1))
+
+
+def optimizer_of(model):
+    return sgd(model, lr=1.0, momentum=0.9, nesterov=False, weight_decay=1e-2, decay_norm_and_bias=True)
+
+
+def make(model, replicas=2, precision="fp64", **options):
+    defaults = {"compiled": False, "label_smoothing": SMOOTHING, "clip_norm": None, "mix": None, "ema": None}
+    settings = {"world": World(), "seed": SEED, **defaults, **options}
+    return TrainingStep(model, optimizer_of(model), replicas=replicas, precision=PRECISIONS[precision], **settings)
+
+
+def run(training_step, steps=1, replicas=2, dtype=torch.float64, stop=False):
+    reports = []
+    for step in range(steps):
+        batches = iter([batch(step, replica, dtype) for replica in range(replicas)])
+        tensor = training_step(batches, step=step, lr=LR / (step + 1), stop=stop)
+        reports.append(training_step.read(step, tensor))
+    return reports
+
+
+def by_hand(model, optimizer, step, replicas=2, clip_norm=None, mix=None):
+    """A step on the model: gradients and BatchNorm statistics are means over copies that saw one micro-batch each."""
+    losses, copies = [], []
+    for replica in range(replicas):
+        alone = copy.deepcopy(model)
+        images, targets = batch(step, replica)[:2]
+        torch.manual_seed(torch_seed_at(SEED, "step", step, replica))
+        if mix:
+            images, targets = mix(images, targets, step=step, replica=replica)
+        loss = F.cross_entropy(alone(images), targets, label_smoothing=SMOOTHING)
+        for parameter in alone.parameters():
+            parameter.grad = None
+        loss.backward()
+        losses.append(loss.item())
+        copies.append(alone)
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.stack([alone.get_parameter(name).grad for alone in copies]).mean(0)
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = LR / (step + 1)
+    optimizer.step()
+    for name in ("running_mean", "running_var"):
+        getattr(model[1], name).copy_(torch.stack([getattr(alone[1], name) for alone in copies]).mean(0))
+    model[1].num_batches_tracked += 1
+    return losses, norm
+
+
+def differences(model, other, rtol=1e-12):
+    ours, theirs = model.state_dict(), other.state_dict()
+    return [name for name in ours if not torch.allclose(ours[name], theirs[name], rtol=rtol, atol=1e-14)]
+
+
+# ------------------------------------------------------------------------------------------------ what a step does
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_steps_are_those_written_by_hand(model, replicas):
+    other = copy.deepcopy(model)
+    optimizer = optimizer_of(other)
+    expected = [by_hand(other, optimizer, step, replicas) for step in range(3)]
+    reports = run(make(model, replicas), 3, replicas)
+    assert differences(model, other) == []
+    for step, (report, (losses, norm)) in enumerate(zip(reports, expected, strict=True)):
+        assert report.step == step
+        assert report.losses == pytest.approx(losses, rel=1e-12)
+        assert report.loss == pytest.approx(sum(losses) / replicas, rel=1e-12)
+        assert report.grad_norm == pytest.approx(norm, rel=1e-12)
+        assert report.data_wait == 0.25 * sum(range(1, replicas + 1))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_one_large_batch_is_another_step(model):
+    """The control: BatchNorm over both micro-batches at once, and another dropout."""
+    other = copy.deepcopy(model)
+    run(make(model))
+    joined = [torch.cat(parts) for parts in zip(*(batch(0, replica)[:2] for replica in range(2)), strict=True)]
+    whole = make(other, replicas=1)
+    whole(iter([DeviceBatch(*joined, 0, 0, 0.0)]), step=0, lr=LR, stop=False)
+    assert set(differences(model, other, rtol=1e-6)) >= {"0.weight", "1.running_var", "5.weight"}
+
+
+def test_randomness_is_that_of_step_and_replica_alone(model):
+    """Whatever was drawn from torch's generator before, dropout is the same; another seed is another dropout."""
+    once, twice, thrice = (copy.deepcopy(model) for _ in range(3))
+    run(make(once))
+    torch.randn(1000)
+    run(make(twice))
+    run(make(thrice, seed=SEED + 1))
+    assert differences(once, twice, rtol=0) == []
+    assert "5.weight" in differences(once, thrice, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1e6])
+def test_the_gradient_is_clipped_as_a_whole(model, clip_norm):
+    other = copy.deepcopy(model)
+    _, norm = by_hand(other, optimizer_of(other), 0, clip_norm=clip_norm)
+    assert 0.05 < norm < 1e6
+    (report,) = run(make(model, clip_norm=clip_norm))
+    assert report.grad_norm == pytest.approx(norm, rel=1e-12)  # Before clipping.
+    assert differences(model, other, rtol=1e-9) == []  # Torch divides by the norm plus 1e-6.
+
+
+def test_clipping_makes_a_difference(model):
+    other = copy.deepcopy(model)
+    run(make(model, clip_norm=0.05))
+    run(make(other))
+    assert "0.weight" in differences(model, other, rtol=1e-6)
+
+
+def test_mixing_is_by_step_and_replica(model):
+    mix = Mix(num_classes=5, seed=SEED, mixup=0.2, cutmix=1.0, last_step=None)
+    other, plain = copy.deepcopy(model), copy.deepcopy(model)
+    optimizer = optimizer_of(other)
+    expected = [by_hand(other, optimizer, step, mix=mix)[0] for step in range(2)]
+    reports = run(make(model, mix=mix), 2)
+    assert [report.losses for report in reports] == [pytest.approx(losses, rel=1e-12) for losses in expected]
+    assert differences(model, other) == []
+    run(make(plain), 2)
+    assert "0.weight" in differences(model, plain, rtol=1e-6)
+
+
+def test_the_average_follows_after_the_statistics(model):
+    ema = Ema(model, 0.9, warmup=True)
+    reference = copy.deepcopy(model)
+    training_step = make(model, ema=ema)
+    for step, decay in enumerate((1 / 10, 2 / 11)):
+        training_step(iter([batch(step, r) for r in range(2)]), step=step, lr=LR, stop=False)
+        for name, tensor in reference.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.mul_(decay).add_(model.state_dict()[name], alpha=1 - decay)
+    ours, theirs = ema.model.state_dict(), reference.state_dict()
+    for name in ("0.weight", "1.running_mean", "1.running_var", "5.bias"):
+        assert torch.allclose(ours[name], theirs[name], rtol=1e-12), name
+
+
+def test_a_stop_is_reported(model):
+    assert [report.stop for report in run(make(model), stop=True)] == [True]
+    assert [report.stop for report in run(make(model))] == [False]
+
+
+def test_batches_of_another_step_are_a_defect(model):
+    with pytest.raises(AssertionError):
+        make(model)(iter([batch(1, 0), batch(1, 1)]), step=0, lr=LR, stop=False)
+    with pytest.raises(AssertionError):
+        make(model)(iter([batch(0, 1), batch(0, 0)]), step=0, lr=LR, stop=False)
+
+
+def test_the_mean_loss_of_a_report():
+    assert Report(0, (0.1,) * 10, 1.0, 0.0, False).loss == 0.1
+    assert math.isnan(Report(0, (1.0, math.nan), 1.0, 0.0, False).loss)
+
+
+# ------------------------------------------------------------------------------------------------ precision
+
+
+def test_half_precision_scales_the_gradient_and_takes_it_back(model):
+    model = model.float()
+    other = copy.deepcopy(model)
+    training_step = make(model, precision="fp16")
+    assert training_step.scaler.is_enabled()
+    scaled = run(training_step, dtype=torch.float32)
+    plain = run(make(other, precision="fp32"), dtype=torch.float32)
+    assert scaled[0].losses == pytest.approx(plain[0].losses, rel=1e-2)
+    assert scaled[0].grad_norm == pytest.approx(plain[0].grad_norm, rel=2e-2)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name], rtol=0.05, atol=2e-3)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_an_overflow_skips_the_update_and_lowers_the_scale(model):
+    model = model.float()
+    training_step = make(model, precision="fp16")
+    run(training_step, dtype=torch.float32)
+    training_step.scaler.load_state_dict({**training_step.scaler.state_dict(), "scale": 2.0**120})
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    training_step_batches = iter([batch(1, replica, torch.float32) for replica in range(2)])
+    report = training_step.read(1, training_step(training_step_batches, step=1, lr=LR, stop=False))
+    assert not math.isfinite(report.grad_norm)
+    assert all(math.isfinite(loss) for loss in report.losses)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert training_step.scaler.get_scale() == 2.0**119
+
+
+def test_other_precisions_do_not_scale(model):
+    assert not make(model).scaler.is_enabled()
+
+
+# ------------------------------------------------------------------------------------------------ warming up
+
+
+def test_warming_up_leaves_no_trace(model):
+    other = copy.deepcopy(model)
+    training_step = make(model)
+    training_step.warm_up(*batch(9, 1)[:2])
+    assert differences(model, other, rtol=0) == []
+    assert all(parameter.grad is None for parameter in model.parameters())
+    warmed, cold = run(training_step, 2), run(make(other), 2)
+    assert warmed == cold
+    assert differences(model, other, rtol=0) == []
+
+
+def test_warming_up_did_something(model):
+    """The control: without being put back, the statistics would be others."""
+    seen = []
+    model[1].register_forward_hook(lambda layer, *_: seen.append(layer.running_mean.clone()))
+    before = model[1].running_mean.clone()
+    make(model).warm_up(*batch(9, 1)[:2])
+    assert len(seen) == 1
+    assert not torch.equal(seen[0], before)
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+
+
+def test_ranks_share_the_replicas(model, monkeypatch):
+    wrapped = []
+
+    def ddp(module, **options):
+        wrapped.append(options)
+        return module
+
+    monkeypatch.setattr(step_module, "DistributedDataParallel", ddp)
+    shares = [list(make(model, replicas=6, world=World(rank, 3)).own_replicas) for rank in range(3)]
+    assert shares == [[0, 1], [2, 3], [4, 5]]
+    assert wrapped == [{"broadcast_buffers": False, "gradient_as_bucket_view": True}] * 3
+    assert list(make(model, replicas=6).own_replicas) == [0, 1, 2, 3, 4, 5]
+    assert len(wrapped) == 3  # Alone, the model is not wrapped.
+    with pytest.raises(AssertionError):
+        make(model, replicas=4, world=World(0, 3))
+
+
+def test_compiled_by_recipe(model, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(step_module, "compile_forward", lambda forward: compiled.append(forward) or forward)
+    run(make(model))
+    assert compiled == []
+    run(make(model, compiled=True))
+    assert compiled == [model]
