@@ -8,6 +8,7 @@ divides the replicas, up to the order of floating-point sums.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,12 +80,7 @@ class TrainingStep:
         self._mix = mix
         self._ema = ema
         self._statistics = BatchNormStatistics(model, self._accumulation)
-        self._ddp = (
-            # Buffers are averaged by BatchNormStatistics; broadcasting rank 0's would drop the other ranks' batches.
-            DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if world.size > 1
-            else None
-        )
+        self._ddp = _distributed(model) if world.size > 1 else None
         forward = self._ddp or model
         self._forward = compile_forward(forward) if compiled else forward
 
@@ -162,3 +158,14 @@ class TrainingStep:
 
     def _no_sync(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync() if self._ddp else nullcontext()
+
+
+def _distributed(model: nn.Module) -> DistributedDataParallel:
+    """The model with its gradients averaged over ranks, and nothing else done to it.
+
+    Buffers are averaged by BatchNormStatistics; broadcasting rank 0's would drop what the other ranks saw.
+    """
+    with warnings.catch_warnings():
+        # The new name, forward_sync_buffers, is not known to the older releases of torch that are supported.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
