@@ -1,0 +1,144 @@
+"""What a run says, where it says it, and who is silent."""
+
+import io
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from seresnext.distributed import World
+from seresnext.metrics.console import Console
+from seresnext.training.journal import Journal
+
+FIRST, SECOND = World(), World(rank=1, size=2)
+
+
+def event(step, kind="train", **fields):
+    return {"event": kind, "step": step, "epoch": step / 10, **fields}
+
+
+@pytest.fixture
+def stream():
+    return io.StringIO()
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(folder, tag):
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return [(found.step, found.value) for found in board.Scalars(tag)]
+
+
+def test_an_event_goes_everywhere(tmp_path, stream):
+    journal = Journal(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
+    journal.open(0)
+    journal.write(event(10, loss=0.5, lr=0.25), seconds_left=75)
+    journal.write(event(10, "validate", loss=0.75, top1=62.5, weights="ema"))
+    journal.close()
+    assert lines(tmp_path) == [
+        {"event": "train", "step": 10, "epoch": 1.0, "loss": 0.5, "lr": 0.25},
+        {"event": "validate", "step": 10, "epoch": 1.0, "loss": 0.75, "top1": 62.5, "weights": "ema"},
+    ]
+    assert scalars(tmp_path, "train/loss") == [(10, 0.5)]
+    assert scalars(tmp_path, "validate/top1") == [(10, 62.5)]
+    train, validate = stream.getvalue().splitlines()
+    assert train.startswith("train step 10 (epoch 1.00): loss 0.5000")
+    assert train.endswith("eta 1:15")
+    assert "top-1 62.50 %" in validate
+    assert (tmp_path / "log.txt").read_text().count("step 10") == 2
+
+
+def test_going_on_forgets_what_came_after(tmp_path, stream):
+    """Steps 20 and 30 were taken, but the run goes on from step 10: they will be taken again."""
+    for start, steps in ((0, (10, 20, 30)), (10, (20,))):
+        journal = Journal(tmp_path, Console(True, stream=stream), FIRST)
+        journal.open(start)
+        for step in steps:
+            journal.write(event(step, loss=float(step + start)))
+        journal.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(10, 10.0), (20, 30.0)]
+    assert scalars(tmp_path, "train/loss") == [(10, 10.0), (20, 30.0)]
+
+
+def test_a_fresh_start_forgets_everything(tmp_path, stream):
+    for loss in (1.0, 2.0):
+        journal = Journal(tmp_path, Console(True, stream=stream), FIRST)
+        journal.open(0)
+        journal.write(event(5, loss=loss))
+        journal.close()
+    assert [line["loss"] for line in lines(tmp_path)] == [2.0]
+
+
+def test_without_a_folder_it_only_speaks(tmp_path, stream, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    journal = Journal(None, Console(True, stream=stream), FIRST)
+    journal.open(0)
+    journal.write(event(1, loss=1.0))
+    journal.close()
+    assert "loss 1.0000" in stream.getvalue()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ranks_are_silent(tmp_path, stream):
+    journal = Journal(tmp_path, Console(SECOND.is_first, stream=stream), SECOND)
+    journal.open(0)
+    with journal.training(0, 10), journal.validation(3) as advance:
+        journal.write(event(1, loss=1.0))
+        journal.advance()
+        advance()
+    journal.close()
+    assert stream.getvalue() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ bars
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Bars(Console):
+    """A console that notes what its bars are told."""
+
+    def __init__(self):
+        super().__init__(True, stream=Terminal())
+        self.told = []
+
+    def bar(self, label, total, done=0):
+        self.told.append(("open", label, total, done))
+        bar = super().bar(label, total, done)
+        advance = bar.advance
+        bar.advance = lambda count=1: (self.told.append(("advance", label)), advance(count))
+        return bar
+
+
+def test_a_bar_for_the_run_and_one_within_for_validation():
+    console = Bars()
+    journal = Journal(None, console, FIRST)
+    journal.advance()  # Before the block there is no bar to move.
+    with journal.training(30, 100):
+        journal.advance()
+        with journal.validation(7) as advance:
+            advance()
+        journal.advance()
+    journal.advance()
+    assert console.told == [
+        ("open", "train", 100, 30),
+        ("advance", "train"),
+        ("open", "validate", 7, 0),
+        ("advance", "validate"),
+        ("advance", "train"),
+    ]
+
+
+def test_bars_end_when_training_fails():
+    console = Bars()
+    journal = Journal(None, console, FIRST)
+    with pytest.raises(ZeroDivisionError), journal.training(0, 10), journal.validation(3):
+        raise ZeroDivisionError
+    assert console._bars == []
