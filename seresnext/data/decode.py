@@ -34,8 +34,9 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             return _to_rgb(image)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has more pixels than Pillow opens; remove the file ({error})") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        what = "is empty" if not data else f"is no JPEG or PNG image that can be decoded ({error})"
+    except (OSError, SyntaxError, ValueError, AssertionError) as error:  # An assertion of Pillow's: no palette.
+        reason = str(error) or "damaged"
+        what = "is empty" if not data else f"is no JPEG or PNG image that can be decoded ({reason})"
         raise DataError(f"{name} {what}; restore the file or remove it") from None
 
 

@@ -38,6 +38,23 @@ def test_real_photographs_are_those_of_pillow(photographs: list[bytes]):
         np.testing.assert_array_equal(np.asarray(decode(data, "any", 10**8)), np.asarray(expected))
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_every_kind_of_jpeg_is_that_of_pillow(progressive: bool, subsampling: str):
+    data = encoded(PICTURE, "JPEG", progressive=progressive, subsampling=subsampling)
+    assert (b"\xff\xc2" in data) is progressive  # The mark of a progressive frame.
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode(data, "any", 1000)), np.asarray(expected))
+
+
+def test_the_first_picture_of_a_telephones_jpeg_is_decoded():
+    """Telephones append a second picture, and Pillow calls such a JPEG by another name."""
+    data = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.transpose(Image.Transpose.ROTATE_180)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    one = encoded(PICTURE, "JPEG")
+    np.testing.assert_array_equal(np.asarray(decode(data, "any", 1000)), np.asarray(decode(one, "any", 1000)))
+
+
 def test_gray_of_16_bits_keeps_its_high_byte():
     gray = np.linspace(0, 65535, 480).reshape(24, 20).astype(np.uint16)
     decoded = np.asarray(decode(encoded(Image.fromarray(gray), "PNG"), "any", 1000))
@@ -62,11 +79,34 @@ def test_broken_exif_is_passed_over_in_silence():
     assert decode(data, "any", 1000).size == (20, 24)
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A part of a PNG."""
+    return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+def test_pngs_of_16_bits_keep_their_high_bytes(samples: int):
+    """Gray, gray and alpha, RGB, RGBA, written out here: Pillow writes 16 bits for gray only."""
+    values = np.random.default_rng(samples).integers(0, 65536, (24, 20, samples), dtype=np.uint16)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
+    header = (20).to_bytes(4) + (24).to_bytes(4) + bytes([16, kind, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    decoded = np.asarray(decode(b"\x89PNG\r\n\x1a\n" + body, "any", 1000))
+    colours = values[..., :3] if samples > 2 else np.repeat(values[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(decoded, colours >> 8)
+
+
+def test_a_palette_that_is_missing_is_named():
+    data = encoded(PICTURE.convert("P"), "PNG", transparency=3)
+    start = data.index(b"PLTE") - 4
+    damaged = data[:start] + data[start + 12 + int.from_bytes(data[start : start + 4]) :]
+    with pytest.raises(DataError, match=r"train/7.png is no JPEG or PNG image that can be decoded \(damaged\)"):
+        decode(damaged, "train/7.png", 1000)
+
+
 def test_too_many_pixels_are_refused_from_the_header_alone():
     # A PNG that says 30000 x 30000 and holds nothing: to decode it would be another error.
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
-
     size = (9000).to_bytes(4)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
     with pytest.raises(DataError, match=r"bomb.png has 9000 x 9000 pixels, more than data.max_pixels \(50000000\)"):
@@ -74,6 +114,15 @@ def test_too_many_pixels_are_refused_from_the_header_alone():
     bomb = png.replace(size + size, (30000).to_bytes(4) * 2)
     with pytest.raises(DataError, match=r"bomb.png has more pixels than Pillow opens"):
         decode(bomb.replace(bomb[29:33], zlib.crc32(bomb[12:29]).to_bytes(4)), "bomb.png", 10**12)
+
+
+def test_too_many_pixels_of_a_jpeg_that_breaks_off_after_its_header():
+    data = encoded(PICTURE, "JPEG")
+    head = data[: data.index(b"\xff\xda") + 20]
+    with pytest.raises(DataError, match=r"20 x 24 pixels, more than data.max_pixels"):
+        decode(head, "any", 479)
+    with pytest.raises(DataError, match="truncated"):
+        decode(head, "any", 480)
 
 
 def test_as_many_pixels_as_allowed_are_decoded():
