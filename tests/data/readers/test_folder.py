@@ -26,6 +26,14 @@ def test_samples_and_labels_are_those_of_torchvision(tmp_path: Path):
     assert [ours.read(i).decode() for i in range(len(ours))] == [ours.name(i) for i in range(len(ours))]
 
 
+def test_real_images_are_those_of_torchvision(imagenet_sample: Path):
+    ours, theirs = FolderReader(imagenet_sample, "val"), torchvision.datasets.ImageFolder(imagenet_sample / "val")
+    assert (len(ours), list(ours.classes)) == (500, theirs.classes)
+    assert [(str(imagenet_sample / ours.name(i)), label) for i, label in enumerate(ours.labels)] == theirs.samples
+    for index in range(0, 500, 50):
+        assert ours.read(index) == Path(theirs.samples[index][0]).read_bytes()
+
+
 def test_endings_in_any_case_count_and_hidden_entries_do_not(tmp_path: Path):
     good = [f"val/a/{name}" for name in ("1.JPEG", "2.jpg", "3.jpeg", "4.PNG", "5.Jpg")]
     make(tmp_path, *good, "val/a/._6.jpg", "val/a/notes.txt", "val/a/.cache/7.jpg", "val/.ipynb_checkpoints/8.jpg")
@@ -76,6 +84,25 @@ def test_the_fingerprint_tells_what_the_split_consists_of(tmp_path: Path):
     assert len({same, *others}) == 6
 
 
+def test_the_fingerprint_is_of_names_alone(tmp_path: Path):
+    files = ("a/1.jpg", "b/2.jpg")
+    make(tmp_path / "here", *(f"train/{file}" for file in files), *(f"val/{file}" for file in files))
+    before = FolderReader(tmp_path / "here", "train").fingerprint
+    assert FolderReader(tmp_path / "here", "val").fingerprint == before
+    (tmp_path / "here").rename(tmp_path / "there")
+    os.utime(tmp_path / "there" / "train" / "a" / "1.jpg", (1, 1))
+    make(tmp_path / "there", "train/a/notes.txt")
+    assert FolderReader(tmp_path / "there", "train").fingerprint == before
+
+
+def test_the_fingerprint_sees_an_image_move_to_the_next_class(tmp_path: Path):
+    """The last of one class becomes the first of the next: all names, one after the other, stay as they were."""
+    make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/3.jpg")
+    before = FolderReader(tmp_path, "train").fingerprint
+    (tmp_path / "train" / "a" / "2.jpg").rename(tmp_path / "train" / "b" / "2.jpg")
+    assert FolderReader(tmp_path, "train").fingerprint != before
+
+
 def test_a_missing_root_and_a_missing_split_say_what_is_there(tmp_path: Path):
     with pytest.raises(DataError, match=r"no folder .*nowhere; give the folder that holds train/ and val/"):
         FolderReader(tmp_path / "nowhere", "train")
@@ -85,6 +112,8 @@ def test_a_missing_root_and_a_missing_split_say_what_is_there(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="it holds no folders"):
         FolderReader(tmp_path / "empty", "train")
+    with pytest.raises(DataError, match="there is no folder"):
+        FolderReader(make(tmp_path, "imagenet.tar") / "imagenet.tar", "train")
 
 
 def test_a_flat_validation_folder_says_that_classes_are_folders(tmp_path: Path):
