@@ -209,3 +209,22 @@ def test_cardinality_and_width() -> None:
     block = partial(SEResNeXtBottleneck, 256, stride=1, cardinality=32, reduction=16)
     assert [block(channels=c, base_width=4).conv2.out_channels for c in (64, 128, 256, 512)] == [128, 256, 512, 1024]
     assert block(channels=64, base_width=8).conv2.weight.shape == (256, 8, 3, 3)
+
+
+@pytest.mark.gpu
+def test_parity_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same kernels run in the same order as in timm's, so logits and gradients agree as on the CPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(0)
+    ours = create_model(SMALL)
+    mixed_up(ours)
+    theirs = timm.create_model(SMALL, drop_rate=0.0)
+    theirs.load_state_dict(ours.state_dict())
+    x = images(193, 257, count=2).cuda()
+    logits = []
+    for model in (ours.cuda().train(), theirs.cuda().train()):
+        logits.append(model(x))
+        logits[-1].square().sum().backward()
+    assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm(), name

@@ -19,12 +19,12 @@ model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
 data: {image_size: 32, workers: 1}
 augment: {crop_scale: [0.5, 1.0]}
 batch: {global_size: 8, micro_size: 4}
-length: 6st
+length: 8st
 optimizer: {lr: 0.002}
 schedule: {name: cosine, warmup: 2st}
 ema: {decay: 0.9}
-evaluation: {every: 3st}
-checkpoint: {every: 3st, keep: 10}
+evaluation: {every: 4st}
+checkpoint: {every: 4st, keep: 10}
 logging: {every: 1st}
 runtime: {precision: fp64}
 """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
+from run_folders import status
 
 pytestmark = pytest.mark.runs
 
@@ -48,8 +50,6 @@ def test_another_number_of_classes(fails):
 
 
 def test_a_broken_image_is_named(fails, images, tmp_path):
-    import shutil
-
     broken = tmp_path / "images"
     shutil.copytree(images, broken)
     victim = broken / "train" / "class_1" / "3.jpg"
@@ -73,8 +73,6 @@ def test_a_changed_recipe_is_refused_until_allowed(fails, run_command, train_arg
 def test_losses_that_are_not_finite_stop_the_run(fails, tmp_path):
     result = fails(1, "--set", "optimizer.lr=1e30", expect=["is nan", "class_"], output=tmp_path / "run")
     assert "micro-batch" in result.stderr
-    from run_folders import status
-
     assert status(tmp_path / "run")["state"] == "failed"
 
 
@@ -98,3 +96,15 @@ def test_print_recipe_and_diff(run_command):
     assert "# recipes/_base/imagenet.yaml:" in shown.stdout
     differing = run_command([sys.executable, "train.py", "--recipe", "seresnext50", "--diff", "seresnext101"])
     assert "model.name: seresnext50 -> seresnext101" in differing.stdout
+
+
+def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_arguments, images, tmp_path):
+    broken = tmp_path / "images"
+    shutil.copytree(images, broken)
+    (broken / "train" / "class_1" / "3.jpg").write_bytes(b"")
+    run = tmp_path / "run"
+    result = torchrun(2, train_arguments(run, "--data", str(broken), "--set", "length=9st"), timeout=90)
+    assert result.returncode != 0
+    assert "class_1/3.jpg" in result.stderr
+    assert status(run)["state"] == "failed"
+    assert "class_1/3.jpg" in status(run)["reason"]

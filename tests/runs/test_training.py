@@ -6,14 +6,16 @@ import signal
 import sys
 
 import pytest
+import timm
 import torch
 from run_folders import events, last_tensors, losses, status
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.runs
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight():
     """Uninterrupted runs by world size, made once."""
     return {}
 
@@ -38,7 +40,7 @@ def assert_same_bits(one, other):
 
 def test_two_ranks_equal_one(uninterrupted):
     one, two = losses(uninterrupted(1)), losses(uninterrupted(2))
-    assert len(one) == 6
+    assert len(one) == 8
     assert two == pytest.approx(one, rel=1e-9)
     one, two = (last_tensors(uninterrupted(world)) for world in (1, 2))
     for name in one:
@@ -53,12 +55,12 @@ def test_other_logical_replicas_do_not_equal(uninterrupted, train, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_resumed_from_the_middle_it_is_bit_for_bit_the_same(uninterrupted, train, tmp_path, world):
-    middle = uninterrupted(world) / "checkpoints" / "step-00000003.safetensors"
+    middle = uninterrupted(world) / "checkpoints" / "step-00000004.safetensors"
     run = train(tmp_path / "run", "--resume", str(middle), world=world)
     resumed, whole = last_tensors(run), last_tensors(uninterrupted(world))
     assert resumed.keys() == whole.keys()
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
-    assert events(run, "train") == events(uninterrupted(world), "train")[3:]
+    assert events(run, "train") == events(uninterrupted(world), "train")[4:]
 
 
 def test_from_another_state_it_is_not_the_same(uninterrupted, train, tmp_path):
@@ -83,7 +85,7 @@ def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
     assert number.name in status(run)["reason"]
     assert "Traceback" not in result.output
     stopped_at = status(run)["step"]
-    assert 0 < stopped_at < 6
+    assert 0 < stopped_at < 8
     assert (run / "checkpoints" / f"step-{stopped_at:08}.safetensors").exists()
     train(run)
     assert status(run)["state"] == "finished"
@@ -116,10 +118,51 @@ def test_the_run_folder_is_as_designed(uninterrupted):
     names = {path.name for path in run.iterdir()}
     assert names >= {"recipe.yaml", "environment.json", "status.json", "metrics.jsonl", "tensorboard", "log.txt"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
-        "step-00000003.safetensors", "step-00000006.safetensors", "last.safetensors", "best.safetensors",
+        "step-00000004.safetensors", "step-00000008.safetensors", "last.safetensors", "best.safetensors",
     }  # fmt: skip
-    assert [event["step"] for event in events(run, "train")] == [1, 2, 3, 4, 5, 6]
+    assert [event["step"] for event in events(run, "train")] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [(e["step"], e["weights"]) for e in events(run, "validate")] == [
-        (3, "model"), (3, "ema"), (6, "model"), (6, "ema"),
+        (4, "model"), (4, "ema"), (8, "model"), (8, "ema"),
     ]  # fmt: skip
     assert {e["num_images"] for e in events(run, "validate")} == {13}
+
+
+def test_tensorboard_has_what_the_metrics_have(uninterrupted):
+    accumulator = EventAccumulator(str(uninterrupted(1) / "tensorboard"))
+    accumulator.Reload()
+    tags = set(accumulator.Tags()["scalars"])
+    assert {f"train/{name}" for name in ("loss", "lr", "images_per_second", "data_wait", "grad_norm")} <= tags
+    assert [event.step for event in accumulator.Scalars("train/loss")] == list(range(1, 9))
+    assert any("top1" in tag for tag in tags)
+    assert any("top5" in tag for tag in tags)
+
+
+def test_fine_tuning_starts_from_published_weights(uninterrupted, run_command, train_arguments, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=1000)
+    weights = tmp_path / "published.pth"
+    torch.save(model.state_dict(), weights, _use_new_zipfile_serialization=False)
+    run = tmp_path / "run"
+    settings = (f"model.weights={weights}", "length=1st", "schedule.warmup=0ep", "optimizer.lr=1e-30", "ema=null")
+    arguments = train_arguments(run, *(word for setting in settings for word in ("--set", setting)))
+    refused = run_command([sys.executable, *arguments])
+    assert refused.returncode == 4
+    assert "model.reset_head=true" in refused.stderr
+    result = run_command([sys.executable, *arguments, "--set", "model.reset_head=true"])
+    assert result.returncode == 0, result.output
+    assert "1000 classes" in result.stdout
+    trained = last_tensors(run)
+    expected = model.state_dict()["layer3.1.conv2.weight"].double()
+    assert torch.allclose(trained["model.layer3.1.conv2.weight"], expected, rtol=1e-6)
+    assert trained["model.last_linear.weight"].shape == (3, 2048)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_resumed_run_is_bit_for_bit_the_same(train, tmp_path):
+    settings = ("runtime.deterministic=true", "runtime.precision=fp32")
+    changes = [word for setting in settings for word in ("--set", setting)]
+    whole = train(tmp_path / "whole", *changes)
+    middle = whole / "checkpoints" / "step-00000004.safetensors"
+    resumed = train(tmp_path / "resumed", *changes, "--resume", str(middle))
+    one, other = last_tensors(whole), last_tensors(resumed)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
