@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,7 +19,7 @@ from seresnext.checkpoint.contents import (
     restore,
     scaler_state,
 )
-from seresnext.data.loader import evaluation_keys, evaluation_rounds, train_keys
+from seresnext.data.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
@@ -129,7 +130,7 @@ class Run:
             step=step,
             schedule=parts.build_schedule(recipe, self.plan),
             train=TrainData(lambda start: self._train_batches(step.own_replicas, start), self._names),
-            validation=ValidationData(self._validation_batches, self._rounds()),
+            validation=ValidationData(self._validation_batches, math.ceil(len(self.val) / self._evaluation_size)),
             models=models,
             chosen=recipe.evaluation.weights,
             precision=self.precision,
@@ -185,9 +186,6 @@ class Run:
     @property
     def _evaluation_size(self) -> int:
         return self.recipe.evaluation.batch_size or self.recipe.batch.micro_size
-
-    def _rounds(self) -> int:
-        return evaluation_rounds(len(self.val), self._evaluation_size, self._world.size)
 
     def _facts(self, step: int, progress: dict[str, Any]) -> Facts:
         return Facts(

@@ -14,7 +14,7 @@ from torch import Tensor
 from seresnext.assemble import parts
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts, part
-from seresnext.data.loader import evaluation_keys, evaluation_rounds
+from seresnext.data.loader import evaluation_keys
 from seresnext.data.readers import Reader, open_reader
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
@@ -68,16 +68,18 @@ def validate(
         console.line(note)
     make_deterministic(recipe.runtime.deterministic)
     size = recipe.evaluation.batch_size or recipe.batch.micro_size
-    rounds = evaluation_rounds(len(reader), size, world.size)
+    num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
     console.line(f"{len(reader):,} images of {split if data is None else root / split}, {recipe.runtime.precision}")
     source = parts.validation_source(recipe, reader)
     with (
         parts.device_batches(source, keys, recipe, precision, world) as batches,
-        console.bar("validate", rounds) as bar,
+        console.bar("validate", math.ceil(num_batches / world.size)) as bar,
     ):
-        result = evaluate(model, batches, rounds=rounds, world=world, precision=precision, on_round=bar.advance)
+        result = evaluate(
+            model, batches, num_batches=num_batches, world=world, precision=precision, on_round=bar.advance
+        )
     assert result is not None, "nothing asks a validation to stop"
     _tell(result, console)
     if json_file and world.is_first:
@@ -158,8 +160,8 @@ def _open(recipe: Recipe, root: Path, split: str, subject: Subject) -> Reader:
 
 
 def _tell(result: Evaluation, console: Console) -> None:
-    if math.isnan(result.loss):
-        console.line("warning: the output of the model is not finite for some images; they count as wrong")
+    if not math.isfinite(result.loss):
+        console.line("warning: the output of the model is not finite for some images")
     console.line(
         f"top-1 {result.top1:.3f} %  top-5 {result.top5:.3f} %  loss {result.loss:.4f}  "
         f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"
@@ -168,7 +170,7 @@ def _tell(result: Evaluation, console: Console) -> None:
 
 def _report(result: Evaluation, subject: Subject, checkpoint: Path) -> dict[str, Any]:
     measured = asdict(result)
-    if math.isnan(result.loss):
+    if not math.isfinite(result.loss):
         measured["loss"] = None
     return {
         **measured,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import warnings
@@ -110,11 +109,6 @@ def evaluation_keys(num_images: int, batch_size: int, rank: int, world_size: int
     for number in range(rank, len(starts), world_size):
         first = starts[number]
         yield BatchKey(number, 0, 0, np.arange(first, min(first + batch_size, num_images)))
-
-
-def evaluation_rounds(num_images: int, batch_size: int, world_size: int) -> int:
-    """The most batches that any rank gets of a split."""
-    return math.ceil(math.ceil(num_images / batch_size) / world_size)
 
 
 class _Keyed(Dataset[Batch | Failure]):

@@ -1,7 +1,8 @@
 """Accuracy and loss of a model over a split: each image once, on any number of ranks.
 
-Batches are cut the same way at every world size and dealt to the ranks, and what is summed over ranks are integers, so
-the result does not depend on the number of ranks by a single bit.
+Batches are cut the same way at every world size and dealt to the ranks. Summed over ranks are whole numbers, and for
+the loss one number a batch, which only one rank has; these are then added up in the order of the batches. So the result
+does not depend on the number of ranks by a single bit.
 """
 
 from __future__ import annotations
@@ -20,17 +21,12 @@ from seresnext.distributed import World
 from seresnext.metrics.accuracy import topk_correct
 from seresnext.runtime import Precision
 
-# Losses are summed in whole units of 2^-24, with a loss over 10,000 counted as 10,000: the sum over 14 million images
-# then still fits 63 bits, and the mean is exact to 3e-8, finer than float32 computes a loss.
-_LOSS_UNIT = 2.0**-24
-_LARGEST_LOSS = 1e4
-
 
 @dataclass(frozen=True)
 class Evaluation:
     """Top-1 and top-5 accuracy in percent (0 to 100), mean cross-entropy without smoothing, and how it was measured.
 
-    `loss` is not a number when the model's output is not finite for some image; such images count as wrong.
+    `loss` is not finite when the model's output is not finite for some image; images with NaN count as wrong.
     """
 
     top1: float
@@ -44,7 +40,7 @@ def evaluate(
     model: nn.Module,
     batches: Iterator[DeviceBatch],
     *,
-    rounds: int,
+    num_batches: int,
     world: World,
     precision: Precision,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -52,40 +48,41 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate a model on this rank's share of a split, and sum over the world.
 
-    `batches` yields at most `rounds` batches; ranks may have one fewer than others. `on_round` is called after each.
-    Returns None when any rank was asked to stop. The model is left in the mode it was in.
+    `num_batches` is that of the whole split; `batches` yields those numbered rank, rank + size and so on, so that ranks
+    may have one fewer than others. `on_round` is called after each. Returns None when any rank was asked to stop. The
+    model is left in the mode it was in.
     """
-    totals = torch.zeros(5, dtype=torch.int64, device=world.device)
+    counts = torch.zeros(3, dtype=torch.int64, device=world.device)
+    losses = torch.zeros(num_batches, dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
     started = time.monotonic()
     try:
-        for _ in range(rounds):
+        for _ in range(math.ceil(num_batches / world.size)):
             if world.any(stop_requested()):
                 return None
             batch = next(batches, None)
             if batch is not None:
-                totals += _count(model, batch, precision, world.device)
+                batch_counts, losses[batch.step] = _measure(model, batch, precision, world.device)
+                counts += batch_counts
             on_round()
     finally:
         model.train(was_training)
-    top1, top5, loss, unbounded, images = world.sum_(totals).tolist()
+    top1, top5, images = world.sum_(counts).tolist()
     return Evaluation(
         top1=100 * top1 / images,
         top5=100 * top5 / images,
-        loss=math.nan if unbounded else loss * _LOSS_UNIT / images,
+        loss=math.fsum(world.sum_(losses).tolist()) / images,
         num_images=images,
         images_per_second=images / (time.monotonic() - started),
     )
 
 
 @torch.inference_mode()
-def _count(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> Tensor:
-    """Correct in the first 1 and 5, loss in units, images without a finite loss, and images, as integers (5)."""
+def _measure(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images right in the first 1, in the first 5, and all (int64, 3), and the sum of their losses (float64)."""
     with precision.autocast(device):
         logits = model(batch.images)
-    losses = F.cross_entropy(logits.double(), batch.labels, reduction="none")
-    finite = losses.isfinite()
-    units = (losses.nan_to_num(0.0).clamp(max=_LARGEST_LOSS) / _LOSS_UNIT).round().long()
-    counts = torch.stack([units.sum(), (~finite).sum(), torch.tensor(len(losses), device=device)])
-    return torch.cat([topk_correct(logits, batch.labels), counts])
+    loss = F.cross_entropy(logits.double(), batch.labels, reduction="sum")
+    images = torch.tensor([len(batch.labels)], device=device)
+    return torch.cat([topk_correct(logits, batch.labels), images]), loss

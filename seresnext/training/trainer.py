@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -81,10 +82,10 @@ class TrainData:
 
 @dataclass(frozen=True)
 class ValidationData:
-    """The validation split, dealt to the ranks: this rank's batches from the first on, and the most any rank has."""
+    """The validation split: this rank's batches from the first on, and the number of batches of all ranks."""
 
     batches: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]]
-    rounds: int
+    num_batches: int
 
 
 class Trainer:
@@ -161,12 +162,12 @@ class Trainer:
                 self._read()
                 seconds.append(time.monotonic() - started)
         with self._validation.batches() as batches:
-            batch = next(batches, None)
+            own = list(itertools.islice(batches, 1))
             started = time.monotonic()
             for model in self._models.values():
-                one = iter([batch] if batch else [])
-                evaluate(model, one, rounds=1, world=self._world, precision=self._precision)
-            validation = (time.monotonic() - started) * self._validation.rounds
+                first = min(self._world.size, self._validation.num_batches)
+                evaluate(model, iter(own), num_batches=first, world=self._world, precision=self._precision)
+            validation = (time.monotonic() - started) * math.ceil(self._validation.num_batches / self._world.size)
         return Rehearsal(seconds[-1], validation)
 
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
@@ -219,15 +220,17 @@ class Trainer:
         self._read()
         results = {}
         with self._speed.paused():
+            num_batches = self._validation.num_batches
+            rounds = math.ceil(num_batches / self._world.size)
             for weights, model in self._models.items():
                 with (
                     self._validation.batches() as batches,
-                    self._journal.validation(self._validation.rounds) as advance,
+                    self._journal.validation(rounds) as advance,
                 ):
                     results[weights] = evaluate(
                         model,
                         batches,
-                        rounds=self._validation.rounds,
+                        num_batches=num_batches,
                         world=self._world,
                         precision=self._precision,
                         stop_requested=lambda: self._stop.requested or self._stopping,

@@ -127,7 +127,7 @@ class Run:
             train=TrainData(
                 self._train_batches, lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)]
             ),
-            validation=ValidationData(self._validation_batches, rounds=2),
+            validation=ValidationData(self._validation_batches, num_batches=2),
             models=self.models,
             chosen=chosen,
             precision=PRECISIONS["fp32"],
@@ -324,7 +324,7 @@ def test_a_stop_during_validation_leaves_it_to_be_done():
         stop.requested = True
         return batches()
 
-    run.trainer._validation = ValidationData(interrupted, rounds=2)
+    run.trainer._validation = ValidationData(interrupted, num_batches=2)
     assert run.fit() is False
     assert run.events("validate") == []
     assert (run.progress.step, run.progress.evaluated, run.progress.best) == (4, 0, None)
