@@ -140,6 +140,8 @@ class Trainer:
         progress, plan = self.progress, self._plan
         with self._train.batches(progress.step) as batches, self._journal.training(progress.step, plan.total):
             self._evaluate_if_due()  # A run that was stopped during validation has that still to do.
+            if self._is_new_best():
+                self._save()  # Now, while the weights are those that were validated.
             while progress.step < plan.total and not self._stopping:
                 self._take_step(batches)
                 if plan.is_due(plan.log_every, progress.step):

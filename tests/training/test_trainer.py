@@ -336,7 +336,6 @@ def test_a_stop_during_validation_leaves_it_to_be_done():
     assert [event["step"] for event in again.events("validate")] == [4, 8]
 
 
-@pytest.mark.xfail(strict=True, reason="saved after the next step, so that `best` stays where it was")
 def test_a_best_found_by_a_validation_that_was_left_to_be_done_is_saved_at_its_step():
     """`best` can only point to a checkpoint of the very step: the weights of the next one are others."""
     run = Run(right=lambda step: 8 - step, progress=Progress(step=4), save_every=100)
