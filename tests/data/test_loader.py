@@ -310,8 +310,10 @@ def test_an_exception_of_the_trainer_passes_through(numbers):
             next(batches)
             raise RuntimeError("CUDA out of memory")
 
+    before = children()
     with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
         train()
+    assert children() - before == set()
 
 
 def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(numbers):

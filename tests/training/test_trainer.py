@@ -390,6 +390,13 @@ def test_nothing_of_a_bad_step_is_saved_logged_or_validated(step):
         assert run.what(kind) == [(kind, number) for number in range(1, step + 1)]
 
 
+def test_a_save_looks_at_the_last_loss_first():
+    """Where nothing else is due after the step, its report has not been read yet."""
+    run = Run(log_every=100, evaluate_every=100, save_every=3, loss_of=lambda s: (math.nan if s == 5 else 1.0, 1.0))
+    assert "in step 6, micro-batch 1 of 2" in told(run)
+    assert run.what("save") == [("save", 3)]
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run():
     run = Run(grad_norm_of=lambda step: math.inf if step == 2 else 1.0)
     assert told(run).startswith("the gradient's norm is inf in step 3, micro-batch 1 of 2;")
