@@ -50,6 +50,17 @@ def test_a_training_crop_of_a_photograph_is_close_to_pillows(photographs: list[b
             assert np.abs(pixels.numpy().astype(np.int16) - np.asarray(beside, np.int16)).max() > 2
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (300, 200), (20, 31)])
+def test_a_resize_of_noise_is_close_to_pillows(size: tuple[int, int], interpolation: str):
+    image = noise(*size)
+    pixels = resize(image, 32, interpolation).numpy().astype(np.int16)
+    expected = np.asarray(image.resize((32, 32), FILTERS[interpolation]), np.int16)
+    assert np.abs(pixels - expected).max() <= TOLERANCE[interpolation]
+    other = np.asarray(image.resize((32, 32), Image.Resampling.NEAREST), np.int16)
+    assert np.abs(pixels - other).max() > 50
+
+
 def test_a_resize_to_the_same_size_changes_nothing():
     image = noise(24, 24)
     np.testing.assert_array_equal(resize(image, 24, "bilinear").numpy(), np.asarray(image))
@@ -125,8 +136,11 @@ def test_crops_spread_over_the_image_and_the_ranges():
     # Uniform in the logarithm, where no crop is refused for standing out of the image.
     assert abs(np.median(ratios[areas < 0.4]) - 1) < 0.03
     assert all(0 <= c.left <= 400 - c.width and 0 <= c.top <= 300 - c.height for c in crops)
-    places = [c.left / (400 - c.width) for c in crops if c.width < 380]
-    np.testing.assert_allclose(np.histogram(places, 4, (0, 1))[0] / len(places), 0.25, atol=0.03)
+    for places in (
+        [c.left / (400 - c.width) for c in crops if c.width < 380],
+        [c.top / (300 - c.height) for c in crops if c.height < 280],
+    ):
+        np.testing.assert_allclose(np.histogram(places, 4, (0, 1))[0] / len(places), 0.25, atol=0.03)
     assert abs(np.mean([c.flip for c in crops]) - 0.5) < 0.03
 
 

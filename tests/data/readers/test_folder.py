@@ -103,6 +103,12 @@ def test_the_fingerprint_sees_an_image_move_to_the_next_class(tmp_path: Path):
     assert FolderReader(tmp_path, "train").fingerprint != before
 
 
+def test_the_fingerprint_sees_where_a_name_ends(tmp_path: Path):
+    one = FolderReader(make(tmp_path / "one", "train/a/a.jpg", "train/a/b.jpgc.jpg"), "train")
+    other = FolderReader(make(tmp_path / "other", "train/a/a.jpgb.jpg", "train/a/c.jpg"), "train")
+    assert one.fingerprint != other.fingerprint
+
+
 def test_a_missing_root_and_a_missing_split_say_what_is_there(tmp_path: Path):
     with pytest.raises(DataError, match=r"no folder .*nowhere; give the folder that holds train/ and val/"):
         FolderReader(tmp_path / "nowhere", "train")
