@@ -59,11 +59,14 @@ class TrainTransform:
             w = round(height * self.crop_ratio[1])
         return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
 
-    def __call__(self, image: Image.Image, draws: Draws) -> tuple[Tensor, bool]:
-        """The crop of an image, uint8 H W C, and whether the device has to mirror it."""
+    def __call__(self, image: Image.Image, draws: Draws, image_size: int | None = None) -> tuple[Tensor, bool]:
+        """The crop of an image, uint8 H W C, and whether the device has to mirror it.
+
+        `image_size` is for a batch whose size is not that of the transform.
+        """
         crop = self.draw(*image.size, draws)
         box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-        return resize(image.crop(box), self.image_size, self.interpolation), crop.flip
+        return resize(image.crop(box), image_size or self.image_size, self.interpolation), crop.flip
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.decode import decode
+from seresnext.data.erase import Erasing
 from seresnext.data.order import BatchKey, Order
+from seresnext.data.policies import Retouch
 from seresnext.data.readers import Reader
 from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import DataError, Failure
@@ -30,7 +32,8 @@ class Batch(NamedTuple):
     """A batch on the host.
 
     `images` are uint8 N C H W in channels-last memory, `labels` int64 N, `flips` bool N (the device mirrors these),
-    `indices` int64 N. `step` and `replica` say whose micro-batch it is; for evaluation, `step` counts batches.
+    `indices` int64 N. `step` and `replica` say whose micro-batch it is; for evaluation, `step` counts batches. `boxes`
+    are what the device erases: int64 N 4 of top, left, height, width in the mirrored image, or None.
     """
 
     images: Tensor
@@ -39,6 +42,7 @@ class Batch(NamedTuple):
     indices: Tensor
     step: int
     replica: int
+    boxes: Tensor | None = None
 
 
 class BatchSource(Protocol):
@@ -50,22 +54,39 @@ class BatchSource(Protocol):
 class TrainImages:
     """Training batches: decoded, randomly cropped, each image by draws at its own address."""
 
-    def __init__(self, reader: Reader, transform: TrainTransform, *, seed: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        transform: TrainTransform,
+        *,
+        seed: int,
+        max_pixels: int,
+        retouch: Retouch | None = None,
+        erasing: Erasing | None = None,
+    ) -> None:
         self._reader = reader
         self._transform = transform
         self._seed = seed
         self._max_pixels = max_pixels
+        self._retouch = retouch
+        self._erasing = erasing
 
     def make(self, key: BatchKey) -> Batch:
         """The batch of a key. Raises DataError naming an image that cannot be used."""
-        images, flips = [], []
-        for index in key.indices.tolist():
+        images, flips, boxes = [], [], []
+        size = key.image_size or self._transform.image_size
+        for address in key.addresses():
+            index = address[1]
             image = decode(self._reader.read(index), self._reader.name(index), self._max_pixels)
-            # The last word is the copy of the image within the epoch, for repeated augmentation.
-            pixels, flip = self._transform(image, rng_at(self._seed, "augment", key.epoch, index, 0))
+            pixels, flip = self._transform(image, rng_at(self._seed, "augment", *address), size)
+            if self._retouch:
+                pixels, flip = self._retouch(pixels, flip, rng_at(self._seed, "retouch", *address)), False
+            if self._erasing:
+                boxes.append(self._erasing.draw(size, size, rng_at(self._seed, "erase", *address)))
             images.append(pixels)
             flips.append(flip)
-        return _collate(key, images, flips, self._reader.labels)
+        batch = _collate(key, images, flips, self._reader.labels)
+        return batch._replace(boxes=torch.tensor(boxes)) if boxes else batch
 
 
 class EvaluationImages:
@@ -126,7 +147,7 @@ class _Keyed(Dataset[Batch | Failure]):
             return batch
         try:
             # Torch would do so in a thread that only prints what goes wrong, and the batch would never arrive.
-            for tensor in batch[:4]:
+            for tensor in filter(torch.is_tensor, batch):
                 tensor.share_memory_()
         except (OSError, RuntimeError) as error:
             return DataError(

@@ -1,7 +1,8 @@
-"""Which images a step sees: a pure function of (seed, step)."""
+"""Which images a step sees, and at what size: a pure function of (seed, step)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +12,23 @@ from seresnext.randomness import permutation_at
 
 
 class BatchKey(NamedTuple):
-    """One micro-batch: its optimizer step and logical replica, its epoch, and its images (int64 N)."""
+    """One micro-batch: its optimizer step and logical replica, its epoch, and its images (int64 N).
+
+    `copies` (int64 N) tells the copies of an image within its epoch apart; None: each is the only one, number 0.
+    `image_size` is the side in pixels at which the batch is made; None: the size that its source has.
+    """
 
     step: int
     replica: int
     epoch: int
     indices: np.ndarray
+    copies: np.ndarray | None = None
+    image_size: int | None = None
+
+    def addresses(self) -> list[tuple[int, int, int]]:
+        """(epoch, image, copy) of each image: where its random draws are."""
+        copies = np.zeros_like(self.indices) if self.copies is None else self.copies
+        return [(self.epoch, *pair) for pair in zip(self.indices.tolist(), copies.tolist(), strict=True)]
 
 
 class Order:
@@ -25,10 +37,26 @@ class Order:
     An epoch is `floor(num_images / global_size)` steps over a keyed permutation; the remainder, another one each epoch,
     is not seen. Global batch `k` of an epoch is the k-th slice of the permutation, and a logical replica takes its
     slice of that. Raises DataError when there are too few images for one step.
+
+    With `repeats` (repeated augmentation, Hoffer et al. 2020, "Augment your batch") a global batch holds each of its
+    images that often, as copies 0, 1, ... with augmentations of their own. An epoch keeps its number of steps and so
+    shows `repeats` times fewer images, none in two of its steps. A global batch is laid out copy after copy, all
+    images in each: while there are no more copies than logical replicas, no replica sees an image twice, and else the
+    copies of an image are spread over the replicas as evenly as they go.
+
+    `size_at` gives the side of the images of a step in pixels; None leaves it to the source.
     """
 
-    def __init__(self, num_images: int, global_size: int, micro_size: int, seed: int) -> None:
-        assert global_size % micro_size == 0
+    def __init__(
+        self,
+        num_images: int,
+        global_size: int,
+        micro_size: int,
+        seed: int,
+        repeats: int = 1,
+        size_at: Callable[[int], int] | None = None,
+    ) -> None:
+        assert global_size % micro_size == global_size % repeats == 0
         self.steps_per_epoch = num_images // global_size
         self.replicas = global_size // micro_size
         if self.steps_per_epoch == 0:
@@ -37,7 +65,8 @@ class Order:
                 f"set batch.global_size to {num_images} or less"
             )
         self._num_images = num_images
-        self._global_size = global_size
+        self._distinct = global_size // repeats
+        self._size_at = size_at
         self._micro_size = micro_size
         self._seed = seed
         self._epoch = -1
@@ -49,5 +78,6 @@ class Order:
         if epoch != self._epoch:
             self._permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
             self._epoch = epoch
-        start = within * self._global_size + replica * self._micro_size
-        return BatchKey(step, replica, epoch, self._permutation[start : start + self._micro_size])
+        copies, positions = np.divmod(np.arange(self._micro_size) + replica * self._micro_size, self._distinct)
+        indices = self._permutation[within * self._distinct + positions]
+        return BatchKey(step, replica, epoch, indices, copies, self._size_at(step) if self._size_at else None)
