@@ -21,7 +21,19 @@ class Problem:
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
     """Every disagreement between the keys of a recipe."""
-    checks = (_model, _data, _augment, _mix, _batch, _optimizer, _schedule, _evaluation)
+    checks = (
+        _model,
+        _data,
+        _progressive,
+        _augment,
+        _retouch,
+        _repeats,
+        _mix,
+        _batch,
+        _optimizer,
+        _schedule,
+        _evaluation,
+    )
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -103,6 +115,100 @@ def _augment(recipe: Recipe) -> Iterator[Problem]:
     if recipe.augment.crop_scale[1] > 1:
         yield Problem(
             "augment.crop_scale", f"a crop is at most the whole image, 1, found {recipe.augment.crop_scale[1]}"
+        )
+
+
+def _progressive(recipe: Recipe) -> Iterator[Problem]:
+    section, full = recipe.data.progressive, recipe.data.image_size
+    if section is None:
+        return
+    for name, value, example in (("min_size", section.min_size, 128), ("end_ramp", section.end_ramp, "60ep")):
+        if value is None:
+            yield Problem(f"data.progressive.{name}", f"is missing: progressive sizes need it, such as {example}")
+    largest = section.max_size or full
+    if largest > full:
+        yield Problem(
+            "data.progressive.max_size",
+            f"must not be above data.image_size, {full}, the size of evaluation, found {largest}",
+            ("data.image_size",),
+        )
+    if section.min_size is not None and section.min_size >= largest:
+        because = "data.image_size" if section.max_size is None else "data.progressive.max_size"
+        yield Problem(
+            "data.progressive.min_size", f"must be below {because}, {largest}, found {section.min_size}", (because,)
+        )
+    if section.end_ramp is not None and _longer(section.start_ramp, section.end_ramp):
+        yield Problem(
+            "data.progressive.start_ramp",
+            f"must not be after data.progressive.end_ramp, {section.end_ramp}, found {section.start_ramp}",
+            ("data.progressive.end_ramp",),
+        )
+    if section.end_ramp is not None and _longer(section.end_ramp, recipe.length):
+        yield Problem(
+            "data.progressive.end_ramp",
+            f"must not be longer than length, {recipe.length}, found {section.end_ramp}",
+            ("length",),
+        )
+
+
+def _retouch(recipe: Recipe) -> Iterator[Problem]:
+    policy, jitter, erasing = recipe.augment.policy, recipe.augment.color_jitter, recipe.augment.erasing
+    if policy and policy.name == "randaugment":
+        for name, value, usual in (("num_ops", policy.num_ops, 2), ("magnitude", policy.magnitude, 9)):
+            if value is None:
+                yield Problem(f"augment.policy.{name}", f"is missing: randaugment needs it, such as {usual}")
+        if policy.magnitude is not None and policy.magnitude >= policy.num_magnitude_bins:
+            yield Problem(
+                "augment.policy.magnitude",
+                f"must be below augment.policy.num_magnitude_bins, {policy.num_magnitude_bins}, "
+                f"found {policy.magnitude}",
+                ("augment.policy.num_magnitude_bins",),
+            )
+    if policy and policy.name == "trivialaugment":
+        for name, value in (("num_ops", policy.num_ops), ("magnitude", policy.magnitude)):
+            if value is not None:
+                yield Problem(
+                    f"augment.policy.{name}",
+                    f"is for randaugment and has no effect with {policy.name}, found {value}; set it to null",
+                    ("augment.policy.name",),
+                )
+    if jitter and not any((jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)):
+        yield Problem("augment.color_jitter", "changes nothing: give brightness, contrast, saturation or hue, or null")
+    if erasing:
+        for name, (low, high) in (("scale", erasing.scale), ("ratio", erasing.ratio)):
+            if low > high:
+                yield Problem(
+                    f"augment.erasing.{name}", f"the first number must not be above the second, found [{low}, {high}]"
+                )
+        if erasing.scale[1] > 1:
+            yield Problem("augment.erasing.scale", f"a box is at most the whole image, 1, found {erasing.scale[1]}")
+    if recipe.data.format == "synthetic":
+        for name, section in (("policy", policy), ("color_jitter", jitter), ("erasing", erasing)):
+            if section:
+                yield Problem(
+                    f"augment.{name}",
+                    "has no effect with data.format synthetic: made-up images are not augmented; set it to null",
+                    ("data.format",),
+                )
+
+
+def _repeats(recipe: Recipe) -> Iterator[Problem]:
+    repeats, total = recipe.augment.repeats, recipe.batch.global_size
+    if total % repeats:
+        choices = [str(number) for number in range(1, total + 1) if total % number == 0]
+        fitting = [number for number in choices if int(number) < repeats][-1:]
+        fitting += [number for number in choices if int(number) > repeats][:1]
+        yield Problem(
+            "augment.repeats",
+            f"must divide batch.global_size, {total}, found {repeats}; write {_one_of(fitting)}, "
+            "or another global_size",
+            ("batch.global_size",),
+        )
+    if repeats > 1 and recipe.data.format == "synthetic":
+        yield Problem(
+            "augment.repeats",
+            "has no effect with data.format synthetic: copies of a made-up image are all the same; set it to 1",
+            ("data.format",),
         )
 
 

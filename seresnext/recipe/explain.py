@@ -15,10 +15,13 @@ from seresnext.recipe.schema import Recipe, Section
 
 # What other frameworks call it.
 _ELSEWHERE = {
+    "aa": "augment.policy",
     "accumulation": "batch.micro_size (accumulation is derived from it)",
     "amp": "runtime.precision",
     "arch": "model.name",
+    "aug_repeats": "augment.repeats",
     "augmentation": "augment",
+    "auto_augment": "augment.policy",
     "batch_size": "batch.global_size or evaluation.batch_size",
     "data_dir": "data.root",
     "dropout": "model.drop_rate",
@@ -33,6 +36,9 @@ _ELSEWHERE = {
     "num_epochs": "length, such as 'length: 90ep'",
     "num_workers": "data.workers",
     "pretrained": "model.weights",
+    "progressive_resizing": "data.progressive",
+    "random_erasing": "augment.erasing",
+    "reprob": "augment.erasing.probability",
     "scheduler": "schedule",
     "smoothing": "loss.label_smoothing",
     "step_size": "schedule.every",

@@ -6,6 +6,7 @@ expected. What one key means for another is in check.py; how a file becomes this
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
@@ -46,6 +47,14 @@ def _read_positive_duration(value: Any) -> Duration:
     if duration.count == 0:
         raise ValueError("must be at least 1 epoch or 1 step")
     return duration
+
+
+def _read_erasing_value(value: Any) -> float | str:
+    if value == "random":
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise ValueError("expected a finite number or 'random'")
 
 
 def _list_to_tuple(value: Any) -> Any:
@@ -98,6 +107,17 @@ class ModelSection(Section):
     zero_init_last: bool = Field(default=False, description="Start the last BatchNorm weight of every block at zero.")
 
 
+class ProgressiveSection(Section):
+    """Smaller training images at first. The size rises by steps of 32 pixels, evaluation is at `image_size`."""
+
+    min_size: int | None = Field(default=None, ge=16, le=4096, description="Side of a training image at the start.")
+    max_size: int | None = Field(
+        default=None, ge=16, le=4096, description="Side of a training image at the end; null: `data.image_size`."
+    )
+    start_ramp: AnyDuration = Field(default=Duration(0, "ep"), description="`min_size` until here.")
+    end_ramp: PositiveDuration | None = Field(default=None, description="`max_size` from here on.")
+
+
 class DataSection(Section):
     """Where images come from."""
 
@@ -111,6 +131,9 @@ class DataSection(Section):
     val_split: Text = Field(default="val", description="Folder under the root to validate on.")
     image_size: int = Field(
         default=224, ge=16, le=4096, description="Side of the square image the network sees, in pixels."
+    )
+    progressive: ProgressiveSection | None = Field(
+        default=None, description="Smaller training images at first, or null for `image_size` throughout."
     )
     workers: int = Field(
         default=8, ge=0, le=256, description="Loader processes per rank; 0 loads in the training process."
@@ -128,6 +151,41 @@ class DataSection(Section):
     )
 
 
+class PolicySection(Section):
+    """Operations on a training image, such as shearing and posterizing, drawn for each."""
+
+    name: Literal["randaugment", "trivialaugment"] = Field(
+        default="randaugment", description="Which; operations and magnitudes are torchvision's."
+    )
+    num_ops: int | None = Field(default=None, ge=1, le=14, description="`randaugment` only: operations on an image.")
+    magnitude: int | None = Field(
+        default=None, ge=0, description="`randaugment` only: how strong, 0 to num_magnitude_bins - 1."
+    )
+    num_magnitude_bins: int = Field(default=31, ge=2, le=10_000, description="How many magnitudes there are.")
+
+
+class ColorJitterSection(Section):
+    """Brightness and the like of a training image, each by a factor drawn uniformly around 1, in a random order."""
+
+    brightness: Number = Field(default=0.0, ge=0, description="Factor in 1 - x .. 1 + x; 0 is off.")
+    contrast: Number = Field(default=0.0, ge=0, description="Factor in 1 - x .. 1 + x; 0 is off.")
+    saturation: Number = Field(default=0.0, ge=0, description="Factor in 1 - x .. 1 + x; 0 is off.")
+    hue: Number = Field(default=0.0, ge=0, le=0.5, description="Turn in -x .. x, of a whole one; 0 is off.")
+
+
+class ErasingSection(Section):
+    """Random erasing: a box of a normalised training image is overwritten."""
+
+    probability: Number = Field(default=0.25, gt=0, le=1, description="Chance that an image has a box erased.")
+    scale: Pair = Field(default=(0.02, 0.33), description="Area of the box, as a part of the image: [low, high].")
+    ratio: Pair = Field(default=(0.3, 3.3), description="Height by width of the box: [low, high].")
+    value: Annotated[
+        float | str,
+        PlainValidator(_read_erasing_value),
+        WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "random"}]}),
+    ] = Field(default=0.0, description="What is written, in normalised pixels: 0 is the mean; random: normal noise.")
+
+
 class AugmentSection(Section):
     """What happens to a training image."""
 
@@ -136,7 +194,17 @@ class AugmentSection(Section):
     )
     crop_ratio: Pair = Field(default=(0.75, 4 / 3), description="Width by height of the random crop: [low, high].")
     flip: Number = Field(default=0.5, ge=0, le=1, description="Chance of a horizontal flip.")
-    interpolation: Interpolation = Field(default="bilinear", description="How a crop is resized.")
+    interpolation: Interpolation = Field(default="bilinear", description="How a crop is resized, and sheared.")
+    policy: PolicySection | None = Field(default=None, description="RandAugment or TrivialAugment, or null for none.")
+    color_jitter: ColorJitterSection | None = Field(
+        default=None, description="Changes of colour, after the policy; null for none."
+    )
+    erasing: ErasingSection | None = Field(default=None, description="Random erasing, or null for none.")
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        description="Repeated augmentation: copies of an image in a global batch; an epoch shows fewer images.",
+    )
 
 
 class MixSection(Section):

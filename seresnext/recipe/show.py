@@ -103,14 +103,17 @@ def recipe_reference() -> str:
     schema = json_schema()
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in schema["properties"].items():
-        section = _section(schema, field)
-        if section is None:
-            rows.append(_row(name, field))
-            continue
-        if "anyOf" in field:
-            rows.append(f"| `{name}` | section or null | `null` | {field['description']} |")
-        rows += [_row(f"{name}.{key}", inner) for key, inner in section["properties"].items()]
+        rows += _rows(schema, name, field)
     return "\n".join(rows) + "\n"
+
+
+def _rows(schema: dict[str, Any], key: str, field: dict[str, Any]) -> list[str]:
+    section = _section(schema, field)
+    if section is None:
+        return [_row(key, field)]
+    own = [f"| `{key}` | section or null | `null` | {field['description']} |"] if "anyOf" in field else []
+    inner = [_rows(schema, f"{key}.{name}", field) for name, field in section["properties"].items()]
+    return own + [row for rows in inner for row in rows]
 
 
 def _section(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:

@@ -53,6 +53,96 @@ DISAGREEMENTS = {
         "augment.crop_scale=[0.5, 1]",
     ),
     "crop_ratio": (["augment.crop_ratio=[2, 1]"], ["augment.crop_ratio", "[2.0, 1.0]"], "augment.crop_ratio=[1, 2]"),
+    "sizes without a start": (
+        ["data.progressive={end_ramp: 60ep}"],
+        ["data.progressive.min_size: is missing"],
+        "data.progressive.min_size=160",
+    ),
+    "sizes without an end": (
+        ["data.progressive={min_size: 128}"],
+        ["data.progressive.end_ramp: is missing"],
+        "data.progressive.end_ramp=60ep",
+    ),
+    "larger than evaluation": (
+        ["data.progressive={min_size: 128, max_size: 256, end_ramp: 60ep}"],
+        ["data.progressive.max_size", "data.image_size, 224", "found 256"],
+        "data.image_size=256",
+    ),
+    "falling sizes": (
+        ["data.progressive={min_size: 224, end_ramp: 60ep}"],
+        ["data.progressive.min_size", "below data.image_size, 224"],
+        "data.progressive.min_size=192",
+    ),
+    "falling sizes to another": (
+        ["data.progressive={min_size: 192, max_size: 160, end_ramp: 60ep}"],
+        ["data.progressive.min_size", "below data.progressive.max_size, 160"],
+        "data.progressive.max_size=224",
+    ),
+    "backward ramp": (
+        ["data.progressive={min_size: 128, start_ramp: 61ep, end_ramp: 60ep}"],
+        ["data.progressive.start_ramp", "60ep", "found 61ep"],
+        "data.progressive.end_ramp=61ep",
+    ),
+    "ramp that never ends": (
+        ["data.progressive={min_size: 128, end_ramp: 101ep}"],
+        ["data.progressive.end_ramp", "length, 100ep"],
+        "length=101ep",
+    ),
+    "randaugment without num_ops": (
+        ["augment.policy={name: randaugment, magnitude: 9}"],
+        ["augment.policy.num_ops: is missing"],
+        "augment.policy.num_ops=2",
+    ),
+    "randaugment without magnitude": (
+        ["augment.policy={name: randaugment, num_ops: 2}"],
+        ["augment.policy.magnitude: is missing"],
+        "augment.policy.magnitude=9",
+    ),
+    "randaugment too strong": (
+        ["augment.policy={name: randaugment, num_ops: 2, magnitude: 31}"],
+        ["augment.policy.magnitude", "num_magnitude_bins, 31", "found 31"],
+        "augment.policy.num_magnitude_bins=32",
+    ),
+    "trivialaugment with num_ops": (
+        ["augment.policy={name: trivialaugment, num_ops: 2}"],
+        ["augment.policy.num_ops", "no effect with trivialaugment"],
+        "augment.policy.num_ops=null",
+    ),
+    "trivialaugment with magnitude": (
+        ["augment.policy={name: trivialaugment, magnitude: 0}"],
+        ["augment.policy.magnitude", "no effect with trivialaugment"],
+        "augment.policy.magnitude=null",
+    ),
+    "jitter of nothing": (
+        ["augment.color_jitter={hue: 0}"],
+        ["augment.color_jitter", "changes nothing"],
+        "augment.color_jitter.contrast=0.4",
+    ),
+    "erasing.scale": (
+        ["augment.erasing={scale: [0.3, 0.2]}"],
+        ["augment.erasing.scale", "[0.3, 0.2]"],
+        "augment.erasing.scale=[0.2, 0.3]",
+    ),
+    "erasing.ratio": (["augment.erasing={ratio: [3, 2]}"], ["augment.erasing.ratio"], "augment.erasing.ratio=[1, 2]"),
+    "erasing.scale above 1": (
+        ["augment.erasing={scale: [0.3, 1.2]}"],
+        ["augment.erasing.scale", "at most"],
+        "augment.erasing.scale=[0.3, 1]",
+    ),
+    "repeats": (["augment.repeats=3"], ["augment.repeats", "1024", "write 2 or 4"], "augment.repeats=4"),
+    **{
+        f"synthetic {key}": (
+            ["data={format: synthetic, synthetic_images: 5000}", f"augment.{key}={value}"],
+            [f"augment.{key}", "data.format synthetic"],
+            f"augment.{key}={off}",
+        )
+        for key, value, off in (
+            ("policy", "{name: trivialaugment}", "null"),
+            ("color_jitter", "{hue: 0.1}", "null"),
+            ("erasing", "{value: random}", "null"),
+            ("repeats", "2", "1"),
+        )
+    },
     "how many images": (["data.format=synthetic"], ["data.synthetic_images: is missing"], "data.synthetic_images=5000"),
     "synthetic images in folders": (["data.synthetic_images=5"], ["data.synthetic_images"], "data.format=synthetic"),
     "reset_head": (["model.reset_head=true"], ["model.reset_head", "model.weights"], "model.weights=w.pth"),

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from seresnext.durations import Duration
 from seresnext.recipe import Recipe, load_recipe, to_values
-from seresnext.recipe.schema import ModelName, OptimizerSection, RuntimeSection
+from seresnext.recipe.schema import ErasingSection, ModelName, OptimizerSection, RuntimeSection
 
 
 def test_defaults_are_those_of_the_design() -> None:
@@ -89,3 +89,14 @@ def test_a_recipe_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         recipe.optimizer.lr = 1.0  # type: ignore[misc]
     assert isinstance(recipe, Recipe)
+
+
+@pytest.mark.parametrize(("value", "read"), [(1, 1.0), (-2.5, -2.5), ("random", "random")])
+def test_what_is_erased_with_is_a_number_or_noise(value: object, read: object) -> None:
+    assert ErasingSection.model_validate({"value": value}).value == read
+
+
+@pytest.mark.parametrize("value", ["noise", True, None, float("nan"), [0, 0, 0]])
+def test_nothing_else_is_erased_with(value: object) -> None:
+    with pytest.raises(ValidationError, match="number or 'random'"):
+        ErasingSection.model_validate({"value": value})
