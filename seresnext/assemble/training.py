@@ -32,8 +32,10 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
     """
     world.together(lambda: check_world(loaded.recipe, world.size))
     folder = RunFolder(output, world)
-    world.together(lambda: folder.open(fresh=resume == "never"))
+    notice = world.together(lambda: folder.open(fresh=resume == "never"))
     console = Console(enabled=world.is_first, log=output / "log.txt")
+    if notice:
+        console.line(f"warning: {notice}")
     if world.is_first:
         store.sweep(folder.checkpoints)
     saved = find_saved(folder.checkpoints, resume, world, console.line)

@@ -37,13 +37,14 @@ class RunFolder:
         """The folder of `step-*.safetensors`, `last` and `best`."""
         return self.path / "checkpoints"
 
-    def open(self, fresh: bool) -> None:
+    def open(self, fresh: bool) -> str | None:
         """Make the folder and lock it; with `fresh`, set what an earlier run left in it aside.
 
-        Raises UsageError when it cannot be written or another training holds it.
+        Returns what to tell the user, if anything. Raises UsageError when the folder cannot be written or another
+        training holds it.
         """
         if not self._world.is_first:
-            return
+            return None
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("a+")
@@ -51,14 +52,18 @@ class RunFolder:
             raise UsageError(
                 f"cannot write to the run folder {self.path}: {error.strerror}; choose another with --output"
             ) from None
+        notice = None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
+            lock.close()
             raise UsageError(
                 f"{self.path} is in use by {holder}; wait for it, stop it, or choose another folder with --output"
             ) from None
+        except OSError as error:
+            notice = f"{self.path} cannot be locked ({error.strerror}): see to it that one training at a time uses it"
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -66,6 +71,7 @@ class RunFolder:
             self._set_aside(keep={"lock"})
             self.checkpoints.mkdir()
         self._lock = lock  # Held as long as the file is open; the kernel lets go of it however the process ends.
+        return notice
 
     def _set_aside(self, keep: set[str]) -> None:
         """Move everything into the first free `earlier-<n>`, and leave earlier such folders alone."""

@@ -1,5 +1,6 @@
 """The run folder: one training at a time, nothing of an earlier run lost, and small files that are never half there."""
 
+import errno
 import json
 import os
 import re
@@ -210,3 +211,12 @@ def test_the_environment_is_this_one():
 def test_no_git_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment(World())["git_commit"] is None
+
+
+def test_a_file_system_without_locks_is_told(path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    notice = RunFolder(path, World()).open(fresh=False)
+    assert "No locks available" in notice
