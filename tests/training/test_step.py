@@ -207,14 +207,20 @@ def test_half_precision_scales_the_gradient_and_takes_it_back(model):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_an_overflow_skips_the_update_and_lowers_the_scale(model):
-    model = model.float()
-    training_step = make(model, precision="fp16")
-    run(training_step, dtype=torch.float32)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_overflow_skips_the_update_and_lowers_the_scale(model, device):
+    def on_device(step, replica):
+        host = batch(step, replica, torch.float32)
+        return host._replace(images=host.images.to(device), labels=host.labels.to(device))
+
+    model = model.float().to(device)
+    training_step = make(model, precision="fp16", world=World(device=torch.device(device)))
+    first = iter([on_device(0, replica) for replica in range(2)])
+    training_step(first, step=0, lr=LR, stop=False)
     training_step.scaler.load_state_dict({**training_step.scaler.state_dict(), "scale": 2.0**120})
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    training_step_batches = iter([batch(1, replica, torch.float32) for replica in range(2)])
-    report = training_step.read(1, training_step(training_step_batches, step=1, lr=LR, stop=False))
+    second = iter([on_device(1, replica) for replica in range(2)])
+    report = training_step.read(1, training_step(second, step=1, lr=LR, stop=False))
     assert not math.isfinite(report.grad_norm)
     assert all(math.isfinite(loss) for loss in report.losses)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
