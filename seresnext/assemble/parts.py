@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from seresnext.data.augment import EvaluationTransform, TrainTransform
+from seresnext.data.erase import Erasing, Filling
 from seresnext.data.loader import BatchSource, EvaluationImages, TrainImages, open_batches
 from seresnext.data.mix import Mix
 from seresnext.data.order import BatchKey
+from seresnext.data.policies import ColorJitter, Policy, RandAugment, Retouch, TrivialAugment
 from seresnext.data.prefetch import DeviceBatch, prefetch
+from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.distributed import World
 from seresnext.models import SENet, create_model
 from seresnext.models.pretrained import load_weights
-from seresnext.recipe.schema import ModelSection, Recipe
+from seresnext.recipe.schema import AugmentSection, ModelSection, Recipe
 from seresnext.runtime import Precision, resolve_compile, resolve_precision
 from seresnext.training.schedule import Schedule
 from seresnext.training.trainer import Plan
@@ -64,7 +67,45 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
     transform = TrainTransform(
         data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation
     )
-    return TrainImages(reader, transform, seed=recipe.runtime.seed, max_pixels=data.max_pixels)
+    return TrainImages(
+        reader,
+        transform,
+        seed=recipe.runtime.seed,
+        max_pixels=data.max_pixels,
+        retouch=_build_retouch(augment),
+        erasing=Erasing(erasing.probability, erasing.scale, erasing.ratio) if (erasing := augment.erasing) else None,
+    )
+
+
+def _build_retouch(augment: AugmentSection) -> Retouch | None:
+    policies: list[Policy] = []
+    if policy := augment.policy:
+        if policy.name == "randaugment":
+            assert policy.num_ops is not None
+            assert policy.magnitude is not None
+            policies.append(RandAugment(policy.num_ops, policy.magnitude, policy.num_magnitude_bins))
+        else:
+            policies.append(TrivialAugment(policy.num_magnitude_bins))
+    if jitter := augment.color_jitter:
+        policies.append(ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
+    return Retouch(tuple(policies), augment.interpolation) if policies else None
+
+
+def build_filling(recipe: Recipe) -> Filling | None:
+    """What the boxes of random erasing are filled with, or None when nothing is erased."""
+    erasing = recipe.augment.erasing
+    return Filling(erasing.value, recipe.runtime.seed) if erasing else None
+
+
+def build_ramp(recipe: Recipe, plan: Plan) -> Ramp | None:
+    """The size of training images as a function of the step, or None when it is always the same."""
+    section = recipe.data.progressive
+    if section is None:
+        return None
+    assert section.min_size is not None
+    assert section.end_ramp is not None
+    start, end = (duration.steps(plan.steps_per_epoch) for duration in (section.start_ramp, section.end_ramp))
+    return Ramp(section.min_size, section.max_size or recipe.data.image_size, start, end)
 
 
 def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
@@ -78,9 +119,18 @@ def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
 
 @contextmanager
 def device_batches(
-    source: BatchSource, keys: Iterable[BatchKey], recipe: Recipe, precision: Precision, world: World
+    source: BatchSource,
+    keys: Iterable[BatchKey],
+    recipe: Recipe,
+    precision: Precision,
+    world: World,
+    *,
+    training: bool = False,
 ) -> Iterator[Iterator[DeviceBatch]]:
-    """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers."""
+    """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers.
+
+    Only those of training are erased, and compiled where the recipe says so.
+    """
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
     with open_batches(source, keys, workers=data.workers, timeout=runtime.loader_timeout, pin_memory=on_gpu) as batches:
@@ -91,6 +141,8 @@ def device_batches(
             mean=data.mean,
             std=data.std,
             channels_last=runtime.channels_last,
+            filling=build_filling(recipe) if training else None,
+            compiled=training and on_gpu and runtime.compile is True,
         )
 
 

@@ -52,7 +52,13 @@ class Run:
         recipe = self.recipe
         self.train, self.val = world.together(lambda: parts.open_splits(recipe))
         self.order = world.together(
-            lambda: Order(len(self.train), recipe.batch.global_size, recipe.batch.micro_size, recipe.runtime.seed)
+            lambda: Order(
+                len(self.train),
+                recipe.batch.global_size,
+                recipe.batch.micro_size,
+                recipe.runtime.seed,
+                recipe.augment.repeats,
+            )
         )
         self.plan = parts.build_plan(recipe, self.order.steps_per_epoch)
         self.precision = PRECISIONS[recipe.runtime.precision]
@@ -154,7 +160,9 @@ class Run:
             mix=parts.build_mix(recipe, self.plan),
             ema=self.ema,
         )
-        size, channels = recipe.data.image_size, recipe.model.in_channels
+        # The largest size of training, so that too large a batch for the device's memory shows at once.
+        ramp = parts.build_ramp(recipe, self.plan)
+        size, channels = ramp.max_size if ramp else recipe.data.image_size, recipe.model.in_channels
         images = torch.zeros(recipe.batch.micro_size, channels, size, size, dtype=self.precision.weights)
         labels = torch.zeros(recipe.batch.micro_size, dtype=torch.int64)
         step.warm_up(images.to(self._world.device), labels.to(self._world.device))
@@ -175,8 +183,9 @@ class Run:
 
     def _train_batches(self, replicas: range, start: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
         source = parts.train_source(self.recipe, self.train)
-        keys = train_keys(self.order, replicas, start, self.plan.total)
-        return parts.device_batches(source, keys, self.recipe, self.precision, self._world)
+        ramp = parts.build_ramp(self.recipe, self.plan)
+        keys = train_keys(self.order, replicas, start, self.plan.total, ramp)
+        return parts.device_batches(source, keys, self.recipe, self.precision, self._world, training=True)
 
     def _validation_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
         source = parts.validation_source(self.recipe, self.val)

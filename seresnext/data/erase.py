@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seresnext.randomness import Draws
+from seresnext.randomness import Draws, torch_seed_at
 
 _ATTEMPTS = 10
 
@@ -49,6 +49,24 @@ class Erasing:
             if h < height and w < width:
                 return Box(draws.integer(height - h + 1), draws.integer(width - w + 1), h, w)
         return _NOTHING
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What boxes are overwritten with: a number in units of normalised pixels, or normal noise for `random`.
+
+    The noise of a micro-batch is drawn on its device at the address (seed, "erase", step, replica).
+    """
+
+    value: float | str
+    seed: int
+
+    def like(self, images: Tensor, dtype: torch.dtype, step: int, replica: int) -> Tensor:
+        """The filling for images (N C H W), as `erase` takes it."""
+        if self.value != "random":
+            return torch.full((), float(self.value), dtype=dtype, device=images.device)
+        generator = torch.Generator(images.device).manual_seed(torch_seed_at(self.seed, "erase", step, replica))
+        return torch.randn(images.shape, generator=generator, dtype=dtype, device=images.device)
 
 
 def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from seresnext.data.decode import decode
 from seresnext.data.erase import Erasing
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.policies import Retouch
+from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader
 from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import DataError, Failure
@@ -117,11 +118,17 @@ def _collate(key: BatchKey, images: list[Tensor], flips: list[bool], labels: np.
     )
 
 
-def train_keys(order: Order, replicas: range, start_step: int, total_steps: int) -> Iterator[BatchKey]:
-    """The micro-batches of a rank's logical replicas, from a step on: the position of a run is its step."""
+def train_keys(
+    order: Order, replicas: range, start_step: int, total_steps: int, ramp: Ramp | None = None
+) -> Iterator[BatchKey]:
+    """The micro-batches of a rank's logical replicas, from a step on: the position of a run is its step.
+
+    Their images have the size that the ramp has at their step, or that of the source.
+    """
     for step in range(start_step, total_steps):
+        image_size = ramp.size_at(step) if ramp else None
         for replica in replicas:
-            yield order.micro_batch(step, replica)
+            yield order.micro_batch(step, replica)._replace(image_size=image_size)
 
 
 def evaluation_keys(num_images: int, batch_size: int, rank: int, world_size: int) -> Iterator[BatchKey]:

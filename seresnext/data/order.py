@@ -1,8 +1,7 @@
-"""Which images a step sees, and at what size: a pure function of (seed, step)."""
+"""Which images a step sees: a pure function of (seed, step)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,19 +42,9 @@ class Order:
     shows `repeats` times fewer images, none in two of its steps. A global batch is laid out copy after copy, all
     images in each: while there are no more copies than logical replicas, no replica sees an image twice, and else the
     copies of an image are spread over the replicas as evenly as they go.
-
-    `size_at` gives the side of the images of a step in pixels; None leaves it to the source.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        global_size: int,
-        micro_size: int,
-        seed: int,
-        repeats: int = 1,
-        size_at: Callable[[int], int] | None = None,
-    ) -> None:
+    def __init__(self, num_images: int, global_size: int, micro_size: int, seed: int, repeats: int = 1) -> None:
         assert global_size % micro_size == global_size % repeats == 0
         self.steps_per_epoch = num_images // global_size
         self.replicas = global_size // micro_size
@@ -66,7 +55,6 @@ class Order:
             )
         self._num_images = num_images
         self._distinct = global_size // repeats
-        self._size_at = size_at
         self._micro_size = micro_size
         self._seed = seed
         self._epoch = -1
@@ -80,4 +68,4 @@ class Order:
             self._epoch = epoch
         copies, positions = np.divmod(np.arange(self._micro_size) + replica * self._micro_size, self._distinct)
         indices = self._permutation[within * self._distinct + positions]
-        return BatchKey(step, replica, epoch, indices, copies, self._size_at(step) if self._size_at else None)
+        return BatchKey(step, replica, epoch, indices, copies)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seresnext.data.erase import Filling, erase
 from seresnext.data.loader import Batch
 
 
@@ -31,13 +32,17 @@ def prefetch(
     mean: Sequence[float],
     std: Sequence[float],
     channels_last: bool,
+    filling: Filling | None = None,
+    compiled: bool = False,
 ) -> Iterator[DeviceBatch]:
-    """Copy, mirror and normalise batches on the device, one ahead of the one in use.
+    """Copy, mirror, normalise and erase batches on the device, one ahead of the one in use.
 
     On CUDA this happens on a stream of its own beside the training step; on the CPU the same code runs without
-    streams. `mean` and `std` are of pixels scaled to 0..1. `data_wait` is how long the loader was waited for.
+    streams. Two batches are held, the one handed out last and the next. `mean` and `std` are of pixels scaled to 0..1,
+    `filling` is for the boxes of batches that have some, `compiled` makes one kernel of it all. `data_wait` is how long
+    the loader was waited for.
     """
-    prepare = _Preparation(device, dtype, mean, std, channels_last)
+    prepare = _Preparation(device, dtype, mean, std, channels_last, filling, compiled)
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
     if side:
         side.wait_stream(torch.cuda.current_stream(device))  # It reads the mean and deviation made on this one.
@@ -48,6 +53,7 @@ def prefetch(
         waited = time.monotonic() - started
         with torch.cuda.stream(side) if side else nullcontext():
             following = prepare(batch, waited) if batch else None
+        del batch
         if upcoming is not None:
             yield upcoming
         if following is None:
@@ -61,19 +67,49 @@ def prefetch(
 
 class _Preparation:
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, mean: Sequence[float], std: Sequence[float], channels_last: bool
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels_last: bool,
+        filling: Filling | None,
+        compiled: bool,
     ) -> None:
         self._device = device
-        self._dtype = dtype
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         # (x / 255 - mean) / std, as one subtraction and one division.
         self._mean = 255 * torch.tensor(mean, dtype=dtype, device=device).view(1, -1, 1, 1)
         self._std = 255 * torch.tensor(std, dtype=dtype, device=device).view(1, -1, 1, 1)
+        self._filling = filling
+        # One kernel for all sizes: the last batch of an epoch may be short, and progressive sizes grow.
+        self._normalise = torch.compile(_normalise, dynamic=True) if compiled else _normalise
 
     def __call__(self, batch: Batch, waited: float) -> DeviceBatch:
-        images = batch.images.to(self._device, non_blocking=True)
-        flips = batch.flips.to(self._device, non_blocking=True).view(-1, 1, 1, 1)
-        images = torch.where(flips, images.flip(3), images)
-        images = images.to(dtype=self._dtype, memory_format=self._layout).sub_(self._mean).div_(self._std)
-        labels = batch.labels.to(self._device, non_blocking=True)
+        images, flips, labels = (
+            tensor.to(self._device, non_blocking=True) for tensor in (batch.images, batch.flips, batch.labels)
+        )
+        boxes = filling = None
+        if batch.boxes is not None:
+            assert self._filling is not None, "boxes to erase, and nothing to fill them with"
+            boxes = batch.boxes.to(self._device, non_blocking=True)
+            filling = self._filling.like(images, self._mean.dtype, batch.step, batch.replica)
+        images = self._normalise(images, flips, self._mean, self._std, self._layout, boxes, filling)
         return DeviceBatch(images, labels, batch.step, batch.replica, waited)
+
+
+def _normalise(
+    images: Tensor,
+    flips: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    layout: torch.memory_format,
+    boxes: Tensor | None,
+    filling: Tensor | None,
+) -> Tensor:
+    """Mirror, cast, lay out, normalise and erase uint8 images (N C H W)."""
+    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
+    images = images.to(dtype=mean.dtype, memory_format=layout).sub_(mean).div_(std)
+    if boxes is not None and filling is not None:
+        images = erase(images, boxes, filling).contiguous(memory_format=layout)
+    return images

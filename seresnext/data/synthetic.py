@@ -35,7 +35,8 @@ class SyntheticImages:
 
     def __init__(self, reader: SyntheticReader, image_size: int, channels: int, seed: int) -> None:
         self._reader = reader
-        self._shape = (image_size, image_size, channels)
+        self._image_size = image_size
+        self._channels = channels
         self._seed = seed
         pixels = image_size * image_size * channels
         self._noise = torch.randint(
@@ -44,9 +45,10 @@ class SyntheticImages:
 
     def make(self, key: BatchKey) -> Batch:
         """The batch of a key."""
-        pixels = len(self._noise) // 2
+        size = key.image_size or self._image_size
+        pixels = size * size * self._channels
         starts = [hash_at(self._seed, "synthetic", index) % pixels for index in key.indices.tolist()]
-        images = torch.stack([self._noise[start : start + pixels].view(self._shape) for start in starts])
+        images = torch.stack([self._noise[start : start + pixels].view(size, size, self._channels) for start in starts])
         return Batch(
             images.permute(0, 3, 1, 2),
             torch.from_numpy(self._reader.labels[key.indices]),

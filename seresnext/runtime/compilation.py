@@ -22,8 +22,15 @@ def resolve_compile(requested: bool | str, device: torch.device) -> tuple[bool, 
 
 
 def compile_forward(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a model's forward, with dropout drawing from torch's own generators as eager code does."""
+    """Compile a model's forward, with dropout drawing from torch's own generators as eager code does.
+
+    It is compiled once for each size of images, when that size is first seen (progressive sizes), never for any size at
+    once: what a resumed run computes would depend on the sizes that the run before it had seen.
+    """
+    import torch._dynamo.config
     import torch._inductor.config
 
     torch._inductor.config.fallback_random = True
-    return torch.compile(forward)
+    # Beyond so many sizes torch would run eagerly; a run has at most 4096 / 32 (recipe/schema.py).
+    torch._dynamo.config.recompile_limit = 4096 // 32
+    return torch.compile(forward, dynamic=False)

@@ -1,0 +1,30 @@
+"""Progressive resizing: small images first, larger ones later, as a function of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MULTIPLE = 32  # By which the network divides the side of an image.
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The side of a training image in pixels: `min_size` before step `start`, `max_size` from step `end` on.
+
+    Between them it lies on the straight line, rounded to a multiple of 32, as in FFCV's ImageNet recipes
+    (rn50_configs, `resolution`), where the steps are epochs.
+    """
+
+    min_size: int
+    max_size: int
+    start: int
+    end: int
+
+    def size_at(self, step: int) -> int:
+        """The side of the images of a step (from 0), in pixels."""
+        if step >= self.end:
+            return self.max_size
+        if step < self.start:
+            return self.min_size
+        on_line = self.min_size + (self.max_size - self.min_size) * (step - self.start) / (self.end - self.start)
+        return min(max(_MULTIPLE * round(on_line / _MULTIPLE), self.min_size), self.max_size)
