@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from seresnext.data.readers.folder import FolderReader
+from seresnext.data.readers.imagenet import ImagenetReader, is_imagenet
 from seresnext.errors import DataError
 
 
@@ -33,9 +34,29 @@ class Reader(Protocol):
         ...
 
 
-def open_reader(root: Path, split: str) -> Reader:
-    """The reader of one split of an image folder. Raises DataError when it is not one."""
-    return FolderReader(root, split)
+def open_reader(root: Path, split: str, form: str = "folder", cache: Path | None = None) -> Reader:
+    """The reader of one split of data in the form that `data.format` names. Its index is kept in `cache`.
+
+    Raises DataError when there is no such split, or it cannot be used.
+    """
+    if form == "imagenet":
+        return ImagenetReader(root, split, cache)
+    assert form == "folder"
+    if is_imagenet(root, split) and not (root / split).is_dir():
+        raise DataError(
+            f"{root} holds ImageNet's archives and no folder {split}; they are read as they are with "
+            "data.format=imagenet"
+        )
+    return FolderReader(root, split, cache)
+
+
+def recognise_form(root: Path, split: str, form: str) -> str:
+    """The form of data that the user named without saying what it is: `form`, unless the folder shows another."""
+    if form == "folder" and is_imagenet(root, split) and not (root / split).is_dir():
+        return "imagenet"
+    if form == "imagenet" and not is_imagenet(root, split) and (root / split).is_dir():
+        return "folder"
+    return form
 
 
 def check_same_classes(train: Reader, val: Reader) -> None:

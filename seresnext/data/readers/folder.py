@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 
+from seresnext.data.index import Contents, Stamp, fingerprint_of, index_path, open_or_build, progress, stamp_of
 from seresnext.errors import DataError
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
@@ -18,51 +18,26 @@ _LISTED = 20
 class FolderReader:
     """One split of an image folder. A class is a folder, its label the place of its name among the sorted names.
 
-    Names starting with a dot are passed over (`.ipynb_checkpoints` is the usual one). File names are kept as one block
-    of bytes with offsets: 1.28 million Python strings would be copied into every worker by reference counting alone.
+    Names starting with a dot are passed over (`.ipynb_checkpoints` is the usual one). File names are kept in an index
+    in the cache folder (`cache`, or the user's): 1.28 million Python strings would be copied into every worker by
+    reference counting alone. Raises DataError when this is no such folder.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
         self._folder = _split_folder(root, split)
-        self.classes, loose = _scan(self._folder)
-        problems = []
-        if loose:
-            problems.append(
-                f"{len(loose)} images lie outside of class folders ({loose[0]} for one); the layout is "
-                f"{split}/CLASS/IMAGE, with a folder for each class, also for validation"
-            )
-        elif not self.classes:
-            problems.append(f"it holds no class folders; the layout is {split}/CLASS/IMAGE")
-        names: list[bytes] = []
-        labels: list[np.ndarray] = []
-        for label, class_name in enumerate(self.classes):
-            nested, found = _scan(self._folder / class_name)
-            if nested:
-                problems.append(
-                    f"{class_name} holds the folder {nested[0]}; images lie right in their class folder: move them "
-                    "there, or move the folder away"
-                )
-            elif not found:
-                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)}); add some or remove the folder")
-            names += map(os.fsencode, found)
-            labels.append(np.full(len(found), label, np.int64))
-        if problems:
-            more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-            listing = "\n  ".join(problems[:_LISTED] + more)
-            raise DataError(f"{self._folder} cannot be used:\n  {listing}")
-        self.labels = np.concatenate(labels)
-        self._names = np.frombuffer(b"".join(names), np.uint8)
-        self._ends = np.cumsum([len(name) for name in names])
-        self.fingerprint = self._hash()
+        self._index = open_or_build(
+            index_path(cache, "folder", root, split), lambda: _stamp(self._folder), lambda: _scan_split(self._folder)
+        )
+        self.classes = self._index.classes
+        self.labels = self._index.label.astype(np.int64)
+        self.fingerprint = self._index.fingerprint
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
         """The path of an image below the root of the data."""
-        start = self._ends[index - 1] if index else 0
-        file_name = os.fsdecode(self._names[start : self._ends[index]].tobytes())
-        return f"{self._folder.name}/{self.classes[self.labels[index]]}/{file_name}"
+        return f"{self._folder.name}/{self.classes[self.labels[index]]}/{self._index.stored_name(index)}"
 
     def read(self, index: int) -> bytes:
         """The bytes of an image file. Raises DataError naming a file that cannot be read."""
@@ -72,13 +47,58 @@ class FolderReader:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; was the data changed during the run?") from None
 
-    def _hash(self) -> str:
-        """SHA-256 over class names, the number of images of each, and all file names."""
-        digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
-        digest.update(np.bincount(self.labels, minlength=len(self.classes)).astype("<i8").tobytes())
-        digest.update(self._ends.astype("<i8").tobytes())
-        digest.update(self._names.tobytes())
-        return digest.hexdigest()
+
+def _stamp(folder: Path) -> Stamp:
+    """Changes when a class folder comes, goes, or gets or loses a file: that sets its time."""
+    classes, loose = _scan(folder)
+    try:
+        times = [(folder / name).stat().st_mtime_ns for name in classes]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; was it just removed?") from None
+    return stamp_of("folder", classes, loose, times=times)
+
+
+def _scan_split(folder: Path) -> Contents:
+    """List all images of a split. Raises DataError with everything that is wrong with it."""
+    classes, loose = _scan(folder)
+    problems = []
+    if loose:
+        problems.append(
+            f"{len(loose)} images lie outside of class folders ({loose[0]} for one); the layout is "
+            f"{folder.name}/CLASS/IMAGE, with a folder for each class, also for validation"
+        )
+    elif not classes:
+        problems.append(f"it holds no class folders; the layout is {folder.name}/CLASS/IMAGE")
+    names: list[bytes] = []
+    lengths: list[np.ndarray] = []
+    with progress(f"index of {folder.name}", len(classes), " classes") as advance:
+        for class_name in classes:
+            nested, found = _scan(folder / class_name)
+            if nested:
+                problems.append(
+                    f"{class_name} holds the folder {nested[0]}; images lie right in their class folder: move them "
+                    "there, or move the folder away"
+                )
+            elif not found:
+                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)}); add some or remove the folder")
+            encoded = [os.fsencode(name) for name in found]
+            names.append(b"".join(encoded))
+            lengths.append(np.array([len(name) for name in encoded], np.int64))
+            advance(1)
+    if problems:
+        more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+        listing = "\n  ".join(problems[:_LISTED] + more)
+        raise DataError(f"{folder} cannot be used:\n  {listing}")
+    counts = np.array([len(each) for each in lengths])
+    ends = np.cumsum(np.concatenate(lengths))
+    block = b"".join(names)
+    return Contents(
+        classes=classes,
+        fingerprint=fingerprint_of(classes, counts, ends, block),
+        label=np.repeat(np.arange(len(classes)), counts),
+        name_ends=ends,
+        names=np.frombuffer(block, np.uint8),
+    )
 
 
 def _split_folder(root: Path, split: str) -> Path:

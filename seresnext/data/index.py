@@ -1,0 +1,304 @@
+"""What is where in a split: columns of numbers in one memory-mapped file, built once and shared by all processes.
+
+A file of 1.28 million entries opens in milliseconds, costs no Python object per image, and its pages are the kernel's:
+loader workers add nothing to them. It lies in a cache folder outside of the data and is built anew when the data
+changed. That is seen from archives (size and time) or class folders (names and times), never from every file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from seresnext.errors import DataError
+
+# The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns.
+_MARK = b"SRXINDEX"
+_VERSION = 1
+_ALIGNMENT = 64
+_COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
+# How long a build goes on before it is worth telling, and how often it is then told where there is no terminal.
+_QUIET_SECONDS = 2.0
+_LINE_SECONDS = 30.0
+# A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
+_FINE_TICK_NS = 20_000_000
+_COARSE_TICK_NS = 2_100_000_000
+
+_NONE = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an index says. N images lie in M files; `names` and the last three may be empty where a reader has no need.
+
+    `label`, `file_id`, `offset` and `size` (bytes) have N entries each. `names` (uint8) are all names, one after the
+    other, and `name_ends` (N) says where each ends. `files` are M names, `classes` those of the labels. The fingerprint
+    tells which images they are, wherever and however they are stored.
+    """
+
+    classes: tuple[str, ...]
+    fingerprint: str
+    label: np.ndarray
+    files: tuple[str, ...] = ()
+    file_id: np.ndarray = field(default_factory=lambda: _NONE)
+    offset: np.ndarray = field(default_factory=lambda: _NONE)
+    size: np.ndarray = field(default_factory=lambda: _NONE)
+    names: np.ndarray = field(default_factory=lambda: _NONE)
+    name_ends: np.ndarray = field(default_factory=lambda: _NONE)
+
+
+class NotAnIndex(Exception):
+    """A file is missing, cut off, or of another version: it has to be built anew. Never seen by the user."""
+
+
+@dataclass(frozen=True)
+class Index(Contents):
+    """An open index: its arrays are views of the file. It travels to another process as its path."""
+
+    path: Path = Path()
+    stamp: str = ""
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def stored_name(self, index: int) -> str:
+        """The name of an image. Only for an index with names."""
+        start = int(self.name_ends[index - 1]) if index else 0
+        return os.fsdecode(self.names[start : int(self.name_ends[index])].tobytes())
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], Index], tuple[Path, str]]:
+        return _reopen, (self.path, self.stamp)
+
+    @classmethod
+    def open(cls, path: Path) -> Index:
+        """Map an index file into memory. Raises NotAnIndex when it is none."""
+        try:
+            raw = np.asarray(np.memmap(path, np.uint8, "r"))
+        except (OSError, ValueError) as error:  # ValueError: an empty file.
+            raise NotAnIndex(f"{path}: {error}") from None
+        if raw[: len(_MARK)].tobytes() != _MARK:
+            raise NotAnIndex(f"{path} does not begin as an index")
+        start = len(_MARK) + 16
+        length, checksum = (int(word) for word in np.frombuffer(raw[len(_MARK) : start].tobytes(), "<u8"))
+        text = raw[start : start + length].tobytes()
+        if len(text) != length or zlib.crc32(text) != checksum:
+            raise NotAnIndex(f"{path} has a damaged header")
+        header = json.loads(text)
+        if header["version"] != _VERSION or header["bytes"] != len(raw):
+            raise NotAnIndex(f"{path} is of another version, or cut off")
+        columns = {
+            name: raw[place : place + count * np.dtype(kind).itemsize].view(kind)
+            for name, kind, count, place in header["columns"]
+        }
+        return cls(
+            classes=tuple(header["classes"]),
+            files=tuple(header["files"]),
+            fingerprint=header["fingerprint"],
+            path=path,
+            stamp=header["stamp"],
+            **columns,
+        )
+
+
+def _reopen(path: Path, stamp: str) -> Index:
+    index = Index.open(path)
+    if index.stamp != stamp:
+        raise DataError(f"the index {path} was built anew while it was in use; the data changed: start again")
+    return index
+
+
+def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
+    """Write an index file; it appears complete or not at all. Each column takes the smallest type that holds it."""
+    columns: dict[str, np.ndarray] = {}
+    for name in _COLUMNS:
+        column: np.ndarray = getattr(contents, name)
+        smallest = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
+        columns[name] = np.ascontiguousarray(column, smallest.newbyteorder("<"))
+
+    def header(first: int) -> tuple[bytes, int]:
+        table, place = [], first
+        for name, column in columns.items():
+            place = -(-place // _ALIGNMENT) * _ALIGNMENT
+            table.append((name, column.dtype.str, len(column), place))
+            place += column.nbytes
+        said = {"version": _VERSION, "bytes": place, "columns": table, "stamp": stamp}
+        said |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
+        return json.dumps(said).encode(), place
+
+    # The header holds places, which begin where it ends: leave room for their digits.
+    room = len(_MARK) + 16 + len(header(0)[0]) + 256
+    text, total = header(room)
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(_MARK + np.array([len(text), zlib.crc32(text)], "<u8").tobytes() + text)
+            for (_, _, _, place), column in zip(json.loads(text)["columns"], columns.values(), strict=True):
+                file.seek(place)
+                file.write(column.data)
+            file.truncate(total)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def fingerprint_of(classes: Sequence[str], counts: np.ndarray, name_ends: np.ndarray, names: bytes) -> str:
+    """SHA-256 over class names, the number of images of each class, and all file names in the order of the index.
+
+    Neither folders nor archives come into it: the same images have one fingerprint, however they are stored.
+    """
+    digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogateescape"))
+    for column in (counts, name_ends):
+        digest.update(column.astype("<i8").tobytes())
+    digest.update(names)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ built once
+
+
+class Stamp(NamedTuple):
+    """What the data looked like: a digest that changes with it, and its newest time (nanoseconds since 1970)."""
+
+    digest: str
+    newest: int
+
+
+def stamp_of(*facts: object, times: Sequence[int]) -> Stamp:
+    """The stamp of facts (plain data) and of times in nanoseconds."""
+    text = json.dumps([_VERSION, facts, times])
+    return Stamp(hashlib.sha256(text.encode()).hexdigest(), max(times, default=0))
+
+
+def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
+    """Where the index of a split is kept: in `cache`, by default `$XDG_CACHE_HOME/seresnext` or `~/.cache/seresnext`.
+
+    Raises DataError when there is no such folder and none can be made.
+    """
+    folder = cache
+    try:
+        if folder is None:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seresnext"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home.
+        raise _no_cache(folder, error) from None
+    where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
+    return folder / f"{kind}-{where[:32]}.index"
+
+
+def _no_cache(folder: Path | None, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    place = folder or "the home folder"
+    return DataError(
+        f"the index of the data cannot be kept in {place}: {reason}; give a folder that can be written with data.cache"
+    )
+
+
+def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> Index:
+    """The index at `path`; built first when there is none or the data changed since.
+
+    One process builds, others wait for it. Raises DataError when the cache cannot be written, or when the data changes
+    while it is looked at.
+    """
+    index = _current(path, stamp())
+    if index:
+        return index
+    with _locked(path):
+        # Another process may have built it in the meantime.
+        before = stamp()
+        index = _current(path, before)
+        if index:
+            return index
+        if _is_fresh(before):
+            # A change in the same tick of the clock would leave no trace.
+            time.sleep(_tick(before) / 1e9)
+            before = stamp()
+        contents = build()
+        if stamp().digest != before.digest:
+            raise DataError("the data changed while its index was built; start again when nothing writes to it")
+        try:
+            write_index(path, contents, before.digest)
+        except OSError as error:
+            raise _no_cache(path.parent, error) from None
+        return Index.open(path)
+
+
+def _current(path: Path, stamp: Stamp) -> Index | None:
+    try:
+        index = Index.open(path)
+    except NotAnIndex:
+        return None
+    return index if index.stamp == stamp.digest else None
+
+
+def _tick(stamp: Stamp) -> int:
+    return _FINE_TICK_NS if stamp.newest % 1_000_000_000 else _COARSE_TICK_NS
+
+
+def _is_fresh(stamp: Stamp) -> bool:
+    return abs(time.time_ns() - stamp.newest) < _tick(stamp)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        file = path.with_suffix(".lock").open("a")
+    except OSError as error:
+        raise _no_cache(path.parent, error) from None
+    with file:
+        # A network file system may have no locks: then each process builds its own, and the last to be renamed stays.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Tell of a long build on standard error: a bar on a terminal, else a line now and then; nothing of a short one.
+
+    Yields what is to be called with the count done since the last call.
+    """
+    on_terminal = sys.stderr.isatty()
+    start = told = time.monotonic()
+    done = 0
+    with _Tqdm(
+        desc=label, total=total, unit=unit, unit_scale=True, delay=_QUIET_SECONDS, leave=False, disable=not on_terminal
+    ) as bar:
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            bar.update(count)
+            now = time.monotonic()
+            if not on_terminal and now - start > _QUIET_SECONDS and (told == start or now - told > _LINE_SECONDS):
+                told = now
+                print(f"{label}: {100 * done / max(total, 1):.0f} %", file=sys.stderr, flush=True)
+
+        yield advance
+
+
+class _Tqdm(tqdm):
+    # The monitor, a thread, only matters to bars that rarely advance, and loader workers are forked from here.
+    monitor_interval = 0
+
+
+# A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.
+_Tqdm.set_lock(RLock())

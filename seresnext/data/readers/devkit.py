@@ -1,0 +1,137 @@
+"""The development kit of ILSVRC 2012, read where it lies packed: what is on the 50,000 validation images."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seresnext.data.imagenet_classes import imagenet_classes
+from seresnext.data.readers.tarfiles import Member, members
+from seresnext.errors import DataError
+
+_GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_SYNSETS = "meta.mat"
+# The kit unpacks to some MiB; more is not the kit, whatever it is.
+_MOST_BYTES = 256 << 20
+
+
+def read_validation_classes(devkit: Path) -> list[str]:
+    """The WordNet id of each validation image, in the order of their numbers.
+
+    Raises DataError for a kit that cannot be read, or one that numbers the classes otherwise than that of 2012.
+    """
+    content = _unpack(devkit)
+
+    def read(offset: int, count: int) -> bytes:
+        return content[offset : offset + count]
+
+    found: dict[str, Member] = {}
+    for member in members(read, 0, len(content), str(devkit)):
+        name = member.name.rpartition("/")[2]
+        if name in (_GROUND_TRUTH, _SYNSETS) and found.setdefault(name, member) is not member:
+            raise DataError(f"{devkit} holds two files {name}; which one is meant cannot be known")
+    if _GROUND_TRUTH not in found:
+        raise DataError(f"{devkit} holds no {_GROUND_TRUTH}; it should be ILSVRC2012_devkit_t12.tar.gz")
+    if _SYNSETS in found:
+        _check_numbers(read(*found[_SYNSETS][1:3]), devkit)
+    wordnet_ids = {str(row.ilsvrc_id): row.wordnet_id for row in imagenet_classes()}
+    lines = read(*found[_GROUND_TRUTH][1:3]).decode("ascii", "replace").split()
+    for number, line in enumerate(lines, 1):
+        if line not in wordnet_ids:
+            raise DataError(f"{devkit}: {_GROUND_TRUTH}:{number} says {line[:20]!a}, which is no class from 1 to 1000")
+    return [wordnet_ids[line] for line in lines]
+
+
+def _unpack(devkit: Path) -> bytes:
+    try:
+        with gzip.open(devkit) as file:
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{devkit} cannot be read: {reason}; it should be ILSVRC2012_devkit_t12.tar.gz") from None
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{devkit} unpacks to more than {_MOST_BYTES >> 20} MiB, so it is not the development kit")
+    return content
+
+
+def _check_numbers(meta: bytes, devkit: Path) -> None:
+    """Compare the kit's own table of classes with ours: kits of other years number them otherwise."""
+    try:
+        synsets = read_mat(meta)["synsets"]
+        theirs = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, zlib.error):
+        # A file of a form we do not know settles nothing; the table that we have does not come from it.
+        return
+    for row in imagenet_classes():
+        if theirs.get(row.ilsvrc_id, row.wordnet_id) != row.wordnet_id:
+            raise DataError(
+                f"{devkit}: {_SYNSETS} says that class {row.ilsvrc_id} is {theirs[row.ilsvrc_id]}, and in 2012 it was "
+                f"{row.wordnet_id}: this is the kit of another year. Get ILSVRC2012_devkit_t12.tar.gz"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ MAT-files
+# Version 5, as MathWorks' "MAT-File Format" describes it, and of that only what a table of synsets needs: structures of
+# texts and numbers. scipy reads all of it, and would be a dependency for this one file.
+
+_NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
+_TEXTS = {4: "utf-16-le", 16: "utf-8", 17: "utf-16-le"}
+_MATRIX, _COMPRESSED = 14, 15
+_STRUCTURES, _TEXT = 2, 4
+_HEADER = 128
+
+
+def read_mat(content: bytes) -> dict[str, Any]:
+    """The variables of a MAT-file: arrays of structures as lists of dictionaries, texts, numbers (arrays, or one).
+
+    Raises ValueError, KeyError, IndexError, struct.error or zlib.error for what it is not made for.
+    """
+    if content[126:128] != b"IM":
+        raise ValueError("not a little-endian MAT-file of version 5")
+    return dict(_matrix(body) for kind, body in _elements(content[_HEADER:]) if kind == _MATRIX)
+
+
+def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position + 8 <= len(content):
+        kind, size = struct.unpack_from("<II", content, position)
+        if kind >> 16:
+            # A short element: size and kind share the first four bytes, its content is in the next four.
+            yield kind & 0xFFFF, content[position + 4 : position + 4 + (kind >> 16)]
+            position += 8
+            continue
+        body = content[position + 8 : position + 8 + size]
+        if kind == _COMPRESSED:
+            yield from _elements(zlib.decompressobj().decompress(body, _MOST_BYTES))
+            position += 8 + size
+        else:
+            yield kind, body
+            position += 8 + -(-size // 8) * 8
+
+
+def _matrix(content: bytes) -> tuple[str, Any]:
+    parts = list(_elements(content))
+    if not parts:  # How an empty matrix may be written.
+        return "", np.empty(0)
+    flags, shape, name = (body for _, body in parts[:3])
+    kind, title = flags[0], name.decode("ascii")
+    if kind == _STRUCTURES:
+        width = int(np.frombuffer(parts[3][1], "<i4")[0])
+        names = parts[4][1]
+        fields = [names[i : i + width].partition(b"\0")[0].decode("ascii") for i in range(0, len(names), width)]
+        values = [_matrix(body)[1] for _, body in parts[5:]]
+        if len(values) != len(fields) * int(np.prod(np.frombuffer(shape, "<i4"))):
+            raise ValueError("a structure with another number of values than it says")
+        starts = range(0, len(values), max(len(fields), 1))
+        return title, [dict(zip(fields, values[start:], strict=False)) for start in starts]
+    if kind == _TEXT:
+        encoding, body = parts[3] if len(parts) > 3 else (16, b"")
+        return title, body.decode(_TEXTS.get(encoding, "latin-1"))
+    numbers = np.frombuffer(parts[3][1], _NUMBERS[parts[3][0]])
+    return title, numbers[0] if len(numbers) == 1 else numbers
