@@ -20,8 +20,9 @@ from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.distributed import World
 from seresnext.models import SENet, create_model
 from seresnext.models.pretrained import load_weights
-from seresnext.recipe.schema import AugmentSection, ModelSection, Recipe
+from seresnext.recipe.schema import AugmentSection, LossSection, ModelSection, Recipe
 from seresnext.runtime import Precision, resolve_compile, resolve_precision
+from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy, Loss
 from seresnext.training.schedule import Schedule
 from seresnext.training.trainer import Plan
 from seresnext.weights import read_weights
@@ -194,4 +195,11 @@ def build_schedule(recipe: Recipe, plan: Plan) -> Schedule:
         assert section.factor is not None
         falls = {"every": section.every.steps(plan.steps_per_epoch), "factor": section.factor}
         return Schedule("step", recipe.optimizer.lr, **lengths, **falls)
-    return Schedule("cosine", recipe.optimizer.lr, **lengths, final=section.final_lr)
+    return Schedule(section.name, recipe.optimizer.lr, **lengths, final=section.final_lr)
+
+
+def build_loss(section: LossSection) -> Loss:
+    """What training minimises."""
+    if section.name == "bce":
+        return BinaryCrossEntropy(section.label_smoothing, section.target_threshold)
+    return CrossEntropy(section.label_smoothing)

@@ -155,7 +155,7 @@ class Run:
             precision=self.precision,
             compiled=recipe.runtime.compile is True,
             seed=recipe.runtime.seed,
-            label_smoothing=recipe.loss.label_smoothing,
+            loss=parts.build_loss(recipe.loss),
             clip_norm=recipe.optimizer.clip_norm,
             mix=parts.build_mix(recipe, self.plan),
             ema=self.ema,

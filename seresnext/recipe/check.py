@@ -32,6 +32,7 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _batch,
         _optimizer,
         _schedule,
+        _loss,
         _evaluation,
     )
     return [problem for check in checks for problem in check(recipe)]
@@ -267,13 +268,13 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
                 f"set it to null, or give the whole section, such as 'schedule={{name: cosine}}'",
                 because,
             )
-    if schedule.name != "cosine" and schedule.final_lr != 0:
+    if schedule.name == "step" and schedule.final_lr != 0:
         yield Problem(
             "schedule.final_lr",
-            f"is for schedule.name cosine and has no effect with {schedule.name}, found {schedule.final_lr}",
+            f"is for schedule.name cosine or linear and has no effect with {schedule.name}, found {schedule.final_lr}",
             because,
         )
-    if schedule.name == "cosine" and schedule.final_lr > peak:
+    if schedule.name != "step" and schedule.final_lr > peak:
         yield Problem(
             "schedule.final_lr",
             f"must not be above optimizer.lr, {peak}, found {schedule.final_lr}",
@@ -282,6 +283,33 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
     if _longer(schedule.warmup, recipe.length):
         yield Problem(
             "schedule.warmup", f"must not be longer than length, {recipe.length}, found {schedule.warmup}", ("length",)
+        )
+
+
+def _loss(recipe: Recipe) -> Iterator[Problem]:
+    loss, mix = recipe.loss, recipe.mix
+    threshold, spread = loss.target_threshold, loss.label_smoothing / recipe.model.num_classes
+    if threshold is None:
+        return
+    if loss.name != "bce":
+        yield Problem(
+            "loss.target_threshold",
+            f"is for loss.name bce and has no effect with {loss.name}, found {threshold}; set it to null",
+            ("loss.name",),
+        )
+    elif not mix.mixup and not mix.cutmix:
+        yield Problem(
+            "loss.target_threshold",
+            f"does nothing but undo label smoothing where nothing is mixed, found {threshold}; set it to null, or "
+            "mix.mixup or mix.cutmix",
+            ("mix.mixup", "mix.cutmix"),
+        )
+    elif not spread <= threshold < 1 - loss.label_smoothing + spread:
+        yield Problem(
+            "loss.target_threshold",
+            f"must be between the targets of the wrong classes, {spread:.3g}, and of the right one, "
+            f"{1 - loss.label_smoothing + spread:.3g}, of an image that is not mixed, found {threshold}",
+            ("loss.label_smoothing", "model.num_classes"),
         )
 
 

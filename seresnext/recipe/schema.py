@@ -243,7 +243,9 @@ class OptimizerSection(Section):
 class ScheduleSection(Section):
     """Learning rate as a function of the step."""
 
-    name: Literal["step", "cosine"] = Field(default="step", description="Falling by steps, or along a half cosine.")
+    name: Literal["step", "cosine", "linear"] = Field(
+        default="step", description="Falling by steps, along a half cosine, or along a line."
+    )
     every: PositiveDuration | None = Field(
         default=None, description="`step` only: how often the rate falls; 30ep without the section."
     )
@@ -251,18 +253,24 @@ class ScheduleSection(Section):
         default=None, gt=0, lt=1, description="`step` only: what it is multiplied by; 0.1 without the section."
     )
     warmup: AnyDuration = Field(default=Duration(0, "ep"), description="Linear rise at the start; 0ep is none.")
-    final_lr: Number = Field(default=0.0, ge=0, description="`cosine` only: the learning rate at the end.")
+    final_lr: Number = Field(default=0.0, ge=0, description="`cosine` and `linear`: the learning rate at the end.")
 
 
 class LossSection(Section):
-    """What is minimised: cross-entropy."""
+    """What is minimised."""
 
     label_smoothing: Number = Field(default=0.1, ge=0, lt=1, description="Part of the target spread over all classes.")
 
 
 class EmaSection(Section):
     """A moving average of the weights."""
+    name: Literal["cross_entropy", "bce"] = Field(
+        default="cross_entropy", description="Over all classes at once, or binary for each (bce)."
+    )
 
+    target_threshold: Number | None = Field(
+        default=None, ge=0, lt=1, description="`bce` only: mixed targets above this become 1, others 0; null: as mixed."
+    )
     decay: Number = Field(default=0.9999, gt=0, lt=1, description="Decay of the average, per optimizer step.")
     warmup: bool = Field(default=True, description="Let the decay rise from small at the start.")
 

@@ -40,4 +40,10 @@ def _cosine(schedule: Schedule, step: int) -> float:
     return schedule.final + (schedule.peak - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-SHAPES: dict[str, Callable[[Schedule, int], float]] = {"step": _step, "cosine": _cosine}
+def _linear(schedule: Schedule, step: int) -> float:
+    """A straight line from the end of the warm-up to the end of training."""
+    progress = (step - schedule.warmup) / max(1, schedule.total - schedule.warmup)
+    return schedule.peak + (schedule.final - schedule.peak) * progress
+
+
+SHAPES: dict[str, Callable[[Schedule, int], float]] = {"step": _step, "cosine": _cosine, "linear": _linear}

@@ -24,7 +24,7 @@ from seresnext.distributed import BatchNormStatistics, World
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision, compile_forward
 from seresnext.training.ema import Ema
-from seresnext.training.loss import cross_entropy
+from seresnext.training.loss import Loss
 from seresnext.training.optimizer import set_lr
 
 
@@ -61,7 +61,7 @@ class TrainingStep:
         precision: Precision,
         compiled: bool,
         seed: int,
-        label_smoothing: float,
+        loss: Loss,
         clip_norm: float | None,
         mix: Mix | None,
         ema: Ema | None,
@@ -75,7 +75,7 @@ class TrainingStep:
         self._accumulation = replicas // world.size
         self._precision = precision
         self._seed = seed
-        self._label_smoothing = label_smoothing
+        self._loss = loss
         self._clip_norm = clip_norm
         self._mix = mix
         self._ema = ema
@@ -99,7 +99,7 @@ class TrainingStep:
         """
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
         with self._precision.autocast(self._world.device):
-            loss = cross_entropy(self._forward(images), labels, self._label_smoothing)
+            loss = self._loss(self._forward(images), labels)
         loss.backward()
         self._optimizer.zero_grad()
         with torch.no_grad():
@@ -140,7 +140,7 @@ class TrainingStep:
         self._statistics.begin_micro_batch()
         with self._precision.autocast(self._world.device):
             logits = self._forward(images)
-        loss = cross_entropy(logits, targets, self._label_smoothing)
+        loss = self._loss(logits, targets)
         self.scaler.scale(loss / self._accumulation).backward()
         return loss.detach()
 

@@ -9,6 +9,7 @@ from seresnext.errors import DataError
 from seresnext.models.pretrained import Preprocessing, published_preprocessing
 from seresnext.recipe.files import recipe_names
 from seresnext.recipe.load import load_recipe
+from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -39,6 +40,12 @@ def test_the_seed_recipe_divides_by_ten_every_thirty_epochs():
 @pytest.mark.parametrize("name", ["seresnext26", "seresnext50", "seresnext101"])
 def test_the_seed_recipes_validate_as_the_published_weights_were(name):
     assert Preprocessing.of_recipe(load_recipe(name).recipe) == published_preprocessing(name)
+
+
+def test_the_loss_is_that_of_the_recipe():
+    assert parts.build_loss(load_recipe("seresnext50").recipe.loss) == CrossEntropy(0.1)
+    changes = ["loss={name: bce, label_smoothing: 0, target_threshold: 0.2}", "mix.mixup=0.2"]
+    assert parts.build_loss(load_recipe("seresnext50", changes).recipe.loss) == BinaryCrossEntropy(0.0, 0.2)
 
 
 def test_autos_are_settled_for_the_cpu():

@@ -38,6 +38,26 @@ DISAGREEMENTS = {
         "schedule.warmup=100ep",
     ),
     "long warmup in steps": (["length=10st", "schedule.warmup=11st"], ["schedule.warmup"], "length=11st"),
+    "rising line": (
+        ["schedule={name: linear, final_lr: 1}"],
+        ["schedule.final_lr", "above optimizer.lr"],
+        "optimizer.lr=2",
+    ),
+    "threshold without bce": (
+        ["loss.target_threshold=0.2", "mix.mixup=0.2"],
+        ["loss.target_threshold", "loss.name bce"],
+        "loss.name=bce",
+    ),
+    "threshold of one image": (
+        ["loss={name: bce, target_threshold: 0.2}"],
+        ["loss.target_threshold", "nothing is mixed"],
+        "mix.cutmix=1",
+    ),
+    "threshold below smoothing": (
+        ["loss={name: bce, target_threshold: 0.00001}", "mix.mixup=0.2"],
+        ["loss.target_threshold", "0.0001, and of the right one, 0.9"],
+        "loss.label_smoothing=0",
+    ),
     "nothing mixed": (["mix.off_after=5ep"], ["mix.off_after", "nothing is mixed"], "mix.cutmix=1"),
     "one image to mix": (["mix.mixup=1", "batch.micro_size=1"], ["mix.mixup", "no other image"], "batch.micro_size=2"),
     "nesterov": (["optimizer.nesterov=true", "optimizer.momentum=0"], ["optimizer.nesterov"], "optimizer.momentum=0.5"),

@@ -40,6 +40,24 @@ def test_cosine_after_warmup_equals_torch_sequence():
     assert [schedule.lr_at(step) for step in range(80)] == pytest.approx(expected, rel=1e-9)
 
 
+def test_linear_equals_torch_linear():
+    schedule = Schedule("linear", peak=0.6, total=80, final=0.06)
+    expected = lrs_of_torch(lambda optimizer: LinearLR(optimizer, 1.0, 0.1, total_iters=80), 80)
+    assert [schedule.lr_at(step) for step in range(80)] == pytest.approx(expected, rel=1e-9)
+    cosine = Schedule("cosine", peak=0.6, total=80, final=0.06)
+    assert cosine.lr_at(20) != pytest.approx(expected[20], rel=1e-2)
+
+
+def test_linear_after_warmup_equals_torch_sequence():
+    def warm_then_linear(optimizer):
+        warm = LinearLR(optimizer, 1 / 10, 1.0, total_iters=9)
+        return SequentialLR(optimizer, [warm, LinearLR(optimizer, 1.0, 0.0, total_iters=70)], milestones=[10])
+
+    schedule = Schedule("linear", peak=0.6, total=80, warmup=10)
+    expected = lrs_of_torch(warm_then_linear, 80)
+    assert [schedule.lr_at(step) for step in range(80)] == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_warmup_rises_linearly_and_ends_at_the_peak(shape):
     schedule = Schedule(shape, peak=0.5, total=100, warmup=8, every=30, factor=0.1)

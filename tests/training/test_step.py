@@ -15,6 +15,7 @@ from seresnext.randomness import torch_seed_at
 from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
+from seresnext.training.loss import CrossEntropy
 from seresnext.training.optimizer import sgd
 from seresnext.training.step import Report, TrainingStep
 
@@ -42,7 +43,7 @@ def optimizer_of(model):
 
 
 def make(model, replicas=2, precision="fp64", **options):
-    defaults = {"compiled": False, "label_smoothing": SMOOTHING, "clip_norm": None, "mix": None, "ema": None}
+    defaults = {"compiled": False, "loss": CrossEntropy(SMOOTHING), "clip_norm": None, "mix": None, "ema": None}
     settings = {"world": World(), "seed": SEED, **defaults, **options}
     return TrainingStep(model, optimizer_of(model), replicas=replicas, precision=PRECISIONS[precision], **settings)
 
