@@ -3,6 +3,7 @@ import pytest
 
 from seresnext.data.order import Order
 from seresnext.errors import DataError
+from seresnext.randomness import permutation_at
 
 
 def epoch_of(order: Order, epoch: int) -> np.ndarray:
@@ -52,3 +53,57 @@ def test_too_few_images_for_one_step_says_both_sizes():
     with pytest.raises(DataError, match=r"15 training images.*batch.global_size: 16"):
         Order(num_images=15, global_size=16, micro_size=8, seed=0)
     assert Order(num_images=16, global_size=16, micro_size=8, seed=0).steps_per_epoch == 1
+
+
+# ----------------------------------------------------------------------------------- repeated augmentation
+
+
+def global_batch(order: Order, step: int) -> list[tuple[int, int]]:
+    """(image, copy) of a step, over all its replicas."""
+    return [(i, c) for r in range(order.replicas) for _, i, c in order.micro_batch(step, r).addresses()]
+
+
+@pytest.mark.parametrize("micro_size", [2, 4, 8, 24])
+@pytest.mark.parametrize("repeats", [1, 2, 3, 6])
+def test_each_image_of_a_global_batch_comes_so_often_as_other_copies(repeats: int, micro_size: int):
+    order = Order(num_images=103, global_size=24, micro_size=micro_size, seed=3, repeats=repeats)
+    assert order.steps_per_epoch == 4
+    for epoch in range(2):
+        shown = []
+        for step in range(4 * epoch, 4 * epoch + 4):
+            batch = global_batch(order, step)
+            images = {image for image, _ in batch}
+            assert len(images) == 24 // repeats
+            assert sorted(batch) == sorted((image, copy) for image in images for copy in range(repeats))
+            shown += images
+        assert len(set(shown)) == len(shown) == 4 * 24 // repeats
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 4, 6])
+@pytest.mark.parametrize("micro_size", [2, 3, 4, 6, 12, 24])
+def test_copies_are_spread_over_the_replicas(micro_size: int, repeats: int):
+    order = Order(num_images=48, global_size=24, micro_size=micro_size, seed=0, repeats=repeats)
+    for replica in range(order.replicas):
+        key = order.micro_batch(1, replica)
+        counts = np.unique(key.indices, return_counts=True)[1]
+        assert counts.max() - counts.min() <= 1
+        if repeats <= order.replicas:
+            assert counts.max() == 1
+        else:
+            assert counts.max() <= -(-repeats // order.replicas) + 1
+
+
+def test_copies_do_not_depend_on_the_size_of_micro_batches():
+    coarse, fine = (Order(num_images=64, global_size=16, micro_size=size, seed=1, repeats=4) for size in (16, 2))
+    for step in (0, 3, 4, 9):
+        assert global_batch(coarse, step) == global_batch(fine, step)
+
+
+def test_without_repeats_images_are_slices_of_the_permutation():
+    order = Order(num_images=50, global_size=8, micro_size=4, seed=7)
+    for step, replica in [(0, 0), (5, 1), (6, 0), (29, 1)]:
+        start = step % 6 * 8 + replica * 4
+        key = order.micro_batch(step, replica)
+        expected = permutation_at(7, "order", step // 6, count=50)[start : start + 4]
+        np.testing.assert_array_equal(key.indices, expected)
+        assert key.addresses() == [(step // 6, image, 0) for image in expected.tolist()]

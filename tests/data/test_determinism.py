@@ -1,0 +1,245 @@
+"""With every augmentation on, a run is the same whatever loads it: workers, ranks, and where it starts.
+
+What is compared is each image with its copy and a hash of its pixels, and each micro-batch as the model sees it:
+mirrored, normalised, erased and mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seresnext.data.augment import TrainTransform
+from seresnext.data.erase import Erasing, Filling
+from seresnext.data.loader import Batch, TrainImages, open_batches, train_keys
+from seresnext.data.mix import Mix
+from seresnext.data.order import BatchKey, Order
+from seresnext.data.policies import ColorJitter, RandAugment, Retouch, TrivialAugment
+from seresnext.data.prefetch import prefetch
+from seresnext.data.progressive import Ramp
+from seresnext.randomness import rng_at
+
+IMAGES, GLOBAL, MICRO, REPEATS = 50, 16, 4, 2
+TOTAL = 9  # Three epochs of three steps.
+RAMP = Ramp(min_size=16, max_size=48, start=1, end=6)
+
+
+class Pngs:
+    """A split of noise, held in memory."""
+
+    def __init__(self) -> None:
+        self.classes = ("even", "odd")
+        self.labels = np.arange(IMAGES) % 2
+        self.fingerprint = "pngs"
+        self._files = []
+        rng = np.random.default_rng(0)
+        for number in range(IMAGES):
+            buffer = io.BytesIO()
+            noise = rng.integers(0, 256, (50 + number % 7, 60, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(buffer, "PNG", compress_level=1)
+            self._files.append(buffer.getvalue())
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def read(self, index: int) -> bytes:
+        return self._files[index]
+
+    def name(self, index: int) -> str:
+        return f"train/{index}.png"
+
+
+READER = Pngs()
+
+
+def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
+    """Training images with every augmentation on."""
+    return kind(
+        READER,
+        TrainTransform(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear"),
+        seed=seed,
+        max_pixels=10**6,
+        retouch=Retouch((RandAugment(2, 9, 31), TrivialAugment(31), ColorJitter(0.4, 0.4, 0.4, 0.1)), "bilinear"),
+        erasing=Erasing(0.5, (0.02, 0.33), (0.3, 3.3)),
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One micro-batch: where it belongs, its images with copies and hashes of pixels and boxes, and what was fed."""
+
+    step: int
+    replica: int
+    images: tuple[tuple[int, int, str], ...]
+    fed: str
+
+
+def digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes() + repr(tensor.shape).encode()).hexdigest()
+
+
+def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, seed: int, world: int) -> list[Seen]:
+    order = Order(IMAGES, GLOBAL, MICRO, seed, REPEATS)
+    keys = list(train_keys(order, replicas, start, TOTAL, RAMP))
+    mix = Mix(num_classes=2, seed=seed, mixup=0.2, cutmix=1.0, last_step=7)
+    hashes: list[tuple[tuple[int, int, str], ...]] = []
+
+    def noted(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for key, batch in zip(keys, batches, strict=True):
+            assert batch.indices.tolist() == key.indices.tolist()
+            assert batch.boxes is not None
+            parts = zip(key.addresses(), batch.images, batch.flips, batch.boxes, strict=True)
+            hashes.append(
+                tuple(
+                    (image, copy, digest(pixels) + digest(flip) + digest(box))
+                    for (_, image, copy), pixels, flip, box in parts
+                )
+            )
+            yield batch
+
+    fed = []
+    with open_batches(train, iter(keys), workers=workers, timeout=60, pin_memory=False) as batches:
+        for batch in prefetch(
+            noted(batches),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            channels_last=True,
+            filling=Filling("random", seed),
+        ):
+            images, targets = mix(batch.images, batch.labels, step=batch.step, replica=batch.replica)
+            fed.append((batch.step, batch.replica, digest(images) + digest(targets)))
+    return [Seen(step, replica, own, what) for (step, replica, what), own in zip(fed, hashes, strict=True)]
+
+
+def run(
+    *, workers: int = 0, world: int = 1, start: int = 0, seed: int = 5, kind: type[TrainImages] = TrainImages
+) -> list[Seen]:
+    """What all ranks of a world see, global batch after global batch."""
+    count = GLOBAL // MICRO // world
+    ranks = [
+        rank_sees(source(kind, seed), range(rank * count, (rank + 1) * count), start, workers, seed, world)
+        for rank in range(world)
+    ]
+    return sorted(itertools.chain(*ranks), key=lambda seen: (seen.step, seen.replica))
+
+
+@pytest.fixture(scope="module")
+def straight() -> list[Seen]:
+    """The run in one process, without workers, from its first step."""
+    return run()
+
+
+def test_everything_is_on(straight: list[Seen]):
+    assert len(straight) == TOTAL * GLOBAL // MICRO
+    pixels = [what for seen in straight for _, _, what in seen.images]
+    assert len(set(pixels)) == len(pixels)
+    for step in range(TOTAL):
+        images = [image for seen in straight if seen.step == step for image, _, _ in seen.images]
+        assert len(set(images)) == GLOBAL // REPEATS
+    sizes = {RAMP.size_at(step) for step in range(TOTAL)}
+    assert sizes == {16, 32, 48}
+    made = [
+        source().make(key) for key in train_keys(Order(IMAGES, GLOBAL, MICRO, 5, REPEATS), range(4), 0, TOTAL, RAMP)
+    ]
+    assert {batch.images.shape[2:] for batch in made} == {(size, size) for size in sizes}
+    assert not any(batch.flips.any() for batch in made)  # Mirrored before they were retouched.
+    boxes = torch.cat([batch.boxes for batch in made if batch.boxes is not None])
+    assert 0.3 < (boxes[:, 2] > 0).double().mean() < 0.7
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers(straight: list[Seen], workers: int):
+    assert run(workers=workers) == straight
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_ranks(straight: list[Seen], world: int):
+    assert run(world=world) == straight
+
+
+@pytest.mark.parametrize("start", [1, TOTAL // 2, TOTAL - 1])
+def test_any_start(straight: list[Seen], start: int):
+    rest = [seen for seen in straight if seen.step >= start]
+    assert run(start=start) == rest
+    assert run(start=start, workers=3, world=2) == rest
+
+
+def test_another_seed_is_another_run(straight: list[Seen]):
+    other = run(seed=6)
+    assert all(one.fed != another.fed for one, another in zip(straight, other, strict=True))
+
+
+class ByProcess(TrainImages):
+    """What must not be: draws that know which process makes them."""
+
+    def make(self, key: BatchKey) -> Batch:
+        self._seed = os.getpid()
+        return super().make(key)
+
+
+class InTurn(TrainImages):
+    """What must not be: draws one after the other, as of a stream that is read along the way."""
+
+    _calls = 0
+
+    def make(self, key: BatchKey) -> Batch:
+        self._seed = type(self)._calls
+        type(self)._calls += 1
+        return super().make(key)
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [(ByProcess, {"workers": 3}), (InTurn, {"workers": 3}), (InTurn, {"world": 2}), (InTurn, {"start": 4})],
+)
+def test_draws_that_belong_to_something_else_would_be_told(kind: type[TrainImages], other: dict[str, int]):
+    def alone(**settings: int) -> list[Seen]:
+        InTurn._calls = 0
+        return run(kind=kind, **settings)
+
+    expected = [seen for seen in alone() if seen.step >= other.get("start", 0)]
+    assert alone(**other) != expected
+
+
+@pytest.mark.parametrize("field", ["epoch", "indices", "copies"])
+def test_pixels_belong_to_epoch_image_and_copy_and_to_nothing_else(field: str):
+    order = Order(IMAGES, GLOBAL, MICRO, 5, REPEATS)
+    key = order.micro_batch(3, 1)
+    elsewhere = key._replace(step=8, replica=3)
+    once = source().make(key)
+    assert torch.equal(source().make(elsewhere).images, once.images)
+    # In another order, each image is still the same.
+    turned = source().make(key._replace(indices=key.indices[::-1].copy(), copies=key.copies[::-1].copy()))
+    assert torch.equal(turned.images.flip(0), once.images)
+    changed = source().make(key._replace(**{field: getattr(key, field) + 1}))
+    assert not any(torch.equal(a, b) for a, b in zip(changed.images, once.images, strict=True))
+
+
+def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
+    transform = TrainTransform(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+    key = Order(IMAGES, GLOBAL, MICRO, 5).micro_batch(3, 1)
+    plain, erased, retouched = (
+        TrainImages(READER, transform, seed=5, max_pixels=10**6, **settings).make(key)  # type: ignore[arg-type]
+        for settings in ({}, {"erasing": Erasing(1.0, (0.1, 0.2), (1.0, 2.0))}, {"retouch": Retouch((), "bilinear")})
+    )
+    assert plain.boxes is None
+    draws = [rng_at(5, "augment", 1, image, 0) for image in key.indices.tolist()]
+    sizes = [Image.open(io.BytesIO(READER.read(image))).size for image in key.indices.tolist()]
+    crops = [transform.draw(*size, own) for size, own in zip(sizes, draws, strict=True)]
+    assert plain.flips.tolist() == [crop.flip for crop in crops]
+    assert torch.equal(erased.images, plain.images)
+    assert torch.equal(erased.flips, plain.flips)
+    mirrored = torch.where(plain.flips.view(-1, 1, 1, 1), plain.images.flip(3), plain.images)
+    assert torch.equal(retouched.images, mirrored)

@@ -1,0 +1,155 @@
+"""Orders as uniform sampling gives them: classes of a batch, epochs that know nothing of each other.
+
+The measures are compared with those of NumPy's shuffles, and with orders that are known to be bad.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from seresnext.data.order import Order
+
+IMAGES, CLASSES, BATCH, EPOCHS = 2000, 10, 100, 30
+# Sorted by class, as image folders are: the worst case for an order that does not mix.
+LABELS = np.arange(IMAGES) * CLASSES // IMAGES
+
+Epochs = Callable[[int], list[np.ndarray]]
+
+
+def ours(seed: int) -> list[np.ndarray]:
+    order = Order(IMAGES, BATCH, 25, seed)
+    return [
+        np.concatenate([order.micro_batch(epoch * order.steps_per_epoch + step, r).indices for step in range(20)
+                        for r in range(4)])
+        for epoch in range(EPOCHS)
+    ]  # fmt: skip
+
+
+def uniform(seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(IMAGES) for _ in range(EPOCHS)]
+
+
+def unshuffled(seed: int) -> list[np.ndarray]:
+    return [np.arange(IMAGES)] * EPOCHS
+
+
+def buffered(seed: int) -> list[np.ndarray]:
+    """The usual stream: what comes next is drawn from a buffer of the next 500 images."""
+    rng, epochs = np.random.default_rng(seed), []
+    for _ in range(EPOCHS):
+        buffer, epoch = list(range(500)), []
+        for following in range(500, IMAGES):
+            place = rng.integers(500)
+            epoch.append(buffer[place])
+            buffer[place] = following
+        epochs.append(np.array(epoch + rng.permutation(buffer).tolist()))
+    return epochs
+
+
+def shuffled_once(seed: int) -> list[np.ndarray]:
+    return [np.random.default_rng(seed).permutation(IMAGES)] * EPOCHS
+
+
+def rolled(seed: int) -> list[np.ndarray]:
+    """One shuffle that begins elsewhere in each epoch."""
+    once = np.random.default_rng(seed).permutation(IMAGES)
+    return [np.roll(once, 37 * epoch) for epoch in range(EPOCHS)]
+
+
+def class_mix(epochs: list[np.ndarray]) -> float:
+    """Chi-square of the classes of each batch against even ones, meaned over batches."""
+    expected = BATCH / CLASSES
+    batches = np.stack(epochs).reshape(-1, BATCH)
+    counts = np.stack([np.bincount(LABELS[batch], minlength=CLASSES) for batch in batches])
+    return float(((counts - expected) ** 2 / expected).sum(1).mean())
+
+
+def correlation(epochs: list[np.ndarray]) -> float:
+    """Squared rank correlation of the places of images in two epochs, meaned over pairs and times N - 1: about 1."""
+    places = np.stack([np.argsort(epoch) for epoch in epochs])
+    rho = np.corrcoef(places)[np.triu_indices(EPOCHS, 1)]
+    return float((IMAGES - 1) * (rho**2).mean())
+
+
+def companions(epochs: list[np.ndarray]) -> float:
+    """How many pairs of images share a batch in one epoch and in the next, as a part of what chance gives."""
+    batches = np.stack([np.argsort(epoch) // BATCH for epoch in epochs])
+    shared = 0.0
+    for one, other in pairwise(batches):
+        table = np.bincount(one * (IMAGES // BATCH) + other, minlength=(IMAGES // BATCH) ** 2)
+        shared += (table * (table - 1)).sum()
+    chance = IMAGES * (BATCH - 1) * (BATCH - 1) / (IMAGES - 1)
+    return shared / (EPOCHS - 1) / chance
+
+
+def neighbours(epochs: list[np.ndarray]) -> float:
+    """Rank correlation of an image's place with the next image's, meaned over epochs; times its deviation's inverse."""
+    rho = [np.corrcoef(np.argsort(epoch)[:-1], np.argsort(epoch)[1:])[0, 1] for epoch in epochs]
+    return float(np.mean(rho) * math.sqrt(EPOCHS * IMAGES))
+
+
+MEASURES = {
+    "class mix": (class_mix, [unshuffled, buffered]),
+    "correlation": (correlation, [unshuffled, buffered, shuffled_once]),
+    "companions": (companions, [unshuffled, buffered, shuffled_once, rolled]),
+    "neighbours": (neighbours, [unshuffled, buffered]),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_orders_are_as_uniform_sampling_gives_them(measure: str):
+    measured, bad = MEASURES[measure]
+    reference = [measured(uniform(seed)) for seed in range(20)]
+    mean, deviation = np.mean(reference), np.std(reference, ddof=1)
+
+    def distance(value: float) -> float:
+        return float(abs(value - mean) / deviation)
+
+    mine = [distance(measured(ours(seed))) for seed in range(5)]
+    assert max(mine) < 5
+    assert np.mean(mine) < 2
+    for order in bad:
+        assert distance(measured(order(0))) > 10, order.__name__
+
+
+def test_every_epoch_is_a_permutation():
+    for seed in range(3):
+        for epoch in ours(seed):
+            np.testing.assert_array_equal(np.sort(epoch), np.arange(IMAGES))
+
+
+def test_an_image_may_come_at_any_place():
+    """Over epochs and seeds each of few images is as often in each batch."""
+    counts = np.zeros((50, 5))
+    for seed in range(40):
+        order = Order(50, 10, 10, seed)
+        for step in range(5 * 20):
+            counts[order.micro_batch(step, 0).indices, step % 5] += 1
+    expected = 40 * 20 / 5
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = 49 * 4
+    assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+def test_classes_of_a_micro_batch_vary_as_when_drawn_without_replacement():
+    """Neither too evenly nor too unevenly: the variance is that of the hypergeometric distribution."""
+    counts = [np.bincount(LABELS[part], minlength=CLASSES) for e in ours(1) for part in e.reshape(-1, 25)]
+    share = 1 / CLASSES
+    expected = 25 * share * (1 - share) * (IMAGES - 25) / (IMAGES - 1)
+    assert np.var(counts, axis=0).mean() == pytest.approx(expected, rel=0.05)
+
+
+def test_what_an_epoch_leaves_out_is_uniform_too():
+    left_out = np.zeros(105)
+    for seed in range(20):
+        order = Order(105, 20, 20, seed)
+        for epoch in range(40):
+            seen = [order.micro_batch(epoch * 5 + step, 0).indices for step in range(5)]
+            left_out[np.setdiff1d(np.arange(105), np.concatenate(seen))] += 1
+    expected = 20 * 40 * 5 / 105
+    statistic = ((left_out - expected) ** 2 / expected).sum() / (1 - 5 / 105)
+    assert abs(statistic - 104) < 4 * math.sqrt(2 * 104)
