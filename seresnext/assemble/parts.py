@@ -54,7 +54,10 @@ def open_splits(recipe: Recipe) -> tuple[Reader, Reader]:
         assert data.synthetic_images is not None
         reader = SyntheticReader(data.synthetic_images, num_classes)
         return reader, reader
-    train, val = (open_reader(Path(data.root), split) for split in (data.train_split, data.val_split))
+    cache = Path(data.cache) if data.cache else None
+    train, val = (
+        open_reader(Path(data.root), split, data.format, cache) for split in (data.train_split, data.val_split)
+    )
     check_same_classes(train, val)
     check_classes(train, num_classes, data.root)
     return train, val

@@ -19,6 +19,7 @@ from seresnext.recipe.show import diff
 FREE_KEYS = frozenset(
     {
         "data.root",
+        "data.cache",
         "data.workers",
         "checkpoint.every",
         "checkpoint.keep",

@@ -15,7 +15,7 @@ from seresnext.assemble import parts
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
-from seresnext.data.readers import Reader, open_reader
+from seresnext.data.readers import Reader, open_reader, recognise_form
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
@@ -143,7 +143,8 @@ def _open(recipe: Recipe, root: Path, split: str, subject: Subject) -> Reader:
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
-    reader = open_reader(root, split)
+    cache = Path(recipe.data.cache) if recipe.data.cache else None
+    reader = open_reader(root, split, recognise_form(root, split, recipe.data.format), cache)
     if subject.classes is not None and list(reader.classes) != subject.classes:
         there, here = set(subject.classes), set(reader.classes)
         raise DataError(

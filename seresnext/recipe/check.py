@@ -78,10 +78,10 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             "has no effect with model.weights, which replaces what it sets; set it to false",
             ("model.weights",),
         )
-    if model.in_channels != 3 and data.format == "folder":
+    if model.in_channels != 3 and data.format != "synthetic":
         yield Problem(
             "model.in_channels",
-            f"image folders are read as RGB: must be 3, found {model.in_channels}",
+            f"image files are read as RGB: must be 3, found {model.in_channels}",
             ("data.format",),
         )
     for name, values in (("mean", data.mean), ("std", data.std)):

@@ -124,8 +124,13 @@ class DataSection(Section):
     root: Text = Field(
         default="data/imagenet", description="Folder that holds one folder a split; unused by `synthetic`."
     )
-    format: Literal["folder", "synthetic"] = Field(
-        default="folder", description="`folder`: ROOT/SPLIT/CLASS/IMAGE; `synthetic`: made-up images, for benchmarks."
+    format: Literal["folder", "imagenet", "shards", "synthetic"] = Field(
+        default="folder",
+        description="`folder`: ROOT/SPLIT/CLASS/IMAGE; `imagenet`: the challenge's archives as downloaded; `shards`: "
+        "tar files of scripts/prepare_shards.py; `synthetic`: made-up images, for benchmarks.",
+    )
+    cache: Text | None = Field(
+        default=None, description="Folder for the index of the data; null: seresnext in the user's cache folder."
     )
     train_split: Text = Field(default="train", description="Folder under the root to train on.")
     val_split: Text = Field(default="val", description="Folder under the root to validate on.")
@@ -259,18 +264,18 @@ class ScheduleSection(Section):
 class LossSection(Section):
     """What is minimised."""
 
+    name: Literal["cross_entropy", "bce"] = Field(
+        default="cross_entropy", description="Over all classes at once, or binary for each (bce)."
+    )
     label_smoothing: Number = Field(default=0.1, ge=0, lt=1, description="Part of the target spread over all classes.")
+    target_threshold: Number | None = Field(
+        default=None, ge=0, lt=1, description="`bce` only: mixed targets above this become 1, others 0; null: as mixed."
+    )
 
 
 class EmaSection(Section):
     """A moving average of the weights."""
-    name: Literal["cross_entropy", "bce"] = Field(
-        default="cross_entropy", description="Over all classes at once, or binary for each (bce)."
-    )
 
-    target_threshold: Number | None = Field(
-        default=None, ge=0, lt=1, description="`bce` only: mixed targets above this become 1, others 0; null: as mixed."
-    )
     decay: Number = Field(default=0.9999, gt=0, lt=1, description="Decay of the average, per optimizer step.")
     warmup: bool = Field(default=True, description="Let the decay rise from small at the start.")
 

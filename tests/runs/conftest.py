@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 RECIPE = """
 model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
 data: {image_size: 32, workers: 1}
@@ -64,7 +64,9 @@ def module_train(recipe: Path, images: Path) -> Callable[..., Path]:
 
     def run(output: Path, *more: str) -> Path:
         arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output, *more]
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **QUIET}, check=True, capture_output=True
+        )
         return output
 
     return run
