@@ -2,7 +2,11 @@
 
 import sys
 
-from seresnext.cli import train_main
-
 if __name__ == "__main__":
-    sys.exit(train_main())
+    try:
+        # Here, so that Ctrl-C during the seconds that importing torch takes ends without a traceback, too.
+        from seresnext.cli import train_main
+
+        sys.exit(train_main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -2,7 +2,11 @@
 
 import sys
 
-from seresnext.cli import validate_main
-
 if __name__ == "__main__":
-    sys.exit(validate_main())
+    try:
+        # Here, so that Ctrl-C during the seconds that importing torch takes ends without a traceback, too.
+        from seresnext.cli import validate_main
+
+        sys.exit(validate_main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 from run_folders import status
@@ -108,3 +110,13 @@ def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_argum
     assert "class_1/3.jpg" in result.stderr
     assert status(run)["state"] == "failed"
     assert "class_1/3.jpg" in status(run)["reason"]
+
+
+@pytest.mark.parametrize("command", ["train.py", "validate.py"])
+def test_ctrl_c_while_torch_is_imported(start_command, command):
+    running = start_command([sys.executable, command, "--help"])
+    running.wait_for(lambda: b"torch" in Path(f"/proc/{running.process.pid}/maps").read_bytes())
+    running.process.send_signal(signal.SIGINT)
+    result = running.finish()
+    assert result.returncode == 130
+    assert result.output == ""
