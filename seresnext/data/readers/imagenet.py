@@ -37,8 +37,9 @@ DEVKIT = Archive("ILSVRC2012_devkit_t12.tar.gz", 2_568_145, "fa75699e90414af0214
 ARCHIVES = (TRAIN, VAL, DEVKIT)
 
 _SPLITS = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
-# Images of the published archives; each class has 50 to validate on.
+# Images of the published archives.
 _OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
+_VAL_PER_CLASS = 50
 _CLASS_ARCHIVE = re.compile(r"(n[0-9]{8})\.tar")
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_([0-9]{8})\.JPEG")
 
@@ -226,17 +227,17 @@ def _check_counts(by_class: Listing, split: str, path: Path) -> None:
     if list(by_class) != expected:
         missing, odd = sorted(set(expected) - by_class.keys()), sorted(by_class.keys() - set(expected))
         raise DataError(
-            f"{path} has {len(by_class)} classes and not the challenge's 1000; "
+            f"{path} has {len(by_class)} classes and not the challenge's {len(expected)}; "
             f"missing: {', '.join(missing[:10]) or '-'}; not of the challenge: {', '.join(odd[:10]) or '-'}"
         )
     total = sum(len(images.size) for images in by_class.values())
     if total != _OFFICIAL_COUNTS[split]:
         raise DataError(f"{path} holds {total:,} images, and the challenge has {_OFFICIAL_COUNTS[split]:,}")
     if split == "val":
-        uneven = [wordnet_id for wordnet_id, images in by_class.items() if len(images.size) != 50]
+        uneven = [wordnet_id for wordnet_id, images in by_class.items() if len(images.size) != _VAL_PER_CLASS]
         if uneven:
             count = len(by_class[uneven[0]].size)
-            raise DataError(f"{path}: {uneven[0]} has {count} images to validate on, and not 50")
+            raise DataError(f"{path}: {uneven[0]} has {count} images to validate on, and not {_VAL_PER_CLASS}")
 
 
 def _contents(by_class: Listing, path: Path) -> Contents:

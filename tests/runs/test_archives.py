@@ -1,0 +1,91 @@
+"""Training and validation of whole processes from ImageNet's archives as they are downloaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from imagenet_archives import CLASSES, truth_of, write_archives
+from run_folders import last_tensors, losses
+
+pytestmark = pytest.mark.runs
+
+WORDS = ("--set", "data.format=imagenet", "--set", "model.num_classes=4", "--set", "length=4st")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_archives(tmp_path_factory.mktemp("archives"), per_class=6, val_per_class=3)
+
+
+@pytest.fixture(scope="module")
+def extracted(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("extracted")
+    with tarfile.open(archives / "ILSVRC2012_img_train.tar") as outer:
+        for entry in outer:
+            with tarfile.open(fileobj=outer.extractfile(entry)) as inner:
+                inner.extractall(root / "train" / entry.name.removesuffix(".tar"), filter="data")
+    with tarfile.open(archives / "ILSVRC2012_img_val.tar") as outer:
+        for wordnet_id, name in zip(truth_of(CLASSES, 3), sorted(outer.getnames()), strict=True):
+            outer.extract(name, root / "val" / wordnet_id, filter="data")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(module_train, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return module_train(tmp_path_factory.mktemp("trained") / "run", *WORDS, "--data", str(archives))
+
+
+def test_archives_train_as_the_extracted_folder_does(trained: Path, extracted: Path, train, tmp_path: Path):
+    words = [word.replace("=imagenet", "=folder") for word in WORDS]
+    other = train(tmp_path / "run", *words, "--data", str(extracted))
+    assert losses(other) == losses(trained)
+    ours, theirs = last_tensors(trained), last_tensors(other)
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_a_run_goes_on_from_archives_to_the_folder(trained: Path, extracted: Path, train, tmp_path: Path):
+    """The images are the same, so the fingerprint is; that the format changed has to be allowed."""
+    checkpoint = str(trained / "checkpoints" / "last.safetensors")
+    words = [word.replace("=imagenet", "=folder").replace("=4st", "=6st") for word in WORDS]
+    allowed = ("--allow-changed", "data.format,length", "--resume", checkpoint)
+    other = train(tmp_path / "run", *words, "--data", str(extracted), *allowed)
+    assert len(losses(other)) == 2
+
+
+def test_two_ranks_train_from_archives(trained: Path, archives: Path, train, tmp_path: Path):
+    """They share one index, which one of them builds."""
+    cache = tmp_path / "cache"
+    words = (*WORDS, "--data", str(archives), "--set", f"data.cache={cache}")
+    assert losses(train(tmp_path / "run", *words, world=2)) == pytest.approx(losses(trained), rel=1e-9)
+    assert len(list(cache.glob("*.index"))) == 2
+
+
+def test_validation_is_the_same_from_archives_and_folder(trained: Path, extracted: Path, run_command, tmp_path: Path):
+    """`--data` names a folder and no format; what lies in it is recognised."""
+    reports = []
+    for root in (None, extracted):
+        argv = [sys.executable, "validate.py", "--checkpoint", trained / "checkpoints" / "last.safetensors"]
+        result = run_command([*argv, "--json", tmp_path / "report", *(["--data", root] if root else [])])
+        assert result.returncode == 0, result.output
+        report = json.loads((tmp_path / "report").read_text())
+        reports.append([report[name] for name in ("num_images", "top1", "top5", "loss")])
+    assert reports[0][0] == 12
+    assert reports[0] == reports[1]
+
+
+def test_a_damaged_archive_ends_the_run_with_its_member_named(
+    train_arguments, run_command, archives: Path, tmp_path: Path
+):
+    for path in archives.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damaged = tmp_path / "ILSVRC2012_img_train.tar"
+    damaged.write_bytes(damaged.read_bytes()[:9000])
+    argv = train_arguments(tmp_path / "run", *WORDS, "--data", str(tmp_path))
+    result = run_command([sys.executable, *argv])
+    assert result.returncode == 3
+    assert "ILSVRC2012_img_train.tar: member 'n02119789.tar' is cut off" in result.stderr
+    assert "Traceback" not in result.output
