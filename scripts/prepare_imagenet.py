@@ -3,8 +3,8 @@
     python scripts/prepare_imagenet.py data/imagenet [--cache DIR] [--skip-md5]
 
 The folder holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as image-net.org
-gives them to whoever agreed to its terms. Sizes are compared first, then MD5 sums (155 GB are read, some minutes from a fast
-disk). Then `train.py --data data/imagenet --set data.format=imagenet` reads the archives as they are.
+gives them to whoever agreed to its terms. Sizes are compared first, then MD5 sums: 155 GB are read, some minutes from a
+fast disk. Then `train.py --data data/imagenet --set data.format=imagenet` reads the archives as they are.
 """
 
 from __future__ import annotations
