@@ -58,7 +58,7 @@ def _train(options: argparse.Namespace, world: World) -> None:
 
     overrides = list(options.set)
     if options.data is not None:
-        overrides.append(f"data.root={write_scalar(str(options.data))}")
+        overrides.append(f"data.root={write_scalar(options.data)}")
     loaded = world.together(lambda: load_recipe(options.recipe, overrides))
     if options.diff:
         other = world.together(lambda: load_recipe(options.diff))
@@ -88,7 +88,7 @@ def _train_parser() -> _Parser:
         epilog="The same command again continues the run. See README.md for recipes and the run folder.",
     )
     parser.add_argument("--recipe", required=True, metavar="RECIPE", help="a recipe's path, or its name in recipes/")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder with the splits; the same as data.root")
+    parser.add_argument("--data", metavar="DIR", help="the folder with the splits; the same as data.root")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: runs/<recipe>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable"
@@ -124,7 +124,7 @@ def _validate_parser() -> _Parser:
     parser.add_argument(
         "--checkpoint", required=True, type=Path, metavar="FILE", help="a checkpoint or a published .pth"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder with the splits (default: as in training)")
+    parser.add_argument("--data", metavar="DIR", help="the folder with the splits (default: as in training)")
     parser.add_argument("--split", metavar="NAME", help="the split (default: as in training, else val)")
     parser.add_argument("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")

@@ -10,12 +10,14 @@ from typing import Any
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.erase import Erasing, Filling
 from seresnext.data.loader import BatchSource, EvaluationImages, TrainImages, open_batches
+from seresnext.data.lookahead import look_ahead
 from seresnext.data.mix import Mix
-from seresnext.data.order import BatchKey
+from seresnext.data.order import BatchKey, Order, shard_blocks
 from seresnext.data.policies import ColorJitter, Policy, RandAugment, Retouch, TrivialAugment
 from seresnext.data.prefetch import DeviceBatch, prefetch
 from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader
+from seresnext.data.readers.shards import ShardReader, check_cache
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.distributed import World
 from seresnext.models import SENet, create_model
@@ -37,6 +39,8 @@ def settle_autos(values: dict[str, Any], settled: dict[str, Any], world: World) 
     autos = [("runtime", "precision"), ("runtime", "compile"), ("evaluation", "weights")]
     sections = {name: dict(values[name]) for name in ("runtime", "evaluation")}
     for section, key in autos:
+        if key == "compile" and sections[section][key] == "auto" and sections[section]["grad_checkpointing"]:
+            sections[section][key] = False  # What compiled code keeps for the backward pass, it chooses by itself.
         if sections[section][key] == "auto" and settled:
             sections[section][key] = settled[section][key]
     runtime, evaluation = sections["runtime"], sections["evaluation"]
@@ -56,11 +60,28 @@ def open_splits(recipe: Recipe) -> tuple[Reader, Reader]:
         return reader, reader
     cache = Path(data.cache) if data.cache else None
     train, val = (
-        open_reader(Path(data.root), split, data.format, cache) for split in (data.train_split, data.val_split)
+        open_reader(data.root, split, data.format, cache, data.cache_size)
+        for split in (data.train_split, data.val_split)
     )
+    if isinstance(train, ShardReader):
+        check_cache(train, data.shuffle_shards)
     check_same_classes(train, val)
     check_classes(train, num_classes, data.root)
     return train, val
+
+
+def build_order(recipe: Recipe, reader: Reader) -> Order:
+    """The order of the training images. Raises DataError when there are too few for one step."""
+    together = recipe.data.shuffle_shards
+    assert together is None or isinstance(reader, ShardReader)
+    return Order(
+        len(reader),
+        recipe.batch.global_size,
+        recipe.batch.micro_size,
+        recipe.runtime.seed,
+        recipe.augment.repeats,
+        shard_blocks(reader.shard_ids, together) if together and isinstance(reader, ShardReader) else None,
+    )
 
 
 def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
@@ -124,6 +145,7 @@ def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
 @contextmanager
 def device_batches(
     source: BatchSource,
+    reader: Reader,
     keys: Iterable[BatchKey],
     recipe: Recipe,
     precision: Precision,
@@ -131,13 +153,16 @@ def device_batches(
     *,
     training: bool = False,
 ) -> Iterator[Iterator[DeviceBatch]]:
-    """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers.
+    """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers from a reader.
 
     Only those of training are erased, and compiled where the recipe says so.
     """
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
-    with open_batches(source, keys, workers=data.workers, timeout=runtime.loader_timeout, pin_memory=on_gpu) as batches:
+    with (
+        look_ahead(reader, keys) as keys,
+        open_batches(source, keys, workers=data.workers, timeout=runtime.loader_timeout, pin_memory=on_gpu) as batches,
+    ):
         yield prefetch(
             batches,
             device=world.device,
@@ -170,11 +195,14 @@ def build_model(section: ModelSection) -> tuple[SENet, list[str]]:
         in_channels=section.in_channels,
         drop_rate=section.drop_rate,
         zero_init_last=section.zero_init_last,
+        drop_path_rate=section.drop_path_rate,
     )
     if section.weights is None:
         return model, []
     tensors, _ = read_weights(Path(section.weights))
-    return model, load_weights(model, tensors, section.weights, section.reset_head)
+    notes = load_weights(model, tensors, section.weights, section.reset_head)
+    model.freeze(section.frozen)
+    return model, notes
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:

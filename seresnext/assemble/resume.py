@@ -20,6 +20,7 @@ FREE_KEYS = frozenset(
     {
         "data.root",
         "data.cache",
+        "data.cache_size",
         "data.workers",
         "checkpoint.every",
         "checkpoint.keep",

@@ -20,7 +20,6 @@ from seresnext.checkpoint.contents import (
     scaler_state,
 )
 from seresnext.data.loader import evaluation_keys, train_keys
-from seresnext.data.order import Order
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
@@ -51,20 +50,13 @@ class Run:
         self._console = console
         recipe = self.recipe
         self.train, self.val = world.together(lambda: parts.open_splits(recipe))
-        self.order = world.together(
-            lambda: Order(
-                len(self.train),
-                recipe.batch.global_size,
-                recipe.batch.micro_size,
-                recipe.runtime.seed,
-                recipe.augment.repeats,
-            )
-        )
+        self.order = world.together(lambda: parts.build_order(recipe, self.train))
         self.plan = parts.build_plan(recipe, self.order.steps_per_epoch)
         self.precision = PRECISIONS[recipe.runtime.precision]
         make_deterministic(recipe.runtime.deterministic)
         torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
         self.model, notes = world.together(lambda: parts.build_model(recipe.model))
+        self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
         self.precision.place(self.model, world.device, recipe.runtime.channels_last)
         for notice in [*notices, *notes]:
             console.line(notice)
@@ -185,12 +177,12 @@ class Run:
         source = parts.train_source(self.recipe, self.train)
         ramp = parts.build_ramp(self.recipe, self.plan)
         keys = train_keys(self.order, replicas, start, self.plan.total, ramp)
-        return parts.device_batches(source, keys, self.recipe, self.precision, self._world, training=True)
+        return parts.device_batches(source, self.train, keys, self.recipe, self.precision, self._world, training=True)
 
     def _validation_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
         source = parts.validation_source(self.recipe, self.val)
         keys = evaluation_keys(len(self.val), self._evaluation_size, self._world.rank, self._world.size)
-        return parts.device_batches(source, keys, self.recipe, self.precision, self._world)
+        return parts.device_batches(source, self.val, keys, self.recipe, self.precision, self._world)
 
     @property
     def _evaluation_size(self) -> int:

@@ -47,7 +47,7 @@ class Subject:
 
 
 def validate(
-    checkpoint: Path, world: World, data: Path | None, split: str | None, weights: str | None, json_file: Path | None
+    checkpoint: Path, world: World, data: str | None, split: str | None, weights: str | None, json_file: Path | None
 ) -> None:
     """Measure a file of weights and print top-1, top-5, loss and images per second.
 
@@ -56,7 +56,7 @@ def validate(
     """
     subject = world.together(lambda: read_subject(checkpoint, weights, world))
     recipe = subject.recipe
-    root, split = data or Path(recipe.data.root), split or recipe.data.val_split
+    root, split = data or recipe.data.root, split or recipe.data.val_split
     console = Console(enabled=world.is_first)
     reader = world.together(lambda: _open(recipe, root, split, subject))
     section = recipe.model
@@ -71,10 +71,12 @@ def validate(
     num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
-    console.line(f"{len(reader):,} images of {split if data is None else root / split}, {recipe.runtime.precision}")
+    console.line(
+        f"{len(reader):,} images of {split if data is None else f'{root}/{split}'}, {recipe.runtime.precision}"
+    )
     source = parts.validation_source(recipe, reader)
     with (
-        parts.device_batches(source, keys, recipe, precision, world) as batches,
+        parts.device_batches(source, reader, keys, recipe, precision, world) as batches,
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,
     ):
         result = evaluate(
@@ -139,22 +141,22 @@ def _of_checkpoint(
     return Subject(found, recipe, chosen, classes if isinstance(classes, list) else None)
 
 
-def _open(recipe: Recipe, root: Path, split: str, subject: Subject) -> Reader:
+def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
     cache = Path(recipe.data.cache) if recipe.data.cache else None
-    reader = open_reader(root, split, recognise_form(root, split, recipe.data.format), cache)
+    reader = open_reader(root, split, recognise_form(root, split, recipe.data.format), cache, recipe.data.cache_size)
     if subject.classes is not None and list(reader.classes) != subject.classes:
         there, here = set(subject.classes), set(reader.classes)
         raise DataError(
-            f"{root / split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
+            f"{root}/{split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
             f"only here: {sorted(here - there)[:5]}, only there: {sorted(there - here)[:5]}), so labels would not mean "
             "the same; give the data it was trained for with --data DIR"
         )
     if len(reader.classes) != recipe.model.num_classes:
         raise DataError(
-            f"{root / split} has {len(reader.classes)} class folders, the model {recipe.model.num_classes} classes; "
+            f"{root}/{split} has {len(reader.classes)} class folders, the model {recipe.model.num_classes} classes; "
             "give the data it was trained for with --data DIR"
         )
     return reader

@@ -188,8 +188,8 @@ def stamp_of(*facts: object, times: Sequence[int]) -> Stamp:
     return Stamp(hashlib.sha256(text.encode()).hexdigest(), max(times, default=0))
 
 
-def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
-    """Where the index of a split is kept: in `cache`, by default `$XDG_CACHE_HOME/seresnext` or `~/.cache/seresnext`.
+def cache_folder(cache: Path | None) -> Path:
+    """The folder `cache`, by default `$XDG_CACHE_HOME/seresnext` or `~/.cache/seresnext`, which is made.
 
     Raises DataError when there is no such folder and none can be made.
     """
@@ -200,8 +200,13 @@ def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home.
         raise _no_cache(folder, error) from None
+    return folder
+
+
+def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
+    """Where the index of a split is kept, in the folder that `cache_folder` gives."""
     where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
-    return folder / f"{kind}-{where[:32]}.index"
+    return cache_folder(cache) / f"{kind}-{where[:32]}.index"
 
 
 def _no_cache(folder: Path | None, error: Exception) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -42,9 +43,20 @@ class Order:
     shows `repeats` times fewer images, none in two of its steps. A global batch is laid out copy after copy, all
     images in each: while there are no more copies than logical replicas, no replica sees an image twice, and else the
     copies of an image are spread over the replicas as evenly as they go.
+
+    `blocks(seed, epoch)` (int N, for each image) keeps images of a low number before those of a high one: an epoch then
+    is mixed within each block only, for data of which not all is at hand at once.
     """
 
-    def __init__(self, num_images: int, global_size: int, micro_size: int, seed: int, repeats: int = 1) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        global_size: int,
+        micro_size: int,
+        seed: int,
+        repeats: int = 1,
+        blocks: Callable[[int, int], np.ndarray] | None = None,
+    ) -> None:
         assert global_size % micro_size == global_size % repeats == 0
         self.steps_per_epoch = num_images // global_size
         self.replicas = global_size // micro_size
@@ -57,6 +69,7 @@ class Order:
         self._distinct = global_size // repeats
         self._micro_size = micro_size
         self._seed = seed
+        self._blocks = blocks
         self._epoch = -1
         self._permutation = np.empty(0, np.int64)
 
@@ -64,8 +77,29 @@ class Order:
         """The micro-batch of a logical replica in step number `step` (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
+            self._permutation = self._permute(epoch)
             self._epoch = epoch
         copies, positions = np.divmod(np.arange(self._micro_size) + replica * self._micro_size, self._distinct)
         indices = self._permutation[within * self._distinct + positions]
         return BatchKey(step, replica, epoch, indices, copies)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
+        if self._blocks is None:
+            return permutation
+        return permutation[np.argsort(self._blocks(self._seed, epoch)[permutation], kind="stable")]
+
+
+def shard_blocks(shard_ids: np.ndarray, together: int) -> Callable[[int, int], np.ndarray]:
+    """Blocks of `together` shards each, other ones in every epoch. `shard_ids` (N) says which shard an image is in.
+
+    With as many as there are the order is the one without blocks.
+    """
+    count = int(shard_ids.max()) + 1
+
+    def blocks(seed: int, epoch: int) -> np.ndarray:
+        block_of_shard = np.empty(count, np.int64)
+        block_of_shard[permutation_at(seed, "shards", epoch, count=count)] = np.arange(count) // together
+        return block_of_shard[shard_ids]
+
+    return blocks

@@ -33,6 +33,8 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _optimizer,
         _schedule,
         _loss,
+        _frozen,
+        _grad_checkpointing,
         _evaluation,
     )
     return [problem for check in checks for problem in check(recipe)]
@@ -93,6 +95,44 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+def _frozen(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model
+    if model.frozen and model.weights is None:
+        yield Problem(
+            "model.frozen",
+            "needs model.weights: stages would keep the random weights they start with; set it to []",
+            ("model.weights",),
+        )
+    if model.drop_path_rate and _all_blocks_frozen(recipe):
+        yield Problem(
+            "model.drop_path_rate",
+            f"has no effect where all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; write 0",
+            ("model.frozen",),
+        )
+
+
+def _grad_checkpointing(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.runtime.grad_checkpointing:
+        return
+    if recipe.runtime.compile is True:
+        yield Problem(
+            "runtime.grad_checkpointing",
+            "is for models that are not compiled: what compiled code keeps, it chooses by itself; set it to false, or "
+            "runtime.compile to false or auto",
+            ("runtime.compile",),
+        )
+    if _all_blocks_frozen(recipe):
+        yield Problem(
+            "runtime.grad_checkpointing",
+            "has no effect where all of layer1 to layer4 are in model.frozen: no gradient passes them; set it to false",
+            ("model.frozen",),
+        )
+
+
+def _all_blocks_frozen(recipe: Recipe) -> bool:
+    return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.frozen)
+
+
 def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     if data.format == "synthetic" and data.synthetic_images is None:
@@ -106,6 +146,25 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             "data.synthetic_images",
             f"has no effect with data.format {data.format}; set it to null, or data.format to synthetic",
             ("data.format",),
+        )
+
+    if data.format != "shards":
+        if data.shuffle_shards is not None:
+            yield Problem(
+                "data.shuffle_shards", f"has no effect with data.format {data.format}; set it to null", ("data.format",)
+            )
+        if "://" in data.root and data.format != "synthetic":
+            yield Problem(
+                "data.root",
+                f"is an address, and data.format {data.format} reads folders; only shards are read from a server",
+                ("data.format",),
+            )
+    address = data.root.partition("://")[2]
+    if "@" in address.partition("/")[0] or "?" in address:
+        yield Problem(
+            "data.root",
+            "has a user, a password or a query in it, and is stored in every checkpoint; give credentials through the "
+            "environment, ~/.netrc or the cloud's own configuration",
         )
 
 

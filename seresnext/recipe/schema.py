@@ -83,6 +83,7 @@ ChannelStd = Annotated[
     tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1), BeforeValidator(_list_to_tuple)
 ]
 Text = Annotated[str, Field(min_length=1)]
+Stage = Literal["layer0", "layer1", "layer2", "layer3", "layer4"]
 
 
 class Section(BaseModel):
@@ -105,6 +106,12 @@ class ModelSection(Section):
         default=False, description="Start the classifier afresh and load all else from `model.weights`."
     )
     zero_init_last: bool = Field(default=False, description="Start the last BatchNorm weight of every block at zero.")
+    drop_path_rate: Number = Field(
+        default=0.0, ge=0, lt=1, description="Stochastic depth: chance to skip the last block; earlier ones have less."
+    )
+    frozen: Annotated[tuple[Stage, ...], BeforeValidator(_list_to_tuple)] = Field(
+        default=(), description="Stages that keep their loaded weights and statistics."
+    )
 
 
 class ProgressiveSection(Section):
@@ -122,7 +129,8 @@ class DataSection(Section):
     """Where images come from."""
 
     root: Text = Field(
-        default="data/imagenet", description="Folder that holds one folder a split; unused by `synthetic`."
+        default="data/imagenet",
+        description="Folder that holds one folder a split; for `shards` also an address, `https://...` or `s3://...`.",
     )
     format: Literal["folder", "imagenet", "shards", "synthetic"] = Field(
         default="folder",
@@ -131,6 +139,16 @@ class DataSection(Section):
     )
     cache: Text | None = Field(
         default=None, description="Folder for the index of the data; null: seresnext in the user's cache folder."
+    )
+    cache_size: Number = Field(
+        default=200.0,
+        gt=0,
+        description="GB (10^9 bytes) of shards from a server that are kept in the folder; only for `shards`.",
+    )
+    shuffle_shards: int | None = Field(
+        default=None,
+        ge=1,
+        description="Mix the images of so many shards at a time, so that a smaller cache will do; null: of all.",
     )
     train_split: Text = Field(default="train", description="Folder under the root to train on.")
     val_split: Text = Field(default="val", description="Folder under the root to validate on.")
@@ -321,6 +339,9 @@ class RuntimeSection(Section):
     )
     compile: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
         default="auto", description="torch.compile; auto: where it can work."
+    )
+    grad_checkpointing: bool = Field(
+        default=False, description="Compute blocks again in the backward pass: less memory, about a third more time."
     )
     channels_last: bool = Field(default=True, description="NHWC memory layout.")
     deterministic: bool = Field(default=False, description="Only deterministic kernels; the same bits again on CUDA.")
