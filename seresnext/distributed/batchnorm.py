@@ -20,17 +20,18 @@ from seresnext.distributed.world import World
 class BatchNormStatistics:
     """The running statistics of all BatchNorm layers of a model during one optimizer step.
 
-    Call `begin_step` before the step, `begin_micro_batch` before every forward, and `end_step` after the last.
+    Call `begin_step` before the step, `begin_micro_batch` before every forward, and `end_step` after the last. Layers
+    in evaluation mode, those of frozen stages, keep theirs to the bit.
     """
 
     def __init__(self, model: nn.Module, accumulation: int) -> None:
-        layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
         self._running = [t for layer in layers for t in (layer.running_mean, layer.running_var) if t is not None]
         self._counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
-        self._accumulation = accumulation
+        self._accumulation = accumulation if layers else 1
         self._is_first = True
-        self._old = [torch.empty_like(t) for t in self._running] if accumulation > 1 else []
-        self._old_counts = [torch.empty_like(t) for t in self._counts] if accumulation > 1 else []
+        self._old = [torch.empty_like(t) for t in self._running] if self._accumulation > 1 else []
+        self._old_counts = [torch.empty_like(t) for t in self._counts] if self._accumulation > 1 else []
         self._sum: list[Tensor] = []
 
     def begin_step(self) -> None:
@@ -43,7 +44,7 @@ class BatchNormStatistics:
 
     def begin_micro_batch(self) -> None:
         """Put back the step's old statistics, keeping what the previous micro-batch made of them."""
-        if not self._is_first:
+        if self._accumulation > 1 and not self._is_first:
             self._keep()
             torch._foreach_copy_(self._running, self._old)
             torch._foreach_copy_(self._counts, self._old_counts)
@@ -62,6 +63,8 @@ class BatchNormStatistics:
             torch._foreach_copy_(self._running, self._sum)
         if world.size == 1:
             return report
+        if not self._running:
+            return world.sum_(report)
         flat = torch.cat([t.flatten() for t in self._running] + [report.to(self._running[0].dtype)])
         world.sum_(flat)
         *running, report = flat.split([t.numel() for t in self._running] + [report.numel()])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
 
 # A bottleneck puts out four times the channels it is named by: He et al. 2016 (arXiv:1512.03385), table 1.
 EXPANSION = 4
@@ -34,13 +35,23 @@ class SEResNeXtBottleneck(nn.Module):
     """Reduce, convolve in groups, expand, recalibrate, add: N in H W to N 4*channels H/stride W/stride.
 
     The three convolutions are form (c) of Xie et al. figure 3, with `cardinality` groups of `base_width` channels each
-    where `channels` is 64, and wider in proportion in later stages. The stride is on the 3x3.
+    where `channels` is 64, and wider in proportion in later stages. The stride is on the 3x3. `drop_path_rate` is the
+    chance, image by image, that only the shortcut is there in training (Huang et al. 2016, arXiv:1603.09382); what is
+    left is scaled up by it, so that evaluation changes nothing. It is drawn from torch's default generator.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, cardinality: int, base_width: int, reduction: int
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        cardinality: int,
+        base_width: int,
+        reduction: int,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        self.drop_path_rate = drop_path_rate
         width = channels * base_width // 64 * cardinality
         out_channels = channels * EXPANSION
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
@@ -63,4 +74,7 @@ class SEResNeXtBottleneck(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # N width H W
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)  # N width H/stride W/stride
         x = self.bn3(self.conv3(x))  # N 4*channels H/stride W/stride
-        return F.relu(self.se_module(x) + shortcut, inplace=True)
+        x = self.se_module(x)
+        if self.drop_path_rate:
+            x = stochastic_depth(x, self.drop_path_rate, "row", self.training)
+        return F.relu(x + shortcut, inplace=True)

@@ -85,15 +85,17 @@ def create_model(
     in_channels: int = 3,
     drop_rate: float = 0.0,
     zero_init_last: bool = False,
+    drop_path_rate: float = 0.0,
 ) -> SENet:
     """A freshly initialised network in training mode: images N in_channels H W to logits N num_classes.
 
     The initial weights come from torch's default generator. Raises UsageError for an unknown name or impossible sizes.
     """
     blocks = MODELS[canonical_name(name)].blocks
-    if num_classes < 0 or in_channels < 1 or not 0 <= drop_rate < 1:
+    if num_classes < 0 or in_channels < 1 or not (0 <= drop_rate < 1 and 0 <= drop_path_rate < 1):
         raise UsageError(
-            f"{name} cannot be made with num_classes={num_classes}, in_channels={in_channels}, drop_rate={drop_rate}: "
-            "num_classes is at least 0 (0: no classifier), in_channels at least 1, drop_rate from 0 to below 1"
+            f"{name} cannot be made with num_classes={num_classes}, in_channels={in_channels}, drop_rate={drop_rate}, "
+            f"drop_path_rate={drop_path_rate}: num_classes is at least 0 (0: no classifier), in_channels at least 1, "
+            "both rates from 0 to below 1"
         )
-    return SENet(blocks, num_classes, in_channels, drop_rate, zero_init_last)
+    return SENet(blocks, num_classes, in_channels, drop_rate, zero_init_last, drop_path_rate)

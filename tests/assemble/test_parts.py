@@ -4,6 +4,10 @@ import pytest
 import torch
 
 from seresnext.assemble import parts
+from seresnext.data.erase import Filling
+from seresnext.data.loader import train_keys
+from seresnext.data.order import Order
+from seresnext.data.progressive import Ramp
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.models.pretrained import Preprocessing, published_preprocessing
@@ -40,6 +44,17 @@ def test_the_seed_recipe_divides_by_ten_every_thirty_epochs():
 @pytest.mark.parametrize("name", ["seresnext26", "seresnext50", "seresnext101"])
 def test_the_seed_recipes_validate_as_the_published_weights_were(name):
     assert Preprocessing.of_recipe(load_recipe(name).recipe) == published_preprocessing(name)
+
+
+def test_gradient_checkpointing_is_eager(monkeypatch):
+    """Also where `auto` would compile, or did so before."""
+    monkeypatch.setattr(parts, "resolve_compile", lambda requested, device: (requested in (True, "auto"), None))
+    plain = load_recipe("seresnext50").values
+    assert parts.settle_autos(plain, {}, World())[0]["runtime"]["compile"] is True
+    values = load_recipe("seresnext50", ["runtime.grad_checkpointing=true"]).values
+    before = {**plain, "runtime": {**plain["runtime"], "compile": True, "precision": "fp32"}}
+    for settled in ({}, before):
+        assert parts.settle_autos(values, settled, World())[0]["runtime"]["compile"] is False
 
 
 def test_the_loss_is_that_of_the_recipe():
@@ -93,3 +108,51 @@ def test_mixing_ends_where_the_recipe_says():
     assert mix is not None
     assert mix.last_step == 30
     assert parts.build_mix(load_recipe("digits").recipe, parts.build_plan(recipe, 10)) is None
+
+
+AUGMENTED = {
+    "augment.policy": "{name: randaugment, num_ops: 2, magnitude: 9}",
+    "augment.color_jitter": "{brightness: 0.4}",
+    "augment.erasing": "{probability: 1.0, value: 0.5}",
+    "augment.flip": "0.5",
+    "data.progressive": "{min_size: 16, start_ramp: 1ep, end_ramp: 3ep}",
+}
+
+
+def first_batch(root, settings):
+    overrides = [f"data.root={root}", "model.num_classes=3", *(f"{key}={value}" for key, value in settings.items())]
+    recipe = load_recipe("digits", overrides).recipe
+    train, _ = parts.open_splits(recipe)
+    order = Order(len(train), 8, 8, 0)
+    ramp = parts.build_ramp(recipe, parts.build_plan(recipe, order.steps_per_epoch))
+    return parts.train_source(recipe, train).make(next(train_keys(order, range(1), 0, 1, ramp)))
+
+
+@pytest.mark.parametrize("key", AUGMENTED)
+def test_each_augmentation_of_a_recipe_reaches_its_batches(tiny_image_folder, key):
+    root = tiny_image_folder(classes=3)
+    full = first_batch(root, AUGMENTED)
+    without = first_batch(root, {name: value for name, value in AUGMENTED.items() if name != key})
+    if key == "augment.erasing":
+        assert without.boxes is None
+        assert full.boxes is not None
+        assert (full.boxes[:, 2:] > 0).all()
+    elif key == "data.progressive":
+        assert (full.images.shape[2:], without.images.shape[2:]) == ((16, 16), (32, 32))
+    else:
+        assert not torch.equal(full.images, without.images)
+
+
+def test_what_is_erased_is_filled_as_the_recipe_says():
+    recipe = load_recipe("digits", ["augment.erasing={value: random}", "runtime.seed=3"]).recipe
+    assert parts.build_filling(recipe) == Filling("random", 3)
+    assert parts.build_filling(load_recipe("digits").recipe) is None
+
+
+def test_sizes_rise_where_the_recipe_says():
+    recipe = load_recipe("seresnext50", ["data.progressive={min_size: 128, end_ramp: 60ep}"]).recipe
+    plan = parts.build_plan(recipe, steps_per_epoch=10)
+    assert parts.build_ramp(recipe, plan) == Ramp(128, 224, 0, 600)
+    lower = load_recipe("seresnext50", ["data.progressive={min_size: 128, max_size: 192, end_ramp: 7st}"]).recipe
+    assert parts.build_ramp(lower, plan) == Ramp(128, 192, 0, 7)
+    assert parts.build_ramp(load_recipe("seresnext50").recipe, plan) is None

@@ -64,3 +64,22 @@ def test_one_micro_batch_is_plain_batchnorm(model, micro_batches):
     report = run_step(model, micro_batches[:1])
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
     assert report.tolist() == [1.0, 2.0]
+
+
+def test_layers_in_evaluation_mode_keep_their_statistics_to_the_bit(model, micro_batches):
+    """The seventh part of seven times a number is not always the number."""
+    model[1].eval()
+    numbers = torch.rand(1000, generator=torch.Generator().manual_seed(2))
+    inexact = [x for x in numbers if sum([x] * 7) / 7 != x]
+    model[1].running_var.copy_(torch.stack(inexact[:4]))
+    before = model[1].running_var.clone()
+    run_step(model, 7 * micro_batches[:1])
+    assert torch.equal(model[1].running_var, before)
+    assert model[4].num_batches_tracked == 2
+
+
+def test_a_model_whose_layers_are_all_frozen(model, micro_batches):
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    run_step(model, micro_batches)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

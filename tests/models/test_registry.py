@@ -27,7 +27,9 @@ def test_unknown_name(name: str, meant: str) -> None:
         assert f"did you mean {meant}?" in str(caught.value)
 
 
-@pytest.mark.parametrize("sizes", [{"num_classes": -1}, {"in_channels": 0}, {"drop_rate": 1.0}, {"drop_rate": -0.1}])
+@pytest.mark.parametrize(
+    "sizes", [{"num_classes": -1}, {"in_channels": 0}, {"drop_rate": 1.0}, {"drop_rate": -0.1}, {"drop_path_rate": 1.0}]
+)
 def test_impossible_sizes(sizes: dict) -> None:
     with pytest.raises(UsageError, match="seresnext26 cannot be made"):
         create_model("seresnext26", **sizes)

@@ -1,6 +1,7 @@
 """Oracle: timm's `legacy_seresnext*`, with the same weights, in float32 on the CPU."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -228,3 +229,164 @@ def test_parity_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm(), name
+
+
+# ------------------------------------------------------------------------------------------------ stochastic depth
+
+
+def small(**options) -> SENet:
+    """Six blocks, narrower than any that is published."""
+    torch.manual_seed(0)
+    model = SENet((2, 1, 1, 2), num_classes=5, cardinality=4, **options).double()
+    mixed_up(model)
+    return model
+
+
+def test_drop_path_rates_grow_linearly_to_the_last_block() -> None:
+    """Huang et al. 2016, eq. 4: with L blocks, block number l survives with 1 - l / L * (1 - p_L)."""
+    rates = [m.drop_path_rate for m in small(drop_path_rate=0.4).modules() if isinstance(m, SEResNeXtBottleneck)]
+    assert [1 - rate for rate in rates] == pytest.approx([1 - number / 6 * (1 - 0.6) for number in range(1, 7)])
+
+
+def test_drop_path_is_timms() -> None:
+    block = small(drop_path_rate=0.5).layer4[1]
+    assert isinstance(block, SEResNeXtBottleneck)
+    x = torch.randn(16, 2048, 2, 2, dtype=torch.float64)
+    torch.manual_seed(7)
+    ours = block(x)
+    torch.manual_seed(7)
+    branch = block.bn3(block.conv3(block.bn2(block.conv2(block.bn1(block.conv1(x)).relu())).relu()))
+    theirs = (timm.layers.drop_path(block.se_module(branch), 0.5, training=True) + x).relu()
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    skipped = (ours == x.relu()).flatten(1).all(1)
+    assert 0 < skipped.sum() < 16
+
+
+def test_drop_path_changes_training_and_not_evaluation() -> None:
+    plain, dropped = small(), small(drop_path_rate=0.5)
+    x = images(32, 32, count=4).double()
+    assert not torch.allclose(plain(x), dropped(x))
+    for model in (plain, dropped):
+        model.load_state_dict(small().state_dict())
+        model.eval()
+    assert torch.equal(plain(x), dropped(x))
+
+
+# ------------------------------------------------------------------------------------------------ checkpointing
+
+
+def train_once(model: SENet, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    torch.manual_seed(5)
+    loss = model(x).square().mean()
+    loss.backward()
+    return loss, [parameter.grad for parameter in model.parameters()]
+
+
+def test_checkpointing_changes_no_bit_of_loss_gradients_and_statistics() -> None:
+    x = images(32, 32, count=3).double()
+    results, models = [], []
+    for on in (False, True):
+        model = small(drop_rate=0.3, drop_path_rate=0.4)
+        model.grad_checkpointing = on
+        results.append(train_once(model, x))
+        models.append(model)
+    (loss, gradients), (other_loss, other_gradients) = results
+    assert torch.equal(loss, other_loss)
+    for mine, other in zip(gradients, other_gradients, strict=True):
+        assert mine is not None
+        assert other is not None
+        assert torch.equal(mine, other)
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name]), name
+    counts = {int(t) for name, t in models[1].state_dict().items() if name.endswith("num_batches_tracked")}
+    assert counts == {1}
+
+
+def test_without_care_recomputation_updates_the_statistics_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: torch's own contexts do not put them back."""
+    monkeypatch.setattr("seresnext.models.senet._recomputation", lambda block: (nullcontext(), nullcontext()))
+    model = small()
+    model.grad_checkpointing = True
+    train_once(model, images(32, 32, count=3).double())
+    assert int(model.layer1[0].bn1.num_batches_tracked) == 2  # pyright: ignore
+    assert int(model.layer0.bn1.num_batches_tracked) == 1  # pyright: ignore
+
+
+def kept_bytes(model: SENet, x: torch.Tensor) -> int:
+    """What a forward pass keeps for the backward pass: saved tensors, and the inputs that checkpoints hold."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def hold(block: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        keep(inputs[0])
+
+    handles = []
+    if model.grad_checkpointing:
+        blocks = [m for m in model.modules() if isinstance(m, SEResNeXtBottleneck)]
+        handles = [block.register_forward_pre_hook(hold) for block in blocks]
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(x).sum()
+    for handle in handles:
+        handle.remove()
+    del loss
+    return sum(size for pointer, size in storages.items() if pointer not in own)
+
+
+def test_checkpointing_keeps_less() -> None:
+    model = small()
+    x = images(64, 64, count=2).double()
+    everything = kept_bytes(model, x)
+    model.grad_checkpointing = True
+    assert kept_bytes(model, x) < 0.4 * everything
+
+
+def test_evaluation_and_no_grad_are_not_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seresnext.models.senet.checkpoint", None)
+    model = small()
+    model.grad_checkpointing = True
+    with torch.no_grad():
+        model(images(32, 32).expand(2, -1, -1, -1).double())
+    model.eval()(images(32, 32).double())
+    with pytest.raises(TypeError):
+        model.train()(images(32, 32, count=2).double())
+
+
+# ------------------------------------------------------------------------------------------------ frozen stages
+
+
+def test_frozen_stages_learn_nothing_and_their_statistics_stay() -> None:
+    model = small(drop_path_rate=0.2)
+    model.freeze(["layer0", "layer2"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.eval()
+    model.train()
+    train_once(model, images(32, 32, count=3).double())
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
+    changed = {name.partition(".")[0] for name, tensor in model.state_dict().items() if not before[name].equal(tensor)}
+    assert changed == {"layer1", "layer3", "layer4", "last_linear"}
+    with_gradient = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == changed
+
+
+def test_a_frozen_stage_computes_as_in_evaluation() -> None:
+    model = small()
+    model.freeze(["layer1"])
+    x = torch.randn(2, 64, 8, 8, dtype=torch.float64)
+    frozen = model.layer1(x)
+    assert torch.equal(frozen, model.eval().layer1(x))
+    assert not torch.allclose(frozen, small().layer1(x))  # The control: one that trains.
+
+
+def test_frozen_and_checkpointed_together() -> None:
+    plain, checkpointed = small(), small()
+    for model in (plain, checkpointed):
+        model.freeze(["layer0", "layer1"])
+    checkpointed.grad_checkpointing = True
+    x = images(32, 32, count=3).double()
+    (_, mine), (_, other) = train_once(plain, x), train_once(checkpointed, x)
+    assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True) if a is not None and b is not None)
+    assert [a is None for a in mine] == [b is None for b in other]

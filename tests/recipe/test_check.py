@@ -58,6 +58,22 @@ DISAGREEMENTS = {
         ["loss.target_threshold", "0.0001, and of the right one, 0.9"],
         "loss.label_smoothing=0",
     ),
+    "frozen noise": (["model.frozen=[layer0, layer1]"], ["model.frozen", "model.weights"], "model.weights=w.pth"),
+    "frozen drop path": (
+        ["model.frozen=[layer1, layer2, layer3, layer4]", "model.weights=w.pth", "model.drop_path_rate=0.1"],
+        ["model.drop_path_rate", "model.frozen"],
+        "model.frozen=[layer1]",
+    ),
+    "frozen checkpointing": (
+        ["model.frozen=[layer1, layer2, layer3, layer4]", "model.weights=w.pth", "runtime.grad_checkpointing=true"],
+        ["runtime.grad_checkpointing", "model.frozen"],
+        "model.frozen=[layer1]",
+    ),
+    "compiled checkpointing": (
+        ["runtime.grad_checkpointing=true", "runtime.compile=true"],
+        ["runtime.grad_checkpointing", "not compiled"],
+        "runtime.compile=auto",
+    ),
     "nothing mixed": (["mix.off_after=5ep"], ["mix.off_after", "nothing is mixed"], "mix.cutmix=1"),
     "one image to mix": (["mix.mixup=1", "batch.micro_size=1"], ["mix.mixup", "no other image"], "batch.micro_size=2"),
     "nesterov": (["optimizer.nesterov=true", "optimizer.momentum=0"], ["optimizer.nesterov"], "optimizer.momentum=0.5"),
