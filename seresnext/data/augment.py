@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -59,15 +58,6 @@ class TrainTransform:
             w = round(height * self.crop_ratio[1])
         return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
 
-    def __call__(self, image: Image.Image, draws: Draws, image_size: int | None = None) -> tuple[Tensor, bool]:
-        """The crop of an image, uint8 H W C, and whether the device has to mirror it.
-
-        `image_size` is for a batch whose size is not that of the transform.
-        """
-        crop = self.draw(*image.size, draws)
-        box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-        return resize(image.crop(box), image_size or self.image_size, self.interpolation), crop.flip
-
 
 @dataclass(frozen=True)
 class EvaluationTransform:
@@ -91,14 +81,3 @@ class EvaluationTransform:
         left, top = (round((side - self.image_size) / 2) for side in image.size)
         box = (left, top, left + self.image_size, top + self.image_size)
         return torch.from_numpy(np.array(image.crop(box)))
-
-
-def resize(image: Image.Image, size: int, interpolation: str) -> Tensor:
-    """Resize an RGB image to `size` x `size` with torch's antialiased kernel for uint8; uint8 H W C.
-
-    Within 2 levels of Pillow for bilinear and 10 for bicubic, and several times as fast.
-    """
-    # N first: added after the permutation, its stride would hide from torch that channels come last, and cost double.
-    pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-    resized = F.interpolate(pixels, (size, size), mode=interpolation, antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0)

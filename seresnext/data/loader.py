@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import signal
 import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,13 +18,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from seresnext.data.augment import EvaluationTransform, TrainTransform
+from seresnext.data.augment import Crop, EvaluationTransform, TrainTransform
+from seresnext.data.crops import Crops
 from seresnext.data.decode import decode
 from seresnext.data.erase import Erasing
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.policies import Retouch
 from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader
+from seresnext.data.regions import HAS_NVIMGCODEC
+from seresnext.data.resize import resize_into
+from seresnext.data.substitute import Substitution
+from seresnext.data.whereabouts import Whereabouts, note_batch, note_images
 from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import DataError, Failure
 from seresnext.randomness import rng_at
@@ -34,7 +42,8 @@ class Batch(NamedTuple):
 
     `images` are uint8 N C H W in channels-last memory, `labels` int64 N, `flips` bool N (the device mirrors these),
     `indices` int64 N. `step` and `replica` say whose micro-batch it is; for evaluation, `step` counts batches. `boxes`
-    are what the device erases: int64 N 4 of top, left, height, width in the mirrored image, or None.
+    are what the device erases: int64 N 4 of top, left, height, width in the mirrored image, or None. `substitutions`
+    tell of bad images, which others stand in for under their index and label.
     """
 
     images: Tensor
@@ -44,6 +53,7 @@ class Batch(NamedTuple):
     step: int
     replica: int
     boxes: Tensor | None = None
+    substitutions: tuple[Substitution, ...] = ()
 
 
 class BatchSource(Protocol):
@@ -51,9 +61,17 @@ class BatchSource(Protocol):
 
     def make(self, key: BatchKey) -> Batch: ...
 
+    def name(self, index: int) -> str:
+        """The name of an image, for messages."""
+        ...
+
 
 class TrainImages:
-    """Training batches: decoded, randomly cropped, each image by draws at its own address."""
+    """Training batches: decoded, randomly cropped, each image by draws at its own address.
+
+    With `substitutes`, another image of its class takes the place of one that cannot be used. `fast` says whether
+    nvimgcodec decodes.
+    """
 
     def __init__(
         self,
@@ -64,30 +82,47 @@ class TrainImages:
         max_pixels: int,
         retouch: Retouch | None = None,
         erasing: Erasing | None = None,
+        substitutes: bool = False,
+        fast: bool = HAS_NVIMGCODEC,
     ) -> None:
         self._reader = reader
         self._transform = transform
         self._seed = seed
-        self._max_pixels = max_pixels
+        self._crops = Crops(reader, seed=seed, max_pixels=max_pixels, substitutes=substitutes, fast=fast)
         self._retouch = retouch
         self._erasing = erasing
 
+    def name(self, index: int) -> str:
+        """The name of an image."""
+        return self._reader.name(index)
+
     def make(self, key: BatchKey) -> Batch:
         """The batch of a key. Raises DataError naming an image that cannot be used."""
-        images, flips, boxes = [], [], []
+        addresses = key.addresses()
+        flips = [False] * len(addresses)
+
+        def choose(position: int, width: int, height: int) -> Crop:
+            crop = self._transform.draw(width, height, rng_at(self._seed, "augment", *addresses[position]))
+            flips[position] = crop.flip
+            return crop
+
         size = key.image_size or self._transform.image_size
-        for address in key.addresses():
-            index = address[1]
-            image = decode(self._reader.read(index), self._reader.name(index), self._max_pixels)
-            pixels, flip = self._transform(image, rng_at(self._seed, "augment", *address), size)
+        images = _allocate(len(addresses), size)
+        substitutions = []
+        for position, pixels, substitution in self._crops.of(key, choose):
+            image = images[position]
+            resize_into(image, pixels, self._transform.interpolation)
             if self._retouch:
-                pixels, flip = self._retouch(pixels, flip, rng_at(self._seed, "retouch", *address)), False
-            if self._erasing:
-                boxes.append(self._erasing.draw(size, size, rng_at(self._seed, "erase", *address)))
-            images.append(pixels)
-            flips.append(flip)
-        batch = _collate(key, images, flips, self._reader.labels)
-        return batch._replace(boxes=torch.tensor(boxes)) if boxes else batch
+                draws = rng_at(self._seed, "retouch", *addresses[position])
+                image.copy_(self._retouch(image, flips[position], draws))
+                flips[position] = False
+            if substitution:
+                substitutions.append(substitution)
+        batch = _collate(key, images, flips, self._reader.labels)._replace(substitutions=tuple(substitutions))
+        if self._erasing is None:
+            return batch
+        boxes = [self._erasing.draw(size, size, rng_at(self._seed, "erase", *address)) for address in addresses]
+        return batch._replace(boxes=torch.tensor(boxes))
 
 
 class EvaluationImages:
@@ -98,18 +133,41 @@ class EvaluationImages:
         self._transform = transform
         self._max_pixels = max_pixels
 
+    def name(self, index: int) -> str:
+        """The name of an image."""
+        return self._reader.name(index)
+
     def make(self, key: BatchKey) -> Batch:
         """The batch of a key. Raises DataError naming an image that cannot be used."""
-        images = [
-            self._transform(decode(self._reader.read(index), self._reader.name(index), self._max_pixels))
-            for index in key.indices.tolist()
-        ]
+        images = _allocate(len(key.indices), self._transform.image_size)
+        for image, index in zip(images, key.indices.tolist(), strict=True):
+            note_images([index])
+            image.copy_(self._transform(decode(self._reader.read(index), self.name(index), self._max_pixels)))
         return _collate(key, images, [False] * len(images), self._reader.labels)
 
 
-def _collate(key: BatchKey, images: list[Tensor], flips: list[bool], labels: np.ndarray) -> Batch:
+def _allocate(count: int, size: int) -> Tensor:
+    """Memory for a batch, uint8 N size size 3. In a worker it is shared, so that it is not copied on its way."""
+    shape = (count, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    try:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    except (OSError, RuntimeError) as error:
+        raise _no_shared_memory(error) from None
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # pyright: ignore[reportArgumentType]
+
+
+def _no_shared_memory(error: Exception) -> DataError:
+    return DataError(
+        f"a loader worker has no shared memory for a batch ({error}); give the container more "
+        "(docker run --shm-size=16g), or lower data.workers or batch.micro_size"
+    )
+
+
+def _collate(key: BatchKey, images: Tensor, flips: list[bool], labels: np.ndarray) -> Batch:
     return Batch(
-        torch.stack(images).permute(0, 3, 1, 2),
+        images.permute(0, 3, 1, 2),
         torch.from_numpy(labels[key.indices]),
         torch.tensor(flips),
         torch.from_numpy(key.indices.copy()),
@@ -146,6 +204,7 @@ class _Keyed(Dataset[Batch | Failure]):
         self._source = source
 
     def __getitem__(self, key: BatchKey) -> Batch | Failure:
+        note_batch(key)
         try:
             batch = self._source.make(key)
         except Failure as failure:
@@ -157,11 +216,12 @@ class _Keyed(Dataset[Batch | Failure]):
             for tensor in filter(torch.is_tensor, batch):
                 tensor.share_memory_()
         except (OSError, RuntimeError) as error:
-            return DataError(
-                f"a loader worker has no shared memory for a batch ({error}); give the container more "
-                "(docker run --shm-size=16g), or lower data.workers or batch.micro_size"
-            )
+            return _no_shared_memory(error)
         return batch
+
+
+def _as_it_is(batch: Batch | Failure) -> Batch | Failure:
+    return batch
 
 
 @contextmanager
@@ -174,17 +234,19 @@ def open_batches(
     answer for `timeout` seconds. Workers end with the block.
     """
     awaited: deque[BatchKey] = deque()
+    whereabouts = Whereabouts(workers)
     with warnings.catch_warnings():
         # Torch counts the cores of this machine; the recipe's number is for the machine it was written for.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = DataLoader(
             _Keyed(source),
             batch_size=None,
+            collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
             sampler=_noted(keys, awaited),  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             pin_memory=pin_memory,
             timeout=timeout if workers else 0,
-            worker_init_fn=_begin_worker if workers else None,
+            worker_init_fn=partial(_begin_worker, whereabouts) if workers else None,
             # Forked workers share the reader's arrays and start at once; a fork server would import torch anew in each
             # and be sent 1.28 million names. They never touch CUDA, which does not survive a fork.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -202,7 +264,14 @@ def open_batches(
         # Not only from the iterator: torch raises a worker's death wherever the main thread is.
         if not _is_loss_of_worker(error):
             raise
-        raise DataError(_explain_loss(error, awaited)) from None
+        hangs = "timed out" in str(error)
+        if hangs:
+            images = whereabouts.images_for(awaited[0].step, awaited[0].replica) if awaited else []
+        else:
+            dead = [number for number, process in enumerate(processes) if not process.is_alive()]
+            images = [image for number in dead for image in whereabouts.images_of(number)]
+        in_hand = ", ".join(source.name(image) for image in images) or "none"
+        raise DataError(_explain_loss(error, awaited, in_hand)) from None
     finally:
         # The iterator's end is what ends its workers, and a frame of a traceback could keep it alive.
         if processes:
@@ -232,21 +301,25 @@ def _is_loss_of_worker(error: Exception) -> bool:
     return "in pin memory thread" in str(error)
 
 
-def _explain_loss(error: Exception, awaited: deque[BatchKey]) -> str:
+def _explain_loss(error: Exception, awaited: deque[BatchKey], in_hand: str) -> str:
     where = f"the batch of step {awaited[0].step}, replica {awaited[0].replica}" if awaited else "the end"
     if "timed out" in str(error):
         return (
-            f"no loader worker answered while {where} was awaited: {error} (runtime.loader_timeout). Is the disk or "
-            "the network file system that holds the images hanging?"
+            f"no loader worker answered while {where} was awaited: {error} (runtime.loader_timeout). Images that its "
+            f"worker has in hand: {in_hand}. Is the disk or the network file system that holds them hanging?"
         )
     return (
-        f"a loader worker died while {where} was awaited: {str(error).strip(' .')}. If it was killed for memory, lower "
-        "data.workers; a bus error means that /dev/shm is full: give the container more (docker run --shm-size=16g)"
+        f"a loader worker died while {where} was awaited: {str(error).strip(' .')}. Images that it had in hand: "
+        f"{in_hand}. If it was killed for memory, lower data.workers; a bus error means that /dev/shm is full: give "
+        "the container more (docker run --shm-size=16g)"
     )
 
 
-def _begin_worker(number: int) -> None:
+def _begin_worker(whereabouts: Whereabouts, number: int) -> None:
     """Signals meant for the trainer reach its workers too; it needs their batches until it has saved."""
     for name in _IGNORED_SIGNALS:
         signal.signal(name, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
+    whereabouts.enter(number)
+    # What was imported before the fork is no garbage: looking through it costs time, and touching it copies its pages.
+    gc.freeze()

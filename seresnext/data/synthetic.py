@@ -43,6 +43,10 @@ class SyntheticImages:
             256, (2 * pixels,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
         )
 
+    def name(self, index: int) -> str:
+        """`synthetic/7`."""
+        return self._reader.name(index)
+
     def make(self, key: BatchKey) -> Batch:
         """The batch of a key."""
         size = key.image_size or self._image_size

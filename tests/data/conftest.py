@@ -11,6 +11,7 @@ import torch
 
 from seresnext.data.loader import Batch
 from seresnext.data.order import BatchKey
+from seresnext.data.whereabouts import note_images
 
 _ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
 
@@ -31,7 +32,11 @@ class Numbers:
     def __init__(self, act: Callable[[BatchKey], object]) -> None:
         self._act = act
 
+    def name(self, index: int) -> str:
+        return f"number {index}"
+
     def make(self, key: BatchKey) -> Batch:
+        note_images(key.indices.tolist())
         self._act(key)
         indices = torch.from_numpy(key.indices.copy())
         images = (indices % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)

@@ -136,7 +136,7 @@ def test_a_batch_is_as_promised(reader: Reader):
             assert first.images.shape == (4, 3, 16, 16)
             assert first.images.is_contiguous(memory_format=torch.channels_last)
             assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
-            assert [first[4:], second[4:]] == [(1, 0, None), (1, 1, None)]
+            assert [first[4:], second[4:]] == [(1, 0, None, ()), (1, 1, None, ())]
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 25])

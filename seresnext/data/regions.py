@@ -1,0 +1,134 @@
+"""Parts of encoded images, decoded without the rest where that can be done exactly.
+
+nvimgcodec (the `fast` extra) skips what lies outside of a region and gives Pillow's pixels; the image that it could not
+do exactly goes to Pillow, and without the extra all do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from seresnext.data.augment import Crop
+from seresnext.data.decode import check_size, decode
+from seresnext.data.jpeg import read_frame
+from seresnext.errors import DataError
+
+HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") is not None and (
+    importlib.util.find_spec("nvidia.nvimgcodec") is not None
+)
+"""Whether the `fast` extra is installed."""
+
+# A region that starts at the left edge and is one pixel wide comes out of libjpeg-turbo without its neighbours' share
+# of the colours. Pieces this small cost Pillow nothing.
+_LEAST_SIDE = 16
+
+
+class Encoded(NamedTuple):
+    """The bytes of an image file, and its name for messages."""
+
+    data: bytes
+    name: str
+
+
+Choose = Callable[[int, int, int], Crop]
+"""The region of an image, given its number in the batch, its width and its height."""
+
+
+class RegionDecoder(Protocol):
+    """Decodes a region of each image: uint8 H W 3, or the error that says why not."""
+
+    def __call__(self, images: Sequence[Encoded], choose: Choose) -> list[np.ndarray | DataError]: ...
+
+
+def open_decoder(max_pixels: int, fast: bool = HAS_NVIMGCODEC) -> RegionDecoder:
+    """A decoder for this process; it must not be handed to a child. Larger images than `max_pixels` are refused."""
+    return _Nvimgcodec(max_pixels) if fast else _Pillow(max_pixels)
+
+
+class _Pillow:
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+
+    def __call__(self, images: Sequence[Encoded], choose: Choose) -> list[np.ndarray | DataError]:
+        return [self.one(image, number, choose) for number, image in enumerate(images)]
+
+    def one(self, image: Encoded, number: int, choose: Choose) -> np.ndarray | DataError:
+        try:
+            whole = decode(image.data, image.name, self._max_pixels)
+        except DataError as error:
+            return error
+        crop = choose(number, *whole.size)
+        # An array that may be written to: torch warns of any other.
+        return np.array(whole.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)))
+
+
+class _Nvimgcodec:
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._pillow = _Pillow(max_pixels)
+        with _silence():
+            nvimgcodec: Any = importlib.import_module("nvidia.nvimgcodec")
+            # Its defaults are not Pillow's: colours not interpolated, pictures turned as their EXIF says.
+            self._decoder = nvimgcodec.Decoder(
+                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+                backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
+                max_num_cpu_threads=1,
+                options=":fancy_upsampling=1",
+            )
+        self._module = nvimgcodec
+        self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False)
+
+    def __call__(self, images: Sequence[Encoded], choose: Choose) -> list[np.ndarray | DataError]:
+        results: list[np.ndarray | DataError | None] = [None] * len(images)
+        numbers, shapes, streams = [], [], []
+        for number, (data, name) in enumerate(images):
+            frame = read_frame(data)
+            if frame is None or not frame.is_plain:
+                continue
+            try:
+                check_size(frame.width, frame.height, name, self._max_pixels)
+            except DataError as error:
+                results[number] = error
+                continue
+            left, top, width, height, _ = choose(number, frame.width, frame.height)
+            if width < _LEAST_SIDE or height < _LEAST_SIDE:
+                continue
+            region = self._module.Region(top, left, top + height, left + width)
+            numbers.append(number)
+            shapes.append((height, width, 3))
+            streams.append(self._module.CodeStream(data).get_sub_code_stream(region=region))
+        decoded = self._decoder.decode(streams, params=self._params) if streams else []
+        for number, shape, pixels in zip(numbers, shapes, decoded, strict=True):
+            if pixels is not None and pixels.shape == shape:
+                results[number] = np.asarray(pixels)
+        # What was not decoded so far goes to Pillow, which knows how to say what is wrong with a damaged image.
+        return [
+            self._pillow.one(images[number], number, choose) if result is None else result
+            for number, result in enumerate(results)
+        ]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what is written to the terminal: nvimgcodec complains of decoders for GPUs that it does not find."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number, _ in kept:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)

@@ -1,0 +1,62 @@
+"""Images that cannot be used: another of the same class takes the place, is counted and told, up to a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from seresnext.errors import DataError
+from seresnext.randomness import rng_at
+
+# A class of which this many images in a row are bad is no class with a bad image.
+_MOST_TRIED = 20
+
+
+class Substitution(NamedTuple):
+    """An image that was replaced: its index, the message that names it and says why, the name of the other one."""
+
+    image: int
+    reason: str
+    replacement: str
+
+
+def candidates(labels: np.ndarray, seed: int, address: tuple[int, int, int]) -> Iterator[int]:
+    """The images that may replace the one at an address (epoch, image, copy), in the order in which to try them.
+
+    They are of its class and start at a place drawn for the address, so they are the same for any worker, rank and
+    resume; whether a candidate is good is a property of its file.
+    """
+    index = address[1]
+    members = np.flatnonzero(labels == labels[index])
+    start = rng_at(seed, "substitute", *address).integer(len(members))
+    for offset in range(min(len(members), _MOST_TRIED + 1)):
+        candidate = int(members[(start + offset) % len(members)])
+        if candidate != index:
+            yield candidate
+
+
+class Tally:
+    """Counts the images that a rank had to replace: `say` tells each once, and beyond `limit` of them the run stops."""
+
+    def __init__(self, limit: int, say: Callable[[str], None]) -> None:
+        self._limit = limit
+        self._say = say
+        self._seen: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def note(self, substitutions: Iterable[Substitution]) -> None:
+        """Note the substitutions of a batch. Raises DataError when they are too many."""
+        for image, reason, replacement in substitutions:
+            if image in self._seen:
+                continue
+            self._seen.add(image)
+            self._say(f"warning: {reason}; {replacement} takes its place ({len(self)} of at most {self._limit} so far)")
+            if len(self) > self._limit:
+                raise DataError(
+                    f"{len(self)} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "
+                    f"{reason}. Is the disk failing? Restore the images or raise the limit"
+                )
