@@ -123,12 +123,17 @@ def _reopen(path: Path, stamp: str) -> Index:
 
 
 def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
-    """Write an index file; it appears complete or not at all. Each column takes the smallest type that holds it."""
+    """Write an index file; it appears complete or not at all.
+
+    Each column takes the smallest type that holds it, but labels int64, as they are used.
+    """
     columns: dict[str, np.ndarray] = {}
     for name in _COLUMNS:
         column: np.ndarray = getattr(contents, name)
-        smallest = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
-        columns[name] = np.ascontiguousarray(column, smallest.newbyteorder("<"))
+        kind = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
+        if name == "label":
+            kind = np.dtype(np.int64)
+        columns[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
 
     def header(first: int) -> tuple[bytes, int]:
         table, place = [], first

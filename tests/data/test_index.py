@@ -80,7 +80,7 @@ def test_columns_are_as_narrow_as_they_can_be(tmp_path_factory: pytest.TempPathF
     index = Index.open(path)
     np.testing.assert_array_equal(index.offset, values)
     assert index.offset.dtype.itemsize == np.min_scalar_type(largest).itemsize
-    assert index.label.dtype == np.uint8
+    assert index.label.dtype == np.int64
 
 
 def test_arrays_are_views_of_the_file_and_cannot_be_written(tmp_path: Path):

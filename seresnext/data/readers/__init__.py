@@ -21,8 +21,10 @@ class Reader(Protocol):
     """
 
     classes: tuple[str, ...]
-    labels: np.ndarray
     fingerprint: str
+
+    @property
+    def labels(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 

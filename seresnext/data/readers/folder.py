@@ -26,14 +26,20 @@ class FolderReader:
     def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
         self._folder = _split_folder(root, split)
         self._index = open_or_build(
-            index_path(cache, "folder", root, split), lambda: _stamp(self._folder), lambda: _scan_split(self._folder)
+            index_path(cache, "folder", root, split),
+            lambda: folder_stamp(self._folder),
+            lambda: _scan_split(self._folder),
         )
         self.classes = self._index.classes
-        self.labels = self._index.label.astype(np.int64)
         self.fingerprint = self._index.fingerprint
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._index)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each image, int64 N; a part of the mapped index, which processes share."""
+        return self._index.label
 
     def name(self, index: int) -> str:
         """The path of an image below the root of the data."""
@@ -48,7 +54,7 @@ class FolderReader:
             raise DataError(f"{path} cannot be read: {error.strerror}; was the data changed during the run?") from None
 
 
-def _stamp(folder: Path) -> Stamp:
+def folder_stamp(folder: Path) -> Stamp:
     """Changes when a class folder comes, goes, or gets or loses a file: that sets its time."""
     classes, loose = _scan(folder)
     try:

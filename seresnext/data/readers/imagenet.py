@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,16 +62,20 @@ class ImagenetReader:
         self._files = FilesAtOffsets([self._path], facts[:1])
         index = open_or_build(
             index_path(cache, "imagenet", root, split),
-            lambda: self._stamp(is_official),
+            lambda: archives_stamp(self._paths, is_official),
             lambda: self._build(split, is_official),
         )
         self._index = index
         self.classes = index.classes
-        self.labels = index.label.astype(np.int64)
         self.fingerprint = index.fingerprint
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._index)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each image, int64 N; a part of the mapped index, which processes share."""
+        return self._index.label
 
     def name(self, index: int) -> str:
         """Where an image is: `ILSVRC2012_img_train.tar/n01440764.tar/n01440764_18.JPEG`."""
@@ -95,15 +99,6 @@ class ImagenetReader:
                 "moved during the run?"
             ) from None
 
-    def _stamp(self, official: bool) -> Stamp:
-        facts = [_size_and_time(path) for path in self._paths]
-        return stamp_of(
-            "imagenet",
-            official,
-            [(path.name, size) for path, (size, _) in zip(self._paths, facts, strict=True)],
-            times=[time for _, time in facts],
-        )
-
     def _build(self, split: str, official: bool) -> Contents:
         size = self._path.stat().st_size
 
@@ -123,6 +118,13 @@ class ImagenetReader:
         if not by_class:
             raise DataError(f"{self._path} holds no images")
         return _contents(by_class, self._path)
+
+
+def archives_stamp(paths: Sequence[Path], official: bool) -> Stamp:
+    """Changes with the size or time of an archive. Raises DataError naming one that is not there."""
+    facts = [_size_and_time(path) for path in paths]
+    sizes = [(path.name, size) for path, (size, _) in zip(paths, facts, strict=True)]
+    return stamp_of("imagenet", official, sizes, times=[time for _, time in facts])
 
 
 def is_imagenet(root: Path, split: str) -> bool:

@@ -1,0 +1,259 @@
+"""How the index of a large dataset behaves, by simulation: no image is needed.
+
+    python scripts/bench.py index --json FILE
+
+Indices of ImageNet-1k (archives and image folder) and of ImageNet-21k are written with made-up places and names, the
+archives themselves being files of the published size that consist of a hole. Everything that is timed is what training
+calls, in a process of its own that was forked as loader workers are, and with the index dropped from the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seresnext.data.imagenet_classes import imagenet_classes
+from seresnext.data.index import Contents, index_path, write_index
+from seresnext.data.order import Order
+from seresnext.data.readers import Reader, open_reader
+from seresnext.data.readers.folder import folder_stamp
+from seresnext.data.readers.imagenet import TRAIN, archives_stamp
+from seresnext.randomness import permutation_at
+
+MB = 1e6
+# What the project asks of the figures.
+TARGETS = {
+    "archives": {"open_ms": 100, "index_mb": 30, "worker_growth_mb": 10, "worker_private_mb": 10},
+    "folder": {"open_ms": 100, "index_mb": 64, "worker_growth_mb": 10, "worker_private_mb": 10},
+    "imagenet21k": {"worker_growth_mb": 10, "worker_private_mb": 10},
+    "order": {"cold_seconds": 1.0},
+}
+_GLOBAL_SIZE, _MICRO_SIZE = 1024, 128
+_MEAN_BYTES = 110_000  # Of an image of ImageNet.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench.py index`."""
+    parser.add_argument("--images", type=int, default=1_281_167, metavar="N", help="images of the two smaller indices")
+    parser.add_argument("--large", type=int, default=14_197_122, metavar="N", help="images of the largest one")
+    parser.add_argument("--samples", type=int, default=20_000, metavar="N", help="images that a worker reads")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything and print it beside what is asked for."""
+    samples: int = arguments.samples
+    with tempfile.TemporaryDirectory(prefix="seresnext-index-") as folder:
+        root = Path(folder)
+        found = {
+            "archives": _reader_figures(lambda: _write_archives(root / "a", arguments.images, 1000), samples),
+            "folder": _reader_figures(lambda: _write_folder(root / "f", arguments.images), samples),
+            "imagenet21k": _reader_figures(lambda: _write_archives(root / "l", arguments.large, 21_841), samples),
+            "order": {**_order_figures(arguments.images), "large": _order_figures(arguments.large)},
+            "build": _build_figures(root / "b", arguments.images),
+        }
+    misses = [
+        f"{part}.{name}: {found[part][name]:.3g}, and less than {limit} is asked for"
+        for part, limits in TARGETS.items()
+        for name, limit in limits.items()
+        if not found[part][name] < limit
+    ]
+    for part, figures in found.items():
+        for name, value in figures.items():
+            if not isinstance(value, dict):
+                limit = TARGETS.get(part, {}).get(name)
+                print(f"{part + '.' + name:34} {value:>14,.6g}{f'   (asked for: < {limit})' if limit else ''}")
+    print("missed: " + "; ".join(misses) if misses else "all that is asked for is met")
+    return {**found, "targets": TARGETS, "missed": misses, "images": arguments.images, "samples": samples}
+
+
+# ------------------------------------------------------------------------------------------------ made-up indices
+
+
+def _write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Path]:
+    """An archive that is a hole, and its index. Returns the root, the form of the data, and the index file."""
+    root.mkdir()
+    archive = root / TRAIN.name
+    with archive.open("wb") as file:
+        file.truncate(TRAIN.size)
+    rng = np.random.default_rng(0)
+    sizes = rng.gamma(4.0, _MEAN_BYTES / 4, images).astype(np.uint32)
+    contents = Contents(
+        classes=_class_names(classes),
+        fingerprint="0" * 64,
+        label=np.sort(rng.integers(0, classes, images)),
+        files=(TRAIN.name,),
+        file_id=np.zeros(images, np.uint8),
+        offset=rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images),
+        size=sizes,
+    )
+    path = index_path(root / "cache", "imagenet", root, "train")
+    write_index(path, contents, archives_stamp([archive], official=True).digest)
+    return root, "imagenet", path
+
+
+def _write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
+    """A thousand class folders without files, and an index that names the files they might hold."""
+    classes = _class_names(1000)
+    for name in classes:
+        (root / "train" / name).mkdir(parents=True)
+    labels = np.sort(np.random.default_rng(0).integers(0, 1000, images))
+    names = [f"{classes[label]}_{number % 100_000}.JPEG".encode() for number, label in enumerate(labels.tolist())]
+    contents = Contents(
+        classes=classes,
+        fingerprint="0" * 64,
+        label=labels,
+        name_ends=np.cumsum([len(name) for name in names]),
+        names=np.frombuffer(b"".join(names), np.uint8),
+    )
+    path = index_path(root / "cache", "folder", root, "train")
+    write_index(path, contents, folder_stamp(root / "train").digest)
+    return root, "folder", path
+
+
+def _class_names(count: int) -> tuple[str, ...]:
+    if count == 1000:
+        return tuple(row.wordnet_id for row in imagenet_classes())
+    return tuple(f"n{number:08}" for number in range(count))
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def _reader_figures(write: Callable[[], tuple[Path, str, Path]], samples: int) -> dict[str, float]:
+    root, form, path = write()
+    size = path.stat().st_size
+    _drop_from_page_cache(path)
+    figures = in_a_process(lambda: _open_and_read(root, form, samples))
+    path.unlink()
+    return {"index_mb": size / MB, **figures}
+
+
+def _open_and_read(root: Path, form: str, samples: int) -> dict[str, float]:
+    start = time.perf_counter()
+    reader = open_reader(root, "train", form, root / "cache")
+    opened = time.perf_counter() - start
+    order = permutation_at(0, "order", 0, count=len(reader))
+    use = reader.read if form == "imagenet" else reader.name
+    worker = in_a_process(lambda: _growth_of_worker(reader, use, order, samples))
+    return {"open_ms": 1e3 * opened, **worker}
+
+
+def _growth_of_worker(
+    reader: Reader, use: Callable[[int], object], order: np.ndarray, samples: int
+) -> dict[str, float]:
+    def read(first: int, last: int) -> None:
+        for index in order[first:last].tolist():
+            use(index)
+            int(reader.labels[index])
+
+    warm = min(1000, len(order) // 10)
+    read(0, warm)
+    before = memory()
+    start = time.perf_counter()
+    read(warm, warm + samples)
+    seconds = time.perf_counter() - start
+    after = memory()
+    return {
+        "worker_growth_mb": (after["RssAnon"] - before["RssAnon"]) / MB,
+        "worker_private_mb": (after["Private_Dirty"] - before["Private_Dirty"]) / MB,
+        "read_us": 1e6 * seconds / min(samples, len(order) - warm),
+    }
+
+
+def _order_figures(images: int) -> dict[str, float]:
+    """The longest wait for a step of a run of 100 epochs, each in an order that was just made."""
+    steps = images // _GLOBAL_SIZE * 100
+
+    def measure() -> dict[str, float]:
+        longest = 0.0
+        for step in (0, 1, steps // 2, steps - 1):
+            start = time.perf_counter()
+            Order(images, _GLOBAL_SIZE, _MICRO_SIZE, seed=step).micro_batch(step, 3)
+            longest = max(longest, time.perf_counter() - start)
+        return {"cold_seconds": longest}
+
+    return in_a_process(measure)
+
+
+def _build_figures(root: Path, images: int) -> dict[str, float]:
+    """Building: a small archive of the published form, its images of one byte, so that headers are all the work."""
+    per_class, classes = 1000, _class_names(1000)[:10]
+
+    def pack(names: list[tuple[str, bytes]]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for name, content in names:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return buffer.getvalue()
+
+    root.mkdir()
+    inner = [(f"{name}.tar", pack([(f"{name}_{n}.JPEG", b"0") for n in range(per_class)])) for name in classes]
+    (root / TRAIN.name).write_bytes(pack(inner))
+
+    def measure() -> dict[str, float]:
+        start = time.perf_counter()
+        count = len(open_reader(root, "train", "imagenet", root / "cache"))
+        rate = count / (time.perf_counter() - start)
+        return {"images_per_second": rate, "seconds_for_all_headers": images / rate}
+
+    return in_a_process(measure)
+
+
+def _drop_from_page_cache(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def memory() -> dict[str, int]:
+    """Bytes of this process in no file: `RssAnon`, and of those and others `Private_Dirty`, which no other one shares.
+
+    What a forked worker writes to, such as reference counts, was in its RssAnon before; only as private it is new.
+    """
+    found = {}
+    for file in ("status", "smaps_rollup"):
+        for line in (Path("/proc/self") / file).read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in ("RssAnon", "Private_Dirty"):
+                found[name] = int(value.split()[0]) * 1024
+    return found
+
+
+def in_a_process(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The figures that a forked process measures."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(measure()))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How the index of a large dataset behaves, by simulation.")
+    add_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    arguments = parser.parse_args()
+    figures = run(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
