@@ -12,7 +12,8 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
+from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
 
 # Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
@@ -93,7 +94,7 @@ def refuse_changes(
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises UsageError for a changed recipe and
     DataError for changed data, each with the differences.
     """
-    changes = diff(saved.recipe, values)
+    changes = diff(_with_newer_keys(saved.recipe), values)
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
     if refused:
         keys = ",".join(change.partition(":")[0] for change in refused)
@@ -111,6 +112,17 @@ def refuse_changes(
             "or say that this is meant: --allow-changed dataset"
         )
     return changes
+
+
+def _with_newer_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a saved recipe, with the default of each key that has come into recipes since.
+
+    Such a default stands for what a recipe without the key has always meant.
+    """
+    try:
+        return to_values(recipe_from_values(values, "the saved recipe"))
+    except RecipeError:
+        return values
 
 
 def _is_allowed(key: str, allowed: Collection[str]) -> bool:

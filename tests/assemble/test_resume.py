@@ -110,6 +110,23 @@ def test_a_changed_key_is_refused_with_old_and_new(tmp_path):
         refuse_changes(facts(3), values, DATASET, ["optimizer.l"], tmp_path)
 
 
+def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tmp_path):
+    old = facts(3)
+    for section, key in (("augment", "policy"), ("augment", "repeats"), ("data", "progressive")):
+        del old.recipe[section][key]
+    assert refuse_changes(old, load_recipe("digits").values, DATASET, [], tmp_path) == []
+    values = changed("augment.repeats", 2)
+    with pytest.raises(UsageError, match=r"augment\.repeats: 1 -> 2"):
+        refuse_changes(old, values, DATASET, [], tmp_path)
+
+
+def test_keys_that_no_recipe_has_any_more_are_shown(tmp_path):
+    old = facts(3)
+    old.recipe["optimizer"]["gone"] = 1
+    with pytest.raises(UsageError, match=r"optimizer\.gone: 1 -> \(absent\)"):
+        refuse_changes(old, load_recipe("digits").values, DATASET, [], tmp_path)
+
+
 @pytest.mark.parametrize("key", sorted(FREE_KEYS))
 def test_keys_that_no_number_depends_on_may_change(key, tmp_path):
     assert key in all_keys()

@@ -90,3 +90,22 @@ def test_the_compiled_model_is_the_eager_one_with_its_dropout(device):
     for one, other in zip(eager, fast, strict=True):  # and the rest is the same but for rounding.
         torch.testing.assert_close(one, other)
     assert not torch.equal(run(compiled, 6)[0] == 0, eager[0] == 0)
+
+
+class Pool(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) * x.shape[3]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of torch's own, in its compiler.
+def test_each_size_of_images_is_compiled_by_itself():
+    """Ten sizes, more than torch compiles unless told to; code for one size does not know which came before."""
+    if not resolve_compile(True, CPU)[0]:
+        pytest.skip("needs a C++ compiler")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = compile_forward(Pool())
+    for size in range(3, 13):
+        images = torch.randn(2, 3, size, size)
+        torch.testing.assert_close(compiled(images), Pool()(images))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 10
