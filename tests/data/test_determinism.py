@@ -34,19 +34,19 @@ TOTAL = 9  # Three epochs of three steps.
 RAMP = Ramp(min_size=16, max_size=48, start=1, end=6)
 
 
-class Pngs:
-    """A split of noise, held in memory."""
+class Noise:
+    """A split of noise, JPEGs and PNGs, held in memory."""
 
     def __init__(self) -> None:
         self.classes = ("even", "odd")
         self.labels = np.arange(IMAGES) % 2
-        self.fingerprint = "pngs"
+        self.fingerprint = "noise"
         self._files = []
         rng = np.random.default_rng(0)
         for number in range(IMAGES):
             buffer = io.BytesIO()
             noise = rng.integers(0, 256, (50 + number % 7, 60, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(buffer, "PNG", compress_level=1)
+            Image.fromarray(noise).save(buffer, "PNG" if number % 3 == 0 else "JPEG")
             self._files.append(buffer.getvalue())
 
     def __len__(self) -> int:
@@ -56,10 +56,10 @@ class Pngs:
         return self._files[index]
 
     def name(self, index: int) -> str:
-        return f"train/{index}.png"
+        return f"train/{index}"
 
 
-READER = Pngs()
+READER = Noise()
 
 
 def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
