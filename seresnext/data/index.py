@@ -38,6 +38,7 @@ _LINE_SECONDS = 30.0
 # A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
 _FINE_TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_100_000_000
+_LEFT_SECONDS = 3600
 
 _NONE = np.empty(0, np.uint8)
 
@@ -241,6 +242,7 @@ def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Co
             # A change in the same tick of the clock would leave no trace.
             time.sleep(_tick(before) / 1e9)
             before = stamp()
+        _sweep(path)
         contents = build()
         if stamp().digest != before.digest:
             raise DataError("the data changed while its index was built; start again when nothing writes to it")
@@ -257,6 +259,14 @@ def _current(path: Path, stamp: Stamp) -> Index | None:
     except NotAnIndex:
         return None
     return index if index.stamp == stamp.digest else None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a build that was killed left behind; one without locks may still be at work on a younger file."""
+    for left in path.parent.glob(f"{path.name}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                left.unlink()
 
 
 def _tick(stamp: Stamp) -> int:

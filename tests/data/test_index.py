@@ -224,6 +224,14 @@ def test_without_locks_it_is_built_all_the_same(tmp_path: Path, monkeypatch: pyt
     assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
 
 
+def test_what_a_killed_build_left_is_removed(tmp_path: Path):
+    for name, age in (("i.x.tmp", 7200), ("i.y.tmp", 0), ("j.x.tmp", 7200)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    open_or_build(tmp_path / "i", lambda: OLD, contents)
+    assert {path.name for path in tmp_path.glob("*.tmp")} == {"i.y.tmp", "j.x.tmp"}
+
+
 def test_data_that_changes_meanwhile_is_not_indexed(tmp_path: Path):
     stamps = iter([OLD, OLD, replace_digest("later")])
     with pytest.raises(DataError, match="changed while its index was built"):

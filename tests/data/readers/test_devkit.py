@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,13 @@ def test_the_generators_table_is_complete():
     rows = read_mat(meta_mat())["synsets"]
     leaves = {int(row["ILSVRC2012_ID"]): row["WNID"] for row in rows if row["num_children"] == 0}
     assert leaves == {number: name for name, number in ILSVRC_IDS.items()}
+
+
+def test_a_link_in_the_kit_is_refused_by_name(tmp_path: Path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        link = tarfile.TarInfo("data/ILSVRC2012_validation_ground_truth.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(DataError, match=r"member 'data/ILSVRC2012_validation_ground_truth.txt' is a symbolic link"):
+        read_validation_classes(kit(tmp_path, buffer.getvalue()))

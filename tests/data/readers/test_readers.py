@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader
+from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader, recognise_form
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.errors import DataError
 
@@ -33,6 +33,24 @@ def test_a_model_with_another_number_of_classes_is_told_the_right_one(tmp_path: 
     with pytest.raises(DataError, match=r"has 2 class folders, the recipe says 1000; set model.num_classes=2 or point"):
         check_classes(train, 1000, str(tmp_path))
     check_classes(train, 2, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("form", "there", "recognised"),
+    [
+        ("folder", ["val/a/1.jpg"], "folder"),
+        ("folder", ["ILSVRC2012_img_val.tar"], "imagenet"),
+        ("folder", ["ILSVRC2012_img_val.tar", "val/a/1.jpg"], "folder"),
+        ("imagenet", ["val/a/1.jpg"], "folder"),
+        ("imagenet", ["ILSVRC2012_img_val.tar"], "imagenet"),
+        ("imagenet", [], "imagenet"),
+    ],
+)
+def test_a_form_that_was_not_named_is_recognised(tmp_path: Path, form: str, there: list[str], recognised: str):
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert recognise_form(tmp_path, "val", form) == recognised
 
 
 def test_every_reader_is_one(tmp_path: Path):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
+import subprocess
 import tarfile
 import threading
 from pathlib import Path
@@ -110,6 +112,44 @@ def test_comments_for_all_members_are_passed_over():
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers) as archive:
         archive.addfile(tarfile.TarInfo("a"))
     assert [m.name for m in listing(buffer.getvalue())] == ["a"]
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs the program tar")
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax", "ustar", "v7"])
+def test_archives_of_the_program_tar_are_read(tmp_path: Path, form: str):
+    names = [
+        "n01440764_10026.JPEG",
+        "\u00e4.JPEG",
+        "x" * 90,
+        *(["y" * 180] if form in ("gnu", "oldgnu", "pax") else []),
+    ]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes([number]) * (511 + number))
+    subprocess.run(["tar", f"--format={form}", "-cf", tmp_path / "x.tar", *names], cwd=tmp_path, check=True)
+    content = (tmp_path / "x.tar").read_bytes()
+    found = listing(content)
+    assert [(m.name, content[m.offset : m.offset + m.size]) for m in found] == [
+        (name, bytes([number]) * (511 + number)) for number, name in enumerate(names)
+    ]
+    (tmp_path / "link").symlink_to(names[0])
+    (tmp_path / "twin").hardlink_to(tmp_path / names[0])
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in [("link", "symbolic link"), ("twin", "hard link"), ("pipe", "FIFO")]:
+        if form == "v7" and name == "pipe":
+            continue
+        argv = ["tar", f"--format={form}", "-cf", tmp_path / "x.tar", names[0], name]
+        subprocess.run(argv, cwd=tmp_path, check=True)
+        assert f"member '{name}' is a {words}" in refusal((tmp_path / "x.tar").read_bytes())
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs the program tar")
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_sparse_files_of_the_program_tar_are_refused(tmp_path: Path, form: str):
+    with (tmp_path / "holes").open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"end")
+    subprocess.run(["tar", f"--format={form}", "--sparse", "-cf", "x.tar", "holes"], cwd=tmp_path, check=True)
+    assert "is a sparse file" in refusal((tmp_path / "x.tar").read_bytes())
 
 
 # ------------------------------------------------------------------------------------------------ hostile archives
