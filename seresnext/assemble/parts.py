@@ -154,8 +154,9 @@ def device_batches(
     training: bool = False,
 ) -> Iterator[Iterator[DeviceBatch]]:
     """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers from a reader.
+    tally: Tally | None = None,
 
-    Only those of training are erased, and compiled where the recipe says so.
+    Only those of training are erased, and compiled where the recipe says so. `tally` counts images that were replaced.
     """
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
@@ -164,7 +165,7 @@ def device_batches(
         open_batches(source, keys, workers=data.workers, timeout=runtime.loader_timeout, pin_memory=on_gpu) as batches,
     ):
         yield prefetch(
-            batches,
+            tally.watch(batches) if tally else batches,
             device=world.device,
             dtype=precision.weights,
             mean=data.mean,
@@ -216,6 +217,7 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
         global_size=recipe.batch.global_size,
     )
 
+        patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
 
 def build_schedule(recipe: Recipe, plan: Plan) -> Schedule:
     """The learning rate of a recipe as a function of the step."""

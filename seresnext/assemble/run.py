@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -73,6 +74,10 @@ class Run:
 
     @property
     def dataset(self) -> dict[str, Any]:
+    def _say_elsewhere(self, text: str) -> None:
+        """For what only this rank knows: the console is rank 0's."""
+        print(f"rank {self._world.rank}: {text}", file=sys.stderr, flush=True)
+
         """What a checkpoint says of the data it was trained on."""
         return {
             "classes": list(self.train.classes),
@@ -96,7 +101,14 @@ class Run:
 
     def is_complete(self, progress: Progress) -> bool:
         """Whether nothing is left to do."""
-        return progress.step == progress.evaluated == self.plan.total
+        return self.plan.is_complete(progress)
+
+    def early_end(self, progress: Progress) -> str | None:
+        """Why a run that is complete ended before its length, or None."""
+        early_stop = self.recipe.early_stop
+        if early_stop is None or progress.step == self.plan.total or not self.plan.has_stalled(progress):
+            return None
+        return f"validation has not improved for {early_stop.patience} (early_stop.patience)"
 
     def trainer(self, folder: RunFolder | None, saved: Saved | None, stop: StopRequest) -> Trainer:
         """The trainer, at its start or where `saved` left it. Without a folder nothing is written.
@@ -127,7 +139,11 @@ class Run:
             progress=progress,
             step=step,
             schedule=parts.build_schedule(recipe, self.plan),
-            train=TrainData(lambda start: self._train_batches(step.own_replicas, start), self._names),
+            train=TrainData(
+                lambda start: self._train_batches(step.own_replicas, start, self.plan.total),
+                self._names,
+                (lambda: self._calibration_batches(step.own_replicas)) if recipe.evaluation.recalibrate else None,
+            ),
             validation=ValidationData(self._validation_batches, math.ceil(len(self.val) / self._evaluation_size)),
             models=models,
             chosen=recipe.evaluation.weights,
@@ -173,11 +189,19 @@ class Run:
         restore(saved.tensors, live, str(saved.path))
         load_scaler_state(step.scaler, live["scaler"])
 
-    def _train_batches(self, replicas: range, start: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
+    def _train_batches(self, replicas: range, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
         source = parts.train_source(self.recipe, self.train)
         ramp = parts.build_ramp(self.recipe, self.plan)
-        keys = train_keys(self.order, replicas, start, self.plan.total, ramp)
-        return parts.device_batches(source, self.train, keys, self.recipe, self.precision, self._world, training=True)
+        keys = train_keys(self.order, replicas, start, end, ramp)
+        return parts.device_batches(
+            source, self.train, keys, self.recipe, self.precision, self._world, training=True, tally=self._tally
+        )
+
+    def _calibration_batches(self, replicas: range) -> AbstractContextManager[Iterator[DeviceBatch]]:
+        """The training images that would come next, not mixed."""
+        assert self.recipe.evaluation.recalibrate
+        steps = math.ceil(self.recipe.evaluation.recalibrate.images / self.plan.global_size)
+        return self._train_batches(replicas, self.plan.total, self.plan.total + steps)
 
     def _validation_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
         source = parts.validation_source(self.recipe, self.val)

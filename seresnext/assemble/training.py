@@ -47,8 +47,10 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
         trainer = run.trainer(folder, saved, stop)
         progress = trainer.progress
         if run.is_complete(progress):
-            folder.write_status("finished", progress.step)
-            console.line(f"{output} is finished: {progress.step} steps, {_best(progress.best)}; nothing to do")
+            early = run.early_end(progress)
+            folder.write_status("finished", progress.step, early)
+            why = f" ({early})" if early else ""
+            console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress.best)}; nothing to do")
             return
         if saved and world.is_first:
             make_newest(saved, folder.checkpoints)
@@ -59,7 +61,10 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
             console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
         with _status(folder, world, lambda: trainer.progress.step):
             if trainer.fit():
-                folder.write_status("finished", progress.step)
+                early = run.early_end(progress)
+                folder.write_status("finished", progress.step, early)
+                if early:
+                    console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
                 console.line(f"finished: {_best(progress.best)}; the run is in {output}")
             else:
                 folder.write_status("preempted", progress.step, f"stopped by {stop.signal or 'another rank'}")

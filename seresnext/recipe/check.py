@@ -36,6 +36,8 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _frozen,
         _grad_checkpointing,
         _evaluation,
+        _recalibrate,
+        _early_stop,
     )
     return [problem for check in checks for problem in check(recipe)]
 
@@ -383,4 +385,40 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
             "evaluation.weights",
             "is ema, but ema is null, so there is no average; write auto or model, or give the ema section",
             ("ema",),
+        )
+
+
+def _recalibrate(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.evaluation.recalibrate is None:
+        return
+    if recipe.early_stop is not None:
+        yield Problem(
+            "evaluation.recalibrate",
+            "comes before the last validation, and with early_stop none is known to be the last before it is done; "
+            "set one of the two to null",
+            ("early_stop",),
+        )
+    if _all_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
+        yield Problem(
+            "evaluation.recalibrate",
+            "has no effect where all stages are in model.frozen and keep their statistics; set it to null",
+            ("model.frozen",),
+        )
+
+
+def _early_stop(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.early_stop is None:
+        return
+    patience, every = recipe.early_stop.patience, recipe.evaluation.every
+    if _longer(every, patience):
+        yield Problem(
+            "early_stop.patience",
+            f"must not be shorter than evaluation.every, {every}, found {patience}",
+            ("evaluation.every",),
+        )
+    if patience == recipe.length or _longer(patience, recipe.length):
+        yield Problem(
+            "early_stop.patience",
+            f"has no effect unless shorter than length, {recipe.length}, found {patience}",
+            ("length",),
         )

@@ -156,7 +156,8 @@ class DataSection(Section):
         default=224, ge=16, le=4096, description="Side of the square image the network sees, in pixels."
     )
     progressive: ProgressiveSection | None = Field(
-        default=None, description="Smaller training images at first, or null for `image_size` throughout."
+        default=None,
+        description="Smaller training images at first (each size is compiled anew); null: `image_size` throughout.",
     )
     workers: int = Field(
         default=8, ge=0, le=256, description="Loader processes per rank; 0 loads in the training process."
@@ -305,6 +306,14 @@ class EvaluationSection(Section):
     batch_size: int | None = Field(
         default=None, ge=1, description="Images of one forward pass on one rank; null: micro_size."
     )
+class RecalibrateSection(Section):
+    """After the last step, BatchNorm statistics of the final weights are measured over training images."""
+
+    images: int = Field(
+        default=50_000, ge=1, description="Over how many, rounded up to global batches: augmented and not mixed."
+    )
+
+
     crop_pct: Number = Field(
         default=0.875, gt=0, le=1, description="Side of the centre crop by the resized shorter side."
     )
@@ -319,6 +328,17 @@ class CheckpointSection(Section):
 
     every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to save.")
     keep: int = Field(
+    recalibrate: RecalibrateSection | None = Field(
+        default=None, description="BatchNorm statistics measured anew before the last validation; null: as trained."
+    )
+
+
+class EarlyStopSection(Section):
+    """The end of a run that does not get better."""
+
+    patience: PositiveDuration = Field(
+        default=Duration(10, "ep"), description="Training ends when a validation finds the best one this old."
+    )
         default=3, ge=1, description="How many of the newest checkpoints stay; `last` and `best` always do."
     )
     on_failure: Literal["stop", "continue"] = Field(default="stop", description="What a failed save does to the run.")
@@ -370,3 +390,6 @@ class Recipe(Section):
     checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is saved when.")
     logging: LoggingSection = Field(default=LoggingSection(), description="What is written down when.")
     runtime: RuntimeSection = Field(default=RuntimeSection(), description="How the machine is used.")
+    early_stop: EarlyStopSection | None = Field(
+        default=None, description="End before `length` when validation stalls; null: never."
+    )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import TrainingStopped
-from seresnext.evaluation import evaluate
+from seresnext.evaluation import evaluate, recalibrate
 from seresnext.metrics.speed import EtaClock, SpeedMeter
 from seresnext.runtime import Precision
 from seresnext.training.journal import Journal
@@ -30,7 +30,10 @@ _NAMED_SAMPLES = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """How long everything is, in optimizer steps. `global_size` is the images of one step."""
+    """How long everything is, in optimizer steps. `global_size` is the images of one step.
+
+    `patience` is how old the best validation may grow before training ends (None: as it likes).
+    """
 
     total: int
     steps_per_epoch: int
@@ -38,6 +41,7 @@ class Plan:
     evaluate_every: int
     save_every: int
     global_size: int
+    patience: int | None = None
 
     @property
     def evaluations(self) -> int:
@@ -47,6 +51,19 @@ class Plan:
     def is_due(self, every: int, step: int) -> bool:
         """Whether something done every so many steps is due after `step` completed steps; at the end it always is."""
         return step % every == 0 or step == self.total
+
+    def has_stalled(self, progress: Progress) -> bool:
+        """Whether the last validation found the best one too old."""
+        return (
+            self.patience is not None
+            and progress.best is not None
+            and progress.evaluated - progress.best["step"] >= self.patience
+        )
+
+    def is_complete(self, progress: Progress) -> bool:
+        """Whether nothing is left to do: the end, whichever, is reached and validated."""
+        at_end = progress.step == self.total or self.has_stalled(progress)
+        return at_end and progress.step == progress.evaluated
 
 
 @dataclass
@@ -74,10 +91,14 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The training stream: batches from a step on, and the names of the samples of (step, replica) for messages."""
+    """The training stream: batches from a step on, and the names of the samples of (step, replica) for messages.
+
+    `calibration` are the batches that BatchNorm is recalibrated with after the last step, None for no recalibration.
+    """
 
     batches: Callable[[int], AbstractContextManager[Iterator[DeviceBatch]]]
     names: Callable[[int, int], list[str]]
+    calibration: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,7 @@ class Trainer:
         self._eta = EtaClock(plan.total)
 
     def fit(self) -> bool:
-        """Train to the end of the plan, or until asked to stop. Returns whether the end was reached.
+        """Train to the end of the plan, which may come early, or until asked to stop. Returns whether it was reached.
 
         Raises TrainingStopped when the loss or the gradient is not finite.
         """
@@ -142,7 +163,7 @@ class Trainer:
             self._evaluate_if_due()  # A run that was stopped during validation has that still to do.
             if self._is_new_best():
                 self._save()  # Now, while the weights are those that were validated.
-            while progress.step < plan.total and not self._stopping:
+            while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
                 self._take_step(batches)
                 if plan.is_due(plan.log_every, progress.step):
                     self._log()
@@ -222,6 +243,9 @@ class Trainer:
         self._read()
         results = {}
         with self._speed.paused():
+            if progress.step == self._plan.total and not self._recalibrate():
+                self._stopping = True
+                return
             num_batches = self._validation.num_batches
             rounds = math.ceil(num_batches / self._world.size)
             for weights, model in self._models.items():
@@ -235,7 +259,7 @@ class Trainer:
                         num_batches=num_batches,
                         world=self._world,
                         precision=self._precision,
-                        stop_requested=lambda: self._stop.requested or self._stopping,
+                        stop_requested=self._stop_requested,
                         on_round=advance,
                     )
                 if results[weights] is None:
@@ -249,6 +273,30 @@ class Trainer:
         if progress.best is None or results[self._chosen].top1 > progress.best["top1"]:
             chosen = results[self._chosen]
             progress.best = {"step": progress.step, "top1": chosen.top1, "top5": chosen.top5, "weights": self._chosen}
+
+    def _recalibrate(self) -> bool:
+        """Before the last validation measure the statistics of all candidates anew, if the recipe wants it.
+
+        The result does not depend on the old statistics, so a run that is stopped here does it again. Returns False
+        when it was stopped.
+        """
+        if self._train.calibration is None:
+            return True
+        for model in self._models.values():
+            with self._train.calibration() as batches:
+                done = recalibrate(
+                    model,
+                    batches,
+                    world=self._world,
+                    precision=self._precision,
+                    stop_requested=self._stop_requested,
+                )
+                if not done:
+                    return False
+        return True
+
+    def _stop_requested(self) -> bool:
+        return self._stop.requested or self._stopping
 
     def _is_new_best(self) -> bool:
         return self.progress.best != self._saved.best

@@ -74,6 +74,30 @@ DISAGREEMENTS = {
         ["runtime.grad_checkpointing", "not compiled"],
         "runtime.compile=auto",
     ),
+    "recalibrated and stopped early": (
+        ["evaluation.recalibrate={images: 5000}", "early_stop={patience: 5ep}"],
+        ["evaluation.recalibrate", "early_stop"],
+        "early_stop=null",
+    ),
+    "recalibrated and frozen": (
+        [
+            "evaluation.recalibrate={images: 5000}",
+            "model.frozen=[layer0, layer1, layer2, layer3, layer4]",
+            "model.weights=w.pth",
+        ],
+        ["evaluation.recalibrate", "model.frozen"],
+        "model.frozen=[layer0]",
+    ),
+    "impatient": (
+        ["early_stop={patience: 1ep}", "evaluation.every=2ep"],
+        ["early_stop.patience", "evaluation.every, 2ep"],
+        "early_stop.patience=2ep",
+    ),
+    "patient to the end": (
+        ["early_stop={patience: 100ep}"],
+        ["early_stop.patience", "length, 100ep"],
+        "early_stop.patience=99ep",
+    ),
     "nothing mixed": (["mix.off_after=5ep"], ["mix.off_after", "nothing is mixed"], "mix.cutmix=1"),
     "one image to mix": (["mix.mixup=1", "batch.micro_size=1"], ["mix.mixup", "no other image"], "batch.micro_size=2"),
     "nesterov": (["optimizer.nesterov=true", "optimizer.momentum=0"], ["optimizer.nesterov"], "optimizer.momentum=0.5"),

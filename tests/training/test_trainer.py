@@ -18,6 +18,7 @@ from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import TrainingStopped
 from seresnext.runtime import PRECISIONS
+from seresnext.training import trainer as trainer_module
 from seresnext.training.schedule import Schedule
 from seresnext.training.step import Report
 from seresnext.training.trainer import Plan, Progress, TrainData, Trainer, ValidationData
@@ -110,6 +111,8 @@ class Run:
         stop=None,
         weights=("model",),
         chosen="model",
+        patience=None,
+        calibrated=False,
     ):
         self.log = []
         self.saver, self.journal = Saver(self.log), Journal(self.log)
@@ -120,12 +123,14 @@ class Run:
         self.stop = stop or SimpleNamespace(requested=False)
         self.trainer = Trainer(
             world=World(),
-            plan=Plan(total, 4, log_every, evaluate_every, save_every, global_size=6),
+            plan=Plan(total, 4, log_every, evaluate_every, save_every, global_size=6, patience=patience),
             progress=self.progress,
             step=Steps(self.log, loss_of, grad_norm_of, stops_at, scaled),
             schedule=Schedule("step", peak=1.0, total=total, every=1, factor=0.5),
             train=TrainData(
-                self._train_batches, lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)]
+                self._train_batches,
+                lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)],
+                self._calibration if calibrated else None,
             ),
             validation=ValidationData(self._validation_batches, num_batches=2),
             models=self.models,
@@ -140,6 +145,11 @@ class Run:
     def _train_batches(self, step):
         self.starts.append(step)
         yield iter(range(step, 1000))
+
+    @contextmanager
+    def _calibration(self):
+        self.log.append(("calibrate", self.progress.step))
+        yield iter([])
 
     @contextmanager
     def _validation_batches(self):
@@ -432,3 +442,63 @@ def test_a_rehearsal_of_a_run_of_one_step():
 def test_a_rehearsal_also_finds_what_is_not_finite():
     with pytest.raises(TrainingStopped, match=re.escape("in step 1, micro-batch 1")):
         Run(loss_of=lambda step: (math.nan, math.nan)).trainer.rehearse()
+
+
+# ------------------------------------------------------------------------------------------------ early stop
+
+
+def test_it_ends_when_the_best_is_too_old():
+    run = Run(total=20, evaluate_every=2, patience=4, right=lambda step: {2: 3, 4: 5}.get(step, 4))
+    assert run.fit() is True
+    assert run.progress.step == run.progress.evaluated == 8
+    assert run.progress.best["step"] == 4
+    assert run.saver.saved[-1]["step"] == 8
+
+
+def test_it_goes_on_while_it_gets_better_or_without_patience():
+    for patience, right in ((None, lambda step: 1), (4, lambda step: step // 4)):
+        run = Run(total=20, evaluate_every=2, patience=patience, right=right)
+        run.fit()
+        assert run.progress.step == 20
+
+
+def test_a_run_that_ended_early_is_complete_and_one_before_is_not():
+    plan = Plan(20, 4, 1, 2, 2, 6, patience=4)
+    best = {"step": 4, "top1": 1.0}
+    assert plan.is_complete(Progress(step=8, evaluated=8, best=best))
+    assert not plan.is_complete(Progress(step=6, evaluated=6, best=best))
+    assert not plan.is_complete(Progress(step=8, evaluated=6, best=best))
+    assert not plan.is_complete(Progress(step=2, evaluated=2, best=None))
+
+
+def test_interrupted_before_its_early_end_it_ends_at_the_same_step():
+    options = {"total": 20, "evaluate_every": 2, "patience": 4, "right": lambda step: {2: 3, 4: 5}.get(step, 4)}
+    first = Run(**options, stops_at=5)
+    assert first.fit() is False
+    second = Run(**options, progress=Progress(**first.saver.saved[-1]))
+    assert second.fit() is True
+    assert second.progress.step == 8
+
+
+# ------------------------------------------------------------------------------------------------ recalibration
+
+
+def test_statistics_are_measured_once_before_the_last_validation(monkeypatch):
+    monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: not options["stop_requested"]())
+    run = Run(calibrated=True, weights=("model", "ema"))
+    assert run.fit() is True
+    assert run.what("calibrate", "evaluate", "save") == [
+        ("evaluate", 4), ("evaluate", 4), ("save", 4),
+        ("calibrate", 8), ("calibrate", 8), ("evaluate", 8), ("evaluate", 8), ("save", 8),
+    ]  # fmt: skip
+
+
+def test_a_stop_while_they_are_measured_leaves_the_validation_to_be_done(monkeypatch):
+    monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: False)
+    run = Run(calibrated=True)
+    assert run.fit() is False
+    assert (run.progress.step, run.progress.evaluated) == (8, 4)
+    monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: True)
+    again = Run(calibrated=True, progress=Progress(**run.saver.saved[-1]))
+    assert again.fit() is True
+    assert again.what("calibrate", "evaluate") == [("calibrate", 8), ("evaluate", 8)]
