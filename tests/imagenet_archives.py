@@ -41,7 +41,7 @@ def train_archive(classes: Sequence[str] = CLASSES, per_class: int = 5) -> bytes
     """The training archive; classes and images are in the order given, which is not that of their names."""
     return tar(
         [
-            (f"{name}.tar", tar([(f"{name}_{17 * n % 101}.JPEG", jpeg(label, n)) for n in range(per_class)]))
+            (f"{name}.tar", tar([(f"{name}_{17 * n % 100_003}.JPEG", jpeg(label, n)) for n in range(per_class)]))
             for label, name in enumerate(classes)
         ]
     )

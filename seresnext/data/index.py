@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -300,7 +301,15 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
     start = told = time.monotonic()
     done = 0
     with _Tqdm(
-        desc=label, total=total, unit=unit, unit_scale=True, delay=_QUIET_SECONDS, leave=False, disable=not on_terminal
+        desc=label,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        # Asked of tqdm, a terminal that says it is 0 wide would get an empty bar.
+        ncols=shutil.get_terminal_size().columns,
+        delay=_QUIET_SECONDS,
+        leave=False,
+        disable=not on_terminal,
     ) as bar:
 
         def advance(count: int) -> None:
