@@ -297,7 +297,7 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
 
     Yields what is to be called with the count done since the last call.
     """
-    on_terminal = sys.stderr.isatty()
+    on_terminal, size = sys.stderr.isatty(), shutil.get_terminal_size()
     start = told = time.monotonic()
     done = 0
     with _Tqdm(
@@ -305,8 +305,9 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
         total=total,
         unit=unit,
         unit_scale=True,
-        # Asked of tqdm, a terminal that says it is 0 wide would get an empty bar.
-        ncols=shutil.get_terminal_size().columns,
+        # tqdm would draw nothing on a terminal that says it is 0 by 0, as some in containers do.
+        ncols=size.columns,
+        nrows=size.lines,
         delay=_QUIET_SECONDS,
         leave=False,
         disable=not on_terminal,

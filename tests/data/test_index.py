@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import pty
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -335,12 +337,17 @@ def test_a_long_build_tells_now_and_then(capsys: pytest.CaptureFixture[str], mon
     assert capsys.readouterr().err.splitlines() == [f"index of train: {n} %" for n in (4, 35, 66, 97)]
 
 
-def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(module, "_QUIET_SECONDS", 0.0)
-    with progress("index of train", 4) as advance:
-        advance(4)
-    assert "index of train" in capsys.readouterr().err
+def test_a_terminal_gets_a_bar_though_it_says_it_is_0_by_0():
+    """What a new pseudo terminal says until someone sets its size."""
+    seen, terminal = pty.openpty()
+    code = "import time; from seresnext.data import index; index._QUIET_SECONDS = 0.0\n"
+    code += "with index.progress('index of train', 4) as advance: time.sleep(0.2); advance(4)"
+    subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True, timeout=60)
+    os.close(terminal)
+    shown = os.read(seen, 10_000).decode()
+    os.close(seen)
+    assert "index of train" in shown
+    assert "4.00/4.00" in shown
 
 
 def test_contents_can_be_partly_empty(tmp_path: Path):
