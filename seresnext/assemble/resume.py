@@ -33,6 +33,9 @@ FREE_KEYS = frozenset(
 
 
 @dataclass(frozen=True)
+# In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
+AVERAGED = "averaged"
+
 class Saved:
     """A checkpoint that was read and verified."""
 
@@ -54,6 +57,11 @@ def find_saved(folder: Path, resume: str, world: World, say: Callable[[str], Non
     tensors, metadata = world.together(lambda: store.read(path))
     digests = world.gather(metadata["digest"])
     if len(set(digests)) > 1:
+    if AVERAGED in metadata:
+        raise CheckpointError(
+            f"{path} is an average of checkpoints, weights alone: a run cannot go on from it; to start a new one from "
+            f"these weights, set model.weights={path}"
+        )
         raise CheckpointError(f"{path} is not the same file on every rank; is the run folder on a shared file system?")
     return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))))
 

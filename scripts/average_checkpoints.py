@@ -1,0 +1,108 @@
+"""Average the weights of checkpoints of one recipe into a file of weights, often a little better than each of them.
+
+    python scripts/average_checkpoints.py CHECKPOINT CHECKPOINT... --output FILE [--weights auto|model|ema]
+
+Sums are in float64; counters are those of the newest. FILE is a checkpoint of weights alone, for `validate.py`,
+`scripts/predict.py` and `model.weights`; a run cannot go on from it. `auto` takes the weights that chose the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seresnext.assemble.resume import AVERAGED, FREE_KEYS
+from seresnext.checkpoint import digested, store
+from seresnext.checkpoint.contents import Facts, part
+from seresnext.errors import CheckpointError, Failure, UsageError
+from seresnext.recipe.show import diff, recipe_hash
+
+
+def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Facts]:
+    """The weights of a checkpoint, which they are, and its facts. Raises CheckpointError or UsageError."""
+    tensors, metadata = store.read(path)
+    facts = Facts.from_metadata(metadata, str(path))
+    chosen = facts.recipe["evaluation"]["weights"] if weights == "auto" else weights
+    found = part(tensors, chosen)
+    if not found:
+        raise UsageError(f"--weights {chosen}: {path} has no such weights; the run had no average (ema)")
+    return found, chosen, facts
+
+
+def refuse_others(first: Facts, other: Facts, source: Path, against: Path) -> None:
+    """Raise CheckpointError unless both come from one recipe and one set of classes."""
+    changes = [line for line in diff(first.recipe, other.recipe) if line.partition(":")[0] not in FREE_KEYS]
+    if first.dataset["classes"] != other.dataset["classes"]:
+        changes.append("the classes are others")
+    if changes:
+        listing = "\n  ".join(changes)
+        raise CheckpointError(f"{source} cannot be averaged with {against}, its recipe is another:\n  {listing}")
+
+
+def average(paths: Sequence[Path], weights: str) -> tuple[dict[str, Tensor], Facts]:
+    """The mean weights of all checkpoints, and the facts of the newest, for a file that has nothing but `model`."""
+    sums: dict[str, Tensor] = {}
+    newest: dict[str, Tensor] = {}
+    first: Facts | None = None
+    facts: Facts | None = None
+    for path in paths:
+        tensors, weights, found = read_weights(path, weights)
+        if first is None or facts is None:
+            first = facts = found
+            sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
+        refuse_others(first, found, path, paths[0])
+        if found.step >= facts.step:
+            facts, newest = found, tensors
+        for name, tensor in tensors.items():
+            sums[name] += tensor
+    assert facts is not None
+    means = {
+        f"model.{name}": (sums[name] / len(paths)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in newest.items()
+    }
+    recipe = {**facts.recipe, "ema": None, "evaluation": {**facts.recipe["evaluation"], "weights": "model"}}
+    return means, replace(facts, recipe=recipe, recipe_hash=recipe_hash(recipe), best=None, progress={})
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a new file, whole or not at all. Raises Failure."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        digested.write_synced(temporary, *digested.header(tensors, metadata))
+        temporary.replace(path)
+    except OSError as error:
+        raise Failure(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Average the weights of checkpoints into one file.")
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a new file, *.safetensors")
+    parser.add_argument("--weights", choices=["auto", "model", "ema"], default="auto", help="which (default: auto)")
+    arguments = parser.parse_args()
+    paths, output = arguments.checkpoints, arguments.output
+    if len({path.resolve() for path in paths}) < max(2, len(paths)):
+        raise UsageError("give two checkpoints or more, each once")
+    if output.suffix != ".safetensors" or output.exists():
+        raise UsageError(f"--output {output}: must be a new file with the ending .safetensors")
+    tensors, facts = average(paths, arguments.weights)
+    sources = json.dumps([path.name for path in paths])
+    write(output, tensors, {**facts.to_metadata(), AVERAGED: sources})
+    print(f"{output}: the mean of {len(paths)} checkpoints, the newest of step {facts.step}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_code)

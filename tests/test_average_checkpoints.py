@@ -1,0 +1,132 @@
+"""`scripts/average_checkpoints.py`: means against numpy's, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seresnext.assemble.resume import find_saved
+from seresnext.assemble.validation import read_subject
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import Facts
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, Failure
+from seresnext.models import create_model, load_weights
+from seresnext.recipe.load import load_recipe, to_values
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "average_checkpoints.py"
+CLASSES = ["ant", "bee", "cat"]
+
+
+def checkpoint(folder: Path, step: int, *changes: str, classes=CLASSES, parts=("layer0.", "last_linear.")) -> Path:
+    """A checkpoint of a run with an average, of weights drawn by the step; of some layers only, to be quick."""
+    settings = ["model.num_classes=3", "ema={decay: 0.9}", "evaluation.weights=ema"]
+    values = to_values(load_recipe("digits", [*settings, *changes]).recipe)
+    torch.manual_seed(step)
+    tensors = {}
+    for prefix in ("model", "ema"):
+        model = create_model(values["model"]["name"], 3)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.running_mean.normal_()
+                layer.num_batches_tracked.fill_(step)
+        tensors |= {
+            f"{prefix}.{name}": tensor.detach() for name, tensor in model.state_dict().items() if name.startswith(parts)
+        }
+    tensors["optimizer.momentum.last_linear.bias"] = torch.ones(3)
+    dataset = {"classes": classes, "num_images": 3, "fingerprint": ""}
+    best = {"step": step, "top1": 50.0, "top5": 60.0, "weights": "ema"}
+    facts = Facts(step, values, "", best, history=[], dataset=dataset, environment={}, progress={"step": step})
+    return store.commit(folder, step, tensors, facts.to_metadata())
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return [checkpoint(folder, step) for step in (9, 2, 5)]
+
+
+@pytest.fixture
+def average(monkeypatch, tmp_path):
+    """The script's `main` with arguments, in this process."""
+    spec = importlib.util.spec_from_file_location("average_checkpoints", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*arguments):
+        words = [SCRIPT, *arguments, "--output", tmp_path / "mean.safetensors"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        script.main()
+
+    return run
+
+
+@pytest.mark.parametrize("weights", ["auto", "model"])
+def test_means_are_numpys(average, three, tmp_path, weights):
+    average(*three, "--weights", weights)
+    tensors = load_file(tmp_path / "mean.safetensors")
+    prefix = "ema" if weights == "auto" else "model"
+    sources = [load_file(path) for path in three]
+    assert len(tensors) == sum(name.startswith("ema.") for name in sources[0])
+    for name, tensor in tensors.items():
+        each = [source[f"{prefix}.{name.removeprefix('model.')}"].numpy() for source in sources]
+        if name.endswith("num_batches_tracked"):
+            assert tensor == 9
+        else:
+            expected = np.mean([array.astype(np.float64) for array in each], axis=0).astype(np.float32)
+            np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-12)
+    head = "model.last_linear.weight"
+    assert not torch.equal(tensors[head], sources[0][head.replace("model", prefix)])
+
+
+def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
+    two = [checkpoint(tmp_path, step, parts=("l",)) for step in (1, 2)]
+    average(*two)
+    mean = tmp_path / "mean.safetensors"
+    subject = read_subject(mean, None, World())
+    assert (subject.weights, subject.classes, subject.recipe.ema) == ("model", CLASSES, None)
+    model = create_model("seresnext26", 3)
+    assert load_weights(model, load_file(mean), "mean") == []
+    with pytest.raises(CheckpointError, match=r"a run cannot go on from it.*set model\.weights="):
+        find_saved(tmp_path, str(mean), World(), print)
+    assert find_saved(tmp_path, str(two[0]), World(), print) is not None  # The control.
+
+
+def test_what_is_refused(average, three, tmp_path, run_command):
+    other_recipe = checkpoint(tmp_path / "a", 3, "optimizer.lr=0.5")
+    other_classes = checkpoint(tmp_path / "b", 3, classes=["x", "y", "z"])
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(three[0].read_bytes()[:-1] + b"x")
+    for arguments, code, message in [
+        ([three[0], other_recipe], 4, "optimizer.lr: 0.01 -> 0.5"),
+        ([three[0], other_classes], 4, "classes"),
+        ([three[0], damaged], 4, "damaged.safetensors"),
+        ([three[0]], 2, "two checkpoints"),
+        ([three[0], three[0]], 2, "each once"),
+        ([three[0], tmp_path / "none.safetensors"], 4, "none.safetensors"),
+    ]:
+        with pytest.raises(Failure) as caught:
+            average(*arguments)
+        assert caught.value.exit_code == code
+        assert message in str(caught.value)
+        assert not (tmp_path / "mean.safetensors").exists()
+    (tmp_path / "mean.safetensors").touch()
+    with pytest.raises(Failure, match="must be a new file"):
+        average(*three)
+    result = run_command([sys.executable, SCRIPT, three[0], other_classes, "--output", tmp_path / "x.safetensors"])
+    assert result.returncode == 4
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_keys_that_no_number_depends_on_may_differ(average, three, tmp_path):
+    average(three[0], checkpoint(tmp_path / "a", 3, "data.workers=0"))
+    assert (tmp_path / "mean.safetensors").exists()
