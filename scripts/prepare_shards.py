@@ -162,8 +162,9 @@ def write_shard(job: Job, number: int, advance: Any) -> tuple[Shard, np.ndarray]
     listing = list_shard(part, len(job.reader.classes))
     assert len(listing.entries) == len(positions)
     shard = Shard(target.name, part.stat().st_size, len(positions), listing.sha256)
-    part.replace(target)
+    # What is known of a shard comes first: stopped between the two, it is known of a shard that is not there yet.
     _write(note, json.dumps({"made_by": job.digest, **asdict(shard)}).encode())
+    part.replace(target)
     return shard, listing.entries
 
 

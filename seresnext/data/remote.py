@@ -112,8 +112,9 @@ class Remote:
     def _chunks(self, name: str, most: int | None) -> Iterator[bytes]:
         """The contents of a file, in order, until just beyond `most` bytes."""
         file_system = _file_system(self._scheme)
-        # One request for all of it where that can be read as it comes; ranges of it elsewhere.
-        as_stream = {"block_size": 0} if self._scheme in ("http", "https") else {"cache_type": "none"}
+        # One request for all of it where that can be read as it comes; ranges of it elsewhere. A size that is given,
+        # any but 0, keeps fsspec from asking for it first and taking every failure of that for a missing file.
+        as_stream = {"block_size": 0, "size": 1} if self._scheme in ("http", "https") else {"cache_type": "none"}
         count = 0
         with file_system.open(self._url + name, "rb", **as_stream) as file:
             while chunk := file.read(_CHUNK):
@@ -182,6 +183,8 @@ def _reason(error: Exception) -> str:
     """What went wrong, in one line, without whatever a library put into its message that looks like an address."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if isinstance(error, _Refused):
+        return str(error)
     status = getattr(error, "status", None)
     if status is not None:
         return f"the server answers {status}"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from seresnext.data.order import Order
+from seresnext.data.order import Order, shard_blocks
 from seresnext.errors import DataError
 from seresnext.randomness import permutation_at
 
@@ -107,3 +107,33 @@ def test_without_repeats_images_are_slices_of_the_permutation():
         expected = permutation_at(7, "order", step // 6, count=50)[start : start + 4]
         np.testing.assert_array_equal(key.indices, expected)
         assert key.addresses() == [(step // 6, image, 0) for image in expected.tolist()]
+
+
+def test_blocks_of_shards_are_mixed_within_themselves():
+    shard_ids = np.repeat(np.arange(10), 12)
+    order = Order(120, 24, 8, seed=4, blocks=shard_blocks(shard_ids, 2))
+    seen = [epoch_of(order, epoch) for epoch in range(2)]
+    pairs = []
+    for images in seen:
+        assert sorted(images.tolist()) == list(range(120))
+        for step in range(5):  # A step is as large as a block here.
+            block = images[24 * step : 24 * (step + 1)]
+            assert len(set(shard_ids[block].tolist())) == 2
+            assert len(np.flatnonzero(np.diff(shard_ids[block]))) > 4  # Not one shard after the other.
+            pairs.append(frozenset(shard_ids[block].tolist()))
+    assert len(set(pairs)) > 5  # Other pairs in the next epoch.
+
+
+def test_blocks_of_all_shards_are_the_order_without_blocks():
+    shard_ids = np.repeat(np.arange(5), 10)
+    whole = Order(50, 10, 5, seed=2, blocks=shard_blocks(shard_ids, 5))
+    plain = Order(50, 10, 5, seed=2)
+    assert epoch_of(whole, 1).tolist() == epoch_of(plain, 1).tolist()
+
+
+def test_a_micro_batch_of_blocks_is_a_function_of_its_step():
+    orders = [Order(50, 10, 5, seed=2, blocks=shard_blocks(np.arange(50) // 10, 2)) for _ in range(2)]
+    ahead = orders[0].micro_batch(17, 1).indices.tolist()
+    for step in range(18):
+        last = orders[1].micro_batch(step, 1).indices.tolist()
+    assert last == ahead

@@ -1,0 +1,121 @@
+"""Shards for tests, written with Python's tarfile, and a server for them that can be told to fail."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import importlib.util
+import io
+import sys
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+
+@functools.cache
+def script() -> ModuleType:
+    """scripts/prepare_shards.py as a module."""
+    path = Path(__file__).parents[1] / "scripts" / "prepare_shards.py"
+    spec = importlib.util.spec_from_file_location("prepare_shards", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Where dataclasses look up what their annotations mean.
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_tar(path: Path, contents: Sequence[tuple[str, bytes] | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT):
+    """A tar file of names with bytes, and of members of other kinds as they are."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for item in contents:
+            if isinstance(item, tarfile.TarInfo):
+                tar.addfile(item)
+            else:
+                member = tarfile.TarInfo(item[0])
+                member.size = len(item[1])
+                tar.addfile(member, io.BytesIO(item[1]))
+
+
+def images(count: int, size: int, seed: int = 0) -> list[bytes]:
+    """Bytes that begin as a JPEG does; readers do not look further."""
+    rng = np.random.default_rng(seed)
+    return [b"\xff\xd8\xff" + rng.bytes(size - 3 - number % 7) for number in range(count)]
+
+
+def make_shards(root: Path, split: str = "train", shards: int = 4, per_shard: int = 6, size: int = 4000) -> list[bytes]:
+    """`root/split` with an index, three classes; image i has the label i % 3. Returns the images."""
+    folder = root / split
+    folder.mkdir(parents=True)
+    every = images(shards * per_shard, size, seed=len(split))
+    for number in range(shards):
+        contents = []
+        for i in range(number * per_shard, (number + 1) * per_shard):
+            contents += [(f"{i:04}.jpg", every[i]), (f"{i:04}.cls", b"%d" % (i % 3))]
+        write_tar(folder / f"{split}-{number:05}.tar", contents)
+    classes = root / "classes.txt"
+    classes.write_text("ant\nbee\ncat\n")
+    script().index_existing(folder, classes)
+    return every
+
+
+class Server:
+    """What a running server was asked for, and what it shall do wrong. Ranges are ignored."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = ""
+        self.folder = folder
+        self.requests: Counter[str] = Counter()
+        self.failures: dict[str, int] = {}  # Of a file name how many more requests fail.
+        self.status = 503
+        self.cut: dict[str, int] = {}  # Of a file name how many bytes are sent of those that were announced.
+        self.replaced: dict[str, bytes] = {}  # Of a file name other contents.
+        self.seconds = 0.0  # How long an answer takes.
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[Server]:
+    """Serve a folder on this machine."""
+    server = Server(folder)
+    pause = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            server.requests[name] += 1
+            pause.wait(server.seconds)
+            if server.failures.get(name, 0) > 0:
+                server.failures[name] -= 1
+                self.send_error(server.status)
+                return
+            path = folder / self.path.lstrip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            content = server.replaced.get(name) or path.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with suppress(ConnectionError):  # Whoever asked is gone.
+                self.wfile.write(content[: server.cut.get(name, len(content))])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.02,))
+    thread.start()
+    server.url = f"http://127.0.0.1:{listener.server_port}"
+    try:
+        yield server
+    finally:
+        pause.set()
+        listener.shutdown()
+        thread.join()
+        listener.server_close()
