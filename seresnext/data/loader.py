@@ -118,7 +118,7 @@ class TrainImages:
                 flips[position] = False
             if substitution:
                 substitutions.append(substitution)
-        batch = _collate(key, images, flips, self._reader.labels)._replace(substitutions=tuple(substitutions))
+        batch = collate(key, images, flips, self._reader.labels)._replace(substitutions=tuple(substitutions))
         if self._erasing is None:
             return batch
         boxes = [self._erasing.draw(size, size, rng_at(self._seed, "erase", *address)) for address in addresses]
@@ -143,7 +143,7 @@ class EvaluationImages:
         for image, index in zip(images, key.indices.tolist(), strict=True):
             note_images([index])
             image.copy_(self._transform(decode(self._reader.read(index), self.name(index), self._max_pixels)))
-        return _collate(key, images, [False] * len(images), self._reader.labels)
+        return collate(key, images, [False] * len(images), self._reader.labels)
 
 
 def _allocate(count: int, size: int) -> Tensor:
@@ -165,7 +165,8 @@ def _no_shared_memory(error: Exception) -> DataError:
     )
 
 
-def _collate(key: BatchKey, images: Tensor, flips: list[bool], labels: np.ndarray) -> Batch:
+def collate(key: BatchKey, images: Tensor, flips: list[bool], labels: np.ndarray) -> Batch:
+    """The batch of a key: `images` are uint8 N H W C, `labels` those of all images of the reader."""
     return Batch(
         images.permute(0, 3, 1, 2),
         torch.from_numpy(labels[key.indices]),

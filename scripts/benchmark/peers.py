@@ -1,0 +1,143 @@
+"""The training loaders of torchvision, timm, NVIDIA DALI and FFCV, each as its own ImageNet recipe sets it up.
+
+Random resized crop to 224 (area 0.08 to 1, ratio 3/4 to 4/3), horizontal flip, bilinear. Run as a program, this serves
+epochs to a benchmark in another environment: a peer's packages need not, and often cannot, be installed beside ours.
+
+    python scripts/benchmark/peers.py PEER FOLDER WORKERS BATCH
+
+Says `ready`, then for every line that it reads runs an epoch and says its images and seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Epoch = Callable[[], Iterator[int]]
+"""Begins an epoch: the number of images of each batch, as they come."""
+
+
+def torchvision_loader(folder: Path, workers: int, batch: int) -> Epoch:
+    import torch
+    from torchvision import datasets, transforms
+
+    torch.set_num_threads(1)
+    pipeline = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    dataset = datasets.ImageFolder(folder, pipeline)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    return lambda: (len(labels) for _, labels in loader)
+
+
+def timm_loader(folder: Path, workers: int, batch: int) -> Epoch:
+    import torch
+
+    data: Any = importlib.import_module("timm.data")
+    torch.set_num_threads(1)
+    loader = data.create_loader(
+        data.create_dataset("", str(folder), split="train"),
+        (3, 224, 224),
+        batch,
+        is_training=True,
+        use_prefetcher=True,
+        num_workers=workers,
+        device=torch.device("cpu"),
+        interpolation="bilinear",
+        persistent_workers=workers > 0,
+        color_jitter=None,
+    )
+    return lambda: (len(labels) for _, labels in loader)
+
+
+def dali_loader(folder: Path, workers: int, batch: int) -> Epoch:
+    dali: Any = importlib.import_module("nvidia.dali")
+    fn, types = importlib.import_module("nvidia.dali.fn"), dali.types
+
+    @dali.pipeline_def
+    def pipeline() -> Any:
+        encoded, labels = fn.readers.file(file_root=str(folder), random_shuffle=True)
+        images = fn.decoders.image_random_crop(
+            encoded, device="cpu", output_type=types.RGB, random_aspect_ratio=[3 / 4, 4 / 3], random_area=[0.08, 1.0]
+        )
+        images = fn.resize(images, size=[224, 224], interp_type=types.INTERP_TRIANGULAR)
+        return fn.flip(images, horizontal=fn.random.coin_flip()), labels
+
+    built = pipeline(batch_size=batch, num_threads=workers, device_id=None, seed=1)
+    built.build()
+    total = sum(1 for _ in folder.glob("*/*"))
+
+    def batches() -> Iterator[int]:
+        for _ in range(total // batch):
+            built.run()
+            yield batch
+
+    def epoch() -> Iterator[int]:
+        # Batches that were made while other loaders had their turn; the clock starts after them.
+        for _ in range(3):
+            built.run()
+        return batches()
+
+    return epoch
+
+
+def ffcv_loader(folder: Path, workers: int, batch: int) -> Epoch:
+    fields: Any = importlib.import_module("ffcv.fields")
+    decoders: Any = importlib.import_module("ffcv.fields.decoders")
+    loaders: Any = importlib.import_module("ffcv.loader")
+    steps: Any = importlib.import_module("ffcv.transforms")
+    writers: Any = importlib.import_module("ffcv.writer")
+    from torchvision.datasets import ImageFolder
+
+    beton = Path(tempfile.mkdtemp()) / "train.beton"
+    # FFCV needs its own copy: same resolution, quality 90, smaller files than the other loaders read.
+    content = {"image": fields.RGBImageField(write_mode="jpg", jpeg_quality=90), "label": fields.IntField()}
+    writers.DatasetWriter(str(beton), content, num_workers=workers).from_indexed_dataset(ImageFolder(folder))
+    crop = decoders.RandomResizedCropRGBImageDecoder((224, 224))
+    loader = loaders.Loader(
+        str(beton),
+        batch_size=batch,
+        num_workers=workers,
+        order=loaders.OrderOption.RANDOM,
+        os_cache=True,
+        pipelines={
+            "image": [crop, steps.RandomHorizontalFlip(), steps.ToTensor(), steps.ToTorchImage()],
+            "label": [decoders.IntDecoder(), steps.ToTensor()],
+        },
+    )
+    return lambda: (len(images) for images, _ in loader)
+
+
+PEERS = {"torchvision": torchvision_loader, "timm": timm_loader, "dali": dali_loader, "ffcv": ffcv_loader}
+
+
+def main() -> None:
+    peer, folder, workers, batch = sys.argv[1:]
+    # What the libraries print must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    epoch = PEERS[peer](Path(folder), int(workers), int(batch))
+    print("ready", file=answers, flush=True)
+    for _ in sys.stdin:
+        batches = epoch()
+        started = time.perf_counter()
+        images = sum(batches)
+        print(images, time.perf_counter() - started, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
