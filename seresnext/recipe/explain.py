@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
-from seresnext.recipe.check import Problem
+from seresnext.recipe.problem import Problem
 from seresnext.recipe.reader import Node, shorten
 from seresnext.recipe.schema import Recipe, Section
 

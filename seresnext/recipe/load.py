@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from seresnext.errors import RecipeError
-from seresnext.recipe.check import Problem, cross_field_problems
+from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.explain import all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
+from seresnext.recipe.problem import Problem
 from seresnext.recipe.reader import MAX_DEPTH, Node, Unreadable, read_yaml, shorten, write_scalar
 from seresnext.recipe.schema import Recipe
 
