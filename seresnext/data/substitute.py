@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,16 @@ class Substitution(NamedTuple):
     image: int
     reason: str
     replacement: str
+
+
+class Noted(Protocol):
+    """What says which of its images were replaced: a batch."""
+
+    @property
+    def substitutions(self) -> tuple[Substitution, ...]: ...
+
+
+NotedT = TypeVar("NotedT", bound=Noted)
 
 
 def candidates(labels: np.ndarray, seed: int, address: tuple[int, int, int]) -> Iterator[int]:
@@ -60,3 +70,9 @@ class Tally:
                     f"{len(self)} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "
                     f"{reason}. Is the disk failing? Restore the images or raise the limit"
                 )
+
+    def watch(self, batches: Iterable[NotedT]) -> Iterator[NotedT]:
+        """The batches, each after its substitutions are noted."""
+        for batch in batches:
+            self.note(batch.substitutions)
+            yield batch
