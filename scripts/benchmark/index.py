@@ -22,14 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
+from seresnext.assemble.parts import train_source
 from seresnext.data.imagenet_classes import imagenet_classes
 from seresnext.data.index import Contents, index_path, write_index
+from seresnext.data.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.readers import Reader, open_reader
 from seresnext.data.readers.folder import folder_stamp
 from seresnext.data.readers.imagenet import TRAIN, archives_stamp
 from seresnext.randomness import permutation_at
+from seresnext.recipe.load import load_recipe
 
 MB = 1e6
 # What the project asks of the figures.
@@ -37,8 +42,10 @@ TARGETS = {
     "archives": {"open_ms": 100, "index_mb": 30, "worker_growth_mb": 10, "worker_private_mb": 10},
     "folder": {"open_ms": 100, "index_mb": 64, "worker_growth_mb": 10, "worker_private_mb": 10},
     "imagenet21k": {"worker_growth_mb": 10, "worker_private_mb": 10},
+    "loader": {"worker_growth_mb": 10},
     "order": {"cold_seconds": 1.0},
 }
+_KINDS = {"growth": "RssAnon", "private": "Private_Dirty"}
 _GLOBAL_SIZE, _MICRO_SIZE = 1024, 128
 _MEAN_BYTES = 110_000  # Of an image of ImageNet.
 
@@ -59,6 +66,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "archives": _reader_figures(lambda: _write_archives(root / "a", arguments.images, 1000), samples),
             "folder": _reader_figures(lambda: _write_folder(root / "f", arguments.images), samples),
             "imagenet21k": _reader_figures(lambda: _write_archives(root / "l", arguments.large, 21_841), samples),
+            "loader": _loader_figures(root / "d", arguments.images, samples),
             "order": {**_order_figures(arguments.images), "large": _order_figures(arguments.large)},
             "build": _build_figures(root / "b", arguments.images),
         }
@@ -165,10 +173,63 @@ def _growth_of_worker(
     seconds = time.perf_counter() - start
     after = memory()
     return {
-        "worker_growth_mb": (after["RssAnon"] - before["RssAnon"]) / MB,
-        "worker_private_mb": (after["Private_Dirty"] - before["Private_Dirty"]) / MB,
+        **{f"worker_{name}_mb": (after[key] - before[key]) / MB for name, key in _KINDS.items()},
         "read_us": 1e6 * seconds / min(samples, len(order) - warm),
     }
+
+
+def _loader_figures(root: Path, images: int, samples: int) -> dict[str, float]:
+    """A loader worker that reads, decodes and crops: its entries, as many as ever, all lead to a few made-up JPEGs."""
+    root.mkdir()
+    photographs = [_photograph(number) for number in range(32)]
+    archive = root / TRAIN.name
+    archive.write_bytes(b"".join(photographs))
+    sizes = np.array([len(data) for data in photographs])
+    places = np.cumsum(sizes) - sizes
+    which = np.arange(images) % len(photographs)
+    contents = Contents(
+        classes=_class_names(1000),
+        fingerprint="0" * 64,
+        label=np.sort(which % 1000),
+        files=(TRAIN.name,),
+        file_id=np.zeros(images, np.uint8),
+        offset=places[which],
+        size=sizes[which],
+    )
+    path = index_path(root / "cache", "imagenet", root, "train")
+    write_index(path, contents, archives_stamp([archive], official=False).digest)
+    return in_a_process(lambda: _run_loader(root, samples))
+
+
+def _run_loader(root: Path, samples: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    recipe = load_recipe("seresnext50").recipe
+    reader = open_reader(root, "train", "imagenet", root / "cache")
+    micro = min(_MICRO_SIZE, max(1, samples // 20))
+    order = Order(len(reader), 8 * micro, micro, seed=0)
+    warm = -(-samples // (10 * micro))
+    last = warm + -(-samples // micro)
+    keys = train_keys(order, range(order.replicas), 0, last)
+    with open_batches(train_source(recipe, reader), keys, workers=1, timeout=600, pin_memory=False) as batches:
+        (worker,) = multiprocessing.active_children()
+        before: dict[str, int] = {}
+        for number, _ in enumerate(batches, 1):
+            if number == warm:
+                before = memory(worker.pid)
+            if number == last:
+                break
+        after = memory(worker.pid)
+    return {f"worker_{name}_mb": (after[key] - before[key]) / MB for name, key in _KINDS.items()}
+
+
+def _photograph(number: int) -> bytes:
+    """A JPEG of the usual size of ImageNet's, 500 x 375, with as much detail."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
+    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def _order_figures(images: int) -> dict[str, float]:
@@ -218,14 +279,14 @@ def _drop_from_page_cache(path: Path) -> None:
     os.close(descriptor)
 
 
-def memory() -> dict[str, int]:
-    """Bytes of this process in no file: `RssAnon`, and of those and others `Private_Dirty`, which no other one shares.
+def memory(process: int | None = None) -> dict[str, int]:
+    """Bytes of a process (this one) in no file, `RssAnon`, and those that no other one shares, `Private_Dirty`.
 
     What a forked worker writes to, such as reference counts, was in its RssAnon before; only as private it is new.
     """
     found = {}
     for file in ("status", "smaps_rollup"):
-        for line in (Path("/proc/self") / file).read_text().splitlines():
+        for line in (Path("/proc") / str(process or "self") / file).read_text().splitlines():
             name, _, value = line.partition(":")
             if name in ("RssAnon", "Private_Dirty"):
                 found[name] = int(value.split()[0]) * 1024
