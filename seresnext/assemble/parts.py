@@ -18,6 +18,7 @@ from seresnext.data.prefetch import DeviceBatch, prefetch
 from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader
 from seresnext.data.readers.shards import ShardReader, check_cache
+from seresnext.data.substitute import Tally
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.distributed import World
 from seresnext.models import SENet, create_model
@@ -97,6 +98,7 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
         transform,
         seed=recipe.runtime.seed,
         max_pixels=data.max_pixels,
+        substitutes=data.on_error == "substitute",
         retouch=_build_retouch(augment),
         erasing=Erasing(erasing.probability, erasing.scale, erasing.ratio) if (erasing := augment.erasing) else None,
     )
@@ -152,9 +154,9 @@ def device_batches(
     world: World,
     *,
     training: bool = False,
+    tally: Tally | None = None,
 ) -> Iterator[Iterator[DeviceBatch]]:
     """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers from a reader.
-    tally: Tally | None = None,
 
     Only those of training are erased, and compiled where the recipe says so. `tally` counts images that were replaced.
     """
@@ -215,9 +217,9 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
         evaluate_every=recipe.evaluation.every.steps(steps_per_epoch),
         save_every=recipe.checkpoint.every.steps(steps_per_epoch),
         global_size=recipe.batch.global_size,
+        patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
     )
 
-        patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
 
 def build_schedule(recipe: Recipe, plan: Plan) -> Schedule:
     """The learning rate of a recipe as a function of the step."""

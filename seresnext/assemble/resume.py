@@ -23,6 +23,8 @@ FREE_KEYS = frozenset(
         "data.cache",
         "data.cache_size",
         "data.workers",
+        "data.on_error",
+        "data.max_bad_images",
         "checkpoint.every",
         "checkpoint.keep",
         "checkpoint.on_failure",
@@ -31,11 +33,11 @@ FREE_KEYS = frozenset(
     }
 )
 
-
-@dataclass(frozen=True)
 # In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
 AVERAGED = "averaged"
 
+
+@dataclass(frozen=True)
 class Saved:
     """A checkpoint that was read and verified."""
 
@@ -55,13 +57,13 @@ def find_saved(folder: Path, resume: str, world: World, say: Callable[[str], Non
     if path is None:
         return None
     tensors, metadata = world.together(lambda: store.read(path))
-    digests = world.gather(metadata["digest"])
-    if len(set(digests)) > 1:
     if AVERAGED in metadata:
         raise CheckpointError(
             f"{path} is an average of checkpoints, weights alone: a run cannot go on from it; to start a new one from "
             f"these weights, set model.weights={path}"
         )
+    digests = world.gather(metadata["digest"])
+    if len(set(digests)) > 1:
         raise CheckpointError(f"{path} is not the same file on every rank; is the run folder on a shared file system?")
     return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))))
 

@@ -22,6 +22,7 @@ from seresnext.checkpoint.contents import (
 )
 from seresnext.data.loader import evaluation_keys, train_keys
 from seresnext.data.prefetch import DeviceBatch
+from seresnext.data.substitute import Tally
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.randomness import torch_seed_at
@@ -61,6 +62,7 @@ class Run:
         self.precision.place(self.model, world.device, recipe.runtime.channels_last)
         for notice in [*notices, *notes]:
             console.line(notice)
+        self._tally = Tally(recipe.data.max_bad_images, console.line if world.is_first else self._say_elsewhere)
         self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None
         settings = recipe.optimizer
         self.optimizer = sgd(
@@ -72,12 +74,12 @@ class Run:
             decay_norm_and_bias=settings.decay_norm_and_bias,
         )
 
-    @property
-    def dataset(self) -> dict[str, Any]:
     def _say_elsewhere(self, text: str) -> None:
         """For what only this rank knows: the console is rank 0's."""
         print(f"rank {self._world.rank}: {text}", file=sys.stderr, flush=True)
 
+    @property
+    def dataset(self) -> dict[str, Any]:
         """What a checkpoint says of the data it was trained on."""
         return {
             "classes": list(self.train.classes),

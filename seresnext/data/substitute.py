@@ -55,7 +55,9 @@ class Tally:
         self._say = say
         self._seen: set[int] = set()
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many images were replaced, each counted once."""
         return len(self._seen)
 
     def note(self, substitutions: Iterable[Substitution]) -> None:
@@ -64,10 +66,10 @@ class Tally:
             if image in self._seen:
                 continue
             self._seen.add(image)
-            self._say(f"warning: {reason}; {replacement} takes its place ({len(self)} of at most {self._limit} so far)")
-            if len(self) > self._limit:
+            self._say(f"warning: {reason}; {replacement} takes its place ({self.count} of at most {self._limit} so far)")
+            if self.count > self._limit:
                 raise DataError(
-                    f"{len(self)} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "
+                    f"{self.count} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "
                     f"{reason}. Is the disk failing? Restore the images or raise the limit"
                 )
 

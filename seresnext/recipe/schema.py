@@ -162,7 +162,14 @@ class DataSection(Section):
     workers: int = Field(
         default=8, ge=0, le=256, description="Loader processes per rank; 0 loads in the training process."
     )
-    on_error: Literal["raise"] = Field(default="raise", description="What to do about an image that cannot be decoded.")
+    on_error: Literal["raise", "substitute"] = Field(
+        default="raise",
+        description="A training image that cannot be used: `raise` stops the run and names it, `substitute` takes "
+        "another of its class and says so. Validation always stops.",
+    )
+    max_bad_images: int = Field(
+        default=100, ge=0, description="How many images `substitute` replaces on a rank; one more stops the run."
+    )
     mean: ChannelMean = Field(
         default=(0.485, 0.456, 0.406), description="Mean of each channel, of pixels scaled to 0..1."
     )
@@ -299,13 +306,6 @@ class EmaSection(Section):
     warmup: bool = Field(default=True, description="Let the decay rise from small at the start.")
 
 
-class EvaluationSection(Section):
-    """Validation."""
-
-    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to validate during training.")
-    batch_size: int | None = Field(
-        default=None, ge=1, description="Images of one forward pass on one rank; null: micro_size."
-    )
 class RecalibrateSection(Section):
     """After the last step, BatchNorm statistics of the final weights are measured over training images."""
 
@@ -314,6 +314,13 @@ class RecalibrateSection(Section):
     )
 
 
+class EvaluationSection(Section):
+    """Validation."""
+
+    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to validate during training.")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Images of one forward pass on one rank; null: micro_size."
+    )
     crop_pct: Number = Field(
         default=0.875, gt=0, le=1, description="Side of the centre crop by the resized shorter side."
     )
@@ -321,13 +328,6 @@ class RecalibrateSection(Section):
     weights: Literal["auto", "model", "ema"] = Field(
         default="auto", description="Which weights choose `best`; auto: the average where there is one."
     )
-
-
-class CheckpointSection(Section):
-    """What is saved when."""
-
-    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to save.")
-    keep: int = Field(
     recalibrate: RecalibrateSection | None = Field(
         default=None, description="BatchNorm statistics measured anew before the last validation; null: as trained."
     )
@@ -339,6 +339,13 @@ class EarlyStopSection(Section):
     patience: PositiveDuration = Field(
         default=Duration(10, "ep"), description="Training ends when a validation finds the best one this old."
     )
+
+
+class CheckpointSection(Section):
+    """What is saved when."""
+
+    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to save.")
+    keep: int = Field(
         default=3, ge=1, description="How many of the newest checkpoints stay; `last` and `best` always do."
     )
     on_failure: Literal["stop", "continue"] = Field(default="stop", description="What a failed save does to the run.")
@@ -387,9 +394,9 @@ class Recipe(Section):
     loss: LossSection = Field(default=LossSection(), description="What is minimised.")
     ema: EmaSection | None = Field(default=None, description="A moving average of the weights, or null for none.")
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="Validation.")
-    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is saved when.")
-    logging: LoggingSection = Field(default=LoggingSection(), description="What is written down when.")
-    runtime: RuntimeSection = Field(default=RuntimeSection(), description="How the machine is used.")
     early_stop: EarlyStopSection | None = Field(
         default=None, description="End before `length` when validation stalls; null: never."
     )
+    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is saved when.")
+    logging: LoggingSection = Field(default=LoggingSection(), description="What is written down when.")
+    runtime: RuntimeSection = Field(default=RuntimeSection(), description="How the machine is used.")

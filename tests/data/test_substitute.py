@@ -37,7 +37,7 @@ def test_each_image_is_counted_and_told_once():
     for _ in range(3):
         tally.note([Substitution(7, "train/a/7.jpg is empty", "train/a/2.jpg")])
         tally.note([Substitution(8, "train/b/8.jpg is empty", "train/b/3.jpg")])
-    assert len(tally) == 2
+    assert tally.count == 2
     assert said == [
         "warning: train/a/7.jpg is empty; train/a/2.jpg takes its place (1 of at most 5 so far)",
         "warning: train/b/8.jpg is empty; train/b/3.jpg takes its place (2 of at most 5 so far)",

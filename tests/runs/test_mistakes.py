@@ -59,6 +59,20 @@ def test_a_broken_image_is_named(fails, images, tmp_path):
     fails(3, "--data", str(broken), expect=["class_1/3.jpg"])
 
 
+def test_broken_images_are_replaced_until_they_are_too_many(fails, run_command, train_arguments, images, tmp_path):
+    broken = tmp_path / "images"
+    shutil.copytree(images, broken)
+    for number in (3, 5):
+        (broken / "train" / "class_1" / f"{number}.jpg").write_bytes(b"")
+    more = ("--data", str(broken), "--set", "data.on_error=substitute")
+    result = run_command([sys.executable, *train_arguments(tmp_path / "replaced", *more)])
+    assert result.returncode == 0, result.output
+    for number in (3, 5):
+        assert result.output.count(f"class_1/{number}.jpg is empty") == 1
+    assert "takes its place (2 of at most 100 so far)" in result.output
+    fails(3, *more, "--set", "data.max_bad_images=1", expect=["data.max_bad_images (1)"])
+
+
 def test_a_checkpoint_that_is_not_there(fails, tmp_path):
     fails(2, "--resume", str(tmp_path / "none.safetensors"), expect=["none.safetensors"])
 
