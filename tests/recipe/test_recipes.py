@@ -17,8 +17,11 @@ WHOLE = [path for path in FOUND if path not in BASES]
 
 
 def test_all_recipes_are_found() -> None:
-    assert [path.stem for path in WHOLE] == ["cifar10", "digits", "seresnext101", "seresnext26", "seresnext50"]
-    assert [path.stem for path in BASES] == ["imagenet"]
+    assert {path.stem for path in WHOLE} == {
+        "cifar10", "digits", "finetune", "seresnext101", "seresnext101_250ep", "seresnext101_90ep",
+        "seresnext101_strong", "seresnext26", "seresnext26_strong", "seresnext50", "seresnext50_strong",
+    }  # fmt: skip
+    assert [path.stem for path in BASES] == ["imagenet", "strong"]
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
@@ -71,6 +74,42 @@ def test_the_seed_recipes(depth: int, interpolation: str) -> None:
     assert (recipe.mix.mixup, recipe.mix.cutmix, recipe.ema) == (0, 0, None)
     for world_size in (1, 2, 4, 8):
         check_world(recipe, world_size)
+
+
+@pytest.mark.parametrize(("name", "mixup"), [("seresnext101_90ep", 0.0), ("seresnext101_250ep", 0.2)])
+def test_the_recipes_in_the_manner_of_nvidia(name: str, mixup: float) -> None:
+    """Values of DeepLearningExamples, PyTorch/Classification/ConvNets/configs.yml and se-resnext101-32x4d/training."""
+    recipe = load_recipe(name).recipe
+    assert str(recipe.length) == name.partition("_")[2]
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    assert (optimizer.lr, optimizer.momentum, optimizer.nesterov) == (0.256 * 1024 / 256, 0.875, False)
+    assert (optimizer.weight_decay, optimizer.decay_norm_and_bias) == (1 / 16384, False)
+    assert (schedule.name, schedule.warmup, schedule.final_lr) == ("cosine", Duration(8, "ep"), 0.0)
+    assert (recipe.batch.global_size, recipe.batch.micro_size) == (1024, 128)
+    assert (recipe.loss.label_smoothing, recipe.mix.mixup, recipe.mix.cutmix) == (0.1, mixup, 0.0)
+    assert (recipe.model.drop_rate, recipe.model.zero_init_last, recipe.ema) == (0.0, False, None)
+
+
+@pytest.mark.parametrize("depth", [26, 50, 101])
+def test_the_strong_recipes(depth: int) -> None:
+    recipe = load_recipe(f"seresnext{depth}_strong").recipe
+    assert recipe.model.name == f"seresnext{depth}"
+    assert recipe.model.zero_init_last
+    assert not recipe.optimizer.decay_norm_and_bias
+    assert recipe.schedule.name == "cosine"
+    assert recipe.schedule.warmup.count > 0
+    assert recipe.ema is not None
+    assert recipe.mix.mixup > 0
+    assert recipe.loss.label_smoothing == 0.1
+    assert recipe.mix.off_after == Duration(recipe.length.count - 10, "ep")
+    for world_size in (1, 2, 4, 8):
+        check_world(recipe, world_size)
+
+
+def test_the_recipe_for_own_images_starts_from_published_weights() -> None:
+    model = load_recipe("finetune").recipe.model
+    assert model.weights == "se_resnext50_32x4d-a260b3a4.pth"
+    assert model.reset_head
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
