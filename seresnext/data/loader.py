@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from seresnext.data import slots
 from seresnext.data.augment import Crop, EvaluationTransform, TrainTransform
 from seresnext.data.crops import Crops
 from seresnext.data.decode import decode
@@ -28,12 +30,15 @@ from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader
 from seresnext.data.regions import HAS_NVIMGCODEC
 from seresnext.data.resize import resize_into
+from seresnext.data.slots import Slots
 from seresnext.data.substitute import Substitution
 from seresnext.data.whereabouts import Whereabouts, note_batch, note_images
 from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import DataError, Failure
 from seresnext.randomness import rng_at
 
+# Batches that a worker is asked for ahead of their use.
+_PREFETCH = 2
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -57,7 +62,10 @@ class Batch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """What makes a batch of a key; it runs in a worker."""
+    """What makes a batch of a key; it runs in a worker. An image has `image_bytes` bytes at most, or usually."""
+
+    @property
+    def image_bytes(self) -> int: ...
 
     def make(self, key: BatchKey) -> Batch: ...
 
@@ -91,6 +99,11 @@ class TrainImages:
         self._crops = Crops(reader, seed=seed, max_pixels=max_pixels, substitutes=substitutes, fast=fast)
         self._retouch = retouch
         self._erasing = erasing
+
+    @property
+    def image_bytes(self) -> int:
+        """Of an image of a batch."""
+        return 3 * self._transform.image_size**2
 
     def name(self, index: int) -> str:
         """The name of an image."""
@@ -133,6 +146,11 @@ class EvaluationImages:
         self._transform = transform
         self._max_pixels = max_pixels
 
+    @property
+    def image_bytes(self) -> int:
+        """Of an image of a batch."""
+        return 3 * self._transform.image_size**2
+
     def name(self, index: int) -> str:
         """The name of an image."""
         return self._reader.name(index)
@@ -149,6 +167,8 @@ class EvaluationImages:
 def _allocate(count: int, size: int) -> Tensor:
     """Memory for a batch, uint8 N size size 3. In a worker it is shared, so that it is not copied on its way."""
     shape = (count, size, size, 3)
+    if (memory := slots.allocate(*shape)) is not None:
+        return memory
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     try:
@@ -198,13 +218,24 @@ def evaluation_keys(num_images: int, batch_size: int, rank: int, world_size: int
         yield BatchKey(number, 0, 0, np.arange(first, min(first + batch_size, num_images)))
 
 
-class _Keyed(Dataset[Batch | Failure]):
+class _InSlot(NamedTuple):
+    """A batch whose images lie in a slot, of which the other side has to be told the shape only."""
+
+    shape: tuple[int, ...]
+    batch: Batch
+
+
+class _Keyed(Dataset["Batch | Failure | _InSlot"]):
     """Batches by key. A failure is handed over as a value: raised, torch would wrap it into a traceback's text."""
 
-    def __init__(self, source: BatchSource) -> None:
+    def __init__(self, source: BatchSource, places: Slots | None) -> None:
         self._source = source
+        self._places = places
 
-    def __getitem__(self, key: BatchKey) -> Batch | Failure:
+    def __getitem__(self, numbered: tuple[int, BatchKey]) -> Batch | Failure | _InSlot:
+        number, key = numbered
+        if self._places:
+            self._places.enter(number)
         note_batch(key)
         try:
             batch = self._source.make(key)
@@ -212,17 +243,20 @@ class _Keyed(Dataset[Batch | Failure]):
             return failure
         if get_worker_info() is None:
             return batch
+        images = None
+        if slots.is_own(batch.images):
+            images, batch = batch.images, batch._replace(images=torch.empty(0))
         try:
             # Torch would do so in a thread that only prints what goes wrong, and the batch would never arrive.
             for tensor in filter(torch.is_tensor, batch):
                 tensor.share_memory_()
         except (OSError, RuntimeError) as error:
             return _no_shared_memory(error)
-        return batch
+        return batch if images is None else _InSlot(tuple(images.permute(0, 2, 3, 1).shape), batch)
 
 
-def _as_it_is(batch: Batch | Failure) -> Batch | Failure:
-    return batch
+def _as_it_is(made: object) -> object:
+    return made
 
 
 @contextmanager
@@ -232,19 +266,27 @@ def open_batches(
     """Batches of the keys, in their order, made by `workers` processes (0: by this one) a few ahead of their use.
 
     The iterator raises DataError for an image that cannot be used, and the block for a worker that died, or did not
-    answer for `timeout` seconds. Workers end with the block.
+    answer for `timeout` seconds. Workers end with the block. The images of a batch are overwritten when the second
+    batch after it is asked for.
     """
     awaited: deque[BatchKey] = deque()
     whereabouts = Whereabouts(workers)
+    keys = iter(keys)
+    places = None
+    if workers and sys.platform == "linux" and not pin_memory and (first := next(keys, None)):
+        keys = chain([first], keys)
+        # So many are asked for ahead of the one that is handed out, and the one before that may still be in use.
+        places = Slots(_PREFETCH * workers + 2, len(first.indices) * source.image_bytes)
     with warnings.catch_warnings():
         # Torch counts the cores of this machine; the recipe's number is for the machine it was written for.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = DataLoader(
-            _Keyed(source),
+            _Keyed(source, places),
             batch_size=None,
             collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
-            sampler=_noted(keys, awaited),  # pyright: ignore[reportArgumentType]
+            sampler=enumerate(_noted(keys, awaited)),  # pyright: ignore[reportArgumentType]
             num_workers=workers,
+            prefetch_factor=_PREFETCH if workers else None,
             pin_memory=pin_memory,
             timeout=timeout if workers else 0,
             worker_init_fn=partial(_begin_worker, whereabouts) if workers else None,
@@ -260,7 +302,7 @@ def open_batches(
         # Torch ends a worker that is stuck by SIGTERM, which ours ignore.
         process.terminate = process.kill
     try:
-        yield _unwrapped(iterator, awaited)
+        yield _unwrapped(iterator, awaited, places)
     except (RuntimeError, OSError, EOFError) as error:
         # Not only from the iterator: torch raises a worker's death wherever the main thread is.
         if not _is_loss_of_worker(error):
@@ -286,12 +328,18 @@ def _noted(keys: Iterable[BatchKey], awaited: deque[BatchKey]) -> Iterator[Batch
         yield key
 
 
-def _unwrapped(iterator: Iterator[Batch | Failure], awaited: deque[BatchKey]) -> Iterator[Batch]:
-    for batch in iterator:
+def _unwrapped(
+    iterator: Iterator[Batch | Failure | _InSlot], awaited: deque[BatchKey], places: Slots | None
+) -> Iterator[Batch]:
+    for number, made in enumerate(iterator):
         awaited.popleft()
-        if isinstance(batch, Failure):
-            raise batch
-        yield batch
+        if isinstance(made, Failure):
+            raise made
+        if isinstance(made, _InSlot):
+            assert places
+            images = places.memory(number)[: math.prod(made.shape)].view(made.shape)
+            made = made.batch._replace(images=images.permute(0, 3, 1, 2))
+        yield made
 
 
 def _is_loss_of_worker(error: Exception) -> bool:

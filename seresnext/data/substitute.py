@@ -66,7 +66,9 @@ class Tally:
             if image in self._seen:
                 continue
             self._seen.add(image)
-            self._say(f"warning: {reason}; {replacement} takes its place ({self.count} of at most {self._limit} so far)")
+            self._say(
+                f"warning: {reason}; {replacement} takes its place ({self.count} of at most {self._limit} so far)"
+            )
             if self.count > self._limit:
                 raise DataError(
                     f"{self.count} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "

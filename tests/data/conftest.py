@@ -32,6 +32,8 @@ class Numbers:
     def __init__(self, act: Callable[[BatchKey], object]) -> None:
         self._act = act
 
+    image_bytes = 48
+
     def name(self, index: int) -> str:
         return f"number {index}"
 
