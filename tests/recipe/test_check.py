@@ -12,6 +12,21 @@ from seresnext.recipe.check import cross_field_problems
 
 # Overrides of recipes/seresnext50.yaml, and parts of the one problem they make; then what to change to make it good.
 DISAGREEMENTS = {
+    "shards together in folders": (
+        ["data.shuffle_shards=8"],
+        ["data.shuffle_shards", "has no effect with data.format folder"],
+        "data.format=shards",
+    ),
+    "address of folders": (
+        ["data.root=https://host/path"],
+        ["data.root", "only shards are read from a server"],
+        "data.format=shards",
+    ),
+    "secret in an address": (
+        ["data={root: 's3://key:word@bucket/x', format: shards}"],
+        ["data.root", "credentials through the environment"],
+        "data.root=s3://bucket/x",
+    ),
     "global size": (["batch.global_size=1000"], ["batch.global_size", "128", "896 or 1024"], "batch.global_size=896"),
     "global below micro": (["batch.global_size=64"], ["batch.global_size", "write 128"], "batch.micro_size=64"),
     "cosine with every": (
