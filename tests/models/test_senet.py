@@ -272,6 +272,17 @@ def test_drop_path_changes_training_and_not_evaluation() -> None:
     assert torch.equal(plain(x), dropped(x))
 
 
+def test_drop_path_draws_the_same_when_traced_as_one_graph() -> None:
+    x = images(32, 32, count=4).double()
+    outputs = []
+    for traced in (False, True):
+        model = small(drop_path_rate=0.5)
+        forward = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False) if traced else model
+        torch.manual_seed(3)
+        outputs.append(forward(x))
+    assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------ checkpointing
 
 
