@@ -15,7 +15,8 @@ import os
 import posixpath
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -58,10 +59,10 @@ class Manifest:
     index_sha256: str
     options: dict[str, Any]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of classes, shards and index: which images these are, in which order."""
-        facts = [self.classes, [asdict(shard) for shard in self.shards], self.index_sha256]
+        facts = [self.classes, [vars(shard) for shard in self.shards], self.index_sha256]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
@@ -78,7 +79,7 @@ class Manifest:
             "options": self.options,
             "index_sha256": self.index_sha256,
             "classes": self.classes,
-            "shards": [asdict(shard) for shard in self.shards],
+            "shards": [vars(shard) for shard in self.shards],
         }
         return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
 
@@ -98,7 +99,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{where} is no index of shards ({type(error).__name__}: {error})") from None
         for shard in manifest.shards:
-            if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+            if posixpath.basename(shard.name) != shard.name or not shard.name.endswith(".tar"):
                 raise DataError(f"{where} names the shard {shard.name!r}; a shard is a .tar file beside its index")
         if manifest.fingerprint != said.get("fingerprint"):
             raise DataError(f"{where} was changed since it was written: its fingerprint is another; prepare it again")
