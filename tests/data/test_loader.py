@@ -27,6 +27,7 @@ from seresnext.data.loader import (
 )
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader, open_reader
+from seresnext.data.regions import HAS_NVIMGCODEC
 from seresnext.errors import DataError
 
 TRANSFORM = TrainTransform(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
@@ -103,6 +104,19 @@ def test_global_batches_are_the_same_on_any_number_of_ranks(reader: Reader, stra
 @pytest.mark.parametrize("start", [1, 4, TOTAL - 1, TOTAL])
 def test_a_run_that_starts_later_sees_the_rest(reader: Reader, straight: Seen, start: int):
     assert train(reader, start=start, workers=2, world=2) == [image for image in straight if image[0] >= start]
+
+
+def test_a_run_is_the_same_with_either_decoder_and_any_number_of_workers(tiny_image_folder):
+    reader = open_reader(tiny_image_folder(per_class=9), "train")
+
+    def run(workers: int, fast: bool) -> Seen:
+        source = TrainImages(reader, TRANSFORM, seed=5, max_pixels=10**6, fast=fast)
+        return seen(read_all(source, train_keys(Order(len(reader), 8, 2, seed=5), range(4), 0, 6), workers))
+
+    expected = run(0, False)
+    assert len(expected) == 48
+    decoders = [False, True] if HAS_NVIMGCODEC else [False]
+    assert all(run(workers, fast) == expected for workers in (0, 1, 3) for fast in decoders)
 
 
 def test_another_seed_is_another_run(reader: Reader, straight: Seen):
@@ -325,6 +339,7 @@ def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(numbers
     # Which batch was next when it died depends on the speed of the others.
     assert "a loader worker died while the batch of step" in error
     assert "(pid" in error
+    assert "Images that it had in hand: number 12, number 13, number 14, number 15." in error
     assert "lower data.workers" in error
     assert "--shm-size" in error
 
@@ -350,6 +365,7 @@ def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(numbers):
     started = time.monotonic()
     error = str(fails(numbers, lambda key: time.sleep(600 * (key.step == 3)), timeout=1))
     assert "no loader worker answered while the batch of step 3, replica 0 was awaited" in error
+    assert "has in hand: number 12, number 13, number 14, number 15." in error
     assert "runtime.loader_timeout" in error
     assert time.monotonic() - started < 12
 
