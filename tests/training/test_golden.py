@@ -23,7 +23,9 @@ SETTINGS = [
     "batch.micro_size=4",
     "length=8st",
     "schedule.warmup=2st",
-    "optimizer.lr=0.002",
+    # Small: BatchNorm over few values multiplies a difference in the last bit by up to a hundred each step.
+    "optimizer.lr=1e-4",
+    "data.image_size=64",
     "logging.every=1st",
     "evaluation.every=8st",
     "runtime.precision=fp64",
@@ -46,14 +48,14 @@ def curve() -> list[float]:
 
 
 def test_the_golden_curve(curve):
-    """Equal to nine digits: the order of sums differs between processors and releases of torch, no more than that."""
+    """Equal to ten digits: the order of sums differs between processors and releases of torch, no more than that."""
     golden = [float(line) for line in GOLDEN.read_text().splitlines()]
     assert len(golden) == 8
-    assert curve == pytest.approx(golden, rel=1e-9)
+    assert curve == pytest.approx(golden, rel=1e-10)
 
 
 def test_a_changed_weight_decay_moves_it(curve):
     """The control: the smallest of the recipe's influences is seen."""
     other = loss_curve("optimizer.weight_decay=2e-4")
     assert other[0] == pytest.approx(curve[0], rel=1e-12)
-    assert other[-1] != pytest.approx(curve[-1], rel=1e-9)
+    assert other[-1] != pytest.approx(curve[-1], rel=1e-10)
