@@ -30,7 +30,7 @@ from seresnext.errors import DataError
 
 # The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns.
 _MARK = b"SRXINDEX"
-_VERSION = 1
+_VERSION = 2
 _ALIGNMENT = 64
 _COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
 # How long a build goes on before it is worth telling, and how often it is then told where there is no terminal.
