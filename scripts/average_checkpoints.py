@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from seresnext.assemble.resume import AVERAGED, FREE_KEYS
 from seresnext.checkpoint import digested, store
 from seresnext.checkpoint.contents import Facts, part
-from seresnext.errors import CheckpointError, Failure, UsageError
+from seresnext.errors import CheckpointError, Failure, UsageError, run_script
 from seresnext.recipe.show import diff, recipe_hash
 
 
@@ -101,8 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
+    run_script(main)

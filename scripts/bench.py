@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from seresnext.errors import Failure
+from seresnext.errors import run_script
 
 # Each is a module of scripts/benchmark with `add_arguments(parser)` and `run(arguments) -> dict`.
 PARTS = {
@@ -57,8 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
+    run_script(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,7 +18,7 @@ mpl.use("Agg")  # A picture needs no display.
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from seresnext.errors import DataError, Failure, UsageError
+from seresnext.errors import DataError, UsageError, run_script
 
 Curve = tuple[list[float], list[float]]  # epochs, values
 
@@ -91,8 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
+    run_script(main)

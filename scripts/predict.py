@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.augment import EvaluationTransform
 from seresnext.data.decode import decode
-from seresnext.errors import DataError, Failure, UsageError
+from seresnext.errors import DataError, UsageError, run_script
 from seresnext.models import Preprocessing, SENet, load_pretrained
 from seresnext.recipe.schema import DataSection
 from seresnext.weights.safetensors_file import read_header
@@ -107,8 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
+    run_script(main)

@@ -9,7 +9,6 @@ never unpacked. The folder appears complete or not at all.
 from __future__ import annotations
 
 import argparse
-import sys
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError, run_script
 
 # As the authors' page describes a record: one byte of label, then 1,024 bytes each of red, green and blue.
 RECORD = 1 + 3 * 32 * 32
@@ -83,8 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
+    run_script(main)

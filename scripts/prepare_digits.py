@@ -9,14 +9,13 @@ stratified. The folder appears complete or not at all, and a complete one is lef
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError, run_script
 from seresnext.randomness import permutation_at
 
 SIZE = 32  # pixels: four times the original, the smallest at which every stage of the network still sees a picture
@@ -73,8 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
+    run_script(main)

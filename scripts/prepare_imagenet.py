@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from seresnext.data.readers.imagenet import ARCHIVES, Archive, ImagenetReader
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError, run_script
 
 _PIECE = 8 << 20
 
@@ -87,11 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    run_script(main, interrupted="interrupted; nothing was written")

@@ -53,7 +53,7 @@ from seresnext.data.readers.shards import (
     index_bytes,
     list_shard,
 )
-from seresnext.errors import DataError, Failure, UsageError
+from seresnext.errors import DataError, Failure, UsageError, run_script
 from seresnext.randomness import permutation_at
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -402,11 +402,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
-    except KeyboardInterrupt:
-        print("stopped; what is finished is kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    run_script(main, interrupted="stopped; what is finished is kept, the same command goes on")

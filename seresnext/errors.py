@@ -4,6 +4,12 @@ A subclass of `Failure` carries a message for the person at the terminal: what i
 commands print it without a traceback. Every other exception is a defect of this project and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
 
 class Failure(Exception):
     """An expected failure. The commands print its message and exit with `exit_code`.
@@ -46,3 +52,16 @@ class TrainingStopped(Failure):
     """Training met something it must not go on from, such as a loss that is not finite. All ranks see it together."""
 
     is_shared = True
+
+
+def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
+    """Run a script's `main` and exit: with 0, a failure's message and code, or `interrupted` and 130 after Ctrl-C."""
+    try:
+        main()
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_code)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -187,12 +187,9 @@ def build_mix(recipe: Recipe, plan: Plan) -> Mix | None:
     return Mix(recipe.model.num_classes, recipe.runtime.seed, mix.mixup, mix.cutmix, last)
 
 
-def build_model(section: ModelSection) -> tuple[SENet, list[str]]:
-    """The model with its first weights, drawn from torch's default generator or read from a file; and notes on it.
-
-    Raises CheckpointError when the file is refused or does not fit.
-    """
-    model = create_model(
+def build_model(section: ModelSection) -> SENet:
+    """The model with weights drawn from torch's default generator."""
+    return create_model(
         section.name,
         num_classes=section.num_classes,
         in_channels=section.in_channels,
@@ -200,12 +197,19 @@ def build_model(section: ModelSection) -> tuple[SENet, list[str]]:
         zero_init_last=section.zero_init_last,
         drop_path_rate=section.drop_path_rate,
     )
+
+
+def load_first_weights(model: SENet, section: ModelSection) -> list[str]:
+    """Load and freeze what the recipe says; returns what the user should be told.
+
+    Raises CheckpointError when the file is refused or does not fit.
+    """
     if section.weights is None:
-        return model, []
+        return []
     tensors, _ = read_weights(Path(section.weights))
     notes = load_weights(model, tensors, section.weights, section.reset_head)
     model.freeze(section.frozen)
-    return model, notes
+    return notes
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:

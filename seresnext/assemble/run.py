@@ -57,9 +57,11 @@ class Run:
         self.precision = PRECISIONS[recipe.runtime.precision]
         make_deterministic(recipe.runtime.deterministic)
         torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
-        self.model, notes = world.together(lambda: parts.build_model(recipe.model))
+        self.model = parts.build_model(recipe.model)
         self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
+        # Before weights come: those in float64 would be rounded on their way through a model in float32.
         self.precision.place(self.model, world.device, recipe.runtime.channels_last)
+        notes = world.together(lambda: parts.load_first_weights(self.model, recipe.model))
         for notice in [*notices, *notes]:
             console.line(notice)
         self._tally = Tally(recipe.data.max_bad_images, console.line if world.is_first else self._say_elsewhere)
@@ -112,17 +114,15 @@ class Run:
             return None
         return f"validation has not improved for {early_stop.patience} (early_stop.patience)"
 
-    def trainer(self, folder: RunFolder | None, saved: Saved | None, stop: StopRequest) -> Trainer:
-        """The trainer, at its start or where `saved` left it. Without a folder nothing is written.
+    def trainer(self, folder: RunFolder | None, saved: Saved | None, progress: Progress, stop: StopRequest) -> Trainer:
+        """The trainer at `progress`, with the tensors of `saved` if there are any. Without a folder nothing is written.
 
         Raises CheckpointError when the checkpoint does not fit.
         """
         recipe, world = self.recipe, self._world
         step = self._build_step()
-        progress = Progress()
         if saved:
             world.together(lambda: self._restore(saved, step))
-            progress = Progress(**saved.facts.progress)
         journal = Journal(folder.path if folder else None, self._console, world)
         journal.open(progress.step)
         models = {"model": self.model, **({"ema": self.ema.model} if self.ema else {})}

@@ -22,6 +22,7 @@ from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
 from seresnext.training.run_folder import RunFolder, describe_environment, read_status, write_status
 from seresnext.training.stopping import StopRequest
+from seresnext.training.trainer import Progress
 
 
 def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allow_changed: Collection[str]) -> None:
@@ -32,7 +33,7 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
     """
     world.together(lambda: check_world(loaded.recipe, world.size))
     folder = RunFolder(output, world)
-    notice = world.together(lambda: folder.open(fresh=resume == "never"))
+    notice = world.together(lambda: folder.open())
     console = Console(enabled=world.is_first, log=output / "log.txt")
     if notice:
         console.line(f"warning: {notice}")
@@ -43,17 +44,20 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
     if saved:
         for change in world.together(lambda: _accepted_changes(run, saved, allow_changed)):
             console.line(f"changed on resume: {change}")
-    with StopRequest() as stop:
-        trainer = run.trainer(folder, saved, stop)
-        progress = trainer.progress
-        if run.is_complete(progress):
-            early = run.early_end(progress)
-            folder.write_status("finished", progress.step, early)
-            why = f" ({early})" if early else ""
-            console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress.best)}; nothing to do")
-            return
-        if saved and world.is_first:
+        if world.is_first:
             make_newest(saved, folder.checkpoints)
+    elif resume == "never":
+        # Not before: a recipe or data that cannot be used must not move a good run.
+        folder.set_aside()
+    progress = Progress(**saved.facts.progress) if saved else Progress()
+    if run.is_complete(progress):
+        early = run.early_end(progress)
+        folder.write_status("finished", progress.step, early)
+        why = f" ({early})" if early else ""
+        console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress.best)}; nothing to do")
+        return
+    with StopRequest() as stop:
+        trainer = run.trainer(folder, saved, progress, stop)
         folder.write_recipe(to_yaml(run.values))
         folder.write_environment(describe_environment(world))
         console.line(run.introduction())
@@ -84,7 +88,7 @@ def dry_run(loaded: LoadedRecipe, world: World) -> None:
     run = Run(loaded.values, {}, world, console)
     console.line(run.introduction())
     with StopRequest() as stop:
-        rehearsal = run.trainer(None, None, stop).rehearse()
+        rehearsal = run.trainer(None, None, Progress(), stop).rehearse()
     total = rehearsal.step_seconds * run.plan.total + rehearsal.validation_seconds * run.plan.evaluations
     console.line(
         f"one step takes {rehearsal.step_seconds:.3g} s "

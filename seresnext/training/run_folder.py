@@ -37,8 +37,8 @@ class RunFolder:
         """The folder of `step-*.safetensors`, `last` and `best`."""
         return self.path / "checkpoints"
 
-    def open(self, fresh: bool) -> str | None:
-        """Make the folder and lock it; with `fresh`, set what an earlier run left in it aside.
+    def open(self) -> str | None:
+        """Make the folder and lock it.
 
         Returns what to tell the user, if anything. Raises UsageError when the folder cannot be written or another
         training holds it.
@@ -67,22 +67,21 @@ class RunFolder:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
-        if fresh:
-            self._set_aside(keep={"lock"})
-            self.checkpoints.mkdir()
         self._lock = lock  # Held as long as the file is open; the kernel lets go of it however the process ends.
         return notice
 
-    def _set_aside(self, keep: set[str]) -> None:
-        """Move everything into the first free `earlier-<n>`, and leave earlier such folders alone."""
-        present = [path for path in self.path.iterdir() if path.name not in keep]
-        moving = [path for path in present if not path.name.startswith("earlier-")]
+    def set_aside(self) -> None:
+        """Move what an earlier run left into the first free `earlier-<n>`; earlier such folders stay where they are."""
+        if not self._world.is_first:
+            return
+        moving = [path for path in self.path.iterdir() if path.name != "lock" and not path.name.startswith("earlier-")]
         target = next(t for n in itertools.count(1) if not (t := self.path / f"earlier-{n}").exists())
         target.mkdir()
         for path in moving:
             path.rename(target / path.name)
         if not any(entry.is_file() for entry in target.rglob("*")):
             shutil.rmtree(target)  # Nothing was there but empty folders.
+        self.checkpoints.mkdir()
 
     def write_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, the recipe as this run resolved it."""

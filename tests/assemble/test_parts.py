@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from seresnext.assemble import parts
 from seresnext.data.erase import Filling
@@ -13,6 +14,7 @@ from seresnext.errors import DataError
 from seresnext.models.pretrained import Preprocessing, published_preprocessing
 from seresnext.recipe.files import recipe_names
 from seresnext.recipe.load import load_recipe
+from seresnext.runtime import PRECISIONS
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 
 
@@ -20,9 +22,8 @@ from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 def test_every_recipe_builds_its_model_plan_and_schedule(name):
     recipe = load_recipe(name).recipe
     with torch.device("meta"):
-        model, notes = parts.build_model(recipe.model.model_copy(update={"weights": None}))
+        model = parts.build_model(recipe.model)
     assert model.num_classes == recipe.model.num_classes
-    assert notes == []
     plan = parts.build_plan(recipe, steps_per_epoch=10)
     schedule = parts.build_schedule(recipe, plan)
     assert plan.total == recipe.length.steps(10)
@@ -156,3 +157,17 @@ def test_sizes_rise_where_the_recipe_says():
     lower = load_recipe("seresnext50", ["data.progressive={min_size: 128, max_size: 192, end_ramp: 7st}"]).recipe
     assert parts.build_ramp(lower, plan) == Ramp(128, 192, 0, 7)
     assert parts.build_ramp(load_recipe("seresnext50").recipe, plan) is None
+
+
+def test_weights_in_double_precision_are_not_rounded(tmp_path):
+    section = load_recipe("digits").recipe.model
+    torch.manual_seed(0)
+    source = parts.build_model(section).double()
+    exact = torch.tensor(1 / 3, dtype=torch.float64)
+    source.last_linear.weight.data.fill_(exact)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    section = section.model_copy(update={"weights": str(tmp_path / "weights.safetensors")})
+    model = PRECISIONS["fp64"].place(parts.build_model(section), torch.device("cpu"), channels_last=False)
+    assert parts.load_first_weights(model, section) == []
+    assert model.last_linear.weight[0, 0] == exact
+    assert exact.float().double() != exact  # The control: in float32 it would be another number.

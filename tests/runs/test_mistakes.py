@@ -134,3 +134,14 @@ def test_ctrl_c_while_torch_is_imported(start_command, command):
     result = running.finish()
     assert result.returncode == 130
     assert result.output == ""
+
+
+def test_never_moves_a_run_only_once_the_new_one_can_start(fails, module_train, tmp_path):
+    short = ("--set", "length=1st", "--set", "schedule.warmup=0ep")
+    run = module_train(tmp_path / "run", *short)
+    fails(3, *short, "--resume", "never", "--set", "model.num_classes=4", output=run, expect=["3 class folders"])
+    assert (run / "metrics.jsonl").exists()
+    assert not (run / "earlier-1").exists()
+    module_train(run, *short, "--resume", "never")
+    assert (run / "earlier-1" / "checkpoints" / "last.safetensors").exists()
+    assert status(run)["state"] == "finished"

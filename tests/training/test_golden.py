@@ -11,6 +11,7 @@ from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import load_recipe
 from seresnext.training.stopping import StopRequest
+from seresnext.training.trainer import Progress
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_cpu.txt"
 SETTINGS = [
@@ -35,7 +36,7 @@ SETTINGS = [
 def loss_curve(*changes: str) -> list[float]:
     loaded = load_recipe("digits", [*SETTINGS, *changes])
     run = Run(loaded.values, {}, World(), Console(enabled=False))
-    step = run.trainer(None, None, StopRequest())
+    step = run.trainer(None, None, Progress(), StopRequest())
     losses = []
     step._journal.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]
     step.fit()

@@ -32,7 +32,9 @@ def path(tmp_path):
 
 def opened(path, fresh=False):
     folder = RunFolder(path, World())
-    folder.open(fresh)
+    folder.open()
+    if fresh:
+        folder.set_aside()
     return folder
 
 
@@ -72,7 +74,7 @@ from pathlib import Path
 from seresnext.distributed import World
 from seresnext.training.run_folder import RunFolder
 folder = RunFolder(Path({str(path)!r}), World())
-folder.open(False)
+folder.open()
 print("open", flush=True)
 time.sleep(60)
 """
@@ -187,7 +189,8 @@ def test_a_reader_never_sees_a_part(tmp_path):
 
 def test_other_ranks_write_nothing(path):
     folder = RunFolder(path, World(rank=1, size=2))
-    folder.open(fresh=True)
+    folder.open()
+    folder.set_aside()
     folder.write_recipe("recipe")
     folder.write_environment({})
     folder.write_status("running", 0)
@@ -218,5 +221,5 @@ def test_a_file_system_without_locks_is_told(path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    notice = RunFolder(path, World()).open(fresh=False)
+    notice = RunFolder(path, World()).open()
     assert "No locks available" in notice
