@@ -26,17 +26,22 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 TREE_MARK = "SERESNEXT_TEST_TREE"
 
 
+# Markers of tests that run only when the option of the same name is given, and why they do not otherwise.
+ON_REQUEST = {"gpu": "needs a CUDA device", "full": "takes long"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--gpu", action="store_true", help="also run the tests that need a CUDA device")
+    for name, why in ON_REQUEST.items():
+        parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name} ({why})")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--gpu"):
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device: give --gpu")
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+    for name, why in ON_REQUEST.items():
+        if not config.getoption(f"--{name}"):
+            skip = pytest.mark.skip(reason=f"{why}: bash scripts/test.sh --{name} runs it")
+            for item in items:
+                if name in item.keywords:
+                    item.add_marker(skip)
 
 
 @pytest.fixture(scope="session", autouse=True)

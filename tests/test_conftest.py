@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 ORPHAN = """
@@ -60,3 +61,34 @@ def test_tiny_images_are_jpegs_that_tell_their_class(tiny_image_folder):
         pixels["val", label, "0.jpg"] - pixels["train", "class_0", "0.jpg"] for label in ("class_0", "class_1")
     )
     assert np.abs(same).mean() < np.abs(other).mean()
+
+
+@pytest.mark.parametrize(("options", "outcome"), [([], "1 passed, 2 skipped"), (["--full"], "2 passed, 1 skipped")])
+def test_long_tests_run_on_request(tmp_path, run_command, options, outcome):
+    """A skipped test says how to run it, and the summary is the last line."""
+    (tmp_path / "test_it.py").write_text(MARKED)
+    arguments = ["-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", ROOT / "pyproject.toml"]
+    plugin = {"PYTHONPATH": str(ROOT / "tests")}
+    result = run_command([sys.executable, *arguments, "-p", "conftest", *options, tmp_path], env=plugin)
+    assert result.returncode == 0, result.output
+    assert outcome in result.stdout.splitlines()[-1]
+    assert ("takes long: bash scripts/test.sh --full runs it" in result.stdout) is not bool(options)
+
+
+MARKED = """
+import pytest
+
+
+def test_always():
+    pass
+
+
+@pytest.mark.full
+def test_long():
+    pass
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    pass
+"""
