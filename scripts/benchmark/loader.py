@@ -104,17 +104,20 @@ def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> It
     """Images a second, epoch after epoch, by the loader that training uses."""
     batch = arguments.batch
     order = Order(len(reader), batch, batch, SEED)
-    steps = order.steps_per_epoch * arguments.repeat
+    # Workers start together and hand over together: only whole rounds of batches, one of each worker, take the time
+    # that they seem to.
+    workers = arguments.workers
+    steps = -(-order.steps_per_epoch * arguments.repeat // workers) * workers
     source = TrainImages(reader, TRANSFORM, seed=SEED, max_pixels=MAX_PIXELS, fast=fast)
 
     def measure() -> Generator[float, None, None]:
         # Each epoch on its own, so that no worker runs ahead into the turn of a peer. The clock starts after the first
-        # batches and stops before the last: at both times workers are half-way in as many others.
-        ahead = 2 * arguments.workers
+        # rounds, when all the memory of batches has been used once, and stops before the last ones.
+        ahead = 3 * workers
         for epoch in range(10**9):
             first = epoch * (steps + 2 * ahead)
             keys = train_keys(order, range(1), first, first + steps + 2 * ahead)
-            with open_batches(source, keys, workers=arguments.workers, timeout=600, pin_memory=False) as batches:
+            with open_batches(source, keys, workers=workers, timeout=600, pin_memory=False) as batches:
                 for _ in range(ahead):
                     next(batches)
                 started = time.perf_counter()
