@@ -20,8 +20,9 @@ from seresnext.distributed.world import World
 class BatchNormStatistics:
     """The running statistics of all BatchNorm layers of a model during one optimizer step.
 
-    Call `begin_step` before the step, `begin_micro_batch` before every forward, and `end_step` after the last. Layers
-    in evaluation mode, those of frozen stages, keep theirs to the bit.
+    Call `begin_step` before the step, `begin_micro_batch` before every forward, `end_step` after the last, and then
+    `undo_if` if the step may turn out not to count. Layers in evaluation mode, those of frozen stages, keep theirs to
+    the bit.
     """
 
     def __init__(self, model: nn.Module, accumulation: int) -> None:
@@ -30,17 +31,17 @@ class BatchNormStatistics:
         self._counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
         self._accumulation = accumulation if layers else 1
         self._is_first = True
-        self._old = [torch.empty_like(t) for t in self._running] if self._accumulation > 1 else []
-        self._old_counts = [torch.empty_like(t) for t in self._counts] if self._accumulation > 1 else []
+        self._old = [torch.empty_like(t) for t in self._running]
+        self._old_counts = [torch.empty_like(t) for t in self._counts]
         self._sum: list[Tensor] = []
 
     def begin_step(self) -> None:
         """Remember the statistics that every micro-batch of the step starts from."""
         self._is_first = True
-        if self._accumulation > 1:
+        self._sum = []
+        if self._running:
             torch._foreach_copy_(self._old, self._running)
             torch._foreach_copy_(self._old_counts, self._counts)
-            self._sum = []
 
     def begin_micro_batch(self) -> None:
         """Put back the step's old statistics, keeping what the previous micro-batch made of them."""
@@ -72,8 +73,24 @@ class BatchNormStatistics:
         torch._foreach_copy_(self._running, means)
         return report
 
+    @torch.no_grad()
+    def undo_if(self, skip: Tensor) -> None:
+        """Put the statistics back to what they were before the step where `skip`, a number on the device, is not 0.
+
+        To the bit, and whatever came of them, NaN too. Waits for nothing.
+        """
+        for tensors, before in ((self._running, self._old), (self._counts, self._old_counts)):
+            if tensors:
+                chosen = torch.where(skip != 0, _flat(before), _flat(tensors))
+                parts = chosen.split([t.numel() for t in tensors])
+                torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
     def _keep(self) -> None:
         if self._sum:
             torch._foreach_add_(self._sum, self._running)
         else:
             self._sum = [t.clone() for t in self._running]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])

@@ -1,19 +1,19 @@
 """Exponential moving average of weights and BatchNorm statistics."""
 
-# The _foreach_ functions, one kernel for hundreds of small tensors, are what torch.optim itself is built on.
+# The function that torch.optim.SGD(fused=True) is built on has no public name.
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
     """A second model whose floating-point tensors follow the trained ones (Polyak and Juditsky 1992).
 
-    The number of updates is the number of completed optimizer steps, so there is no counter to save.
+    The decay is a function of the number of completed optimizer steps, skipped ones too: there is no counter to save.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
@@ -33,9 +33,26 @@ class Ema:
         return min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the trained weights as they are after step number `step` (from 0)."""
+    def update(self, step: int, skip: Tensor | None = None) -> None:
+        """Move towards the trained weights as they are after step number `step` (from 0).
+
+        Where `skip`, a float32 number on the device, is 1, the average keeps every bit, without waiting for the number.
+        Moving by 1 - decay is a step of SGD with that learning rate down the gradient `average - weights`, so torch's
+        fused SGD does it, which can be told on the device not to: as weight decay of 1, less the weights.
+        """
         mine, theirs = zip(*self._averaged, strict=True)
-        torch._foreach_lerp_(list(mine), list(theirs), 1 - self.decay_at(step))
-        for counter, other in self._copied:
+        torch._fused_sgd_(
+            list(mine),
+            list(theirs),
+            [],
+            weight_decay=1.0,
+            momentum=0.0,
+            lr=1 - self.decay_at(step),
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,  # The sign of `theirs`.
+            is_first_step=False,
+            found_inf=skip,
+        )
+        for counter, other in self._copied:  # Of BatchNorm, whose own are as they were before a step that is skipped.
             counter.copy_(other)

@@ -25,7 +25,7 @@ from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision, compile_forward
 from seresnext.training.ema import Ema
 from seresnext.training.loss import Loss
-from seresnext.training.optimizer import set_lr
+from seresnext.training.optimizer import set_lr, skip_if
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Report:
     """What one step reports, agreed on by all ranks.
 
     Losses are one a logical replica, `grad_norm` is the L2 norm of the whole gradient before clipping, `data_wait` the
-    mean over ranks of the seconds spent waiting for images, `stop` whether any rank was asked to stop.
+    mean over ranks of the seconds spent waiting for images, `stop` whether any rank was asked to stop, `save_failed`
+    whether rank 0 could not write its last checkpoint. `skipped` says that the step changed nothing, because a loss or
+    the gradient was not finite; `loss_scale` is what fp16 multiplied the loss by, 1 for other precisions.
     """
 
     step: int
@@ -41,11 +43,22 @@ class Report:
     grad_norm: float
     data_wait: float
     stop: bool
+    save_failed: bool = False
+    skipped: bool = False
+    loss_scale: float = 1.0
 
     @property
     def loss(self) -> float:
         """Mean loss over the global batch."""
         return math.fsum(self.losses) / len(self.losses)
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether it was skipped for what fp16 is used to: a loss scaled up so far that its gradient is not finite.
+
+        The scaler tries higher scales from time to time, and lowers them again. At 1 it is no longer to blame.
+        """
+        return self.skipped and self.loss_scale > 1 and all(map(math.isfinite, self.losses))
 
 
 class TrainingStep:
@@ -54,7 +67,7 @@ class TrainingStep:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.SGD,
         *,
         world: World,
         replicas: int,
@@ -106,10 +119,14 @@ class TrainingStep:
             for name, buffer in self._model.named_buffers():
                 buffer.copy_(buffers[name])
 
-    def __call__(self, micro_batches: Iterator[DeviceBatch], *, step: int, lr: float, stop: bool) -> Tensor:
+    def __call__(
+        self, micro_batches: Iterator[DeviceBatch], *, step: int, lr: float, stop: bool, save_failed: bool = False
+    ) -> Tensor:
         """Take step number `step` (from 0) and return its report as a device tensor, for `read`.
 
-        Nothing here waits for the device: read the report after the next step was queued.
+        `stop` and `save_failed` are what this rank has to tell the others. A step in which a loss or the gradient is
+        not finite leaves weights, momentum, BatchNorm statistics and the average on all ranks as they were, to the bit.
+        Nothing here waits for the device, that decision neither: read the report after the next step was queued.
         """
         losses = torch.zeros(self._replicas, device=self._world.device, dtype=self._precision.weights)
         data_wait = 0.0
@@ -120,17 +137,35 @@ class TrainingStep:
             data_wait += batch.data_wait
             with self._no_sync() if replica != self.own_replicas[-1] else nullcontext():
                 losses[replica] = self._forward_backward(batch)
-        notes = torch.tensor([float(stop), data_wait], dtype=losses.dtype).to(losses.device, non_blocking=True)
+        notes = torch.tensor([float(stop), float(save_failed), data_wait], dtype=losses.dtype).to(
+            losses.device, non_blocking=True
+        )
         report = self._statistics.end_step(self._world, torch.cat([losses, notes]))
-        norm = self._update(lr)
+        self.scaler.unscale_(self._optimizer)
+        # Of the gradient that DDP has averaged, so all ranks see the same numbers here, and skip the same steps.
+        norm = get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        usable = report[: self._replicas].isfinite().all() & norm.isfinite()
+        skip = usable.logical_not().float()
+        scale = self.scaler.scale(torch.ones_like(skip))
+        self._statistics.undo_if(skip)
+        self._update(lr, norm, skip)
         if self._ema:
-            self._ema.update(step)
-        return torch.cat([report, norm.to(report.dtype).reshape(1)])
+            self._ema.update(step, skip)
+        return torch.cat([report, *(number.to(report.dtype).reshape(1) for number in (norm, skip, scale))])
 
     def read(self, step: int, report: Tensor) -> Report:
         """Bring a report to the host. Waits for its step to finish on the device."""
-        *losses, stop, data_wait, grad_norm = report.tolist()
-        return Report(step, tuple(losses), grad_norm, data_wait / self._world.size, stop > 0)
+        *losses, stop, save_failed, data_wait, grad_norm, skipped, loss_scale = report.tolist()
+        return Report(
+            step,
+            tuple(losses),
+            grad_norm,
+            data_wait / self._world.size,
+            stop=stop > 0,
+            save_failed=save_failed > 0,
+            skipped=skipped > 0,
+            loss_scale=loss_scale,
+        )
 
     def _forward_backward(self, batch: DeviceBatch) -> Tensor:
         torch.manual_seed(torch_seed_at(self._seed, "step", batch.step, batch.replica))
@@ -144,17 +179,15 @@ class TrainingStep:
         self.scaler.scale(loss / self._accumulation).backward()
         return loss.detach()
 
-    def _update(self, lr: float) -> Tensor:
-        set_lr(self._optimizer, lr)
-        self.scaler.unscale_(self._optimizer)
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients)
+    def _update(self, lr: float, norm: Tensor, skip: Tensor) -> None:
         if self._clip_norm is not None:
             clip_grads_with_norm_(self._model.parameters(), self._clip_norm, norm)
-        self.scaler.step(self._optimizer)
+        set_lr(self._optimizer, lr)
+        skip_if(self._optimizer, skip)
+        self._optimizer.step()
+        # Not scaler.step: it looks at gradients alone, and no rank may update for which another one's loss speaks.
         self.scaler.update()
         self._optimizer.zero_grad()
-        return norm
 
     def _no_sync(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync() if self._ddp else nullcontext()

@@ -83,3 +83,26 @@ def test_a_model_whose_layers_are_all_frozen(model, micro_batches):
     before = copy.deepcopy(model.state_dict())
     run_step(model, micro_batches)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_step_can_be_undone_to_the_bit(model, micro_batches, accumulation):
+    """Statistics that are no numbers any more, too; counts as well, and layers in evaluation mode stay out of it."""
+    model[1].running_mean[0] = -0.0
+    before = [buffer.numpy().tobytes() for buffer in model.buffers()]
+    statistics = BatchNormStatistics(model, accumulation)
+    bad = [*micro_batches[: accumulation - 1], micro_batches[0] * torch.nan]
+    for skip in (1.0, 0.0):
+        statistics.begin_step()
+        for images in bad:
+            statistics.begin_micro_batch()
+            model(images)
+        statistics.end_step(World(), torch.zeros(1))
+        statistics.undo_if(torch.tensor(skip))
+        after = [buffer.numpy().tobytes() for buffer in model.buffers()]
+        assert (after == before) == bool(skip)
+    assert model[4].running_var.isnan().all()  # The control: what the skipped step would have left.
+
+
+def test_without_batchnorm_there_is_nothing_to_undo():
+    BatchNormStatistics(nn.Linear(2, 2), 2).undo_if(torch.tensor(1.0))

@@ -1,5 +1,7 @@
 """The moving average against torch's AveragedModel and its warm-up against the formula."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -45,3 +47,25 @@ def test_it_is_for_evaluation_only():
     ema = Ema(net(), 0.9, warmup=False)
     assert not ema.model.training
     assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_a_skipped_update_keeps_every_bit_and_the_next_goes_on():
+    """Minus zero too, which moving by nothing would turn into zero."""
+    model = net()
+    ema, other = Ema(model, 0.9, warmup=True), Ema(model, 0.9, warmup=True)
+    for average in (ema, other):
+        average.model[0].weight.view(-1)[0] = -0.0
+    before = {name: tensor.numpy().tobytes() for name, tensor in ema.model.state_dict().items()}
+    spoilt = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model[0].weight.fill_(torch.nan)
+        model[1].running_var.fill_(torch.inf)
+    ema.update(0, torch.tensor(1.0))
+    assert {name: tensor.numpy().tobytes() for name, tensor in ema.model.state_dict().items()} == before
+    model.load_state_dict(spoilt)
+    move(model)
+    ema.update(1, torch.tensor(0.0))
+    other.update(1)
+    for name, tensor in ema.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name]), name
+    assert ema.model.state_dict()["0.weight"].numpy().tobytes() != before["0.weight"]

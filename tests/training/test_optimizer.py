@@ -1,9 +1,10 @@
 """Which parameters get weight decay, and that the optimizer is torch's SGD."""
 
+import pytest
 import torch
 from torch import nn
 
-from seresnext.training.optimizer import set_lr, sgd
+from seresnext.training.optimizer import set_lr, sgd, skip_if
 
 
 def model():
@@ -39,15 +40,43 @@ def test_frozen_parameters_are_left_out():
     assert id(net[0].weight) not in decays(sgd(net, **options()))
 
 
-def test_a_step_is_torchs():
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_are_torchs(nesterov, fused):
+    """Bit for bit those of the fused kernel, the first from momentum of zeros too; the plain one rounds otherwise."""
     ours, theirs = model(), model()
-    optimizer = sgd(ours, **options(nesterov=True))
-    reference = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = sgd(ours, **options(nesterov=nesterov))
+    reference = torch.optim.SGD(
+        theirs.parameters(), lr=0.05, momentum=0.9, nesterov=nesterov, weight_decay=1e-4, fused=fused
+    )
     set_lr(optimizer, 0.05)
     for net, steps in ((ours, optimizer), (theirs, reference)):
-        for _ in range(3):
+        for number in range(3):
             steps.zero_grad()
             net(torch.ones(2, 3, 3, 3)).square().sum().backward()
+            if steps is optimizer and number:  # Told to go on is as good as told nothing.
+                skip_if(steps, torch.tensor(0.0))
             steps.step()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(mine, other)
+        if fused:
+            assert torch.equal(mine, other)
+        else:
+            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_can_be_skipped_also_the_first(momentum):
+    net = model()
+    optimizer = sgd(net, **options(momentum=momentum))
+    for _ in range(2):
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, torch.nan)
+        before = [p.clone() for p in net.parameters()]
+        skip_if(optimizer, torch.tensor(1.0))
+        optimizer.step()
+        assert all(torch.equal(old, new) for old, new in zip(before, net.parameters(), strict=True))
+        buffers = [optimizer.state[p].get("momentum_buffer") for p in net.parameters()]
+        assert all(buffer.count_nonzero() == 0 for buffer in buffers) if momentum else buffers == [None] * len(buffers)
+    skip_if(optimizer, torch.tensor(0.0))
+    optimizer.step()
+    assert all(p.isnan().all() for p in net.parameters())  # The control.

@@ -1,0 +1,199 @@
+"""Steps that change nothing because a number was not finite: weights, momentum, statistics, average, all to the bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from seresnext.data.prefetch import DeviceBatch
+from seresnext.distributed import BatchNormStatistics, World
+from seresnext.runtime import PRECISIONS
+from seresnext.training import ema as ema_module
+from seresnext.training import step as step_module
+from seresnext.training.ema import Ema
+from seresnext.training.loss import CrossEntropy
+from seresnext.training.optimizer import sgd
+from seresnext.training.step import Report, TrainingStep
+
+REPLICAS, LR = 2, 0.1
+
+
+class Bench:
+    """A small network in training, and ways to spoil a step of it."""
+
+    def __init__(self, precision="fp64", compiled=False, layout=torch.contiguous_format, replicas=REPLICAS, **options):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 5)
+        )
+        self.dtype = PRECISIONS[precision].weights
+        self.layout = layout
+        self.replicas = replicas
+        self.model = net.to(self.dtype).to(memory_format=layout)
+        with torch.no_grad():
+            self.model[5].bias[0] = -0.0
+        self.ema = Ema(self.model, 0.9, warmup=True)
+        settings = {"lr": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-2, "decay_norm_and_bias": True}
+        clip_norm = options.pop("clip_norm", None)
+        self.optimizer = sgd(self.model, **settings | options)
+        self.step = TrainingStep(
+            self.model,
+            self.optimizer,
+            world=World(),
+            replicas=replicas,
+            precision=PRECISIONS[precision],
+            compiled=compiled,
+            seed=3,
+            loss=CrossEntropy(0.1),
+            clip_norm=clip_norm,
+            mix=None,
+            ema=self.ema,
+        )
+
+    def batch(self, step, replica):
+        generator = torch.Generator().manual_seed(100 * step + replica)
+        images = torch.randn(4, 3, 6, 6, generator=generator).to(self.dtype).to(memory_format=self.layout)
+        return DeviceBatch(images, torch.randint(5, (4,), generator=generator), step, replica, 0.0)
+
+    def take(self, step, spoil=None):
+        """A step. With `spoil`, `loss` or `gradient`, the last replica's is spoilt."""
+        batches = [self.batch(step, replica) for replica in range(self.replicas)]
+        hook = None
+        if spoil == "loss":
+            batches[-1] = batches[-1]._replace(images=batches[-1].images.index_fill(0, torch.tensor([1]), torch.nan))
+        elif spoil == "gradient":
+            hook = self.model[0].weight.register_hook(
+                lambda gradient: gradient.index_fill(0, torch.tensor(2), math.inf)
+            )
+        report = self.step.read(step, self.step(iter(batches), step=step, lr=LR, stop=False))
+        if hook:
+            hook.remove()
+        return report
+
+    def bytes(self):
+        """Every bit of what training changes."""
+        momenta = {
+            f"momentum.{name}": self.optimizer.state[parameter]["momentum_buffer"]
+            for name, parameter in self.model.named_parameters()
+        }
+        tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **momenta}
+        return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+VARIANTS = {
+    "fp64": {},
+    "one replica": {"replicas": 1},
+    "three replicas": {"replicas": 3},
+    "nesterov": {"nesterov": True},
+    "clipped": {"clip_norm": 0.05},
+    "fp32, channels_last": {"precision": "fp32", "layout": torch.channels_last},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+}
+
+
+@pytest.mark.parametrize("spoil", ["loss", "gradient"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_spoilt_step_changes_nothing(variant, spoil):
+    """And the steps after it are those of a run that never had it."""
+    bench, other = Bench(**VARIANTS[variant]), Bench(**VARIANTS[variant])
+    for step in range(2):
+        bench.take(step)
+        other.take(step)
+    before = bench.bytes()
+    report = bench.take(2, spoil)
+    assert bench.bytes() == before
+    assert report.skipped
+    assert math.isfinite(report.loss) == (spoil == "gradient")
+    assert not math.isfinite(report.grad_norm)
+    if variant == "fp16":  # Its scaler is told of either.
+        assert bench.step.scaler.get_scale() == other.step.scaler.get_scale() / 2
+        other.step.scaler.load_state_dict(bench.step.scaler.state_dict())
+    for step in (3, 4):
+        assert bench.take(step) == other.take(step)
+    assert bench.bytes() == other.bytes() != before
+
+
+def test_the_first_step_may_be_spoilt():
+    bench = Bench()
+    before = bench.bytes()
+    bench.take(0, "loss")
+    assert bench.bytes() == before
+
+
+def test_compiled_it_is_the_same():
+    bench = Bench(precision="fp32", compiled=True)
+    bench.take(0)
+    before = bench.bytes()
+    assert bench.take(1, "loss").skipped
+    assert bench.bytes() == before
+    assert not bench.take(2).skipped
+    assert bench.bytes() != before
+
+
+@pytest.mark.parametrize("part", ["model.0.weight", "momentum.0.weight", "model.1.running_var", "ema.5.weight"])
+def test_each_part_needs_its_own_help(monkeypatch, part):
+    """The controls: without one of the three, what it guards is spoilt, and no more than what depends on that."""
+    kind = part.partition(".")[0] if "running" not in part else "statistics"
+    if kind == "statistics":
+        monkeypatch.setattr(BatchNormStatistics, "undo_if", lambda self, skip: None)
+    elif kind == "ema":
+        update = ema_module.Ema.update
+        monkeypatch.setattr(ema_module.Ema, "update", lambda self, step, skip: update(self, step + 1))
+    else:
+        monkeypatch.setattr(step_module, "skip_if", lambda optimizer, skip: None)
+    bench = Bench()
+    bench.take(0)
+    before = bench.bytes()
+    bench.take(1, "loss")
+    after = bench.bytes()
+    assert after[part] != before[part]
+    assert (after["model.1.num_batches_tracked"] != before["model.1.num_batches_tracked"]) == (kind == "statistics")
+
+
+def test_nothing_is_skipped_where_all_is_finite():
+    """Bit for bit the run of an optimizer and an average that nobody tells to skip."""
+    bench, plain = Bench(), Bench()
+    told = copy.deepcopy(bench.bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_module, "skip_if", lambda optimizer, skip: None)
+        patch.setattr(BatchNormStatistics, "undo_if", lambda self, skip: None)
+        update = ema_module.Ema.update
+        patch.setattr(ema_module.Ema, "update", lambda self, step, skip: update(self, step))
+        for step in range(3):
+            plain.take(step)
+    reports = [bench.take(step) for step in range(3)]
+    assert not any(report.skipped for report in reports)
+    assert {report.loss_scale for report in reports} == {1.0}
+    assert bench.bytes() == plain.bytes() != told
+
+
+def test_the_scaler_lowers_its_scale_and_is_to_blame_until_it_is_one():
+    bench = Bench(precision="fp16")
+    bench.take(0)
+    state = bench.step.scaler.state_dict()
+    bench.step.scaler.load_state_dict({**state, "scale": 2.0**120})
+    overflow = bench.take(1)
+    assert (overflow.skipped, overflow.overflowed, overflow.loss_scale) == (True, True, 2.0**120)
+    assert bench.step.scaler.get_scale() == 2.0**119
+    bench.step.scaler.load_state_dict({**state, "scale": 1.0})
+    bad = bench.take(2, "gradient")
+    assert (bad.skipped, bad.overflowed, bad.loss_scale) == (True, False, 1.0)
+    assert bench.take(3, "loss").overflowed is False
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (Report(0, (1.0,), math.inf, 0.0, False, skipped=True, loss_scale=2.0), True),
+        (Report(0, (math.nan,), math.inf, 0.0, False, skipped=True, loss_scale=2.0), False),
+        (Report(0, (1.0,), math.inf, 0.0, False, skipped=True, loss_scale=1.0), False),
+        (Report(0, (1.0,), 1.0, 0.0, False, loss_scale=2.0), False),
+    ],
+)
+def test_overflows(report, expected):
+    assert report.overflowed is expected
