@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
     for start in range(0, count, _TOGETHER):
         places = range(start, start + _TOGETHER)
         began = clock()
-        encoded = [Encoded(reader.read(index), reader.name(index)) for index in places]
+        encoded = [Encoded(reader.read(index), partial(reader.name, index)) for index in places]
         spent["read"] += (read := clock()) - began
         frames = [read_frame(data) for data, _ in encoded]
         crops = [

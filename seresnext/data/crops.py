@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ class Crops:
         for number, index in enumerate(indices):
             note_images([index])
             try:
-                encoded.append(Encoded(self._reader.read(index), self._reader.name(index)))
+                encoded.append(Encoded(self._reader.read(index), partial(self._reader.name, index)))
                 read.append(number)
             except DataError as error:
                 results.append(error)

@@ -26,7 +26,11 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             # Broken EXIF and odd transparency make Pillow warn; the pixels are not affected.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            check_size(image.width, image.height, name, max_pixels)
+            if image.width * image.height > max_pixels:
+                raise DataError(
+                    f"{name} has {image.width} x {image.height} pixels, more than data.max_pixels ({max_pixels}); "
+                    "remove the file or raise the limit"
+                )
             return _to_rgb(image)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has more pixels than Pillow opens; remove the file ({error})") from None
@@ -34,15 +38,6 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         reason = str(error) or "damaged"
         what = "is empty" if not data else f"is no JPEG or PNG image that can be decoded ({reason})"
         raise DataError(f"{name} {what}; restore the file or remove it") from None
-
-
-def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    """Raise DataError naming an image that has more than `max_pixels` pixels."""
-    if width * height > max_pixels:
-        raise DataError(
-            f"{name} has {width} x {height} pixels, more than data.max_pixels ({max_pixels}); "
-            "remove the file or raise the limit"
-        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

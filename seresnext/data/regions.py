@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from seresnext.data.augment import Crop
-from seresnext.data.decode import check_size, decode
+from seresnext.data.decode import decode
 from seresnext.data.jpeg import read_frame
 from seresnext.errors import DataError
 
@@ -32,10 +32,15 @@ _LEAST_SIDE = 16
 
 
 class Encoded(NamedTuple):
-    """The bytes of an image file, and its name for messages."""
+    """The bytes of an image file, and what gives its name for messages."""
 
     data: bytes
-    name: str
+    naming: Callable[[], str]
+
+    @property
+    def name(self) -> str:
+        """The name of the image."""
+        return self.naming()
 
 
 Choose = Callable[[int, int, int], Crop]
@@ -89,14 +94,9 @@ class _Nvimgcodec:
     def __call__(self, images: Sequence[Encoded], choose: Choose) -> list[np.ndarray | DataError]:
         results: list[np.ndarray | DataError | None] = [None] * len(images)
         numbers, shapes, streams = [], [], []
-        for number, (data, name) in enumerate(images):
-            frame = read_frame(data)
-            if frame is None or not frame.is_plain:
-                continue
-            try:
-                check_size(frame.width, frame.height, name, self._max_pixels)
-            except DataError as error:
-                results[number] = error
+        for number, image in enumerate(images):
+            frame = read_frame(image.data)
+            if frame is None or not frame.is_plain or frame.width * frame.height > self._max_pixels:
                 continue
             left, top, width, height, _ = choose(number, frame.width, frame.height)
             if width < _LEAST_SIDE or height < _LEAST_SIDE:
@@ -104,12 +104,12 @@ class _Nvimgcodec:
             region = self._module.Region(top, left, top + height, left + width)
             numbers.append(number)
             shapes.append((height, width, 3))
-            streams.append(self._module.CodeStream(data).get_sub_code_stream(region=region))
+            streams.append(self._module.CodeStream(image.data).get_sub_code_stream(region=region))
         decoded = self._decoder.decode(streams, params=self._params) if streams else []
         for number, shape, pixels in zip(numbers, shapes, decoded, strict=True):
             if pixels is not None and pixels.shape == shape:
                 results[number] = np.asarray(pixels)
-        # What was not decoded so far goes to Pillow, which knows how to say what is wrong with a damaged image.
+        # What was not decoded so far goes to Pillow, which knows how to say what is wrong with an image.
         return [
             self._pillow.one(images[number], number, choose) if result is None else result
             for number, result in enumerate(results)

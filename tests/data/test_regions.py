@@ -50,7 +50,7 @@ def boxes(width: int, height: int, count: int, seed: int = 0) -> list[Crop]:
 def assert_is_pillows(decoder: RegionDecoder, data: bytes, count: int = 25, seed: int = 0) -> None:
     whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     crops = boxes(whole.shape[1], whole.shape[0], count, seed)
-    results = decoder([Encoded(data, "any")] * len(crops), lambda number, width, height: crops[number])
+    results = decoder([Encoded(data, lambda: "any")] * len(crops), lambda number, width, height: crops[number])
     for crop, result in zip(crops, results, strict=True):
         expected = whole[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         np.testing.assert_array_equal(result, expected, err_msg=str(crop))
@@ -89,7 +89,7 @@ def test_pngs_whatever_they_are_called(decoder: RegionDecoder, mode: str):
 def test_png_of_16_bits_keeps_its_high_bytes(decoder: RegionDecoder):
     gray = np.linspace(0, 65535, 480).reshape(24, 20).astype(np.uint16)
     data = encoded(Image.fromarray(gray), "PNG")
-    (result,) = decoder([Encoded(data, "n02105855_2933.JPEG")], lambda *_: Crop(2, 3, 17, 20, False))
+    (result,) = decoder([Encoded(data, lambda: "n02105855_2933.JPEG")], lambda *_: Crop(2, 3, 17, 20, False))
     np.testing.assert_array_equal(result, np.repeat((gray >> 8)[3:23, 2:19, None], 3, axis=2))
 
 
@@ -118,10 +118,10 @@ def test_plain_jpegs_are_not_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
     decoder = open_decoder(10**6, fast=True)
     monkeypatch.setattr("seresnext.data.regions.decode", lambda *_: pytest.fail("Pillow was asked"))
     crop = Crop(9, 10, 50, 60, False)
-    (result,) = decoder([Encoded(encoded(PICTURE), "any")], lambda *_: crop)
+    (result,) = decoder([Encoded(encoded(PICTURE), lambda: "any")], lambda *_: crop)
     assert isinstance(result, np.ndarray)
     with pytest.raises(pytest.fail.Exception):
-        decoder([Encoded(encoded(PICTURE.convert("CMYK")), "any")], lambda *_: crop)
+        decoder([Encoded(encoded(PICTURE.convert("CMYK")), lambda: "any")], lambda *_: crop)
 
 
 def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionDecoder):
@@ -129,7 +129,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
     start = data.index(b"\xff\xc0") + 5
     bomb = data[:start] + (60000).to_bytes(2) * 2 + data[start + 4 :]
     assert read_frame(bomb) == (60000, 60000, True)
-    small, large = Encoded(data, "small.jpg"), Encoded(bomb, "bomb.jpg")
+    small, large = Encoded(data, lambda: "small.jpg"), Encoded(bomb, lambda: "bomb.jpg")
     asked = []
 
     def choose(number: int, width: int, height: int) -> Crop:
@@ -156,8 +156,8 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
 )
 def test_what_cannot_be_decoded_is_named_and_the_others_are_decoded(decoder: RegionDecoder, data: bytes, what: str):
     crop = Crop(0, 0, 40, 30, False)  # Far above what is missing.
-    good = Encoded(encoded(PICTURE), "good.jpg")
-    before, error, after = decoder([good, Encoded(data, "train/cat/7.jpg"), good], lambda *_: crop)
+    good = Encoded(encoded(PICTURE), lambda: "good.jpg")
+    before, error, after = decoder([good, Encoded(data, lambda: "train/cat/7.jpg"), good], lambda *_: crop)
     assert isinstance(error, DataError)
     with pytest.raises(DataError, match=f"^train/cat/7.jpg {what}"):
         raise error
@@ -171,7 +171,7 @@ def test_opening_and_decoding_say_nothing_on_the_terminal():
         "from seresnext.data.regions import open_decoder, Encoded\n"
         "from seresnext.data.augment import Crop\n"
         "import io; from PIL import Image; file = io.BytesIO(); Image.new('RGB', (40, 40)).save(file, 'JPEG')\n"
-        "print(open_decoder(10**6, True)([Encoded(file.getvalue(), '')], lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
+        "print(open_decoder(10**6, True)([Encoded(file.getvalue(), str)], lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "(30, 20, 3)\n"

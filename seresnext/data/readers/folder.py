@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -47,9 +48,11 @@ class FolderReader:
 
     def read(self, index: int) -> bytes:
         """The bytes of an image file. Raises DataError naming a file that cannot be read."""
-        path = self._folder.parent / self.name(index)
+        # No pathlib and no buffering: for each of 1.28 million images an epoch they cost as much as the reading itself.
+        path = f"{self._folder}/{self.classes[self.labels[index]]}/{self._index.stored_name(index)}"
         try:
-            return path.read_bytes()
+            with io.FileIO(path) as file:
+                return file.readall()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; was the data changed during the run?") from None
 
