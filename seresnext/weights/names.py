@@ -14,6 +14,9 @@ WRAPPERS = ("module.", "_orig_mod.")
 # The parts of this project's checkpoints that are weights of a model, the preferred one first.
 PARTS = ("ema.", "model.")
 
+MOST_TENSORS = 40_000
+"""More are in no file of weights; a checkpoint of SE-ResNeXt-101 has 2,000."""
+
 T = TypeVar("T")
 
 

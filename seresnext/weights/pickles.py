@@ -22,6 +22,8 @@ from seresnext.weights.names import printable
 
 # The published SE-ResNeXt-101 takes 23,000 instructions.
 _MOST_INSTRUCTIONS = 1_000_000
+_MOST_DIMENSIONS = 16
+_LONGEST_DIMENSION = 2**31 - 1
 
 _DTYPES = {
     "torch.DoubleStorage": torch.float64,
@@ -188,9 +190,10 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise PickleRefused("its pickle is damaged: it sets items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # No tuples: hashing one that holds itself twice, fifty times over, would never end.
-            if not isinstance(key, str | int):
-                raise PickleRefused(f"it has a dict with a key that is a {type(key).__name__}")
+            # No tuples: hashing one that holds itself twice, fifty times over, would never end. No long numbers: a
+            # million of them can have one hash.
+            if not isinstance(key, str | int) or (isinstance(key, int) and not -(2**31) <= key < 2**31):
+                raise PickleRefused(f"it has a dict with a key that is a {type(key).__name__} or a very long number")
             target[key] = value
 
     def _storage(self, identifier: Any) -> Storage:
@@ -244,7 +247,9 @@ def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> StoredTen
     """A tensor whose elements lie in its storage, side by side, each once."""
     if not _whole_numbers((offset,)) or not _whole_numbers(shape) or not _whole_numbers(stride):
         raise PickleRefused("it has a tensor whose offset, shape or stride are not whole numbers")
-    if len(shape) != len(stride) or not _is_dense(shape, stride, storage.numel - offset):
+    if len(shape) > _MOST_DIMENSIONS or len(shape) != len(stride):
+        raise PickleRefused(f"it has a tensor of {len(shape):,} dimensions and {len(stride):,} strides")
+    if not _is_dense(shape, stride, storage.numel - offset):
         raise PickleRefused(
             f"it has a tensor of shape {printable(shape)} and stride {printable(stride)}, starting at {offset}, "
             f"which overlaps itself, has gaps or does not fit its storage of {storage.numel:,} elements"
@@ -258,8 +263,8 @@ def _whole_numbers(values: Any) -> bool:
 
 def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...], room: int) -> bool:
     """Whether the elements fill the first of `room` places without overlap, in whatever order of the dimensions."""
-    if 0 in shape:
-        return room >= 0
+    if 0 in shape:  # Nothing, of which there is still not more along any dimension than any file can hold.
+        return room >= 0 and max(shape) <= _LONGEST_DIMENSION and max(stride) <= _LONGEST_DIMENSION
     count = 1
     for step, length in sorted(zip(stride, shape, strict=True)):
         if length == 1:

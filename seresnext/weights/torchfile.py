@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,11 +21,16 @@ from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from seresnext.errors import CheckpointError
-from seresnext.weights.names import listed, printable, shown_path
+from seresnext.weights.names import MOST_TENSORS, listed, printable, shown_path
 from seresnext.weights.opening import open_regular
 from seresnext.weights.pickles import Description, StoredTensor, describe
 
 _LONGEST_PICKLE = 16 << 20  # bytes; that of SE-ResNeXt-101 has 130 thousand
+_LONGEST_DIRECTORY = 2 << 20  # bytes of a zip's list of members; that of SE-ResNeXt-101 has 50 thousand
+# All that torch.save has ever put beside the storages, which have numbers for names.
+_MEMBER = re.compile(
+    r"data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]+"
+)
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
@@ -101,10 +108,7 @@ def _scan_pickles(file: BinaryIO) -> Description:
 
 
 def _scan_zip(file: BinaryIO) -> Description:
-    # The end record and no comment: behind either, a second archive could hide that another program finds first.
-    file.seek(-22, os.SEEK_END)
-    if file.read(4) != b"PK\x05\x06":
-        raise ValueError("it is a zip that was cut off, or that something was added to")
+    _check_directory(file)
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         folder = _check_members(archive)
@@ -120,6 +124,33 @@ def _scan_zip(file: BinaryIO) -> Description:
     return description
 
 
+def _check_directory(file: BinaryIO) -> None:
+    """Refuse a zip in which two programs could find two lists of members, or one that is very long.
+
+    Python takes the list that ends where its end record begins, torch's library the one that the record points to:
+    what was looked through must be what torch reads. So the list ends at the record, which ends the file.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 98))
+    tail = file.read()
+    record, locator, last = tail[-98:-42], tail[-42:-22], tail[-22:]
+    if not last.startswith(b"PK\5\6"):
+        raise ValueError("it is a zip that was cut off, or that something was added to")
+    length, offset = struct.unpack_from("<LL", last, 12)
+    end = size - 22
+    if locator.startswith(b"PK\6\7"):  # Numbers of 64 bits, in a record of 56 bytes that a locator points to.
+        end = struct.unpack_from("<Q", locator, 8)[0]
+        length, offset = struct.unpack_from("<QQ", record, 40) if record.startswith(b"PK\6\6") else (0, 0)
+        if end != size - 98:
+            raise ValueError("it is a zip whose end is not where it says")
+    if offset + length != end:
+        raise ValueError("it is a zip with something between its parts, where a second one could hide")
+    if length > _LONGEST_DIRECTORY:
+        raise ValueError(
+            f"its list of members has {length:,} bytes, and that of weights at most {_LONGEST_DIRECTORY:,}"
+        )
+
+
 def _check_members(archive: zipfile.ZipFile) -> str:
     """Refuse an archive that torch.save would not write. Returns the folder that all its members are in."""
     members = archive.infolist()
@@ -129,17 +160,16 @@ def _check_members(archive: zipfile.ZipFile) -> str:
         raise ValueError("it is a compressed or encrypted zip; torch.save writes neither")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its members take more bytes than it has")
-    if len(set(names)) != len(names) or any(name.startswith("/") or ".." in name.split("/") for name in names):
-        raise ValueError("it is a zip with repeated, absolute or climbing names")
-    if any("code" in name.split("/") or name.endswith("/constants.pkl") for name in names):
+    if any("code" in name.split("/")[1:] or name.endswith("/constants.pkl") for name in names):
         raise ValueError("it is a TorchScript archive, which is code; save the state dict of the model instead")
-    folders = {name.partition("/")[0] for name in names}
-    pickles = [member for member in members if member.filename.endswith("/data.pkl")]
-    if len(folders) != 1 or [member.filename for member in pickles] != [f"{min(folders)}/data.pkl"]:
+    folder, *others = {name.partition("/")[0] for name in names} or {""}
+    # No name is twice there, also not in capitals, which torch's library takes for the same.
+    odd = [name for name in names if not _MEMBER.fullmatch(name.removeprefix(f"{folder}/"))]
+    if others or odd or len(set(names)) != len(names) or f"{folder}/data.pkl" not in names:
         raise ValueError("it is a zip, but not one that torch.save wrote")
-    if pickles[0].file_size > _LONGEST_PICKLE:
+    if archive.getinfo(f"{folder}/data.pkl").file_size > _LONGEST_PICKLE:
         raise ValueError(f"its pickle is longer than {_LONGEST_PICKLE:,} bytes")
-    return min(folders)
+    return folder
 
 
 # What is inside
@@ -150,6 +180,8 @@ def _state_dict(description: Description) -> dict[str, StoredTensor]:
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not a dict of tensors")
     state = _unwrapped(value)
+    if len(state) > MOST_TENSORS:
+        raise ValueError(f"it has {len(state):,} entries, and no model here has more than {MOST_TENSORS:,} tensors")
     others = [
         f"{printable(name)} ({type(entry).__name__})"
         for name, entry in state.items()

@@ -137,3 +137,19 @@ def test_attributes() -> None:
     with pytest.raises(PickleRefused, match="attributes"):
         describe(io.BytesIO(program))
     assert describe(io.BytesIO(program.replace(b"\x05\x00\x00\x00items", b"\x09\x00\x00\x00_metadata"))).value == {}
+
+
+def test_a_million_keys_of_one_hash() -> None:
+    """Whole numbers that differ by 2^61 - 1 have one hash: a dict of n of them takes n^2 steps."""
+    keys = [(2**61 - 1) * number for number in range(1, 60_000)]
+    assert {hash(key) for key in keys} == {0}
+    long = b"".join(b"\x8a\x0a" + key.to_bytes(10, "little") + b"N" for key in keys)
+    start = time.monotonic()
+    assert "very long number" in refusal(b"\x80\x02}(" + long + b"u.")
+    assert time.monotonic() - start < 5
+
+
+def test_dimensions_without_end(tensor_pickle) -> None:
+    assert "17 dimensions" in refusal(tensor_pickle(1, 0, (1,) * 17, (1,) * 17))
+    assert "does not fit" in refusal(tensor_pickle(0, 0, (2**40, 0), (1, 1)))
+    assert describe(io.BytesIO(tensor_pickle(0, 0, (5, 0), (1, 1)))).value["w"].shape == (5, 0)
