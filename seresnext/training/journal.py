@@ -30,11 +30,14 @@ class Journal:
         tensorboard = TensorBoard(self._folder / "tensorboard", step + 1 if step else None, self.console.line)
         self._writers = [lines, tensorboard]
 
-    def write(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
-        """Write an event, as design and README name its fields, and say it with the time left."""
+    def write(self, event: Mapping[str, Any], seconds_left: float | None = None, text: str | None = None) -> None:
+        """Write an event, as design and README name its fields, and say it with the time left, or `text` instead."""
         for writer in self._writers:
             writer.write(event)
-        self.console.report(event, seconds_left)
+        if text is None:
+            self.console.report(event, seconds_left)
+        else:
+            self.console.line(text)
 
     @contextmanager
     def training(self, step: int, total: int) -> Iterator[None]:

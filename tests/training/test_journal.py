@@ -51,6 +51,15 @@ def test_an_event_goes_everywhere(tmp_path, stream):
     assert (tmp_path / "log.txt").read_text().count("step 10") == 2
 
 
+def test_an_event_can_have_a_text_of_its_own(tmp_path, stream):
+    journal = Journal(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
+    journal.open(0)
+    journal.write(event(10, "skipped", reason="the loss is nan"), text="warning: skipped")
+    journal.close()
+    assert lines(tmp_path) == [{"event": "skipped", "step": 10, "epoch": 1.0, "reason": "the loss is nan"}]
+    assert stream.getvalue() == "warning: skipped\n"
+
+
 def test_going_on_forgets_what_came_after(tmp_path, stream):
     """Steps 20 and 30 were taken, but the run goes on from step 10: they will be taken again."""
     for start, steps in ((0, (10, 20, 30)), (10, (20,))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import pytest
@@ -17,6 +18,7 @@ from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import CrossEntropy
 from seresnext.training.optimizer import sgd
+from seresnext.training.skipping import Skip, skip_of
 from seresnext.training.step import Report, TrainingStep
 
 REPLICAS, LR = 2, 0.1
@@ -197,3 +199,31 @@ def test_the_scaler_lowers_its_scale_and_is_to_blame_until_it_is_one():
 )
 def test_overflows(report, expected):
     assert report.overflowed is expected
+
+
+# ------------------------------------------------------------------------------------------------ what is said of it
+
+
+def names(step, replica):
+    return [f"{step}/{replica}/{n}.jpg" for n in range(2)]
+
+
+def test_a_loss_tells_its_micro_batches_and_a_gradient_does_not():
+    report = Report(4, (1.0, math.nan, math.inf), math.nan, 0.0, False, skipped=True)
+    skip = skip_of(report, names)
+    assert (skip.step, skip.reason) == (5, "the loss is nan in micro-batches 2, 3 of 3")
+    assert skip.samples == ["4/1/0.jpg", "4/1/1.jpg", "4/2/0.jpg", "4/2/1.jpg"]
+    skip = skip_of(Report(4, (1.0, 1.0), math.inf, 0.0, False, skipped=True), names)
+    assert (skip.reason, len(skip.samples)) == ("the gradient's norm is inf", 4)
+
+
+def test_what_is_kept_is_plain_data_and_no_more_than_a_person_looks_at():
+    skip = Skip(5, "why", [f"{n}.jpg" for n in range(20)])
+    old = [{"step": 3}]
+    assert skip.remembered(old) == [{"step": 3}, {"step": 5, "reason": "why", "samples": skip.samples[:16]}]
+    assert old == [{"step": 3}]
+    assert json.loads(json.dumps(skip.remembered(old), allow_nan=False)) == skip.remembered(old)
+    many = [{"step": step} for step in range(2000)]
+    assert [entry["step"] for entry in skip.remembered(many)] == [*range(1001, 2000), 5]
+    assert skip.warning.splitlines()[-2:] == ["  15.jpg", "  and 4 more"]
+    assert "more" not in Skip(5, "why", ["0.jpg"]).warning

@@ -1,0 +1,74 @@
+"""What is said and kept of steps that were skipped because a number was not finite, and when they are too many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from seresnext.errors import TrainingStopped
+from seresnext.training.step import Report
+
+# How many samples a message and a checkpoint name; a person looks at a few, and `metrics.jsonl` has the rest.
+_NAMED_SAMPLES = 16
+# How many skipped steps a checkpoint remembers, the latest, so that it stays small whatever happens.
+_REMEMBERED = 1000
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A step that changed nothing: its number, counted from 1, why, and the samples that may be the cause."""
+
+    step: int
+    reason: str
+    samples: list[str]
+
+    @property
+    def warning(self) -> str:
+        """For the person at the terminal."""
+        return (
+            f"warning: {self.reason} in step {self.step}: it was skipped, and the model is as before it. "
+            f"Its samples:\n  {self._listing()}"
+        )
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """For `metrics.jsonl`."""
+        return {"event": "skipped", "step": self.step, "reason": self.reason, "samples": self.samples}
+
+    def remembered(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The history of a run, as its checkpoints have it, with this step; a new list."""
+        entry = {"step": self.step, "reason": self.reason, "samples": self.samples[:_NAMED_SAMPLES]}
+        return [*history, entry][-_REMEMBERED:]
+
+    def give_up(self, in_a_row: int) -> TrainingStopped:
+        """What to raise when it is one too many."""
+        skipped = "step was" if in_a_row == 1 else f"{in_a_row} steps in a row were"
+        return TrainingStopped(
+            f"{self.reason} in step {self.step}; {skipped} skipped, after which the run gives up "
+            f"(optimizer.stop_after_skips). Started again, it goes on from its last checkpoint and meets the same "
+            f"images. The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
+            f"(schedule.warmup) or fp16; clipping (optimizer.clip_norm) may help. Its samples:\n  {self._listing()}"
+        )
+
+    def _listing(self) -> str:
+        more = len(self.samples) - _NAMED_SAMPLES
+        return "\n  ".join(self.samples[:_NAMED_SAMPLES]) + (f"\n  and {more} more" if more > 0 else "")
+
+
+def skip_of(report: Report, names: Callable[[int, int], list[str]]) -> Skip:
+    """Why a step was skipped. `names` gives the samples of (step, replica).
+
+    A loss tells its micro-batch. A gradient is that of all of them, whichever it came from.
+    """
+    count = len(report.losses)
+    bad = [replica for replica, loss in enumerate(report.losses) if not math.isfinite(loss)]
+    if bad:
+        numbers = ", ".join(str(replica + 1) for replica in bad)
+        batches = "micro-batch" if len(bad) == 1 else "micro-batches"
+        reason = f"the loss is {report.losses[bad[0]]} in {batches} {numbers} of {count}"
+    else:
+        reason = f"the gradient's norm is {report.grad_norm}"
+    samples = [name for replica in bad or range(count) for name in names(report.step, replica)]
+    return Skip(report.step + 1, reason, samples)
