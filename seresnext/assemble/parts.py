@@ -220,6 +220,7 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
         log_every=recipe.logging.every.steps(steps_per_epoch),
         evaluate_every=recipe.evaluation.every.steps(steps_per_epoch),
         save_every=recipe.checkpoint.every.steps(steps_per_epoch),
+        keep_every=recipe.checkpoint.keep_every.steps(steps_per_epoch) if recipe.checkpoint.keep_every else None,
         global_size=recipe.batch.global_size,
         patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
     )

@@ -27,6 +27,7 @@ FREE_KEYS = frozenset(
         "data.max_bad_images",
         "checkpoint.every",
         "checkpoint.keep",
+        "checkpoint.keep_every",
         "checkpoint.on_failure",
         "logging.every",
         "runtime.loader_timeout",

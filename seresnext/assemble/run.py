@@ -130,6 +130,7 @@ class Run:
             world=world,
             folder=folder.checkpoints if folder else None,
             keep=recipe.checkpoint.keep,
+            keep_every=self.plan.keep_every,
             goes_on=recipe.checkpoint.on_failure == "continue",
             parts=lambda: self._parts(step),
             facts=self._facts,

@@ -84,22 +84,26 @@ class Snapshot:
     metadata: dict[str, str]
 
 
-def capture(parts: Parts, facts: Facts, buffers: dict[str, Tensor]) -> Snapshot:
-    """Copy the run to the CPU. `buffers` holds the memory between saves: empty at first, the same dict every time.
+def buffers_for(parts: Parts) -> dict[str, Tensor]:
+    """Memory on the CPU for the captures of a run.
 
-    The snapshot is those buffers, so the next capture into them overwrites it.
+    It is written to, so that the system hands it out now and not in the first capture. Pinned memory lets the copies
+    from a GPU be queued at once. The order is always N C H W, also for channels_last.
     """
+    return {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).zero_()
+        for name, tensor in _flat(parts).items()
+    }
+
+
+def capture(parts: Parts, facts: Facts, buffers: dict[str, Tensor]) -> Snapshot:
+    """Copy the run into buffers that `buffers_for` made. They are the snapshot: the next capture overwrites it."""
     live = _flat(parts)
-    on_gpu = False
-    for name, tensor in live.items():
-        # Pinned memory lets all copies be queued at once. The order is always N C H W, also for channels_last.
-        on_gpu |= tensor.is_cuda
-        if name not in buffers:
-            buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        buffers[name].copy_(tensor.detach(), non_blocking=True)
-    if on_gpu:
-        torch.cuda.synchronize()
     assert buffers.keys() == live.keys(), "one set of buffers serves one run"
+    for name, tensor in live.items():
+        buffers[name].copy_(tensor.detach(), non_blocking=True)
+    if any(tensor.is_cuda for tensor in live.values()):
+        torch.cuda.synchronize()
     return Snapshot(facts.step, dict(buffers), facts.to_metadata())
 
 

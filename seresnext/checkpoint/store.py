@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -93,16 +93,19 @@ def point(folder: Path, name: Pointer, path: Path) -> None:
         _discard(temporary)
 
 
-def prune(folder: Path, keep: int, protect: Collection[Path] = ()) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints, and those in `protect`; returns what was removed.
+def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
+    """Remove all but the `keep` newest checkpoints and those of each `keep_every`-th step; returns what was removed.
 
-    What `last` and `best` point to stays reachable under those names. The newest is never removed.
+    What `last` and `best` point to stays reachable under those names. The newest is never removed. Raises SaveError.
     """
     assert keep >= 1
-    protected = {path.name for path in protect}
-    removed = [path for path in list(steps(folder).values())[:-keep] if path.name not in protected]
+    old = list(steps(folder).items())[:-keep]
+    removed = [path for step, path in old if keep_every is None or step % keep_every]
     for path in removed:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise SaveError(f"{path}, which is no longer kept, could not be removed: {_reason(error)}") from error
     return removed
 
 
@@ -210,7 +213,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _why_not_saved(path: Path, size: int, error: OSError) -> str:
-    reason = {
+    try:
+        free = f"{shutil.disk_usage(path.parent).free:,} bytes are free"
+    except OSError:
+        free = "the free space is unknown"
+    return (
+        f"{path} could not be saved: {_reason(error)}; it needs {size:,} bytes, {free}. "
+        "The checkpoints saved before it are as they were."
+    )
+
+
+def _reason(error: OSError) -> str:
+    return {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",
         errno.EFBIG: "the file would be larger than the limit for a file here (see ulimit -f)",
@@ -218,14 +232,6 @@ def _why_not_saved(path: Path, size: int, error: OSError) -> str:
         errno.EROFS: "the file system is read-only",
         errno.EACCES: "there is no permission to write there",
     }.get(error.errno or 0, error.strerror or str(error))
-    try:
-        free = f"{shutil.disk_usage(path.parent).free:,} bytes are free"
-    except OSError:
-        free = "the free space is unknown"
-    return (
-        f"{path} could not be saved: {reason}; it needs {size:,} bytes, {free}. "
-        "The checkpoints saved before it are as they were."
-    )
 
 
 def _candidates(folder: Path) -> list[list[Path]]:

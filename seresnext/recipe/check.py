@@ -24,6 +24,7 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _evaluation,
         _recalibrate,
         _early_stop,
+        _checkpoint,
     )
     return [problem for check in checks for problem in check(recipe)]
 
@@ -244,4 +245,14 @@ def _early_stop(recipe: Recipe) -> Iterator[Problem]:
             "early_stop.patience",
             f"has no effect unless shorter than length, {recipe.length}, found {patience}",
             ("length",),
+        )
+
+
+def _checkpoint(recipe: Recipe) -> Iterator[Problem]:
+    every, keep_every = recipe.checkpoint.every, recipe.checkpoint.keep_every
+    if keep_every and (keep_every.unit != every.unit or keep_every.count % every.count):
+        yield Problem(
+            "checkpoint.keep_every",
+            f"must be a multiple of checkpoint.every, {every}, found {keep_every}: what is not saved cannot be kept",
+            ("checkpoint.every",),
         )

@@ -348,6 +348,9 @@ class CheckpointSection(Section):
     keep: int = Field(
         default=3, ge=1, description="How many of the newest checkpoints stay; `last` and `best` always do."
     )
+    keep_every: PositiveDuration | None = Field(
+        default=None, description="Checkpoints that stay for good: those after every so long, such as 10ep."
+    )
     on_failure: Literal["stop", "continue"] = Field(default="stop", description="What a failed save does to the run.")
 
 

@@ -1,20 +1,28 @@
-"""Checkpoints of a run: what is saved, where, and which stay."""
+"""Checkpoints of a run: what is saved, where, which stay, and when all ranks hear of a failure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.contents import Facts, Parts, capture
+from seresnext.checkpoint.background import Background
+from seresnext.checkpoint.contents import Facts, Parts, Snapshot, buffers_for, capture
 from seresnext.distributed import World
+from seresnext.errors import Failure
 
 
 class Saver:
-    """Saves the parts of a run. Rank 0 writes; the others hear whether it worked."""
+    """Saves the parts of a run. Rank 0 writes, in the background; the others hear whether it worked.
+
+    Training waits only while the tensors are copied into memory that is kept for it. There is one such copy, so at most
+    one write is under way: a save that comes too early waits for the one before. The saver is entered for the time of
+    training; leaving it, however that comes about, waits for the write.
+    """
 
     def __init__(
         self,
@@ -22,38 +30,72 @@ class Saver:
         world: World,
         folder: Path | None,
         keep: int,
+        keep_every: int | None,
         goes_on: bool,
         parts: Callable[[], Parts],
         facts: Callable[[int, dict[str, Any]], Facts],
         say: Callable[[str], None],
     ) -> None:
         self._world = world
-        self._folder = folder
+        self._folder = folder if world.is_first else None
         self._keep = keep
+        self._keep_every = keep_every
         self._goes_on = goes_on
         self._parts = parts
         self._facts = facts
         self._say = say
         self._buffers: dict[str, Tensor] = {}
+        self._background = Background()
+
+    def __enter__(self) -> Saver:
+        if self._folder:
+            self._buffers = buffers_for(self._parts())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self._background.wait()
+        except Failure as failure:  # On the way out for another reason, which is the one to be raised.
+            self._say(f"warning: {failure}")
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last write is over and failed, as far as this rank knows. Does not wait."""
+        return self._background.has_failed
 
     def save(self, step: int, progress: dict[str, Any]) -> None:
-        """Save the run as it is after `step` completed steps, and point `last` (and `best`) to it.
+        """Begin to save the run as it is after `step` completed steps, and to point `last` (and `best`) to it.
 
-        Raises store.SaveError on all ranks, or says so and goes on, as `checkpoint.on_failure` has it.
+        `settle` must have come since the save before.
+        """
+        if self._folder is None:
+            return
+        snapshot = capture(self._parts(), self._facts(step, progress), self._buffers)
+        best = progress["best"]
+        self._background.start(lambda: self._write(snapshot, best is not None and best["step"] == step))
+
+    def settle(self) -> bool:
+        """Wait, on all ranks together, until the last save is on the disk; returns whether it is, as all ranks know.
+
+        When it failed, raises store.SaveError on all ranks, or says so and returns False: `checkpoint.on_failure`.
         """
         try:
-            self._world.together(lambda: self._write(step, progress))
+            self._world.together(self._background.wait)
         except store.SaveError as error:
             if not self._goes_on:
                 raise
             self._say(f"warning: {error}; training goes on without this checkpoint (checkpoint.on_failure: continue)")
+            return False
+        return True
 
-    def _write(self, step: int, progress: dict[str, Any]) -> None:
-        if self._folder is None or not self._world.is_first:
-            return
-        snapshot = capture(self._parts(), self._facts(step, progress), self._buffers)
-        path = store.commit(self._folder, step, snapshot.tensors, snapshot.metadata)
+    def finish(self) -> None:
+        """Wait, on all ranks together, for the last save of a run. Raises store.SaveError: nothing is left to go on."""
+        self._world.together(self._background.wait)
+
+    def _write(self, snapshot: Snapshot, is_best: bool) -> None:
+        assert self._folder
+        path = store.commit(self._folder, snapshot.step, snapshot.tensors, snapshot.metadata)
         store.point(self._folder, "last", path)
-        if progress["best"] and progress["best"]["step"] == step:
+        if is_best:
             store.point(self._folder, "best", path)
-        store.prune(self._folder, self._keep)
+        store.prune(self._folder, self._keep, self._keep_every)

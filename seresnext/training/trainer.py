@@ -32,7 +32,8 @@ _NAMED_SAMPLES = 16
 class Plan:
     """How long everything is, in optimizer steps. `global_size` is the images of one step.
 
-    `patience` is how old the best validation may grow before training ends (None: as it likes).
+    `patience` is how old the best validation may grow before training ends (None: as it likes). `keep_every`: the
+    checkpoints after every so many steps stay for good (None: no more than the newest).
     """
 
     total: int
@@ -42,6 +43,7 @@ class Plan:
     save_every: int
     global_size: int
     patience: int | None = None
+    keep_every: int | None = None
 
     @property
     def evaluations(self) -> int:
@@ -148,6 +150,7 @@ class Trainer:
         self._stop = stop
         self._stopping = False
         self._saved = replace(progress)
+        self._durable = replace(progress)
         self._unread: tuple[int, Tensor] | None = None
         self._report: Report | None = None
         self._speed = SpeedMeter()
@@ -156,8 +159,20 @@ class Trainer:
     def fit(self) -> bool:
         """Train to the end of the plan, which may come early, or until asked to stop. Returns whether it was reached.
 
-        Raises TrainingStopped when the loss or the gradient is not finite.
+        Raises TrainingStopped when the loss or the gradient is not finite, and store.SaveError when a checkpoint could
+        not be written and the recipe does not go on without, or when it is the last one.
         """
+        progress = self.progress
+        with self._saver:
+            self._train_on()
+            self._settle()
+            if progress != self._saved:  # Also when the save that just failed was the last.
+                self._save()
+            self._saver.finish()
+        return not self._stopping
+
+    def _train_on(self) -> None:
+        """Steps, and what is due after each, to the end or until asked to stop."""
         progress, plan = self.progress, self._plan
         with self._train.batches(progress.step) as batches, self._journal.training(progress.step, plan.total):
             self._evaluate_if_due()  # A run that was stopped during validation has that still to do.
@@ -171,9 +186,6 @@ class Trainer:
                 if plan.is_due(plan.save_every, progress.step) or self._is_new_best():
                     self._save()
             self._read()
-        if progress != self._saved:
-            self._save()
-        return not self._stopping
 
     def rehearse(self) -> Rehearsal:
         """Take two steps and validate one batch, and say how long the second step and the batch took."""
@@ -196,7 +208,13 @@ class Trainer:
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then read the report of the one before it, which by then costs hardly any waiting."""
         step = self.progress.step
-        report = self._step(batches, step=step, lr=self._schedule.lr_at(step), stop=self._stop.requested)
+        report = self._step(
+            batches,
+            step=step,
+            lr=self._schedule.lr_at(step),
+            stop=self._stop.requested,
+            save_failed=self._saver.has_failed,
+        )
         self.progress.step += 1
         self._read()
         self._unread = (step, report)
@@ -207,6 +225,8 @@ class Trainer:
             return
         report = self._step.read(*self._unread)
         self._unread = None
+        if report.save_failed:
+            self._settle()
         self._refuse_non_finite(report)
         self._report = report
         self._stopping = self._stopping or report.stop
@@ -304,8 +324,18 @@ class Trainer:
     def _save(self) -> None:
         self._read()
         with self._speed.paused():
+            self._settle()
             self._saver.save(self.progress.step, asdict(self.progress))
         self._saved = replace(self.progress)
+
+    def _settle(self) -> None:
+        """Wait for the last save. If it failed and the run goes on, the best is again the best there is a file of."""
+        if self._saver.settle():
+            self._durable = self._saved
+            return
+        if self.progress.best == self._saved.best:
+            self.progress.best = self._durable.best
+        self._saved = self._durable
 
     def _refuse_non_finite(self, report: Report) -> None:
         # The scaler of fp16 skips steps whose gradient overflowed and lowers the scale; only the loss counts there.

@@ -61,7 +61,8 @@ class Run:
 
 
 def snapshot(run: Run) -> dict[str, torch.Tensor]:
-    return contents.capture(run.parts(), FACTS, {}).tensors
+    parts = run.parts()
+    return contents.capture(parts, FACTS, contents.buffers_for(parts)).tensors
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -74,7 +75,7 @@ def test_resume_is_bit_exact(tmp_path, stop):
     straight.train(8)
     stopped.train(stop)
     facts = Facts(**{**vars(FACTS), "step": stop})
-    captured = contents.capture(stopped.parts(), facts, {})
+    captured = contents.capture(stopped.parts(), facts, contents.buffers_for(stopped.parts()))
     path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
     tensors, metadata = store.read(path)
     resumed.train(2)  # Somewhere else, so that nothing is right by chance.
@@ -142,7 +143,7 @@ def test_scaler_goes_on_where_it_was():
 
 def test_capture_is_a_copy_into_kept_memory():
     run = Run()
-    buffers: dict[str, torch.Tensor] = {}
+    buffers = contents.buffers_for(run.parts())
     first = contents.capture(run.parts(), FACTS, buffers)
     before = first.tensors["model.0.weight"].clone()
     addresses = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
@@ -247,7 +248,8 @@ def test_capture_and_restore_on_a_gpu():
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.add_(1)
-    taken = contents.capture({"model": source.state_dict()}, FACTS, {}).tensors
+    parts = {"model": source.state_dict()}
+    taken = contents.capture(parts, FACTS, contents.buffers_for(parts)).tensors
     assert all(tensor.is_pinned() and tensor.is_contiguous() for tensor in taken.values())
     contents.restore(taken, {"model": target.state_dict()}, "file")
     for ours, theirs in zip(target.state_dict().values(), source.state_dict().values(), strict=True):

@@ -325,9 +325,9 @@ def test_prune_keeps_the_newest_and_what_is_pointed_to(tmp_path):
         if step == 8:
             store.point(tmp_path, "best", path)
     store.point(tmp_path, "last", path)
-    protected = tmp_path / "step-00000009.safetensors"
-    assert store.prune(tmp_path, 1, [protected]) == [tmp_path / f"step-{step:08}.safetensors" for step in (8, 10)]
-    assert names(tmp_path) == ["best.safetensors", "last.safetensors", protected.name, path.name]
+    kept = tmp_path / "step-00000009.safetensors"
+    assert store.prune(tmp_path, 1, keep_every=3) == [tmp_path / f"step-{step:08}.safetensors" for step in (8, 10)]
+    assert names(tmp_path) == ["best.safetensors", "last.safetensors", kept.name, path.name]
     assert store.read(tmp_path / "best.safetensors")[1]["step"] == "8"
     assert store.prune(tmp_path, 5) == []
 

@@ -113,6 +113,16 @@ DISAGREEMENTS = {
         ["early_stop.patience", "length, 100ep"],
         "early_stop.patience=99ep",
     ),
+    "kept and not saved": (
+        ["checkpoint={every: 2ep, keep_every: 5ep}"],
+        ["checkpoint.keep_every", "multiple of checkpoint.every, 2ep, found 5ep"],
+        "checkpoint.keep_every=4ep",
+    ),
+    "kept by another unit": (
+        ["checkpoint={every: 500st, keep_every: 10ep}"],
+        ["checkpoint.keep_every", "500st, found 10ep"],
+        "checkpoint.keep_every=5000st",
+    ),
     "nothing mixed": (["mix.off_after=5ep"], ["mix.off_after", "nothing is mixed"], "mix.cutmix=1"),
     "one image to mix": (["mix.mixup=1", "batch.micro_size=1"], ["mix.mixup", "no other image"], "batch.micro_size=2"),
     "nesterov": (["optimizer.nesterov=true", "optimizer.momentum=0"], ["optimizer.nesterov"], "optimizer.momentum=0.5"),

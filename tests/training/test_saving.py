@@ -1,6 +1,8 @@
 """Saving: the right tensors under the right names, the best where it belongs, and failures that all ranks hear of."""
 
 import shutil
+import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -26,22 +28,37 @@ def said():
 
 @pytest.fixture
 def make(model, said, tmp_path):
-    def make(world=FIRST, folder=tmp_path / "checkpoints", keep=2, goes_on=False):
-        return Saver(
+    """`make(...)`: a saver that was entered."""
+    entered = []
+
+    def make(world=FIRST, folder=tmp_path / "checkpoints", keep=2, keep_every=None, goes_on=False):
+        saver = Saver(
             world=world,
             folder=folder,
             keep=keep,
+            keep_every=keep_every,
             goes_on=goes_on,
             parts=lambda: {"model": model.state_dict()},
             facts=lambda step, progress: Facts(step, {"a": 1}, "hash", progress["best"], [], {}, {}, progress),
             say=said.append,
         )
+        entered.append(saver.__enter__())
+        return saver
 
-    return make
+    yield make
+    for saver in entered:
+        saver.__exit__(None, None, None)
 
 
 def progress(step, best=None):
     return {"step": step, "best": {"step": best, "top1": 50.0} if best is not None else None}
+
+
+def save(saver, step, best=None):
+    """As the trainer does; returns what `settle` says of the save before."""
+    settled = saver.settle()
+    saver.save(step, progress(step, best))
+    return settled
 
 
 def names(folder):
@@ -57,7 +74,8 @@ def test_a_save_is_the_run_as_it_is(make, model, tmp_path):
     for step in (1, 2):
         with torch.no_grad():
             model.weight.fill_(step)
-        saver.save(step, progress(step))
+        assert save(saver, step)
+    saver.finish()
     folder = tmp_path / "checkpoints"
     for step in (1, 2):
         tensors, metadata = store.read(folder / step_name(step))
@@ -71,37 +89,154 @@ def test_a_save_is_the_run_as_it_is(make, model, tmp_path):
 def test_last_and_best_point_where_they_should(make, tmp_path):
     """The model is best after step 2 and is not validated, or not better, after the others."""
     saver, folder = make(keep=1), tmp_path / "checkpoints"
-    saver.save(1, progress(1))
+    save(saver, 1)
+    saver.finish()
     assert names(folder) == ["last.safetensors", step_name(1)]
-    saver.save(2, progress(2, best=2))
-    saver.save(3, progress(3, best=2))
+    save(saver, 2, best=2)
+    save(saver, 3, best=2)
+    saver.finish()
     assert names(folder) == ["best.safetensors", "last.safetensors", step_name(3)]
     assert store.verify(folder / "best.safetensors")["step"] == "2"
     assert store.verify(folder / "last.safetensors")["step"] == "3"
-    saver.save(4, progress(4, best=4))
+    save(saver, 4, best=4)
+    saver.finish()
     assert store.verify(folder / "best.safetensors")["step"] == "4"
 
 
 def test_as_many_stay_as_the_recipe_keeps(make, tmp_path):
     saver = make(keep=3)
     for step in range(1, 7):
-        saver.save(step, progress(step))
+        save(saver, step)
+    saver.finish()
     assert list(store.steps(tmp_path / "checkpoints")) == [4, 5, 6]
+
+
+def test_every_n_th_stays_for_good(make, tmp_path):
+    saver = make(keep=1, keep_every=4)
+    for step in range(1, 12):
+        save(saver, step, best=6 if step >= 6 else None)
+    saver.finish()
+    folder = tmp_path / "checkpoints"
+    assert list(store.steps(folder)) == [4, 8, 11]
+    assert store.verify(folder / "best.safetensors")["step"] == "6"
 
 
 def test_the_same_step_twice_is_the_later_one(make, model, tmp_path):
     saver = make()
-    saver.save(1, progress(1))
+    save(saver, 1)
+    saver.settle()
     with torch.no_grad():
         model.weight.fill_(7)
-    saver.save(1, progress(1, best=1))
+    save(saver, 1, best=1)
+    saver.finish()
     tensors, _ = store.read(tmp_path / "checkpoints" / "best.safetensors")
     assert torch.equal(tensors["model.weight"], torch.full((2, 3), 7.0))
 
 
 def test_without_a_folder_nothing_is_saved(make, tmp_path):
-    make(folder=None).save(1, progress(1))
+    saver = make(folder=None)
+    save(saver, 1)
+    saver.finish()
     assert not (tmp_path / "checkpoints").exists()
+
+
+# ------------------------------------------------------------------------------------------------ in the background
+
+
+@contextmanager
+def slow_disk(monkeypatch):
+    """Writes begin, and end when the event that is given here is set. Gives also the steps whose write has begun."""
+    may_end, begun, real = threading.Event(), [], store.commit
+
+    def commit(folder, step, *content):
+        begun.append(step)
+        assert may_end.wait(60)
+        return real(folder, step, *content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commit", commit)
+        try:
+            yield may_end, begun
+        finally:
+            may_end.set()
+
+
+def test_training_goes_on_during_a_write_and_does_not_change_it(make, model, tmp_path, monkeypatch):
+    saver = make()
+    with torch.no_grad():
+        model.weight.fill_(1)
+    with slow_disk(monkeypatch) as (may_end, _):
+        save(saver, 1)
+        assert not (tmp_path / "checkpoints").exists()
+        with torch.no_grad():
+            model.weight.fill_(2)
+        assert saver.has_failed is False
+        may_end.set()
+        saver.finish()
+    tensors, _ = store.read(tmp_path / "checkpoints" / step_name(1))
+    assert torch.equal(tensors["model.weight"], torch.full((2, 3), 1.0))
+
+
+def test_one_write_at_a_time_and_the_memory_is_not_overwritten(make, model, tmp_path, monkeypatch):
+    """A save during a write waits for it, and only then copies the tensors."""
+    saver = make()
+    with torch.no_grad():
+        model.weight.fill_(1)
+    with slow_disk(monkeypatch) as (may_end, begun):
+        save(saver, 1)
+        with torch.no_grad():
+            model.weight.fill_(2)
+        second = threading.Thread(target=save, args=(saver, 2))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        assert begun == [1]
+        may_end.set()
+        second.join(60)
+        saver.finish()
+        assert begun == [1, 2]
+    for step in (1, 2):
+        tensors, _ = store.read(tmp_path / "checkpoints" / step_name(step))
+        assert torch.equal(tensors["model.weight"], torch.full((2, 3), float(step)))
+
+
+def test_a_save_that_was_not_settled_is_a_defect(make, monkeypatch):
+    """The control: whoever does not wait would copy into memory that is being written."""
+    saver = make()
+    with slow_disk(monkeypatch):
+        saver.save(1, progress(1))
+        with pytest.raises(AssertionError):
+            saver.save(2, progress(2))
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ZeroDivisionError])
+def test_leaving_waits_for_the_write(make, tmp_path, monkeypatch, error):
+    saver = make()
+    with slow_disk(monkeypatch) as (may_end, _):
+        save(saver, 1)
+        threading.Timer(0.2, may_end.set).start()
+        saver.__exit__(error, error and error(), None)
+    store.verify(tmp_path / "checkpoints" / step_name(1))
+
+
+def test_pointers_come_after_the_checkpoint_is_durable_and_removal_last(make, tmp_path, monkeypatch):
+    calls = []
+
+    def noted(name):
+        real = getattr(store, name)
+
+        def call(*arguments):
+            calls.append(name if name != "point" else arguments[1])
+            return real(*arguments)
+
+        monkeypatch.setattr(store, name, call)
+
+    for name in ("commit", "point", "prune"):
+        noted(name)
+    saver = make()
+    save(saver, 1, best=1)
+    saver.finish()
+    assert calls == ["commit", "last", "best", "prune"]
 
 
 # ------------------------------------------------------------------------------------------------ failures
@@ -115,30 +250,63 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(store, "commit", fail)
 
 
-def test_a_failure_ends_the_run(make, said, full_disk):
+def fail_to_save(saver):
+    """A save whose write is over."""
+    save(saver, 1)
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+
+
+@pytest.mark.parametrize("heard_by", ["settle", "finish"])
+def test_a_failure_ends_the_run(make, said, full_disk, heard_by):
+    saver = make()
+    fail_to_save(saver)
+    assert saver.has_failed is True
     with pytest.raises(store.SaveError, match="the disk is full"):
-        make().save(1, progress(1))
+        getattr(saver, heard_by)()
     assert said == []
+    assert saver.has_failed is False
 
 
 def test_or_is_said_and_training_goes_on(make, said, full_disk, monkeypatch, tmp_path):
     saver = make(goes_on=True)
-    saver.save(1, progress(1))
+    fail_to_save(saver)
+    assert saver.settle() is False
     assert said == [
         "warning: step 1 could not be saved: the disk is full; training goes on without this checkpoint "
         "(checkpoint.on_failure: continue)"
     ]
     monkeypatch.undo()
-    saver.save(2, progress(2))
+    assert save(saver, 2) is True
+    saver.finish()
     assert list(store.steps(tmp_path / "checkpoints")) == [2]
 
 
-def test_a_real_failure_leaves_the_checkpoints_before(make, said, tmp_path, monkeypatch):
+def test_the_last_save_of_a_run_must_not_fail(make, full_disk):
+    """There is no training left that could go on without it, and what was trained is lost."""
+    saver = make(goes_on=True)
+    save(saver, 1)
+    with pytest.raises(store.SaveError, match="the disk is full"):
+        saver.finish()
+
+
+def test_a_failure_on_the_way_out_is_said_and_hides_nothing(make, said, full_disk):
+    saver = make()
+    save(saver, 1)
+    with pytest.raises(KeyError), saver:
+        raise KeyError("another reason")
+    assert said == ["warning: step 1 could not be saved: the disk is full"]
+
+
+def test_a_real_failure_leaves_the_checkpoints_before(make, said, tmp_path):
     saver, folder = make(goes_on=True), tmp_path / "checkpoints"
-    saver.save(1, progress(1))
+    save(saver, 1)
+    saver.settle()
     shutil.move(folder, tmp_path / "safe")
     folder.write_text("no folder any more")
-    saver.save(2, progress(2))
+    save(saver, 2)
+    assert saver.settle() is False
     assert len(said) == 1
     assert "could not be saved" in said[0]
     assert store.verify(tmp_path / "safe" / step_name(1))["step"] == "1"
@@ -146,8 +314,10 @@ def test_a_real_failure_leaves_the_checkpoints_before(make, said, tmp_path, monk
 
 def test_a_defect_is_no_failed_save(make, said, monkeypatch):
     monkeypatch.setattr(store, "commit", lambda *args: 1 // 0)
+    saver = make(goes_on=True)
+    save(saver, 1)
     with pytest.raises(ZeroDivisionError):
-        make(goes_on=True).save(1, progress(1))
+        saver.settle()
 
 
 class Together(World):
@@ -162,14 +332,19 @@ class Together(World):
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_other_ranks_write_nothing_and_hear_of_a_failure(make, said, tmp_path, goes_on):
     saver = make(world=Together(rank=1, size=2), goes_on=goes_on)
-    saver.save(1, progress(1))
+    assert save(saver, 1)
+    assert saver.settle()
+    assert saver.has_failed is False
     assert not (tmp_path / "checkpoints").exists()
     failed = Together(rank=1, size=2)
     object.__setattr__(failed, "verdict", (store.SaveError, "the disk is full"))
     saver = make(world=failed, goes_on=goes_on)
+    saver.save(1, progress(1))
     if goes_on:
-        saver.save(1, progress(1))
+        assert saver.settle() is False
     else:
         with pytest.raises(store.SaveError, match="the disk is full") as caught:
-            saver.save(1, progress(1))
+            saver.settle()
         assert caught.value.is_shared
+    with pytest.raises(store.SaveError):
+        saver.finish()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seresnext.checkpoint.store import SaveError
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import TrainingStopped
@@ -36,24 +37,48 @@ class Steps:
         self._grad_norm_of = grad_norm_of
         self._stops_at = stops_at
 
-    def __call__(self, batches, *, step, lr, stop):
+    def __call__(self, batches, *, step, lr, stop, save_failed):
         assert next(batches) == step
         self._log.append(("step", step, lr))
-        return torch.tensor(float(stop or step == self._stops_at))
+        return torch.tensor([float(stop or step == self._stops_at), float(save_failed)])
 
     def read(self, step, report):
         self._log.append(("read", step))
-        return Report(step, self._loss_of(step), self._grad_norm_of(step), 0.125, bool(report))
+        stop, save_failed = report.bool().tolist()
+        return Report(step, self._loss_of(step), self._grad_norm_of(step), 0.125, stop, save_failed)
 
 
 class Saver:
-    def __init__(self, log):
+    """Writes take no time; those of the steps in `fails_at` fail, and the run goes on."""
+
+    def __init__(self, log, fails_at=()):
         self._log = log
+        self._fails_at = set(fails_at)
+        self.has_failed = False
+        self.is_entered = False
         self.saved = []
 
+    def __enter__(self):
+        self.is_entered = True
+        return self
+
+    def __exit__(self, *_):
+        self.is_entered = False
+
     def save(self, step, progress):
+        assert self.is_entered
         self._log.append(("save", step))
         self.saved.append(progress)
+        self.has_failed = step in self._fails_at
+
+    def settle(self):
+        failed, self.has_failed = self.has_failed, False
+        return not failed
+
+    def finish(self):
+        self._log.append(("finish", self.saved[-1]["step"] if self.saved else 0))
+        if self.has_failed:
+            raise SaveError("the last one")
 
 
 class Journal:
@@ -113,9 +138,10 @@ class Run:
         chosen="model",
         patience=None,
         calibrated=False,
+        saves_fail_at=(),
     ):
         self.log = []
-        self.saver, self.journal = Saver(self.log), Journal(self.log)
+        self.saver, self.journal = Saver(self.log, saves_fail_at), Journal(self.log)
         self.progress = progress or Progress()
         self.right = right
         self.starts = []
@@ -363,7 +389,7 @@ def test_a_validation_that_was_done_is_not_repeated():
 def test_a_run_that_is_complete_does_nothing():
     run = Run(progress=Progress(step=8, evaluated=8, best={"step": 8, "top1": 1.0}))
     assert run.fit() is True
-    assert run.log == []
+    assert run.log == [("finish", 0)]
 
 
 def test_a_run_that_was_stopped_in_its_last_validation_only_validates():
@@ -502,3 +528,57 @@ def test_a_stop_while_they_are_measured_leaves_the_validation_to_be_done(monkeyp
     again = Run(calibrated=True, progress=Progress(**run.saver.saved[-1]))
     assert again.fit() is True
     assert again.what("calibrate", "evaluate") == [("calibrate", 8), ("evaluate", 8)]
+
+
+# ------------------------------------------------------------------------------------------------ saves that fail
+
+
+def test_every_save_is_waited_for_at_the_end():
+    run = Run()
+    run.fit()
+    assert run.what("save", "finish") == [("save", 4), ("save", 8), ("finish", 8)]
+    assert run.saver.is_entered is False
+
+
+def test_a_failed_save_is_heard_of_with_the_next_report(monkeypatch):
+    """All ranks are told by the report of a step, so none waits for one that gave up."""
+    run = Run(total=8, save_every=2, evaluate_every=100, log_every=100, saves_fail_at=[4])
+    settled = []
+    real = run.saver.settle
+    monkeypatch.setattr(run.saver, "settle", lambda: (settled.append((run.progress.step, real())), settled[-1][1])[1])
+    run.fit()
+    # The report of step 4, the first after the failure, is read when step 5 is under way, which tells of it, too.
+    assert settled == [(2, True), (4, True), (6, False), (6, True), (6, True), (8, True), (8, True)]
+    assert run.what("save") == [("save", 2), ("save", 4), ("save", 6), ("save", 8)]
+
+
+def test_a_best_that_could_not_be_saved_is_none():
+    """The best is what there is a file of: a later validation may beat that, though it does not beat the lost one."""
+    right = {2: 3, 4: 8, 6: 5, 8: 1}
+    run = Run(total=8, evaluate_every=2, save_every=100, right=right.__getitem__, saves_fail_at=[4])
+    run.fit()
+    assert [(saved["step"], saved["best"]["step"]) for saved in run.saver.saved] == [(2, 2), (4, 4), (6, 6), (8, 6)]
+    lost = Run(total=8, evaluate_every=2, save_every=100, right={**right, 6: 2}.__getitem__, saves_fail_at=[4])
+    lost.fit()
+    assert [(saved["step"], saved["best"]["step"]) for saved in lost.saver.saved] == [(2, 2), (4, 4), (8, 2)]
+    assert lost.progress.best["step"] == 2
+
+
+def test_a_better_one_found_meanwhile_stays_the_best():
+    run = Run(total=4, evaluate_every=1, save_every=100, right={1: 3, 2: 5, 3: 7, 4: 1}.__getitem__, saves_fail_at=[2])
+    run.fit()
+    assert [(saved["step"], saved["best"]["step"]) for saved in run.saver.saved] == [(1, 1), (2, 2), (3, 3), (4, 3)]
+
+
+def test_a_last_save_that_failed_is_tried_again_and_then_ends_the_run():
+    run = Run(saves_fail_at=[8])
+    with pytest.raises(SaveError, match="the last one"):
+        run.fit()
+    assert run.what("save") == [("save", 4), ("save", 8), ("save", 8)]
+    assert run.saver.is_entered is False
+
+
+def test_an_error_leaves_the_saver():
+    run = Run(loss_of=lambda step: (math.nan if step == 5 else 1.0, 1.0))
+    told(run)
+    assert run.saver.is_entered is False
