@@ -2,11 +2,16 @@
 
 import sys
 
-if __name__ == "__main__":
-    try:
-        # Here, so that Ctrl-C during the seconds that importing torch takes ends without a traceback, too.
-        from seresnext.cli import train_main
+from seresnext.training.stopping import StopRequest, ignore_signals
 
-        sys.exit(train_main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+if __name__ == "__main__":
+    with StopRequest() as stop:
+        try:
+            # Here, so that signals during the seconds that importing torch takes find somebody who listens.
+            from seresnext.cli import train_main
+
+            code = train_main(stop=stop)
+        except KeyboardInterrupt:
+            code = 130
+        ignore_signals()
+    sys.exit(code)

@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from seresnext.distributed import World, open_world
-from seresnext.errors import Failure, UsageError
+from seresnext.errors import Failure, UsageError, for_terminal
+from seresnext.training.stopping import StopRequest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,9 +25,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def train_main(arguments: Sequence[str] | None = None) -> int:
-    """The command `train.py`. Returns the exit code: 0 done, or preempted after a save; else as in errors.py."""
-    return _run(_train, _train_parser(), arguments)
+def train_main(arguments: Sequence[str] | None = None, *, stop: StopRequest) -> int:
+    """The command `train.py`, until `stop` asks to stop it.
+
+    Returns the exit code: 0 done, or preempted after a save; else as in errors.py.
+    """
+    return _run(partial(_train, stop=stop), _train_parser(), arguments)
 
 
 def validate_main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +46,7 @@ def _run(command: Callable[[argparse.Namespace, World], None], parser: _Parser, 
     except Failure as failure:
         if is_first or not failure.is_shared:
             rank = "" if failure.is_shared or "RANK" not in os.environ else f" (rank {os.environ['RANK']})"
-            print(f"error{rank}: {failure}", file=sys.stderr, flush=True)
+            print(f"error{rank}: {for_terminal(failure)}", file=sys.stderr, flush=True)
         return failure.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was changed since the last save", file=sys.stderr)
@@ -49,7 +54,7 @@ def _run(command: Callable[[argparse.Namespace, World], None], parser: _Parser, 
     return 0
 
 
-def _train(options: argparse.Namespace, world: World) -> None:
+def _train(options: argparse.Namespace, world: World, *, stop: StopRequest) -> None:
     # Imported here: `--help` and wrong arguments need not wait for them.
     from seresnext.assemble import dry_run, train
     from seresnext.recipe.load import load_recipe
@@ -68,11 +73,11 @@ def _train(options: argparse.Namespace, world: World) -> None:
         if world.is_first:
             print(print_recipe(loaded), end="")
     elif options.dry_run:
-        dry_run(loaded, world)
+        dry_run(loaded, world, stop)
     else:
         output = options.output or Path("runs") / loaded.name
         allowed = [key for keys in options.allow_changed for key in keys.split(",") if key]
-        train(loaded, world, output=output, resume=options.resume, allow_changed=allowed)
+        train(loaded, world, stop, output=output, resume=options.resume, allow_changed=allowed)
 
 
 def _validate(options: argparse.Namespace, world: World) -> None:

@@ -54,12 +54,33 @@ class TrainingStopped(Failure):
     is_shared = True
 
 
+class RankLost(Failure):
+    """Another process of the run was killed, froze or failed, and this one cannot go on without it."""
+
+
+_LONGEST_TEXT = 100_000  # characters of a message; more tells nobody more
+
+
+def for_terminal(text: object) -> str:
+    """Text for a terminal or a log, line by line as it is: what else would steer a terminal is shown as an escape.
+
+    Messages quote names that files made by strangers have: of classes, of tensors, of the files themselves.
+    """
+    shown = str(text)
+    if len(shown) > _LONGEST_TEXT:
+        shown = f"{shown[:_LONGEST_TEXT]}... (and {len(shown) - _LONGEST_TEXT:,} more characters)"
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in shown
+    )
+
+
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
     """Run a script's `main` and exit: with 0, a failure's message and code, or `interrupted` and 130 after Ctrl-C."""
     try:
         main()
     except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
+        print(f"error: {for_terminal(failure)}", file=sys.stderr)
         sys.exit(failure.exit_code)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -189,13 +189,16 @@ def run_command(start_command: StartCommand) -> RunCommand:
 
 @pytest.fixture
 def start_torchrun(start_command: StartCommand) -> StartCommand:
-    """`start_torchrun(nproc, args, env={}, cwd=project root) -> Command`: `args` on `nproc` local processes.
+    """`start_torchrun(nproc, args, launch=["--standalone"], env={}, cwd=project root) -> Command`: `args` on `nproc`
+    local processes.
 
-    `--standalone` picks a free port, so that runs at the same time do not clash.
+    `launch` are options of torchrun. `--standalone` picks a free port, so that runs at the same time do not clash.
     """
 
-    def start(nproc: int, args: Sequence[str | Path], **options: object) -> Command:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    def start(
+        nproc: int, args: Sequence[str | Path], launch: Sequence[str] = ("--standalone",), **options: object
+    ) -> Command:
+        launcher = [sys.executable, "-m", "torch.distributed.run", *launch, f"--nproc_per_node={nproc}"]
         return start_command([*launcher, *args], **options)
 
     return start

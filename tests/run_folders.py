@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, uint8
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -30,3 +32,18 @@ def last_tensors(run: Path) -> dict[str, Tensor]:
 def status(run: Path) -> dict[str, Any]:
     """What `status.json` of a run says."""
     return json.loads((run / "status.json").read_text())
+
+
+def digest(run: Path) -> str:
+    """Of all that a run's numbers are: its last checkpoint and its metrics, without times, places and versions."""
+    total = hashlib.sha256()
+    path = run / "checkpoints" / "last.safetensors"
+    tensors = load_file(path)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.flatten().view(dtype=uint8).numpy().tobytes())
+    with safe_open(path, "pt") as file:
+        facts = {key: value for key, value in file.metadata().items() if key not in ("digest", "environment")}
+    total.update(json.dumps([facts, events(run, "train"), events(run, "validate")], sort_keys=True).encode())
+    return total.hexdigest()

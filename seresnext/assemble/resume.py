@@ -34,6 +34,7 @@ FREE_KEYS = frozenset(
     }
 )
 
+        "runtime.collective_timeout",
 # In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
 AVERAGED = "averaged"
 

@@ -25,15 +25,25 @@ from seresnext.training.stopping import StopRequest
 from seresnext.training.trainer import Progress
 
 
-def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allow_changed: Collection[str]) -> None:
-    """Train by a recipe in a run folder, from where it was left if it was.
+def train(
+    loaded: LoadedRecipe,
+    world: World,
+    stop: StopRequest,
+    *,
+    output: Path,
+    resume: str,
+    allow_changed: Collection[str],
+) -> None:
+    """Train by a recipe in a run folder, from where it was left if it was, until its end or until asked to stop.
 
     Raises a Failure for what the user has to mend. Once training has begun, the folder's `status.json` tells how it
     ended.
     """
+    world.limit_waiting(loaded.recipe.runtime.collective_timeout)
     world.together(lambda: check_world(loaded.recipe, world.size))
     folder = RunFolder(output, world)
     notice = world.together(lambda: folder.open())
+    stop.defer()
     console = Console(enabled=world.is_first, log=output / "log.txt")
     if notice:
         console.line(f"warning: {notice}")
@@ -56,29 +66,28 @@ def train(loaded: LoadedRecipe, world: World, *, output: Path, resume: str, allo
         why = f" ({early})" if early else ""
         console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress.best)}; nothing to do")
         return
-    with StopRequest() as stop:
-        trainer = run.trainer(folder, saved, progress, stop)
-        folder.write_recipe(to_yaml(run.values))
-        folder.write_environment(describe_environment(world))
-        console.line(run.introduction())
-        if saved:
-            console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
-        with _status(folder, world, lambda: trainer.progress.step):
-            if trainer.fit():
-                early = run.early_end(progress)
-                folder.write_status("finished", progress.step, early)
-                if early:
-                    console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
-                console.line(f"finished: {_best(progress.best)}; the run is in {output}")
-            else:
-                folder.write_status("preempted", progress.step, f"stopped by {stop.signal or 'another rank'}")
-                console.line(
-                    f"stopped after step {progress.step} of {run.plan.total} by {stop.signal or 'another rank'}, and "
-                    "saved; the same command goes on from there"
-                )
+    trainer = run.trainer(folder, saved, progress, stop)
+    folder.write_recipe(to_yaml(run.values))
+    folder.write_environment(describe_environment(world))
+    console.line(run.introduction())
+    if saved:
+        console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
+    with _status(folder, world, lambda: trainer.progress.step):
+        if trainer.fit():
+            early = run.early_end(progress)
+            folder.write_status("finished", progress.step, early)
+            if early:
+                console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
+            console.line(f"finished: {_best(progress.best)}; the run is in {output}")
+        else:
+            folder.write_status("preempted", progress.step, f"stopped by {stop.signal or 'another rank'}")
+            console.line(
+                f"stopped after step {progress.step} of {run.plan.total} by {stop.signal or 'another rank'}, and "
+                "saved; the same command goes on from there"
+            )
 
 
-def dry_run(loaded: LoadedRecipe, world: World) -> None:
+def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
     """Build everything, take two steps, validate one batch, and print time, memory and an estimate for the whole run.
 
     Writes nothing.
@@ -87,8 +96,7 @@ def dry_run(loaded: LoadedRecipe, world: World) -> None:
     console = Console(enabled=world.is_first)
     run = Run(loaded.values, {}, world, console)
     console.line(run.introduction())
-    with StopRequest() as stop:
-        rehearsal = run.trainer(None, None, Progress(), stop).rehearse()
+    rehearsal = run.trainer(None, None, Progress(), stop).rehearse()
     total = rehearsal.step_seconds * run.plan.total + rehearsal.validation_seconds * run.plan.evaluations
     console.line(
         f"one step takes {rehearsal.step_seconds:.3g} s "
@@ -104,15 +112,20 @@ def dry_run(loaded: LoadedRecipe, world: World) -> None:
 @contextmanager
 def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterator[None]:
     """Keep `status.json` true while the block trains: running at first, failed with the reason when it raises."""
+
+    def fail(reason: str) -> None:
+        # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason.
+        if read_status(folder.path).get("state") != "failed":
+            write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
+
+    world.on_loss(fail)
     folder.write_status("running", step())
     try:
         yield
-    except BaseException as error:
-        # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason.
-        if read_status(folder.path).get("state") != "failed":
-            reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-            write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
-        raise
+    except BaseException as caught:
+        error = world.explained(caught)
+        fail(str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}")
+        raise error from (caught.__cause__ if error is caught else None)
 
 
 def _peak_memory(world: World) -> str:

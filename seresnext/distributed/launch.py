@@ -1,5 +1,7 @@
 """From the environment that torchrun sets to a `World`, and back."""
 
+# The stores are public, but not listed as such.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import ctypes
@@ -13,12 +15,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.distributed.world import World
-from seresnext.errors import UsageError
+from seresnext.errors import Failure, RankLost, UsageError
 
 # Longest wait of one rank for another, long enough for the slowest thing one rank does alone (the first compilation,
 # a checkpoint on slow storage) and short enough that a frozen rank does not cost a night of rented GPUs.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+_STORE_TIMEOUT = timedelta(seconds=30)  # for one sign of life of each rank
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -38,21 +42,52 @@ def open_world() -> Iterator[World]:
     if not 0 <= rank < size:
         raise UsageError(f"RANK={rank} is not below WORLD_SIZE={size}; start through torchrun, which sets both")
     device = _device(local_rank, local_size)
-    end_with_parent(signal.SIGTERM)
+    # Without its launcher a run of one machine still saves. Where there are others, theirs start anew without this one
+    # (torchrun --nnodes=1:2), and for that it has to be gone, not to ask them all to stop.
+    end_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
     if size == 1:
         yield World(0, 1, local_rank, device)
         return
-    on_gpu = device.type == "cuda"
-    dist.init_process_group(
-        # Gloo beside NCCL carries what lives on the host, such as messages.
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        timeout=_COLLECTIVE_TIMEOUT,
-        device_id=device if on_gpu else None,
-    )
+    heartbeat = _join(rank, size, device)
+    heartbeat.start()
+    end = ""
     try:
-        yield World(rank, size, local_rank, device)
+        yield World(rank, size, local_rank, device, heartbeat)
+    except BaseException as error:
+        lost = heartbeat.loss(error)
+        if lost or isinstance(error, RankLost):
+            end = ""  # It came of another rank's end, which is that rank's news.
+        else:
+            end = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
+        if lost:
+            raise lost from None
+        raise
     finally:
+        heartbeat.stop(end)
         dist.destroy_process_group()
+
+
+def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
+    """Meet the other processes. Raises UsageError where they cannot be met."""
+    where = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    on_gpu = device.type == "cuda"
+    try:
+        dist.init_process_group(
+            # Gloo beside NCCL carries what lives on the host, such as messages.
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=_COLLECTIVE_TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
+        # A connection of its own: the group's is held by whoever waits for something.
+        store = dist.TCPStore(where[0], int(where[1]), timeout=_STORE_TIMEOUT, wait_for_workers=False)
+    except (RuntimeError, ValueError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"rank {rank} cannot meet the other {size - 1} at {where[0]}:{where[1]}: {what}; with torchrun --standalone "
+            "a free port is found, and over several machines the port must be open and the address the first one's"
+        ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Heartbeat(dist.PrefixStore(f"heartbeat/{attempt}", store), rank, size, _COLLECTIVE_TIMEOUT.total_seconds())
 
 
 def end_with_parent(death_signal: signal.Signals) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.errors import Failure
 
 Result = TypeVar("Result")
@@ -24,6 +26,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     device: torch.device = _CPU
+    heartbeat: Heartbeat | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -57,6 +60,28 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def note(self, doing: str) -> None:
+        """Say what this rank is doing, for the message should it be lost."""
+        if self.heartbeat:
+            self.heartbeat.doing = doing
+
+    def limit_waiting(self, seconds: float) -> None:
+        """Let no rank wait longer than this for another that does not answer."""
+        if self.heartbeat:
+            self.heartbeat.timeout = seconds
+            # The heartbeat is to come first, since it knows whom it waits for.
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
+            set_timeout(timedelta(seconds=seconds + 10))
+
+    def on_loss(self, tell: Callable[[str], None]) -> None:
+        """Call `tell` with a message, from another thread, before this process ends because of a rank that is lost."""
+        if self.heartbeat:
+            self.heartbeat.on_loss = tell
+
+    def explained(self, error: BaseException) -> BaseException:
+        """The error, or for that of a collective the failure that says which rank was lost. May take some seconds."""
+        return (self.heartbeat and self.heartbeat.loss(error)) or error
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Run an action on every rank and go on only if it succeeded on all of them.

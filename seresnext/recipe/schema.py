@@ -376,7 +376,10 @@ class RuntimeSection(Section):
     channels_last: bool = Field(default=True, description="NHWC memory layout.")
     deterministic: bool = Field(default=False, description="Only deterministic kernels; the same bits again on CUDA.")
     loader_timeout: int = Field(
-        default=600, ge=1, description="Seconds without a batch after which a hung loader is an error."
+        default=600, ge=1, le=10**7, description="Seconds without a batch after which a hung loader is an error."
+    )
+    collective_timeout: int = Field(
+        default=600, ge=1, description="Seconds after which a process that does not answer ends the run."
     )
 
 

@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import Fault, Faults
+from run_folders import digest, status
+
+from seresnext.checkpoint import store
 
 ROOT = Path(__file__).parents[2]
 QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -83,3 +87,81 @@ def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[s
         return output
 
     return run
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+@pytest.fixture
+def start_faulty(
+    start_command: Any, start_torchrun: Any, train_arguments: Callable[..., list[str]], tmp_path: Path
+) -> Callable[..., tuple[Any, Faults]]:
+    """`start_faulty(output, *faults, world=2, more=[], launch=[], prefix=[]) -> Command, Faults`: a run with faults.
+
+    `more` are further arguments of train.py, `launch` options of torchrun, `prefix` starts a world of one.
+    """
+
+    def start(
+        output: Path,
+        *faults: Fault,
+        world: int = 2,
+        more: Sequence[str] = (),
+        launch: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+        **options: Any,
+    ) -> tuple[Any, Faults]:
+        injected = Faults(tmp_path / f"faults-{output.name}", faults)
+        arguments = [ROOT / "tests" / "faults.py", *train_arguments(output, *more)[1:]]
+        options["env"] = {**injected.environment, **options.get("env", {})}
+        if world == 1:
+            return start_command([*prefix, sys.executable, *arguments], **options), injected
+        return start_torchrun(world, arguments, launch=["--standalone", *launch], **options), injected
+
+    return start
+
+
+@pytest.fixture
+def faulty(start_faulty: Any) -> Callable[..., Any]:
+    """`faulty(output, *faults, timeout=120, world=2, ...) -> Result`: such a run to its end; all faults happened."""
+
+    def run(output: Path, *faults: Fault, timeout: float = 120, **options: Any) -> Any:
+        command, injected = start_faulty(output, *faults, **options)
+        result = command.finish(timeout)
+        assert [fault for number, fault in enumerate(faults) if not injected.happened(number)] == [], result.output
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+    """`whole_digest(world) -> digest` of the tiny recipe's run when nothing happens to it."""
+    known: dict[int, str] = {}
+
+    def get(world: int) -> str:
+        if world not in known:
+            output = tmp_path_factory.mktemp("whole") / "run"
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
+            arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output]
+            env = {**os.environ, **QUIET}
+            subprocess.run([sys.executable, *launcher, *arguments], cwd=ROOT, env=env, check=True, capture_output=True)
+            known[world] = digest(output)
+        return known[world]
+
+    return get
+
+
+@pytest.fixture
+def assert_goes_on(train: Callable[..., Path], whole_digest: Callable[[int], str]) -> Callable[..., None]:
+    """`assert_goes_on(run, world=2)`: its newest checkpoint is valid, and started again it ends as if nothing was."""
+
+    def check(run: Path, world: int = 2, *more: str) -> None:
+        newest = store.newest_valid(run / "checkpoints")
+        assert newest.warnings == []
+        if newest.path:
+            store.read(newest.path)
+        train(run, *more, world=world)
+        assert status(run)["state"] == "finished"
+        assert digest(run) == whole_digest(world)
+
+    return check

@@ -1,0 +1,141 @@
+"""Signs of life between the ranks of a run: a message can then name the rank that was killed, froze or failed.
+
+A collective that fails or never returns tells little: gloo names an address, NCCL a timeout. So every rank tells the
+store through which the ranks found each other, each second, that it lives and what it is doing.
+"""
+
+# The stores are public, but not listed as such.
+# pyright: reportPrivateImportUsage=false
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch.distributed as dist
+
+from seresnext.errors import RankLost
+
+_INTERVAL = 1.0  # seconds between two signs of life
+# How many intervals a rank may be late when it is asked after: a busy machine, and one that is just leaving.
+_LATE = 3
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A rank's sign of life: it counts up. `end` is None while the rank runs, and then how it ended ("": well)."""
+
+    count: int
+    doing: str
+    end: str | None = None
+
+
+class Heartbeat:
+    """The signs of life of this rank, and what those of the others say.
+
+    A thread of its own gives and reads them. When a rank has been silent for `timeout` seconds, which only a frozen or
+    lost one is, this process ends: its main thread waits in a collective that nothing else can end. `doing` is told to
+    the others; `on_loss` is called with the message before that end.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
+        self.timeout = timeout
+        self.doing = "the start"
+        self.on_loss: Callable[[str], None] = lambda message: None
+        self._store = store
+        self._rank = rank
+        self._size = size
+        self._count = 0
+        self._silent = [0.0] * size
+        self._known: list[Sign] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, end: str) -> None:
+        """Tell the others how this rank ends: an error in words, or nothing."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            self._give(end)
+        except RuntimeError:  # The store went with the process that held it, and nobody can be told.
+            return
+
+    def loss(self, error: BaseException) -> RankLost | None:
+        """What a collective's error means: which rank was lost. None for any other error. Takes a few seconds."""
+        if not is_of_collective(error):
+            return None
+        try:
+            before = self._read()
+            time.sleep(_LATE * self._interval)
+            after = self._read()
+        except RuntimeError:
+            lost = RankLost("the process that keeps the ranks together is gone: torchrun, or rank 0 without it")
+            lost.is_shared = self._rank != 0
+            return lost
+        return self._explain({rank for rank, sign in enumerate(before) if sign.count == after[rank].count}, after)
+
+    @property
+    def _interval(self) -> float:
+        return min(_INTERVAL, self.timeout / 5)
+
+    def _beat(self) -> None:
+        try:
+            while not self._ended.is_set():
+                self._give(None)
+                self._listen()
+                self._ended.wait(self._interval)
+        except RuntimeError:
+            return  # Without the store nobody is heard; collectives still tell of lost connections.
+
+    def _listen(self) -> None:
+        """Count how long each rank has been silent, in beats of our own: a machine that slept has not waited."""
+        signs = self._read()
+        for rank, (sign, known) in enumerate(zip(signs, self._known or signs, strict=True)):
+            running = sign.end is None and rank != self._rank
+            self._silent[rank] = self._silent[rank] + self._interval if running and sign == known else 0
+        self._known = signs
+        silent = {rank for rank, seconds in enumerate(self._silent) if seconds >= self.timeout}
+        if silent and not self._ended.is_set():
+            self._give_up(self._explain(silent, signs))
+
+    def _give_up(self, lost: RankLost) -> None:
+        if not lost.is_shared:
+            self.on_loss(str(lost))
+            print(f"error (rank {self._rank}): {lost}", file=sys.stderr, flush=True)
+        os._exit(lost.exit_code)
+
+    def _explain(self, silent: set[int], signs: list[Sign]) -> RankLost:
+        failed = {rank: sign for rank, sign in enumerate(signs) if sign.end}
+        silent = {rank for rank in silent if signs[rank].end is None}
+        parts = [f"rank {rank} failed in {sign.doing}: {sign.end}" for rank, sign in failed.items()]
+        parts += [f"rank {rank} no longer answers, last heard of in {signs[rank].doing}" for rank in sorted(silent)]
+        if silent:
+            parts.append("it was killed, for memory perhaps, it is frozen, or its machine is gone")
+        if not parts:
+            places = ", ".join(f"rank {rank} in {sign.doing}" for rank, sign in enumerate(signs))
+            parts = [f"ranks waited for each other in vain, though all of them answer: {places}"]
+        lost = RankLost("; ".join(parts) + ". The same command goes on from the last checkpoint")
+        # One of those that are left speaks for all.
+        lost.is_shared = self._rank != min(set(range(self._size)) - silent - failed.keys())
+        return lost
+
+    def _give(self, end: str | None) -> None:
+        self._count += 1
+        self._store.set(str(self._rank), json.dumps(asdict(Sign(self._count, self.doing, end))))
+
+    def _read(self) -> list[Sign]:
+        found = self._store.multi_get([str(rank) for rank in range(self._size)])
+        return [Sign(**json.loads(text)) for text in found]
+
+
+def is_of_collective(error: BaseException) -> bool:
+    """Whether an error is what torch raises where ranks could not reach each other."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

@@ -1,0 +1,228 @@
+"""Faults at named points of a real training.
+
+As a program this is train.py with faults: `torchrun tests/faults.py --recipe ...` does what the environment variable
+TRAIN_FAULTS says, a JSON list of faults and a folder that remembers which have happened, so that a process that was
+started again does not meet them again.
+
+Points (a number is that of completed steps):
+
+    import     before torch is imported          step:N      before step N + 1
+    open       before the data are opened        reduce:N    inside step N + 1: gradients are reduced, statistics not
+    warm-up    before the first pass             validate:N  inside the validation after step N
+    end        after the last step, before       save:N      before the checkpoint of step N is written
+               `finished` is written             saved:N     once it is written, before `last` points to it
+    exit       after everything
+
+Faults:
+
+    kill, stop             SIGKILL or SIGSTOP to this process
+    signal:NAME            a signal to this process             torchrun:NAME  to torchrun
+    worker:NAME            to a loader worker of this process   group:NAME     to this process and all its workers
+    memory, memory:BYTES   an error for want of memory: raised, or real, by a limit of so many more bytes
+    error:ERRNO            what the point begins fails with this error of the operating system
+    file-size:BYTES        no file may become larger
+    files:N                so many files may be open
+    clock:SECONDS          the wall clock jumps
+    hold                   wait until the test says `release`
+    sleep:SECONDS          wait
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "TRAIN_FAULTS"
+_WAIT = 120  # seconds that a held process waits for the test
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at a point of one rank's run."""
+
+    at: str
+    do: str
+    rank: int = 0
+
+
+class Faults:
+    """The test's side: the faults of a run and whether they have happened."""
+
+    def __init__(self, folder: Path, faults: Sequence[Fault]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._faults = faults
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the command that runs this file."""
+        value = {"folder": str(self._folder), "faults": [asdict(fault) for fault in self._faults]}
+        return {VARIABLE: json.dumps(value)}
+
+    def happened(self, number: int = 0) -> bool:
+        """Whether the fault was reached."""
+        return (self._folder / f"happened-{number}").exists()
+
+    def pid(self, number: int = 0) -> int:
+        """The process that met it."""
+        return int((self._folder / f"happened-{number}").read_text())
+
+    def release(self) -> None:
+        """Let go of all that hold."""
+        (self._folder / "release").touch()
+
+
+# ------------------------------------------------------------------------------------------------ in the training
+
+
+class _Injection:
+    def __init__(self, folder: Path, faults: list[Fault]) -> None:
+        self._folder = folder
+        self._faults = faults
+        self._rank = int(os.environ.get("RANK", "0"))
+        self._completed = 0
+
+    def reach(self, point: str) -> None:
+        for number, fault in enumerate(self._faults):
+            if (fault.at, fault.rank) != (point, self._rank):
+                continue
+            mark = self._folder / f"happened-{number}"
+            if not mark.exists():
+                temporary = self._folder / f"about-to-{number}"
+                temporary.write_text(str(os.getpid()))
+                temporary.rename(mark)
+                self._do(*fault.do.partition(":")[::2])
+
+    def _do(self, what: str, value: str) -> None:
+        match what:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "signal":
+                os.kill(os.getpid(), signal.Signals[value])
+            case "torchrun":
+                os.kill(os.getppid(), signal.Signals[value])
+            case "worker":
+                os.kill(_children()[0], signal.Signals[value])
+            case "group":
+                for pid in (*_children(), os.getpid()):
+                    os.kill(pid, signal.Signals[value])
+            case "memory":
+                _use_memory(int(value)) if value else _raise(MemoryError())
+            case "error":
+                number = getattr(errno, value)
+                raise OSError(number, os.strerror(number))
+            case "file-size":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (int(value), resource.RLIM_INFINITY))
+            case "files":
+                resource.setrlimit(resource.RLIMIT_NOFILE, (int(value), int(value)))
+            case "clock":
+                now = time.time
+                time.time = lambda: now() + float(value)
+            case "hold":
+                deadline = time.monotonic() + _WAIT
+                while not (self._folder / "release").exists() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            case "sleep":
+                time.sleep(float(value))
+            case _:
+                raise AssertionError(f"no such fault: {what}")
+
+    def patch(self) -> None:
+        """Put the points into the program."""
+        from seresnext.assemble import parts
+        from seresnext.checkpoint import store
+        from seresnext.distributed import BatchNormStatistics
+        from seresnext.training import trainer
+        from seresnext.training.run_folder import RunFolder
+        from seresnext.training.step import TrainingStep
+
+        before = self._before
+        before(parts, "open_splits", lambda *args, **options: "open")
+        before(TrainingStep, "warm_up", lambda *args, **options: "warm-up")
+        before(TrainingStep, "__call__", self._begin_step)
+        before(BatchNormStatistics, "end_step", lambda *args, **options: f"reduce:{self._completed - 1}")
+        before(store, "commit", lambda folder, step, *args, **options: f"save:{step}")
+        before(store, "point", lambda folder, name, path: f"saved:{int(path.stem.removeprefix('step-'))}")
+        before(RunFolder, "write_status", lambda folder, state, *args: "end" if state == "finished" else "")
+        evaluate = trainer.evaluate
+
+        @wraps(evaluate)
+        def evaluate_reaching(*args: Any, stop_requested: Callable[[], bool], **options: Any) -> Any:
+            rounds = 0
+
+            def asked() -> bool:
+                nonlocal rounds
+                rounds += 1
+                if rounds == 2:
+                    self.reach(f"validate:{self._completed}")
+                return stop_requested()
+
+            return evaluate(*args, stop_requested=asked, **options)
+
+        trainer.evaluate = evaluate_reaching
+
+    def _before(self, owner: Any, name: str, point: Callable[..., str]) -> None:
+        function = getattr(owner, name)
+
+        @wraps(function)
+        def reaching(*args: Any, **options: Any) -> Any:
+            self.reach(point(*args, **options))
+            return function(*args, **options)
+
+        setattr(owner, name, reaching)
+
+    def _begin_step(self, *args: Any, step: int, **options: Any) -> str:
+        self._completed = step + 1
+        return f"step:{step}"
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _children() -> list[int]:
+    """The processes that this one started: its loader workers."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def _use_memory(more: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    """Train as train.py does, with the faults of the environment."""
+    value = json.loads(os.environ[VARIABLE])
+    injection = _Injection(Path(value["folder"]), [Fault(**fault) for fault in value["faults"]])
+
+    from seresnext.training.stopping import StopRequest, ignore_signals
+
+    # As in train.py, with points in between.
+    with StopRequest() as stop:
+        try:
+            injection.reach("import")
+            from seresnext.cli import train_main
+
+            injection.patch()
+            code = train_main(stop=stop)
+            injection.reach("exit")
+        except KeyboardInterrupt:
+            code = 130
+        ignore_signals()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
