@@ -31,10 +31,10 @@ FREE_KEYS = frozenset(
         "checkpoint.on_failure",
         "logging.every",
         "runtime.loader_timeout",
+        "runtime.collective_timeout",
     }
 )
 
-        "runtime.collective_timeout",
 # In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
 AVERAGED = "averaged"
 
