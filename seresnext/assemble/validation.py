@@ -1,9 +1,14 @@
-"""A validation: a checkpoint of a run, or a published file of weights, measured on a split."""
+"""A validation: a checkpoint of a run, or a published file of weights, measured on a split.
+
+A checkpoint may come from a stranger. What it says of images and of the model is needed; what it says of this machine
+(where to keep an index, which server to ask, how many processes and how much memory to use) is not followed.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,21 +21,31 @@ from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
 from seresnext.data.readers import Reader, open_reader, recognise_form
+from seresnext.data.remote import is_remote, shown_url
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
 from seresnext.evaluation import Evaluation, evaluate
 from seresnext.metrics.console import Console
-from seresnext.models import Preprocessing, create_model, load_weights, published_preprocessing, recognise
-from seresnext.recipe.load import recipe_from_values
+from seresnext.models import (
+    Preprocessing,
+    canonical_name,
+    create_model,
+    load_weights,
+    published_preprocessing,
+    recognise,
+)
+from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
 from seresnext.weights import read_weights
-from seresnext.weights.names import shown_path
+from seresnext.weights.names import printable, shown_path
 
 # What a published file of weights does not say, and where 2 cores and 24 GiB or a GPU all do well.
 _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
+# Pixels of the images of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 on a GPU, and never less than one.
+_MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,11 @@ def validate(
     """
     subject = world.together(lambda: read_subject(checkpoint, weights, world))
     recipe = subject.recipe
+    if data is None and is_remote(recipe.data.root):
+        raise CheckpointError(
+            f"{shown_path(checkpoint)} names a server for its images, {shown_url(recipe.data.root)}, and a file's word "
+            f"is not enough to ask one: if you know it, give --data {shown_url(recipe.data.root)}"
+        )
     root, split = data or recipe.data.root, split or recipe.data.val_split
     console = Console(enabled=world.is_first)
     reader = world.together(lambda: _open(recipe, root, split, subject))
@@ -67,13 +87,11 @@ def validate(
     for note in world.together(lambda: load_weights(model, subject.tensors, shown_path(checkpoint))):
         console.line(note)
     make_deterministic(recipe.runtime.deterministic)
-    size = recipe.evaluation.batch_size or recipe.batch.micro_size
+    size = _batch_size(recipe, world)
     num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
-    console.line(
-        f"{len(reader):,} images of {split if data is None else f'{root}/{split}'}, {recipe.runtime.precision}"
-    )
+    console.line(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
     source = parts.validation_source(recipe, reader)
     with (
         parts.device_batches(source, reader, keys, recipe, precision, world) as batches,
@@ -121,14 +139,8 @@ def _of_checkpoint(
 ) -> Subject:
     source = shown_path(path)
     facts = Facts.from_metadata(metadata, source)
-    values = facts.recipe
     try:
-        recipe = recipe_from_values(values, source)
-        # A run on GPUs may be measured on a machine without, and the other way round.
-        precision = recipe.runtime.precision
-        if precision == "auto" or (world.device.type == "cpu" and precision in ("bf16", "fp16")):
-            values = {**values, "runtime": {**values["runtime"], "precision": resolve_precision("auto", world.device)}}
-        recipe = recipe_from_values(values, source)
+        recipe = _for_this_machine(recipe_from_values(facts.recipe, source), source, world)
     except RecipeError as error:
         raise CheckpointError(f"{source} has a recipe that cannot be used: {error}") from None
     chosen = weights or recipe.evaluation.weights
@@ -137,8 +149,31 @@ def _of_checkpoint(
     found = part(tensors, chosen)
     if not found:
         raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
-    classes = facts.dataset.get("classes")
-    return Subject(found, recipe, chosen, classes if isinstance(classes, list) else None)
+    # Before a model of as many classes as the recipe says is made: the tensors are no larger than the file.
+    section = recipe.model
+    said, have = (canonical_name(section.name), section.num_classes, section.in_channels), recognise(found)
+    if said != have:
+        names = ("model", "classes", "channels")
+        differences = [f"{name} {a} and {b}" for name, a, b in zip(names, said, have, strict=True) if a != b]
+        raise CheckpointError(f"{source} contradicts itself, in its recipe and its tensors: {', '.join(differences)}")
+    return Subject(found, recipe, chosen, facts.dataset["classes"])
+
+
+def _for_this_machine(recipe: Recipe, source: str, world: World) -> Recipe:
+    """The recipe of a file with what concerns the machine and not the result made fit for this one."""
+    values = to_values(recipe)
+    # A run on GPUs may be measured on a machine without, and the other way round.
+    precision = recipe.runtime.precision
+    if precision == "auto" or (world.device.type == "cpu" and precision in ("bf16", "fp16")):
+        values["runtime"]["precision"] = resolve_precision("auto", world.device)
+    values["data"]["workers"] = min(recipe.data.workers, len(os.sched_getaffinity(0)))
+    values["data"]["cache"] = None
+    return recipe_from_values(values, source)
+
+
+def _batch_size(recipe: Recipe, world: World) -> int:
+    size = recipe.evaluation.batch_size or recipe.batch.micro_size
+    return max(1, min(size, _MOST_PIXELS[world.device.type] // recipe.data.image_size**2))
 
 
 def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
@@ -151,7 +186,7 @@ def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
         there, here = set(subject.classes), set(reader.classes)
         raise DataError(
             f"{root}/{split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
-            f"only here: {sorted(here - there)[:5]}, only there: {sorted(there - here)[:5]}), so labels would not mean "
+            f"only here: {_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean "
             "the same; give the data it was trained for with --data DIR"
         )
     if len(reader.classes) != recipe.model.num_classes:
@@ -160,6 +195,10 @@ def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
             "give the data it was trained for with --data DIR"
         )
     return reader
+
+
+def _listing(names: set[str], most: int = 5) -> str:
+    return ", ".join(printable(name) for name in sorted(names)[:most]) or "-"
 
 
 def _tell(result: Evaluation, console: Console) -> None:

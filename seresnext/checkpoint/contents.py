@@ -72,6 +72,9 @@ class Facts:
         if not re.fullmatch(r"[0-9]{1,18}", metadata["step"]):
             raise CheckpointError(f"{source} has the step {printable(metadata['step'])}, which is not a number")
         values = {name: _parsed(metadata, name, kinds, source) for name, kinds in _JSON_KINDS.items()}
+        best = values["best"]
+        if not _is_dataset(values["dataset"]) or not (best is None or type(best.get("step")) is int):
+            raise CheckpointError(f"{source} has metadata 'dataset' or 'best' that no run writes")
         return cls(step=int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
 
 
@@ -197,6 +200,16 @@ def _check_format(found: str | None, source: str) -> None:
         )
     raise CheckpointError(
         f"{source} has the format {printable(found)}, not {FORMAT}: it is no checkpoint of a training run"
+    )
+
+
+def _is_dataset(value: dict[str, Any]) -> bool:
+    classes = value.get("classes")
+    return (
+        isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and type(value.get("num_images")) is int
+        and isinstance(value.get("fingerprint"), str)
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from seresnext.errors import for_terminal
 from seresnext.metrics.speed import format_seconds
 
 # In the order in which a line has them; other fields of an event are for programs.
@@ -49,6 +50,7 @@ class Console:
     def line(self, text: str) -> None:
         """Say a line (or several), above the bars if there are any."""
         if self._enabled:
+            text = for_terminal(text)
             self._write_log(text)
             _Tqdm.write(text, file=self._terminal)
             self._terminal.flush()

@@ -94,8 +94,9 @@ def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, int, int]:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     # A ResNeXt without squeeze-and-excitation, or an SE-ResNet without groups, can have the same number of blocks.
     marks = {"layer1.0.conv2.weight": (128, 4, 3, 3), "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)}
+    # Whole, also where one number would do: a model of so many classes or channels is made before its weights come.
     stem, head = shapes.get(STEM, ()), shapes.get(HEAD[0], ())
-    if marks.items() <= shapes.items() and len(stem) == 4 and len(head) == 2 and stem[1] > 0 and head[0] > 0:
+    if marks.items() <= shapes.items() and _is(stem, (64, None, 7, 7)) and _is(head, (None, 2048)):
         blocks = tuple(_count_blocks(shapes, f"layer{stage}.") for stage in (1, 2, 3, 4))
         for name, architecture in MODELS.items():
             if blocks == architecture.blocks:
@@ -158,6 +159,13 @@ def _recorded_recipe(metadata: Mapping[str, str], source: str) -> Recipe | None:
         return recipe_from_values(values, source)
     except (ValueError, RecursionError, RecipeError) as error:
         raise CheckpointError(f"{source} has a damaged recipe in it: {printable(error, longest=2000)}") from error
+
+
+def _is(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Whether a shape is the wanted one, with any length but 0 for None."""
+    return len(shape) == len(wanted) and all(
+        length == other or (other is None and length > 0) for length, other in zip(shape, wanted, strict=True)
+    )
 
 
 def _count_blocks(names: Iterable[str], stage: str) -> int:

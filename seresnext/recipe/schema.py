@@ -26,6 +26,9 @@ Interpolation = Literal["bilinear", "bicubic"]
 MAX_DURATION = 10**9
 """The longest duration a recipe may ask for, in its own unit."""
 
+MAX_PIXELS = 178_956_970
+"""The largest image that Pillow opens: twice its `MAX_IMAGE_PIXELS`."""
+
 
 def _read_duration(value: Any) -> Duration:
     if isinstance(value, Duration):
@@ -96,8 +99,12 @@ class ModelSection(Section):
     """Which network."""
 
     name: ModelName = Field(description="The network; the short names and the `legacy_` names mean the same three.")
-    num_classes: int = Field(default=1000, ge=2, description="Outputs of the classifier; must match the class folders.")
-    in_channels: int = Field(default=3, ge=1, description="Channels of an image; image folders are read as RGB, 3.")
+    num_classes: int = Field(
+        default=1000, ge=2, le=1_000_000, description="Outputs of the classifier; must match the class folders."
+    )
+    in_channels: int = Field(
+        default=3, ge=1, le=1024, description="Channels of an image; image folders are read as RGB, 3."
+    )
     drop_rate: Number = Field(default=0.2, ge=0, lt=1, description="Dropout before the classifier.")
     weights: Text | None = Field(
         default=None, description="A file of weights to start from, or null for a fresh network."
@@ -143,11 +150,13 @@ class DataSection(Section):
     cache_size: Number = Field(
         default=200.0,
         gt=0,
+        le=1e9,
         description="GB (10^9 bytes) of shards from a server that are kept in the folder; only for `shards`.",
     )
     shuffle_shards: int | None = Field(
         default=None,
         ge=1,
+        le=65_536,
         description="Mix the images of so many shards at a time, so that a smaller cache will do; null: of all.",
     )
     train_split: Text = Field(default="train", description="Folder under the root to train on.")
@@ -168,7 +177,10 @@ class DataSection(Section):
         "another of its class and says so. Validation always stops.",
     )
     max_bad_images: int = Field(
-        default=100, ge=0, description="How many images `substitute` replaces on a rank; one more stops the run."
+        default=100,
+        ge=0,
+        le=10**9,
+        description="How many images `substitute` replaces on a rank; one more stops the run.",
     )
     mean: ChannelMean = Field(
         default=(0.485, 0.456, 0.406), description="Mean of each channel, of pixels scaled to 0..1."
@@ -176,9 +188,11 @@ class DataSection(Section):
     std: ChannelStd = Field(
         default=(0.229, 0.224, 0.225), description="Deviation of each channel, of pixels scaled to 0..1."
     )
-    max_pixels: int = Field(default=50_000_000, ge=1, description="An image with more pixels than this is an error.")
+    max_pixels: int = Field(
+        default=50_000_000, ge=1, le=MAX_PIXELS, description="An image with more pixels than this is an error."
+    )
     synthetic_images: int | None = Field(
-        default=None, ge=1, description="How many images `format: synthetic` makes up."
+        default=None, ge=1, le=10**7, description="How many images `format: synthetic` makes up."
     )
 
 
@@ -234,6 +248,7 @@ class AugmentSection(Section):
     repeats: int = Field(
         default=1,
         ge=1,
+        le=10**7,
         description="Repeated augmentation: copies of an image in a global batch; an epoch shows fewer images.",
     )
 
@@ -251,7 +266,7 @@ class MixSection(Section):
 class BatchSection(Section):
     """How many images a step sees. Accumulation = global_size / (micro_size x ranks), derived."""
 
-    global_size: int = Field(default=1024, ge=1, description="Images of one optimizer step, over all ranks.")
+    global_size: int = Field(default=1024, ge=1, le=10**7, description="Images of one optimizer step, over all ranks.")
     micro_size: int = Field(
         default=128, ge=1, description="Images of one forward pass on one rank; BatchNorm sees these."
     )
@@ -310,7 +325,10 @@ class RecalibrateSection(Section):
     """After the last step, BatchNorm statistics of the final weights are measured over training images."""
 
     images: int = Field(
-        default=50_000, ge=1, description="Over how many, rounded up to global batches: augmented and not mixed."
+        default=50_000,
+        ge=1,
+        le=10**9,
+        description="Over how many, rounded up to global batches: augmented and not mixed.",
     )
 
 
@@ -319,10 +337,10 @@ class EvaluationSection(Section):
 
     every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to validate during training.")
     batch_size: int | None = Field(
-        default=None, ge=1, description="Images of one forward pass on one rank; null: micro_size."
+        default=None, ge=1, le=10**6, description="Images of one forward pass on one rank; null: micro_size."
     )
     crop_pct: Number = Field(
-        default=0.875, gt=0, le=1, description="Side of the centre crop by the resized shorter side."
+        default=0.875, ge=0.1, le=1, description="Side of the centre crop by the resized shorter side."
     )
     interpolation: Interpolation = Field(default="bilinear", description="How an image is resized.")
     weights: Literal["auto", "model", "ema"] = Field(
@@ -346,7 +364,7 @@ class CheckpointSection(Section):
 
     every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to save.")
     keep: int = Field(
-        default=3, ge=1, description="How many of the newest checkpoints stay; `last` and `best` always do."
+        default=3, ge=1, le=10**9, description="How many of the newest checkpoints stay; `last` and `best` always do."
     )
     keep_every: PositiveDuration | None = Field(
         default=None, description="Checkpoints that stay for good: those after every so long, such as 10ep."

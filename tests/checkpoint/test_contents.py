@@ -233,6 +233,9 @@ def test_facts_survive_as_text():
         ({"recipe": "[" * 100_000}, "'recipe' that are not JSON"),
         ({"recipe": "[]"}, "'recipe' of the kind list"),
         ({"history": json.dumps({})}, "'history' of the kind dict"),
+        ({"best": json.dumps({"step": "4"})}, "no run writes"),
+        ({"dataset": json.dumps({"classes": [["a"]], "num_images": 7, "fingerprint": "f"})}, "no run writes"),
+        ({"dataset": json.dumps({"classes": ["a"], "num_images": True, "fingerprint": "f"})}, "no run writes"),
     ],
 )
 def test_other_formats_and_bad_facts_are_refused(change, message):
