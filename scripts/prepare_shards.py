@@ -42,7 +42,7 @@ from PIL import Image, features
 from seresnext.data.decode import decode
 from seresnext.data.index import progress
 from seresnext.data.readers import Reader, open_reader, recognise_form
-from seresnext.data.readers.shards import (
+from seresnext.data.readers.shard_files import (
     INDEX,
     LARGEST_SHARD,
     MANIFEST,

@@ -17,6 +17,8 @@ from types import ModuleType
 
 import numpy as np
 
+from seresnext.data.readers.shards import ShardReader
+
 
 @functools.cache
 def script() -> ModuleType:
@@ -119,3 +121,28 @@ def serve(folder: Path) -> Iterator[Server]:
         listener.shutdown()
         thread.join()
         listener.server_close()
+
+
+SHARDS, PER_SHARD = 4, 6
+SHARD_BYTES = 40_960  # Of each of these shards: 6 images of 4 kB, rounded up to tar's records.
+NAMES = [f"train-{number:05}.tar" for number in range(SHARDS)]
+
+
+def open_remote(server: Server, cache: Path, shards: float = SHARDS) -> ShardReader:
+    """A reader of a server's shards with room for so many."""
+    return ShardReader(server.url, "train", cache, int(shards * SHARD_BYTES))
+
+
+def read_all(reader: ShardReader, order: list[int] | None = None) -> list[bytes]:
+    """All images, in their order or another one."""
+    return [reader.read(i) for i in order or range(len(reader))]
+
+
+def copies(cache: Path) -> dict[str, int]:
+    """Names and sizes of the shards in a cache."""
+    return {path.name: path.stat().st_size for path in (cache / "shards").glob("*.tar")}
+
+
+def downloads(server: Server) -> list[int]:
+    """How often each shard was asked for."""
+    return [server.requests[name] for name in NAMES]

@@ -20,7 +20,7 @@ from PIL import Image
 from shard_folders import make_shards
 
 from seresnext.data.readers import open_reader
-from seresnext.data.readers.shards import MANIFEST, Manifest
+from seresnext.data.readers.shard_files import MANIFEST, Manifest
 from seresnext.randomness import permutation_at
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_shards.py"

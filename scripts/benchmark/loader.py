@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from seresnext.data.augment import TrainTransform
+from seresnext.data.batches import TrainImages, collate
 from seresnext.data.jpeg import read_frame
-from seresnext.data.loader import TrainImages, collate, open_batches, train_keys
+from seresnext.data.loader import open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader, open_reader
 from seresnext.data.regions import HAS_NVIMGCODEC, Encoded, open_decoder

@@ -9,7 +9,8 @@ from typing import Any
 
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.erase import Erasing, Filling
-from seresnext.data.loader import BatchSource, EvaluationImages, TrainImages, open_batches
+from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
+from seresnext.data.loader import open_batches
 from seresnext.data.lookahead import look_ahead
 from seresnext.data.mix import Mix
 from seresnext.data.order import BatchKey, Order, shard_blocks

@@ -16,7 +16,8 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.readers.shards import RemoteShards, ShardReader
+from seresnext.data.readers.shard_stores import RemoteShards
+from seresnext.data.readers.shards import ShardReader
 from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import DataError
 

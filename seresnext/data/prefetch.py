@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seresnext.data.batches import Batch
 from seresnext.data.erase import Filling, erase
-from seresnext.data.loader import Batch
 
 
 class DeviceBatch(NamedTuple):

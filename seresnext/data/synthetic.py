@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from seresnext.data.loader import Batch
+from seresnext.data.batches import Batch
 from seresnext.data.order import BatchKey
 from seresnext.randomness import hash_at
 

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from seresnext.data.augment import TrainTransform
+from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.erase import Erasing, Filling
-from seresnext.data.loader import Batch, TrainImages, open_batches, train_keys
+from seresnext.data.loader import open_batches, train_keys
 from seresnext.data.mix import Mix
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.policies import ColorJitter, RandAugment, Retouch, TrivialAugment

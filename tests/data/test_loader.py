@@ -10,39 +10,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from seresnext.data.augment import EvaluationTransform, TrainTransform
-from seresnext.data.loader import (
-    Batch,
-    BatchSource,
-    EvaluationImages,
-    TrainImages,
-    evaluation_keys,
-    open_batches,
-    train_keys,
-)
+from seresnext.data.augment import TrainTransform
+from seresnext.data.batches import Batch, BatchSource, TrainImages
+from seresnext.data.loader import evaluation_keys, open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
+from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader, open_reader
 from seresnext.data.regions import HAS_NVIMGCODEC
 from seresnext.errors import DataError
 
 TRANSFORM = TrainTransform(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 TOTAL = 9  # Steps of the tests' runs: three epochs of three.
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """26 PNGs of noise in two classes."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for number in range(26):
-        path = root / "train" / f"class_{number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (30 + number, 40, 3), dtype=np.uint8)).save(path)
-    return open_reader(root, "train")
 
 
 def read_all(source: BatchSource, keys: Iterator[BatchKey], workers: int = 0) -> list[Batch]:
@@ -139,20 +120,6 @@ def test_draws_that_belong_to_a_worker_would_be_told_from_ours(reader: Reader):
     assert run(0) != run(3)
 
 
-def test_a_batch_is_as_promised(reader: Reader):
-    order = Order(len(reader), 8, 4, seed=0)
-    for workers in (0, 1):
-        source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
-        with open_batches(
-            source, train_keys(order, range(2), 1, 2), workers=workers, timeout=60, pin_memory=False
-        ) as b:
-            first, second = b
-            assert first.images.shape == (4, 3, 16, 16)
-            assert first.images.is_contiguous(memory_format=torch.channels_last)
-            assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
-            assert [first[4:], second[4:]] == [(1, 0, None, ()), (1, 1, None, ())]
-
-
 @pytest.mark.parametrize("count", [1, 7, 8, 25])
 def test_every_image_is_evaluated_once_in_the_same_batches_at_any_world_size(count: int):
     def dealt(world: int) -> list[list[int]]:
@@ -166,17 +133,6 @@ def test_every_image_is_evaluated_once_in_the_same_batches_at_any_world_size(cou
     assert all(len(batch) == 4 for batch in alone[:-1])
     for world in (2, 3, 5):
         assert dealt(world) == alone
-
-
-def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: Reader):
-    transform = EvaluationTransform(16, 0.875, "bicubic")
-    source = EvaluationImages(reader, transform, max_pixels=10**6)
-    batches = read_all(source, evaluation_keys(len(reader), 10, 0, 1), workers=2)
-    assert [len(batch.labels) for batch in batches] == [10, 10, 6]
-    assert not torch.cat([batch.flips for batch in batches]).any()
-    np.testing.assert_array_equal(torch.cat([batch.labels for batch in batches]), reader.labels)
-    last = Image.open(Path(reader._folder.parent) / reader.name(25)).convert("RGB")  # type: ignore[attr-defined]
-    assert torch.equal(batches[-1].images[-1], transform(last).permute(2, 0, 1))
 
 
 # ------------------------------------------------------------------------------------- the process that loads
@@ -295,20 +251,6 @@ def test_an_image_that_cannot_be_used_is_one_message_after_the_batches_before_it
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_real_file_that_is_damaged_is_named(tmp_path: Path, workers: int):
-    for number in range(8):
-        path = tmp_path / "train" / "a" / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 20)).save(path)
-    path = tmp_path / "train" / "a" / "3.jpg"
-    path.write_bytes(path.read_bytes()[:300])
-    reader = open_reader(tmp_path, "train")
-    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
-    with pytest.raises(DataError, match=r"^train/a/3.jpg is no JPEG or PNG image"):
-        read_all(source, train_keys(Order(8, 4, 2, seed=0), range(2), 0, 2), workers)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
 def test_a_defect_of_ours_is_not_blamed_on_the_data(numbers, workers: int):
     def act(key: BatchKey) -> None:
         raise RuntimeError("a defect")
@@ -375,3 +317,17 @@ def test_no_shared_memory_is_told_at_once(numbers):
     error = str(fails(numbers, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))))
     assert "no shared memory" in error
     assert "--shm-size" in error
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_images_that_outgrow_their_place_come_as_they_are(reader: Reader, workers: int):
+    """Progressive sizes may end above the recipe's own, which the shared memory is laid out for."""
+    order, ramp = Order(len(reader), 8, 4, seed=0), Ramp(16, 96, 0, 6)
+    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
+    keys = list(train_keys(order, range(2), 0, 9, ramp))
+    sizes = [key.image_size for key in keys]
+    assert sizes[0] == TRANSFORM.image_size < 96 == sizes[-1]
+    batches = read_all(source, iter(keys), workers)
+    assert [batch.images.shape for batch in batches] == [(4, 3, size, size) for size in sizes]
+    for batch, key in zip(batches, keys, strict=True):
+        assert torch.equal(batch.images, source.make(key).images)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from shard_folders import Server, make_shards, serve
 
-from seresnext.data import remote
+from seresnext.data import remote, shard_cache
 from seresnext.data.loader import evaluation_keys, train_keys
 from seresnext.data.lookahead import fetch_ahead, look_ahead
 from seresnext.data.order import Order, shard_blocks
-from seresnext.data.readers.shards import RemoteShards, ShardReader
+from seresnext.data.readers.shard_stores import RemoteShards
+from seresnext.data.readers.shards import ShardReader
 
 SHARD_BYTES = 40_960
 SHARDS, PER_SHARD = 8, 6
@@ -104,8 +105,10 @@ def test_shards_are_got_in_the_order_of_need(server: Server, reader):
 
 
 @pytest.mark.parametrize("room", [5, SHARDS])
-def test_a_run_through_a_small_cache_reads_every_shard_once_an_epoch(server: Server, reader, room: int):
+def test_a_run_through_a_small_cache_reads_every_shard_once_an_epoch(server: Server, reader, room: int, monkeypatch):
     """With blocks of two shards, room for them and the next two, and looking ahead: the promise of shuffle_shards."""
+    # These shards are read in milliseconds: which of them was used last has to be noted each time.
+    monkeypatch.setattr(shard_cache, "_USE_SECONDS", 0.0)
     opened = reader(room)
     order = Order(48, 6, 6, seed=0, blocks=shard_blocks(opened.shard_ids, 2))
     local = ShardReader(str(server.folder), "train")

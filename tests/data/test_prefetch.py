@@ -8,8 +8,9 @@ import torch
 import torch._dynamo
 from torchvision.transforms import v2
 
+from seresnext.data.batches import Batch
 from seresnext.data.erase import Filling
-from seresnext.data.loader import Batch, open_batches, train_keys
+from seresnext.data.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.prefetch import DeviceBatch, prefetch
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import socket
 import subprocess
 import sys
@@ -12,59 +9,31 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from shard_folders import Server, make_shards, serve
+from shard_folders import (
+    NAMES,
+    PER_SHARD,
+    SHARD_BYTES,
+    SHARDS,
+    Server,
+    copies,
+    downloads,
+    make_shards,
+    open_remote,
+    read_all,
+)
 
 from seresnext.data import remote
-from seresnext.data.readers.shards import MANIFEST, RemoteShards, ShardReader, check_cache
+from seresnext.data.readers.shard_files import MANIFEST
+from seresnext.data.readers.shards import ShardReader
 from seresnext.data.remote import Remote, shown_url
 from seresnext.errors import DataError
-
-SHARDS, PER_SHARD = 4, 6
-SHARD_BYTES = 40_960  # Of each of the shards below: 6 images of 4 kB, rounded up to tar's records.
-NAMES = [f"train-{number:05}.tar" for number in range(SHARDS)]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    make_shards(tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def server(root: Path) -> Iterator[Server]:
-    with serve(root) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-
-
-def open_remote(server: Server, cache: Path, shards: float = SHARDS) -> ShardReader:
-    """A reader with room for so many shards."""
-    return ShardReader(server.url, "train", cache, int(shards * SHARD_BYTES))
-
-
-def read_all(reader: ShardReader, order: list[int] | None = None) -> list[bytes]:
-    return [reader.read(i) for i in order or range(len(reader))]
-
-
-def copies(cache: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in (cache / "shards").glob("*.tar")}
-
-
-def downloads(server: Server) -> list[int]:
-    return [server.requests[name] for name in NAMES]
-
 
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def test_a_server_gives_what_the_folder_holds(root: Path, server: Server, tmp_path: Path):
-    ours, theirs = open_remote(server, tmp_path / "cache"), ShardReader(str(root), "train")
+def test_a_server_gives_what_the_folder_holds(shard_root: Path, server: Server, tmp_path: Path):
+    ours, theirs = open_remote(server, tmp_path / "cache"), ShardReader(str(shard_root), "train")
     assert (ours.fingerprint, ours.classes, ours.labels.tolist()) == (
         theirs.fingerprint,
         theirs.classes,
@@ -72,158 +41,13 @@ def test_a_server_gives_what_the_folder_holds(root: Path, server: Server, tmp_pa
     )
     assert read_all(ours) == read_all(theirs)
     assert downloads(server) == [1] * SHARDS
-    assert {(root / "train" / name).stat().st_size for name in NAMES} == {SHARD_BYTES}
-
-
-@pytest.mark.parametrize("room", [1, 2, SHARDS])
-def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(root: Path, server: Server, tmp_path: Path, room: int):
-    order = np.random.default_rng(0).permutation(SHARDS * PER_SHARD).tolist()
-    expected = read_all(ShardReader(str(root), "train"), order)
-    reader = open_remote(server, tmp_path / "cache", room)
-    assert read_all(reader, order) == expected  # cold
-    before = server.requests.total()
-    assert read_all(reader, order) == expected  # warm
-    assert read_all(open_remote(server, tmp_path / "cache", room), order) == expected  # another run
-    assert (server.requests.total() == before + 1) is (room == SHARDS)  # With room for all only the manifest again.
+    assert {(shard_root / "train" / name).stat().st_size for name in NAMES} == {SHARD_BYTES}
 
 
 # ------------------------------------------------------------------------------------------------ room
 
 
-def test_the_cache_keeps_to_its_size_and_drops_what_was_unused_longest(server: Server, tmp_path: Path):
-    cache = tmp_path / "cache"
-    reader = open_remote(server, cache, 2.9)
-    assert isinstance(reader.store, RemoteShards)
-    shard_of = [shard.sha256 + ".tar" for shard in reader.store.shards]
-    for step, (shard, kept) in enumerate([(0, {0}), (1, {0, 1}), (0, {0, 1}), (2, {0, 2}), (3, {2, 3})]):
-        reader.read(shard * PER_SHARD)
-        os.utime(cache / "shards" / shard_of[shard], (step, step))  # Time stamps need not differ within a test.
-        assert set(copies(cache)) == {shard_of[number] for number in kept}
-        assert sum(copies(cache).values()) <= 2.9 * SHARD_BYTES
-
-
-def test_without_a_bound_more_is_kept(server: Server, tmp_path: Path):
-    read_all(open_remote(server, tmp_path / "cache", 100))
-    assert len(copies(tmp_path / "cache")) == SHARDS
-
-
-def test_a_shard_in_use_is_not_removed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    reader = open_remote(server, tmp_path / "cache", 2)
-    assert isinstance(reader.store, RemoteShards)
-    read_all(reader, [0, PER_SHARD])
-    used, free = (tmp_path / "cache" / "shards" / f"{shard.sha256}.tar" for shard in reader.store.shards[:2])
-    os.utime(used, (1, 1))  # Its turn to go, were it not in use.
-    with used.open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        reader.read(2 * PER_SHARD)
-        assert (used.exists(), free.exists()) == (True, False)
-        reader.read(3 * PER_SHARD)
-        assert used.exists()
-    reader.read(PER_SHARD)
-    assert not used.exists()
-
-
-def test_no_room_at_all_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote, "_ROOM_SECONDS", 0.2)
-    reader = open_remote(server, tmp_path / "cache", 1)
-    reader.read(0)
-    with next((tmp_path / "cache" / "shards").glob("*.tar")).open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        with pytest.raises(DataError, match=r"had no room for a shard.*raise data\.cache_size"):
-            reader.read(PER_SHARD)
-
-
-def test_a_cache_smaller_than_a_shard_is_refused(server: Server, tmp_path: Path):
-    with pytest.raises(DataError, match=r"the largest shard has 40960 bytes, and data\.cache_size is 20480 bytes"):
-        open_remote(server, tmp_path / "cache", 0.5)
-
-
-def test_an_order_that_the_cache_cannot_serve_is_refused(server: Server, tmp_path: Path):
-    reader = open_remote(server, tmp_path / "cache", 3)
-    with pytest.raises(DataError, match=r"raise data\.cache_size to 0\.1, or set data\.shuffle_shards to 1 or less"):
-        check_cache(reader, None)
-    with pytest.raises(DataError, match=r"data\.shuffle_shards 2 needs room for twice as many"):
-        check_cache(reader, 2)
-    check_cache(reader, 1)
-    check_cache(open_remote(server, tmp_path / "cache", SHARDS), None)
-
-
-def test_a_cache_that_cannot_be_written_is_told(server: Server, tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):
-        open_remote(server, tmp_path / "file")
-
-
-def test_what_a_killed_download_left_is_cleared_away(server: Server, tmp_path: Path):
-    folder = tmp_path / "cache" / "shards"
-    folder.mkdir(parents=True)
-    left = folder / f"{'0' * 64}.{3 * SHARD_BYTES}.part"
-    left.touch()
-    own = folder / f"{ShardReader(str(server.folder), 'train').manifest.shards[0].sha256}.{SHARD_BYTES}.part"
-    own.write_bytes(b"half")
-    reader = open_remote(server, tmp_path / "cache", 2)
-    read_all(reader)
-    assert not list(folder.glob("*.part"))
-
-
-def test_a_download_in_progress_counts(server: Server, tmp_path: Path):
-    reader = open_remote(server, tmp_path / "cache", 3)
-    folder = tmp_path / "cache" / "shards"
-    (folder / f"{'0' * 64}.{2 * SHARD_BYTES}.part").touch()
-    with (folder / f"{'0' * 64}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        read_all(reader)
-        assert sum(copies(tmp_path / "cache").values()) == SHARD_BYTES
-
-
-def test_a_damaged_copy_is_got_again(root: Path, server: Server, tmp_path: Path):
-    reader = open_remote(server, tmp_path / "cache")
-    good = reader.read(0)
-    (path,) = (tmp_path / "cache" / "shards").glob("*.tar")
-    path.write_bytes(bytes(SHARD_BYTES))
-    assert reader.read(0) == good
-    assert downloads(server)[0] == 2
-
-
 # ------------------------------------------------------------------------------------------------ several processes
-
-
-CHILD = """
-import hashlib, sys
-from pathlib import Path
-import numpy as np
-from seresnext.data.readers.shards import ShardReader
-
-url, cache, room, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-reader = ShardReader(url, "train", cache, room)
-for index in np.random.default_rng(seed).integers(0, len(reader), 120).tolist():
-    digest = hashlib.sha256(reader.read(index)).hexdigest()
-    taken = 0
-    for path in (cache / "shards").glob("*.tar"):
-        try:
-            taken += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    print(index, digest, taken)
-"""
-
-
-@pytest.mark.parametrize("room", [2, SHARDS])
-def test_processes_share_a_cache(root: Path, server: Server, tmp_path: Path, room: int):
-    expected = [hashlib.sha256(data).hexdigest() for data in read_all(ShardReader(str(root), "train"))]
-    server.seconds = 0.01  # So that downloads overlap.
-    command = [sys.executable, "-c", CHILD, server.url, str(tmp_path / "cache"), str(room * SHARD_BYTES)]
-    children = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(2)]
-    for child in children:
-        lines = [line.split() for line in child.communicate(timeout=60)[0].splitlines()]
-        assert child.returncode == 0
-        assert len(lines) == 120
-        assert all(digest == expected[int(index)] for index, digest, _ in lines)
-        assert max(int(taken) for _, _, taken in lines) <= room * SHARD_BYTES
-    if room == SHARDS:
-        assert downloads(server) == [1] * SHARDS
-    else:
-        assert sum(downloads(server)) > SHARDS
 
 
 # ------------------------------------------------------------------------------------------------ failures
@@ -288,16 +112,16 @@ def test_a_truncated_download_is_refused_and_got_again(server: Server, tmp_path:
         (lambda data: b"x" + data[1:], "its checksum is another than its index says"),
     ],
 )
-def test_another_content_is_refused(root: Path, server: Server, tmp_path: Path, change, message: str):
+def test_another_content_is_refused(shard_root: Path, server: Server, tmp_path: Path, change, message: str):
     reader = open_remote(server, tmp_path / "cache")
-    server.replaced = {NAMES[0]: change((root / "train" / NAMES[0]).read_bytes())}
+    server.replaced = {NAMES[0]: change((shard_root / "train" / NAMES[0]).read_bytes())}
     with pytest.raises(DataError, match=message):
         reader.read(0)
     assert copies(tmp_path / "cache") == {}
 
 
-def test_a_damaged_index_is_refused(root: Path, server: Server, tmp_path: Path):
-    server.replaced = {"index.npy": (root / "train" / "index.npy").read_bytes()[:-1] + b"x"}
+def test_a_damaged_index_is_refused(shard_root: Path, server: Server, tmp_path: Path):
+    server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1] + b"x"}
     with pytest.raises(DataError, match=r"index\.npy cannot be read.*checksum"):
         open_remote(server, tmp_path / "cache")
 
@@ -367,12 +191,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         process.wait()
 
 
-def _upload(root: Path) -> None:
+def _upload(shard_root: Path) -> None:
     import fsspec
 
     s3 = fsspec.filesystem("s3")
     s3.mkdir("bucket")
-    for path in (root / "train").iterdir():
+    for path in (shard_root / "train").iterdir():
         s3.put_file(str(path), f"bucket/some/prefix/train/{path.name}")
 
 

@@ -1,4 +1,3 @@
-import io
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -6,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_folders import images, make_shards, script, write_tar
+from shard_folders import SHARDS, Server, images, make_shards, open_remote, script, write_tar
 
 from seresnext.data.readers import open_reader, recognise_form
-from seresnext.data.readers.shards import ENTRY, MANIFEST, Manifest, Shard, ShardReader, check_cache, list_shard
+from seresnext.data.readers.shard_files import MANIFEST, Manifest, Shard
+from seresnext.data.readers.shards import ShardReader, check_cache
 from seresnext.errors import DataError
 
 
@@ -39,36 +39,11 @@ def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
     assert reader.name(7) == "train/train-00001.tar, image 7"
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_kind_of_tar_is_listed(tmp_path: Path, form: int):
-    long = "n" * 80 + "/" + "k" * (40 if form == tarfile.USTAR_FORMAT else 140)
-    contents = [(f"{long}.jpg", b"one"), (f"{long}.json", b"{}"), (f"{long}.cls", b"2\n"), ("b.x.png", b"")]
-    contents[3:] = [("b.png", b"two"), ("b.cls", b"0")]
-    write_tar(tmp_path / "s.tar", contents, form)
-    listing = list_shard(tmp_path / "s.tar", 3)
-    content = (tmp_path / "s.tar").read_bytes()
-    assert [content[e["offset"] : e["offset"] + e["size"]] for e in listing.entries] == [b"one", b"two"]
-    assert listing.entries["label"].tolist() == [2, 0]
-
-
-def test_times_with_fractions_as_webdataset_writes_them_are_read(tmp_path: Path):
-    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for name in ("a.jpg", "a.cls"):
-            member = tarfile.TarInfo(name)
-            member.mtime, member.size = 1.5, 1  # The time goes into a header of its own.
-            tar.addfile(member, io.BytesIO(b"1"))
-    assert list_shard(tmp_path / "s.tar", 2).entries["offset"].tolist() == [1536]
-
-
 def test_a_reader_travels_to_another_process_without_its_index(root: Path):
     reader = ShardReader(str(root), "train")
     text = pickle.dumps(reader)
     assert len(text) < 4000
     assert pickle.loads(text).read(5) == reader.read(5)
-
-
-def test_the_index_of_imagenet_is_small_enough():
-    assert 1_281_167 * ENTRY.itemsize < 30e6
 
 
 def test_the_fingerprint_is_of_images_labels_and_order(tmp_path: Path):
@@ -172,57 +147,6 @@ def test_a_wrong_folder_is_explained(root: Path, tmp_path: Path):
             ShardReader(str(folder), split)
 
 
-def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, link
-    return member
-
-
-GOOD = [("a.jpg", b"one"), ("a.cls", b"1")]
-
-
-@pytest.mark.parametrize(
-    ("contents", "message"),
-    [
-        ([*GOOD, special("soft.jpg", tarfile.SYMTYPE, "/etc/passwd")], "'soft.jpg' is a symbolic link"),
-        ([*GOOD, special("hard.jpg", tarfile.LNKTYPE, "a.jpg")], "'hard.jpg' is a hard link"),
-        ([*GOOD, special("dev.jpg", tarfile.CHRTYPE)], "'dev.jpg' is a character device"),
-        ([*GOOD, special("disk.jpg", tarfile.BLKTYPE)], "'disk.jpg' is a block device"),
-        ([*GOOD, special("pipe.jpg", tarfile.FIFOTYPE)], "'pipe.jpg' is a FIFO"),
-        ([*GOOD, special("holes.jpg", tarfile.GNUTYPE_SPARSE)], "'holes.jpg' is a sparse file"),
-        ([*GOOD, *GOOD], "'a.jpg' is there twice"),
-        ([*GOOD, ("/etc/b.jpg", b"x")], "'/etc/b.jpg' points outside"),
-        ([*GOOD, ("../b.jpg", b"x")], "'../b.jpg' points outside"),
-        ([*GOOD, ("b.jpg", b"x")], "'b.jpg' has no label b.cls beside it"),
-        ([*GOOD, ("b.cls", b"0")], "'b.cls' has no image b.jpg"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.png", b"x"), ("b.cls", b"0")], "'b.png' is a second image of the key 'b'"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"3")], "'b.cls' is no label: b'3' is not a number from 0 to 2"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"-1")], "'b.cls' is no label"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"9" * 5000)], "'b.cls' is no label"),
-        ([GOOD[0], ("b.jpg", b"x"), ("b.cls", b"1"), GOOD[1]], "'a.jpg' has no label a.cls beside it"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"1"), ("a.json", b"{}")], "'a.json' is apart from the others of its key"),
-    ],
-)
-def test_a_hostile_or_odd_member_is_refused_by_name(tmp_path: Path, contents: list, message: str):
-    write_tar(tmp_path / "s.tar", contents)
-    with pytest.raises(DataError) as caught:
-        list_shard(tmp_path / "s.tar", 3)
-    assert f"s.tar: member {message}" in str(caught.value)
-    write_tar(tmp_path / "s.tar", GOOD)
-    assert len(list_shard(tmp_path / "s.tar", 3).entries) == 1
-
-
-def test_a_shard_that_is_cut_off_anywhere_is_refused(tmp_path: Path):
-    whole = tmp_path / "s.tar"
-    write_tar(whole, [(f"{i}.{kind}", b"1") for i in range(3) for kind in ("jpg", "cls")])
-    content = whole.read_bytes()
-    end = len(content.rstrip(b"\0")) // 512 * 512 + 512
-    for length in range(0, end, 256):
-        whole.write_bytes(content[:length])
-        with pytest.raises(DataError, match="cut off"):
-            list_shard(whole, 3)
-
-
 # ------------------------------------------------------------------------------------------------ shards of others
 
 
@@ -241,3 +165,13 @@ def test_shards_of_other_origin_get_an_index(tmp_path: Path):
 
 def test_nothing_to_check_without_a_server(root: Path):
     check_cache(ShardReader(str(root), "train"), None)
+
+
+def test_an_order_that_the_cache_cannot_serve_is_refused(server: Server, tmp_path: Path):
+    reader = open_remote(server, tmp_path / "cache", 3)
+    with pytest.raises(DataError, match=r"raise data\.cache_size to 0\.1, or set data\.shuffle_shards to 1 or less"):
+        check_cache(reader, None)
+    with pytest.raises(DataError, match=r"data\.shuffle_shards 2 needs room for twice as many"):
+        check_cache(reader, 2)
+    check_cache(reader, 1)
+    check_cache(open_remote(server, tmp_path / "cache", SHARDS), None)

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seresnext.data.augment import EvaluationTransform, TrainTransform
+from seresnext.data.batches import EvaluationImages, TrainImages
+from seresnext.data.loader import evaluation_keys, train_keys
+from seresnext.data.order import Order
+from seresnext.data.readers import Reader, open_reader
+from seresnext.errors import DataError
+
+TRANSFORM = TrainTransform(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+
+
+def test_a_batch_is_as_promised(reader: Reader):
+    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
+    first, second = (source.make(key) for key in train_keys(Order(len(reader), 8, 4, seed=0), range(2), 1, 2))
+    assert first.images.shape == (4, 3, 16, 16)
+    assert first.images.is_contiguous(memory_format=torch.channels_last)
+    assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
+    assert [first[4:], second[4:]] == [(1, 0, None, ()), (1, 1, None, ())]
+    np.testing.assert_array_equal(first.labels, reader.labels[first.indices])
+
+
+def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: Reader):
+    transform = EvaluationTransform(16, 0.875, "bicubic")
+    source = EvaluationImages(reader, transform, max_pixels=10**6)
+    batches = [source.make(key) for key in evaluation_keys(len(reader), 10, 0, 1)]
+    assert [len(batch.labels) for batch in batches] == [10, 10, 6]
+    assert not torch.cat([batch.flips for batch in batches]).any()
+    np.testing.assert_array_equal(torch.cat([batch.labels for batch in batches]), reader.labels)
+    last = Image.open(Path(reader._folder.parent) / reader.name(25)).convert("RGB")  # type: ignore[attr-defined]
+    assert torch.equal(batches[-1].images[-1], transform(last).permute(2, 0, 1))
+
+
+def damaged_folder(root: Path, damage: bytes) -> Reader:
+    """Eight images of two classes and of one gray each, the fourth of them damaged."""
+    for number in range(8):
+        path = root / "train" / f"class_{number // 4}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number * 30,) * 3).save(path)
+    path.parent.parent.joinpath("class_0", "3.jpg").write_bytes(damage)
+    return open_reader(root, "train")
+
+
+def test_a_file_that_is_damaged_is_named(tmp_path: Path):
+    reader = damaged_folder(tmp_path, b"no image")
+    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
+    (key,) = train_keys(Order(8, 8, 8, seed=0), range(1), 0, 1)
+    with pytest.raises(DataError, match=r"^train/class_0/3.jpg is no JPEG or PNG image"):
+        source.make(key)
+
+
+def test_or_another_of_its_class_stands_in_the_same_on_all_ranks(tmp_path: Path):
+    reader = damaged_folder(tmp_path, b"")
+    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6, substitutes=True)
+    grays, replacements = [], []
+    for epoch in range(6):
+        (whole,) = (source.make(key) for key in train_keys(Order(8, 8, 8, seed=0), range(1), epoch, epoch + 1))
+        parts = [source.make(key) for key in train_keys(Order(8, 8, 2, seed=0), range(4), epoch, epoch + 1)]
+        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+        (substitution,) = whole.substitutions
+        assert [substitution] == [one for part in parts for one in part.substitutions]
+        assert (substitution.image, substitution.reason[:25]) == (3, "train/class_0/3.jpg is em")
+        place = whole.indices.tolist().index(3)
+        assert int(whole.labels[place]) == 0
+        replacements.append(substitution.replacement)
+        grays.append(round(float(whole.images[place].double().mean())))
+    assert set(replacements) <= {f"train/class_0/{number}.jpg" for number in range(3)}
+    assert len(set(replacements)) > 1
+    assert grays == [30 * int(Path(name).stem) for name in replacements]
