@@ -224,6 +224,7 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
         keep_every=recipe.checkpoint.keep_every.steps(steps_per_epoch) if recipe.checkpoint.keep_every else None,
         global_size=recipe.batch.global_size,
         patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
+        stop_after_skips=recipe.optimizer.stop_after_skips,
     )
 
 

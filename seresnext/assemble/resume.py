@@ -30,6 +30,7 @@ FREE_KEYS = frozenset(
         "checkpoint.keep_every",
         "checkpoint.on_failure",
         "logging.every",
+        "optimizer.stop_after_skips",
         "runtime.loader_timeout",
         "runtime.collective_timeout",
     }

@@ -221,10 +221,10 @@ class Run:
             recipe=self.values,
             recipe_hash=recipe_hash(self.values),
             best=progress["best"],
-            history=[],
+            history=progress["history"],
             dataset=self.dataset,
             environment=describe_environment(self._world),
-            progress=progress,
+            progress={name: value for name, value in progress.items() if name != "history"},
         )
 
     def _names(self, step: int, replica: int) -> list[str]:

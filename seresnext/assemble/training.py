@@ -59,7 +59,7 @@ def train(
     elif resume == "never":
         # Not before: a recipe or data that cannot be used must not move a good run.
         folder.set_aside()
-    progress = Progress(**saved.facts.progress) if saved else Progress()
+    progress = Progress(**saved.facts.progress, history=saved.facts.history) if saved else Progress()
     if run.is_complete(progress):
         early = run.early_end(progress)
         folder.write_status("finished", progress.step, early)

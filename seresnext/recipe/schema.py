@@ -284,6 +284,12 @@ class OptimizerSection(Section):
     clip_norm: Number | None = Field(
         default=None, gt=0, description="Scale gradients down to this total norm; null: never."
     )
+    stop_after_skips: int = Field(
+        default=10,
+        ge=1,
+        description="How many updates in a row may be skipped because the loss or the gradient is not finite; the last "
+        "of them ends the run.",
+    )
 
 
 class ScheduleSection(Section):

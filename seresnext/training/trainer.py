@@ -7,25 +7,22 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
-from seresnext.errors import TrainingStopped
 from seresnext.evaluation import evaluate, recalibrate
 from seresnext.metrics.speed import EtaClock, SpeedMeter
 from seresnext.runtime import Precision
 from seresnext.training.journal import Journal
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
+from seresnext.training.skipping import skip_of
 from seresnext.training.step import Report, TrainingStep
 from seresnext.training.stopping import StopRequest
-
-# How many samples of a bad micro-batch a message names; a person looks at a few, and the order gives the rest.
-_NAMED_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,8 @@ class Plan:
     """How long everything is, in optimizer steps. `global_size` is the images of one step.
 
     `patience` is how old the best validation may grow before training ends (None: as it likes). `keep_every`: the
-    checkpoints after every so many steps stay for good (None: no more than the newest).
+    checkpoints after every so many steps stay for good (None: no more than the newest). `stop_after_skips`: how many
+    steps in a row may be skipped, the last of them ending the run.
     """
 
     total: int
@@ -44,6 +42,7 @@ class Plan:
     global_size: int
     patience: int | None = None
     keep_every: int | None = None
+    stop_after_skips: int = 1
 
     @property
     def evaluations(self) -> int:
@@ -72,8 +71,9 @@ class Plan:
 class Progress:
     """Everything the loop carries from step to step besides tensors. Every checkpoint holds all of it.
 
-    `step` counts completed steps; `evaluated` is the step after which validation last ran to its end; the `unlogged`
-    fields are the losses since the last line of metrics, so that a resumed run writes the same next line.
+    `step` counts completed steps, skipped ones too; `evaluated` is the step after which validation last ran to its end;
+    the `unlogged` fields are the losses since the last line of metrics and the steps skipped, so that a resumed run
+    writes the same next line. `history` has the skipped steps (training/skipping.py), and is replaced, never changed.
     """
 
     step: int = 0
@@ -81,6 +81,9 @@ class Progress:
     best: dict[str, Any] | None = None
     unlogged_loss: float = 0.0
     unlogged_steps: int = 0
+    unlogged_skips: int = 0
+    skips_in_a_row: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,16 @@ class Trainer:
     def fit(self) -> bool:
         """Train to the end of the plan, which may come early, or until asked to stop. Returns whether it was reached.
 
-        Raises TrainingStopped when the loss or the gradient is not finite, and store.SaveError when a checkpoint could
+        Raises TrainingStopped when too many steps in a row were skipped, and store.SaveError when a checkpoint could
         not be written and the recipe does not go on without, or when it is the last one.
         """
         progress = self.progress
         with self._saver:
             self._train_on()
             self._settle()
-            if progress != self._saved:  # Also when the save that just failed was the last.
+            # Also when the save that just failed was the last, and when nothing was done: a run that is asked to stop
+            # before its first step has a checkpoint, too.
+            if progress != self._saved or progress.step == 0:
                 self._save()
             self._saver.finish()
         return not self._stopping
@@ -174,6 +179,9 @@ class Trainer:
     def _train_on(self) -> None:
         """Steps, and what is due after each, to the end or until asked to stop."""
         progress, plan = self.progress, self._plan
+        self._stopping = self._world.any(self._stop.requested)  # Already, before the first step.
+        if self._stopping:
+            return
         with self._train.batches(progress.step) as batches, self._journal.training(progress.step, plan.total):
             self._evaluate_if_due()  # A run that was stopped during validation has that still to do.
             if self._is_new_best():
@@ -208,6 +216,7 @@ class Trainer:
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then read the report of the one before it, which by then costs hardly any waiting."""
         step = self.progress.step
+        self._world.note(f"step {step + 1}")
         report = self._step(
             batches,
             step=step,
@@ -227,11 +236,14 @@ class Trainer:
         self._unread = None
         if report.save_failed:
             self._settle()
-        self._refuse_non_finite(report)
         self._report = report
         self._stopping = self._stopping or report.stop
-        self.progress.unlogged_loss += report.loss
-        self.progress.unlogged_steps += 1
+        if report.skipped:
+            self._take_note_of_skip(report)
+        else:
+            self.progress.unlogged_loss += report.loss
+            self.progress.unlogged_steps += 1
+            self.progress.skips_in_a_row = 0
         self._speed.add(self._plan.global_size, report.data_wait)
         self._journal.advance()
 
@@ -245,7 +257,8 @@ class Trainer:
                 "event": "train",
                 "step": progress.step,
                 "epoch": progress.step / self._plan.steps_per_epoch,
-                "loss": progress.unlogged_loss / progress.unlogged_steps,
+                "loss": progress.unlogged_loss / progress.unlogged_steps if progress.unlogged_steps else None,
+                "skipped": progress.unlogged_skips,
                 "lr": self._schedule.lr_at(report.step),
                 "images_per_second": speed.images_per_second,
                 "data_wait": speed.data_wait,
@@ -253,7 +266,23 @@ class Trainer:
             },
             self._eta.update(progress.step),
         )
-        progress.unlogged_loss, progress.unlogged_steps = 0.0, 0
+        progress.unlogged_loss, progress.unlogged_steps, progress.unlogged_skips = 0.0, 0, 0
+
+    def _take_note_of_skip(self, report: Report) -> None:
+        """Say which step was skipped and why; after too many in a row end the run, on all ranks at the same place.
+
+        Those that the scaler of fp16 skips while it looks for its scale are no fault of the run's, and only counted.
+        """
+        progress = self.progress
+        progress.unlogged_skips += 1
+        if report.overflowed:
+            return
+        progress.skips_in_a_row += 1
+        skip = skip_of(report, self._train.names)
+        progress.history = skip.remembered(progress.history)
+        self._journal.write({**skip.event, "epoch": skip.step / self._plan.steps_per_epoch}, text=skip.warning)
+        if progress.skips_in_a_row >= self._plan.stop_after_skips:
+            raise skip.give_up(progress.skips_in_a_row)
 
     def _evaluate_if_due(self) -> None:
         """Validate all candidates if it is time, and remember the best; a stop leaves the validation to be done."""
@@ -261,6 +290,7 @@ class Trainer:
         if progress.step in (0, progress.evaluated) or not self._plan.is_due(self._plan.evaluate_every, progress.step):
             return
         self._read()
+        self._world.note(f"the validation after step {progress.step}")
         results = {}
         with self._speed.paused():
             if progress.step == self._plan.total and not self._recalibrate():
@@ -323,6 +353,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
+        self._world.note(f"the save after step {self.progress.step}")
         with self._speed.paused():
             self._settle()
             self._saver.save(self.progress.step, asdict(self.progress))
@@ -336,20 +367,3 @@ class Trainer:
         if self.progress.best == self._saved.best:
             self.progress.best = self._durable.best
         self._saved = self._durable
-
-    def _refuse_non_finite(self, report: Report) -> None:
-        # The scaler of fp16 skips steps whose gradient overflowed and lowers the scale; only the loss counts there.
-        gradient_counts = not self._step.scaler.is_enabled()
-        bad = [replica for replica, loss in enumerate(report.losses) if not math.isfinite(loss)]
-        if not bad and (math.isfinite(report.grad_norm) or not gradient_counts):
-            return
-        what = f"the loss is {report.losses[bad[0]]}" if bad else f"the gradient's norm is {report.grad_norm}"
-        replica = bad[0] if bad else 0
-        names = self._train.names(report.step, replica)
-        more = f"\n  and {len(names) - _NAMED_SAMPLES} more" if len(names) > _NAMED_SAMPLES else ""
-        listing = "\n  ".join(names[:_NAMED_SAMPLES])
-        raise TrainingStopped(
-            f"{what} in step {report.step + 1}, micro-batch {replica + 1} of {len(report.losses)}; nothing of this "
-            f"step was saved. The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
-            f"(schedule.warmup) or fp16; clipping (optimizer.clip_norm) may help. Its samples:\n  {listing}{more}"
-        )

@@ -4,7 +4,6 @@ Steps, batches, saver and journal are stand-ins that note what they are asked fo
 """
 
 import math
-import re
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -28,10 +27,13 @@ CLASSES = 4
 
 
 class Steps:
-    """Steps whose losses are `loss_of(step)` for each of two replicas; reports are read one at a time, in order."""
+    """Steps whose losses are `loss_of(step)` for each of two replicas; reports are read one at a time, in order.
+
+    Those that are not finite are skipped; `scaled` says that the scaler of fp16 has a scale above 1.
+    """
 
     def __init__(self, log, loss_of, grad_norm_of, stops_at, scaled):
-        self.scaler = SimpleNamespace(is_enabled=lambda: scaled)
+        self._scaled = scaled
         self._log = log
         self._loss_of = loss_of
         self._grad_norm_of = grad_norm_of
@@ -45,7 +47,10 @@ class Steps:
     def read(self, step, report):
         self._log.append(("read", step))
         stop, save_failed = report.bool().tolist()
-        return Report(step, self._loss_of(step), self._grad_norm_of(step), 0.125, stop, save_failed)
+        losses, grad_norm = self._loss_of(step), self._grad_norm_of(step)
+        skipped = not all(map(math.isfinite, (*losses, grad_norm)))
+        scale = 2.0 if self._scaled else 1.0
+        return Report(step, losses, grad_norm, 0.125, stop, save_failed, skipped=skipped, loss_scale=scale)
 
 
 class Saver:
@@ -85,12 +90,14 @@ class Journal:
     def __init__(self, log):
         self._log = log
         self.events = []
+        self.texts = []
         self.bars = []
         self.advanced = 0
 
-    def write(self, event, seconds_left=None):
+    def write(self, event, seconds_left=None, text=None):
         self._log.append((event["event"], event["step"]))
         self.events.append(event)
+        self.texts += [text] if text else []
 
     @contextmanager
     def training(self, step, total):
@@ -137,6 +144,7 @@ class Run:
         weights=("model",),
         chosen="model",
         patience=None,
+        stop_after_skips=3,
         calibrated=False,
         saves_fail_at=(),
     ):
@@ -149,7 +157,16 @@ class Run:
         self.stop = stop or SimpleNamespace(requested=False)
         self.trainer = Trainer(
             world=World(),
-            plan=Plan(total, 4, log_every, evaluate_every, save_every, global_size=6, patience=patience),
+            plan=Plan(
+                total,
+                4,
+                log_every,
+                evaluate_every,
+                save_every,
+                global_size=6,
+                patience=patience,
+                stop_after_skips=stop_after_skips,
+            ),
             progress=self.progress,
             step=Steps(self.log, loss_of, grad_norm_of, stops_at, scaled),
             schedule=Schedule("step", peak=1.0, total=total, every=1, factor=0.5),
@@ -319,10 +336,12 @@ def progress_of(saved):
     return Progress(**saved)
 
 
+@pytest.mark.parametrize("bad", [(), (1, 2, 4)])
 @pytest.mark.parametrize("stops_at", range(7))
-def test_stopped_anywhere_and_started_again_it_says_and_saves_the_same(stops_at):
-    """Windows of the log, the best and the plan go on as if nothing had happened."""
+def test_stopped_anywhere_and_started_again_it_says_and_saves_the_same(stops_at, bad):
+    """Windows of the log, the best and the plan go on as if nothing had happened; skipped steps are remembered."""
     settings = {
+        "loss_of": lambda step: (math.nan if step in bad else float(step), 1.0),
         "total": 8,
         "log_every": 3,
         "evaluate_every": 2,
@@ -407,42 +426,91 @@ def told(run):
     return str(caught.value)
 
 
+def losses(*bad, value=math.nan):
+    """1 for both replicas, and `value` for the second one in the steps `bad` (from 0)."""
+    return lambda step: (1.0, value if step in bad else 1.0)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run(bad):
-    run = Run(loss_of=lambda step: (1.0, bad if step == 4 else 1.0))
+def test_a_skipped_step_is_said_written_and_remembered(bad):
+    run = Run(loss_of=losses(4, value=bad))
+    assert run.fit() is True
+    reason = f"the loss is {bad} in micro-batch 2 of 2"
+    names = [f"4/1/{n}.jpg" for n in range(20)]
+    (event,) = run.events("skipped")
+    assert event == {"event": "skipped", "step": 5, "epoch": 1.25, "reason": reason, "samples": names}
+    (text,) = run.journal.texts
+    first, *listing = text.splitlines()
+    assert first.startswith(f"warning: {reason} in step 5: it was skipped")
+    assert listing == [*(f"  {name}" for name in names[:16]), "  and 4 more"]
+    assert [saved["history"] for saved in run.saver.saved] == [
+        [],
+        [{"step": 5, "reason": reason, "samples": names[:16]}],
+    ]
+
+
+def test_a_gradient_may_come_from_any_micro_batch():
+    run = Run(grad_norm_of=lambda step: math.inf if step == 2 else 1.0)
+    run.fit()
+    (event,) = run.events("skipped")
+    assert (event["step"], event["reason"]) == (3, "the gradient's norm is inf")
+    assert event["samples"] == [f"2/{replica}/{n}.jpg" for replica in range(2) for n in range(20)]
+
+
+def test_the_mean_is_over_the_steps_that_were_not_skipped():
+    """The losses of step s are s and s + 1; a window of skipped steps alone has no mean."""
+    run = Run(log_every=2, loss_of=lambda s: (float(s), math.nan if s in (1, 4, 5) else s + 1.0), stop_after_skips=9)
+    run.fit()
+    assert [(event["loss"], event["skipped"]) for event in run.events("train")] == [
+        (0.5, 1),
+        (3.0, 0),
+        (None, 2),
+        (7.0, 0),
+    ]
+    assert run.journal.advanced == 8  # They count as steps.
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_so_many_in_a_row_end_the_run(limit):
+    run = Run(log_every=1, save_every=1, loss_of=losses(0, 2, 4, 5, 6), stop_after_skips=limit)
     message = told(run)
-    assert message.startswith(f"the loss is {bad} in step 5, micro-batch 2 of 2; nothing of this step was saved.")
+    last = {1: 0, 2: 5, 3: 6}[limit]
+    assert message.startswith(f"the loss is nan in micro-batch 2 of 2 in step {last + 1}; ")
+    assert ("step was skipped" if limit == 1 else f"{limit} steps in a row were skipped") in message
     assert "optimizer.lr" in message
-    assert message.splitlines()[1:] == [*(f"  4/1/{n}.jpg" for n in range(16)), "  and 4 more"]
-    assert run.what("save") == [("save", 4)]
-
-
-@pytest.mark.parametrize("step", [1, 3, 7])
-def test_nothing_of_a_bad_step_is_saved_logged_or_validated(step):
-    """Also where all of it was due right after the step."""
-    run = Run(log_every=1, evaluate_every=1, save_every=1, loss_of=lambda s: (math.nan if s == step else 1.0, 1.0))
-    assert f"in step {step + 1}, micro-batch 1 of 2" in told(run)
-    for kind in ("train", "validate", "evaluate", "save"):
-        assert run.what(kind) == [(kind, number) for number in range(1, step + 1)]
+    assert "optimizer.stop_after_skips" in message
+    assert message.splitlines()[1:] == [*(f"  {last}/1/{n}.jpg" for n in range(16)), "  and 4 more"]
+    # Also where a log line and a save were due right after the step.
+    for kind in ("train", "save"):
+        assert run.what(kind) == [(kind, number) for number in range(1, last + 1)]
+    assert run.what("skipped")[-1] == ("skipped", last + 1)
 
 
 def test_a_save_looks_at_the_last_loss_first():
     """Where nothing else is due after the step, its report has not been read yet."""
-    run = Run(log_every=100, evaluate_every=100, save_every=3, loss_of=lambda s: (math.nan if s == 5 else 1.0, 1.0))
-    assert "in step 6, micro-batch 1 of 2" in told(run)
+    run = Run(log_every=100, evaluate_every=100, save_every=3, loss_of=losses(5), stop_after_skips=1)
+    assert "in step 6" in told(run)
     assert run.what("save") == [("save", 3)]
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run():
-    run = Run(grad_norm_of=lambda step: math.inf if step == 2 else 1.0)
-    assert told(run).startswith("the gradient's norm is inf in step 3, micro-batch 1 of 2;")
+def test_in_a_row_goes_over_a_resume():
+    first = Run(save_every=1, loss_of=losses(2, 3, 4), stops_at=3)
+    assert first.fit() is False
+    saved = first.saver.saved[-1]
+    assert saved["skips_in_a_row"] == len(saved["history"]) == 2
+    second = Run(save_every=1, loss_of=losses(2, 3, 4), progress=progress_of(saved))
+    assert "in step 5; 3 steps in a row" in told(second)
 
 
-def test_with_a_scaler_only_the_loss_counts():
-    """The scaler of fp16 takes care of gradients that overflow."""
-    run = Run(scaled=True, grad_norm_of=lambda step: math.inf)
+def test_steps_that_the_scaler_skips_are_counted_and_nothing_else():
+    """The scaler of fp16 takes care of gradients that overflow; they neither end the run nor break a row."""
+    run = Run(scaled=True, grad_norm_of=lambda step: math.inf if step in (1, 2, 3, 4) else 1.0)
     assert run.fit() is True
-    assert "the loss is nan" in told(Run(scaled=True, loss_of=lambda step: (math.nan, 1.0)))
+    assert run.what("skipped") == []
+    assert run.progress.history == []
+    assert [event["skipped"] for event in run.events("train")] == [1, 2, 1, 0]
+    between = Run(scaled=True, grad_norm_of=lambda step: math.inf if step == 2 else 1.0, loss_of=losses(1, 3, 4))
+    assert "the loss is nan" in told(between)
 
 
 # ------------------------------------------------------------------------------------------------ rehearsal
@@ -466,8 +534,9 @@ def test_a_rehearsal_of_a_run_of_one_step():
 
 
 def test_a_rehearsal_also_finds_what_is_not_finite():
-    with pytest.raises(TrainingStopped, match=re.escape("in step 1, micro-batch 1")):
-        Run(loss_of=lambda step: (math.nan, math.nan)).trainer.rehearse()
+    run = Run(loss_of=lambda step: (math.nan, math.nan))
+    run.trainer.rehearse()
+    assert run.journal.texts[0].startswith("warning: the loss is nan in micro-batches 1, 2 of 2 in step 1")
 
 
 # ------------------------------------------------------------------------------------------------ early stop
@@ -579,6 +648,6 @@ def test_a_last_save_that_failed_is_tried_again_and_then_ends_the_run():
 
 
 def test_an_error_leaves_the_saver():
-    run = Run(loss_of=lambda step: (math.nan if step == 5 else 1.0, 1.0))
+    run = Run(loss_of=losses(5), stop_after_skips=1)
     told(run)
     assert run.saver.is_entered is False
