@@ -23,6 +23,7 @@ from seresnext.errors import run_script
 PARTS = {
     "loader": "images a second of the training loader",
     "index": "how the index of a large dataset behaves",
+    "step": "images a second of training, and the parts of a step",
 }
 
 

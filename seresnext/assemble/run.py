@@ -28,7 +28,7 @@ from seresnext.metrics.console import Console
 from seresnext.randomness import torch_seed_at
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.show import recipe_hash
-from seresnext.runtime import PRECISIONS, make_deterministic
+from seresnext.runtime import PRECISIONS, keep_freed_memory, make_deterministic
 from seresnext.training.ema import Ema
 from seresnext.training.journal import Journal
 from seresnext.training.optimizer import sgd
@@ -56,6 +56,7 @@ class Run:
         self.plan = parts.build_plan(recipe, self.order.steps_per_epoch)
         self.precision = PRECISIONS[recipe.runtime.precision]
         make_deterministic(recipe.runtime.deterministic)
+        keep_freed_memory(world.device)
         torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
         self.model = parts.build_model(recipe.model)
         self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
