@@ -44,6 +44,7 @@ from typing import Any
 
 VARIABLE = "TRAIN_FAULTS"
 _WAIT = 120  # seconds that a held process waits for the test
+_FORWARDING = 1.5  # seconds until torchrun has passed a signal on, so that it comes at the point
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Faults:
     def pid(self, number: int = 0) -> int:
         """The process that met it."""
         return int((self._folder / f"happened-{number}").read_text())
+
+    def exit_codes(self) -> dict[int, int]:
+        """The codes that ranks exited with, of those that came to their end: torchrun tells only its own."""
+        return {int(file.name[5:]): int(file.read_text()) for file in self._folder.glob("exit-*")}
 
     def release(self) -> None:
         """Let go of all that hold."""
@@ -113,6 +118,7 @@ class _Injection:
                 os.kill(os.getpid(), signal.Signals[value])
             case "torchrun":
                 os.kill(os.getppid(), signal.Signals[value])
+                time.sleep(_FORWARDING)
             case "worker":
                 os.kill(_children()[0], signal.Signals[value])
             case "group":
@@ -138,6 +144,9 @@ class _Injection:
                 time.sleep(float(value))
             case _:
                 raise AssertionError(f"no such fault: {what}")
+
+    def note_exit(self, code: int) -> None:
+        (self._folder / f"exit-{self._rank}").write_text(str(code))
 
     def patch(self) -> None:
         """Put the points into the program."""
@@ -221,6 +230,7 @@ def main() -> None:
         except KeyboardInterrupt:
             code = 130
         ignore_signals()
+    injection.note_exit(code)
     sys.exit(code)
 
 

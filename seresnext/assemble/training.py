@@ -80,10 +80,11 @@ def train(
                 console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
             console.line(f"finished: {_best(progress.best)}; the run is in {output}")
         else:
-            folder.write_status("preempted", progress.step, f"stopped by {stop.signal or 'another rank'}")
+            signals = _describe(world.gather(stop.signal))
+            folder.write_status("preempted", progress.step, f"stopped by {signals}")
             console.line(
-                f"stopped after step {progress.step} of {run.plan.total} by {stop.signal or 'another rank'}, and "
-                "saved; the same command goes on from there"
+                f"stopped after step {progress.step} of {run.plan.total} by {signals}, and saved; the same command "
+                "goes on from there"
             )
 
 
@@ -126,6 +127,13 @@ def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterato
         error = world.explained(caught)
         fail(str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}")
         raise error from (caught.__cause__ if error is caught else None)
+
+
+def _describe(signals: list[str | None]) -> str:
+    """The signals that the ranks got, in words."""
+    if len(set(signals)) == 1:
+        return str(signals[0])
+    return ", ".join(f"{name} to rank {rank}" for rank, name in enumerate(signals) if name)
 
 
 def _peak_memory(world: World) -> str:

@@ -32,7 +32,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: str | None = None
         self._defers = "RANK" in os.environ
-        self._launcher = os.getppid()
         self._previous = {}
         self._previous_wakeup = -1
         self._pipe = (-1, -1)
@@ -68,14 +67,13 @@ class StopRequest:
         self.signal = self.signal or signal.Signals(number).name
 
     def _watch(self, reader: int) -> None:
-        """End the process at the second Ctrl-C. Under torchrun that is the end of torchrun after the first one."""
+        """End the process at the second Ctrl-C; torchrun, which gets it from a terminal, makes a SIGTERM of it."""
         interrupted: float | None = None
         while received := os.read(reader, 1):
             now = time.monotonic()
-            is_interrupt = received[0] == signal.SIGINT and self._defers
             if interrupted is None:
-                interrupted = now if is_interrupt else None
-            elif now - interrupted > _SAME_REQUEST and (is_interrupt or os.getppid() != self._launcher):
+                interrupted = now if received[0] == signal.SIGINT and self._defers else None
+            elif received[0] in (signal.SIGINT, signal.SIGTERM) and now - interrupted > _SAME_REQUEST:
                 os._exit(_INTERRUPTED)
         os.close(reader)
 

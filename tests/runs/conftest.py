@@ -91,6 +91,8 @@ def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[s
 
 # ------------------------------------------------------------------------------------------------ faults
 
+SMALL = ("--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2")  # Half the bytes to write; 7 batches.
+
 
 @pytest.fixture
 def start_faulty(
@@ -111,7 +113,7 @@ def start_faulty(
         **options: Any,
     ) -> tuple[Any, Faults]:
         injected = Faults(tmp_path / f"faults-{output.name}", faults)
-        arguments = [ROOT / "tests" / "faults.py", *train_arguments(output, *more)[1:]]
+        arguments = [ROOT / "tests" / "faults.py", *train_arguments(output, *SMALL, *more)[1:]]
         options["env"] = {**injected.environment, **options.get("env", {})}
         if world == 1:
             return start_command([*prefix, sys.executable, *arguments], **options), injected
@@ -134,34 +136,34 @@ def faulty(start_faulty: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    """`whole_digest(world) -> digest` of the tiny recipe's run when nothing happens to it."""
-    known: dict[int, str] = {}
+def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """`whole_digest(world, *more) -> digest` of the tiny recipe's run when nothing happens to it."""
+    known: dict[tuple[int, tuple[str, ...]], str] = {}
 
-    def get(world: int) -> str:
-        if world not in known:
+    def get(world: int, *more: str) -> str:
+        if (world, more) not in known:
             output = tmp_path_factory.mktemp("whole") / "run"
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-            arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output]
+            arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
             env = {**os.environ, **QUIET}
             subprocess.run([sys.executable, *launcher, *arguments], cwd=ROOT, env=env, check=True, capture_output=True)
-            known[world] = digest(output)
-        return known[world]
+            known[world, more] = digest(output)
+        return known[world, more]
 
     return get
 
 
 @pytest.fixture
-def assert_goes_on(train: Callable[..., Path], whole_digest: Callable[[int], str]) -> Callable[..., None]:
-    """`assert_goes_on(run, world=2)`: its newest checkpoint is valid, and started again it ends as if nothing was."""
+def assert_goes_on(train: Callable[..., Path], whole_digest: Callable[..., str]) -> Callable[..., None]:
+    """`assert_goes_on(run, world=2, *more)`: the newest checkpoint is valid; the run ends as if nothing was."""
 
     def check(run: Path, world: int = 2, *more: str) -> None:
         newest = store.newest_valid(run / "checkpoints")
         assert newest.warnings == []
         if newest.path:
             store.read(newest.path)
-        train(run, *more, world=world)
+        train(run, *SMALL, *more, world=world)
         assert status(run)["state"] == "finished"
-        assert digest(run) == whole_digest(world)
+        assert digest(run) == whole_digest(world, *more)
 
     return check
