@@ -1,6 +1,6 @@
 """Measure a part of the project, beside its peers where it has any.
 
-    python scripts/bench.py loader|index --json FILE [options of the part; --help after its name shows them]
+    python scripts/bench.py loader|index|checkpoint|resume --json FILE [options of the part; see --help after its name]
 
 Machines drift, so a peer is measured in turns with ours, within one run. What was measured on which machine is written
 to FILE as one JSON object.
@@ -24,6 +24,8 @@ PARTS = {
     "loader": "images a second of the training loader",
     "index": "how the index of a large dataset behaves",
     "step": "images a second of training, and the parts of a step",
+    "checkpoint": "how long a save holds training up",
+    "resume": "how soon a run that is started again takes its first step",
 }
 
 

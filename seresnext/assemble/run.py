@@ -6,6 +6,8 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +92,11 @@ class Run:
             "fingerprint": self.train.fingerprint,
         }
 
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What this run's numbers may depend on besides its recipe: asked for once, since git is slow to answer."""
+        return describe_environment(self._world)
+
     def introduction(self) -> str:
         """What will run, for the person at the terminal."""
         recipe, plan, world = self.recipe, self.plan, self._world
@@ -121,22 +128,12 @@ class Run:
         Raises CheckpointError when the checkpoint does not fit.
         """
         recipe, world = self.recipe, self._world
-        step = self._build_step()
+        step = self.build_step()
         if saved:
             world.together(lambda: self._restore(saved, step))
         journal = Journal(folder.path if folder else None, self._console, world)
         journal.open(progress.step)
         models = {"model": self.model, **({"ema": self.ema.model} if self.ema else {})}
-        saver = Saver(
-            world=world,
-            folder=folder.checkpoints if folder else None,
-            keep=recipe.checkpoint.keep,
-            keep_every=self.plan.keep_every,
-            goes_on=recipe.checkpoint.on_failure == "continue",
-            parts=lambda: self._parts(step),
-            facts=self._facts,
-            say=self._console.line,
-        )
         return Trainer(
             world=world,
             plan=self.plan,
@@ -144,7 +141,7 @@ class Run:
             step=step,
             schedule=parts.build_schedule(recipe, self.plan),
             train=TrainData(
-                lambda start: self._train_batches(step.own_replicas, start, self.plan.total),
+                lambda start: self.train_batches(step.own_replicas, start, self.plan.total),
                 self._names,
                 (lambda: self._calibration_batches(step.own_replicas)) if recipe.evaluation.recalibrate else None,
             ),
@@ -152,12 +149,27 @@ class Run:
             models=models,
             chosen=recipe.evaluation.weights,
             precision=self.precision,
-            saver=saver,
+            saver=self.saver(folder.checkpoints if folder else None, step),
             journal=journal,
             stop=stop,
         )
 
-    def _build_step(self) -> TrainingStep:
+    def saver(self, folder: Path | None, step: TrainingStep) -> Saver:
+        """What saves this run into the folder `checkpoints`; without one nothing is saved."""
+        settings = self.recipe.checkpoint
+        return Saver(
+            world=self._world,
+            folder=folder,
+            keep=settings.keep,
+            keep_every=self.plan.keep_every,
+            goes_on=settings.on_failure == "continue",
+            parts=lambda: self._parts(step),
+            facts=self._facts,
+            say=self._console.line,
+        )
+
+    def build_step(self) -> TrainingStep:
+        """The step of this run, warmed up."""
         recipe = self.recipe
         step = TrainingStep(
             self.model,
@@ -193,7 +205,8 @@ class Run:
         restore(saved.tensors, live, str(saved.path))
         load_scaler_state(step.scaler, live["scaler"])
 
-    def _train_batches(self, replicas: range, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
+    def train_batches(self, replicas: range, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
+        """The micro-batches of some logical replicas, from step `start` on and before step `end`."""
         source = parts.train_source(self.recipe, self.train)
         ramp = parts.build_ramp(self.recipe, self.plan)
         keys = train_keys(self.order, replicas, start, end, ramp)
@@ -205,7 +218,7 @@ class Run:
         """The training images that would come next, not mixed."""
         assert self.recipe.evaluation.recalibrate
         steps = math.ceil(self.recipe.evaluation.recalibrate.images / self.plan.global_size)
-        return self._train_batches(replicas, self.plan.total, self.plan.total + steps)
+        return self.train_batches(replicas, self.plan.total, self.plan.total + steps)
 
     def _validation_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
         source = parts.validation_source(self.recipe, self.val)
@@ -224,7 +237,7 @@ class Run:
             best=progress["best"],
             history=progress["history"],
             dataset=self.dataset,
-            environment=describe_environment(self._world),
+            environment=self.environment,
             progress={name: value for name, value in progress.items() if name != "history"},
         )
 

@@ -20,7 +20,7 @@ from seresnext.metrics.speed import format_seconds
 from seresnext.recipe.check import check_world
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
-from seresnext.training.run_folder import RunFolder, describe_environment, read_status, write_status
+from seresnext.training.run_folder import RunFolder, read_status, write_status
 from seresnext.training.stopping import StopRequest
 from seresnext.training.trainer import Progress
 
@@ -68,7 +68,7 @@ def train(
         return
     trainer = run.trainer(folder, saved, progress, stop)
     folder.write_recipe(to_yaml(run.values))
-    folder.write_environment(describe_environment(world))
+    folder.write_environment(run.environment)
     console.line(run.introduction())
     if saved:
         console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")

@@ -1,0 +1,144 @@
+"""How long a save holds training up, beside how long a synchronous one would: with digest and sync to the disk.
+
+    python scripts/bench.py checkpoint --folder DIR --json FILE
+
+A run on made-up images saves through the code of training, in turns while nothing else is done and while steps go on
+being taken. The disk is that of the folder, so give one where checkpoints will be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seresnext.assemble.run import Run
+from seresnext.data.prefetch import DeviceBatch
+from seresnext.distributed import World
+from seresnext.metrics.console import Console
+from seresnext.recipe.load import load_recipe
+from seresnext.training.saving import Saver
+from seresnext.training.step import TrainingStep
+from seresnext.training.trainer import Progress
+
+# What the project asks of the ratio of the stall to a synchronous write.
+TARGET = 0.2
+_MOST_STEPS = 10_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench.py checkpoint`."""
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="the disk to write to (default: the temporary one)")
+    parser.add_argument("--model", default="seresnext101", metavar="NAME", help="default: seresnext101")
+    parser.add_argument("--image-size", type=int, default=64, metavar="N", help="of the steps (default: 64)")
+    parser.add_argument("--saves", type=int, default=5, metavar="N", help="of each kind (default: 5)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="of the steps on a CPU (default: one less than there are cores)"
+    )
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A save: seconds that training waited, seconds of the write after that, and the steps taken meanwhile."""
+
+    stall: float
+    write: float
+    steps: list[float]
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print and return the figures; where there are several measurements, their median."""
+    torch.set_num_threads(arguments.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    with tempfile.TemporaryDirectory(prefix="seresnext-checkpoint-", dir=arguments.folder) as name:
+        folder = Path(name)
+        idle, busy, alone = _measure(folder, arguments)
+        size = (folder / "last.safetensors").stat().st_size
+    beside = [seconds for save in busy for seconds in save.steps]
+    stall = statistics.median(save.stall for save in [*idle, *busy])
+    write, step = statistics.median(save.write for save in idle), statistics.median(alone)
+    step_beside = statistics.median(beside) if beside else None
+    figures = {
+        "stall_seconds": stall,
+        "write_seconds": write,
+        "bytes": size,
+        "ratio": stall / write,
+        "stall_seconds_of_first": idle[0].stall,
+        "longest_stall_seconds": max(save.stall for save in [*idle, *busy]),
+        "write_seconds_beside_steps": statistics.median(save.write for save in busy),
+        "step_seconds": step,
+        "step_seconds_beside_write": step_beside,
+        "slowdown_beside_write": step_beside / step if step_beside else None,
+        "steps_beside_write": len(beside),
+    }
+    for name, value in figures.items():
+        shown = "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+        print(f"{name:28} {shown:>12}{f'   (asked for: at most {TARGET})' if name == 'ratio' else ''}")
+    return {**figures, "target": TARGET, "model": arguments.model, "threads": torch.get_num_threads()}
+
+
+def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], list[Timed], list[float]]:
+    """Saves that nothing is done beside, saves beside steps, and the seconds of steps beside nothing."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = [
+        "data.format=synthetic",
+        "data.synthetic_images=1000",
+        "data.workers=0",
+        f"data.image_size={arguments.image_size}",
+        "batch={global_size: 2, micro_size: 2}",
+        "ema={decay: 0.9999}",
+        "checkpoint.keep=1",
+        "runtime.compile=false",
+    ]
+    training = Run(load_recipe(arguments.model, settings).values, {}, World(device=device), Console(enabled=False))
+    step = training.build_step()
+    with training.train_batches(step.own_replicas, 0, _MOST_STEPS) as batches, training.saver(folder, step) as saver:
+        subject = _Subject(step, batches, saver, folder)
+        subject.take_step()
+        idle, busy, alone = [], [], []
+        for _ in range(arguments.saves):
+            alone += [subject.take_step() for _ in range(2)]
+            idle.append(subject.save())
+            alone += [subject.take_step() for _ in range(2)]
+            busy.append(subject.save(beside_steps=True))
+    return idle, busy, alone
+
+
+class _Subject:
+    """Steps and saves of a run, timed."""
+
+    def __init__(self, step: TrainingStep, batches: Iterator[DeviceBatch], saver: Saver, folder: Path) -> None:
+        self._step = step
+        self._batches = batches
+        self._saver = saver
+        self._folder = folder
+        self._number = 0
+
+    def take_step(self) -> float:
+        """Seconds of a step."""
+        start = time.perf_counter()
+        # To read the report is to wait for the device.
+        self._step.read(self._number, self._step(self._batches, step=self._number, lr=1e-3, stop=False))
+        self._number += 1
+        return time.perf_counter() - start
+
+    def save(self, beside_steps: bool = False) -> Timed:
+        """A save as the trainer makes it, and the wait for its end."""
+        start = time.perf_counter()
+        self._saver.settle()
+        self._saver.save(self._number, asdict(Progress(step=self._number)))
+        saved = time.perf_counter()
+        path, last = self._folder / f"step-{self._number:08}.safetensors", self._folder / "last.safetensors"
+        steps = []
+        while beside_steps and not (path.exists() and last.exists() and last.samefile(path)):
+            steps.append(self.take_step())
+        self._saver.finish()
+        # In the last of the steps the write came to its end.
+        return Timed(saved - start, time.perf_counter() - saved, steps[:-1])

@@ -1,0 +1,114 @@
+"""How soon a run that is started again takes its first step, at several places of an epoch: nothing is replayed.
+
+    python scripts/bench.py resume --json FILE
+
+Checkpoints of a run over as many images as ImageNet has are made up, each after another step, and gone on from by the
+code of training. Timed is what comes between a checkpoint that was read and the first step's forward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seresnext.assemble.resume import find_saved
+from seresnext.assemble.run import Run
+from seresnext.distributed import World
+from seresnext.metrics.console import Console
+from seresnext.recipe.load import LoadedRecipe, load_recipe
+from seresnext.training.run_folder import RunFolder
+from seresnext.training.stopping import StopRequest
+from seresnext.training.trainer import Progress
+
+# What the project asks of each start, in seconds.
+TARGET = 2.0
+_EPOCHS = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench.py resume`."""
+    parser.add_argument("--images", type=int, default=1_281_167, metavar="N", help="of the simulated training split")
+    parser.add_argument("--model", default="seresnext101", metavar="NAME", help="default: seresnext101")
+    parser.add_argument("--workers", type=int, default=8, metavar="N", help="of the loader (default: 8)")
+
+
+class _FirstStep(Exception):
+    """The first step has its batch."""
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print and return the seconds for each step at which the run goes on."""
+    settings = [
+        "data.format=synthetic",
+        f"data.synthetic_images={arguments.images}",
+        f"data.workers={arguments.workers}",
+        "data.image_size=32",  # What a step costs is not what is measured here.
+        "batch={global_size: 1024, micro_size: 8}",
+        f"length={_EPOCHS}ep",
+        "runtime.compile=false",
+    ]
+    loaded = load_recipe(arguments.model, settings)
+    epoch = arguments.images // 1024
+    places = {
+        "start of the run": 0,
+        "second step": 1,
+        "middle of an epoch": 30 * epoch + epoch // 2,
+        "last step of an epoch": 31 * epoch - 1,
+        "start of an epoch": 31 * epoch,
+        "last step of the run": _EPOCHS * epoch - 1,
+    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = World(device=device)
+    starts = {}
+    with tempfile.TemporaryDirectory(prefix="seresnext-resume-") as folder:
+        for name, step in places.items():
+            starts[name] = _start(loaded, world, step, Path(folder) / str(step))
+            parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in starts[name]["parts"].items())
+            print(f"{name:22} step {step:>7,}: {starts[name]['seconds']:.3f} s ({parts})   (asked for: < {TARGET:g})")
+    longest = max(start["seconds"] for start in starts.values())
+    return {"seconds": longest, "target": TARGET, "starts": starts, "images": arguments.images}
+
+
+def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[str, Any]:
+    folder, console = RunFolder(output, world), Console(enabled=False)
+    folder.path.mkdir()
+    _make_checkpoint(loaded, world, step, folder)
+    begin = time.perf_counter()
+    saved = find_saved(folder.checkpoints, "auto", world, console.line)
+    assert saved
+    read = time.perf_counter()
+    training = Run(loaded.values, saved.facts.recipe, world, console)
+    built = time.perf_counter()
+    trainer = training.trainer(folder, saved, Progress(**saved.facts.progress), StopRequest())
+    restored = time.perf_counter()
+
+    def has_begun(*_: object) -> None:
+        raise _FirstStep
+
+    hook = training.model.register_forward_pre_hook(has_begun)
+    try:
+        trainer.fit()
+    except _FirstStep:
+        begun = time.perf_counter()
+    else:
+        raise AssertionError("there was a step to take")
+    hook.remove()
+    return {
+        "step": step,
+        "seconds": begun - read,
+        "parts": {"build": built - read, "restore": restored - built, "batch": begun - restored},
+        "read_seconds": read - begin,
+    }
+
+
+def _make_checkpoint(loaded: LoadedRecipe, world: World, step: int, folder: RunFolder) -> None:
+    training = Run(loaded.values, {}, world, Console(enabled=False))
+    with training.saver(folder.checkpoints, training.build_step()) as saver:
+        saver.save(step, asdict(Progress(step=step, evaluated=step)))
+        saver.finish()
