@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
+from seresnext.training.trainer import Progress
+from seresnext.weights.names import listed, printable
 
 # Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
 FREE_KEYS = frozenset(
@@ -35,6 +37,8 @@ FREE_KEYS = frozenset(
         "runtime.collective_timeout",
     }
 )
+
+_MOST_LISTED = 50  # changes in one message: a screen
 
 # In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
 AVERAGED = "averaged"
@@ -99,6 +103,40 @@ def make_newest(saved: Saved, folder: Path) -> None:
         store.point(folder, "best", present[best["step"]])
 
 
+def settled_values(saved: Facts) -> dict[str, Any]:
+    """The values of a saved recipe; empty if it is no recipe that this version reads.
+
+    A key that has come into recipes since has its default, which stands for what a recipe without it always meant.
+    """
+    try:
+        return to_values(recipe_from_values(saved.recipe, "the saved recipe"))
+    except RecipeError:
+        return {}
+
+
+def saved_progress(saved: Saved) -> Progress:
+    """What the loop carried from step to step. Raises CheckpointError for what no loop wrote."""
+    found = {**saved.facts.progress, "history": saved.facts.history}
+    usual = asdict(Progress())
+    odd = [name for name, value in found.items() if name not in usual or not _is_alike(value, usual[name])]
+    best = found.get("best")
+    if best is not None and not (
+        isinstance(best, dict)
+        and isinstance(best.get("top1"), int | float)
+        and (type(best.get("step")), type(best.get("weights"))) == (int, str)
+    ):
+        odd.append("best")
+    if found.get("step") != saved.facts.step:
+        odd.append("step")
+    if odd or not all(isinstance(event, dict) for event in saved.facts.history):
+        raise CheckpointError(f"{saved.path} has progress in it that no run writes: {printable(odd)}")
+    return Progress(**found)
+
+
+def _is_alike(value: Any, usual: Any) -> bool:
+    return usual is None or type(value) is type(usual)
+
+
 def refuse_changes(
     saved: Facts, values: dict[str, Any], dataset: dict[str, Any], allowed: Collection[str], source: Path
 ) -> list[str]:
@@ -107,11 +145,14 @@ def refuse_changes(
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises UsageError for a changed recipe and
     DataError for changed data, each with the differences.
     """
-    changes = diff(_with_newer_keys(saved.recipe), values)
+    try:
+        changes = diff(settled_values(saved) or saved.recipe, values)
+    except (RecursionError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{source} has something in it that is no recipe") from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
     if refused:
-        keys = ",".join(change.partition(":")[0] for change in refused)
-        listing = "\n  ".join(refused)
+        keys = ",".join(listed([printable(change.partition(":")[0]) for change in refused], _MOST_LISTED))
+        listing = "\n  ".join(listed([printable(change, longest=1000) for change in refused], _MOST_LISTED))
         raise UsageError(
             f"the recipe differs from that of {source}, which this run would go on from:\n  {listing}\n"
             f"use the old values, start a new run with --output, or say that this is meant: --allow-changed {keys}"
@@ -125,17 +166,6 @@ def refuse_changes(
             "or say that this is meant: --allow-changed dataset"
         )
     return changes
-
-
-def _with_newer_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a saved recipe, with the default of each key that has come into recipes since.
-
-    Such a default stands for what a recipe without the key has always meant.
-    """
-    try:
-        return to_values(recipe_from_values(values, "the saved recipe"))
-    except RecipeError:
-        return values
 
 
 def _is_allowed(key: str, allowed: Collection[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from seresnext.assemble.resume import Saved, find_saved, make_newest, refuse_changes
+from seresnext.assemble.resume import Saved, find_saved, make_newest, refuse_changes, saved_progress, settled_values
 from seresnext.assemble.run import Run
 from seresnext.checkpoint import store
 from seresnext.distributed import World
@@ -50,7 +50,8 @@ def train(
     if world.is_first:
         store.sweep(folder.checkpoints)
     saved = find_saved(folder.checkpoints, resume, world, console.line)
-    run = Run(loaded.values, saved.facts.recipe if saved else {}, world, console)
+    progress = world.together(lambda: saved_progress(saved)) if saved else Progress()
+    run = Run(loaded.values, settled_values(saved.facts) if saved else {}, world, console)
     if saved:
         for change in world.together(lambda: _accepted_changes(run, saved, allow_changed)):
             console.line(f"changed on resume: {change}")
@@ -59,7 +60,6 @@ def train(
     elif resume == "never":
         # Not before: a recipe or data that cannot be used must not move a good run.
         folder.set_aside()
-    progress = Progress(**saved.facts.progress, history=saved.facts.history) if saved else Progress()
     if run.is_complete(progress):
         early = run.early_end(progress)
         folder.write_status("finished", progress.step, early)
