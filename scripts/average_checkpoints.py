@@ -20,18 +20,29 @@ from torch import Tensor
 from seresnext.assemble.resume import AVERAGED, FREE_KEYS
 from seresnext.checkpoint import digested, store
 from seresnext.checkpoint.contents import Facts, part
-from seresnext.errors import CheckpointError, Failure, UsageError, run_script
+from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, run_script
+from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff, recipe_hash
+from seresnext.weights.names import listed
 
 
 def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Facts]:
     """The weights of a checkpoint, which they are, and its facts. Raises CheckpointError or UsageError."""
     tensors, metadata = store.read(path)
     facts = Facts.from_metadata(metadata, str(path))
+    try:
+        facts = replace(facts, recipe=to_values(recipe_from_values(facts.recipe, str(path))))
+    except RecipeError as error:
+        raise CheckpointError(f"{path} has a recipe that cannot be used: {error}") from None
     chosen = facts.recipe["evaluation"]["weights"] if weights == "auto" else weights
     found = part(tensors, chosen)
+    if not found and weights == "auto":
+        raise CheckpointError(f"{path} has no weights in it")
     if not found:
         raise UsageError(f"--weights {chosen}: {path} has no such weights; the run had no average (ema)")
+    bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{path} has values that are not finite: {', '.join(listed(sorted(bad), most=5))}")
     return found, chosen, facts
 
 
@@ -57,6 +68,8 @@ def average(paths: Sequence[Path], weights: str) -> tuple[dict[str, Tensor], Fac
             first = facts = found
             sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
         refuse_others(first, found, path, paths[0])
+        if {name: tensor.shape for name, tensor in tensors.items()} != {name: sums[name].shape for name in sums}:
+            raise CheckpointError(f"{path} cannot be averaged with {paths[0]}, it has other tensors")
         if found.step >= facts.step:
             facts, newest = found, tensors
         for name, tensor in tensors.items():

@@ -21,9 +21,10 @@ from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.augment import EvaluationTransform
 from seresnext.data.decode import decode
-from seresnext.errors import DataError, UsageError, run_script
+from seresnext.errors import CheckpointError, DataError, UsageError, run_script
 from seresnext.models import Preprocessing, SENet, load_pretrained
 from seresnext.recipe.schema import DataSection
+from seresnext.weights.names import printable, shown_path
 from seresnext.weights.safetensors_file import read_header
 
 BATCH_SIZE = 32
@@ -84,17 +85,21 @@ def main() -> None:
 
     recorded = recorded_classes(arguments.checkpoint)
     model, preprocessing = load_pretrained(arguments.checkpoint)
+    if recorded is not None and len(recorded) != model.num_classes:
+        raise CheckpointError(
+            f"{shown_path(arguments.checkpoint)} names {len(recorded)} classes and its model has {model.num_classes}"
+        )
     classes = recorded or presumed_classes(model.num_classes)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     kept = []
     for path, (features, probabilities) in zip(
         arguments.images, predict(model, preprocessing, arguments.images), strict=True
     ):
-        print(path)
+        print(shown_path(path))
         for probability, label in itertools.islice(
             zip(*probabilities.sort(descending=True), strict=True), arguments.top
         ):
-            print(f"  {100 * probability.item():6.2f} %  {classes[int(label)]}")
+            print(f"  {100 * probability.item():6.2f} %  {printable(classes[int(label)])}")
         kept.append(features.numpy())
     if arguments.features:
         try:

@@ -21,7 +21,7 @@ from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
 from seresnext.data.readers import Reader, open_reader, recognise_form
-from seresnext.data.remote import is_remote, shown_url
+from seresnext.data.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
@@ -39,11 +39,12 @@ from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
 from seresnext.weights import read_weights
-from seresnext.weights.names import printable, shown_path
+from seresnext.weights.names import listed, printable, shown_path
 
 # What a published file of weights does not say, and where 2 cores and 24 GiB or a GPU all do well.
 _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
+_PARTS = ("model.", "ema.", "optimizer.momentum.", "scaler.")
 # Pixels of the images of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 on a GPU, and never less than one.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
@@ -73,8 +74,8 @@ def validate(
     recipe = subject.recipe
     if data is None and is_remote(recipe.data.root):
         raise CheckpointError(
-            f"{shown_path(checkpoint)} names a server for its images, {shown_url(recipe.data.root)}, and a file's word "
-            f"is not enough to ask one: if you know it, give --data {shown_url(recipe.data.root)}"
+            f"{shown_path(checkpoint)} names a server for its images, {recipe.data.root}, and a file's word is not "
+            f"enough to ask one: if you know it, give --data {recipe.data.root}"
         )
     root, split = data or recipe.data.root, split or recipe.data.val_split
     console = Console(enabled=world.is_first)
@@ -114,10 +115,7 @@ def read_subject(path: Path, weights: str | None, world: World) -> Subject:
         return _of_checkpoint(path, tensors, metadata, weights, world)
     if weights == "ema":
         raise UsageError(f"--weights ema: {shown_path(path)} is a bare file of weights, with no average beside them")
-    try:
-        name, num_classes, in_channels = recognise(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{shown_path(path)}: {error}") from None
+    name, num_classes, in_channels = _recognised(tensors, shown_path(path))
     preprocessing = published_preprocessing(name)
     values = {
         "model": {"name": name, "num_classes": num_classes, "in_channels": in_channels},
@@ -134,6 +132,13 @@ def read_subject(path: Path, weights: str | None, world: World) -> Subject:
     return Subject(tensors, recipe_from_values(values, "published weights"), "model", None)
 
 
+def _recognised(tensors: Mapping[str, Tensor], source: str) -> tuple[str, int, int]:
+    try:
+        return recognise(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
 def _of_checkpoint(
     path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], weights: str | None, world: World
 ) -> Subject:
@@ -147,11 +152,14 @@ def _of_checkpoint(
     if chosen == "auto":
         chosen = "ema" if recipe.ema else "model"
     found = part(tensors, chosen)
-    if not found:
+    if not found and weights:
         raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
+    others = [printable(name) for name in tensors if not name.startswith(_PARTS)]
+    if others:
+        raise CheckpointError(f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}")
     # Before a model of as many classes as the recipe says is made: the tensors are no larger than the file.
     section = recipe.model
-    said, have = (canonical_name(section.name), section.num_classes, section.in_channels), recognise(found)
+    said, have = (canonical_name(section.name), section.num_classes, section.in_channels), _recognised(found, source)
     if said != have:
         names = ("model", "classes", "channels")
         differences = [f"{name} {a} and {b}" for name, a, b in zip(names, said, have, strict=True) if a != b]

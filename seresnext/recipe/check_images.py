@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from seresnext.recipe.problem import Problem, longer, one_of
 from seresnext.recipe.schema import Recipe
@@ -42,12 +43,23 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
                 ("data.format",),
             )
     address = data.root.partition("://")[2]
+    if not _is_address(data.root):
+        yield Problem("data.root", "is no address that can be read; write it like https://host/folder")
     if "@" in address.partition("/")[0] or "?" in address:
         yield Problem(
             "data.root",
             "has a user, a password or a query in it, and is stored in every checkpoint; give credentials through the "
             "environment, ~/.netrc or the cloud's own configuration",
         )
+
+
+def _is_address(root: str) -> bool:
+    """False for what looks like an address and has brackets in its host that are not those of a number."""
+    try:
+        urlsplit(root)
+    except ValueError:
+        return "://" not in root
+    return True
 
 
 def _augment(recipe: Recipe) -> Iterator[Problem]:

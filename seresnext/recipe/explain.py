@@ -202,6 +202,8 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
             return _type_problem("true or false", node, hint)
         case "string_type":
             return _type_problem("text", node, _text_hint(node))
+        case "string_too_long":
+            return f"must have at most {context['max_length']} characters"
         case "string_too_short":
             return "must not be empty"
         case "tuple_type":

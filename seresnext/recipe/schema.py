@@ -7,9 +7,19 @@ expected. What one key means for another is in check.py; how a file becomes this
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from seresnext.durations import Duration
 
@@ -64,6 +74,14 @@ def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _without_control_characters(text: str) -> str:
+    if any(
+        unicodedata.category(character) in ("Cc", "Cs") for character in text
+    ):  # A YAML file has none at this point.
+        raise ValueError("text with a line break or another control character")
+    return text
+
+
 def _not_a_number(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):  # 1 == True, so a Literal would let it in
         raise ValueError("expected 'auto', true or false")
@@ -85,7 +103,7 @@ ChannelMean = Annotated[
 ChannelStd = Annotated[
     tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1), BeforeValidator(_list_to_tuple)
 ]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 Stage = Literal["layer0", "layer1", "layer2", "layer3", "layer4"]
 
 
@@ -398,6 +416,18 @@ class RuntimeSection(Section):
         default=False, description="Compute blocks again in the backward pass: less memory, about a third more time."
     )
     channels_last: bool = Field(default=True, description="NHWC memory layout.")
+    bucket_mb: Number = Field(
+        default=25.0,
+        gt=0,
+        le=1024,
+        description="MiB of gradients that ranks average at a time, beside the backward pass.",
+    )
+    compress_gradients: Literal["none", "bf16"] = Field(
+        default="none", description="bf16: ranks send each other gradients rounded to 8 bits, half as many bytes."
+    )
+    static_graph: bool = Field(
+        default=False, description="Spare DDP its search for parameters that a step did not use; there are none here."
+    )
     deterministic: bool = Field(default=False, description="Only deterministic kernels; the same bits again on CUDA.")
     loader_timeout: int = Field(
         default=600, ge=1, le=10**7, description="Seconds without a batch after which a hung loader is an error."

@@ -103,6 +103,8 @@ def _look_through(text: bytes) -> None:
     header = json.loads(text, object_pairs_hook=_without_repeats)
     if not isinstance(header, dict):
         raise ValueError("its header is no mapping of names")
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"its header names {len(header):,} tensors, and no model here has {MOST_TENSORS:,}")
     for name, entry in header.items():
         if name == "__metadata__":
             continue

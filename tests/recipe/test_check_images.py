@@ -7,6 +7,7 @@ import pytest
 from seresnext.errors import RecipeError
 from seresnext.recipe import load_recipe
 from seresnext.recipe.check_images import image_problems
+from seresnext.recipe.load import recipe_from_values
 
 # Overrides of recipes/seresnext50.yaml, and parts of the one problem they make; then what to change to make it good.
 DISAGREEMENTS = {
@@ -131,3 +132,18 @@ def test_all_are_told_at_once() -> None:
 def test_advice_on_repeats_of_a_huge_batch_takes_no_time() -> None:
     with pytest.raises(RecipeError, match=r"augment\.repeats: must divide"):
         load_recipe("seresnext50", ["batch={global_size: 9999991, micro_size: 9999991}", "augment.repeats=2"])
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(RecipeError, match=r"data\.root: is no address"):
+        load_recipe("seresnext50", ["data.root=https://[x/y", "data.format=shards"])
+    assert load_recipe("seresnext50", ["data.root='photos [x/y'"]).recipe.data.root == "photos [x/y"
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\x00", "\ud800", "x" * 4097])
+def test_paths_are_one_line_and_no_novel(text: str) -> None:
+    """From JSON, as a checkpoint has its recipe: YAML would not let them pass."""
+    values = {"model": {"name": "seresnext50"}, "data": {"root": text}}
+    with pytest.raises(RecipeError, match=r"data\.root: ") as caught:
+        recipe_from_values(values, "file")
+    assert caught.value.problems[0].isprintable()
