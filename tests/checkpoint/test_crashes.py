@@ -1,0 +1,233 @@
+"""A process killed at any moment of a save leaves the old checkpoint or the new one, and never none.
+
+The moments are the system calls that change the disk: the process ends before each, and in the middle of each write. By
+functions of Python that kill their process, which works everywhere, and once more by strace, which also sees what
+Python does by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interrupted_saves import NEW, OLD, Child, assert_next_save_mends, assert_sound, kill_self, make_old, save_new
+
+from seresnext.checkpoint import digested, store
+from seresnext.errors import CheckpointError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+CALLS = ("open", "write", "pwrite", "fsync", "replace", "link", "unlink")
+KILLED = -signal.SIGKILL
+COMMIT = store.commit
+
+
+@pytest.fixture(params=["links", "copies"])
+def links(request, monkeypatch) -> bool:
+    """On a file system with hard links, and on one without."""
+    if request.param == "copies":
+
+        def no_links(*_, **__):
+            raise PermissionError(1, "no links here")
+
+        monkeypatch.setattr(os, "link", no_links)
+    return request.param == "links"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """`folder(number)`: a fresh copy of the old state."""
+    make_old(tmp_path / "old")
+
+    def make(number: object) -> Path:
+        # With its links: `last` and `best` are other names of the same files.
+        subprocess.run(["cp", "-a", tmp_path / "old", tmp_path / f"run-{number}"], check=True)
+        return tmp_path / f"run-{number}"
+
+    return make
+
+
+def trap(number: int, when: str, calls: list[str]) -> None:
+    """Let the process be killed at its `number`-th call that changes the disk; `calls` notes those that were made."""
+
+    def trapped(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            calls.append(name)
+            if len(calls) != number:
+                return real(*arguments, **options)
+            try:
+                if when == "half" and name == "write":
+                    file, data = arguments
+                    real(file, memoryview(data)[: len(data) // 2])
+            finally:
+                kill_self()
+            return None
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, trapped(name, getattr(os, name)))
+
+
+def killed_at(number: int, when: str, run: Path) -> int:
+    """How a process ends that is killed at a call of its save."""
+
+    def save() -> None:
+        trap(number, when, [])
+        save_new(run)
+
+    return Child(save).go()
+
+
+def calls_of_a_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    calls: list[str] = []
+    with monkeypatch.context() as patch:
+        for name in CALLS:
+            patch.setattr(os, name, getattr(os, name))  # So that it is put back.
+        trap(0, "before", calls)
+        save_new(folder)
+    return calls
+
+
+@pytest.mark.parametrize("when", ["before", "half"])
+def test_killed_at_any_call_the_old_or_the_new_is_there(links, folder, monkeypatch, when):
+    calls = calls_of_a_save(folder("whole"), monkeypatch)
+    assert {"write", "pwrite", "fsync", "replace", "unlink"} <= set(calls)
+    # The file, its name, and each of two pointers: with links its name, with copies also its content.
+    assert calls.count("fsync") == (4 if links else 6)
+    found = []
+    for number, name in enumerate(calls, 1):
+        if when == "half" and name != "write":
+            continue
+        run = folder(number)
+        assert killed_at(number, when, run) == KILLED
+        found.append(assert_sound(run))
+        assert_next_save_mends(run)
+    # The old one until the new one has its name, and the new one ever after.
+    assert found == sorted(found)
+    assert set(found) == ({OLD} if when == "half" else {OLD, NEW})
+
+
+# ------------------------------------------------------------------------------------------------ controls
+
+
+def removing_first(run: Path, *content: Any) -> Path:
+    """A save that makes room before it writes."""
+    for path in [*store.steps(run).values(), run / "last.safetensors"]:
+        path.unlink(missing_ok=True)
+    return COMMIT(run, *content)
+
+
+def writing_in_place(run: Path, step: int, tensors: Any, metadata: Any) -> Path:
+    """A save without a temporary file."""
+    path = run / f"step-{step:08}.safetensors"
+    path.unlink(missing_ok=True)
+    digested.write_synced(path, *digested.header(tensors, metadata))
+    return path
+
+
+@pytest.mark.parametrize("commit", [removing_first, writing_in_place])
+def test_careless_saves_are_found_out(folder, monkeypatch, commit):
+    monkeypatch.setattr(store, "commit", commit)
+    found_out = 0
+    for number in range(1, len(calls_of_a_save(folder("whole"), monkeypatch)) + 1):
+        run = folder(number)
+        assert killed_at(number, "before", run) == KILLED
+        try:
+            assert_sound(run)
+        except (AssertionError, CheckpointError):
+            found_out += 1
+    assert found_out > 0
+
+
+# ------------------------------------------------------------------------------------------------ strace
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+TRACED = "openat,write,pwrite64,fsync,/^rename,/^link,/^unlink"
+
+
+def traced(child: Child, options: list[str], log: Path) -> int:
+    """Let a child run under strace."""
+    strace = subprocess.Popen(
+        ["strace", "-f", "-y", "-o", log, *options, "-p", str(child.pid)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while "TracerPid:\t0" in (Path("/proc") / str(child.pid) / "status").read_text():
+            if strace.poll() is not None:
+                child.go()
+                assert strace.stderr
+                pytest.skip(f"strace may not attach here: {strace.stderr.read().decode().strip()}")
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        return child.go()
+    finally:
+        strace.wait(30)
+        assert strace.stderr
+        strace.stderr.close()
+
+
+@needs_strace
+def test_killed_by_strace_at_any_system_call(links, folder, tmp_path):
+    """strace counts each kind of call by itself, and the kinds are those that a trace of the save shows."""
+    run = folder("whole")
+    assert traced(Child(lambda: save_new(run)), ["-e", f"trace={TRACED}"], tmp_path / "trace") == 0
+    kinds = re.findall(r"^\d+ +(\w+)\(", (tmp_path / "trace").read_text(), re.MULTILINE)
+    assert {"write", "pwrite64", "fsync", "openat"} <= set(kinds)
+    found = []
+    for kind in sorted(set(kinds) - {"openat"}):
+        for number in range(1, kinds.count(kind) + 1):
+            run = folder(f"{kind}-{number}")
+            inject = ["-e", f"trace={kind}", "-e", f"inject={kind}:signal=SIGKILL:when={number}"]
+            assert traced(Child(lambda run=run: save_new(run)), inject, tmp_path / "log") == KILLED
+            found.append(assert_sound(run))
+            assert_next_save_mends(run)
+    assert set(found) == {OLD, NEW}
+
+
+@needs_strace
+def test_the_order_of_system_calls(folder, tmp_path):
+    """Data before the name, the name before what points to it, and nothing old goes before all of that."""
+    run = folder("traced")
+    assert traced(Child(lambda: save_new(run)), ["-e", f"trace={TRACED}"], tmp_path / "trace") == 0
+    order = []
+    for line in (tmp_path / "trace").read_text().splitlines():
+        call = re.match(r"\d+ +(\w+)\((.*)", line)
+        if not call or str(run) not in line:
+            continue
+        kind, rest = call[1].removesuffix("64"), call[2]
+        paths = [Path(path).name for path in re.findall(rf'{re.escape(str(run))}[^">]*', rest)]
+        if kind != "openat":
+            order.append((re.sub(r"at\d?$", "", kind), *paths))
+    temporary, new = f".step-{NEW:08}.safetensors.tmp", f"step-{NEW:08}.safetensors"
+    whole = [
+        ("write", temporary),
+        ("pwrite", temporary),
+        ("fsync", temporary),
+        ("rename", temporary, new),
+        ("fsync", run.name),
+        *(
+            step
+            for name in ("last", "best")
+            for step in [
+                ("link", new, f".{name}.safetensors.tmp"),
+                ("rename", f".{name}.safetensors.tmp", f"{name}.safetensors"),
+                ("fsync", run.name),
+            ]
+        ),
+        ("unlink", f"step-{OLD:08}.safetensors"),
+    ]
+    # Without removals of temporary files that are not there, and one entry for writes in a row.
+    seen = [entry for entry in order if not (entry[0] == "unlink" and entry[1].startswith("."))]
+    seen = [entry for entry, before in zip(seen, [None, *seen], strict=False) if entry != before]
+    assert seen == whole

@@ -1,0 +1,124 @@
+"""A save that something happens to: a folder of checkpoints with an old state, a save that makes a new one, and what
+must hold of the folder whatever became of the save."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import Facts
+from seresnext.distributed import World
+from seresnext.training.saving import Saver
+
+OLD_BEST, OLD, NEW = 3, 4, 8
+_DATASET = {"classes": ["a"], "num_images": 1, "fingerprint": ""}
+_PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, ctypes.c_ulong(-1)  # linux/prctl.h
+
+
+def tensors_of(step: int) -> dict[str, Tensor]:
+    """The state of a run after a step."""
+    return {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)}
+
+
+def save(folder: Path, *steps: int, best: int | None = None) -> None:
+    """Save these steps one after the other as a run does that keeps one, the last of them as the best if it is."""
+    current = 0
+    saver = Saver(
+        world=World(),
+        folder=folder,
+        keep=1,
+        keep_every=None,
+        goes_on=False,
+        parts=lambda: {"model": tensors_of(current)},
+        facts=lambda step, progress: Facts(step, {}, "", progress["best"], [], _DATASET, {}, progress),
+        say=print,
+    )
+    with saver:
+        for current in steps:
+            saver.settle()
+            saver.save(current, {"best": {"step": best, "top1": float(best)} if best else None})
+        saver.finish()
+
+
+def make_old(folder: Path) -> None:
+    """The state before the save: the newest checkpoint, and an older one that is there as the best only."""
+    save(folder, OLD_BEST, best=OLD_BEST)
+    save(folder, OLD, best=OLD_BEST)
+
+
+def save_new(folder: Path) -> None:
+    """The save that something happens to. It is the new best, and the old one is removed in its course."""
+    save(folder, NEW, best=NEW)
+
+
+def step_in(path: Path) -> int:
+    """The step of a checkpoint. Fails unless it is whole and has the tensors of that step."""
+    tensors, metadata = store.read(path)
+    facts = Facts.from_metadata(metadata, str(path))
+    for name, tensor in tensors_of(facts.step).items():
+        assert torch.equal(tensors[f"model.{name}"], tensor)
+    return facts.step
+
+
+def assert_sound(folder: Path) -> int:
+    """The old or the new is there, nothing under a name of ours is damaged, and the run can go on.
+
+    Returns the step that a run would go on from.
+    """
+    for path in [*store.steps(folder).values(), *folder.glob("last.safetensors"), *folder.glob("best.safetensors")]:
+        step_in(path)
+    newest = store.newest_valid(folder)
+    assert newest.warnings == []
+    assert newest.path
+    found = step_in(newest.path)
+    assert found in (OLD, NEW)
+    assert step_in(folder / "last.safetensors") in (OLD, found)
+    assert step_in(folder / "best.safetensors") in (OLD_BEST, found)
+    return found
+
+
+def assert_next_save_mends(folder: Path) -> None:
+    """A run that is started again sweeps, and its save leaves what a save leaves that nothing happened to."""
+    store.sweep(folder)
+    save_new(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        f"step-{NEW:08}.safetensors",
+    ]
+    assert {step_in(path) for path in folder.iterdir()} == {NEW}
+
+
+class Child:
+    """A forked process that waits for `go` and then does something."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        reader, self._writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY_PROCESS, 0, 0, 0)
+                os.read(reader, 1)
+                action()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        os.close(reader)
+
+    def go(self) -> int:
+        """Let it run to its end. Returns its exit code, negative for a signal."""
+        os.write(self._writer, b"!")
+        os.close(self._writer)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def kill_self() -> None:
+    """The end of this process, and of all its threads, here."""
+    os.kill(os.getpid(), signal.SIGKILL)
