@@ -44,7 +44,7 @@ def _run(command: Callable[[argparse.Namespace, World], None], parser: _Parser, 
         with open_world() as world:
             command(world.together(lambda: parser.parse_args(arguments)), world)
     except Failure as failure:
-        if is_first or not failure.is_shared:
+        if not failure.is_said and (is_first or not failure.is_shared):
             rank = "" if failure.is_shared or "RANK" not in os.environ else f" (rank {os.environ['RANK']})"
             print(f"error{rank}: {for_terminal(failure)}", file=sys.stderr, flush=True)
         return failure.exit_code

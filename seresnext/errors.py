@@ -14,11 +14,13 @@ from typing import NoReturn
 class Failure(Exception):
     """An expected failure. The commands print its message and exit with `exit_code`.
 
-    `is_shared` says that every rank raises it at the same place, so that rank 0 alone prints it.
+    `is_shared` says that every rank raises it at the same place, so that rank 0 alone prints it; `is_said` that another
+    process prints it.
     """
 
     exit_code = 1
     is_shared = False
+    is_said = False
 
 
 class UsageError(Failure):
@@ -58,6 +60,26 @@ class RankLost(Failure):
     """Another process of the run was killed, froze or failed, and this one cannot go on without it."""
 
 
+class OutOfMemory(Failure):
+    """There is not enough memory for what the recipe asks for, on the device or on the host."""
+
+
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """The failure that an error for want of memory stands for, or None."""
+    text = str(error)
+    wants = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    )
+    if not wants:
+        return None
+    return OutOfMemory(
+        f"out of memory ({text.splitlines()[0] if text else type(error).__name__}); lower batch.micro_size, which does "
+        "not change the size of a step (batch.global_size), set runtime.grad_checkpointing=true, or, where the host's "
+        "memory is short, lower data.workers"
+    )
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")  # of CUDA, of the CPU, of C++
 _LONGEST_TEXT = 100_000  # characters of a message; more tells nobody more
 
 

@@ -10,8 +10,8 @@ Points (a number is that of completed steps):
     open       before the data are opened        reduce:N    inside step N + 1: gradients are reduced, statistics not
     warm-up    before the first pass             validate:N  inside the validation after step N
     end        after the last step, before       save:N      before the checkpoint of step N is written
-               `finished` is written             saved:N     once it is written, before `last` points to it
-    exit       after everything
+               `finished` is written             write:N     when its file is written
+    exit       after everything                  saved:N     once it is written, before `last` points to it
 
 Faults:
 
@@ -151,7 +151,7 @@ class _Injection:
     def patch(self) -> None:
         """Put the points into the program."""
         from seresnext.assemble import parts
-        from seresnext.checkpoint import store
+        from seresnext.checkpoint import digested, store
         from seresnext.distributed import BatchNormStatistics
         from seresnext.training import trainer
         from seresnext.training.run_folder import RunFolder
@@ -163,7 +163,8 @@ class _Injection:
         before(TrainingStep, "__call__", self._begin_step)
         before(BatchNormStatistics, "end_step", lambda *args, **options: f"reduce:{self._completed - 1}")
         before(store, "commit", lambda folder, step, *args, **options: f"save:{step}")
-        before(store, "point", lambda folder, name, path: f"saved:{int(path.stem.removeprefix('step-'))}")
+        before(digested, "write_synced", lambda path, *args, **options: f"write:{_step_of(path)}")
+        before(store, "point", lambda folder, name, path: f"saved:{_step_of(path)}")
         before(RunFolder, "write_status", lambda folder, state, *args: "end" if state == "finished" else "")
         evaluate = trainer.evaluate
 
@@ -195,6 +196,10 @@ class _Injection:
     def _begin_step(self, *args: Any, step: int, **options: Any) -> str:
         self._completed = step + 1
         return f"step:{step}"
+
+
+def _step_of(path: Path) -> int:
+    return int("".join(filter(str.isdigit, path.name)))
 
 
 def _raise(error: BaseException) -> None:

@@ -53,13 +53,16 @@ class Saved:
     facts: Facts
 
 
-def find_saved(folder: Path, resume: str, world: World, say: Callable[[str], None]) -> Saved | None:
+def find_saved(
+    folder: Path, resume: str, world: World, say: Callable[[str], None], restarted: bool = False
+) -> Saved | None:
     """The checkpoint to go on from, read by every rank, or None for a fresh start.
 
-    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. Raises CheckpointError on all
-    ranks when there are checkpoints and none is valid, or when ranks read different files.
+    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. What it says holds for the
+    first start of a launch: one that torchrun `restarted` goes on from what it has saved itself. Raises CheckpointError
+    on all ranks when there are checkpoints and none is valid, or when ranks read different files.
     """
-    chosen = world.together(lambda: _choose(folder, resume, say) if world.is_first else None)
+    chosen = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else None)
     path: Path | None = world.broadcast(chosen)
     if path is None:
         return None
@@ -75,17 +78,22 @@ def find_saved(folder: Path, resume: str, world: World, say: Callable[[str], Non
     return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))))
 
 
-def _choose(folder: Path, resume: str, say: Callable[[str], None]) -> Path | None:
-    if resume == "never":
-        return None
-    if resume != "auto":
-        if not Path(resume).is_file():
-            raise UsageError(f"--resume {resume}: no such file; give auto, never, or the path of a checkpoint")
-        return Path(resume)
+def _choose(folder: Path, resume: str, restarted: bool, say: Callable[[str], None]) -> Path | None:
+    file = None if resume in ("auto", "never") else Path(resume)
+    if file and not file.is_file():
+        raise UsageError(f"--resume {resume}: no such file; give auto, never, or the path of a checkpoint")
+    if resume != "auto" and not restarted:
+        return file
     newest = store.newest_valid(folder)
     for warning in newest.warnings:
         say(f"warning: {warning}")
+    if file and (newest.path is None or _step(newest.path) < _step(file)):
+        return file
     return newest.path
+
+
+def _step(path: Path) -> int:
+    return int(store.verify(path)["step"])
 
 
 def make_newest(saved: Saved, folder: Path) -> None:

@@ -49,7 +49,8 @@ def train(
         console.line(f"warning: {notice}")
     if world.is_first:
         store.sweep(folder.checkpoints)
-    saved = find_saved(folder.checkpoints, resume, world, console.line)
+    restarted = world.broadcast(folder.is_of_this_launch())
+    saved = find_saved(folder.checkpoints, resume, world, console.line, restarted=restarted)
     progress = world.together(lambda: saved_progress(saved)) if saved else Progress()
     run = Run(loaded.values, settled_values(saved.facts) if saved else {}, world, console)
     if saved:
@@ -57,7 +58,7 @@ def train(
             console.line(f"changed on resume: {change}")
         if world.is_first:
             make_newest(saved, folder.checkpoints)
-    elif resume == "never":
+    elif resume == "never" and not restarted:
         # Not before: a recipe or data that cannot be used must not move a good run.
         folder.set_aside()
     if run.is_complete(progress):
@@ -122,11 +123,11 @@ def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterato
     world.on_loss(fail)
     folder.write_status("running", step())
     try:
-        yield
-    except BaseException as caught:
-        error = world.explained(caught)
+        with world.explaining():
+            yield
+    except BaseException as error:
         fail(str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}")
-        raise error from (caught.__cause__ if error is caught else None)
+        raise
 
 
 def _describe(signals: list[str | None]) -> str:

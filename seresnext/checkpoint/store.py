@@ -158,8 +158,8 @@ def newest_valid(folder: Path) -> Newest:
 
     A damaged file is renamed to `.corrupt`, under all its names, so that it is reported once and never counted as a
     kept one. `last` and `best` are looked at too: where links fail they are copies and may be all that is left.
-    Raises CheckpointError when there are checkpoints and none is valid: the run must not quietly start again from
-    nothing.
+    Raises CheckpointError when there are checkpoints and none is valid, or were before they were set aside: the run
+    must not quietly start again from nothing, also when torchrun starts it again by itself.
     """
     candidates = _candidates(folder)
     warnings = []
@@ -174,10 +174,13 @@ def newest_valid(folder: Path) -> Newest:
             warnings.append(f"{names[0]} cannot be read ({error.strerror}); the next older checkpoint is tried")
         else:
             return Newest(names[0], warnings)
-    if candidates:
+    warnings = warnings or [
+        f"{path} was found damaged before" for path in _entries(folder) if path.suffix == ".corrupt"
+    ]
+    if warnings:
         listing = "\n  ".join(warnings)
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {folder} is valid:\n  {listing}\n"
+            f"none of the {len(warnings)} checkpoints in {folder} is valid:\n  {listing}\n"
             "restore one of them from a backup, or start again from nothing with --resume never"
         )
     return Newest(None, [])

@@ -62,7 +62,7 @@ class Heartbeat:
     def stop(self, end: str) -> None:
         """Tell the others how this rank ends: an error in words, or nothing."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(_INTERVAL)  # It may wait for a rank that never began.
         try:
             self._give(end)
         except RuntimeError:  # The store went with the process that held it, and nobody can be told.
@@ -78,7 +78,7 @@ class Heartbeat:
             after = self._read()
         except RuntimeError:
             lost = RankLost("the process that keeps the ranks together is gone: torchrun, or rank 0 without it")
-            lost.is_shared = self._rank != 0
+            lost.is_said = self._rank != 0
             return lost
         return self._explain({rank for rank, sign in enumerate(before) if sign.count == after[rank].count}, after)
 
@@ -107,7 +107,7 @@ class Heartbeat:
             self._give_up(self._explain(silent, signs))
 
     def _give_up(self, lost: RankLost) -> None:
-        if not lost.is_shared:
+        if not lost.is_said:
             self.on_loss(str(lost))
             print(f"error (rank {self._rank}): {lost}", file=sys.stderr, flush=True)
         os._exit(lost.exit_code)
@@ -123,8 +123,9 @@ class Heartbeat:
             places = ", ".join(f"rank {rank} in {sign.doing}" for rank, sign in enumerate(signs))
             parts = [f"ranks waited for each other in vain, though all of them answer: {places}"]
         lost = RankLost("; ".join(parts) + ". The same command goes on from the last checkpoint")
-        # One of those that are left speaks for all.
-        lost.is_shared = self._rank != min(set(range(self._size)) - silent - failed.keys())
+        # One of those that are left speaks for all, unless those that failed have spoken for themselves.
+        left = set(range(self._size)) - silent - failed.keys()
+        lost.is_said = self._rank != min(left) or (bool(failed) and not silent)
         return lost
 
     def _give(self, end: str | None) -> None:

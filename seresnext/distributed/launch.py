@@ -34,7 +34,9 @@ def open_world() -> Iterator[World]:
     is not torchrun's or asks for more processes than there are GPUs.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        yield World(device=_device(0, 1))
+        world = World(device=_device(0, 1))
+        with world.explaining():
+            yield world
         return
     rank, size, local_rank, local_size = (
         _number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -46,21 +48,21 @@ def open_world() -> Iterator[World]:
     # (torchrun --nnodes=1:2), and for that it has to be gone, not to ask them all to stop.
     end_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
     if size == 1:
-        yield World(0, 1, local_rank, device)
+        world = World(0, 1, local_rank, device)
+        with world.explaining():
+            yield world
         return
     heartbeat = _join(rank, size, device)
     heartbeat.start()
+    world = World(rank, size, local_rank, device, heartbeat)
     end = ""
     try:
-        yield World(rank, size, local_rank, device, heartbeat)
+        with world.explaining():
+            yield world
+    except RankLost:
+        raise  # It came of another rank's end, which is that rank's news.
     except BaseException as error:
-        lost = heartbeat.loss(error)
-        if lost or isinstance(error, RankLost):
-            end = ""  # It came of another rank's end, which is that rank's news.
-        else:
-            end = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
-        if lost:
-            raise lost from None
+        end = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
         raise
     finally:
         heartbeat.stop(end)
@@ -83,8 +85,9 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
     except (RuntimeError, ValueError) as error:
         what = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"rank {rank} cannot meet the other {size - 1} at {where[0]}:{where[1]}: {what}; with torchrun --standalone "
-            "a free port is found, and over several machines the port must be open and the address the first one's"
+            f"rank {rank} cannot meet the other {size - 1} at {where[0]}:{where[1]}: {what}; with "
+            "torchrun --standalone a free port is found; over several machines the port must be open, and the address "
+            "that of the first"
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Heartbeat(dist.PrefixStore(f"heartbeat/{attempt}", store), rank, size, _COLLECTIVE_TIMEOUT.total_seconds())

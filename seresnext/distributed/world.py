@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seresnext.distributed.heartbeat import Heartbeat
-from seresnext.errors import Failure
+from seresnext.errors import Failure, out_of_memory
 
 Result = TypeVar("Result")
 _CPU = torch.device("cpu")
@@ -79,9 +80,16 @@ class World:
         if self.heartbeat:
             self.heartbeat.on_loss = tell
 
-    def explained(self, error: BaseException) -> BaseException:
-        """The error, or for that of a collective the failure that says which rank was lost. May take some seconds."""
-        return (self.heartbeat and self.heartbeat.loss(error)) or error
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Run a block; a bare error of torch's for a lost rank or want of memory becomes the Failure that says so."""
+        try:
+            yield
+        except BaseException as error:
+            explained = out_of_memory(error) or (self.heartbeat and self.heartbeat.loss(error))
+            if explained:
+                raise explained from None
+            raise
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Run an action on every rank and go on only if it succeeded on all of them.

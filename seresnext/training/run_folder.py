@@ -93,6 +93,14 @@ class RunFolder:
         if self._world.is_first:
             write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
+    def is_of_this_launch(self) -> bool:
+        """Whether an earlier start of the same launch of torchrun, which it now repeats, has begun the run here."""
+        try:
+            environment = json.loads((self.path / "environment.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return _launch() is not None and environment.get("launch") == _launch()
+
     def write_status(self, state: str, step: int, reason: str | None = None) -> None:
         """Write `status.json`. States are running, preempted, finished and failed."""
         if self._world.is_first:
@@ -114,7 +122,11 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
         "world_size": world.size,
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_atomically(folder / "status.json", json.dumps(status, indent=2) + "\n")
+    try:
+        write_atomically(folder / "status.json", json.dumps(status, indent=2) + "\n")
+    except OSError as error:
+        # The outcome itself counts more than the note of it, and a full disk has a message of its own.
+        print(f"warning: {folder / 'status.json'} cannot be written ({error.strerror})", file=sys.stderr)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -128,8 +140,12 @@ def read_status(folder: Path) -> dict[str, Any]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def describe_environment(world: World) -> dict[str, Any]:
@@ -148,7 +164,15 @@ def describe_environment(world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "git_commit": _git_commit(),
+        "launch": _launch(),
     }
+
+
+def _launch() -> str | None:
+    """What one launch of torchrun is known by through all its restarts; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    # torchrun gives no name to a launch whose machines are counted beforehand; then it is known by its process.
+    return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
 
 def _version(package: str) -> str | None:

@@ -64,6 +64,18 @@ def test_when_all_are_damaged_nothing_starts_from_zero(tmp_path):
         find(tmp_path)
 
 
+def test_nor_when_started_again(tmp_path):
+    """As torchrun does by itself: by then the names say that they are damaged."""
+    path = save(tmp_path, 9)
+    path.write_bytes(path.read_bytes()[:-1])
+    for _ in range(3):
+        with pytest.raises(CheckpointError, match="valid"):
+            find(tmp_path)
+    assert find(tmp_path, "never") == (None, [])
+    save(tmp_path, 10)
+    assert find(tmp_path)[0].facts.step == 10
+
+
 def test_never_and_a_named_file(tmp_path):
     older = save(tmp_path, 9)
     save(tmp_path, 10)
@@ -71,6 +83,37 @@ def test_never_and_a_named_file(tmp_path):
     assert find(tmp_path, str(older))[0].facts.step == 9
     with pytest.raises(UsageError, match="no such file"):
         find(tmp_path, str(tmp_path / "other.safetensors"))
+
+
+def test_what_torchrun_starts_again_goes_on_from_what_it_saved(tmp_path):
+    """`--resume` says where a launch begins, not where it begins again."""
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    start = save(elsewhere, 7)
+
+    def again(resume):
+        found = find_saved(folder, resume, World(), print, restarted=True)
+        return found and found.facts.step
+
+    assert [again("never"), again(str(start))] == [None, 7]
+    save(folder, 6)
+    assert again(str(start)) == 7
+    save(folder, 8)
+    assert [again("never"), again(str(start)), again("auto")] == [8, 8, 8]
+
+
+class TwoRanks(World):
+    """A world in which another rank read another file under the same name."""
+
+    other = None
+
+    def gather(self, value):
+        return [value, self.other if isinstance(value, str) else value]
+
+
+def test_ranks_that_see_different_files_refuse(tmp_path):
+    save(tmp_path, 9)
+    with pytest.raises(CheckpointError, match="not the same file on every rank"):
+        find_saved(tmp_path, "auto", TwoRanks(), print)
 
 
 def test_going_back_sets_later_checkpoints_aside(tmp_path):

@@ -63,7 +63,7 @@ def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
         "rank 0 no longer answers, last heard of in step 7; it was killed, for memory perhaps, it is frozen, or its "
         "machine is gone. The same command goes on from the last checkpoint"
     }
-    assert {rank: message.is_shared for rank, message in said.items()} == {1: False, 2: True, 3: True}
+    assert {rank: message.is_said for rank, message in said.items()} == {1: False, 2: True, 3: True}
 
 
 def test_a_failed_rank_is_quoted(hearts):
@@ -72,7 +72,7 @@ def test_a_failed_rank_is_quoted(hearts):
     ranks[1].stop("MemoryError")
     said = lost([ranks[0], ranks[2]])
     assert str(said[0]).startswith("rank 1 failed in step 3: MemoryError. The same command")
-    assert [said[0].is_shared, said[2].is_shared] == [False, True]
+    assert [said[0].is_said, said[2].is_said] == [True, True]  # It has said so itself.
 
 
 def test_a_rank_that_left_for_anothers_sake_is_not_blamed(hearts):

@@ -98,6 +98,16 @@ def test_more_processes_than_gpus(gpus, environment):
     assert chosen == []
 
 
+class Still:
+    """A heartbeat of a rank that has no others."""
+
+    def __init__(self, *settings):
+        self.loss = self.stop = lambda *words: None
+
+    def start(self):
+        pass
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, count):
     chosen, joined, left = gpus(count), [], []
@@ -106,6 +116,10 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
     )
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(1))
     environment(3, 4, 1, 2)  # The second process of the second machine.
+    monkeypatch.setenv("MASTER_ADDR", "first.example")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *args, **options: torch.distributed.HashStore())
+    monkeypatch.setattr(launch, "Heartbeat", Still)
 
     def body(world):
         assert (world.rank, world.size, world.local_rank) == (3, 4, 1)
@@ -125,6 +139,32 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
         assert world.device == torch.device("cpu")
         assert options["device_id"] is None
     assert 60 <= options["timeout"].total_seconds() <= 3600
+
+
+@pytest.mark.parametrize(("local_size", "number"), [(4, signal.SIGTERM), (2, signal.SIGKILL)])
+def test_without_its_launcher_a_run_of_one_machine_saves_and_a_part_of_a_larger_one_ends(
+    gpus, environment, monkeypatch, local_size, number
+):
+    gpus(0)
+    asked = []
+    monkeypatch.setattr(launch, "end_with_parent", asked.append)
+    monkeypatch.setattr(launch, "_join", Still)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    environment(0, 4, 0, local_size)
+    with open_world():
+        assert asked == [number]
+
+
+def test_others_that_cannot_be_met(environment, monkeypatch):
+    def refuse(*args, **options):
+        raise torch.distributed.DistNetworkError("The server socket has failed to listen: address in use\nmore")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    monkeypatch.setenv("MASTER_ADDR", "first.example")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    environment(1, 4, 1, 4)
+    with pytest.raises(UsageError, match=r"rank 1 cannot meet the other 3 at first.example:29500: .*address in use; "):
+        open_world().__enter__()
 
 
 # ------------------------------------------------------------------------------------------------ orphans

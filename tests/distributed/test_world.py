@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, TrainingStopped
+from seresnext.errors import CheckpointError, DataError, Failure, OutOfMemory, RecipeError, TrainingStopped
 
 # ------------------------------------------------------------------------------------------------ a world of one
 
@@ -43,6 +43,27 @@ def test_alone_a_failure_keeps_class_and_message(failure):
 def test_alone_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         World().together(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_want_of_memory_comes_with_advice(error):
+    with pytest.raises(OutOfMemory, match=r"out of memory \(.*lower batch\.micro_size") as caught, World().explaining():
+        raise error
+    assert caught.value.exit_code == 1
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (RuntimeError("shapes differ"), DataError("no images"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, World().explaining():
+            raise error
+        assert caught.value is error
 
 
 def test_only_rank_0_is_first():

@@ -167,3 +167,14 @@ def assert_goes_on(train: Callable[..., Path], whole_digest: Callable[..., str])
         assert digest(run) == whole_digest(world, *more)
 
     return check
+
+
+@pytest.fixture
+def run_again(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
+    """`run_again(run, *more, world=1) -> Result`: the command of a faulty run once more, without faults."""
+
+    def again(output: Path, *more: str, world: int = 1) -> Any:
+        arguments = train_arguments(output, *SMALL, *more)
+        return run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
+
+    return again

@@ -1,36 +1,176 @@
-"""A rank that is killed, freezes or fails: the others end soon, name it, and the run goes on."""
+"""A rank that is killed, freezes or fails: the others name it and end; the run goes on, by itself or when asked."""
 
 from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
 
 import pytest
 from conftest import ROOT
 from faults import Fault
-from run_folders import status
+from run_folders import digest, events, last_tensors, losses, status
 
 pytestmark = pytest.mark.runs
 
 
-def one_error(result, *words):
-    """Our program said what is wrong once, with these words, and printed no traceback of its own."""
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == 1, result.output
-    assert [word for word in words if word not in errors[0]] == [], result.output
+def errors(result):
+    """What our program said is wrong, without what torchrun says; it printed no traceback of its own."""
     assert f"{ROOT}/seresnext" not in result.stderr, result.output
+    return [line for line in result.stderr.splitlines() if line.startswith("error")]
 
 
-def test_a_killed_rank_is_named(faulty, assert_goes_on, tmp_path):
+WHERE = [(rank, point) for point in ("step:0", "reduce:5", "validate:4") for rank in (0, 1, 2)]
+EVERY_DAY = [(1, "reduce:5")]
+
+
+@pytest.mark.parametrize(
+    ("rank", "point"),
+    [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in WHERE if case not in EVERY_DAY)],
+)
+def test_a_killed_rank_is_named(faulty, assert_goes_on, tmp_path, rank, point):
     run = tmp_path / "run"
-    result = faulty(run, Fault("reduce:5", "kill", rank=1), timeout=40)
+    sizes = ["--set", "batch.global_size=12", "--set", "length=6st", "--set", "checkpoint.every=2st"]
+    result = faulty(run, Fault(point, "kill", rank=rank), world=3, more=sizes, timeout=60)
     assert result.returncode != 0
-    one_error(result, "rank 1 no longer answers, last heard of in")
+    (error,) = errors(result)
+    assert f"rank {rank} no longer answers, last heard of in" in error
     assert status(run)["state"] == "failed"
-    assert "rank 1 no longer answers" in status(run)["reason"]
-    assert_goes_on(run)
+    assert f"rank {rank} no longer answers" in status(run)["reason"]
+    assert_goes_on(run, 3, *sizes)
 
 
-def test_a_frozen_rank_is_named(faulty, assert_goes_on, tmp_path):
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_frozen_rank_is_named(faulty, assert_goes_on, tmp_path, rank):
+    """torchrun waits 30 s for the frozen one before it kills it; that is most of the time."""
     run = tmp_path / "run"
-    result = faulty(run, Fault("step:5", "stop", rank=1), more=["--set", "runtime.collective_timeout=5"], timeout=60)
-    one_error(result, "rank 1 no longer answers, last heard of in")
+    more = ["--set", "runtime.collective_timeout=5"]
+    result = faulty(run, Fault("step:5", "stop", rank=rank), more=more, timeout=80)
+    (error,) = errors(result)
+    assert f"rank {rank} no longer answers, last heard of in" in error
     assert status(run)["state"] == "failed"
+    assert f"rank {rank} no longer answers" in status(run)["reason"]
     assert_goes_on(run)
+
+
+@pytest.mark.full
+def test_a_rank_that_is_only_slow_is_waited_for(faulty, whole_digest, tmp_path):
+    """The control: it lives, and gives signs of that, for longer than the limit."""
+    run = tmp_path / "run"
+    more = ["--set", "runtime.collective_timeout=3"]
+    result = faulty(run, Fault("step:5", "sleep:8", rank=1), more=more)
+    assert result.returncode == 0, result.output
+    assert digest(run) == whole_digest(2)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "fault"),
+    [
+        (1, 2, "memory"),
+        pytest.param(0, 2, "memory:20000000", marks=pytest.mark.full),
+        pytest.param(1, 2, "memory:20000000", marks=pytest.mark.full),
+        pytest.param(0, 1, "memory:20000000", marks=pytest.mark.full),
+    ],
+)
+def test_a_rank_without_memory_says_so(faulty, assert_goes_on, tmp_path, rank, world, fault):
+    run = tmp_path / "run"
+    result = faulty(run, Fault("step:5", fault, rank=rank), world=world, timeout=60)
+    assert result.returncode != 0
+    (error,) = errors(result)
+    assert "out of memory" in error
+    assert "batch.micro_size" in error
+    assert status(run)["state"] == "failed"
+    assert status(run)["reason"].startswith(f"rank {rank}: ")
+    assert "out of memory" in status(run)["reason"]
+    assert_goes_on(run, world)
+
+
+def test_without_torchrun_ranks_do_not_go_on_alone(faulty, assert_goes_on, tmp_path):
+    run = tmp_path / "run"
+    result = faulty(run, Fault("step:3", "torchrun:SIGKILL", rank=1), timeout=40)
+    assert result.returncode == -signal.SIGKILL  # And `faulty` saw that nobody is left after 10 s.
+    assert status(run)["state"] == "preempted"
+    assert_goes_on(run)
+
+
+# ------------------------------------------------------------------------------------------------ by itself
+
+
+def test_torchrun_starts_a_killed_run_again(faulty, whole_digest, tmp_path):
+    """Twice, at other steps, and each time from the last good step; `--resume never` is for the first start only."""
+    run = tmp_path / "run"
+    faults = [Fault("reduce:5", "kill", rank=1), Fault("validate:8", "kill", rank=0)]
+    result = faulty(run, *faults, launch=["--max-restarts=3"], more=["--resume", "never"], timeout=150)
+    assert result.returncode == 0, result.output
+    assert result.stdout.count("going on from") == 2
+    assert status(run)["state"] == "finished"
+    assert digest(run) == whole_digest(2)
+    assert not (run / "earlier-1").exists()
+
+
+@pytest.mark.full
+def test_torchrun_does_not_start_a_preempted_run_again(start_faulty, assert_goes_on, tmp_path):
+    run = tmp_path / "run"
+    command, _ = start_faulty(run, Fault("step:3", "signal:SIGTERM", rank=1), launch=["--max-restarts=3"])
+    result = command.finish(timeout=60)
+    assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output
+    assert "going on from" not in result.stdout
+    assert_goes_on(run)
+
+
+@pytest.fixture
+def start_node(start_command, train_arguments):
+    """`start_node(output, port, *more)`: one of one or two machines, here the same one, with one process."""
+
+    def start(output, port, *more):
+        launch = ["--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=elastic"]
+        launch += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-conf=last_call_timeout=3,join_timeout=60"]
+        arguments = train_arguments(output, *more)
+        return start_command([sys.executable, "-m", "torch.distributed.run", *launch, *arguments])
+
+    return start
+
+
+@pytest.mark.full
+def test_a_run_goes_on_with_the_machines_there_are(start_node, train, tmp_path):
+    """One machine begins, a second one joins, and is lost: the curve is that of a run that nothing happened to."""
+    run, port = tmp_path / "run", free_port()
+    more = ["--resume", "never", "--set", "length=40st", "--set", "checkpoint.every=5st"]
+    first = start_node(run, port, *more)
+    first.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 2)
+    second = start_node(run, port, *more)
+    first.wait_for(lambda: status(run)["world_size"] == 2 and status(run)["state"] == "running", timeout=120)
+    joined_at = status(run)["step"]
+    first.wait_for(lambda: len(losses(run)) >= joined_at + 4, timeout=120)
+    second.process.send_signal(signal.SIGKILL)
+    second.process.wait()
+    result = first.finish(timeout=240)
+    assert result.returncode == 0, result.output
+    assert second.alive() == []
+    assert (status(run)["state"], status(run)["world_size"]) == ("finished", 1)
+    assert result.stdout.count("going on from") == 2
+    assert not (run / "earlier-1").exists()
+    whole = train(tmp_path / "whole", *more)
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-7)
+    assert len(events(run, "validate")) == len(events(whole, "validate"))
+    ours, theirs = last_tensors(run), last_tensors(whole)
+    assert ours.keys() == theirs.keys()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.full
+def test_ranks_that_start_one_after_the_other_are_one_run(faulty, whole_digest, tmp_path):
+    run = tmp_path / "run"
+    started = time.monotonic()
+    result = faulty(run, Fault("import", "sleep:1.5", rank=1))
+    assert result.returncode == 0, result.output
+    assert time.monotonic() - started > 1.5
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "faults-run") == ["run"]
+    assert digest(run) == whole_digest(2)

@@ -78,7 +78,7 @@ def test_after_the_last_step_it_is_finished(start_faulty, assert_goes_on, tmp_pa
 def test_asked_to_stop_at_every_size(start_faulty, assert_goes_on, tmp_path, world):
     """The signal comes to the last rank and to its loader workers, which must not die of it before the save."""
     run = tmp_path / "run"
-    sizes = ["--set", "batch.global_size=12", "--set", "batch.micro_size=1"]
+    sizes = ["--set", "batch.global_size=24", "--set", "batch.micro_size=2"]
     command, faults = start_faulty(run, Fault("step:3", "group:SIGTERM", rank=world - 1), world=world, more=sizes)
     result = command.finish(timeout=90)
     assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output

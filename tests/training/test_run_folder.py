@@ -152,6 +152,56 @@ def test_status_says_how_it_is(path):
     }
 
 
+def test_a_status_that_cannot_be_written_is_a_warning(path, monkeypatch, capsys):
+    folder = opened(path)
+    folder.write_status("running", 3)
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    folder.write_status("failed", 4)
+    assert "status.json cannot be written (No space left on device)" in capsys.readouterr().err
+    assert read_status(path)["state"] == "running"
+    assert [entry.name for entry in path.iterdir() if entry.name.startswith(".status")] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({}, {}, False),
+        ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "a"}, True),
+        ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "b"}, False),
+        ({"TORCHELASTIC_RUN_ID": "a"}, {}, False),
+        (
+            {"TORCHELASTIC_RUN_ID": "none"},
+            {"TORCHELASTIC_RUN_ID": "none"},
+            True,
+        ),  # The same launcher, which has no name.
+    ],
+)
+def test_a_launch_that_starts_again_is_known(path, monkeypatch, first, second, same):
+    def start(environment):
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    start(first)
+    folder = opened(path)
+    assert not folder.is_of_this_launch()
+    folder.write_environment(describe_environment(World()))
+    start(second)
+    assert folder.is_of_this_launch() is same
+
+
+def test_another_launcher_without_a_name_is_another_launch(path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    folder = opened(path)
+    folder.write_environment(describe_environment(World()))
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert not folder.is_of_this_launch()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", None])
 def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
     if content is not None:

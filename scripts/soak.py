@@ -1,0 +1,232 @@
+#!/usr/bin/env python
+"""Kill a small training again and again, at random, and see that it ends as if nothing had happened.
+
+    python scripts/soak.py --kills 20 --world 2
+
+Each kill is SIGKILL, SIGTERM, SIGINT or SIGUSR1 to torchrun or to one of its processes, while they start or after some
+steps; then the same command goes on. Ends with 0 when every life ended in time and left no process behind, and the last
+checkpoint and the metrics have the bits of a run that nothing happened to. --seed draws other kills. Needs no GPU and no
+data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+from seresnext.errors import Failure, run_script
+
+ROOT = Path(__file__).parents[1]
+MARK = "SERESNEXT_SOAK"
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+MOST_STEPS = 12  # Steps of a life before its kill.
+STARTING = 8.0  # Seconds in which a kill meets a life that starts.
+PATIENCE = 90.0  # Seconds that a life may take to end; torchrun alone waits 30 for a process that does not.
+RECIPE = """
+model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
+data: {image_size: 32, workers: 1}
+batch: {global_size: 12, micro_size: 2}
+optimizer: {lr: 0.002}
+schedule: {name: cosine, warmup: 2st}
+ema: {decay: 0.9}
+evaluation: {every: 10st}
+checkpoint: {every: 5st}
+logging: {every: 1st}
+runtime: {precision: fp32, collective_timeout: 20}
+"""
+
+
+class SoakFailed(Failure):
+    """A life that did not end, left processes, or a run that ended otherwise."""
+
+
+def main() -> None:
+    """Parse the command line and soak."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default: 20)")
+    parser.add_argument("--world", type=int, default=2, metavar="N", help="processes (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the kills (default: 0)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        Soak(Path(folder), options.kills, options.world, options.seed).run()
+
+
+class Soak:
+    """A run that is killed, and one beside it that is not."""
+
+    def __init__(self, folder: Path, kills: int, world: int, seed: int) -> None:
+        self._folder = folder
+        self._kills = kills
+        self._world = world
+        self._draws = random.Random(seed)
+        self._output = folder / "killed"
+        self._mark = uuid.uuid4().hex
+        make_images(folder / "images")
+        (folder / "recipe.yaml").write_text(f"{RECIPE}length: {kills * MOST_STEPS}st\n")
+
+    def run(self) -> None:
+        """Kill as often as asked, go on to the end, and compare. Raises SoakFailed."""
+        started = time.monotonic()
+        for number in range(1, self._kills + 1):
+            self._live_and_be_killed(number)
+        self._live(self._output)
+        killed, (whole_seconds, whole) = digest(self._output), self._undisturbed()
+        print(f"{self._kills} kills, {time.monotonic() - started - whole_seconds:.0f} s")
+        print(f"killed:      {killed}\nundisturbed: {whole}")
+        if killed != whole:
+            raise SoakFailed("the run that was killed ended otherwise than the one that was not")
+        print("the same, to the bit")
+
+    def _undisturbed(self) -> tuple[float, str]:
+        started, output = time.monotonic(), self._folder / "whole"
+        self._live(output)
+        return time.monotonic() - started, digest(output)
+
+    def _live(self, output: Path) -> None:
+        """Train to the end."""
+        process = self._start(output)
+        code = process.wait()
+        if code or state(output)["state"] != "finished":
+            raise SoakFailed(f"{output} ended with {code}, {state(output)}:\n{self._said()}")
+
+    def _live_and_be_killed(self, number: int) -> None:
+        process, first = self._start(self._output), last_step(self._output)
+        if self._draws.random() < 0.3:
+            wait_until(lambda: process.poll() is not None, self._draws.uniform(0, STARTING))
+        else:
+            steps = self._draws.randint(1, MOST_STEPS)
+            wait_until(lambda: process.poll() is not None or last_step(self._output) >= first + steps, PATIENCE)
+        if process.poll() is not None:
+            raise SoakFailed(f"it ended by itself before kill {number}:\n{self._said()}")
+        sent = self._draws.choice(SIGNALS)
+        ranks = children(process.pid) if self._world > 1 else []
+        chosen = self._draws.randrange(self._world + 1)
+        pid, who = (ranks[chosen], f"rank {chosen}") if chosen < len(ranks) else (process.pid, "the launcher")
+        at, killed = last_step(self._output), time.monotonic()
+        try:
+            os.kill(pid, sent)
+        except ProcessLookupError:
+            raise SoakFailed(f"{who} was gone before kill {number}:\n{self._said()}") from None
+        wait_until(lambda: process.poll() is not None and not self._alive(), PATIENCE)
+        seconds = time.monotonic() - killed
+        print(f"kill {number}: {sent.name} to {who} after step {at}: {self._verdict(process, seconds)}", flush=True)
+
+    def _verdict(self, process: subprocess.Popen[bytes], seconds: float) -> str:
+        if process.poll() is None or self._alive():
+            left = self._alive()
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            raise SoakFailed(f"processes {left} were left after {seconds:.0f} s:\n{self._said()}")
+        status = state(self._output)
+        return f"gone in {seconds:.1f} s, {status['state']} at step {status['step']}"
+
+    def _start(self, output: Path) -> subprocess.Popen[bytes]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self._world}"]
+        launcher += ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
+        words = ["train.py", "--recipe", self._folder / "recipe.yaml", "--data", self._folder / "images"]
+        with (self._folder / "said.txt").open("wb") as said:
+            return subprocess.Popen(
+                [sys.executable, *(launcher if self._world > 1 else []), *words, "--output", output],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env={"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "", MARK: self._mark},
+                start_new_session=True,
+            )
+
+    def _said(self) -> str:
+        return (self._folder / "said.txt").read_text(errors="replace")[-5000:]
+
+    def _alive(self) -> list[int]:
+        """All processes of this soak, wherever they were adopted: each has inherited the mark."""
+        needle = f"{MARK}={self._mark}".encode()
+        return [
+            pid for pid in processes() if needle in read(pid, "environ") and b"State:\tZ" not in read(pid, "status")
+        ]
+
+
+def make_images(root: Path) -> None:
+    """Three classes of noise, each around a colour of its own."""
+    for split, count in (("train", 16), ("val", 5)):
+        for label in range(3):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                draws = np.random.default_rng([label, number, count])
+                pixels = np.clip(draws.normal(np.eye(3)[label] * 80 + 80, 40, (40, 40, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+
+
+def digest(run: Path) -> str:
+    """Of the tensors of the last checkpoint and of the metrics, without how long things took."""
+    total = hashlib.sha256()
+    for name, array in sorted(load_file(run / "checkpoints" / "last.safetensors").items()):
+        total.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        for name in ("images_per_second", "data_wait"):
+            event.pop(name, None)
+        total.update(json.dumps(event, sort_keys=True).encode())
+    return total.hexdigest()
+
+
+def state(run: Path) -> dict[str, object]:
+    """What `status.json` says, which may not be there yet."""
+    try:
+        return json.loads((run / "status.json").read_text())
+    except FileNotFoundError:
+        return {"state": "not begun", "step": 0}
+
+
+def last_step(run: Path) -> int:
+    """The last step in the metrics."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for the condition, no longer than this."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def processes() -> list[int]:
+    """All process ids."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def read(pid: int, name: str) -> bytes:
+    """A file about a process; empty when that has ended or is somebody else's."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def children(pid: int) -> list[int]:
+    """Ids of the child processes, in the order in which they were started: the ranks of torchrun."""
+    return sorted(int(child) for child in read(pid, f"task/{pid}/children").split())
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,218 @@
+"""The machine misbehaves: no space, no permission, few descriptors, another time, another training in the folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from faults import Fault
+from run_folders import digest, losses, status
+
+from seresnext.checkpoint import store
+
+pytestmark = pytest.mark.runs
+SMALL_DISK = 400 << 20  # bytes: two checkpoints of the tiny model and a part of the third
+
+
+def one_error(result):
+    """What our program said is wrong, once and without a traceback of its own."""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert f"{ROOT}/seresnext" not in result.stderr, result.output
+    return line
+
+
+def can_mount():
+    return subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs `unshare -rm`, a namespace to mount a small disk in")
+
+
+def small_disk(folder, size):
+    """A command prefix: what follows sees a disk of `size` bytes at `folder`, and so do its children, nobody else."""
+    folder.mkdir(exist_ok=True)
+    script = f'mount -t tmpfs -o size={size} none "{folder}" && exec "$@"'
+    return ["unshare", "-rm", "sh", "-c", script, "sh"]
+
+
+# ------------------------------------------------------------------------------------------------ space
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path, world):
+    """RLIMIT_FSIZE, as a quota would: the checkpoint before stays, nothing half-written does, and the run can go on."""
+    run = tmp_path / "run"
+    result = faulty(run, Fault("step:5", "file-size:1000000", rank=0), world=world, timeout=60)
+    assert result.returncode != 0
+    assert "step-00000008.safetensors could not be saved: the file would be larger than the limit" in one_error(result)
+    assert status(run)["state"] == "failed"
+    assert "could not be saved" in status(run)["reason"]
+    assert list(store.steps(run / "checkpoints")) == [4]
+    assert not list((run / "checkpoints").glob(".*"))
+    assert_goes_on(run, world)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EROFS"])
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_save_that_fails(faulty, assert_goes_on, whole_digest, tmp_path, error, on_failure):
+    run = tmp_path / "run"
+    more = ["--set", f"checkpoint.on_failure={on_failure}"]
+    result = faulty(run, Fault("write:4", f"error:{error}", rank=0), more=more, timeout=60)
+    assert "could not be saved" in result.output
+    assert not list((run / "checkpoints").glob(".*"))
+    if on_failure == "stop":
+        assert result.returncode != 0
+        assert status(run)["state"] == "failed"
+        assert_goes_on(run, 2, *more)
+    else:
+        assert result.returncode == 0, result.output
+        assert "training goes on without this checkpoint" in result.stdout
+        assert digest(run) == whole_digest(2, *more)
+
+
+@needs_mounts
+@pytest.mark.full
+def test_a_disk_that_is_full(faulty, tmp_path):
+    """A real one, small, that everything of the run lies on. The run ends as failed and says for want of what."""
+    disk = tmp_path / "disk"
+    look = f'"$@"; code=$?; cp -r {disk}/run/. {tmp_path}/seen; exit $code'
+    prefix = [*small_disk(disk, SMALL_DISK), "sh", "-c", look, "sh"]
+    run = disk / "run"
+    result = faulty(run, world=1, more=["--set", "checkpoint.every=1st"], prefix=prefix)
+    assert result.returncode == 1, result.output
+    assert re.search(
+        r"could not be saved: the disk is full; it needs [\d,]+ bytes, [\d,]+ bytes are free", one_error(result)
+    )
+    seen = tmp_path / "seen"
+    assert store.newest_valid(seen / "checkpoints").warnings == []
+    assert len(store.steps(seen / "checkpoints")) >= 1
+    assert not list((seen / "checkpoints").glob(".*"))
+
+
+@needs_mounts
+@pytest.mark.full
+def test_shared_memory_that_is_full(start_command, train_arguments, tmp_path):
+    prefix = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=16k none /dev/shm && exec "$@"', "sh"]
+    result = start_command([*prefix, sys.executable, *train_arguments(tmp_path / "run")]).finish(60)
+    assert result.returncode == 3, result.output
+    assert "shm" in one_error(result)
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def test_two_trainings_in_one_folder(start_faulty, run_command, train_arguments, whole_digest, tmp_path):
+    """The second is refused, is told by whom, and does the first no harm."""
+    run = tmp_path / "run"
+    first, faults = start_faulty(run, Fault("step:3", "hold"), world=1)
+    first.wait_for(faults.happened)
+    second = run_command([sys.executable, *train_arguments(run, "--resume", "never")], timeout=30)
+    assert second.returncode == 2
+    assert f"is in use by process {first.process.pid} on {socket.gethostname()}" in one_error(second)
+    faults.release()
+    assert first.finish().returncode == 0
+    assert digest(run) == whole_digest(1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_text("a file"), "File exists"),
+        (lambda path: (path.mkdir(), path.chmod(0o500)), "Permission denied"),
+        (lambda path: path.symlink_to("/proc/nowhere"), "cannot write to the run folder"),
+    ],
+    ids=["file", "read-only", "dangling"],
+)
+def test_a_run_folder_that_cannot_be_written(run_command, train_arguments, tmp_path, make, words):
+    run = tmp_path / "run"
+    make(run)
+    as_nobody = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    result = run_command([*as_nobody, sys.executable, *train_arguments(run)], timeout=60)
+    assert result.returncode == 2, result.output
+    assert words in one_error(result)
+
+
+@pytest.mark.parametrize("blocked", ["tensorboard", "log.txt", "metrics.jsonl"])
+@pytest.mark.full
+def test_what_is_only_told_cannot_stop_a_run(run_command, train_arguments, tmp_path, blocked):
+    """A folder where a file should be, or a file where a folder should be."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / blocked).write_text("in the way") if blocked == "tensorboard" else (run / blocked).mkdir()
+    result = run_command([sys.executable, *train_arguments(run)])
+    assert result.returncode == 0, result.output
+    assert "Traceback" not in result.output
+    assert blocked in result.output
+    assert status(run)["state"] == "finished"
+    assert store.newest_valid(run / "checkpoints").path is not None
+
+
+# ------------------------------------------------------------------------------------------------ clock and environment
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seconds", [-86_400, 31_536_000])
+def test_a_clock_that_jumps(start_faulty, assert_goes_on, tmp_path, seconds):
+    """Checkpoints are ordered by step and durations taken from another clock: the jump shows nowhere."""
+    run = tmp_path / "run"
+    faults = [Fault("step:2", f"clock:{seconds}"), Fault("step:6", "signal:SIGTERM")]
+    command, _ = start_faulty(run, *faults, world=1)
+    result = command.finish()
+    assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output
+    for path in (run / "checkpoints").glob("step-00000004*"):
+        os.utime(path, (2**33, 2**33))  # The older one claims to be of the year 2242.
+    assert all(0 < float(text) < 1000 for text in re.findall(r"([\d.]+) images/s", result.stdout))
+    assert_goes_on(run, 1)
+
+
+@pytest.mark.full
+def test_a_port_that_is_taken(run_command, train_arguments, tmp_path):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        env = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        result = run_command([sys.executable, *train_arguments(tmp_path / "run")], env=env, timeout=60)
+    assert result.returncode == 2, result.output
+    assert f"cannot meet the other 1 at 127.0.0.1:{port}" in one_error(result)
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "| head -c 1", "> /dev/full"])
+def test_output_that_goes_nowhere(run_command, train_arguments, tmp_path, redirection):
+    run = tmp_path / "run"
+    command = " ".join([sys.executable, *train_arguments(run), redirection])
+    result = run_command(["bash", "-o", "pipefail", "-c", command])
+    assert result.returncode == 0, result.output
+    assert "Traceback" not in result.output
+    assert status(run)["state"] == "finished"
+    assert len(losses(run)) == 8
+
+
+@pytest.mark.full
+def test_few_descriptors(run_command, train_arguments, tmp_path):
+    command = "ulimit -n 64; exec " + " ".join([sys.executable, *train_arguments(tmp_path / "run")])
+    result = run_command(["bash", "-c", command])
+    assert result.returncode == 0, result.output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_a_loader_worker_that_is_lost(faulty, assert_goes_on, tmp_path, name):
+    run = tmp_path / "run"
+    more = ["--set", "runtime.loader_timeout=5"]
+    result = faulty(run, Fault("step:3", f"worker:{name}", rank=1), more=more, timeout=90)
+    assert result.returncode not in (0, -signal.SIGKILL)
+    assert "loader worker" in one_error(result)
+    assert status(run)["state"] == "failed"
+    assert_goes_on(run)

@@ -1,0 +1,49 @@
+"""`scripts/soak.py`: kills at random, and the same bits in the end."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+SOAK = ROOT / "scripts" / "soak.py"
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    ("kills", "world"),
+    [(2, 2), pytest.param(6, 1, marks=pytest.mark.full), pytest.param(20, 3, marks=pytest.mark.full)],
+)
+def test_killed_again_and_again(run_command, kills, world):
+    result = run_command([sys.executable, SOAK, "--kills", str(kills), "--world", str(world)], timeout=60 + 60 * kills)
+    assert result.returncode == 0, result.output
+    assert len(re.findall(r"^kill \d+: SIG\w+ to .*: gone in", result.stdout, re.MULTILINE)) == kills
+    assert "the same, to the bit" in result.stdout
+
+
+@pytest.fixture
+def soak(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import soak
+
+    return soak
+
+
+def run_folder(soak, folder, weight, loss, speed):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (folder / "checkpoints").mkdir(parents=True)
+    save_file({"model.weight": np.array([weight])}, folder / "checkpoints" / "last.safetensors")
+    (folder / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {loss}, "images_per_second": {speed}}}\n')
+    return soak.digest(folder)
+
+
+def test_the_digest_sees_every_number_but_those_of_time(soak, tmp_path):
+    """The control of the verdict."""
+    one = run_folder(soak, tmp_path / "one", 1.0, 2.0, 3.0)
+    assert run_folder(soak, tmp_path / "slower", 1.0, 2.0, 1.0) == one
+    assert run_folder(soak, tmp_path / "weights", 1.0 + 2**-52, 2.0, 3.0) != one
+    assert run_folder(soak, tmp_path / "metrics", 1.0, 2.0000000001, 3.0) != one
