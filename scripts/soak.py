@@ -3,10 +3,10 @@
 
     python scripts/soak.py --kills 20 --world 2
 
-Each kill is SIGKILL, SIGTERM, SIGINT or SIGUSR1 to torchrun or to one of its processes, while they start or after some
-steps; then the same command goes on. Ends with 0 when every life ended in time and left no process behind, and the last
-checkpoint and the metrics have the bits of a run that nothing happened to. --seed draws other kills. Needs no GPU and no
-data.
+Each kill is SIGKILL, SIGTERM, SIGINT or SIGUSR1 to torchrun or to one of its processes, while they start or after
+some steps; then the same command goes on. Ends with 0 when every life ended in time and left no process behind, and
+the last checkpoint and the metrics have the bits of a run that nothing happened to. --seed draws other kills. Needs
+neither a GPU nor data.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""The job for Slurm, with a stand-in for Slurm: told in time it saves and queues again, until it is finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from run_folders import digest, losses, status
+
+pytestmark = [pytest.mark.runs, pytest.mark.full]
+JOB = ROOT / "scripts" / "slurm" / "train.sbatch"
+
+
+@pytest.fixture
+def start_job(start_command, train_arguments, tmp_path):
+    """`start_job(output, *more)`: the job as Slurm starts it, on two GPUs that are not there."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (programs / "torchrun").write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    env = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "17"}
+
+    def start(output: Path, *more: str):
+        words = train_arguments(output, *more)[1:]
+        place = words.index("--output")
+        return start_command(["bash", JOB, *words[:place], *words[place + 2 :]], env={**env, "OUTPUT": str(output)})
+
+    return start
+
+
+def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
+    run = tmp_path / "run"
+    small = ["--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2"]
+    first = start_job(run, *small)
+    first.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 2)
+    first.process.send_signal(signal.SIGUSR1)
+    result = first.finish()
+    assert result.returncode == 0, result.output
+    assert "the run is preempted" in result.stdout
+    assert "SIGUSR1" in status(run)["reason"]
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    again = start_job(run, *small).finish()
+    assert again.returncode == 0, again.output
+    assert "the run is finished" in again.stdout
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    assert digest(run) == whole_digest(2)
+
+
+def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
+    run = tmp_path / "run"
+    result = start_job(run, "--set", "optimizer.lr=1e30", "--set", "optimizer.stop_after_skips=1").finish()
+    assert result.returncode == 1
+    assert "the run is failed" in result.stdout
+    assert not (tmp_path / "asked").exists()
