@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from seresnext.assemble.resume import find_saved
+from seresnext.assemble.resume import find_saved, saved_progress
 from seresnext.assemble.run import Run
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
@@ -85,7 +85,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     read = time.perf_counter()
     training = Run(loaded.values, saved.facts.recipe, world, console)
     built = time.perf_counter()
-    trainer = training.trainer(folder, saved, Progress(**saved.facts.progress), StopRequest())
+    trainer = training.trainer(folder, saved, saved_progress(saved), StopRequest())
     restored = time.perf_counter()
 
     def has_begun(*_: object) -> None:

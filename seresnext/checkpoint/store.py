@@ -96,16 +96,13 @@ def point(folder: Path, name: Pointer, path: Path) -> None:
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
     """Remove all but the `keep` newest checkpoints and those of each `keep_every`-th step; returns what was removed.
 
-    What `last` and `best` point to stays reachable under those names. The newest is never removed. Raises SaveError.
+    What `last` and `best` point to stays reachable under those names. The newest is never removed. Raises OSError.
     """
     assert keep >= 1
     old = list(steps(folder).items())[:-keep]
     removed = [path for step, path in old if keep_every is None or step % keep_every]
     for path in removed:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise SaveError(f"{path}, which is no longer kept, could not be removed: {_reason(error)}") from error
+        path.unlink(missing_ok=True)
     return removed
 
 
@@ -216,18 +213,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _why_not_saved(path: Path, size: int, error: OSError) -> str:
-    try:
-        free = f"{shutil.disk_usage(path.parent).free:,} bytes are free"
-    except OSError:
-        free = "the free space is unknown"
-    return (
-        f"{path} could not be saved: {_reason(error)}; it needs {size:,} bytes, {free}. "
-        "The checkpoints saved before it are as they were."
-    )
-
-
-def _reason(error: OSError) -> str:
-    return {
+    reason = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",
         errno.EFBIG: "the file would be larger than the limit for a file here (see ulimit -f)",
@@ -235,6 +221,14 @@ def _reason(error: OSError) -> str:
         errno.EROFS: "the file system is read-only",
         errno.EACCES: "there is no permission to write there",
     }.get(error.errno or 0, error.strerror or str(error))
+    try:
+        free = f"{shutil.disk_usage(path.parent).free:,} bytes are free"
+    except OSError:
+        free = "the free space is unknown"
+    return (
+        f"{path} could not be saved: {reason}; it needs {size:,} bytes, {free}; "
+        "the checkpoints saved before it are as they were"
+    )
 
 
 def _candidates(folder: Path) -> list[list[Path]]:

@@ -46,6 +46,7 @@ class Saver:
         self._say = say
         self._buffers: dict[str, Tensor] = {}
         self._background = Background()
+        self._not_removed: OSError | None = None
 
     def __enter__(self) -> Saver:
         if self._folder:
@@ -80,7 +81,7 @@ class Saver:
         When it failed, raises store.SaveError on all ranks, or says so and returns False: `checkpoint.on_failure`.
         """
         try:
-            self._world.together(self._background.wait)
+            self._world.together(self._wait)
         except store.SaveError as error:
             if not self._goes_on:
                 raise
@@ -90,7 +91,13 @@ class Saver:
 
     def finish(self) -> None:
         """Wait, on all ranks together, for the last save of a run. Raises store.SaveError: nothing is left to go on."""
-        self._world.together(self._background.wait)
+        self._world.together(self._wait)
+
+    def _wait(self) -> None:
+        self._background.wait()
+        if self._not_removed:
+            error, self._not_removed = self._not_removed, None
+            self._say(f"warning: an old checkpoint could not be removed: {error}")
 
     def _write(self, snapshot: Snapshot, is_best: bool) -> None:
         assert self._folder
@@ -98,4 +105,7 @@ class Saver:
         store.point(self._folder, "last", path)
         if is_best:
             store.point(self._folder, "best", path)
-        store.prune(self._folder, self._keep, self._keep_every)
+        try:
+            store.prune(self._folder, self._keep, self._keep_every)
+        except OSError as error:
+            self._not_removed = error  # The new one is there all the same.

@@ -14,6 +14,7 @@ from seresnext.distributed import World
 from seresnext.training.saving import Saver
 
 FIRST = World()
+DATASET = {"classes": ["a"], "num_images": 1, "fingerprint": ""}
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def make(model, said, tmp_path):
             keep_every=keep_every,
             goes_on=goes_on,
             parts=lambda: {"model": model.state_dict()},
-            facts=lambda step, progress: Facts(step, {"a": 1}, "hash", progress["best"], [], {}, {}, progress),
+            facts=lambda step, progress: Facts(step, {"a": 1}, "hash", progress["best"], [], DATASET, {}, progress),
             say=said.append,
         )
         entered.append(saver.__enter__())
@@ -310,6 +311,22 @@ def test_a_real_failure_leaves_the_checkpoints_before(make, said, tmp_path):
     assert len(said) == 1
     assert "could not be saved" in said[0]
     assert store.verify(tmp_path / "safe" / step_name(1))["step"] == "1"
+
+
+def test_an_old_one_that_cannot_be_removed_is_told_and_no_failed_save(make, said, tmp_path, monkeypatch):
+    saver, folder = make(keep=1), tmp_path / "checkpoints"
+    save(saver, 1)
+    saver.settle()
+    (folder / step_name(1)).unlink()
+    (folder / step_name(1)).mkdir()  # Which no file system lets anyone unlink.
+    save(saver, 2, best=2)
+    assert saver.settle() is True
+    assert len(said) == 1
+    assert "an old checkpoint could not be removed" in said[0]
+    assert step_name(1) in said[0]
+    assert store.verify(folder / "best.safetensors")["step"] == "2"
+    saver.finish()
+    assert len(said) == 1
 
 
 def test_a_defect_is_no_failed_save(make, said, monkeypatch):

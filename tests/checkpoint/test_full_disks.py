@@ -1,0 +1,120 @@
+"""Real disks that refuse: full, read-only, with a limit for a file. The errors are the kernel's, not ours.
+
+A process in a mount namespace of its own gets small disks in memory; where that is not allowed, the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# What is done on the small disk, and said about it as one JSON object a line.
+SCRIPT = """
+import errno, json, os, resource, subprocess, sys
+from pathlib import Path
+
+import torch
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import Facts
+from seresnext.distributed import World
+from seresnext.training.saving import Saver
+
+folder, case = Path(sys.argv[1]), sys.argv[2]
+elements, warnings = 25_000, []  # 100 kB; where the disk gets full, it has room for two of them and a bit.
+saver = Saver(
+    world=World(), folder=folder, keep=3, keep_every=None, goes_on=case != "stops",
+    parts=lambda: {"model": {"weight": torch.ones(elements)}},
+    facts=lambda step, progress: Facts(step, {}, "", None, [], {}, {}, progress),
+    say=warnings.append,
+)
+outcomes = []
+with saver:
+    for step in (1, 2, 3, 4):
+        if step == 3 and case == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", folder.parent], check=True)
+        if step == 3 and case == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        if step == 4 and case == "read-only":
+            subprocess.run(["mount", "-o", "remount,rw", folder.parent], check=True)
+        if step == 4 and case == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if step == 4 and case == "full":
+            (folder / "step-00000001.safetensors").unlink()  # Somebody makes room.
+        saver.save(step, {"best": None})
+        try:
+            outcomes.append(saver.settle())
+        except store.SaveError as error:
+            outcomes.append(str(error))
+            break
+        if step == 3:
+            names = sorted(path.name for path in folder.iterdir())
+print(json.dumps({
+    "outcomes": outcomes, "warnings": warnings, "names": names if len(outcomes) > 3 else None,
+    "files": sorted(path.name for path in folder.iterdir()),
+    "newest": store.newest_valid(folder).path.name, "complaints": store.newest_valid(folder).warnings,
+}))
+"""
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
+
+def on_a_small_disk(tmp_path: Path, case: str) -> dict[str, Any]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = "260k" if case in ("full", "stops") else "1m"
+    command = f'mount -t tmpfs -o size={size} none "{disk}" && exec "$@"'
+    words = ["sh", "-c", command, "sh", sys.executable, "-c", SCRIPT, disk / "checkpoints", case]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*NAMESPACE, *words], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def may_mount() -> bool:
+    try:
+        return subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not may_mount(), reason="needs mount namespaces of one's own (unshare)")
+OLD_ONES = ["last.safetensors", "step-00000001.safetensors", "step-00000002.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("full", "the disk is full"),
+        ("read-only", "the file system is read-only"),
+        ("limit", "the file would be larger than the limit for a file"),
+    ],
+)
+def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
+    """The third of four saves fails. No part of it is left, the message says why, and the fourth works again."""
+    told = on_a_small_disk(tmp_path, case)
+    assert told["outcomes"] == [True, True, False, True]
+    (warning,) = told["warnings"]
+    assert f"step-00000003.safetensors could not be saved: {reason}" in warning
+    assert "it needs 100," in warning
+    assert "bytes are free" in warning
+    assert "training goes on without this checkpoint (checkpoint.on_failure: continue)" in warning
+    assert told["names"] == OLD_ONES
+    assert told["newest"] == "step-00000004.safetensors"
+    assert told["complaints"] == []
+    assert not any(name.startswith(".") for name in told["files"])
+
+
+def test_or_it_stops(tmp_path):
+    told = on_a_small_disk(tmp_path, "stops")
+    assert told["outcomes"][:2] == [True, True]
+    assert "step-00000003.safetensors could not be saved: the disk is full" in told["outcomes"][2]
+    assert told["files"] == OLD_ONES
+    assert told["newest"] == "step-00000002.safetensors"
+    assert os.strerror(errno.ENOSPC) not in told["outcomes"][2]  # In our words.
