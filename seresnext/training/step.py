@@ -26,6 +26,7 @@ from seresnext.runtime import Precision, compile_forward
 from seresnext.training.ema import Ema
 from seresnext.training.loss import Loss
 from seresnext.training.optimizer import set_lr, skip_if
+from seresnext.training.stopping import sparing_children
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class TrainingStep:
         self._ddp = _distributed(model) if world.size > 1 else None
         forward = self._ddp or model
         self._forward = compile_forward(forward) if compiled else forward
+        self._compiled = compiled
 
     @property
     def own_replicas(self) -> range:
@@ -111,9 +113,10 @@ class TrainingStep:
         resumed run would add up its first step otherwise than an uninterrupted one.
         """
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        with self._precision.autocast(self._world.device):
-            loss = self._loss(self._forward(images), labels)
-        loss.backward()
+        with self._compiling():
+            with self._precision.autocast(self._world.device):
+                loss = self._loss(self._forward(images), labels)
+            loss.backward()
         self._optimizer.zero_grad()
         with torch.no_grad():
             for name, buffer in self._model.named_buffers():
@@ -173,11 +176,16 @@ class TrainingStep:
         if self._mix:
             images, targets = self._mix(images, targets, step=batch.step, replica=batch.replica)
         self._statistics.begin_micro_batch()
-        with self._precision.autocast(self._world.device):
-            logits = self._forward(images)
-        loss = self._loss(logits, targets)
-        self.scaler.scale(loss / self._accumulation).backward()
+        with self._compiling():
+            with self._precision.autocast(self._world.device):
+                logits = self._forward(images)
+            loss = self._loss(logits, targets)
+            self.scaler.scale(loss / self._accumulation).backward()
         return loss.detach()
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        """For what may start the compiler: the first pass, and one with images of another size."""
+        return sparing_children() if self._compiled else nullcontext()
 
     def _update(self, lr: float, norm: Tensor, skip: Tensor) -> None:
         if self._clip_norm is not None:

@@ -9,6 +9,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -76,6 +78,20 @@ class StopRequest:
             elif received[0] in (signal.SIGINT, signal.SIGTERM) and now - interrupted > _SAME_REQUEST:
                 os._exit(_INTERRUPTED)
         os.close(reader)
+
+
+@contextmanager
+def sparing_children() -> Iterator[None]:
+    """Start processes in this block that none of these signals ends.
+
+    torchrun signals a worker's whole process group. A compiler that died of it would take the run along before it has
+    saved. The calling thread does not take signals meanwhile; that of a StopRequest does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_signals() -> None:

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
-from seresnext.training.stopping import SIGNALS, StopRequest
+from seresnext.training.stopping import SIGNALS, StopRequest, sparing_children
 
 
 @pytest.fixture
@@ -36,11 +38,12 @@ def test_the_first_signal_is_the_reason(stop):
 
 def test_handlers_and_the_thread_are_put_back(stop):
     before = [signal.getsignal(number) for number in SIGNALS]
+    threads = set(threading.enumerate())
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     with stop:
         assert signal.getsignal(signal.SIGTERM) is not before[1]
-        (thread,) = (thread for thread in threading.enumerate() if thread.name == "signals")
+        (thread,) = set(threading.enumerate()) - threads
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert signal.set_wakeup_fd(wakeup) == wakeup
     thread.join(5)
@@ -62,6 +65,33 @@ def test_a_process_of_torchrun_defers_from_the_start(monkeypatch):
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == "SIGINT"
+
+
+@pytest.mark.parametrize(("spared", "survives"), [(True, True), (False, False)])
+def test_children_are_spared(stop, spared, survives):
+    """And the signal is still heard: the thread takes it."""
+    with stop:
+        with sparing_children() if spared else nullcontext():
+            child = subprocess.Popen(
+                [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1
+            )
+            assert child.stdout
+            child.stdout.read(1)
+            child.terminate()
+            os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while not stop.requested and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stop.signal == "SIGTERM"
+        try:
+            child.wait(1)
+        except subprocess.TimeoutExpired:
+            assert survives
+        else:
+            assert not survives
+        child.kill()
+        child.communicate()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS) == set()
 
 
 # Waits for a mutex that it holds already: for ever and outside of Python, as in a collective that never returns.
