@@ -25,9 +25,9 @@ from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import load_recipe
+from seresnext.training.plan import Progress
 from seresnext.training.saving import Saver
 from seresnext.training.step import TrainingStep
-from seresnext.training.trainer import Progress
 
 # What the project asks of the ratio of the stall to a synchronous write.
 TARGET = 0.2

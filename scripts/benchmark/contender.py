@@ -35,9 +35,9 @@ from seresnext.metrics.console import Console
 from seresnext.models.registry import canonical_name
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.runtime import PRECISIONS, Precision
+from seresnext.training.plan import Progress
 from seresnext.training.run_folder import RunFolder
 from seresnext.training.stopping import StopRequest
-from seresnext.training.trainer import Progress
 
 PARTS: tuple[str, ...] = ("forward", "backward", "gradient_norm", "optimizer")
 NEVER = f"{10**8}st"

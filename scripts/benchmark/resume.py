@@ -22,9 +22,9 @@ from seresnext.assemble.run import Run
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import LoadedRecipe, load_recipe
+from seresnext.training.plan import Progress
 from seresnext.training.run_folder import RunFolder
 from seresnext.training.stopping import StopRequest
-from seresnext.training.trainer import Progress
 
 # What the project asks of each start, in seconds.
 TARGET = 2.0

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from seresnext.data.augment import EvaluationTransform, TrainTransform
-from seresnext.data.erase import Erasing, Filling
 from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
+from seresnext.data.erase import Erasing, Filling
 from seresnext.data.loader import open_batches
 from seresnext.data.lookahead import look_ahead
 from seresnext.data.mix import Mix
@@ -27,8 +27,8 @@ from seresnext.models.pretrained import load_weights
 from seresnext.recipe.schema import AugmentSection, LossSection, ModelSection, Recipe
 from seresnext.runtime import Precision, resolve_compile, resolve_precision
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy, Loss
+from seresnext.training.plan import Plan
 from seresnext.training.schedule import Schedule
-from seresnext.training.trainer import Plan
 from seresnext.weights import read_weights
 
 

@@ -15,7 +15,7 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
-from seresnext.training.trainer import Progress
+from seresnext.training.plan import Progress
 from seresnext.weights.names import listed, printable
 
 # Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.

@@ -34,11 +34,12 @@ from seresnext.runtime import PRECISIONS, keep_freed_memory, make_deterministic
 from seresnext.training.ema import Ema
 from seresnext.training.journal import Journal
 from seresnext.training.optimizer import sgd
+from seresnext.training.plan import Progress
 from seresnext.training.run_folder import RunFolder, describe_environment
 from seresnext.training.saving import Saver
 from seresnext.training.step import TrainingStep
 from seresnext.training.stopping import StopRequest
-from seresnext.training.trainer import Progress, TrainData, Trainer, ValidationData
+from seresnext.training.trainer import TrainData, Trainer, ValidationData
 
 
 class Run:

@@ -20,9 +20,9 @@ from seresnext.metrics.speed import format_seconds
 from seresnext.recipe.check import check_world
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
+from seresnext.training.plan import Progress
 from seresnext.training.run_folder import RunFolder, read_status, write_status
 from seresnext.training.stopping import StopRequest
-from seresnext.training.trainer import Progress
 
 
 def train(

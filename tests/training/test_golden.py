@@ -10,8 +10,8 @@ from seresnext.assemble.run import Run
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import load_recipe
+from seresnext.training.plan import Progress
 from seresnext.training.stopping import StopRequest
-from seresnext.training.trainer import Progress
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_cpu.txt"
 SETTINGS = [

@@ -19,9 +19,10 @@ from seresnext.distributed import World
 from seresnext.errors import TrainingStopped
 from seresnext.runtime import PRECISIONS
 from seresnext.training import trainer as trainer_module
+from seresnext.training.plan import Plan, Progress
 from seresnext.training.schedule import Schedule
 from seresnext.training.step import Report
-from seresnext.training.trainer import Plan, Progress, TrainData, Trainer, ValidationData
+from seresnext.training.trainer import TrainData, Trainer, ValidationData
 
 CLASSES = 4
 
@@ -294,12 +295,6 @@ def test_an_equal_accuracy_is_no_new_best():
     assert run.progress.best["step"] == 2
 
 
-def test_plan():
-    plan = Plan(total=10, steps_per_epoch=4, log_every=1, evaluate_every=4, save_every=4, global_size=6)
-    assert [step for step in range(1, 11) if plan.is_due(4, step)] == [4, 8, 10]
-    assert plan.evaluations == 3
-
-
 # ------------------------------------------------------------------------------------------------ what is said
 
 
@@ -555,15 +550,6 @@ def test_it_goes_on_while_it_gets_better_or_without_patience():
         run = Run(total=20, evaluate_every=2, patience=patience, right=right)
         run.fit()
         assert run.progress.step == 20
-
-
-def test_a_run_that_ended_early_is_complete_and_one_before_is_not():
-    plan = Plan(20, 4, 1, 2, 2, 6, patience=4)
-    best = {"step": 4, "top1": 1.0}
-    assert plan.is_complete(Progress(step=8, evaluated=8, best=best))
-    assert not plan.is_complete(Progress(step=6, evaluated=6, best=best))
-    assert not plan.is_complete(Progress(step=8, evaluated=6, best=best))
-    assert not plan.is_complete(Progress(step=2, evaluated=2, best=None))
 
 
 def test_interrupted_before_its_early_end_it_ends_at_the_same_step():
