@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import BatchNormStatistics, World
@@ -27,7 +28,15 @@ REPLICAS, LR = 2, 0.1
 class Bench:
     """A small network in training, and ways to spoil a step of it."""
 
-    def __init__(self, precision="fp64", compiled=False, layout=torch.contiguous_format, replicas=REPLICAS, **options):
+    def __init__(
+        self,
+        precision="fp64",
+        compiled=False,
+        layout=torch.contiguous_format,
+        replicas=REPLICAS,
+        device="cpu",
+        **options,
+    ):
         torch.manual_seed(0)
         net = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 5)
@@ -35,7 +44,8 @@ class Bench:
         self.dtype = PRECISIONS[precision].weights
         self.layout = layout
         self.replicas = replicas
-        self.model = net.to(self.dtype).to(memory_format=layout)
+        self.device = torch.device(device)
+        self.model = net.to(self.device, self.dtype).to(memory_format=layout)
         with torch.no_grad():
             self.model[5].bias[0] = -0.0
         self.ema = Ema(self.model, 0.9, warmup=True)
@@ -45,7 +55,7 @@ class Bench:
         self.step = TrainingStep(
             self.model,
             self.optimizer,
-            world=World(),
+            world=World(device=self.device),
             replicas=replicas,
             precision=PRECISIONS[precision],
             compiled=compiled,
@@ -58,20 +68,23 @@ class Bench:
 
     def batch(self, step, replica):
         generator = torch.Generator().manual_seed(100 * step + replica)
-        images = torch.randn(4, 3, 6, 6, generator=generator).to(self.dtype).to(memory_format=self.layout)
-        return DeviceBatch(images, torch.randint(5, (4,), generator=generator), step, replica, 0.0)
+        images = torch.randn(4, 3, 6, 6, generator=generator).to(self.device, self.dtype)
+        labels = torch.randint(5, (4,), generator=generator).to(self.device)
+        return DeviceBatch(images.to(memory_format=self.layout), labels, step, replica, 0.0)
 
     def take(self, step, spoil=None):
         """A step. With `spoil`, `loss` or `gradient`, the last replica's is spoilt."""
+        return self.step.read(step, self.queue(step, spoil))
+
+    def queue(self, step, spoil=None):
+        """A step whose report was not read."""
         batches = [self.batch(step, replica) for replica in range(self.replicas)]
         hook = None
         if spoil == "loss":
-            batches[-1] = batches[-1]._replace(images=batches[-1].images.index_fill(0, torch.tensor([1]), torch.nan))
+            batches[-1].images[1] = torch.nan
         elif spoil == "gradient":
-            hook = self.model[0].weight.register_hook(
-                lambda gradient: gradient.index_fill(0, torch.tensor(2), math.inf)
-            )
-        report = self.step.read(step, self.step(iter(batches), step=step, lr=LR, stop=False))
+            hook = self.model[0].weight.register_hook(lambda gradient: gradient / 0)
+        report = self.step(iter(batches), step=step, lr=LR, stop=False)
         if hook:
             hook.remove()
         return report
@@ -83,7 +96,7 @@ class Bench:
             for name, parameter in self.model.named_parameters()
         }
         tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **momenta}
-        return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
+        return {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
 
 
 VARIANTS = {
@@ -98,11 +111,12 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("spoil", ["loss", "gradient"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_spoilt_step_changes_nothing(variant, spoil):
+def test_a_spoilt_step_changes_nothing(variant, spoil, device):
     """And the steps after it are those of a run that never had it."""
-    bench, other = Bench(**VARIANTS[variant]), Bench(**VARIANTS[variant])
+    bench, other = (Bench(**VARIANTS[variant], device=device) for _ in range(2))
     for step in range(2):
         bench.take(step)
         other.take(step)
@@ -125,6 +139,31 @@ def test_the_first_step_may_be_spoilt():
     before = bench.bytes()
     bench.take(0, "loss")
     assert bench.bytes() == before
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_nothing_of_it_waits_for_the_device(precision):
+    """No number is asked for before the report is read."""
+    bench = Bench(precision=precision, clip_norm=1.0)
+    with Operations() as operations:
+        for step, spoil in enumerate((None, "loss", "gradient")):
+            bench.queue(step, spoil)
+        assert "aten::_fused_sgd_" in operations.names
+        assert "aten::_local_scalar_dense" not in operations.names
+        torch.ones(1).item()
+        assert "aten::_local_scalar_dense" in operations.names  # The control: that is what asking is.
 
 
 def test_compiled_it_is_the_same():
