@@ -1,0 +1,329 @@
+"""Many trainings one after the other within the same processes, which is cheaper than to start as many.
+
+As a program, under torchrun or alone: `tests/exactness.py FOLDER` does the trainings of `FOLDER/trainings.json` in run
+folders within FOLDER, each as train.py would, and writes what was seen to `FOLDER/reports.json`. The network is a
+narrow SE-ResNeXt of 4 blocks; all else is the real thing.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from seresnext.distributed import World
+
+
+@dataclass(frozen=True)
+class Training:
+    """One call of the command. A second one in the same run folder goes on from the first; or from a `copy_of` another.
+
+    `stop_at`: the last rank is asked to stop by the time it looks that often at whether it was; `crash_at`: all ranks
+    fall over before this step (from 0). `spoilt` maps a step (from 0, as text) to `loss` or `gradient`, which is then
+    not finite in the last logical replica. `without` names what is left out of the program, for controls; `forget` what
+    of a checkpoint is not restored, tensors or a field of the progress.
+    """
+
+    run: str
+    settings: tuple[str, ...] = ()
+    copy_of: str | None = None
+    stop_at: int | None = None
+    crash_at: int | None = None
+    spoilt: dict[str, str] | None = None
+    without: str | None = None
+    forget: str | None = None
+
+
+@dataclass
+class Seen:
+    """What was seen of a training.
+
+    `looks`: how often the last rank looked whether it should stop; `progress`: as it was at the end; `losses`: of each
+    step and logical replica; `inputs`: digests of what the network was given, by step and replica; `changed`: for each
+    rank, the tensors that a spoilt step changed.
+    """
+
+    looks: int = 0
+    progress: Any = None
+    losses: list[list[float]] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    changed: list[list[str]] = field(default_factory=list)
+    same_on_all_ranks: bool = False
+    error: str | None = None
+
+
+class Crash(BaseException):
+    """The end of a process, near enough: nothing of the program catches it."""
+
+
+class Looks:
+    """Stands in for StopRequest: set from the n-th look on."""
+
+    def __init__(self, stop_at: int | None) -> None:
+        self.count = 0
+        self.signal = None
+        self._stop_at = stop_at
+
+    @property
+    def requested(self) -> bool:
+        self.count += 1
+        return self._stop_at is not None and self.count >= self._stop_at
+
+    def defer(self) -> None:
+        """Ctrl-C plays no part here."""
+
+
+def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
+    """The program's side: do the trainings on all ranks together."""
+    from seresnext.distributed import World, open_world
+
+    seen = []
+    with open_world() as joined:
+        # Not the joined world itself, which tells the others of a rank that falls over.
+        world = World(joined.rank, joined.size, joined.local_rank, joined.device)
+        for training in trainings:
+            if training.copy_of and world.is_first:
+                shutil.copytree(folder / training.copy_of, folder / training.run)
+            world.gather(None)
+            seen.append(_perform(training, world, folder))
+            gc.collect()  # Or the lock of the run folder might still be held.
+    return seen
+
+
+def _perform(training: Training, world: World, folder: Path) -> Seen:
+    from seresnext.assemble import training as assembled
+    from seresnext.errors import TrainingStopped
+    from seresnext.recipe.load import load_recipe
+
+    seen = Seen()
+    stop = Looks(training.stop_at if world.rank == world.size - 1 else None)
+    loaded = load_recipe(str(folder / "recipe.yaml"), training.settings)
+    runs: list[Any] = []
+    with ExitStack() as changes:
+        for change in _changes(training, seen, runs):
+            changes.enter_context(change)
+        try:
+            assembled.train(loaded, world, stop, output=folder / training.run, resume="auto", allow_changed=())
+        except (TrainingStopped, Crash) as error:
+            seen.error = f"{type(error).__name__}: {error}"
+    looks, inputs, changed = zip(*world.gather((stop.count, seen.inputs, seen.changed)), strict=True)
+    seen.looks = looks[-1]
+    seen.inputs = {key: digest for of_rank in inputs for key, digest in of_rank.items()}
+    seen.changed = [tensors for of_rank in changed for tensors in of_rank]
+    seen.same_on_all_ranks = len(set(world.gather(repr(_digests(runs[-1]))))) == 1
+    return seen
+
+
+def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
+    """What is put in the place of parts of the program."""
+    from seresnext.assemble import parts
+    from seresnext.assemble import run as run_module
+    from seresnext.assemble import training as assembled
+    from seresnext.data.mix import Mix
+    from seresnext.distributed import BatchNormStatistics, World
+    from seresnext.training import step as step_module
+    from seresnext.training.ema import Ema
+    from seresnext.training.step import TrainingStep
+
+    class Run(run_module.Run):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            runs.append(self)
+
+        def trainer(self, folder: Any, saved: Any, progress: Any, stop: Any) -> Any:
+            seen.progress = progress
+            if saved and hasattr(progress, training.forget or "-"):
+                setattr(progress, training.forget, getattr(type(progress)(), training.forget))
+            return super().trainer(folder, saved, progress, stop)
+
+    call, read, forward_backward = TrainingStep.__call__, TrainingStep.read, TrainingStep._forward_backward
+    spoilt = training.spoilt or {}
+
+    def watched_call(self: TrainingStep, batches: Any, *, step: int, **options: Any) -> Any:
+        if step == training.crash_at:
+            raise Crash
+        if str(step) not in spoilt:
+            return call(self, batches, step=step, **options)
+        before = _digests(runs[-1])
+        report = call(self, batches, step=step, **options)
+        after = _digests(runs[-1])
+        seen.changed.append([name for name in before if after[name] != before[name]])
+        return report
+
+    def watched_read(self: TrainingStep, step: int, report: Any) -> Any:
+        result = read(self, step, report)
+        seen.losses.append(list(result.losses))
+        return result
+
+    def watched_mix(self: Mix, images: Any, labels: Any, *, step: int, replica: int) -> Any:
+        mixed = mix(self, images, labels, step=step, replica=replica)
+        seen.inputs[f"{step}/{replica}"] = " ".join(_digest(tensor) for tensor in mixed)
+        return mixed
+
+    def spoiling(self: TrainingStep, batch: Any) -> Any:
+        how = spoilt.get(str(batch.step))
+        if not how or batch.replica != runs[-1].order.replicas - 1:
+            return forward_backward(self, batch)
+        if how == "loss":
+            return forward_backward(self, batch._replace(images=batch.images * float("nan")))
+        weight = runs[-1].model.layer4[0].conv1.weight
+        hook = weight.register_hook(lambda gradient: gradient / 0)
+        try:
+            return forward_backward(self, batch)
+        finally:
+            hook.remove()
+
+    mix = Mix.__call__
+    yield patch.object(parts, "create_model", _narrow)
+    yield patch.object(assembled, "Run", Run)
+    yield patch.object(TrainingStep, "__call__", watched_call)
+    yield patch.object(TrainingStep, "read", watched_read)
+    yield patch.object(TrainingStep, "_forward_backward", spoiling)
+    yield patch.object(Mix, "__call__", watched_mix)
+    if training.without == "warm_up":
+        yield patch.object(TrainingStep, "warm_up", lambda *_: None)
+    elif training.without == "skip_if":
+        yield patch.object(step_module, "skip_if", lambda *_: None)
+    elif training.without == "undo_if":
+        yield patch.object(BatchNormStatistics, "undo_if", lambda *_: None)
+    elif training.without == "ema":
+        update = Ema.update
+        yield patch.object(Ema, "update", lambda self, step, skip: update(self, step))
+    elif training.without == "own_dropout":
+        seed_at = step_module.torch_seed_at
+        yield patch.object(step_module, "torch_seed_at", lambda *address: seed_at(*address[:-1], address[-1] % 2))
+    elif training.without == "averaged_statistics":
+        end_step = BatchNormStatistics.end_step
+        yield patch.object(BatchNormStatistics, "end_step", lambda self, _, report: end_step(self, World(), report))
+    if training.forget:
+        yield patch.object(run_module, "restore", partial(_forgetful, run_module.restore, training.forget))
+
+
+def _narrow(_: str, **options: Any) -> nn.Module:
+    """An SE-ResNeXt with a quarter of the channels: half a million weights, enough for DDP to bucket them anew."""
+    from seresnext.models import SENet, blocks, senet
+    from seresnext.models.blocks import SEResNeXtBottleneck
+
+    with patch.object(blocks, "EXPANSION", 1), patch.object(senet, "EXPANSION", 1):
+        net = SENet((1, 1, 1, 1), cardinality=4, **options)
+        for number in (2, 3, 4):
+            block = partial(SEResNeXtBottleneck, cardinality=4, base_width=4, reduction=16)
+            channels = 32 * 2**number
+            rate = iter([options["drop_path_rate"] * number / 4])
+            stage = senet._stage(block, rate, in_channels=channels // 2, channels=channels, count=1, stride=2)
+            net.set_submodule(f"layer{number}", stage)
+        net._initialise(zero_init_last=False)
+    return net
+
+
+def _forgetful(restore: Callable[..., None], what: str, tensors: Any, live: Any, source: str) -> None:
+    """Restore all tensors but those whose names begin and end as `what` says: `model/running_mean`, or `ema`."""
+    first, _, last = what.partition("/")
+    names = {f"{prefix}.{name}": tensor for prefix, part in live.items() for name, tensor in part.items()}
+    kept = {n: t.detach().clone() for n, t in names.items() if n.startswith(first + ".") and n.endswith(last)}
+    restore(tensors, live, source)
+    for name, tensor in kept.items():
+        names[name].detach().copy_(tensor)
+
+
+def _tensors(run: Any) -> dict[str, Any]:
+    momenta = {
+        f"momentum.{name}": run.optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in run.model.named_parameters()
+    }
+    ema = run.ema.model.state_dict(prefix="ema.") if run.ema else {}
+    return {**run.model.state_dict(prefix="model."), **ema, **momenta}
+
+
+def _digests(run: Any) -> dict[str, str]:
+    return {name: _digest(tensor) for name, tensor in _tensors(run).items()}
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    trainings = [Training(**fields) for fields in json.loads((folder / "trainings.json").read_text())]
+    seen = perform(trainings, folder)
+    if os.environ.get("RANK", "0") == "0":
+        (folder / "reports.json").write_text(json.dumps([asdict(report) for report in seen]))
+
+
+# ------------------------------------------------------------------------------------------------ the test's side
+
+
+class Lab:
+    """A folder of runs of one world size, and what was seen of them. Their recipe is `recipe.yaml` in the folder."""
+
+    def __init__(self, world: int, folder: Path, recipe: str) -> None:
+        self.world = world
+        self.folder = folder
+        self.seen: dict[str, list[Seen]] = {}
+        (folder / "recipe.yaml").write_text(recipe)
+
+    def perform(self, *trainings: Training) -> None:
+        """Do the trainings in processes of their own; `seen` then has those of a run in their order."""
+        (self.folder / "trainings.json").write_text(json.dumps([asdict(training) for training in trainings]))
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.world}"]
+        result = subprocess.run(
+            [sys.executable, *(torchrun if self.world > 1 else []), __file__, str(self.folder)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout.decode(errors="replace")
+        reports = json.loads((self.folder / "reports.json").read_text())
+        for training, report in zip(trainings, reports, strict=True):
+            self.seen.setdefault(training.run, []).append(Seen(**report))
+
+    def result(self, run: str) -> dict[str, Any]:
+        """Everything of a run that must not depend on how it came about: each tensor, number and line by its name."""
+        with safe_open(self.folder / run / "checkpoints" / "last.safetensors", framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+        assert any(name.startswith("optimizer.momentum.") for name in found)
+        assert any(name.startswith("ema.") for name in found)
+        for name in ("step", "best", "history", "progress"):
+            found[name] = metadata[name]
+        lines = [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text().splitlines()]
+        found["metrics"] = [
+            {key: value for key, value in line.items() if key not in ("images_per_second", "data_wait")}
+            for line in lines
+        ]
+        return found
+
+    def differences(self, run: str, other: str) -> list[str]:
+        """The names of what differs between two runs."""
+        one, two = self.result(run), self.result(other)
+        assert one.keys() == two.keys()
+        return [name for name in one if not _is_same(one[name], two[name])]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
+    return one == other
+
+
+if __name__ == "__main__":
+    main()

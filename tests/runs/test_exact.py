@@ -1,0 +1,211 @@
+"""Bit for bit: a run interrupted anywhere and resumed is the uninterrupted one, at every world size.
+
+All trainings of a world size are done by one set of processes (tests/exactness.py). Each of these runs has a step whose
+loss and one whose gradient is not finite, in the last logical replica alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from exactness import Lab, Training
+from run_folders import status
+
+pytestmark = pytest.mark.runs
+
+full = pytest.mark.full
+WORLDS = [1, pytest.param(2, marks=full), 3, pytest.param(4, marks=full)]
+
+# An epoch has 3 steps: validation is due after steps 3, 6 and 7, the end. Two micro-batches a rank.
+RECIPE = """
+model: {{name: seresnext26, num_classes: 3, drop_rate: 0.2, drop_path_rate: 0.2}}
+data: {{root: {images}, image_size: 32, workers: 0}}
+augment: {{crop_scale: [0.5, 1.0], erasing: {{probability: 0.5}}}}
+mix: {{mixup: 0.2, cutmix: 1.0}}
+batch: {{global_size: {global_size}, micro_size: 2}}
+length: 7st
+optimizer: {{lr: 0.01, clip_norm: 5.0}}
+schedule: {{name: cosine, warmup: 2st}}
+ema: {{decay: 0.9, warmup: true}}
+evaluation: {{every: 1ep, batch_size: 1}}
+checkpoint: {{every: 4st, keep: 10}}
+logging: {{every: 4st}}
+runtime: {{precision: fp32}}
+"""
+SPOILT = {"1": "loss", "4": "gradient"}
+FORGOTTEN = [
+    "model/layer1.0.conv1.weight", "model/layer2.0.bn1.running_mean", "model/bn1.running_var",
+    "model/num_batches_tracked", "optimizer.momentum/last_linear.bias", "ema/layer3.0.bn2.weight", "ema/running_var",
+    "step", "evaluated", "best", "unlogged_loss", "unlogged_steps", "unlogged_skips", "history",
+]  # fmt: skip
+
+
+def _trainings(world: int) -> list[Training]:
+    """The trainings of the tests that all worlds have, in an order in which each finds what it goes on from."""
+    rounds = math.ceil(9 / world)  # of a validation, for each of two sets of weights
+    trainings = [
+        Training("whole"),
+        # Before the first step; after the third, whose validation is then to be done; in its second round.
+        Training("before", stop_at=1), Training("before"),
+        Training("epoch", stop_at=4), Training("epoch"),
+        Training("twice", stop_at=6), Training("twice", stop_at=2 * rounds + 3),
+        Training("twice", settings=("data.workers=2",)),
+        # As by a kill between the third step, saved for the best validation, and the fourth; and after the sixth.
+        Training("killed", crash_at=3), Training("resumed", copy_of="killed"),
+        Training("later", crash_at=6), Training("later"),
+    ]  # fmt: skip
+    if world == 3:
+        cold = [Training("cold"), Training("cold-killed", crash_at=3), Training("cold-killed")]
+        trainings += [replace(training, without="warm_up") for training in cold]
+    if world == 1:
+        trainings += [Training(f"without {what}", copy_of="killed", forget=what) for what in FORGOTTEN]
+    trainings = [replace(training, spoilt=SPOILT) for training in trainings]
+    short = {"settings": ("length=2st", "schedule.warmup=0ep"), "spoilt": SPOILT}
+    trainings += [Training(without, without=without, **short) for without in ("skip_if", "undo_if", "ema")]
+    in_a_row = {"2": "loss", "3": "gradient"}
+    return [*trainings, Training("stopped", spoilt=in_a_row, settings=("optimizer.stop_after_skips=2",))]
+
+
+@pytest.fixture(scope="session")
+def labs(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Lab]:
+    """`labs(world)`: the lab of a world size, made once."""
+    made: dict[int, Lab] = {}
+
+    def get(world: int) -> Lab:
+        if world not in made:
+            images = tmp_path_factory.mktemp("images") / "root"
+            shutil.copytree(tiny_image_folder(classes=3, per_class=4 * world + 1, size=40, val_per_class=3), images)
+            # The same images for all classes: one in three is right, whatever the network says, and the first
+            # validation stays the best.
+            for label in (1, 2):
+                shutil.rmtree(images / "val" / f"class_{label}")
+                shutil.copytree(images / "val" / "class_0", images / "val" / f"class_{label}")
+            recipe = RECIPE.format(images=images, global_size=4 * world)
+            made[world] = Lab(world, tmp_path_factory.mktemp(f"world{world}"), recipe)
+            made[world].perform(*_trainings(world))
+        return made[world]
+
+    return get
+
+
+@pytest.fixture(params=WORLDS, ids="world{}".format)
+def lab(request: pytest.FixtureRequest, labs: Callable[[int], Lab]) -> Lab:
+    return labs(request.param)
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+def test_the_uninterrupted_run(lab):
+    """What all others are measured by."""
+    (seen,) = lab.seen["whole"]
+    assert (len(seen.losses), seen.error, status(lab.folder / "whole")["state"]) == (7, None, "finished")
+    assert all(len(losses) == 2 * lab.world for losses in seen.losses)
+    assert [line["step"] for line in lab.result("whole")["metrics"]] == [2, 3, 3, 4, 5, 6, 6, 7, 7, 7]
+
+
+def test_interrupted_it_was_where_it_should_be(lab):
+    """Or the tests below would not show what they say."""
+    stopped = {run: [(seen.progress["step"], seen.progress["evaluated"]) for seen in lab.seen[run]] for run in lab.seen}
+    assert stopped["before"] == [(0, 0), (7, 7)]
+    assert stopped["epoch"] == [(3, 0), (7, 7)]
+    assert stopped["twice"][0] == (3, 0)
+    assert 3 < stopped["twice"][1][0] < 7
+    assert stopped["twice"][2] == (7, 7)
+    assert stopped["killed"] == [(3, 3)]
+    assert stopped["later"] == [(6, 6), (7, 7)]
+    resumed = {run: len(seen[-1].losses) for run, seen in lab.seen.items()}
+    assert (resumed["before"], resumed["epoch"], resumed["resumed"], resumed["later"]) == (7, 4, 4, 3)
+
+
+@pytest.mark.parametrize("run", ["before", "epoch", "twice", "resumed", "later"])
+def test_it_is_bit_for_bit_the_uninterrupted_one(lab, run):
+    assert lab.differences(run, "whole") == []
+
+
+def test_all_ranks_have_the_same_bits(lab):
+    assert [run for run, seen in lab.seen.items() if not all(each.same_on_all_ranks for each in seen)] == []
+
+
+@full
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_interrupted_at_any_look_at_the_stop_request(labs, world):
+    """Each step, each round of each validation."""
+    lab = labs(world)
+    for stop_at in range(1, lab.seen["whole"][0].looks + 1):
+        run = f"look {stop_at}"
+        lab.perform(Training(run, stop_at=stop_at, spoilt=SPOILT), Training(run, spoilt=SPOILT))
+        assert lab.differences(run, "whole") == [], run
+        shutil.rmtree(lab.folder / run)
+
+
+def test_without_the_throw_away_pass_three_ranks_differ(labs):
+    """The control: DDP adds up the first step after a resume in another order, which a world of two would not show."""
+    lab = labs(3)
+    assert len(lab.differences("cold-killed", "cold")) > 100
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_without_an_item_of_state_it_is_another_run(labs, what):
+    """The controls: what a checkpoint holds is all needed."""
+    assert labs(1).differences(f"without {what}", "whole") != []
+
+
+# ------------------------------------------------------------------------------------------------ skipped steps
+
+
+def test_all_ranks_skip_what_is_not_finite_on_one(lab):
+    """A loss that is not finite in one step, and in another a gradient whose loss is: not a bit changes on any rank."""
+    (seen,) = lab.seen["whole"]
+    assert seen.changed == [[]] * (2 * lab.world)
+    bad = [[replica for replica, loss in enumerate(losses) if not math.isfinite(loss)] for losses in seen.losses]
+    assert bad == [[], [2 * lab.world - 1], [], [], [], [], []]
+    history = json.loads(lab.result("whole")["history"])
+    assert [(entry["step"], entry["reason"]) for entry in history] == [
+        (2, f"the loss is nan in micro-batch {2 * lab.world} of {2 * lab.world}"),
+        (5, "the gradient's norm is inf"),
+    ]
+    assert [len(entry["samples"]) for entry in history] == [2, min(16, 4 * lab.world)]
+    lines = lab.result("whole")["metrics"]
+    skipped = [line for line in lines if line["event"] == "skipped"]
+    assert [(line["step"], line["reason"]) for line in skipped] == [(e["step"], e["reason"]) for e in history]
+    assert {len(line["samples"]) for line in skipped} == {2, 4 * lab.world}
+    means = [(line["loss"], line["skipped"]) for line in lines if line["event"] == "train"]
+    usual = [math.fsum(losses) / len(losses) for losses in seen.losses]
+    assert means == [(sum(usual[i] for i in (0, 2, 3)) / 3, 1), (sum(usual[i] for i in (5, 6)) / 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("without", "kinds"),
+    [
+        ("skip_if", {"weight", "bias"}),
+        ("undo_if", {"running_mean", "running_var", "num_batches_tracked"}),
+        ("ema", None),
+    ],
+)
+def test_each_part_needs_its_own_help(lab, without, kinds):
+    """The controls: without one of the three, each rank is left with something that the skipped step made."""
+    (seen,) = lab.seen[without]
+    assert len(seen.changed) == lab.world
+    assert all(names == seen.changed[0] != [] for names in seen.changed)
+    if kinds:
+        assert {name.rpartition(".")[2] for name in seen.changed[0]} == kinds
+    else:
+        assert all(name.startswith("ema.") for name in seen.changed[0])
+
+
+def test_too_many_in_a_row_end_the_run(lab):
+    (seen,) = lab.seen["stopped"]
+    assert seen.error.startswith("TrainingStopped: the gradient's norm is inf in step 4; 2 steps in a row were skipped")
+    ended = status(lab.folder / "stopped")
+    assert ended["state"] == "failed"
+    assert "optimizer.stop_after_skips" in ended["reason"]
+    names = [line.strip() for line in ended["reason"].splitlines()[1:]]
+    assert len(names) == min(16, 4 * lab.world)
+    assert all(name.startswith("train/class_") for name in names)
