@@ -127,6 +127,7 @@ def saved_progress(saved: Saved) -> Progress:
     found = {**saved.facts.progress, "history": saved.facts.history}
     usual = asdict(Progress())
     odd = [name for name, value in found.items() if name not in usual or not _is_alike(value, usual[name])]
+    odd += sorted(usual.keys() - found.keys())
     best = found.get("best")
     if best is not None and not (
         isinstance(best, dict)
