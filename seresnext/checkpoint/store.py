@@ -115,12 +115,14 @@ def sweep(folder: Path) -> list[Path]:
 
 
 def set_aside(folder: Path, beyond: int) -> list[Path]:
-    """Rename the checkpoints of later steps than `beyond` to `.superseded`; returns the new names.
+    """Rename the checkpoints of later steps than `beyond`, pointers too, to `.superseded`; returns the new names.
 
     For a run that goes on from an older checkpoint: the later ones belong to a past that will not happen again, and
     as the newest by number they would be resumed from, and kept by `prune` in place of the new ones.
     """
-    return [_renamed(path, ".superseded") for step, path in steps(folder).items() if step > beyond]
+    later = [path for step, path in steps(folder).items() if step > beyond]
+    later += [pointer for pointer in _pointers(folder) if _step_of(pointer) > beyond]
+    return [_renamed(path, ".superseded") for path in later]
 
 
 # Reading
@@ -234,11 +236,23 @@ def _why_not_saved(path: Path, size: int, error: OSError) -> str:
 def _candidates(folder: Path) -> list[list[Path]]:
     """Files to try, best first, each with all its names: steps from the newest, then pointers that are copies."""
     groups: dict[tuple[int, int], list[Path]] = {}
-    pointers = [folder / f"{name}.safetensors" for name in POINTERS]
-    for path in [*reversed(steps(folder).values()), *(pointer for pointer in pointers if pointer.exists())]:
+    for path in [*reversed(steps(folder).values()), *_pointers(folder)]:
         status = path.stat()
         groups.setdefault((status.st_dev, status.st_ino), []).append(path)
     return list(groups.values())
+
+
+def _pointers(folder: Path) -> list[Path]:
+    pointers = [folder / f"{name}.safetensors" for name in POINTERS]
+    return [pointer for pointer in pointers if pointer.exists()]
+
+
+def _step_of(path: Path) -> int:
+    """The step that a checkpoint says it is of, -1 where it says nothing."""
+    try:
+        return int(read_header(path).metadata["step"])
+    except (CheckpointError, KeyError, ValueError):
+        return -1
 
 
 def _entries(folder: Path) -> list[Path]:

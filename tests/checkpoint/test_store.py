@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -351,3 +352,54 @@ def test_set_aside_takes_a_superseded_future_away(tmp_path):
     ]
     assert store.newest_valid(tmp_path).path == tmp_path / "step-00000001.safetensors"
     assert store.set_aside(tmp_path, beyond=1) == []
+
+
+def test_set_aside_takes_pointers_into_that_future_away(tmp_path):
+    """Their steps may have been removed since; what goes on from the past must not be told that they are its best."""
+    for step in (1, 2, 3):
+        path = save(tmp_path, step)
+        store.point(tmp_path, "last", path)
+        if step < 3:
+            store.point(tmp_path, "best", path)
+    store.prune(tmp_path, 1)
+    path.unlink()
+    save(tmp_path, 1)
+    assert [path.name for path in store.set_aside(tmp_path, beyond=1)] == [
+        "last.safetensors.superseded",
+        "best.safetensors.superseded",
+    ]
+    assert names(tmp_path) == [
+        "best.safetensors.superseded",
+        "last.safetensors.superseded",
+        "step-00000001.safetensors",
+    ]
+
+
+def test_set_aside_leaves_pointers_that_are_not_later_or_say_nothing(tmp_path):
+    store.point(tmp_path, "best", save(tmp_path, 1))
+    (tmp_path / "last.safetensors").write_bytes(b"nothing")
+    assert store.set_aside(tmp_path, beyond=1) == []
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a truncation"])
+def test_any_damage_of_the_newest_leads_to_the_one_before(tmp_path, damage):
+    """200 of each, at random and at the ends; found by what a run does when it starts."""
+    old, newest = save(tmp_path, 1), save(tmp_path, 2)
+    content = newest.read_bytes()
+    draw = random.Random(0)
+    if damage == "a flipped bit":
+        places = [0, len(content) * 8 - 1, *(draw.randrange(len(content) * 8) for _ in range(200))]
+    else:
+        places = [*range(9), len(content) - 1, *(draw.randrange(len(content)) for _ in range(200))]
+    for place in places:
+        bad = bytearray(content if damage == "a flipped bit" else content[:place])
+        if damage == "a flipped bit":
+            bad[place // 8] ^= 1 << place % 8
+        newest.write_bytes(bad)
+        found, warnings = store.newest_valid(tmp_path)
+        assert found == old
+        assert len(warnings) == 1
+        assert names(tmp_path) == [old.name, f"{newest.name}.corrupt"]
+        (tmp_path / f"{newest.name}.corrupt").rename(newest)
+    newest.write_bytes(content)
+    assert store.newest_valid(tmp_path) == (newest, [])
