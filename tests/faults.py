@@ -117,6 +117,7 @@ class _Injection:
             case "signal":
                 os.kill(os.getpid(), signal.Signals[value])
             case "torchrun":
+                self._wait_for_all()
                 os.kill(os.getppid(), signal.Signals[value])
                 time.sleep(_FORWARDING)
             case "worker":
@@ -144,6 +145,15 @@ class _Injection:
                 time.sleep(float(value))
             case _:
                 raise AssertionError(f"no such fault: {what}")
+
+    def begin(self) -> None:
+        (self._folder / f"begun-{self._rank}").touch()
+
+    def _wait_for_all(self) -> None:
+        """Until every rank listens: a signal that finds Python itself starting up ends it."""
+        ranks = range(int(os.environ["WORLD_SIZE"]))
+        while not all((self._folder / f"begun-{rank}").exists() for rank in ranks):
+            time.sleep(0.02)
 
     def note_exit(self, code: int) -> None:
         (self._folder / f"exit-{self._rank}").write_text(str(code))
@@ -226,6 +236,7 @@ def main() -> None:
     # As in train.py, with points in between.
     with StopRequest() as stop:
         try:
+            injection.begin()
             injection.reach("import")
             from seresnext.cli import train_main
 

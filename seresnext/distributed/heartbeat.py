@@ -80,7 +80,8 @@ class Heartbeat:
             lost = RankLost("the process that keeps the ranks together is gone: torchrun, or rank 0 without it")
             lost.is_said = self._rank != 0
             return lost
-        return self._explain({rank for rank, sign in enumerate(before) if sign.count == after[rank].count}, after)
+        silent = {rank for rank, sign in enumerate(before) if sign.count == after[rank].count}
+        return self._explain(silent - {self._rank}, after)
 
     @property
     def _interval(self) -> float:

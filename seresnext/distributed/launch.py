@@ -34,8 +34,7 @@ def open_world() -> Iterator[World]:
     is not torchrun's or asks for more processes than there are GPUs.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        world = World(device=_device(0, 1))
-        with world.explaining():
+        with World(device=_device(0, 1)).explaining() as world:
             yield world
         return
     rank, size, local_rank, local_size = (
@@ -48,16 +47,14 @@ def open_world() -> Iterator[World]:
     # (torchrun --nnodes=1:2), and for that it has to be gone, not to ask them all to stop.
     end_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
     if size == 1:
-        world = World(0, 1, local_rank, device)
-        with world.explaining():
+        with World(0, 1, local_rank, device).explaining() as world:
             yield world
         return
     heartbeat = _join(rank, size, device)
     heartbeat.start()
-    world = World(rank, size, local_rank, device, heartbeat)
     end = ""
     try:
-        with world.explaining():
+        with World(rank, size, local_rank, device, heartbeat).explaining() as world:
             yield world
     except RankLost:
         raise  # It came of another rank's end, which is that rank's news.

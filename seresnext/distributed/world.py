@@ -81,10 +81,10 @@ class World:
             self.heartbeat.on_loss = tell
 
     @contextmanager
-    def explaining(self) -> Iterator[None]:
+    def explaining(self) -> Iterator[World]:
         """Run a block; a bare error of torch's for a lost rank or want of memory becomes the Failure that says so."""
         try:
-            yield
+            yield self
         except BaseException as error:
             explained = out_of_memory(error) or (self.heartbeat and self.heartbeat.loss(error))
             if explained:

@@ -48,7 +48,7 @@ def small_disk(folder, size):
 def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path, world):
     """RLIMIT_FSIZE, as a quota would: the checkpoint before stays, nothing half-written does, and the run can go on."""
     run = tmp_path / "run"
-    result = faulty(run, Fault("step:5", "file-size:1000000", rank=0), world=world, timeout=60)
+    result = faulty(run, Fault("save:8", "file-size:1000000", rank=0), world=world, timeout=60)
     assert result.returncode != 0
     assert "step-00000008.safetensors could not be saved: the file would be larger than the limit" in one_error(result)
     assert status(run)["state"] == "failed"

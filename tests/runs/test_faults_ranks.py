@@ -21,7 +21,7 @@ def errors(result):
     return [line for line in result.stderr.splitlines() if line.startswith("error")]
 
 
-WHERE = [(rank, point) for point in ("step:0", "reduce:5", "validate:4") for rank in (0, 1, 2)]
+WHERE = [(rank, point) for point in ("step:0", "reduce:5", "validate:4") for rank in (0, 1)]
 EVERY_DAY = [(1, "reduce:5")]
 
 
@@ -77,14 +77,10 @@ def test_ranks_that_wait_in_vain_say_where_they_are(faulty, assert_goes_on, tmp_
     assert_goes_on(run)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("rank", "world", "fault"),
-    [
-        (1, 2, "memory"),
-        pytest.param(0, 2, "memory:20000000", marks=pytest.mark.full),
-        pytest.param(1, 2, "memory:20000000", marks=pytest.mark.full),
-        pytest.param(0, 1, "memory:20000000", marks=pytest.mark.full),
-    ],
+    [(1, 2, "memory"), (0, 2, "memory:20000000"), (1, 2, "memory:20000000"), (0, 1, "memory:20000000")],
 )
 def test_a_rank_without_memory_says_so(faulty, assert_goes_on, tmp_path, rank, world, fault):
     run = tmp_path / "run"

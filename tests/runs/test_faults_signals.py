@@ -61,7 +61,8 @@ def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, target, name, poi
     assert_goes_on(run)
 
 
-@pytest.mark.parametrize("point", ["end", pytest.param("exit", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("point", ["end", "exit"])
 def test_after_the_last_step_it_is_finished(start_faulty, assert_goes_on, tmp_path, point):
     run = tmp_path / "run"
     faults = [Fault(point, "signal:SIGTERM", rank=0), Fault("exit", "signal:SIGUSR1", rank=1)]
