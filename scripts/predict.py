@@ -20,7 +20,6 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.augment import EvaluationTransform
-from seresnext.data.decode import decode
 from seresnext.errors import CheckpointError, DataError, UsageError, run_script
 from seresnext.models import Preprocessing, SENet, load_pretrained
 from seresnext.recipe.schema import DataSection
@@ -33,13 +32,13 @@ MAX_PIXELS = DataSection.model_fields["max_pixels"].default
 
 def load_image(path: Path, preprocessing: Preprocessing) -> Tensor:
     """A file as the model's input, float32 3 H W. Raises DataError naming the file."""
+    transform = EvaluationTransform(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
     try:
-        image = decode(path.read_bytes(), str(path), MAX_PIXELS)
+        image = transform.of_file(path.read_bytes(), str(path), MAX_PIXELS)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    transform = EvaluationTransform(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    return ((transform(image) / 255 - mean) / std).permute(2, 0, 1)
+    return ((image / 255 - mean) / std).permute(2, 0, 1)
 
 
 def recorded_classes(checkpoint: Path) -> Sequence[str] | None:

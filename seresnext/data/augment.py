@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from seresnext.data.decode import decode
+from seresnext.errors import DataError
 from seresnext.randomness import Draws
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -70,12 +72,30 @@ class EvaluationTransform:
     crop_pct: float
     interpolation: str
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The centre crop of an image, uint8 H W C. Where the image ends before the crop does, it is black."""
+    def of_file(self, data: bytes, name: str, max_pixels: int) -> Tensor:
+        """The centre crop of an encoded image.
+
+        Raises DataError as `decode` does, and for an image that is so long for its width that it would have more than
+        `max_pixels` pixels when its shorter side fits.
+        """
+        image = decode(data, name, max_pixels)
+        width, height = self._resized(image)
+        if width * height > max_pixels:
+            raise DataError(
+                f"{name} has {image.width} x {image.height} pixels and would be resized to {width} x {height}, more "
+                f"than data.max_pixels ({max_pixels}); remove the file or raise the limit"
+            )
+        return self(image)
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
         width, height = image.size
         short = math.floor(self.image_size / self.crop_pct)
         shorter = min(width, height)
-        size = (int(short * width / shorter), int(short * height / shorter))
+        return int(short * width / shorter), int(short * height / shorter)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The centre crop of an image, uint8 H W C. Where the image ends before the crop does, it is black."""
+        size = self._resized(image)
         if size != image.size:
             image = image.resize(size, _FILTERS[self.interpolation])
         left, top = (round((side - self.image_size) / 2) for side in image.size)

@@ -13,7 +13,6 @@ from torch.utils.data import get_worker_info
 from seresnext.data import slots
 from seresnext.data.augment import Crop, EvaluationTransform, TrainTransform
 from seresnext.data.crops import Crops
-from seresnext.data.decode import decode
 from seresnext.data.erase import Erasing
 from seresnext.data.order import BatchKey
 from seresnext.data.policies import Retouch
@@ -144,7 +143,7 @@ class EvaluationImages:
         images = _allocate(len(key.indices), self._transform.image_size)
         for image, index in zip(images, key.indices.tolist(), strict=True):
             note_images([index])
-            image.copy_(self._transform(decode(self._reader.read(index), self.name(index), self._max_pixels)))
+            image.copy_(self._transform.of_file(self._reader.read(index), self.name(index), self._max_pixels))
         return collate(key, images, [False] * len(images), self._reader.labels)
 
 

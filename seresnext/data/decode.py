@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from seresnext.data.jpeg import MOST_SCANS, has_many_scans
 from seresnext.errors import DataError
 
 # Names of files lie: ImageNet has a PNG called .JPEG. The content decides, among what an image folder may hold.
@@ -31,6 +32,8 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
                     f"{name} has {image.width} x {image.height} pixels, more than data.max_pixels ({max_pixels}); "
                     "remove the file or raise the limit"
                 )
+            if "progressive" in image.info and has_many_scans(data):
+                raise DataError(f"{name} has more than {MOST_SCANS} scans, so it is no photograph; remove the file")
             return _to_rgb(image)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has more pixels than Pillow opens; remove the file ({error})") from None

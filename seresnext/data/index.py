@@ -100,13 +100,14 @@ class Index(Contents):
         text = raw[start : start + length].tobytes()
         if len(text) != length or zlib.crc32(text) != checksum:
             raise NotAnIndex(f"{path} has a damaged header")
-        header = json.loads(text)
-        if header["version"] != _VERSION or header["bytes"] != len(raw):
-            raise NotAnIndex(f"{path} is of another version, or cut off")
-        columns = {
-            name: raw[place : place + count * np.dtype(kind).itemsize].view(kind)
-            for name, kind, count, place in header["columns"]
-        }
+        try:
+            header = json.loads(text)
+            if header["version"] != _VERSION or header["bytes"] != len(raw):
+                raise NotAnIndex(f"{path} is of another version, or cut off")
+            columns = {name: _column(raw, kind, count, place) for name, kind, count, place in header["columns"]}
+            _check_columns(columns, len(header["classes"]), len(header["files"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise NotAnIndex(f"{path} holds something else: {error}") from None
         return cls(
             classes=tuple(header["classes"]),
             files=tuple(header["files"]),
@@ -115,6 +116,27 @@ class Index(Contents):
             stamp=header["stamp"],
             **columns,
         )
+
+
+def _column(raw: np.ndarray, kind: str, count: int, place: int) -> np.ndarray:
+    """A column of a mapped file. Raises ValueError for one that is not in it, or of no whole numbers."""
+    dtype = np.dtype(kind)
+    size = count * dtype.itemsize
+    if dtype.kind not in "iu" or dtype.itemsize > 8 or not 0 <= place <= place + size <= len(raw):
+        raise ValueError("a column that is not in the file")
+    return raw[place : place + size].view(dtype)
+
+
+def _check_columns(columns: dict[str, np.ndarray], num_classes: int, num_files: int) -> None:
+    """Raise ValueError for numbers that would be looked up where nothing is."""
+    if columns.keys() != set(_COLUMNS):
+        raise ValueError("other columns")
+    limits = {"label": num_classes, "file_id": num_files, "name_ends": len(columns["names"]) + 1}
+    for name, column in columns.items():
+        if name != "names" and len(column) not in (0, len(columns["label"])):
+            raise ValueError(f"{name} of another length")
+        if name in limits and len(column) and not 0 <= int(column.min()) <= int(column.max()) < limits[name]:
+            raise ValueError(f"{name} out of range")
 
 
 def _reopen(path: Path, stamp: str) -> Index:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MOST_SCANS = 100
+"""Of a progressive JPEG, which has ten or so. A scan of few bytes goes over all pixels: a megabyte takes an hour."""
+
 _SOI, _SOS, _ADOBE = 0xD8, 0xDA, 0xEE
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))
 # Frames: all codings of ITU-T T.81, table B.1. The three are baseline, extended sequential and progressive Huffman.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+_PROGRESSIVE = 0xC2
 # Sampling factors of the first component where the others have 1 x 1: 4:4:4, 4:2:2, 4:2:0.
 _LUMA_SAMPLINGS = frozenset((0x11, 0x21, 0x22))
 # Of the end of a file; what follows the last marker, some programs pad.
@@ -16,7 +20,7 @@ _TAIL = 64
 
 
 class Frame(NamedTuple):
-    """The picture of a JPEG. `is_plain`: gray or YCbCr of 8 bits, of an ordinary sampling and complete to its end."""
+    """The picture of a JPEG. `is_plain`: gray or YCbCr of 8 bits, of an ordinary sampling, of few scans, and whole."""
 
     width: int
     height: int
@@ -48,9 +52,15 @@ def read_frame(data: bytes) -> Frame | None:
             width = data[start + 3] << 8 | data[start + 4]
             is_known = marker in _HUFFMAN_FRAMES and data[start] == 8
             is_plain = is_plain and is_known and _is_usual(data[start + 5 : position])
+            is_plain = is_plain and not (marker == _PROGRESSIVE and has_many_scans(data))
         elif marker == _ADOBE and data[start : start + 5] == b"Adobe":
             is_plain = is_plain and data[start + 11 : start + 12] == b"\1"  # 0 is RGB or gray, 2 is YCCK.
     return None
+
+
+def has_many_scans(data: bytes) -> bool:
+    """Whether a JPEG has more than `MOST_SCANS` scans. Their mark is nowhere in what is coded."""
+    return data.count(b"\xff\xda") > MOST_SCANS
 
 
 def _is_usual(components: bytes) -> bool:

@@ -17,8 +17,11 @@ from seresnext.errors import DataError
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SYNSETS = "meta.mat"
-# The kit unpacks to some MiB; more is not the kit, whatever it is.
-_MOST_BYTES = 256 << 20
+# The kit unpacks to some MiB; more is not the kit, whatever it is. The same for its table of classes, and for 50,000
+# lines of at most five characters.
+_MOST_BYTES = 64 << 20
+_MOST_BYTES_OF_SYNSETS = 16 << 20
+_MOST_BYTES_OF_TRUTH = 1 << 20
 
 
 def read_validation_classes(devkit: Path) -> list[str]:
@@ -38,6 +41,8 @@ def read_validation_classes(devkit: Path) -> list[str]:
             raise DataError(f"{devkit} holds two files {name}; which one is meant cannot be known")
     if _GROUND_TRUTH not in found:
         raise DataError(f"{devkit} holds no {_GROUND_TRUTH}; it should be ILSVRC2012_devkit_t12.tar.gz")
+    if found[_GROUND_TRUTH].size > _MOST_BYTES_OF_TRUTH:
+        raise DataError(f"{devkit}: {_GROUND_TRUTH} has {found[_GROUND_TRUTH].size} bytes, so it is not the kit's")
     if _SYNSETS in found:
         _check_numbers(read(*found[_SYNSETS][1:3]), devkit)
     wordnet_ids = {str(row.ilsvrc_id): row.wordnet_id for row in imagenet_classes()}
@@ -65,7 +70,7 @@ def _check_numbers(meta: bytes, devkit: Path) -> None:
     try:
         synsets = read_mat(meta)["synsets"]
         theirs = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, zlib.error):
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, struct.error, zlib.error):
         # A file of a form we do not know settles nothing; the table that we have does not come from it.
         return
     for row in imagenet_classes():
@@ -90,11 +95,27 @@ _HEADER = 128
 def read_mat(content: bytes) -> dict[str, Any]:
     """The variables of a MAT-file: arrays of structures as lists of dictionaries, texts, numbers (arrays, or one).
 
-    Raises ValueError, KeyError, IndexError, struct.error or zlib.error for what it is not made for.
+    Raises ValueError, KeyError, IndexError, struct.error or zlib.error for what it is not made for, and ValueError for
+    what unpacks to more than a table of synsets.
     """
     if content[126:128] != b"IM":
         raise ValueError("not a little-endian MAT-file of version 5")
-    return dict(_matrix(body) for kind, body in _elements(content[_HEADER:]) if kind == _MATRIX)
+    unpacked = content[_HEADER:]
+    if any(kind == _COMPRESSED for kind, _ in _elements(unpacked)):
+        unpacked = _decompressed(unpacked)
+    return dict(_matrix(body) for kind, body in _elements(unpacked) if kind == _MATRIX)
+
+
+def _decompressed(content: bytes) -> bytes:
+    """The variables of a file, which are compressed one by one."""
+    parts, room = [], _MOST_BYTES_OF_SYNSETS
+    for kind, body in _elements(content):
+        if kind == _COMPRESSED:
+            parts.append(zlib.decompressobj().decompress(body, room))
+            room -= len(parts[-1])
+            if room <= 0:
+                raise ValueError("more than a table of synsets")
+    return b"".join(parts)
 
 
 def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
@@ -106,13 +127,8 @@ def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield kind & 0xFFFF, content[position + 4 : position + 4 + (kind >> 16)]
             position += 8
             continue
-        body = content[position + 8 : position + 8 + size]
-        if kind == _COMPRESSED:
-            yield from _elements(zlib.decompressobj().decompress(body, _MOST_BYTES))
-            position += 8 + size
-        else:
-            yield kind, body
-            position += 8 + -(-size // 8) * 8
+        yield kind, content[position + 8 : position + 8 + size]
+        position += 8 + (size if kind == _COMPRESSED else -(-size // 8) * 8)
 
 
 def _matrix(content: bytes) -> tuple[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
 
 from seresnext.data.index import Contents, Stamp, fingerprint_of, index_path, open_or_build, progress, stamp_of
+from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.errors import DataError
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
@@ -51,7 +53,10 @@ class FolderReader:
         # No pathlib and no buffering: for each of 1.28 million images an epoch they cost as much as the reading itself.
         path = f"{self._folder}/{self.classes[self.labels[index]]}/{self._index.stored_name(index)}"
         try:
-            with io.FileIO(path) as file:
+            with io.FileIO(path, opener=_open_without_waiting) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_IMAGE:
+                    raise DataError(f"{path} is no file of an image: it is a pipe or a device, or has too many bytes")
                 return file.readall()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; was the data changed during the run?") from None
@@ -136,6 +141,11 @@ def _scan(folder: Path) -> tuple[tuple[str, ...], list[str]]:
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from None
     return tuple(sorted(folders)), sorted(images)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe that nobody writes to would be waited for without end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_image(name: str) -> bool:

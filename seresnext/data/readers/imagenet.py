@@ -18,7 +18,7 @@ import numpy as np
 from seresnext.data.imagenet_classes import imagenet_classes
 from seresnext.data.index import Contents, Stamp, fingerprint_of, index_path, open_or_build, progress, stamp_of
 from seresnext.data.readers.devkit import read_validation_classes
-from seresnext.data.readers.tarfiles import BLOCK, FilesAtOffsets, Member, header_name, members
+from seresnext.data.readers.tarfiles import BLOCK, LARGEST_IMAGE, FilesAtOffsets, Member, header_name, members
 from seresnext.errors import DataError
 
 
@@ -220,6 +220,8 @@ def _list_val(
 def _flat(image: Member, where: str) -> Member:
     if "/" in image.name:
         raise DataError(f"{where}: member {image.name!a} lies in a folder; the challenge's archives have none")
+    if image.size > LARGEST_IMAGE:
+        raise DataError(f"{where}: member {image.name!a} has {image.size} bytes, so it is no image")
     return image
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,11 @@ ENTRY = np.dtype([("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4"), ("shard"
 LARGEST_SHARD = 2**32 - 1
 MOST_SHARDS = MOST_CLASSES = 2**16
 
+MOST_MANIFEST_BYTES = 64 << 20
+"""Of `index.json`; 65,536 shards and as many classes take less."""
+
 _FORMAT = "seresnext-shards-1"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _IMAGES = frozenset({"jpg", "jpeg", "png"})
 _MOST_DIGITS = 5
 
@@ -61,6 +66,21 @@ class Manifest:
         facts = [self.classes, [vars(shard) for shard in self.shards], self.index_sha256]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
+    def check_types(self) -> None:
+        """Raise TypeError or ValueError for what is of another kind than it says: checksums become names of files."""
+        sums = [self.index_sha256, *(shard.sha256 for shard in self.shards)]
+        if not all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums):
+            raise ValueError("it has checksums that are no SHA-256")
+        if not all(isinstance(name, str) for name in (*self.classes, *(shard.name for shard in self.shards))):
+            raise TypeError("it has names that are no text")
+        numbers = [number for shard in self.shards for number in (shard.bytes, shard.images)]
+        if not all(type(number) is int and 0 <= number <= LARGEST_SHARD for number in numbers):
+            raise ValueError("it has sizes that no shard has")
+        if max(len(self.shards), len(self.classes)) > MOST_SHARDS or not isinstance(self.options, dict):
+            raise ValueError("it has too many shards or classes, or no options")
+        if not all(shard.name.isprintable() for shard in self.shards):
+            raise ValueError("it has names that cannot be shown")
+
     @property
     def num_images(self) -> int:
         """Images of all shards."""
@@ -83,17 +103,20 @@ class Manifest:
     def from_text(cls, text: str | bytes, where: str) -> Manifest:
         """Read `index.json`. Raises DataError naming `where` when it is damaged or of another version."""
         try:
+            if len(text) > MOST_MANIFEST_BYTES:
+                raise ValueError(f"it has more than {MOST_MANIFEST_BYTES} bytes")
             said = json.loads(text)
             if said["format"] != _FORMAT:
-                raise DataError(f"{where} is of the format {said['format']!r}, and this version reads {_FORMAT!r}")
+                raise DataError(f"{where} is of the format {said['format']!r:.60}, and this version reads {_FORMAT!r}")
             manifest = cls(
                 tuple(said["classes"]),
                 tuple(Shard(**shard) for shard in said["shards"]),
                 said["index_sha256"],
                 said["options"],
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{where} is no index of shards ({type(error).__name__}: {error})") from None
+            manifest.check_types()
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{where} is no index of shards ({type(error).__name__}: {str(error)[:200]})") from None
         for shard in manifest.shards:
             if posixpath.basename(shard.name) != shard.name or not shard.name.endswith(".tar"):
                 raise DataError(f"{where} names the shard {shard.name!r}; a shard is a .tar file beside its index")

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from seresnext.data.index import cache_folder
-from seresnext.data.readers.shard_files import ENTRY, INDEX, MANIFEST, Manifest
+from seresnext.data.readers.shard_files import ENTRY, INDEX, MANIFEST, MOST_MANIFEST_BYTES, Manifest
 from seresnext.data.readers.shard_stores import LocalShards, RemoteShards, ShardStore
+from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.data.remote import Remote, is_remote
 from seresnext.data.shard_cache import ShardCache
 from seresnext.errors import DataError
@@ -41,7 +42,9 @@ class ShardReader:
         else:
             folder = _split_folder(Path(root), split)
             where = str(folder)
-            self.manifest = Manifest.from_text((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+            with (folder / MANIFEST).open("rb") as file:
+                text = file.read(MOST_MANIFEST_BYTES + 1)
+            self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
             self._path = folder / INDEX
             self.store = LocalShards(folder, self.manifest.shards)
         self._split = split
@@ -115,13 +118,19 @@ def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
         raise DataError(f"{path} cannot be read: {error.strerror}; get it again") from None
     if digest != manifest.index_sha256:
         raise DataError(f"{path} is damaged or of other shards (another checksum than in {MANIFEST}); get both again")
-    index = _map(path)
-    assert index.dtype == ENTRY
+    try:
+        index = _map(path)
+    except (OSError, ValueError, EOFError):  # ValueError: no array, or one of another length than the file's.
+        index = None
+    if index is None or index.dtype != ENTRY or index.ndim != 1:
+        raise DataError(f"{where}: {INDEX} is no list of images; get it again")
     if not len(index):
         raise DataError(f"{where} holds no images")
     counts = np.bincount(index["shard"], minlength=len(manifest.shards))
     if len(counts) > len(manifest.shards) or counts.tolist() != [shard.images for shard in manifest.shards]:
         raise DataError(f"{where}: {INDEX} and {MANIFEST} do not agree; get both again")
+    if int(index["size"].max()) > LARGEST_IMAGE:
+        raise DataError(f"{where}: {INDEX} has an image of {int(index['size'].max())} bytes, so it is none")
     if int(index["label"].max()) >= len(manifest.classes):
         raise DataError(f"{where}: {INDEX} has labels that none of the {len(manifest.classes)} classes has")
     return index

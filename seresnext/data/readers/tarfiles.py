@@ -19,8 +19,13 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 # Longest header extension that is read; a path has at most 4096 bytes.
 _LONGEST_EXTENSION = 1 << 20
+# Extensions of one member: a long name, a long size and a comment are three.
+_MOST_EXTENSIONS = 8
 # How much filling may follow the end of an archive: tar's records are 10 KiB unless told otherwise.
 _MOST_FILLING = 16 << 20
+
+LARGEST_IMAGE = 512 << 20
+"""Bytes of an encoded image that are read into memory: what the largest that Pillow opens takes uncompressed."""
 
 _REFUSED = {
     b"1": "is a hard link",
@@ -58,6 +63,7 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
     seen: set[str] = set()
     last = "its first member"
     extension: dict[str, str] = {}
+    extensions = 0
     while True:
         block = read(position, BLOCK) if position + BLOCK <= end else b""
         if len(block) < BLOCK:
@@ -75,6 +81,9 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
         if data + size > end:
             raise DataError(f"{where} is cut off: {size} bytes, and {max(end - data, 0)} are there; get it again")
         if kind in (b"L", b"x", b"g"):
+            extensions += 1
+            if extensions > _MOST_EXTENSIONS:
+                raise DataError(f"{where} has more than {_MOST_EXTENSIONS} header extensions; get the archive again")
             extension = {**extension, **_read_extension(read(data, _extension_size(size, where)), kind, where)}
             position = data + _padded(size)
             continue
@@ -94,7 +103,7 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
         if not is_folder:
             yield Member(plain, data, size, is_plain=name == plain and "path" not in extension)
         position = data + (0 if is_folder else _padded(size))
-        extension = {}
+        extension, extensions = {}, 0
 
 
 def header_name(block: bytes) -> str:
@@ -135,15 +144,16 @@ def _read_extension(content: bytes, kind: bytes, where: str) -> dict[str, str]:
     if kind == b"L":
         return {"path": os.fsdecode(content.partition(b"\0")[0])}
     found: dict[str, str] = {}
-    while content:
-        digits = content.partition(b" ")[0]
-        length = int(digits) if digits.isdigit() and len(digits) < 9 else 0
-        record = content[len(digits) + 1 : length]
-        if length > len(content) or not record.endswith(b"\n") or b"=" not in record:
+    start = 0
+    while start < len(content):
+        digits = content[start : start + 9].partition(b" ")[0]
+        end = start + (int(digits) if digits.isdigit() and len(digits) < 9 else 0)
+        record = content[start + len(digits) + 1 : end]
+        if end > len(content) or not record.endswith(b"\n") or b"=" not in record:
             raise DataError(f"{where} has a damaged header extension; get the archive again")
         key, _, value = record[:-1].partition(b"=")
         found[os.fsdecode(key)] = os.fsdecode(value)
-        content = content[length:]
+        start = end
     if kind == b"g":
         # Of all members to come; comments are usual, and nothing else has a meaning for more than one file.
         if {"path", "size"} & found.keys():

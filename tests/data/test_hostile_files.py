@@ -1,0 +1,319 @@
+"""Images, archives and indices that were made to do harm: refused in little time, by name.
+
+Each has a control that shows the harm: the same file in the hands of Pillow, zlib or numpy, or the same work unbounded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from imagenet_archives import tar
+from PIL import Image
+
+from seresnext.data.augment import Crop, EvaluationTransform
+from seresnext.data.decode import decode
+from seresnext.data.index import Contents, Index, NotAnIndex, write_index
+from seresnext.data.jpeg import MOST_SCANS, read_frame
+from seresnext.data.readers import shard_files
+from seresnext.data.readers.devkit import read_mat, read_validation_classes
+from seresnext.data.readers.folder import FolderReader
+from seresnext.data.readers.shards import ShardReader
+from seresnext.data.readers.tarfiles import members
+from seresnext.data.regions import Encoded, open_decoder
+from seresnext.errors import DataError
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Of this process, whatever else the machine does."""
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < seconds
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def progressive(side: int, scans: int) -> bytes:
+    """A gray JPEG of so many scans: one of its own, which says that nothing follows, repeated."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 77).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * (scans - data[:start].count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_many_scans() -> None:
+    few, many = progressive(640, 50), progressive(640, 3000)
+    assert many.count(b"\xff\xda") == 3000 > MOST_SCANS
+    frames = [read_frame(data) for data in (few, many)]
+    assert [frame and frame.is_plain for frame in frames] == [True, False]
+    assert decode(few, "few.jpg", 10**6).size == (640, 640)
+    with within(0.5), pytest.raises(DataError, match=r"many\.jpg has more than 100 scans"):
+        decode(many, "many.jpg", 10**6)
+    decoder = open_decoder(10**6)
+    with within(0.5):  # The other decoder hands it to Pillow.
+        (found,) = decoder([Encoded(many, lambda: "many.jpg")], lambda *_: Crop(0, 0, 64, 64, False))
+    assert isinstance(found, DataError)
+    start = time.process_time()
+    Image.open(io.BytesIO(few)).load()
+    once = time.process_time() - start
+    start = time.process_time()
+    Image.open(io.BytesIO(many)).load()
+    assert time.process_time() - start > 5 * once
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    """A gray PNG whose pixels are all black."""
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+def test_an_image_a_thousand_times_as_long_as_wide() -> None:
+    """40,000 pixels in 200 bytes, whose shorter side of 1 would become 256."""
+    data = png(40_000, 1)
+    transform = EvaluationTransform(224, 0.875, "bilinear")
+    assert decode(data, "long.png", 50_000_000).size == (40_000, 1)
+    with within(0.5), pytest.raises(DataError, match=r"long\.png .* resized to 10240000 x 256, more than data"):
+        transform.of_file(data, "long.png", 50_000_000)
+    assert transform.of_file(png(100, 1), "less.png", 50_000_000).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_text_that_unpacks_to_much(kind: bytes) -> None:
+    packed = zlib.compress(bytes(200 << 20), 9)
+    head = {b"zTXt": b"key\0\0", b"iTXt": b"key\0\1\0\0\0", b"iCCP": b"name\0\0"}[kind]
+    data = png(8, 8, chunk(kind, head + packed))
+    assert len(data) < 300_000
+    with within(2):
+        try:
+            assert decode(data, "text.png", 1000).size == (8, 8)  # Passed over,
+        except DataError as error:
+            assert "text.png is no JPEG or PNG" in str(error)  # noqa: PT017 (or refused.)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    folder = tmp_path / "val" / "cat"
+    folder.mkdir(parents=True)
+    (folder / "a_loop.jpg").symlink_to("a_loop.jpg")
+    os.mkfifo(folder / "b_pipe.jpg")
+    (folder / "c_device.jpg").symlink_to("/dev/zero")
+    (folder / "d_hole.jpg").touch()
+    os.truncate(folder / "d_hole.jpg", 1 << 40)
+    (folder / "e.jpg").write_bytes(b"e")
+    reader = FolderReader(tmp_path, "val", tmp_path / "cache")
+    for number, name in enumerate(("a_loop", "b_pipe", "c_device", "d_hole")):
+        with within(1), pytest.raises(DataError, match=f"{name}.jpg"):
+            reader.read(number)
+    assert reader.read(4) == b"e"
+
+
+# ------------------------------------------------------------------------------------------------ archives
+
+
+def header(name: str, size: int, kind: bytes) -> bytes:
+    block = bytearray(tar({name: b""})[:512])
+    block[124:136] = b"%011o\0" % size
+    block[156:157] = kind
+    block[148:156] = b"        "
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def listed(content: bytes) -> list[str]:
+    found = members(lambda offset, count: content[offset : offset + count], 0, len(content), "x.tar")
+    return [member.name for member in found]
+
+
+def test_extensions_without_end() -> None:
+    """Each adds to what is known of the member to come: looked at anew each time, they take their number squared."""
+    body = b"".join(b"13 k%07d=\n" % number for number in range(80))
+    one = header("pax", len(body), b"x") + body + bytes(-len(body) % 512)
+    end = tar({"a.jpg": b"a"})
+    assert listed(one * 8 + end) == ["a.jpg"]
+    with within(1), pytest.raises(DataError, match="more than 8 header extensions"):
+        listed(one * 20_000 + end)
+
+
+def test_an_extension_of_many_records() -> None:
+    """A megabyte of the shortest records there are. Cut off one by one, each would copy the rest."""
+    body = b"4 =\n" * ((1 << 20) // 4)
+    with within(2):
+        assert listed(header("pax", len(body), b"x") + body + tar({"a.jpg": b"a"})) == ["a.jpg"]
+    start = time.process_time()
+    for _ in range(5_000):
+        body = body[4:]
+    assert (time.process_time() - start) * len(body) / 4 / 5_000 > 2
+
+
+def devkit(folder: Path, truth: bytes, meta: bytes = b"") -> Path:
+    path = folder / "ILSVRC2012_devkit_t12.tar.gz"
+    files = {"kit/data/ILSVRC2012_validation_ground_truth.txt": truth, **({"kit/data/meta.mat": meta} if meta else {})}
+    path.write_bytes(gzip.compress(tar(files), 9))
+    return path
+
+
+def matrix(*elements: bytes) -> bytes:
+    body = b"".join(elements)
+    return struct.pack("<II", 14, len(body)) + body
+
+
+def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
+    assert read_validation_classes(devkit(tmp_path, b"490\n1\n"))[1] == "n02119789"
+    with within(2), pytest.raises(DataError, match="not the kit's"):
+        read_validation_classes(devkit(tmp_path, b"1 " * 10_000_000))
+    with within(3), pytest.raises(DataError, match="unpacks to more than 64 MiB"):
+        read_validation_classes(devkit(tmp_path, bytes(100 << 20)))
+    assert (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").stat().st_size < 200_000
+
+
+def test_a_table_of_classes_that_unpacks_to_much(tmp_path: Path) -> None:
+    """What cannot be read of it settles nothing, and takes little."""
+    bomb = zlib.compress(bytes(30 << 20), 9)
+    packed = bytes(126) + b"IM" + (struct.pack("<II", 15, len(bomb)) + bomb) * 100
+    with within(1), pytest.raises(ValueError, match="more than a table"):
+        read_mat(packed)
+    nested = b""
+    for _ in range(3000):
+        nested = matrix(
+            struct.pack("<II", 6, 8) + struct.pack("<II", 2, 0), bytes(8), bytes(8), bytes(8), bytes(8), nested
+        )
+    with within(2):
+        assert read_validation_classes(devkit(tmp_path, b"1\n", bytes(126) + b"IM" + nested)) == ["n02119789"]
+
+
+# ------------------------------------------------------------------------------------------------ indices
+
+
+def shards(folder: Path, **changes: object) -> Path:
+    """A split of one shard, whose index says something else."""
+    listing = np.array([(512, 1, 0, 0, 0)], shard_files.ENTRY)
+    content = shard_files.index_bytes([listing])
+    name = changes.pop("name", "a.tar")
+    facts = {"bytes": 10240, "images": 1, "sha256": "0" * 64}
+    digest = changes.pop("index_sha256", hashlib.sha256(content).hexdigest())
+    shard = shard_files.Shard(name, **{key: changes.pop(key, value) for key, value in facts.items()})
+    manifest = shard_files.Manifest(changes.pop("classes", ("cat",)), (shard,), digest, {})
+    (folder / "val").mkdir(parents=True, exist_ok=True)
+    (folder / "val" / "index.npy").write_bytes(content)
+    (folder / "val" / "a.tar").write_bytes(tar({"a.jpg": b"a", "a.cls": b"0"}).ljust(10240, b"\0"))
+    (folder / "val" / "index.json").write_text(manifest.to_text())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index_sha256": "../../../../tmp/canary"},
+        {"index_sha256": "A" * 64},
+        {"index_sha256": 7},
+        {"sha256": "/tmp/canary"},
+        {"bytes": -1},
+        {"bytes": 1e300},
+        {"images": True},
+        {"name": 7},
+        {"name": "\x1b[2J.tar"},
+        {"name": "a\0.tar"},
+        {"name": "../a.tar"},
+        {"classes": (7,)},
+        {"classes": ("x",) * 70_000},
+    ],
+)
+def test_a_list_of_shards_that_names_other_things(tmp_path: Path, changes: dict) -> None:
+    """Its checksums become names of files in the cache folder."""
+    with pytest.raises(DataError, match=r"index\.json") as caught:
+        ShardReader(str(shards(tmp_path, **changes)), "val")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_list_of_shards_that_is_right(tmp_path: Path) -> None:
+    assert len(ShardReader(str(shards(tmp_path)), "val")) == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 10**6, "[]", "7", '{"format": "seresnext-shards-1"}', "{" * 100])
+def test_a_list_of_shards_that_is_none(tmp_path: Path, text: str) -> None:
+    (shards(tmp_path) / "val" / "index.json").write_text(text)
+    with within(2), pytest.raises(DataError, match=r"index\.json is no index of shards"):
+        ShardReader(str(tmp_path), "val")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(3),
+        np.zeros((1, 1), shard_files.ENTRY),
+        np.array((512, 1, 0, 0, 0), shard_files.ENTRY),
+        np.array([(512, 2**32 - 1, 0, 0, 0)], shard_files.ENTRY),
+        np.array([(512, 1, 0, 0, 9)], shard_files.ENTRY),
+    ],
+    ids=["floats", "two dimensions", "none", "an image of 4 GB", "label"],
+)
+def test_a_list_of_images_that_is_none(tmp_path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    folder = shards(tmp_path, index_sha256=digest) / "val"
+    (folder / "index.npy").write_bytes(buffer.getvalue())
+    with pytest.raises(DataError, match=r"index\.npy"):
+        ShardReader(str(tmp_path), "val")
+
+
+CONTENTS = Contents(
+    classes=("cat", "dog"),
+    fingerprint="f",
+    label=np.array([0, 1]),
+    name_ends=np.array([1, 2]),
+    names=np.frombuffer(b"ab", np.uint8),
+)
+
+
+def forged(path: Path, change: Callable[[dict], object]) -> Path:
+    """An index whose header says something else, and has the right checksum."""
+    write_index(path, CONTENTS, "stamp")
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[8:16], "little")
+    said = json.loads(raw[24 : 24 + length])
+    change(said)
+    text = json.dumps(said).encode()
+    text += b" " * (length - len(text))
+    assert len(text) == length or said["bytes"] != len(raw)
+    path.write_bytes(raw[:8] + struct.pack("<QQ", len(text), zlib.crc32(text)) + text + raw[24 + length :])
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said["columns"].__setitem__(0, ["label", "|O", 2, said["columns"][0][3]]),
+        lambda said: said["columns"].__setitem__(0, ["label", "<i8", -2, 64]),
+        lambda said: said["columns"].__setitem__(0, ["label", "<i8", 99, 64]),
+        lambda said: said["columns"].__setitem__(0, ["label", "<f8", 2, said["columns"][0][3]]),
+        lambda said: said["columns"].__setitem__(0, ["laber", "<i8", 2, said["columns"][0][3]]),
+        lambda said: said["columns"].__setitem__(0, ["label", "<i8", 1, said["columns"][0][3]]),
+        lambda said: said.__setitem__("classes", ["cat"]),
+        lambda said: said.__setitem__("columns", 7),
+        lambda said: said.pop("classes"),
+    ],
+)
+def test_an_index_that_says_something_else_is_built_anew(tmp_path: Path, change: Callable[[dict], object]) -> None:
+    assert len(Index.open(forged(tmp_path / "index", lambda said: None))) == 2
+    with pytest.raises(NotAnIndex):
+        Index.open(forged(tmp_path / "index", change))
