@@ -101,8 +101,8 @@ def describe(stream: BinaryIO) -> Description:
                 machine.execute(opcode.name, argument)
             except (IndexError, KeyError) as error:  # The stack, a memo or a tuple lacks what the instruction needs.
                 raise PickleRefused(f"its pickle is damaged at byte {position}, {opcode.name}") from error
-    if machine.depth != 1:
-        raise PickleRefused("its pickle is damaged: it leaves more than one value")
+    if not machine.has_one_value:
+        raise PickleRefused("its pickle is damaged: it does not leave one value")
     return Description(machine.pop(), machine.storages)
 
 
@@ -116,8 +116,8 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     @property
-    def depth(self) -> int:
-        return len(self._stack) + len(self._below)
+    def has_one_value(self) -> bool:
+        return not self._below and len(self._stack) == 1
 
     def pop(self) -> Any:
         return self._stack.pop()

@@ -100,6 +100,7 @@ def test_programs_without_end(program: bytes) -> None:
         pytest.param(b".", id="no value"),
         pytest.param(b"NN.", id="two values"),
         pytest.param(b"(N.", id="open mark"),
+        pytest.param(b"(.", id="open mark alone"),
         pytest.param(b"t.", id="no mark"),
         pytest.param(b"h\x05.", id="no memo"),
         pytest.param(b"NNa.", id="append to None"),
