@@ -23,6 +23,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the kills (default: 0)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        Soak(Path(folder), options.kills, options.world, options.seed).run()
+        soak = Soak(Path(folder), options.kills, options.world, options.seed)
+        try:
+            soak.run()
+        finally:
+            soak.end()
 
 
 class Soak:
@@ -91,6 +96,14 @@ class Soak:
         if killed != whole:
             raise SoakFailed("the run that was killed ended otherwise than the one that was not")
         print("the same, to the bit")
+
+    def end(self) -> None:
+        """Leave no process behind, also after Ctrl-C."""
+        while left := self._alive():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
     def _undisturbed(self) -> tuple[float, str]:
         started, output = time.monotonic(), self._folder / "whole"
@@ -128,10 +141,7 @@ class Soak:
 
     def _verdict(self, process: subprocess.Popen[bytes], seconds: float) -> str:
         if process.poll() is None or self._alive():
-            left = self._alive()
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-            raise SoakFailed(f"processes {left} were left after {seconds:.0f} s:\n{self._said()}")
+            raise SoakFailed(f"processes {self._alive()} were left after {seconds:.0f} s:\n{self._said()}")
         status = state(self._output)
         return f"gone in {seconds:.1f} s, {status['state']} at step {status['step']}"
 

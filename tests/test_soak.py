@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 
 import pytest
@@ -21,6 +22,15 @@ def test_killed_again_and_again(run_command, kills, world):
     assert result.returncode == 0, result.output
     assert len(re.findall(r"^kill \d+: SIG\w+ to .*: gone in", result.stdout, re.MULTILINE)) == kills
     assert "the same, to the bit" in result.stdout
+
+
+@pytest.mark.runs
+@pytest.mark.full
+def test_interrupted_it_leaves_no_process(start_command):
+    command = start_command([sys.executable, SOAK, "--kills", "1"])
+    command.wait_for(lambda: len(command.alive()) > 3)
+    command.process.send_signal(signal.SIGINT)
+    assert command.finish(timeout=20, grace=0.5).returncode == 130
 
 
 @pytest.fixture
