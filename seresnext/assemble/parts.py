@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
 from seresnext.data.erase import Erasing, Filling
@@ -21,12 +24,14 @@ from seresnext.data.readers import Reader, check_classes, check_same_classes, op
 from seresnext.data.readers.shards import ShardReader, check_cache
 from seresnext.data.substitute import Tally
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
-from seresnext.distributed import World
+from seresnext.distributed import Exchange, World
+from seresnext.errors import UsageError
 from seresnext.models import SENet, create_model
 from seresnext.models.pretrained import load_weights
-from seresnext.recipe.schema import AugmentSection, LossSection, ModelSection, Recipe
+from seresnext.recipe.schema import AugmentSection, LossSection, ModelSection, OptimizerSection, Recipe
 from seresnext.runtime import Precision, resolve_compile, resolve_precision
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy, Loss
+from seresnext.training.optimizer import sgd
 from seresnext.training.plan import Plan
 from seresnext.training.schedule import Schedule
 from seresnext.weights import read_weights
@@ -35,11 +40,17 @@ from seresnext.weights import read_weights
 def settle_autos(values: dict[str, Any], settled: dict[str, Any], world: World) -> tuple[dict[str, Any], list[str]]:
     """A recipe's values with every `auto` replaced: by what `settled` has, else afresh for this device.
 
-    `settled` are the values of the run so far, empty at a fresh start. Also returns what to tell the user. Raises
-    UsageError for what this device cannot do.
+    `settled` are the values of the run so far, empty at a fresh start. Also returns what to tell the user. What has to
+    be tried out is left to `trials.py`. Raises UsageError for what this device cannot do.
     """
-    autos = [("runtime", "precision"), ("runtime", "compile"), ("evaluation", "weights")]
-    sections = {name: dict(values[name]) for name in ("runtime", "evaluation")}
+    autos = [
+        ("batch", "micro_size"),
+        ("runtime", "precision"),
+        ("runtime", "compile"),
+        ("runtime", "channels_last"),
+        ("evaluation", "weights"),
+    ]
+    sections = {name: dict(values[name]) for name in ("batch", "runtime", "evaluation")}
     for section, key in autos:
         if key == "compile" and sections[section][key] == "auto" and sections[section]["grad_checkpointing"]:
             sections[section][key] = False  # What compiled code keeps for the backward pass, it chooses by itself.
@@ -48,6 +59,13 @@ def settle_autos(values: dict[str, Any], settled: dict[str, Any], world: World) 
     runtime, evaluation = sections["runtime"], sections["evaluation"]
     runtime["precision"] = resolve_precision(runtime["precision"], world.device)
     runtime["compile"], notice = resolve_compile(runtime["compile"], world.device)
+    runtime["channels_last"] = runtime["channels_last"] is not False
+    runtime["measure"] = runtime["measure"] and not settled
+    if sections["batch"]["micro_size"] == "auto" and world.device.type != "cuda":
+        raise UsageError(
+            "batch.micro_size: auto looks for what fits in the memory of a GPU, and there is none here; set it to a "
+            "number, such as batch.micro_size=32"
+        )
     if evaluation["weights"] == "auto":
         evaluation["weights"] = "ema" if values["ema"] else "model"
     return {**values, **sections}, [notice] if notice else []
@@ -173,10 +191,16 @@ def device_batches(
             dtype=precision.weights,
             mean=data.mean,
             std=data.std,
-            channels_last=runtime.channels_last,
+            channels_last=runtime.channels_last is not False,
             filling=build_filling(recipe) if training else None,
             compiled=training and on_gpu and runtime.compile is True,
         )
+
+
+def build_exchange(recipe: Recipe) -> Exchange:
+    """How the gradients of a recipe travel between ranks."""
+    runtime = recipe.runtime
+    return Exchange(runtime.bucket_mb, runtime.compress_gradients == "bf16", runtime.static_graph)
 
 
 def build_mix(recipe: Recipe, plan: Plan) -> Mix | None:
@@ -197,6 +221,18 @@ def build_model(section: ModelSection) -> SENet:
         drop_rate=section.drop_rate,
         zero_init_last=section.zero_init_last,
         drop_path_rate=section.drop_path_rate,
+    )
+
+
+def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.SGD:
+    """The optimizer of all parameters that are trained."""
+    return sgd(
+        model,
+        lr=section.lr,
+        momentum=section.momentum,
+        nesterov=section.nesterov,
+        weight_decay=section.weight_decay,
+        decay_norm_and_bias=section.decay_norm_and_bias,
     )
 
 

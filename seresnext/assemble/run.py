@@ -14,6 +14,7 @@ import torch
 
 from seresnext.assemble import parts
 from seresnext.assemble.resume import Saved
+from seresnext.assemble.trials import choose_by_trial
 from seresnext.checkpoint.contents import (
     Facts,
     Parts,
@@ -28,12 +29,12 @@ from seresnext.data.substitute import Tally
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.randomness import torch_seed_at
+from seresnext.recipe.check import check_world
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.show import recipe_hash
 from seresnext.runtime import PRECISIONS, keep_freed_memory, make_deterministic
 from seresnext.training.ema import Ema
 from seresnext.training.journal import Journal
-from seresnext.training.optimizer import sgd
 from seresnext.training.plan import Progress
 from seresnext.training.run_folder import RunFolder, describe_environment
 from seresnext.training.saving import Saver
@@ -50,35 +51,29 @@ class Run:
 
     def __init__(self, values: dict[str, Any], settled: dict[str, Any], world: World, console: Console) -> None:
         self.values, notices = world.together(lambda: parts.settle_autos(values, settled, world))
-        self.recipe = recipe_from_values(self.values, "the resolved recipe")
         self._world = world
         self._console = console
-        recipe = self.recipe
-        self.train, self.val = world.together(lambda: parts.open_splits(recipe))
+        # Before trials, which take a while.
+        self.train, self.val = world.together(lambda: parts.open_splits(recipe_from_values(values, "the recipe")))
+        make_deterministic(self.values["runtime"]["deterministic"])
+        keep_freed_memory(world.device)
+        self.values = world.together(lambda: choose_by_trial(self.values, values, world, console.line))
+        recipe = self.recipe = recipe_from_values(self.values, "the resolved recipe")
+        world.together(lambda: check_world(recipe, world.size))
         self.order = world.together(lambda: parts.build_order(recipe, self.train))
         self.plan = parts.build_plan(recipe, self.order.steps_per_epoch)
         self.precision = PRECISIONS[recipe.runtime.precision]
-        make_deterministic(recipe.runtime.deterministic)
-        keep_freed_memory(world.device)
         torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
         self.model = parts.build_model(recipe.model)
         self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
         # Before weights come: those in float64 would be rounded on their way through a model in float32.
-        self.precision.place(self.model, world.device, recipe.runtime.channels_last)
+        self.precision.place(self.model, world.device, recipe.runtime.channels_last is True)
         notes = world.together(lambda: parts.load_first_weights(self.model, recipe.model))
         for notice in [*notices, *notes]:
             console.line(notice)
         self._tally = Tally(recipe.data.max_bad_images, console.line if world.is_first else self._say_elsewhere)
         self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None
-        settings = recipe.optimizer
-        self.optimizer = sgd(
-            self.model,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-            decay_norm_and_bias=settings.decay_norm_and_bias,
-        )
+        self.optimizer = parts.build_optimizer(self.model, recipe.optimizer)
 
     def _say_elsewhere(self, text: str) -> None:
         """For what only this rank knows: the console is rank 0's."""
@@ -184,6 +179,7 @@ class Run:
             clip_norm=recipe.optimizer.clip_norm,
             mix=parts.build_mix(recipe, self.plan),
             ema=self.ema,
+            exchange=parts.build_exchange(recipe),
         )
         # The largest size of training, so that too large a batch for the device's memory shows at once.
         ramp = parts.build_ramp(recipe, self.plan)

@@ -84,7 +84,7 @@ def validate(
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
     # Before its weights come: weights in fp64 would be rounded on their way through a model in fp32.
-    precision.place(model, world.device, recipe.runtime.channels_last)
+    precision.place(model, world.device, recipe.runtime.channels_last is not False)
     for note in world.together(lambda: load_weights(model, subject.tensors, shown_path(checkpoint))):
         console.line(note)
     make_deterministic(recipe.runtime.deterministic)

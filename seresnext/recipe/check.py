@@ -21,6 +21,8 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _loss,
         _frozen,
         _grad_checkpointing,
+        _compress_gradients,
+        _measure,
         _evaluation,
         _recalibrate,
         _early_stop,
@@ -32,6 +34,9 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
 def check_world(recipe: Recipe, world_size: int) -> None:
     """Raise `RecipeError` unless the logical replicas (global_size / micro_size) spread evenly over the processes."""
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
+    if micro == "auto":
+        _check_world_alone(total, world_size)
+        return
     if total % (micro * world_size) == 0:
         return
     replicas = total // micro
@@ -49,6 +54,18 @@ def check_world(recipe: Recipe, world_size: int) -> None:
             f"{micro} (batch.micro_size); {', or '.join(advice)}"
         ]
     )
+
+
+def _check_world_alone(total: int, world_size: int) -> None:
+    """With `batch.micro_size: auto` any world will do that the global batch can be divided by."""
+    if total % world_size:
+        nearest = max(1, round(total / world_size)) * world_size
+        raise RecipeError(
+            [
+                f"batch.global_size: {total} images cannot be spread over {world_size} processes; set "
+                f"batch.global_size={nearest}"
+            ]
+        )
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
@@ -114,13 +131,34 @@ def _grad_checkpointing(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _compress_gradients(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.runtime.compress_gradients != "none" and recipe.runtime.precision == "fp64":
+        yield Problem(
+            "runtime.compress_gradients",
+            "would round the gradients of fp64 to 8 bits; set it to none, or runtime.precision to another",
+            ("runtime.precision",),
+        )
+
+
+def _measure(recipe: Recipe) -> Iterator[Problem]:
+    runtime = recipe.runtime
+    settled = runtime.channels_last != "auto", runtime.compile != "auto" or runtime.grad_checkpointing
+    if runtime.measure and all(settled):
+        yield Problem(
+            "runtime.measure",
+            "has nothing to choose: runtime.channels_last is given, and runtime.compile too or with "
+            "runtime.grad_checkpointing false; write auto for one of them, or set it to false",
+            ("runtime.channels_last", "runtime.compile", "runtime.grad_checkpointing"),
+        )
+
+
 def _all_blocks_frozen(recipe: Recipe) -> bool:
     return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.frozen)
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    if total % micro:
+    if micro != "auto" and total % micro:
         below, above = total // micro * micro, -(-total // micro) * micro
         choices = one_of([str(size) for size in (below, above) if size > 0])
         yield Problem(

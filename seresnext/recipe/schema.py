@@ -18,7 +18,9 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
 )
 
 from seresnext.durations import Duration
@@ -68,6 +70,14 @@ def _read_erasing_value(value: Any) -> float | str:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise ValueError("expected a finite number or 'random'")
+
+
+def _number_or_auto(value: Any, read_number: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else read_number(value)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _list_to_tuple(value: Any) -> Any:
@@ -285,8 +295,16 @@ class BatchSection(Section):
     """How many images a step sees. Accumulation = global_size / (micro_size x ranks), derived."""
 
     global_size: int = Field(default=1024, ge=1, le=10**7, description="Images of one optimizer step, over all ranks.")
-    micro_size: int = Field(
-        default=128, ge=1, description="Images of one forward pass on one rank; BatchNorm sees these."
+    micro_size: Annotated[
+        int,  # Or `auto`, until that is settled.
+        Field(ge=1),
+        WrapValidator(_number_or_auto),
+        PlainSerializer(_as_it_is),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+    ] = Field(
+        default=128,
+        description="Images of one forward pass on one rank; BatchNorm sees these. auto: the largest power of two that "
+        "fits in the memory of the GPU, found before the first step and kept.",
     )
 
 
@@ -415,7 +433,13 @@ class RuntimeSection(Section):
     grad_checkpointing: bool = Field(
         default=False, description="Compute blocks again in the backward pass: less memory, about a third more time."
     )
-    channels_last: bool = Field(default=True, description="NHWC memory layout.")
+    channels_last: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
+        default="auto", description="NHWC memory layout; auto: true."
+    )
+    measure: bool = Field(
+        default=False,
+        description="Time a few steps at a fresh start to settle `compile` and `channels_last`, where they are auto.",
+    )
     bucket_mb: Number = Field(
         default=25.0,
         gt=0,

@@ -8,19 +8,17 @@ divides the replicas, up to the order of floating-point sums.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seresnext.data.mix import Mix
 from seresnext.data.prefetch import DeviceBatch
-from seresnext.distributed import BatchNormStatistics, World
+from seresnext.distributed import BatchNormStatistics, Exchange, World, distribute
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision, compile_forward
 from seresnext.training.ema import Ema
@@ -79,6 +77,7 @@ class TrainingStep:
         clip_norm: float | None,
         mix: Mix | None,
         ema: Ema | None,
+        exchange: Exchange | None = None,
     ) -> None:
         assert replicas % world.size == 0
         self.scaler = precision.scaler(world.device)
@@ -94,7 +93,7 @@ class TrainingStep:
         self._mix = mix
         self._ema = ema
         self._statistics = BatchNormStatistics(model, self._accumulation)
-        self._ddp = _distributed(model) if world.size > 1 else None
+        self._ddp = distribute(model, exchange or Exchange()) if world.size > 1 else None
         forward = self._ddp or model
         self._forward = compile_forward(forward) if compiled else forward
         self._compiled = compiled
@@ -199,14 +198,3 @@ class TrainingStep:
 
     def _no_sync(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync() if self._ddp else nullcontext()
-
-
-def _distributed(model: nn.Module) -> DistributedDataParallel:
-    """The model with its gradients averaged over ranks, and nothing else done to it.
-
-    Buffers are averaged by BatchNormStatistics; broadcasting rank 0's would drop what the other ranks saw.
-    """
-    with warnings.catch_warnings():
-        # The new name, forward_sync_buffers, is not known to the older releases of torch that are supported.
-        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -89,6 +89,21 @@ DISAGREEMENTS = {
         ["runtime.grad_checkpointing", "not compiled"],
         "runtime.compile=auto",
     ),
+    "compressed fp64": (
+        ["runtime.compress_gradients=bf16", "runtime.precision=fp64"],
+        ["runtime.compress_gradients", "runtime.precision"],
+        "runtime.precision=fp32",
+    ),
+    "nothing to measure": (
+        ["runtime.measure=true", "runtime.channels_last=true", "runtime.compile=false"],
+        ["runtime.measure", "nothing to choose"],
+        "runtime.compile=auto",
+    ),
+    "nothing to measure with checkpointing": (
+        ["runtime.measure=true", "runtime.channels_last=true", "runtime.grad_checkpointing=true"],
+        ["runtime.measure", "nothing to choose"],
+        "runtime.channels_last=auto",
+    ),
     "recalibrated and stopped early": (
         ["evaluation.recalibrate={images: 5000}", "early_stop={patience: 5ep}"],
         ["evaluation.recalibrate", "early_stop"],

@@ -10,7 +10,7 @@ from torch import nn
 
 from seresnext.data.mix import Mix
 from seresnext.data.prefetch import DeviceBatch
-from seresnext.distributed import World
+from seresnext.distributed import Exchange, World
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
@@ -262,14 +262,14 @@ def test_warming_up_did_something(model):
 def test_ranks_share_the_replicas(model, monkeypatch):
     wrapped = []
 
-    def ddp(module, **options):
-        wrapped.append(options)
+    def distribute(module, exchange):
+        wrapped.append(exchange)
         return module
 
-    monkeypatch.setattr(step_module, "DistributedDataParallel", ddp)
+    monkeypatch.setattr(step_module, "distribute", distribute)
     shares = [list(make(model, replicas=6, world=World(rank, 3)).own_replicas) for rank in range(3)]
     assert shares == [[0, 1], [2, 3], [4, 5]]
-    assert wrapped == [{"broadcast_buffers": False, "gradient_as_bucket_view": True}] * 3
+    assert wrapped == [Exchange()] * 3
     assert list(make(model, replicas=6).own_replicas) == [0, 1, 2, 3, 4, 5]
     assert len(wrapped) == 3  # Alone, the model is not wrapped.
     with pytest.raises(AssertionError):

@@ -1,0 +1,44 @@
+"""Gradients averaged over ranks while the backward pass still runs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How gradients travel: in buckets of `bucket_mb` MiB, each sent as soon as it is full.
+
+    With `compress` they travel as bfloat16 and are summed as such, which halves the traffic and rounds them to 8 bits.
+    With `static_graph` DDP relies on it that every step uses the same parameters in the same order.
+    """
+
+    bucket_mb: float = 25.0
+    compress: bool = False
+    static_graph: bool = False
+
+
+def distribute(model: nn.Module, exchange: Exchange) -> DistributedDataParallel:
+    """The model with its gradients averaged over ranks, and nothing else done to it.
+
+    Buffers are averaged by BatchNormStatistics; broadcasting rank 0's would drop what the other ranks saw. Gradients
+    are views of the buckets, so nothing is copied.
+    """
+    with warnings.catch_warnings():
+        # The new name, forward_sync_buffers, is not known to the older releases of torch that are supported.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        ddp = DistributedDataParallel(
+            model,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=exchange.bucket_mb,  # pyright: ignore[reportArgumentType] (MiB times 2**20, then rounded)
+            static_graph=exchange.static_graph,
+        )
+    if exchange.compress:
+        ddp.register_comm_hook(None, bf16_compress_hook)
+    return ddp
