@@ -3,9 +3,9 @@ fresh run begins with in its place, it does not go on as it would have."""
 
 from __future__ import annotations
 
-import gc
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,62 +15,43 @@ import pytest
 import torch
 from torch import Tensor
 
-from seresnext.assemble import parts, train
+from seresnext.assemble.run import Run
 from seresnext.checkpoint import digested, store
 from seresnext.checkpoint.contents import Facts
 from seresnext.distributed import World
 from seresnext.errors import Failure
-from seresnext.models import SENet
-from seresnext.recipe.load import load_recipe
+from seresnext.metrics.console import Console
+from seresnext.recipe.load import LoadedRecipe
 from seresnext.runtime import Precision
-from seresnext.training.run_folder import RunFolder
 from seresnext.training.step import TrainingStep
-from seresnext.training.stopping import StopRequest
 from seresnext.training.trainer import Progress
 
-# A run leaves its files, such as its lock, to the end of its process.
+# A run leaves its files to the end of its process.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 # The run that is taken apart was saved right after validation, between two lines of metrics, and its last step was the
 # second that was skipped. The step after that is skipped, too.
 STOPPED, TOTAL, SKIPPED = 5, 8, (1, 4, 5)
-SETTINGS = [
-    "data.format=synthetic", "data.synthetic_images=16", "data.image_size=32", "data.workers=0", "model.num_classes=3",
-    "batch={global_size: 8, micro_size: 4}", f"length={TOTAL}st", "optimizer.lr=0.01", "ema={decay: 0.9}",
-    "schedule={name: cosine}", "evaluation.every=5st", "checkpoint={every: 1st, keep: 100}", "logging.every=3st",
-    "runtime.precision=fp32", "runtime.compile=false",
-]  # fmt: skip
+SETTINGS = [f"length={TOTAL}st", "evaluation.every=5st", "checkpoint={every: 3st, keep: 9}", "logging.every=3st"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def narrow():
-    """A network of four narrow blocks, and losses that are no numbers in the steps to be skipped."""
+@pytest.fixture(scope="module")
+def go_on(narrow: pytest.MonkeyPatch, train_synthetic: Callable[..., Path]) -> Callable[[Path], Path]:
+    """`go_on(output) -> output`: the run, whose losses are no numbers in the steps to be skipped."""
     real = TrainingStep._forward_backward
 
     def spoilt(self, batch):
         loss = real(self, batch)
         return loss * math.nan if batch.step in SKIPPED else loss
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "create_model", lambda name, **options: SENet((1, 1, 1, 1), cardinality=1, **options))
-        patch.setattr(TrainingStep, "_forward_backward", spoilt)
-        patch.setattr(RunFolder, "open", lambda self: self.checkpoints.mkdir(parents=True, exist_ok=True))  # No lock.
-        # That of fp16, which is slow on a CPU.
-        patch.setattr(Precision, "scaler", lambda self, device: torch.amp.GradScaler(device.type, growth_interval=2))
-        yield
-
-
-def go_on(output: Path) -> Path:
-    loaded = load_recipe("seresnext26", SETTINGS)
-    try:
-        train(loaded, World(), StopRequest(), output=output, resume="auto", allow_changed=())
-    finally:
-        gc.collect()  # The files that this leaves belong to this test.
-    return output
+    narrow.setattr(TrainingStep, "_forward_backward", spoilt)
+    # That of fp16, which is slow on a CPU.
+    narrow.setattr(Precision, "scaler", lambda self, device: torch.amp.GradScaler(device.type, growth_interval=2))
+    return lambda output: train_synthetic(output, SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(go_on: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from its beginning to its end."""
     return go_on(tmp_path_factory.mktemp("whole"))
 
@@ -81,28 +62,25 @@ def saved(whole: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def fresh(whole: Path) -> dict[str, Tensor]:
+def fresh(go_on: Callable[[Path], Path], load_synthetic: Callable[[list[str]], LoadedRecipe]) -> dict[str, Tensor]:
     """What the tensors of a run are before its first step."""
-    run = parts_of_a_fresh_run()
-    return {name: tensor.clone() for name, tensor in run.items()}
-
-
-def parts_of_a_fresh_run() -> dict[str, Tensor]:
-    from seresnext.assemble.run import Run
-    from seresnext.metrics.console import Console
-
-    run = Run(load_recipe("seresnext26", SETTINGS).values, {}, World(), Console(enabled=False))
+    run = Run(load_synthetic(SETTINGS).values, {}, World(), Console(enabled=False))
     live = run._parts(run.build_step())
     return {f"{prefix}.{name}": tensor for prefix, tensors in live.items() for name, tensor in tensors.items()}
 
 
-def go_on_from(output: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """Go on from a checkpoint with these contents, whole as a file whatever they are."""
-    folder = output / "checkpoints"
-    folder.mkdir(parents=True)
-    metadata = {name: text for name, text in metadata.items() if name != "digest"}
-    digested.write_synced(folder / f"step-{STOPPED:08}.safetensors", *digested.header(tensors, metadata))
-    return go_on(output)
+@pytest.fixture
+def go_on_from(go_on: Callable[[Path], Path], tmp_path: Path) -> Callable[..., Path]:
+    """`go_on_from(tensors, metadata) -> output`: from a checkpoint with these contents, whole as a file in any case."""
+
+    def start(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+        folder = tmp_path / "run" / "checkpoints"
+        folder.mkdir(parents=True)
+        metadata = {name: text for name, text in metadata.items() if name != "digest"}
+        digested.write_synced(folder / f"step-{STOPPED:08}.safetensors", *digested.header(tensors, metadata))
+        return go_on(tmp_path / "run")
+
+    return start
 
 
 def traces(run: Path) -> list[Any]:
@@ -128,8 +106,8 @@ def went_on_alike(run: Path, whole: Path) -> bool:
     return mine == theirs and my_validations == 0
 
 
-def test_with_all_of_it_the_run_goes_on_bit_for_bit(whole, saved, tmp_path):
-    assert went_on_alike(go_on_from(tmp_path / "run", *saved), whole)
+def test_with_all_of_it_the_run_goes_on_bit_for_bit(go_on_from, whole, saved):
+    assert went_on_alike(go_on_from(*saved), whole)
 
 
 def test_the_run_has_something_in_every_field(saved):
@@ -173,23 +151,27 @@ def test_every_tensor_is_of_one_kind(saved):
 
 
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensors_that_are_missing_are_refused(saved, tmp_path, kind):
+def test_tensors_that_are_missing_are_refused(go_on_from, saved, kind):
     """Each kind, and of each one alone is enough."""
     tensors, metadata = saved
     name = chosen(tensors, kind)[-1]
     with pytest.raises(Failure, match="missing from the file") as refusal:
-        go_on_from(tmp_path / "run", {key: tensor for key, tensor in tensors.items() if key != name}, metadata)
+        go_on_from({key: tensor for key, tensor in tensors.items() if key != name}, metadata)
     assert name in str(refusal.value)
     assert refusal.value.exit_code == 4
 
 
-# The average has the model's counts, which every update copies.
-@pytest.mark.parametrize("kind", sorted(TENSORS.keys() - {"averaged BatchNorm counts"}))
-def test_tensors_of_a_fresh_run_in_their_place_are_seen(whole, saved, fresh, tmp_path, kind):
+# Of each part of a run one, the others on request; and the average has the model's counts, which every update copies.
+EVERY_DAY = ["weights", "BatchNorm variances", "averaged weights", "momentum of weights", "loss scale"]
+ON_REQUEST = sorted(TENSORS.keys() - {*EVERY_DAY, "averaged BatchNorm counts"})
+
+
+@pytest.mark.parametrize("kind", [*EVERY_DAY, *(pytest.param(kind, marks=pytest.mark.full) for kind in ON_REQUEST)])
+def test_tensors_of_a_fresh_run_in_their_place_are_seen(go_on_from, whole, saved, fresh, kind):
     tensors, metadata = saved
     replaced = {**tensors, **{name: fresh[name] for name in chosen(tensors, kind)}}
     assert any(not torch.equal(replaced[name], tensors[name]) for name in tensors)
-    assert not went_on_alike(go_on_from(tmp_path / "run", replaced, metadata), whole)
+    assert not went_on_alike(go_on_from(replaced, metadata), whole)
 
 
 # ------------------------------------------------------------------------------------------------ facts
@@ -203,10 +185,10 @@ def test_every_text_is_named_here(saved):
 
 
 @pytest.mark.parametrize("name", METADATA)
-def test_texts_that_are_missing_are_refused(saved, tmp_path, name):
+def test_texts_that_are_missing_are_refused(go_on_from, saved, name):
     tensors, metadata = saved
     with pytest.raises(Failure) as refusal:
-        go_on_from(tmp_path / "run", tensors, {key: text for key, text in metadata.items() if key != name})
+        go_on_from(tensors, {key: text for key, text in metadata.items() if key != name})
     assert refusal.value.exit_code == 4
 
 
@@ -215,24 +197,24 @@ def with_progress(metadata: dict[str, str], progress: dict[str, Any]) -> dict[st
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_progress_that_is_missing_is_refused(saved, tmp_path, name):
+def test_progress_that_is_missing_is_refused(go_on_from, saved, name):
     tensors, metadata = saved
     progress = json.loads(metadata["progress"])
     del progress[name]
     with pytest.raises(Failure, match=name) as refusal:
-        go_on_from(tmp_path / "run", tensors, with_progress(metadata, progress))
+        go_on_from(tensors, with_progress(metadata, progress))
     assert refusal.value.exit_code == 4
 
 
 @pytest.mark.parametrize("name", [*FIELDS, "history"])
-def test_progress_of_a_fresh_run_in_its_place_is_seen(whole, saved, tmp_path, name):
+def test_progress_of_a_fresh_run_in_its_place_is_seen(go_on_from, whole, saved, name):
     tensors, metadata = saved
     at_first = asdict(Progress())[name]
     if name == "history":
         metadata = {**metadata, "history": json.dumps(at_first)}
     else:
         metadata = with_progress(metadata, {**json.loads(metadata["progress"]), name: at_first})
-    start = partial(go_on_from, tmp_path / "run", tensors, metadata)
+    start = partial(go_on_from, tensors, metadata)
     if name == "step":  # It stands in the file twice.
         with pytest.raises(Failure):
             start()
