@@ -26,7 +26,8 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        squeezed = x.mean((2, 3), keepdim=True)  # N C 1 1, eq. 2
+        # Not `mean`, whose gradient would be divided at every place of the map and not once a channel.
+        squeezed = x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])  # N C 1 1, eq. 2
         excitation = self.fc2(F.relu(self.fc1(squeezed), inplace=True)).sigmoid()  # N C 1 1, eq. 3
         return x * excitation  # eq. 4
 
@@ -77,4 +78,4 @@ class SEResNeXtBottleneck(nn.Module):
         x = self.se_module(x)
         if self.drop_path_rate:
             x = stochastic_depth(x, self.drop_path_rate, "row", self.training)
-        return F.relu(x + shortcut, inplace=True)
+        return F.relu(x.add_(shortcut), inplace=True)
