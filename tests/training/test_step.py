@@ -232,6 +232,27 @@ def test_other_precisions_do_not_scale(model):
     assert not make(model).scaler.is_enabled()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_nothing_in_a_step_waits_for_a_gpu(model, precision):
+    device = torch.device("cuda", 0)
+    model = model.float().to(device)
+    ema = Ema(model, 0.9, warmup=True)
+    training_step = make(model, precision=precision, world=World(device=device), clip_norm=1.0, ema=ema)
+    batches = [[batch(step, replica, torch.float32) for replica in range(2)] for step in range(4)]
+    batches = [[b._replace(images=b.images.to(device), labels=b.labels.to(device)) for b in both] for both in batches]
+    training_step(iter(batches[0]), step=0, lr=LR, stop=False)  # Libraries get ready.
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        reports = [training_step(iter(batches[step]), step=step, lr=LR, stop=False) for step in range(1, 4)]
+        with pytest.raises(RuntimeError, match="synchroniz"):  # The control.
+            reports[0].tolist()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(math.isfinite(training_step.read(1, report).loss) for report in reports)
+
+
 # ------------------------------------------------------------------------------------------------ warming up
 
 
