@@ -160,8 +160,8 @@ def refuse_changes(
         raise CheckpointError(f"{source} has something in it that is no recipe") from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
     if refused:
-        keys = ",".join(listed([printable(change.partition(":")[0]) for change in refused], _MOST_LISTED))
-        listing = "\n  ".join(listed([printable(change, longest=1000) for change in refused], _MOST_LISTED))
+        keys = ",".join(printable(line.partition(":")[0]) for line in listed(refused, _MOST_LISTED))
+        listing = "\n  ".join(printable(line, longest=1000) for line in listed(refused, _MOST_LISTED))
         raise UsageError(
             f"the recipe differs from that of {source}, which this run would go on from:\n  {listing}\n"
             f"use the old values, start a new run with --output, or say that this is meant: --allow-changed {keys}"

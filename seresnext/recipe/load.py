@@ -14,7 +14,7 @@ from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.explain import all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
 from seresnext.recipe.problem import Problem
-from seresnext.recipe.reader import MAX_DEPTH, Node, Unreadable, read_yaml, shorten, write_scalar
+from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_yaml, shorten, write_scalar
 from seresnext.recipe.schema import Recipe
 
 _MAX_PROBLEMS = 100
@@ -52,6 +52,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
 
 def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
     """Check plain values, such as the recipe stored in a checkpoint. `origin` names their source in a `RecipeError`."""
+    if _count(values) > MAX_VALUES:
+        raise RecipeError([f"{origin}: more than {MAX_VALUES} values; this is not a recipe"])
     return _validate(_node_of(values, origin), origin, [])
 
 
@@ -101,6 +103,16 @@ def _replace(root: Node, path: list[str], value: Node) -> Node:
     return Node(entries, root.origin, broken=root.broken)
 
 
+def _count(value: Any) -> int:
+    """How many values plain data consist of; more than `MAX_VALUES` are not counted to the end."""
+    count, left = 0, [value]
+    while left and count <= MAX_VALUES:
+        item = left.pop()
+        count += 1
+        left += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+    return count
+
+
 def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
     if depth > MAX_DEPTH:
         raise RecipeError([f"{origin}: nested deeper than {MAX_DEPTH}; this is not a recipe"])
@@ -114,10 +126,14 @@ def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
 def _validate(root: Node, where: str, problems: list[str]) -> Recipe:
     """The recipe, or a `RecipeError` with `problems` and everything else that is wrong."""
     found: list[tuple[Problem, Node | None]] = []
+    unseen = 0
     try:
         recipe = Recipe.model_validate(root.plain())
     except ValidationError as error:
-        found = [explain(details, root) for details in error.errors(include_url=False)]
+        # No more than are shown: what was probably meant takes time to find.
+        errors = error.errors(include_url=False)
+        found = [explain(details, root) for details in errors[:_MAX_PROBLEMS]]
+        unseen = len(errors) - len(found)
         recipe = _repaired(root.plain(), error)
     wrong = [problem.key.partition("[")[0] for problem, _ in found]
     if recipe:
@@ -126,13 +142,13 @@ def _validate(root: Node, where: str, problems: list[str]) -> Recipe:
                 found.append((problem, _blamed(problem, root)))
     shown = [_line(problem, node, where) for problem, node in found if not (node and node.broken)]
     if problems or shown:
-        raise RecipeError(_cut(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])]))
+        raise RecipeError(_cut(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])], unseen))
     assert recipe is not None
     return recipe
 
 
-def _cut(problems: list[str]) -> list[str]:
-    more = len(problems) - _MAX_PROBLEMS
+def _cut(problems: list[str], unseen: int = 0) -> list[str]:
+    more = len(problems) + unseen - _MAX_PROBLEMS
     return problems if more <= 0 else [*problems[:_MAX_PROBLEMS], f"and {more} more"]
 
 

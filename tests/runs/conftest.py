@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import forged
 import pytest
 from faults import Fault, Faults
+from measured import Measurer, measurer
 from run_folders import digest, status
+from torch import Tensor
 
 from seresnext.checkpoint import store
 
@@ -178,3 +181,22 @@ def run_again(run_command: Any, torchrun: Any, train_arguments: Callable[..., li
         return run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
 
     return again
+
+
+@pytest.fixture(scope="session")
+def measure() -> Iterator[Measurer]:
+    """`measure(script, *arguments, limit=120) -> Measured`: scripts in forks of one process (tests/measured.py)."""
+    with measurer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def untrained() -> dict[str, Tensor]:
+    """The weights of an untrained model, as a checkpoint has them (tests/forged.py)."""
+    return forged.weights()
+
+
+@pytest.fixture(scope="session")
+def said(recipe: Path, images: Path) -> dict[str, Any]:
+    """What a checkpoint of the tiny recipe says, as plain values (tests/forged.py)."""
+    return forged.facts(recipe, images)

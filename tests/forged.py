@@ -1,0 +1,69 @@
+"""Checkpoints as a stranger could make them: whole by their digest, and with anything inside."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seresnext.checkpoint import digested
+from seresnext.checkpoint.contents import Facts
+from seresnext.models import create_model
+from seresnext.recipe.load import load_recipe
+from seresnext.recipe.show import recipe_hash
+from seresnext.training.trainer import Progress
+
+
+def weights(num_classes: int = 3) -> dict[str, Tensor]:
+    """The weights of an untrained model, as a checkpoint has them."""
+    torch.manual_seed(0)
+    model = create_model("seresnext26", num_classes)
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def facts(recipe: Path, images: Path) -> dict[str, Any]:
+    """What a run of a recipe would say, as plain values."""
+    overrides = [f"data.root={images}", "ema=null", "evaluation.weights=model", "runtime.precision=fp32"]
+    values = load_recipe(recipe, overrides).values
+    classes = sorted(folder.name for folder in (images / "val").iterdir())
+    return {
+        "step": 8,
+        "recipe": values,
+        "recipe_hash": recipe_hash(values),
+        "best": None,
+        "history": [],
+        "dataset": {"classes": classes, "num_images": 24, "fingerprint": "0" * 64},
+        "environment": {},
+        "progress": {name: value for name, value in asdict(Progress(step=8)).items() if name != "history"},
+    }
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with values put at dotted paths."""
+    result = copy.deepcopy(dict(values))
+    for path, value in changes.items():
+        *folders, last = path.split(".")
+        place = result
+        for folder in folders:
+            place = place[folder]
+        place[last] = value
+    return result
+
+
+def forge(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], **metadata: str) -> Path:
+    """Write a checkpoint with the right digest. `metadata` are texts that replace those of `values`."""
+    texts = {**Facts(**values).to_metadata(), **metadata}
+    path.unlink(missing_ok=True)
+    digested.write_synced(path, *digested.header(tensors, texts))
+    return path
+
+
+def json_text(value: Any) -> str:
+    """JSON that may hold numbers which are not finite, as a stranger's may."""
+    return json.dumps(value, allow_nan=True)

@@ -1,0 +1,240 @@
+"""What strangers send, given to the commands: refused with one readable message, in little time and memory.
+
+Most cases run in forks of one process (tests/measured.py), which costs tenths of a second each and shows how much
+memory they took; a few are real commands. Beside each kind stands its control: the same file does harm elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forged import changed, forge
+from measured import Measurer, assert_refused
+
+pytestmark = pytest.mark.runs
+
+MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
+SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+
+# ------------------------------------------------------------------------------------------------ code
+
+
+class Touch:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.command = f"touch {canary}"
+
+    def __reduce__(self) -> object:
+        return os.system, (self.command,)
+
+
+def malicious(kind: str, path: Path, canary: Path) -> None:
+    """A file of weights that runs a command when it is read carelessly."""
+    state = {"last_linear.weight": torch.ones(2), "more": Touch(canary)}
+    if kind == "torchscript":
+        path.write_bytes(torchscript(canary))
+    elif kind == "protocol 4":
+        head = b"".join(pickle.dumps(value, protocol=2) for value in (MAGIC, 1001, SYSTEM))
+        path.write_bytes(head + pickle.dumps(state["more"], protocol=4) + pickle.dumps([], protocol=2))
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(state["more"]))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+
+
+def torchscript(canary: Path) -> bytes:
+    """A zip as torch.jit.save writes it, with a pickle of ours."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("m/data.pkl", pickle.dumps(Touch(canary), protocol=2))
+        archive.writestr("m/code/__torch__.py", "")
+        archive.writestr("m/constants.pkl", pickle.dumps((), protocol=2))
+    return buffer.getvalue()
+
+
+COMMANDS = {
+    "validate": lambda file, folder: ("validate.py", "--checkpoint", file),
+    "predict": lambda file, folder: ("scripts/predict.py", "--checkpoint", file, folder / "val/class_0/0.jpg"),
+    "average": lambda file, folder: (
+        *("scripts/average_checkpoints.py", file, file.parent / "none", "--output"),
+        file.parent / "mean.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("kind", ["zip", "old", "protocol 4", "torchscript", "pickle"])
+def test_no_command_runs_code(measure: Measurer, images: Path, tmp_path: Path, kind: str, command: str) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
+    malicious(kind, path, canary)
+    for name in ("weights.pth", "weights.safetensors", "weights"):
+        target = tmp_path / name
+        if target != path:
+            shutil.copy(path, target)
+        assert_refused(measure(*COMMANDS[command](target, images)))
+        assert not canary.exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "protocol 4", "torchscript", "pickle"])
+def test_careless_readers_run_it(measure: Measurer, tmp_path: Path, kind: str) -> None:
+    """The control, in a process of its own."""
+    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
+    malicious(kind, path, canary)
+    readers = {
+        "torchscript": "import pickle, zipfile; pickle.loads(zipfile.ZipFile(PATH).read('m/data.pkl'))",
+        "pickle": "import pickle; pickle.load(open(PATH, 'rb'))",
+    }
+    program = readers.get(kind, "import torch; torch.load(PATH, weights_only=False)")
+    measure("-c", program.replace("PATH", repr(str(path))))
+    assert canary.exists()
+
+
+def test_a_model_to_start_from_runs_no_code(measure: Measurer, recipe: Path, images: Path, tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
+    malicious("zip", path, canary)
+    arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", tmp_path / "run"]
+    assert_refused(measure(*arguments, "--set", f"model.weights={path}"), megabytes=400)
+    assert not canary.exists()
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def old_format(pickled: bytes, keys: object = None, numbers: bytes = b"") -> bytes:
+    head = b"".join(pickle.dumps(value, protocol=2) for value in (MAGIC, 1001, SYSTEM))
+    return head + pickled + pickle.dumps(keys, protocol=2) + numbers
+
+
+def stored(numel: int, shape: bytes, stride: bytes) -> bytes:
+    """A pickle of one tensor, shape and stride as pickled tuples."""
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ" + struct.pack("<i", numel)
+    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n("
+    return b"\x80\x02}X\x01\0\0\0w" + rebuilt + storage + b"NtQK\0" + shape + stride + b"\x89}tRs."
+
+
+def large(number: int) -> bytes:
+    return b"\x8a\x08" + struct.pack("<q", number)
+
+
+def deflated() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(50_000_000)}, buffer)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    return packed.getvalue()
+
+
+def keys(count: int) -> bytes:
+    pairs = (b"X\x07\0\0\0%07dN" % number for number in range(count))
+    return old_format(b"\x80\x02}(" + b"".join(pairs) + b"u.")
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "bytearray": lambda: old_format(b"\x80\x02cbuiltins\nbytearray\n" + large(600_000_000) + b"\x85R.", []),
+    "tensor": lambda: old_format(b"\x80\x02ctorch\nTensor\n" + large(150_000_000) + b"\x85R.", []),
+    "deflated": deflated,
+    "stride 0": lambda: old_format(
+        stored(1, large(30_000) * 2 + b"\x86", b"K\0K\0\x86"), ["0"], struct.pack("<q", 1) + bytes(4)
+    ),
+    "storage": lambda: old_format(stored(10**9, large(10**9) + b"\x85", b"K\x01\x85"), ["0"], bytes(12)),
+    "a million keys": lambda: keys(450_000),
+    "marks": lambda: old_format(b"\x80\x02" + b"(" * 999_000 + b"."),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_takes_little(measure: Measurer, tmp_path: Path, bomb: str) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(BOMBS[bomb]())
+    assert_refused(measure("validate.py", "--checkpoint", path), seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("bomb", "use"),
+    [("bytearray", "x"), ("tensor", "x.zero_()"), ("deflated", "x['w'].sum()"), ("stride 0", "x['w'].contiguous()")],
+)
+def test_torch_lets_it_take_much(measure: Measurer, tmp_path: Path, bomb: str, use: str) -> None:
+    """The control, with `weights_only=True`."""
+    path = tmp_path / "weights.pth"
+    path.write_bytes(BOMBS[bomb]())
+    assert path.stat().st_size < 300_000
+    result = measure("-c", f"import torch; x = torch.load({str(path)!r}, weights_only=True); {use}")
+    assert result.returncode == 0, result.output
+    assert result.megabytes > 190
+
+
+def safetensors(header: str, numbers: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header.encode() + numbers
+
+
+EMPTY = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+HEADERS: dict[str, Callable[[], bytes]] = {
+    "tensors": lambda: safetensors("{" + ",".join(f'"{number}":{EMPTY}' for number in range(240_000)) + "}"),
+    "metadata": lambda: safetensors(
+        '{"__metadata__":{' + ",".join(f'"{number:x}":""' for number in range(1_200_000)) + "}}"
+    ),
+    "100 MB of it": lambda: safetensors('{"__metadata__":{"a":"' + "x" * (100 << 20) + '"}}'),
+    "nesting": lambda: safetensors('{"a":' * 1_000_000),
+    "dimensions": lambda: safetensors(f'{{"a":{EMPTY.replace("[0]", "[" + "1," * 3_000_000 + "0]")}}}'),
+    "a length that lies": lambda: struct.pack("<Q", 2**63) + b"{}",
+    "names": lambda: safetensors(f'{{"\\u001b[2J{"x" * 10**6}":{EMPTY}}}'),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_a_header_takes_little(measure: Measurer, images: Path, tmp_path: Path, header: str, command: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(HEADERS[header]())
+    assert_refused(measure(*COMMANDS[command](path, images)), megabytes=160, seconds=10)
+
+
+def test_the_library_lets_a_header_take_much(measure: Measurer, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(HEADERS["metadata"]())
+    program = f"import safetensors; f = safetensors.safe_open({str(path)!r}, 'pt'); f.metadata()"
+    assert measure("-c", program).megabytes > 300
+
+
+# ------------------------------------------------------------------------------------------------ real commands
+
+
+@pytest.mark.parametrize("case", ["code", "bomb", "checkpoint", "alias"])
+def test_real_commands(run_command: Any, untrained: Any, said: Any, tmp_path: Path, case: str) -> None:
+    """As a user runs them: the code, one message, no traceback, and nothing done."""
+    canary, path, code = tmp_path / "canary", tmp_path / "weights.pth", 4
+    arguments: list[str | Path] = ["validate.py", "--checkpoint", path]
+    if case == "code":
+        malicious("zip", path, canary)
+    elif case == "bomb":
+        path.write_bytes(BOMBS["bytearray"]())
+    elif case == "checkpoint":
+        arguments[-1] = forge(tmp_path / "c.safetensors", untrained, changed(said, {"recipe.model.num_classes": 10**6}))
+    else:
+        code, arguments = 2, ["train.py", "--recipe", tmp_path / "recipe.yaml"]
+        (tmp_path / "recipe.yaml").write_text("a: &a [x]\nb: [*a, *a]")
+    result = run_command([sys.executable, *arguments])
+    assert result.returncode == code, result.output
+    assert result.stderr.count("error") == 1
+    assert "Traceback" not in result.output
+    assert not canary.exists()
+    if case == "code":  # The control, where it can do no harm.
+        subprocess.run(
+            [sys.executable, "-c", f"import torch; torch.load({str(path)!r}, weights_only=False)"], check=False
+        )
+        assert canary.exists()
