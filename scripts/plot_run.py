@@ -40,7 +40,7 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
         except json.JSONDecodeError as error:
             raise DataError(f"{metrics}:{number} is not JSON: {error}") from None
         for field in ("loss", "top1", "top5", "lr"):
-            if field in entry:
+            if entry.get(field) is not None:  # A loss that is not finite is written as null.
                 epochs, values = curves[f"{entry['event']}.{field}"]
                 epochs.append(entry["epoch"])
                 values.append(entry[field])

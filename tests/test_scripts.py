@@ -316,6 +316,13 @@ def test_curves_of_nothing_are_explained(tmp_path, run_command, content, message
     assert "Traceback" not in result.stderr
 
 
+def test_a_loss_that_is_not_finite_is_left_out_of_the_curves(tmp_path, run_command):
+    lines = [{"event": event, "epoch": 1.0, "loss": None, "top1": 10.0} for event in ("train", "validate")]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run_command([sys.executable, SCRIPTS / "plot_run.py", tmp_path])
+    assert result.returncode == 0, result.output
+
+
 # ------------------------------------------------------------------------------------------------ predictions
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
