@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import signal
@@ -131,7 +132,12 @@ def open_batches(
             # A generator of its own: the default one would be drawn from, and dropout with it.
             generator=torch.Generator(),
         )
-        iterator = iter(loader)
+        try:
+            iterator = iter(loader)
+        except OSError as error:  # The workers' semaphores lie in shared memory, too.
+            if error.errno == errno.ENOSPC:
+                raise no_shared_memory(error) from None
+            raise
     processes = getattr(iterator, "_workers", [])
     for process in processes:
         # Torch ends a worker that is stuck by SIGTERM, which ours ignore.

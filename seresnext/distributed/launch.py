@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.distributed.world import World
@@ -70,10 +71,16 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
     """Meet the other processes. Raises UsageError where they cannot be met."""
     where = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     on_gpu = device.type == "cuda"
+    # torch serves all starts of a launch from one store and would find the addresses of an earlier start in it.
+    start = f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
+        found, _, _ = next(rendezvous("env://", rank, size, timeout=_COLLECTIVE_TIMEOUT))
         dist.init_process_group(
             # Gloo beside NCCL carries what lives on the host, such as messages.
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(start, found),
+            rank=rank,
+            world_size=size,
             timeout=_COLLECTIVE_TIMEOUT,
             device_id=device if on_gpu else None,
         )
@@ -86,8 +93,8 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
             "torchrun --standalone a free port is found; over several machines the port must be open, and the address "
             "that of the first"
         ) from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Heartbeat(dist.PrefixStore(f"heartbeat/{attempt}", store), rank, size, _COLLECTIVE_TIMEOUT.total_seconds())
+    own = dist.PrefixStore(f"heartbeat/{start}", store)
+    return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds())
 
 
 def end_with_parent(death_signal: signal.Signals) -> None:

@@ -118,7 +118,10 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
     environment(3, 4, 1, 2)  # The second process of the second machine.
     monkeypatch.setenv("MASTER_ADDR", "first.example")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *args, **options: torch.distributed.HashStore())
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *args, **options: store)
+    monkeypatch.setattr(launch, "rendezvous", lambda *args, **options: iter([(store, 3, 4)]))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     monkeypatch.setattr(launch, "Heartbeat", Still)
 
     def body(world):
@@ -130,6 +133,9 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
         body(world)
     assert left == [1]  # Also after an error: a group that is left open can keep a process from ending.
     ((backend,), options) = joined[0]
+    assert (options["rank"], options["world_size"]) == (3, 4)
+    options["store"].set("address", "mine")
+    assert store.get("start-2/address") == b"mine"  # Not where the first start of this launch left its own.
     if count:
         assert chosen == [1]
         assert backend == "cpu:gloo,cuda:nccl"
@@ -159,7 +165,7 @@ def test_others_that_cannot_be_met(environment, monkeypatch):
     def refuse(*args, **options):
         raise torch.distributed.DistNetworkError("The server socket has failed to listen: address in use\nmore")
 
-    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    monkeypatch.setattr(launch, "rendezvous", refuse)
     monkeypatch.setenv("MASTER_ADDR", "first.example")
     monkeypatch.setenv("MASTER_PORT", "29500")
     environment(1, 4, 1, 4)

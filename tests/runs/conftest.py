@@ -149,7 +149,10 @@ def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFa
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
             arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
             env = {**os.environ, **QUIET}
-            subprocess.run([sys.executable, *launcher, *arguments], cwd=ROOT, env=env, check=True, capture_output=True)
+            result = subprocess.run(
+                [sys.executable, *launcher, *arguments], cwd=ROOT, env=env, capture_output=True, text=True
+            )
+            assert result.returncode == 0, result.stdout + result.stderr
             known[world, more] = digest(output)
         return known[world, more]
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.runs
 def stopped(start_faulty, tmp_path):
     """A run that stopped after step 6 of 8, with the checkpoints of steps 4 and 6."""
     run = tmp_path / "run"
-    command, _ = start_faulty(run, Fault("step:5", "signal:SIGTERM"), world=1)
+    command, _ = start_faulty(run, Fault("step:4", "signal:SIGTERM"), world=1)
     assert command.finish().returncode == 0
     assert status(run)["step"] == 6
     return run

@@ -125,7 +125,7 @@ def test_two_trainings_in_one_folder(start_faulty, run_command, train_arguments,
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: path.write_text("a file"), "File exists"),
+        (lambda path: path.write_text("a file"), "Not a directory"),
         (lambda path: (path.mkdir(), path.chmod(0o500)), "Permission denied"),
         (lambda path: path.symlink_to("/proc/nowhere"), "cannot write to the run folder"),
     ],

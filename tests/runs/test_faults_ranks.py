@@ -136,7 +136,9 @@ def start_node(start_command, train_arguments):
         launch = ["--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=elastic"]
         launch += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-conf=last_call_timeout=3,join_timeout=60"]
         arguments = train_arguments(output, *more)
-        return start_command([sys.executable, "-m", "torch.distributed.run", *launch, *arguments])
+        # Else torch 2.14 does not tell a machine that joins later where the others meet.
+        env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        return start_command([sys.executable, "-m", "torch.distributed.run", *launch, *arguments], env=env)
 
     return start
 
