@@ -12,6 +12,7 @@ from datetime import datetime
 
 import pytest
 
+from seresnext.errors import for_terminal
 from seresnext.metrics.console import Console, describe
 
 TRAIN = {"event": "train", "step": 50, "epoch": 0.5, "loss": 6.9078, "lr": 0.6, "images_per_second": 812.34}
@@ -210,3 +211,13 @@ def test_log_that_cannot_be_written_is_said_once(tmp_path):
 def test_describe_leaves_out_what_is_not_there():
     assert describe({"loss": float("nan"), "lr": None, "weights": "ema"}) == "loss nan"
     assert describe({"data_wait": 0.0123, "grad_norm": 2.0}) == "data wait 0.012 s, gradient norm 2.000"
+
+
+def test_nothing_that_is_said_steers_the_terminal(tmp_path):
+    stream = io.StringIO()
+    Console(enabled=True, log=tmp_path / "log.txt", stream=stream).line("a\x1b[2J\rb\x9b\u202e\udc80\nü 日本")
+    for text in (stream.getvalue(), (tmp_path / "log.txt").read_text()):
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert r"a\x1b[2J\rb\x9b\u202e\udc80" in text
+        assert text.endswith("ü 日本\n")
+    assert len(for_terminal("x" * 10**7)) < 200_000

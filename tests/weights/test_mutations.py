@@ -26,7 +26,7 @@ from seresnext.weights import read_weights
 from seresnext.weights.pickles import describe
 
 TENSORS = {"conv.weight": torch.arange(24.0).view(2, 3, 4), "n": torch.tensor(7), "half": torch.ones(4).half()}
-EXAMPLES = {"some": 150, "many": 5000}
+EXAMPLES = {"some": 150, "many": 2000}
 HOW_OFTEN = [pytest.param("some"), pytest.param("many", marks=pytest.mark.full)]
 # No shrinking: a file is as good an example as a shorter one, and each try costs a read.
 OPTIONS: dict[str, Any] = {
