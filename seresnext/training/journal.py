@@ -41,10 +41,13 @@ class Journal:
 
     @contextmanager
     def training(self, step: int, total: int) -> Iterator[None]:
-        """Show the bar of the whole run while the block runs."""
-        with self.console.bar("train", total, step) as self._bar:
-            yield
-        self._bar = None
+        """Show the bar of the whole run while the block runs, and close the files at its end."""
+        try:
+            with self.console.bar("train", total, step) as self._bar:
+                yield
+        finally:
+            self._bar = None
+            self.close()
 
     def advance(self) -> None:
         """One step is done."""
@@ -58,7 +61,7 @@ class Journal:
             yield bar.advance
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Close the files; every event is in them since it was written."""
         for writer in self._writers:
             if isinstance(writer, TensorBoard):
                 writer.close()
