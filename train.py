@@ -2,9 +2,11 @@
 
 import sys
 
+from seresnext.errors import replace_closed_streams
 from seresnext.training.stopping import StopRequest, ignore_signals
 
 if __name__ == "__main__":
+    replace_closed_streams()
     with StopRequest() as stop:
         try:
             # Here, so that signals during the seconds that importing torch takes find somebody who listens.

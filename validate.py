@@ -2,7 +2,10 @@
 
 import sys
 
+from seresnext.errors import replace_closed_streams
+
 if __name__ == "__main__":
+    replace_closed_streams()
     try:
         # Here, so that Ctrl-C during the seconds that importing torch takes ends without a traceback, too.
         from seresnext.cli import validate_main

@@ -6,6 +6,7 @@ commands print it without a traceback. Every other exception is a defect of this
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -95,6 +96,19 @@ def for_terminal(text: object) -> str:
         character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
         for character in shown
     )
+
+
+def replace_closed_streams() -> None:
+    """Give a command whose standard streams were closed (`>&-`) a place to write to; before it opens anything.
+
+    Else a file that it opens, a checkpoint perhaps, gets their numbers, and what is printed goes into that.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # It takes the lowest number that is free: this one.
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
 
 
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:

@@ -94,7 +94,6 @@ TESTED_ELSEWHERE = {
     "cli.py": "runs/test_mistakes.py",
     "models/blocks.py": "models/test_senet.py",
     "weights/opening.py": "weights/test_torchfile.py",
-    "errors.py": "recipe/test_errors.py",
     "recipe/explain.py": "recipe/test_errors.py",
     "recipe/files.py": "recipe/test_load.py",
     "recipe/reader.py": "recipe/test_load.py",

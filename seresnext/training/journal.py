@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnext.distributed import World
+from seresnext.errors import UsageError
 from seresnext.metrics.console import Bar, Console
 from seresnext.metrics.writers import JsonLines, TensorBoard
 
@@ -25,8 +26,12 @@ class Journal:
         """Open the files for a run that starts after `step` completed steps; what they say of later steps goes."""
         if self._folder is None:
             return
-        lines = JsonLines(self._folder / "metrics.jsonl", self.console.line)
-        lines.truncate_after(step)
+        path = self._folder / "metrics.jsonl"
+        try:
+            lines = JsonLines(path, self.console.line)
+            lines.truncate_after(step)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read or written ({error.strerror}); move it away") from None
         tensorboard = TensorBoard(self._folder / "tensorboard", step + 1 if step else None, self.console.line)
         self._writers = [lines, tensorboard]
 

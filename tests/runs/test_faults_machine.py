@@ -140,7 +140,7 @@ def test_a_run_folder_that_cannot_be_written(run_command, train_arguments, tmp_p
     assert words in one_error(result)
 
 
-@pytest.mark.parametrize("blocked", ["tensorboard", "log.txt", "metrics.jsonl"])
+@pytest.mark.parametrize("blocked", ["tensorboard", "log.txt"])
 @pytest.mark.full
 def test_what_is_only_told_cannot_stop_a_run(run_command, train_arguments, tmp_path, blocked):
     """A folder where a file should be, or a file where a folder should be."""
@@ -153,6 +153,15 @@ def test_what_is_only_told_cannot_stop_a_run(run_command, train_arguments, tmp_p
     assert blocked in result.output
     assert status(run)["state"] == "finished"
     assert store.newest_valid(run / "checkpoints").path is not None
+
+
+@pytest.mark.full
+def test_metrics_that_cannot_be_read_are_said_before_training(run_command, train_arguments, tmp_path):
+    run = tmp_path / "run"
+    (run / "metrics.jsonl").mkdir(parents=True)
+    result = run_command([sys.executable, *train_arguments(run)])
+    assert result.returncode == 2, result.output
+    assert "metrics.jsonl cannot be read or written" in one_error(result)
 
 
 # ------------------------------------------------------------------------------------------------ clock and environment
