@@ -53,8 +53,9 @@ def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
 
 
 def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
+    """torchrun tries three times more, and each time the same images come."""
     run = tmp_path / "run"
-    result = start_job(run, "--set", "optimizer.lr=1e30", "--set", "optimizer.stop_after_skips=1").finish()
+    result = start_job(run, "--set", "optimizer.lr=1e30", "--set", "optimizer.stop_after_skips=1").finish(timeout=240)
     assert result.returncode == 1
     assert "the run is failed" in result.stdout
     assert not (tmp_path / "asked").exists()
