@@ -1,15 +1,22 @@
 """Measure a checkpoint on a validation split; see `python validate.py --help` and README.md."""
 
+import os
+import signal
 import sys
 
 from seresnext.errors import replace_closed_streams
 
 if __name__ == "__main__":
     replace_closed_streams()
-    try:
-        # Here, so that Ctrl-C during the seconds that importing torch takes ends without a traceback, too.
-        from seresnext.cli import validate_main
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.default_int_handler:
+        # In the seconds that importing torch takes, an exception would come out of the middle of it, as whatever error
+        # that makes there.
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    from seresnext.cli import validate_main
 
+    signal.signal(signal.SIGINT, interrupt)
+    try:
         sys.exit(validate_main())
     except KeyboardInterrupt:
         sys.exit(130)
