@@ -434,7 +434,7 @@ class RuntimeSection(Section):
         default=False, description="Compute blocks again in the backward pass: less memory, about a third more time."
     )
     channels_last: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
-        default="auto", description="NHWC memory layout; auto: true."
+        default=True, description="NHWC memory layout; auto: true, or what `measure` finds."
     )
     measure: bool = Field(
         default=False,

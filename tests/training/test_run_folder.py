@@ -198,7 +198,8 @@ def test_another_launcher_without_a_name_is_another_launch(path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     folder = opened(path)
     folder.write_environment(describe_environment(World()))
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    parent = os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
     assert not folder.is_of_this_launch()
 
 
