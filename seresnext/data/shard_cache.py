@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from seresnext.data.pread import read_piece
 from seresnext.data.remote import Remote
 from seresnext.errors import DataError
 
@@ -81,10 +82,7 @@ class ShardCache:
                 # Shared by readers; who makes room must have it alone.
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 self._note_use(shard)
-                data = os.pread(descriptor, size, offset)
-                while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-                    data += more
-                return data
+                return read_piece(descriptor, offset, size)
             finally:
                 os.close(descriptor)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seresnext.data.pread import read_piece
 from seresnext.errors import DataError
 
 BLOCK = 512
@@ -207,15 +208,10 @@ class FilesAtOffsets:
 
     def read(self, file_id: int, offset: int, size: int) -> bytes:
         """Bytes of a file. Raises OSError, also when it ends before them or has changed."""
-        parts = []
-        descriptor = self._descriptor(file_id)
-        while size > 0:
-            part = os.pread(descriptor, size, offset)
-            if not part:
-                raise ChangedFile(0, "it ends too early", str(self._paths[file_id]))
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = read_piece(self._descriptor(file_id), offset, size)
+        if len(data) < size:
+            raise ChangedFile(0, "it ends too early", str(self._paths[file_id]))
+        return data
 
     def close(self) -> None:
         """Close what this process opened, or inherited by a fork."""
