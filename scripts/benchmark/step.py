@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         contenders = {"ours": stack.enter_context(Contender(options, arguments.ranks, together=True))}
         for peer in arguments.peer:
-            contenders[peer] = stack.enter_context(Contender(_replace(options, kind=peer), 1))
+            contenders[peer] = stack.enter_context(Contender(replace(options, kind=peer), 1))
         if arguments.ranks > 1:
             contenders["independent"] = stack.enter_context(Contender(options, arguments.ranks))
         rounds = take_turns(contenders, 1 + arguments.rounds)
@@ -103,10 +103,6 @@ def _options(arguments: argparse.Namespace) -> Options:
         tf32=arguments.precision == "tf32",
         runtime={key: json.loads(value) for key, _, value in words},
     )
-
-
-def _replace(options: Options, **changes: Any) -> Options:
-    return Options(**{**asdict(options), **changes})
 
 
 # ----------------------------------------------------------------------------------------------------- rounds
@@ -248,7 +244,7 @@ def _measure_row(
 ) -> dict[str, Any]:
     """Precision and compilation of a GPU: images a second, share of the matrix product's speed (MFU), memory."""
     tf32 = precision == "tf32"
-    row = _replace(options, precision="fp32" if tf32 else precision, tf32=tf32, compile=compiled)
+    row = replace(options, precision="fp32" if tf32 else precision, tf32=tf32, compile=compiled)
     with Contender(row, 1) as contender:
         print(f"{precision}, {'compiled' if compiled else 'eager'}:")
         rounds = take_turns({"ours": contender}, 1 + count)
