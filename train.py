@@ -1,12 +1,11 @@
 """Train a model by a recipe; see `python train.py --help` and README.md."""
 
-import sys
-
-from seresnext.errors import replace_closed_streams
+from seresnext.errors import ProcessEnd, replace_closed_streams
 from seresnext.training.stopping import StopRequest, ignore_signals
 
 if __name__ == "__main__":
     replace_closed_streams()
+    end = ProcessEnd()
     with StopRequest() as stop:
         try:
             # Here, so that signals during the seconds that importing torch takes find somebody who listens.
@@ -16,4 +15,4 @@ if __name__ == "__main__":
         except KeyboardInterrupt:
             code = 130
         ignore_signals()
-    sys.exit(code)
+    end.exit(code)

@@ -2,12 +2,12 @@
 
 import os
 import signal
-import sys
 
-from seresnext.errors import replace_closed_streams
+from seresnext.errors import ProcessEnd, replace_closed_streams
 
 if __name__ == "__main__":
     replace_closed_streams()
+    end = ProcessEnd()
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is signal.default_int_handler:
         # In the seconds that importing torch takes, an exception would come out of the middle of it, as whatever error
@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
     signal.signal(signal.SIGINT, interrupt)
     try:
-        sys.exit(validate_main())
+        code = validate_main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    end.exit(code)

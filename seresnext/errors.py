@@ -6,6 +6,7 @@ commands print it without a traceback. Every other exception is a defect of this
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -98,6 +99,9 @@ def for_terminal(text: object) -> str:
     )
 
 
+_UNWRITTEN = 120  # The exit code of Python for output that could not be written.
+
+
 def replace_closed_streams() -> None:
     """Give a command whose standard streams were closed (`>&-`) a place to write to; before it opens anything.
 
@@ -109,6 +113,33 @@ def replace_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # It takes the lowest number that is free: this one.
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+
+
+class ProcessEnd:
+    """The end of a process that spares it the interpreter's teardown.
+
+    That kills a thread which waits inside torch at the moment, and C++ answers by aborting ("terminate called without
+    an active exception"): torchrun would take a run for lost that is done. So the last of all functions that the
+    interpreter calls at exit ends the process itself, when threads were waited for and other libraries have cleaned
+    up. Make it before torch is imported, since the first to be registered is the last to be called.
+    """
+
+    def __init__(self) -> None:
+        self._code = 1  # What an exception that nobody expected ends with.
+        atexit.register(self._end)
+
+    def exit(self, code: int) -> NoReturn:
+        """End this process with a code; as `sys.exit`."""
+        self._code = code
+        sys.exit(code)
+
+    def _end(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                self._code = self._code or _UNWRITTEN
+        os._exit(self._code)
 
 
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:

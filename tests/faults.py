@@ -34,7 +34,6 @@ import json
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -235,8 +234,10 @@ def main() -> None:
     value = json.loads(os.environ[VARIABLE])
     injection = _Injection(Path(value["folder"]), [Fault(**fault) for fault in value["faults"]])
 
+    from seresnext.errors import ProcessEnd
     from seresnext.training.stopping import StopRequest, ignore_signals
 
+    end = ProcessEnd()
     # As in train.py, with points in between.
     with StopRequest() as stop:
         try:
@@ -251,7 +252,7 @@ def main() -> None:
             code = 130
         ignore_signals()
     injection.note_exit(code)
-    sys.exit(code)
+    end.exit(code)
 
 
 if __name__ == "__main__":
