@@ -10,6 +10,10 @@ from seresnext.recipe.problem import Problem, longer, one_of
 from seresnext.recipe.schema import Recipe
 
 
+# Pixels of the image to a pixel of what a stage returns, for stages that may come to one pixel (Hu et al., 2018, table 1).
+_STRIDES = {"layer3": 16, "layer4": 32}
+
+
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
     """Every disagreement between the keys of a recipe."""
     checks = (
@@ -166,6 +170,21 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
             f"must be a multiple of batch.micro_size, {micro}, found {total}; write {choices}, or another micro_size",
             ("batch.micro_size",),
         )
+    size = _smallest_image(recipe)
+    alone = [stage for stage, stride in _STRIDES.items() if size <= stride and stage not in recipe.model.frozen]
+    if micro == 1 and alone:
+        yield Problem(
+            "batch.micro_size",
+            f"must be at least 2, found 1: of one image of {size} pixels a side {one_of(alone)} leaves one pixel, and "
+            "BatchNorm's variance needs more",
+            ("data.progressive.min_size" if size < recipe.data.image_size else "data.image_size",),
+        )
+
+
+def _smallest_image(recipe: Recipe) -> int:
+    """Side of the smallest training image."""
+    section = recipe.data.progressive
+    return min(recipe.data.image_size, (section and section.min_size) or recipe.data.image_size)
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:

@@ -29,6 +29,16 @@ DISAGREEMENTS = {
     ),
     "global size": (["batch.global_size=1000"], ["batch.global_size", "128", "896 or 1024"], "batch.global_size=896"),
     "global below micro": (["batch.global_size=64"], ["batch.global_size", "write 128"], "batch.micro_size=64"),
+    "one value to normalise": (
+        ["batch.micro_size=1", "data.image_size=32"],
+        ["batch.micro_size", "of 32 pixels a side layer4 leaves one pixel"],
+        "data.image_size=33",
+    ),
+    "one value at first": (
+        ["batch.micro_size=1", "data.progressive={min_size: 16, end_ramp: 10ep}"],
+        ["batch.micro_size", "of 16 pixels a side layer3 or layer4 leaves one pixel"],
+        "batch.micro_size=2",
+    ),
     "cosine with every": (
         ["schedule.name=cosine", "schedule.factor=null"],
         ["schedule.every", "30ep"],
