@@ -9,9 +9,8 @@ from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.problem import Problem, longer, one_of
 from seresnext.recipe.schema import Recipe
 
-
-# Pixels of the image to a pixel of what a stage returns, for stages that may come to one pixel (Hu et al., 2018, table 1).
-_STRIDES = {"layer3": 16, "layer4": 32}
+# Side of the largest image of which a stage leaves one pixel.
+_ONE_PIXEL = {"layer3": 18, "layer4": 34}
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -171,7 +170,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
             ("batch.micro_size",),
         )
     size = _smallest_image(recipe)
-    alone = [stage for stage, stride in _STRIDES.items() if size <= stride and stage not in recipe.model.frozen]
+    alone = [stage for stage, side in _ONE_PIXEL.items() if size <= side and stage not in recipe.model.frozen]
     if micro == 1 and alone:
         yield Problem(
             "batch.micro_size",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from seresnext.errors import RecipeError
+from seresnext.models import create_model
 from seresnext.recipe import Recipe, check_world, load_recipe, recipe_from_values
 from seresnext.recipe.check import cross_field_problems
 
@@ -32,7 +34,7 @@ DISAGREEMENTS = {
     "one value to normalise": (
         ["batch.micro_size=1", "data.image_size=32"],
         ["batch.micro_size", "of 32 pixels a side layer4 leaves one pixel"],
-        "data.image_size=33",
+        "data.image_size=35",
     ),
     "one value at first": (
         ["batch.micro_size=1", "data.progressive={min_size: 16, end_ramp: 10ep}"],
@@ -246,3 +248,13 @@ def test_the_advice_of_check_world_works(micro: int, replicas: int, world_size: 
             check_world(recipe(**sizes), world_size)
     for count in advice.partition("start ")[2].partition(" processes")[0].replace(" or ", ", ").split(", "):
         check_world(recipe(total, micro), int(count))
+
+
+@pytest.mark.parametrize(("stage", "side"), [("layer3", 18), ("layer4", 34)])
+def test_an_image_that_is_refused_alone_is_one_that_batchnorm_refuses(stage: str, side: int) -> None:
+    model = create_model("seresnext26", 2, 3)
+    if stage == "layer3":
+        model.layer4.eval()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.zeros(1, 3, side, side))
+    model(torch.zeros(1, 3, side + 1, side + 1))
