@@ -1,7 +1,8 @@
 """Train a model by a recipe; see `python train.py --help` and README.md."""
 
 from seresnext.errors import ProcessEnd, replace_closed_streams
-from seresnext.training.stopping import StopRequest, ignore_signals
+from seresnext.signals import ignore_signals
+from seresnext.training.stopping import StopRequest
 
 if __name__ == "__main__":
     replace_closed_streams()

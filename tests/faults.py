@@ -235,7 +235,8 @@ def main() -> None:
     injection = _Injection(Path(value["folder"]), [Fault(**fault) for fault in value["faults"]])
 
     from seresnext.errors import ProcessEnd
-    from seresnext.training.stopping import StopRequest, ignore_signals
+    from seresnext.signals import ignore_signals
+    from seresnext.training.stopping import StopRequest
 
     end = ProcessEnd()
     # As in train.py, with points in between.

@@ -76,12 +76,18 @@ def out_of_memory(action: Callable[[], object]) -> bool:
 
 def _choose_micro_size(values: dict[str, Any], world: World, say: Callable[[str], None]) -> dict[str, Any]:
     sizes = micro_sizes(values, world.size)
+    if not sizes:
+        raise UsageError(
+            "batch.micro_size: auto tries powers of two, and none that divides the "
+            f"{values['batch']['global_size'] // world.size} images of a process is one that the recipe allows; change "
+            "batch.global_size, or give batch.micro_size as a number"
+        )
     fitting = largest_that_fits(sizes, lambda size: _fits(_with(values, "batch", micro_size=size), world))
     size = min(found or 0 for found in world.gather(fitting))
     if size == 0:
         raise UsageError(
-            f"batch.micro_size: auto found that not even micro-batches of {sizes[0] if sizes else 1} fit in the memory "
-            f"of {world.device}; lower data.image_size, or set runtime.grad_checkpointing=true"
+            f"batch.micro_size: auto found that not even micro-batches of {sizes[0]} fit in the memory of "
+            f"{world.device}; lower data.image_size, or set runtime.grad_checkpointing=true"
         )
     replicas = values["batch"]["global_size"] // size
     say(f"batch.micro_size: auto is {size}, the largest power of two that fits; {replicas} micro-batches a step")

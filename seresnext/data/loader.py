@@ -5,19 +5,21 @@ from __future__ import annotations
 import errno
 import gc
 import math
-import signal
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from seresnext.data import slots
 from seresnext.data.batches import Batch, BatchSource, no_shared_memory
@@ -25,12 +27,11 @@ from seresnext.data.order import BatchKey, Order
 from seresnext.data.progressive import Ramp
 from seresnext.data.slots import Slots
 from seresnext.data.whereabouts import Whereabouts, note_batch
-from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import DataError, Failure
+from seresnext.signals import begin_child, sparing_children
 
 # Batches that a worker is asked for ahead of their use.
 _PREFETCH = 2
-_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def train_keys(
@@ -54,21 +55,47 @@ def evaluation_keys(num_images: int, batch_size: int, rank: int, world_size: int
         yield BatchKey(number, 0, 0, np.arange(first, min(first + batch_size, num_images)))
 
 
-class _InSlot(NamedTuple):
-    """A batch whose images lie in a slot, of which the other side has to be told the shape only."""
+class _Packed(NamedTuple):
+    """A batch on its way to the trainer: arrays, that go through a pipe, for tensors, and the images in a slot.
 
-    shape: tuple[int, ...]
+    The trainer would fetch tensors from the worker by a handshake, in which it waits without end for one that hangs.
+    `shape` is that of the images in the slot, N H W 3; None if they did not fit and go through the pipe as well.
+    """
+
     batch: Batch
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, batch: Batch) -> _Packed:
+        images = batch.images.permute(0, 2, 3, 1)
+        if not slots.is_own(images):
+            return cls(_change(batch, Tensor, Tensor.numpy), None)
+        rest = batch._replace(images=torch.empty(0))
+        return cls(_change(rest, Tensor, Tensor.numpy), tuple(images.shape))
+
+    def unpack(self, place: Tensor | None) -> Batch:
+        batch = _change(self.batch, np.ndarray, torch.from_numpy)
+        if self.shape is None:
+            return batch
+        assert place is not None
+        images = place[: math.prod(self.shape)].view(self.shape)
+        return batch._replace(images=images.permute(0, 3, 1, 2))
 
 
-class _Keyed(Dataset["Batch | Failure | _InSlot"]):
+def _change(batch: Batch, kind: type, change: Callable[[Any], Any]) -> Batch:
+    """The batch with `change` applied to the fields that are of a kind."""
+    return batch._replace(**{name: change(value) for name, value in batch._asdict().items() if isinstance(value, kind)})
+
+
+class _Keyed(Dataset["Batch | Failure | _Packed"]):
     """Batches by key. A failure is handed over as a value: raised, torch would wrap it into a traceback's text."""
 
-    def __init__(self, source: BatchSource, places: Slots | None) -> None:
+    def __init__(self, source: BatchSource, places: Slots | None, *, packs: bool) -> None:
         self._source = source
         self._places = places
+        self._packs = packs
 
-    def __getitem__(self, numbered: tuple[int, BatchKey]) -> Batch | Failure | _InSlot:
+    def __getitem__(self, numbered: tuple[int, BatchKey]) -> Batch | Failure | _Packed:
         number, key = numbered
         if self._places:
             self._places.enter(number)
@@ -79,16 +106,15 @@ class _Keyed(Dataset["Batch | Failure | _InSlot"]):
             return failure
         if get_worker_info() is None:
             return batch
-        images = None
-        if slots.is_own(batch.images):
-            images, batch = batch.images, batch._replace(images=torch.empty(0))
+        if self._packs:
+            return _Packed.of(batch)
         try:
             # Torch would do so in a thread that only prints what goes wrong, and the batch would never arrive.
             for tensor in filter(torch.is_tensor, batch):
                 tensor.share_memory_()
         except (OSError, RuntimeError) as error:
             return no_shared_memory(error)
-        return batch if images is None else _InSlot(tuple(images.permute(0, 2, 3, 1).shape), batch)
+        return batch
 
 
 def _as_it_is(made: object) -> object:
@@ -117,7 +143,7 @@ def open_batches(
         # Torch counts the cores of this machine; the recipe's number is for the machine it was written for.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = DataLoader(
-            _Keyed(source, places),
+            _Keyed(source, places, packs=not pin_memory),
             batch_size=None,
             collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
             sampler=enumerate(_noted(keys, awaited)),  # pyright: ignore[reportArgumentType]
@@ -133,7 +159,8 @@ def open_batches(
             generator=torch.Generator(),
         )
         try:
-            iterator = iter(loader)
+            with sparing_children():
+                iterator = iter(loader)
         except OSError as error:  # The workers' semaphores lie in shared memory, too.
             if error.errno == errno.ENOSPC:
                 raise no_shared_memory(error) from None
@@ -154,6 +181,7 @@ def open_batches(
         else:
             dead = [number for number, process in enumerate(processes) if not process.is_alive()]
             images = [image for number in dead for image in whereabouts.images_of(number)]
+        _kill(iterator, processes)
         in_hand = ", ".join(source.name(image) for image in images) or "none"
         raise DataError(_explain_loss(error, awaited, in_hand)) from None
     finally:
@@ -170,16 +198,14 @@ def _noted(keys: Iterable[BatchKey], awaited: deque[BatchKey]) -> Iterator[Batch
 
 
 def _unwrapped(
-    iterator: Iterator[Batch | Failure | _InSlot], awaited: deque[BatchKey], places: Slots | None
+    iterator: Iterator[Batch | Failure | _Packed], awaited: deque[BatchKey], places: Slots | None
 ) -> Iterator[Batch]:
     for number, made in enumerate(iterator):
         awaited.popleft()
         if isinstance(made, Failure):
             raise made
-        if isinstance(made, _InSlot):
-            assert places
-            images = places.memory(number)[: math.prod(made.shape)].view(made.shape)
-            made = made.batch._replace(images=images.permute(0, 3, 1, 2))
+        if isinstance(made, _Packed):
+            made = made.unpack(places and places.memory(number))
         yield made
 
 
@@ -205,11 +231,17 @@ def _explain_loss(error: Exception, awaited: deque[BatchKey], in_hand: str) -> s
     )
 
 
+def _kill(iterator: Iterator[Any], processes: list[BaseProcess]) -> None:
+    """End workers that may hang. A thread that pins batches may wait for one, and the iterator's end for the thread."""
+    # Else torch would raise their death.
+    signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportPrivateImportUsage]
+    iterator._worker_pids_set = False  # pyright: ignore[reportAttributeAccessIssue]
+    for process in processes:
+        process.kill()
+
+
 def _begin_worker(whereabouts: Whereabouts, number: int) -> None:
-    """Signals meant for the trainer reach its workers too; it needs their batches until it has saved."""
-    for name in _IGNORED_SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
-    end_with_parent(signal.SIGKILL)
+    begin_child()
     whereabouts.enter(number)
     # What was imported before the fork is no garbage: looking through it costs time, and touching it copies its pages.
     gc.freeze()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,8 +17,8 @@ from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
 from seresnext.data.readers.shard_stores import RemoteShards
 from seresnext.data.readers.shards import ShardReader
-from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import DataError
+from seresnext.signals import begin_child, sparing_children
 
 _DOWNLOADS = 4
 # The part of the cache that shards for batches to come may take; the rest is for those in use and for other splits.
@@ -41,7 +40,8 @@ def look_ahead(reader: Reader, keys: Iterable[BatchKey]) -> Iterator[Iterable[Ba
     position = context.Value("q", 0, lock=False)
     # A fork copies the iterator of the keys as it stands: both sides go through all of them.
     process = context.Process(target=_run, args=(reader, reader.store, keys, position), daemon=True)
-    process.start()
+    with sparing_children():
+        process.start()
     try:
         yield _counted(keys, position)
     finally:
@@ -56,9 +56,7 @@ def _counted(keys: Iterable[BatchKey], position: Any) -> Iterator[BatchKey]:
 
 
 def _run(reader: ShardReader, store: RemoteShards, keys: Iterable[BatchKey], position: Synchronized) -> None:
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    end_with_parent(signal.SIGKILL)
+    begin_child()
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         fetch_ahead(store, reader.shard_ids, keys, position, pool)
 

@@ -4,10 +4,8 @@
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,12 +17,12 @@ from torch.distributed.rendezvous import rendezvous
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.distributed.world import World
 from seresnext.errors import Failure, RankLost, UsageError
+from seresnext.signals import end_with_parent
 
 # Longest wait of one rank for another, long enough for the slowest thing one rank does alone (the first compilation,
 # a checkpoint on slow storage) and short enough that a frozen rank does not cost a night of rented GPUs.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 _STORE_TIMEOUT = timedelta(seconds=30)  # for one sign of life of each rank
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @contextmanager
@@ -95,12 +93,6 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
         ) from error
     own = dist.PrefixStore(f"heartbeat/{start}", store)
     return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds())
-
-
-def end_with_parent(death_signal: signal.Signals) -> None:
-    """Ask Linux to send this process a signal when its parent ends, so that a killed launcher leaves no orphans."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(death_signal))
 
 
 def _number(name: str) -> int:

@@ -21,10 +21,10 @@ from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import BatchNormStatistics, Exchange, World, distribute
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision, compile_forward
+from seresnext.signals import sparing_children
 from seresnext.training.ema import Ema
 from seresnext.training.loss import Loss
 from seresnext.training.optimizer import set_lr, skip_if
-from seresnext.training.stopping import sparing_children
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from seresnext.signals import STOP_SIGNALS
 
 # A scheduler that signals every process of a job reaches a worker twice, by itself and through torchrun, within
 # milliseconds. A person who presses Ctrl-C again takes longer, in seconds:
@@ -53,7 +51,7 @@ class StopRequest:
         # Handlers wait for the main thread to return to Python; the pipe is written at once.
         self._previous_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
-        self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -78,23 +76,3 @@ class StopRequest:
             elif received[0] in (signal.SIGINT, signal.SIGTERM) and now - interrupted > _SAME_REQUEST:
                 os._exit(_INTERRUPTED)
         os.close(reader)
-
-
-@contextmanager
-def sparing_children() -> Iterator[None]:
-    """Start processes in this block that none of these signals ends.
-
-    torchrun signals a worker's whole process group. A compiler that died of it would take the run along before it has
-    saved. The calling thread does not take signals meanwhile; that of a StopRequest does.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def ignore_signals() -> None:
-    """Leave what is done as it is: for the last moments of a process, in which nothing is left to stop."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from seresnext.errors import RecipeError, UsageError
 from seresnext.metrics.console import Console
 from seresnext.recipe import check_world, load_recipe
 
-SYNTHETIC = ["data.format=synthetic", "data.synthetic_images=64", "data.workers=0", "data.image_size=32"]
+SYNTHETIC = ["data.format=synthetic", "data.synthetic_images=64", "data.workers=0", "data.image_size=40"]
 TINY = [*SYNTHETIC, "model.name=seresnext26", "batch.global_size=8", "batch.micro_size=4", "runtime.precision=fp32"]
 
 
@@ -56,13 +56,16 @@ def test_the_largest_that_fits(limit):
         (96, 4, [], [1, 2, 4, 8]),
         (15, 3, [], [1]),
         (16, 2, ["mix.mixup=0.2"], [2, 4, 8]),  # One image cannot be mixed.
+        (16, 2, ["data.image_size=32"], [2, 4, 8]),  # Of one so small the last stage leaves a single pixel.
+        (15, 3, ["data.image_size=32"], []),
     ],
 )
 def test_sizes_that_the_recipe_allows(total, world, changes, expected):
     recipe = values(f"batch.global_size={total}", "batch.micro_size=auto", *changes)
     assert trials.micro_sizes(recipe, world) == expected
     for size in expected:  # An independent judge.
-        check_world(load_recipe("digits", [f"batch.global_size={total}", f"batch.micro_size={size}"]).recipe, world)
+        given = [*SYNTHETIC, f"batch.global_size={total}", f"batch.micro_size={size}", *changes]
+        check_world(load_recipe("digits", given).recipe, world)
 
 
 @pytest.fixture
@@ -110,6 +113,14 @@ def test_when_nothing_fits_it_says_so(memory, others):
     asked = values("batch.global_size=128", "batch.micro_size=auto")
     with pytest.raises(UsageError, match=r"batch\.micro_size: auto found that not even micro-batches of 1 fit"):
         trials.choose_by_trial(asked, asked, TwoRanks(others), lambda line: None)
+
+
+def test_when_no_power_of_two_is_allowed_it_says_so(memory):
+    tried = memory(24)
+    asked = values("batch.global_size=15", "batch.micro_size=auto", "data.image_size=32")
+    with pytest.raises(UsageError, match=r"none that divides the 15 images of a process is one that the recipe allows"):
+        trials.choose_by_trial(asked, asked, World(), lambda line: None)
+    assert tried == []
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():

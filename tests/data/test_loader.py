@@ -215,13 +215,15 @@ def test_workers_die_with_a_trainer_that_is_killed(start_command, tmp_path: Path
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
-def fails(numbers, act: Callable[[BatchKey], object], *, workers: int = 2, timeout: int = 60) -> DataError:
+def fails(
+    numbers, act: Callable[[BatchKey], object], *, workers: int = 2, timeout: int = 60, pin_memory: bool = False
+) -> DataError:
     """The error of a stream whose worker does `act`; no worker is left."""
     before = children()
     with (
         pytest.raises(DataError) as caught,
         open_batches(
-            numbers(act), evaluation_keys(40, 4, 0, 1), workers=workers, timeout=timeout, pin_memory=False
+            numbers(act), evaluation_keys(40, 4, 0, 1), workers=workers, timeout=timeout, pin_memory=pin_memory
         ) as b,
     ):
         for _ in b:
@@ -312,9 +314,58 @@ def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(numbers):
     assert time.monotonic() - started < 12
 
 
-def test_no_shared_memory_is_told_at_once(numbers):
+@pytest.mark.parametrize("pin_memory", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(numbers, pin_memory: bool):
+    """What it has sent must not need its help to be received: torch fetches tensors so, and waits without end."""
+    before = children()
+
+    def freeze(key: BatchKey) -> None:
+        if key.step == 3:
+            time.sleep(0.5)  # The batch before has left it.
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def is_frozen(pid: int) -> bool:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    received = []
+
+    def read() -> None:
+        keys = evaluation_keys(40, 4, 0, 1)
+        with open_batches(numbers(freeze), keys, workers=2, timeout=2, pin_memory=pin_memory) as batches:
+            deadline = time.monotonic() + 20
+            while not any(is_frozen(pid) for pid in children() - before):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            received.extend(batch.step for batch in batches)
+
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"^no loader worker answered while the batch of step \d, replica 0 was"):
+        read()
+    assert time.monotonic() - started < 20
+    assert children() - before == set()
+    if not pin_memory:
+        assert received == [0, 1, 2]
+
+
+def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(numbers):
+    """One to the whole process group, at the worst moment."""
+    armed = [True]
+    os.register_at_fork(after_in_child=lambda: armed and os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert len(read_all(numbers(lambda key: None), evaluation_keys(40, 4, 0, 1), 2)) == 10
+        # The control: it ends a child that does not put it off.
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        child.start()
+        child.join(10)
+        assert child.exitcode == -signal.SIGTERM
+    finally:
+        armed.clear()
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+def test_batches_that_go_to_a_gpu_need_shared_memory_and_say_so(numbers):
     # A limit on the size of files is one on shared memory, too; the worker alone gets it.
-    error = str(fails(numbers, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))))
+    error = str(fails(numbers, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)), pin_memory=True))
     assert "no shared memory" in error
     assert "--shm-size" in error
 

@@ -1,16 +1,11 @@
 """From the environment to a world: none, torchrun's, and one that is neither."""
 
-import os
-import select
 import signal
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from seresnext.distributed import World, launch, open_world
-from seresnext.distributed.launch import end_with_parent
 from seresnext.errors import UsageError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -174,47 +169,3 @@ def test_others_that_cannot_be_met(environment, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------ orphans
-
-
-def is_running(pid):
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def orphan(begin):
-    """The process id of a child that called `begin` and whose parent then ended."""
-    receiver, sender = os.pipe()
-    middle = os.fork()
-    if middle == 0:
-        child = os.fork()
-        if child == 0:
-            begin()
-            os.write(sender, str(os.getpid()).encode())
-            time.sleep(30)
-            os._exit(0)
-        select.select([receiver], [], [])
-        os._exit(0)
-    os.waitpid(middle, 0)
-    pid = int(os.read(receiver, 32))
-    os.close(receiver)
-    os.close(sender)
-    return pid
-
-
-@pytest.mark.parametrize(
-    ("begin", "survives"),
-    [(lambda: end_with_parent(signal.SIGKILL), False), (lambda: None, True)],
-    ids=["asked", "control"],
-)
-def test_a_child_ends_with_its_parent(begin, survives):
-    pid = orphan(begin)
-    try:
-        deadline = time.monotonic() + (0.5 if survives else 10)
-        while is_running(pid) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert is_running(pid) is survives
-    finally:
-        if is_running(pid):
-            os.kill(pid, signal.SIGKILL)

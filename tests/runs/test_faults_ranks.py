@@ -62,7 +62,7 @@ def test_a_rank_that_is_only_slow_is_waited_for(faulty, whole_digest, tmp_path):
     more = ["--set", "runtime.collective_timeout=3"]
     result = faulty(run, Fault("step:5", "sleep:8", rank=1), more=more)
     assert result.returncode == 0, result.output
-    assert digest(run) == whole_digest(2)
+    assert digest(run) == whole_digest(2, *more)
 
 
 @pytest.mark.full

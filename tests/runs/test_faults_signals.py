@@ -46,7 +46,9 @@ def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, target, name, poi
     """`save` happens on rank 0, which alone writes; elsewhere the signal comes to or through rank 1."""
     run = tmp_path / "run"
     rank = 0 if point.startswith("save") else 1
-    command, faults = start_faulty(run, Fault(point, f"{target}:{name}", rank=rank), launch=FORWARD)
+    # A file is written beside the training, which must not be over by then.
+    waiting = [Fault("step:5", "sleep:5", rank=1)] if point == "saved:4" else []
+    command, faults = start_faulty(run, Fault(point, f"{target}:{name}", rank=rank), *waiting, launch=FORWARD)
     result = command.finish(timeout=60)
     assert faults.happened(), result.output
     assert faults.exit_codes() == {0: 0, 1: 0}, result.output

@@ -2,15 +2,14 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
 
 import pytest
 
-from seresnext.training.stopping import SIGNALS, StopRequest, sparing_children
+from seresnext.signals import STOP_SIGNALS
+from seresnext.training.stopping import StopRequest
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def stop():
     return stop
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_is_remembered(stop, number):
     with stop:
         assert not stop.requested
@@ -37,14 +36,14 @@ def test_the_first_signal_is_the_reason(stop):
 
 
 def test_handlers_and_the_thread_are_put_back(stop):
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     threads = set(threading.enumerate())
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     with stop:
         assert signal.getsignal(signal.SIGTERM) is not before[1]
         (thread,) = set(threading.enumerate()) - threads
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
     assert signal.set_wakeup_fd(wakeup) == wakeup
     thread.join(5)
     assert not thread.is_alive()
@@ -65,33 +64,6 @@ def test_a_process_of_torchrun_defers_from_the_start(monkeypatch):
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == "SIGINT"
-
-
-@pytest.mark.parametrize(("spared", "survives"), [(True, True), (False, False)])
-def test_children_are_spared(stop, spared, survives):
-    """And the signal is still heard: the thread takes it."""
-    with stop:
-        with sparing_children() if spared else nullcontext():
-            child = subprocess.Popen(
-                [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1
-            )
-            assert child.stdout
-            child.stdout.read(1)
-            child.terminate()
-            os.kill(os.getpid(), signal.SIGTERM)
-        deadline = time.monotonic() + 5
-        while not stop.requested and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert stop.signal == "SIGTERM"
-        try:
-            child.wait(1)
-        except subprocess.TimeoutExpired:
-            assert survives
-        else:
-            assert not survives
-        child.kill()
-        child.communicate()
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS) == set()
 
 
 # Waits for a mutex that it holds already: for ever and outside of Python, as in a collective that never returns.

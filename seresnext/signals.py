@@ -1,0 +1,57 @@
+"""The signals that stop a training, and the processes that it starts.
+
+torchrun and terminals signal whole process groups. Helpers of a trainer stay at work until it has saved, and end with
+it. Imports nothing heavy: train.py listens before it imports torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks a training to stop: Ctrl-C, a scheduler, a cluster before it takes the machine away."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@contextmanager
+def sparing_children() -> Iterator[None]:
+    """Start processes in this block that no stop signal ends; forked workers of ours go on with `begin_child`.
+
+    A compiler that died of one would take the run along before it has saved. The calling thread does not take signals
+    meanwhile; that of a StopRequest does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_child() -> None:
+    """In a forked worker, first of all: ignore the stop signals, and end with the parent."""
+    ignore_signals()
+    end_with_parent(signal.SIGKILL)
+
+
+def ignore_signals() -> None:
+    """Leave what is done as it is: in the last moments of a process, when nothing is left to stop, or in a worker."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(death_signal: signal.Signals) -> None:
+    """Ask Linux to send this process a signal when its parent ends, so that a killed launcher leaves no orphans."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(death_signal))
+    # The parent may have ended before that; who it was is known where multiprocessing started this process.
+    parent = multiprocessing.parent_process()
+    if parent and parent.pid != os.getppid():
+        os.kill(os.getpid(), death_signal)
