@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,30 @@ class Report:
         The scaler tries higher scales from time to time, and lowers them again. At 1 it is no longer to blame.
         """
         return self.skipped and self.loss_scale > 1 and all(map(math.isfinite, self.losses))
+
+
+class Unread(NamedTuple):
+    """A report on its way to the host: its numbers, which are there when `arrival` has passed (None: at once)."""
+
+    numbers: Tensor
+    arrival: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, report: Tensor) -> Unread:
+        """Queue the way of a report to the host. On CUDA nothing waits, neither here nor for what is queued later."""
+        if report.device.type != "cuda":
+            return cls(report, None)
+        numbers = torch.empty(report.shape, dtype=report.dtype, pin_memory=True)
+        numbers.copy_(report, non_blocking=True)
+        arrival = torch.cuda.Event(blocking=True)  # Leaves the core to the loader's workers meanwhile.
+        arrival.record()
+        return cls(numbers, arrival)
+
+    def wait(self) -> list[float]:
+        """The numbers, when they have arrived."""
+        if self.arrival:
+            self.arrival.synchronize()
+        return self.numbers.tolist()
 
 
 class TrainingStep:
@@ -123,8 +148,8 @@ class TrainingStep:
 
     def __call__(
         self, micro_batches: Iterator[DeviceBatch], *, step: int, lr: float, stop: bool, save_failed: bool = False
-    ) -> Tensor:
-        """Take step number `step` (from 0) and return its report as a device tensor, for `read`.
+    ) -> Unread:
+        """Take step number `step` (from 0) and return its report, for `read`.
 
         `stop` and `save_failed` are what this rank has to tell the others. A step in which a loss or the gradient is
         not finite leaves weights, momentum, BatchNorm statistics and the average on all ranks as they were, to the bit.
@@ -153,11 +178,11 @@ class TrainingStep:
         self._update(lr, norm, skip)
         if self._ema:
             self._ema.update(step, skip)
-        return torch.cat([report, *(number.to(report.dtype).reshape(1) for number in (norm, skip, scale))])
+        return Unread.of(torch.cat([report, *(number.to(report.dtype).reshape(1) for number in (norm, skip, scale))]))
 
-    def read(self, step: int, report: Tensor) -> Report:
-        """Bring a report to the host. Waits for its step to finish on the device."""
-        *losses, stop, save_failed, data_wait, grad_norm, skipped, loss_scale = report.tolist()
+    def read(self, step: int, report: Unread) -> Report:
+        """What a step reported. Waits for it to finish on the device, and for no step that was queued after it."""
+        *losses, stop, save_failed, data_wait, grad_norm, skipped, loss_scale = report.wait()
         return Report(
             step,
             tuple(losses),

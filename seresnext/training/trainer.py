@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
@@ -21,7 +21,7 @@ from seresnext.training.plan import Plan, Progress
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
 from seresnext.training.skipping import skip_of
-from seresnext.training.step import Report, TrainingStep
+from seresnext.training.step import Report, TrainingStep, Unread
 from seresnext.training.stopping import StopRequest
 
 
@@ -93,7 +93,7 @@ class Trainer:
         self._stopping = False
         self._saved = replace(progress)
         self._durable = replace(progress)
-        self._unread: tuple[int, Tensor] | None = None
+        self._unread: tuple[int, Unread] | None = None
         self._report: Report | None = None
         self._speed = SpeedMeter()
         self._eta = EtaClock(plan.total)

@@ -11,13 +11,14 @@ from torch import nn
 from seresnext.data.mix import Mix
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import Exchange, World
+from seresnext.models import SENet
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
-from seresnext.training.loss import CrossEntropy
+from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.optimizer import sgd
-from seresnext.training.step import Report, TrainingStep
+from seresnext.training.step import Report, TrainingStep, Unread
 
 SEED, LR, SMOOTHING = 3, 0.1, 0.1
 
@@ -232,6 +233,27 @@ def test_other_precisions_do_not_scale(model):
     assert not make(model).scaler.is_enabled()
 
 
+def steps_without_waiting(training_step, batches):
+    """Reports of the steps after the first, while whatever waits for the GPU is an error."""
+    training_step(iter(batches[0]), step=0, lr=LR, stop=False)  # Libraries get ready.
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        reports = [
+            training_step(iter(both), step=step, lr=LR, stop=False) for step, both in enumerate(batches[1:], start=1)
+        ]
+        read = [training_step.read(step, report) for step, report in enumerate(reports, start=1)]
+        with pytest.raises(RuntimeError, match="synchroniz"):  # The control.
+            batches[0][0].images.sum().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return read
+
+
+def on_gpu(batches, device):
+    return [[b._replace(images=b.images.to(device), labels=b.labels.to(device)) for b in both] for both in batches]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_nothing_in_a_step_waits_for_a_gpu(model, precision):
@@ -240,17 +262,55 @@ def test_nothing_in_a_step_waits_for_a_gpu(model, precision):
     ema = Ema(model, 0.9, warmup=True)
     training_step = make(model, precision=precision, world=World(device=device), clip_norm=1.0, ema=ema)
     batches = [[batch(step, replica, torch.float32) for replica in range(2)] for step in range(4)]
-    batches = [[b._replace(images=b.images.to(device), labels=b.labels.to(device)) for b in both] for both in batches]
-    training_step(iter(batches[0]), step=0, lr=LR, stop=False)  # Libraries get ready.
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        reports = [training_step(iter(batches[step]), step=step, lr=LR, stop=False) for step in range(1, 4)]
-        with pytest.raises(RuntimeError, match="synchroniz"):  # The control.
-            reports[0].tolist()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert all(math.isfinite(training_step.read(1, report).loss) for report in reports)
+    assert all(math.isfinite(report.loss) for report in steps_without_waiting(training_step, on_gpu(batches, device)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("loss", [CrossEntropy(0.1), BinaryCrossEntropy(0.0, 0.2)], ids=["cross_entropy", "bce"])
+def test_nor_in_one_of_the_network_with_all_techniques(loss, checkpointing):
+    device = torch.device("cuda", 0)
+    network = SENet((1, 1, 1, 1), num_classes=5, drop_rate=0.2, drop_path_rate=0.2, zero_init_last=True).to(device)
+    network.grad_checkpointing = checkpointing
+    training_step = make(
+        network,
+        precision="bf16",
+        world=World(device=device),
+        clip_norm=1.0,
+        ema=Ema(network, 0.9, warmup=True),
+        loss=loss,
+        mix=Mix(5, SEED, 0.2, 1.0, None),
+    )
+    batches = [
+        [DeviceBatch(torch.randn(4, 3, 64, 64), torch.arange(4), step, replica, 0.0) for replica in range(2)]
+        for step in range(4)
+    ]
+    assert all(math.isfinite(report.loss) for report in steps_without_waiting(training_step, on_gpu(batches, device)))
+
+
+@pytest.mark.gpu
+def test_a_report_is_read_while_the_next_step_still_runs(model):
+    device = torch.device("cuda", 0)
+    training_step = make(model.float().to(device), precision="fp32", world=World(device=device))
+    (both,) = on_gpu([[batch(0, replica, torch.float32) for replica in range(2)]], device)
+    training_step(iter(both), step=0, lr=LR, stop=False)
+    report = training_step(iter([b._replace(step=1) for b in both]), step=1, lr=LR, stop=False)
+    torch.cuda._sleep(10**10)  # Seconds of the device: the next step.
+    assert math.isfinite(training_step.read(1, report).loss)
+    assert not torch.cuda.current_stream().query()
+
+
+def test_a_report_waits_for_its_own_arrival_alone():
+    waited = []
+
+    class Arrival:
+        def synchronize(self):
+            waited.append(self)
+
+    arrival = Arrival()
+    assert Unread(torch.tensor([1.0, 2.0]), arrival).wait() == [1.0, 2.0]
+    assert waited == [arrival]
+    assert Unread.of(torch.tensor([3.0])).wait() == [3.0]
 
 
 # ------------------------------------------------------------------------------------------------ warming up
