@@ -40,7 +40,7 @@ import numpy as np
 from PIL import Image, features
 
 from seresnext.data.decode import decode
-from seresnext.data.index import progress
+from seresnext.data.progress import progress
 from seresnext.data.readers import Reader, open_reader, recognise_form
 from seresnext.data.readers.shard_files import (
     INDEX,

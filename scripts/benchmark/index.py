@@ -27,7 +27,8 @@ from PIL import Image
 
 from seresnext.assemble.parts import train_source
 from seresnext.data.imagenet_classes import imagenet_classes
-from seresnext.data.index import Contents, index_path, write_index
+from seresnext.data.index import Contents, write_index
+from seresnext.data.index_cache import index_path
 from seresnext.data.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.readers import Reader, open_reader

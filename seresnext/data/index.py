@@ -1,45 +1,31 @@
 """What is where in a split: columns of numbers in one memory-mapped file, built once and shared by all processes.
 
 A file of 1.28 million entries opens in milliseconds, costs no Python object per image, and its pages are the kernel's:
-loader workers add nothing to them. It lies in a cache folder outside of the data and is built anew when the data
-changed. That is seen from archives (size and time) or class folders (names and times), never from every file.
+loader workers add nothing to them. Where such files are kept and when they are built is told in `index_cache`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-import sys
 import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
-from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from seresnext.errors import DataError
 
 # The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns.
 _MARK = b"SRXINDEX"
-_VERSION = 2
+VERSION = 2
+"""Of the form of the file; one of another version is built anew."""
+
 _ALIGNMENT = 64
 _COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
-# How long a build goes on before it is worth telling, and how often it is then told where there is no terminal.
-_QUIET_SECONDS = 2.0
-_LINE_SECONDS = 30.0
-# A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
-_FINE_TICK_NS = 20_000_000
-_COARSE_TICK_NS = 2_100_000_000
-_LEFT_SECONDS = 3600
 
 _NONE = np.empty(0, np.uint8)
 
@@ -102,7 +88,7 @@ class Index(Contents):
             raise NotAnIndex(f"{path} has a damaged header")
         try:
             header = json.loads(text)
-            if header["version"] != _VERSION or header["bytes"] != len(raw):
+            if header["version"] != VERSION or header["bytes"] != len(raw):
                 raise NotAnIndex(f"{path} is of another version, or cut off")
             columns = {name: _column(raw, kind, count, place) for name, kind, count, place in header["columns"]}
             _check_columns(columns, len(header["classes"]), len(header["files"]))
@@ -165,7 +151,7 @@ def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
             place = -(-place // _ALIGNMENT) * _ALIGNMENT
             table.append((name, column.dtype.str, len(column), place))
             place += column.nbytes
-        said = {"version": _VERSION, "bytes": place, "columns": table, "stamp": stamp}
+        said = {"version": VERSION, "bytes": place, "columns": table, "stamp": stamp}
         said |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
         return json.dumps(said).encode(), place
 
@@ -199,158 +185,3 @@ def fingerprint_of(classes: Sequence[str], counts: np.ndarray, name_ends: np.nda
         digest.update(column.astype("<i8").tobytes())
     digest.update(names)
     return digest.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------ built once
-
-
-class Stamp(NamedTuple):
-    """What the data looked like: a digest that changes with it, and its newest time (nanoseconds since 1970)."""
-
-    digest: str
-    newest: int
-
-
-def stamp_of(*facts: object, times: Sequence[int]) -> Stamp:
-    """The stamp of facts (plain data) and of times in nanoseconds."""
-    text = json.dumps([_VERSION, facts, times])
-    return Stamp(hashlib.sha256(text.encode()).hexdigest(), max(times, default=0))
-
-
-def cache_folder(cache: Path | None) -> Path:
-    """The folder `cache`, by default `$XDG_CACHE_HOME/seresnext` or `~/.cache/seresnext`, which is made.
-
-    Raises DataError when there is no such folder and none can be made.
-    """
-    folder = cache
-    try:
-        if folder is None:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seresnext"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home.
-        raise _no_cache(folder, error) from None
-    return folder
-
-
-def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
-    """Where the index of a split is kept, in the folder that `cache_folder` gives."""
-    where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
-    return cache_folder(cache) / f"{kind}-{where[:32]}.index"
-
-
-def _no_cache(folder: Path | None, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or error
-    place = folder or "the home folder"
-    return DataError(
-        f"the index of the data cannot be kept in {place}: {reason}; give a folder that can be written with data.cache"
-    )
-
-
-def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> Index:
-    """The index at `path`; built first when there is none or the data changed since.
-
-    One process builds, others wait for it. Raises DataError when the cache cannot be written, or when the data changes
-    while it is looked at.
-    """
-    index = _current(path, stamp())
-    if index:
-        return index
-    with _locked(path):
-        # Another process may have built it in the meantime.
-        before = stamp()
-        index = _current(path, before)
-        if index:
-            return index
-        if _is_fresh(before):
-            # A change in the same tick of the clock would leave no trace.
-            time.sleep(_tick(before) / 1e9)
-            before = stamp()
-        _sweep(path)
-        contents = build()
-        if stamp().digest != before.digest:
-            raise DataError("the data changed while its index was built; start again when nothing writes to it")
-        try:
-            write_index(path, contents, before.digest)
-        except OSError as error:
-            raise _no_cache(path.parent, error) from None
-        return Index.open(path)
-
-
-def _current(path: Path, stamp: Stamp) -> Index | None:
-    try:
-        index = Index.open(path)
-    except NotAnIndex:
-        return None
-    return index if index.stamp == stamp.digest else None
-
-
-def _sweep(path: Path) -> None:
-    """Remove what a build that was killed left behind; one without locks may still be at work on a younger file."""
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
-                left.unlink()
-
-
-def _tick(stamp: Stamp) -> int:
-    return _FINE_TICK_NS if stamp.newest % 1_000_000_000 else _COARSE_TICK_NS
-
-
-def _is_fresh(stamp: Stamp) -> bool:
-    return abs(time.time_ns() - stamp.newest) < _tick(stamp)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        file = path.with_suffix(".lock").open("a")
-    except OSError as error:
-        raise _no_cache(path.parent, error) from None
-    with file:
-        # A network file system may have no locks: then each process builds its own, and the last to be renamed stays.
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Tell of a long build on standard error: a bar on a terminal, else a line now and then; nothing of a short one.
-
-    Yields what is to be called with the count done since the last call.
-    """
-    on_terminal, size = sys.stderr.isatty(), shutil.get_terminal_size()
-    start = told = time.monotonic()
-    done = 0
-    with _Tqdm(
-        desc=label,
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        # tqdm would draw nothing on a terminal that says it is 0 by 0, as some in containers do.
-        ncols=size.columns,
-        nrows=size.lines,
-        delay=_QUIET_SECONDS,
-        leave=False,
-        disable=not on_terminal,
-    ) as bar:
-
-        def advance(count: int) -> None:
-            nonlocal done, told
-            done += count
-            bar.update(count)
-            now = time.monotonic()
-            if not on_terminal and now - start > _QUIET_SECONDS and (told == start or now - told > _LINE_SECONDS):
-                told = now
-                print(f"{label}: {100 * done / max(total, 1):.0f} %", file=sys.stderr, flush=True)
-
-        yield advance
-
-
-class _Tqdm(tqdm):
-    # The monitor, a thread, only matters to bars that rarely advance, and loader workers are forked from here.
-    monitor_interval = 0
-
-
-# A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.
-_Tqdm.set_lock(RLock())

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seresnext.data.index import Contents, Stamp, fingerprint_of, index_path, open_or_build, progress, stamp_of
+from seresnext.data.index import Contents, fingerprint_of
+from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
+from seresnext.data.progress import progress
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.errors import DataError
 

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.imagenet_classes import imagenet_classes
-from seresnext.data.index import Contents, Stamp, fingerprint_of, index_path, open_or_build, progress, stamp_of
+from seresnext.data.index import Contents, fingerprint_of
+from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
+from seresnext.data.progress import progress
 from seresnext.data.readers.devkit import read_validation_classes
 from seresnext.data.readers.tarfiles import BLOCK, LARGEST_IMAGE, FilesAtOffsets, Member, header_name, members
 from seresnext.errors import DataError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.data.index import cache_folder
+from seresnext.data.index_cache import cache_folder
 from seresnext.data.readers.shard_files import ENTRY, INDEX, MANIFEST, MOST_MANIFEST_BYTES, Manifest
 from seresnext.data.readers.shard_stores import LocalShards, RemoteShards, ShardStore
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE

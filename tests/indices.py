@@ -1,0 +1,31 @@
+"""An index for tests, and what is the same about two."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from seresnext.data.index import Contents, Index
+
+COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
+
+
+def contents(count: int = 10, seed: int = 0) -> Contents:
+    rng = np.random.default_rng(seed)
+    names = [b"%d.JPEG" % n for n in rng.permutation(count)]
+    return Contents(
+        classes=("ä", "b\udcff", "c"),
+        fingerprint="f" * 64,
+        files=("one.tar", "two.tar"),
+        label=np.sort(rng.integers(0, 3, count)),
+        file_id=rng.integers(0, 2, count),
+        offset=rng.integers(0, 1 << 40, count),
+        size=rng.integers(0, 1 << 20, count),
+        names=np.frombuffer(b"".join(names), np.uint8),
+        name_ends=np.cumsum([len(name) for name in names]),
+    )
+
+
+def assert_same(index: Index, said: Contents) -> None:
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(index, name), getattr(said, name), name)
+    assert (index.classes, index.files, index.fingerprint) == (said.classes, said.files, said.fingerprint)
