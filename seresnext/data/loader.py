@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import math
+import re
 import sys
 import warnings
 from collections import deque
@@ -173,7 +174,7 @@ def open_batches(
         yield _unwrapped(iterator, awaited, places)
     except (RuntimeError, OSError, EOFError) as error:
         # Not only from the iterator: torch raises a worker's death wherever the main thread is.
-        if not _is_loss_of_worker(error):
+        if not _is_loss_of_worker(error) or _is_of_others(error, processes):
             raise
         hangs = "timed out" in str(error)
         if hangs:
@@ -217,12 +218,18 @@ def _is_loss_of_worker(error: Exception) -> bool:
     return "in pin memory thread" in str(error)
 
 
+def _is_of_others(error: Exception, processes: list[BaseProcess]) -> bool:
+    """Whether this is the death of workers that are all another block's: validation has its own beside training's."""
+    named = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    return bool(named) and not {int(pid) for pid in named[1].split(",")} & {process.pid for process in processes}
+
+
 def _explain_loss(error: Exception, awaited: deque[BatchKey], in_hand: str) -> str:
     where = f"the batch of step {awaited[0].step}, replica {awaited[0].replica}" if awaited else "the end"
     if "timed out" in str(error):
         return (
             f"no loader worker answered while {where} was awaited: {error} (runtime.loader_timeout). Images that its "
-            f"worker has in hand: {in_hand}. Is the disk or the network file system that holds them hanging?"
+            f"worker has in hand: {in_hand}. Is the disk, the network file system or the server that holds them hanging?"
         )
     return (
         f"a loader worker died while {where} was awaited: {str(error).strip(' .')}. Images that it had in hand: "

@@ -305,6 +305,35 @@ def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(numbe
         train()
 
 
+def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(numbers):
+    """As a training worker during validation: torch raises its death in the inner block."""
+
+    def act(key: BatchKey) -> None:
+        if key.step == 3:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    left = []
+
+    def train() -> None:
+        with open_batches(numbers(act), evaluation_keys(40, 4, 0, 1), workers=2, timeout=60, pin_memory=False) as b:
+            next(b)
+            quiet = numbers(lambda key: time.sleep(0.05))
+            with open_batches(quiet, evaluation_keys(4000, 4, 0, 1), workers=1, timeout=60, pin_memory=False) as inner:
+                try:
+                    for _ in inner:
+                        pass
+                except RuntimeError as error:
+                    left.append(str(error))
+                    raise
+
+    before = children()
+    with pytest.raises(DataError, match=r"while the batch of step 1, replica 0 was.*in hand: number 12, number 13"):
+        train()
+    assert "is killed by signal" in left[0]
+    assert children() - before == set()
+
+
 def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(numbers):
     started = time.monotonic()
     error = str(fails(numbers, lambda key: time.sleep(600 * (key.step == 3)), timeout=1))
