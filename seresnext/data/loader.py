@@ -229,7 +229,7 @@ def _explain_loss(error: Exception, awaited: deque[BatchKey], in_hand: str) -> s
     if "timed out" in str(error):
         return (
             f"no loader worker answered while {where} was awaited: {error} (runtime.loader_timeout). Images that its "
-            f"worker has in hand: {in_hand}. Is the disk, the network file system or the server that holds them hanging?"
+            f"worker has in hand: {in_hand}. Is the disk, the file system or the server that holds them hanging?"
         )
     return (
         f"a loader worker died while {where} was awaited: {str(error).strip(' .')}. Images that it had in hand: "

@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,14 @@ from seresnext.data.batches import EvaluationImages, TrainImages
 from seresnext.data.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order
 from seresnext.data.readers import Reader, open_reader
+from seresnext.data.regions import HAS_NVIMGCODEC
 from seresnext.errors import DataError
+from seresnext.randomness import rng_at
 
+DECODERS = [
+    pytest.param(False, id="pillow"),
+    pytest.param(True, id="nvimgcodec", marks=pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")),
+]
 TRANSFORM = TrainTransform(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 
 
@@ -23,6 +30,43 @@ def test_a_batch_is_as_promised(reader: Reader):
     assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
     assert [first[4:], second[4:]] == [(1, 0, None, ()), (1, 1, None, ())]
     np.testing.assert_array_equal(first.labels, reader.labels[first.indices])
+
+
+@pytest.mark.parametrize("fast", DECODERS)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_of_photographs_are_those_of_pillow(photographs: list[bytes], tmp_path: Path, interpolation, fast):
+    """From the file to the batch: the crop that is drawn at the image's address, cut and resized by Pillow."""
+    for number, data in enumerate(photographs):
+        (folder := tmp_path / "train" / f"class_{number % 2}").mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.JPEG").write_bytes(data)
+    transform = TrainTransform(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, interpolation)
+    reader = open_reader(tmp_path, "train")
+    source = TrainImages(reader, transform, seed=5, max_pixels=10**8, fast=fast)
+    own, other = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+    levels = 2
+    if interpolation == "bicubic":
+        own, other, levels = other, own, 10
+    seen = []
+    for key in train_keys(Order(len(reader), 5, 5, seed=5), range(1), 0, 4):
+        batch = source.make(key)
+        for pixels, flip, index in zip(batch.images, batch.flips, batch.indices, strict=True):
+            image = Image.open(io.BytesIO(reader.read(int(index)))).convert("RGB")
+            left, top, width, height, flipped = transform.draw(
+                *image.size, rng_at(5, "augment", key.epoch, int(index), 0)
+            )
+            assert bool(flip) == flipped
+
+            def difference(box, resampling, image=image, pixels=pixels) -> int:
+                expected = np.asarray(image.crop(box).resize((224, 224), resampling), np.int16)
+                return int(np.abs(pixels.permute(1, 2, 0).numpy().astype(np.int16) - expected).max())
+
+            box = (left, top, left + width, top + height)
+            assert difference(box, own) <= levels
+            # The controls: a pixel aside, and the other filter.
+            seen.append((difference((box[0] + 1, box[1], box[2] + 1, box[3]), own), difference(box, other)))
+    assert len(seen) == 20
+    for control in zip(*seen, strict=True):
+        assert sum(difference > levels for difference in control) >= 15
 
 
 def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: Reader):

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ DECODERS = [
     pytest.param(False, id="pillow"),
     pytest.param(True, id="nvimgcodec", marks=pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")),
 ]
+ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
 PIXELS = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
 
@@ -33,6 +35,13 @@ def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> byte
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    """EXIF of a picture that was taken with the camera turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
 
 
 def boxes(width: int, height: int, count: int, seed: int = 0) -> list[Crop]:
@@ -76,9 +85,7 @@ def test_restart_markers(decoder: RegionDecoder):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_not_turned(decoder: RegionDecoder, orientation: int):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert_is_pillows(decoder, encoded(PICTURE, exif=exif.tobytes()))
+    assert_is_pillows(decoder, encoded(PICTURE, exif=turned(orientation)))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "LA", "RGBA"])
@@ -102,15 +109,42 @@ def test_adobes_rgb(decoder: RegionDecoder):
 
 
 def test_real_photographs(decoder: RegionDecoder):
-    archive = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
-    if not archive.exists():
-        pytest.skip(f"needs {archive}, which is not part of the project")
-    with tarfile.open(archive) as tar:
+    """All kinds of ImageNet's own, 4:4:4, 4:2:2, 4:2:0, gray, turned by EXIF."""
+    if not ARCHIVE.exists():
+        pytest.skip(f"needs {ARCHIVE}, which is not part of the project")
+    kinds = Counter()
+    with tarfile.open(ARCHIVE) as tar:
         for number, member in enumerate(member for member in tar.getmembers() if member.isfile()):
-            if number % 4 == 0:
-                file = tar.extractfile(member)
-                assert file is not None
-                assert_is_pillows(decoder, file.read(), 4, number)
+            file = tar.extractfile(member)
+            assert file is not None
+            data = file.read()
+            with Image.open(io.BytesIO(data)) as image:
+                kinds[tuple(layer[1:3] for layer in image.layer)] += 1  # type: ignore[attr-defined]
+                kinds[image.getexif().get(0x0112, 1) > 1] += 1
+            assert_is_pillows(decoder, data, 1, number)
+    assert kinds[True] >= 1
+    gray, whole, half, quarter = [(1, 1)], [(1, 1)] * 3, [(2, 1), (1, 1), (1, 1)], [(2, 2), (1, 1), (1, 1)]
+    assert all(kinds[tuple(kind)] >= 4 for kind in (gray, whole, half, quarter)), kinds
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [
+        ("CMYK", "JPEG", {}),
+        ("CMYK", "JPEG", {"progressive": True}),
+        ("RGB", "JPEG", {"progressive": True, "subsampling": "4:2:0"}),
+        ("L", "JPEG", {"progressive": True}),
+        ("RGB", "PNG", {}),
+        ("P", "PNG", {}),
+        ("LA", "PNG", {}),
+        *(("RGB", "JPEG", {"exif": turned(orientation)}) for orientation in (3, 6, 8)),
+    ],
+    ids=str,
+)
+def test_odd_files_made_of_real_photographs(decoder: RegionDecoder, photographs: list[bytes], mode, format, options):
+    for number, data in enumerate(photographs[:4]):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        assert_is_pillows(decoder, encoded(image.convert(mode), format, **options), 3, number)
 
 
 @pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
