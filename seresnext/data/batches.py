@@ -173,7 +173,7 @@ def collate(key: BatchKey, images: Tensor, flips: list[bool], labels: np.ndarray
     """The batch of a key: `images` are uint8 N H W C, `labels` those of all images of the reader."""
     return Batch(
         images.permute(0, 3, 1, 2),
-        torch.from_numpy(labels[key.indices]),
+        torch.from_numpy(labels[key.indices].astype(np.int64)),  # Readers keep them as narrow as their file does.
         torch.tensor(flips),
         torch.from_numpy(key.indices.copy()),
         key.step,

@@ -19,9 +19,10 @@ import numpy as np
 
 from seresnext.errors import DataError
 
-# The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns.
+# The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns, whose
+# CRC-32 the header holds.
 _MARK = b"SRXINDEX"
-VERSION = 2
+VERSION = 3
 """Of the form of the file; one of another version is built anew."""
 
 _ALIGNMENT = 64
@@ -51,7 +52,7 @@ class Contents:
 
 
 class NotAnIndex(Exception):
-    """A file is missing, cut off, or of another version: it has to be built anew. Never seen by the user."""
+    """A file is missing, damaged, or of another version: it has to be built anew. Never seen by the user."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ class Index(Contents):
 
     @classmethod
     def open(cls, path: Path) -> Index:
-        """Map an index file into memory. Raises NotAnIndex when it is none."""
+        """Map an index file into memory. Raises NotAnIndex when it is none, or not as it was written.
+
+        All of it is read for that: a bit that flipped in a label would train with the label of another class.
+        """
         try:
             raw = np.asarray(np.memmap(path, np.uint8, "r"))
         except (OSError, ValueError) as error:  # ValueError: an empty file.
@@ -90,10 +94,10 @@ class Index(Contents):
             header = json.loads(text)
             if header["version"] != VERSION or header["bytes"] != len(raw):
                 raise NotAnIndex(f"{path} is of another version, or cut off")
-            columns = {name: _column(raw, kind, count, place) for name, kind, count, place in header["columns"]}
+            columns = {name: _column(raw, name, *where) for name, *where in header["columns"]}
             _check_columns(columns, len(header["classes"]), len(header["files"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise NotAnIndex(f"{path} holds something else: {error}") from None
+            raise NotAnIndex(f"{path} is damaged: {error}") from None
         return cls(
             classes=tuple(header["classes"]),
             files=tuple(header["files"]),
@@ -104,13 +108,16 @@ class Index(Contents):
         )
 
 
-def _column(raw: np.ndarray, kind: str, count: int, place: int) -> np.ndarray:
-    """A column of a mapped file. Raises ValueError for one that is not in it, or of no whole numbers."""
+def _column(raw: np.ndarray, name: str, kind: str, count: int, place: int, checksum: int) -> np.ndarray:
+    """A column of a mapped file. Raises ValueError for one that is not in it, of no whole numbers, or damaged."""
     dtype = np.dtype(kind)
     size = count * dtype.itemsize
     if dtype.kind not in "iu" or dtype.itemsize > 8 or not 0 <= place <= place + size <= len(raw):
         raise ValueError("a column that is not in the file")
-    return raw[place : place + size].view(dtype)
+    content = raw[place : place + size]
+    if zlib.crc32(content) != checksum:
+        raise ValueError(f"the column {name!r} is not what was written (another checksum)")
+    return content.view(dtype)
 
 
 def _check_columns(columns: dict[str, np.ndarray], num_classes: int, num_files: int) -> None:
@@ -126,30 +133,31 @@ def _check_columns(columns: dict[str, np.ndarray], num_classes: int, num_files: 
 
 
 def _reopen(path: Path, stamp: str) -> Index:
-    index = Index.open(path)
+    try:
+        index = Index.open(path)
+    except NotAnIndex as error:
+        raise DataError(
+            f"the index of the data went away or was damaged while it was in use: {error}; start again"
+        ) from None
     if index.stamp != stamp:
         raise DataError(f"the index {path} was built anew while it was in use; the data changed: start again")
     return index
 
 
 def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
-    """Write an index file; it appears complete or not at all.
-
-    Each column takes the smallest type that holds it, but labels int64, as they are used.
-    """
+    """Write an index file; it appears complete or not at all. Each column takes the smallest type that holds it."""
     columns: dict[str, np.ndarray] = {}
     for name in _COLUMNS:
         column: np.ndarray = getattr(contents, name)
         kind = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
-        if name == "label":
-            kind = np.dtype(np.int64)
         columns[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
+    checksums = {name: zlib.crc32(column) for name, column in columns.items()}
 
     def header(first: int) -> tuple[bytes, int]:
         table, place = [], first
         for name, column in columns.items():
             place = -(-place // _ALIGNMENT) * _ALIGNMENT
-            table.append((name, column.dtype.str, len(column), place))
+            table.append((name, column.dtype.str, len(column), place, checksums[name]))
             place += column.nbytes
         said = {"version": VERSION, "bytes": place, "columns": table, "stamp": stamp}
         said |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
@@ -163,7 +171,7 @@ def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)
             file.write(_MARK + np.array([len(text), zlib.crc32(text)], "<u8").tobytes() + text)
-            for (_, _, _, place), column in zip(json.loads(text)["columns"], columns.values(), strict=True):
+            for (_, _, _, place, _), column in zip(json.loads(text)["columns"], columns.values(), strict=True):
                 file.seek(place)
                 file.write(column.data)
             file.truncate(total)

@@ -286,28 +286,30 @@ CONTENTS = Contents(
 
 
 def forged(path: Path, change: Callable[[dict], object]) -> Path:
-    """An index whose header says something else, and has the right checksum."""
+    """An index whose header says something else; all checksums are right."""
     write_index(path, CONTENTS, "stamp")
     raw = path.read_bytes()
     length = int.from_bytes(raw[8:16], "little")
     said = json.loads(raw[24 : 24 + length])
     change(said)
-    text = json.dumps(said).encode()
-    text += b" " * (length - len(text))
-    assert len(text) == length or said["bytes"] != len(raw)
-    path.write_bytes(raw[:8] + struct.pack("<QQ", len(text), zlib.crc32(text)) + text + raw[24 + length :])
+    for column in said["columns"] if said["columns"] != 7 else []:
+        _, kind, count, place, _ = column
+        column[4] = zlib.crc32(raw[place : place + count * np.dtype(kind).itemsize])
+    text = json.dumps(said).encode().ljust(length)
+    assert not any(raw[24 + length : 24 + len(text)])  # There is room behind the header.
+    path.write_bytes(raw[:8] + struct.pack("<QQ", len(text), zlib.crc32(text)) + text + raw[24 + len(text) :])
     return path
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said["columns"].__setitem__(0, ["label", "|O", 2, said["columns"][0][3]]),
-        lambda said: said["columns"].__setitem__(0, ["label", "<i8", -2, 64]),
-        lambda said: said["columns"].__setitem__(0, ["label", "<i8", 99, 64]),
-        lambda said: said["columns"].__setitem__(0, ["label", "<f8", 2, said["columns"][0][3]]),
-        lambda said: said["columns"].__setitem__(0, ["laber", "<i8", 2, said["columns"][0][3]]),
-        lambda said: said["columns"].__setitem__(0, ["label", "<i8", 1, said["columns"][0][3]]),
+        lambda said: said["columns"].__setitem__(0, ["label", "|O", 2, said["columns"][0][3], 0]),
+        lambda said: said["columns"].__setitem__(0, ["label", "|u1", -2, 64, 0]),
+        lambda said: said["columns"].__setitem__(0, ["label", "|u1", 10**6, 64, 0]),
+        lambda said: said["columns"].__setitem__(0, ["label", "<f2", 2, said["columns"][0][3], 0]),
+        lambda said: said["columns"].__setitem__(0, ["laber", "|u1", 2, said["columns"][0][3], 0]),
+        lambda said: said["columns"].__setitem__(0, ["label", "|u1", 1, said["columns"][0][3], 0]),
         lambda said: said.__setitem__("classes", ["cat"]),
         lambda said: said.__setitem__("columns", 7),
         lambda said: said.pop("classes"),
@@ -315,5 +317,6 @@ def forged(path: Path, change: Callable[[dict], object]) -> Path:
 )
 def test_an_index_that_says_something_else_is_built_anew(tmp_path: Path, change: Callable[[dict], object]) -> None:
     assert len(Index.open(forged(tmp_path / "index", lambda said: None))) == 2
-    with pytest.raises(NotAnIndex):
+    with pytest.raises(NotAnIndex) as caught:
         Index.open(forged(tmp_path / "index", change))
+    assert "checksum" not in str(caught.value)

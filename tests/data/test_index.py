@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -42,7 +43,7 @@ def test_columns_are_as_narrow_as_they_can_be(tmp_path_factory: pytest.TempPathF
     index = Index.open(path)
     np.testing.assert_array_equal(index.offset, values)
     assert index.offset.dtype.itemsize == np.min_scalar_type(largest).itemsize
-    assert index.label.dtype == np.int64
+    assert index.label.dtype == np.uint8
 
 
 def test_arrays_are_views_of_the_file_and_cannot_be_written(tmp_path: Path):
@@ -71,6 +72,18 @@ def test_an_index_that_was_built_anew_does_not_arrive(tmp_path: Path):
         pickle.loads(sent)
 
 
+def test_an_index_that_went_away_or_was_damaged_does_not_arrive(tmp_path: Path):
+    path = tmp_path / "i"
+    write_index(path, contents())
+    sent = pickle.dumps(Index.open(path))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="damaged while it was in use"):
+        pickle.loads(sent)
+    path.unlink()
+    with pytest.raises(DataError, match="went away or was damaged while it was in use: .*i: .*No such file"):
+        pickle.loads(sent)
+
+
 def test_an_open_index_outlives_its_replacement(tmp_path: Path):
     write_index(tmp_path / "i", contents())
     index = Index.open(tmp_path / "i")
@@ -93,6 +106,23 @@ def test_what_is_no_index_is_known(tmp_path: Path):
         if place < 24 + int.from_bytes(whole[8:16], "little"):
             with pytest.raises(NotAnIndex):
                 Index.open(path)
+
+
+def test_a_flipped_bit_in_any_column_is_found(tmp_path: Path):
+    """Of every bit of every column: a label would be another one, an image be sought elsewhere."""
+    path = tmp_path / "i"
+    write_index(path, contents(3))
+    whole = path.read_bytes()
+    table = json.loads(whole[24 : 24 + int.from_bytes(whole[8:16], "little")])["columns"]
+    assert [name for name, *_ in table] == list(COLUMNS)
+    for name, kind, count, place, _ in table:
+        for position in range(place, place + count * np.dtype(kind).itemsize):
+            for bit in range(8):
+                path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+                with pytest.raises(NotAnIndex, match=f"the column '{name}' is not what was written"):
+                    Index.open(path)
+    path.write_bytes(whole)
+    assert_same(Index.open(path), contents(3))
 
 
 def test_an_index_of_another_version_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,8 +16,8 @@ from seresnext.errors import DataError
 class Reader(Protocol):
     """One split of a dataset: random access to encoded images by index.
 
-    `classes` are the class names in the order of the labels, `labels` is int64 N, `fingerprint` a hash of what the
-    split consists of. A reader can be sent to a worker process cheaply: it holds arrays, not objects per image.
+    `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
+    of what the split consists of. A reader can be sent to a worker process cheaply: it holds no object per image.
     """
 
     classes: tuple[str, ...]

@@ -43,7 +43,7 @@ class FolderReader:
 
     @property
     def labels(self) -> np.ndarray:
-        """The label of each image, int64 N; a part of the mapped index, which processes share."""
+        """The label of each image; a part of the mapped index, which processes share."""
         return self._index.label
 
     def name(self, index: int) -> str:

@@ -50,11 +50,15 @@ class ShardReader:
         self._split = split
         self._index = _open_index(self._path, self.manifest, where)
         self.classes = self.manifest.classes
-        self.labels = self._index["label"].astype(np.int64)
         self.fingerprint = self.manifest.fingerprint
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each image (uint16 N); a part of the mapped index, which processes share."""
+        return self._index["label"]
 
     @property
     def shard_ids(self) -> np.ndarray:

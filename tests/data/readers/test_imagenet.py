@@ -49,7 +49,6 @@ def test_images_and_labels_are_those_of_the_extracted_folder(archives: Path, ext
     ours, theirs = ImagenetReader(archives, split), torchvision.datasets.ImageFolder(extracted / split)
     assert list(ours.classes) == theirs.classes == sorted(CLASSES)
     assert ours.labels.tolist() == theirs.targets
-    assert ours.labels.dtype == np.int64
     for index, (path, _) in enumerate(theirs.samples):
         assert ours.read(index) == Path(path).read_bytes()
         assert ours.name(index).endswith(f"/{Path(path).name}")

@@ -35,7 +35,7 @@ def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
 def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
     reader = open_reader(root, "train", "shards")
     assert [(reader.read(i), int(reader.labels[i])) for i in range(len(reader))] == tar_contents(root / "train")
-    assert (len(reader), reader.classes, reader.labels.dtype) == (24, ("ant", "bee", "cat"), np.int64)
+    assert (len(reader), reader.classes) == (24, ("ant", "bee", "cat"))
     assert reader.name(7) == "train/train-00001.tar, image 7"
 
 
