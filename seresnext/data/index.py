@@ -19,8 +19,8 @@ import numpy as np
 
 from seresnext.errors import DataError
 
-# The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns, whose
-# CRC-32 the header holds.
+# The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns. The
+# header holds the CRC-32 of each column.
 _MARK = b"SRXINDEX"
 VERSION = 3
 """Of the form of the file; one of another version is built anew."""
@@ -115,7 +115,7 @@ def _column(raw: np.ndarray, name: str, kind: str, count: int, place: int, check
     if dtype.kind not in "iu" or dtype.itemsize > 8 or not 0 <= place <= place + size <= len(raw):
         raise ValueError("a column that is not in the file")
     content = raw[place : place + size]
-    if zlib.crc32(content) != checksum:
+    if zlib.crc32(content.data) != checksum:
         raise ValueError(f"the column {name!r} is not what was written (another checksum)")
     return content.view(dtype)
 
@@ -136,9 +136,7 @@ def _reopen(path: Path, stamp: str) -> Index:
     try:
         index = Index.open(path)
     except NotAnIndex as error:
-        raise DataError(
-            f"the index of the data went away or was damaged while it was in use: {error}; start again"
-        ) from None
+        raise DataError(f"the index went away or was damaged while it was in use: {error}; start again") from None
     if index.stamp != stamp:
         raise DataError(f"the index {path} was built anew while it was in use; the data changed: start again")
     return index
@@ -151,7 +149,7 @@ def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
         column: np.ndarray = getattr(contents, name)
         kind = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
         columns[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
-    checksums = {name: zlib.crc32(column) for name, column in columns.items()}
+    checksums = {name: zlib.crc32(column.data) for name, column in columns.items()}
 
     def header(first: int) -> tuple[bytes, int]:
         table, place = [], first

@@ -80,7 +80,7 @@ def test_an_index_that_went_away_or_was_damaged_does_not_arrive(tmp_path: Path):
     with pytest.raises(DataError, match="damaged while it was in use"):
         pickle.loads(sent)
     path.unlink()
-    with pytest.raises(DataError, match="went away or was damaged while it was in use: .*i: .*No such file"):
+    with pytest.raises(DataError, match=r"went away or was damaged while it was in use: .*i: .*No such file"):
         pickle.loads(sent)
 
 

@@ -3,7 +3,6 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from shard_folders import SHARDS, Server, images, make_shards, open_remote, script, write_tar
 
