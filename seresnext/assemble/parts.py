@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from seresnext.data.readers.shards import ShardReader, check_cache
 from seresnext.data.substitute import Tally
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.distributed import Exchange, World
-from seresnext.errors import UsageError
+from seresnext.errors import DataError, UsageError
 from seresnext.models import SENet, create_model
 from seresnext.models.pretrained import load_weights
 from seresnext.recipe.schema import AugmentSection, LossSection, ModelSection, OptimizerSection, Recipe
@@ -88,6 +89,18 @@ def open_splits(recipe: Recipe) -> tuple[Reader, Reader]:
     check_same_classes(train, val)
     check_classes(train, num_classes, data.root)
     return train, val
+
+
+def check_same_data(world: World, *readers: Reader) -> None:
+    """Raise DataError unless all ranks see the same images, which copies on disks of their own may differ in."""
+    seen = world.gather((socket.gethostname(), [(len(reader), reader.fingerprint) for reader in readers]))
+    others = [f"rank {rank} on {host}" for rank, (host, splits) in enumerate(seen) if splits != seen[0][1]]
+    if others:
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        raise DataError(
+            f"{', '.join(others[:4])}{more} see other images or classes under the same path than rank 0 on "
+            f"{seen[0][0]}: names, sizes or their number differ; give all machines the same data"
+        )
 
 
 def build_order(recipe: Recipe, reader: Reader) -> Order:

@@ -55,6 +55,7 @@ class Run:
         self._console = console
         # Before trials, which take a while.
         self.train, self.val = world.together(lambda: parts.open_splits(recipe_from_values(values, "the recipe")))
+        world.together(lambda: parts.check_same_data(world, self.train, self.val))
         make_deterministic(self.values["runtime"]["deterministic"])
         keep_freed_memory(world.device)
         self.values = world.together(lambda: choose_by_trial(self.values, values, world, console.line))

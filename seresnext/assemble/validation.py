@@ -80,6 +80,7 @@ def validate(
     root, split = data or recipe.data.root, split or recipe.data.val_split
     console = Console(enabled=world.is_first)
     reader = world.together(lambda: _open(recipe, root, split, subject))
+    world.together(lambda: parts.check_same_data(world, reader))
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
