@@ -81,7 +81,15 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
     )
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")  # of CUDA, of the CPU, of C++
+_NO_MEMORY = (
+    "out of memory",  # CUDA
+    "can't allocate memory",  # the CPU
+    "bad_alloc",  # C++
+    "STATUS_ALLOC_FAILED",  # cuBLAS, and cuDNN before 9
+    "ALLOCATION_FAILED",  # cuDNN
+    # When cuDNN times its engines, torch passes over each that memory is too small for, and says this if none is left.
+    "unable to find an engine to execute this computation",
+)
 _LONGEST_TEXT = 100_000  # characters of a message; more tells nobody more
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from seresnext import errors
 from seresnext.assemble import parts
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
@@ -67,7 +68,9 @@ def out_of_memory(action: Callable[[], object]) -> bool:
     failed = False
     try:
         action()
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if errors.out_of_memory(error) is None:
+            raise
         failed = True
     # Not in the clause above, where the error still holds the action's frames.
     _release()

@@ -1,9 +1,12 @@
 """What is settled by trying it: the micro-batch that fits, and the fastest memory format and compilation."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.exc import InductorError
 
 from seresnext.assemble import parts, trials
 from seresnext.assemble.run import Run
@@ -123,12 +126,34 @@ def test_when_no_power_of_two_is_allowed_it_says_so(memory):
     assert tried == []
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    def broken():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        InductorError(torch.OutOfMemoryError("CUDA out of memory"), compile_fx),
+        MemoryError(),
+    ],
+    ids=["torch", "cudnn", "cublas", "engines", "inductor", "host"],
+)
+def test_a_lack_of_memory_is_known_by_whoever_met_it(error):
+    def too_large():
+        raise error
 
-    with pytest.raises(RuntimeError, match="illegal"):
-        trials.out_of_memory(broken)
+    assert trials.out_of_memory(too_large)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    for words in (
+        "CUDA error: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED",
+    ):
+        broken = Mock(side_effect=RuntimeError(words))
+        with pytest.raises(RuntimeError, match=words):
+            trials.out_of_memory(broken)
     assert not trials.out_of_memory(lambda: None)
 
 
