@@ -28,7 +28,7 @@ from PIL import Image
 from seresnext.assemble.parts import train_source
 from seresnext.data.imagenet_classes import imagenet_classes
 from seresnext.data.index import Contents, write_index
-from seresnext.data.index_cache import index_path
+from seresnext.data.index_cache import Stamp, index_path, stamped
 from seresnext.data.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.readers import Reader, open_reader
@@ -106,9 +106,7 @@ def _write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, P
         offset=rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images),
         size=sizes,
     )
-    path = index_path(root / "cache", "imagenet", root, "train")
-    write_index(path, contents, archives_stamp([archive], official=True).digest)
-    return root, "imagenet", path
+    return root, "imagenet", _keep(root, "imagenet", contents, archives_stamp([archive], official=True))
 
 
 def _write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
@@ -125,9 +123,14 @@ def _write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
         name_ends=np.cumsum([len(name) for name in names]),
         names=np.frombuffer(b"".join(names), np.uint8),
     )
-    path = index_path(root / "cache", "folder", root, "train")
-    write_index(path, contents, folder_stamp(root / "train").digest)
-    return root, "folder", path
+    return root, "folder", _keep(root, "folder", contents, folder_stamp(root / "train"))
+
+
+def _keep(root: Path, kind: str, contents: Contents, stamp: Stamp) -> Path:
+    """Write an index where the reader of data of this kind looks for it."""
+    path = stamped(index_path(root / "cache", kind, root, "train"), stamp)
+    write_index(path, contents, stamp.digest)
+    return path
 
 
 def _class_names(count: int) -> tuple[str, ...]:
@@ -197,8 +200,7 @@ def _loader_figures(root: Path, images: int, samples: int) -> dict[str, float]:
         offset=places[which],
         size=sizes[which],
     )
-    path = index_path(root / "cache", "imagenet", root, "train")
-    write_index(path, contents, archives_stamp([archive], official=False).digest)
+    _keep(root, "imagenet", contents, archives_stamp([archive], official=False))
     return in_a_process(lambda: _run_loader(root, samples))
 
 

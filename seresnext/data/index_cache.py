@@ -2,6 +2,9 @@
 
 It lies in a cache folder outside of the data. That the data changed is seen from archives (size and time) or class
 folders (names and times), never from every file.
+
+What was seen is part of the file's name. Machines that share a home, and have data under one path on disks of their
+own, would else replace each other's index at every start, and pull the file from under a run that has it mapped.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,12 +21,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seresnext.data.index import VERSION, Contents, Index, NotAnIndex, write_index
-from seresnext.errors import DataError
+from seresnext.errors import DataError, for_terminal
 
 # A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
 _FINE_TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_100_000_000
+# When what a killed build left is removed, and when an index that nothing opened since: longer than runs usually take.
 _LEFT_SECONDS = 3600
+_UNUSED_SECONDS = 30 * 86_400
+# An index's time of last use is set at most this often.
+_USE_SECONDS = 86_400
 
 
 class Stamp(NamedTuple):
@@ -54,9 +62,14 @@ def cache_folder(cache: Path | None) -> Path:
 
 
 def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
-    """Where the index of a split is kept, in the folder that `cache_folder` gives."""
+    """Where the index of a split is kept, in the folder that `cache_folder` gives; `stamped` completes the name."""
     where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder(cache) / f"{kind}-{where[:32]}.index"
+
+
+def stamped(path: Path, stamp: Stamp) -> Path:
+    """The file of an index of data with this stamp, for a path of `index_path`."""
+    return path.with_name(f"{path.stem}-{stamp.digest[:16]}{path.suffix}")
 
 
 def _no_cache(folder: Path | None, error: Exception) -> DataError:
@@ -68,20 +81,22 @@ def _no_cache(folder: Path | None, error: Exception) -> DataError:
 
 
 def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> Index:
-    """The index at `path`; built first when there is none or the data changed since.
+    """The index of data for a path of `index_path`; built first when there is none, a damaged one, or the data changed.
 
     One process builds, others wait for it. Raises DataError when the cache cannot be written, or when the data changes
     while it is looked at.
     """
-    index = _current(path, stamp())
-    if index:
-        return index
-    with _locked(path):
-        # Another process may have built it in the meantime.
+    now = stamp()
+    with suppress(NotAnIndex):
+        return _open(path, now)
+    with _locked(stamped(path, now)):
         before = stamp()
-        index = _current(path, before)
-        if index:
-            return index
+        # Another process may have built it in the meantime.
+        try:
+            return _open(path, before)
+        except NotAnIndex as error:
+            if stamped(path, before).exists():
+                print(f"warning: {for_terminal(error)}; it is built anew", file=sys.stderr, flush=True)
         if _is_fresh(before):
             # A change in the same tick of the clock would leave no trace.
             time.sleep(_tick(before) / 1e9)
@@ -90,26 +105,36 @@ def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Co
         contents = build()
         if stamp().digest != before.digest:
             raise DataError("the data changed while its index was built; start again when nothing writes to it")
+        # Where there are no locks another process may have been first. Its file is in use, so it stays.
+        with suppress(NotAnIndex):
+            return _open(path, before)
         try:
-            write_index(path, contents, before.digest)
+            write_index(stamped(path, before), contents, before.digest)
         except OSError as error:
             raise _no_cache(path.parent, error) from None
-        return Index.open(path)
+        return Index.open(stamped(path, before))
 
 
-def _current(path: Path, stamp: Stamp) -> Index | None:
-    try:
-        index = Index.open(path)
-    except NotAnIndex:
-        return None
-    return index if index.stamp == stamp.digest else None
+def _open(path: Path, stamp: Stamp) -> Index:
+    file = stamped(path, stamp)
+    index = Index.open(file)
+    if index.stamp != stamp.digest:
+        raise NotAnIndex(f"{file} is of other data")
+    # The time of the file says when it was last of use: access times are switched off on many disks.
+    with suppress(OSError):
+        if time.time() - file.stat().st_mtime > _USE_SECONDS:
+            os.utime(file)
+    return index
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a build that was killed left behind; one without locks may still be at work on a younger file."""
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+    """Remove what builds that were killed left behind, and what is of the same data as it was long ago.
+
+    A build without locks may still be at work on a young file, and another machine use a young index.
+    """
+    for left in path.parent.glob(f"{path.stem}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > (_LEFT_SECONDS if left.suffix == ".tmp" else _UNUSED_SECONDS):
                 left.unlink()
 
 
@@ -123,8 +148,10 @@ def _is_fresh(stamp: Stamp) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    lock = path.with_suffix(".lock")
     try:
-        file = path.with_suffix(".lock").open("a")
+        lock.touch()  # In use: not to be swept away.
+        file = lock.open("a")
     except OSError as error:
         raise _no_cache(path.parent, error) from None
     with file:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from indices import assert_same, contents
 
 from seresnext.data import index_cache as module
-from seresnext.data.index import Contents
+from seresnext.data.index import Contents, Index
 from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
 from seresnext.errors import DataError
 
@@ -31,9 +32,50 @@ def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
     new = OLD._replace(digest="new")
     changed = open_or_build(tmp_path / "i", lambda: new, lambda: build("second", contents(20)))
     assert (len(changed), built) == (20, ["first", "second"])
-    (tmp_path / "i").write_bytes((tmp_path / "i").read_bytes()[:-1])
     assert len(open_or_build(tmp_path / "i", lambda: new, lambda: build("third", contents(20)))) == 20
-    assert built == ["first", "second", "third"]
+    assert built == ["first", "second"]
+
+
+def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
+    """A home for all, and on each machine data under one path with other times: each keeps its index, open or not."""
+    here = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    there = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), lambda: contents(20))
+    inodes = [index.path.stat().st_ino for index in (here, there)]
+    for _ in range(2):
+        assert len(open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)) == 10
+        assert len(open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), not_to_be_called)) == 20
+    assert [index.path.stat().st_ino for index in (here, there)] == inodes
+    assert_same(here, contents())
+
+
+def not_to_be_called() -> Contents:
+    raise AssertionError("it is built again")
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b""]
+)
+def test_a_damaged_index_is_built_anew_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[bytes], bytes]
+):
+    path = open_or_build(tmp_path / "i", lambda: OLD, contents).path
+    assert capsys.readouterr() == ("", "")  # None at all is the usual case.
+    path.write_bytes(harm(path.read_bytes()))
+    assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path}")
+    assert said.endswith("; it is built anew\n")
+    assert said.count("\n") == 1
+    open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_index_of_other_data_under_its_name_is_not_used(tmp_path: Path):
+    """The name has a part of the stamp, the file all of it."""
+    long, other = (Stamp(16 * "0" + end, 1) for end in "ab")
+    path = open_or_build(tmp_path / "i", lambda: long, contents).path
+    again = open_or_build(tmp_path / "i", lambda: other, lambda: contents(20))
+    assert (again.path, len(again)) == (path, 20)
 
 
 def _open_in_a_process(path: Path, log: Path, start: float) -> None:
@@ -68,19 +110,56 @@ def test_without_locks_it_is_built_all_the_same(tmp_path: Path, monkeypatch: pyt
     assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
 
 
+def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Others have it mapped by then; over a network a file that is replaced ends who reads it."""
+    monkeypatch.setattr(module.fcntl, "flock", lambda *_: None)
+    first: list[Index] = []
+
+    def build() -> Contents:
+        first.append(open_or_build(tmp_path / "i", lambda: OLD, contents))
+        return contents()
+
+    second = open_or_build(tmp_path / "i", lambda: OLD, build)
+    inode = first[0].path.stat().st_ino
+    assert second.path.stat().st_ino == inode
+    assert_same(second, contents())
+
+
+def age(path: Path, days: float) -> None:
+    then = time.time() - 86_400 * days
+    os.utime(path, (then, then))
+
+
+def test_what_was_unused_for_long_is_removed_by_the_next_build(tmp_path: Path):
+    ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
+    built = [open_or_build(tmp_path / "i", lambda of=of: OLD._replace(digest=of), contents).path for of in ages]
+    for path, days in zip(built, ages.values(), strict=True):
+        age(path, days)
+        age(path.with_suffix(".lock"), days)
+    open_or_build(tmp_path / "i", lambda: OLD._replace(digest="opened"), not_to_be_called)
+    others = ("i.index", "j-old", "h-i-old")  # Its name before it had a part of the stamp in it; and of other data.
+    for name in others:
+        (tmp_path / name).touch()
+        age(tmp_path / name, 31)
+    open_or_build(tmp_path / "i", lambda: OLD._replace(digest="newest"), contents)
+    indices = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert indices == {"i-opened", "i-young", "i-new", "i-newest", "j-old", "h-i-old"}
+    assert {path.stem for path in tmp_path.glob("*.lock")} == {"i-young", "i-new", "i-newest"}
+
+
 def test_what_a_killed_build_left_is_removed(tmp_path: Path):
-    for name, age in (("i.x.tmp", 7200), ("i.y.tmp", 0), ("j.x.tmp", 7200)):
+    for name, hours in (("i-old.x.tmp", 2), ("i-old.y.tmp", 0), ("j-old.x.tmp", 2)):
         (tmp_path / name).write_text("half")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+        age(tmp_path / name, hours / 24)
     open_or_build(tmp_path / "i", lambda: OLD, contents)
-    assert {path.name for path in tmp_path.glob("*.tmp")} == {"i.y.tmp", "j.x.tmp"}
+    assert {path.name for path in tmp_path.glob("*.tmp")} == {"i-old.y.tmp", "j-old.x.tmp"}
 
 
 def test_data_that_changes_meanwhile_is_not_indexed(tmp_path: Path):
     stamps = iter([OLD, OLD, replace_digest("later")])
     with pytest.raises(DataError, match="changed while its index was built"):
         open_or_build(tmp_path / "i", lambda: next(stamps), contents)
-    assert not (tmp_path / "i").exists()
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 def replace_digest(digest: str) -> Stamp:

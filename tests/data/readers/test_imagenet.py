@@ -138,7 +138,9 @@ def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tm
     again = ImagenetReader(archives, "val", cache)
     by_name = sorted((again.name(i), again.classes[label]) for i, label in enumerate(again.labels))
     assert [wordnet_id for _, wordnet_id in by_name] == truth[::-1]
-    assert [path.name for path in cache.glob("*.index")] == [built.name]
+    # Another machine may use the first: it stays for a while, and serves the archives that it was built of.
+    assert built.stat().st_ino == inode
+    assert len(list(cache.glob("*.index"))) == 3
 
 
 def test_an_archive_replaced_during_the_run_is_not_read(archives: Path):
