@@ -81,7 +81,7 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
         data = position + BLOCK
         if data + size > end:
             raise DataError(f"{where} is cut off: {size} bytes, and {max(end - data, 0)} are there; get it again")
-        if kind in (b"L", b"x", b"g"):
+        if kind in (b"L", b"K", b"x", b"g"):
             extensions += 1
             if extensions > _MOST_EXTENSIONS:
                 raise DataError(f"{where} has more than {_MOST_EXTENSIONS} header extensions; get the archive again")
@@ -144,6 +144,8 @@ def _read_extension(content: bytes, kind: bytes, where: str) -> dict[str, str]:
     """What an extension says of the next member: its path, its size, or that it is sparse."""
     if kind == b"L":
         return {"path": os.fsdecode(content.partition(b"\0")[0])}
+    if kind == b"K":
+        return {}  # Where a link leads: the link itself comes next, and is refused by its name.
     found: dict[str, str] = {}
     start = 0
     while start < len(content):

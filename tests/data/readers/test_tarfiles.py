@@ -174,6 +174,16 @@ def test_what_is_no_regular_file_is_refused_by_name(kind: bytes, words: str):
     assert f"x.tar: member 'evil.JPEG' {words}" in refusal(resealed(content, place, kind))
 
 
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["evil.JPEG", "e" * 150])
+@pytest.mark.parametrize(("kind", "words"), [(tarfile.SYMTYPE, "a symbolic link"), (tarfile.LNKTYPE, "a hard link")])
+def test_a_link_with_a_long_target_is_refused_by_its_name(form: int, name: str, kind: bytes, words: str):
+    """A target of over 100 bytes stands in a header of its own before the link's."""
+    content = one(name, kind, form, linkname="t" * 150)
+    assert b"t" * 150 in content
+    assert f"x.tar: member '{name}' is {words}" in refusal(content)
+
+
 def test_sparse_files_of_pax_are_refused_by_name():
     content = one("evil.JPEG", form=tarfile.PAX_FORMAT, pax_headers={"GNU.sparse.major": "1"})
     assert "member 'evil.JPEG' is a sparse file" in refusal(content)
