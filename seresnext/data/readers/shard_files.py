@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seresnext.data.pread import read_piece
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
 
@@ -148,7 +149,7 @@ def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | 
             raise DataError(f"{path} has {size} bytes; a shard has at most 4 GiB: make more of them")
 
         def read(offset: int, count: int) -> bytes:
-            return os.pread(file.fileno(), count, offset)
+            return read_piece(file.fileno(), offset, count)
 
         def close_group() -> None:
             if group:

@@ -1,5 +1,7 @@
 import io
+import os
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,17 @@ def test_every_kind_of_tar_is_listed(tmp_path: Path, form: int):
     content = (tmp_path / "s.tar").read_bytes()
     assert [content[e["offset"] : e["offset"] + e["size"]] for e in listing.entries] == [b"one", b"two"]
     assert listing.entries["label"].tolist() == [2, 0]
+
+
+def test_a_file_system_that_gives_less_than_asked_for_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As some do over a network. A checksum of a part would make every image look damaged for good."""
+    write_tar(tmp_path / "s.tar", [("a.jpg", b"one" * 1000), ("a.cls", b"1")])
+    expected = list_shard(tmp_path / "s.tar", 2)
+    whole = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: whole(descriptor, min(size, 700), offset))
+    found = list_shard(tmp_path / "s.tar", 2)
+    assert found.entries.tolist() == expected.entries.tolist()
+    assert found.entries["crc32"].tolist() == [zlib.crc32(b"one" * 1000)]
 
 
 def test_times_with_fractions_as_webdataset_writes_them_are_read(tmp_path: Path):
