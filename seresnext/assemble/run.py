@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -72,13 +71,9 @@ class Run:
         notes = world.together(lambda: parts.load_first_weights(self.model, recipe.model))
         for notice in [*notices, *notes]:
             console.line(notice)
-        self._tally = Tally(recipe.data.max_bad_images, console.line if world.is_first else self._say_elsewhere)
+        self._tally = Tally(recipe.data.max_bad_images, world, console.line)
         self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None
         self.optimizer = parts.build_optimizer(self.model, recipe.optimizer)
-
-    def _say_elsewhere(self, text: str) -> None:
-        """For what only this rank knows: the console is rank 0's."""
-        print(f"rank {self._world.rank}: {text}", file=sys.stderr, flush=True)
 
     @property
     def dataset(self) -> dict[str, Any]:
@@ -140,6 +135,7 @@ class Run:
             train=TrainData(
                 lambda start: self.train_batches(step.own_replicas, start, self.plan.total),
                 self._names,
+                self._tally,
                 (lambda: self._calibration_batches(step.own_replicas)) if recipe.evaluation.recalibrate else None,
             ),
             validation=ValidationData(self._validation_batches, math.ceil(len(self.val) / self._evaluation_size)),

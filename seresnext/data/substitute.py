@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
 
@@ -48,35 +50,58 @@ def candidates(labels: np.ndarray, seed: int, address: tuple[int, int, int]) -> 
 
 
 class Tally:
-    """Counts the images that a rank had to replace: `say` tells each once, and beyond `limit` of them the run stops."""
+    """Counts the images that were replaced, on all ranks together: `say` tells each once, and too many end the run.
 
-    def __init__(self, limit: int, say: Callable[[str], None]) -> None:
+    An image comes to another rank in another epoch, so what one rank alone knows is neither all nor new. A rank notes
+    what it meets, `pending` is how much of that the others have not heard of, and `share` tells them, where all of them
+    call it. The count is that of this process's life.
+    """
+
+    def __init__(self, limit: int, world: World, say: Callable[[str], None]) -> None:
         self._limit = limit
+        self._world = world
         self._say = say
         self._seen: set[int] = set()
+        self._pending: dict[int, Substitution] = {}
 
     @property
     def count(self) -> int:
-        """How many images were replaced, each counted once."""
+        """How many images were replaced so far, each counted once, that all ranks know of."""
         return len(self._seen)
 
-    def note(self, substitutions: Iterable[Substitution]) -> None:
-        """Note the substitutions of a batch. Raises DataError when they are too many."""
-        for image, reason, replacement in substitutions:
-            if image in self._seen:
-                continue
-            self._seen.add(image)
-            self._say(
-                f"warning: {reason}; {replacement} takes its place ({self.count} of at most {self._limit} so far)"
-            )
-            if self.count > self._limit:
-                raise DataError(
-                    f"{self.count} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "
-                    f"{reason}. Is the disk failing? Restore the images or raise the limit"
-                )
+    @property
+    def pending(self) -> int:
+        """How many of this rank's the others do not know of."""
+        return len(self._pending)
 
     def watch(self, batches: Iterable[NotedT]) -> Iterator[NotedT]:
         """The batches, each after its substitutions are noted."""
         for batch in batches:
             self.note(batch.substitutions)
             yield batch
+
+    def note(self, substitutions: Iterable[Substitution]) -> None:
+        """Note the substitutions of a batch."""
+        for substitution in substitutions:
+            if substitution.image not in self._seen:
+                self._pending[substitution.image] = substitution
+
+    def share(self) -> None:
+        """Tell what is new on any rank, in the order of the ranks. Raises DataError on all of them for too many."""
+        gathered = self._world.gather([tuple(one) for one in self._pending.values()])
+        self._pending.clear()
+        for substitution in (Substitution(*one) for own in gathered for one in own):
+            if substitution.image not in self._seen:
+                self._seen.add(substitution.image)
+                self._say(
+                    f"warning: {substitution.reason}; {substitution.replacement} takes its place "
+                    f"({self.count} of at most {self._limit} so far)"
+                )
+                self._world.together(partial(self._check, substitution.reason))
+
+    def _check(self, reason: str) -> None:
+        if self.count > self._limit:
+            raise DataError(
+                f"{self.count} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "
+                f"{reason}. Is the disk failing? Restore the images or raise the limit"
+            )

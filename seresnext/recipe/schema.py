@@ -208,7 +208,7 @@ class DataSection(Section):
         default=100,
         ge=0,
         le=10**9,
-        description="How many images `substitute` replaces on a rank; one more stops the run.",
+        description="How many images `substitute` replaces, over all ranks; one more stops the run.",
     )
     mean: ChannelMean = Field(
         default=(0.485, 0.456, 0.406), description="Mean of each channel, of pixels scaled to 0..1."

@@ -34,8 +34,9 @@ class Report:
 
     Losses are one a logical replica, `grad_norm` is the L2 norm of the whole gradient before clipping, `data_wait` the
     mean over ranks of the seconds spent waiting for images, `stop` whether any rank was asked to stop, `save_failed`
-    whether rank 0 could not write its last checkpoint. `skipped` says that the step changed nothing, because a loss or
-    the gradient was not finite; `loss_scale` is what fp16 multiplied the loss by, 1 for other precisions.
+    whether rank 0 could not write its last checkpoint, `bad_images` how many were replaced that not all ranks know of.
+    `skipped` says that the step changed nothing, because a loss or the gradient was not finite; `loss_scale` is what
+    fp16 multiplied the loss by, 1 for other precisions.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Report:
     save_failed: bool = False
     skipped: bool = False
     loss_scale: float = 1.0
+    bad_images: int = 0
 
     @property
     def loss(self) -> float:
@@ -147,13 +149,21 @@ class TrainingStep:
                 buffer.copy_(buffers[name])
 
     def __call__(
-        self, micro_batches: Iterator[DeviceBatch], *, step: int, lr: float, stop: bool, save_failed: bool = False
+        self,
+        micro_batches: Iterator[DeviceBatch],
+        *,
+        step: int,
+        lr: float,
+        stop: bool,
+        save_failed: bool = False,
+        bad_images: int = 0,
     ) -> Unread:
         """Take step number `step` (from 0) and return its report, for `read`.
 
-        `stop` and `save_failed` are what this rank has to tell the others. A step in which a loss or the gradient is
-        not finite leaves weights, momentum, BatchNorm statistics and the average on all ranks as they were, to the bit.
-        Nothing here waits for the device, that decision neither: read the report after the next step was queued.
+        `stop`, `save_failed` and `bad_images` are what this rank has to tell the others. A step in which a loss or the
+        gradient is not finite leaves weights, momentum, BatchNorm statistics and the average on all ranks as they were,
+        to the bit. Nothing here waits for the device, that decision neither: read the report after the next step was
+        queued.
         """
         losses = torch.zeros(self._replicas, device=self._world.device, dtype=self._precision.weights)
         data_wait = 0.0
@@ -164,9 +174,8 @@ class TrainingStep:
             data_wait += batch.data_wait
             with self._no_sync() if replica != self.own_replicas[-1] else nullcontext():
                 losses[replica] = self._forward_backward(batch)
-        notes = torch.tensor([float(stop), float(save_failed), data_wait], dtype=losses.dtype).to(
-            losses.device, non_blocking=True
-        )
+        notes = torch.tensor([float(stop), float(save_failed), float(bad_images), data_wait], dtype=losses.dtype)
+        notes = notes.to(losses.device, non_blocking=True)
         report = self._statistics.end_step(self._world, torch.cat([losses, notes]))
         self.scaler.unscale_(self._optimizer)
         # Of the gradient that DDP has averaged, so all ranks see the same numbers here, and skip the same steps.
@@ -182,7 +191,7 @@ class TrainingStep:
 
     def read(self, step: int, report: Unread) -> Report:
         """What a step reported. Waits for it to finish on the device, and for no step that was queued after it."""
-        *losses, stop, save_failed, data_wait, grad_norm, skipped, loss_scale = report.wait()
+        *losses, stop, save_failed, bad_images, data_wait, grad_norm, skipped, loss_scale = report.wait()
         return Report(
             step,
             tuple(losses),
@@ -192,6 +201,7 @@ class TrainingStep:
             save_failed=save_failed > 0,
             skipped=skipped > 0,
             loss_scale=loss_scale,
+            bad_images=round(bad_images),
         )
 
     def _forward_backward(self, batch: DeviceBatch) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from torch import nn
 
 from seresnext.data.prefetch import DeviceBatch
+from seresnext.data.substitute import Tally
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
 from seresnext.metrics.speed import EtaClock, SpeedMeter
@@ -37,11 +38,13 @@ class Rehearsal:
 class TrainData:
     """The training stream: batches from a step on, and the names of the samples of (step, replica) for messages.
 
+    `tally` counts the images that were replaced.
     `calibration` are the batches that BatchNorm is recalibrated with after the last step, None for no recalibration.
     """
 
     batches: Callable[[int], AbstractContextManager[Iterator[DeviceBatch]]]
     names: Callable[[int, int], list[str]]
+    tally: Tally
     calibration: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]] | None = None
 
 
@@ -133,6 +136,7 @@ class Trainer:
                 if plan.is_due(plan.save_every, progress.step) or self._is_new_best():
                     self._save()
             self._read()
+            self._train.tally.share()
 
     def rehearse(self) -> Rehearsal:
         """Take two steps and validate one batch, and say how long the second step and the batch took."""
@@ -162,6 +166,7 @@ class Trainer:
             lr=self._schedule.lr_at(step),
             stop=self._stop.requested,
             save_failed=self._saver.has_failed,
+            bad_images=self._train.tally.pending,
         )
         self.progress.step += 1
         self._read()
@@ -175,6 +180,8 @@ class Trainer:
         self._unread = None
         if report.save_failed:
             self._settle()
+        if report.bad_images:
+            self._train.tally.share()
         self._report = report
         self._stopping = self._stopping or report.stop
         if report.skipped:
@@ -282,6 +289,7 @@ class Trainer:
                 )
                 if not done:
                     return False
+        self._train.tally.share()
         return True
 
     def _stop_requested(self) -> bool:

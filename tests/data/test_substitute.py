@@ -1,7 +1,10 @@
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 
 from seresnext.data.substitute import Substitution, Tally, candidates
+from seresnext.distributed import World
 from seresnext.errors import DataError
 
 LABELS = np.arange(90) % 3
@@ -31,13 +34,24 @@ def test_an_image_alone_in_its_class_has_no_candidates():
     assert list(candidates(np.array([0, 1, 1]), 0, (0, 1, 0))) == [2]
 
 
+class Ranks(World):
+    """Rank 0 of two; the other one tells `theirs` when it is asked."""
+
+    theirs: ClassVar[list[list[Substitution]]] = []
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, [tuple(one) for one in self.theirs.pop(0)]] if isinstance(value, list) else [value]
+
+
 def test_each_image_is_counted_and_told_once():
     said: list[str] = []
-    tally = Tally(5, said.append)
+    tally = Tally(5, World(), said.append)
     for _ in range(3):
         tally.note([Substitution(7, "train/a/7.jpg is empty", "train/a/2.jpg")])
         tally.note([Substitution(8, "train/b/8.jpg is empty", "train/b/3.jpg")])
-    assert tally.count == 2
+        assert tally.pending in (2, 0)
+        tally.share()
+        assert (tally.count, tally.pending) == (2, 0)
     assert said == [
         "warning: train/a/7.jpg is empty; train/a/2.jpg takes its place (1 of at most 5 so far)",
         "warning: train/b/8.jpg is empty; train/b/3.jpg takes its place (2 of at most 5 so far)",
@@ -47,8 +61,26 @@ def test_each_image_is_counted_and_told_once():
 @pytest.mark.parametrize("limit", [0, 1, 4])
 def test_beyond_the_limit_the_run_stops(limit: int):
     said: list[str] = []
-    tally = Tally(limit, said.append)
+    tally = Tally(limit, World(), said.append)
     tally.note(Substitution(image, f"{image}.jpg is empty", "other.jpg") for image in range(limit))
+    tally.share()
+    tally.note([Substitution(limit, f"{limit}.jpg is empty", "other.jpg")])
     with pytest.raises(DataError, match=rf"more than data.max_bad_images \({limit}\).*{limit}.jpg is empty"):
-        tally.note([Substitution(limit, f"{limit}.jpg is empty", "other.jpg")])
+        tally.share()
     assert len(said) == limit + 1
+
+
+def test_what_other_ranks_met_is_told_and_counted_too():
+    own, other, third = (Substitution(number, f"{number}.jpg is empty", "other.jpg") for number in (4, 9, 11))
+    said: list[str] = []
+    tally = Tally(2, Ranks(), said.append)
+    Ranks.theirs = [[own, other], [other], [third]]
+    tally.note([own])
+    tally.share()
+    assert [text[:16] for text in said] == ["warning: 4.jpg i", "warning: 9.jpg i"]
+    tally.note([other])  # In another epoch it is this rank's.
+    assert tally.pending == 0
+    tally.share()
+    assert tally.count == len(said) == 2
+    with pytest.raises(DataError, match=r"^3 images cannot be used, .*11.jpg is empty"):
+        tally.share()

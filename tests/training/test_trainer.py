@@ -15,8 +15,9 @@ from torch import nn
 
 from seresnext.checkpoint.store import SaveError
 from seresnext.data.prefetch import DeviceBatch
+from seresnext.data.substitute import Substitution, Tally
 from seresnext.distributed import World
-from seresnext.errors import TrainingStopped
+from seresnext.errors import DataError, TrainingStopped
 from seresnext.runtime import PRECISIONS
 from seresnext.training import trainer as trainer_module
 from seresnext.training.plan import Plan, Progress
@@ -40,18 +41,19 @@ class Steps:
         self._grad_norm_of = grad_norm_of
         self._stops_at = stops_at
 
-    def __call__(self, batches, *, step, lr, stop, save_failed):
+    def __call__(self, batches, *, step, lr, stop, save_failed, bad_images):
         assert next(batches) == step
         self._log.append(("step", step, lr))
-        return torch.tensor([float(stop or step == self._stops_at), float(save_failed)])
+        return torch.tensor([float(stop or step == self._stops_at), float(save_failed), float(bad_images)])
 
     def read(self, step, report):
         self._log.append(("read", step))
-        stop, save_failed = report.bool().tolist()
+        stop, save_failed, bad_images = report.bool().tolist()
         losses, grad_norm = self._loss_of(step), self._grad_norm_of(step)
         skipped = not all(map(math.isfinite, (*losses, grad_norm)))
         scale = 2.0 if self._scaled else 1.0
-        return Report(step, losses, grad_norm, 0.125, stop, save_failed, skipped=skipped, loss_scale=scale)
+        flags = {"skipped": skipped, "loss_scale": scale, "bad_images": int(bad_images)}
+        return Report(step, losses, grad_norm, 0.125, stop, save_failed, **flags)
 
 
 class Saver:
@@ -148,8 +150,12 @@ class Run:
         stop_after_skips=3,
         calibrated=False,
         saves_fail_at=(),
+        bad_at=(),
+        bad_allowed=9,
     ):
         self.log = []
+        self.bad_at = bad_at
+        self.tally = Tally(bad_allowed, World(), lambda text: self.log.append(("said", text.split()[1])))
         self.saver, self.journal = Saver(self.log, saves_fail_at), Journal(self.log)
         self.progress = progress or Progress()
         self.right = right
@@ -174,6 +180,7 @@ class Run:
             train=TrainData(
                 self._train_batches,
                 lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)],
+                self.tally,
                 self._calibration if calibrated else None,
             ),
             validation=ValidationData(self._validation_batches, num_batches=2),
@@ -188,7 +195,12 @@ class Run:
     @contextmanager
     def _train_batches(self, step):
         self.starts.append(step)
-        yield iter(range(step, 1000))
+        yield map(self._fetch, range(step, 1000))
+
+    def _fetch(self, step):
+        if step in self.bad_at:
+            self.tally.note([Substitution(step, f"{step}.jpg is empty", "other.jpg")])
+        return step
 
     @contextmanager
     def _calibration(self):
@@ -593,6 +605,21 @@ def test_every_save_is_waited_for_at_the_end():
     run.fit()
     assert run.what("save", "finish") == [("save", 4), ("save", 8), ("finish", 8)]
     assert run.saver.is_entered is False
+
+
+def test_bad_images_are_told_with_the_report_of_the_step_after():
+    run = Run(bad_at=(2, 7), log_every=100)
+    run.fit()
+    log = run.what("step", "read", "said")
+    assert log.index(("said", "2.jpg")) == log.index(("read", 3)) + 1
+    assert log[-1] == ("said", "7.jpg")  # The last step's, which no step's report tells of.
+    assert run.tally.count == 2
+
+
+def test_too_many_bad_images_end_the_run():
+    run = Run(bad_at=(2, 3), bad_allowed=1)
+    with pytest.raises(DataError, match="2 images cannot be used"):
+        run.fit()
 
 
 def test_a_failed_save_is_heard_of_with_the_next_report(monkeypatch):
