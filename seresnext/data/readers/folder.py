@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,17 +16,19 @@ from seresnext.data.index import Contents, fingerprint_of
 from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
 from seresnext.data.progress import progress
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
-from seresnext.errors import DataError
+from seresnext.errors import DataError, for_terminal
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
 # How many problems a message lists; a wrong folder has a thousand of the same.
 _LISTED = 20
+_ENDINGS_LISTED = 5
 
 
 class FolderReader:
     """One split of an image folder. A class is a folder, its label the place of its name among the sorted names.
 
-    Names starting with a dot are passed over (`.ipynb_checkpoints` is the usual one). File names are kept in an index
+    Names starting with a dot are passed over (`.ipynb_checkpoints` is the usual one), and files with other endings than
+    images have, which is said when the folder is looked through. File names are kept in an index
     in the cache folder (`cache`, or the user's): 1.28 million Python strings would be copied into every worker by
     reference counting alone. Raises DataError when this is no such folder.
     """
@@ -66,7 +71,7 @@ class FolderReader:
 
 def folder_stamp(folder: Path) -> Stamp:
     """Changes when a class folder comes, goes, or gets or loses a file: that sets its time."""
-    classes, loose = _scan(folder)
+    classes, loose, _ = _scan(folder)
     try:
         times = [(folder / name).stat().st_mtime_ns for name in classes]
     except OSError as error:
@@ -76,7 +81,7 @@ def folder_stamp(folder: Path) -> Stamp:
 
 def _scan_split(folder: Path) -> Contents:
     """List all images of a split. Raises DataError with everything that is wrong with it."""
-    classes, loose = _scan(folder)
+    classes, loose, others = _scan(folder)
     problems = []
     if loose:
         problems.append(
@@ -89,14 +94,18 @@ def _scan_split(folder: Path) -> Contents:
     lengths: list[np.ndarray] = []
     with progress(f"index of {folder.name}", len(classes), " classes") as advance:
         for class_name in classes:
-            nested, found = _scan(folder / class_name)
+            nested, found, passed_over = _scan(folder / class_name)
+            others += passed_over
             if nested:
                 problems.append(
                     f"{class_name} holds the folder {nested[0]}; images lie right in their class folder: move them "
                     "there, or move the folder away"
                 )
             elif not found:
-                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)}); add some or remove the folder")
+                there = f"; it holds {_counted(passed_over)}" if passed_over else ""
+                problems.append(
+                    f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); add some or remove the folder"
+                )
             encoded = [os.fsencode(name) for name in found]
             names.append(b"".join(encoded))
             lengths.append(np.array([len(name) for name in encoded], np.int64))
@@ -105,6 +114,11 @@ def _scan_split(folder: Path) -> Contents:
         more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
         listing = "\n  ".join(problems[:_LISTED] + more)
         raise DataError(f"{folder} cannot be used:\n  {listing}")
+    if others:
+        said = (
+            f"{folder}: {others.total()} files are passed over ({_counted(others)}); images are {', '.join(_ENDINGS)}"
+        )
+        print(f"warning: {for_terminal(said)}", file=sys.stderr, flush=True)
     counts = np.array([len(each) for each in lengths])
     ends = np.cumsum(np.concatenate(lengths))
     block = b"".join(names)
@@ -120,29 +134,47 @@ def _scan_split(folder: Path) -> Contents:
 def _split_folder(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the folder that holds train/ and val/ with --data DIR")
-    splits, _ = _scan(root)
+    splits = _scan(root).folders
     if split not in splits:
         there = f"it holds {', '.join(splits[:10])}" if splits else "it holds no folders"
         raise DataError(f"{root} has no split {split!r} ({there}); its splits are folders such as train/ and val/")
     return root / split
 
 
-def _scan(folder: Path) -> tuple[tuple[str, ...], list[str]]:
-    """The sorted names of the folders and of the images in a folder, without hidden ones."""
-    folders, images = [], []
+class _Entries(NamedTuple):
+    """What is in a folder, without hidden names: folders and images, sorted, and the endings of all other files."""
+
+    folders: tuple[str, ...]
+    images: list[str]
+    others: Counter[str]
+
+
+def _scan(folder: Path) -> _Entries:
+    folders, images, others = [], [], Counter[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                # The type of an entry that looks like an image is not asked for: it costs a system call on some disks.
-                if _is_image(entry.name):
-                    images.append(entry.name)
-                elif entry.is_dir():
+                # A link that is called as an image is not followed: in a folder of links each costs a system call.
+                is_image = _is_image(entry.name)
+                if entry.is_dir(follow_symlinks=not is_image):
                     folders.append(entry.name)
+                elif is_image:
+                    images.append(entry.name)
+                else:
+                    others[Path(entry.name).suffix.lower()] += 1
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from None
-    return tuple(sorted(folders)), sorted(images)
+    return _Entries(tuple(sorted(folders)), sorted(images), others)
+
+
+def _counted(endings: Counter[str]) -> str:
+    """`120 .webp, 3 .txt, 1 without ending`; those that are most."""
+    most = endings.most_common(_ENDINGS_LISTED)
+    parts = [f"{count} {ending or 'without ending'}" for ending, count in most]
+    rest = endings.total() - sum(count for _, count in most)
+    return ", ".join(parts + [f"{rest} others"] * bool(rest))
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

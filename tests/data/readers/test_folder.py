@@ -43,6 +43,39 @@ def test_endings_in_any_case_count_and_hidden_entries_do_not(tmp_path: Path):
     assert [reader.name(i) for i in range(len(reader))] == good
 
 
+def test_files_that_are_passed_over_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = ["a/1.jpg", "a/2.webp", "b/1.png", "b/3.WEBP", "b/4.webp", "b/5.bmp", "b/README", "classes.csv", "b/.6.webp"]
+    make(tmp_path, *(f"train/{name}" for name in made))
+    assert len(FolderReader(tmp_path, "train")) == 2
+    said = capsys.readouterr().err
+    counts = "3 .webp, 1 .bmp, 1 without ending, 1 .csv"
+    assert sorted(said[said.index("(") + 1 : said.index(")")].split(", ")) == sorted(counts.split(", "))
+    assert said.startswith(f"warning: {tmp_path}/train: 6 files are passed over (3 .webp, ")
+    assert said.endswith("; images are .jpeg, .jpg, .png\n")
+    FolderReader(tmp_path, "train")
+    assert capsys.readouterr().err == ""
+    make(tmp_path, "val/a/1.jpg", "val/b/1.png")
+    FolderReader(tmp_path, "val")
+    assert capsys.readouterr().err == ""
+
+
+def test_many_endings_are_counted_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make(tmp_path, "train/a/1.jpg", *(f"train/a/{n}.x{n}" for n in range(9)), "train/a/odd.\x1b[2J")
+    FolderReader(tmp_path, "train")
+    said = capsys.readouterr().err
+    assert "10 files are passed over (1 .x" in said
+    assert ", 5 others)" in said
+    assert said[:-1].isprintable()
+
+
+def test_a_folder_that_is_called_as_an_image_is_none(tmp_path: Path):
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg/3.txt")
+    with pytest.raises(DataError, match=r"b holds the folder 2\.jpg; images lie right in their class folder"):
+        FolderReader(tmp_path, "train")
+    make(tmp_path, "val/a/1.jpg", "val/b.png/1.jpg")
+    assert FolderReader(tmp_path, "val").classes == ("a", "b.png")
+
+
 def test_links_are_followed(tmp_path: Path):
     make(tmp_path / "elsewhere", "cats/1.jpg", "2.jpg")
     (tmp_path / "root" / "train" / "dog").mkdir(parents=True)
@@ -143,7 +176,7 @@ def test_all_problems_of_a_split_come_at_once(tmp_path: Path):
     assert "loose.png" in lines[0]
     assert lines[1].startswith("empty has no images")
     assert lines[2].startswith("nested holds the folder more")
-    assert lines[3].startswith("texts has no images")
+    assert lines[3].startswith("texts has no images (.jpeg, .jpg, .png; it holds 1 .txt)")
 
 
 def test_a_thousand_problems_are_counted(tmp_path: Path):
