@@ -225,7 +225,7 @@ def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, counter))
     try:
         futures = [pool.submit(_work, number) for number in range(job.num_shards)]
-        with progress(str(job.folder), len(job.order), "images") as advance:
+        with progress(str(job.folder), len(job.order), " images") as advance:
             done = 0
             pending = set(futures)
             while pending:

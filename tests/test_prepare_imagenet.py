@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from advances import Told
 from imagenet_archives import CLASSES, write_archives
 
 from seresnext.data.readers import imagenet
@@ -66,6 +67,30 @@ def test_good_downloads_are_verified_and_indexed(archives, script, monkeypatch, 
     # What was built is what training uses: it is not built again.
     monkeypatch.setattr(imagenet.ImagenetReader, "_build", None)
     assert len(imagenet.ImagenetReader(archives, "train", tmp_path / "cache", official=True)) == 20
+
+
+@pytest.mark.usefixtures("as_published")
+def test_all_bytes_of_a_sum_are_told(archives, script, monkeypatch):
+    bars: list[Told] = []
+
+    class Bar:
+        def __init__(self, *, desc: str, total: int, **_: object) -> None:
+            bars.append(Told(desc, total))
+            self.update = bars[-1].counts.append
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(script, "tqdm", Bar)
+    monkeypatch.setattr(script, "_PIECE", 100)
+    run(script, monkeypatch, archives)
+    assert {bar.label for bar in bars} == {f"MD5 of {archive.name}" for archive in imagenet.ARCHIVES}
+    for bar in bars:
+        assert bar.total == (archives / bar.label.removeprefix("MD5 of ")).stat().st_size
+        bar.assert_adds_up()
 
 
 @pytest.mark.usefixtures("as_published")

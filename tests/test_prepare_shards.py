@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from advances import note_progress
 from conftest import Result
 from PIL import Image
-from shard_folders import make_shards
+from shard_folders import make_shards, script
 
 from seresnext.data.readers import open_reader
 from seresnext.data.readers.shard_files import MANIFEST, Manifest
@@ -150,6 +151,29 @@ def test_a_second_time_nothing_is_written_and_damage_is_mended(photographs, prep
     assert contents(folder) == before
     changed = {path.name for path in folder.glob("*.tar") if path.stat().st_mtime_ns != times[path.name]}
     assert changed == {"train-00001.tar", "train-00003.tar"}
+
+
+def test_all_images_are_told(photographs, monkeypatch, tmp_path):
+    """Of all shards, also of those that are there already, and one that is written anew."""
+    module = script()
+    bars = note_progress(module, monkeypatch)
+    arguments = ["--output", tmp_path, "--split", "train", "--images-per-shard", 5, "--workers", 2]
+    monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(photographs), *map(str, arguments)])
+    module.main()
+    (tmp_path / "train" / "train-00001.tar").unlink()
+    module.main()
+    assert [(bar.label, bar.total) for bar in bars] == [(str(tmp_path / "train"), 23)] * 2
+    for bar in bars:
+        bar.assert_adds_up(1)  # It is looked at five times a second; this takes less.
+
+
+def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):
+    make_shards(tmp_path)
+    bars = note_progress(script(), monkeypatch)
+    script().index_existing(tmp_path / "train", tmp_path / "classes.txt")
+    (bar,) = bars
+    assert bar.total == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.tar"))
+    bar.assert_adds_up(4)
 
 
 def test_an_interrupted_run_goes_on(photographs, prepare, start_command, tmp_path):

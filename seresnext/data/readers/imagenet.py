@@ -110,11 +110,19 @@ class ImagenetReader:
             except OSError as error:
                 raise DataError(f"{self._path} cannot be read: {error.strerror}") from None
 
+        reached = 0
         with progress(f"index of {self._path.name}", size, "B") as advance:
+
+            def reach(position: int) -> None:
+                nonlocal reached
+                advance(position - reached)
+                reached = position
+
             if split == "train":
-                by_class = _list_train(read, size, self._path, advance)
+                by_class = _list_train(read, size, self._path, reach)
             else:
-                by_class = _list_val(read, size, self._path, read_validation_classes(self._paths[1]), advance)
+                by_class = _list_val(read, size, self._path, read_validation_classes(self._paths[1]), reach)
+            reach(size)  # The filling at the end.
         if official:
             _check_counts(by_class, split, self._path)
         if not by_class:
@@ -175,7 +183,7 @@ Listing = dict[str, _Images]
 """The images of each class, by WordNet id, sorted."""
 
 
-def _list_train(read: Callable[[int, int], bytes], size: int, path: Path, advance: Callable[[int], None]) -> Listing:
+def _list_train(read: Callable[[int, int], bytes], size: int, path: Path, reach: Callable[[int], None]) -> Listing:
     by_class: Listing = {}
     for archive in members(read, 0, size, str(path)):
         found = _CLASS_ARCHIVE.fullmatch(archive.name)
@@ -189,17 +197,17 @@ def _list_train(read: Callable[[int, int], bytes], size: int, path: Path, advanc
         if not images:
             raise DataError(f"{where} holds no images")
         by_class[found[1]] = _pack(images)
-        advance(archive.size)
+        reach(archive.offset + archive.size)
     return dict(sorted(by_class.items()))
 
 
 def _list_val(
-    read: Callable[[int, int], bytes], size: int, path: Path, truth: list[str], advance: Callable[[int], None]
+    read: Callable[[int, int], bytes], size: int, path: Path, truth: list[str], reach: Callable[[int], None]
 ) -> Listing:
     images: list[Member] = []
     for image in members(read, 0, size, str(path)):
         images.append(_flat(image, str(path)))
-        advance(image.size)
+        reach(image.offset + image.size)
     images.sort(key=lambda member: member.name)
     if len(images) != len(truth):
         raise DataError(

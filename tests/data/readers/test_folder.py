@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from advances import note_progress
 
+from seresnext.data.readers import folder as module
 from seresnext.data.readers.folder import FolderReader
 from seresnext.errors import DataError
 
@@ -231,6 +233,14 @@ def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, monkeypatch: py
     again = FolderReader(tmp_path, "train")
     assert set(listed) == {tmp_path.name, "train"}
     assert (again.fingerprint, len(again)) == (first.fingerprint, 3)
+
+
+def test_all_classes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bars = note_progress(module, monkeypatch)
+    FolderReader(make(tmp_path, *(f"train/{name}/{n}.jpg" for name in "abcde" for n in range(3))), "train")
+    (bar,) = bars
+    assert (bar.label, bar.total) == ("index of train", 5)
+    bar.assert_adds_up(5)
 
 
 def test_every_change_of_files_and_classes_is_seen(tmp_path: Path):

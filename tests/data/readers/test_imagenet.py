@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from advances import note_progress
 from imagenet_archives import CLASSES, devkit, jpeg, tar, train_archive, truth_of, val_archive, write_archives
 
 from seresnext.data.imagenet_classes import imagenet_classes
@@ -141,6 +142,16 @@ def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tm
     # Another machine may use the first: it stays for a while, and serves the archives that it was built of.
     assert built.stat().st_ino == inode
     assert len(list(cache.glob("*.index"))) == 3
+
+
+@pytest.mark.parametrize(("split", "pieces"), [("train", len(CLASSES)), ("val", 12)])
+def test_all_of_an_archive_is_told(archives: Path, monkeypatch: pytest.MonkeyPatch, split: str, pieces: int):
+    bars = note_progress(module, monkeypatch)
+    reader = ImagenetReader(archives, split)
+    (bar,) = bars
+    assert bar.label == f"index of {reader._path.name}"
+    assert bar.total == reader._path.stat().st_size
+    bar.assert_adds_up(pieces)
 
 
 def test_an_archive_replaced_during_the_run_is_not_read(archives: Path):
