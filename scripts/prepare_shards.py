@@ -63,6 +63,7 @@ _TAR_BYTES = 512 + 256 + 512 + 512
 # Of how many images the mean size is taken, to know how many make a shard.
 _SAMPLE = 64
 _WORK = ".progress"
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class Job:
 
     def name(self, shard: int) -> str:
         return f"{self.folder.name}-{shard:05}.tar"
+
+    @property
+    def names(self) -> set[str]:
+        return {self.name(number) for number in range(self.num_shards)}
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -253,6 +258,7 @@ def prepare(job: Job, workers: int, options: dict[str, Any]) -> Manifest:
     (job.folder / _WORK).mkdir(parents=True, exist_ok=True)
     with _alone(job.folder):
         _take_notes(job)
+        _clear_away(job)
         for part in (job.folder / _WORK).glob("*.part"):
             part.unlink()
         shards, listings = (list(column) for column in zip(*write_shards(job, workers), strict=True))
@@ -264,14 +270,33 @@ def prepare(job: Job, workers: int, options: dict[str, Any]) -> Manifest:
 
 
 def _refuse_others(job: Job, options: dict[str, Any]) -> None:
-    """A folder that holds shards of other images or options is left alone."""
+    """A folder that holds finished shards of other images or options, or tar files of other origin, is left alone."""
     manifest = job.folder / MANIFEST
+    known = {note.stem for note in (job.folder / _WORK).glob("*.json")}
     if manifest.exists():
-        before = Manifest.from_text(manifest.read_bytes(), str(manifest)).options
+        said = Manifest.from_text(manifest.read_bytes(), str(manifest))
+        known = {shard.name for shard in said.shards} & job.names
+        before = said.options
         changed = [key for key in options if before.get(key) != options[key]]
         if changed:
             listing = ", ".join(f"{key}: {before.get(key)} there, {options[key]} now" for key in changed)
             raise DataError(f"{job.folder} holds other shards ({listing}); give another --output, or remove it")
+    foreign = sorted({path.name for path in job.folder.glob("*.tar")} - known)
+    if foreign:
+        more = f" and {len(foreign) - _LISTED} more" if len(foreign) > _LISTED else ""
+        raise DataError(
+            f"{job.folder} holds {', '.join(foreign[:_LISTED])}{more}, which are not of these shards; give another "
+            "--output, or remove them"
+        )
+
+
+def _clear_away(job: Job) -> None:
+    """Remove what a run with other options wrote that was not finished; its shards would lie beside the index."""
+    names = job.names
+    for note in (job.folder / _WORK).glob("*.json"):
+        if note.stem not in names:
+            (job.folder / note.stem).unlink(missing_ok=True)
+            note.unlink()
 
 
 def _take_notes(job: Job) -> None:

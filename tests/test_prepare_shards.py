@@ -209,6 +209,64 @@ def test_other_options_do_not_mix_with_shards_that_are_there(photographs, prepar
     assert contents(tmp_path / "train") == before
 
 
+def interrupt(folder: Path) -> None:
+    """Leave a folder of finished shards as a run does that was stopped before its index."""
+    (folder / ".progress").mkdir()
+    for shard in manifest(folder).shards:
+        note = {"made_by": "whom it was", **vars(shard)}
+        (folder / ".progress" / f"{shard.name}.json").write_text(json.dumps(note))
+    for name in (MANIFEST, "index.npy"):
+        (folder / name).unlink()
+
+
+def test_shards_of_an_unfinished_run_with_other_options_do_not_stay(photographs, prepare, tmp_path):
+    arguments = (photographs, "--split", "train", "--output")
+    prepare(*arguments, tmp_path / "out", "--images-per-shard", 6)
+    interrupt(tmp_path / "out" / "train")
+    prepare(*arguments, tmp_path / "out", "--images-per-shard", 12)
+    prepare(*arguments, tmp_path / "new", "--images-per-shard", 12)
+    assert contents(tmp_path / "out" / "train") == contents(tmp_path / "new" / "train")
+    assert len(list((tmp_path / "out" / "train").glob("*.tar"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("train-00000.tar", "empty"),
+        ("train-00007.tar", "unfinished"),
+        ("mine.tar", "unfinished"),
+        ("mine.tar", "finished"),
+    ],
+)
+def test_tar_files_of_other_origin_are_named_and_left_alone(photographs, prepare, tmp_path, name: str, state: str):
+    folder = tmp_path / "out" / "train"
+    arguments = (photographs, "--split", "train", "--output", tmp_path / "out", "--images-per-shard", 12)
+    if state == "empty":
+        folder.mkdir(parents=True)
+    else:
+        prepare(*arguments)
+    if state == "unfinished":
+        interrupt(folder)
+    (folder / name).write_bytes(b"precious")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = prepare(*arguments, code=3)
+    assert f"{folder} holds {name}, which are not of these shards; give another --output, or remove" in result.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / name).unlink()
+    prepare(*arguments)
+
+
+def test_a_split_that_got_another_name_keeps_its_shards(photographs, prepare, tmp_path):
+    prepare(photographs, "--split", "train", "--output", tmp_path / "out")
+    (photographs.parent / "renamed").mkdir()
+    (photographs.parent / "renamed" / "fit").symlink_to(photographs / "train")
+    (tmp_path / "out" / "train").rename(tmp_path / "out" / "fit")
+    before = contents(tmp_path / "out" / "fit")
+    result = prepare(photographs.parent / "renamed", "--split", "fit", "--output", tmp_path / "out", code=3)
+    assert "holds train-00000.tar, which are not of these shards" in result.stderr
+    assert contents(tmp_path / "out" / "fit") == before
+
+
 def test_a_bad_image_is_named(photographs, prepare, tmp_path):
     root = tmp_path / "data"
     (root / "train" / "a").mkdir(parents=True)
