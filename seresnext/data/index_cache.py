@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seresnext.data.index import VERSION, Contents, Index, NotAnIndex, write_index
-from seresnext.errors import DataError, for_terminal
+from seresnext.data.progress import warn
+from seresnext.errors import DataError
 
 # A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
 _FINE_TICK_NS = 20_000_000
@@ -96,7 +96,7 @@ def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Co
             return _open(path, before)
         except NotAnIndex as error:
             if stamped(path, before).exists():
-                print(f"warning: {for_terminal(error)}; it is built anew", file=sys.stderr, flush=True)
+                warn(f"{error}; it is built anew")
         if _is_fresh(before):
             # A change in the same tick of the clock would leave no trace.
             time.sleep(_tick(before) / 1e9)

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a long preparation of the data, such as the building of an index."""
+"""What is told on standard error while data is prepared: how far it is, and what was found on the way."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from threading import RLock
 
 from tqdm import tqdm
 
+from seresnext.errors import for_terminal
+
 # How long it goes on before it is worth telling, and how often it is then told where there is no terminal.
 _QUIET_SECONDS = 2.0
 _LINE_SECONDS = 30.0
+
+
+def warn(text: str) -> None:
+    """Say a warning; names of strangers' files may be part of it."""
+    print(f"warning: {for_terminal(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 from seresnext.data.pread import read_piece
+from seresnext.data.progress import warn
 from seresnext.data.remote import Remote
 from seresnext.errors import DataError
 
 # How long to wait for room while all of the cache is being read or written, and how often to look.
-_ROOM_SECONDS, _LOOK_SECONDS = 300.0, 0.05
+_ROOM_SECONDS, _LOOK_SECONDS = 240.0, 0.05
 # A shard's time of last use is set at most this often by a process; finer does not matter for which goes first.
 _USE_SECONDS = 1.0
 
@@ -57,10 +59,18 @@ class ShardCache:
             )
 
     def keep_aside(self, remote: Remote, name: str, sha256: str) -> Path:
-        """The path of a local copy of a file that does not count and is not removed, such as an index."""
+        """The path of a local copy of a file that does not count and is not removed, such as an index.
+
+        A copy that is damaged is got again. Raises DataError when it cannot be had with this checksum.
+        """
         path = self._folder / f"{sha256}-{name}"
+        if _is_whole(path, sha256):
+            return path
         with _lock(self._folder / f"{sha256}.lock"):
-            if not path.exists():
+            # Another process may have got it in the meantime.
+            if not _is_whole(path, sha256):
+                if path.exists():
+                    warn(f"{path} is damaged (another checksum); it is got again")
                 part = path.with_suffix(".new")
                 remote.copy(name, part, sha256)
                 part.replace(path)
@@ -167,6 +177,15 @@ class ShardCache:
                     return 0
         # Also when it has just become a copy, which was perhaps not counted as one.
         return int(size)
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    """Whether there is a file, and with this checksum."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 def _remove_unless_read(path: Path) -> bool:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from seresnext.data import progress as module
-from seresnext.data.progress import progress
+from seresnext.data.progress import progress, warn
 
 
 def test_a_short_build_says_nothing(capsys: pytest.CaptureFixture[str]):
@@ -28,6 +28,11 @@ def test_a_long_build_tells_now_and_then(capsys: pytest.CaptureFixture[str], mon
             clock[0] = float(second)
             advance(1)
     assert capsys.readouterr().err.splitlines() == [f"index of train: {n} %" for n in (4, 35, 66, 97)]
+
+
+def test_a_warning_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]):
+    warn("odd\x1b[2J is damaged")
+    assert capsys.readouterr() == ("", "warning: odd\\x1b[2J is damaged\n")
 
 
 def test_a_terminal_gets_a_bar_though_it_says_it_is_0_by_0():

@@ -106,6 +106,42 @@ def test_what_a_killed_download_left_is_cleared_away(server: Server, tmp_path: P
     assert not list(folder.glob("*.part"))
 
 
+def kept_index(cache: Path) -> Path:
+    (path,) = (cache / "shards").glob("*-index.npy")
+    return path
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5], lambda _: b""]
+)
+def test_a_damaged_copy_of_the_index_is_got_again(
+    shard_root: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm
+):
+    open_remote(server, tmp_path / "cache")
+    path = kept_index(tmp_path / "cache")
+    whole = (shard_root / "train" / "index.npy").read_bytes()
+    assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
+    path.write_bytes(harm(whole))
+    reader = open_remote(server, tmp_path / "cache")
+    assert capsys.readouterr().err == f"warning: {path} is damaged (another checksum); it is got again\n"
+    assert (path.read_bytes(), len(reader)) == (whole, SHARDS * PER_SHARD)
+    open_remote(server, tmp_path / "cache")
+    assert server.requests["index.npy"] == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_an_index_that_is_damaged_on_the_server_is_an_error(shard_root: Path, server: Server, tmp_path: Path):
+    open_remote(server, tmp_path / "cache")
+    kept_index(tmp_path / "cache").write_bytes(b"damaged")
+    server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1]}
+    with pytest.raises(
+        DataError, match=r"train/index\.npy cannot be read.*its checksum is another than its index says"
+    ):
+        open_remote(server, tmp_path / "cache")
+    server.replaced = {}
+    assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
+
+
 def test_a_download_in_progress_counts(server: Server, tmp_path: Path):
     reader = open_remote(server, tmp_path / "cache", 3)
     folder = tmp_path / "cache" / "shards"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +13,9 @@ import numpy as np
 
 from seresnext.data.index import Contents, fingerprint_of
 from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
-from seresnext.data.progress import progress
+from seresnext.data.progress import progress, warn
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
-from seresnext.errors import DataError, for_terminal
+from seresnext.errors import DataError
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
 # How many problems a message lists; a wrong folder has a thousand of the same.
@@ -115,10 +114,7 @@ def _scan_split(folder: Path) -> Contents:
         listing = "\n  ".join(problems[:_LISTED] + more)
         raise DataError(f"{folder} cannot be used:\n  {listing}")
     if others:
-        said = (
-            f"{folder}: {others.total()} files are passed over ({_counted(others)}); images are {', '.join(_ENDINGS)}"
-        )
-        print(f"warning: {for_terminal(said)}", file=sys.stderr, flush=True)
+        warn(f"{folder}: {others.total()} files are passed over ({_counted(others)}); images are {', '.join(_ENDINGS)}")
     counts = np.array([len(each) for each in lengths])
     ends = np.cumsum(np.concatenate(lengths))
     block = b"".join(names)
