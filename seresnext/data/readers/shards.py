@@ -47,6 +47,7 @@ class ShardReader:
             self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
             self._path = folder / INDEX
             self.store = LocalShards(folder, self.manifest.shards)
+            _check_sum(self._path, self.manifest)
         self._split = split
         self._index = _open_index(self._path, self.manifest, where)
         self.classes = self.manifest.classes
@@ -114,7 +115,7 @@ def _split_folder(root: Path, split: str) -> Path:
     return folder
 
 
-def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
+def _check_sum(path: Path, manifest: Manifest) -> None:
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -122,6 +123,10 @@ def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
         raise DataError(f"{path} cannot be read: {error.strerror}; get it again") from None
     if digest != manifest.index_sha256:
         raise DataError(f"{path} is damaged or of other shards (another checksum than in {MANIFEST}); get both again")
+
+
+def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
+    """The index in a file that has the right checksum. Anyone can have computed that, so what it says is checked."""
     try:
         index = _map(path)
     except (OSError, ValueError, EOFError):  # ValueError: no array, or one of another length than the file's.

@@ -1,8 +1,10 @@
+import mmap
 import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shard_folders import SHARDS, Server, images, make_shards, open_remote, script, write_tar
 
@@ -38,11 +40,28 @@ def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
     assert reader.name(7) == "train/train-00001.tar, image 7"
 
 
-def test_a_reader_travels_to_another_process_without_its_index(root: Path):
+def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_path: Path):
+    """Nor anything else that there is once for each image: a thousand more change nothing but digits."""
     reader = ShardReader(str(root), "train")
-    text = pickle.dumps(reader)
-    assert len(text) < 4000
-    assert pickle.loads(text).read(5) == reader.read(5)
+    make_shards(tmp_path / "more", per_shard=300, size=100)
+    more = ShardReader(str(tmp_path / "more"), "train")
+    texts = [pickle.dumps(each) for each in (reader, more)]
+    assert len(more) - len(reader) > 1000
+    assert abs(len(texts[0]) - len(texts[1])) < 100
+    for text, each in zip(texts, (reader, more), strict=True):
+        copy = pickle.loads(text)
+        assert copy.read(5) == each.read(5)
+        assert copy.labels.tolist() == each.labels.tolist()
+
+
+def test_a_forked_worker_shares_all_that_is_of_images(root: Path):
+    """What is no part of the mapped file would be memory of each process."""
+    reader = ShardReader(str(root), "train")
+    for column in (reader.labels, reader.shard_ids):
+        while isinstance(column.base, np.ndarray):
+            column = column.base
+        assert isinstance(column.base, mmap.mmap)
+    assert not [name for name, value in vars(reader).items() if isinstance(value, np.ndarray) and value.flags.owndata]
 
 
 def test_the_fingerprint_is_of_images_labels_and_order(tmp_path: Path):
