@@ -1,10 +1,11 @@
 """Train a model by a recipe; see `python train.py --help` and README.md."""
 
 from seresnext.errors import ProcessEnd, replace_closed_streams
-from seresnext.signals import ignore_signals
+from seresnext.signals import end_with_launcher, ignore_signals
 from seresnext.training.stopping import StopRequest
 
 if __name__ == "__main__":
+    end_with_launcher()
     replace_closed_streams()
     end = ProcessEnd()
     with StopRequest() as stop:

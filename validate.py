@@ -4,8 +4,10 @@ import os
 import signal
 
 from seresnext.errors import ProcessEnd, replace_closed_streams
+from seresnext.signals import end_with_launcher
 
 if __name__ == "__main__":
+    end_with_launcher()
     replace_closed_streams()
     end = ProcessEnd()
     interrupt = signal.getsignal(signal.SIGINT)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from seresnext.distributed import World, open_world
 from seresnext.errors import Failure, UsageError, for_terminal
+from seresnext.training.status import note_refusal
 from seresnext.training.stopping import StopRequest
 
 
@@ -30,7 +31,7 @@ def train_main(arguments: Sequence[str] | None = None, *, stop: StopRequest) -> 
 
     Returns the exit code: 0 done, or preempted after a save; else as in errors.py.
     """
-    return _run(partial(_train, stop=stop), _train_parser(), arguments)
+    return _run(partial(_train, stop=stop), _train_parser(), arguments, _refused_folder(arguments))
 
 
 def validate_main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,25 @@ def validate_main(arguments: Sequence[str] | None = None) -> int:
     return _run(_validate, _validate_parser(), arguments)
 
 
-def _run(command: Callable[[argparse.Namespace, World], None], parser: _Parser, arguments: Sequence[str] | None) -> int:
+def _refused_folder(arguments: Sequence[str] | None) -> Path | None:
+    """The run folder that a start is about, also where the rest of its arguments cannot be used."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--output", type=Path)
+    for showing in ("--print-recipe", "--dry-run", "--diff"):
+        parser.add_argument(showing, action="store_true")
+    try:
+        options, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return None
+    return None if options.print_recipe or options.dry_run or options.diff else options.output
+
+
+def _run(
+    command: Callable[[argparse.Namespace, World], None],
+    parser: _Parser,
+    arguments: Sequence[str] | None,
+    folder: Path | None = None,
+) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         with open_world() as world:
@@ -47,6 +66,8 @@ def _run(command: Callable[[argparse.Namespace, World], None], parser: _Parser, 
         if not failure.is_said and (is_first or not failure.is_shared):
             rank = "" if failure.is_shared or "RANK" not in os.environ else f" (rank {os.environ['RANK']})"
             print(f"error{rank}: {for_terminal(failure)}", file=sys.stderr, flush=True)
+        if folder and is_first:
+            note_refusal(folder, str(failure))
         return failure.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was changed since the last save", file=sys.stderr)
@@ -61,6 +82,7 @@ def _train(options: argparse.Namespace, world: World, *, stop: StopRequest) -> N
     from seresnext.recipe.reader import write_scalar
     from seresnext.recipe.show import diff, print_recipe
 
+    world.expect_end(lambda: stop.has_come)
     overrides = list(options.set)
     if options.data is not None:
         overrides.append(f"data.root={write_scalar(options.data)}")

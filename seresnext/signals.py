@@ -1,7 +1,7 @@
 """The signals that stop a training, and the processes that it starts.
 
 torchrun and terminals signal whole process groups. Helpers of a trainer stay at work until it has saved, and end with
-it. Imports nothing heavy: train.py listens before it imports torch.
+it, as a trainer does with torchrun. Imports nothing heavy: train.py listens before it imports torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What asks a training to stop: Ctrl-C, a scheduler, a cluster before it takes the machine away."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# This process and who started it, as they were when this module was imported: train.py does that first of all.
+_SELF, _STARTED_BY = os.getpid(), os.getppid()
 
 
 @contextmanager
@@ -51,7 +53,36 @@ def end_with_parent(death_signal: signal.Signals) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(death_signal))
-    # The parent may have ended before that; who it was is known where multiprocessing started this process.
+    # The parent may have ended before that. Who it was is known where multiprocessing started this process, or where
+    # this is the process that began as a command.
     parent = multiprocessing.parent_process()
-    if parent and parent.pid != os.getppid():
+    expected = parent.pid if parent else _STARTED_BY if os.getpid() == _SELF else None
+    if expected and expected != os.getppid():
         os.kill(os.getpid(), death_signal)
+
+
+def end_with_launcher() -> None:
+    """In a process of torchrun's, before torch is imported: end at once if torchrun does; there is nothing to save yet.
+
+    That import takes seconds, on slow storage minutes, and what torchrun leaves behind would then look for it in vain.
+    """
+    if "RANK" in os.environ:
+        end_with_parent(signal.SIGKILL)
+
+
+_completing: list[None] = []
+
+
+@contextmanager
+def completing() -> Iterator[None]:
+    """Mark what a process should not be ended in by its own threads, as the writing of a checkpoint."""
+    _completing.append(None)
+    try:
+        yield
+    finally:
+        _completing.pop()
+
+
+def is_completing() -> bool:
+    """Whether some thread of this process is in a block of `completing`."""
+    return bool(_completing)

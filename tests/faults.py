@@ -235,9 +235,10 @@ def main() -> None:
     injection = _Injection(Path(value["folder"]), [Fault(**fault) for fault in value["faults"]])
 
     from seresnext.errors import ProcessEnd
-    from seresnext.signals import ignore_signals
+    from seresnext.signals import end_with_launcher, ignore_signals
     from seresnext.training.stopping import StopRequest
 
+    end_with_launcher()
     end = ProcessEnd()
     # As in train.py, with points in between.
     with StopRequest() as stop:

@@ -109,3 +109,39 @@ def test_a_child_that_asks_when_its_parent_has_ended_ends_too():
     os.close(receiver)
     os.close(sender)
     assert not wait_for_the_end(pid, 10)
+
+
+# A process of torchrun's, whose launcher ends before, or while, it imports torch.
+BEGINNING = """
+import os, sys, time
+if sys.argv[1] == "late":
+    launcher = os.getppid()
+    from seresnext.signals import end_with_launcher
+    os.write(1, str(os.getpid()).encode())
+    while os.getppid() == launcher:
+        time.sleep(0.01)
+    end_with_launcher()
+else:
+    from seresnext.signals import end_with_launcher
+    end_with_launcher()
+    os.write(1, str(os.getpid()).encode())
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize(("env", "survives"), [({"RANK": "1"}, False), ({}, True)], ids=["rank", "control"])
+def test_a_process_of_torchrun_ends_with_it_from_the_first_moment(when, env, survives):
+    receiver, sender = os.pipe()
+    launcher = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]);sys.stdin.readline()"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "RANK"}
+    middle = subprocess.Popen(
+        [sys.executable, "-c", launcher, BEGINNING, when], stdin=-1, stdout=sender, env={**clean, **env}
+    )
+    pid = int(os.read(receiver, 32))
+    middle.communicate(b"\n")
+    os.close(receiver)
+    os.close(sender)
+    assert wait_for_the_end(pid, 0.5 if survives else 10) is survives

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
@@ -30,7 +30,7 @@ from seresnext.errors import DataError, UsageError
 from seresnext.models import SENet, create_model
 from seresnext.models.pretrained import load_weights
 from seresnext.recipe.schema import AugmentSection, LossSection, ModelSection, OptimizerSection, Recipe
-from seresnext.runtime import Precision, resolve_compile, resolve_precision
+from seresnext.runtime import PRECISIONS, Precision, resolve_compile, resolve_precision
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy, Loss
 from seresnext.training.optimizer import sgd
 from seresnext.training.plan import Plan
@@ -208,6 +208,23 @@ def device_batches(
             filling=build_filling(recipe) if training else None,
             compiled=training and on_gpu and runtime.compile is True,
         )
+
+
+def stand_in_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images of a micro-batch that mean nothing, of the largest size of training and as `prefetch` lays them out.
+
+    Compiled code is for one layout of images: with another all of it would be made again at the first step. Also
+    returns their labels.
+    """
+    progressive, batch = recipe.data.progressive, recipe.batch
+    size = (progressive and progressive.max_size) or recipe.data.image_size
+    images = torch.empty(
+        (batch.micro_size, recipe.model.in_channels, size, size),
+        dtype=PRECISIONS[recipe.runtime.precision].weights,
+        device=device,
+        memory_format=torch.channels_last if recipe.runtime.channels_last is not False else torch.contiguous_format,
+    )
+    return images.zero_(), torch.zeros(batch.micro_size, dtype=torch.int64, device=device)
 
 
 def build_exchange(recipe: Recipe) -> Exchange:

@@ -179,11 +179,7 @@ class Run:
             exchange=parts.build_exchange(recipe),
         )
         # The largest size of training, so that too large a batch for the device's memory shows at once.
-        ramp = parts.build_ramp(recipe, self.plan)
-        size, channels = ramp.max_size if ramp else recipe.data.image_size, recipe.model.in_channels
-        images = torch.zeros(recipe.batch.micro_size, channels, size, size, dtype=self.precision.weights)
-        labels = torch.zeros(recipe.batch.micro_size, dtype=torch.int64)
-        step.warm_up(images.to(self._world.device), labels.to(self._world.device))
+        step.warm_up(*parts.stand_in_batch(recipe, self._world.device))
         return step
 
     def _parts(self, step: TrainingStep) -> Parts:

@@ -17,7 +17,6 @@ from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values
-from seresnext.recipe.schema import Recipe
 from seresnext.runtime import PRECISIONS, resolve_compile
 from seresnext.training.ema import Ema
 from seresnext.training.step import TrainingStep
@@ -172,7 +171,7 @@ def _time_steps(values: dict[str, Any], world: World, steps: int) -> list[float]
         mix=None,
         ema=Ema(model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None,
     )
-    images, labels = _images(recipe, device)
+    images, labels = parts.stand_in_batch(recipe, device)
     ahead = images.clone()  # The prefetched batch.
     times = []
     for number in range(steps):
@@ -182,16 +181,6 @@ def _time_steps(values: dict[str, Any], world: World, steps: int) -> list[float]
         times.append(time.perf_counter() - started)
     del ahead
     return times
-
-
-def _images(recipe: Recipe, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A micro-batch of the largest size of training, N C H W, and its labels."""
-    progressive = recipe.data.progressive
-    size = max(recipe.data.image_size, (progressive and progressive.max_size) or 0)
-    shape = (recipe.batch.micro_size, recipe.model.in_channels, size, size)
-    layout = torch.channels_last if recipe.runtime.channels_last is True else torch.contiguous_format
-    images = torch.zeros(shape, dtype=PRECISIONS[recipe.runtime.precision].weights, device=device)
-    return images.contiguous(memory_format=layout), torch.zeros(len(images), dtype=torch.int64, device=device)
 
 
 def _with(values: dict[str, Any], section: str, **changes: Any) -> dict[str, Any]:

@@ -19,8 +19,14 @@ from dataclasses import asdict, dataclass
 import torch.distributed as dist
 
 from seresnext.errors import RankLost
+from seresnext.signals import is_completing
 
 _INTERVAL = 1.0  # seconds between two signs of life
+# Seconds of silence after which a rank is lost when this one was told to stop: torchrun does that when a rank died, and
+# ends by force, 30 s later, whoever still waits for it, and then nobody tells why.
+_STOPPING = 5.0
+# Seconds that a rank has to come to its own end after another one failed, which is longer where both met the same.
+_FAILING = 10.0
 # How many intervals a rank may be late when it is asked after: a busy machine, and one that is just leaving.
 _LATE = 3
 
@@ -38,19 +44,23 @@ class Heartbeat:
     """The signs of life of this rank, and what those of the others say.
 
     A thread of its own gives and reads them. When a rank has been silent for `timeout` seconds, which only a frozen or
-    lost one is, this process ends: its main thread waits in a collective that nothing else can end. `doing` is told to
-    the others; `on_loss` is called with the message before that end.
+    lost one is, this process ends: its main thread waits in a collective that nothing else can end. It does so sooner
+    when it was told to stop, as `is_stopping` says, or when another rank failed, but not while it writes a checkpoint.
+    `doing` is told to the others; `on_loss` is called with the message before that end.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
         self.timeout = timeout
         self.doing = "the start"
         self.on_loss: Callable[[str], None] = lambda message: None
+        self.is_stopping: Callable[[], bool] = lambda: False
         self._store = store
         self._rank = rank
         self._size = size
         self._count = 0
         self._silent = [0.0] * size
+        self._failed = 0.0
+        self._is_leaving = False
         self._known: list[Sign] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -72,6 +82,7 @@ class Heartbeat:
         """What a collective's error means: which rank was lost. None for any other error. Takes a few seconds."""
         if not is_of_collective(error):
             return None
+        self._is_leaving = True  # By itself, so that this thread says what the other one would.
         try:
             before = self._read()
             time.sleep(_LATE * self._interval)
@@ -88,13 +99,18 @@ class Heartbeat:
         return min(_INTERVAL, self.timeout / 5)
 
     def _beat(self) -> None:
-        try:
-            while not self._ended.is_set():
+        """Beat until the end. A store that does not answer may do so again; without it nobody is heard."""
+        answered, pause = time.monotonic(), self._interval
+        while not self._ended.is_set():
+            try:
                 self._give(None)
                 self._listen()
-                self._ended.wait(self._interval)
-        except RuntimeError:
-            return  # Without the store nobody is heard; collectives still tell of lost connections.
+                answered, pause = time.monotonic(), self._interval
+            except RuntimeError:
+                if time.monotonic() - answered >= self.timeout:
+                    return  # Collectives still tell of lost connections.
+                pause *= 2  # Each failure is a line of torch's in the log.
+            self._ended.wait(pause)
 
     def _listen(self) -> None:
         """Count how long each rank has been silent, in beats of our own: a machine that slept has not waited."""
@@ -103,8 +119,13 @@ class Heartbeat:
             running = sign.end is None and rank != self._rank
             self._silent[rank] = self._silent[rank] + self._interval if running and sign == known else 0
         self._known = signs
-        silent = {rank for rank, seconds in enumerate(self._silent) if seconds >= self.timeout}
-        if silent and not self._ended.is_set():
+        others_failed = any(sign.end for rank, sign in enumerate(signs) if rank != self._rank)
+        self._failed = self._failed + self._interval if others_failed and not is_completing() else 0
+        hurried = self.is_stopping() and not is_completing()
+        patience = min(self.timeout, _STOPPING) if hurried else self.timeout
+        silent = {rank for rank, seconds in enumerate(self._silent) if seconds >= patience}
+        lost = silent or self._failed >= min(self.timeout, _FAILING)
+        if lost and not self._is_leaving and not self._ended.is_set():
             self._give_up(self._explain(silent, signs))
 
     def _give_up(self, lost: RankLost) -> None:

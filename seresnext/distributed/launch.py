@@ -17,12 +17,15 @@ from torch.distributed.rendezvous import rendezvous
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.distributed.world import World
 from seresnext.errors import Failure, RankLost, UsageError
-from seresnext.signals import end_with_parent
+from seresnext.signals import end_with_launcher, end_with_parent
 
 # Longest wait of one rank for another, long enough for the slowest thing one rank does alone (the first compilation,
 # a checkpoint on slow storage) and short enough that a frozen rank does not cost a night of rented GPUs.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 _STORE_TIMEOUT = timedelta(seconds=30)  # for one sign of life of each rank
+# Where torchrun keeps the store, it has it before it starts anybody: who does not find it there never will. Otherwise
+# rank 0 keeps it, and may take as long as the import of torch does on slow storage.
+_TORCHRUNS_STORE_TIMEOUT = timedelta(minutes=1)
 
 
 @contextmanager
@@ -44,12 +47,15 @@ def open_world() -> Iterator[World]:
     device = _device(local_rank, local_size)
     # Without its launcher a run of one machine still saves. Where there are others, theirs start anew without this one
     # (torchrun --nnodes=1:2), and for that it has to be gone, not to ask them all to stop.
-    end_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
+    death_signal = signal.SIGTERM if size == local_size else signal.SIGKILL
     if size == 1:
+        end_with_parent(death_signal)
         with World(0, 1, local_rank, device).explaining() as world:
             yield world
         return
+    end_with_launcher()  # Nothing can be saved before all have met.
     heartbeat = _join(rank, size, device)
+    end_with_parent(death_signal)
     heartbeat.start()
     end = ""
     try:
@@ -72,7 +78,10 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
     # torch serves all starts of a launch from one store and would find the addresses of an earlier start in it.
     start = f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
-        found, _, _ = next(rendezvous("env://", rank, size, timeout=_COLLECTIVE_TIMEOUT))
+        of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        patience = _TORCHRUNS_STORE_TIMEOUT if of_torchrun else _COLLECTIVE_TIMEOUT
+        found, _, _ = next(rendezvous("env://", rank, size, timeout=patience))
+        found.set_timeout(_COLLECTIVE_TIMEOUT)  # Now for the other ranks, which still import torch perhaps.
         dist.init_process_group(
             # Gloo beside NCCL carries what lives on the host, such as messages.
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",

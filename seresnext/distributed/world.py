@@ -80,6 +80,11 @@ class World:
         if self.heartbeat:
             self.heartbeat.on_loss = tell
 
+    def expect_end(self, is_stopping: Callable[[], bool]) -> None:
+        """Wait less long for ranks that are silent once `is_stopping()`, asked from another thread, says so."""
+        if self.heartbeat:
+            self.heartbeat.is_stopping = is_stopping
+
     @contextmanager
     def explaining(self) -> Iterator[World]:
         """Run a block; a bare error of torch's for a lost rank or want of memory becomes the Failure that says so."""

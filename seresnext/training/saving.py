@@ -14,6 +14,7 @@ from seresnext.checkpoint.background import Background
 from seresnext.checkpoint.contents import Facts, Parts, Snapshot, buffers_for, capture
 from seresnext.distributed import World
 from seresnext.errors import Failure
+from seresnext.signals import completing
 
 
 class Saver:
@@ -101,10 +102,11 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, is_best: bool) -> None:
         assert self._folder
-        path = store.commit(self._folder, snapshot.step, snapshot.tensors, snapshot.metadata)
-        store.point(self._folder, "last", path)
-        if is_best:
-            store.point(self._folder, "best", path)
+        with completing():
+            path = store.commit(self._folder, snapshot.step, snapshot.tensors, snapshot.metadata)
+            store.point(self._folder, "last", path)
+            if is_best:
+                store.point(self._folder, "best", path)
         try:
             store.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:

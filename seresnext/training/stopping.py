@@ -11,11 +11,14 @@ import threading
 import time
 from types import FrameType, TracebackType
 
-from seresnext.signals import STOP_SIGNALS
+from seresnext.signals import STOP_SIGNALS, is_completing
 
-# A scheduler that signals every process of a job reaches a worker twice, by itself and through torchrun, within
-# milliseconds. A person who presses Ctrl-C again takes longer, in seconds:
+# A signal to all processes of a group may reach one twice, by itself and through another, within milliseconds. A person
+# who presses Ctrl-C again takes longer, in seconds:
 _SAME_REQUEST = 0.3
+# How long a process of torchrun that is urged may take, in seconds, to come to where it looks whether to stop.
+_STUCK = 5.0
+_LOOK = 0.1
 _INTERRUPTED = 130  # The exit code of a program that Ctrl-C ended, as shells have it.
 
 
@@ -23,7 +26,12 @@ class StopRequest:
     """Remembers that a signal asked this process to stop. The trainer looks at it between steps.
 
     A handler may run between any two instructions, so it only sets a name; ranks agree on the step to stop at
-    elsewhere. A second Ctrl-C ends the process at once, even inside a collective that never returns.
+    elsewhere. A second Ctrl-C ends the process at once, even inside a collective that never returns. A SIGTERM that
+    follows a Ctrl-C does not: schedulers send first the one, then the other, to have the run saved.
+
+    Under torchrun the two cannot be told apart. Of the second Ctrl-C torchrun makes a SIGTERM, and a first one that all
+    processes got it may pass on late. So what comes second ends a process there only if that is stuck: if it does not
+    look at the request within a few seconds. One that does is about to save.
 
     Until `defer()` is called, Ctrl-C raises KeyboardInterrupt as ever: so early there is nothing to save. Processes
     of torchrun, which have no terminal, defer from the start.
@@ -31,15 +39,23 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self._defers = "RANK" in os.environ
+        self._has_come = False
+        self._is_heard = False
+        self._of_torchrun = self._defers = "RANK" in os.environ
         self._previous = {}
         self._previous_wakeup = -1
         self._pipe = (-1, -1)
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self.signal is not None
+        """Whether a signal has come. For who acts on it: a process that asks has heard, and is not taken for stuck."""
+        self._is_heard = self.signal is not None
+        return self._is_heard
+
+    @property
+    def has_come(self) -> bool:
+        """The same for other threads, which know it also while the main thread is stuck."""
+        return self._has_come
 
     def defer(self) -> None:
         """From now on Ctrl-C, too, is a request."""
@@ -55,6 +71,7 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._is_heard = True
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._remember:  # And not somebody else's by now, as `ignore_signals`.
                 signal.signal(number, handler)
@@ -67,12 +84,31 @@ class StopRequest:
         self.signal = self.signal or signal.Signals(number).name
 
     def _watch(self, reader: int) -> None:
-        """End the process at the second Ctrl-C; torchrun, which gets it from a terminal, makes a SIGTERM of it."""
+        """See every signal at once, and end the process at the second Ctrl-C, or under torchrun if it is stuck then."""
         interrupted: float | None = None
+        urged = False
         while received := os.read(reader, 1):
-            now = time.monotonic()
+            now, number = time.monotonic(), received[0]
+            if number not in STOP_SIGNALS:  # Torch has a handler for the ends of loader workers.
+                continue
+            self._has_come = True
             if interrupted is None:
-                interrupted = now if received[0] == signal.SIGINT and self._defers else None
-            elif received[0] in (signal.SIGINT, signal.SIGTERM) and now - interrupted > _SAME_REQUEST:
-                os._exit(_INTERRUPTED)
+                interrupted = now if number == signal.SIGINT and self._defers else None
+            elif now - interrupted <= _SAME_REQUEST or number == signal.SIGUSR1:
+                continue
+            elif not self._of_torchrun:
+                if number == signal.SIGINT:
+                    os._exit(_INTERRUPTED)
+            elif not urged:
+                urged = True
+                threading.Thread(target=self._end_if_stuck, name="patience", daemon=True).start()
         os.close(reader)
+
+    def _end_if_stuck(self) -> None:
+        waited = 0.0
+        while not self._is_heard:
+            if waited >= _STUCK:
+                os._exit(_INTERRUPTED)
+            time.sleep(_LOOK)
+            # Waiting for a write is not being stuck; and what comes after it gets its time, too.
+            waited = 0.0 if is_completing() else waited + _LOOK

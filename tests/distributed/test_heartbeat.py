@@ -111,34 +111,126 @@ def test_a_store_that_went_away_is_said():
     assert isinstance(heart.loss(dist.DistBackendError("nccl")), RankLost)
 
 
-# Two ranks in one process. The main thread waits for ever, as in a collective of a rank that froze.
+class Moody:
+    """A store that fails on some of its calls."""
+
+    def __init__(self, fails):
+        self._store = dist.HashStore()
+        self._fails = fails
+        self.calls = 0
+
+    def set(self, *words):
+        return self._call(self._store.set, words)
+
+    def multi_get(self, *words):
+        return self._call(self._store.multi_get, words)
+
+    def _call(self, function, words):
+        self.calls += 1
+        if self._fails(self.calls):
+            raise dist.DistStoreError("wait timeout after 30000ms")
+        return function(*words)
+
+
+def test_one_error_of_the_store_mutes_nobody():
+    heart = Heartbeat(Moody(lambda call: call == 2), 0, 1, 1.0)  # pyright: ignore[reportArgumentType]
+    heart.start()
+    time.sleep(1.5)
+    assert heart._thread.is_alive()
+    assert heart._count >= 3
+    heart.stop("")
+
+
+def test_a_store_that_stays_away_is_given_up_after_the_timeout():
+    """The control; and not asked all the time, since torch logs each failure."""
+    store = Moody(lambda call: True)
+    heart = Heartbeat(store, 0, 1, 1.0)  # pyright: ignore[reportArgumentType]
+    heart.start()
+    heart._thread.join(5)
+    assert not heart._thread.is_alive()
+    assert 2 <= store.calls <= 5
+    heart.stop("")
+
+
+# Each case is two ranks in one process, a fork since the import of torch takes seconds. The main thread waits for ever,
+# as in a collective of a rank that froze.
 SILENCE = """
-import sys, time
+import os, sys, time
 import torch.distributed as dist
+from seresnext.distributed import heartbeat
 from seresnext.distributed.heartbeat import Heartbeat
+from seresnext.signals import completing
 
-store = dist.HashStore()
-one, other = (Heartbeat(store, rank, 2, 0.5) for rank in range(2))
-one.on_loss = lambda message: print("told", message[:21], flush=True)
-one.start()
-other.start()
-time.sleep(1.5)
-print("alive", flush=True)
-if sys.argv[1] == "freezes":
-    other._ended.set()
-elif sys.argv[1] == "leaves":
-    other.stop("")
-time.sleep(2)
-print("still alive")
+heartbeat._INTERVAL, heartbeat._STOPPING, heartbeat._FAILING = 0.1, 1.0, 1.0
+
+def live(what, timeout):
+    store = dist.HashStore()
+    one, other = (Heartbeat(store, rank, 2, timeout) for rank in range(2))
+    one.on_loss = lambda message: print("told", message[:21], flush=True)
+    one.start()
+    other.start()
+    time.sleep(1.5)
+    print("alive", flush=True)
+    if "stop" in what:
+        one.is_stopping = lambda: True
+    writing = completing()
+    if "writes" in what:
+        writing.__enter__()
+    if "freezes" in what:
+        other._ended.set()
+    elif "leaves" in what:
+        other.stop("")
+    elif "fails" in what:
+        other.stop("MemoryError")
+    time.sleep(2.5)
+    print("still alive", flush=True)
+
+children = []
+for number, case in enumerate(sys.argv[2:]):
+    pid = os.fork()
+    if pid == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{sys.argv[1]}/{number}-{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        what, timeout = case.split(": ")
+        live(what, float(timeout))
+        os._exit(0)
+    children.append(pid)
+print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
 """
+CASES = {
+    "freezes: 0.5": True,
+    "leaves: 0.5": False,
+    "stays: 0.5": False,
+    # torchrun told to stop, and would kill before the timeout. Who is healthy has all the time of that for a save.
+    "freezes, stop: 60": True,
+    "freezes: 60": False,
+    "freezes, stop, writes: 60": False,
+    "leaves, stop: 60": False,
+    "stays, stop: 60": False,
+    # Who failed has said why by itself.
+    "fails: 60": True,
+    "fails, writes: 60": False,
+}
 
 
-@pytest.mark.parametrize(("what", "ends"), [("freezes", True), ("leaves", False), ("stays", False)])
-def test_silence_ends_a_rank_that_waits(what, ends):
-    result = subprocess.run([sys.executable, "-c", SILENCE, what], capture_output=True, text=True, timeout=60)
-    if ends:
-        assert result.returncode == 1
-        assert result.stdout == "alive\ntold rank 1 no longer answ\n"
-        assert result.stderr.startswith("error (rank 0): rank 1 no longer answers")
+@pytest.fixture(scope="module")
+def silences(tmp_path_factory):
+    """How each case ended: its exit code, and what was printed on stdout and stderr."""
+    folder = tmp_path_factory.mktemp("silences")
+    words = [sys.executable, "-c", SILENCE, folder, *CASES]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    codes = map(int, result.stdout.split())
+    printed = ([(folder / f"{number}-{stream}").read_text() for stream in (1, 2)] for number in range(len(CASES)))
+    return {case: (code, *texts) for case, code, texts in zip(CASES, codes, printed, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_silence_ends_a_rank_that_waits(silences, case):
+    code, told, error = silences[case]
+    if not CASES[case]:
+        assert (code, told, error) == (0, "alive\nstill alive\n", "")
+    elif case.startswith("fails"):
+        assert (code, told, error) == (1, "alive\n", "")
     else:
-        assert (result.returncode, result.stdout) == (0, "alive\nstill alive\n")
+        assert (code, told) == (1, "alive\ntold rank 1 no longer answ\n")
+        assert error.startswith("error (rank 0): rank 1 no longer answers")

@@ -23,7 +23,8 @@ def environment(monkeypatch):
                 monkeypatch.setenv(name, str(value))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(launch, "end_with_parent", lambda death_signal: None)  # Or it would stay so for all tests.
+    for name in ("end_with_parent", "end_with_launcher"):  # Or it would stay so for all tests.
+        monkeypatch.setattr(launch, name, lambda *death_signal: None)
     pretend(None, None, None, None)
     return pretend
 
@@ -166,6 +167,3 @@ def test_others_that_cannot_be_met(environment, monkeypatch):
     environment(1, 4, 1, 4)
     with pytest.raises(UsageError, match=r"rank 1 cannot meet the other 3 at first.example:29500: .*address in use; "):
         open_world().__enter__()
-
-
-# ------------------------------------------------------------------------------------------------ orphans

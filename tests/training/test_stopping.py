@@ -66,27 +66,104 @@ def test_a_process_of_torchrun_defers_from_the_start(monkeypatch):
         assert stop.signal == "SIGINT"
 
 
-# Waits for a mutex that it holds already: for ever and outside of Python, as in a collective that never returns.
+# Waits for a mutex that it holds already: for ever and outside of Python, as in a collective that never returns. Or is
+# healthy: looks at the request, saves, and exits with 0.
 STUCK = """
-import ctypes
-from seresnext.training.stopping import StopRequest
+import ctypes, os, sys, time
+from seresnext.signals import completing
+from seresnext.training import stopping
 
-stop = StopRequest()
+stopping._STUCK = 1.0
+stop = stopping.StopRequest()
 stop.defer()
+mutex = ctypes.create_string_buffer(64)
+lock = ctypes.CDLL(None).pthread_mutex_lock
 with stop:
-    mutex = ctypes.create_string_buffer(64)
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
-    print("stuck", flush=True)
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    lock(mutex)
+    print("ready", flush=True)
+    if sys.argv[1] == "stuck":
+        lock(mutex)
+    elif sys.argv[1] == "writes":
+        with completing():
+            time.sleep(3)
+    while not stop.requested:
+        time.sleep(0.1)
+    time.sleep(float(sys.argv[2]))
+    print("saved by", stop.signal, stop.has_come)
 """
+OF_TORCHRUN = {"RANK": "0"}
 
 
-def test_a_second_ctrl_c_ends_a_process_that_is_stuck(start_command):
-    command = start_command([sys.executable, "-c", STUCK])
-    command.wait_for(lambda: "stuck" in command.output)
-    for pause in (0.05, 1):  # At first the same request comes twice.
-        command.process.send_signal(signal.SIGINT)
-        time.sleep(pause)
+@pytest.fixture
+def start_stuck(start_command, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def start(*words, env=None):
+        command = start_command([sys.executable, "-c", STUCK, *words], env=env)
+        command.wait_for(lambda: "ready" in command.output)
+        return command
+
+    return start
+
+
+def send(command, *signals_and_pauses):
+    for number in signals_and_pauses:
+        if isinstance(number, signal.Signals):
+            command.process.send_signal(number)
+        else:
+            time.sleep(number)
+
+
+def test_a_second_ctrl_c_ends_a_process_that_is_stuck(start_stuck):
+    command = start_stuck("stuck", "0")
+    send(command, signal.SIGINT, 0.05, signal.SIGINT, 1)  # At first the same request comes twice.
     assert command.process.poll() is None
-    command.process.send_signal(signal.SIGINT)
+    send(command, signal.SIGINT)
     assert command.finish(timeout=5).returncode == 130
+
+
+def test_a_sigterm_after_ctrl_c_leaves_the_time_for_a_save(start_stuck):
+    """Slurm can be told to send the one some time before the other."""
+    command = start_stuck("healthy", "2")
+    send(command, signal.SIGINT, 0.6, signal.SIGTERM)
+    result = command.finish(timeout=10)
+    assert (result.returncode, result.stdout) == (0, "ready\nsaved by SIGINT True\n")
+
+
+# By torchrun the second Ctrl-C comes as SIGTERM; a first one that went to all may come once more, late.
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("what", "code"), [("stuck", 130), ("healthy", 0)])
+def test_under_torchrun_only_who_is_stuck_ends_at_once(start_stuck, second, what, code):
+    command = start_stuck(what, "2", env=OF_TORCHRUN)
+    send(command, signal.SIGINT, 0.6, second)
+    result = command.finish(timeout=15)
+    assert result.returncode == code
+    assert ("saved" in result.stdout) is (code == 0)
+
+
+def test_who_waits_for_a_write_is_not_stuck(start_stuck):
+    command = start_stuck("writes", "0", env=OF_TORCHRUN)
+    send(command, signal.SIGINT, 0.6, signal.SIGTERM)
+    assert command.finish(timeout=20).returncode == 0
+
+
+def test_the_first_signal_alone_ends_nobody_who_is_stuck(start_stuck):
+    """The control."""
+    command = start_stuck("stuck", "0", env=OF_TORCHRUN)
+    send(command, signal.SIGINT, 2)
+    assert command.process.poll() is None
+
+
+def test_signals_that_ask_for_nothing_are_no_request(stop):
+    """As that of the end of a loader worker, for which torch has a handler."""
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    try:
+        with stop:
+            os.kill(os.getpid(), signal.SIGCHLD)
+            time.sleep(0.2)
+            assert not stop.has_come
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+            assert stop.has_come
+    finally:
+        signal.signal(signal.SIGCHLD, before)
