@@ -267,16 +267,14 @@ def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.
 
 
 def load_first_weights(model: SENet, section: ModelSection) -> list[str]:
-    """Load and freeze what the recipe says; returns what the user should be told.
+    """Load the file of weights that the recipe names, if any; returns what the user should be told.
 
     Raises CheckpointError when the file is refused or does not fit.
     """
     if section.weights is None:
         return []
     tensors, _ = read_weights(Path(section.weights))
-    notes = load_weights(model, tensors, section.weights, section.reset_head)
-    model.freeze(section.frozen)
-    return notes
+    return load_weights(model, tensors, section.weights, section.reset_head)
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:

@@ -45,7 +45,8 @@ from seresnext.training.trainer import TrainData, Trainer, ValidationData
 class Run:
     """Everything a recipe describes, built on every rank alike.
 
-    `values` is the recipe with every `auto` settled, `dataset` what a checkpoint says of the data.
+    `values` is the recipe with every `auto` settled, `dataset` what a checkpoint says of the data. `settled` are the
+    values of the run so far, empty at a fresh start: one that goes on does not need the weights that it began with.
     """
 
     def __init__(self, values: dict[str, Any], settled: dict[str, Any], world: World, console: Console) -> None:
@@ -68,8 +69,10 @@ class Run:
         self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
         # Before weights come: those in float64 would be rounded on their way through a model in float32.
         self.precision.place(self.model, world.device, recipe.runtime.channels_last is True)
-        notes = world.together(lambda: parts.load_first_weights(self.model, recipe.model))
-        for notice in [*notices, *notes]:
+        if not settled:
+            notices += world.together(lambda: parts.load_first_weights(self.model, recipe.model))
+        self.model.freeze(recipe.model.frozen)
+        for notice in notices:
             console.line(notice)
         self._tally = Tally(recipe.data.max_bad_images, world, console.line)
         self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None

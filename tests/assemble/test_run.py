@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
 import torch
+from run_folders import last_tensors
+from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 
 from seresnext.assemble import parts
 from seresnext.assemble.run import Run
 from seresnext.distributed import World
+from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.training import step as step_module
@@ -80,3 +84,40 @@ def test_the_warm_up_is_at_the_largest_size_of_training(make_run, monkeypatch):
     make_run(["data.image_size=96", "data.progressive={min_size: 32, end_ramp: 1ep}"]).build_step()
     make_run(["data.image_size=96", "data.progressive={min_size: 32, max_size: 64, end_ramp: 1ep}"]).build_step()
     assert seen == [(4, 3, 32, 32), (4, 3, 96, 96), (4, 3, 64, 64)]
+
+
+# ------------------------------------------------------------------------------------------------ first weights
+
+
+@pytest.fixture
+def weights(make_run, tmp_path):
+    """A file of weights of other classes, which are those of no fresh network."""
+    model = make_run(["runtime.seed=7", "model.num_classes=5"]).model
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_run_goes_on_without_the_weights_it_began_with(train_synthetic, weights, tmp_path):
+    settings = [
+        f"model.weights={weights}", "model.reset_head=true", "model.frozen=[layer0, layer1]",
+        "length=4st", "evaluation.every=4st", "checkpoint.every=2st",
+    ]  # fmt: skip
+    whole, resumed = train_synthetic(tmp_path / "whole", settings), tmp_path / "resumed"
+    began_with = load_file(weights)
+    weights.unlink()
+    (resumed / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "checkpoints" / "step-00000002.safetensors", resumed / "checkpoints")
+    train_synthetic(resumed, settings)
+    expected, found = last_tensors(whole), last_tensors(resumed)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    kept = {name for name in began_with if torch.equal(found[f"model.{name}"], began_with[name])}
+    assert kept == {name for name in began_with if name.startswith(("layer0.", "layer1."))}
+    note = "starts untrained (model.reset_head)"
+    assert [(run / "log.txt").read_text().count(note) for run in (whole, resumed)] == [1, 0]
+    with pytest.raises(CheckpointError, match="cannot be opened"):  # The control: a fresh run needs them.
+        train_synthetic(tmp_path / "fresh", settings)
