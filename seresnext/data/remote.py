@@ -22,6 +22,10 @@ T = TypeVar("T")
 ATTEMPTS = 5
 """How often something is tried before it is given up."""
 
+PATIENCE = 200.0
+"""Seconds after which nothing is tried anew. The loader gives a worker up after `runtime.loader_timeout`, 600 by
+default, and could then not tell what the server said."""
+
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt, at the most; each later pause may be twice as long as the one before."""
 
@@ -107,10 +111,12 @@ class Remote:
 
     def _persistently(self, name: str, attempt: Callable[[], T]) -> T:
         reason = ""
-        for number in range(ATTEMPTS):
-            if number:
+        number, began = 0, time.monotonic()
+        while number < ATTEMPTS and (number == 0 or time.monotonic() - began < PATIENCE):
+            number += 1
+            if number > 1:
                 # Not all at once: what failed for one process failed for its neighbours, too.
-                time.sleep(FIRST_PAUSE * 2 ** (number - 1) * (0.5 + 0.5 * random.random()))
+                time.sleep(FIRST_PAUSE * 2 ** (number - 2) * (0.5 + 0.5 * random.random()))
             try:
                 return attempt()
             except ImportError as error:
@@ -123,7 +129,8 @@ class Remote:
                 reason = _reason(error)
                 if _is_final(error):
                     raise DataError(f"{self.place(name)} cannot be read: {reason}") from None
-        raise DataError(f"{self.place(name)} cannot be read, also at the {ATTEMPTS}th attempt: {reason}")
+        seconds = time.monotonic() - began
+        raise DataError(f"{self.place(name)} cannot be read, in {number} attempts and {seconds:.0f} s: {reason}")
 
 
 def _write(file: BinaryIO, chunk: bytes) -> None:
@@ -146,9 +153,16 @@ def _file_system(scheme: str) -> Any:
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
         options["headers"] = {"Accept-Encoding": "identity"}
     if scheme == "s3":
-        options["config_kwargs"] = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _SILENT_SECONDS}
+        options["config_kwargs"] = {
+            "connect_timeout": _CONNECT_SECONDS,
+            "read_timeout": _SILENT_SECONDS,
+            "retries": {"total_max_attempts": 1},  # The attempts are ours.
+        }
     try:
-        return fsspec.filesystem(scheme, **options)
+        file_system = fsspec.filesystem(scheme, **options)
+        if scheme == "s3":
+            file_system.retries = 1
+        return file_system
     except ValueError:
         raise _Refused(f"{scheme}:// is no kind of address that is known; give https://, s3:// or gs://") from None
 

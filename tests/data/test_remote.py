@@ -65,12 +65,21 @@ def test_a_server_that_goes_on_failing_is_given_up(server: Server, tmp_path: Pat
     server.failures = {NAMES[1]: 100}
     with pytest.raises(DataError) as caught:
         reader.read(PER_SHARD)
-    assert f"{server.url}/train/{NAMES[1]} cannot be read, also at the 5th attempt: the server answers 503" in str(
-        caught.value
-    )
+    assert f"{server.url}/train/{NAMES[1]} cannot be read, in 5 attempts and " in str(caught.value)
+    assert "s: the server answers 503" in str(caught.value)
     assert downloads(server)[1] == remote.ATTEMPTS
     reader.read(0)
     assert len(copies(tmp_path / "cache")) == 1
+
+
+def test_nothing_is_tried_anew_when_the_loader_would_give_up_first(server: Server, tmp_path: Path, monkeypatch):
+    """So that what the server says is told, not that a worker hangs."""
+    reader = open_remote(server, tmp_path / "cache")
+    server.failures = {NAMES[1]: 100}
+    monkeypatch.setattr(remote, "PATIENCE", 0.0)
+    with pytest.raises(DataError, match=r"cannot be read, in 1 attempts and .*the server answers 503"):
+        reader.read(PER_SHARD)
+    assert downloads(server)[1] == 1
 
 
 @pytest.mark.parametrize(("status", "answer"), [(404, "there is no such file"), (403, "the server answers 403")])
@@ -86,16 +95,14 @@ def test_no_server_is_told_with_the_address(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(
-            DataError, match=f"{url}/train/index.json cannot be read, also at the 5th .*: Cannot connect"
-        ):
+        with pytest.raises(DataError, match=f"{url}/train/index.json cannot be read, in 5 attempts .*: Cannot connect"):
             ShardReader(url, "train", tmp_path, 10**6)
 
 
 def test_a_truncated_download_is_refused_and_got_again(server: Server, tmp_path: Path):
     reader = open_remote(server, tmp_path / "cache")
     server.cut = {NAMES[0]: 5000}
-    with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read, also at the 5th attempt: "):
+    with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read, in 5 attempts and "):
         reader.read(0)
     assert downloads(server)[0] == remote.ATTEMPTS
     assert copies(tmp_path / "cache") == {}
