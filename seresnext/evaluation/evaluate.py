@@ -50,9 +50,11 @@ def evaluate(
 
     `num_batches` is that of the whole split; `batches` yields those numbered rank, rank + size and so on, so that ranks
     may have one fewer than others. `on_round` is called after each. Returns None when any rank was asked to stop. The
-    model is left in the mode it was in.
+    model is left in the mode it was in. A process alone waits for its GPU only at the end; ranks also wait for each
+    other's answer about a stop, once a batch, which is little beside a batch.
     """
-    counts = torch.zeros(3, dtype=torch.int64, device=world.device)
+    correct = torch.zeros(2, dtype=torch.int64, device=world.device)
+    images = 0
     losses = torch.zeros(num_batches, dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
@@ -63,12 +65,13 @@ def evaluate(
                 return None
             batch = next(batches, None)
             if batch is not None:
-                batch_counts, losses[batch.step] = _measure(model, batch, precision, world.device)
-                counts += batch_counts
+                batch_correct, losses[batch.step] = _measure(model, batch, precision, world.device)
+                correct += batch_correct
+                images += len(batch.labels)
             on_round()
     finally:
         model.train(was_training)
-    top1, top5, images = world.sum_(counts).tolist()
+    top1, top5, images = world.sum_(torch.cat([correct, correct.new_tensor([images])])).tolist()
     return Evaluation(
         top1=100 * top1 / images,
         top5=100 * top5 / images,
@@ -80,9 +83,8 @@ def evaluate(
 
 @torch.inference_mode()
 def _measure(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images right in the first 1, in the first 5, and all (int64, 3), and the sum of their losses (float64)."""
+    """Images right in the first 1 and in the first 5 (int64, 2), and the sum of all losses (float64)."""
     with precision.autocast(device):
         logits = model(batch.images)
     loss = F.cross_entropy(logits.double(), batch.labels, reduction="sum")
-    images = torch.tensor([len(batch.labels)], device=device)
-    return torch.cat([topk_correct(logits, batch.labels), images]), loss
+    return topk_correct(logits, batch.labels), loss

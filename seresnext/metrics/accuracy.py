@@ -20,4 +20,5 @@ def topk_correct(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> 
     ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
     # NaN compares as false, which would put a NaN label first: such rows are placed behind every class.
     place = torch.where(logits.isnan().any(1), torch.iinfo(torch.int64).max, ahead.sum(1))
-    return (place[:, None] < torch.tensor(ks, device=logits.device)).sum(0)
+    # Not compared with a tensor of all k: the host would wait for a GPU to bring it there.
+    return torch.stack([(place < k).sum() for k in ks])

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
@@ -275,3 +276,54 @@ def test_a_stop_of_one_rank_stops_all(model, images, labels):
     results, rounds = over_ranks(model, images, labels, 2, stop_at=1)
     assert results == [None, None]
     assert len(rounds) == 2
+
+
+# ------------------------------------------------------------------------------------------------ waiting
+
+
+class Waiting(TorchFunctionMode):
+    """Notes every call that makes the host and a GPU wait for each other, when each batch is done."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.by_round = [], []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.tensor, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.new_tensor):
+            self.calls.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_at_the_end_only(model, images, labels):
+    with Waiting() as waiting:
+        measure(model, images, labels, on_round=lambda: waiting.by_round.append(list(waiting.calls)))
+    assert waiting.by_round == [[]] * 5
+    assert waiting.calls == ["new_tensor", "tolist", "tolist"]
+
+
+@pytest.mark.gpu
+def test_a_process_alone_waits_for_its_gpu_at_the_end_only(model, images, labels):
+    """Whatever waits after the first batch and before the end of the last is an error."""
+    device = torch.device("cuda", 0)
+    every = [b._replace(images=b.images.to(device), labels=b.labels.to(device)) for b in batches(images, labels)]
+    rounds = []
+
+    def strict():
+        for number, batch in enumerate(every):
+            if number == 1:
+                torch.cuda.set_sync_debug_mode("error")
+            yield batch
+
+    def count():
+        rounds.append(1)
+        if len(rounds) == len(every):
+            with pytest.raises(RuntimeError, match="synchroniz"):  # The control.
+                every[0].images.sum().item()
+            torch.cuda.set_sync_debug_mode("default")
+
+    options = {"num_batches": len(every), "world": World(device=device), "precision": PRECISIONS["fp32"]}
+    try:
+        result = evaluate(model.to(device), strict(), on_round=count, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (result.num_images, len(rounds)) == (NUM_IMAGES, len(every))
