@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from seresnext.models import create_model
 from seresnext.training.optimizer import set_lr, sgd, skip_if
 
 
@@ -32,6 +34,22 @@ def test_vectors_can_be_spared():
     assert {name: found[id(p)] for name, p in net.named_parameters()} == {
         "0.weight": 1e-4, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "3.weight": 1e-4, "3.bias": 0.0,
     }  # fmt: skip
+
+
+def test_on_the_real_network_timm_spares_the_same():
+    net = create_model("seresnext26")
+    names = {id(p): name for name, p in net.named_parameters()}
+
+    def by_decay(groups):
+        return {group["weight_decay"]: sorted(names[id(p)] for p in group["params"]) for group in groups}
+
+    ours = by_decay(sgd(net, **options(decay_norm_and_bias=False)).param_groups)
+    assert ours == by_decay(param_groups_weight_decay(net, weight_decay=1e-4))
+    assert sum(map(len, ours.values())) == len(names)
+    assert "layer1.0.se_module.fc1.bias" in ours[0.0]
+    assert "layer1.0.downsample.1.weight" in ours[0.0]
+    everything = by_decay(sgd(net, **options()).param_groups)  # The control.
+    assert everything == {1e-4: sorted(names.values())}
 
 
 def test_frozen_parameters_are_left_out():
