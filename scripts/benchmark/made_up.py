@@ -1,0 +1,133 @@
+"""Made-up data of any size for the benchmark of the index: the data is a hole, its index is as large as a real one.
+
+Each function returns the root of the data, the form of it, and the file that is its index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from seresnext.data.imagenet_classes import imagenet_classes
+from seresnext.data.index import Contents, write_index
+from seresnext.data.index_cache import Stamp, index_path, stamped
+from seresnext.data.readers.folder import folder_stamp
+from seresnext.data.readers.imagenet import TRAIN, archives_stamp
+from seresnext.data.readers.shard_files import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
+
+_MEAN_BYTES = 110_000  # Of an image of ImageNet.
+_SHARD_BYTES = 128_000_000
+
+
+def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Path]:
+    """An archive that is a hole, and its index. Returns the root, the form of the data, and the index file."""
+    root.mkdir()
+    archive = root / TRAIN.name
+    with archive.open("wb") as file:
+        file.truncate(TRAIN.size)
+    rng = np.random.default_rng(0)
+    sizes = rng.gamma(4.0, _MEAN_BYTES / 4, images).astype(np.uint32)
+    contents = Contents(
+        classes=class_names(classes),
+        fingerprint="0" * 64,
+        label=np.sort(rng.integers(0, classes, images)),
+        files=(TRAIN.name,),
+        file_id=np.zeros(images, np.uint8),
+        offset=rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images),
+        size=sizes,
+    )
+    return root, "imagenet", _keep(root, "imagenet", contents, archives_stamp([archive], official=True))
+
+
+def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
+    """A thousand class folders without files, and an index that names the files they might hold."""
+    classes = class_names(1000)
+    for name in classes:
+        (root / "train" / name).mkdir(parents=True)
+    labels = np.sort(np.random.default_rng(0).integers(0, 1000, images))
+    names = [f"{classes[label]}_{number % 100_000}.JPEG".encode() for number, label in enumerate(labels.tolist())]
+    contents = Contents(
+        classes=classes,
+        fingerprint="0" * 64,
+        label=labels,
+        name_ends=np.cumsum([len(name) for name in names]),
+        names=np.frombuffer(b"".join(names), np.uint8),
+    )
+    return root, "folder", _keep(root, "folder", contents, folder_stamp(root / "train"))
+
+
+def _keep(root: Path, kind: str, contents: Contents, stamp: Stamp) -> Path:
+    """Write an index where the reader of data of this kind looks for it."""
+    path = stamped(index_path(root / "cache", kind, root, "train"), stamp)
+    write_index(path, contents, stamp.digest)
+    return path
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    if count == 1000:
+        return tuple(row.wordnet_id for row in imagenet_classes())
+    return tuple(f"n{number:08}" for number in range(count))
+
+
+def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
+    """Shards of the usual size that are holes, and their index. Images have few sizes: each needs the sum of a hole."""
+    folder = root / "train"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    sizes = rng.gamma(4.0, _MEAN_BYTES / 4, 64).astype(np.uint32)
+    sums = np.array([zlib.crc32(bytes(size)) for size in sizes.tolist()], np.uint32)
+    which = rng.integers(0, len(sizes), images)
+    entries = np.zeros(images, ENTRY)
+    entries["offset"] = rng.integers(512, _SHARD_BYTES - int(sizes.max()), images)
+    entries["size"], entries["crc32"] = sizes[which], sums[which]
+    entries["label"] = rng.integers(0, 1000, images)
+    listings = np.array_split(entries, -(-images * _MEAN_BYTES // _SHARD_BYTES))
+    shards = [Shard(f"train-{n:05}.tar", _SHARD_BYTES, len(each), "0" * 64) for n, each in enumerate(listings)]
+    for shard in shards:
+        with (folder / shard.name).open("wb") as file:
+            file.truncate(shard.bytes)
+    content = index_bytes(listings)
+    manifest = Manifest(class_names(1000), tuple(shards), hashlib.sha256(content).hexdigest(), {})
+    (folder / MANIFEST).write_text(manifest.to_text())
+    with (folder / INDEX).open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # Else it could not be dropped from the page cache.
+    return root, "shards", folder / INDEX
+
+
+def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
+    """An archive to decode: its entries, as many as ever, all lead to a few made-up JPEGs."""
+    root.mkdir()
+    photographs = [_photograph(number) for number in range(32)]
+    archive = root / TRAIN.name
+    archive.write_bytes(b"".join(photographs))
+    sizes = np.array([len(data) for data in photographs])
+    places = np.cumsum(sizes) - sizes
+    which = np.arange(images) % len(photographs)
+    contents = Contents(
+        classes=class_names(1000),
+        fingerprint="0" * 64,
+        label=np.sort(which % 1000),
+        files=(TRAIN.name,),
+        file_id=np.zeros(images, np.uint8),
+        offset=places[which],
+        size=sizes[which],
+    )
+    return root, "imagenet", _keep(root, "imagenet", contents, archives_stamp([archive], official=False))
+
+
+def _photograph(number: int) -> bytes:
+    """A JPEG of the usual size of ImageNet's, 500 x 375, with as much detail."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
+    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
