@@ -16,7 +16,7 @@ from seresnext.signals import STOP_SIGNALS, is_completing
 # A signal to all processes of a group may reach one twice, by itself and through another, within milliseconds. A person
 # who presses Ctrl-C again takes longer, in seconds:
 _SAME_REQUEST = 0.3
-# How long a process of torchrun that is urged may take, in seconds, to come to where it looks whether to stop.
+# How long after the first signal a process of torchrun that is urged may take, in seconds, to look whether to stop.
 _STUCK = 5.0
 _LOOK = 0.1
 _INTERRUPTED = 130  # The exit code of a program that Ctrl-C ended, as shells have it.
@@ -31,7 +31,7 @@ class StopRequest:
 
     Under torchrun the two cannot be told apart. Of the second Ctrl-C torchrun makes a SIGTERM, and a first one that all
     processes got it may pass on late. So what comes second ends a process there only if that is stuck: if it does not
-    look at the request within a few seconds. One that does is about to save.
+    look at the request within a few seconds of the first. One that does is about to save.
 
     Until `defer()` is called, Ctrl-C raises KeyboardInterrupt as ever: so early there is nothing to save. Processes
     of torchrun, which have no terminal, defer from the start.
@@ -101,11 +101,11 @@ class StopRequest:
                     os._exit(_INTERRUPTED)
             elif not urged:
                 urged = True
-                threading.Thread(target=self._end_if_stuck, name="patience", daemon=True).start()
+                waited = (now - interrupted,)
+                threading.Thread(target=self._end_if_stuck, args=waited, name="patience", daemon=True).start()
         os.close(reader)
 
-    def _end_if_stuck(self) -> None:
-        waited = 0.0
+    def _end_if_stuck(self, waited: float) -> None:
         while not self._is_heard:
             if waited >= _STUCK:
                 os._exit(_INTERRUPTED)

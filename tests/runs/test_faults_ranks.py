@@ -95,11 +95,28 @@ def test_a_rank_without_memory_says_so(faulty, assert_goes_on, tmp_path, rank, w
     assert_goes_on(run, world)
 
 
-def test_without_torchrun_ranks_do_not_go_on_alone(faulty, assert_goes_on, tmp_path):
+@pytest.mark.parametrize("point", ["import", pytest.param("open", marks=pytest.mark.full), "step:3"])
+def test_without_torchrun_ranks_do_not_go_on_alone(faulty, assert_goes_on, tmp_path, point):
+    """Before they have met there is nothing to save, and nobody through whom they could meet."""
     run = tmp_path / "run"
-    result = faulty(run, Fault("step:3", "torchrun:SIGKILL", rank=1), timeout=40)
+    result = faulty(run, Fault(point, "torchrun:SIGKILL", rank=1), timeout=40)
     assert result.returncode == -signal.SIGKILL  # And `faulty` saw that nobody is left after 10 s.
-    assert status(run)["state"] == "preempted"
+    if point != "import":
+        assert status(run)["state"] == "preempted"
+    assert_goes_on(run)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.full)])
+def test_a_killed_rank_is_named_by_one_that_waits_elsewhere(faulty, assert_goes_on, tmp_path, rank):
+    """As in a kernel of NCCL, which does not see the loss. It ends with words before torchrun kills it."""
+    run = tmp_path / "run"
+    faults = [Fault("step:5", "hold", rank=1 - rank), Fault("step:5", "kill", rank=rank)]
+    result = faulty(run, *faults, timeout=60)
+    (error,) = errors(result)
+    assert f"rank {rank} no longer answers, last heard of in step 5" in error
+    assert status(run)["state"] == "failed"
+    assert f"rank {rank} no longer answers" in status(run)["reason"]
+    assert "forcefully exiting" not in result.stderr
     assert_goes_on(run)
 
 

@@ -73,7 +73,7 @@ import ctypes, os, sys, time
 from seresnext.signals import completing
 from seresnext.training import stopping
 
-stopping._STUCK = 1.0
+stopping._STUCK = 1.5
 stop = stopping.StopRequest()
 stop.defer()
 mutex = ctypes.create_string_buffer(64)
