@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
 from seresnext.training.plan import Progress
+from seresnext.training.run_folder import writing
 from seresnext.weights.names import listed, printable
 
 # Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
@@ -62,7 +64,12 @@ def find_saved(
     first start of a launch: one that torchrun `restarted` goes on from what it has saved itself. Raises CheckpointError
     on all ranks when there are checkpoints and none is valid, or when ranks read different files.
     """
-    chosen = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else None)
+
+    def choose() -> Path | None:
+        with writing(folder.parent):  # Damaged checkpoints are renamed.
+            return _choose(folder, resume, restarted, say)
+
+    chosen = world.together(lambda: choose() if world.is_first else None)
     path: Path | None = world.broadcast(chosen)
     if path is None:
         return None
@@ -96,19 +103,46 @@ def _step(path: Path) -> int:
     return int(store.verify(path)["step"])
 
 
-def make_newest(saved: Saved, folder: Path) -> None:
-    """Let a run folder agree with the checkpoint that its run goes on from.
+def make_newest(saved: Saved, folder: Path, world: World, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Let a run folder agree with the checkpoint that its run goes on from. Returns the best so far, on every rank.
 
     Later checkpoints belong to a past that will not happen again and are renamed to `.superseded`; a crash between
-    writing a checkpoint and pointing to it is made good.
+    writing a checkpoint and pointing to it is made good. The best is taken from beside the checkpoint, if it is not
+    here. Where its file is gone there is no best: none but one that can be loaded may stand for the run.
     """
-    store.set_aside(folder, beyond=saved.facts.step)
-    present = store.steps(folder)
-    best = saved.facts.best
-    if saved.facts.step in present:
-        store.point(folder, "last", present[saved.facts.step])
-    if best and best["step"] in present:
-        store.point(folder, "best", present[best["step"]])
+    return world.broadcast(world.together(lambda: _make_newest(saved, folder, say) if world.is_first else None))
+
+
+def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    best, step = saved.facts.best, saved.facts.step
+    with writing(folder.parent):
+        store.set_aside(folder, beyond=step)
+        present = store.steps(folder)
+        if step in present:
+            store.point(folder, "last", present[step])
+        if best is None:
+            return None
+        places = [store.named(place, best["step"]) for place in (folder, saved.path.parent)]
+        candidates = [saved.path, *itertools.chain.from_iterable(places)]
+        source = next((path for path in candidates if _is_best(path, best)), None)
+        if source is not None:
+            store.point(folder, "best", source)
+            return best
+        store.set_aside_best(folder)
+    say(
+        f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
+        f"{best['step']}); the best is chosen anew from now on"
+    )
+    return None
+
+
+def _is_best(path: Path, best: dict[str, Any]) -> bool:
+    """Whether this file is the run as it was when it was validated best, and valid."""
+    try:
+        facts = Facts.from_metadata(store.verify(path), str(path))
+    except CheckpointError:
+        return False
+    return facts.step == best["step"] and facts.best == best
 
 
 def settled_values(saved: Facts) -> dict[str, Any]:

@@ -6,13 +6,11 @@ import resource
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from seresnext.assemble.resume import Saved, find_saved, make_newest, refuse_changes, saved_progress, settled_values
 from seresnext.assemble.run import Run
-from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import Failure
 from seresnext.metrics.console import Console
@@ -21,7 +19,8 @@ from seresnext.recipe.check import check_world
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
 from seresnext.training.plan import Progress
-from seresnext.training.run_folder import RunFolder, read_status, write_status
+from seresnext.training.run_folder import RunFolder, launcher
+from seresnext.training.status import note_step, read_status, write_status
 from seresnext.training.stopping import StopRequest
 
 
@@ -47,39 +46,28 @@ def train(
     console = Console(enabled=world.is_first, log=output / "log.txt")
     if notice:
         console.line(f"warning: {notice}")
-    if world.is_first:
-        store.sweep(folder.checkpoints)
-    restarted = world.broadcast(folder.is_of_this_launch())
-    saved = find_saved(folder.checkpoints, resume, world, console.line, restarted=restarted)
-    progress = world.together(lambda: saved_progress(saved)) if saved else Progress()
-    run = Run(loaded.values, settled_values(saved.facts) if saved else {}, world, console)
-    if saved:
-        for change in world.together(lambda: _accepted_changes(run, saved, allow_changed)):
-            console.line(f"changed on resume: {change}")
+    before = folder.status().get("step")
+    progress = Progress(step=before if type(before) is int else 0)  # Until it is known better.
+    with _status(folder, world, lambda: progress.step):
+        run, saved, progress = _begin(loaded, world, folder, console, resume, allow_changed)
+        if run.is_complete(progress):
+            early = run.early_end(progress)
+            folder.write_status("finished", progress.step, early)
+            why = f" ({early})" if early else ""
+            console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress)}; nothing to do")
+            return
+        trainer = run.trainer(folder, saved, progress, stop)
+        console.line(run.introduction())
+        if saved:
+            console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
         if world.is_first:
-            make_newest(saved, folder.checkpoints)
-    elif resume == "never" and not restarted:
-        # Not before: a recipe or data that cannot be used must not move a good run.
-        folder.set_aside()
-    if run.is_complete(progress):
-        early = run.early_end(progress)
-        folder.write_status("finished", progress.step, early)
-        why = f" ({early})" if early else ""
-        console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress.best)}; nothing to do")
-        return
-    trainer = run.trainer(folder, saved, progress, stop)
-    folder.write_recipe(to_yaml(run.values))
-    folder.write_environment(run.environment)
-    console.line(run.introduction())
-    if saved:
-        console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
-    with _status(folder, world, lambda: trainer.progress.step):
+            note_step(output, progress.step)
         if trainer.fit():
             early = run.early_end(progress)
             folder.write_status("finished", progress.step, early)
             if early:
                 console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
-            console.line(f"finished: {_best(progress.best)}; the run is in {output}")
+            console.line(f"finished: {_best(progress)}; the run is in {output}")
         else:
             signals = _describe(world.gather(stop.signal))
             folder.write_status("preempted", progress.step, f"stopped by {signals}")
@@ -87,6 +75,35 @@ def train(
                 f"stopped after step {progress.step} of {run.plan.total} by {signals}, and saved; the same command "
                 "goes on from there"
             )
+
+
+def _begin(
+    loaded: LoadedRecipe,
+    world: World,
+    folder: RunFolder,
+    console: Console,
+    resume: str,
+    allow_changed: Collection[str],
+) -> tuple[Run, Saved | None, Progress]:
+    """The run, and where in it to go on, once the folder agrees with that."""
+    world.together(lambda: folder.sweep())
+    launchers = world.gather(launcher())
+    restarted = world.broadcast(folder.is_of_this_launch(launchers))
+    saved = find_saved(folder.checkpoints, resume, world, console.line, restarted=restarted)
+    progress = world.together(lambda: saved_progress(saved)) if saved else Progress()
+    run = Run(loaded.values, settled_values(saved.facts) if saved else {}, world, console)
+    if saved:
+        for change in world.together(lambda: _accepted_changes(run, saved, allow_changed)):
+            console.line(f"changed on resume: {change}")
+        progress.best = make_newest(saved, folder.checkpoints, world, console.line)
+    elif resume == "never" and not restarted:
+        # Not before: a recipe or data that cannot be used must not move a good run.
+        world.together(lambda: folder.set_aside())
+    if not run.is_complete(progress):
+        # Before the first pass, which may be compiled for minutes: a full disk shows now.
+        world.together(lambda: folder.write_recipe(to_yaml(run.values)))
+        world.together(lambda: folder.write_environment({**run.environment, "launch": launchers}))
+    return run, saved, progress
 
 
 def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
@@ -113,16 +130,21 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
 
 @contextmanager
 def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterator[None]:
-    """Keep `status.json` true while the block trains: running at first, failed with the reason when it raises."""
+    """Keep `status.json` true while the block trains: running at first, failed with the reason when it raises.
+
+    From the moment the folder is held: what an earlier start ended with must not be taken for the end of this one.
+    """
 
     def fail(reason: str) -> None:
-        # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason.
-        if read_status(folder.path).get("state") != "failed":
+        # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason. And
+        # a run that is saved or done is no less so because something goes wrong after that.
+        if read_status(folder.path).get("state", "running") == "running":
             write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
 
-    world.on_loss(fail)
     folder.write_status("running", step())
+    world.on_loss(fail)
     try:
+        world.broadcast(None)  # Nobody goes on before that is written, or it would be written over a failure.
         with world.explaining():
             yield
     except BaseException as error:
@@ -148,7 +170,8 @@ def _accepted_changes(run: Run, saved: Saved, allowed: Collection[str]) -> list[
     return refuse_changes(saved.facts, run.values, run.dataset, allowed, saved.path)
 
 
-def _best(best: dict[str, Any] | None) -> str:
+def _best(progress: Progress) -> str:
+    best = progress.best
     if best is None:
-        return "not validated"
+        return "its best checkpoint is lost" if progress.evaluated else "not validated"
     return f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights)"

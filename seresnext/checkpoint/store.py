@@ -125,7 +125,20 @@ def set_aside(folder: Path, beyond: int) -> list[Path]:
     return [_renamed(path, ".superseded") for path in later]
 
 
+def set_aside_best(folder: Path) -> None:
+    """Rename `best` to `.superseded`, if there is one: it is none of the run that goes on here."""
+    pointer = folder / "best.safetensors"
+    if pointer.exists():
+        _renamed(pointer, ".superseded")
+
+
 # Reading
+
+
+def named(folder: Path, step: int) -> list[Path]:
+    """The files of a folder that by their names may be the best checkpoint of a run, if it is that of `step`."""
+    paths = [folder / f"step-{step:08d}.safetensors", folder / "best.safetensors"]
+    return [path for path in paths if path.is_file()]
 
 
 def steps(folder: Path) -> dict[int, Path]:
@@ -185,6 +198,14 @@ def newest_valid(folder: Path) -> Newest:
     return Newest(None, [])
 
 
+def free_space(folder: Path) -> str:
+    """How much room the disk of a folder has, in words for a message."""
+    try:
+        return f"{shutil.disk_usage(folder).free:,} bytes are free"
+    except OSError:
+        return "the free space is unknown"
+
+
 # Parts of the above
 
 
@@ -223,12 +244,8 @@ def _why_not_saved(path: Path, size: int, error: OSError) -> str:
         errno.EROFS: "the file system is read-only",
         errno.EACCES: "there is no permission to write there",
     }.get(error.errno or 0, error.strerror or str(error))
-    try:
-        free = f"{shutil.disk_usage(path.parent).free:,} bytes are free"
-    except OSError:
-        free = "the free space is unknown"
     return (
-        f"{path} could not be saved: {reason}; it needs {size:,} bytes, {free}; "
+        f"{path} could not be saved: {reason}; it needs {size:,} bytes, {free_space(path.parent)}; "
         "the checkpoints saved before it are as they were"
     )
 

@@ -1,4 +1,4 @@
-"""Everything a run says: to its metrics file, to TensorBoard, to the terminal. Silent on ranks other than 0."""
+"""Everything a run says: to metrics file and status, to TensorBoard, to the terminal. Silent on ranks other than 0."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.console import Bar, Console
 from seresnext.metrics.writers import JsonLines, TensorBoard
+from seresnext.training.status import note_step
 
 
 class Journal:
@@ -39,6 +40,8 @@ class Journal:
         """Write an event, as design and README name its fields, and say it with the time left, or `text` instead."""
         for writer in self._writers:
             writer.write(event)
+        if self._folder and event["event"] == "train":
+            note_step(self._folder, event["step"])
         if text is None:
             self.console.report(event, seconds_left)
         else:

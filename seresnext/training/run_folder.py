@@ -11,15 +11,18 @@ import shutil
 import socket
 import subprocess
 import sys
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import UsageError
+from seresnext.training.status import read_status, write_atomically, write_status
 
 _PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
 
@@ -30,7 +33,7 @@ class RunFolder:
     def __init__(self, path: Path, world: World) -> None:
         self.path = path
         self._world = world
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -45,28 +48,24 @@ class RunFolder:
         """
         if not self._world.is_first:
             return None
-        try:
+        with writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("a+")
-        except OSError as error:
-            raise UsageError(
-                f"cannot write to the run folder {self.path}: {error.strerror}; choose another with --output"
-            ) from None
+            lock = (self.path / "lock").open("ab+", buffering=0)
         notice = None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read().strip() or "another process"
+            holder = lock.read().decode(errors="replace").strip() or "another process"
             lock.close()
             raise UsageError(
                 f"{self.path} is in use by {holder}; wait for it, stop it, or choose another folder with --output"
             ) from None
         except OSError as error:
             notice = f"{self.path} cannot be locked ({error.strerror}): see to it that one training at a time uses it"
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        with suppress(OSError):  # On a full disk whoever comes second is not told who holds it, and that is all.
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._lock = lock  # Held as long as the file is open; the kernel lets go of it however the process ends.
         return notice
 
@@ -74,32 +73,47 @@ class RunFolder:
         """Move what an earlier run left into the first free `earlier-<n>`; earlier such folders stay where they are."""
         if not self._world.is_first:
             return
-        moving = [path for path in self.path.iterdir() if path.name != "lock" and not path.name.startswith("earlier-")]
-        target = next(t for n in itertools.count(1) if not (t := self.path / f"earlier-{n}").exists())
-        target.mkdir()
-        for path in moving:
-            path.rename(target / path.name)
-        if not any(entry.is_file() for entry in target.rglob("*")):
-            shutil.rmtree(target)  # Nothing was there but empty folders.
-        self.checkpoints.mkdir()
+        kept = ("lock", "status.json")  # What this start holds, and how it is.
+        with writing(self.path):
+            moving = [path for path in self.path.iterdir() if path.name not in kept and not _is_earlier(path)]
+            target = next(t for n in itertools.count(1) if not (t := self.path / f"earlier-{n}").exists())
+            target.mkdir()
+            for path in moving:
+                path.rename(target / path.name)
+            if not any(entry.is_file() for entry in target.rglob("*")):
+                shutil.rmtree(target)  # Nothing was there but empty folders.
+            self.checkpoints.mkdir()
+
+    def sweep(self) -> None:
+        """Remove what a save that was broken off left."""
+        if self._world.is_first:
+            with writing(self.path):
+                store.sweep(self.checkpoints)
 
     def write_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, the recipe as this run resolved it."""
         if self._world.is_first:
-            write_atomically(self.path / "recipe.yaml", text)
+            with writing(self.path):
+                write_atomically(self.path / "recipe.yaml", text)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Write `environment.json`."""
         if self._world.is_first:
-            write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+            with writing(self.path):
+                write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
-    def is_of_this_launch(self) -> bool:
-        """Whether an earlier start of the same launch of torchrun, which it now repeats, has begun the run here."""
+    def is_of_this_launch(self, launchers: list[str | None]) -> bool:
+        """Whether torchrun now repeats a start that has begun the run here: one of its launchers was there, too.
+
+        `launchers` are those of all ranks. Machines come and go within a launch, and each counts restarts by itself,
+        so neither rank 0's launcher nor its count would tell.
+        """
         try:
             environment = json.loads((self.path / "environment.json").read_text())
         except (OSError, ValueError):
             return False
-        return _launch() is not None and environment.get("launch") == _launch()
+        known = environment.get("launch") if isinstance(environment, dict) else None
+        return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
     def write_status(self, state: str, step: int, reason: str | None = None) -> None:
         """Write `status.json`. States are running, preempted, finished and failed."""
@@ -109,43 +123,6 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """What `status.json` says; empty when there is none."""
         return read_status(self.path)
-
-
-def write_status(folder: Path, world: World, state: str, step: int, reason: str | None) -> None:
-    """Write `status.json` of a run folder. torchrun hides its workers' exit codes, so this is where outcomes stand."""
-    status = {
-        "state": state,
-        "step": step,
-        "reason": reason,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "world_size": world.size,
-        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    try:
-        write_atomically(folder / "status.json", json.dumps(status, indent=2) + "\n")
-    except OSError as error:
-        # The outcome itself counts more than the note of it, and a full disk has a message of its own.
-        print(f"warning: {folder / 'status.json'} cannot be written ({error.strerror})", file=sys.stderr)
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` of a run folder says; empty when there is none or it cannot be read."""
-    try:
-        return json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def describe_environment(world: World) -> dict[str, Any]:
@@ -164,15 +141,39 @@ def describe_environment(world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "git_commit": _git_commit(),
-        "launch": _launch(),
     }
 
 
-def _launch() -> str | None:
-    """What one launch of torchrun is known by through all its restarts; None without torchrun."""
+def launcher() -> str | None:
+    """What the launcher of this process is known by through all its restarts, and no other is; None without torchrun.
+
+    The name of a launch (torchrun --rdzv-id) does not tell it from the next: people give the same one again.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    # torchrun gives no name to a launch whose machines are counted beforehand; then it is known by its process.
-    return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
+    if name is None:
+        return None
+    pid = os.getppid()
+    started = ""  # A number of the machine's clock tells a process from a later one with the same id.
+    with suppress(OSError, IndexError):
+        started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    return f"{name} {socket.gethostname()}:{pid}:{started}"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Run a block that writes in a run folder before training; what the system refuses becomes a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UsageError(
+            f"cannot write to the run folder {folder}: {error.strerror or error}{where}; {store.free_space(folder)}; "
+            "make room there, or choose another with --output"
+        ) from None
+
+
+def _is_earlier(path: Path) -> bool:
+    return path.name.startswith("earlier-")
 
 
 def _version(package: str) -> str | None:

@@ -121,11 +121,71 @@ def test_going_back_sets_later_checkpoints_aside(tmp_path):
     save(tmp_path, 8, best)
     older = save(tmp_path, 9, best)
     save(tmp_path, 10)
-    make_newest(find(tmp_path, str(older))[0], tmp_path)
+    said = []
+    assert make_newest(find(tmp_path, str(older))[0], tmp_path, World(), said.append) == best
+    assert said == []
     assert list(store.steps(tmp_path)) == [8, 9]
     assert (tmp_path / "step-00000010.safetensors.superseded").exists()
     assert store.verify(tmp_path / "last.safetensors")["step"] == "9"
     assert store.verify(tmp_path / "best.safetensors")["step"] == "8"
+
+
+def with_best(folder, best_step=8, step=9):
+    """A checkpoint whose best is an older one, as a run leaves them: `best` points to it."""
+    best = {"step": best_step, "top1": 50.0, "weights": "ema"}
+    path = save(folder, best_step, best)
+    store.point(folder, "best", path)
+    return save(folder, step, best), path, best
+
+
+def go_on(file, folder):
+    """What the best is, and what was said, of a run that goes on from a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = []
+    best = make_newest(find(folder, str(file))[0], folder, World(), said.append)
+    return best, said
+
+
+def test_the_best_comes_along_into_another_folder(tmp_path):
+    """Also from a folder in which only `best` still names it."""
+    newest, path, best = with_best(tmp_path / "old")
+    assert go_on(newest, tmp_path / "new") == (best, [])
+    assert store.verify(tmp_path / "new" / "best.safetensors")["step"] == "8"
+    path.unlink()
+    assert go_on(newest, tmp_path / "newer") == (best, [])
+    assert store.verify(tmp_path / "newer" / "best.safetensors")["step"] == "8"
+    assert go_on(tmp_path / "old" / "best.safetensors", tmp_path / "newest") == (best, [])
+    assert store.verify(tmp_path / "newest" / "best.safetensors")["step"] == "8"
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged", "another run's"])
+def test_a_best_without_a_file_is_none(tmp_path, harm):
+    newest, path, best = with_best(tmp_path / "old")
+    pointer = tmp_path / "old" / "best.safetensors"
+    if harm == "damaged":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+        pointer.unlink()
+    if harm == "another run's":
+        save(tmp_path / "new", 8, {**best, "top1": 60.0})
+        store.point(tmp_path / "new", "best", tmp_path / "new" / "step-00000008.safetensors")
+    found, (warning,) = go_on(newest, tmp_path / "new")
+    assert found is None
+    assert "no valid checkpoint is left of the best validation so far (top-1 50.00 % after step 8)" in warning
+    assert not (tmp_path / "new" / "best.safetensors").exists()
+
+
+def test_the_best_of_before_the_one_that_was_lost(tmp_path):
+    """The newest is damaged, and the best by then another one: that of the older checkpoint is pruned."""
+    older, path, best = with_best(tmp_path)
+    save(tmp_path, 10, {**best, "step": 10, "top1": 60.0})
+    store.point(tmp_path, "best", tmp_path / "step-00000010.safetensors")
+    path.unlink()
+    found, (warning,) = go_on(older, tmp_path)
+    assert found is None
+    assert "after step 8" in warning
+    assert not (tmp_path / "best.safetensors").exists()
 
 
 def changed(key, value):

@@ -80,9 +80,15 @@ def test_a_save_that_fails(faulty, assert_goes_on, whole_digest, tmp_path, error
 @needs_mounts
 @pytest.mark.full
 def test_a_disk_that_is_full(faulty, tmp_path):
-    """A real one, small, that everything of the run lies on. The run ends as failed and says for want of what."""
+    """A real one, small, that everything of the run lies on. The run ends as failed and says for want of what.
+
+    So it does when it is started again, as torchrun would, and by then nothing at all fits on the disk any more.
+    """
     disk = tmp_path / "disk"
-    look = f'"$@"; code=$?; cp -r {disk}/run/. {tmp_path}/seen; exit $code'
+    look = (
+        f'"$@"; code=$?; cp -r {disk}/run/. {tmp_path}/seen; cat /dev/zero > {disk}/filler; '
+        f'"$@" > {tmp_path}/again 2>&1; echo $? >> {tmp_path}/again; cp {disk}/run/status.json {tmp_path}; exit $code'
+    )
     prefix = [*small_disk(disk, SMALL_DISK), "sh", "-c", look, "sh"]
     run = disk / "run"
     result = faulty(run, world=1, more=["--set", "checkpoint.every=1st"], prefix=prefix)
@@ -94,6 +100,14 @@ def test_a_disk_that_is_full(faulty, tmp_path):
     assert store.newest_valid(seen / "checkpoints").warnings == []
     assert len(store.steps(seen / "checkpoints")) >= 1
     assert not list((seen / "checkpoints").glob(".*"))
+    assert status(seen)["state"] == "failed"
+    said = (tmp_path / "again").read_text()
+    assert "Traceback" not in said
+    assert said.count("error: ") == 1, said
+    assert f"error: cannot write to the run folder {run}: No space left on device ({run}/" in said
+    assert "; 0 bytes are free; make room there" in said
+    assert said.splitlines()[-1] == "2"
+    assert status(tmp_path)["reason"].startswith("rank 0: cannot write to the run folder")
 
 
 @needs_mounts
@@ -178,7 +192,9 @@ def test_a_clock_that_jumps(start_faulty, assert_goes_on, tmp_path, seconds):
     assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output
     for path in (run / "checkpoints").glob("step-00000004*"):
         os.utime(path, (2**33, 2**33))  # The older one claims to be of the year 2242.
-    assert all(0 < float(text) < 1000 for text in re.findall(r"([\d.]+) images/s", result.stdout))
+    speeds = re.findall(r"([\d.]+) images/s", result.stdout)
+    assert speeds
+    assert all(0 < float(speed) < 1000 for speed in speeds)
     assert_goes_on(run, 1)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_folders import status
+from run_folders import losses, status
 
 pytestmark = pytest.mark.runs
 
@@ -41,6 +41,20 @@ def test_a_misspelt_key(fails):
 
 def test_a_global_batch_that_does_not_divide(fails):
     fails(2, "--set", "batch.global_size=10", expect=["batch.global_size", "10"])
+
+
+def test_a_refused_start_ends_what_was_to_go_on(fails, tmp_path):
+    """A job that goes by `status.json` must not queue itself again for a recipe that is refused each time."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for code, mistake in ((2, ["--set", "optimizer.learning=3"]), (2, ["--resum", "never"])):
+        (run / "status.json").write_text('{"state": "preempted", "step": 3}')
+        if mistake[0] == "--set":
+            fails(code, *mistake, "--print-recipe", expect=["optimizer.learning"], output=run)
+            assert status(run)["state"] == "preempted"  # Who only looks changes nothing.
+        fails(code, *mistake, expect=[], output=run)
+        assert (status(run)["state"], status(run)["step"]) == ("failed", 3)
+        assert mistake[-1].partition("=")[0] in status(run)["reason"]
 
 
 def test_data_that_is_not_there(fails, tmp_path):
@@ -148,3 +162,50 @@ def test_never_moves_a_run_only_once_the_new_one_can_start(fails, module_train, 
     module_train(run, *short, "--resume", "never")
     assert (run / "earlier-1" / "checkpoints" / "last.safetensors").exists()
     assert status(run)["state"] == "finished"
+
+
+@pytest.mark.full
+def test_never_is_heeded_by_each_launch_of_one_name(torchrun, train_arguments, tmp_path):
+    """On several machines people give a launch a name, and often the same one again: that is no restart of it."""
+    run = tmp_path / "run"
+    named = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=100"]
+    short = ("--set", "length=1st", "--set", "schedule.warmup=0ep", "--resume", "never")
+    for number in range(2):
+        result = torchrun(1, train_arguments(run, *short), launch=named)
+        assert result.returncode == 0, result.output
+        assert "nothing to do" not in result.stdout
+        assert (run / "earlier-1" / "checkpoints" / "last.safetensors").exists() == (number == 1)
+    assert len(losses(run)) == 1
+
+
+@pytest.fixture(scope="module")
+def one_step(module_train, tmp_path_factory):
+    return module_train(tmp_path_factory.mktemp("one") / "run", *SHORT)
+
+
+SHORT = ("--set", "length=1st", "--set", "schedule.warmup=0ep")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: (root / "train" / "class_1" / "new.jpg").hardlink_to(root / "train" / "class_1" / "0.jpg"),
+         ["24 training images then, 25 now", "--allow-changed dataset"]),
+        pytest.param(lambda root: (root / "train" / "class_1" / "3.jpg").rename(root / "train" / "class_1" / "x.jpg"),
+         ["24 training images then, 24 now, or other names"], marks=pytest.mark.full),
+        (lambda root: [(root / split / "class_1").rename(root / split / "fox") for split in ("train", "val")],
+         ["gone: class_1; new: fox", "--allow-changed classes"]),
+    ],
+    ids=["one more", "another name", "another class"],
+)  # fmt: skip
+def test_data_that_changed_between_two_starts(fails, one_step, images, tmp_path, change, words):
+    """The control is the copy that did not change: it is the same data, wherever it lies."""
+    run = shutil.copytree(one_step, tmp_path / "run")
+    copy = shutil.copytree(images, tmp_path / "images")
+    data = ("--data", str(copy))
+    if "25 now" in words[0]:
+        fails(0, *SHORT, *data, expect=[], output=run)
+    change(copy)
+    fails(3, *SHORT, *data, expect=words, output=run)
+    assert status(run)["state"] == "failed"
+    assert words[0] in status(run)["reason"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from faults import Fault
 from run_folders import digest, losses, status
 
 pytestmark = [pytest.mark.runs, pytest.mark.full]
@@ -57,5 +58,23 @@ def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
     run = tmp_path / "run"
     result = start_job(run, "--set", "optimizer.lr=1e30", "--set", "optimizer.stop_after_skips=1").finish(timeout=240)
     assert result.returncode == 1
+    assert "the run is failed" in result.stdout
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("why", ["all damaged", "a recipe that is none", "an option that is none"])
+def test_a_job_that_is_refused_does_not_go_by_how_the_one_before_ended(start_faulty, start_job, tmp_path, why):
+    """That one was preempted, and asked to be queued again; if nothing can be gone on from, this one must not."""
+    run, more = tmp_path / "run", []
+    preempted, _ = start_faulty(run, Fault("step:1", "signal:SIGTERM"), world=1)
+    assert preempted.finish().returncode == 0
+    assert status(run)["state"] == "preempted"
+    if why == "all damaged":
+        for path in (run / "checkpoints").iterdir():
+            path.write_bytes(path.read_bytes()[:-1])
+    else:
+        more = ["--set", "optimizer.nonsense=1"] if why == "a recipe that is none" else ["--nonsense"]
+    result = start_job(run, *more).finish(timeout=240)
+    assert result.returncode == 1, result.output
     assert "the run is failed" in result.stdout
     assert not (tmp_path / "asked").exists()

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ import torch
 
 from seresnext.distributed import World
 from seresnext.errors import UsageError
-from seresnext.training.run_folder import RunFolder, describe_environment, read_status, write_atomically
+from seresnext.training.run_folder import RunFolder, describe_environment, launcher
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,81 +131,54 @@ def test_going_on_leaves_everything(path):
 # ------------------------------------------------------------------------------------------------ small files
 
 
-def test_status_says_how_it_is(path):
+@pytest.fixture
+def launched(path, monkeypatch):
+    """`launched(name, launcher) -> known`: a start under torchrun, which says whether it repeats one, and begins."""
+
+    def start(*launchers):
+        folder = opened(path)
+        known = folder.is_of_this_launch(list(launchers))
+        folder.write_environment({**describe_environment(World()), "launch": list(launchers)})
+        return known
+
+    return start
+
+
+def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(launched):
+    """Machines come and go, and rank 0 may be on another one each time."""
+    assert not launched("a 1:1:1")
+    assert launched("a 1:1:1", "a 2:2:2")
+    assert launched("a 2:2:2")
+    assert not launched("a 3:3:3")
+    assert not launched(None)
+    assert not launched(None)  # Without torchrun there is no launch.
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"launch": "a 1:1:1"}', '{"launch": null}'])
+def test_an_environment_that_tells_of_no_launch(path, content):
     folder = opened(path)
-    assert folder.status() == {}
-    folder.write_status("running", 12)
-    folder.write_status("failed", 13, "out of memory")
-    status = json.loads((path / "status.json").read_text())
-    assert status == folder.status() == read_status(path)
-    updated = datetime.fromisoformat(status.pop("updated"))
-    assert timedelta(seconds=-2) < datetime.now(UTC) - updated < timedelta(seconds=60)
-    assert status == {
-        "state": "failed",
-        "step": 13,
-        "reason": "out of memory",
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "world_size": 1,
-    }
+    (path / "environment.json").write_text(content)
+    assert not folder.is_of_this_launch(["a 1:1:1"])
 
 
-def test_a_status_that_cannot_be_written_is_a_warning(path, monkeypatch, capsys):
-    folder = opened(path)
-    folder.write_status("running", 3)
-
-    def fail(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    folder.write_status("failed", 4)
-    assert "status.json cannot be written (No space left on device)" in capsys.readouterr().err
-    assert read_status(path)["state"] == "running"
-    assert [entry.name for entry in path.iterdir() if entry.name.startswith(".status")] == []
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "same"),
-    [
-        ({}, {}, False),
-        ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "a"}, True),
-        ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "b"}, False),
-        ({"TORCHELASTIC_RUN_ID": "a"}, {}, False),
-        (
-            {"TORCHELASTIC_RUN_ID": "none"},
-            {"TORCHELASTIC_RUN_ID": "none"},
-            True,
-        ),  # The same launcher, which has no name.
-    ],
-)
-def test_a_launch_that_starts_again_is_known(path, monkeypatch, first, second, same):
-    def start(environment):
-        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-
-    start(first)
-    folder = opened(path)
-    assert not folder.is_of_this_launch()
-    folder.write_environment(describe_environment(World()))
-    start(second)
-    assert folder.is_of_this_launch() is same
-
-
-def test_another_launcher_without_a_name_is_another_launch(path, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    folder = opened(path)
-    folder.write_environment(describe_environment(World()))
-    parent = os.getppid()
-    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
-    assert not folder.is_of_this_launch()
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", None])
-def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
-    if content is not None:
-        (tmp_path / "status.json").write_bytes(content)
-    assert read_status(tmp_path) == {}
+def test_a_launcher_is_told_from_the_next(monkeypatch):
+    """People give the same --rdzv-id again, and without one torchrun says `none`; process ids come again, too."""
+    name = "100"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+    code = "from seresnext.training.run_folder import launcher; print(launcher(), launcher())"
+    starts = []
+    for _ in range(2):
+        shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; exit $?']  # It waits, as torchrun does.
+        starts.append(subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
+    (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
+    assert one == f"{name} {again}"
+    assert one != other
+    known = launcher()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert launcher() != known
+    assert re.fullmatch(rf"{name} .*:1:\d+", launcher())
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert launcher() is None
 
 
 def test_recipe_and_environment(path):
@@ -217,25 +188,6 @@ def test_recipe_and_environment(path):
     assert (path / "recipe.yaml").read_text() == "model: {}\n"
     assert json.loads((path / "environment.json").read_text()) == {"python": "3", "packages": {"torch": None}}
     assert not [name for name in listing(path) if name.startswith(".")]
-
-
-def test_a_reader_never_sees_a_part(tmp_path):
-    target, texts, seen = tmp_path / "file", ["a" * 200_000, "b" * 100_000], set()
-    write_atomically(target, texts[0])
-    done = threading.Event()
-
-    def read():
-        while not done.is_set():
-            seen.add(target.read_text())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(200):
-        write_atomically(target, texts[number % 2])
-    done.set()
-    reader.join()
-    assert seen <= set(texts)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_other_ranks_write_nothing(path):
@@ -265,6 +217,47 @@ def test_the_environment_is_this_one():
 def test_no_git_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment(World())["git_commit"] is None
+
+
+def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
+    folder = opened(path)
+
+    def fail(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(Path, name, fail)
+    (path / "recipe.yaml").write_text("old")
+    for write in (lambda: folder.write_recipe("new"), lambda: folder.write_environment({}), folder.set_aside):
+        words = (
+            rf"cannot write to the run folder {path}: No space left on device \({path}/.*\); [\d,]+ bytes are free; "
+        )
+        with pytest.raises(UsageError, match=f"{words}make room there, or choose another with --output"):
+            write()
+    assert (path / "recipe.yaml").read_text() == "old"
+
+
+def test_leftovers_are_swept_unless_the_system_refuses(path, monkeypatch):
+    folder = opened(path)
+    leftover = folder.checkpoints / ".step-00000001.safetensors.tmp"
+    leftover.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, **options: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+        with pytest.raises(UsageError, match="read-only"):
+            folder.sweep()
+    RunFolder(path, World(rank=1, size=2)).sweep()
+    assert leftover.exists()
+    folder.sweep()
+    assert not leftover.exists()
+
+
+def test_a_lock_without_room_for_its_holder_holds(path):
+    """A full disk: the second training is refused all the same."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    path.mkdir(parents=True)
+    (path / "lock").symlink_to("/dev/full")
+    opened(path)
 
 
 def test_a_file_system_without_locks_is_told(path, monkeypatch):

@@ -1,0 +1,133 @@
+"""How a run is, in its folder: true at any time, also on a full disk, and never half there for a reader."""
+
+import errno
+import json
+import os
+import socket
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from seresnext.distributed import World
+from seresnext.training.status import note_refusal, note_step, read_status, write_atomically, write_status
+
+
+def write(folder, state, step=0, reason=None):
+    write_status(folder, World(), state, step, reason)
+
+
+def test_status_says_how_it_is(tmp_path):
+    assert read_status(tmp_path) == {}
+    write(tmp_path, "running", 12)
+    write(tmp_path, "failed", 13, "out of memory")
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status == read_status(tmp_path)
+    updated = datetime.fromisoformat(status.pop("updated"))
+    assert timedelta(seconds=-2) < datetime.now(UTC) - updated < timedelta(seconds=60)
+    assert status == {
+        "state": "failed",
+        "step": 13,
+        "reason": "out of memory",
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "world_size": 1,
+    }
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """`refuse(number)`: no file can be put in the place of another, for this reason."""
+
+    def set_up(number):
+        def fail(*args):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "replace", fail)
+
+    return set_up
+
+
+def left_over(folder):
+    return [entry.name for entry in folder.iterdir() if entry.name.startswith(".status")]
+
+
+def test_a_status_that_cannot_be_written_is_a_warning(tmp_path, refuse, capsys):
+    write(tmp_path, "running", 3)
+    refuse(errno.EIO)
+    write(tmp_path, "failed", 4)
+    assert "status.json cannot be written (Input/output error)" in capsys.readouterr().err
+    assert read_status(tmp_path)["state"] == "running"
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_on_a_full_disk_it_is_written_over_the_old_one(tmp_path, refuse, capsys, number):
+    write(tmp_path, "preempted", 3, "a reason that is longer than the next")
+    refuse(number)
+    write(tmp_path, "failed", 4, "short")
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["reason"]) == ("failed", "short")
+    assert left_over(tmp_path) == []
+    (tmp_path / "status.json").unlink()
+    write(tmp_path, "failed", 4)
+    assert "status.json cannot be written" in capsys.readouterr().err
+
+
+def test_the_step_of_a_run_that_goes_on(tmp_path, refuse, capsys):
+    note_step(tmp_path, 3)
+    assert read_status(tmp_path) == {}
+    write(tmp_path, "running", 3)
+    note_step(tmp_path, 4)
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 4)
+    write(tmp_path, "failed", 4, "rank 1: out of memory")  # As another rank does.
+    note_step(tmp_path, 5)
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("failed", 4)
+    write(tmp_path, "running", 5)
+    refuse(errno.ENOSPC)
+    note_step(tmp_path, 6)
+    assert read_status(tmp_path)["step"] == 5
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("state", ["preempted", "running", "finished", "failed", None])
+def test_a_refused_start_ends_what_was_to_go_on(tmp_path, state):
+    if state:
+        write(tmp_path, state, 7, "as before")
+    before = read_status(tmp_path)
+    note_refusal(tmp_path, "the recipe has 1 problem")
+    if state == "preempted":
+        assert read_status(tmp_path) == {
+            **before,
+            "state": "failed",
+            "reason": "the recipe has 1 problem",
+            "updated": read_status(tmp_path)["updated"],
+        }
+    else:
+        assert read_status(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", None])
+def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "status.json").write_bytes(content)
+    assert read_status(tmp_path) == {}
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    target, texts, seen = tmp_path / "file", ["a" * 200_000, "b" * 100_000], set()
+    write_atomically(target, texts[0])
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(target.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(200):
+        write_atomically(target, texts[number % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(texts)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
