@@ -42,6 +42,8 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "TRAIN_FAULTS"
+# Arguments with which the batch of the tests' tiny recipe divides over so many processes.
+SIZES = {1: (), 2: (), 3: ("--set", "batch.global_size=12"), 4: ("--set", "batch.micro_size=2")}
 _WAIT = 120  # seconds that a held process waits for the test
 _FORWARDING = 1.5  # seconds until torchrun has passed a signal on, so that it comes at the point
 

@@ -103,7 +103,8 @@ def start_faulty(
 ) -> Callable[..., tuple[Any, Faults]]:
     """`start_faulty(output, *faults, world=2, more=[], launch=[], prefix=[]) -> Command, Faults`: a run with faults.
 
-    `more` are further arguments of train.py, `launch` options of torchrun, `prefix` starts a world of one.
+    `more` are further arguments of train.py, `launch` options of torchrun, `prefix` starts a world of one. That has no
+    torchrun unless `launch` is given.
     """
 
     def start(
@@ -118,7 +119,7 @@ def start_faulty(
         injected = Faults(tmp_path / f"faults-{output.name}", faults)
         arguments = [ROOT / "tests" / "faults.py", *train_arguments(output, *SMALL, *more)[1:]]
         options["env"] = {**injected.environment, **options.get("env", {})}
-        if world == 1:
+        if world == 1 and not launch:
             return start_command([*prefix, sys.executable, *arguments], **options), injected
         return start_torchrun(world, arguments, launch=["--standalone", *launch], **options), injected
 

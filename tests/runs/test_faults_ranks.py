@@ -9,7 +9,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from faults import Fault
+from faults import SIZES, Fault
 from run_folders import digest, events, last_tensors, losses, status
 
 pytestmark = pytest.mark.runs
@@ -21,38 +21,48 @@ def errors(result):
     return [line for line in result.stderr.splitlines() if line.startswith("error")]
 
 
-WHERE = [(rank, point) for point in ("step:0", "reduce:5", "validate:4") for rank in (0, 1)]
-EVERY_DAY = [(1, "reduce:5")]
+# World, rank and point.
+EVERY_DAY = (3, 1, "reduce:5")
+WHERE = [(2, 0, "step:0"), (2, 1, "validate:4"), (3, 2, "step:0"), (3, 0, "validate:4"), (4, 0, "reduce:5")]
+WHERE += [(4, 3, "step:0")]
 
 
 @pytest.mark.parametrize(
-    ("rank", "point"),
-    [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in WHERE if case not in EVERY_DAY)],
+    ("world", "rank", "point"),
+    [EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in WHERE)],
 )
-def test_a_killed_rank_is_named(faulty, assert_goes_on, tmp_path, rank, point):
+def test_a_killed_rank_is_named(faulty, assert_goes_on, tmp_path, world, rank, point):
     run = tmp_path / "run"
-    sizes = ["--set", "batch.global_size=12", "--set", "length=6st", "--set", "checkpoint.every=2st"]
-    result = faulty(run, Fault(point, "kill", rank=rank), world=3, more=sizes, timeout=60)
+    result = faulty(run, Fault(point, "kill", rank=rank), world=world, more=SIZES[world], timeout=80)
     assert result.returncode != 0
     (error,) = errors(result)
     assert f"rank {rank} no longer answers, last heard of in" in error
     assert status(run)["state"] == "failed"
     assert f"rank {rank} no longer answers" in status(run)["reason"]
-    assert_goes_on(run, 3, *sizes)
+    assert_goes_on(run, world, *SIZES[world])
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_frozen_rank_is_named(faulty, assert_goes_on, tmp_path, rank):
+def test_killed_alone_it_goes_on(faulty, assert_goes_on, tmp_path):
+    """Nobody is left who could write a status."""
+    run = tmp_path / "run"
+    assert faulty(run, Fault("reduce:5", "kill"), world=1).returncode == -signal.SIGKILL
+    assert status(run)["state"] == "running"
+    assert_goes_on(run, 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("world", "rank"), [(2, 0), (3, 1), (4, 3)])
+def test_a_frozen_rank_is_named(faulty, assert_goes_on, tmp_path, world, rank):
     """torchrun waits 30 s for the frozen one before it kills it; that is most of the time."""
     run = tmp_path / "run"
-    more = ["--set", "runtime.collective_timeout=5"]
-    result = faulty(run, Fault("step:5", "stop", rank=rank), more=more, timeout=80)
+    more = [*SIZES[world], "--set", "runtime.collective_timeout=5"]
+    result = faulty(run, Fault("step:5", "stop", rank=rank), world=world, more=more, timeout=90)
     (error,) = errors(result)
     assert f"rank {rank} no longer answers, last heard of in" in error
     assert status(run)["state"] == "failed"
     assert f"rank {rank} no longer answers" in status(run)["reason"]
-    assert_goes_on(run)
+    assert_goes_on(run, world, *SIZES[world])
 
 
 @pytest.mark.full
@@ -80,11 +90,11 @@ def test_ranks_that_wait_in_vain_say_where_they_are(faulty, assert_goes_on, tmp_
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("rank", "world", "fault"),
-    [(1, 2, "memory"), (0, 2, "memory:20000000"), (1, 2, "memory:20000000"), (0, 1, "memory:20000000")],
+    [(0, 1, "memory:20000000"), (1, 2, "memory"), (2, 3, "memory:20000000"), (0, 4, "memory:20000000")],
 )
 def test_a_rank_without_memory_says_so(faulty, assert_goes_on, tmp_path, rank, world, fault):
     run = tmp_path / "run"
-    result = faulty(run, Fault("step:5", fault, rank=rank), world=world, timeout=60)
+    result = faulty(run, Fault("step:5", fault, rank=rank), world=world, more=SIZES[world], timeout=80)
     assert result.returncode != 0
     (error,) = errors(result)
     assert "out of memory" in error
@@ -92,7 +102,7 @@ def test_a_rank_without_memory_says_so(faulty, assert_goes_on, tmp_path, rank, w
     assert status(run)["state"] == "failed"
     assert status(run)["reason"].startswith(f"rank {rank}: ")
     assert "out of memory" in status(run)["reason"]
-    assert_goes_on(run, world)
+    assert_goes_on(run, world, *SIZES[world])
 
 
 @pytest.mark.parametrize("point", ["import", pytest.param("open", marks=pytest.mark.full), "step:3"])
@@ -123,15 +133,17 @@ def test_a_killed_rank_is_named_by_one_that_waits_elsewhere(faulty, assert_goes_
 # ------------------------------------------------------------------------------------------------ by itself
 
 
-def test_torchrun_starts_a_killed_run_again(faulty, whole_digest, tmp_path):
+@pytest.mark.parametrize("world", [3, *(pytest.param(world, marks=pytest.mark.full) for world in (1, 2, 4))])
+def test_torchrun_starts_a_killed_run_again(faulty, whole_digest, tmp_path, world):
     """Twice, at other steps, and each time from the last good step; `--resume never` is for the first start only."""
     run = tmp_path / "run"
-    faults = [Fault("reduce:5", "kill", rank=1), Fault("validate:8", "kill", rank=0)]
-    result = faulty(run, *faults, launch=["--max-restarts=3"], more=["--resume", "never"], timeout=150)
+    faults = [Fault("reduce:5", "kill", rank=world - 1), Fault("validate:8", "kill", rank=0)]
+    more = [*SIZES[world], "--resume", "never"]
+    result = faulty(run, *faults, world=world, launch=["--max-restarts=3"], more=more, timeout=180)
     assert result.returncode == 0, result.output
     assert result.stdout.count("going on from") == 2
     assert status(run)["state"] == "finished"
-    assert digest(run) == whole_digest(2)
+    assert digest(run) == whole_digest(world, *SIZES[world])
     assert not (run / "earlier-1").exists()
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from itertools import cycle
 from pathlib import Path
 
 import pytest
-from faults import Fault
+from faults import SIZES, Fault
 from run_folders import events, status
 
 from seresnext.checkpoint import store
@@ -31,28 +30,58 @@ POINTS = {
     "saved:4": {4, 5, 6},
     "validate:8": {8},
 }
-_names = cycle(NAMES)
-CASES = [(target, next(_names), point) for point in POINTS for target in ("torchrun", "signal")]
-CASES += [(target, name, "step:3") for target in ("torchrun", "signal") for name in NAMES]
-EVERY_DAY = [("torchrun", "SIGUSR1", "step:3"), ("signal", "SIGINT", "import"), ("signal", "SIGTERM", "validate:4")]
+WORLDS = (1, 2, 3, 4)
+# Which process gets it: torchrun, the first rank, or the last one with its loader workers, which must not die of it
+# before the save.
+TARGETS = ("torchrun", "first", "last")
+
+
+def draw(row, column):
+    """World, target, signal and point of a case: each signal meets each point, and each target each world."""
+    world, target = WORLDS[(row + column) % 4], TARGETS[(row + 2 * column + row // 4) % 3]
+    name, point = NAMES[column], list(POINTS)[row]
+    if (world, name, point) == (1, "SIGINT", "import"):
+        world = 2  # Alone and so early, Ctrl-C ends it: nothing is begun.
+    if world == 1 and target == "torchrun":
+        target = "last"
+    if point.startswith("save") and target == "last":
+        target = "first"  # It alone writes.
+    return world, target, name, point
+
+
+CASES = [draw(row, column) for row in range(len(POINTS)) for column in range(len(NAMES))]
+EVERY_DAY = [
+    (3, "torchrun", "SIGUSR1", "step:3"),
+    (2, "last", "SIGINT", "import"),
+    (1, "first", "SIGTERM", "validate:4"),
+]
 
 
 def with_marks(cases, every_day):
     return [case if case in every_day else pytest.param(*case, marks=pytest.mark.full) for case in dict.fromkeys(cases)]
 
 
-@pytest.mark.parametrize(("target", "name", "point"), with_marks([*EVERY_DAY, *CASES], EVERY_DAY))
-def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, target, name, point):
-    """`save` happens on rank 0, which alone writes; elsewhere the signal comes to or through rank 1."""
-    run = tmp_path / "run"
-    rank = 0 if point.startswith("save") else 1
+def test_every_signal_meets_every_point_and_every_target_every_world():
+    assert {case[2:] for case in CASES} == {(name, point) for name in NAMES for point in POINTS}
+    met = {case[:2] for case in [*CASES, *EVERY_DAY]}
+    assert met >= {(world, target) for world in WORLDS for target in TARGETS} - {(1, "torchrun")}
+
+
+@pytest.mark.parametrize(("world", "target", "name", "point"), with_marks([*EVERY_DAY, *CASES], EVERY_DAY))
+def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, world, target, name, point):
+    """`save` happens on rank 0, which alone writes."""
+    run, last = tmp_path / "run", world - 1
+    rank = 0 if target == "first" or point.startswith("save") else last
+    how = {"torchrun": "torchrun", "first": "signal", "last": "group"}[target]
     # A file is written beside the training, which must not be over by then.
-    waiting = [Fault("step:5", "sleep:5", rank=1)] if point == "saved:4" else []
-    command, faults = start_faulty(run, Fault(point, f"{target}:{name}", rank=rank), *waiting, launch=FORWARD)
-    result = command.finish(timeout=60)
-    assert faults.happened(), result.output
-    assert faults.exit_codes() == {0: 0, 1: 0}, result.output
-    assert (result.returncode == 0) is (target == "signal")  # torchrun, when signalled, reports 1 whatever happened.
+    waiting = [Fault("step:5", "sleep:5", rank=last)] if point == "saved:4" else []
+    launch = FORWARD if world > 1 else ()
+    faults = [Fault(point, f"{how}:{name}", rank=rank), *waiting]
+    command, injected = start_faulty(run, *faults, world=world, more=SIZES[world], launch=launch)
+    result = command.finish(timeout=90)
+    assert injected.happened(), result.output
+    assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
+    assert (result.returncode == 0) is (target != "torchrun")  # torchrun, when signalled, reports 1 whatever happened.
     assert [line for line in result.stderr.splitlines() if line.startswith("error")] == []
     assert status(run)["state"] == "preempted"
     assert name in status(run)["reason"]
@@ -60,33 +89,57 @@ def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, target, name, poi
     assert max(store.steps(run / "checkpoints")) == status(run)["step"]
     if point.startswith("validate"):
         assert [event["step"] for event in events(run, "validate")].count(status(run)["step"]) == 0
-    assert_goes_on(run)
+    assert_goes_on(run, world, *SIZES[world])
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("point", ["end", "exit"])
-def test_after_the_last_step_it_is_finished(start_faulty, assert_goes_on, tmp_path, point):
-    run = tmp_path / "run"
-    faults = [Fault(point, "signal:SIGTERM", rank=0), Fault("exit", "signal:SIGUSR1", rank=1)]
-    command, injected = start_faulty(run, *faults)
-    result = command.finish(timeout=60)
-    assert result.returncode == 0, result.output
-    assert injected.exit_codes() == {0: 0, 1: 0}
-    assert status(run)["state"] == "finished"
-    assert_goes_on(run)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("world", [1, 3, 4])
-def test_asked_to_stop_at_every_size(start_faulty, assert_goes_on, tmp_path, world):
-    """The signal comes to the last rank and to its loader workers, which must not die of it before the save."""
-    run = tmp_path / "run"
-    sizes = ["--set", "batch.global_size=24", "--set", "batch.micro_size=2"]
-    command, faults = start_faulty(run, Fault("step:3", "group:SIGTERM", rank=world - 1), world=world, more=sizes)
+@pytest.mark.parametrize(
+    ("world", "first", "second"),
+    [
+        (3, "signal:SIGINT", "signal:SIGTERM"),
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in [
+                (1, "signal:SIGTERM", "signal:SIGTERM"),
+                (2, "torchrun:SIGTERM", "torchrun:SIGTERM"),
+                (4, "torchrun:SIGINT", "torchrun:SIGTERM"),
+            ]
+        ),
+    ],
+)
+def test_asked_twice_it_saves_once(start_faulty, assert_goes_on, tmp_path, world, first, second):
+    """As schedulers do, with some time between. Only a second Ctrl-C is meant to end the run without a save."""
+    run, last = tmp_path / "run", world - 1
+    faults = [Fault("step:3", what, rank=last) for what in (first, "sleep:0.5", second)]
+    launch = FORWARD if world > 1 else ()
+    command, injected = start_faulty(run, *faults, world=world, more=SIZES[world], launch=launch)
     result = command.finish(timeout=90)
-    assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output
-    assert set(faults.exit_codes().values()) == {0}
-    assert_goes_on(run, world, *sizes)
+    assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
+    assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
+    assert sorted(store.steps(run / "checkpoints")) == [4]
+    assert_goes_on(run, world, *SIZES[world])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("world", "point", "what"),
+    [
+        (2, "end", "signal:SIGTERM"),
+        (3, "exit", "signal:SIGTERM"),
+        (1, "end", "signal:SIGINT"),
+        (4, "end", "torchrun:SIGINT"),
+        (2, "exit", "torchrun:SIGTERM"),
+    ],
+)
+def test_after_the_last_step_it_is_finished(start_faulty, assert_goes_on, tmp_path, world, point, what):
+    run = tmp_path / "run"
+    others = [Fault("exit", "signal:SIGUSR1", rank=world - 1)] if world > 1 else []
+    command, injected = start_faulty(run, Fault(point, what), *others, world=world, more=SIZES[world])
+    result = command.finish(timeout=90)
+    assert injected.happened(), result.output
+    assert (result.returncode == 0) is what.startswith("signal"), result.output
+    assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
+    assert status(run)["state"] == "finished"
+    assert_goes_on(run, world, *SIZES[world])
 
 
 @pytest.mark.full
