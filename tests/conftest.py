@@ -44,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(skip)
 
 
+def needs(is_there: bool, reason: str) -> pytest.MarkDecorator:
+    """Skip where the machine lacks what a test needs; but in CI, where nobody reads of skips, let it run and fail."""
+    return pytest.mark.skipif(not is_there and not in_ci(), reason=reason)
+
+
+def in_ci() -> bool:
+    """Whether this is a machine of continuous integration, by the variable that all of them set."""
+    return os.environ.get("CI") == "true"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The user's cache folder, for these tests and what they start: no test leaves an index in the real one."""

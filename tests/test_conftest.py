@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs
 from PIL import Image
 
 ORPHAN = """
@@ -92,3 +92,10 @@ def test_long():
 def test_on_a_gpu():
     pass
 """
+
+
+def test_what_a_machine_lacks_is_skipped_but_not_in_ci(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    assert [needs(is_there, "needs it").args[0] for is_there in (False, True)] == [True, False]
+    monkeypatch.setenv("CI", "true")
+    assert [needs(is_there, "needs it").args[0] for is_there in (False, True)] == [False, False]

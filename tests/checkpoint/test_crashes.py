@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import in_ci, needs
 from interrupted_saves import NEW, OLD, Child, assert_next_save_mends, assert_sound, kill_self, make_old, save_new
 
 from seresnext.checkpoint import digested, store
@@ -150,7 +151,7 @@ def test_careless_saves_are_found_out(folder, monkeypatch, commit):
 
 # ------------------------------------------------------------------------------------------------ strace
 
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+needs_strace = needs(shutil.which("strace") is not None, "needs strace")
 TRACED = "openat,write,pwrite64,fsync,/^rename,/^link,/^unlink"
 
 
@@ -167,7 +168,8 @@ def traced(child: Child, options: list[str], log: Path) -> int:
             if strace.poll() is not None:
                 child.go()
                 assert strace.stderr
-                pytest.skip(f"strace may not attach here: {strace.stderr.read().decode().strip()}")
+                give_up = pytest.fail if in_ci() else pytest.skip
+                give_up(f"strace may not attach here: {strace.stderr.read().decode().strip()}")
             assert time.monotonic() < deadline
             time.sleep(0.002)
         return child.go()

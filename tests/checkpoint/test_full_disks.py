@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import needs
 
 # What is done on the small disk, and said about it as one JSON object a line.
 SCRIPT = """
@@ -84,7 +85,7 @@ def may_mount() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(not may_mount(), reason="needs mount namespaces of one's own (unshare)")
+pytestmark = needs(may_mount(), "needs mount namespaces of one's own (unshare)")
 OLD_ONES = ["last.safetensors", "step-00000001.safetensors", "step-00000002.safetensors"]
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs
 from faults import Fault
 from run_folders import digest, losses, status
 
@@ -31,7 +31,7 @@ def can_mount():
     return subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
 
 
-needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs `unshare -rm`, a namespace to mount a small disk in")
+needs_mounts = needs(can_mount(), "needs `unshare -rm`, a namespace to mount a small disk in")
 
 
 def small_disk(folder, size):
