@@ -4,9 +4,10 @@
     python scripts/soak.py --kills 20 --world 2
 
 Each kill is SIGKILL, SIGTERM, SIGINT or SIGUSR1 to torchrun or to one of its processes, while they start or after
-some steps; then the same command goes on. Ends with 0 when every life ended in time and left no process behind, and
-the last checkpoint and the metrics have the bits of a run that nothing happened to. --seed draws other kills. Needs
-neither a GPU nor data.
+some steps, or SIGKILL to a loader worker of one after some steps, which has to end the run as failed (workers take no
+notice of the other signals); then the same command goes on. Ends with 0 when every life ended in time and left no
+process behind, and the last checkpoint and the metrics have the bits of a run that nothing happened to. --seed draws
+other kills. Needs neither a GPU nor data.
 """
 
 from __future__ import annotations
@@ -119,17 +120,15 @@ class Soak:
 
     def _live_and_be_killed(self, number: int) -> None:
         process, first = self._start(self._output), last_step(self._output)
-        if self._draws.random() < 0.3:
+        starting = self._draws.random() < 0.3
+        if starting:
             wait_until(lambda: process.poll() is not None, self._draws.uniform(0, STARTING))
         else:
             steps = self._draws.randint(1, MOST_STEPS)
             wait_until(lambda: process.poll() is not None or last_step(self._output) >= first + steps, PATIENCE)
         if process.poll() is not None:
             raise SoakFailed(f"it ended by itself before kill {number}:\n{self._said()}")
-        sent = self._draws.choice(SIGNALS)
-        ranks = children(process.pid) if self._world > 1 else []
-        chosen = self._draws.randrange(self._world + 1)
-        pid, who = (ranks[chosen], f"rank {chosen}") if chosen < len(ranks) else (process.pid, "the launcher")
+        pid, who, sent = self._choose(process.pid, has_workers=not starting)
         at, killed = last_step(self._output), time.monotonic()
         try:
             os.kill(pid, sent)
@@ -137,7 +136,24 @@ class Soak:
             raise SoakFailed(f"{who} was gone before kill {number}:\n{self._said()}") from None
         wait_until(lambda: process.poll() is not None and not self._alive(), PATIENCE)
         seconds = time.monotonic() - killed
-        print(f"kill {number}: {sent.name} to {who} after step {at}: {self._verdict(process, seconds)}", flush=True)
+        verdict = self._verdict(process, seconds)
+        print(f"kill {number}: {sent.name} to {who} after step {at}: {verdict}", flush=True)
+        if who.startswith("a loader worker") and state(self._output)["state"] != "failed":
+            raise SoakFailed(f"the loss of a loader worker is no failure of the run, it says:\n{self._said()}")
+
+    def _choose(self, launcher: int, *, has_workers: bool) -> tuple[int, str, signal.Signals]:
+        """A process, its name, and the signal that it gets."""
+        sent, chosen = self._draws.choice(SIGNALS), self._draws.randrange(self._world + 2)
+        ranks = children(launcher) if self._world > 1 else []
+        if chosen > self._world and has_workers:
+            rank = self._draws.randrange(self._world)
+            # The first child reads training images as long as the run trains; those of a validation come and go.
+            workers = children(ranks[rank] if rank < len(ranks) else launcher)
+            if workers:
+                return workers[0], f"a loader worker of rank {rank}", signal.SIGKILL
+        if chosen < len(ranks):
+            return ranks[chosen], f"rank {chosen}", sent
+        return launcher, "the launcher", sent
 
     def _verdict(self, process: subprocess.Popen[bytes], seconds: float) -> str:
         if process.poll() is None or self._alive():
