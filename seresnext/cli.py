@@ -83,7 +83,6 @@ def _train(options: argparse.Namespace, world: World, *, stop: StopRequest) -> N
     from seresnext.recipe.show import diff, print_recipe
 
     world.expect_end(lambda: stop.has_come)
-    world.expect_end(lambda: stop.has_come)
     overrides = list(options.set)
     if options.data is not None:
         overrides.append(f"data.root={write_scalar(options.data)}")
