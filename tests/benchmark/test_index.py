@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ class Leaking:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._kept: list[bytes] = []
+        self._kept: list[mmap.mmap] = []
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -64,12 +65,18 @@ class Leaking:
         return getattr(self._reader, name)
 
     def read(self, index: int) -> bytes:
-        self._kept.append(os.urandom(50_000))
+        self._keep()
         return self._reader.read(index)
 
     def name(self, index: int) -> str:
-        self._kept.append(os.urandom(50_000))
+        self._keep()
         return self._reader.name(index)
+
+    def _keep(self) -> None:
+        # New memory for certain: the heap that a fork of a large process inherits has room for much.
+        memory = mmap.mmap(-1, 50_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.write(os.urandom(50_000))
+        self._kept.append(memory)
 
 
 def test_a_reader_that_leaks_is_seen_to_grow_and_missed(
