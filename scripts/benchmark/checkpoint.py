@@ -81,7 +81,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, value in figures.items():
         shown = "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
         print(f"{name:28} {shown:>12}{f'   (asked for: at most {TARGET})' if name == 'ratio' else ''}")
-    return {**figures, "target": TARGET, "model": arguments.model, "threads": torch.get_num_threads()}
+    is_met = figures["ratio"] <= TARGET
+    print(
+        f"the target is {'met' if is_met else 'NOT met'}: a save holds training up for {stall / write:.1%} of its write"
+    )
+    more = {"target": TARGET, "is_met": is_met, "model": arguments.model, "threads": torch.get_num_threads()}
+    return {**figures, **more}
 
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], list[Timed], list[float]]:

@@ -72,7 +72,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in starts[name]["parts"].items())
             print(f"{name:22} step {step:>7,}: {starts[name]['seconds']:.3f} s ({parts})   (asked for: < {TARGET:g})")
     longest = max(start["seconds"] for start in starts.values())
-    return {"seconds": longest, "target": TARGET, "starts": starts, "images": arguments.images}
+    is_met = longest < TARGET
+    print(f"the target is {'met' if is_met else 'NOT met'}: the first step comes within {longest:.3f} s of loading")
+    return {"seconds": longest, "target": TARGET, "is_met": is_met, "starts": starts, "images": arguments.images}
 
 
 def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[str, Any]:

@@ -1,14 +1,25 @@
-"""The benchmark of saves, made small: its figures are measured, and are those of a real checkpoint."""
+"""The benchmark of saves, made small: its figures are measured, and a saver that is waited for misses the target."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
+from seresnext.assemble import parts
+from seresnext.checkpoint import digested
+from seresnext.checkpoint.background import Background
+from seresnext.models import SENet
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPT = SCRIPTS / "bench.py"
+SLOW = 3.0  # seconds of a write, for a disk that is slow beside any machine these tests run on
 
 
 def test_figures_are_measured_and_written(run_command, tmp_path: Path):
@@ -25,4 +36,48 @@ def test_figures_are_measured_and_written(run_command, tmp_path: Path):
     assert figures["step_seconds"] > 0
     assert figures["slowdown_beside_write"] is None or figures["slowdown_beside_write"] > 0
     assert "stall_seconds" in result.stdout
+    assert figures["is_met"] == (figures["ratio"] <= 0.2)
+    assert ("the target is met" if figures["is_met"] else "the target is NOT met") in result.stdout
     assert list(folder.iterdir()) == []
+
+
+class Synchronous(Background):
+    """A saver's thread that is none: training waits for each write."""
+
+    def start(self, action: Callable[[], None]) -> None:
+        action()
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_a_write_is_part_of_the_stall_only_where_training_waits_for_it(monkeypatch, tmp_path, capsys, synchronous):
+    """The control is a synchronous saver: the verdict on it has to be the other one."""
+    write = digested.write_synced
+
+    def slow(*arguments: object) -> None:
+        time.sleep(SLOW)
+        write(*arguments)
+
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("benchmark.checkpoint")
+    monkeypatch.setattr(parts, "create_model", lambda name, **options: SENet((1, 1, 1, 1), cardinality=1, **options))
+    monkeypatch.setattr(digested, "write_synced", slow)
+    if synchronous:
+        monkeypatch.setattr("seresnext.training.saving.Background", Synchronous)
+    parser = argparse.ArgumentParser()
+    script.add_arguments(parser)
+    words = [
+        "--model",
+        "seresnext26",
+        "--image-size",
+        "32",
+        "--saves",
+        "1",
+        "--threads",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
+    figures = script.run(parser.parse_args(words))
+    assert figures["is_met"] is not synchronous
+    assert (figures["stall_seconds"] >= SLOW) is synchronous
+    assert ("the target is NOT met" in capsys.readouterr().out) is synchronous
