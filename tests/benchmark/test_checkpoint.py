@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_write_is_part_of_the_stall_only_where_training_waits_for_it(monkeypat
     """The control is a synchronous saver: the verdict on it has to be the other one."""
     write = digested.write_synced
 
-    def slow(*arguments: object) -> None:
+    def slow(*arguments: Any) -> None:
         time.sleep(SLOW)
         write(*arguments)
 

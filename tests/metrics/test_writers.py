@@ -167,6 +167,24 @@ def test_tensorboard_hides_what_is_done_again(tmp_path, warnings):
     assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 1.0), (3, 2.0)]}
 
 
+def test_tensorboard_goes_on_beside_a_file_that_breaks_off(tmp_path, warnings):
+    """As a kill leaves it, in the middle of a record: a resume writes a file of its own and touches no other."""
+    first = TensorBoard(tmp_path, None, warnings.append)
+    for step in (1, 2):
+        first.write(train(step, loss=1.0))
+    first.close()
+    (file,) = tmp_path.iterdir()
+    broken = file.rename(tmp_path / "events.out.tfevents.0000000001.earlier")
+    cut = broken.read_bytes()[:-5]
+    broken.write_bytes(cut)
+    second = TensorBoard(tmp_path, 2, warnings.append)
+    second.write(train(2, loss=2.0))
+    second.close()
+    assert broken.read_bytes() == cut
+    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 2.0)]}
+    assert warnings == []
+
+
 def test_tensorboard_folder_that_cannot_be_made(tmp_path, warnings):
     (tmp_path / "tb").write_text("a file is in the way")
     board = TensorBoard(tmp_path / "tb", None, warnings.append)

@@ -152,7 +152,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         stored(1, large(30_000) * 2 + b"\x86", b"K\0K\0\x86"), ["0"], struct.pack("<q", 1) + bytes(4)
     ),
     "storage": lambda: old_format(stored(10**9, large(10**9) + b"\x85", b"K\x01\x85"), ["0"], bytes(12)),
-    "a million keys": lambda: keys(450_000),
+    "a million keys": lambda: keys(10**6),
+    "keys up to the limit for a file": lambda: keys(450_000),
     "marks": lambda: old_format(b"\x80\x02" + b"(" * 999_000 + b"."),
 }
 
@@ -184,7 +185,10 @@ def safetensors(header: str, numbers: bytes = b"") -> bytes:
 
 EMPTY = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 HEADERS: dict[str, Callable[[], bytes]] = {
-    "tensors": lambda: safetensors("{" + ",".join(f'"{number}":{EMPTY}' for number in range(240_000)) + "}"),
+    "a million tensors": lambda: safetensors("{" + ",".join(f'"{number}":{EMPTY}' for number in range(10**6)) + "}"),
+    "tensors up to the limit for a file": lambda: safetensors(
+        "{" + ",".join(f'"{number}":{EMPTY}' for number in range(240_000)) + "}"
+    ),
     "metadata": lambda: safetensors(
         '{"__metadata__":{' + ",".join(f'"{number:x}":""' for number in range(1_200_000)) + "}}"
     ),

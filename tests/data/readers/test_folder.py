@@ -87,6 +87,20 @@ def test_links_are_followed(tmp_path: Path):
     assert [reader.read(i) for i in range(2)] == [b"cats/1.jpg", b"2.jpg"]
 
 
+def test_a_loop_of_links_is_named(tmp_path: Path):
+    """Of a class folder before training; of an image when it is read, with the error of the system."""
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    (tmp_path / "train" / "a" / "2.jpg").symlink_to("2.jpg")
+    reader = FolderReader(tmp_path, "train")
+    assert reader.read(0) == b"train/a/1.jpg"
+    with pytest.raises(DataError, match=r"train/a/2.jpg cannot be read: Too many levels of symbolic links"):
+        reader.read(1)
+    (tmp_path / "train" / "c").symlink_to("d")
+    (tmp_path / "train" / "d").symlink_to("c")
+    with pytest.raises(DataError, match=r"train cannot be listed: Too many levels of symbolic links"):
+        FolderReader(tmp_path, "train")
+
+
 def test_names_that_are_no_utf8_are_read(tmp_path: Path):
     folder = os.fsencode(make(tmp_path, "train/a/1.jpg") / "train" / "a")
     Path(os.fsdecode(folder + b"/\xff.jpg")).write_bytes(b"odd")
