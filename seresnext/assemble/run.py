@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.randomness import torch_seed_at
 from seresnext.recipe.check import check_world
+from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.show import recipe_hash
 from seresnext.runtime import PRECISIONS, keep_freed_memory, make_deterministic
@@ -47,9 +48,17 @@ class Run:
 
     `values` is the recipe with every `auto` settled, `dataset` what a checkpoint says of the data. `settled` are the
     values of the run so far, empty at a fresh start: one that goes on does not need the weights that it began with.
+    `meant` are the keys that somebody wrote for a run of this length (recipe/check_lengths.py).
     """
 
-    def __init__(self, values: dict[str, Any], settled: dict[str, Any], world: World, console: Console) -> None:
+    def __init__(
+        self,
+        values: dict[str, Any],
+        settled: dict[str, Any],
+        world: World,
+        console: Console,
+        meant: Collection[str] = (),
+    ) -> None:
         self.values, notices = world.together(lambda: parts.settle_autos(values, settled, world))
         self._world = world
         self._console = console
@@ -62,6 +71,7 @@ class Run:
         recipe = self.recipe = recipe_from_values(self.values, "the resolved recipe")
         world.together(lambda: check_world(recipe, world.size))
         self.order = world.together(lambda: parts.build_order(recipe, self.train))
+        notices += world.together(lambda: check_lengths(recipe, self.order.steps_per_epoch, meant))
         self.plan = parts.build_plan(recipe, self.order.steps_per_epoch)
         self.precision = PRECISIONS[recipe.runtime.precision]
         torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))

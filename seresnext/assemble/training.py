@@ -91,7 +91,7 @@ def _begin(
     restarted = world.broadcast(folder.is_of_this_launch(launchers))
     saved = find_saved(folder.checkpoints, resume, world, console.line, restarted=restarted)
     progress = world.together(lambda: saved_progress(saved)) if saved else Progress()
-    run = Run(loaded.values, settled_values(saved.facts) if saved else {}, world, console)
+    run = Run(loaded.values, settled_values(saved.facts) if saved else {}, world, console, loaded.meant)
     if saved:
         for change in world.together(lambda: _accepted_changes(run, saved, allow_changed)):
             console.line(f"changed on resume: {change}")
@@ -113,7 +113,7 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
     """
     world.together(lambda: check_world(loaded.recipe, world.size))
     console = Console(enabled=world.is_first)
-    run = Run(loaded.values, {}, world, console)
+    run = Run(loaded.values, {}, world, console, loaded.meant)
     console.line(run.introduction())
     rehearsal = run.trainer(None, None, Progress(), stop).rehearse()
     total = rehearsal.step_seconds * run.plan.total + rehearsal.validation_seconds * run.plan.evaluations

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from seresnext.errors import RecipeError
 from seresnext.recipe.check_images import image_problems
-from seresnext.recipe.problem import Problem, longer, one_of
+from seresnext.recipe.check_lengths import duration_problems
+from seresnext.recipe.problem import Problem, one_of
 from seresnext.recipe.schema import Recipe
 
 # Side of the largest image of which a stage leaves one pixel.
@@ -28,8 +29,8 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _measure,
         _evaluation,
         _recalibrate,
-        _early_stop,
         _checkpoint,
+        duration_problems,
     )
     return [problem for check in checks for problem in check(recipe)]
 
@@ -226,15 +227,11 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
             f"must not be above optimizer.lr, {peak}, found {schedule.final_lr}",
             ("optimizer.lr", "schedule.name"),
         )
-    if longer(schedule.warmup, recipe.length):
-        yield Problem(
-            "schedule.warmup", f"must not be longer than length, {recipe.length}, found {schedule.warmup}", ("length",)
-        )
 
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     loss, mix = recipe.loss, recipe.mix
-    threshold, spread = loss.target_threshold, loss.label_smoothing / recipe.model.num_classes
+    threshold = loss.target_threshold
     if threshold is None:
         return
     if loss.name != "bce":
@@ -249,13 +246,6 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
             f"does nothing but undo label smoothing where nothing is mixed, found {threshold}; set it to null, or "
             "mix.mixup or mix.cutmix",
             ("mix.mixup", "mix.cutmix"),
-        )
-    elif not spread <= threshold < 1 - loss.label_smoothing + spread:
-        yield Problem(
-            "loss.target_threshold",
-            f"must be between the targets of the wrong classes, {spread:.3g}, and of the right one, "
-            f"{1 - loss.label_smoothing + spread:.3g}, of an image that is not mixed, found {threshold}",
-            ("loss.label_smoothing", "model.num_classes"),
         )
 
 
@@ -283,24 +273,6 @@ def _recalibrate(recipe: Recipe) -> Iterator[Problem]:
             "evaluation.recalibrate",
             "has no effect where all stages are in model.frozen and keep their statistics; set it to null",
             ("model.frozen",),
-        )
-
-
-def _early_stop(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.early_stop is None:
-        return
-    patience, every = recipe.early_stop.patience, recipe.evaluation.every
-    if longer(every, patience):
-        yield Problem(
-            "early_stop.patience",
-            f"must not be shorter than evaluation.every, {every}, found {patience}",
-            ("evaluation.every",),
-        )
-    if patience == recipe.length or longer(patience, recipe.length):
-        yield Problem(
-            "early_stop.patience",
-            f"has no effect unless shorter than length, {recipe.length}, found {patience}",
-            ("length",),
         )
 
 

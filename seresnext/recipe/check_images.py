@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from seresnext.recipe.problem import Problem, longer, one_of
+from seresnext.recipe.problem import Problem, one_of
 from seresnext.recipe.schema import Recipe
 
 
@@ -90,18 +90,6 @@ def _progressive(recipe: Recipe) -> Iterator[Problem]:
         because = "data.image_size" if section.max_size is None else "data.progressive.max_size"
         yield Problem(
             "data.progressive.min_size", f"must be below {because}, {largest}, found {section.min_size}", (because,)
-        )
-    if section.end_ramp is not None and longer(section.start_ramp, section.end_ramp):
-        yield Problem(
-            "data.progressive.start_ramp",
-            f"must not be after data.progressive.end_ramp, {section.end_ramp}, found {section.start_ramp}",
-            ("data.progressive.end_ramp",),
-        )
-    if section.end_ramp is not None and longer(section.end_ramp, recipe.length):
-        yield Problem(
-            "data.progressive.end_ramp",
-            f"must not be longer than length, {recipe.length}, found {section.end_ramp}",
-            ("length",),
         )
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from seresnext.errors import RecipeError
 from seresnext.recipe.check import cross_field_problems
+from seresnext.recipe.check_written import meant_keys, written_problems
 from seresnext.recipe.explain import all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
 from seresnext.recipe.problem import Problem
@@ -32,6 +33,11 @@ class LoadedRecipe:
     values: dict[str, Any]
     origins: dict[str, str]
 
+    @property
+    def meant(self) -> frozenset[str]:
+        """The keys that somebody wrote for a run of this length."""
+        return meant_keys(self.origins)
+
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe by path, or by its name in `recipes/`, and set `KEY=VALUE` overrides on it, the last one winning.
@@ -45,7 +51,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
         root = _override(root, override, problems)
     if root is None:
         raise RecipeError(_cut(problems))
-    recipe = _validate(root, display(path), problems)
+    recipe = _validate(root, display(path), problems, for_a_run=True)
     values = to_values(recipe)
     return LoadedRecipe(path.stem, recipe, values, _origins(values, root))
 
@@ -123,7 +129,7 @@ def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
     return Node(value, origin, write_scalar(value) if isinstance(value, bool | None) else repr(value))
 
 
-def _validate(root: Node, where: str, problems: list[str]) -> Recipe:
+def _validate(root: Node, where: str, problems: list[str], for_a_run: bool = False) -> Recipe:
     """The recipe, or a `RecipeError` with `problems` and everything else that is wrong."""
     found: list[tuple[Problem, Node | None]] = []
     unseen = 0
@@ -137,7 +143,8 @@ def _validate(root: Node, where: str, problems: list[str]) -> Recipe:
         recipe = _repaired(root.plain(), error)
     wrong = [problem.key.partition("[")[0] for problem, _ in found]
     if recipe:
-        for problem in cross_field_problems(recipe):
+        written = written_problems(recipe, _origins(to_values(recipe), root)) if for_a_run else ()
+        for problem in [*cross_field_problems(recipe), *written]:
             if not any(_overlap(key, bad) for key in (problem.key, *problem.because) for bad in wrong):
                 found.append((problem, _blamed(problem, root)))
     shown = [_line(problem, node, where) for problem, node in found if not (node and node.broken)]

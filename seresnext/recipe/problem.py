@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seresnext.durations import Duration
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -19,8 +17,3 @@ class Problem:
 def one_of(words: list[str]) -> str:
     """`1`, `1 or 2`, `1, 2 or 3`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def longer(a: Duration, b: Duration) -> bool:
-    """Surely longer: durations of different units are compared only once the run knows its steps per epoch."""
-    return a.unit == b.unit and a.count > b.count

@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounter
 from seresnext.assemble import parts
 from seresnext.assemble.run import Run
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError
+from seresnext.errors import CheckpointError, RecipeError
 from seresnext.metrics.console import Console
-from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.load import LoadedRecipe, load_recipe
 from seresnext.training import step as step_module
 
 
@@ -26,6 +26,25 @@ def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], L
     return lambda settings, world=None: Run(
         load_synthetic(settings).values, {}, world or World(), Console(enabled=False)
     )
+
+
+# ------------------------------------------------------------------------------------------------ lengths
+
+
+def test_durations_of_other_units_are_compared_when_an_epoch_is_known(narrow, load_synthetic, tmp_path, capsys):
+    """Two steps an epoch. What was typed is refused, and what a length leaves behind is said."""
+    console = Console(enabled=True, log=tmp_path / "log.txt")
+    typed = load_synthetic(["length=3ep", "schedule={name: cosine, warmup: 6st}"])
+    assert Run(typed.values, {}, World(), console).plan.total == 6
+    with pytest.raises(RecipeError, match=r"schedule\.warmup: is not reached within length, 3ep, found 6st"):
+        Run(typed.values, {}, World(), console, typed.meant)
+    shortened = load_synthetic(["length=3st"])
+    plain = dict(shortened.values, schedule=load_recipe("seresnext50").values["schedule"])
+    capsys.readouterr()
+    Run(plain, {}, World(), console, shortened.meant)
+    said = "note: schedule.every, 30ep, is not reached within length, 3st: the learning rate never falls"
+    assert said in (tmp_path / "log.txt").read_text()
+    assert said in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ the warm-up

@@ -32,9 +32,7 @@ from seresnext.training.stopping import StopRequest
 SETTINGS = [
     "model={name: seresnext26, num_classes: 5, in_channels: 1, drop_rate: 0.3, zero_init_last: true, "
     "drop_path_rate: 0.4}",
-    "data={format: synthetic, synthetic_images: 40, image_size: 40, workers: 0, max_bad_images: 6, mean: [0.4], "
-    "std: [0.3]}",
-    "augment={crop_scale: [0.3, 0.9]}",
+    "data={format: synthetic, synthetic_images: 40, image_size: 40, workers: 0, mean: [0.4], std: [0.3]}",
     "mix={mixup: 0.2, cutmix: 0.7, off_after: 14st}",
     "batch={global_size: 8, micro_size: 2}",
     "length=3ep",
@@ -108,7 +106,9 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
             patch.setattr(step_module, "distribute", distribute)
             patch.setattr(parts, "build_model", build_model)
             patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # It takes a while.
-            run = Run(load_synthetic([*SETTINGS, *changes]).values, {}, Two(0, 2), Console(enabled=False))
+            values = load_synthetic([*SETTINGS, *changes]).values
+            values["data"]["max_bad_images"] = 6  # Of image files, so that the command line refuses it here.
+            run = Run(values, {}, Two(0, 2), Console(enabled=False))
             run.trainer(None, None, Progress(), StopRequest())
         return Built(
             run,

@@ -36,16 +36,6 @@ DISAGREEMENTS = {
         ["data.progressive.min_size", "below data.progressive.max_size, 160"],
         "data.progressive.max_size=224",
     ),
-    "backward ramp": (
-        ["data.progressive={min_size: 128, start_ramp: 61ep, end_ramp: 60ep}"],
-        ["data.progressive.start_ramp", "60ep", "found 61ep"],
-        "data.progressive.end_ramp=61ep",
-    ),
-    "ramp that never ends": (
-        ["data.progressive={min_size: 128, end_ramp: 101ep}"],
-        ["data.progressive.end_ramp", "length, 100ep"],
-        "length=101ep",
-    ),
     "randaugment without num_ops": (
         ["augment.policy={name: randaugment, magnitude: 9}"],
         ["augment.policy.num_ops: is missing"],

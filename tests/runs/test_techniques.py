@@ -15,7 +15,9 @@ def sets(*changes):
     return [word for change in changes for word in ("--set", change)]
 
 
-DROP_PATH = sets("model.drop_path_rate=0.3", "loss={name: bce, target_threshold: 0.2}", "mix={mixup: 0.5}")
+DROP_PATH = sets(
+    "model.drop_path_rate=0.3", "loss={name: bce, label_smoothing: 0, target_threshold: 0.2}", "mix={mixup: 0.5}"
+)
 CHECKPOINTING = [*DROP_PATH, *sets("runtime.grad_checkpointing=true", "evaluation.recalibrate={images: 16}")]
 
 
