@@ -164,7 +164,7 @@ def test_the_model(built):
     assert [block.bn3.weight.count_nonzero() for block in blocks(model)] == [0] * 4
     assert model.grad_checkpointing
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
-    assert model.layer0.conv1.weight.is_contiguous()
+    assert model.layer1[0].conv2.weight.is_contiguous()
     assert built.drawn_from == torch_seed_at(12, "init")
 
 
