@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 
+from seresnext.assemble import parts
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError
+from seresnext.models import create_model
 from seresnext.recipe import check_world, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -48,6 +52,96 @@ def test_a_recipe_says_how_to_run_it_and_what_to_expect(path: Path) -> None:
     header = path.read_text().partition("\nmodel:")[0]
     for word in ("Command:", f"train.py --recipe {path.stem}.yaml", "Hardware:", "Time:", "Accuracy:"):
         assert word in header
+
+
+def header(name: str) -> str:
+    """The comments on top of a recipe, on one line."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), (RECIPES / f"{name}.yaml").read_text().splitlines())
+    return " ".join(" ".join(line.lstrip("# ") for line in lines).split())
+
+
+# Cadene's README for 50 and 101, timm's results for 26, the paper's table 2, NVIDIA's and Gluon's own figures.
+ACCURACIES = {
+    "seresnext26": ["77.11 % top-1 and 93.31 % top-5 at 224: published by timm", "not run here"],
+    "seresnext50": ["79.08 % top-1 and 94.43 % top-5 at 224: published by Cadene", "not run here. Hu et al. themselves "
+                    "published 79.03 and 94.46", "by this schedule: 78.90 and 94.51"],
+    "seresnext101": ["80.23 % top-1 and 95.02 % top-5 at 224 (80.236 and 95.028, cut off): published by Cadene",
+                     "not run here. Hu et al. themselves published 80.19 and 95.04",
+                     "by this schedule: 79.30 and 94.99"],
+    "seresnext101_90ep": ["80.03 % top-1 (+-0.11 over its runs): published by NVIDIA", "not run here"],
+    "seresnext101_250ep": ["80.9 % top-1 (+-0.08 over its runs): published by NVIDIA", "not run here"],
+    "seresnext26_strong": ["none is published for this recipe, and it was not run here", "77.59 % top-1 and 93.61 % "
+                           "top-5, published by timm"],
+    "seresnext50_strong": ["none is published for this recipe, and it was not run here", "79.92 % top-1 and 94.82 % "
+                           "top-5 of Gluon's weights"],
+    "seresnext101_strong": ["none is published for this recipe, and it was not run here", "80.89 % top-1 and 95.27 % "
+                            "top-5, published by Gluon"],
+    "finetune": ["79.08 % top-1 on ImageNet: published by Cadene", "not run here. Hu et al. themselves published "
+                 "79.03 %"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCURACIES)
+def test_the_accuracy_of_a_header_is_the_published_one(name: str) -> None:
+    accuracy = header(name).partition("Accuracy: ")[2]
+    for words in ACCURACIES[name]:
+        assert words in accuracy
+
+
+def test_every_recipe_that_was_not_run_says_so() -> None:
+    assert {path.stem for path in WHOLE} - ACCURACIES.keys() == {"digits", "cifar10"}  # These were.
+
+
+@pytest.mark.parametrize("name", [path.stem for path in WHOLE if path.stem.startswith("seresnext")])
+def test_the_memory_of_a_header_is_what_the_backward_pass_keeps(name: str) -> None:
+    """Of bf16 images, in GB; what else there is of weights, buckets and kernels fits into half as much again."""
+    recipe = load_recipe(name).recipe
+    progressive = recipe.data.progressive
+    size = (progressive and progressive.max_size) or recipe.data.image_size
+    with torch.device("meta"):
+        model = create_model(recipe.model.name).bfloat16()
+        images = torch.empty(recipe.batch.micro_size, 3, size, size, dtype=torch.bfloat16)
+    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(images)
+    needed = sum(storage.nbytes() for key, storage in kept.items() if key not in own) / 1e9
+    text = header(name)
+    assert f"a micro-batch of 128 keeps {needed:.1f} GB in bf16" in text
+    given = int(text.partition("8 GPUs of ")[2].partition(" GB")[0])
+    assert given == (16 if 1.5 * needed < 16 else 24)
+    assert "an estimate, not run here" in text
+    assert "batch.micro_size=64 or auto" in text
+
+
+@pytest.mark.parametrize("name", [path.stem for path in WHOLE if path.stem.startswith("seresnext")])
+def test_the_images_a_second_of_a_header_are_what_eight_gpus_take(name: str) -> None:
+    """NVIDIA's 5,779 images/s for the 101, timm's one-GPU speeds for the others, and the area of the images."""
+    recipe = load_recipe(name).recipe
+    speed = 5779 * {"seresnext26": 1349, "seresnext50": 814, "seresnext101": 485}[recipe.model.name] / 485
+    text = header(name).partition("CPU cores that decode ")[2]
+    if recipe.data.progressive is None:
+        assert round(number(text) / speed, 2) == 1
+        return
+    ramp = parts.build_ramp(recipe, parts.build_plan(recipe, steps_per_epoch=10))
+    assert ramp is not None
+    sizes = [ramp.size_at(step) for step in range(10 * recipe.length.count)]
+    peak = speed * (224 / min(sizes)) ** 2
+    mean = speed * 224**2 / (sum(size**2 for size in sizes) / len(sizes))
+    assert number(text) == pytest.approx(peak, rel=0.01)
+    assert number(text.partition(", and ")[2]) == pytest.approx(mean, rel=0.03)
+    assert f"in the first {sizes.count(min(sizes)) // 10} epochs, at {min(sizes)} pixels" in text
+
+
+def number(text: str) -> int:
+    """The number that a text begins with."""
+    return int(text.partition(" ")[0].replace(",", ""))
 
 
 @pytest.mark.parametrize(
