@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,20 @@ def find_saved(
     if path is None:
         return None
     tensors, metadata = world.together(lambda: store.read(path))
+    digests = world.gather(metadata["digest"])
+    world.together(lambda: _check_usable(path, metadata, digests))
+    return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))))
+
+
+def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -> None:
+    """Raise CheckpointError for weights alone, and for a file that is another one on another rank."""
     if AVERAGED in metadata:
         raise CheckpointError(
             f"{path} is an average of checkpoints, weights alone: a run cannot go on from it; to start a new one from "
             f"these weights, set model.weights={path}"
         )
-    digests = world.gather(metadata["digest"])
     if len(set(digests)) > 1:
         raise CheckpointError(f"{path} is not the same file on every rank; is the run folder on a shared file system?")
-    return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))))
 
 
 def _choose(folder: Path, resume: str, restarted: bool, say: Callable[[str], None]) -> Path | None:

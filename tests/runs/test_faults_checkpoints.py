@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from conftest import ROOT
 from faults import Fault
 from run_folders import digest, status
+
+from seresnext.checkpoint import store
 
 pytestmark = pytest.mark.runs
 
@@ -59,6 +63,75 @@ def test_a_damaged_newest_is_passed_over(stopped, run_again, whole_digest, damag
     assert "step-00000004.safetensors, after step 4 of 8" in result.stdout
     assert "step-00000006.safetensors.corrupt" in names(stopped)
     assert digest(stopped) == whole_digest(1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_in_every_world(start_faulty, run_again, whole_digest, tmp_path, world):
+    """The newest is damaged, all ranks go on from the one before, and what is kept is what the recipe keeps."""
+    run = tmp_path / "run"
+    more = ["--set", f"batch.global_size={4 * world}", "--set", "length=6st"]
+    more += ["--set", "checkpoint={every: 1st, keep: 2, keep_every: 2st}"]
+    command, _ = start_faulty(run, Fault("save:3", "signal:SIGTERM"), world=world, more=more)
+    assert command.finish().returncode == 0
+    newest = status(run)["step"]
+    assert newest < 6
+    flip(store.steps(run / "checkpoints")[newest], 0.5)
+    result = run_again(run, *more, world=world)
+    assert result.returncode == 0, result.output
+    assert f"after step {newest - 1} of 6" in result.stdout
+    assert digest(run) == whole_digest(world, *more)
+    assert list(store.steps(run / "checkpoints")) == [2, 4, 5, 6]
+    for name in store.POINTERS:
+        store.verify(run / "checkpoints" / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("world", [3, *(pytest.param(world, marks=pytest.mark.full) for world in (1, 2, 4))])
+def test_what_is_refused_is_refused_once_in_every_world(faulty, run_again, tmp_path, world):
+    """A changed recipe, then checkpoints of which none is valid."""
+    run = tmp_path / "run"
+    more = ["--set", "batch={global_size: 24, micro_size: 2}", "--set", "length=1st", "--set", "schedule.warmup=0ep"]
+    assert faulty(run, world=1, more=more).returncode == 0
+    refusals = [(["--set", "optimizer.lr=0.5"], 2, "optimizer.lr: 0.002 -> 0.5")]
+    refusals += [([], 4, "checkpoints in")]
+    for changed, code, words in refusals:
+        if not changed:
+            for path in (run / "checkpoints").iterdir():
+                flip(path, 0.9)
+        result = run_again(run, *more, *changed, world=world)
+        assert result.returncode == code if world == 1 else result.returncode != 0
+        (error,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+        assert words in result.stderr, error
+        assert f"{ROOT}/seresnext" not in result.stderr
+        assert status(run)["state"] == "failed"
+
+
+# As a rank on another machine, whose run folder is not the shared one.
+ELSEWHERE = """
+import os, runpy, sys
+sys.path.insert(0, {root!r})
+os.chdir(os.path.join({folder!r}, os.environ["RANK"]))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.full
+def test_ranks_that_see_different_files_refuse(stopped, torchrun, train_arguments, tmp_path):
+    """Both are valid and of one name, but not of one content."""
+    for rank in range(2):
+        shutil.copytree(stopped, tmp_path / str(rank) / "run")
+    other = tmp_path / "1" / "run" / "checkpoints"
+    (other / "step-00000004.safetensors").replace(other / "step-00000006.safetensors")
+    script = tmp_path / "elsewhere.py"
+    script.write_text(ELSEWHERE.format(root=str(ROOT), folder=str(tmp_path)))
+    program, *arguments = train_arguments("run", "--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2")
+    result = torchrun(2, [script, str(ROOT / program), *arguments], timeout=90)
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1, result.output
+    assert "is not the same file on every rank; is the run folder on a shared file system?" in errors[0]
+    assert status(tmp_path / "0" / "run")["state"] == "failed"
 
 
 def test_all_damaged_is_refused_once(stopped, run_again):
