@@ -139,6 +139,11 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def use_tf32(options: Options) -> None:
+    """Let products and convolutions of fp32 round to TF32, or not: torch alone would let convolutions do so."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+
+
 def _product_dtype(options: Options) -> torch.dtype:
     precision = PRECISIONS[options.precision]
     return precision.autocast_to or precision.weights
@@ -151,8 +156,7 @@ def run_ours(options: Options, answers: TextIO) -> None:
     """Our trainer, from its recipe on, until the input ends."""
     with open_world() as world, tempfile.TemporaryDirectory() as folder:
         run = Run(our_recipe(options, world.size), {}, world, Console(enabled=False))
-        if options.tf32:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        use_tf32(options)
         run_folder = RunFolder(Path(folder), world)
         run_folder.open()
         trainer = run.trainer(run_folder, None, Progress(), StopRequest())
@@ -230,6 +234,8 @@ def run_timm(options: Options, answers: TextIO) -> None:
     images = torch.randn(options.micro, 3, options.size, options.size, device=device, dtype=precision.weights)
     labels = torch.randint(1000, (options.micro,), device=device)
     scaler = precision.scaler(device)
+    use_tf32(options)
+    torch.backends.cudnn.benchmark = True  # As in timm's train.py, and in ours.
     for steps in Rounds(options, Clock(device), device, answers):
         for _ in range(steps):
             with precision.autocast(device):

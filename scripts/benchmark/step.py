@@ -6,6 +6,9 @@
 Each contender has processes of its own and they take turns, a round of a few steps each, so what slows the machine down
 slows down all. The real trainer runs, with its log, reports and preparation of images; the images come from memory.
 With `--ranks` the processes of one run are compared with as many runs of one process each, all at once.
+
+On a GPU all precisions are measured unless one is given; the figures beside that table are those of its row that
+recipes have by default.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ from benchmark.contender import PARTS, Options
 from seresnext.errors import UsageError
 from seresnext.models import create_model
 from seresnext.models.counting import count_multiply_adds
+from seresnext.runtime import resolve_compile, resolve_precision
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
+TABLE = ("fp32", "tf32", "bf16", "fp16")
 SWITCH = {"auto": "auto", "true": True, "false": False}
 SHOWN = (*PARTS, "overhead")
 Answers = list[dict[str, float]]
@@ -48,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes of one run (default: 1)")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32; on CUDA a table of all but fp64")
-    parser.add_argument("--compile", choices=SWITCH, default="auto", help="as runtime.compile (default: auto)")
+    parser.add_argument(
+        "--compile", choices=SWITCH, default="auto", help="as runtime.compile; in a table auto is both (default: auto)"
+    )
     parser.add_argument("--channels-last", choices=SWITCH, default="true", help="as in recipes (default: true)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="another key of runtime")
     parser.add_argument("--peer", action="append", default=[], choices=["timm"])
@@ -64,19 +71,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     options = _options(arguments)
     figures: dict[str, Any] = {**asdict(options), "ranks": arguments.ranks, "gpu": _gpu() if on_gpu else None}
     del figures["kind"], figures["tf32"]
+    figures["precision"] = arguments.precision or options.precision
     figures["flops_per_image"] = training_flops(arguments.model, arguments.size)
     if on_gpu and arguments.precision is None and arguments.ranks == 1:
-        figures["table"] = [_measure_row(options, *row, arguments.rounds, figures) for row in _table_rows()]
-        return figures
+        return {**figures, **_measure_table(options, arguments, figures["flops_per_image"])}
     with ExitStack() as stack:
         contenders = {"ours": stack.enter_context(Contender(options, arguments.ranks, together=True))}
         for peer in arguments.peer:
             contenders[peer] = stack.enter_context(Contender(replace(options, kind=peer), 1))
         if arguments.ranks > 1:
             contenders["independent"] = stack.enter_context(Contender(options, arguments.ranks))
-        rounds = take_turns(contenders, 1 + arguments.rounds)
-        parts = contenders["ours"].round(parts=True) if on_gpu else None
-    figures |= summarise(rounds, figures["flops_per_image"])
+        return {**figures, **_measure(contenders, arguments, figures["flops_per_image"], on_gpu)}
+
+
+def _measure(
+    contenders: dict[str, Contender], arguments: argparse.Namespace, flops_per_image: int, on_gpu: bool
+) -> dict[str, Any]:
+    rounds = take_turns(contenders, 1 + arguments.rounds)
+    parts = contenders["ours"].round(parts=True) if on_gpu else None
+    figures = summarise(rounds, flops_per_image)
     figures["breakdown"] = breakdown([parts] if parts else rounds["ours"], arguments.steps)
     return figures
 
@@ -235,20 +248,29 @@ def breakdown(rounds: list[Answers], steps: int) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------- a table
 
 
-def _table_rows() -> list[tuple[str, bool]]:
-    return [(precision, compiled) for precision in ("fp32", "tf32", "bf16", "fp16") for compiled in (False, True)]
+def _measure_table(options: Options, arguments: argparse.Namespace, flops_per_image: int) -> dict[str, Any]:
+    """Precisions, eager and compiled: images a second, share of the matrix product's speed (MFU), memory, the peers.
 
-
-def _measure_row(
-    options: Options, precision: str, compiled: bool, count: int, figures: dict[str, Any]
-) -> dict[str, Any]:
-    """Precision and compilation of a GPU: images a second, share of the matrix product's speed (MFU), memory."""
-    tf32 = precision == "tf32"
-    row = replace(options, precision="fp32" if tf32 else precision, tf32=tf32, compile=compiled)
-    with Contender(row, 1) as contender:
-        print(f"{precision}, {'compiled' if compiled else 'eager'}:")
-        rounds = take_turns({"ours": contender}, 1 + count)
-    return {"precision": precision, "compiled": compiled, **summarise(rounds, figures["flops_per_image"])}
+    A peer, eager always, has one process for the rows of a precision, and takes turns with ours in each of them.
+    """
+    device = torch.device("cuda")
+    compiler, notice = resolve_compile(True, device)
+    wanted = (False, True) if options.compile == "auto" else (options.compile,)
+    compiles = sorted({compiled and compiler for compiled in wanted})
+    if notice and True in wanted:
+        print(notice)
+    rows = []
+    for precision in TABLE:
+        row = replace(options, precision="fp32" if precision == "tf32" else precision, tf32=precision == "tf32")
+        with ExitStack() as stack:
+            peers = {peer: stack.enter_context(Contender(replace(row, kind=peer), 1)) for peer in arguments.peer}
+            for compiled in compiles:
+                print(f"{precision}, {'compiled' if compiled else 'eager'}:")
+                with Contender(replace(row, compile=compiled), 1) as ours:
+                    figures = _measure({"ours": ours, **peers}, arguments, flops_per_image, on_gpu=True)
+                rows.append({"precision": precision, "compiled": compiled, **figures})
+    usual = resolve_precision("auto", device)
+    return {**next(row for row in reversed(rows) if row["precision"] == usual), "table": rows}
 
 
 def _gpu() -> str:
