@@ -44,6 +44,11 @@ def small_disk(folder, size):
 # ------------------------------------------------------------------------------------------------ space
 
 
+def batch_for(world):
+    """Settings under which so many ranks divide a step."""
+    return ["--set", f"batch.global_size={4 * max(world, 2)}"]
+
+
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path, world):
     """RLIMIT_FSIZE, as a quota would: the checkpoint before stays, nothing half-written does, and the run can go on."""
@@ -58,23 +63,33 @@ def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path
     assert_goes_on(run, world)
 
 
+WAYS_TO_FAIL = [
+    *(("stop", error, world) for error, world in zip(("ENOSPC", "EIO", "EDQUOT", "EROFS"), (1, 2, 3, 4), strict=True)),
+    *(
+        ("continue", error, world)
+        for error, world in zip(("EROFS", "EDQUOT", "EIO", "ENOSPC"), (1, 2, 3, 4), strict=True)
+    ),
+]
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EROFS"])
-@pytest.mark.parametrize("on_failure", ["stop", "continue"])
-def test_a_save_that_fails(faulty, assert_goes_on, whole_digest, tmp_path, error, on_failure):
+@pytest.mark.parametrize(("on_failure", "error", "world"), WAYS_TO_FAIL)
+def test_a_save_that_fails(faulty, assert_goes_on, whole_digest, tmp_path, on_failure, error, world):
+    """All ranks stop or all go on, in every world."""
     run = tmp_path / "run"
-    more = ["--set", f"checkpoint.on_failure={on_failure}"]
-    result = faulty(run, Fault("write:4", f"error:{error}", rank=0), more=more, timeout=60)
+    more = [*batch_for(world), "--set", f"checkpoint.on_failure={on_failure}"]
+    result = faulty(run, Fault("write:4", f"error:{error}", rank=0), world=world, more=more, timeout=90)
     assert "could not be saved" in result.output
     assert not list((run / "checkpoints").glob(".*"))
     if on_failure == "stop":
         assert result.returncode != 0
+        one_error(result)
         assert status(run)["state"] == "failed"
-        assert_goes_on(run, 2, *more)
+        assert_goes_on(run, world, *more)
     else:
         assert result.returncode == 0, result.output
         assert "training goes on without this checkpoint" in result.stdout
-        assert digest(run) == whole_digest(2, *more)
+        assert digest(run) == whole_digest(world, *more)
 
 
 @needs_mounts
@@ -122,17 +137,28 @@ def test_shared_memory_that_is_full(start_command, train_arguments, tmp_path):
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def test_two_trainings_in_one_folder(start_faulty, run_command, train_arguments, whole_digest, tmp_path):
-    """The second is refused, is told by whom, and does the first no harm."""
-    run = tmp_path / "run"
-    first, faults = start_faulty(run, Fault("step:3", "hold"), world=1)
+@pytest.mark.parametrize("world", [1, *(pytest.param(world, marks=pytest.mark.full) for world in (2, 3, 4))])
+def test_two_trainings_in_one_folder(
+    start_faulty, run_command, torchrun, train_arguments, whole_digest, tmp_path, world
+):
+    """The second, of any size, is refused, is told by whom, and does the first no harm."""
+    run, more = tmp_path / "run", batch_for(world)
+    first, faults = start_faulty(run, Fault("step:3", "hold"), world=1, more=more)
     first.wait_for(faults.happened)
-    second = run_command([sys.executable, *train_arguments(run, "--resume", "never")], timeout=30)
-    assert second.returncode == 2
+    before = (run / "status.json").read_bytes()
+    arguments = train_arguments(run, *more, "--resume", "never")
+    if world == 1:
+        second = run_command([sys.executable, *arguments], timeout=30)
+        assert second.returncode == 2
+    else:
+        second = torchrun(world, arguments, timeout=60)
+        assert second.returncode != 0
     assert f"is in use by process {first.process.pid} on {socket.gethostname()}" in one_error(second)
+    assert (run / "status.json").read_bytes() == before
+    assert status(run)["state"] == "running"
     faults.release()
     assert first.finish().returncode == 0
-    assert digest(run) == whole_digest(1)
+    assert digest(run) == whole_digest(1, *more)
 
 
 @pytest.mark.full
