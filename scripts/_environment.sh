@@ -49,6 +49,10 @@ _is_usable() { # .venv runs, was made for this place, and no installation into i
 _make_environment() {
     local maker
     if ! _is_usable; then
+        if [ -L "$venv" ]; then # --clear would empty what it leads to, which others may use.
+            echo "error: $venv is a link, and cannot be used here; what it leads to is left alone: remove the link" >&2
+            return 1
+        fi
         maker=$(_find_python)
         if ! "$maker" -c 'import venv, ensurepip' 2>/dev/null; then
             echo "error: $maker lacks its venv module; on Debian and Ubuntu: apt install python3-venv" >&2

@@ -146,6 +146,22 @@ def test_a_moved_project_gets_a_new_environment(set_up, tmp_path):
     assert set_up.calls() == ["venv", "pip"]
 
 
+def test_an_environment_that_is_linked_to_is_not_emptied(set_up, tmp_path):
+    set_up.run()
+    set_up.calls()
+    (set_up.project / ".venv").rename(tmp_path / "shared")
+    (tmp_path / "shared" / ".stamp").write_text("/another/place\n")
+    before = sorted((tmp_path / "shared").rglob("*"))
+    (set_up.project / ".venv").symlink_to(tmp_path / "shared")
+    code, out, err = set_up.run()
+    assert (code, out) == (1, "")
+    assert ".venv is a link, and cannot be used here" in err
+    assert sorted((tmp_path / "shared").rglob("*")) == before
+    assert set_up.calls() == []
+    (set_up.project / ".venv").unlink()  # As it says.
+    assert set_up.run()[0] == 0
+
+
 def test_an_environment_of_the_user_is_kept(set_up):
     venv = set_up.project / ".venv"
     (venv / "bin").mkdir(parents=True)
