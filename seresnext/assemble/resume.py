@@ -174,8 +174,8 @@ def saved_progress(saved: Saved) -> Progress:
         and (type(best.get("step")), type(best.get("weights"))) == (int, str)
     ):
         odd.append("best")
-    if found.get("step") != saved.facts.step:
-        odd.append("step")
+    # These stand in the file twice.
+    odd += [name for name in ("step", "best") if name in found and found[name] != getattr(saved.facts, name)]
     if odd or not all(isinstance(event, dict) for event in saved.facts.history):
         raise CheckpointError(f"{saved.path} has progress in it that no run writes: {printable(odd)}")
     return Progress(**found)

@@ -72,6 +72,8 @@ def fetch_ahead(
     last_use: dict[int, int] = {}  # Of each shard the number of the last key known to need it.
     running: dict[int, Future[None]] = {}
     for number, key in enumerate(keys):
+        if number < position.value:
+            continue  # Overtaken: to get what this batch had would push out what those to come need.
         needed = shard_ids[key.indices]
         _, first = np.unique(needed, return_index=True)
         for shard in needed[np.sort(first)].tolist():

@@ -123,11 +123,12 @@ class ShardCache:
         return self._folder / f"{shard.sha256}.tar"
 
     def _note_use(self, shard: CachedFile) -> None:
-        now = time.time()
-        if now - self._used.get(shard.sha256, 0) > _USE_SECONDS:
+        now = time.time_ns()
+        if now - self._used.get(shard.sha256, 0) > 1e9 * _USE_SECONDS:
             self._used[shard.sha256] = now
             with suppress(FileNotFoundError):
-                os.utime(self._path(shard))
+                # The system's own time stamps move on by ticks of up to 10 ms, in which shards would be used at once.
+                os.utime(self._path(shard), ns=(now, now))
 
     def _make_room(self, shard: CachedFile) -> Path:
         """Remove copies until a shard fits, and reserve its place with an empty file that has the size in its name."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from shard_folders import Server, make_shards, serve
 
-from seresnext.data import remote, shard_cache
+from seresnext.data import lookahead, remote, shard_cache
 from seresnext.data.loader import evaluation_keys, train_keys
 from seresnext.data.lookahead import fetch_ahead, look_ahead
 from seresnext.data.order import Order, shard_blocks
@@ -107,13 +107,15 @@ def test_shards_are_got_in_the_order_of_need(server: Server, reader):
 @pytest.mark.parametrize("room", [5, SHARDS])
 def test_a_run_through_a_small_cache_reads_every_shard_once_an_epoch(server: Server, reader, room: int, monkeypatch):
     """With blocks of two shards, room for them and the next two, and looking ahead: the promise of shuffle_shards."""
-    # These shards are read in milliseconds: which of them was used last has to be noted each time.
+    # These shards are read in milliseconds: which of them was used last has to be noted each time, and looked as often.
     monkeypatch.setattr(shard_cache, "_USE_SECONDS", 0.0)
+    monkeypatch.setattr(lookahead, "_LOOK_SECONDS", 0.0005)
     opened = reader(room)
     order = Order(48, 6, 6, seed=0, blocks=shard_blocks(opened.shard_ids, 2))
     local = ShardReader(str(server.folder), "train")
     with look_ahead(opened, train_keys(order, range(1), 0, 16)) as keys:
         for key in keys:
+            time.sleep(0.02)  # A step: without any, the trainer would overtake who looks ahead.
             for index in key.indices.tolist():
                 assert opened.read(index) == local.read(index)
     requests = [server.requests[shard.name] for shard in opened.manifest.shards]
