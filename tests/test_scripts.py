@@ -119,6 +119,7 @@ def test_an_interrupted_installation_is_repeated_from_the_start(set_up):
     while not (set_up.log.exists() and "pip" in set_up.log.read_text()):
         assert process.poll() is None
         time.sleep(0.02)
+    time.sleep(0.5)  # The pip has only begun to say that it works, and bash may miss a signal while it starts one.
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode != 0

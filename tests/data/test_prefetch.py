@@ -183,6 +183,7 @@ def test_noise_stands_where_the_boxes_are_and_belongs_to_the_micro_batch():
 @pytest.mark.filterwarnings("default")
 def test_one_compiled_function_gives_the_same_for_every_size():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compilations = torch._dynamo.utils.counters["stats"]
     # Not of 3 or 4: torch would take the number of images for that of channels or sides.
     hosts = [batch(0, size=6), batch(1, size=6), batch(2, size=5), larger(batch(3, size=6))]

@@ -123,7 +123,8 @@ def test_a_killed_rank_is_named_by_one_that_waits_elsewhere(faulty, assert_goes_
     faults = [Fault("step:5", "hold", rank=1 - rank), Fault("step:5", "kill", rank=rank)]
     result = faulty(run, *faults, timeout=60)
     (error,) = errors(result)
-    assert f"rank {rank} no longer answers, last heard of in step 5" in error
+    # Signs of life are a second apart, so it may last have been heard of before the step that it died in.
+    assert f"rank {rank} no longer answers, last heard of in " in error
     assert status(run)["state"] == "failed"
     assert f"rank {rank} no longer answers" in status(run)["reason"]
     assert "forcefully exiting" not in result.stderr

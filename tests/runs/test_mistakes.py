@@ -145,10 +145,13 @@ def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_argum
 
 @pytest.mark.parametrize("command", ["train.py", "validate.py"])
 def test_ctrl_c_while_torch_is_imported(start_command, command):
-    running = start_command([sys.executable, command, "--help"])
-    running.wait_for(lambda: b"torch" in Path(f"/proc/{running.process.pid}/maps").read_bytes())
-    running.process.send_signal(signal.SIGINT)
-    result = running.finish()
+    for _ in range(5):
+        running = start_command([sys.executable, command, "--help"])
+        running.wait_for(lambda running=running: b"torch" in Path(f"/proc/{running.process.pid}/maps").read_bytes())
+        running.process.send_signal(signal.SIGINT)
+        result = running.finish()
+        if "usage" not in result.stdout:  # On a busy machine it may be done before the signal comes.
+            break
     assert result.returncode == 130
     assert result.output == ""
 
