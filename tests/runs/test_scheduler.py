@@ -62,7 +62,7 @@ def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
     assert not (tmp_path / "asked").exists()
 
 
-@pytest.mark.parametrize("why", ["all damaged", "an option that is none"])
+@pytest.mark.parametrize("why", ["all damaged", "an option that is none", "no python"])
 def test_a_job_that_is_refused_does_not_go_by_how_the_one_before_ended(start_faulty, start_job, tmp_path, why):
     """That one was preempted, and asked to be queued again; if nothing can be gone on from, this one must not."""
     run, more = tmp_path / "run", []
@@ -72,9 +72,11 @@ def test_a_job_that_is_refused_does_not_go_by_how_the_one_before_ended(start_fau
     if why == "all damaged":
         for path in (run / "checkpoints").iterdir():
             path.write_bytes(path.read_bytes()[:-1])
-    else:
+    elif why == "an option that is none":
         more = ["--nonsense"]
+    else:
+        (tmp_path / "programs" / "torchrun").write_text("#!/bin/sh\nexec /no/python\n")
     result = start_job(run, *more).finish(timeout=240)
     assert result.returncode == 1, result.output
-    assert "the run is failed" in result.stdout
+    assert ("nothing began" if why == "no python" else "the run is failed") in result.stdout
     assert not (tmp_path / "asked").exists()
