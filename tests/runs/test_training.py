@@ -158,8 +158,9 @@ def test_fine_tuning_starts_from_published_weights(uninterrupted, run_command, t
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_resumed_run_is_bit_for_bit_the_same(train, tmp_path):
-    settings = ("runtime.deterministic=true", "runtime.precision=fp32")
+@pytest.mark.parametrize("how", [("precision=fp32", "compile=false"), ("precision=bf16", "compile=true")], ids="-".join)
+def test_on_a_gpu_a_resumed_run_is_bit_for_bit_the_same(train, tmp_path, how):
+    settings = ("runtime.deterministic=true", *(f"runtime.{setting}" for setting in how))
     changes = [word for setting in settings for word in ("--set", setting)]
     whole = train(tmp_path / "whole", *changes)
     middle = whole / "checkpoints" / "step-00000004.safetensors"

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -286,6 +287,29 @@ def test_nor_in_one_of_the_network_with_all_techniques(loss, checkpointing):
         for step in range(4)
     ]
     assert all(math.isfinite(report.loss) for report in steps_without_waiting(training_step, on_gpu(batches, device)))
+
+
+@pytest.fixture
+def world_of_nccl():
+    """A rank of two whose group is real but has no other: NCCL wants a GPU for each."""
+    device = torch.device("cuda", 0)
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+    yield World(0, 2, device=device)
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("exchange", [Exchange(), Exchange(1.0, compress=True), Exchange(static_graph=True)])
+def test_nor_where_gradients_and_statistics_travel(model, exchange, world_of_nccl):
+    device = world_of_nccl.device
+    model = model.float().to(device)
+    training_step = make(model, precision="bf16", world=world_of_nccl, clip_norm=1.0, exchange=exchange)
+    batches = [[batch(step, 0, torch.float32)] for step in range(4)]
+    training_step.warm_up(*on_gpu(batches, device)[0][0][:2])
+    reports = steps_without_waiting(training_step, on_gpu(batches, device))
+    assert all(report.losses[0] > 0 == report.losses[1] for report in reports)
+    assert world_of_nccl.any(True)
+    assert world_of_nccl.broadcast("a word") == "a word"
 
 
 @pytest.mark.gpu
