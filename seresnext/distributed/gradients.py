@@ -22,6 +22,16 @@ class Exchange:
     compress: bool = False
     static_graph: bool = False
 
+    @property
+    def passes_to_settle(self) -> int:
+        """Backward passes until the buckets are those of all later steps.
+
+        DDP fills them anew, in the order in which gradients come, after the first pass that sends each bucket when it
+        is full. With a static graph that is the second: the first only counts how often a parameter is used, and sends
+        everything at its end (torch/csrc/distributed/c10d/reducer.cpp, `autograd_hook` and `delay_all_reduce`).
+        """
+        return 2 if self.static_graph else 1
+
 
 def distribute(model: nn.Module, exchange: Exchange) -> DistributedDataParallel:
     """The model with its gradients averaged over ranks, and nothing else done to it.

@@ -120,7 +120,9 @@ class TrainingStep:
         self._mix = mix
         self._ema = ema
         self._statistics = BatchNormStatistics(model, self._accumulation)
-        self._ddp = distribute(model, exchange or Exchange()) if world.size > 1 else None
+        exchange = exchange or Exchange()
+        self._ddp = distribute(model, exchange) if world.size > 1 else None
+        self._warm_up_passes = exchange.passes_to_settle if world.size > 1 else 1
         forward = self._ddp or model
         self._forward = compile_forward(forward) if compiled else forward
         self._compiled = compiled
@@ -136,14 +138,15 @@ class TrainingStep:
 
         DDP reduces gradients in one bucket in its first iteration and re-buckets then
         (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Bucketing decides the order of sums, so without this a
-        resumed run would add up its first step otherwise than an uninterrupted one.
+        resumed run would add up its first step otherwise than an uninterrupted one. A static graph takes two passes.
         """
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        with self._compiling():
-            with self._precision.autocast(self._world.device):
-                loss = self._loss(self._forward(images), labels)
-            loss.backward()
-        self._optimizer.zero_grad()
+        for _ in range(self._warm_up_passes):
+            with self._compiling():
+                with self._precision.autocast(self._world.device):
+                    loss = self._loss(self._forward(images), labels)
+                loss.backward()
+            self._optimizer.zero_grad()
         with torch.no_grad():
             for name, buffer in self._model.named_buffers():
                 buffer.copy_(buffers[name])

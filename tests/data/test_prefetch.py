@@ -234,6 +234,7 @@ def test_pixels_on_a_gpu_are_those_of_torchvision():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # The compiler has some of its own.
 def test_a_compiled_gpu_erases_like_torchvision():
     hosts = [
         batch()._replace(boxes=BOXES),
