@@ -190,7 +190,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
             hook.remove()
 
     mix = Mix.__call__
-    yield patch.object(parts, "create_model", _narrow)
+    yield patch.object(parts, "create_model", narrow)
     yield patch.object(assembled, "Run", Run)
     yield patch.object(TrainingStep, "__call__", watched_call)
     yield patch.object(TrainingStep, "read", watched_read)
@@ -215,7 +215,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
         yield patch.object(run_module, "restore", partial(_forgetful, run_module.restore, training.forget))
 
 
-def _narrow(_: str, **options: Any) -> nn.Module:
+def narrow(_: str, **options: Any) -> nn.Module:
     """An SE-ResNeXt with a quarter of the channels: half a million weights, enough for DDP to bucket them anew."""
     from seresnext.models import SENet, blocks, senet
     from seresnext.models.blocks import SEResNeXtBottleneck

@@ -1,8 +1,8 @@
 """Faults at named points of a real training.
 
-As a program this is train.py with faults: `torchrun tests/faults.py --recipe ...` does what the environment variable
-TRAIN_FAULTS says, a JSON list of faults and a folder that remembers which have happened, so that a process that was
-started again does not meet them again.
+As a program this is train.py with faults and a narrow network: `torchrun tests/faults.py --recipe ...` does what the
+environment variable TRAIN_FAULTS says, a JSON list of faults and a folder that remembers which have happened, so that a
+process that was started again does not meet them again.
 
 Points (a number is that of completed steps):
 
@@ -160,7 +160,9 @@ class _Injection:
         (self._folder / f"exit-{self._rank}").write_text(str(code))
 
     def patch(self) -> None:
-        """Put the points into the program."""
+        """Put the points into the program, and the narrow network."""
+        from exactness import narrow
+
         from seresnext.assemble import parts
         from seresnext.checkpoint import digested, store
         from seresnext.distributed import BatchNormStatistics
@@ -168,6 +170,7 @@ class _Injection:
         from seresnext.training.run_folder import RunFolder
         from seresnext.training.step import TrainingStep
 
+        parts.create_model = narrow
         before = self._before
         before(parts, "open_splits", lambda *args, **options: "open")
         before(TrainingStep, "warm_up", lambda *args, **options: "warm-up")

@@ -94,12 +94,29 @@ def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[s
 
 # ------------------------------------------------------------------------------------------------ faults
 
+PROGRAM = ROOT / "tests" / "faults.py"
 SMALL = ("--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2")  # Half the bytes to write; 7 batches.
 
 
 @pytest.fixture
+def narrow_arguments(train_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """`narrow_arguments(output, *more) -> [...]`: of a run with faults, `tests/faults.py` first."""
+
+    def arguments(output: Path, *more: str) -> list[str]:
+        return [str(PROGRAM), *train_arguments(output, *SMALL, *more)[1:]]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def no_faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment for a run of that program that nothing happens to."""
+    return Faults(tmp_path_factory.mktemp("no-faults"), ()).environment
+
+
+@pytest.fixture
 def start_faulty(
-    start_command: Any, start_torchrun: Any, train_arguments: Callable[..., list[str]], tmp_path: Path
+    start_command: Any, start_torchrun: Any, narrow_arguments: Callable[..., list[str]], tmp_path: Path
 ) -> Callable[..., tuple[Any, Faults]]:
     """`start_faulty(output, *faults, world=2, more=[], launch=[], prefix=[]) -> Command, Faults`: a run with faults.
 
@@ -117,7 +134,7 @@ def start_faulty(
         **options: Any,
     ) -> tuple[Any, Faults]:
         injected = Faults(tmp_path / f"faults-{output.name}", faults)
-        arguments = [ROOT / "tests" / "faults.py", *train_arguments(output, *SMALL, *more)[1:]]
+        arguments = narrow_arguments(output, *more)
         options["env"] = {**injected.environment, **options.get("env", {})}
         if world == 1 and not launch:
             return start_command([*prefix, sys.executable, *arguments], **options), injected
@@ -140,16 +157,18 @@ def faulty(start_faulty: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`whole_digest(world, *more) -> digest` of the tiny recipe's run when nothing happens to it."""
+def whole_digest(
+    recipe: Path, images: Path, no_faults: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., str]:
+    """`whole_digest(world, *more) -> digest` of such a run when nothing happens to it."""
     known: dict[tuple[int, tuple[str, ...]], str] = {}
 
     def get(world: int, *more: str) -> str:
         if (world, more) not in known:
             output = tmp_path_factory.mktemp("whole") / "run"
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-            arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
-            env = {**os.environ, **QUIET}
+            arguments = [PROGRAM, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
+            env = {**os.environ, **QUIET, **no_faults}
             result = subprocess.run(
                 [sys.executable, *launcher, *arguments], cwd=ROOT, env=env, capture_output=True, text=True
             )
@@ -161,7 +180,22 @@ def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def assert_goes_on(train: Callable[..., Path], whole_digest: Callable[..., str]) -> Callable[..., None]:
+def run_again(
+    run_command: Any, torchrun: Any, narrow_arguments: Callable[..., list[str]], no_faults: dict[str, str]
+) -> Callable[..., Any]:
+    """`run_again(run, *more, world=1) -> Result`: the command of a faulty run once more, without faults."""
+
+    def again(output: Path, *more: str, world: int = 1) -> Any:
+        arguments = narrow_arguments(output, *more)
+        if world == 1:
+            return run_command([sys.executable, *arguments], env=no_faults)
+        return torchrun(world, arguments, env=no_faults)
+
+    return again
+
+
+@pytest.fixture
+def assert_goes_on(run_again: Callable[..., Any], whole_digest: Callable[..., str]) -> Callable[..., None]:
     """`assert_goes_on(run, world=2, *more)`: the newest checkpoint is valid; the run ends as if nothing was."""
 
     def check(run: Path, world: int = 2, *more: str) -> None:
@@ -169,22 +203,11 @@ def assert_goes_on(train: Callable[..., Path], whole_digest: Callable[..., str])
         assert newest.warnings == []
         if newest.path:
             store.read(newest.path)
-        train(run, *SMALL, *more, world=world)
-        assert status(run)["state"] == "finished"
+        result = run_again(run, *more, world=world)
+        assert (result.returncode, status(run)["state"]) == (0, "finished"), result.output
         assert digest(run) == whole_digest(world, *more)
 
     return check
-
-
-@pytest.fixture
-def run_again(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
-    """`run_again(run, *more, world=1) -> Result`: the command of a faulty run once more, without faults."""
-
-    def again(output: Path, *more: str, world: int = 1) -> Any:
-        arguments = train_arguments(output, *SMALL, *more)
-        return run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
-
-    return again
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def start_job(start_command, train_arguments, tmp_path):
     return start
 
 
-def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
+def test_a_job_that_is_told_in_time(start_job, train, tmp_path):
     run = tmp_path / "run"
     small = ["--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2"]
     first = start_job(run, *small)
@@ -50,7 +50,7 @@ def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
     assert again.returncode == 0, again.output
     assert "the run is finished" in again.stdout
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    assert digest(run) == whole_digest(2)
+    assert digest(run) == digest(train(tmp_path / "whole", *small, world=2))
 
 
 def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
