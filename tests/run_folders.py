@@ -11,6 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, uint8
 
+# Of a checkpoint, beside its numbers.
+OTHER_FACTS = ("digest", "environment", "recipe", "recipe_hash")
+
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     """The events of `metrics.jsonl` of one kind, without how long things took."""
@@ -35,7 +38,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def digest(run: Path) -> str:
-    """Of all that a run's numbers are: its last checkpoint and its metrics, without times, places and versions."""
+    """Of all that a run's numbers are: its last checkpoint and metrics, without times, places, versions, recipe."""
     total = hashlib.sha256()
     path = run / "checkpoints" / "last.safetensors"
     tensors = load_file(path)
@@ -44,6 +47,6 @@ def digest(run: Path) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.flatten().view(dtype=uint8).numpy().tobytes())
     with safe_open(path, "pt") as file:
-        facts = {key: value for key, value in file.metadata().items() if key not in ("digest", "environment")}
+        facts = {key: value for key, value in file.metadata().items() if key not in OTHER_FACTS}
     total.update(json.dumps([facts, events(run, "train"), events(run, "validate")], sort_keys=True).encode())
     return total.hexdigest()

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from conftest import ROOT, needs
-from faults import Fault
+from faults import SIZES, Fault
 from run_folders import digest, losses, status
 
 from seresnext.checkpoint import store
@@ -44,24 +44,19 @@ def small_disk(folder, size):
 # ------------------------------------------------------------------------------------------------ space
 
 
-def batch_for(world):
-    """Settings under which so many ranks divide a step."""
-    return ["--set", f"batch.global_size={4 * max(world, 2)}"]
-
-
 @pytest.mark.parametrize("world", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path, world):
     """RLIMIT_FSIZE, as a quota would: the checkpoint before stays, nothing half-written does, and the run can go on."""
     run = tmp_path / "run"
     fault = Fault("save:8", "file-size:1000000", rank=0)
-    result = faulty(run, fault, world=world, more=batch_for(world), timeout=60)
+    result = faulty(run, fault, world=world, more=SIZES[world], timeout=60)
     assert result.returncode != 0
     assert "step-00000008.safetensors could not be saved: the file would be larger than the limit" in one_error(result)
     assert status(run)["state"] == "failed"
     assert "could not be saved" in status(run)["reason"]
     assert list(store.steps(run / "checkpoints")) == [4]
     assert not list((run / "checkpoints").glob(".*"))
-    assert_goes_on(run, world, *batch_for(world))
+    assert_goes_on(run, world, *SIZES[world])
 
 
 WAYS_TO_FAIL = [
@@ -77,7 +72,7 @@ WAYS_TO_FAIL = [
 def test_a_save_that_fails(faulty, assert_goes_on, whole_digest, tmp_path, on_failure, error, world):
     """All ranks stop or all go on, in every world."""
     run = tmp_path / "run"
-    more = [*batch_for(world), "--set", f"checkpoint.on_failure={on_failure}"]
+    more = [*SIZES[world], "--set", f"checkpoint.on_failure={on_failure}"]
     result = faulty(run, Fault("write:4", f"error:{error}", rank=0), world=world, more=more, timeout=90)
     assert "could not be saved" in result.output
     assert not list((run / "checkpoints").glob(".*"))
@@ -85,11 +80,11 @@ def test_a_save_that_fails(faulty, assert_goes_on, whole_digest, tmp_path, on_fa
         assert result.returncode != 0
         one_error(result)
         assert status(run)["state"] == "failed"
-        assert_goes_on(run, world, *more)
+        assert_goes_on(run, world, *SIZES[world])  # To stop is the default.
     else:
         assert result.returncode == 0, result.output
         assert "training goes on without this checkpoint" in result.stdout
-        assert digest(run) == whole_digest(world, *more)
+        assert digest(run) == whole_digest(world, *SIZES[world])
 
 
 @needs_mounts
@@ -142,7 +137,7 @@ def test_two_trainings_in_one_folder(
     start_faulty, run_command, torchrun, train_arguments, whole_digest, tmp_path, world
 ):
     """The second, of any size, is refused, is told by whom, and does the first no harm."""
-    run, more = tmp_path / "run", batch_for(world)
+    run, more = tmp_path / "run", SIZES[world]
     first, faults = start_faulty(run, Fault("step:3", "hold"), world=1, more=more)
     first.wait_for(faults.happened)
     before = (run / "status.json").read_bytes()
