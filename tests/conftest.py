@@ -35,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name} ({why})")
 
 
+def pytest_sessionstart() -> None:
+    """Hear Ctrl-C, and let what the tests start hear it: a shell lets what it starts in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for name, why in ON_REQUEST.items():
         if not config.getoption(f"--{name}"):
