@@ -1,5 +1,6 @@
 """Measure a checkpoint on a validation split; see `python validate.py --help` and README.md."""
 
+import gc
 import os
 import signal
 
@@ -8,6 +9,7 @@ from seresnext.signals import end_with_launcher
 
 if __name__ == "__main__":
     end_with_launcher()
+    gc.disable()  # Until the images come, as in train.py.
     replace_closed_streams()
     end = ProcessEnd()
     interrupt = signal.getsignal(signal.SIGINT)

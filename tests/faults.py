@@ -30,16 +30,19 @@ Faults:
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 VARIABLE = "TRAIN_FAULTS"
 # Arguments with which the batch of the tests' tiny recipe divides over so many processes.
@@ -161,9 +164,11 @@ class _Injection:
 
     def patch(self) -> None:
         """Put the points into the program, and the narrow network."""
+        _leave_out_the_compiler()
         from exactness import narrow
 
         from seresnext.assemble import parts
+        from seresnext.assemble.run import Run
         from seresnext.checkpoint import digested, store
         from seresnext.distributed import BatchNormStatistics
         from seresnext.training import trainer
@@ -173,6 +178,7 @@ class _Injection:
         parts.create_model = narrow
         before = self._before
         before(parts, "open_splits", lambda *args, **options: "open")
+        before(Run, "trainer", self._go_on_from)
         before(TrainingStep, "warm_up", lambda *args, **options: "warm-up")
         before(TrainingStep, "__call__", self._begin_step)
         before(BatchNormStatistics, "end_step", lambda *args, **options: f"reduce:{self._completed - 1}")
@@ -207,9 +213,25 @@ class _Injection:
 
         setattr(owner, name, reaching)
 
+    def _go_on_from(self, _run: Any, _folder: Any, _saved: Any, progress: Any, _stop: Any) -> str:
+        self._completed = progress.step
+        return ""
+
     def _begin_step(self, *args: Any, step: int, **options: Any) -> str:
         self._completed = step + 1
         return f"step:{step}"
+
+
+def _leave_out_the_compiler() -> None:
+    """Of torch's compiler, whose import takes a third of so short a run, DDP and the optimizer need only this."""
+    import torch
+
+    if "runtime.compile=true" in sys.argv:
+        return
+    compiler = MagicMock()
+    compiler.disable = lambda function, *args, **options: function
+    compiler.utils.get_optimize_ddp_mode.return_value = "ddp_optimizer"
+    sys.modules["torch._dynamo"] = torch._dynamo = compiler
 
 
 def _step_of(path: Path) -> int:
@@ -244,6 +266,7 @@ def main() -> None:
     from seresnext.training.stopping import StopRequest
 
     end_with_launcher()
+    gc.disable()
     end = ProcessEnd()
     # As in train.py, with points in between.
     with StopRequest() as stop:

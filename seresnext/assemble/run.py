@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
@@ -139,6 +140,7 @@ class Run:
         journal = Journal(folder.path if folder else None, self._console, world)
         journal.open(progress.step)
         models = {"model": self.model, **({"ema": self.ema.model} if self.ema else {})}
+        gc.enable()  # The start is over, which train.py disabled it for.
         return Trainer(
             world=world,
             plan=self.plan,

@@ -6,6 +6,7 @@ A checkpoint may come from a stranger. What it says of images and of the model i
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -95,6 +96,7 @@ def validate(
     console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
     console.line(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
     source = parts.validation_source(recipe, reader)
+    gc.enable()  # The start is over, which validate.py disabled it for.
     with (
         parts.device_batches(source, reader, keys, recipe, precision, world) as batches,
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,

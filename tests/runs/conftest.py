@@ -116,7 +116,10 @@ def no_faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def start_faulty(
-    start_command: Any, start_torchrun: Any, narrow_arguments: Callable[..., list[str]], tmp_path: Path
+    start_command: Any,
+    start_torchrun: Any,
+    narrow_arguments: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., tuple[Any, Faults]]:
     """`start_faulty(output, *faults, world=2, more=[], launch=[], prefix=[]) -> Command, Faults`: a run with faults.
 
@@ -133,7 +136,7 @@ def start_faulty(
         prefix: Sequence[str] = (),
         **options: Any,
     ) -> tuple[Any, Faults]:
-        injected = Faults(tmp_path / f"faults-{output.name}", faults)
+        injected = Faults(tmp_path_factory.mktemp("faults"), faults)
         arguments = narrow_arguments(output, *more)
         options["env"] = {**injected.environment, **options.get("env", {})}
         if world == 1 and not launch:

@@ -21,48 +21,69 @@ def errors(result):
     return [line for line in result.stderr.splitlines() if line.startswith("error")]
 
 
-# World, rank and point.
-EVERY_DAY = (3, 1, "reduce:5")
-WHERE = [(2, 0, "step:0"), (2, 1, "validate:4"), (3, 2, "step:0"), (3, 0, "validate:4"), (4, 0, "reduce:5")]
-WHERE += [(4, 3, "step:0")]
+def named(result, run, rank):
+    """The one error of the others, and the status, say which rank was lost."""
+    (error,) = errors(result)
+    assert f"rank {rank} no longer answers, last heard of in" in error
+    assert status(run)["state"] == "failed"
+    assert f"rank {rank} no longer answers" in status(run)["reason"]
+
+
+def killed(point, rank):
+    def happen(faulty, run, world):
+        result = faulty(run, Fault(point, "kill", rank=rank), world=world, more=SIZES[world], timeout=80)
+        assert result.returncode != 0
+        if world > 1:
+            named(result, run, rank)
+        else:  # Nobody is left who could write a status.
+            assert result.returncode == -signal.SIGKILL
+            assert status(run)["state"] == "running"
+
+    return happen
+
+
+def frozen(rank):
+    def happen(faulty, run, world):
+        more = [*SIZES[world], "--set", "runtime.collective_timeout=5"]
+        launch = ["--shutdown-timeout=5"]  # So long torchrun waits for it to end, before it kills it; else 30 s.
+        result = faulty(run, Fault("step:5", "stop", rank=rank), world=world, more=more, launch=launch, timeout=60)
+        named(result, run, rank)
+
+    return happen
+
+
+def without_memory(how, rank):
+    def happen(faulty, run, world):
+        result = faulty(run, Fault("step:5", how, rank=rank), world=world, more=SIZES[world], timeout=80)
+        assert result.returncode != 0
+        (error,) = errors(result)
+        assert "out of memory" in error
+        assert "batch.micro_size" in error
+        assert status(run)["state"] == "failed"
+        assert status(run)["reason"].startswith(f"rank {rank}: ")
+        assert "out of memory" in status(run)["reason"]
+
+    return happen
+
+
+REAL = "memory:20000000"  # A limit of so many bytes, and not only an error that is raised.
+EVERY_DAY = (3, [killed("reduce:5", 1)])
+FULL = [
+    (1, [killed("reduce:5", 0), without_memory(REAL, 0)]),
+    (2, [killed("step:0", 0), killed("validate:4", 1), frozen(0), without_memory("memory", 1)]),
+    (3, [killed("step:0", 2), killed("validate:4", 0), frozen(1), without_memory(REAL, 2)]),
+    (4, [killed("step:0", 3), killed("reduce:5", 0), frozen(3), without_memory(REAL, 0)]),
+]
 
 
 @pytest.mark.parametrize(
-    ("world", "rank", "point"),
-    [EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in WHERE)],
+    ("world", "losses"), [EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in FULL)]
 )
-def test_a_killed_rank_is_named(faulty, assert_goes_on, tmp_path, world, rank, point):
+def test_a_lost_rank_is_named(faulty, assert_goes_on, tmp_path, world, losses):
+    """Killed, frozen or out of memory: each time the others end, and the run, started again, comes to the next."""
     run = tmp_path / "run"
-    result = faulty(run, Fault(point, "kill", rank=rank), world=world, more=SIZES[world], timeout=80)
-    assert result.returncode != 0
-    (error,) = errors(result)
-    assert f"rank {rank} no longer answers, last heard of in" in error
-    assert status(run)["state"] == "failed"
-    assert f"rank {rank} no longer answers" in status(run)["reason"]
-    assert_goes_on(run, world, *SIZES[world])
-
-
-@pytest.mark.full
-def test_killed_alone_it_goes_on(faulty, assert_goes_on, tmp_path):
-    """Nobody is left who could write a status."""
-    run = tmp_path / "run"
-    assert faulty(run, Fault("reduce:5", "kill"), world=1).returncode == -signal.SIGKILL
-    assert status(run)["state"] == "running"
-    assert_goes_on(run, 1)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("world", "rank"), [(2, 0), (3, 1), (4, 3)])
-def test_a_frozen_rank_is_named(faulty, assert_goes_on, tmp_path, world, rank):
-    """torchrun waits for the frozen one before it kills it, by default for 30 s."""
-    run = tmp_path / "run"
-    more = [*SIZES[world], "--set", "runtime.collective_timeout=5"]
-    fault, launch = Fault("step:5", "stop", rank=rank), ["--shutdown-timeout=5"]
-    result = faulty(run, fault, world=world, more=more, launch=launch, timeout=60)
-    (error,) = errors(result)
-    assert f"rank {rank} no longer answers, last heard of in" in error
-    assert status(run)["state"] == "failed"
-    assert f"rank {rank} no longer answers" in status(run)["reason"]
+    for happen in losses:
+        happen(faulty, run, world)
     assert_goes_on(run, world, *SIZES[world])
 
 
@@ -88,47 +109,28 @@ def test_ranks_that_wait_in_vain_say_where_they_are(faulty, assert_goes_on, tmp_
     assert_goes_on(run)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("rank", "world", "fault"),
-    [(0, 1, "memory:20000000"), (1, 2, "memory"), (2, 3, "memory:20000000"), (0, 4, "memory:20000000")],
-)
-def test_a_rank_without_memory_says_so(faulty, assert_goes_on, tmp_path, rank, world, fault):
-    run = tmp_path / "run"
-    result = faulty(run, Fault("step:5", fault, rank=rank), world=world, more=SIZES[world], timeout=80)
-    assert result.returncode != 0
-    (error,) = errors(result)
-    assert "out of memory" in error
-    assert "batch.micro_size" in error
-    assert status(run)["state"] == "failed"
-    assert status(run)["reason"].startswith(f"rank {rank}: ")
-    assert "out of memory" in status(run)["reason"]
-    assert_goes_on(run, world, *SIZES[world])
-
-
-@pytest.mark.parametrize("point", ["import", pytest.param("open", marks=pytest.mark.full), "step:3"])
-def test_without_torchrun_ranks_do_not_go_on_alone(faulty, assert_goes_on, tmp_path, point):
+@pytest.mark.parametrize("points", [("import", "step:3"), pytest.param(("open", "step:0"), marks=pytest.mark.full)])
+def test_without_torchrun_ranks_do_not_go_on_alone(faulty, assert_goes_on, tmp_path, points):
     """Before they have met there is nothing to save, and nobody through whom they could meet."""
     run = tmp_path / "run"
-    result = faulty(run, Fault(point, "torchrun:SIGKILL", rank=1), timeout=40)
-    assert result.returncode == -signal.SIGKILL  # And `faulty` saw that nobody is left after 10 s.
-    if point != "import":
-        assert status(run)["state"] == "preempted"
+    for point in points:
+        result = faulty(run, Fault(point, "torchrun:SIGKILL", rank=1), timeout=40)
+        assert result.returncode == -signal.SIGKILL  # And `faulty` saw that nobody is left after 10 s.
+        if point != "import":
+            assert status(run)["state"] == "preempted"
     assert_goes_on(run)
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.full)])
-def test_a_killed_rank_is_named_by_one_that_waits_elsewhere(faulty, assert_goes_on, tmp_path, rank):
+@pytest.mark.parametrize("ranks", [(1,), pytest.param((1, 0), marks=pytest.mark.full)])
+def test_a_killed_rank_is_named_by_one_that_waits_elsewhere(faulty, assert_goes_on, tmp_path, ranks):
     """As in a kernel of NCCL, which does not see the loss. It ends with words before torchrun kills it."""
     run = tmp_path / "run"
-    faults = [Fault("step:5", "hold", rank=1 - rank), Fault("step:5", "kill", rank=rank)]
-    result = faulty(run, *faults, timeout=60)
-    (error,) = errors(result)
-    # Signs of life are a second apart, so it may last have been heard of before the step that it died in.
-    assert f"rank {rank} no longer answers, last heard of in " in error
-    assert status(run)["state"] == "failed"
-    assert f"rank {rank} no longer answers" in status(run)["reason"]
-    assert "forcefully exiting" not in result.stderr
+    for rank in ranks:
+        faults = [Fault("step:5", "hold", rank=1 - rank), Fault("step:5", "kill", rank=rank)]
+        result = faulty(run, *faults, timeout=60)
+        # Signs of life are a second apart, so it may last have been heard of before the step that it died in.
+        named(result, run, rank)
+        assert "forcefully exiting" not in result.stderr
     assert_goes_on(run)
 
 
@@ -213,5 +215,5 @@ def test_ranks_that_start_one_after_the_other_are_one_run(faulty, whole_digest, 
     result = faulty(run, Fault("import", "sleep:1.5", rank=1))
     assert result.returncode == 0, result.output
     assert time.monotonic() - started > 1.5
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "faults-run") == ["run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert digest(run) == whole_digest(2)

@@ -14,7 +14,6 @@ from seresnext.checkpoint import store
 
 pytestmark = pytest.mark.runs
 
-NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 # torchrun passes on these and no others, so that SIGUSR1 would end it alone.
 FORWARD = ("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")
 # Where a signal comes, and how many steps are complete when the run stops.
@@ -23,61 +22,79 @@ POINTS = {
     "open": {0},
     "warm-up": {0},
     "step:0": {1, 2},  # The report of a step is read after the next one was queued.
-    "reduce:2": {3, 4},
+    "save:2": {2, 3, 4, 5},
+    "saved:2": {2, 3, 4, 5},
     "step:3": {4},
     "validate:4": {4},
-    "save:4": {4, 5, 6},
-    "saved:4": {4, 5, 6},
+    "reduce:5": {6, 7},
+    "step:5": {6, 7},
     "validate:8": {8},
 }
+SAVES = ("--set", "checkpoint.every=2st")
 WORLDS = (1, 2, 3, 4)
+NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 # Which process gets it: torchrun, the first rank, or the last one with its loader workers, which must not die of it
 # before the save.
 TARGETS = ("torchrun", "first", "last")
+# A run is stopped at one point after the other, and goes on each time.
+STOPS = (
+    ("import", "step:0", "validate:4", "reduce:5"),
+    ("open", "save:2", "validate:8"),
+    ("warm-up", "saved:2", "step:5"),
+)
 
 
 def draw(row, column):
-    """World, target, signal and point of a case: each signal meets each point, and each target each world."""
-    world, target = WORLDS[(row + column) % 4], TARGETS[(row + 2 * column + row // 4) % 3]
-    name, point = NAMES[column], list(POINTS)[row]
-    if (world, name, point) == (1, "SIGINT", "import"):
+    """World, signal, and the points and targets of a run: each signal meets each point, and each target each world."""
+    world, name = WORLDS[(row + column) % 4], NAMES[column]
+    if (world, name, row) == (1, "SIGINT", 0):
         world = 2  # Alone and so early, Ctrl-C ends it: nothing is begun.
-    if world == 1 and target == "torchrun":
-        target = "last"
-    if point.startswith("save") and target == "last":
-        target = "first"  # It alone writes.
-    return world, target, name, point
+    stops = []
+    for number, point in enumerate(STOPS[row]):
+        target = TARGETS[(row + column + number) % 3]
+        if world == 1 and target == "torchrun":
+            target = "last"
+        if point.startswith("save") and target == "last":
+            target = "first"  # It alone writes.
+        stops.append((point, target))
+    return world, name, tuple(stops)
 
 
-CASES = [draw(row, column) for row in range(len(POINTS)) for column in range(len(NAMES))]
 EVERY_DAY = [
-    (3, "torchrun", "SIGUSR1", "step:3"),
-    (2, "last", "SIGINT", "import"),
-    (1, "first", "SIGTERM", "validate:4"),
+    (3, "SIGUSR1", (("step:3", "torchrun"),)),
+    (2, "SIGINT", (("import", "last"),)),
+    (1, "SIGTERM", (("validate:4", "first"),)),
 ]
-
-
-def with_marks(cases, every_day):
-    return [case if case in every_day else pytest.param(*case, marks=pytest.mark.full) for case in dict.fromkeys(cases)]
+FULL = [draw(row, column) for row in range(len(STOPS)) for column in range(len(NAMES))]
 
 
 def test_every_signal_meets_every_point_and_every_target_every_world():
-    assert {case[2:] for case in CASES} == {(name, point) for name in NAMES for point in POINTS}
-    met = {case[:2] for case in [*CASES, *EVERY_DAY]}
-    assert met >= {(world, target) for world in WORLDS for target in TARGETS} - {(1, "torchrun")}
+    met = {(name, point) for _, name, stops in FULL for point, _ in stops}
+    assert met == {(name, point) for name in NAMES for point in POINTS if point != "step:3"}
+    met = {(world, target) for world, _, stops in FULL for _, target in stops}
+    assert met == {(world, target) for world in WORLDS for target in TARGETS} - {(1, "torchrun")}
 
 
-@pytest.mark.parametrize(("world", "target", "name", "point"), with_marks([*EVERY_DAY, *CASES], EVERY_DAY))
-def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, world, target, name, point):
-    """`save` happens on rank 0, which alone writes."""
-    run, last = tmp_path / "run", world - 1
+@pytest.mark.parametrize(
+    ("world", "name", "stops"), [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in FULL)]
+)
+def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, world, name, stops):
+    run = tmp_path / "run"
+    for point, target in stops:
+        ask_to_stop(start_faulty, run, world, name, point, target)
+    assert_goes_on(run, world, *SIZES[world])
+
+
+def ask_to_stop(start_faulty, run, world, name, point, target):
+    """Start or go on, to be asked at a point. Rank 0 alone saves."""
+    last = world - 1
     rank = 0 if target == "first" or point.startswith("save") else last
     how = {"torchrun": "torchrun", "first": "signal", "last": "group"}[target]
     # A file is written beside the training, which must not be over by then.
-    waiting = [Fault("step:5", "sleep:5", rank=last)] if point == "saved:4" else []
+    waiting = [Fault("step:3", "sleep:3", rank=last)] if point.startswith("save") else []
     launch = FORWARD if world > 1 else ()
     faults = [Fault(point, f"{how}:{name}", rank=rank), *waiting]
-    command, injected = start_faulty(run, *faults, world=world, more=SIZES[world], launch=launch)
+    command, injected = start_faulty(run, *faults, world=world, more=[*SIZES[world], *SAVES], launch=launch)
     result = command.finish(timeout=90)
     assert injected.happened(), result.output
     assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
@@ -85,11 +102,10 @@ def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, world, target, na
     assert [line for line in result.stderr.splitlines() if line.startswith("error")] == []
     assert status(run)["state"] == "preempted"
     assert name in status(run)["reason"]
-    assert status(run)["step"] in POINTS[point]
+    assert status(run)["step"] in POINTS[point], point
     assert max(store.steps(run / "checkpoints")) == status(run)["step"]
     if point.startswith("validate"):
         assert [event["step"] for event in events(run, "validate")].count(status(run)["step"]) == 0
-    assert_goes_on(run, world, *SIZES[world])
 
 
 @pytest.mark.parametrize(
