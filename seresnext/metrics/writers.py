@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 from tensorboard.compat.proto.event_pb2 import Event as Record  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 Event = Mapping[str, Any]
 Warn = Callable[[str], None]
@@ -127,6 +126,9 @@ class TensorBoard:
     def _append(self, record: Any) -> None:
         if self._file is None:
             return
+        # Here, since it takes a quarter of a second, and of many ranks one writes.
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         framed = io.BytesIO()
         RecordWriter(framed).write(record.SerializeToString())
         rest = framed.getvalue()

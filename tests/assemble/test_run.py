@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable
 
@@ -11,13 +12,15 @@ from run_folders import last_tensors
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 
-from seresnext.assemble import parts
+from seresnext.assemble import parts, validate, validation
 from seresnext.assemble.run import Run
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, RecipeError
 from seresnext.metrics.console import Console
+from seresnext.models import create_model
 from seresnext.recipe.load import LoadedRecipe, load_recipe
 from seresnext.training import step as step_module
+from seresnext.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -140,3 +143,30 @@ def test_a_run_goes_on_without_the_weights_it_began_with(train_synthetic, weight
     assert [(run / "log.txt").read_text().count(note) for run in (whole, resumed)] == [1, 0]
     with pytest.raises(CheckpointError, match="cannot be opened"):  # The control: a fresh run needs them.
         train_synthetic(tmp_path / "fresh", settings)
+
+
+# ------------------------------------------------------------------------------------------------ start
+
+
+@pytest.fixture
+def uncollected():
+    """As train.py and validate.py begin."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_garbage_is_collected_from_the_first_step_or_image_on(train_synthetic, uncollected, monkeypatch, tmp_path):
+    """A run of days, and a validation of any size, would else keep all that refers to itself."""
+    monkeypatch.setattr(parts, "create_model", create_model)  # validate.py wants a real one.
+    seen = []
+    fit, evaluate = Trainer.fit, validation.evaluate
+    monkeypatch.setattr(Trainer, "fit", lambda self: seen.append(gc.isenabled()) or fit(self))
+    monkeypatch.setattr(
+        validation, "evaluate", lambda *words, **options: seen.append(gc.isenabled()) or evaluate(*words, **options)
+    )
+    run = train_synthetic(tmp_path / "run", ["length=1st", "schedule.warmup=0ep"])
+    gc.disable()
+    validate(run / "checkpoints" / "last.safetensors", World(), None, None, None, None)
+    assert seen == [True, True]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults import SIZES, Fault
-from run_folders import events, status
+from run_folders import digest, events, status
 
 from seresnext.checkpoint import store
 
@@ -146,7 +146,7 @@ def test_asked_twice_it_saves_once(start_faulty, assert_goes_on, tmp_path, world
         (2, "exit", "torchrun:SIGTERM"),
     ],
 )
-def test_after_the_last_step_it_is_finished(start_faulty, assert_goes_on, tmp_path, world, point, what):
+def test_after_the_last_step_it_is_finished(start_faulty, whole_digest, tmp_path, world, point, what):
     run = tmp_path / "run"
     others = [Fault("exit", "signal:SIGUSR1", rank=world - 1)] if world > 1 else []
     command, injected = start_faulty(run, Fault(point, what), *others, world=world, more=SIZES[world])
@@ -155,7 +155,7 @@ def test_after_the_last_step_it_is_finished(start_faulty, assert_goes_on, tmp_pa
     assert (result.returncode == 0) is what.startswith("signal"), result.output
     assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
     assert status(run)["state"] == "finished"
-    assert_goes_on(run, world, *SIZES[world])
+    assert digest(run) == whole_digest(world, *SIZES[world])
 
 
 @pytest.mark.full
