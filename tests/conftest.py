@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launcher import TORCHRUN
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -213,8 +214,7 @@ def start_torchrun(start_command: StartCommand) -> StartCommand:
     def start(
         nproc: int, args: Sequence[str | Path], launch: Sequence[str] = ("--standalone",), **options: object
     ) -> Command:
-        launcher = [sys.executable, "-m", "torch.distributed.run", *launch, f"--nproc_per_node={nproc}"]
-        return start_command([*launcher, *args], **options)
+        return start_command([*TORCHRUN, *launch, f"--nproc_per_node={nproc}", *args], **options)
 
     return start
 

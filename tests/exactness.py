@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
+from launcher import TORCHRUN
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -284,9 +285,9 @@ class Lab:
     def perform(self, *trainings: Training) -> None:
         """Do the trainings in processes of their own; `seen` then has those of a run in their order."""
         (self.folder / "trainings.json").write_text(json.dumps([asdict(training) for training in trainings]))
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.world}"]
+        torchrun = [*TORCHRUN, "--standalone", f"--nproc_per_node={self.world}"]
         result = subprocess.run(
-            [sys.executable, *(torchrun if self.world > 1 else []), __file__, str(self.folder)],
+            [*(torchrun if self.world > 1 else [sys.executable]), __file__, str(self.folder)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

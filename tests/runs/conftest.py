@@ -13,6 +13,7 @@ from typing import Any
 import forged
 import pytest
 from faults import Fault, Faults
+from launcher import TORCHRUN
 from measured import Measurer, measurer
 from run_folders import digest, status
 from torch import Tensor
@@ -169,12 +170,10 @@ def whole_digest(
     def get(world: int, *more: str) -> str:
         if (world, more) not in known:
             output = tmp_path_factory.mktemp("whole") / "run"
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
+            launcher = [*TORCHRUN, "--standalone", f"--nproc_per_node={world}"] if world > 1 else [sys.executable]
             arguments = [PROGRAM, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
             env = {**os.environ, **QUIET, **no_faults}
-            result = subprocess.run(
-                [sys.executable, *launcher, *arguments], cwd=ROOT, env=env, capture_output=True, text=True
-            )
+            result = subprocess.run([*launcher, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
             assert result.returncode == 0, result.stdout + result.stderr
             known[world, more] = digest(output)
         return known[world, more]

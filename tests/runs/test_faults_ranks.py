@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import time
 
 import pytest
 from conftest import ROOT
 from faults import SIZES, Fault
+from launcher import TORCHRUN
 from run_folders import digest, events, last_tensors, losses, status
 
 pytestmark = pytest.mark.runs
@@ -171,7 +171,7 @@ def start_node(start_command, train_arguments):
         arguments = train_arguments(output, *more)
         # Else torch 2.14 does not tell a machine that joins later where the others meet.
         env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        return start_command([sys.executable, "-m", "torch.distributed.run", *launch, *arguments], env=env)
+        return start_command([*TORCHRUN, *launch, *arguments], env=env)
 
     return start
 
