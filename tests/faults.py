@@ -234,8 +234,10 @@ def _leave_out_the_compiler() -> None:
     sys.modules["torch._dynamo"] = torch._dynamo = compiler
 
 
-def _step_of(path: Path) -> int:
-    return int("".join(filter(str.isdigit, path.name)))
+def _step_of(path: Path) -> int | None:
+    """Of a checkpoint, by its name; the names of pointers tell none."""
+    digits = "".join(filter(str.isdigit, path.name))
+    return int(digits) if digits else None
 
 
 def _raise(error: BaseException) -> None:
