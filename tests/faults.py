@@ -263,12 +263,13 @@ def main() -> None:
     value = json.loads(os.environ[VARIABLE])
     injection = _Injection(Path(value["folder"]), [Fault(**fault) for fault in value["faults"]])
 
-    from seresnext.errors import ProcessEnd
+    from seresnext.errors import ProcessEnd, replace_closed_streams
     from seresnext.signals import end_with_launcher, ignore_signals
     from seresnext.training.stopping import StopRequest
 
     end_with_launcher()
     gc.disable()
+    replace_closed_streams()
     end = ProcessEnd()
     # As in train.py, with points in between.
     with StopRequest() as stop:

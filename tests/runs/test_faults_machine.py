@@ -181,12 +181,12 @@ def test_a_run_folder_that_cannot_be_written(run_command, train_arguments, tmp_p
 
 @pytest.mark.parametrize("blocked", ["tensorboard", "log.txt"])
 @pytest.mark.full
-def test_what_is_only_told_cannot_stop_a_run(run_command, train_arguments, tmp_path, blocked):
+def test_what_is_only_told_cannot_stop_a_run(run_again, tmp_path, blocked):
     """A folder where a file should be, or a file where a folder should be."""
     run = tmp_path / "run"
     run.mkdir()
     (run / blocked).write_text("in the way") if blocked == "tensorboard" else (run / blocked).mkdir()
-    result = run_command([sys.executable, *train_arguments(run)])
+    result = run_again(run)
     assert result.returncode == 0, result.output
     assert "Traceback" not in result.output
     assert blocked in result.output
@@ -239,10 +239,10 @@ def test_a_port_that_is_taken(run_command, train_arguments, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "| head -c 1", "> /dev/full"])
-def test_output_that_goes_nowhere(run_command, train_arguments, tmp_path, redirection):
+def test_output_that_goes_nowhere(run_command, narrow_arguments, no_faults, tmp_path, redirection):
     run = tmp_path / "run"
-    command = " ".join([sys.executable, *train_arguments(run), redirection])
-    result = run_command(["bash", "-o", "pipefail", "-c", command])
+    command = " ".join([sys.executable, *narrow_arguments(run), redirection])
+    result = run_command(["bash", "-o", "pipefail", "-c", command], env=no_faults)
     assert result.returncode == 0, result.output
     assert "Traceback" not in result.output
     assert status(run)["state"] == "finished"
@@ -250,9 +250,9 @@ def test_output_that_goes_nowhere(run_command, train_arguments, tmp_path, redire
 
 
 @pytest.mark.full
-def test_few_descriptors(run_command, train_arguments, tmp_path):
-    command = "ulimit -n 64; exec " + " ".join([sys.executable, *train_arguments(tmp_path / "run")])
-    result = run_command(["bash", "-c", command])
+def test_few_descriptors(run_command, narrow_arguments, no_faults, tmp_path):
+    command = "ulimit -n 64; exec " + " ".join([sys.executable, *narrow_arguments(tmp_path / "run")])
+    result = run_command(["bash", "-c", command], env=no_faults)
     assert result.returncode == 0, result.output
 
 
