@@ -15,7 +15,7 @@ SOAK = ROOT / "scripts" / "soak.py"
 @pytest.mark.runs
 @pytest.mark.parametrize(
     ("kills", "world"),
-    [(2, 2), pytest.param(6, 1, marks=pytest.mark.full), pytest.param(6, 3, marks=pytest.mark.full)],
+    [(2, 2), pytest.param(3, 1, marks=pytest.mark.full), pytest.param(4, 3, marks=pytest.mark.full)],
 )
 def test_killed_again_and_again(run_command, kills, world):
     result = run_command([sys.executable, SOAK, "--kills", str(kills), "--world", str(world)], timeout=60 + 60 * kills)
