@@ -40,7 +40,9 @@ def test_waiting_for_what_never_comes_fails(start_command):
 
 def test_torchrun_starts_as_many_workers_and_ends_them(torchrun, tmp_path):
     script = tmp_path / "worker.py"
-    script.write_text("import os\nprint('rank', os.environ['RANK'], os.environ['CUDA_VISIBLE_DEVICES'] == '')\n")
+    # In one piece: torchrun lets its workers print word by word, and the two would mix.
+    words = "f\"rank {os.environ['RANK']} {os.environ['CUDA_VISIBLE_DEVICES'] == ''}\\n\""
+    script.write_text(f"import os\nos.write(1, {words}.encode())\n")
     result = torchrun(2, [script])
     assert result.returncode == 0, result.output
     assert sorted(line for line in result.stdout.splitlines() if "rank" in line) == ["rank 0 True", "rank 1 True"]
