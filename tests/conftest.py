@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import launcher
 import numpy as np
 import pytest
-from launcher import TORCHRUN
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -101,15 +101,7 @@ class Command:
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
         self._start = time.monotonic()
         with self._stdout.open("wb") as out, self._stderr.open("wb") as err:
-            self.process = subprocess.Popen(
-                self.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                cwd=cwd,
-                env={**env, TREE_MARK: self._mark},
-                start_new_session=True,
-            )
+            self.process = launcher.start(self.argv, out, err, {**env, TREE_MARK: self._mark}, cwd)
 
     @property
     def output(self) -> str:
@@ -119,9 +111,9 @@ class Command:
     def alive(self) -> list[int]:
         """Process ids of everything of this tree that still runs, wherever it was adopted."""
         needle = f"{TREE_MARK}={self._mark}".encode()
-        found = []
+        found = [self.process.pid] if self.process.poll() is None else []
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
+            if entry.name.isdigit() and int(entry.name) not in found:
                 try:
                     if (
                         needle in (entry / "environ").read_bytes()
@@ -220,7 +212,7 @@ def start_torchrun(start_command: StartCommand) -> StartCommand:
     def start(
         nproc: int, args: Sequence[str | Path], launch: Sequence[str] = ("--standalone",), **options: object
     ) -> Command:
-        return start_command([*TORCHRUN, *launch, f"--nproc_per_node={nproc}", *args], **options)
+        return start_command([launcher.TORCHRUN, *launch, f"--nproc_per_node={nproc}", *args], **options)
 
     return start
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import launcher
 import torch
-from launcher import TORCHRUN
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -285,16 +284,11 @@ class Lab:
     def perform(self, *trainings: Training) -> None:
         """Do the trainings in processes of their own; `seen` then has those of a run in their order."""
         (self.folder / "trainings.json").write_text(json.dumps([asdict(training) for training in trainings]))
-        torchrun = [*TORCHRUN, "--standalone", f"--nproc_per_node={self.world}"]
-        result = subprocess.run(
-            [*(torchrun if self.world > 1 else [sys.executable]), __file__, str(self.folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=900,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout.decode(errors="replace")
+        torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={self.world}"]
+        command = [*(torchrun if self.world > 1 else [sys.executable]), __file__, str(self.folder)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        output = self.folder / "output"
+        assert launcher.run(command, output, env) == 0, output.read_text(errors="replace")
         reports = json.loads((self.folder / "reports.json").read_text())
         for training, report in zip(trainings, reports, strict=True):
             self.seen.setdefault(training.run, []).append(Seen(**report))

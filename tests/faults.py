@@ -23,7 +23,7 @@ Faults:
     file-size:BYTES        no file may become larger
     files:N                so many files may be open
     clock:SECONDS          the wall clock jumps
-    hold                   wait until the test says `release`
+    hold, hold-until-asked wait until the test says `release`, or until this process is asked to stop
     sleep:SECONDS          wait
 """
 
@@ -95,9 +95,10 @@ class Faults:
 
 
 class _Injection:
-    def __init__(self, folder: Path, faults: list[Fault]) -> None:
+    def __init__(self, folder: Path, faults: list[Fault], is_asked: Callable[[], bool]) -> None:
         self._folder = folder
         self._faults = faults
+        self._is_asked = is_asked
         self._rank = int(os.environ.get("RANK", "0"))
         self._completed = 0
 
@@ -142,9 +143,9 @@ class _Injection:
                 now = time.time
                 time.time = lambda: now() + float(value)
             case "hold":
-                deadline = time.monotonic() + _WAIT
-                while not (self._folder / "release").exists() and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                _wait_until((self._folder / "release").exists)
+            case "hold-until-asked":
+                _wait_until(self._is_asked)
             case "sleep":
                 time.sleep(float(value))
             case _:
@@ -189,7 +190,7 @@ class _Injection:
         evaluate = trainer.evaluate
 
         @wraps(evaluate)
-        def evaluate_reaching(*args: Any, stop_requested: Callable[[], bool], **options: Any) -> Any:
+        def evaluate_reaching(*args: Any, stop_requested: Callable[[], bool] = lambda: False, **options: Any) -> Any:
             rounds = 0
 
             def asked() -> bool:
@@ -240,6 +241,12 @@ def _step_of(path: Path) -> int | None:
     return int(digits) if digits else None
 
 
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _WAIT
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def _raise(error: BaseException) -> None:
     raise error
 
@@ -261,7 +268,7 @@ def _use_memory(more: int) -> None:
 def main() -> None:
     """Train as train.py does, with the faults of the environment."""
     value = json.loads(os.environ[VARIABLE])
-    injection = _Injection(Path(value["folder"]), [Fault(**fault) for fault in value["faults"]])
+    folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
     from seresnext.errors import ProcessEnd, replace_closed_streams
     from seresnext.signals import end_with_launcher, ignore_signals
@@ -273,6 +280,7 @@ def main() -> None:
     end = ProcessEnd()
     # As in train.py, with points in between.
     with StopRequest() as stop:
+        injection = _Injection(folder, faults, lambda: stop.has_come)
         try:
             injection.begin()
             injection.reach("import")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import forged
+import launcher
 import pytest
 from faults import Fault, Faults
-from launcher import TORCHRUN
 from measured import Measurer, measurer
 from run_folders import digest, status
 from torch import Tensor
@@ -56,22 +56,34 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def narrow_program() -> str:
+    """train.py with a narrow network, which writes a hundredth of the bytes, and with the faults that are asked for."""
+    return str(ROOT / "tests" / "faults.py")
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    """What the fixtures below start. A module that the size of the network is nothing to makes it the narrow one."""
+    return "train.py"
+
+
 @pytest.fixture
-def train_arguments(recipe: Path, images: Path) -> Callable[..., list[str]]:
-    """`train_arguments(output, *more) -> [...]`: the arguments of a run of the tiny recipe, `train.py` first."""
+def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., list[str]]:
+    """`train_arguments(output, *more) -> [...]`: the arguments of a run of the tiny recipe, the program first."""
 
     def arguments(output: Path, *more: str) -> list[str]:
-        return ["train.py", "--recipe", str(recipe), "--data", str(images), "--output", str(output), *more]
+        return [program, "--recipe", str(recipe), "--data", str(images), "--output", str(output), *more]
 
     return arguments
 
 
 @pytest.fixture(scope="module")
-def module_train(recipe: Path, images: Path) -> Callable[..., Path]:
+def module_train(program: str, recipe: Path, images: Path) -> Callable[..., Path]:
     """Like `train` with one process, for fixtures that last for a module."""
 
     def run(output: Path, *more: str) -> Path:
-        arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", output, *more]
+        arguments = [program, "--recipe", recipe, "--data", images, "--output", output, *more]
         subprocess.run(
             [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **QUIET}, check=True, capture_output=True
         )
@@ -95,24 +107,26 @@ def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[s
 
 # ------------------------------------------------------------------------------------------------ faults
 
-PROGRAM = ROOT / "tests" / "faults.py"
 SMALL = ("--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2")  # Half the bytes to write; 7 batches.
 
 
 @pytest.fixture
-def narrow_arguments(train_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """`narrow_arguments(output, *more) -> [...]`: of a run with faults, `tests/faults.py` first."""
+def narrow_arguments(narrow_program: str, train_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """`narrow_arguments(output, *more) -> [...]`: of a run with faults, the program first."""
 
     def arguments(output: Path, *more: str) -> list[str]:
-        return [str(PROGRAM), *train_arguments(output, *SMALL, *more)[1:]]
+        return [narrow_program, *train_arguments(output, *SMALL, *more)[1:]]
 
     return arguments
 
 
-@pytest.fixture(scope="session")
-def no_faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment for a run of that program that nothing happens to."""
-    return Faults(tmp_path_factory.mktemp("no-faults"), ()).environment
+@pytest.fixture(scope="session", autouse=True)
+def no_faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing happens to a run of that program unless a test asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in Faults(tmp_path_factory.mktemp("no-faults"), ()).environment.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture
@@ -162,7 +176,7 @@ def faulty(start_faulty: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def whole_digest(
-    recipe: Path, images: Path, no_faults: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    narrow_program: str, recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., str]:
     """`whole_digest(world, *more) -> digest` of such a run when nothing happens to it."""
     known: dict[tuple[int, tuple[str, ...]], str] = {}
@@ -170,11 +184,11 @@ def whole_digest(
     def get(world: int, *more: str) -> str:
         if (world, more) not in known:
             output = tmp_path_factory.mktemp("whole") / "run"
-            launcher = [*TORCHRUN, "--standalone", f"--nproc_per_node={world}"] if world > 1 else [sys.executable]
-            arguments = [PROGRAM, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
-            env = {**os.environ, **QUIET, **no_faults}
-            result = subprocess.run([*launcher, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
-            assert result.returncode == 0, result.stdout + result.stderr
+            torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={world}"]
+            arguments = ["--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
+            command = [*(torchrun if world > 1 else [sys.executable]), narrow_program, *map(str, arguments)]
+            said = output.parent / "said"
+            assert launcher.run(command, said, {**os.environ, **QUIET}) == 0, said.read_text()
             known[world, more] = digest(output)
         return known[world, more]
 
@@ -182,16 +196,12 @@ def whole_digest(
 
 
 @pytest.fixture
-def run_again(
-    run_command: Any, torchrun: Any, narrow_arguments: Callable[..., list[str]], no_faults: dict[str, str]
-) -> Callable[..., Any]:
+def run_again(run_command: Any, torchrun: Any, narrow_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
     """`run_again(run, *more, world=1) -> Result`: the command of a faulty run once more, without faults."""
 
     def again(output: Path, *more: str, world: int = 1) -> Any:
         arguments = narrow_arguments(output, *more)
-        if world == 1:
-            return run_command([sys.executable, *arguments], env=no_faults)
-        return torchrun(world, arguments, env=no_faults)
+        return run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
 
     return again
 

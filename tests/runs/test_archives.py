@@ -7,6 +7,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import forged
 import pytest
 from imagenet_archives import CLASSES, truth_of, write_archives
 from run_folders import last_tensors, losses
@@ -14,6 +15,11 @@ from run_folders import last_tensors, losses
 pytestmark = pytest.mark.runs
 
 WORDS = ("--set", "data.format=imagenet", "--set", "model.num_classes=4", "--set", "length=4st")
+
+
+@pytest.fixture(scope="module")
+def program(narrow_program: str) -> str:
+    return narrow_program
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +70,14 @@ def test_two_ranks_train_from_archives(trained: Path, archives: Path, train, tmp
     assert len(list(cache.glob("*.index"))) == 2
 
 
-def test_validation_is_the_same_from_archives_and_folder(trained: Path, extracted: Path, run_command, tmp_path: Path):
+def test_validation_is_the_same_from_archives_and_folder(said, archives: Path, extracted: Path, run_command, tmp_path):
     """`--data` names a folder and no format; what lies in it is recognised."""
+    data = {"data.root": str(archives), "data.format": "imagenet", "model.num_classes": 4}
+    facts = {**{f"recipe.{key}": value for key, value in data.items()}, "dataset.classes": sorted(CLASSES)}
+    checkpoint = forged.forge(tmp_path / "c.safetensors", forged.weights(4), forged.changed(said, facts))
     reports = []
     for root in (None, extracted):
-        argv = [sys.executable, "validate.py", "--checkpoint", trained / "checkpoints" / "last.safetensors"]
+        argv = [sys.executable, "validate.py", "--checkpoint", checkpoint]
         result = run_command([*argv, "--json", tmp_path / "report", *(["--data", root] if root else [])])
         assert result.returncode == 0, result.output
         report = json.loads((tmp_path / "report").read_text())

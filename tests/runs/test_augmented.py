@@ -21,6 +21,11 @@ CHANGES = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
+def program(narrow_program):
+    return narrow_program
+
+
+@pytest.fixture(scope="module")
 def whole(module_train, tmp_path_factory):
     return module_train(tmp_path_factory.mktemp("augmented") / "run", *CHANGES)
 

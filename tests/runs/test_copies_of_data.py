@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from run_folders import status
 
 pytestmark = pytest.mark.runs
@@ -14,11 +15,16 @@ pytestmark = pytest.mark.runs
 # As rank 1 on another machine: the same relative path there is another folder.
 ELSEWHERE = """
 import os, runpy, sys
-sys.path.insert(0, {root!r})
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 os.chdir(os.path.join({folder!r}, os.environ["RANK"]))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+@pytest.fixture(scope="module")
+def program(narrow_program: str) -> str:
+    return narrow_program
 
 
 @pytest.fixture
@@ -34,11 +40,10 @@ def launch(torchrun, train_arguments, copies: Path, tmp_path: Path) -> Callable:
     """`launch()`: three steps of training, each rank with its own copy."""
 
     def run():
-        root = Path(__file__).parents[2]
         script = tmp_path / "elsewhere.py"
-        script.write_text(ELSEWHERE.format(root=str(root), folder=str(copies)))
+        script.write_text(ELSEWHERE.format(root=str(ROOT), folder=str(copies)))
         program, *arguments = train_arguments(tmp_path / "run", "--data", "data", "--set", "length=3st")
-        return torchrun(2, [script, str(root / program), *arguments], timeout=90)
+        return torchrun(2, [script, program, *arguments], timeout=90)
 
     return run
 

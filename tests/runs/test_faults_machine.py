@@ -239,10 +239,10 @@ def test_a_port_that_is_taken(run_command, train_arguments, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "| head -c 1", "> /dev/full"])
-def test_output_that_goes_nowhere(run_command, narrow_arguments, no_faults, tmp_path, redirection):
+def test_output_that_goes_nowhere(run_command, narrow_arguments, tmp_path, redirection):
     run = tmp_path / "run"
     command = " ".join([sys.executable, *narrow_arguments(run), redirection])
-    result = run_command(["bash", "-o", "pipefail", "-c", command], env=no_faults)
+    result = run_command(["bash", "-o", "pipefail", "-c", command])
     assert result.returncode == 0, result.output
     assert "Traceback" not in result.output
     assert status(run)["state"] == "finished"
@@ -250,9 +250,9 @@ def test_output_that_goes_nowhere(run_command, narrow_arguments, no_faults, tmp_
 
 
 @pytest.mark.full
-def test_few_descriptors(run_command, narrow_arguments, no_faults, tmp_path):
+def test_few_descriptors(run_command, narrow_arguments, tmp_path):
     command = "ulimit -n 64; exec " + " ".join([sys.executable, *narrow_arguments(tmp_path / "run")])
-    result = run_command(["bash", "-c", command], env=no_faults)
+    result = run_command(["bash", "-c", command])
     assert result.returncode == 0, result.output
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from faults import SIZES, Fault
+from faults import SIZES, Fault, Faults
 from launcher import TORCHRUN
 from run_folders import digest, events, last_tensors, losses, status
 
@@ -162,40 +162,44 @@ def test_torchrun_does_not_start_a_preempted_run_again(start_faulty, assert_goes
 
 
 @pytest.fixture
-def start_node(start_command, train_arguments):
-    """`start_node(output, port, *more)`: one of one or two machines, here the same one, with one process."""
+def start_node(start_command, narrow_arguments, tmp_path):
+    """`start_node(output, port, faults, *more)`: one of one or two machines, here the same one, with one process."""
 
-    def start(output, port, *more):
+    def start(output, port, faults, *more):
         launch = ["--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=elastic"]
         launch += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-conf=last_call_timeout=3,join_timeout=60"]
-        arguments = train_arguments(output, *more)
+        arguments = narrow_arguments(output, *more)
         # Else torch 2.14 does not tell a machine that joins later where the others meet.
-        env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        return start_command([*TORCHRUN, *launch, *arguments], env=env)
+        env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **faults.environment}
+        return start_command([TORCHRUN, *launch, *arguments], env=env)
 
     return start
 
 
 @pytest.mark.full
-def test_a_run_goes_on_with_the_machines_there_are(start_node, train, tmp_path):
+def test_a_run_goes_on_with_the_machines_there_are(start_node, run_again, tmp_path):
     """One machine begins, a second one joins, and is lost: the curve is that of a run that nothing happened to."""
     run, port = tmp_path / "run", free_port()
-    more = ["--resume", "never", "--set", "length=40st", "--set", "checkpoint.every=5st"]
-    first = start_node(run, port, *more)
-    first.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 2)
-    second = start_node(run, port, *more)
-    first.wait_for(lambda: status(run)["world_size"] == 2 and status(run)["state"] == "running", timeout=120)
-    joined_at = status(run)["step"]
-    first.wait_for(lambda: len(losses(run)) >= joined_at + 4, timeout=120)
+    more = ["--resume", "never", "--set", "runtime.precision=fp64", "--set", "length=20st", "--set"]
+    more += ["checkpoint.every=5st"]
+    alone, together = Fault("step:3", "hold-until-asked"), [Fault("step:12", "hold", rank=rank) for rank in range(2)]
+    faults = Faults(tmp_path / "faults", [alone, *together])
+    first = start_node(run, port, faults, *more)
+    first.wait_for(faults.happened)
+    second = start_node(run, port, faults, *more)
+    first.wait_for(lambda: faults.happened(1) and faults.happened(2), timeout=120)
+    assert (status(run)["state"], status(run)["world_size"]) == ("running", 2)
     second.process.send_signal(signal.SIGKILL)
     second.process.wait()
+    faults.release()
     result = first.finish(timeout=240)
     assert result.returncode == 0, result.output
     assert second.alive() == []
     assert (status(run)["state"], status(run)["world_size"]) == ("finished", 1)
     assert result.stdout.count("going on from") == 2
     assert not (run / "earlier-1").exists()
-    whole = train(tmp_path / "whole", *more)
+    whole = tmp_path / "whole"
+    assert run_again(whole, *more).returncode == 0
     assert losses(run) == pytest.approx(losses(whole), rel=1e-7)
     assert len(events(run, "validate")) == len(events(whole, "validate"))
     ours, theirs = last_tensors(run), last_tensors(whole)

@@ -13,9 +13,14 @@ from run_folders import losses, status
 pytestmark = pytest.mark.runs
 
 
+@pytest.fixture(scope="module")
+def program(narrow_program):
+    return narrow_program
+
+
 @pytest.fixture
 def fails(run_command, train_arguments, tmp_path):
-    """`fails(code, *arguments, expect=[...])`: train.py ends with this code and says these things."""
+    """`fails(code, *arguments, expect=[...])`: training ends with this code and says these things."""
 
     def run(code, *more, expect, output=None):
         result = run_command([sys.executable, *train_arguments(output or tmp_path / "run", *more)])

@@ -5,52 +5,58 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from conftest import ROOT
-from faults import Fault
-from run_folders import digest, losses, status
+from faults import Fault, Faults
+from run_folders import digest, status
 
 pytestmark = [pytest.mark.runs, pytest.mark.full]
 JOB = ROOT / "scripts" / "slurm" / "train.sbatch"
 
 
 @pytest.fixture
-def start_job(start_command, train_arguments, tmp_path):
-    """`start_job(output, *more)`: the job as Slurm starts it, on two GPUs that are not there."""
+def start_job(start_command, narrow_arguments, tmp_path):
+    """`start_job(output, *more, faults={})`: the job as Slurm starts it, on two GPUs that are not there."""
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
-    (programs / "torchrun").write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    narrow = narrow_arguments(tmp_path)[0]
+    start = f'exec {sys.executable} -m torch.distributed.run "${{@/#train.py/{narrow}}}"'
+    (programs / "torchrun").write_text(f"#!/bin/bash\n{start}\n")
     for program in programs.iterdir():
         program.chmod(0o755)
     env = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "17"}
 
-    def start(output: Path, *more: str):
-        words = train_arguments(output, *more)[1:]
+    def start(output: Path, *more: str, faults: Mapping[str, str] = MappingProxyType({})):
+        words = narrow_arguments(output, *more)[1:]
         place = words.index("--output")
-        return start_command(["bash", JOB, *words[:place], *words[place + 2 :]], env={**env, "OUTPUT": str(output)})
+        return start_command(
+            ["bash", JOB, *words[:place], *words[place + 2 :]], env={**env, **faults, "OUTPUT": str(output)}
+        )
 
     return start
 
 
-def test_a_job_that_is_told_in_time(start_job, train, tmp_path):
+def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
     run = tmp_path / "run"
-    small = ["--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2"]
-    first = start_job(run, *small)
-    first.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 2)
+    faults = Faults(tmp_path / "faults", [Fault("step:3", "hold-until-asked", rank) for rank in range(2)])
+    first = start_job(run, faults=faults.environment)
+    first.wait_for(lambda: faults.happened(0) and faults.happened(1))
     first.process.send_signal(signal.SIGUSR1)
     result = first.finish()
     assert result.returncode == 0, result.output
     assert "the run is preempted" in result.stdout
     assert "SIGUSR1" in status(run)["reason"]
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    again = start_job(run, *small).finish()
+    again = start_job(run).finish()
     assert again.returncode == 0, again.output
     assert "the run is finished" in again.stdout
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    assert digest(run) == digest(train(tmp_path / "whole", *small, world=2))
+    assert digest(run) == whole_digest(2)
 
 
 def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forged import forge
 from run_folders import last_tensors, losses
 from shard_folders import Server, serve
 
@@ -16,6 +17,11 @@ pytestmark = pytest.mark.runs
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("--set", "data.format=shards", "--set", "data.shuffle_shards=2", "--set", "length=6st")
+
+
+@pytest.fixture(scope="module")
+def program(narrow_program: str) -> str:
+    return narrow_program
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +74,12 @@ def test_a_run_goes_on_from_the_folder_to_a_server(trained: Path, server: Server
 
 
 def test_a_checkpoint_is_validated_on_a_server(
-    trained: Path, server: Server, shards: Path, run_command, tmp_path: Path
+    untrained, said, server: Server, shards: Path, run_command, tmp_path: Path
 ):
     found = []
+    checkpoint = forge(tmp_path / "checkpoint.safetensors", untrained, said)
     for number, data in enumerate((str(shards), server.url)):
         report = tmp_path / f"{number}.json"
-        checkpoint = trained / "checkpoints" / "last.safetensors"
         argv = ["validate.py", "--checkpoint", checkpoint, "--data", data, "--json", report]
         env = {"XDG_CACHE_HOME": str(tmp_path / "home")}
         result = run_command([sys.executable, *argv], env=env)

@@ -30,6 +30,11 @@ def same_tensors(one, other, **tolerance):
 
 
 @pytest.fixture(scope="module")
+def program(narrow_program):
+    return narrow_program
+
+
+@pytest.fixture(scope="module")
 def checkpointed(module_train, tmp_path_factory):
     return module_train(tmp_path_factory.mktemp("checkpointed") / "run", *CHECKPOINTING)
 
@@ -38,7 +43,7 @@ def test_checkpointing_moves_no_loss_and_recalibration_only_the_last_statistics(
     plain = train(tmp_path / "run", *DROP_PATH)
     assert losses(checkpointed) == losses(plain)
     different = same_tensors(checkpointed, plain)
-    assert len(different) > 100
+    assert len(different) > 50
     assert all("running" in name for name in different)
     assert {name.partition(".")[0] for name in different} == {"model", "ema"}
 
