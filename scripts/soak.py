@@ -36,13 +36,12 @@ from seresnext.errors import Failure, run_script
 ROOT = Path(__file__).parents[1]
 MARK = "SERESNEXT_SOAK"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-MOST_STEPS = 12  # Steps of a life before its kill.
+MOST_STEPS = 12  # Steps of a life before its kill. There is room for one life more, as it is not met at once.
 STARTING = 8.0  # Seconds in which a kill meets a life that starts.
 PATIENCE = 90.0  # Seconds that a life may take to end; torchrun alone waits 30 for a process that does not.
 RECIPE = """
 model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
 data: {image_size: 32, workers: 1}
-batch: {global_size: 12, micro_size: 2}
 optimizer: {lr: 0.002}
 schedule: {name: cosine, warmup: 2st}
 ema: {decay: 0.9}
@@ -63,9 +62,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default: 20)")
     parser.add_argument("--world", type=int, default=2, metavar="N", help="processes (default: 2)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the kills (default: 0)")
+    parser.add_argument("--program", default="train.py", help="what trains (default: train.py)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        soak = Soak(Path(folder), options.kills, options.world, options.seed)
+        soak = Soak(Path(folder), options.kills, options.world, options.seed, options.program)
         try:
             soak.run()
         finally:
@@ -75,15 +75,17 @@ def main() -> None:
 class Soak:
     """A run that is killed, and one beside it that is not."""
 
-    def __init__(self, folder: Path, kills: int, world: int, seed: int) -> None:
+    def __init__(self, folder: Path, kills: int, world: int, seed: int, program: str) -> None:
         self._folder = folder
         self._kills = kills
         self._world = world
+        self._program = program
         self._draws = random.Random(seed)
         self._output = folder / "killed"
         self._mark = uuid.uuid4().hex
         make_images(folder / "images")
-        (folder / "recipe.yaml").write_text(f"{RECIPE}length: {kills * MOST_STEPS}st\n")
+        batch = f"batch: {{global_size: {4 * world}, micro_size: 2}}"  # Two micro-batches a process and step.
+        (folder / "recipe.yaml").write_text(f"{RECIPE}{batch}\nlength: {(kills + 1) * MOST_STEPS}st\n")
 
     def run(self) -> None:
         """Kill as often as asked, go on to the end, and compare. Raises SoakFailed."""
@@ -122,10 +124,10 @@ class Soak:
         process, first = self._start(self._output), last_step(self._output)
         starting = self._draws.random() < 0.3
         if starting:
-            wait_until(lambda: process.poll() is not None, self._draws.uniform(0, STARTING))
+            steps, seconds = MOST_STEPS, self._draws.uniform(0, STARTING)
         else:
-            steps = self._draws.randint(1, MOST_STEPS)
-            wait_until(lambda: process.poll() is not None or last_step(self._output) >= first + steps, PATIENCE)
+            steps, seconds = self._draws.randint(1, MOST_STEPS), PATIENCE
+        wait_until(lambda: process.poll() is not None or last_step(self._output) >= first + steps, seconds)
         if process.poll() is not None:
             raise SoakFailed(f"it ended by itself before kill {number}:\n{self._said()}")
         pid, who, sent = self._choose(process.pid, has_workers=not starting)
@@ -164,7 +166,7 @@ class Soak:
     def _start(self, output: Path) -> subprocess.Popen[bytes]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self._world}"]
         launcher += ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
-        words = ["train.py", "--recipe", self._folder / "recipe.yaml", "--data", self._folder / "images"]
+        words = [self._program, "--recipe", self._folder / "recipe.yaml", "--data", self._folder / "images"]
         with (self._folder / "said.txt").open("wb") as said:
             return subprocess.Popen(
                 [sys.executable, *(launcher if self._world > 1 else []), *words, "--output", output],

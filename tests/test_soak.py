@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from faults import Faults
 
 SOAK = ROOT / "scripts" / "soak.py"
 
@@ -17,8 +18,9 @@ SOAK = ROOT / "scripts" / "soak.py"
     ("kills", "world"),
     [(2, 2), pytest.param(3, 1, marks=pytest.mark.full), pytest.param(4, 3, marks=pytest.mark.full)],
 )
-def test_killed_again_and_again(run_command, kills, world):
-    result = run_command([sys.executable, SOAK, "--kills", str(kills), "--world", str(world)], timeout=60 + 60 * kills)
+def test_killed_again_and_again(run_command, tmp_path, kills, world):
+    words = ["--kills", str(kills), "--world", str(world), "--program", ROOT / "tests" / "faults.py"]
+    result = run_command([sys.executable, SOAK, *words], timeout=60 + 60 * kills, env=Faults(tmp_path, ()).environment)
     assert result.returncode == 0, result.output
     assert len(re.findall(r"^kill \d+: SIG\w+ to .*: gone in", result.stdout, re.MULTILINE)) == kills
     assert "the same, to the bit" in result.stdout
