@@ -16,6 +16,7 @@ if __name__ == "__main__":
             # Here, so that signals during the seconds that importing torch takes find somebody who listens.
             from seresnext.cli import train_main
 
+            gc.freeze()
             code = train_main(stop=stop)
         except KeyboardInterrupt:
             code = 130

@@ -19,6 +19,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     from seresnext.cli import validate_main
 
+    gc.freeze()
     signal.signal(signal.SIGINT, interrupt)
     try:
         code = validate_main()

@@ -286,6 +286,7 @@ def main() -> None:
             injection.reach("import")
             from seresnext.cli import train_main
 
+            gc.freeze()
             injection.patch()
             code = train_main(stop=stop)
             injection.reach("exit")
