@@ -26,6 +26,7 @@ from seresnext.weights.opening import open_regular
 from seresnext.weights.pickles import Description, StoredTensor, describe
 
 _LONGEST_PICKLE = 16 << 20  # bytes; that of SE-ResNeXt-101 has 130 thousand
+_FOLDER = 0x10  # what DOS calls a folder, among the attributes of a member of a zip
 _LONGEST_DIRECTORY = 2 << 20  # bytes of a zip's list of members; that of SE-ResNeXt-101 has 50 thousand
 # All that torch.save has ever put beside the storages, which have numbers for names.
 _MEMBER = re.compile(
@@ -158,6 +159,10 @@ def _check_members(archive: zipfile.ZipFile) -> str:
     size = os.fstat(archive.fp.fileno()).st_size if archive.fp else 0
     if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
         raise ValueError("it is a compressed or encrypted zip; torch.save writes neither")
+    # For either torch's library reports success and writes nothing, so that tensors hold what memory held before
+    # (miniz.c, `mz_zip_reader_extract_to_mem_no_alloc1`).
+    if any(member.external_attr & _FOLDER or member.compress_size != member.file_size for member in members):
+        raise ValueError("it is a zip with members that have no bytes, which torch would read as whatever is in memory")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its members take more bytes than it has")
     if any("code" in name.split("/")[1:] or name.endswith("/constants.pkl") for name in names):

@@ -275,6 +275,24 @@ def test_flipped_bit_in_a_zip_number(tmp_path: Path) -> None:
     assert "damaged" in refusal(path)
 
 
+@pytest.mark.parametrize("how", ["a folder", "no bytes"])
+def test_members_that_torch_would_not_read(tmp_path: Path, how: str) -> None:
+    """Their checksums are right, and torch makes the tensor of memory that nothing was written to."""
+    path = tmp_path / "file"
+    torch.save({"w": torch.zeros(1000)}, path)
+    data = bytearray(path.read_bytes())
+    listed = data.rindex(b"file/data/0") - 46
+    assert data[listed : listed + 4] == b"PK\1\2"
+    if how == "a folder":
+        data[listed + 38] |= 0x10
+    else:  # CRC and size of nothing; the size before it was stored is as it was.
+        data[listed + 16 : listed + 24] = bytes(8)
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None  # The control: a look at the checksums alone lets it pass.
+    assert "whatever is in memory" in refusal(path)
+
+
 # ------------------------------------------------------------------------------------------------ what else there is
 
 
