@@ -83,7 +83,6 @@ def _be_torchrun(words: list[str], stdout: str, stderr: str, env: dict[str, str]
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()
     sys.argv = ["torchrun", *words]
     from torch.distributed.run import main

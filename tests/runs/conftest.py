@@ -21,6 +21,8 @@ from torch import Tensor
 from seresnext.checkpoint import store
 
 ROOT = Path(__file__).parents[2]
+# train.py with a network that writes a hundredth of the bytes, and with the faults that are asked for.
+NARROW = str(ROOT / "tests" / "faults.py")
 QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 RECIPE = """
 model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
@@ -56,16 +58,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def narrow_program() -> str:
-    """train.py with a narrow network, which writes a hundredth of the bytes, and with the faults that are asked for."""
-    return str(ROOT / "tests" / "faults.py")
-
-
 @pytest.fixture(scope="module")
-def program() -> str:
-    """What the fixtures below start. A module that the size of the network is nothing to makes it the narrow one."""
-    return "train.py"
+def program(request: pytest.FixtureRequest) -> str:
+    """What the fixtures below start: train.py, or in modules marked so the one with the narrow network."""
+    return NARROW if request.node.get_closest_marker("narrow") else "train.py"
 
 
 @pytest.fixture
@@ -105,17 +101,40 @@ def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[s
     return run
 
 
+# A rank on another machine: the same relative paths are other files there.
+ELSEWHERE = f"""
+import os, runpy, sys
+os.chdir(sys.argv[1] + os.environ["RANK"])
+sys.argv = sys.argv[2:]
+sys.path[:0] = [os.path.dirname(sys.argv[0]), {str(ROOT)!r}]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def train_elsewhere(torchrun: Any, train_arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Any]:
+    """`train_elsewhere(output, *more) -> Result`: on two ranks, each within the folder of its number."""
+
+    def run(output: Path, *more: str) -> Any:
+        script = tmp_path / "elsewhere.py"
+        script.write_text(ELSEWHERE)
+        program, *arguments = train_arguments(output, *more)
+        return torchrun(2, [script, f"{tmp_path}/", ROOT / program, *arguments], timeout=90)
+
+    return run
+
+
 # ------------------------------------------------------------------------------------------------ faults
 
 SMALL = ("--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2")  # Half the bytes to write; 7 batches.
 
 
 @pytest.fixture
-def narrow_arguments(narrow_program: str, train_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
+def narrow_arguments(train_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """`narrow_arguments(output, *more) -> [...]`: of a run with faults, the program first."""
 
     def arguments(output: Path, *more: str) -> list[str]:
-        return [narrow_program, *train_arguments(output, *SMALL, *more)[1:]]
+        return [NARROW, *train_arguments(output, *SMALL, *more)[1:]]
 
     return arguments
 
@@ -175,9 +194,7 @@ def faulty(start_faulty: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def whole_digest(
-    narrow_program: str, recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., str]:
+def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """`whole_digest(world, *more) -> digest` of such a run when nothing happens to it."""
     known: dict[tuple[int, tuple[str, ...]], str] = {}
 
@@ -186,7 +203,7 @@ def whole_digest(
             output = tmp_path_factory.mktemp("whole") / "run"
             torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={world}"]
             arguments = ["--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
-            command = [*(torchrun if world > 1 else [sys.executable]), narrow_program, *map(str, arguments)]
+            command = [*(torchrun if world > 1 else [sys.executable]), NARROW, *map(str, arguments)]
             said = output.parent / "said"
             assert launcher.run(command, said, {**os.environ, **QUIET}) == 0, said.read_text()
             known[world, more] = digest(output)

@@ -12,14 +12,9 @@ import pytest
 from imagenet_archives import CLASSES, truth_of, write_archives
 from run_folders import last_tensors, losses
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.narrow]
 
 WORDS = ("--set", "data.format=imagenet", "--set", "model.num_classes=4", "--set", "length=4st")
-
-
-@pytest.fixture(scope="module")
-def program(narrow_program: str) -> str:
-    return narrow_program
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from run_folders import events, last_tensors, losses
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.narrow]
 
 SETTINGS = [
     "augment.policy={name: randaugment, num_ops: 2, magnitude: 9}",
@@ -18,11 +18,6 @@ SETTINGS = [
     "data.progressive={min_size: 32, start_ramp: 2st, end_ramp: 6st}",
 ]
 CHANGES = [word for setting in SETTINGS for word in ("--set", setting)]
-
-
-@pytest.fixture(scope="module")
-def program(narrow_program):
-    return narrow_program
 
 
 @pytest.fixture(scope="module")

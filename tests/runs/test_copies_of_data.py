@@ -7,24 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from run_folders import status
 
-pytestmark = pytest.mark.runs
-
-# As rank 1 on another machine: the same relative path there is another folder.
-ELSEWHERE = """
-import os, runpy, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-os.chdir(os.path.join({folder!r}, os.environ["RANK"]))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.fixture(scope="module")
-def program(narrow_program: str) -> str:
-    return narrow_program
+pytestmark = [pytest.mark.runs, pytest.mark.narrow]
 
 
 @pytest.fixture
@@ -36,16 +21,9 @@ def copies(images: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def launch(torchrun, train_arguments, copies: Path, tmp_path: Path) -> Callable:
+def launch(train_elsewhere, copies: Path) -> Callable:
     """`launch()`: three steps of training, each rank with its own copy."""
-
-    def run():
-        script = tmp_path / "elsewhere.py"
-        script.write_text(ELSEWHERE.format(root=str(ROOT), folder=str(copies)))
-        program, *arguments = train_arguments(tmp_path / "run", "--data", "data", "--set", "length=3st")
-        return torchrun(2, [script, program, *arguments], timeout=90)
-
-    return run
+    return lambda: train_elsewhere(copies / "run", "--data", "data", "--set", "length=3st")
 
 
 def test_equal_copies_are_the_same_data(launch, tmp_path):

@@ -113,27 +113,14 @@ def test_what_is_refused_is_refused_once_in_every_world(faulty, run_again, tmp_p
         assert status(run)["state"] == "failed"
 
 
-# As a rank on another machine, whose run folder is not the shared one.
-ELSEWHERE = """
-import os, runpy, sys
-sys.path.insert(0, {root!r})
-os.chdir(os.path.join({folder!r}, os.environ["RANK"]))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.mark.full
-def test_ranks_that_see_different_files_refuse(stopped, torchrun, train_arguments, tmp_path):
+def test_ranks_that_see_different_files_refuse(stopped, train_elsewhere, tmp_path):
     """Both are valid and of one name, but not of one content."""
     for rank in range(2):
         shutil.copytree(stopped, tmp_path / str(rank) / "run")
     other = tmp_path / "1" / "run" / "checkpoints"
     (other / "step-00000004.safetensors").replace(other / "step-00000006.safetensors")
-    script = tmp_path / "elsewhere.py"
-    script.write_text(ELSEWHERE.format(root=str(ROOT), folder=str(tmp_path)))
-    program, *arguments = train_arguments("run", "--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2")
-    result = torchrun(2, [script, str(ROOT / program), *arguments], timeout=90)
+    result = train_elsewhere("run", "--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2")
     assert result.returncode != 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1, result.output

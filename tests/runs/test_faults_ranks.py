@@ -180,8 +180,8 @@ def start_node(start_command, narrow_arguments, tmp_path):
 def test_a_run_goes_on_with_the_machines_there_are(start_node, run_again, tmp_path):
     """One machine begins, a second one joins, and is lost: the curve is that of a run that nothing happened to."""
     run, port = tmp_path / "run", free_port()
-    more = ["--resume", "never", "--set", "runtime.precision=fp64", "--set", "length=20st", "--set"]
-    more += ["checkpoint.every=5st"]
+    settings = ("runtime.precision=fp64", "length=20st", "checkpoint.every=5st")
+    more = ["--resume", "never", *(word for setting in settings for word in ("--set", setting))]
     alone, together = Fault("step:3", "hold-until-asked"), [Fault("step:12", "hold", rank=rank) for rank in range(2)]
     faults = Faults(tmp_path / "faults", [alone, *together])
     first = start_node(run, port, faults, *more)

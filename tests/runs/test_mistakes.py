@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 from run_folders import losses, status
 
-pytestmark = pytest.mark.runs
-
-
-@pytest.fixture(scope="module")
-def program(narrow_program):
-    return narrow_program
+pytestmark = [pytest.mark.runs, pytest.mark.narrow]
 
 
 @pytest.fixture

@@ -13,15 +13,10 @@ from forged import forge
 from run_folders import last_tensors, losses
 from shard_folders import Server, serve
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.narrow]
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("--set", "data.format=shards", "--set", "data.shuffle_shards=2", "--set", "length=6st")
-
-
-@pytest.fixture(scope="module")
-def program(narrow_program: str) -> str:
-    return narrow_program
 
 
 @pytest.fixture(scope="module")
