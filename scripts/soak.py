@@ -36,7 +36,7 @@ from seresnext.errors import Failure, run_script
 ROOT = Path(__file__).parents[1]
 MARK = "SERESNEXT_SOAK"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-MOST_STEPS = 12  # Steps of a life before its kill. There is room for one life more, as it is not met at once.
+MOST_STEPS = 12  # Steps of a life before its kill, which may come a little later: there is room for one life more.
 STARTING = 8.0  # Seconds in which a kill meets a life that starts.
 PATIENCE = 90.0  # Seconds that a life may take to end; torchrun alone waits 30 for a process that does not.
 RECIPE = """
@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the kills (default: 0)")
     parser.add_argument("--program", default="train.py", help="what trains (default: train.py)")
     options = parser.parse_args()
+    if not (ROOT / options.program).is_file():
+        parser.error(f"--program {options.program}: there is no such file")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), options.kills, options.world, options.seed, options.program)
         try:

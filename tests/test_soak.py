@@ -35,6 +35,12 @@ def test_interrupted_it_leaves_no_process(start_command):
     assert command.finish(timeout=20, grace=0.5).returncode == 130
 
 
+def test_a_program_that_is_none(run_command):
+    result = run_command([sys.executable, SOAK, "--program", "nowhere.py"])
+    assert result.returncode == 2
+    assert "--program nowhere.py: there is no such file" in result.stderr
+
+
 @pytest.fixture
 def soak(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
