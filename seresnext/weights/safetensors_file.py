@@ -91,7 +91,11 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         _look_through(text)
         with safe_open(path, framework, device="cpu") as opened:
             yield opened
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{shown_path(path)} was cut off or damaged, or is no safetensors file: {printable(error)}"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
         # RuntimeError: torch cannot map the file, or the header is nested without end. ValueError: see above.
         raise CheckpointError(f"{shown_path(path)} cannot be read: {printable(error)}") from error
 

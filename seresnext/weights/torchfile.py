@@ -159,10 +159,6 @@ def _check_members(archive: zipfile.ZipFile) -> str:
     size = os.fstat(archive.fp.fileno()).st_size if archive.fp else 0
     if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
         raise ValueError("it is a compressed or encrypted zip; torch.save writes neither")
-    # For either torch's library reports success and writes nothing, so that tensors hold what memory held before
-    # (miniz.c, `mz_zip_reader_extract_to_mem_no_alloc1`).
-    if any(member.external_attr & _FOLDER or member.compress_size != member.file_size for member in members):
-        raise ValueError("it is a zip with members that have no bytes, which torch would read as whatever is in memory")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its members take more bytes than it has")
     if any("code" in name.split("/")[1:] or name.endswith("/constants.pkl") for name in names):
@@ -172,6 +168,10 @@ def _check_members(archive: zipfile.ZipFile) -> str:
     odd = [name for name in names if not _MEMBER.fullmatch(name.removeprefix(f"{folder}/"))]
     if others or odd or len(set(names)) != len(names) or f"{folder}/data.pkl" not in names:
         raise ValueError("it is a zip, but not one that torch.save wrote")
+    # For either torch's library reports success and writes nothing, so that tensors hold what memory held before
+    # (miniz.c, `mz_zip_reader_extract_to_mem_no_alloc1`).
+    if any(member.external_attr & _FOLDER or member.compress_size != member.file_size for member in members):
+        raise ValueError("it is a zip with members that have no bytes, which torch would read as whatever is in memory")
     if archive.getinfo(f"{folder}/data.pkl").file_size > _LONGEST_PICKLE:
         raise ValueError(f"its pickle is longer than {_LONGEST_PICKLE:,} bytes")
     return folder
