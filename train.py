@@ -16,7 +16,7 @@ if __name__ == "__main__":
             # Here, so that signals during the seconds that importing torch takes find somebody who listens.
             from seresnext.cli import train_main
 
-            gc.freeze()
+            gc.freeze()  # Nor is that looked through when it begins.
             code = train_main(stop=stop)
         except KeyboardInterrupt:
             code = 130
