@@ -95,11 +95,11 @@ class Soak:
         for number in range(1, self._kills + 1):
             self._live_and_be_killed(number)
         self._live(self._output)
-        killed, (whole_seconds, whole) = digest(self._output), self._undisturbed()
+        killed, (whole_seconds, whole) = contents(self._output), self._undisturbed()
         print(f"{self._kills} kills, {time.monotonic() - started - whole_seconds:.0f} s")
-        print(f"killed:      {killed}\nundisturbed: {whole}")
+        print(f"killed:      {digest(killed)}\nundisturbed: {digest(whole)}")
         if killed != whole:
-            raise SoakFailed("the run that was killed ended otherwise than the one that was not")
+            raise SoakFailed(f"the run that was killed ended otherwise:\n{differences(killed, whole)}")
         print("the same, to the bit")
 
     def end(self) -> None:
@@ -110,10 +110,10 @@ class Soak:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
-    def _undisturbed(self) -> tuple[float, str]:
+    def _undisturbed(self) -> tuple[float, dict[str, str]]:
         started, output = time.monotonic(), self._folder / "whole"
         self._live(output)
-        return time.monotonic() - started, digest(output)
+        return time.monotonic() - started, contents(output)
 
     def _live(self, output: Path) -> None:
         """Train to the end."""
@@ -203,17 +203,29 @@ def make_images(root: Path) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
 
 
-def digest(run: Path) -> str:
-    """Of the tensors of the last checkpoint and of the metrics, without how long things took."""
-    total = hashlib.sha256()
+def contents(run: Path) -> dict[str, str]:
+    """The tensors of the last checkpoint, as digests, and the lines of the metrics without how long things took."""
+    found = {}
     for name, array in sorted(load_file(run / "checkpoints" / "last.safetensors").items()):
-        total.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    for line in (run / "metrics.jsonl").read_text().splitlines():
+        found[name] = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
+    for number, line in enumerate((run / "metrics.jsonl").read_text().splitlines(), 1):
         event = json.loads(line)
         for name in ("images_per_second", "data_wait"):
             event.pop(name, None)
-        total.update(json.dumps(event, sort_keys=True).encode())
-    return total.hexdigest()
+        found[f"line {number} of the metrics"] = json.dumps(event, sort_keys=True)
+    return found
+
+
+def digest(found: dict[str, str]) -> str:
+    """Of all contents."""
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def differences(one: dict[str, str], other: dict[str, str], most: int = 20) -> str:
+    """What is not the same in both, a line each."""
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    lines = [f"{name}: {one.get(name)}, undisturbed {other.get(name)}" for name in names[:most]]
+    return "\n".join([*lines, *([f"and {len(names) - most} more"] if len(names) > most else [])])
 
 
 def state(run: Path) -> dict[str, object]:

@@ -56,10 +56,10 @@ def run_folder(soak, folder, weight, loss, speed):
     (folder / "checkpoints").mkdir(parents=True)
     save_file({"model.weight": np.array([weight])}, folder / "checkpoints" / "last.safetensors")
     (folder / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {loss}, "images_per_second": {speed}}}\n')
-    return soak.digest(folder)
+    return soak.contents(folder)
 
 
-def test_the_digest_sees_every_number_but_those_of_time(soak, tmp_path):
+def test_it_sees_every_number_but_those_of_time(soak, tmp_path):
     """The control of the verdict."""
     one = run_folder(soak, tmp_path / "one", 1.0, 2.0, 3.0)
     assert run_folder(soak, tmp_path / "slower", 1.0, 2.0, 1.0) == one
