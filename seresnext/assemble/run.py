@@ -138,7 +138,7 @@ class Run:
         if saved:
             world.together(lambda: self._restore(saved, step))
         journal = Journal(folder.path if folder else None, self._console, world)
-        journal.open(progress.step)
+        journal.open(progress.step, progress.evaluated)
         models = {"model": self.model, **({"ema": self.ema.model} if self.ema else {})}
         gc.enable()  # The start is over, which train.py disabled it for.
         return Trainer(

@@ -43,13 +43,14 @@ class JsonLines:
                 self._warned = True
                 self._warn(f"{self._path} cannot be written ({error.strerror}); training goes on without these lines")
 
-    def truncate_after(self, step: int) -> int:
-        """Remove the lines of later steps than `step` (all lines for -1) and those that are not JSON; how many.
+    def truncate_after(self, step: int, evaluated: int) -> int:
+        """Remove the lines of later steps than `step` (all lines for -1), of validations after later ones than
+        `evaluated`, and those that are not JSON; how many.
 
-        For a resume: the run goes through those steps again. The file is replaced by a rename.
+        For a resume: the run does all of that again. The file is replaced by a rename.
         """
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
+        kept = [line for line in lines if _is_of(line, step, evaluated)]
         if len(kept) < len(lines):
             temporary = self._path.with_name(f".{self._path.name}.tmp")
             with temporary.open("wb") as file:
@@ -149,10 +150,11 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line; None for a line that is not a whole JSON object with one."""
+def _is_of(line: bytes, step: int, evaluated: int) -> bool:
+    """Whether it is a whole event, of a step up to `step`, or of a validation up to the one after `evaluated`."""
     try:
-        step = json.loads(line)["step"]
+        event = json.loads(line)
+        last = evaluated if event["event"] == "validate" else step
+        return isinstance(event["step"], int) and event["step"] <= last and line.endswith(b"\n")
     except (ValueError, TypeError, KeyError):
-        return None
-    return step if isinstance(step, int) and line.endswith(b"\n") else None
+        return False

@@ -23,14 +23,17 @@ class Journal:
         self._writers: list[JsonLines | TensorBoard] = []
         self._folder = folder if world.is_first else None
 
-    def open(self, step: int) -> None:
-        """Open the files for a run that starts after `step` completed steps; what they say of later steps goes."""
+    def open(self, step: int, evaluated: int) -> None:
+        """Open the files for a run that starts after `step` completed steps and validated last after `evaluated`.
+
+        What they say of later steps and validations goes: both will be done again.
+        """
         if self._folder is None:
             return
         path = self._folder / "metrics.jsonl"
         try:
             lines = JsonLines(path, self.console.line)
-            lines.truncate_after(step)
+            lines.truncate_after(step, evaluated)
         except OSError as error:
             raise UsageError(f"{path} cannot be read or written ({error.strerror}); move it away") from None
         tensorboard = TensorBoard(self._folder / "tensorboard", step + 1 if step else None, self.console.line)

@@ -59,18 +59,29 @@ def test_resume_removes_later_lines(tmp_path, warnings):
         writer.write(train(step))
         writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
     kept = path.read_text().splitlines()[:4]
-    assert writer.truncate_after(10) == 4
+    assert writer.truncate_after(10, 10) == 4
     assert path.read_text().splitlines() == kept
-    assert writer.truncate_after(10) == 0
+    assert writer.truncate_after(10, 10) == 0
     writer.write(train(11))
     assert [event["step"] for event in read(path)] == [5, 5, 10, 10, 11]
-    assert writer.truncate_after(-1) == 5
+    assert writer.truncate_after(-1, -1) == 5
     assert path.read_bytes() == b""
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
+def test_resume_removes_validations_that_are_to_be_done_again(tmp_path, warnings):
+    """The run was stopped in the one after step 10, went on, did it, and was lost before anything was saved."""
+    path = tmp_path / "m"
+    writer = JsonLines(path, warnings.append)
+    for step in (5, 10):
+        writer.write(train(step))
+        writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
+    assert writer.truncate_after(10, 5) == 1
+    assert [(event["event"], event["step"]) for event in read(path)] == [("train", 5), ("validate", 5), ("train", 10)]
+
+
 def test_nothing_to_truncate(tmp_path, warnings):
-    assert JsonLines(tmp_path / "m", warnings.append).truncate_after(3) == 0
+    assert JsonLines(tmp_path / "m", warnings.append).truncate_after(3, 3) == 0
     assert not (tmp_path / "m").exists()
 
 
@@ -88,7 +99,7 @@ def test_truncation_drops_what_is_not_an_event(tmp_path, warnings):
     path = tmp_path / "m"
     good = json.dumps(train(1))
     path.write_bytes(b'\xff\xfe\n[1]\n{"step": "1"}\n{"a": 1}\nnull\n' + good.encode() + b"\n")
-    assert JsonLines(path, warnings.append).truncate_after(5) == 5
+    assert JsonLines(path, warnings.append).truncate_after(5, 5) == 5
     assert path.read_text() == good + "\n"
 
 
@@ -103,7 +114,7 @@ def test_failed_truncation_keeps_the_old_file(tmp_path, warnings, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        writer.truncate_after(1)
+        writer.truncate_after(1, 1)
     assert len(read(path)) == 2
 
 

@@ -61,9 +61,10 @@ def _trainings(world: int) -> list[Training]:
         Training("epoch", stop_at=4), Training("epoch"),
         Training("twice", stop_at=6), Training("twice", stop_at=2 * rounds + 3),
         Training("twice", settings=("data.workers=2",)),
-        # As by a kill between the third step, saved for the best validation, and the fourth; and after the sixth.
+        # As by a kill between the third step, saved for the best validation, and the fourth.
         Training("killed", crash_at=3), Training("resumed", copy_of="killed"),
-        Training("later", crash_at=6), Training("later"),
+        # After the sixth; in the second round of its validation; when that was done, but nothing was saved since.
+        Training("later", crash_at=6), Training("later", stop_at=5), Training("later", crash_at=6), Training("later"),
     ]  # fmt: skip
     if world == 3:
         cold = [Training("cold"), Training("cold-killed", crash_at=3), Training("cold-killed")]
@@ -71,7 +72,11 @@ def _trainings(world: int) -> list[Training]:
         static = [Training("static"), Training("static-killed", crash_at=3), Training("static-killed")]
         trainings += [replace(training, settings=("runtime.static_graph=true",)) for training in static]
     if world == 1:
-        trainings += [Training(f"without {what}", copy_of="killed", forget=what) for what in FORGOTTEN]
+        # Who forgets that the third step was validated does so again, to the same end; but after the fourth it is late.
+        trainings += [Training("saved", crash_at=4)]
+        for what in FORGOTTEN:
+            copied = "saved" if what == "evaluated" else "killed"
+            trainings.append(Training(f"without {what}", copy_of=copied, forget=what))
     trainings = [replace(training, spoilt=SPOILT) for training in trainings]
     short = {"settings": ("length=2st", "schedule.warmup=0ep"), "spoilt": SPOILT}
     trainings += [Training(without, without=without, **short) for without in ("skip_if", "undo_if", "ema")]
@@ -126,9 +131,9 @@ def test_interrupted_it_was_where_it_should_be(lab):
     assert 3 < stopped["twice"][1][0] < 7
     assert stopped["twice"][2] == (7, 7)
     assert stopped["killed"] == [(3, 3)]
-    assert stopped["later"] == [(6, 6), (7, 7)]
+    assert stopped["later"] == [(6, 6), (6, 3), (6, 6), (7, 7)]
     resumed = {run: len(seen[-1].losses) for run, seen in lab.seen.items()}
-    assert (resumed["before"], resumed["epoch"], resumed["resumed"], resumed["later"]) == (7, 4, 4, 3)
+    assert (resumed["before"], resumed["epoch"], resumed["resumed"], resumed["later"]) == (7, 4, 4, 1)
 
 
 @pytest.mark.parametrize("run", ["before", "epoch", "twice", "resumed", "later"])

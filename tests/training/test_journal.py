@@ -34,7 +34,7 @@ def scalars(folder, tag):
 
 def test_an_event_goes_everywhere(tmp_path, stream):
     journal = Journal(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
-    journal.open(0)
+    journal.open(0, 0)
     journal.write(event(10, loss=0.5, lr=0.25), seconds_left=75)
     journal.write(event(10, "validate", loss=0.75, top1=62.5, weights="ema"))
     journal.close()
@@ -53,7 +53,7 @@ def test_an_event_goes_everywhere(tmp_path, stream):
 
 def test_an_event_can_have_a_text_of_its_own(tmp_path, stream):
     journal = Journal(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
-    journal.open(0)
+    journal.open(0, 0)
     journal.write(event(10, "skipped", reason="the loss is nan"), text="warning: skipped")
     journal.close()
     assert lines(tmp_path) == [{"event": "skipped", "step": 10, "epoch": 1.0, "reason": "the loss is nan"}]
@@ -64,7 +64,7 @@ def test_going_on_forgets_what_came_after(tmp_path, stream):
     """Steps 20 and 30 were taken, but the run goes on from step 10: they will be taken again."""
     for start, steps in ((0, (10, 20, 30)), (10, (20,))):
         journal = Journal(tmp_path, Console(True, stream=stream), FIRST)
-        journal.open(start)
+        journal.open(start, start)
         for step in steps:
             journal.write(event(step, loss=float(step + start)))
         journal.close()
@@ -75,7 +75,7 @@ def test_going_on_forgets_what_came_after(tmp_path, stream):
 def test_a_fresh_start_forgets_everything(tmp_path, stream):
     for loss in (1.0, 2.0):
         journal = Journal(tmp_path, Console(True, stream=stream), FIRST)
-        journal.open(0)
+        journal.open(0, 0)
         journal.write(event(5, loss=loss))
         journal.close()
     assert [line["loss"] for line in lines(tmp_path)] == [2.0]
@@ -84,7 +84,7 @@ def test_a_fresh_start_forgets_everything(tmp_path, stream):
 def test_without_a_folder_it_only_speaks(tmp_path, stream, monkeypatch):
     monkeypatch.chdir(tmp_path)
     journal = Journal(None, Console(True, stream=stream), FIRST)
-    journal.open(0)
+    journal.open(0, 0)
     journal.write(event(1, loss=1.0))
     journal.close()
     assert "loss 1.0000" in stream.getvalue()
@@ -93,7 +93,7 @@ def test_without_a_folder_it_only_speaks(tmp_path, stream, monkeypatch):
 
 def test_other_ranks_are_silent(tmp_path, stream):
     journal = Journal(tmp_path, Console(SECOND.is_first, stream=stream), SECOND)
-    journal.open(0)
+    journal.open(0, 0)
     with journal.training(0, 10), journal.validation(3) as advance:
         journal.write(event(1, loss=1.0))
         journal.advance()
