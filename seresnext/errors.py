@@ -59,7 +59,12 @@ class TrainingStopped(Failure):
 
 
 class RankLost(Failure):
-    """Another process of the run was killed, froze or failed, and this one cannot go on without it."""
+    """Another process of the run was killed, froze or failed, and this one cannot go on without it.
+
+    `end` is what the other ranks are to know of how this one ended: nothing, where they see for themselves.
+    """
+
+    end = ""
 
 
 class OutOfMemory(Failure):

@@ -29,6 +29,7 @@ _STOPPING = 5.0
 _FAILING = 10.0
 # How many intervals a rank may be late when it is asked after: a busy machine, and one that is just leaving.
 _LATE = 3
+_IN_VAIN = "waited in vain"  # How a rank ended that waited for others that live.
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,19 @@ class Heartbeat:
         os._exit(lost.exit_code)
 
     def _explain(self, silent: set[int], signs: list[Sign]) -> RankLost:
-        failed = {rank: sign for rank, sign in enumerate(signs) if sign.end}
+        failed = {rank: sign for rank, sign in enumerate(signs) if sign.end not in (None, "", _IN_VAIN)}
         silent = {rank for rank in silent if signs[rank].end is None}
         parts = [f"rank {rank} failed in {sign.doing}: {sign.end}" for rank, sign in failed.items()]
         parts += [f"rank {rank} no longer answers, last heard of in {signs[rank].doing}" for rank in sorted(silent)]
         if silent:
             parts.append("it was killed, for memory perhaps, it is frozen, or its machine is gone")
-        if not parts:
+        in_vain = not parts
+        if in_vain:
             places = ", ".join(f"rank {rank} in {sign.doing}" for rank, sign in enumerate(signs))
             parts = [f"ranks waited for each other in vain, though all of them answer: {places}"]
         lost = RankLost("; ".join(parts) + ". The same command goes on from the last checkpoint")
+        # They end as well, wherever they are. Of a lost or failed rank they hear by themselves.
+        lost.end = _IN_VAIN if in_vain else ""
         # One of those that are left speaks for all, unless those that failed have spoken for themselves.
         left = set(range(self._size)) - silent - failed.keys()
         lost.is_said = self._rank != min(left) or (bool(failed) and not silent)

@@ -61,8 +61,9 @@ def open_world() -> Iterator[World]:
     try:
         with World(rank, size, local_rank, device, heartbeat).explaining() as world:
             yield world
-    except RankLost:
-        raise  # It came of another rank's end, which is that rank's news.
+    except RankLost as lost:
+        end = lost.end  # It came of another rank's end mostly, which is that rank's news.
+        raise
     except BaseException as error:
         end = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
         raise

@@ -53,6 +53,23 @@ def lost(hearts):
     return said
 
 
+@pytest.fixture
+def ended(monkeypatch):
+    """`ended(heart) -> [...]`: what it said when it ended its process, which it may take three timeouts to do."""
+    exits = threading.Event()
+    monkeypatch.setattr("seresnext.distributed.heartbeat.os._exit", lambda code: exits.set())
+
+    def wait(heart):
+        told = []
+        heart.on_loss = told.append
+        if not exits.wait(3 * heart.timeout):
+            raise TimeoutError
+        freeze(heart)
+        return told
+
+    return wait
+
+
 def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
     ranks = hearts(4)
     ranks[0].doing = "step 7"
@@ -88,6 +105,25 @@ def test_ranks_that_all_answer_say_where_they_are(hearts):
     ranks[0].doing, ranks[1].doing = "step 5", "the save after step 4"
     time.sleep(0.5)
     assert "all of them answer: rank 0 in step 5, rank 1 in the save after step 4" in str(lost(ranks[:1])[0])
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_rank_that_others_waited_for_in_vain_ends_too(hearts, ended, waiting):
+    """Wherever it is, and though nobody is lost; the first says so, be it the one that waited or the other."""
+    ranks = hearts(2)
+    (found,) = lost([ranks[waiting]]).values()
+    ranks[waiting].stop(found.end)
+    told = ended(ranks[1 - waiting])
+    assert [found.is_said, told == []] == ([False, True] if waiting == 0 else [True, False])
+    assert all("all of them answer: rank 0 in the start, rank 1 in the start" in message for message in told)
+
+
+def test_a_rank_that_others_left_well_goes_on(hearts, ended):
+    """The control."""
+    ranks = hearts(2)
+    ranks[0].stop("")
+    with pytest.raises(TimeoutError):
+        ended(ranks[1])
 
 
 def test_other_errors_are_left_alone(hearts):
