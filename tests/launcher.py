@@ -87,4 +87,16 @@ def _be_torchrun(words: list[str], stdout: str, stderr: str, env: dict[str, str]
     sys.argv = ["torchrun", *words]
     from torch.distributed.run import main
 
+    _heed_shutdown_timeout(words)
     main()
+
+
+def _heed_shutdown_timeout(words: Sequence[str]) -> None:
+    """torch 2.14 does where torchrun was told to stop; where a worker failed it waits 30 s, whatever it was told."""
+    from torch.distributed.elastic.multiprocessing.api import PContext
+
+    for word in words:
+        option, _, seconds = word.partition("=")
+        if option == "--shutdown-timeout":
+            assert PContext.close.__defaults__ == (None, 30)
+            PContext.close.__defaults__ = (None, int(seconds))

@@ -45,7 +45,7 @@ def killed(point, rank):
 def frozen(rank):
     def happen(faulty, run, world):
         more = [*SIZES[world], "--set", "runtime.collective_timeout=5"]
-        launch = ["--shutdown-timeout=5"]  # So long torchrun waits for it to end, before it kills it; else 30 s.
+        launch = ["--shutdown-timeout=3"]  # So long torchrun waits for it to end, before it kills it; else 30 s.
         result = faulty(run, Fault("step:5", "stop", rank=rank), world=world, more=more, launch=launch, timeout=60)
         named(result, run, rank)
 
