@@ -175,7 +175,7 @@ def test_while_it_compiles(start_faulty, tmp_path):
     """The compiler is a child in the process group that torchrun signals."""
     run = tmp_path / "run"
     compiled = ["--set", "runtime.compile=true", "--set", "runtime.precision=fp32"]
-    patient = ["--shutdown-timeout", "200"]  # Nothing can interrupt the compiler.
+    patient = ["--shutdown-timeout=200"]  # Nothing can interrupt the compiler.
     env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}  # Empty, so that there is something to do.
     command, faults = start_faulty(run, Fault("warm-up", "sleep:0", rank=1), more=compiled, launch=patient, env=env)
     command.wait_for(lambda: faults.happened())
