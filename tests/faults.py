@@ -41,6 +41,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -165,7 +166,6 @@ class _Injection:
 
     def patch(self) -> None:
         """Put the points into the program, and the narrow network."""
-        _leave_out_the_compiler()
         from exactness import narrow
 
         from seresnext.assemble import parts
@@ -223,12 +223,18 @@ class _Injection:
         return f"step:{step}"
 
 
-def _leave_out_the_compiler() -> None:
-    """Of torch's compiler, whose import takes a third of so short a run, DDP and the optimizer need only this."""
-    import torch
+def leave_out_the_compiler() -> None:
+    """Import torch without its compiler, which takes more than all else of so short a run.
 
+    What it knows of tensors without data is not asked for, and DDP and the optimizer need only this of it.
+    """
     if "runtime.compile=true" in sys.argv:
         return
+    for name in ("torch._meta_registrations", "torch.export"):
+        sys.modules[name] = ModuleType(name)
+    import torch
+    import torch._prims.rng_prims  # There is no torch.Generator without it.
+
     compiler = MagicMock()
     compiler.disable = lambda function, *args, **options: function
     compiler.utils.get_optimize_ddp_mode.return_value = "ddp_optimizer"
@@ -284,6 +290,7 @@ def main() -> None:
         try:
             injection.begin()
             injection.reach("import")
+            leave_out_the_compiler()
             from seresnext.cli import train_main
 
             gc.freeze()
