@@ -23,6 +23,7 @@ SCRIPT = SCRIPTS / "bench.py"
 SLOW = 3.0  # seconds of a write, for a disk that is slow beside any machine these tests run on
 
 
+@pytest.mark.full
 def test_figures_are_measured_and_written(run_command, tmp_path: Path):
     folder, file = tmp_path / "disk", tmp_path / "figures.json"
     folder.mkdir()

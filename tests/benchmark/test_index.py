@@ -34,6 +34,7 @@ def measure(script: ModuleType) -> dict[str, Any]:
     return script.run(parser.parse_args(["--images", "5000", "--large", "5000", "--samples", str(SAMPLES)]))
 
 
+@pytest.mark.full
 def test_figures_are_measured_and_written(run_command, tmp_path: Path):
     words = ["--images", "20000", "--large", "60000", "--samples", str(SAMPLES), "--json", tmp_path / "figures"]
     result = run_command([sys.executable, SCRIPTS / "bench.py", "index", *words])

@@ -6,9 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
 
 
+@pytest.mark.full
 def test_figures_are_measured_and_written(run_command, tiny_image_folder, tmp_path: Path):
     root, file = tiny_image_folder(), tmp_path / "figures" / "loader.json"
     words = ["--data", root, "--batch", "4", "--epochs", "2", "--peer", "torchvision", "--breakdown", "--json", file]

@@ -26,6 +26,7 @@ PLACES = [0, 1, 30 * EPOCH + EPOCH // 2, 31 * EPOCH - 1, 31 * EPOCH, 100 * EPOCH
 FEW = 8
 
 
+@pytest.mark.full
 def test_figures_are_measured_and_written(run_command, tmp_path: Path):
     file = tmp_path / "figures.json"
     words = ["--model", "seresnext26", "--workers", "1", "--json", file]

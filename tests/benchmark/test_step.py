@@ -44,6 +44,7 @@ def check_parts(figures):
         assert any(whole == pytest.approx(1e3 * figures["micro"] / rate) for rate in figures["rounds"])
 
 
+@pytest.mark.full
 def test_beside_a_peer(bench):
     figures, printed = bench("--peer", "timm")
     assert (figures["part"], figures["model"], figures["size"], figures["micro"]) == ("step", "seresnext26", 32, 2)

@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 pytestmark = pytest.mark.runs
 
+FIRST_STEP = ("--set", "length=1st", "--set", "schedule.warmup=0ep")  # No more of a run.
+
 
 @pytest.fixture(scope="module")
 def straight():
@@ -49,7 +51,7 @@ def test_two_ranks_equal_one(uninterrupted):
 
 def test_other_logical_replicas_do_not_equal(uninterrupted, train, tmp_path):
     """The control: with one replica of 8 instead of two of 4, BatchNorm sees other batches and the losses part."""
-    other = losses(train(tmp_path / "run", "--set", "batch.micro_size=8"))
+    other = losses(train(tmp_path / "run", "--set", "batch.micro_size=8", *FIRST_STEP))
     assert other[0] != pytest.approx(losses(uninterrupted(1))[0], rel=1e-9)
 
 
@@ -64,14 +66,12 @@ def test_resumed_from_the_middle_it_is_bit_for_bit_the_same(uninterrupted, train
 
 
 def test_from_another_state_it_is_not_the_same(uninterrupted, train, tmp_path):
-    """The control: a run that starts afresh with another seed ends elsewhere."""
-    other = train(tmp_path / "run", "--set", "runtime.seed=1")
-    assert not torch.equal(
-        last_tensors(other)["model.last_linear.weight"], last_tensors(uninterrupted(1))["model.last_linear.weight"]
-    )
+    """The control: a run that starts afresh with another seed goes elsewhere."""
+    other = losses(train(tmp_path / "run", "--set", "runtime.seed=1", *FIRST_STEP))
+    assert other[0] != losses(uninterrupted(1))[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
     uninterrupted, train, start_command, train_arguments, tmp_path, number
 ):
@@ -92,6 +92,7 @@ def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
     assert_same_bits(run, uninterrupted(1))
 
 
+@pytest.mark.full
 def test_ctrl_c_under_torchrun_saves_on_all_ranks(uninterrupted, train, start_torchrun, train_arguments, tmp_path):
     run = tmp_path / "run"
     command = start_torchrun(2, train_arguments(run))
