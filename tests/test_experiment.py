@@ -51,6 +51,7 @@ def run(experiment, monkeypatch, tiny_image_folder, tmp_path):
 
 
 @pytest.mark.runs
+@pytest.mark.full
 def test_trainings_beside_timms(run, tmp_path, capsys):
     (tmp_path / "timm.py").write_text(TIMM_SAYS)
     rows = run("plain", "best", "--timm", tmp_path / "timm.py", "--seeds", 3)
@@ -72,6 +73,7 @@ def test_trainings_beside_timms(run, tmp_path, capsys):
 
 
 @pytest.mark.runs
+@pytest.mark.full
 def test_what_is_done_is_not_done_again(run, tmp_path, capsys):
     first = run("plain")
     assert run("plain") == first

@@ -50,6 +50,7 @@ class Synchronous(Background):
         action()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("synchronous", [False, True])
 def test_a_write_is_part_of_the_stall_only_where_training_waits_for_it(monkeypatch, tmp_path, capsys, synchronous):
     """The control is a synchronous saver: the verdict on it has to be the other one."""

@@ -38,6 +38,7 @@ def test_pillow_can_be_asked_for(run_command, tiny_image_folder, tmp_path: Path)
     assert json.loads((tmp_path / "figures").read_text())["decoder"] == "pillow"
 
 
+@pytest.mark.full
 def test_mistakes_are_one_message(run_command, tiny_image_folder, tmp_path: Path):
     folder = tiny_image_folder()
     for words, code, text in (

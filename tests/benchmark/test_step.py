@@ -69,6 +69,7 @@ def test_a_run_of_two_processes_beside_two_runs(bench):
     check_parts(figures)
 
 
+@pytest.mark.full
 def test_mistakes_are_one_message(run_command):
     for words, text in (
         (["--steps", "0"], "--steps"),

@@ -40,6 +40,7 @@ def assert_same_bits(one, other):
     assert events(one, "validate") == events(other, "validate")
 
 
+@pytest.mark.full
 def test_two_ranks_equal_one(uninterrupted):
     one, two = losses(uninterrupted(1)), losses(uninterrupted(2))
     assert len(one) == 8
@@ -55,7 +56,7 @@ def test_other_logical_replicas_do_not_equal(uninterrupted, train, tmp_path):
     assert other[0] != pytest.approx(losses(uninterrupted(1))[0], rel=1e-9)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_resumed_from_the_middle_it_is_bit_for_bit_the_same(uninterrupted, train, tmp_path, world):
     middle = uninterrupted(world) / "checkpoints" / "step-00000004.safetensors"
     run = train(tmp_path / "run", "--resume", str(middle), world=world)
