@@ -3,7 +3,7 @@
 #
 #     bash scripts/test.sh [--full] [--gpu] [PYTEST ARGUMENTS]...
 #
-# --full also runs the long tests, such as every fault at every number of processes: within 60 minutes on 2 cores.
+# --full also runs the long tests, such as every fault at every number of processes.
 # --gpu also runs the tests that need a CUDA device.
 set -euo pipefail
 # shellcheck source=scripts/_environment.sh
