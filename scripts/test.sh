@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests, from a fresh clone: sets up .venv and runs pytest. Under 20 minutes on 2 cores after the set-up.
+# The tests, from a fresh clone: sets up .venv and runs pytest. Less than half an hour on 2 cores after the set-up.
 #
 #     bash scripts/test.sh [--full] [--gpu] [PYTEST ARGUMENTS]...
 #
