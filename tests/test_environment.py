@@ -1,0 +1,190 @@
+"""The set-up of an environment, as the shell scripts do it, with a stand-in for python3 that installs nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+
+
+# Answers the questions that the set-up asks, notes installations, and is its own virtual environment.
+STAND_IN = """#!/bin/bash
+case "$*" in
+    *version_info*) [ -z "$STAND_IN_OLD" ] ;;
+    --version) echo "Python 3.8.18" ;;
+    *ensurepip*) [ -z "$STAND_IN_NO_VENV" ] ;;
+    "-m venv --clear "*) rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && echo venv >>"$STAND_IN_LOG" ;;
+    "-m pip install "*) echo pip >>"$STAND_IN_LOG"; echo "$STAND_IN_PIP_SAYS"; ${STAND_IN_PIP:-true} ;;
+    "-m pytest"*) echo "pytest $3" ;;
+    *) echo "unexpected: $*" >&2; exit 99 ;;
+esac
+"""
+
+
+class SetUp:
+    """A copy of the scripts where python3 is the stand-in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.project, self.log, bin_folder = folder / "project", folder / "log", folder / "bin"
+        shutil.copytree(SCRIPTS, self.project / "scripts")
+        for name in ("pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, self.project)
+        bin_folder.mkdir()
+        (bin_folder / "python3").write_text(STAND_IN)
+        (bin_folder / "python3").chmod(0o755)
+        # python3.11 and its like would be found as well: the path holds the stand-in and the tools that scripts use.
+        for tool in ("bash", "cat", "cksum", "cp", "dirname", "flock", "head", "mkdir", "rm", "sleep", "tail", "tee"):
+            (bin_folder / tool).symlink_to(shutil.which(tool) or tool)
+        (bin_folder / "touch").symlink_to(shutil.which("touch") or "touch")
+        self.bin, self.env = bin_folder, {"PATH": str(bin_folder), "STAND_IN_LOG": str(self.log)}
+
+    def start(self, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(self.project / "scripts" / "test.sh"), "an argument"],
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, **env: str) -> tuple[int, str, str]:
+        process = self.start(**env)
+        out, err = process.communicate(timeout=30)
+        return process.returncode, out, err
+
+    def calls(self) -> list[str]:
+        calls = self.log.read_text().split() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return calls
+
+
+@pytest.fixture
+def set_up(tmp_path: Path) -> SetUp:
+    return SetUp(tmp_path)
+
+
+def test_first_set_up_installs_and_the_second_is_fast(set_up):
+    code, out, _ = set_up.run()
+    assert (code, out) == (0, "pytest an argument\n")
+    assert set_up.calls() == ["venv", "pip"]
+    start = time.monotonic()
+    assert set_up.run()[0] == 0
+    assert time.monotonic() - start < 1
+    assert set_up.calls() == []
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_changed_requirements_are_installed(set_up, name):
+    set_up.run()
+    set_up.calls()
+    with (set_up.project / name).open("a") as file:
+        file.write("# changed\n")
+    assert set_up.run()[0] == 0
+    assert set_up.calls() == ["pip"]
+
+
+def test_a_failed_installation_is_shown_and_repeated(set_up):
+    code, out, err = set_up.run(STAND_IN_PIP="false", STAND_IN_PIP_SAYS="ERROR: No matching distribution")
+    assert (code, out) == (1, "")
+    assert "No matching distribution" in err
+    assert "tries again" in err
+    assert set_up.run()[0] == 0
+    assert set_up.calls() == ["venv", "pip", "venv", "pip"]
+
+
+def test_an_interrupted_installation_is_repeated_from_the_start(set_up):
+    process = set_up.start(STAND_IN_PIP="sleep 60")
+    while not (set_up.log.exists() and "pip" in set_up.log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)  # The pip has only begun to say that it works, and bash may miss a signal while it starts one.
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode != 0
+    assert set_up.run()[0] == 0
+    assert set_up.calls() == ["venv", "pip", "venv", "pip"]
+
+
+def test_two_set_ups_at_once_install_once(set_up):
+    first = set_up.start(STAND_IN_PIP="sleep 1")
+    while not set_up.log.exists():
+        time.sleep(0.02)
+    code, out, err = set_up.run()
+    assert (code, out) == (0, "pytest an argument\n")
+    assert "Waiting for another set-up" in err
+    first.communicate(timeout=10)
+    assert first.returncode == 0
+    assert set_up.calls() == ["venv", "pip"]
+
+
+def test_a_moved_project_gets_a_new_environment(set_up, tmp_path):
+    set_up.run()
+    set_up.calls()
+    set_up.project = set_up.project.rename(tmp_path / "moved")
+    assert set_up.run()[0] == 0
+    assert set_up.calls() == ["venv", "pip"]
+
+
+def test_an_environment_that_is_linked_to_is_not_emptied(set_up, tmp_path):
+    set_up.run()
+    set_up.calls()
+    (set_up.project / ".venv").rename(tmp_path / "shared")
+    (tmp_path / "shared" / ".stamp").write_text("/another/place\n")
+    before = sorted((tmp_path / "shared").rglob("*"))
+    (set_up.project / ".venv").symlink_to(tmp_path / "shared")
+    code, out, err = set_up.run()
+    assert (code, out) == (1, "")
+    assert ".venv is a link, and cannot be used here" in err
+    assert sorted((tmp_path / "shared").rglob("*")) == before
+    assert set_up.calls() == []
+    (set_up.project / ".venv").unlink()  # As it says.
+    assert set_up.run()[0] == 0
+
+
+def test_an_environment_of_the_user_is_kept(set_up):
+    venv = set_up.project / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    shutil.copy(set_up.bin / "python3", venv / "bin" / "python")
+    (venv / "of-the-user").touch()
+    assert set_up.run()[0] == 0
+    assert (venv / "of-the-user").exists()
+    assert set_up.calls() == ["pip"]
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"STAND_IN_OLD": "1"}, "needs Python 3.11 or newer, and python3 here is Python 3.8.18"),
+        ({"STAND_IN_NO_VENV": "1"}, "apt install python3-venv"),
+    ],
+)
+def test_an_unsuitable_python_is_explained(set_up, env, message):
+    code, out, err = set_up.run(**env)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert not (set_up.project / ".venv").exists()
+
+
+def test_no_python_is_explained(set_up):
+    (set_up.bin / "python3").unlink()
+    code, _, err = set_up.run()
+    assert code == 1
+    assert "there is no python3 on the PATH" in err
+
+
+def test_shell_scripts_parse():
+    scripts = [*SCRIPTS.glob("*.sh"), ROOT / ".ci" / "run"]
+    assert len(scripts) == 4
+    for script in scripts:
+        subprocess.run(["bash", "-n", script], check=True)
+        if shutil.which("shellcheck"):
+            subprocess.run(["shellcheck", "-x", script], check=True, cwd=ROOT)
