@@ -102,13 +102,14 @@ def test_ranks_that_wait_in_vain_say_where_they_are(faulty, assert_goes_on, tmp_
     """It lives, but comes to no collective: not lost, and not to be waited for without end."""
     run = tmp_path / "run"
     more = ["--set", "runtime.collective_timeout=3"]
-    result = faulty(run, Fault("validate:4", "hold"), more=more, timeout=60)
-    (error,) = errors(result)
-    places = "rank 0 in the validation after step 4, rank 1 in the validation after step 4"
-    assert f"all of them answer: {places}" in error
-    assert status(run)["state"] == "failed"
-    assert places in status(run)["reason"]
-    assert "forcefully exiting" not in result.stderr  # It ended by itself, before torchrun's 30 s.
+    for rank in (0, 1):
+        result = faulty(run, Fault("validate:4", "hold", rank=rank), more=more, timeout=60)
+        (error,) = errors(result)
+        places = "rank 0 in the validation after step 4, rank 1 in the validation after step 4"
+        assert f"all of them answer: {places}" in error
+        assert status(run)["state"] == "failed"
+        assert places in status(run)["reason"]
+        assert "forcefully exiting" not in result.stderr  # It ended by itself, before torchrun's 30 s.
     assert_goes_on(run)
 
 
