@@ -87,6 +87,11 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
                 f"so it is no safetensors file, or not one of weights (at most {_LONGEST_HEADER:,})"
             )
         text = file.read(length)
+        if not text or len(text) < length:
+            raise CheckpointError(
+                f"{shown_path(path)} was cut off or damaged, or is no safetensors file: by its first bytes it has a "
+                f"header of {length:,} bytes, and {len(text):,} follow"
+            )
     try:
         _look_through(text)
         with safe_open(path, framework, device="cpu") as opened:

@@ -77,11 +77,9 @@ def test_suffix_tells_the_format(path: Path, tmp_path: Path) -> None:
 
 def test_truncation(path: Path) -> None:
     data = path.read_bytes()
-    numbers = 8 + int.from_bytes(data[:8], "little")
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        message = refusal(path)
-        assert length < numbers or "was cut off or damaged" in message
+        assert "was cut off or damaged" in refusal(path)
 
 
 @pytest.mark.parametrize(
