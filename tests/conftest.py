@@ -110,19 +110,22 @@ class Command:
 
     def alive(self) -> list[int]:
         """Process ids of everything of this tree that still runs, wherever it was adopted."""
-        needle = f"{TREE_MARK}={self._mark}".encode()
         found = [self.process.pid] if self.process.poll() is None else []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) not in found:
                 try:
-                    if (
-                        needle in (entry / "environ").read_bytes()
-                        and "\nState:\tZ" not in (entry / "status").read_text()
-                    ):
+                    if self._is_ours(entry) and "\nState:\tZ" not in (entry / "status").read_text():
                         found.append(int(entry.name))
                 except OSError:  # It ended while we looked, or it is another user's.
                     continue
         return found
+
+    def _is_ours(self, process: Path) -> bool:
+        """By the environment that it was started with; a fork's is that of what it is a fork of, but not its stderr."""
+        return (
+            f"{TREE_MARK}={self._mark}".encode() in (process / "environ").read_bytes()
+            or (process / "fd" / "2").readlink() == self._stderr
+        )
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
         """Wait until `condition()` holds; fail if the command ends or the time is over before."""
@@ -210,9 +213,13 @@ def start_torchrun(start_command: StartCommand) -> StartCommand:
     """
 
     def start(
-        nproc: int, args: Sequence[str | Path], launch: Sequence[str] = ("--standalone",), **options: object
+        nproc: int,
+        args: Sequence[str | Path],
+        launch: Sequence[str] = ("--standalone",),
+        torchrun: str = launcher.TORCHRUN,
+        **options: object,
     ) -> Command:
-        return start_command([launcher.TORCHRUN, *launch, f"--nproc_per_node={nproc}", *args], **options)
+        return start_command([torchrun, *launch, f"--nproc_per_node={nproc}", *args], **options)
 
     return start
 

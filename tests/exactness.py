@@ -22,12 +22,6 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import launcher
-
-if __name__ == "__main__":
-    from faults import leave_out_the_compiler
-
-    leave_out_the_compiler()
-
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -291,7 +285,7 @@ class Lab:
         """Do the trainings in processes of their own; `seen` then has those of a run in their order."""
         (self.folder / "trainings.json").write_text(json.dumps([asdict(training) for training in trainings]))
         torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={self.world}"]
-        command = [*(torchrun if self.world > 1 else [sys.executable]), __file__, str(self.folder)]
+        command = [*(torchrun if self.world > 1 else [launcher.PYTHON]), __file__, str(self.folder)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         output = self.folder / "output"
         assert launcher.run(command, output, env) == 0, output.read_text(errors="replace")

@@ -35,15 +35,12 @@ import json
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 VARIABLE = "TRAIN_FAULTS"
 # Arguments with which the batch of the tests' tiny recipe divides over so many processes.
@@ -223,24 +220,6 @@ class _Injection:
         return f"step:{step}"
 
 
-def leave_out_the_compiler() -> None:
-    """Import torch without its compiler, which takes more than all else of so short a run.
-
-    What it knows of tensors without data is not asked for, and DDP and the optimizer need only this of it.
-    """
-    if "runtime.compile=true" in sys.argv:
-        return
-    for name in ("torch._meta_registrations", "torch.export"):
-        sys.modules[name] = ModuleType(name)
-    import torch
-    import torch._prims.rng_prims  # There is no torch.Generator without it.
-
-    compiler = MagicMock()
-    compiler.disable = lambda function, *args, **options: function
-    compiler.utils.get_optimize_ddp_mode.return_value = "ddp_optimizer"
-    sys.modules["torch._dynamo"] = torch._dynamo = compiler
-
-
 def _step_of(path: Path) -> int | None:
     """Of a checkpoint, by its name; the names of pointers tell none."""
     digits = "".join(filter(str.isdigit, path.name))
@@ -290,7 +269,6 @@ def main() -> None:
         try:
             injection.begin()
             injection.reach("import")
-            leave_out_the_compiler()
             from seresnext.cli import train_main
 
             gc.freeze()

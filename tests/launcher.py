@@ -1,35 +1,48 @@
-"""torchrun, as the tests start it: in forks of one process that has imported it, which takes seconds.
+"""Programs as the tests start them: as forks of one process that has imported what they import, which takes seconds.
 
-It is torchrun's own program, with a process id, an environment and a session of its own; what it starts is started as
-ever. `start` and `run` take `TORCHRUN` as the first word of a command for it, and any other command as it is.
+A fork has a process id, an environment, a session, streams and an end of its own, and runs the program's own file. The
+workers of a torchrun are forks, too: made before it has threads and sockets, they wait until it starts them. `start`
+and `run` take `TORCHRUN` or `PYTHON` as the first word of a command for this, and any other command as it is.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
+import io
 import multiprocessing
 import os
+import pickle
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver, process, resource_tracker
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
+from unittest.mock import patch
 
 TORCHRUN = "torchrun, forked"
+TORCHRUN_ALONE = "torchrun, forked, that starts new processes"
+PYTHON = "python, forked"
 ROOT = Path(__file__).parents[1]
+_PRELOADED = ["torch.distributed.run", "torch._dynamo", "seresnext.assemble", "seresnext.cli", "PIL.JpegImagePlugin"]
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["torch.distributed.run"])
+_FORKS.set_forkserver_preload(_PRELOADED)
 
 
-class Torchrun:
-    """A running torchrun, with what the tests use of `subprocess.Popen`."""
+class Fork:
+    """A running fork, with what the tests use of `subprocess.Popen`."""
 
     def __init__(
-        self, words: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
+        self, argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
     ) -> None:
-        arguments = (list(words), stdout.name, stderr.name, dict(env), cwd)
-        self._process = _FORKS.Process(target=_be_torchrun, args=arguments, daemon=True)
+        arguments = (*argv[:1], list(argv[1:]), stdout.name, stderr.name, dict(env), cwd)
+        self._process = _FORKS.Process(target=_begin, args=arguments, daemon=True)
+        with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # OpenMP reads it when it is loaded.
+            forkserver.ensure_running()
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -44,7 +57,7 @@ class Torchrun:
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired(TORCHRUN, timeout or 0)
+            raise subprocess.TimeoutExpired("a fork", timeout or 0)
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
@@ -54,10 +67,10 @@ class Torchrun:
 
 def start(
     argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
-) -> subprocess.Popen[bytes] | Torchrun:
+) -> subprocess.Popen[bytes] | Fork:
     """Start a command in a session of its own, with nothing to read."""
-    if argv[0] == TORCHRUN:
-        return Torchrun(argv[1:], stdout, stderr, env, cwd)
+    if argv[0] in (TORCHRUN, TORCHRUN_ALONE, PYTHON):
+        return Fork(argv, stdout, stderr, env, cwd)
     return subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
     )
@@ -66,29 +79,67 @@ def start(
 def run(argv: Sequence[str], output: Path, env: Mapping[str, str], timeout: float = 900) -> int:
     """Run a command to its end; what it says goes to a file. Raises subprocess.TimeoutExpired."""
     with output.open("wb") as file:
-        process = start(argv, file, file, env, ROOT)
+        started = start(argv, file, file, env, ROOT)
     try:
-        return process.wait(timeout)
+        return started.wait(timeout)
     finally:
-        process.send_signal(signal.SIGKILL)  # Nothing if it has ended.
+        started.send_signal(signal.SIGKILL)  # Nothing if it has ended.
 
 
-def _be_torchrun(words: list[str], stdout: str, stderr: str, env: dict[str, str], cwd: Path) -> None:
-    """In the fork: what a new process would find."""
+# ------------------------------------------------------------------------------------------------ in the fork
+
+
+def _begin(program: str, words: list[str], stdout: str, stderr: str, env: dict[str, str], cwd: Path) -> None:
+    """What a new process would find."""
     os.setsid()
     for path, number in ((stdout, 1), (stderr, 2)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
+    if program == PYTHON:
+        _be_python(words, env)
+    _set_environment(env)
     gc.disable()
     sys.argv = ["torchrun", *words]
     from torch.distributed.run import main
 
     _heed_shutdown_timeout(words)
+    if program == TORCHRUN:
+        _start_forks(words)
     main()
+
+
+def _be_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Run a script as the main program of this process, from beginning to end."""
+    _set_environment(env)
+    process.current_process()._config["daemon"] = False  # It may have children
+    process._parent_process = None  # and is none of multiprocessing's.
+    resource_tracker._resource_tracker = resource_tracker.ResourceTracker()
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(open(number, "wb", buffering=0, closefd=False), write_through=True)  # noqa: SIM115
+        for number in (1, 2)
+    )
+    sys.argv = list(words)
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))
+    code = 1
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        os._exit(code)
+
+
+def _set_environment(env: Mapping[str, str]) -> None:
+    assert env["OMP_NUM_THREADS"] == "1"
+    os.environ.clear()
+    os.environ.update(env)
 
 
 def _heed_shutdown_timeout(words: Sequence[str]) -> None:
@@ -100,3 +151,57 @@ def _heed_shutdown_timeout(words: Sequence[str]) -> None:
         if option == "--shutdown-timeout":
             assert PContext.close.__defaults__ == (None, 30)
             PContext.close.__defaults__ = (None, int(seconds))
+
+
+# ------------------------------------------------------------------------------------------------ torchrun's workers
+
+
+def _start_forks(words: Sequence[str]) -> None:
+    """Let torchrun take forks of this process as its workers, for as many restarts as it may make."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+
+    options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    count = int(options["--nproc_per_node"]) * (1 + int(options.get("--max-restarts", 0)))
+    waiting = [_Worker() for _ in range(count)]
+    as_ever = SubprocessHandler._popen
+
+    def popen(handler: SubprocessHandler, args: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        if not waiting or handler._stdout or handler._stderr:
+            return as_ever(handler, args, env)
+        return waiting.pop(0).begin(args, env)
+
+    SubprocessHandler._popen = popen
+
+
+class _Worker(subprocess.Popen[bytes]):
+    """A fork that waits to be told its program, and ends when nobody is left to tell it."""
+
+    def __init__(self) -> None:
+        reader, self._writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.closerange(3, reader)
+            os.closerange(reader + 1, 1024)
+            with os.fdopen(reader, "rb") as pipe:
+                order = pipe.read()
+            if order:
+                _be_python(*pickle.loads(order))
+            os._exit(0)
+        os.close(reader)
+        self.args: Sequence[str] = ()
+        self.returncode = None
+        self.stdin = self.stdout = self.stderr = None
+        # What else the methods of Popen use that follow its own start of a process.
+        self._child_created = True
+        self._waitpid_lock = threading.Lock()
+        self._sigint_wait_secs = 0.25
+        self._communication_started = False
+
+    def begin(self, args: Sequence[str], env: Mapping[str, str]) -> _Worker:
+        """Run `python -u script ...`."""
+        self.args = args
+        assert args[:2] == (sys.executable, "-u"), args
+        with os.fdopen(self._writer, "wb") as pipe:
+            pipe.write(pickle.dumps((args[2:], dict(env))))
+        return self

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,21 @@ def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., l
     return arguments
 
 
+def run_quietly(world: int, arguments: Sequence[str | Path]) -> None:
+    """Run a program to its end, which must be a good one."""
+    torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={world}"]
+    command = [*(torchrun if world > 1 else [launcher.PYTHON]), *map(str, arguments)]
+    with tempfile.NamedTemporaryFile() as said:
+        code = launcher.run(command, Path(said.name), {**os.environ, **QUIET})
+        assert code == 0, Path(said.name).read_text()
+
+
 @pytest.fixture(scope="module")
 def module_train(program: str, recipe: Path, images: Path) -> Callable[..., Path]:
     """Like `train` with one process, for fixtures that last for a module."""
 
     def run(output: Path, *more: str) -> Path:
-        arguments = [program, "--recipe", recipe, "--data", images, "--output", output, *more]
-        subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **QUIET}, check=True, capture_output=True
-        )
+        run_quietly(1, [program, "--recipe", recipe, "--data", images, "--output", output, *more])
         return output
 
     return run
@@ -94,7 +100,7 @@ def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[s
 
     def run(output: Path, *more: str, world: int = 1) -> Path:
         arguments = train_arguments(output, *more)
-        result = run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
+        result = run_command([launcher.PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
         assert result.returncode == 0, result.output
         return output
 
@@ -158,7 +164,7 @@ def start_faulty(
     """`start_faulty(output, *faults, world=2, more=[], launch=[], prefix=[]) -> Command, Faults`: a run with faults.
 
     `more` are further arguments of train.py, `launch` options of torchrun, `prefix` starts a world of one. That has no
-    torchrun unless `launch` is given.
+    torchrun unless `launch` is given. Where a fault comes before torch is imported, it is, by new processes.
     """
 
     def start(
@@ -173,8 +179,11 @@ def start_faulty(
         injected = Faults(tmp_path_factory.mktemp("faults"), faults)
         arguments = narrow_arguments(output, *more)
         options["env"] = {**injected.environment, **options.get("env", {})}
+        imports = any(fault.at == "import" for fault in faults)
         if world == 1 and not launch:
-            return start_command([*prefix, sys.executable, *arguments], **options), injected
+            python = sys.executable if prefix or imports else launcher.PYTHON
+            return start_command([*prefix, python, *arguments], **options), injected
+        options["torchrun"] = launcher.TORCHRUN_ALONE if imports else launcher.TORCHRUN
         return start_torchrun(world, arguments, launch=["--standalone", *launch], **options), injected
 
     return start
@@ -201,11 +210,7 @@ def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFa
     def get(world: int, *more: str) -> str:
         if (world, more) not in known:
             output = tmp_path_factory.mktemp("whole") / "run"
-            torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={world}"]
-            arguments = ["--recipe", recipe, "--data", images, "--output", output, *SMALL, *more]
-            command = [*(torchrun if world > 1 else [sys.executable]), NARROW, *map(str, arguments)]
-            said = output.parent / "said"
-            assert launcher.run(command, said, {**os.environ, **QUIET}) == 0, said.read_text()
+            run_quietly(world, [NARROW, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more])
             known[world, more] = digest(output)
         return known[world, more]
 
@@ -218,7 +223,7 @@ def run_again(run_command: Any, torchrun: Any, narrow_arguments: Callable[..., l
 
     def again(output: Path, *more: str, world: int = 1) -> Any:
         arguments = narrow_arguments(output, *more)
-        return run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
+        return run_command([launcher.PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
 
     return again
 

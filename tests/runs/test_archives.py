@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import tarfile
 from pathlib import Path
 
 import forged
 import pytest
 from imagenet_archives import CLASSES, truth_of, write_archives
+from launcher import PYTHON
 from run_folders import last_tensors, losses
 
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
@@ -72,7 +72,7 @@ def test_validation_is_the_same_from_archives_and_folder(said, archives: Path, e
     checkpoint = forged.forge(tmp_path / "c.safetensors", forged.weights(4), forged.changed(said, facts))
     reports = []
     for root in (None, extracted):
-        argv = [sys.executable, "validate.py", "--checkpoint", checkpoint]
+        argv = [PYTHON, "validate.py", "--checkpoint", checkpoint]
         result = run_command([*argv, "--json", tmp_path / "report", *(["--data", root] if root else [])])
         assert result.returncode == 0, result.output
         report = json.loads((tmp_path / "report").read_text())
@@ -89,7 +89,7 @@ def test_a_damaged_archive_ends_the_run_with_its_member_named(
     damaged = tmp_path / "ILSVRC2012_img_train.tar"
     damaged.write_bytes(damaged.read_bytes()[:9000])
     argv = train_arguments(tmp_path / "run", *WORDS, "--data", str(tmp_path))
-    result = run_command([sys.executable, *argv])
+    result = run_command([PYTHON, *argv])
     assert result.returncode == 3
     assert "ILSVRC2012_img_train.tar: member 'n02119789.tar' is cut off" in result.stderr
     assert "Traceback" not in result.output

@@ -12,6 +12,7 @@ import sys
 import pytest
 from conftest import ROOT, needs
 from faults import SIZES, Fault
+from launcher import PYTHON
 from run_folders import digest, losses, status
 
 from seresnext.checkpoint import store
@@ -147,7 +148,7 @@ def test_two_trainings_in_one_folder(
     before = (run / "status.json").read_bytes()
     arguments = train_arguments(run, *more, "--resume", "never")
     if world == 1:
-        second = run_command([sys.executable, *arguments], timeout=30)
+        second = run_command([PYTHON, *arguments], timeout=30)
         assert second.returncode == 2
     else:
         second = torchrun(world, arguments, timeout=60)
@@ -198,7 +199,7 @@ def test_what_is_only_told_cannot_stop_a_run(run_again, tmp_path, blocked):
 def test_metrics_that_cannot_be_read_are_said_before_training(run_command, train_arguments, tmp_path):
     run = tmp_path / "run"
     (run / "metrics.jsonl").mkdir(parents=True)
-    result = run_command([sys.executable, *train_arguments(run)])
+    result = run_command([PYTHON, *train_arguments(run)])
     assert result.returncode == 2, result.output
     assert "metrics.jsonl cannot be read or written" in one_error(result)
 
@@ -231,7 +232,7 @@ def test_a_port_that_is_taken(run_command, train_arguments, tmp_path):
         port = holder.getsockname()[1]
         env = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        result = run_command([sys.executable, *train_arguments(tmp_path / "run")], env=env, timeout=60)
+        result = run_command([PYTHON, *train_arguments(tmp_path / "run")], env=env, timeout=60)
     assert result.returncode == 2, result.output
     assert f"cannot meet the other 1 at 127.0.0.1:{port}" in one_error(result)
     assert "Traceback" not in result.output

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launcher import PYTHON
 from run_folders import losses, status
 
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
@@ -18,7 +19,7 @@ def fails(run_command, train_arguments, tmp_path):
     """`fails(code, *arguments, expect=[...])`: training ends with this code and says these things."""
 
     def run(code, *more, expect, output=None):
-        result = run_command([sys.executable, *train_arguments(output or tmp_path / "run", *more)])
+        result = run_command([PYTHON, *train_arguments(output or tmp_path / "run", *more)])
         assert result.returncode == code, result.output
         for text in expect:
             assert text in result.stderr
@@ -79,7 +80,7 @@ def test_broken_images_are_replaced_until_they_are_too_many(fails, run_command, 
     for number in (3, 5):
         (broken / "train" / "class_1" / f"{number}.jpg").write_bytes(b"")
     more = ("--data", str(broken), "--set", "data.on_error=substitute")
-    result = run_command([sys.executable, *train_arguments(tmp_path / "replaced", *more)])
+    result = run_command([PYTHON, *train_arguments(tmp_path / "replaced", *more)])
     assert result.returncode == 0, result.output
     for number in (3, 5):
         assert result.output.count(f"class_1/{number}.jpg is empty") == 1
@@ -95,7 +96,7 @@ def test_a_changed_recipe_is_refused_until_allowed(fails, run_command, train_arg
     run = module_train(tmp_path / "run", "--set", "length=1st", "--set", "schedule.warmup=0ep")
     short = ("--set", "length=1st", "--set", "schedule.warmup=0ep", "--set", "optimizer.lr=0.5")
     fails(2, *short, output=run, expect=["optimizer.lr: 0.002 -> 0.5", "--allow-changed optimizer.lr"])
-    allowed = run_command([sys.executable, *train_arguments(run, *short, "--allow-changed", "optimizer.lr")])
+    allowed = run_command([PYTHON, *train_arguments(run, *short, "--allow-changed", "optimizer.lr")])
     assert allowed.returncode == 0, allowed.output
     assert "optimizer.lr: 0.002 -> 0.5" in allowed.stdout
 
@@ -116,7 +117,7 @@ def test_under_torchrun_the_message_comes_once(torchrun, train_arguments, tmp_pa
 
 
 def test_a_dry_run_leaves_nothing(run_command, train_arguments, tmp_path):
-    result = run_command([sys.executable, *train_arguments(tmp_path / "run", "--dry-run")])
+    result = run_command([PYTHON, *train_arguments(tmp_path / "run", "--dry-run")])
     assert result.returncode == 0, result.output
     for text in ("parameters", "images/s", "peak memory", "estimated time"):
         assert text in result.stdout
@@ -124,10 +125,10 @@ def test_a_dry_run_leaves_nothing(run_command, train_arguments, tmp_path):
 
 
 def test_print_recipe_and_diff(run_command):
-    shown = run_command([sys.executable, "train.py", "--recipe", "seresnext50", "--print-recipe"])
+    shown = run_command([PYTHON, "train.py", "--recipe", "seresnext50", "--print-recipe"])
     assert shown.returncode == 0
     assert "# recipes/_base/imagenet.yaml:" in shown.stdout
-    differing = run_command([sys.executable, "train.py", "--recipe", "seresnext50", "--diff", "seresnext101"])
+    differing = run_command([PYTHON, "train.py", "--recipe", "seresnext50", "--diff", "seresnext101"])
     assert "model.name: seresnext50 -> seresnext101" in differing.stdout
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from forged import forge
+from launcher import PYTHON
 from run_folders import last_tensors, losses
 from shard_folders import Server, serve
 
@@ -77,7 +78,7 @@ def test_a_checkpoint_is_validated_on_a_server(
         report = tmp_path / f"{number}.json"
         argv = ["validate.py", "--checkpoint", checkpoint, "--data", data, "--json", report]
         env = {"XDG_CACHE_HOME": str(tmp_path / "home")}
-        result = run_command([sys.executable, *argv], env=env)
+        result = run_command([PYTHON, *argv], env=env)
         assert result.returncode == 0, result.output
         found.append(json.loads(report.read_text()))
     assert found[0]["loss"] == found[1]["loss"]
@@ -94,7 +95,7 @@ def test_a_checkpoint_is_validated_on_a_server(
 )
 def test_mistakes_are_told(server: Server, train_arguments, run_command, tmp_path: Path, words, code, message):
     arguments = train_arguments(tmp_path / "run", *WORDS, "--set", f"data.cache={tmp_path}", "--data", server.url)
-    result = run_command([sys.executable, *arguments, *words])
+    result = run_command([PYTHON, *arguments, *words])
     assert result.returncode == code, result.output
     assert message in result.output
     assert "Traceback" not in result.output

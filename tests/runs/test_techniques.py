@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
+from launcher import PYTHON
 from run_folders import events, last_tensors, losses, status
 
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
@@ -89,7 +88,7 @@ def test_an_early_stop_ends_the_run_for_good(train, run_command, train_arguments
     assert (ended["state"], ended["step"]) == ("finished", len(losses(run)))
     assert ended["step"] < 8
     assert "early_stop.patience" in ended["reason"]
-    result = run_command([sys.executable, *train_arguments(run, *patience)])
+    result = run_command([PYTHON, *train_arguments(run, *patience)])
     assert "nothing to do" in result.stdout
     assert status(run)["state"] == "finished"
     assert "early_stop.patience" in status(run)["reason"]

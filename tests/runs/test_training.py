@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 import torch
+from launcher import PYTHON
 from run_folders import events, last_tensors, losses, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -108,7 +109,7 @@ def test_ctrl_c_under_torchrun_saves_on_all_ranks(uninterrupted, train, start_to
 def test_a_finished_run_has_nothing_to_do(uninterrupted, run_command, train_arguments):
     run = uninterrupted(1)
     before = (run / "metrics.jsonl").read_bytes()
-    result = run_command([sys.executable, *train_arguments(run)])
+    result = run_command([PYTHON, *train_arguments(run)])
     assert result.returncode == 0
     assert "nothing to do" in result.stdout
     assert status(run)["state"] == "finished"
@@ -147,10 +148,10 @@ def test_fine_tuning_starts_from_published_weights(uninterrupted, run_command, t
     run = tmp_path / "run"
     settings = (f"model.weights={weights}", "length=1st", "schedule.warmup=0ep", "optimizer.lr=1e-30", "ema=null")
     arguments = train_arguments(run, *(word for setting in settings for word in ("--set", setting)))
-    refused = run_command([sys.executable, *arguments])
+    refused = run_command([PYTHON, *arguments])
     assert refused.returncode == 4
     assert "model.reset_head=true" in refused.stderr
-    result = run_command([sys.executable, *arguments, "--set", "model.reset_head=true"])
+    result = run_command([PYTHON, *arguments, "--set", "model.reset_head=true"])
     assert result.returncode == 0, result.output
     assert "1000 classes" in result.stdout
     trained = last_tensors(run)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from launcher import PYTHON
 from run_folders import events, last_tensors
 from torchvision import datasets, transforms
 
@@ -30,7 +30,7 @@ def validate(run_command, torchrun, tmp_path):
     def run(checkpoint, *more, world=1):
         report = tmp_path / f"report{world}.json"
         arguments = ["validate.py", "--checkpoint", str(checkpoint), "--json", str(report), *more]
-        result = run_command([sys.executable, *arguments]) if world == 1 else torchrun(world, arguments)
+        result = run_command([PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
         assert result.returncode == 0, result.output
         return json.loads(report.read_text())
 
@@ -87,7 +87,7 @@ def test_published_bare_weights_are_recognised(run_command, images, tmp_path):
     torch.save(model.state_dict(), weights, _use_new_zipfile_serialization=False)
     report = tmp_path / "report.json"
     arguments = ["validate.py", "--checkpoint", weights, "--data", images, "--json", report]
-    result = run_command([sys.executable, *arguments])
+    result = run_command([PYTHON, *arguments])
     assert result.returncode == 0, result.output
     found = json.loads(report.read_text())
     assert found["model"] == "legacy_seresnext26_32x4d"
