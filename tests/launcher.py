@@ -28,7 +28,8 @@ TORCHRUN = "torchrun, forked"
 TORCHRUN_ALONE = "torchrun, forked, that starts new processes"
 PYTHON = "python, forked"
 ROOT = Path(__file__).parents[1]
-_PRELOADED = ["torch.distributed.run", "torch._dynamo", "seresnext.assemble", "seresnext.cli", "PIL.JpegImagePlugin"]
+_PRELOADED = ["torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard", "PIL.JpegImagePlugin"]
+_PRELOADED += ["seresnext.assemble", "seresnext.cli"]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(_PRELOADED)
 

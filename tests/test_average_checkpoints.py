@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launcher import PYTHON
 from safetensors.torch import load_file
 
 from seresnext.assemble.resume import find_saved
@@ -121,7 +122,7 @@ def test_what_is_refused(average, three, tmp_path, run_command):
     (tmp_path / "mean.safetensors").touch()
     with pytest.raises(Failure, match="must be a new file"):
         average(*three)
-    result = run_command([sys.executable, SCRIPT, three[0], other_classes, "--output", tmp_path / "x.safetensors"])
+    result = run_command([PYTHON, SCRIPT, three[0], other_classes, "--output", tmp_path / "x.safetensors"])
     assert result.returncode == 4
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from launcher import PYTHON
 from PIL import Image
 from torchvision import transforms
 
@@ -83,7 +83,7 @@ def test_predictions_are_timms(run_command, tmp_path, oracle, photographs, kind)
     else:
         checkpoint, names = our_checkpoint(oracle, tmp_path), CLASSES
         expected = expected_features(oracle, photographs, 40, 32, "bilinear")
-    argv = [sys.executable, SCRIPTS / "predict.py", "--checkpoint", checkpoint, *photographs, "--top", "2"]
+    argv = [PYTHON, SCRIPTS / "predict.py", "--checkpoint", checkpoint, *photographs, "--top", "2"]
     result = run_command([*argv, "--features", tmp_path / "features.npy"])
     assert result.returncode == 0, result.output
     features = np.load(tmp_path / "features.npy")
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_predicts_nothing(run_command, tmp_path, oracle, ph
     content = bytearray(checkpoint.read_bytes())
     content[-1000] ^= 1
     checkpoint.write_bytes(content)
-    result = run_command([sys.executable, SCRIPTS / "predict.py", "--checkpoint", checkpoint, *photographs])
+    result = run_command([PYTHON, SCRIPTS / "predict.py", "--checkpoint", checkpoint, *photographs])
     assert result.returncode == 4
     assert checkpoint.name in result.stderr
     assert "Traceback" not in result.stderr
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_predicts_nothing(run_command, tmp_path, oracle, ph
 )
 def test_wrong_words_are_explained(run_command, tmp_path, oracle, photographs, words, code, message):
     places = {"checkpoint": our_checkpoint(oracle, tmp_path), "photograph": photographs[0]}
-    result = run_command([sys.executable, SCRIPTS / "predict.py", *(word.format(**places) for word in words)])
+    result = run_command([PYTHON, SCRIPTS / "predict.py", *(word.format(**places) for word in words)])
     assert result.returncode == code, result.output
     assert message in result.stderr
     assert "Traceback" not in result.stderr

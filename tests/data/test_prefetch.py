@@ -181,6 +181,7 @@ def test_noise_stands_where_the_boxes_are_and_belongs_to_the_micro_batch():
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")
+@pytest.mark.full
 def test_one_compiled_function_gives_the_same_for_every_size():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

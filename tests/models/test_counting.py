@@ -54,6 +54,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[0] for row in rows] == list(MODELS)
 
 
+@pytest.mark.full
 def test_module_runs(run_command) -> None:
     result = run_command([sys.executable, "-m", "seresnext.models"], cwd=Path(__file__).parents[2])
     assert result.returncode == 0

@@ -272,6 +272,7 @@ def test_drop_path_changes_training_and_not_evaluation() -> None:
     assert torch.equal(plain(x), dropped(x))
 
 
+@pytest.mark.full
 def test_drop_path_draws_the_same_when_traced_as_one_graph() -> None:
     x = images(32, 32, count=4).double()
     outputs = []

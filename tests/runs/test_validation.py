@@ -20,7 +20,7 @@ MEASURES = ("top1", "top5", "loss", "num_images")
 @pytest.fixture(scope="module")
 def trained(module_train, tmp_path_factory):
     """A run long enough for BatchNorm statistics that make sense, validated in 7 batches of 2."""
-    changes = ("length=25st", "evaluation.every=25st", "evaluation.batch_size=2", "checkpoint.every=25st")
+    changes = ("length=12st", "evaluation.every=12st", "evaluation.batch_size=2", "checkpoint.every=12st")
     output = tmp_path_factory.mktemp("trained") / "run"
     return module_train(output, *(word for change in changes for word in ("--set", change)))
 
@@ -48,7 +48,7 @@ def test_it_is_exact_on_1_2_and_3_ranks(trained, validate):
 
 def test_it_says_what_training_said(trained, validate):
     report = validate(trained / "checkpoints" / "last.safetensors")
-    logged = [event for event in events(trained, "validate") if event["step"] == 25]
+    logged = [event for event in events(trained, "validate") if event["step"] == 12]
     assert [{name: event[name] for name in MEASURES} for event in logged if event["weights"] == "ema"] == [
         {name: report[name] for name in MEASURES}
     ]
