@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The tests, from a fresh clone: sets up .venv and runs pytest. Less than half an hour on 2 cores after the set-up.
+# The tests, from a fresh clone: sets up .venv and runs pytest. Under 20 minutes on 2 cores after the set-up.
 #
 #     bash scripts/test.sh [--full] [--gpu] [PYTEST ARGUMENTS]...
 #
-# --full also runs the long tests, such as every fault at every number of processes.
+# --full also runs the long tests, such as every fault at every number of processes: under 60 minutes on 2 cores.
 # --gpu also runs the tests that need a CUDA device.
 set -euo pipefail
 # shellcheck source=scripts/_environment.sh
