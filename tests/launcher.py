@@ -18,10 +18,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, process, resource_tracker
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 from unittest.mock import patch
 
 TORCHRUN = "torchrun, forked"
@@ -93,8 +94,8 @@ def run(argv: Sequence[str], output: Path, env: Mapping[str, str], timeout: floa
 def _begin(program: str, words: list[str], stdout: str, stderr: str, env: dict[str, str], cwd: Path) -> None:
     """What a new process would find."""
     os.setsid()
-    for path, number in ((stdout, 1), (stderr, 2)):
-        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    for number, path in enumerate((os.devnull, stdout, stderr)):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY)
         os.dup2(file, number)
         os.close(file)
     os.chdir(cwd)
@@ -113,10 +114,12 @@ def _begin(program: str, words: list[str], stdout: str, stderr: str, env: dict[s
 
 def _be_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Run a script as the main program of this process, from beginning to end."""
+    os.closerange(3, 1024)
     _set_environment(env)
     process.current_process()._config["daemon"] = False  # It may have children
     process._parent_process = None  # and is none of multiprocessing's.
     resource_tracker._resource_tracker = resource_tracker.ResourceTracker()
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(open(number, "wb", buffering=0, closefd=False), write_through=True)  # noqa: SIM115
         for number in (1, 2)
@@ -129,8 +132,10 @@ def _be_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+        if code and end.code != code:
+            print(end.code, file=sys.stderr)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         threading._shutdown()
         atexit._run_exitfuncs()
@@ -166,19 +171,25 @@ def _start_forks(words: Sequence[str]) -> None:
     waiting = [_Worker() for _ in range(count)]
     as_ever = SubprocessHandler._popen
 
-    def popen(handler: SubprocessHandler, args: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        if not waiting or handler._stdout or handler._stderr:
-            return as_ever(handler, args, env)
-        return waiting.pop(0).begin(args, env)
+    def popen(self: SubprocessHandler, args: tuple[str, ...], env: dict[str, str]) -> Any:
+        if not waiting or self._stdout or self._stderr:
+            return as_ever(self, args, env)
+        worker = waiting.pop(0)
+        worker.begin(args, env)
+        return worker
 
     SubprocessHandler._popen = popen
 
 
-class _Worker(subprocess.Popen[bytes]):
-    """A fork that waits to be told its program, and ends when nobody is left to tell it."""
+class _Worker:
+    """A fork that waits to be told its program, and ends when nobody is left to tell it.
+
+    It has what torchrun uses of `subprocess.Popen`.
+    """
 
     def __init__(self) -> None:
         reader, self._writer = os.pipe()
+        self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
@@ -190,19 +201,23 @@ class _Worker(subprocess.Popen[bytes]):
                 _be_python(*pickle.loads(order))
             os._exit(0)
         os.close(reader)
-        self.args: Sequence[str] = ()
-        self.returncode = None
-        self.stdin = self.stdout = self.stderr = None
-        # What else the methods of Popen use that follow its own start of a process.
-        self._child_created = True
-        self._waitpid_lock = threading.Lock()
-        self._sigint_wait_secs = 0.25
-        self._communication_started = False
 
-    def begin(self, args: Sequence[str], env: Mapping[str, str]) -> _Worker:
+    def begin(self, args: Sequence[str], env: Mapping[str, str]) -> None:
         """Run `python -u script ...`."""
-        self.args = args
         assert args[:2] == (sys.executable, "-u"), args
         with os.fdopen(self._writer, "wb") as pipe:
             pipe.write(pickle.dumps((args[2:], dict(env))))
-        return self
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a worker", timeout)
+            time.sleep(0.02)
+        return code

@@ -1,0 +1,82 @@
+"""tests/launcher.py: a fork finds what a new process finds, and ends as it does."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from launcher import PYTHON, TORCHRUN, TORCHRUN_ALONE
+from run_folders import digest
+
+pytestmark = pytest.mark.runs
+
+LOOK = """
+import json, multiprocessing, os, sys
+import atexit, resource, signal, threading
+
+found = {
+    "name": __name__,
+    "arguments": sys.argv,
+    "first folder of modules": sys.path[0],
+    "environment": {name: value for name, value in os.environ.items() if name not in OWN},
+    "folder": os.getcwd(),
+    "leads its session": os.getsid(0) == os.getpgid(0) == os.getpid(),
+    "parent of multiprocessing": multiprocessing.parent_process(),
+    "may have children": not multiprocessing.current_process().daemon,
+    "read": sys.stdin.read(),
+    "files": sorted(int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")),
+    "threads": [thread.name for thread in threading.enumerate()],
+    "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    "limits": [resource.getrlimit(number) for number in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE)],
+}
+print(json.dumps(found))
+print("said", file=sys.stderr)
+atexit.register(print, "at the end")
+print("without a line's end", end="")
+"""
+
+
+@pytest.fixture
+def look(run_command, start_torchrun, tmp_path):
+    """`look(how, last) -> Result` of a script that tells what it finds and then does `last`."""
+
+    def look(how, last):
+        script = tmp_path / "look.py"
+        # Of torchrun's variables these are other ones each time, as is the mark of the process tree.
+        own = {"SERESNEXT_TEST_TREE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE"}
+        script.write_text(f"OWN = {own}\n{LOOK}\n{last}\n")
+        if how in (TORCHRUN, TORCHRUN_ALONE):
+            return start_torchrun(1, [script, "--word", "a b"], torchrun=how, env={"GIVEN": "x"}).finish(60)
+        return run_command([how, script, "--word", "a b"], env={"GIVEN": "x"})
+
+    return look
+
+
+ENDS = {"its end": "", "exit": "sys.exit(3)", "message": "sys.exit('no')", "error": "1 / 0", "signal": "os.kill(0, 9)"}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_fork_of_python_is_as_a_new_one(look, end):
+    new, fork = (look(how, ENDS[end]) for how in (sys.executable, PYTHON))
+    assert fork.returncode == new.returncode
+    assert fork.stdout == new.stdout
+    assert fork.stderr.splitlines()[-1] == new.stderr.splitlines()[-1]
+    assert json.loads(fork.stdout.splitlines()[0])["environment"]["GIVEN"] == "x"
+
+
+def test_a_worker_that_is_a_fork_is_as_a_new_one(look):
+    last = "import torch; print(torch.get_num_threads(), torch.__config__.parallel_info())"
+    new, fork = (look(how, last) for how in (TORCHRUN_ALONE, TORCHRUN))
+    assert fork.returncode == new.returncode == 0
+    ours, theirs = (json.loads(result.stdout.splitlines()[0]) for result in (fork, new))
+    assert ours == theirs
+    assert fork.stdout.splitlines()[1:] == new.stdout.splitlines()[1:]
+
+
+def test_both_train_to_the_same_bits(torchrun, narrow_arguments, tmp_path):
+    runs = {how: tmp_path / str(number) for number, how in enumerate((TORCHRUN, TORCHRUN_ALONE))}
+    for how, run in runs.items():
+        assert torchrun(2, narrow_arguments(run), torchrun=how).returncode == 0
+    assert digest(runs[TORCHRUN]) == digest(runs[TORCHRUN_ALONE])
