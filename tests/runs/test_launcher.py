@@ -75,6 +75,7 @@ def test_a_worker_that_is_a_fork_is_as_a_new_one(look):
     assert fork.stdout.splitlines()[1:] == new.stdout.splitlines()[1:]
 
 
+@pytest.mark.full
 def test_both_train_to_the_same_bits(torchrun, narrow_arguments, tmp_path):
     runs = {how: tmp_path / str(number) for number, how in enumerate((TORCHRUN, TORCHRUN_ALONE))}
     for how, run in runs.items():

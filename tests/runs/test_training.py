@@ -65,6 +65,7 @@ def test_resumed_from_the_middle_it_is_bit_for_bit_the_same(uninterrupted, train
     assert events(run, "train") == events(uninterrupted(world), "train")[4:]
 
 
+@pytest.mark.full
 def test_from_another_state_it_is_not_the_same(uninterrupted, train, tmp_path):
     """The control: a run that starts afresh with another seed ends elsewhere."""
     other = train(tmp_path / "run", "--set", "runtime.seed=1")
