@@ -20,7 +20,8 @@ MEASURES = ("top1", "top5", "loss", "num_images")
 @pytest.fixture(scope="module")
 def trained(module_train, tmp_path_factory):
     """A run long enough for BatchNorm statistics that make sense, validated in 7 batches of 2."""
-    changes = ("length=12st", "evaluation={every: 12st, batch_size: 2}", "checkpoint.every=12st", "runtime.precision=fp32")
+    changes = ("length=12st", "checkpoint.every=12st", "evaluation={every: 12st, batch_size: 2}")
+    changes += ("runtime.precision=fp32",)
     output = tmp_path_factory.mktemp("trained") / "run"
     return module_train(output, *(word for change in changes for word in ("--set", change)))
 
