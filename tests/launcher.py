@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, process, resource_tracker
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -128,18 +128,26 @@ def _be_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
     code = 1
     try:
-        runpy.run_path(words[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if code and end.code != code:
-            print(end.code, file=sys.stderr)
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-    finally:
+        code = exit_code_of(lambda: runpy.run_path(words[0], run_name="__main__"))
         threading._shutdown()
         atexit._run_exitfuncs()
+    finally:
         os._exit(code)
+
+
+def exit_code_of(program: Callable[[], object]) -> int:
+    """What a process ends with whose main program this is; it says what that ended of."""
+    try:
+        program()
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    return 0
 
 
 def _set_environment(env: Mapping[str, str]) -> None:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from launcher import exit_code_of
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -101,12 +103,7 @@ def _child(argv: Sequence[str], limit: int, out: IO[bytes], err: IO[bytes], repo
     before = _peak()
     code = 1
     try:
-        _command(argv)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+        code = exit_code_of(lambda: _command(argv))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

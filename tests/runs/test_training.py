@@ -49,6 +49,7 @@ def test_two_ranks_equal_one(uninterrupted):
         assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-6, atol=1e-9), name
 
 
+@pytest.mark.full
 def test_other_logical_replicas_do_not_equal(uninterrupted, train, tmp_path):
     """The control: with one replica of 8 instead of two of 4, BatchNorm sees other batches and the losses part."""
     other = losses(train(tmp_path / "run", "--set", "batch.micro_size=8"))
