@@ -7,17 +7,29 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, needs
+from launcher import PYTHON
 from PIL import Image
 
-ORPHAN = """
+ORPHANS = {
+    "started": """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
 print("left", child.pid)
-"""
+""",
+    "forked": """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(60)
+""",
+}
 
 
-def test_a_left_process_fails_the_test_and_is_killed(start_command):
-    command = start_command([sys.executable, "-c", ORPHAN])
+@pytest.mark.parametrize("python", [sys.executable, PYTHON], ids=["new", "fork"])
+@pytest.mark.parametrize("how", ORPHANS)
+def test_a_left_process_fails_the_test_and_is_killed(start_command, tmp_path, python, how):
+    (tmp_path / "script.py").write_text(ORPHANS[how])
+    command = start_command([python, tmp_path / "script.py"])
     with pytest.raises(pytest.fail.Exception, match="left processes"):
         command.finish(timeout=10, grace=0.5)
     assert len(command.alive()) == 1
