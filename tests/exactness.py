@@ -284,11 +284,7 @@ class Lab:
     def perform(self, *trainings: Training) -> None:
         """Do the trainings in processes of their own; `seen` then has those of a run in their order."""
         (self.folder / "trainings.json").write_text(json.dumps([asdict(training) for training in trainings]))
-        torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={self.world}"]
-        command = [*(torchrun if self.world > 1 else [launcher.PYTHON]), __file__, str(self.folder)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        output = self.folder / "output"
-        assert launcher.run(command, output, env) == 0, output.read_text(errors="replace")
+        launcher.complete(self.world, [__file__, self.folder])
         reports = json.loads((self.folder / "reports.json").read_text())
         for training, report in zip(trainings, reports, strict=True):
             self.seen.setdefault(training.run, []).append(Seen(**report))

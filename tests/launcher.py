@@ -2,7 +2,8 @@
 
 A fork has a process id, an environment, a session, streams and an end of its own, and runs the program's own file. The
 workers of a torchrun are forks, too: made before it has threads and sockets, they wait until it starts them. `start`
-and `run` take `TORCHRUN` or `PYTHON` as the first word of a command for this, and any other command as it is.
+takes `TORCHRUN` or `PYTHON` as the first word of a command for this, `TORCHRUN_ALONE` for one whose workers are new
+processes, and any other command as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,7 @@ from unittest.mock import patch
 TORCHRUN = "torchrun, forked"
 TORCHRUN_ALONE = "torchrun, forked, that starts new processes"
 PYTHON = "python, forked"
+QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 ROOT = Path(__file__).parents[1]
 _PRELOADED = ["torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard", "PIL.JpegImagePlugin"]
 _PRELOADED += ["seresnext.assemble", "seresnext.cli"]
@@ -41,7 +44,7 @@ class Fork:
     def __init__(
         self, argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
     ) -> None:
-        arguments = (*argv[:1], list(argv[1:]), stdout.name, stderr.name, dict(env), cwd)
+        arguments = (argv[0], list(argv[1:]), stdout.name, stderr.name, dict(env), cwd)
         self._process = _FORKS.Process(target=_begin, args=arguments, daemon=True)
         with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # OpenMP reads it when it is loaded.
             forkserver.ensure_running()
@@ -78,14 +81,17 @@ def start(
     )
 
 
-def run(argv: Sequence[str], output: Path, env: Mapping[str, str], timeout: float = 900) -> int:
-    """Run a command to its end; what it says goes to a file. Raises subprocess.TimeoutExpired."""
-    with output.open("wb") as file:
-        started = start(argv, file, file, env, ROOT)
-    try:
-        return started.wait(timeout)
-    finally:
-        started.send_signal(signal.SIGKILL)  # Nothing if it has ended.
+def complete(world: int, words: Sequence[str | Path]) -> None:
+    """Run a script in so many processes to its end, which must be a good one. Raises subprocess.TimeoutExpired."""
+    torchrun = [TORCHRUN, "--standalone", f"--nproc_per_node={world}"]
+    argv = [*(torchrun if world > 1 else [PYTHON]), *map(str, words)]
+    with tempfile.NamedTemporaryFile() as said:
+        started = start(argv, said, said, {**os.environ, **QUIET}, ROOT)
+        try:
+            code = started.wait(900)
+        finally:
+            started.send_signal(signal.SIGKILL)  # Nothing if it has ended.
+        assert code == 0, Path(said.name).read_text(errors="replace")
 
 
 # ------------------------------------------------------------------------------------------------ in the fork

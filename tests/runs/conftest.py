@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from seresnext.checkpoint import store
 ROOT = Path(__file__).parents[2]
 # train.py with a network that writes a hundredth of the bytes, and with the faults that are asked for.
 NARROW = str(ROOT / "tests" / "faults.py")
-QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 RECIPE = """
 model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
 data: {image_size: 32, workers: 1}
@@ -74,21 +71,12 @@ def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., l
     return arguments
 
 
-def run_quietly(world: int, arguments: Sequence[str | Path]) -> None:
-    """Run a program to its end, which must be a good one."""
-    torchrun = [launcher.TORCHRUN, "--standalone", f"--nproc_per_node={world}"]
-    command = [*(torchrun if world > 1 else [launcher.PYTHON]), *map(str, arguments)]
-    with tempfile.NamedTemporaryFile() as said:
-        code = launcher.run(command, Path(said.name), {**os.environ, **QUIET})
-        assert code == 0, Path(said.name).read_text()
-
-
 @pytest.fixture(scope="module")
 def module_train(program: str, recipe: Path, images: Path) -> Callable[..., Path]:
     """Like `train` with one process, for fixtures that last for a module."""
 
     def run(output: Path, *more: str) -> Path:
-        run_quietly(1, [program, "--recipe", recipe, "--data", images, "--output", output, *more])
+        launcher.complete(1, [program, "--recipe", recipe, "--data", images, "--output", output, *more])
         return output
 
     return run
@@ -210,7 +198,7 @@ def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFa
     def get(world: int, *more: str) -> str:
         if (world, more) not in known:
             output = tmp_path_factory.mktemp("whole") / "run"
-            run_quietly(world, [NARROW, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more])
+            launcher.complete(world, [NARROW, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more])
             known[world, more] = digest(output)
         return known[world, more]
 

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 from forged import changed, forge
-from launcher import PYTHON
 from measured import Measurer, assert_refused
 
 pytestmark = pytest.mark.runs
@@ -233,7 +232,7 @@ def test_real_commands(run_command: Any, untrained: Any, said: Any, tmp_path: Pa
     else:
         code, arguments = 2, ["train.py", "--recipe", tmp_path / "recipe.yaml"]
         (tmp_path / "recipe.yaml").write_text("a: &a [x]\nb: [*a, *a]")
-    result = run_command([PYTHON, *arguments])
+    result = run_command([sys.executable, *arguments])
     assert result.returncode == code, result.output
     assert result.stderr.count("error") == 1
     assert "Traceback" not in result.output
