@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seresnext.models.pointwise import PointwiseConv2d
+from seresnext.models.block_end import end_of_block
+from seresnext.models.convolutions import GroupedConv2d, PointwiseConv2d, trains_in_rows
 
 # A bottleneck puts out four times the channels it is named by: He et al. 2016 (arXiv:1512.03385), table 1.
 EXPANSION = 4
@@ -59,7 +60,7 @@ class SEResNeXtBottleneck(nn.Module):
         out_channels = channels * EXPANSION
         self.conv1 = PointwiseConv2d(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=cardinality, bias=False)
+        self.conv2 = GroupedConv2d(width, stride, groups=cardinality)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = PointwiseConv2d(width, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -76,17 +77,20 @@ class SEResNeXtBottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # N width H W
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)  # N width H/stride W/stride
-        x = self.bn3(self.conv3(x))  # N 4*channels H/stride W/stride
-        x = self.se_module(x)
-        if self.drop_path_rate and self.training:
-            x = drop_path(x, self.drop_path_rate)
+        x = self.conv3(x)  # N 4*channels H/stride W/stride
+        kept = drop_path(x, self.drop_path_rate) if self.drop_path_rate and self.training else None
+        if self.bn3.training and trains_in_rows(x) and not torch.compiler.is_compiling():
+            return end_of_block(x, shortcut, self.bn3, self.se_module.fc1, self.se_module.fc2, kept)
+        x = self.se_module(self.bn3(x))
+        if kept is not None:
+            x = x * kept
         return F.relu(x.add_(shortcut), inplace=True)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Images (N C H W) of which some, each by itself with the chance `rate` (below 1), are zeros; others are scaled up.
+    """What to multiply images N C H W by, N 1 1 1: some, each with the chance `rate` (below 1), by 0, others up.
 
-    The same draws and bits as torchvision's `stochastic_depth` by rows, whose import takes as long as torch's own.
+    The same draws as torchvision's `stochastic_depth` by rows, whose import takes as long as torch's own.
     """
     kept = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1 - rate)
-    return x * kept.div_(1 - rate)
+    return kept.div_(1 - rate)

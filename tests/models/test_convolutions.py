@@ -1,10 +1,10 @@
-"""The 1x1 convolution, against torch's own on the same inputs."""
+"""The 1x1 and the grouped convolution, against torch's own on the same inputs."""
 
 import pytest
 import torch
 from torch import nn
 
-from seresnext.models.pointwise import PointwiseConv2d
+from seresnext.models.convolutions import GroupedConv2d, PointwiseConv2d
 
 ROWS, PLANES = torch.channels_last, torch.contiguous_format
 
@@ -75,3 +75,30 @@ def test_memory_of_a_network_in_rows_stays_in_rows():
     picked = torch.zeros(6, 6, dtype=torch.bool)
     picked[::2, ::2] = True
     assert torch.equal(gradient != 0, picked.expand_as(gradient))
+
+
+# --------------------------------------------------------------------------------------------------- in groups
+
+
+@pytest.mark.parametrize("layout", [ROWS, PLANES])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (128, 32), (12, 3), (4, 1), (32, 4)])
+def test_groups_are_a_convolution(layout, stride, channels, groups):
+    torch.manual_seed(0)
+    layer = GroupedConv2d(channels, stride, groups).double().to(memory_format=layout)
+    x = torch.randn(3, channels, 8, 7).contiguous(memory_format=layout)
+    ours, theirs = results(GroupedConv2d.forward, layer, x), results(nn.Conv2d.forward, layer, x)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    paired = layout is ROWS and channels == 4 * groups and groups % 2 == 0
+    assert ours[0].grad_fn._saved_groups == (groups // 2 if paired else groups)
+
+
+@pytest.mark.parametrize("how", ["evaluation", "autocast"])
+def test_groups_elsewhere_are_torchs(how):
+    layer = GroupedConv2d(16, 1, 4)
+    x = torch.randn(2, 16, 5, 5).to(memory_format=ROWS)
+    with torch.no_grad() if how == "evaluation" else torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+        assert torch.equal(y, nn.Conv2d.forward(layer, x))
+    assert y.grad_fn is None or y.grad_fn._saved_groups == 4
