@@ -12,6 +12,12 @@ ROWS = torch.channels_last
 CHANNELS = 8
 
 
+@pytest.fixture(autouse=True, params=["at once", "by image"])
+def sums(request, monkeypatch):
+    """Both ways to come by the sums over maps."""
+    monkeypatch.setattr("seresnext.models.block_end._ONE_CALL", {"at once": 1 << 40, "by image": 0}[request.param])
+
+
 class End(nn.Module):
     """BatchNorm and squeeze-and-excitation as training leaves them: nothing is at its initial value."""
 
