@@ -109,6 +109,7 @@ class TrainingStep:
         assert replicas % world.size == 0
         self.scaler = precision.scaler(world.device)
         self._model = model
+        self._parameters = list(model.parameters())  # Kept: the way through all modules takes 2 ms.
         self._optimizer = optimizer
         self._world = world
         self._replicas = replicas
@@ -182,7 +183,7 @@ class TrainingStep:
         report = self._statistics.end_step(self._world, torch.cat([losses, notes]))
         self.scaler.unscale_(self._optimizer)
         # Of the gradient that DDP has averaged, so all ranks see the same numbers here, and skip the same steps.
-        norm = get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         usable = report[: self._replicas].isfinite().all() & norm.isfinite()
         skip = usable.logical_not().float()
         scale = self.scaler.scale(torch.ones_like(skip))
@@ -226,7 +227,7 @@ class TrainingStep:
 
     def _update(self, lr: float, norm: Tensor, skip: Tensor) -> None:
         if self._clip_norm is not None:
-            clip_grads_with_norm_(self._model.parameters(), self._clip_norm, norm)
+            clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
         set_lr(self._optimizer, lr)
         skip_if(self._optimizer, skip)
         self._optimizer.step()
