@@ -68,7 +68,7 @@ class _End(torch.autograd.Function):
         slope = weight * inverse  # C, of y by x
         # y * factor is the line of x with this offset and the slope times the factor.
         output = torch.addcmul(_maps((bias - slope * mean) * factor), x, _maps(slope * factor))
-        torch.ops.aten._add_relu_(output, shortcut)
+        output.add_(shortcut).relu_()  # Not torch's `_add_relu_`, which takes a NaN for 0 where a vector is not full.
         ctx.save_for_backward(
             x, output, weight, bias, weight1, weight2, kept, mean, inverse, normed, squeezed, hidden, excitation
         )

@@ -9,7 +9,7 @@ from seresnext.models.block_end import end_of_block
 from seresnext.models.blocks import SEResNeXtBottleneck, SqueezeExcitation
 
 ROWS = torch.channels_last
-CHANNELS = 8
+CHANNELS = 6  # Maps that fill no vector of the processor to its end.
 
 
 @pytest.fixture(autouse=True, params=["at once", "by image"])
@@ -94,6 +94,17 @@ def test_gradients_by_finite_differences():
 
     x, shortcut = maps(2, 3, 2).requires_grad_(), (maps(2, 3, 2) - 3).requires_grad_()
     assert torch.autograd.gradcheck(forward, (x, shortcut, *end.parameters()))
+
+
+def test_a_number_that_is_none_comes_through():
+    """Else a step that went wrong would pass for a good one."""
+    x, shortcut = maps(3, 7, 7), maps(3, 7, 7)
+    shortcut[-1, -1, -1, -1] = torch.nan
+    output = InOne()(x.requires_grad_(), shortcut)
+    assert output.isnan().nonzero().tolist() == [[2, CHANNELS - 1, 6, 6]]
+    x.detach()[0, 0, 0, 0] = torch.nan
+    output = InOne()(x, shortcut)
+    assert output.isnan().all()  # By BatchNorm to its channel, by squeeze-and-excitation to all.
 
 
 @pytest.mark.parametrize("where", ["rows", "planes", "frozen", "autocast", "evaluation"])
