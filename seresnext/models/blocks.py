@@ -78,7 +78,8 @@ class SEResNeXtBottleneck(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # N width H W
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)  # N width H/stride W/stride
         x = self.conv3(x)  # N 4*channels H/stride W/stride
-        kept = drop_path(x, self.drop_path_rate) if self.drop_path_rate and self.training else None
+        kept = kept_branches(x, self.drop_path_rate) if self.drop_path_rate and self.training else None
+        # Not for the compiler, which would make a graph of a part for each image.
         if self.bn3.training and trains_in_rows(x) and not torch.compiler.is_compiling():
             return end_of_block(x, shortcut, self.bn3, self.se_module.fc1, self.se_module.fc2, kept)
         x = self.se_module(self.bn3(x))
@@ -87,8 +88,8 @@ class SEResNeXtBottleneck(nn.Module):
         return F.relu(x.add_(shortcut), inplace=True)
 
 
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """What to multiply images N C H W by, N 1 1 1: some, each with the chance `rate` (below 1), by 0, others up.
+def kept_branches(x: Tensor, rate: float) -> Tensor:
+    """What drop path multiplies branches N C H W by, N 1 1 1: 0 with the chance `rate` (below 1), else 1 / (1 - rate).
 
     The same draws as torchvision's `stochastic_depth` by rows, whose import takes as long as torch's own.
     """
