@@ -28,27 +28,25 @@ class BatchNormStatistics:
     def __init__(self, model: nn.Module, accumulation: int) -> None:
         layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
         self._running = [t for layer in layers for t in (layer.running_mean, layer.running_var) if t is not None]
-        self._counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        self._remembered = [_Remembered(tensors) for tensors in (self._running, counts) if tensors]
         self._accumulation = accumulation if layers else 1
         self._is_first = True
-        self._old = [torch.empty_like(t) for t in self._running]
-        self._old_counts = [torch.empty_like(t) for t in self._counts]
         self._sum: list[Tensor] = []
 
     def begin_step(self) -> None:
         """Remember the statistics that every micro-batch of the step starts from."""
         self._is_first = True
         self._sum = []
-        if self._running:
-            torch._foreach_copy_(self._old, self._running)
-            torch._foreach_copy_(self._old_counts, self._counts)
+        for group in self._remembered:
+            group.remember()
 
     def begin_micro_batch(self) -> None:
         """Put back the step's old statistics, keeping what the previous micro-batch made of them."""
         if self._accumulation > 1 and not self._is_first:
             self._keep()
-            torch._foreach_copy_(self._running, self._old)
-            torch._foreach_copy_(self._counts, self._old_counts)
+            for group in self._remembered:
+                group.put_back()
         self._is_first = False
 
     @torch.no_grad()
@@ -79,11 +77,8 @@ class BatchNormStatistics:
 
         To the bit, and whatever came of them, NaN too. Waits for nothing.
         """
-        for tensors, before in ((self._running, self._old), (self._counts, self._old_counts)):
-            if tensors:
-                chosen = torch.where(skip != 0, _flat(before), _flat(tensors))
-                parts = chosen.split([t.numel() for t in tensors])
-                torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+        for group in self._remembered:
+            group.put_back_if(skip)
 
     def _keep(self) -> None:
         if self._sum:
@@ -92,5 +87,29 @@ class BatchNormStatistics:
             self._sum = [t.clone() for t in self._running]
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors])
+class _Remembered:
+    """Tensors of one type and device with what they were: a copy in one piece, for few operations a step."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self._old, self._flat_old = _in_one_piece(tensors)
+        self._chosen, self._flat_chosen = _in_one_piece(tensors)
+
+    def remember(self) -> None:
+        torch._foreach_copy_(self._old, self._tensors)
+
+    def put_back(self) -> None:
+        torch._foreach_copy_(self._tensors, self._old)
+
+    def put_back_if(self, condition: Tensor) -> None:
+        """Put back where a number on the device is not 0; waits for nothing."""
+        torch._foreach_copy_(self._chosen, self._tensors)
+        torch.where(condition != 0, self._flat_old, self._flat_chosen, out=self._flat_chosen)
+        torch._foreach_copy_(self._tensors, self._chosen)
+
+
+def _in_one_piece(like: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Memory for tensors like some others, as such and as one flat tensor."""
+    flat = torch.cat([t.flatten() for t in like])
+    parts = flat.split([t.numel() for t in like])
+    return [part.view_as(t) for part, t in zip(parts, like, strict=True)], flat
