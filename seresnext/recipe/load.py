@@ -15,7 +15,7 @@ from seresnext.recipe.check_written import meant_keys, written_problems
 from seresnext.recipe.explain import all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
 from seresnext.recipe.problem import Problem
-from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_yaml, shorten, write_scalar
+from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, shorten, write_scalar
 from seresnext.recipe.schema import Recipe
 
 _MAX_PROBLEMS = 100
@@ -80,7 +80,7 @@ def _override(root: Node | None, override: str, problems: list[str]) -> Node | N
         problems.append(f"{where}: {shorten(key)}: {_unknown_override(key)}")
         return root
     try:
-        value, found = read_yaml(text, lambda line: "--set", key)
+        value, found = read_value(text, key)
     except Unreadable as problem:
         problems.append(f"{where}: {str(problem).removeprefix('--set: ')}")
         return root

@@ -79,6 +79,17 @@ class RecipeLoader(yaml.SafeLoader):
     """PyYAML's safe loader, used for its events only. Its own ideas of numbers and tags are never asked."""
 
 
+class _ValueLoader(RecipeLoader):
+    """A loader for one value of the command line, where `#` begins no comment.
+
+    The scanner decides by `peek` and takes text by `prefix`, so it meets a letter here and keeps the `#`.
+    """
+
+    def peek(self, index: int = 0) -> str:
+        character = super().peek(index)
+        return "\N{FULLWIDTH NUMBER SIGN}" if character == "#" else character
+
+
 def read_scalar(text: str) -> tuple[Any, str | None]:
     """The value of an unquoted scalar, and what is wrong with it."""
     if text in _WORDS:
@@ -136,7 +147,8 @@ def decode_bytes(data: bytes) -> str:
 class _Builder:
     """Builds nodes from events, noting every problem that leaves the rest readable."""
 
-    def __init__(self, text: str, origin_of: Callable[[int], str], root_path: str) -> None:
+    def __init__(self, text: str, origin_of: Callable[[int], str], root_path: str, loader: type[RecipeLoader]) -> None:
+        self._loader_class = loader
         self._root_path = root_path
         self._origin_of = origin_of
         self._text = text
@@ -146,7 +158,7 @@ class _Builder:
     def build(self) -> Node | None:
         """The root, or None for an empty text. Raises `Unreadable` where the text is not YAML."""
         try:
-            self._loader = RecipeLoader(self._text)
+            self._loader = self._loader_class(self._text)
         except yaml.reader.ReaderError as error:
             line = self._text.count("\n", 0, error.position) + 1
             character = f"U+{ord(self._text[error.position]):04X}"
@@ -249,14 +261,22 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
         return "a tab; indent and separate with spaces"
     if problem == "mapping values are not allowed here":
         return "a ':' that cannot be here; check the indentation, and put text that contains ': ' in quotes"
+    if problem.startswith("expected '<document start>'"):
+        return "something after the end of the value; put all of it in quotes, if it is text"
     return f"not readable as YAML: {problem}" + (f" ({error.context})" if error.context else "")
 
 
-def read_yaml(text: str, origin_of: Callable[[int], str], root_path: str = "") -> tuple[Node | None, list[str]]:
-    """Read one document. `origin_of` names a line, `root_path` the key that the document is the value of.
+def read_yaml(text: str, origin_of: Callable[[int], str]) -> tuple[Node | None, list[str]]:
+    """Read one document. `origin_of` names a line.
 
     Returns the root (None for an empty text) and the problems found. Raises `Unreadable` with one located message where
     reading cannot go on.
     """
-    builder = _Builder(text, origin_of, root_path)
+    builder = _Builder(text, origin_of, "", RecipeLoader)
+    return builder.build(), builder.problems
+
+
+def read_value(text: str, key: str) -> tuple[Node | None, list[str]]:
+    """Read the VALUE of `--set KEY=VALUE`, as `read_yaml` does, except that ` #` begins no comment."""
+    builder = _Builder(text, lambda line: "--set", key, _ValueLoader)
     return builder.build(), builder.problems

@@ -288,7 +288,8 @@ WRONG_OVERRIDES = {
     "not UTF-8 on the command line": ("data.root=\udcff", "character U+DCFF is not allowed"),
     "number for a section": ("mix=3", "--set: mix: expected a section of keys, found 3"),
     "unknown key in a section": ("ema={decai: 0.9}", "--set: ema.decai: unknown key; did you mean ema.decay?"),
-    "only a comment": ("data.root=#x", "data.root: no value"),
+    "a number with a comment": ("optimizer.lr=0.1 # test", "optimizer.lr: expected a number", "'0.1 # test'"),
+    "a comment after quotes": ('data.root="a" # b', "--set data.root=", "put all of it in quotes"),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError
 from seresnext.recipe import load_recipe, recipe_from_values, to_values
+from seresnext.recipe.reader import write_scalar
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,12 @@ def test_an_override_may_set_a_whole_section_or_reach_into_an_absent_one() -> No
 
 def test_a_value_may_hold_equals_signs() -> None:
     assert load_recipe("seresnext50", ["data.root=/a=b/c"]).recipe.data.root == "/a=b/c"
+
+
+@pytest.mark.parametrize("text", ["runs/best #2.pth", "#1", "photos # of 2026/"])
+def test_a_value_may_hold_number_signs(text: str) -> None:
+    assert load_recipe("seresnext50", [f"data.root={text}"]).recipe.data.root == text
+    assert load_recipe("seresnext50", [f"data.root={write_scalar(text)}"]).recipe.data.root == text  # as --data does
 
 
 def test_every_value_has_an_origin() -> None:

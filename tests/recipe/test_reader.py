@@ -10,7 +10,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seresnext.recipe.reader import MAX_BYTES, Unreadable, decode_bytes, read_scalar, read_yaml, write_scalar
+from seresnext.recipe.reader import (
+    MAX_BYTES,
+    Unreadable,
+    decode_bytes,
+    read_scalar,
+    read_value,
+    read_yaml,
+    write_scalar,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,33 @@ def test_any_text_is_read_as_it_is_written(text: str) -> None:
         assert root is not None
         assert root.plain() in ({"key": text}, {"key": [text]})
         assert yaml.safe_load(document) in ({"key": text}, {"key": [text]})  # and by every other reader
+
+
+@given(st.text().filter(lambda text: text.isprintable()))
+def test_any_text_is_read_as_it_is_written_on_the_command_line(text: str) -> None:
+    root, problems = read_value(write_scalar(text), "data.root")
+    assert root is not None
+    assert (root.plain(), problems) == (text, [])
+
+
+@given(st.lists(st.from_regex(r"[A-Za-z/#][A-Za-z0-9/._#-]*", fullmatch=True), min_size=1), st.sampled_from("[{ "))
+def test_a_number_sign_on_the_command_line_cuts_nothing(words: list[str], within: str) -> None:
+    text = " #".join(words)
+    value, expected = {"[": (f"[x, {text}]", ["x", text]), "{": (f"{{x: {text}}}", {"x": text})}.get(
+        within, (text, text)
+    )
+    root, problems = read_value(value, "data.root")
+    assert root is not None
+    assert (root.plain(), problems) == (expected, [])
+    if within == " " and " #" in text:  # In a file it begins a comment, for us and for every other reader.
+        root, _ = read_yaml(text, str)
+        assert (root and root.plain()) == yaml.safe_load(text) != text
+
+
+@pytest.mark.parametrize("text", ['"a" #b', "'a' # b", '["a" #b]', "{a: 'b' #c}", "a\t#b", "[a] #b"])
+def test_text_after_the_end_of_a_value_is_refused(text: str) -> None:
+    with pytest.raises(Unreadable):
+        read_value(text, "data.root")
 
 
 @pytest.mark.parametrize(
