@@ -6,10 +6,13 @@ commands print it without a traceback. Every other exception is a defect of this
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -166,3 +169,32 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
         print(interrupted, file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+_LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
+
+
+def address_in(path: str | Path) -> str | None:
+    """Return the address, such as `https://host/file`, that was given as a path; None for a path.
+
+    A `Path` keeps one of the two slashes, and the other is put back.
+    """
+    text = _LOST_A_SLASH.sub(r"\1://", str(path), count=1)
+    return text if "://" in text else None
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return the path with a leading `~` or `~user` replaced by that home, where there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError for an unknown user)
+
+
+def path_argument(text: str) -> Path:
+    """Return the path in an argument of a command, with `~` expanded. It is a `type` for argparse.
+
+    Raises ArgumentTypeError for an address, which a `Path` would take for folders of that name.
+    """
+    if address := address_in(text):
+        raise argparse.ArgumentTypeError(
+            f"{address} is an address, not a path on this machine; download it, and give the path of the file"
+        )
+    return expand_home(text)

@@ -18,9 +18,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from seresnext.errors import CheckpointError
+from seresnext.weights.marks import FORMAT, check_format
 from seresnext.weights.names import listed, printable
 
-FORMAT = "seresnext-1"
 _MOST_LISTED = 50  # disagreements in one message: a screen
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -65,7 +65,7 @@ class Facts:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
         """Read the metadata strings of the file `source`. Raises CheckpointError for other formats and bad values."""
-        _check_format(metadata.get("format"), source)
+        check_format(metadata.get("format"), source)
         missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
         if missing:
             raise CheckpointError(f"{source} lacks the metadata {', '.join(sorted(missing))}")
@@ -187,20 +187,6 @@ def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> l
         if theirs.dtype != ours.dtype:
             problems.append(f"{name}: {theirs.dtype} in the file, {ours.dtype} in this run")
     return sorted(problems)
-
-
-def _check_format(found: str | None, source: str) -> None:
-    if found == FORMAT:
-        return
-    match = re.fullmatch(r"seresnext-([0-9]{1,9})", found or "")
-    if match and int(match[1]) > int(FORMAT.removeprefix("seresnext-")):
-        raise CheckpointError(
-            f"{source} has the format {found}, this program reads {FORMAT}: it was written by a newer version; "
-            "update this one to use it"
-        )
-    raise CheckpointError(
-        f"{source} has the format {printable(found)}, not {FORMAT}: it is no checkpoint of a training run"
-    )
 
 
 def _is_dataset(value: dict[str, Any]) -> bool:

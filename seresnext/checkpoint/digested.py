@@ -12,14 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from seresnext.errors import CheckpointError
+from seresnext.weights.marks import CHUNK, DIGEST_OFFSET, DIGEST_ZEROS, HEADER_START, verify_digest
+
+__all__ = ["header", "verify_digest", "write_synced"]
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -33,10 +34,6 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DIGEST_ZEROS = b"0" * 64
-_HEADER_START = b'{"__metadata__":{"digest":"'
-_DIGEST_OFFSET = 8 + len(_HEADER_START)
-_CHUNK = 8 << 20  # bytes; large enough that system calls cost nothing, small enough to stay in cache while hashed
 
 
 def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
@@ -45,7 +42,7 @@ def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[
     Wide elements come first, as in the library's own files, so that each tensor is aligned to its element size.
     """
     assert "digest" not in metadata
-    entries: dict[str, object] = {"__metadata__": {"digest": _DIGEST_ZEROS.decode(), **dict(sorted(metadata.items()))}}
+    entries: dict[str, object] = {"__metadata__": {"digest": DIGEST_ZEROS.decode(), **dict(sorted(metadata.items()))}}
     order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     offset = 0
     for name, tensor in order:
@@ -57,7 +54,7 @@ def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[
         offset += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    assert text.startswith(_HEADER_START + _DIGEST_ZEROS)
+    assert text.startswith(HEADER_START + DIGEST_ZEROS)
     return len(text).to_bytes(8, "little") + text, [tensor for _, tensor in order]
 
 
@@ -71,15 +68,15 @@ def write_synced(path: Path, header: bytes, tensors: list[Tensor]) -> None:
             # A tensor in channels_last is copied in order here, one at a time; the others are not copied.
             flat = tensor.detach().reshape(-1).view(torch.uint8)
             _write_hashed(file, flat.numpy().data, digest)
-        _write_at(file, digest.hexdigest().encode(), _DIGEST_OFFSET)
+        _write_at(file, digest.hexdigest().encode(), DIGEST_OFFSET)
         os.fsync(file)
     finally:
         os.close(file)
 
 
 def _write_hashed(file: int, data: memoryview, digest: hashlib._Hash) -> None:
-    for start in range(0, len(data), _CHUNK):
-        chunk = data[start : start + _CHUNK]
+    for start in range(0, len(data), CHUNK):
+        chunk = data[start : start + CHUNK]
         digest.update(chunk)
         while chunk:
             chunk = chunk[os.write(file, chunk) :]
@@ -88,25 +85,3 @@ def _write_hashed(file: int, data: memoryview, digest: hashlib._Hash) -> None:
 def _write_at(file: int, data: bytes, offset: int) -> None:
     written = os.pwrite(file, data, offset)
     assert written == len(data)  # 64 bytes over bytes that are already there
-
-
-def verify_digest(path: Path) -> None:
-    """Check every byte of the file against its digest.
-
-    Raises CheckpointError for a file that is damaged or none of ours, and OSError for one that cannot be read: that is
-    not the same as damaged.
-    """
-    # Without O_NONBLOCK the opening of a named pipe would wait for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
-        start = file.read(_DIGEST_OFFSET + len(_DIGEST_ZEROS))
-        claimed = start[_DIGEST_OFFSET:]
-        if start[8:_DIGEST_OFFSET] != _HEADER_START or len(claimed) != len(_DIGEST_ZEROS):
-            raise CheckpointError(f"{path} is not a checkpoint of this project, or its beginning is damaged")
-        digest = hashlib.sha256(start[:_DIGEST_OFFSET] + _DIGEST_ZEROS)
-        buffer = memoryview(bytearray(_CHUNK))
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-        if digest.hexdigest().encode() != claimed:
-            raise CheckpointError(f"{path} is damaged: its content does not have the digest it was saved with")

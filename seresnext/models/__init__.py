@@ -1,5 +1,6 @@
 """SE-ResNeXt: the networks, their table, their published weights."""
 
+from seresnext.models.locate import find_weights
 from seresnext.models.pretrained import (
     Preprocessing,
     load_pretrained,
@@ -17,6 +18,7 @@ __all__ = [
     "SENet",
     "canonical_name",
     "create_model",
+    "find_weights",
     "load_pretrained",
     "load_weights",
     "published_preprocessing",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seresnext.errors import CheckpointError, RecipeError
+from seresnext.models.locate import find_weights
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
 from seresnext.recipe.load import recipe_from_values
@@ -62,15 +63,16 @@ def load_pretrained(
 
     The file is a published `.pth`, another torch or safetensors file with the state dict of one of `MODELS`, or a
     checkpoint of this project, whose recipe tells between model and EMA, and the preprocessing; for other files it is
-    the published one. Which model it is, its classes and its channels are read from the tensors.
+    the published one. A run folder stands for its best checkpoint. Which model it is, its classes and its channels are
+    read from the tensors.
 
     `num_classes` or `in_channels` other than the file's give a model to fine-tune: its classifier is new, its stem is
     adapted as by `load_weights`. Raises CheckpointError.
     """
-    path = Path(path)
+    path = find_weights(path)
     source = shown_path(path)
     tensors, metadata = read_weights(path)
-    recipe = _recorded_recipe(metadata, source)
+    recipe = _recorded_recipe(metadata, source) if metadata else None
     if recipe is not None and recipe.evaluation.weights == "model":
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     try:
@@ -148,12 +150,10 @@ def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset
     return notes
 
 
-def _recorded_recipe(metadata: Mapping[str, str], source: str) -> Recipe | None:
-    """The recipe in a checkpoint; None for a file without."""
-    if "recipe" not in metadata:
-        return None
+def _recorded_recipe(metadata: Mapping[str, str], source: str) -> Recipe:
+    """The recipe in the metadata of a checkpoint."""
     try:
-        values = json.loads(metadata["recipe"])
+        values = json.loads(metadata.get("recipe", ""))
         if not isinstance(values, dict):
             raise ValueError("it is no mapping")
         return recipe_from_values(values, source)

@@ -17,7 +17,8 @@ class Architecture:
 
     `params` counts trainable numbers, `multiply_adds` those of convolutions and linear layers for one image of 224x224,
     both with 1000 classes. `top1` and `top5` are percent of ImageNet's validation set, one centre crop of 224x224;
-    `interpolation` is that of the resize before it. `weights_bytes` is the size of the file.
+    `interpolation` is that of the resize before it. `weights_bytes` is the size of the file, `weights_url`
+    where it is published.
     """
 
     blocks: tuple[int, int, int, int]
@@ -28,10 +29,13 @@ class Architecture:
     interpolation: Literal["bilinear", "bicubic"]
     weights_file: str
     weights_bytes: int
+    weights_url: str
 
 
 # The weights of 50 and 101 were trained in Caffe by Hu et al. and converted for Cadene's pretrained-models.pytorch,
 # whose README has their accuracy; those of 26 were trained and measured for timm.
+_TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
+_CADENE = "http://data.lip6.fr/cadene/pretrainedmodels"
 MODELS = {
     "legacy_seresnext26_32x4d": Architecture(
         blocks=(2, 2, 2, 2),
@@ -42,6 +46,7 @@ MODELS = {
         interpolation="bicubic",
         weights_file="seresnext26_32x4d-65ebdb501.pth",
         weights_bytes=67_346_327,
+        weights_url=f"{_TIMM}/seresnext26_32x4d-65ebdb501.pth",
     ),
     "legacy_seresnext50_32x4d": Architecture(
         blocks=(3, 4, 6, 3),
@@ -52,6 +57,7 @@ MODELS = {
         interpolation="bilinear",
         weights_file="se_resnext50_32x4d-a260b3a4.pth",
         weights_bytes=110_559_176,
+        weights_url=f"{_CADENE}/se_resnext50_32x4d-a260b3a4.pth",
     ),
     "legacy_seresnext101_32x4d": Architecture(
         blocks=(3, 4, 23, 3),
@@ -62,6 +68,7 @@ MODELS = {
         interpolation="bilinear",
         weights_file="se_resnext101_32x4d-3b2fe3d8.pth",
         weights_bytes=196_466_866,
+        weights_url=f"{_CADENE}/se_resnext101_32x4d-3b2fe3d8.pth",
     ),
 }
 

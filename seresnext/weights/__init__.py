@@ -1,21 +1,52 @@
 """Files of weights, read as if a stranger had sent them: none of their code runs, and a small file takes little memory.
 
-`torchfile` reads what torch.save wrote, `safetensors_file` the safer format; `names` undoes what wrappers do to names.
+`torchfile` reads what torch.save wrote, `safetensors_file` the safer format; `marks` tells this project's checkpoints
+from the files of others, and `names` undoes what wrappers do to names.
 """
 
 from pathlib import Path
 
 from torch import Tensor
 
-from seresnext.weights.safetensors_file import read_safetensors
+from seresnext.errors import CheckpointError
+from seresnext.weights.marks import DIGEST_OFFSET, HEADER_START, check_format, is_checkpoint, verify_digest
+from seresnext.weights.names import shown_path
+from seresnext.weights.opening import open_regular
+from seresnext.weights.safetensors_file import read_header, read_safetensors
 from seresnext.weights.torchfile import read_torch_file
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors (on the CPU) and the metadata of a file: safetensors if it is called so, else a torch file.
+    """The tensors (on the CPU) and the metadata of a file.
 
-    Torch files have no metadata. Raises CheckpointError.
+    It is read as safetensors if it is called so or begins as a checkpoint does, else as a torch file. The metadata are
+    those of a checkpoint of this project, with its digest checked. They are empty for a bare file of weights, whatever
+    others wrote into it. Raises CheckpointError.
     """
+    if not _is_safetensors(path):
+        return read_torch_file(path), {}
+    metadata = read_metadata(path)
+    return read_safetensors(path)[0], metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a checkpoint of this project, with its digest checked; empty for a bare file of weights.
+
+    Raises CheckpointError, also for a checkpoint that is damaged or of a newer version.
+    """
+    metadata = read_header(path).metadata if _is_safetensors(path) else {}
+    if not is_checkpoint(metadata):
+        return {}
+    try:
+        verify_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"{shown_path(path)} cannot be read: {error.strerror}") from error
+    check_format(metadata.get("format"), shown_path(path))
+    return metadata
+
+
+def _is_safetensors(path: Path) -> bool:
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    return read_torch_file(path), {}
+        return True
+    with open_regular(path) as file:  # A checkpoint that a run put aside has another ending.
+        return file.read(DIGEST_OFFSET)[8:] == HEADER_START

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor
 
+from seresnext.checkpoint import digested
 from seresnext.errors import CheckpointError
 from seresnext.models import (
     MODELS,
@@ -21,6 +22,7 @@ from seresnext.models import (
     published_preprocessing,
     recognise,
 )
+from seresnext.weights.marks import FORMAT
 
 NAME = "legacy_seresnext26_32x4d"
 State = dict[str, Tensor]
@@ -268,6 +270,10 @@ def test_model_to_fine_tune(tmp_path: Path, state: State) -> None:
     assert torch.equal(model.layer4[1].conv3.weight, state["layer4.1.conv3.weight"])
 
 
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    digested.write_synced(path, *digested.header(tensors, {"format": FORMAT, **metadata}))
+
+
 @pytest.mark.parametrize(("part", "other"), [("ema", "model"), ("model", "ema")])
 def test_checkpoint_of_a_run(tmp_path: Path, state: State, part: str, other: str) -> None:
     """The weights and the preprocessing that the run validated with."""
@@ -281,18 +287,41 @@ def test_checkpoint_of_a_run(tmp_path: Path, state: State, part: str, other: str
     tensors = {f"{part}.{name}": tensor for name, tensor in state.items()}
     tensors |= {f"{other}.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
     tensors["optimizer.momentum.layer0.conv1.weight"] = torch.zeros(64, 3, 7, 7)
-    save_file(tensors, path, {"recipe": json.dumps(recipe)})
+    write_checkpoint(path, tensors, recipe=json.dumps(recipe))
     model, preprocessing = load_pretrained(path)
     assert same(model, state)
     assert preprocessing == Preprocessing(64, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is damaged"):
+        load_pretrained(path)
 
 
 @pytest.mark.parametrize("recipe", ["{", "[]", "3", '{"data": {"image_size": "\\u001b[2J"}}', "[" * 100_000])
 def test_damaged_recipe(tmp_path: Path, state: State, recipe: str) -> None:
-    save_file(state, tmp_path / "best.safetensors", {"recipe": recipe})
+    write_checkpoint(tmp_path / "best.safetensors", state, recipe=recipe)
     with pytest.raises(CheckpointError, match=r"best\.safetensors has a damaged recipe") as caught:
         load_pretrained(tmp_path / "best.safetensors")
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("metadata", [{"format": "pt"}, {"format": "", "recipe": "3", "digest": "sha256:0"}])
+def test_metadata_of_others_change_nothing(tmp_path: Path, state: State, metadata: dict[str, str]) -> None:
+    save_file(state, tmp_path / "model.safetensors", metadata)
+    model, preprocessing = load_pretrained(tmp_path / "model.safetensors")
+    assert same(model, state)
+    assert preprocessing == published_preprocessing(NAME)
+
+
+def test_the_best_of_a_run_folder(tmp_path: Path, state: State) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"run is a folder without a checkpoint"):
+        load_pretrained(tmp_path / "run")
+    save_file(state, folder / "best.safetensors")
+    model, _ = load_pretrained(tmp_path / "run")
+    assert same(model, state)
 
 
 def test_file_of_something_else(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""The file of weights that a path stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seresnext.errors import CheckpointError, address_in, expand_home
+from seresnext.models.registry import MODELS
+from seresnext.weights.names import shown_path
+
+_NAMES = ("best.safetensors", "last.safetensors")
+
+
+def find_weights(given: str | Path) -> Path:
+    """Return the file of weights that a path stands for: the file itself, or the best checkpoint of a run folder.
+
+    Of a run folder without `best` it is `last`. `~` is expanded. Raises CheckpointError for an address, for a folder
+    without checkpoints, and for a published file that is not there.
+    """
+    if address := address_in(given):
+        raise CheckpointError(f"{address} is an address, not a file on this machine; download it, and give its path")
+    path = expand_home(given)
+    try:
+        if path.is_dir():
+            return _of_run(path)
+        is_there = path.exists()
+    except (OSError, ValueError):  # A name too long, or with a NUL; the opening of the file reports it.
+        return path
+    urls = [row.weights_url for row in MODELS.values() if row.weights_file == path.name]
+    if urls and not is_there:
+        raise CheckpointError(f"{shown_path(path)} is not there; download it from {urls[0]}")
+    return path
+
+
+def _of_run(folder: Path) -> Path:
+    places = [place / name for name in _NAMES for place in (folder / "checkpoints", folder)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise CheckpointError(
+        f"{shown_path(folder)} is a folder without a checkpoint: it has neither checkpoints/best.safetensors nor "
+        "checkpoints/last.safetensors; give a file of weights, or a run folder"
+    )

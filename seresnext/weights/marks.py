@@ -1,0 +1,71 @@
+"""What marks a safetensors file as a checkpoint of this project, and the check of every byte of one.
+
+Others write metadata too: Hugging Face's tools always a `format`. So a file is ours by the marks that only this project
+writes, and by any one of them, since damage may have taken the others: a damaged checkpoint is refused, and never taken
+for bare weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from seresnext.errors import CheckpointError
+from seresnext.weights.names import printable
+
+FORMAT = "seresnext-1"
+HEADER_START = b'{"__metadata__":{"digest":"'
+DIGEST_ZEROS = b"0" * 64
+"""What stands for the digest while it is computed."""
+DIGEST_OFFSET = 8 + len(HEADER_START)
+CHUNK = 8 << 20  # bytes; large enough that system calls cost nothing, small enough to stay in cache while hashed
+
+
+def is_checkpoint(metadata: Mapping[str, str]) -> bool:
+    """Return whether a safetensors file with these metadata is a checkpoint of this project, whole or damaged."""
+    return (
+        metadata.get("format", "").startswith("seresnext-")
+        or re.fullmatch(r"[0-9a-f]{64}", metadata.get("digest", "")) is not None
+        or "recipe_hash" in metadata
+    )
+
+
+def check_format(found: str | None, source: str) -> None:
+    """Raise CheckpointError unless the metadata `format` of the file `source` is the one that this program reads."""
+    if found == FORMAT:
+        return
+    match = re.fullmatch(r"seresnext-([0-9]{1,9})", found or "")
+    if match and int(match[1]) > int(FORMAT.removeprefix("seresnext-")):
+        raise CheckpointError(
+            f"{source} has the format {found}, this program reads {FORMAT}: it was written by a newer version; "
+            "update this one to use it"
+        )
+    raise CheckpointError(
+        f"{source} has the format {printable(found)}, not {FORMAT}: it is no checkpoint of a training run"
+    )
+
+
+def verify_digest(path: Path) -> None:
+    """Check every byte of the file against its digest.
+
+    Raises CheckpointError for a file that is damaged or none of ours, and OSError for one that cannot be read: that is
+    not the same as damaged.
+    """
+    # Without O_NONBLOCK the opening of a named pipe would wait for a writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CheckpointError(f"{path} is not a regular file")
+        start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
+        claimed = start[DIGEST_OFFSET:]
+        if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
+            raise CheckpointError(f"{path} is not a checkpoint of this project, or its beginning is damaged")
+        digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
+        buffer = memoryview(bytearray(CHUNK))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+        if digest.hexdigest().encode() != claimed:
+            raise CheckpointError(f"{path} is damaged: its content does not have the digest it was saved with")
