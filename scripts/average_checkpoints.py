@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from seresnext import weights as weight_files
 from seresnext.assemble.resume import AVERAGED, FREE_KEYS
-from seresnext.checkpoint import digested, store
+from seresnext.checkpoint import digested
 from seresnext.checkpoint.contents import Facts, part
-from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, run_script
+from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, path_argument, run_script
+from seresnext.models import find_weights
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff, recipe_hash
 from seresnext.weights.names import listed
@@ -28,7 +30,12 @@ from seresnext.weights.names import listed
 
 def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Facts]:
     """The weights of a checkpoint, which they are, and its facts. Raises CheckpointError or UsageError."""
-    tensors, metadata = store.read(path)
+    tensors, metadata = weight_files.read_weights(path)
+    if not metadata:
+        raise CheckpointError(
+            f"{path} is a bare file of weights, not a checkpoint of this project, so its recipe is unknown; give "
+            "checkpoints of one recipe"
+        )
     facts = Facts.from_metadata(metadata, str(path))
     try:
         facts = replace(facts, recipe=to_values(recipe_from_values(facts.recipe, str(path))))
@@ -97,11 +104,11 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Average the weights of checkpoints into one file.")
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a new file, *.safetensors")
+    parser.add_argument("checkpoints", type=path_argument, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("--output", type=path_argument, required=True, metavar="FILE", help="a new file, *.safetensors")
     parser.add_argument("--weights", choices=["auto", "model", "ema"], default="auto", help="which (default: auto)")
     arguments = parser.parse_args()
-    paths, output = arguments.checkpoints, arguments.output
+    paths, output = [find_weights(path) for path in arguments.checkpoints], arguments.output
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise UsageError("give two checkpoints or more, each once")
     if output.suffix != ".safetensors" or output.exists():

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from seresnext.errors import run_script
+from seresnext.errors import path_argument, run_script
 
 # Each is a module of scripts/benchmark with `add_arguments(parser)` and `run(arguments) -> dict`.
 PARTS = {
@@ -46,7 +46,7 @@ def main() -> None:
     chosen = next((word for word in sys.argv[1:] if word in PARTS), None)
     for name, help_text in PARTS.items():
         subparser = subparsers.add_parser(name, help=help_text)
-        subparser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+        subparser.add_argument("--json", type=path_argument, metavar="FILE", help="where to write the figures")
         if name == chosen:  # The others may need packages that are not there.
             part = importlib.import_module(f"benchmark.{name}")
             part.add_arguments(subparser)

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from seresnext.errors import Failure, UsageError, run_script
+from seresnext.errors import Failure, UsageError, path_argument, run_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,11 +82,13 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)} (default: all)")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with `train` and `val`")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the runs go")
+    parser.add_argument(
+        "--data", type=path_argument, required=True, metavar="DIR", help="folder with `train` and `val`"
+    )
+    parser.add_argument("--output", type=path_argument, required=True, metavar="DIR", help="where the runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: the cores")
-    parser.add_argument("--timm", type=Path, metavar="TRAIN_PY", help="timm's train.py, to be trained, too")
+    parser.add_argument("--timm", type=path_argument, metavar="TRAIN_PY", help="timm's train.py, to be trained, too")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in EXPERIMENTS]:
         raise UsageError(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")

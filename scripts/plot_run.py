@@ -18,7 +18,7 @@ mpl.use("Agg")  # A picture needs no display.
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from seresnext.errors import DataError, UsageError, run_script
+from seresnext.errors import DataError, UsageError, path_argument, run_script
 
 Curve = tuple[list[float], list[float]]  # epochs, values
 
@@ -77,8 +77,10 @@ def _plot(axes: Axes, curves: dict[str, Curve], labels: dict[str, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the loss and accuracy curves of a run.")
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument("--output", type=Path, metavar="FILE.png", help="default: curves.png in the run folder")
+    parser.add_argument("run", type=path_argument, metavar="RUN_FOLDER")
+    parser.add_argument(
+        "--output", type=path_argument, metavar="FILE.png", help="default: curves.png in the run folder"
+    )
     arguments = parser.parse_args()
 
     curves = read_curves(arguments.run / "metrics.jsonl")

@@ -2,14 +2,16 @@
 
     python scripts/predict.py --checkpoint FILE IMAGE... [--top 5] [--features OUT.npy]
 
-FILE is a checkpoint of this project, which knows its classes and preprocessing, or a published `.pth`. With
-`--features`, the 2048 numbers that the classifier sees are written for each image, in the order given: float32, N 2048.
+FILE is a checkpoint of this project, which knows its classes and preprocessing, or a published `.pth`; a run folder
+stands for its best checkpoint. With `--features`, the 2048 numbers that the classifier sees are written for each image,
+in the order given: float32, N 2048.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,14 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.augment import EvaluationTransform
-from seresnext.errors import CheckpointError, DataError, UsageError, run_script
-from seresnext.models import Preprocessing, SENet, load_pretrained
+from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal, path_argument, run_script
+from seresnext.models import Preprocessing, SENet, find_weights, load_pretrained
 from seresnext.recipe.schema import DataSection
+from seresnext.weights import read_metadata
 from seresnext.weights.names import printable, shown_path
-from seresnext.weights.safetensors_file import read_header
 
 BATCH_SIZE = 32
 MAX_PIXELS = DataSection.model_fields["max_pixels"].default
@@ -46,9 +47,8 @@ def recorded_classes(checkpoint: Path) -> Sequence[str] | None:
 
     Raises CheckpointError for a checkpoint that is damaged.
     """
-    if checkpoint.suffix != ".safetensors" or "format" not in read_header(checkpoint).metadata:
-        return None
-    return Facts.from_metadata(store.verify(checkpoint), str(checkpoint)).dataset["classes"]
+    metadata = read_metadata(checkpoint)
+    return Facts.from_metadata(metadata, shown_path(checkpoint)).dataset["classes"] if metadata else None
 
 
 def presumed_classes(num_classes: int) -> Sequence[str]:
@@ -72,21 +72,24 @@ def predict(model: SENet, preprocessing: Preprocessing, paths: Sequence[Path]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Classify images with a trained or published model.")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("images", type=path_argument, nargs="+", metavar="IMAGE")
+    parser.add_argument("--checkpoint", type=path_argument, required=True, metavar="FILE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print (default: 5)")
     parser.add_argument(
-        "--features", type=Path, metavar="OUT.npy", help="also write the features, N 2048, to this file"
+        "--features", type=path_argument, metavar="OUT.npy", help="also write the features, N 2048, to this file"
     )
     arguments = parser.parse_args()
     if arguments.top < 1:
         raise UsageError(f"--top {arguments.top}: at least 1")
 
-    recorded = recorded_classes(arguments.checkpoint)
-    model, preprocessing = load_pretrained(arguments.checkpoint)
+    checkpoint = find_weights(arguments.checkpoint)
+    if checkpoint != arguments.checkpoint:
+        print(f"weights of {for_terminal(checkpoint)}", file=sys.stderr)
+    recorded = recorded_classes(checkpoint)
+    model, preprocessing = load_pretrained(checkpoint)
     if recorded is not None and len(recorded) != model.num_classes:
         raise CheckpointError(
-            f"{shown_path(arguments.checkpoint)} names {len(recorded)} classes and its model has {model.num_classes}"
+            f"{shown_path(checkpoint)} names {len(recorded)} classes and its model has {model.num_classes}"
         )
     classes = recorded or presumed_classes(model.num_classes)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, run_script
+from seresnext.errors import DataError, path_argument, run_script
 
 # As the authors' page describes a record: one byte of label, then 1,024 bytes each of red, green and blue.
 RECORD = 1 + 3 * 32 * 32
@@ -65,8 +65,8 @@ def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make an image folder of CIFAR-10's binary archive.")
-    parser.add_argument("archive", type=Path, metavar="cifar-10-binary.tar.gz")
-    parser.add_argument("--output", type=Path, default=Path("data/cifar10"), metavar="DIR")
+    parser.add_argument("archive", type=path_argument, metavar="cifar-10-binary.tar.gz")
+    parser.add_argument("--output", type=path_argument, default=Path("data/cifar10"), metavar="DIR")
     arguments = parser.parse_args()
     output: Path = arguments.output
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, run_script
+from seresnext.errors import DataError, path_argument, run_script
 from seresnext.randomness import permutation_at
 
 SIZE = 32  # pixels: four times the original, the smallest at which every stage of the network still sees a picture
@@ -51,7 +51,7 @@ def write_digits(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make an image folder of scikit-learn's handwritten digits.")
-    parser.add_argument("--output", type=Path, default=Path("data/digits"), metavar="DIR")
+    parser.add_argument("--output", type=path_argument, default=Path("data/digits"), metavar="DIR")
     output: Path = parser.parse_args().output
 
     if output.exists():

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seresnext.data.readers.imagenet import ARCHIVES, Archive, ImagenetReader
-from seresnext.errors import DataError, run_script
+from seresnext.errors import DataError, path_argument, run_script
 
 _PIECE = 8 << 20
 
@@ -64,9 +64,9 @@ def check_md5(path: Path, archive: Archive) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check the downloads of ImageNet-1k and build their index.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder with the three downloads")
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="the folder with the three downloads")
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="where to keep the index, as data.cache of the recipe"
+        "--cache", type=path_argument, metavar="DIR", help="where to keep the index, as data.cache of the recipe"
     )
     parser.add_argument("--skip-md5", action="store_true", help="compare sizes only")
     arguments = parser.parse_args()

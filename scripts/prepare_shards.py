@@ -53,7 +53,7 @@ from seresnext.data.readers.shard_files import (
     index_bytes,
     list_shard,
 )
-from seresnext.errors import DataError, Failure, UsageError, run_script
+from seresnext.errors import DataError, Failure, UsageError, path_argument, run_script
 from seresnext.randomness import permutation_at
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -378,8 +378,10 @@ def parse() -> argparse.Namespace:
         description="Write tar shards of an image folder or of ImageNet's archives.",
         epilog="The same command again goes on where it was stopped.",
     )
-    parser.add_argument("data", nargs="?", type=Path, metavar="DATA", help="an image folder, or ImageNet's archives")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the shards go")
+    parser.add_argument(
+        "data", nargs="?", type=path_argument, metavar="DATA", help="an image folder, or ImageNet's archives"
+    )
+    parser.add_argument("--output", type=path_argument, metavar="DIR", help="where the shards go")
     parser.add_argument("--split", action="append", metavar="NAME", help="repeatable (default: train and val)")
     parser.add_argument("--format", choices=("folder", "imagenet"), default="folder", help="default: as DATA looks")
     parser.add_argument("--short-side", type=int, metavar="PIXELS", help="make larger images this small")
@@ -390,9 +392,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images-per-shard", type=int, metavar="N", help="exactly so many instead")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--max-pixels", type=int, default=50_000_000, help="a larger image is an error")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where the index of DATA is kept, as data.cache")
-    parser.add_argument("--index", type=Path, metavar="FOLDER", help="write the index of shards that are there")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="for --index: class names, a line each, by label")
+    parser.add_argument(
+        "--cache", type=path_argument, metavar="DIR", help="where the index of DATA is kept, as data.cache"
+    )
+    parser.add_argument(
+        "--index", type=path_argument, metavar="FOLDER", help="write the index of shards that are there"
+    )
+    parser.add_argument(
+        "--classes", type=path_argument, metavar="FILE", help="for --index: class names, a line each, by label"
+    )
     arguments = parser.parse_args()
     if arguments.index:
         if not arguments.classes:

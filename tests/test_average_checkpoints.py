@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from launcher import PYTHON
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from seresnext.assemble.resume import find_saved
 from seresnext.assemble.validation import read_subject
@@ -90,7 +90,10 @@ def test_means_are_numpys(average, three, tmp_path, weights):
 
 def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
     two = [checkpoint(tmp_path, step, parts=("l",)) for step in (1, 2)]
-    average(*two)
+    other = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    other.parent.mkdir(parents=True)
+    other.hardlink_to(two[1])
+    average(two[0], tmp_path / "run")
     mean = tmp_path / "mean.safetensors"
     subject = read_subject(mean, None, World())
     assert (subject.weights, subject.classes, subject.recipe.ema) == ("model", CLASSES, None)
@@ -106,6 +109,8 @@ def test_what_is_refused(average, three, tmp_path, run_command):
     other_classes = checkpoint(tmp_path / "b", 3, classes=["x", "y", "z"])
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(three[0].read_bytes()[:-1] + b"x")
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(three[0]), bare, {"format": "pt"})
     for arguments, code, message in [
         ([three[0], other_recipe], 4, "optimizer.lr: 0.01 -> 0.5"),
         ([three[0], other_classes], 4, "classes"),
@@ -113,6 +118,8 @@ def test_what_is_refused(average, three, tmp_path, run_command):
         ([three[0]], 2, "two checkpoints"),
         ([three[0], three[0]], 2, "each once"),
         ([three[0], tmp_path / "none.safetensors"], 4, "none.safetensors"),
+        ([three[0], bare], 4, "bare.safetensors is a bare file of weights"),
+        ([three[0], tmp_path / "a"], 4, "best.safetensors"),
     ]:
         with pytest.raises(Failure) as caught:
             average(*arguments)

@@ -10,6 +10,7 @@ import timm
 import torch
 from launcher import PYTHON
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision import transforms
 
 from seresnext.checkpoint import store
@@ -74,14 +75,18 @@ def our_checkpoint(oracle: torch.nn.Module, folder: Path) -> Path:
     return store.commit(folder, 7, tensors, facts.to_metadata())
 
 
-@pytest.mark.parametrize("kind", ["published", "ours"])
+@pytest.mark.parametrize("kind", ["published", "of others", "ours"])
 def test_predictions_are_timms(run_command, tmp_path, oracle, photographs, kind):
-    if kind == "published":
+    if kind != "ours":
         checkpoint, names = tmp_path / "weights.pth", [f"class {number}" for number in range(5)]
         torch.save(oracle.state_dict(), checkpoint, _use_new_zipfile_serialization=False)
+        if kind == "of others":
+            checkpoint = tmp_path / "model.safetensors"
+            save_file(oracle.state_dict(), checkpoint, {"format": "pt"})
         expected = expected_features(oracle, photographs, 256, 224, "bicubic")
     else:
-        checkpoint, names = our_checkpoint(oracle, tmp_path), CLASSES
+        our_checkpoint(oracle, tmp_path / "checkpoints").rename(tmp_path / "checkpoints" / "best.safetensors")
+        checkpoint, names = tmp_path, CLASSES  # A run folder.
         expected = expected_features(oracle, photographs, 40, 32, "bilinear")
     argv = [PYTHON, SCRIPTS / "predict.py", "--checkpoint", checkpoint, *photographs, "--top", "2"]
     result = run_command([*argv, "--features", tmp_path / "features.npy"])
@@ -108,6 +113,7 @@ def test_a_damaged_checkpoint_predicts_nothing(run_command, tmp_path, oracle, ph
     ("words", "code", "message"),
     [
         (["--checkpoint", "none.pth", "a.png"], 4, "none.pth"),
+        (["--checkpoint", "https://host//w.pth", "a.png"], 2, "https://host//w.pth"),
         (["--checkpoint", "{checkpoint}", "none.png"], 3, "none.png cannot be read: No such file"),
         (["--checkpoint", "{checkpoint}", "{photograph}", "--features", "no/such/folder"], 2, "no/such/folder"),
     ],

@@ -23,6 +23,7 @@ import torch
 from seresnext.assemble.run import Run
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
+from seresnext.errors import path_argument
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import load_recipe
 from seresnext.training.plan import Progress
@@ -36,7 +37,9 @@ _MOST_STEPS = 10_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench.py checkpoint`."""
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="the disk to write to (default: the temporary one)")
+    parser.add_argument(
+        "--folder", type=path_argument, metavar="DIR", help="the disk to write to (default: the temporary one)"
+    )
     parser.add_argument("--model", default="seresnext101", metavar="NAME", help="default: seresnext101")
     parser.add_argument("--image-size", type=int, default=64, metavar="N", help="of the steps (default: 64)")
     parser.add_argument("--saves", type=int, default=5, metavar="N", help="of each kind (default: 5)")

@@ -32,7 +32,7 @@ from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader, open_reader
 from seresnext.data.regions import HAS_NVIMGCODEC, Encoded, open_decoder
 from seresnext.data.resize import resize_into
-from seresnext.errors import DataError, UsageError
+from seresnext.errors import DataError, UsageError, path_argument
 from seresnext.randomness import rng_at
 
 SIZE, MAX_PIXELS, SEED = 224, 50_000_000, 0
@@ -44,7 +44,7 @@ _TOGETHER = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench.py loader`."""
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="holds the split")
+    parser.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="holds the split")
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument("--format", default="folder", choices=["folder", "imagenet", "shards"])
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="of ours and of each peer (default: 2)")

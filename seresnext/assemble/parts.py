@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seresnext.assemble.labels import labels_by_name
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
 from seresnext.data.erase import Erasing, Filling
@@ -28,6 +29,7 @@ from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.distributed import Exchange, World
 from seresnext.errors import DataError, UsageError
 from seresnext.models import SENet, create_model
+from seresnext.models.locate import find_weights
 from seresnext.models.pretrained import load_weights
 from seresnext.recipe.schema import AugmentSection, LossSection, ModelSection, OptimizerSection, Recipe
 from seresnext.runtime import PRECISIONS, Precision, resolve_compile, resolve_precision
@@ -36,6 +38,7 @@ from seresnext.training.optimizer import sgd
 from seresnext.training.plan import Plan
 from seresnext.training.schedule import Schedule
 from seresnext.weights import read_weights
+from seresnext.weights.names import shown_path
 
 
 def settle_autos(values: dict[str, Any], settled: dict[str, Any], world: World) -> tuple[dict[str, Any], list[str]]:
@@ -266,15 +269,32 @@ def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.
     )
 
 
-def load_first_weights(model: SENet, section: ModelSection) -> list[str]:
+def load_first_weights(model: SENet, section: ModelSection, reader: Reader) -> list[str]:
     """Load the file of weights that the recipe names, if any; returns what the user should be told.
 
-    Raises CheckpointError when the file is refused or does not fit.
+    `reader` is that of the images to train on. Raises CheckpointError when the file is refused or does not fit.
     """
     if section.weights is None:
         return []
-    tensors, _ = read_weights(Path(section.weights))
-    return load_weights(model, tensors, section.weights, section.reset_head)
+    path = find_weights(section.weights)
+    tensors, metadata = read_weights(path)
+    notes = load_weights(model, tensors, shown_path(path), section.reset_head)
+    if not metadata and not section.reset_head and _has_other_labels(reader):
+        notes.append(
+            f"warning: the classifier of {shown_path(path)} is kept, and its labels are not those of the data, whose "
+            "class folders are in text order; name the folders as its classes sort, or set model.reset_head=true"
+        )
+    return notes
+
+
+def _has_other_labels(reader: Reader) -> bool:
+    """Whether a file that does not name its classes means others by the labels of the data."""
+    if isinstance(reader, SyntheticReader):
+        return False
+    try:
+        return labels_by_name(reader.classes, "the data")[0] != list(range(len(reader.classes)))
+    except DataError:
+        return True
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:

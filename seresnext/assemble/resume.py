@@ -13,7 +13,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
+from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError, address_in, expand_home
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
 from seresnext.training.plan import Progress
@@ -91,7 +91,9 @@ def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -
 
 
 def _choose(folder: Path, resume: str, restarted: bool, say: Callable[[str], None]) -> Path | None:
-    file = None if resume in ("auto", "never") else Path(resume)
+    file = None if resume in ("auto", "never") else expand_home(resume)
+    if file and (address := address_in(resume)):
+        raise UsageError(f"--resume {address} is an address; download the checkpoint, and give the path of the file")
     if file and not file.is_file():
         raise UsageError(f"--resume {resume}: no such file; give auto, never, or the path of a checkpoint")
     if resume != "auto" and not restarted:

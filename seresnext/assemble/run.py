@@ -81,7 +81,7 @@ class Run:
         # Before weights come: those in float64 would be rounded on their way through a model in float32.
         self.precision.place(self.model, world.device, recipe.runtime.channels_last is True)
         if not settled:
-            notices += world.together(lambda: parts.load_first_weights(self.model, recipe.model))
+            notices += world.together(lambda: parts.load_first_weights(self.model, recipe.model, self.train))
         self.model.freeze(recipe.model.frozen)
         for notice in notices:
             console.line(notice)

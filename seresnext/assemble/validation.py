@@ -10,17 +10,19 @@ import gc
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seresnext.assemble import parts
-from seresnext.checkpoint import store
+from seresnext.assemble.labels import labels_by_name
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
+from seresnext.data.prefetch import DeviceBatch
 from seresnext.data.readers import Reader, open_reader, recognise_form
 from seresnext.data.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
@@ -32,6 +34,7 @@ from seresnext.models import (
     Preprocessing,
     canonical_name,
     create_model,
+    find_weights,
     load_weights,
     published_preprocessing,
     recognise,
@@ -71,6 +74,7 @@ def validate(
     Everything not given comes from the file. Raises CheckpointError for a file that is refused, DataError for a split
     that cannot be used, UsageError for weights that the file does not have.
     """
+    checkpoint = world.together(lambda: find_weights(checkpoint))
     subject = world.together(lambda: read_subject(checkpoint, weights, world))
     recipe = subject.recipe
     if data is None and is_remote(recipe.data.root):
@@ -82,6 +86,7 @@ def validate(
     console = Console(enabled=world.is_first)
     reader = world.together(lambda: _open(recipe, root, split, subject))
     world.together(lambda: parts.check_same_data(world, reader))
+    labels, notice = world.together(lambda: _labels(reader, root, split, subject))
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
@@ -95,6 +100,8 @@ def validate(
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
     console.line(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
+    if notice:
+        console.line(f"note: {shown_path(checkpoint)} does not name its classes, and {notice}")
     source = parts.validation_source(recipe, reader)
     gc.enable()  # The start is over, which validate.py disabled it for.
     with (
@@ -102,10 +109,15 @@ def validate(
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,
     ):
         result = evaluate(
-            model, batches, num_batches=num_batches, world=world, precision=precision, on_round=bar.advance
+            model,
+            _relabelled(batches, labels, world.device),
+            num_batches=num_batches,
+            world=world,
+            precision=precision,
+            on_round=bar.advance,
         )
     assert result is not None, "nothing asks a validation to stop"
-    _tell(result, console)
+    _tell(result, section.num_classes, console)
     if json_file and world.is_first:
         _write(json_file, _report(result, subject, checkpoint))
 
@@ -113,8 +125,7 @@ def validate(
 def read_subject(path: Path, weights: str | None, world: World) -> Subject:
     """Read a checkpoint of a run, or bare published weights. Raises CheckpointError or UsageError."""
     tensors, metadata = read_weights(path)
-    if "format" in metadata:
-        store.verify(path)
+    if metadata:
         return _of_checkpoint(path, tensors, metadata, weights, world)
     if weights == "ema":
         raise UsageError(f"--weights ema: {shown_path(path)} is a bare file of weights, with no average beside them")
@@ -208,15 +219,36 @@ def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
     return reader
 
 
+def _labels(reader: Reader, root: str, split: str, subject: Subject) -> tuple[list[int] | None, str | None]:
+    """Return the model's label of each class of the data, None where the two agree, and a notice for the user."""
+    if subject.classes is not None or isinstance(reader, SyntheticReader):
+        return None, None
+    labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
+    return None if labels == list(range(len(labels))) else labels, notice
+
+
+def _relabelled(
+    batches: Iterator[DeviceBatch], labels: list[int] | None, device: torch.device
+) -> Iterator[DeviceBatch]:
+    """Yield the batches with the model's labels in place of the reader's."""
+    if labels is None:
+        yield from batches
+        return
+    table = torch.tensor(labels, device=device)
+    for batch in batches:
+        yield batch._replace(labels=table[batch.labels])
+
+
 def _listing(names: set[str], most: int = 5) -> str:
     return ", ".join(printable(name) for name in sorted(names)[:most]) or "-"
 
 
-def _tell(result: Evaluation, console: Console) -> None:
+def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
     if not math.isfinite(result.loss):
         console.line("warning: the output of the model is not finite for some images")
+    top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""  # Of five classes or fewer it is always 100 %.
     console.line(
-        f"top-1 {result.top1:.3f} %  top-5 {result.top5:.3f} %  loss {result.loss:.4f}  "
+        f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
         f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"
     )
 

@@ -1,5 +1,7 @@
 """Recipes turned into plans, schedules and settled values."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,8 +11,9 @@ from seresnext.data.erase import Filling
 from seresnext.data.loader import train_keys
 from seresnext.data.order import Order
 from seresnext.data.progressive import Ramp
+from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
-from seresnext.errors import DataError
+from seresnext.errors import CheckpointError, DataError
 from seresnext.models.pretrained import Preprocessing, published_preprocessing
 from seresnext.recipe.files import recipe_names
 from seresnext.recipe.load import load_recipe
@@ -168,6 +171,32 @@ def test_weights_in_double_precision_are_not_rounded(tmp_path):
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     section = section.model_copy(update={"weights": str(tmp_path / "weights.safetensors")})
     model = PRECISIONS["fp64"].place(parts.build_model(section), torch.device("cpu"), channels_last=False)
-    assert parts.load_first_weights(model, section) == []
+    assert parts.load_first_weights(model, section, SyntheticReader(10, 10)) == []
     assert model.last_linear.weight[0, 0] == exact
     assert exact.float().double() != exact  # The control: in float32 it would be another number.
+
+
+@pytest.mark.parametrize(
+    ("classes", "reset_head", "warned"),
+    [
+        ([f"{n}" for n in range(12)], False, True),
+        ([f"{n}" for n in range(12)], True, False),
+        ([f"{n:02d}" for n in range(12)], False, False),
+        (list("abcdefghijkl"), False, False),
+    ],
+)
+def test_a_classifier_whose_labels_are_others_is_reported(tmp_path, classes, reset_head, warned):
+    """A run's labels are in text order, 0, 1, 10 ...; a bare file of other tools may mean the numbers."""
+    section = load_recipe("digits", ["model.num_classes=12"]).recipe.model
+    model = parts.build_model(section)
+    (tmp_path / "run").mkdir()
+    save_file(model.state_dict(), tmp_path / "run" / "best.safetensors", {"format": "pt"})
+    section = section.model_copy(update={"weights": str(tmp_path / "run"), "reset_head": reset_head})
+    notes = parts.load_first_weights(model, section, SimpleNamespace(classes=tuple(sorted(classes))))
+    assert any("model.reset_head=true" in note and "best.safetensors" in note for note in notes) is warned
+
+
+def test_an_address_of_weights_is_refused(tmp_path):
+    section = load_recipe("digits", ["model.weights=http://host//a/w.pth"]).recipe.model
+    with pytest.raises(CheckpointError, match=r"http://host//a/w\.pth"):
+        parts.load_first_weights(parts.build_model(section), section, SyntheticReader(10, 10))
