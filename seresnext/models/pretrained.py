@@ -26,6 +26,7 @@ from seresnext.weights.names import listed, model_tensors, printable, shown_path
 
 STEM = "layer0.conv1.weight"
 HEAD = ("last_linear.weight", "last_linear.bias")
+_MOST_LISTED = 10  # tensors of one kind in a message
 
 # Mean and deviation of ImageNet's training pixels by channel, scaled to 0..1, as all three weights expect them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -145,7 +146,11 @@ def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset
     problems = _problems(given, wanted)
     if problems:
         advice = _advice(model, tensors, reset_head)
-        raise CheckpointError("\n  ".join([f"{source} does not fit the model:", *problems, *advice]))
+        # With the cure in the first line, a few tensors are enough to show the fault.
+        kinds = [[line for kind in problems for line in kind]] if advice else problems
+        lines = [line for kind in kinds for line in listed(kind, _MOST_LISTED)]
+        heading = f"{source} does not fit the model: {'; '.join(advice)}"
+        raise CheckpointError("\n  ".join([heading.rstrip(), *lines]))
     model.load_state_dict({**model.state_dict(), **given})
     return notes
 
@@ -172,15 +177,15 @@ def _count_blocks(names: Iterable[str], stage: str) -> int:
     return len({name.removeprefix(stage).partition(".")[0] for name in names if name.startswith(stage)})
 
 
-def _problems(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Everything wrong with the given tensors, kind by kind, the longest lists cut off."""
+def _problems(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[list[str]]:
+    """Everything wrong with the given tensors, a list for each kind; empty where nothing is."""
     missing = [f"missing: {name}" for name in wanted if name not in given]
     unexpected = [f"unexpected: {printable(name)}" for name in given if name not in wanted]
     unfit = []
     for name, target in wanted.items():
         if name in given and (reason := _unfit(name, given[name], target)):
             unfit.append(f"{name} {reason}")
-    return [line for kind in (missing, unexpected, unfit) for line in listed(kind, most=40)]
+    return [kind for kind in (missing, unexpected, unfit) if kind]
 
 
 def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
@@ -203,11 +208,11 @@ def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool) -> li
         return []
     advice = []
     if MODELS[name].blocks != tuple(len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)):
-        advice.append(f"The file is of a {name}: set model.name to that.")
+        advice.append(f"it is of a {name}, set model.name={name}")
     if num_classes != model.num_classes and not reset_head:
         advice.append(
-            f"The file has {num_classes} classes and the model {model.num_classes}: "
-            "to load all but the classifier, for fine-tuning, set model.reset_head=true."
+            f"it has {num_classes} classes and the model {model.num_classes}, set model.reset_head=true to load all "
+            f"but the classifier, for fine-tuning, or model.num_classes={num_classes}"
         )
     return advice
 
