@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seresnext.errors import RecipeError
+from seresnext.errors import RecipeError, expand_home
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml, shorten
 
@@ -26,6 +26,8 @@ def recipe_names() -> list[str]:
 def find_recipe(name_or_path: str | Path) -> Path:
     """The file of a recipe: the path itself, or the name in `recipes/`, each with or without `.yaml`."""
     name = str(name_or_path)
+    if name.startswith("~"):
+        name = str(expand_home(name))
     spelled = [name] if name.endswith((".yaml", ".yml")) else [name + ".yaml", name]
     candidates = [Path(text) for text in spelled]
     if "/" not in name:
@@ -104,7 +106,7 @@ class RecipeFiles:
             found = item.written or "no name"
             self._problems.append(f"{base.origin}: base: expected a file name or a list of them, found {found}")
             return None
-        target = path.parent / item.value
+        target = path.parent / expand_home(item.value)
         if not _is_file(target):
             self._problems.append(f"{base.origin}: base: {self._missing(path, target, item.value)}")
             return None

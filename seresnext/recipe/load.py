@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from seresnext.errors import RecipeError
+from seresnext.errors import RecipeError, expand_home
 from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.check_written import meant_keys, written_problems
 from seresnext.recipe.explain import all_keys, explain, unknown_key
@@ -19,6 +19,7 @@ from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, rea
 from seresnext.recipe.schema import Recipe
 
 _MAX_PROBLEMS = 100
+_PATHS = ("data.root", "data.cache", "model.weights")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
         root = _override(root, override, problems)
     if root is None:
         raise RecipeError(_cut(problems))
+    for key in _PATHS:
+        node = _at(root, key)
+        if node and isinstance(node.value, str) and node.value.startswith("~"):
+            root = _replace(root, key.split("."), replace(node, value=str(expand_home(node.value))))
     recipe = _validate(root, display(path), problems, for_a_run=True)
     values = to_values(recipe)
     return LoadedRecipe(path.stem, recipe, values, _origins(values, root))
@@ -107,6 +112,14 @@ def _replace(root: Node, path: list[str], value: Node) -> Node:
     entries = dict(root.value) if isinstance(root.value, dict) else {}
     entries[path[0]] = _replace(entries.get(path[0], Node({}, "--set")), path[1:], value)
     return Node(entries, root.origin, broken=root.broken)
+
+
+def _at(root: Node, key: str) -> Node | None:
+    """The node at a dotted path."""
+    node: Node | None = root
+    for step in key.split("."):
+        node = node.value.get(step) if node and isinstance(node.value, dict) else None
+    return node
 
 
 def _count(value: Any) -> int:
@@ -182,10 +195,7 @@ def _overlap(a: str, b: str) -> bool:
 def _blamed(problem: Problem, root: Node) -> Node | None:
     """The first of a problem's keys that somebody wrote."""
     for key in (problem.key, *problem.because):
-        node: Node | None = root
-        for step in key.split("."):
-            node = node.value.get(step) if node and isinstance(node.value, dict) else None
-        if node:
+        if node := _at(root, key):
             return node
     return None
 

@@ -55,6 +55,24 @@ def test_a_value_may_hold_number_signs(text: str) -> None:
     assert load_recipe("seresnext50", [f"data.root={write_scalar(text)}"]).recipe.data.root == text  # as --data does
 
 
+def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In files, bases and overrides; what a checkpoint says is taken as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "house"))
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "base.yaml").write_text("model: {name: seresnext26, weights: ~/w.pth}\ndata: {cache: ~}\n")
+    (tmp_path / "mine.yaml").write_text("base: ~/base.yaml\ndata:\n  root: ~/photos\n  train_split: ~x\n")
+    loaded = load_recipe("mine.yaml")
+    assert loaded.values["model"]["weights"] == f"{tmp_path}/house/w.pth"
+    assert loaded.values["data"]["root"] == f"{tmp_path}/house/photos"
+    assert loaded.origins["data.root"] == "mine.yaml:3"
+    assert (loaded.values["data"]["cache"], loaded.values["data"]["train_split"]) == (None, "~x")
+    assert load_recipe("~/base", ["data.cache='~/c'"]).values["data"]["cache"] == f"{tmp_path}/house/c"
+    for root in ("a/~", "./~", "~nobody-of-this-name/a"):
+        assert load_recipe("mine.yaml", [f"data.root={root}"]).values["data"]["root"] == root
+    stored = {"model": {"name": "seresnext26"}, "data": {"root": "~/a"}}
+    assert recipe_from_values(stored, "a checkpoint").data.root == "~/a"
+
+
 def test_every_value_has_an_origin() -> None:
     def paths(values: dict, prefix: str = "") -> list[str]:
         return [
