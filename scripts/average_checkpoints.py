@@ -33,8 +33,8 @@ def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Fact
     tensors, metadata = weight_files.read_weights(path)
     if not metadata:
         raise CheckpointError(
-            f"{path} is a bare file of weights, not a checkpoint of this project, so its recipe is unknown; give "
-            "checkpoints of one recipe"
+            f"{path} is a bare file of weights, not a checkpoint of this project, and has no recipe; give checkpoints "
+            "of one recipe"
         )
     facts = Facts.from_metadata(metadata, str(path))
     try:

@@ -3,8 +3,8 @@
     python scripts/predict.py --checkpoint FILE IMAGE... [--top 5] [--features OUT.npy]
 
 FILE is a checkpoint of this project, which knows its classes and preprocessing, or a published `.pth`; a run folder
-stands for its best checkpoint. With `--features`, the 2048 numbers that the classifier sees are written for each image,
-in the order given: float32, N 2048.
+means the best checkpoint in the folder. With `--features`, the input of the classifier is written for each image, in
+the order given: float32, N 2048.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
     model, preprocessing = load_pretrained(checkpoint)
     if recorded is not None and len(recorded) != model.num_classes:
         raise CheckpointError(
-            f"{shown_path(checkpoint)} names {len(recorded)} classes and its model has {model.num_classes}"
+            f"{shown_path(checkpoint)} names {len(recorded)} classes and the model has {model.num_classes}"
         )
     classes = recorded or presumed_classes(model.num_classes)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -272,7 +272,7 @@ def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.
 def load_first_weights(model: SENet, section: ModelSection, reader: Reader) -> list[str]:
     """Load the file of weights that the recipe names, if any; returns what the user should be told.
 
-    `reader` is that of the images to train on. Raises CheckpointError when the file is refused or does not fit.
+    `reader` reads the training images. Raises CheckpointError when the file is refused or does not fit.
     """
     if section.weights is None:
         return []
@@ -281,14 +281,14 @@ def load_first_weights(model: SENet, section: ModelSection, reader: Reader) -> l
     notes = load_weights(model, tensors, shown_path(path), section.reset_head)
     if not metadata and not section.reset_head and _has_other_labels(reader):
         notes.append(
-            f"warning: the classifier of {shown_path(path)} is kept, and its labels are not those of the data, whose "
-            "class folders are in text order; name the folders as its classes sort, or set model.reset_head=true"
+            f"warning: the classifier of {shown_path(path)} is kept, but the class folders of the data are labelled in "
+            "text order; rename the folders to numbers of one width (007), or set model.reset_head=true"
         )
     return notes
 
 
 def _has_other_labels(reader: Reader) -> bool:
-    """Whether a file that does not name its classes means others by the labels of the data."""
+    """Return whether a file without class names means other classes than the data by the same labels."""
     if isinstance(reader, SyntheticReader):
         return False
     try:

@@ -101,7 +101,7 @@ def validate(
     console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
     console.line(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
     if notice:
-        console.line(f"note: {shown_path(checkpoint)} does not name its classes, and {notice}")
+        console.line(f"note: {shown_path(checkpoint)} has no class names; {notice}")
     source = parts.validation_source(recipe, reader)
     gc.enable()  # The start is over, which validate.py disabled it for.
     with (
@@ -246,7 +246,9 @@ def _listing(names: set[str], most: int = 5) -> str:
 def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
     if not math.isfinite(result.loss):
         console.line("warning: the output of the model is not finite for some images")
-    top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""  # Of five classes or fewer it is always 100 %.
+    top5 = (
+        f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
+    )  # For five classes or fewer, top-5 is always 100 %.
     console.line(
         f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
         f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"

@@ -1,4 +1,4 @@
-"""The file of weights that a path stands for."""
+"""The file of weights for a path that a user gives."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ _NAMES = ("best.safetensors", "last.safetensors")
 
 
 def find_weights(given: str | Path) -> Path:
-    """Return the file of weights that a path stands for: the file itself, or the best checkpoint of a run folder.
+    """Return the file of weights for a path: the file, or the checkpoint `best` of a run folder, or else `last`.
 
-    Of a run folder without `best` it is `last`. `~` is expanded. Raises CheckpointError for an address, for a folder
+    `~` is expanded. Raises CheckpointError for an address, for a folder
     without checkpoints, and for a published file that is not there.
     """
     if address := address_in(given):
-        raise CheckpointError(f"{address} is an address, not a file on this machine; download it, and give its path")
+        raise CheckpointError(
+            f"{address} is an address, not a file on this machine; download the file, and give the path"
+        )
     path = expand_home(given)
     try:
         if path.is_dir():
             return _of_run(path)
         is_there = path.exists()
-    except (OSError, ValueError):  # A name too long, or with a NUL; the opening of the file reports it.
+    except (OSError, ValueError):  # A name too long, or with a NUL; opening the file reports the error.
         return path
     urls = [row.weights_url for row in MODELS.values() if row.weights_file == path.name]
     if urls and not is_there:
-        raise CheckpointError(f"{shown_path(path)} is not there; download it from {urls[0]}")
+        raise CheckpointError(f"{shown_path(path)} does not exist; download the file from {urls[0]}")
     return path
 
 
@@ -38,6 +40,6 @@ def _of_run(folder: Path) -> Path:
         if place.is_file():
             return place
     raise CheckpointError(
-        f"{shown_path(folder)} is a folder without a checkpoint: it has neither checkpoints/best.safetensors nor "
-        "checkpoints/last.safetensors; give a file of weights, or a run folder"
+        f"{shown_path(folder)} is a folder without a checkpoint: checkpoints/best.safetensors and "
+        "checkpoints/last.safetensors do not exist; give a file of weights, or a run folder"
     )

@@ -64,7 +64,7 @@ def load_pretrained(
 
     The file is a published `.pth`, another torch or safetensors file with the state dict of one of `MODELS`, or a
     checkpoint of this project, whose recipe tells between model and EMA, and the preprocessing; for other files it is
-    the published one. A run folder stands for its best checkpoint. Which model it is, its classes and its channels are
+    the published one. A run folder means the best checkpoint in the folder. The model, the classes and the channels are
     read from the tensors.
 
     `num_classes` or `in_channels` other than the file's give a model to fine-tune: its classifier is new, its stem is
@@ -208,11 +208,11 @@ def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool) -> li
         return []
     advice = []
     if MODELS[name].blocks != tuple(len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)):
-        advice.append(f"it is of a {name}, set model.name={name}")
+        advice.append(f"the file is of a {name}, set model.name={name}")
     if num_classes != model.num_classes and not reset_head:
         advice.append(
-            f"it has {num_classes} classes and the model {model.num_classes}, set model.reset_head=true to load all "
-            f"but the classifier, for fine-tuning, or model.num_classes={num_classes}"
+            f"the file has {num_classes} classes and the model {model.num_classes}, set model.reset_head=true to load "
+            f"all but the classifier, for fine-tuning, or model.num_classes={num_classes}"
         )
     return advice
 

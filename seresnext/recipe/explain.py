@@ -67,12 +67,12 @@ COMMON_NAMES: dict[str, str] = {
     "wd": "optimizer.weight_decay",
     "workers": "data.workers",
 }
-"""Names that other tools have for keys of a recipe, in lower case with `_` for `-`, and the key that each is here."""
+"""Names in other tools, in lower case with `_` for `-`, and the keys of a recipe with the same meaning."""
 
-# What to add to the name of a key.
+# Text after a suggested key.
 _ASIDES = {
     "batch.global_size": " (all images of a step; batch.micro_size is one forward pass)",
-    "batch.micro_size": " (accumulation is derived from it)",
+    "batch.micro_size": " (global_size / micro_size is the accumulation)",
     "length": ", such as 90ep or 5000st",
 }
 

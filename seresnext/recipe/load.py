@@ -105,7 +105,7 @@ def _unknown_override(key: str) -> str:
     return unknown_key(parent, name)
 
 
-def _replace(root: Node, path: list[str], value: Node) -> Node:
+def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
     """Put `value` at `path`, leaving its siblings."""
     if not path:
         return value

@@ -82,7 +82,7 @@ class RecipeLoader(yaml.SafeLoader):
 class _ValueLoader(RecipeLoader):
     """A loader for one value of the command line, where `#` begins no comment.
 
-    The scanner decides by `peek` and takes text by `prefix`, so it meets a letter here and keeps the `#`.
+    The scanner decides by `peek` and copies text by `prefix`: `peek` gives a letter for `#`, and `prefix` the `#`.
     """
 
     def peek(self, index: int = 0) -> str:
@@ -262,7 +262,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     if problem == "mapping values are not allowed here":
         return "a ':' that cannot be here; check the indentation, and put text that contains ': ' in quotes"
     if problem.startswith("expected '<document start>'"):
-        return "something after the end of the value; put all of it in quotes, if it is text"
+        return "text after the end of the value; put all of the text in quotes"
     return f"not readable as YAML: {problem}" + (f" ({error.context})" if error.context else "")
 
 

@@ -19,9 +19,9 @@ from seresnext.weights.torchfile import read_torch_file
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors (on the CPU) and the metadata of a file.
 
-    It is read as safetensors if it is called so or begins as a checkpoint does, else as a torch file. The metadata are
-    those of a checkpoint of this project, with its digest checked. They are empty for a bare file of weights, whatever
-    others wrote into it. Raises CheckpointError.
+    A file with the ending .safetensors, or with the beginning of a checkpoint, is read as safetensors, any other as a
+    torch file. The digest of a checkpoint is checked. The metadata of a bare file of weights are empty, even if another
+    tool wrote some. Raises CheckpointError.
     """
     if not _is_safetensors(path):
         return read_torch_file(path), {}
@@ -30,7 +30,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a checkpoint of this project, with its digest checked; empty for a bare file of weights.
+    """Return the metadata of a checkpoint of this project, with the digest checked; empty for a bare file of weights.
 
     Raises CheckpointError, also for a checkpoint that is damaged or of a newer version.
     """
@@ -48,5 +48,5 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _is_safetensors(path: Path) -> bool:
     if path.suffix == ".safetensors":
         return True
-    with open_regular(path) as file:  # A checkpoint that a run put aside has another ending.
+    with open_regular(path) as file:  # For example step-00000003.safetensors.superseded.
         return file.read(DIGEST_OFFSET)[8:] == HEADER_START

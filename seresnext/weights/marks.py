@@ -1,8 +1,7 @@
-"""What marks a safetensors file as a checkpoint of this project, and the check of every byte of one.
+"""The marks of this project's checkpoints among safetensors files, and the check of every byte of a checkpoint.
 
-Others write metadata too: Hugging Face's tools always a `format`. So a file is ours by the marks that only this project
-writes, and by any one of them, since damage may have taken the others: a damaged checkpoint is refused, and never taken
-for bare weights.
+Other tools write metadata, too: Hugging Face's tools always write `format`. Only this project writes the marks below.
+One mark is enough, since damage may have changed the others: a damaged checkpoint must not pass for bare weights.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from seresnext.weights.names import printable
 FORMAT = "seresnext-1"
 HEADER_START = b'{"__metadata__":{"digest":"'
 DIGEST_ZEROS = b"0" * 64
-"""What stands for the digest while it is computed."""
+"""The digest field while the digest is computed."""
 DIGEST_OFFSET = 8 + len(HEADER_START)
 CHUNK = 8 << 20  # bytes; large enough that system calls cost nothing, small enough to stay in cache while hashed
 
@@ -41,8 +40,8 @@ def check_format(found: str | None, source: str) -> None:
     match = re.fullmatch(r"seresnext-([0-9]{1,9})", found or "")
     if match and int(match[1]) > int(FORMAT.removeprefix("seresnext-")):
         raise CheckpointError(
-            f"{source} has the format {found}, this program reads {FORMAT}: it was written by a newer version; "
-            "update this one to use it"
+            f"{source} has the format {found}, this program reads {FORMAT}: a newer version wrote the file; "
+            "update this program to use the file"
         )
     raise CheckpointError(
         f"{source} has the format {printable(found)}, not {FORMAT}: it is no checkpoint of a training run"

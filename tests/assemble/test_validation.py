@@ -1,4 +1,4 @@
-"""Validations within the test's process: which file is measured, which labels count, what is printed."""
+"""Validations within the test's process: the file, the labels and the printed lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORDNET = [row.wordnet_id for row in imagenet_classes()]
 
 @pytest.fixture
 def by_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that see nothing: their logits are the bias of the classifier. Images are small."""
+    """Make every model ignore the image: the logits are the bias of the classifier. Images are small."""
 
     def forward(self: SENet, x: Tensor) -> Tensor:
         return self.last_linear(x.new_zeros(len(x), 2048))
@@ -56,7 +56,7 @@ def png(seed: int = 0) -> bytes:
 
 
 def image_folder(root: Path, names: list[str], counts: list[int]) -> Path:
-    """`val` with so many images of each class, the first name being that of label 0."""
+    """`val` with so many images of each class, label 0 first."""
     for name, count in zip(names, counts, strict=True):
         folder = root / "val" / name
         folder.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_labels_of_a_bare_file_are_those_that_numbers_name(
         assert report["num_images"] == len(labels)
         assert report["top1"] == 100 * 3 / len(labels)
         assert report["loss"] == pytest.approx(loss, rel=1e-12)
-        assert ("does not name its classes" in capsys.readouterr().out) is (form != "wordnet")
+        assert ("has no class names" in capsys.readouterr().out) is (form != "wordnet")
 
 
 @pytest.mark.usefixtures("by_bias")
@@ -129,12 +129,12 @@ def test_a_thousand_classes_of_other_names_are_refused(tmp_path: Path, monkeypat
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Callable[..., Path]:
-    """`checkpoint(path, *names)`: a checkpoint of 3 classes, whose data is here; their names, if others."""
+    """`checkpoint(path, *names)`: a checkpoint of 3 classes of the tiny images, or of these names."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text("model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\n")
     values = facts(recipe, tiny_image_folder(val_per_class=1))
 
-    def write(path: Path, *names: str, root: Path | None = None) -> Path:
+    def write(path: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if names:
             values["dataset"]["classes"] = list(names)
@@ -145,12 +145,12 @@ def checkpoint(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Callab
 
 @pytest.mark.usefixtures("by_bias")
 def test_the_classes_of_a_checkpoint_are_its_own(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:
-    """A run on 0 .. 11 has its labels in text order, and its checkpoint keeps them."""
+    """A run on numbered folders has labels in text order, and the checkpoint names the classes."""
     names = ["10", "2", "9"]
     file = checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", *names)
     report = measured(file, image_folder(tmp_path / "data", names, [1, 2, 3]), tmp_path)
     assert report["num_images"] == 6
-    assert "does not name" not in capsys.readouterr().out
+    assert "has no class names" not in capsys.readouterr().out
 
 
 def test_a_run_folder_is_its_best(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:

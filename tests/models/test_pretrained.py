@@ -130,7 +130,7 @@ def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: Stat
 
 
 def test_another_model(fresh: Callable[..., SENet], state: State) -> None:
-    """The cure stands in the first line, and a few tensors show the fault: `status.json` has all of it, too."""
+    """The cure stands in the first line, and a few tensors show the fault; `status.json` holds the whole message."""
     first, *others = refusal(fresh("seresnext50", num_classes=10), state).split("\n  ")
     assert "weights.pth" in first
     assert f"model.name={NAME}" in first

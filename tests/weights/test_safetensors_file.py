@@ -68,7 +68,7 @@ def test_no_metadata(tmp_path: Path) -> None:
 def test_suffix_tells_the_format(path: Path, tmp_path: Path) -> None:
     tensors, metadata = read_weights(path)
     assert tensors.keys() == TENSORS.keys()
-    assert metadata == {}  # Those of others: test_marks.py has those of checkpoints.
+    assert metadata == {}  # test_marks.py tests the metadata of checkpoints.
     torch.save(TENSORS, tmp_path / "weights.pth")
     tensors, metadata = read_weights(tmp_path / "weights.pth")
     assert tensors.keys() == TENSORS.keys()
