@@ -85,6 +85,14 @@ def test_never_and_a_named_file(tmp_path):
         find(tmp_path, str(tmp_path / "other.safetensors"))
 
 
+def test_an_address_is_not_resumed_from(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"https://host//last\.safetensors is an address"):
+        find(tmp_path, "https://host//last.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = save(tmp_path, 3)
+    assert find(tmp_path, f"~/{path.name}")[0].path == path
+
+
 def test_what_torchrun_starts_again_goes_on_from_what_it_saved(tmp_path):
     """`--resume` says where a launch begins, not where it begins again."""
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
