@@ -291,7 +291,7 @@ WRONG_OVERRIDES = {
     "number for a section": ("mix=3", "--set: mix: expected a section of keys, found 3"),
     "unknown key in a section": ("ema={decai: 0.9}", "--set: ema.decai: unknown key; did you mean ema.decay?"),
     "a number with a comment": ("optimizer.lr=0.1 # test", "optimizer.lr: expected a number", "'0.1 # test'"),
-    "a comment after quotes": ('data.root="a" # b', "--set data.root=", "put all of it in quotes"),
+    "a comment after quotes": ('data.root="a" # b', "--set data.root=", "in quotes"),
 }
 
 
