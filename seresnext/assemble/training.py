@@ -15,7 +15,6 @@ from seresnext.distributed import World
 from seresnext.errors import Failure
 from seresnext.metrics.console import Console
 from seresnext.metrics.speed import format_seconds
-from seresnext.recipe.check import check_world
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
 from seresnext.training.plan import Progress
@@ -39,7 +38,6 @@ def train(
     ended.
     """
     world.limit_waiting(loaded.recipe.runtime.collective_timeout)
-    world.together(lambda: check_world(loaded.recipe, world.size))
     folder = RunFolder(output, world)
     notice = world.together(lambda: folder.open())
     stop.defer()
@@ -111,7 +109,6 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
 
     Writes nothing.
     """
-    world.together(lambda: check_world(loaded.recipe, world.size))
     console = Console(enabled=world.is_first)
     run = Run(loaded.values, {}, world, console, loaded.meant)
     console.line(run.introduction())
@@ -139,16 +136,18 @@ def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterato
         # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason. And
         # a run that is saved or done is no less so because something goes wrong after that.
         if read_status(folder.path).get("state", "running") == "running":
-            write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
+            write_status(folder.path, world, "failed", step(), reason)
 
     folder.write_status("running", step())
-    world.on_loss(fail)
+    world.on_loss(lambda reason: fail(f"rank {world.rank}: {reason}"))
     try:
         world.broadcast(None)  # Nobody goes on before that is written, or it would be written over a failure.
         with world.explaining():
             yield
     except BaseException as error:
-        fail(str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}")
+        # Of what all ranks see, none is to blame.
+        blamed = "" if isinstance(error, Failure) and error.is_shared else f"rank {world.rank}: "
+        fail(blamed + (str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"))
         raise
 
 

@@ -21,7 +21,7 @@ from seresnext.assemble import parts
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
-from seresnext.data.readers import Reader, open_reader, recognise_form
+from seresnext.data.readers import Reader, look_alikes, open_reader, recognise_form
 from seresnext.data.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
@@ -82,6 +82,7 @@ def validate(
     console = Console(enabled=world.is_first)
     reader = world.together(lambda: _open(recipe, root, split, subject))
     world.together(lambda: parts.check_same_data(world, reader))
+    parts.look_at_images(recipe, {split: reader}, world, console.line)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
@@ -198,7 +199,7 @@ def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
         raise DataError(
             f"{root}/{split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
             f"only here: {_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean "
-            "the same; give the data it was trained for with --data DIR"
+            f"the same{look_alikes(here - there, there - here)}; give the data it was trained for with --data DIR"
         )
     if len(reader.classes) != recipe.model.num_classes:
         raise DataError(
