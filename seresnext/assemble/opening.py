@@ -1,7 +1,6 @@
-"""The start of a run with its data: all that keeps it from training, in one error whose advice fits together.
+"""Opening the data of a run. One error lists every problem that keeps the run from training, and the fixes together.
 
-A user would else meet the missing split, the number of classes, the size of a step, the damaged image and the missing
-file of weights one start at a time.
+The problems: a missing split, other classes, too few images for a step, bad images, a missing file of weights.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _IMAGES_LISTED = 20
 
 @dataclass(frozen=True)
 class StartProblem:
-    """What keeps a run from starting: a message with its fix, the error it is alone, and settings that are the fix."""
+    """A problem that keeps a run from starting: its message with the fix, its kind, and the settings of the fix."""
 
     error: type[Failure]
     text: str
@@ -49,11 +48,10 @@ def open_splits(
     settled: Mapping[str, Any] | None = None,
     meant: Collection[str] = (),
 ) -> tuple[Reader, Reader]:
-    """Open the training and the validation split, and warn about images that are not used as somebody may expect.
+    """Open the training and the validation split. Warn about turned, transparent and shared images.
 
     `settled` are the values of a run that is resumed, `meant` the keys that somebody wrote for a run of this length.
-    Raises one Failure on all ranks for all that is wrong with the splits, their classes and images, with the sizes that
-    the recipe wants of them, and with the file of weights: DataError where any of it is a problem of the data.
+    Raises one Failure on all ranks that lists all problems: DataError if any of them is a problem of the data.
     """
     world, settled = world or World(), settled or {}
     readers, own = _open_both(recipe)
@@ -79,7 +77,7 @@ def look_at_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, 
 
 
 def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProblem]]:
-    """The readers of training and validation, None for one that cannot be opened, and why not."""
+    """Return the readers of training and validation, None for one that cannot be opened, and the problems."""
     data = recipe.data
     if data.format == "synthetic":
         assert data.synthetic_images is not None
@@ -121,7 +119,7 @@ def _compare(
     settled: Mapping[str, Any],
     meant: Collection[str],
 ) -> list[StartProblem]:
-    """What rank 0 finds once the splits are open, as far as they are."""
+    """Return the problems that rank 0 finds, of the splits that could be opened."""
     train, val = readers["training"], readers["validation"]
     problems: list[StartProblem] = []
     opened = {name: reader for name, reader in readers.items() if reader is not None}
@@ -141,7 +139,7 @@ def _compare(
             images.append(_unusable(name, result, ADVICE if name == "training" else ""))
             bad += len(result.errors) if name == "training" else 0
     if train is not None:
-        problems += _batch_problems(recipe, len(train) - bad, world_size, settled, meant)
+        problems += _batch_problems(recipe, len(train), bad, world_size, settled, meant)
     problems += images
     if not settled:
         problems += _weights_problems(recipe, problems)
@@ -156,7 +154,9 @@ def _warn_of_same_images(recipe: Recipe, train: Reader, say: Callable[[str], Non
         return
     if data.train_split == data.val_split or _is_same(*folders):
         same = f"data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same images"
-    elif shared := [name for name in train.classes if _is_same(*(folder / name for folder in folders))]:
+    elif data.format == "folder" and (
+        shared := [name for name in train.classes if _is_same(folders[0] / name, folders[1] / name)]
+    ):
         same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
     else:
         return
@@ -187,10 +187,11 @@ def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any])
 
 
 def _batch_problems(
-    recipe: Recipe, usable: int, world_size: int, settled: Mapping[str, Any], meant: Collection[str]
+    recipe: Recipe, num_images: int, bad: int, world_size: int, settled: Mapping[str, Any], meant: Collection[str]
 ) -> Iterator[StartProblem]:
-    """A step of more images than there are, processes that it cannot be spread over, and lengths beside the epoch."""
+    """Yield problems of the sizes: too few images for a step, processes that do not fit, lengths beside the epoch."""
     data, total = recipe.data, recipe.batch.global_size
+    usable = num_images - bad
     sizes = fitting_batch(recipe, world_size, usable)
     allowed = [
         key for key, value in (sizes or {}).items() if settled and settled["batch"][key.partition(".")[2]] != value
@@ -201,8 +202,8 @@ def _batch_problems(
         advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"
         yield StartProblem(
             DataError,
-            f"{where}: {usable} training images are fewer than one step takes (batch.global_size: {total}); "
-            f"{advice}{permission}",
+            f"{where}: {usable}{' usable' * bool(bad)} training images are fewer than one step takes "
+            f"(batch.global_size: {total}); {advice}{permission}",
             sizes or {},
         )
     else:
@@ -218,7 +219,7 @@ def _batch_problems(
 
 
 def _survey(recipe: Recipe, readers: Mapping[str, Reader], say: Callable[[str], None]) -> dict[str, Survey]:
-    """Look at images that are files here: those of a server would all be downloaded."""
+    """Look at the images of splits on this machine. Those of a server would all be downloaded."""
     local = {
         name: reader
         for name, reader in readers.items()
@@ -232,7 +233,7 @@ def _survey(recipe: Recipe, readers: Mapping[str, Reader], say: Callable[[str], 
 
 
 def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
-    """The images of a split that cannot be used, each with its message."""
+    """Return the problem of a split with bad images, each with its message."""
     more = len(result.errors) - _IMAGES_LISTED
     lines = [*result.errors[:_IMAGES_LISTED], *[f"and {more} more"] * (more > 0)]
     if len(lines) == 1:
@@ -245,7 +246,7 @@ def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
 
 
 def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Iterator[StartProblem]:
-    """A file that is missing; beside other problems also one that cannot be read, or is of other classes."""
+    """Yield a missing file of weights; beside other problems also one that is refused, or of other classes."""
     section = recipe.model
     if section.weights is None:
         return
@@ -253,7 +254,7 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
     try:
         open_regular(path).close()
         if not others:
-            return  # It is read when its turn comes, once.
+            return  # `load_first_weights` reads it.
         tensors, _ = read_weights(path)
     except CheckpointError as error:
         yield StartProblem(
@@ -287,6 +288,6 @@ def _refuse(problems: list[StartProblem], name: str) -> None:
     if settings:
         words = " ".join(f"--set {key}={value}" for key, value in settings.items())
         lines.append(f"all settings of these fixes together: {words}")
-    # The data first: their exit code is that of a start with any problem of theirs.
+    # With any problem of the data, the exit code is that of the data.
     error = next((each for each in (DataError, UsageError) if any(issubclass(kind, each) for kind in kinds)), kinds[0])
     raise error("\n  ".join([f"{name} cannot start, for {len(problems)} reasons:", *lines]))

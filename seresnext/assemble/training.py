@@ -136,18 +136,16 @@ def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterato
         # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason. And
         # a run that is saved or done is no less so because something goes wrong after that.
         if read_status(folder.path).get("state", "running") == "running":
-            write_status(folder.path, world, "failed", step(), reason)
+            write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
 
     folder.write_status("running", step())
-    world.on_loss(lambda reason: fail(f"rank {world.rank}: {reason}"))
+    world.on_loss(fail)
     try:
         world.broadcast(None)  # Nobody goes on before that is written, or it would be written over a failure.
         with world.explaining():
             yield
     except BaseException as error:
-        # Of what all ranks see, none is to blame.
-        blamed = "" if isinstance(error, Failure) and error.is_shared else f"rank {world.rank}: "
-        fail(blamed + (str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"))
+        fail(str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}")
         raise
 
 

@@ -1,6 +1,6 @@
 """A look at the images of a split at each start: which are turned by EXIF, transparent, or no images at all.
 
-Headers are read, not pixels. Only an image whose bytes look cut off is decoded: Pillow judges it.
+The look reads headers, not pixels. Pillow decodes only an image whose bytes look cut off, and judges it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def survey(reader: Reader, max_pixels: int) -> Survey:
     deadline = time.monotonic() + _MOST_SECONDS
     Image.preinit()
     pool = ThreadPoolExecutor(_THREADS)
-    # Here and not in the threads, which share the filters: broken EXIF and odd transparency make Pillow warn.
+    # Broken EXIF and odd transparency make Pillow warn. The threads share the filters, so they are set here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -92,13 +92,13 @@ def _look(reader: Reader, max_pixels: int, deadline: float, index: int) -> _Head
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         return _Header(_is_turned(image, data), transparent, _may_be_broken(image, data, max_pixels))
-    except Exception:  # Of a hostile file: anything. The decoder has the word.
+    except Exception:  # A hostile file may cause any. The decoder judges it.
         return _Header(doubtful=True)
 
 
 def _is_turned(image: Image.Image, data: bytes) -> bool:
     try:
-        # Not the method of PNG images: it decodes the pixels, since EXIF may stand behind them.
+        # The own method of PNG images would decode the pixels, since EXIF may stand behind them.
         exif = Image.Image.getexif(image)
         if image.format == "PNG" and "exif" not in image.info and (place := data.rfind(b"eXIf")) > 0:
             exif.load(data[place + 4 :][: int.from_bytes(data[place - 4 : place])])

@@ -54,7 +54,7 @@ def multiples_beside(recipe: Recipe, unit: int, most: int = MAX_GLOBAL_SIZE) -> 
 def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> Settings | None:
     """Return sizes near the recipe's that all checks accept for so many processes and training images, or None.
 
-    The global size stays if it can. Else it becomes smaller, and larger only where no smaller one will do.
+    The global size stays if it can. Otherwise a smaller one is tried first, then a larger one.
     """
     total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
     most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)

@@ -46,7 +46,7 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
 def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) -> None:
     """Raise `RecipeError` unless the logical replicas (global_size / micro_size) spread evenly over the processes.
 
-    Each advice in it is one that all checks accept, also that of the number of training images where it is given.
+    All checks accept each advice in the message. With `num_images` no advice needs more training images.
     """
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
     automatic = micro == "auto"  # Then any number of processes will do that the global batch can be divided by.

@@ -52,7 +52,7 @@ def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypat
         train_synthetic(preempted, settings)
     status = read_status(preempted)
     assert (status["state"], status["step"]) == ("failed", 1)
-    assert status["reason"].startswith("rank 0: ") == (why == "memory")  # All ranks see the others.
+    assert status["reason"].startswith("rank 0: ")
     assert words in status["reason"]
 
 
