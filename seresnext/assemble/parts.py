@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seresnext.assemble.labels import labels_by_name
+from seresnext.assemble.opening import look_at_images as look_at_images
+from seresnext.assemble.opening import open_splits as open_splits
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
 from seresnext.data.erase import Erasing, Filling
@@ -22,8 +24,8 @@ from seresnext.data.order import BatchKey, Order, shard_blocks
 from seresnext.data.policies import ColorJitter, Policy, RandAugment, Retouch, TrivialAugment
 from seresnext.data.prefetch import DeviceBatch, prefetch
 from seresnext.data.progressive import Ramp
-from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader
-from seresnext.data.readers.shards import ShardReader, check_cache
+from seresnext.data.readers import Reader
+from seresnext.data.readers.shards import ShardReader
 from seresnext.data.substitute import Tally
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.distributed import Exchange, World
@@ -75,34 +77,20 @@ def settle_autos(values: dict[str, Any], settled: dict[str, Any], world: World) 
     return {**values, **sections}, [notice] if notice else []
 
 
-def open_splits(recipe: Recipe) -> tuple[Reader, Reader]:
-    """The training and the validation split. Raises DataError when they, their classes or the model's disagree."""
-    data, num_classes = recipe.data, recipe.model.num_classes
-    if data.format == "synthetic":
-        assert data.synthetic_images is not None
-        reader = SyntheticReader(data.synthetic_images, num_classes)
-        return reader, reader
-    cache = Path(data.cache) if data.cache else None
-    train, val = (
-        open_reader(data.root, split, data.format, cache, data.cache_size)
-        for split in (data.train_split, data.val_split)
-    )
-    if isinstance(train, ShardReader):
-        check_cache(train, data.shuffle_shards)
-    check_same_classes(train, val)
-    check_classes(train, num_classes, data.root)
-    return train, val
-
-
 def check_same_data(world: World, *readers: Reader) -> None:
-    """Raise DataError unless all ranks see the same images, which copies on disks of their own may differ in."""
-    seen = world.gather((socket.gethostname(), [(len(reader), reader.fingerprint) for reader in readers]))
-    others = [f"rank {rank} on {host}" for rank, (host, splits) in enumerate(seen) if splits != seen[0][1]]
+    """Raise DataError unless all ranks see the same images, which copies on disks of their own may differ in.
+
+    It names the ranks that differ from what most see.
+    """
+    seen = world.gather((socket.gethostname(), tuple((len(reader), reader.fingerprint) for reader in readers)))
+    usual = Counter(splits for _, splits in seen).most_common(1)[0][0]
+    others = [f"rank {rank} on {host}" for rank, (host, splits) in enumerate(seen) if splits != usual]
     if others:
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        rank, host = next((rank, host) for rank, (host, splits) in enumerate(seen) if splits == usual)
         raise DataError(
-            f"{', '.join(others[:4])}{more} see other images or classes under the same path than rank 0 on "
-            f"{seen[0][0]}: names, sizes or their number differ; give all machines the same data"
+            f"{', '.join(others[:4])}{more} see other images or classes under the same path than rank {rank} on "
+            f"{host}: names, sizes or their number differ; give all machines the same data"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
+from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError, address_in, expand_home
 from seresnext.recipe.load import recipe_from_values, to_values
@@ -226,6 +227,7 @@ def _class_changes(old: list[str], new: list[str], source: Path) -> str:
     gone, added = sorted(set(old) - set(new)), sorted(set(new) - set(old))
     parts = [f"gone: {', '.join(gone[:10])}"] * bool(gone) + [f"new: {', '.join(added[:10])}"] * bool(added)
     return (
-        f"the class folders are not those of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)}); "
+        f"the class folders are not those of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)})"
+        f"{look_alikes(gone, added)}; "
         "put the old ones back, start a new run with --output, or say that this is meant: --allow-changed classes"
     )

@@ -64,7 +64,8 @@ class Run:
         self._world = world
         self._console = console
         # Before trials, which take a while.
-        self.train, self.val = world.together(lambda: parts.open_splits(recipe_from_values(values, "the recipe")))
+        recipe = recipe_from_values(values, "the recipe")
+        self.train, self.val = parts.open_splits(recipe, world, console.line, settled=settled, meant=meant)
         world.together(lambda: parts.check_same_data(world, self.train, self.val))
         make_deterministic(self.values["runtime"]["deterministic"])
         keep_freed_memory(world.device)

@@ -15,7 +15,6 @@ from seresnext.distributed import World
 from seresnext.errors import Failure
 from seresnext.metrics.console import Console
 from seresnext.metrics.speed import format_seconds
-from seresnext.recipe.check import check_world
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
 from seresnext.training.plan import Progress
@@ -39,7 +38,6 @@ def train(
     ended.
     """
     world.limit_waiting(loaded.recipe.runtime.collective_timeout)
-    world.together(lambda: check_world(loaded.recipe, world.size))
     folder = RunFolder(output, world)
     notice = world.together(lambda: folder.open())
     stop.defer()
@@ -111,7 +109,6 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
 
     Writes nothing.
     """
-    world.together(lambda: check_world(loaded.recipe, world.size))
     console = Console(enabled=world.is_first)
     run = Run(loaded.values, {}, world, console, loaded.meant)
     console.line(run.introduction())

@@ -23,7 +23,7 @@ from seresnext.assemble.labels import labels_by_name
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
 from seresnext.data.prefetch import DeviceBatch
-from seresnext.data.readers import Reader, open_reader, recognise_form
+from seresnext.data.readers import Reader, look_alikes, open_reader, recognise_form
 from seresnext.data.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
@@ -87,6 +87,7 @@ def validate(
     reader = world.together(lambda: _open(recipe, root, split, subject))
     world.together(lambda: parts.check_same_data(world, reader))
     labels, notice = world.together(lambda: _labels(reader, root, split, subject))
+    parts.look_at_images(recipe, {split: reader}, world, console.line)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
@@ -209,7 +210,7 @@ def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
         raise DataError(
             f"{root}/{split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
             f"only here: {_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean "
-            "the same; give the data it was trained for with --data DIR"
+            f"the same{look_alikes(here - there, there - here)}; give the data it was trained for with --data DIR"
         )
     if len(reader.classes) != recipe.model.num_classes:
         raise DataError(
@@ -246,9 +247,8 @@ def _listing(names: set[str], most: int = 5) -> str:
 def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
     if not math.isfinite(result.loss):
         console.line("warning: the output of the model is not finite for some images")
-    top5 = (
-        f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
-    )  # For five classes or fewer, top-5 is always 100 %.
+    # Of five classes or fewer, top-5 is always 100 %.
+    top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
     console.line(
         f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
         f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"

@@ -11,7 +11,7 @@ import numpy as np
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
 from seresnext.data.regions import HAS_NVIMGCODEC, Choose, Encoded, RegionDecoder, open_decoder
-from seresnext.data.substitute import Substitution, candidates
+from seresnext.data.substitute import ADVICE, Substitution, candidates
 from seresnext.data.whereabouts import note_images
 from seresnext.errors import DataError
 
@@ -74,7 +74,7 @@ class Crops:
 
     def _replace(self, position: int, address: tuple[int, int, int], error: DataError, choose: Choose) -> Cropped:
         if not self._substitutes:
-            raise error
+            raise DataError(f"{error}, {ADVICE}")
         for index in candidates(self._reader.labels, self._seed, address):
             (result,) = self._decode([index], lambda _, w, h: choose(position, w, h))
             if not isinstance(result, DataError):

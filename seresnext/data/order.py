@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -67,9 +68,12 @@ class Order:
         self.steps_per_epoch = num_images // global_size
         self.replicas = global_size // micro_size
         if self.steps_per_epoch == 0:
+            unit = math.lcm(micro_size, repeats)
+            fitting = num_images // unit * unit
+            advice = f"set batch.global_size={fitting}" if fitting else "lower batch.global_size and batch.micro_size"
             raise DataError(
                 f"{num_images} training images are fewer than one step takes (batch.global_size: {global_size}); "
-                f"set batch.global_size to {num_images} or less"
+                f"{advice}"
             )
         self._num_images = num_images
         self._distinct = global_size // repeats

@@ -15,6 +15,9 @@ from seresnext.randomness import rng_at
 # A class of which this many images in a row are bad is no class with a bad image.
 _MOST_TRIED = 20
 
+ADVICE = "or let other images of its class take its place with data.on_error=substitute"
+"""The way out for a training image that cannot be used, behind the message that names it."""
+
 
 class Substitution(NamedTuple):
     """An image that was replaced: its index, the message that names it and says why, the name of the other one."""

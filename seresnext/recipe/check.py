@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from seresnext.errors import RecipeError
+from seresnext.recipe.batch_sizes import (
+    Settings,
+    changes,
+    dividing_micro_size,
+    fitting_batch,
+    in_words,
+    least_micro_size,
+    lone_stages,
+    multiples_beside,
+    smallest_image,
+)
 from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.check_lengths import duration_problems
 from seresnext.recipe.problem import Problem, one_of
 from seresnext.recipe.schema import Recipe
-
-# Side of the largest image of which a stage leaves one pixel.
-_ONE_PIXEL = {"layer3": 18, "layer4": 34}
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -35,41 +43,41 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
     return [problem for check in checks for problem in check(recipe)]
 
 
-def check_world(recipe: Recipe, world_size: int) -> None:
-    """Raise `RecipeError` unless the logical replicas (global_size / micro_size) spread evenly over the processes."""
+def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) -> None:
+    """Raise `RecipeError` unless the logical replicas (global_size / micro_size) spread evenly over the processes.
+
+    All checks accept each advice in the message. With `num_images` no advice needs more training images.
+    """
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    if micro == "auto":
-        _check_world_alone(total, world_size)
+    automatic = micro == "auto"  # Then any number of processes will do that the global batch can be divided by.
+    if total % (world_size if automatic else micro * world_size) == 0:
         return
-    if total % (micro * world_size) == 0:
-        return
-    replicas = total // micro
-    fitting = [str(count) for count in range(1, replicas + 1) if replicas % count == 0]
-    advice = [f"start {one_of(fitting)} processes"]
-    if total % world_size == 0:
-        share = total // world_size
-        smaller = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
-        advice.append(f"set batch.micro_size={smaller}")
-    nearest = max(1, round(total / (micro * world_size))) * micro * world_size
-    advice.append(f"set batch.global_size={nearest}")
+    advice = []
+    if not automatic:
+        fitting = [str(count) for count in range(1, total // micro + 1) if total // micro % count == 0]
+        advice.append(f"start {one_of(fitting)} processes")
+    advice += [f"set {in_words(settings)}" for settings in _sizes_for_world(recipe, world_size, num_images)]
+    parts = "" if automatic else f" in micro-batches of {micro} (batch.micro_size)"
     raise RecipeError(
         [
-            f"batch.global_size: {total} images cannot be spread over {world_size} processes in micro-batches of "
-            f"{micro} (batch.micro_size); {', or '.join(advice)}"
+            f"batch.global_size: {total} images cannot be spread over {world_size} processes{parts}; "
+            f"{', or '.join(advice) or 'start fewer processes'}"
         ]
     )
 
 
-def _check_world_alone(total: int, world_size: int) -> None:
-    """With `batch.micro_size: auto` any world will do that the global batch can be divided by."""
-    if total % world_size:
-        nearest = max(1, round(total / world_size)) * world_size
-        raise RecipeError(
-            [
-                f"batch.global_size: {total} images cannot be spread over {world_size} processes; set "
-                f"batch.global_size={nearest}"
-            ]
-        )
+def _sizes_for_world(recipe: Recipe, world_size: int, num_images: int | None) -> Iterator[Settings]:
+    """Yield what may be set instead: a batch near the recipe's, and the nearest one of the same micro size."""
+    total, micro = recipe.batch.global_size, recipe.batch.micro_size
+    fitting = fitting_batch(recipe, world_size, num_images)
+    if fitting is None:
+        return
+    yield (changed := changes(recipe, fitting))
+    unit = least_micro_size(recipe) if micro == "auto" else micro
+    sizes = [size for size in multiples_beside(recipe, unit * world_size) if num_images is None or size <= num_images]
+    nearest = min(sizes, key=lambda size: abs(size - total), default=None)
+    if nearest is not None and changed != {"batch.global_size": nearest}:
+        yield {"batch.global_size": nearest}
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
@@ -163,28 +171,22 @@ def _all_blocks_frozen(recipe: Recipe) -> bool:
 def _batch(recipe: Recipe) -> Iterator[Problem]:
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
     if micro != "auto" and total % micro:
-        below, above = total // micro * micro, -(-total // micro) * micro
-        choices = one_of([str(size) for size in (below, above) if size > 0])
+        choices = [one_of([str(size) for size in multiples_beside(recipe, micro)] or ["a smaller batch.micro_size"])]
+        if total % recipe.augment.repeats == 0 and (smaller := dividing_micro_size(recipe)):
+            choices.append(f"batch.micro_size={smaller}")
         yield Problem(
             "batch.global_size",
-            f"must be a multiple of batch.micro_size, {micro}, found {total}; write {choices}, or another micro_size",
+            f"must be a multiple of batch.micro_size, {micro}, found {total}; write {', or '.join(choices)}",
             ("batch.micro_size",),
         )
-    size = _smallest_image(recipe)
-    alone = [stage for stage, side in _ONE_PIXEL.items() if size <= side and stage not in recipe.model.frozen]
-    if micro == 1 and alone:
+    if micro == 1 and (alone := lone_stages(recipe)):
+        size = smallest_image(recipe)
         yield Problem(
             "batch.micro_size",
             f"must be at least 2, found 1: of one image of {size} pixels a side {one_of(alone)} leaves one pixel, and "
-            "BatchNorm's variance needs more",
+            f"BatchNorm's variance needs more; write {in_words(changes(recipe, fitting_batch(recipe) or {}))}",
             ("data.progressive.min_size" if size < recipe.data.image_size else "data.image_size",),
         )
-
-
-def _smallest_image(recipe: Recipe) -> int:
-    """Side of the smallest training image."""
-    section = recipe.data.progressive
-    return min(recipe.data.image_size, (section and section.min_size) or recipe.data.image_size)
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:

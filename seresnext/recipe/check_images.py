@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from seresnext.recipe.batch_sizes import changes, fitting_batch, in_words, least_micro_size, multiples_beside
 from seresnext.recipe.problem import Problem, one_of
 from seresnext.recipe.schema import Recipe
 
@@ -135,8 +136,19 @@ def _retouch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _repeats(recipe: Recipe) -> Iterator[Problem]:
-    repeats, total = recipe.augment.repeats, recipe.batch.global_size
-    if total % repeats:
+    repeats, total, micro = recipe.augment.repeats, recipe.batch.global_size, recipe.batch.micro_size
+    if total % repeats and micro != "auto" and (total % micro or micro < least_micro_size(recipe)):
+        # With batch.micro_size wrong as well: a divisor of this global size may not divide the one to come.
+        if micro < least_micro_size(recipe):
+            advice = in_words(changes(recipe, fitting_batch(recipe) or {}))
+        else:
+            advice = "batch.global_size " + one_of([str(size) for size in multiples_beside(recipe, micro)] or ["lower"])
+        yield Problem(
+            "augment.repeats",
+            f"must divide batch.global_size, {total}, found {repeats}; write {advice}",
+            ("batch.global_size",),
+        )
+    elif total % repeats:
         small = [number for number in range(1, min(math.isqrt(total), 10**6) + 1) if total % number == 0]
         choices = sorted({*small, *(total // number for number in small)})
         fitting = [str(number) for number in choices if number < repeats][-1:]
@@ -164,6 +176,9 @@ def _mix(recipe: Recipe) -> Iterator[Problem]:
             ("mix.mixup", "mix.cutmix"),
         )
     if mixes and recipe.batch.micro_size == 1:
+        sizes = in_words(changes(recipe, fitting_batch(recipe) or {}))
         yield Problem(
-            f"mix.{mixes[0]}", "has no effect with batch.micro_size 1: there is no other image", ("batch.micro_size",)
+            f"mix.{mixes[0]}",
+            f"has no effect with batch.micro_size 1: there is no other image; write {sizes}, or set it to 0",
+            ("batch.micro_size",),
         )

@@ -41,6 +41,9 @@ MAX_DURATION = 10**9
 MAX_PIXELS = 178_956_970
 """The largest image that Pillow opens: twice its `MAX_IMAGE_PIXELS`."""
 
+MAX_GLOBAL_SIZE = 10**7
+"""The largest global batch."""
+
 
 def _read_duration(value: Any) -> Duration:
     if isinstance(value, Duration):
@@ -294,7 +297,9 @@ class MixSection(Section):
 class BatchSection(Section):
     """How many images a step sees. Accumulation = global_size / (micro_size x ranks), derived."""
 
-    global_size: int = Field(default=1024, ge=1, le=10**7, description="Images of one optimizer step, over all ranks.")
+    global_size: int = Field(
+        default=1024, ge=1, le=MAX_GLOBAL_SIZE, description="Images of one optimizer step, over all ranks."
+    )
     micro_size: Annotated[
         int,  # Or `auto`, until that is settled.
         Field(ge=1),

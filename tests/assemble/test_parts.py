@@ -92,11 +92,12 @@ def test_what_is_not_auto_is_not_taken_from_before():
 
 def test_both_splits_and_the_model_have_the_same_classes(tiny_image_folder):
     root = tiny_image_folder(classes=3)
-    good = load_recipe("digits", [f"data.root={root}", "model.num_classes=3"]).recipe
+    few = [f"data.root={root}", "batch={global_size: 8, micro_size: 8}"]
+    good = load_recipe("digits", [*few, "model.num_classes=3"]).recipe
     train, val = parts.open_splits(good)
     assert train.classes == val.classes == ("class_0", "class_1", "class_2")
     with pytest.raises(DataError, match=r"model\.num_classes=3"):
-        parts.open_splits(load_recipe("digits", [f"data.root={root}"]).recipe)
+        parts.open_splits(load_recipe("digits", few).recipe)
 
 
 def test_synthetic_data_needs_no_files():
@@ -124,7 +125,8 @@ AUGMENTED = {
 
 
 def first_batch(root, settings):
-    overrides = [f"data.root={root}", "model.num_classes=3", *(f"{key}={value}" for key, value in settings.items())]
+    few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
+    overrides = [f"data.root={root}", *few, *(f"{key}={value}" for key, value in settings.items())]
     recipe = load_recipe("digits", overrides).recipe
     train, _ = parts.open_splits(recipe)
     order = Order(len(train), 8, 8, 0)

@@ -48,6 +48,16 @@ def test_a_micro_batch_is_a_function_of_its_step_whatever_was_asked_before():
         np.testing.assert_array_equal(key.indices, expected[step, replica].indices)
 
 
+@pytest.mark.parametrize(("images", "micro", "repeats"), [(55, 32, 1), (55, 8, 3), (7, 8, 1)])
+def test_the_advice_for_too_few_images_is_accepted(images: int, micro: int, repeats: int):
+    with pytest.raises(DataError) as caught:
+        Order(images, 96, micro, 0, repeats)
+    advice = str(caught.value).partition("set batch.global_size=")[2]
+    assert bool(advice) == (micro <= images)
+    if advice:
+        assert Order(images, int(advice), micro, 0, repeats).steps_per_epoch == 1
+
+
 def test_another_seed_is_another_order():
     one, other = (Order(num_images=50, global_size=50, micro_size=50, seed=seed) for seed in (0, 1))
     assert one.micro_batch(0, 0).indices.tolist() != other.micro_batch(0, 0).indices.tolist()

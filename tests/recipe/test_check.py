@@ -193,7 +193,7 @@ def test_worlds_that_divide_the_replicas(world_size: int) -> None:
 
 
 @pytest.mark.parametrize(("world_size", "fragments"), [
-    (3, ["3 processes", "start 1, 2, 4 or 8 processes", "batch.global_size=1152"]),
+    (3, ["3 processes", "start 1, 2, 4 or 8 processes", "batch.global_size=768", "batch.global_size=1152"]),
     (16, ["16 processes", "batch.micro_size=64", "batch.global_size=2048"]),
     (2048, ["start 1, 2, 4 or 8 processes", "batch.global_size=262144"]),
 ])  # fmt: skip
@@ -202,27 +202,6 @@ def test_worlds_that_do_not(world_size: int, fragments: list[str]) -> None:
         check_world(recipe(1024, 128), world_size)
     for fragment in fragments:
         assert fragment in str(caught.value)
-
-
-@pytest.mark.parametrize("micro", [1, 3, 8, 48])
-@pytest.mark.parametrize("replicas", [1, 2, 5, 6])
-@pytest.mark.parametrize("world_size", range(1, 9))
-def test_the_advice_of_check_world_works(micro: int, replicas: int, world_size: int) -> None:
-    total = micro * replicas
-    try:
-        check_world(recipe(total, micro), world_size)
-        assert replicas % world_size == 0
-        return
-    except RecipeError as error:
-        advice = str(error)
-    assert replicas % world_size
-    for key in ("micro_size", "global_size"):
-        if f"set batch.{key}=" in advice:
-            value = int(advice.partition(f"set batch.{key}=")[2].partition(",")[0])
-            sizes = {"global_size": total, "micro_size": micro, key: value}
-            check_world(recipe(**sizes), world_size)
-    for count in advice.partition("start ")[2].partition(" processes")[0].replace(" or ", ", ").split(", "):
-        check_world(recipe(total, micro), int(count))
 
 
 @pytest.mark.parametrize(("stage", "side"), [("layer3", 18), ("layer4", 34)])

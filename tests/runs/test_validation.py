@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from launcher import PYTHON
+from PIL import Image
 from run_folders import events, last_tensors
 from torchvision import datasets, transforms
 
@@ -54,6 +56,22 @@ def test_it_says_what_training_said(trained, validate):
         {name: report[name] for name in MEASURES}
     ]
     assert report["weights"] == "ema"
+
+
+def test_all_bad_images_are_named_at_once_and_turned_ones_counted(trained, run_command, images, tmp_path):
+    data = shutil.copytree(images, tmp_path / "images")
+    turned, *bad = sorted(data.glob("val/*/*"))[:3]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(turned).save(turned, exif=exif)
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:300])
+    checkpoint = trained / "checkpoints" / "last.safetensors"
+    result = run_command([PYTHON, "validate.py", "--checkpoint", str(checkpoint), "--data", str(data)])
+    assert result.returncode == 3, result.output
+    for path in bad:
+        assert str(path.relative_to(data)) in result.stderr
+    assert "1 of 13 val images" in result.stdout
 
 
 @pytest.mark.parametrize("weights", ["model", "ema"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +13,8 @@ from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ImagenetReader, is_imagenet
 from seresnext.data.readers.shards import ShardReader, is_shards
 from seresnext.errors import DataError
+
+_ALIKE_LISTED = 5
 
 
 class Reader(Protocol):
@@ -83,17 +87,55 @@ def check_same_classes(train: Reader, val: Reader) -> None:
     parts += [f"only in validation: {_listing(only_val)}"] * bool(only_val)
     raise DataError(
         f"the class folders of training ({len(train.classes)}) and validation ({len(val.classes)}) differ: "
-        f"{'; '.join(parts)}; labels would not mean the same. Give both splits the same class folders"
+        f"{'; '.join(parts)}; labels would not mean the same{look_alikes(only_train, only_val)}. Give validation the "
+        "class folders of training"
     )
 
 
 def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     """Raise DataError when the model's number of classes is not that of the data."""
-    if len(reader.classes) != num_classes:
-        raise DataError(
-            f"{root} has {len(reader.classes)} class folders, the recipe says {num_classes}; set "
-            f"model.num_classes={len(reader.classes)} or point data.root at the right folder"
-        )
+    found = len(reader.classes)
+    if found == num_classes:
+        return
+    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two or more: add some, or"
+    raise DataError(
+        f"{root} has {found} class folders, the recipe says {num_classes}; {advice} point data.root at the right folder"
+    )
+
+
+def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
+    """Return a clause on names of classes that look alike and differ: in Unicode form, spaces or case; else nothing.
+
+    Escapes show the difference, which a terminal does not.
+    """
+    alike = {_appearance(name): name for name in there}
+    clauses = [
+        f"{name!a} and {other!a} differ only in {_difference(name, other)}"
+        for name in sorted(here)
+        if (other := alike.get(_appearance(name), name)) != name
+    ]
+    if not clauses:
+        return ""
+    more = f"; and {len(clauses) - _ALIKE_LISTED} more such pairs" if len(clauses) > _ALIKE_LISTED else ""
+    return f" ({'; '.join(clauses[:_ALIKE_LISTED])}{more}: rename one of each)"
+
+
+def _appearance(name: str) -> str:
+    """Return a name without all that a reader may not see."""
+    visible = (
+        character for character in unicodedata.normalize("NFKC", name) if unicodedata.category(character) != "Cf"
+    )
+    return unicodedata.normalize("NFKC", " ".join("".join(visible).split()).casefold())
+
+
+def _difference(name: str, other: str) -> str:
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
+        return "Unicode form (NFC and NFD)"
+    if name.split() == other.split():
+        return "spaces"
+    if name.casefold() == other.casefold():
+        return "upper and lower case"
+    return "characters that look alike"
 
 
 def _listing(names: list[str], most: int = 10) -> str:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers import Reader, check_classes, check_same_classes, open_reader, recognise_form
+from seresnext.data.readers import Reader, check_classes, check_same_classes, look_alikes, open_reader, recognise_form
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.errors import DataError
 
@@ -26,6 +26,36 @@ def test_a_long_difference_is_cut_short_and_counted(tmp_path: Path):
     train, val = reader(tmp_path, "train", *names), reader(tmp_path, "val", "c00")
     with pytest.raises(DataError, match=r"only in training: c01.*c10 and 3 more; labels"):
         check_same_classes(train, val)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "words"),
+    [
+        ("caf\u00e9", "cafe\u0301", [r"'caf\xe9' and 'cafe\u0301'", "Unicode form"]),
+        ("bee", "bee ", ["'bee' and 'bee '", "spaces"]),
+        ("two words", "two\u00a0words", [r"'two\xa0words'", "spaces"]),
+        ("Bee", "bee", ["'Bee' and 'bee'", "case"]),
+        ("bee", "b\u200bee", [r"'b\u200bee'", "look alike"]),
+        ("bee", "wasp", []),
+    ],
+)
+def test_names_that_look_alike_are_shown_with_their_difference(name: str, other: str, words: list[str]):
+    text = look_alikes(["ant", name], ["ant", other])
+    assert bool(text) == bool(words)
+    for word in words:
+        assert word in text
+
+
+def test_class_folders_in_two_unicode_forms_are_shown_as_such(tmp_path: Path):
+    train, val = reader(tmp_path, "train", "K\u00e4fer"), reader(tmp_path, "val", "Ka\u0308fer")
+    with pytest.raises(DataError, match=r"'K\\xe4fer' and 'Ka\\u0308fer'"):
+        check_same_classes(train, val)
+
+
+def test_one_class_is_no_advice_that_the_recipe_refuses(tmp_path: Path):
+    with pytest.raises(DataError, match="has 1 class folders") as caught:
+        check_classes(reader(tmp_path, "train", "ant"), 10, str(tmp_path))
+    assert "model.num_classes=1" not in str(caught.value)
 
 
 def test_a_model_with_another_number_of_classes_is_told_the_right_one(tmp_path: Path):

@@ -1,0 +1,139 @@
+"""A look at the images of a split at each start: which are turned by EXIF, transparent, or no images at all.
+
+The look reads headers, not pixels. Pillow decodes only an image whose bytes look cut off, and judges it.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+from PIL import Image
+
+from seresnext.data.decode import decode
+from seresnext.data.jpeg import has_many_scans
+from seresnext.data.readers import Reader
+from seresnext.errors import DataError
+
+MOST_IMAGES = 1000
+"""So many of a split are looked at, evenly spaced."""
+
+_THREADS = 16
+_MOST_SECONDS = 30.0
+_FORMATS = ("JPEG", "PNG")
+_ORIENTATION = 0x0112
+_TURNED = range(2, 9)
+
+
+class Survey(NamedTuple):
+    """The result: images of the split, those looked at, and the numbers of those with a property.
+
+    `errors` are the messages for images that cannot be used.
+    """
+
+    total: int
+    seen: int
+    turned: tuple[int, ...]
+    transparent: tuple[int, ...]
+    errors: tuple[str, ...]
+
+
+class _Header(NamedTuple):
+    """Facts about one image. `doubtful`: it may be broken."""
+
+    turned: bool = False
+    transparent: bool = False
+    doubtful: bool = False
+
+
+def survey(reader: Reader, max_pixels: int) -> Survey:
+    """Look at up to `MOST_IMAGES` images, for half a minute at most. All threads end before this returns."""
+    count = min(len(reader), MOST_IMAGES)
+    indices = [number * len(reader) // count for number in range(count)]
+    deadline = time.monotonic() + _MOST_SECONDS
+    Image.preinit()
+    pool = ThreadPoolExecutor(_THREADS)
+    # Broken EXIF and odd transparency make Pillow warn. The threads share the filters, so they are set here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = list(pool.map(partial(_look, reader, max_pixels, deadline), indices))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    headers = {index: header for index, header in zip(indices, found, strict=True) if header is not None}
+    errors = []
+    for index, header in headers.items():
+        # One at a time: a hostile image may take much memory and time.
+        if header.doubtful and time.monotonic() < deadline:
+            try:
+                decode(reader.read(index), reader.name(index), max_pixels)
+            except DataError as error:
+                errors.append(str(error))
+    return Survey(
+        len(reader),
+        len(headers),
+        tuple(index for index, header in headers.items() if header.turned),
+        tuple(index for index, header in headers.items() if header.transparent),
+        tuple(errors),
+    )
+
+
+def _look(reader: Reader, max_pixels: int, deadline: float, index: int) -> _Header | None:
+    """Return facts about an image; None after the deadline."""
+    if time.monotonic() > deadline:
+        return None
+    try:
+        data = reader.read(index)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+        return _Header(_is_turned(image, data), transparent, _may_be_broken(image, data, max_pixels))
+    except Exception:  # A hostile file may cause any. The decoder judges it.
+        return _Header(doubtful=True)
+
+
+def _is_turned(image: Image.Image, data: bytes) -> bool:
+    try:
+        # The own method of PNG images would decode the pixels, since EXIF may stand behind them.
+        exif = Image.Image.getexif(image)
+        if image.format == "PNG" and "exif" not in image.info and (place := data.rfind(b"eXIf")) > 0:
+            exif.load(data[place + 4 :][: int.from_bytes(data[place - 4 : place])])
+        return exif.get(_ORIENTATION) in _TURNED
+    except Exception:
+        return False  # The pixels are good.
+
+
+def _may_be_broken(image: Image.Image, data: bytes, max_pixels: int) -> bool:
+    if image.width * image.height > max_pixels:
+        return True
+    if image.format == "PNG":
+        return b"IEND" not in data
+    # A thumbnail has an end mark too, before the scans of the image itself.
+    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") or has_many_scans(data)
+
+
+def describe(surveys: Mapping[str, Survey], readers: Mapping[str, Reader]) -> str | None:
+    """Return one warning about the turned and the transparent images of splits, by the splits' names, or None."""
+    effects = (
+        ("turned", "have an EXIF orientation and are used as stored: data with EXIF rotation is not turned"),
+        (
+            "transparent",
+            "have transparency (an alpha channel or a transparent colour): transparent pixels become the colour that "
+            "is stored for them, often black",
+        ),
+    )
+    sentences = []
+    for name, effect in effects:
+        counted = []
+        for split, result in surveys.items():
+            if indices := getattr(result, name):
+                of = f" looked at (of {result.total:,})" if result.seen < result.total else ""
+                example = readers[split].name(indices[0])
+                counted.append(f"{len(indices):,} of {result.seen:,} {split} images{of}, such as {example},")
+        if counted:
+            sentences.append(f"{' and '.join(counted)} {effect}")
+    return "; ".join(sentences) or None

@@ -1,0 +1,91 @@
+"""Sizes of batches that a recipe, its processes and its images allow: the source of all advice on `batch`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from seresnext.recipe.schema import MAX_GLOBAL_SIZE, Recipe
+
+# Side of the largest image of which a stage leaves one pixel.
+_ONE_PIXEL = {"layer3": 18, "layer4": 34}
+
+Settings = Mapping[str, object]
+"""Values by key of a recipe."""
+
+
+def lone_stages(recipe: Recipe) -> list[str]:
+    """Return the stages whose BatchNorm has a single value per channel, and so no variance, of one image alone."""
+    size = smallest_image(recipe)
+    return [stage for stage, side in _ONE_PIXEL.items() if size <= side and stage not in recipe.model.frozen]
+
+
+def smallest_image(recipe: Recipe) -> int:
+    """Return the side of the smallest training image."""
+    section = recipe.data.progressive
+    return min(recipe.data.image_size, (section and section.min_size) or recipe.data.image_size)
+
+
+def least_micro_size(recipe: Recipe) -> int:
+    """Return 2 where one image is no micro-batch: it has no other to be mixed with, or BatchNorm has one value."""
+    return 2 if recipe.mix.mixup or recipe.mix.cutmix or lone_stages(recipe) else 1
+
+
+def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
+    """Return the micro size nearest below the recipe's that divides a process's share of the global batch.
+
+    None where the share is no whole number, or where only sizes of less than the half divide it.
+    """
+    total, micro = recipe.batch.global_size, recipe.batch.micro_size
+    if total % world_size:
+        return None
+    share = total // world_size
+    largest = min(micro, share)
+    least = max(least_micro_size(recipe), -(-largest // 2))
+    return next((size for size in range(largest, least - 1, -1) if share % size == 0), None)
+
+
+def multiples_beside(recipe: Recipe, unit: int, most: int = MAX_GLOBAL_SIZE) -> list[int]:
+    """Return the global sizes below and above the recipe's that are multiples of `unit` and of `augment.repeats`."""
+    unit, total = math.lcm(unit, recipe.augment.repeats), recipe.batch.global_size
+    return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= most]
+
+
+def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> Settings | None:
+    """Return sizes near the recipe's that all checks accept for so many processes and training images, or None.
+
+    The global size stays if it can. Otherwise a smaller one is tried first, then a larger one.
+    """
+    total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
+    most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)
+    automatic = micro == "auto"
+    if not automatic and total <= most and total % repeats == 0 and (kept := dividing_micro_size(recipe, world_size)):
+        return {"batch.global_size": total, "batch.micro_size": kept}
+    least = least_micro_size(recipe)
+    sizes = [least] if automatic else list(_halvings(micro, least))
+    for limit in (min(total, most), most):
+        for size in sizes:
+            unit = math.lcm(size * world_size, repeats)
+            if unit <= limit:
+                fitting = limit // unit * unit if limit <= total else unit
+                return {"batch.global_size": fitting, "batch.micro_size": "auto" if automatic else size}
+    return None
+
+
+def changes(recipe: Recipe, sizes: Settings) -> Settings:
+    """Return those of the sizes that are not the recipe's."""
+    own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}
+    return {key: value for key, value in sizes.items() if value != own[key]}
+
+
+def in_words(settings: Settings) -> str:
+    """Return `batch.global_size=32 and batch.micro_size=16`."""
+    return " and ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _halvings(size: int, least: int) -> Iterator[int]:
+    """Yield a size, half of it, a quarter, and so on; the last is `least`."""
+    while size > least:
+        yield size
+        size //= 2
+    yield least

@@ -1,0 +1,208 @@
+"""The look at images at a start. Pillow's own reading of each file is the oracle."""
+
+import io
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from shard_folders import make_shards
+
+from seresnext.data import survey as survey_module
+from seresnext.data.decode import decode
+from seresnext.data.readers import open_reader
+from seresnext.data.survey import describe, survey
+from seresnext.errors import DataError
+
+
+class Images:
+    """A reader of bytes in memory."""
+
+    classes, fingerprint, labels = ("a", "b"), "", np.zeros(0, np.int64)
+
+    def __init__(self, *images: bytes) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> bytes:
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+def encoded(mode: str = "RGB", form: str = "JPEG", orientation: int | None = None, **options: object) -> bytes:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).convert(mode)
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def exif_behind_pixels(data: bytes) -> bytes:
+    """A PNG with its eXIf chunk moved behind the pixels, where the format permits it as well."""
+    start = data.index(b"eXIf") - 4
+    length = int.from_bytes(data[start : start + 4])
+    chunk = data[start : start + 12 + length]
+    assert int.from_bytes(chunk[-4:]) == zlib.crc32(chunk[4:-4])
+    return data.replace(chunk, b"").replace(data[-12:], chunk + data[-12:])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [None, 0, *range(1, 9), 9])
+def test_turned_images_are_those_that_pillow_turns(form, orientation):
+    data = encoded(form=form, orientation=orientation)
+    image = Image.open(io.BytesIO(data))
+    turned = np.asarray(ImageOps.exif_transpose(image)).tobytes() != np.asarray(image).tobytes()
+    assert turned == (orientation in range(2, 9))
+    found = survey(Images(data), 10**6)
+    assert (found.turned, found.errors) == ((0,) * turned, ())
+    if form == "PNG" and orientation is not None:
+        behind = exif_behind_pixels(data)
+        assert survey(Images(behind), 10**6) == found
+
+
+@pytest.mark.parametrize(
+    ("data", "transparent"),
+    [
+        (encoded("RGBA", "PNG"), True),
+        (encoded("LA", "PNG"), True),
+        (encoded("P", "PNG", transparency=3), True),
+        (encoded("RGB", "PNG", transparency=(1, 2, 3)), True),
+        (encoded("L", "PNG", transparency=7), True),
+        (encoded("P", "PNG"), False),
+        (encoded("RGB", "PNG"), False),
+        (encoded("L", "JPEG"), False),
+        (encoded("CMYK", "JPEG"), False),
+    ],
+)
+def test_transparent_images_are_found(data, transparent):
+    assert survey(Images(data), 10**6).transparent == (0,) * transparent
+
+
+def with_thumbnail(data: bytes) -> bytes:
+    """A JPEG with a small one in its EXIF block, as cameras write it: a file cut off has that one's end mark."""
+    block = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + encoded(quality=20)
+    return data[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2) + block + data[2:]
+
+
+def is_refused(data: bytes) -> bool:
+    try:
+        decode(data, "it", 10**7)
+    except DataError:
+        return True
+    return False
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"no image" * 99,
+    "another format": encoded(form="WEBP"),
+    "header only": encoded()[:80],
+    "cut off": encoded(quality=95)[:-900],
+    "cut off behind a thumbnail": with_thumbnail(encoded(quality=95))[:-900],
+    "PNG cut off": encoded(form="PNG")[:-900],
+}
+GOOD = {
+    "progressive": encoded(progressive=True),
+    "thumbnail": with_thumbnail(encoded()),
+    "bytes behind the end": encoded() + b"\0" * 5000,
+    "an image behind the end": encoded() + encoded()[:200],
+    "PNG with bytes behind the end": encoded(form="PNG") + b"\0" * 5000,
+    "broken EXIF": encoded(exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("kind", [*BROKEN, *GOOD])
+def test_images_that_cannot_be_used_are_those_that_the_decoder_refuses(kind):
+    data = (BROKEN | GOOD)[kind]
+    found = survey(Images(encoded(), data), 10**6)
+    assert found.seen == 2
+    assert (is_refused(data), len(found.errors)) == (kind in BROKEN, kind in BROKEN)
+    assert all(error.startswith("image 1 ") for error in found.errors)
+
+
+def test_an_image_of_too_many_pixels_is_named():
+    found = survey(Images(encoded()), 2399)
+    assert len(found.errors) == 1
+    assert "data.max_pixels (2399)" in found.errors[0]
+    assert survey(Images(encoded()), 2400).errors == ()
+
+
+def test_cuts_and_changed_bytes_of_photographs_raise_nothing_and_no_false_alarm(photographs):
+    rng, mutated = np.random.default_rng(0), []
+    for data in photographs:
+        for _ in range(8):
+            changed = bytearray(data[: rng.integers(2, len(data))] if rng.random() < 0.5 else data)
+            for place in rng.integers(0, min(len(changed), 1000), 3 * int(rng.integers(2))):
+                changed[place] = rng.integers(256)
+            mutated.append(bytes(changed))
+    found = survey(Images(*mutated), 10**7)
+    assert found.seen == len(mutated)
+    named = {int(error.split()[1]) for error in found.errors}
+    refused = {number for number, data in enumerate(mutated) if is_refused(data)}
+    assert named <= refused
+    cut = {number for number in refused if b"\xff\xd9" not in mutated[number]}
+    assert cut <= named
+    assert len(cut) > 20
+
+
+def test_photographs_of_imagenet(imagenet_sample):
+    """One in 500 is turned; Pillow reads all."""
+    reader = open_reader(imagenet_sample, "train")
+    oracle = []
+    for index in range(len(reader)):
+        with Image.open(imagenet_sample / reader.name(index)) as image:
+            if image.getexif().get(0x0112) in range(2, 9):
+                oracle.append(index)
+    found = survey(reader, 50_000_000)
+    assert (found.seen, found.turned, found.transparent, found.errors) == (500, tuple(oracle), (), ())
+    assert len(oracle) == 1
+
+
+def test_a_sample_is_evenly_spaced_and_said(monkeypatch):
+    monkeypatch.setattr(survey_module, "MOST_IMAGES", 10)
+    images = Images(*[encoded(orientation=6 if number < 500 else 1) for number in range(1000)])
+    found = survey(images, 10**6)
+    assert (found.total, found.seen, found.turned) == (1000, 10, (0, 100, 200, 300, 400))
+    text = describe({"training": found}, {"training": images})
+    assert text is not None
+    assert "5 of 10 training images looked at (of 1,000), such as image 0," in text
+    # The control: all are looked at where there are few.
+    few = survey(Images(*images.images[:10]), 10**6)
+    assert "10 of 10 training images, such as" in str(describe({"training": few}, {"training": images}))
+
+
+def test_one_warning_counts_both_kinds_in_both_splits():
+    readers = {
+        "training": Images(encoded(), encoded(orientation=3), encoded("RGBA", "PNG")),
+        "validation": Images(encoded(orientation=8), encoded(orientation=8)),
+    }
+    surveys = {name: survey(reader, 10**6) for name, reader in readers.items()}
+    text = describe(surveys, readers)
+    assert text is not None
+    for words in ("1 of 3 training images, such as image 1,", "2 of 2 validation images, such as image 0,", "EXIF"):
+        assert words in text
+    assert "1 of 3 training images, such as image 2, have transparency" in text
+    assert describe({"training": survey(Images(encoded()), 10**6)}, readers) is None
+
+
+def test_the_time_is_bounded_and_no_thread_is_left(monkeypatch):
+    before = threading.active_count()
+    found = survey(Images(*[encoded()] * 50), 10**6)
+    assert (found.seen, threading.active_count()) == (50, before)
+    monkeypatch.setattr(survey_module, "_MOST_SECONDS", 0.0)
+    assert survey(Images(*[b""] * 50), 10**6).seen == 0
+
+
+def test_local_shards_are_looked_at(tmp_path: Path):
+    make_shards(tmp_path)
+    reader = open_reader(tmp_path, "train", "shards")
+    assert survey(reader, 10**6).seen == len(reader)

@@ -1,0 +1,127 @@
+"""Advice on sizes of batches: each is accepted by every check, alone and together."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from seresnext.data.order import Order
+from seresnext.errors import RecipeError
+from seresnext.recipe import check_world, recipe_from_values
+from seresnext.recipe.batch_sizes import fitting_batch
+
+BATCHES = st.fixed_dictionaries(
+    {
+        "global_size": st.integers(1, 200),
+        "micro_size": st.integers(1, 70) | st.just("auto"),
+        "repeats": st.sampled_from([1, 1, 1, 2, 3, 7]),
+        "mixup": st.sampled_from([0.0, 0.2]),
+        "image_size": st.sampled_from([32, 64]),
+    }
+)
+
+
+def changed(values: dict[str, object], settings: str) -> dict[str, object]:
+    """The values with `batch.global_size=8 and batch.micro_size=2`."""
+    return values | {key.partition(".")[2]: int(value) for key, value in re.findall(r"([a-z_.]+)=(\d+)", settings)}
+
+
+def values_of(sizes: dict[str, object]) -> dict[str, object]:
+    return {
+        "model": {"name": "seresnext26"},
+        "batch": {key: sizes[key] for key in ("global_size", "micro_size")},
+        "augment": {"repeats": sizes["repeats"]},
+        "mix": {"mixup": sizes["mixup"]},
+        "data": {"image_size": sizes["image_size"]},
+    }
+
+
+def problems_of(sizes: dict[str, object]) -> list[str]:
+    try:
+        recipe_from_values(values_of(sizes), "test")
+    except RecipeError as error:
+        return error.problems
+    return []
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes=BATCHES)
+def test_the_advice_on_sizes_is_accepted(sizes: dict[str, object]) -> None:
+    """Each alone where it is the only problem, and all together else."""
+    everything = []
+    for problem in problems_of(sizes):
+        key = re.findall(r"(batch\.global_size|batch\.micro_size|augment\.repeats|mix\.mixup)", problem)[0]
+        advice = problem.rpartition("; write ")[2]
+        numbers = re.match(r"(?:batch\.global_size )?((?:\d+(?:, | or )?)+)", advice)
+        key = "batch.global_size" if advice.startswith("batch.global_size ") else key
+        choices = [f"{key}={number}" for number in re.findall(r"\d+", numbers[1])] if numbers else []
+        choices += re.findall(r"batch\.[a-z_]+=\d+(?: and batch\.[a-z_]+=\d+)*", advice)
+        assert choices, problem
+        everything.append(choices)
+    if len(everything) == 1:
+        for choice in everything[0]:
+            assert problems_of(changed(sizes, choice)) == [], choice
+    assert problems_of(changed(sizes, " ".join(choices[0] for choices in everything))) == []
+
+
+@settings(max_examples=500, deadline=None)
+@given(sizes=BATCHES, world_size=st.integers(1, 9), num_images=st.none() | st.integers(1, 300))
+def test_the_advice_of_check_world_is_accepted(
+    sizes: dict[str, object], world_size: int, num_images: int | None
+) -> None:
+    assume(not problems_of(sizes))
+    try:
+        check_world(recipe_from_values(values_of(sizes), "test"), world_size, num_images)
+        assert sizes["global_size"] % (world_size if sizes["micro_size"] == "auto" else sizes["micro_size"]) == 0
+        return
+    except RecipeError as error:
+        advice = str(error)
+    assert sizes["micro_size"] != "auto" or sizes["global_size"] % world_size
+    choices = [changed(sizes, choice) for choice in re.findall(r"set (batch[^,]*)", advice)]
+    for choice in choices:
+        assert problems_of(choice) == []
+        check_world(recipe_from_values(values_of(choice), "test"), world_size)
+        assert num_images is None or choice["global_size"] <= num_images
+    assert choices or num_images is not None
+    for count in re.findall(r"\d+", advice.partition("start ")[2].partition(" processes")[0]):
+        check_world(recipe_from_values(values_of(sizes), "test"), int(count))
+
+
+@settings(max_examples=500, deadline=None)
+@given(sizes=BATCHES, world_size=st.integers(1, 9), num_images=st.integers(1, 300))
+def test_a_batch_is_found_where_there_is_one(sizes: dict[str, object], world_size: int, num_images: int) -> None:
+    assume(not problems_of(sizes))
+    found = fitting_batch(recipe_from_values(values_of(sizes), "test"), world_size, num_images)
+    possible = (
+        [
+            (total, micro)
+            for total in range(1, num_images + 1)
+            for micro in (1, 2)
+            if not problems_of(sizes | {"global_size": total, "micro_size": micro})
+            and total % (micro * world_size) == 0
+        ]
+        if found is None
+        else []
+    )
+    assert possible == []
+    if found is not None:
+        choice = sizes | {key.partition(".")[2]: value for key, value in found.items()}
+        assert problems_of(choice) == []
+        check_world(recipe_from_values(values_of(choice), "test"), world_size)
+        assert choice["global_size"] <= num_images
+        if choice["micro_size"] != "auto":
+            order = Order(num_images, choice["global_size"], choice["micro_size"], 0, choice["repeats"])
+            assert order.steps_per_epoch > 0
+
+
+@pytest.mark.parametrize(("micro", "world_size", "num_images", "pair"), [
+    (32, 1, 55, (32, 32)), (32, 2, 55, (32, 16)), (32, 4, 55, (32, 8)), (32, 1, 5, (4, 4)), (32, 8, 7, None),
+    (32, 1, 1000, (64, 32)), (64, 1, 55, (32, 32)),
+])  # fmt: skip
+def test_batches_for_few_images(micro: int, world_size: int, num_images: int, pair: tuple[int, int] | None) -> None:
+    values = {"model": {"name": "seresnext26"}, "batch": {"global_size": 64, "micro_size": micro}}
+    found = fitting_batch(recipe_from_values(values, "test"), world_size, num_images)
+    assert (found and (found["batch.global_size"], found["batch.micro_size"])) == pair
