@@ -65,6 +65,9 @@ class Run:
         self._console = console
         # Before trials, which take a while.
         self.train, self.val = world.together(lambda: parts.open_splits(recipe_from_values(values, "the recipe")))
+        one_split = values["data"]["train_split"] == values["data"]["val_split"]
+        for notice in (*self.train.notices, *(() if one_split else self.val.notices)):
+            console.line(f"warning: {notice}")
         world.together(lambda: parts.check_same_data(world, self.train, self.val))
         make_deterministic(self.values["runtime"]["deterministic"])
         keep_freed_memory(world.device)
