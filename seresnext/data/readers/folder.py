@@ -67,8 +67,8 @@ class FolderReader:
                 return file.readall()
         except OSError as error:
             advice = "was the data changed during the run?"
-            # A link that leads nowhere is still there, and would be listed again.
-            if isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.lexists(path):
+            # A link that leads nowhere would be listed again.
+            if not os.path.lexists(path):
                 mark_stale(self._index)
                 advice += " The next start lists the folder again"
             raise DataError(f"{path} cannot be read: {error.strerror}; {advice}") from None
@@ -181,9 +181,14 @@ def _scan(folder: Path) -> _Entries:
 def _counted(endings: Counter[str]) -> str:
     """`120 .webp, 3 .txt, 1 without ending`; those that are most, in the same order for any order of the files."""
     most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_ENDINGS_LISTED]
-    parts = [f"{count} {ending or 'without ending'}" for ending, count in most]
+    parts = [f"{count} {_shown(ending) or 'without ending'}" for ending, count in most]
     rest = endings.total() - sum(count for _, count in most)
     return ", ".join(parts + [f"{rest} others"] * bool(rest))
+
+
+def _shown(ending: str) -> str:
+    """Return an ending in one line that can be printed."""
+    return ending if ending.isprintable() else ascii(ending)[1:-1]
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
