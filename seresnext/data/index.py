@@ -85,7 +85,7 @@ class Index(Contents):
         try:
             raw = np.asarray(np.memmap(path, np.uint8, "r"))
             start = len(_MARK) + 16
-            if len(raw) < start or raw[: len(_MARK)].tobytes() != _MARK:
+            if raw[: len(_MARK)].tobytes() != _MARK:
                 raise NotAnIndex(f"{path} does not begin as an index")
             length, checksum = (int(word) for word in np.frombuffer(raw[len(_MARK) : start].tobytes(), "<u8"))
             text = raw[start : start + length].tobytes()

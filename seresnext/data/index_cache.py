@@ -1,14 +1,14 @@
 """Where the index of a split is kept, and when it is built: once on a machine, and again when the data changed.
 
-It lies in a cache folder outside of the data. That the data changed is seen from archives (size and times) or class
-folders (names and times), never from every file. These facts are the stamp of the data.
+The index lies in a cache folder outside of the data. The stamp of the data shows changes: size and times of archives,
+or names and times of class folders. No start looks at every file for that.
 
-The name of an index file has the digest of its content, so a file in use is never replaced by another. A record, a
-small file beside it, says which index belongs to a stamp. Where a stamp has no record, the data is listed once. If the
-listing finds the content of an index that is there, only a record is written.
+An index file is named after the digest of its content, so no other index replaces a file in use. A record is a small
+file that names the index of a stamp. A stamp without a record costs one listing of the data. A listing that finds the
+content of an existing index adds a record and no index.
 
-Times that are all equal (a mounted object store, an archive unpacked with fixed times) or that are always now do not
-show changes. Such data is listed at each start, by one process of the machine. Its record belongs to this start.
+Some times show no changes: those that are all equal (a mounted object store, an archive unpacked with fixed times), and
+those that are always now. One process of the machine lists such data at each start, and the record is for this start.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _MOST_RECORD_BYTES = 4096
 
 
 class Stamp(NamedTuple):
-    """What the data looked like: a digest that changes with it, and its newest time (nanoseconds since 1970).
+    """The state of data: a digest of names, sizes and times, and the newest time (nanoseconds since 1970).
 
-    `shows_changes` is false where the data can change and the digest not.
+    `shows_changes` is false where the data can change while the digest stays.
     """
 
     digest: str
@@ -129,7 +129,7 @@ def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Co
 
 
 def keep_index(path: Path, contents: Contents, stamp: Stamp | None) -> Index:
-    """Return the index with these contents, which is written unless it is there, and record it for a stamp."""
+    """Return the index with these contents, after writing a missing one, and record the index for a stamp."""
     digest = digest_of(contents)
     file = _completed(path, digest)
     file.with_suffix(".stale").unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def keep_index(path: Path, contents: Contents, stamp: Stamp | None) -> Index:
         index = _open(path, digest)  # Other processes may have it mapped, so it stays.
     except NotAnIndex as error:
         if file.exists():
-            warn(f"{error}; it is built anew")
+            warn(f"{error}; the index is built again")
         write_index(file, contents)
         index = Index.open(file)
     if stamp:
@@ -152,7 +152,7 @@ def mark_stale(index: Index) -> None:
 
 
 def _list(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> tuple[Contents, Stamp | None]:
-    """List data that does not change meanwhile. The stamp is None where changes cannot be seen from it."""
+    """Return the contents of data that did not change while it was listed, and a stamp that shows later changes."""
     last = ""
     for _ in range(_MOST_LISTINGS):
         before = stamp()
@@ -164,7 +164,7 @@ def _list(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents])
         if stamp().digest == before.digest:
             return contents, before if before.shows_changes else None
         digest = digest_of(contents)
-        # Folders whose time is always now: names tell whether anything changed.
+        # The times may always be now. Two listings that agree show that no name changed.
         if digest == last or _completed(path, digest).exists():
             return contents, None
         last = digest
@@ -172,7 +172,7 @@ def _list(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents])
 
 
 def _recorded(path: Path, stamp: Stamp) -> Index | None:
-    """Return the index that is known to be of data with this stamp, or that was listed for this start."""
+    """Return the index that a record names for this stamp or for this start, or None."""
     start = _this_start()
     for key in [stamp.digest] * stamp.shows_changes + [start] * bool(start):
         with suppress(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, NotAnIndex):
@@ -204,7 +204,7 @@ def _noticed(index: Index, seconds: float) -> Index:
 
 
 def _this_start() -> str:
-    """Return a digest that all processes share which torchrun started together on this machine; empty without it."""
+    """Return a digest of this start under torchrun, the same for all ranks of a machine; empty without torchrun."""
     launch = launcher()
     if launch is None:
         return ""
@@ -223,7 +223,7 @@ def _open(path: Path, digest: str) -> Index:
 
 
 def _use(file: Path) -> None:
-    """Let the time of a file show that it was of use today: access times are switched off on many disks."""
+    """Set the time of a file to its last day of use. Many disks keep no access times."""
     with suppress(OSError):
         if time.time() - file.stat().st_mtime > _USE_SECONDS:
             os.utime(file)
@@ -250,7 +250,7 @@ def _is_fresh(stamp: Stamp) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # A machine waits for its own processes only. Machines that share the cache may have other data under the same path.
+    # One lock a machine: machines that share the cache may have other data under the same path.
     lock = _completed(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
     try:
         lock.touch()  # In use: not to be swept away.

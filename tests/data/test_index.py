@@ -106,7 +106,7 @@ def test_the_digest_is_of_everything_and_of_no_type():
 
 
 def test_an_index_cut_to_any_length_is_no_index(tmp_path: Path):
-    """Also one that ends in the header, whose first 24 bytes say how long it is and what its checksum is."""
+    """The first 24 bytes hold the mark, and the length and checksum of the header."""
     path = tmp_path / "i"
     write_index(path, contents())
     whole = path.read_bytes()

@@ -93,7 +93,7 @@ def test_a_damaged_index_is_built_anew_and_said(
     assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {path}")
-    assert said.endswith("; it is built anew\n")
+    assert said.endswith("; the index is built again\n")
     assert said.count("\n") == 1
     open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
     assert capsys.readouterr() == ("", "")

@@ -75,9 +75,9 @@ class FolderReader:
 
 
 def folder_stamp(folder: Path) -> Stamp:
-    """Changes when a class folder comes, goes, or gets or loses a file: that sets its times.
+    """Return a stamp that changes when a class folder comes, goes, or gets or loses a file: that sets its times.
 
-    Times that are all equal show that nobody keeps them: an object store has none for folders.
+    Equal times of all class folders show no changes: a mounted object store keeps no times of folders.
     """
     classes, loose, others = _scan(folder)
     try:
@@ -179,7 +179,7 @@ def _scan(folder: Path) -> _Entries:
 
 
 def _counted(endings: Counter[str]) -> str:
-    """`120 .webp, 3 .txt, 1 without ending`; those that are most, in the same order for any order of the files."""
+    """Return the most frequent endings, in the same order for any order of files: `120 .webp, 3 .txt`."""
     most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_ENDINGS_LISTED]
     parts = [f"{count} {_shown(ending) or 'without ending'}" for ending, count in most]
     rest = endings.total() - sum(count for _, count in most)

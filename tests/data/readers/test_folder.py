@@ -419,7 +419,7 @@ def test_other_owners_or_times_do_not_replace_the_index(tmp_path: Path):
 
 @pytest.mark.parametrize("gone", ["a/1.jpg", "a"])
 def test_a_missing_file_is_listed_no_more_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
-    """Where no time shows that it went. Workers of the run that met it still open its index."""
+    """No time shows the removal. Workers of the same run still open the index."""
     make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
     monkeypatch.setattr(Times, "of", classmethod(lambda cls, status: cls(status.st_ino, status.st_ino)))
     reader = FolderReader(tmp_path, "train")

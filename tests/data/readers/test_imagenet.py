@@ -84,12 +84,12 @@ def test_long_names_are_kept(tmp_path: Path):
 
 def test_an_archive_replaced_with_its_size_and_time_kept_is_seen(tmp_path: Path):
     """As `rsync -t` and `cp -p` do."""
-    archive = tmp_path / TRAIN.name
+    archive, seen = tmp_path / TRAIN.name, set()
     for name in ("a.JPEG", "b.JPEG"):
         archive.write_bytes(tar({"n01440764.tar": tar({name: b"1"})}))
         os.utime(archive, (1, 1))
-        assert archive.stat().st_size == 20480
-        assert ImagenetReader(tmp_path, "train").name(0) == f"{TRAIN.name}/n01440764.tar/{name}"
+        seen.add((archive.stat().st_size, ImagenetReader(tmp_path, "train").fingerprint))
+    assert [size for size, _ in seen] == [20480, 20480]
 
 
 def test_nothing_is_written_beside_the_archives(archives: Path):
