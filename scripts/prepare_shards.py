@@ -40,7 +40,7 @@ import numpy as np
 from PIL import Image, features
 
 from seresnext.data.decode import decode
-from seresnext.data.progress import progress
+from seresnext.data.progress import progress, warn
 from seresnext.data.readers import Reader, open_reader, recognise_form
 from seresnext.data.readers.shard_files import (
     INDEX,
@@ -353,6 +353,8 @@ def index_existing(folder: Path, classes_file: Path) -> Manifest:
 def plan(root: Path, split: str, output: Path, arguments: argparse.Namespace) -> tuple[Job, dict[str, Any]]:
     """What is to be done for a split, and its description for the index."""
     reader = open_reader(root, split, recognise_form(root, split, arguments.format), arguments.cache)
+    for notice in reader.notices:
+        warn(notice)
     options = Options(arguments.short_side, arguments.quality, arguments.interpolation, arguments.seed)
     order = permutation_at(options.seed, "shards", count=len(reader))
     per_shard = arguments.images_per_shard or images_per_shard(

@@ -16,6 +16,7 @@ def contents(count: int = 10, seed: int = 0) -> Contents:
         classes=("ä", "b\udcff", "c"),
         fingerprint="f" * 64,
         files=("one.tar", "two.tar"),
+        notices=("3 .x\udcff", "two\nlines"),
         label=np.sort(rng.integers(0, 3, count)),
         file_id=rng.integers(0, 2, count),
         offset=rng.integers(0, 1 << 40, count),
@@ -28,4 +29,5 @@ def contents(count: int = 10, seed: int = 0) -> Contents:
 def assert_same(index: Index, said: Contents) -> None:
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(index, name), getattr(said, name), name)
-    assert (index.classes, index.files, index.fingerprint) == (said.classes, said.files, said.fingerprint)
+    for name in ("classes", "files", "fingerprint", "notices"):
+        assert getattr(index, name) == getattr(said, name), name

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -165,6 +166,17 @@ def test_all_images_are_told(photographs, monkeypatch, tmp_path):
     assert [(bar.label, bar.total) for bar in bars] == [(str(tmp_path / "train"), 23)] * 2
     for bar in bars:
         bar.assert_adds_up(1)  # It is looked at five times a second; this takes less.
+
+
+def test_files_that_are_passed_over_are_reported_each_time(photographs, monkeypatch, tmp_path, capsys):
+    shutil.copytree(photographs, tmp_path / "data")
+    (tmp_path / "data" / "train" / "class_0" / "photo.heic").write_bytes(b"")
+    arguments = ["--output", tmp_path / "out", "--split", "train", "--images-per-shard", 20, "--workers", 1]
+    monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(tmp_path / "data"), *map(str, arguments)])
+    for _ in range(2):
+        script().main()
+        said = capsys.readouterr().err
+        assert said.count(f"warning: {tmp_path}/data/train: 1 files are passed over (1 .heic)") == 1
 
 
 def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):

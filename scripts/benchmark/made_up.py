@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from seresnext.data.imagenet_classes import imagenet_classes
-from seresnext.data.index import Contents, write_index
-from seresnext.data.index_cache import Stamp, index_path, stamped
+from seresnext.data.index import Contents
+from seresnext.data.index_cache import Stamp, index_path, keep_index
 from seresnext.data.readers.folder import folder_stamp
 from seresnext.data.readers.imagenet import TRAIN, archives_stamp
 from seresnext.data.readers.shard_files import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
@@ -64,9 +64,7 @@ def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
 
 def _keep(root: Path, kind: str, contents: Contents, stamp: Stamp) -> Path:
     """Write an index where the reader of data of this kind looks for it."""
-    path = stamped(index_path(root / "cache", kind, root, "train"), stamp)
-    write_index(path, contents, stamp.digest)
-    return path
+    return keep_index(index_path(root / "cache", kind, root, "train"), contents, stamp).path
 
 
 def class_names(count: int) -> tuple[str, ...]:

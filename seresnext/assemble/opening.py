@@ -123,6 +123,8 @@ def _compare(
     train, val = readers["training"], readers["validation"]
     problems: list[StartProblem] = []
     opened = {name: reader for name, reader in readers.items() if reader is not None}
+    for notice in dict.fromkeys(notice for reader in opened.values() for notice in reader.notices):
+        say(f"warning: {notice}")
     if train is not None and val is not None:
         _warn_of_same_images(recipe, train, say)
         try:

@@ -11,14 +11,14 @@ import torch
 
 from seresnext.assemble.resume import Saved, find_saved, make_newest, refuse_changes, saved_progress, settled_values
 from seresnext.assemble.run import Run
-from seresnext.distributed import World
+from seresnext.distributed import World, launcher
 from seresnext.errors import Failure
 from seresnext.metrics.console import Console
 from seresnext.metrics.speed import format_seconds
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
 from seresnext.training.plan import Progress
-from seresnext.training.run_folder import RunFolder, launcher
+from seresnext.training.run_folder import RunFolder
 from seresnext.training.status import note_step, read_status, write_status
 from seresnext.training.stopping import StopRequest
 

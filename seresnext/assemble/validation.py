@@ -85,6 +85,8 @@ def validate(
     root, split = data or recipe.data.root, split or recipe.data.val_split
     console = Console(enabled=world.is_first)
     reader = world.together(lambda: _open(recipe, root, split, subject))
+    for notice in reader.notices:
+        console.line(f"warning: {notice}")
     world.together(lambda: parts.check_same_data(world, reader))
     labels, notice = world.together(lambda: _labels(reader, root, split, subject))
     parts.look_at_images(recipe, {split: reader}, world, console.line)

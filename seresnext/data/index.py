@@ -22,11 +22,12 @@ from seresnext.errors import DataError
 # The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns. The
 # header holds the CRC-32 of each column.
 _MARK = b"SRXINDEX"
-VERSION = 3
+VERSION = 4
 """Of the form of the file; one of another version is built anew."""
 
 _ALIGNMENT = 64
 _COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
+_KINDS = ("|u1", "<u2", "<u4", "<u8")
 
 _NONE = np.empty(0, np.uint8)
 
@@ -37,7 +38,8 @@ class Contents:
 
     `label`, `file_id`, `offset` and `size` (bytes) have N entries each. `names` (uint8) are all names, one after the
     other, and `name_ends` (N) says where each ends. `files` are M names, `classes` those of the labels. The fingerprint
-    tells which images they are, wherever and however they are stored.
+    tells which images they are, wherever and however they are stored. `notices` are warnings for the user at each
+    start, such as the number of files that are passed over.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +51,7 @@ class Contents:
     size: np.ndarray = field(default_factory=lambda: _NONE)
     names: np.ndarray = field(default_factory=lambda: _NONE)
     name_ends: np.ndarray = field(default_factory=lambda: _NONE)
+    notices: tuple[str, ...] = ()
 
 
 class NotAnIndex(Exception):
@@ -60,7 +63,7 @@ class Index(Contents):
     """An open index: its arrays are views of the file. It travels to another process as its path."""
 
     path: Path = Path()
-    stamp: str = ""
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -71,7 +74,7 @@ class Index(Contents):
         return os.fsdecode(self.names[start : int(self.name_ends[index])].tobytes())
 
     def __reduce__(self) -> tuple[Callable[[Path, str], Index], tuple[Path, str]]:
-        return _reopen, (self.path, self.stamp)
+        return _reopen, (self.path, self.digest)
 
     @classmethod
     def open(cls, path: Path) -> Index:
@@ -81,43 +84,46 @@ class Index(Contents):
         """
         try:
             raw = np.asarray(np.memmap(path, np.uint8, "r"))
-        except (OSError, ValueError) as error:  # ValueError: an empty file.
-            raise NotAnIndex(f"{path}: {error}") from None
-        if raw[: len(_MARK)].tobytes() != _MARK:
-            raise NotAnIndex(f"{path} does not begin as an index")
-        start = len(_MARK) + 16
-        length, checksum = (int(word) for word in np.frombuffer(raw[len(_MARK) : start].tobytes(), "<u8"))
-        text = raw[start : start + length].tobytes()
-        if len(text) != length or zlib.crc32(text) != checksum:
-            raise NotAnIndex(f"{path} has a damaged header")
-        try:
+            start = len(_MARK) + 16
+            if raw[: len(_MARK)].tobytes() != _MARK:
+                raise NotAnIndex(f"{path} does not begin as an index")
+            length, checksum = (int(word) for word in np.frombuffer(raw[len(_MARK) : start].tobytes(), "<u8"))
+            text = raw[start : start + length].tobytes()
+            if len(text) != length or zlib.crc32(text) != checksum:
+                raise NotAnIndex(f"{path} has a damaged header")
             header = json.loads(text)
             if header["version"] != VERSION or header["bytes"] != len(raw):
                 raise NotAnIndex(f"{path} is of another version, or cut off")
             columns = {name: _column(raw, name, *where) for name, *where in header["columns"]}
-            _check_columns(columns, len(header["classes"]), len(header["files"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            classes, files, notices = (tuple(header[name]) for name in ("classes", "files", "notices"))
+            digest, fingerprint = header["digest"], header["fingerprint"]
+            if not all(isinstance(text, str) for text in (*classes, *files, *notices, digest, fingerprint)):
+                raise ValueError("a name that is no text")
+            _check_columns(columns, len(classes), len(files))
+        except OSError as error:
+            raise NotAnIndex(f"{path}: {error}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # ValueError: also an empty file.
             raise NotAnIndex(f"{path} is damaged: {error}") from None
         return cls(
-            classes=tuple(header["classes"]),
-            files=tuple(header["files"]),
-            fingerprint=header["fingerprint"],
+            classes=classes,
+            files=files,
+            fingerprint=fingerprint,
+            notices=notices,
             path=path,
-            stamp=header["stamp"],
+            digest=digest,
             **columns,
         )
 
 
 def _column(raw: np.ndarray, name: str, kind: str, count: int, place: int, checksum: int) -> np.ndarray:
     """A column of a mapped file. Raises ValueError for one that is not in it, of no whole numbers, or damaged."""
-    dtype = np.dtype(kind)
-    size = count * dtype.itemsize
-    if dtype.kind not in "iu" or dtype.itemsize > 8 or not 0 <= place <= place + size <= len(raw):
+    size = count * np.dtype(kind).itemsize if kind in _KINDS else -1
+    if not 0 <= place <= place + size <= len(raw):
         raise ValueError("a column that is not in the file")
     content = raw[place : place + size]
     if zlib.crc32(content.data) != checksum:
         raise ValueError(f"the column {name!r} is not what was written (another checksum)")
-    return content.view(dtype)
+    return content.view(kind)
 
 
 def _check_columns(columns: dict[str, np.ndarray], num_classes: int, num_files: int) -> None:
@@ -132,23 +138,39 @@ def _check_columns(columns: dict[str, np.ndarray], num_classes: int, num_files: 
             raise ValueError(f"{name} out of range")
 
 
-def _reopen(path: Path, stamp: str) -> Index:
+def _reopen(path: Path, digest: str) -> Index:
     try:
         index = Index.open(path)
     except NotAnIndex as error:
         raise DataError(f"the index went away or was damaged while it was in use: {error}; start again") from None
-    if index.stamp != stamp:
-        raise DataError(f"the index {path} was built anew while it was in use; the data changed: start again")
+    if index.digest != digest:
+        raise DataError(f"the index {path} was replaced while it was in use; start again")
     return index
 
 
-def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
-    """Write an index file; it appears complete or not at all. Each column takes the smallest type that holds it."""
+def digest_of(contents: Contents) -> str:
+    """Return the SHA-256 of everything that an index says: equal for two listings that found the same."""
+    said = [VERSION, contents.fingerprint, contents.classes, contents.files, contents.notices]
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for name, column in _narrow(contents).items():
+        digest.update(f"\0{name} {column.dtype.str} {len(column)}\0".encode())
+        digest.update(column.data)
+    return digest.hexdigest()
+
+
+def _narrow(contents: Contents) -> dict[str, np.ndarray]:
+    """Return the columns, each of the smallest type that holds it."""
     columns: dict[str, np.ndarray] = {}
     for name in _COLUMNS:
         column: np.ndarray = getattr(contents, name)
         kind = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
         columns[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
+    return columns
+
+
+def write_index(path: Path, contents: Contents) -> None:
+    """Write an index file; it appears complete or not at all."""
+    columns, digest = _narrow(contents), digest_of(contents)
     checksums = {name: zlib.crc32(column.data) for name, column in columns.items()}
 
     def header(first: int) -> tuple[bytes, int]:
@@ -157,8 +179,9 @@ def write_index(path: Path, contents: Contents, stamp: str = "") -> None:
             place = -(-place // _ALIGNMENT) * _ALIGNMENT
             table.append((name, column.dtype.str, len(column), place, checksums[name]))
             place += column.nbytes
-        said = {"version": VERSION, "bytes": place, "columns": table, "stamp": stamp}
+        said = {"version": VERSION, "bytes": place, "columns": table, "digest": digest}
         said |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
+        said |= {"notices": contents.notices}
         return json.dumps(said).encode(), place
 
     # The header holds places, which begin where it ends: leave room for their digits.

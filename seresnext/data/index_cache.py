@@ -1,10 +1,14 @@
-"""Where the index of a split is kept, and when it is built: once, by one process, and anew when the data changed.
+"""Where the index of a split is kept, and when it is built: once on a machine, and again when the data changed.
 
-It lies in a cache folder outside of the data. That the data changed is seen from archives (size and time) or class
-folders (names and times), never from every file.
+The index lies in a cache folder outside of the data. The stamp of the data shows changes: size and times of archives,
+or names and times of class folders. No start looks at every file for that.
 
-What was seen is part of the file's name. Machines that share a home, and have data under one path on disks of their
-own, would else replace each other's index at every start, and pull the file from under a run that has it mapped.
+An index file is named after the digest of its content, so no other index replaces a file in use. A record is a small
+file that names the index of a stamp. A stamp without a record costs one listing of the data. A listing that finds the
+content of an existing index adds a record and no index.
+
+Some times show no changes: those that are all equal (a mounted object store, an archive unpacked with fixed times), and
+those that are always now. One process of the machine lists such data at each start, and the record is for this start.
 """
 
 from __future__ import annotations
@@ -13,14 +17,17 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from seresnext.data.index import VERSION, Contents, Index, NotAnIndex, write_index
+from seresnext.data.index import VERSION, Contents, Index, NotAnIndex, digest_of, write_index
 from seresnext.data.progress import warn
+from seresnext.distributed import launcher
 from seresnext.errors import DataError
 
 # A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
@@ -31,19 +38,39 @@ _LEFT_SECONDS = 3600
 _UNUSED_SECONDS = 30 * 86_400
 # An index's time of last use is set at most this often.
 _USE_SECONDS = 86_400
+# How often data that changes meanwhile is listed before the start is given up.
+_MOST_LISTINGS = 3
+_MOST_RECORD_BYTES = 4096
 
 
 class Stamp(NamedTuple):
-    """What the data looked like: a digest that changes with it, and its newest time (nanoseconds since 1970)."""
+    """The state of data: a digest of names, sizes and times, and the newest time (nanoseconds since 1970).
+
+    `shows_changes` is false where the data can change while the digest stays.
+    """
 
     digest: str
     newest: int
+    shows_changes: bool = True
 
 
-def stamp_of(*facts: object, times: Sequence[int]) -> Stamp:
-    """The stamp of facts (plain data) and of times in nanoseconds."""
+class Times(NamedTuple):
+    """When a file or folder was modified, which programs can set, and when changed, which they cannot (nanoseconds)."""
+
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Times:
+        """Return the times of a status."""
+        return cls(status.st_mtime_ns, status.st_ctime_ns)
+
+
+def stamp_of(*facts: object, times: Sequence[Times], shows_changes: bool = True) -> Stamp:
+    """Return the stamp of facts (plain data) and of times."""
     text = json.dumps([VERSION, facts, times])
-    return Stamp(hashlib.sha256(text.encode()).hexdigest(), max(times, default=0))
+    newest = max((max(each) for each in times), default=0)
+    return Stamp(hashlib.sha256(text.encode()).hexdigest(), newest, shows_changes)
 
 
 def cache_folder(cache: Path | None) -> Path:
@@ -62,14 +89,13 @@ def cache_folder(cache: Path | None) -> Path:
 
 
 def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
-    """Where the index of a split is kept, in the folder that `cache_folder` gives; `stamped` completes the name."""
+    """Where the index of a split is kept, in the folder that `cache_folder` gives; a digest completes the name."""
     where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder(cache) / f"{kind}-{where[:32]}.index"
 
 
-def stamped(path: Path, stamp: Stamp) -> Path:
-    """The file of an index of data with this stamp, for a path of `index_path`."""
-    return path.with_name(f"{path.stem}-{stamp.digest[:16]}{path.suffix}")
+def _completed(path: Path, digest: str, suffix: str = ".index") -> Path:
+    return path.with_name(f"{path.stem}-{digest[:16]}{suffix}")
 
 
 def _no_cache(folder: Path | None, error: Exception) -> DataError:
@@ -81,50 +107,126 @@ def _no_cache(folder: Path | None, error: Exception) -> DataError:
 
 
 def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> Index:
-    """The index of data for a path of `index_path`; built first when there is none, a damaged one, or the data changed.
+    """Return the index of data for a path of `index_path`; `build` lists the data first where that is necessary.
 
-    One process builds, others wait for it. Raises DataError when the cache cannot be written, or when the data changes
-    while it is looked at.
+    One process of the machine lists, others wait for it. Raises DataError when the cache cannot be written, or when the
+    data changes while it is listed.
     """
-    now = stamp()
-    with suppress(NotAnIndex):
-        return _open(path, now)
-    with _locked(stamped(path, now)):
-        before = stamp()
-        # Another process may have built it in the meantime.
+    if (index := _recorded(path, stamp())) is not None:
+        return index
+    with _locked(path):
+        # Another process may have listed it in the meantime.
+        if (index := _recorded(path, stamp())) is not None:
+            return index
+        _sweep(path)
+        start = time.monotonic()
+        contents, known = _list(path, stamp, build)
         try:
-            return _open(path, before)
-        except NotAnIndex as error:
-            if stamped(path, before).exists():
-                warn(f"{error}; it is built anew")
+            index = keep_index(path, contents, known)
+            return index if known else _record_start(path, index, time.monotonic() - start)
+        except OSError as error:
+            raise _no_cache(path.parent, error) from None
+
+
+def keep_index(path: Path, contents: Contents, stamp: Stamp | None) -> Index:
+    """Return the index with these contents, after writing a missing one, and record the index for a stamp."""
+    digest = digest_of(contents)
+    file = _completed(path, digest)
+    file.with_suffix(".stale").unlink(missing_ok=True)
+    try:
+        index = _open(path, digest)  # Other processes may have it mapped, so it stays.
+    except NotAnIndex as error:
+        if file.exists():
+            warn(f"{error}; the index is built again")
+        write_index(file, contents)
+        index = Index.open(file)
+    if stamp:
+        _record(path, stamp.digest, index)
+    return index
+
+
+def mark_stale(index: Index) -> None:
+    """Let the next start list the data again, because a file of the index is missing. This run keeps the index."""
+    with suppress(OSError):
+        index.path.with_suffix(".stale").touch()
+
+
+def _list(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> tuple[Contents, Stamp | None]:
+    """Return the contents of data that did not change while it was listed, and a stamp that shows later changes."""
+    last = ""
+    for _ in range(_MOST_LISTINGS):
+        before = stamp()
         if _is_fresh(before):
             # A change in the same tick of the clock would leave no trace.
             time.sleep(_tick(before) / 1e9)
             before = stamp()
-        _sweep(path)
         contents = build()
-        if stamp().digest != before.digest:
-            raise DataError("the data changed while its index was built; start again when nothing writes to it")
-        # Where there are no locks another process may have been first. Its file is in use, so it stays.
-        with suppress(NotAnIndex):
-            return _open(path, before)
-        try:
-            write_index(stamped(path, before), contents, before.digest)
-        except OSError as error:
-            raise _no_cache(path.parent, error) from None
-        return Index.open(stamped(path, before))
+        if stamp().digest == before.digest:
+            return contents, before if before.shows_changes else None
+        digest = digest_of(contents)
+        # The times may always be now. Two listings that agree show that no name changed.
+        if digest == last or _completed(path, digest).exists():
+            return contents, None
+        last = digest
+    raise DataError("the data changed while its index was built; start again when nothing writes to it")
 
 
-def _open(path: Path, stamp: Stamp) -> Index:
-    file = stamped(path, stamp)
+def _recorded(path: Path, stamp: Stamp) -> Index | None:
+    """Return the index that a record names for this stamp or for this start, or None."""
+    start = _this_start()
+    for key in [stamp.digest] * stamp.shows_changes + [start] * bool(start):
+        with suppress(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, NotAnIndex):
+            known = _completed(path, key, ".record")
+            with known.open("rb") as file:
+                record = json.loads(file.read(_MOST_RECORD_BYTES))
+            if record["key"] == key:
+                _use(known)
+                index = _open(path, record["index"])
+                return _noticed(index, record["seconds"]) if key == start else index
+    return None
+
+
+def _record(path: Path, key: str, index: Index, seconds: float = 0.0) -> None:
+    """Record an index for a stamp or start. A record that is half written counts as none."""
+    text = json.dumps({"key": key, "index": index.digest, "seconds": seconds})
+    _completed(path, key, ".record").write_text(text)
+
+
+def _record_start(path: Path, index: Index, seconds: float) -> Index:
+    if start := _this_start():
+        _record(path, start, index, seconds)
+    return _noticed(index, seconds)
+
+
+def _noticed(index: Index, seconds: float) -> Index:
+    notice = f"its times do not show changes, so all of it was listed at this start, which took {seconds:.1f} s"
+    return replace(index, notices=(*index.notices, notice))
+
+
+def _this_start() -> str:
+    """Return a digest of this start under torchrun, the same for all ranks of a machine; empty without torchrun."""
+    launch = launcher()
+    if launch is None:
+        return ""
+    return hashlib.sha256(f"{launch} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}".encode()).hexdigest()
+
+
+def _open(path: Path, digest: str) -> Index:
+    file = _completed(path, digest)
+    if file.with_suffix(".stale").exists():
+        raise NotAnIndex(f"{file} names files that are missing")
     index = Index.open(file)
-    if index.stamp != stamp.digest:
+    if index.digest != digest:
         raise NotAnIndex(f"{file} is of other data")
-    # The time of the file says when it was last of use: access times are switched off on many disks.
+    _use(file)
+    return index
+
+
+def _use(file: Path) -> None:
+    """Set the time of a file to its last day of use. Many disks keep no access times."""
     with suppress(OSError):
         if time.time() - file.stat().st_mtime > _USE_SECONDS:
             os.utime(file)
-    return index
 
 
 def _sweep(path: Path) -> None:
@@ -148,7 +250,8 @@ def _is_fresh(stamp: Stamp) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    lock = path.with_suffix(".lock")
+    # One lock a machine: machines that share the cache may have other data under the same path.
+    lock = _completed(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
     try:
         lock.touch()  # In use: not to be swept away.
         file = lock.open("a")

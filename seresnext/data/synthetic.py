@@ -17,6 +17,7 @@ class SyntheticReader:
         self.classes = tuple(f"class_{label:04}" for label in range(num_classes))
         self.labels = np.arange(num_images) % num_classes
         self.fingerprint = f"synthetic-{num_images}-{num_classes}"
+        self.notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

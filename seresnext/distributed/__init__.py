@@ -2,7 +2,7 @@
 
 from seresnext.distributed.batchnorm import BatchNormStatistics
 from seresnext.distributed.gradients import Exchange, distribute
-from seresnext.distributed.launch import open_world
+from seresnext.distributed.launch import launcher, open_world
 from seresnext.distributed.world import World
 
-__all__ = ["BatchNormStatistics", "Exchange", "World", "distribute", "open_world"]
+__all__ = ["BatchNormStatistics", "Exchange", "World", "distribute", "launcher", "open_world"]

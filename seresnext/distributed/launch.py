@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -103,6 +105,21 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
         ) from error
     own = dist.PrefixStore(f"heartbeat/{start}", store)
     return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds())
+
+
+def launcher() -> str | None:
+    """What the launcher of this process is known by through all its restarts, and no other is; None without torchrun.
+
+    The name of a launch (torchrun --rdzv-id) does not tell it from the next: people give the same one again.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name is None:
+        return None
+    pid = os.getppid()
+    started = ""  # A number of the machine's clock tells a process from a later one with the same id.
+    with suppress(OSError, IndexError):
+        started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    return f"{name} {socket.gethostname()}:{pid}:{started}"
 
 
 def _number(name: str) -> int:

@@ -144,21 +144,6 @@ def describe_environment(world: World) -> dict[str, Any]:
     }
 
 
-def launcher() -> str | None:
-    """What the launcher of this process is known by through all its restarts, and no other is; None without torchrun.
-
-    The name of a launch (torchrun --rdzv-id) does not tell it from the next: people give the same one again.
-    """
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name is None:
-        return None
-    pid = os.getppid()
-    started = ""  # A number of the machine's clock tells a process from a later one with the same id.
-    with suppress(OSError, IndexError):
-        started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    return f"{name} {socket.gethostname()}:{pid}:{started}"
-
-
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Run a block that writes in a run folder before training; what the system refuses becomes a UsageError."""

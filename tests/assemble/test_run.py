@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from seresnext.assemble import parts, validate, validation
 from seresnext.assemble.run import Run
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, RecipeError
+from seresnext.evaluation import Evaluation
 from seresnext.metrics.console import Console
 from seresnext.models import create_model
 from seresnext.recipe.load import LoadedRecipe, load_recipe
@@ -48,6 +50,52 @@ def test_durations_of_other_units_are_compared_when_an_epoch_is_known(narrow, lo
     said = "note: schedule.every, 30ep, is not reached within length, 3st: the learning rate never falls"
     assert said in (tmp_path / "log.txt").read_text()
     assert said in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ the data
+
+
+@pytest.fixture
+def photos(tiny_image_folder, tmp_path):
+    """One split has files that are passed over, the other one has a single file."""
+    root = shutil.copytree(tiny_image_folder(), tmp_path / "photos")
+    for name in ("train/class_0/a.webp", "train/class_1/b.webp", "train/list.txt", "val/class_2/c.heic"):
+        (root / name).touch()
+    return root
+
+
+PASSED_OVER = ["warning: {}/train: 3 files are passed over (2 .webp, 1 .txt)"]
+PASSED_OVER += ["warning: {}/val: 1 files are passed over (1 .heic)"]
+
+
+@pytest.mark.parametrize("val", ["val", "train"])
+def test_what_readers_report_is_reported_once_at_each_start_and_logged(
+    narrow, load_synthetic, photos, tmp_path, capsys, val
+):
+    """Also where the index is there already. Times that show no changes are reported the same way."""
+    for folder in (photos / "train").iterdir():
+        os.utime(folder, (0, 0))
+    data = f"data={{format: folder, root: {photos}, image_size: 32, workers: 0, val_split: {val}}}"
+    loaded = load_synthetic([data])
+    for start in (1, 2):
+        Run(loaded.values, {}, World(), Console(enabled=True, log=tmp_path / "log.txt"), loaded.meant)
+        out = capsys.readouterr().out
+        log = (tmp_path / "log.txt").read_text()
+        for split, line in zip(("train", "val"), PASSED_OVER, strict=True):
+            expected = int(split in ("train", val))
+            assert out.count(line.format(photos)) == expected
+            assert log.count(line.format(photos)) == start * expected
+        assert out.count(f"warning: {photos}/train: its times do not show changes") == 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_validation_reports_them_too(photos, tmp_path, capsys, monkeypatch):
+    model = create_model("legacy_seresnext26_32x4d", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    monkeypatch.setattr(validation, "evaluate", lambda *_, **__: Evaluation(50.0, 100.0, 1.0, 12, 1.0))
+    for _ in range(2):
+        validate(tmp_path / "weights.safetensors", World(), str(photos), "val", None, None)
+        assert capsys.readouterr().out.count(PASSED_OVER[1].format(photos)) == 1
 
 
 # ------------------------------------------------------------------------------------------------ the warm-up

@@ -69,6 +69,7 @@ class InMemory:
     """A reader of such a folder, without thousands of files."""
 
     fingerprint = ""
+    notices = ()
 
     def __init__(self, names: list[str], counts: list[int]) -> None:
         many = dict(zip(names, counts, strict=True))

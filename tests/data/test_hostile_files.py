@@ -287,14 +287,15 @@ CONTENTS = Contents(
 
 def forged(path: Path, change: Callable[[dict], object]) -> Path:
     """An index whose header says something else; all checksums are right."""
-    write_index(path, CONTENTS, "stamp")
+    write_index(path, CONTENTS)
     raw = path.read_bytes()
     length = int.from_bytes(raw[8:16], "little")
     said = json.loads(raw[24 : 24 + length])
     change(said)
     for column in said["columns"] if said["columns"] != 7 else []:
         _, kind, count, place, _ = column
-        column[4] = zlib.crc32(raw[place : place + count * np.dtype(kind).itemsize])
+        width = 1 if "," in kind else np.dtype(kind).itemsize
+        column[4] = zlib.crc32(raw[place : place + count * width])
     text = json.dumps(said).encode().ljust(length)
     assert not any(raw[24 + length : 24 + len(text)])  # There is room behind the header.
     path.write_bytes(raw[:8] + struct.pack("<QQ", len(text), zlib.crc32(text)) + text + raw[24 + len(text) :])
@@ -313,6 +314,9 @@ def forged(path: Path, change: Callable[[dict], object]) -> Path:
         lambda said: said.__setitem__("classes", ["cat"]),
         lambda said: said.__setitem__("columns", 7),
         lambda said: said.pop("classes"),
+        lambda said: said.pop("fingerprint"),
+        lambda said: said.__setitem__("classes", ["cat", 7]),
+        lambda said: said["columns"].__setitem__(0, ["label", "u1,(", 2, said["columns"][0][3], 0]),
     ],
 )
 def test_an_index_that_says_something_else_is_built_anew(tmp_path: Path, change: Callable[[dict], object]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from indices import COLUMNS, assert_same, contents
 
 from seresnext.data import index as module
-from seresnext.data.index import Contents, Index, NotAnIndex, fingerprint_of, write_index
+from seresnext.data.index import Contents, Index, NotAnIndex, digest_of, fingerprint_of, write_index
 from seresnext.errors import DataError
 
 # ------------------------------------------------------------------------------------------------ the file
@@ -22,10 +22,10 @@ from seresnext.errors import DataError
 
 def test_what_is_written_is_read(tmp_path: Path):
     said = contents()
-    write_index(tmp_path / "i", said, "stamp")
+    write_index(tmp_path / "i", said)
     index = Index.open(tmp_path / "i")
     assert_same(index, said)
-    assert (len(index), index.stamp, index.path) == (10, "stamp", tmp_path / "i")
+    assert (len(index), index.digest, index.path) == (10, digest_of(said), tmp_path / "i")
     names = said.names.tobytes()
     starts = [0, *said.name_ends[:-1]]
     assert [index.stored_name(i).encode() for i in range(10)] == [
@@ -64,12 +64,14 @@ def test_an_index_travels_as_its_path(tmp_path: Path):
     assert_same(pickle.loads(pickle.dumps(Index.open(tmp_path / "large"))), contents(10_000))
 
 
-def test_an_index_that_was_built_anew_does_not_arrive(tmp_path: Path):
-    write_index(tmp_path / "i", contents(), "before")
+def test_an_index_that_was_replaced_does_not_arrive(tmp_path: Path):
+    write_index(tmp_path / "i", contents())
     sent = pickle.dumps(Index.open(tmp_path / "i"))
-    write_index(tmp_path / "i", contents(seed=1), "after")
-    with pytest.raises(DataError, match="built anew while it was in use"):
+    write_index(tmp_path / "i", contents(seed=1))
+    with pytest.raises(DataError, match="replaced while it was in use"):
         pickle.loads(sent)
+    write_index(tmp_path / "i", contents())
+    assert_same(pickle.loads(sent), contents())
 
 
 def test_an_index_that_went_away_or_was_damaged_does_not_arrive(tmp_path: Path):
@@ -89,6 +91,36 @@ def test_an_open_index_outlives_its_replacement(tmp_path: Path):
     index = Index.open(tmp_path / "i")
     write_index(tmp_path / "i", contents(20, seed=1))
     assert_same(index, contents())
+
+
+def test_the_digest_is_of_everything_and_of_no_type():
+    said = contents()
+    assert digest_of(replace(said, label=said.label.astype(np.int64))) == digest_of(contents())
+    others = [contents(seed=1), contents(9), replace(said, classes=("a", "b", "c")), replace(said, files=())]
+    others += [replace(said, fingerprint=""), replace(said, notices=("3 .webp",))]
+    for name in COLUMNS:
+        column = getattr(said, name).copy()
+        column[-1] ^= 1
+        others.append(replace(said, **{name: column}))
+    assert len({digest_of(each) for each in (said, *others)}) == 1 + len(others)
+
+
+def test_an_index_cut_to_any_length_is_no_index(tmp_path: Path):
+    """The first 24 bytes hold the mark, and the length and checksum of the header."""
+    path = tmp_path / "i"
+    write_index(path, contents())
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(NotAnIndex):
+            Index.open(path)
+    rng = np.random.default_rng(0)
+    for length in (*range(64), 1000, 10_000):
+        path.write_bytes(whole[:8] + rng.bytes(length))
+        with pytest.raises(NotAnIndex):
+            Index.open(path)
+    path.write_bytes(whole)
+    assert_same(Index.open(path), contents())
 
 
 def test_what_is_no_index_is_known(tmp_path: Path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,36 @@ from indices import assert_same, contents
 
 from seresnext.data import index_cache as module
 from seresnext.data.index import Contents, Index
-from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
+from seresnext.data.index_cache import Stamp, Times, index_path, mark_stale, open_or_build, stamp_of
 from seresnext.errors import DataError
 
 OLD = Stamp("old", 1)
+NEW = Stamp("new", 1)
+EQUAL_TIMES = Stamp("old", 1, shows_changes=False)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`start(name, restart)`: from now on this process is one of those that torchrun started together."""
+
+    def begin(name: str, restart: int = 0) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    return begin
+
+
+class Build:
+    """A listing that finds `found`, and counts how often it is asked for."""
+
+    def __init__(self, *found: Contents) -> None:
+        self._found = list(found)
+        self.count = 0
+
+    def __call__(self) -> Contents:
+        self.count += 1
+        return self._found[min(self.count, len(self._found)) - 1]
 
 
 def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
@@ -64,35 +93,159 @@ def test_a_damaged_index_is_built_anew_and_said(
     assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {path}")
-    assert said.endswith("; it is built anew\n")
+    assert said.endswith("; the index is built again\n")
     assert said.count("\n") == 1
     open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_index_of_other_data_under_its_name_is_not_used(tmp_path: Path):
+def test_a_record_of_other_data_under_its_name_is_not_used(tmp_path: Path):
     """The name has a part of the stamp, the file all of it."""
     long, other = (Stamp(16 * "0" + end, 1) for end in "ab")
-    path = open_or_build(tmp_path / "i", lambda: long, contents).path
-    again = open_or_build(tmp_path / "i", lambda: other, lambda: contents(20))
-    assert (again.path, len(again)) == (path, 20)
+    open_or_build(tmp_path / "i", lambda: long, contents)
+    assert len(open_or_build(tmp_path / "i", lambda: other, lambda: contents(20))) == 20
+    assert len(list(tmp_path.glob("*.record"))) == 1
 
 
-def _open_in_a_process(path: Path, log: Path, start: float) -> None:
+def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    (record,) = tmp_path.glob("*.record")
+    whole = record.read_bytes()
+    said = json.loads(whole)
+    odd = [{**said, "index": value} for value in (None, 7, [], "", "../../" + "a" * 20, "0" * 64)]
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [b"\xff" * 20, b"[]", b"7", b"[" * 3000, b'{"key": ' + b"1" * 5000, b"{}"]
+    for content in [*damaged, *(json.dumps(each).encode() for each in odd)]:
+        record.write_bytes(content)
+        build = Build(contents())
+        again = open_or_build(tmp_path / "i", lambda: OLD, build)
+        assert (build.count, again.path) == (1, first.path), content
+        assert record.read_bytes() == whole
+    assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------------ other stamps
+
+
+def test_another_stamp_costs_one_listing_and_the_index_stays(tmp_path: Path):
+    """As after `chown`, a copy, or on another machine: the names are the same, and a run has the index mapped."""
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    before = first.path.stat()
+    build = Build(contents())
+    again = open_or_build(tmp_path / "i", lambda: NEW, build)
+    assert (build.count, again.path) == (1, first.path)
+    assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    for stamp in (OLD, NEW):
+        open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, not_to_be_called)
+
+
+def test_other_names_under_a_new_stamp_leave_a_running_training_its_index(tmp_path: Path):
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    sent = pickle.dumps(first)
+    assert len(open_or_build(tmp_path / "i", lambda: NEW, lambda: contents(20))) == 20
+    assert_same(first, contents())
+    assert_same(pickle.loads(sent), contents())
+
+
+def test_other_notices_are_another_index(tmp_path: Path):
+    open_or_build(tmp_path / "i", lambda: OLD, contents)
+    more = replace(contents(), notices=("4 .webp",))
+    assert open_or_build(tmp_path / "i", lambda: NEW, lambda: more).notices == ("4 .webp",)
+
+
+def test_data_without_usable_times_is_listed_at_each_start(tmp_path: Path):
+    """Nobody could see otherwise that an image came: its seconds are reported."""
+    for count in (10, 10, 20):
+        build = Build(contents(count))
+        index = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, build)
+        assert (build.count, len(index)) == (1, count)
+        assert index.notices[:-1] == contents().notices
+        assert index.notices[-1].endswith("took 0.0 s")
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    assert not list(tmp_path.glob("*.record"))
+
+
+def test_data_without_usable_times_is_listed_once_for_all_processes_of_a_start(tmp_path: Path, start):
+    start("a")
+    first = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, contents)
+    again = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, not_to_be_called)
+    assert first.notices == again.notices
+    assert "listed at this start" in again.notices[-1]
+    for name, restart in (("a", 1), ("b", 0)):
+        start(name, restart)
+        build = Build(contents(20))
+        for _ in range(3):
+            assert len(open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, build)) == 20
+        assert build.count == 1
+    assert len(open_or_build(tmp_path / "other", lambda: EQUAL_TIMES, lambda: contents(5))) == 5
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_times_that_are_always_now_do_not_block_a_start(tmp_path: Path, start, launched: bool):
+    """Two listings that agree show that nothing changed; later starts have the index to compare one with."""
+    ticks = iter(range(10**6))
+
+    def now() -> Stamp:
+        return Stamp(f"now {next(ticks)}", 1)
+
+    for name, listings in (("a", 2), ("b", 1)):
+        if launched:
+            start(name)
+        build = Build(contents())
+        index = open_or_build(tmp_path / "i", now, build)
+        assert build.count == listings
+        assert_same(replace(index, notices=index.notices[:-1]), contents())
+        if launched:
+            assert open_or_build(tmp_path / "i", now, not_to_be_called).notices == index.notices
+    build = Build(contents(20))
+    start("c")
+    assert len(open_or_build(tmp_path / "i", now, build)) == 20
+    assert build.count == 2
+    start("d")
+    with pytest.raises(DataError, match="changed while its index was built"):
+        open_or_build(tmp_path / "i", now, Build(*(contents(count) for count in range(30, 40))))
+
+
+def test_a_missing_file_leads_to_a_listing_at_the_next_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The run that met it keeps the index, its workers and later ones alike."""
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    mark_stale(first)
+    assert_same(pickle.loads(pickle.dumps(first)), contents())
+    build = Build(contents(9))
+    assert len(open_or_build(tmp_path / "i", lambda: OLD, build)) == 9
+    open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
+    assert_same(pickle.loads(pickle.dumps(first)), contents())
+    # The file came back.
+    build = Build(contents())
+    assert open_or_build(tmp_path / "i", lambda: NEW, build).path == first.path
+    open_or_build(tmp_path / "i", lambda: NEW, not_to_be_called)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_mark_that_cannot_be_written_is_no_error(tmp_path: Path):
+    mark_stale(replace(open_or_build(tmp_path / "i", lambda: OLD, contents), path=tmp_path / "gone" / "i.index"))
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+def _open_in_a_process(path: Path, log: Path, begin: float, stamp: Stamp) -> None:
     def build() -> Contents:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(0.3)
         return contents(1000)
 
-    time.sleep(max(0.0, start - time.time()))
-    assert_same(open_or_build(path, lambda: OLD, build), contents(1000))
+    time.sleep(max(0.0, begin - time.time()))
+    assert_same(replace(open_or_build(path, lambda: stamp, build), notices=contents().notices), contents(1000))
 
 
-def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path):
+@pytest.mark.parametrize("stamp", [OLD, EQUAL_TIMES])
+def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start, stamp: Stamp):
+    """Without usable times this holds for the processes of one start."""
+    start("a")
     context = multiprocessing.get_context("fork")
-    start = time.time() + 0.2
-    words = (tmp_path / "i", tmp_path / "log", start)
+    words = (tmp_path / "i", tmp_path / "log", time.time() + 0.2, stamp)
     processes = [context.Process(target=_open_in_a_process, args=words) for _ in range(6)]
     for process in processes:
         process.start()
@@ -132,19 +285,27 @@ def age(path: Path, days: float) -> None:
 
 def test_what_was_unused_for_long_is_removed_by_the_next_build(tmp_path: Path):
     ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
-    built = [open_or_build(tmp_path / "i", lambda of=of: OLD._replace(digest=of), contents).path for of in ages]
-    for path, days in zip(built, ages.values(), strict=True):
-        age(path, days)
-        age(path.with_suffix(".lock"), days)
+    files: dict[str, Path] = {}
+    for number, name in enumerate(ages):
+        stamp, found = OLD._replace(digest=name), contents(20 + number)
+        files[name] = open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, lambda found=found: found).path
+    for name, days in ages.items():
+        mark = tmp_path / f"i-{name}.stale"
+        mark.touch()
+        for path in (files[name], tmp_path / f"i-{name}.record", mark):
+            age(path, days)
     open_or_build(tmp_path / "i", lambda: OLD._replace(digest="opened"), not_to_be_called)
-    others = ("i.index", "j-old", "h-i-old")  # Its name before it had a part of the stamp in it; and of other data.
+    others = ("i.index", "i.lock", "j-old", "h-i-old")  # Names of earlier versions; and of other data.
     for name in others:
         (tmp_path / name).touch()
         age(tmp_path / name, 31)
-    open_or_build(tmp_path / "i", lambda: OLD._replace(digest="newest"), contents)
-    indices = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
-    assert indices == {"i-opened", "i-young", "i-new", "i-newest", "j-old", "h-i-old"}
-    assert {path.stem for path in tmp_path.glob("*.lock")} == {"i-young", "i-new", "i-newest"}
+    newest = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="newest"), contents).path
+    kept = {files[name].name for name in ("opened", "young", "new")} | {newest.name}
+    assert {path.name for path in tmp_path.glob("*.index")} == kept
+    assert {path.stem for path in tmp_path.glob("*.record")} == {"i-opened", "i-young", "i-new", "i-newest"}
+    assert {path.stem for path in tmp_path.glob("*.stale")} == {"i-young", "i-new"}
+    assert {path.name for path in tmp_path.iterdir() if not path.suffix} == {"j-old", "h-i-old"}
+    assert len(list(tmp_path.glob("*.lock"))) == 1
 
 
 def test_what_a_killed_build_left_is_removed(tmp_path: Path):
@@ -155,15 +316,21 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path):
     assert {path.name for path in tmp_path.glob("*.tmp")} == {"i-old.y.tmp", "j-old.x.tmp"}
 
 
-def test_data_that_changes_meanwhile_is_not_indexed(tmp_path: Path):
-    stamps = iter([OLD, OLD, replace_digest("later")])
+def test_data_that_changes_without_end_is_not_indexed(tmp_path: Path):
+    stamps = (OLD._replace(digest=str(n)) for n in range(100))
+    build = Build(*(contents(count) for count in range(10, 30)))
     with pytest.raises(DataError, match="changed while its index was built"):
-        open_or_build(tmp_path / "i", lambda: next(stamps), contents)
+        open_or_build(tmp_path / "i", lambda: next(stamps), build)
+    assert build.count == 3
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
-def replace_digest(digest: str) -> Stamp:
-    return OLD._replace(digest=digest)
+def test_data_that_changes_once_meanwhile_is_listed_again(tmp_path: Path):
+    """The last file of a copy arrives: what is kept is the second listing, under the stamp that stays."""
+    build = Build(contents(9), contents())
+    assert len(open_or_build(tmp_path / "i", lambda: NEW if build.count else OLD, build)) == 10
+    assert build.count == 2
+    open_or_build(tmp_path / "i", lambda: NEW, not_to_be_called)
 
 
 @pytest.mark.parametrize(("fraction", "at_least"), [(123_456_789, 0.02), (0, 2.0)])
@@ -183,16 +350,18 @@ def test_a_change_in_the_same_tick_cannot_hide(
 
 
 def test_stamps_differ_with_any_fact_or_time():
-    base = stamp_of("folder", ["a", "b"], times=[5, 3])
-    assert base.newest == 5
-    assert base == stamp_of("folder", ["a", "b"], times=[5, 3])
+    base = stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    assert base.newest == 7
+    assert base == stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
     others = [
-        stamp_of("imagenet", ["a", "b"], times=[5, 3]),
-        stamp_of("folder", ["a", "c"], times=[5, 3]),
-        stamp_of("folder", ["a", "b"], times=[3, 5]),
-        stamp_of("folder", ["ab"], times=[5, 3]),
+        stamp_of("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
+        stamp_of("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
+        stamp_of("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
+        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
+        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
+        stamp_of("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
     ]
-    assert len({base.digest, *(stamp.digest for stamp in others)}) == 5
+    assert len({base.digest, *(stamp.digest for stamp in others)}) == 7
 
 
 # ------------------------------------------------------------------------------------------------ where it is kept

@@ -1,13 +1,19 @@
 """From the environment to a world: none, torchrun's, and one that is neither."""
 
+import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from seresnext.distributed import World, launch, open_world
+from seresnext.distributed import World, launch, launcher, open_world
 from seresnext.errors import UsageError
 
+ROOT = Path(__file__).parents[2]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -167,3 +173,23 @@ def test_others_that_cannot_be_met(environment, monkeypatch):
     environment(1, 4, 1, 4)
     with pytest.raises(UsageError, match=r"rank 1 cannot meet the other 3 at first.example:29500: .*address in use; "):
         open_world().__enter__()
+
+
+def test_a_launcher_is_told_from_the_next(monkeypatch):
+    """People give the same --rdzv-id again, and without one torchrun says `none`; process ids come again, too."""
+    name = "100"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+    code = "from seresnext.distributed import launcher; print(launcher(), launcher())"
+    starts = []
+    for _ in range(2):
+        shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; exit $?']  # It waits, as torchrun does.
+        starts.append(subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
+    (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
+    assert one == f"{name} {again}"
+    assert one != other
+    known = launcher()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert launcher() != known
+    assert re.fullmatch(rf"{name} .*:1:\d+", launcher())
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert launcher() is None

@@ -15,7 +15,7 @@ import torch
 
 from seresnext.distributed import World
 from seresnext.errors import UsageError
-from seresnext.training.run_folder import RunFolder, describe_environment, launcher
+from seresnext.training.run_folder import RunFolder, describe_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,26 +159,6 @@ def test_an_environment_that_tells_of_no_launch(path, content):
     folder = opened(path)
     (path / "environment.json").write_text(content)
     assert not folder.is_of_this_launch(["a 1:1:1"])
-
-
-def test_a_launcher_is_told_from_the_next(monkeypatch):
-    """People give the same --rdzv-id again, and without one torchrun says `none`; process ids come again, too."""
-    name = "100"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
-    code = "from seresnext.training.run_folder import launcher; print(launcher(), launcher())"
-    starts = []
-    for _ in range(2):
-        shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; exit $?']  # It waits, as torchrun does.
-        starts.append(subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
-    (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
-    assert one == f"{name} {again}"
-    assert one != other
-    known = launcher()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert launcher() != known
-    assert re.fullmatch(rf"{name} .*:1:\d+", launcher())
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert launcher() is None
 
 
 def test_recipe_and_environment(path):

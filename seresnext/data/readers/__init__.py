@@ -21,11 +21,13 @@ class Reader(Protocol):
     """One split of a dataset: random access to encoded images by index.
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
-    of what the split consists of. A reader can be sent to a worker process cheaply: it holds no object per image.
+    of what the split consists of. `notices` are warnings for the user at each start, such as the number of files that
+    are passed over. A reader can be sent to a worker process cheaply: it holds no object per image.
     """
 
     classes: tuple[str, ...]
     fingerprint: str
+    notices: tuple[str, ...]
 
     @property
     def labels(self) -> np.ndarray: ...

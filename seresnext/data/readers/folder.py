@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.index import Contents, fingerprint_of
-from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
-from seresnext.data.progress import progress, warn
+from seresnext.data.index_cache import Stamp, Times, index_path, mark_stale, open_or_build, stamp_of
+from seresnext.data.progress import progress
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.errors import DataError
 
@@ -27,9 +27,9 @@ class FolderReader:
     """One split of an image folder. A class is a folder, its label the place of its name among the sorted names.
 
     Names starting with a dot are passed over (`.ipynb_checkpoints` is the usual one), and files with other endings than
-    images have, which is said when the folder is looked through. File names are kept in an index
-    in the cache folder (`cache`, or the user's): 1.28 million Python strings would be copied into every worker by
-    reference counting alone. Raises DataError when this is no such folder.
+    images have, which `notices` count. File names are kept in an index in the cache folder (`cache`, or the user's):
+    1.28 million Python strings would be copied into every worker by reference counting alone. Raises DataError when
+    this is no such folder.
     """
 
     def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
@@ -41,6 +41,7 @@ class FolderReader:
         )
         self.classes = self._index.classes
         self.fingerprint = self._index.fingerprint
+        self.notices = tuple(f"{self._folder}: {notice}" for notice in self._index.notices)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -65,17 +66,26 @@ class FolderReader:
                     raise DataError(f"{path} is no file of an image: it is a pipe or a device, or has too many bytes")
                 return file.readall()
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}; was the data changed during the run?") from None
+            advice = "was the data changed during the run?"
+            # A link that leads nowhere would be listed again.
+            if not os.path.lexists(path):
+                mark_stale(self._index)
+                advice += " The next start lists the folder again"
+            raise DataError(f"{path} cannot be read: {error.strerror}; {advice}") from None
 
 
 def folder_stamp(folder: Path) -> Stamp:
-    """Changes when a class folder comes, goes, or gets or loses a file: that sets its time."""
-    classes, loose, _ = _scan(folder)
+    """Return a stamp that changes when a class folder comes, goes, or gets or loses a file: that sets its times.
+
+    Equal times of all class folders show no changes: a mounted object store keeps no times of folders.
+    """
+    classes, loose, others = _scan(folder)
     try:
-        times = [(folder / name).stat().st_mtime_ns for name in classes]
+        times = [Times.of((folder / name).stat()) for name in classes]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}; was it just removed?") from None
-    return stamp_of("folder", classes, loose, times=times)
+    shows_changes = all(len(set(column)) > 1 for column in zip(*times, strict=True))
+    return stamp_of("folder", classes, loose, sorted(others.items()), times=times, shows_changes=shows_changes)
 
 
 def _scan_split(folder: Path) -> Contents:
@@ -113,8 +123,6 @@ def _scan_split(folder: Path) -> Contents:
         more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
         listing = "\n  ".join(problems[:_LISTED] + more)
         raise DataError(f"{folder} cannot be used:\n  {listing}")
-    if others:
-        warn(f"{folder}: {others.total()} files are passed over ({_counted(others)}); images are {', '.join(_ENDINGS)}")
     counts = np.array([len(each) for each in lengths])
     ends = np.cumsum(np.concatenate(lengths))
     block = b"".join(names)
@@ -124,7 +132,12 @@ def _scan_split(folder: Path) -> Contents:
         label=np.repeat(np.arange(len(classes)), counts),
         name_ends=ends,
         names=np.frombuffer(block, np.uint8),
+        notices=(_passed_over(others),) if others else (),
     )
+
+
+def _passed_over(others: Counter[str]) -> str:
+    return f"{others.total()} files are passed over ({_counted(others)}); images are {', '.join(_ENDINGS)}"
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -166,11 +179,16 @@ def _scan(folder: Path) -> _Entries:
 
 
 def _counted(endings: Counter[str]) -> str:
-    """`120 .webp, 3 .txt, 1 without ending`; those that are most."""
-    most = endings.most_common(_ENDINGS_LISTED)
-    parts = [f"{count} {ending or 'without ending'}" for ending, count in most]
+    """Return the most frequent endings, in the same order for any order of files: `120 .webp, 3 .txt`."""
+    most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_ENDINGS_LISTED]
+    parts = [f"{count} {_shown(ending) or 'without ending'}" for ending, count in most]
     rest = endings.total() - sum(count for _, count in most)
     return ", ".join(parts + [f"{rest} others"] * bool(rest))
+
+
+def _shown(ending: str) -> str:
+    """Return an ending in one line that can be printed."""
+    return ending if ending.isprintable() else ascii(ending)[1:-1]
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from seresnext.data.imagenet_classes import imagenet_classes
 from seresnext.data.index import Contents, fingerprint_of
-from seresnext.data.index_cache import Stamp, index_path, open_or_build, stamp_of
+from seresnext.data.index_cache import Stamp, Times, index_path, open_or_build, stamp_of
 from seresnext.data.progress import progress
 from seresnext.data.readers.devkit import read_validation_classes
 from seresnext.data.readers.tarfiles import BLOCK, LARGEST_IMAGE, FilesAtOffsets, Member, header_name, members
@@ -58,10 +58,10 @@ class ImagenetReader:
         if split not in _SPLITS:
             raise DataError(f"ImageNet's archives have the splits train and val, not {split!r}")
         self._paths = [root / archive.name for archive in _SPLITS[split]]
-        facts = [_size_and_time(path) for path in self._paths]
+        status = _status(self._paths[0])
         self._path = self._paths[0]
-        is_official = facts[0][0] == _SPLITS[split][0].size if official is None else official
-        self._files = FilesAtOffsets([self._path], facts[:1])
+        is_official = status.st_size == _SPLITS[split][0].size if official is None else official
+        self._files = FilesAtOffsets([self._path], [(status.st_size, status.st_mtime_ns)])
         index = open_or_build(
             index_path(cache, "imagenet", root, split),
             lambda: archives_stamp(self._paths, is_official),
@@ -70,6 +70,7 @@ class ImagenetReader:
         self._index = index
         self.classes = index.classes
         self.fingerprint = index.fingerprint
+        self.notices = tuple(f"{self._path}: {notice}" for notice in index.notices)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -131,10 +132,10 @@ class ImagenetReader:
 
 
 def archives_stamp(paths: Sequence[Path], official: bool) -> Stamp:
-    """Changes with the size or time of an archive. Raises DataError naming one that is not there."""
-    facts = [_size_and_time(path) for path in paths]
-    sizes = [(path.name, size) for path, (size, _) in zip(paths, facts, strict=True)]
-    return stamp_of("imagenet", official, sizes, times=[time for _, time in facts])
+    """Changes with the size or times of an archive. Raises DataError naming one that is not there."""
+    found = [_status(path) for path in paths]
+    sizes = [(path.name, status.st_size) for path, status in zip(paths, found, strict=True)]
+    return stamp_of("imagenet", official, sizes, times=[Times.of(status) for status in found])
 
 
 def is_imagenet(root: Path, split: str) -> bool:
@@ -142,16 +143,15 @@ def is_imagenet(root: Path, split: str) -> bool:
     return split in _SPLITS and (root / _SPLITS[split][0].name).is_file()
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _status(path: Path) -> os.stat_result:
     try:
-        status = path.stat()
+        return path.stat()
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}; data.format imagenet needs "
             f"{', '.join(archive.name for archive in ARCHIVES)} in one folder, as image-net.org gives them "
             "(scripts/prepare_imagenet.py checks them)"
         ) from None
-    return status.st_size, status.st_mtime_ns
 
 
 class _Images(NamedTuple):

@@ -52,6 +52,7 @@ class ShardReader:
         self._index = _open_index(self._path, self.manifest, where)
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
+        self.notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self._index)

@@ -1,5 +1,10 @@
+import itertools
 import os
 import pickle
+import re
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +12,7 @@ import pytest
 import torchvision
 from advances import note_progress
 
+from seresnext.data.index_cache import Times
 from seresnext.data.readers import folder as module
 from seresnext.data.readers.folder import FolderReader
 from seresnext.errors import DataError
@@ -45,29 +51,31 @@ def test_endings_in_any_case_count_and_hidden_entries_do_not(tmp_path: Path):
     assert [reader.name(i) for i in range(len(reader))] == good
 
 
-def test_files_that_are_passed_over_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def passed_over(root: Path, split: str = "train") -> list[str]:
+    """The warnings of a reader about files, without those about times, which depend on the clock."""
+    return [notice for notice in FolderReader(root, split).notices if "listed at this start" not in notice]
+
+
+def test_files_that_are_passed_over_are_reported_at_each_start(tmp_path: Path):
     made = ["a/1.jpg", "a/2.webp", "b/1.png", "b/3.WEBP", "b/4.webp", "b/5.bmp", "b/README", "classes.csv", "b/.6.webp"]
     make(tmp_path, *(f"train/{name}" for name in made))
-    assert len(FolderReader(tmp_path, "train")) == 2
-    said = capsys.readouterr().err
-    counts = "3 .webp, 1 .bmp, 1 without ending, 1 .csv"
-    assert sorted(said[said.index("(") + 1 : said.index(")")].split(", ")) == sorted(counts.split(", "))
-    assert said.startswith(f"warning: {tmp_path}/train: 6 files are passed over (3 .webp, ")
-    assert said.endswith("; images are .jpeg, .jpg, .png\n")
-    FolderReader(tmp_path, "train")
-    assert capsys.readouterr().err == ""
+    counts = "3 .webp, 1 without ending, 1 .bmp, 1 .csv"
+    said = [f"{tmp_path}/train: 6 files are passed over ({counts}); images are .jpeg, .jpg, .png"]
+    for _ in range(3):
+        assert passed_over(tmp_path) == said
+    make(tmp_path, "train/more.csv")  # Beside the class folders, whose times stay.
+    assert "7 files are passed over (3 .webp, 2 .csv, " in passed_over(tmp_path)[0]
     make(tmp_path, "val/a/1.jpg", "val/b/1.png")
-    FolderReader(tmp_path, "val")
-    assert capsys.readouterr().err == ""
+    assert passed_over(tmp_path, "val") == []
 
 
-def test_many_endings_are_counted_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    make(tmp_path, "train/a/1.jpg", *(f"train/a/{n}.x{n}" for n in range(9)), "train/a/odd.\x1b[2J")
-    FolderReader(tmp_path, "train")
-    said = capsys.readouterr().err
-    assert "10 files are passed over (1 .x" in said
-    assert ", 5 others)" in said
-    assert said[:-1].isprintable()
+def test_many_endings_are_counted_together(tmp_path: Path):
+    make(tmp_path, "train/a/1.jpg", *(f"train/a/{n}.x{n}" for n in range(9)), "train/a/odd.\x1b[2J\n")
+    (tmp_path / "train" / "a" / "odd.\udcff").write_bytes(b"")
+    (said,) = passed_over(tmp_path)
+    assert "11 files are passed over (1 ." in said
+    assert ", 6 others)" in said
+    assert said.isprintable()
 
 
 def test_a_folder_that_is_called_as_an_image_is_none(tmp_path: Path):
@@ -232,10 +240,20 @@ def names(root: Path) -> list[str]:
     return [reader.name(index).removeprefix("train/") for index in range(len(reader))]
 
 
-def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What is looked at is the splits, the classes, and the time of each class: no class folder, no file."""
-    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "train/b/3.jpg")
-    first = FolderReader(tmp_path, "train")
+def set_times(folder: Path, times: tuple[int, int]) -> None:
+    os.utime(folder, ns=times)
+
+
+def tell_apart(split: Path) -> None:
+    """Give class folders different times. Files of a test come within one tick of the clock."""
+    for number, folder in enumerate(split.iterdir()):
+        set_times(folder, (number, number))
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of folders, each time that one is listed."""
     listed: list[str] = []
     scan = os.scandir
 
@@ -244,8 +262,18 @@ def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, monkeypatch: py
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", note)
+    return listed
+
+
+def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, listings: list[str]):
+    """What is looked at is the splits, the classes, and the times of each class: no class folder, no file."""
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "train/b/3.jpg")
+    tell_apart(tmp_path / "train")
+    first = FolderReader(tmp_path, "train")
+    assert set(listings) >= {tmp_path.name, "train", "a", "b"}
+    listings.clear()
     again = FolderReader(tmp_path, "train")
-    assert set(listed) == {tmp_path.name, "train"}
+    assert set(listings) == {tmp_path.name, "train"}
     assert (again.fingerprint, len(again)) == (first.fingerprint, 3)
 
 
@@ -281,6 +309,142 @@ def test_the_index_lies_outside_of_the_data(tmp_path: Path):
     FolderReader(root, "train", tmp_path / "cache")
     assert sorted(root.rglob("*")) == before
     assert len(list((tmp_path / "cache").glob("folder-*.index"))) == 1
+
+
+# ------------------------------------------------------------------------------------------------ its stamp
+
+
+def keep_times(folder: Path, change: Callable[[], object]) -> None:
+    """Change a folder as `touch -r`, `rsync -t` and a rename into place do: its modification time is as it was."""
+    status = folder.stat()
+    change()
+    set_times(folder, (status.st_atime_ns, status.st_mtime_ns))
+
+
+def replace_by_copy(folder: Path, *more: str) -> None:
+    """Put a copy with the same times in place of a folder, as `cp -p` does."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    for name in more:
+        (copy / name).write_bytes(b"")
+    shutil.copystat(folder, copy)
+    shutil.rmtree(folder)
+    copy.rename(folder)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a file comes": lambda a: keep_times(a, lambda: (a / "2.jpg").write_bytes(b"")),
+    "a file goes": lambda a: keep_times(a, (a / "0.jpg").unlink),
+    "a file is renamed": lambda a: keep_times(a, lambda: (a / "0.jpg").rename(a / "3.jpg")),
+    "a copy takes its place": lambda a: replace_by_copy(a, "2.jpg"),
+    "an archive with fixed times": lambda a: [
+        make(a.parents[1], "train/a/2.jpg", "train/b/2.jpg"),
+        *(set_times(a.parent / name, (0, 0)) for name in "ab"),
+    ],
+}
+
+
+def listed(root: Path) -> list[str]:
+    """What is there, found without the index."""
+    folder = root / "train"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("object_store", [False, True])
+@pytest.mark.parametrize("before", ["fixed", "own"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_that_keeps_the_times_of_folders_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, before: str, object_store: bool
+):
+    """By the kernel's time of the change; by a listing on a mounted object store, which has 1970 for all folders."""
+    if object_store:
+        monkeypatch.setattr(Times, "of", classmethod(lambda cls, status: cls(0, 0)))
+    make(tmp_path, *(f"train/{name}/{n}.jpg" for name in "ab" for n in (0, 1)))
+    for number, name in enumerate("ab"):
+        set_times(tmp_path / "train" / name, (0, 0) if before == "fixed" else (number, 10**18 + number))
+    assert names(tmp_path) == listed(tmp_path)
+    CHANGES[change](tmp_path / "train" / "a")
+    assert names(tmp_path) == listed(tmp_path)
+    assert names(tmp_path) == listed(tmp_path)
+
+
+def test_of_343_images_343_are_found(tmp_path: Path):
+    """A second archive with the same fixed times was unpacked over the first: 24 were trained."""
+    for count in (24, 343):
+        make(tmp_path, *(f"train/{'abc'[n % 3]}/{n}.jpg" for n in range(count)))
+        for name in "abc":
+            set_times(tmp_path / "train" / name, (10**18, 10**18))
+        assert len(FolderReader(tmp_path, "train")) == count
+
+
+def test_times_that_are_all_equal_cost_a_listing_and_a_notice_at_each_start(tmp_path: Path, listings: list[str]):
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
+    folders = [tmp_path / "train" / name for name in "ab"]
+    for _ in range(2):
+        for folder in folders:
+            set_times(folder, (0, 0))
+        listings.clear()
+        (notice,) = FolderReader(tmp_path, "train").notices
+        assert notice.startswith(f"{tmp_path}/train: ")
+        assert re.search(r"listed at this start, which took \d+\.\d s$", notice)
+        assert (listings.count("a"), listings.count("b")) == (1, 1)
+    # The control: other times show changes.
+    set_times(folders[1], (1, 1))
+    for expected in (1, 0):
+        listings.clear()
+        assert FolderReader(tmp_path, "train").notices == ()
+        assert listings.count("a") == expected
+
+
+def test_folders_whose_time_is_always_now_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = itertools.count(10**18)
+    monkeypatch.setattr(Times, "of", classmethod(lambda cls, status: cls(next(clock), next(clock))))
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
+    for _ in range(2):
+        assert names(tmp_path) == ["a/1.jpg", "b/2.jpg"]
+    make(tmp_path, "train/a/3.jpg")
+    assert names(tmp_path) == ["a/1.jpg", "a/3.jpg", "b/2.jpg"]
+
+
+def test_other_owners_or_times_do_not_replace_the_index(tmp_path: Path):
+    make(tmp_path / "data", "train/a/1.jpg", "train/b/2.jpg")
+    first = FolderReader(tmp_path / "data", "train", tmp_path / "cache")
+    before = {path: path.stat().st_ino for path in (tmp_path / "cache").glob("*.index")}
+    (tmp_path / "data/train/a").chmod(0o700)
+    set_times(tmp_path / "data/train/b", (5, 5))
+    again = FolderReader(tmp_path / "data", "train", tmp_path / "cache")
+    assert {path: path.stat().st_ino for path in (tmp_path / "cache").glob("*.index")} == before
+    assert again.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("gone", ["a/1.jpg", "a"])
+def test_a_missing_file_is_listed_no_more_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
+    """No time shows the removal. Workers of the same run still open the index."""
+    make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
+    monkeypatch.setattr(Times, "of", classmethod(lambda cls, status: cls(status.st_ino, status.st_ino)))
+    reader = FolderReader(tmp_path, "train")
+    (tmp_path / "train" / "a" / "1.jpg").unlink()
+    if gone == "a":
+        shutil.rmtree(tmp_path / "train" / "a")
+        (tmp_path / "train" / "a").write_bytes(b"")
+    else:
+        assert names(tmp_path) == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]  # The control: nothing is seen without a reading.
+    with pytest.raises(DataError, match=r"train/a/1.jpg cannot be read: .* The next start lists the folder again"):
+        reader.read(0)
+    assert pickle.loads(pickle.dumps(reader)).read(2) == b"train/b/1.jpg"
+    assert names(tmp_path) == (["b/1.jpg"] if gone == "a" else ["a/2.jpg", "b/1.jpg"])
+
+
+def test_a_link_that_leads_nowhere_does_not_cost_a_listing_at_each_start(tmp_path: Path, listings: list[str]):
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    (tmp_path / "train" / "a" / "2.jpg").symlink_to("gone.jpg")
+    tell_apart(tmp_path / "train")
+    reader = FolderReader(tmp_path, "train")
+    with pytest.raises(DataError, match=r"2.jpg cannot be read: No such file"):
+        reader.read(1)
+    listings.clear()
+    FolderReader(tmp_path, "train")
+    assert "a" not in listings
 
 
 def test_labels_are_the_index_itself(tmp_path: Path):

@@ -82,6 +82,16 @@ def test_long_names_are_kept(tmp_path: Path):
     assert [reader.read(i) for i in range(2)] == [b"1", b"22"]
 
 
+def test_an_archive_replaced_with_its_size_and_time_kept_is_seen(tmp_path: Path):
+    """As `rsync -t` and `cp -p` do."""
+    archive, seen = tmp_path / TRAIN.name, set()
+    for name in ("a.JPEG", "b.JPEG"):
+        archive.write_bytes(tar({"n01440764.tar": tar({name: b"1"})}))
+        os.utime(archive, (1, 1))
+        seen.add((archive.stat().st_size, ImagenetReader(tmp_path, "train").fingerprint))
+    assert [size for size, _ in seen] == [20480, 20480]
+
+
 def test_nothing_is_written_beside_the_archives(archives: Path):
     before = {path.name: path.stat().st_mtime_ns for path in archives.iterdir()}
     reader = ImagenetReader(archives, "train")
