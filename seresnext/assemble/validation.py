@@ -105,7 +105,7 @@ def validate(
             model, batches, num_batches=num_batches, world=world, precision=precision, on_round=bar.advance
         )
     assert result is not None, "nothing asks a validation to stop"
-    _tell(result, console)
+    _tell(result, console, section.num_classes)
     if json_file and world.is_first:
         _write(json_file, _report(result, subject, checkpoint))
 
@@ -212,11 +212,12 @@ def _listing(names: set[str], most: int = 5) -> str:
     return ", ".join(printable(name) for name in sorted(names)[:most]) or "-"
 
 
-def _tell(result: Evaluation, console: Console) -> None:
+def _tell(result: Evaluation, console: Console, num_classes: int) -> None:
     if not math.isfinite(result.loss):
         console.line("warning: the output of the model is not finite for some images")
+    top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""  # Of fewer classes it is always 100 %.
     console.line(
-        f"top-1 {result.top1:.3f} %  top-5 {result.top5:.3f} %  loss {result.loss:.4f}  "
+        f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
         f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"
     )
 
