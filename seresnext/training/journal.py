@@ -16,7 +16,7 @@ from seresnext.training.status import note_step
 
 
 class Journal:
-    """Writes events where they belong and keeps the progress bar. Without a folder (a dry run) it only speaks.
+    """Writer of all events, and keeper of the progress bar. Without a folder (a dry run) it only prints.
 
     With `num_classes` of 5 or fewer the terminal and the log have no top-5 accuracy, which is then 100 %.
     """
@@ -31,8 +31,8 @@ class Journal:
     def open(self, step: int, evaluated: int, logged: int = 0) -> None:
         """Open the files for a run that starts after `step` completed steps and validated last after `evaluated`.
 
-        What they say of later steps and validations goes: both will be done again. Where lines up to the last `train`
-        event, of step `logged`, are missing, a warning is printed.
+        Lines of later steps and validations are removed: the run does both again. A warning is printed where lines up
+        to the last `train` event, of step `logged`, are missing.
         """
         if self._folder is None:
             return

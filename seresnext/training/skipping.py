@@ -49,7 +49,7 @@ class Skip:
         skipped = "step was" if in_a_row == 1 else f"{in_a_row} steps in a row were"
         return TrainingStopped(
             f"{self.reason} in step {self.step}; {skipped} skipped, after which the run gives up "
-            f"(optimizer.stop_after_skips). Started again, it goes on from its last checkpoint and meets the same "
+            f"(optimizer.stop_after_skips). A resume continues from the last checkpoint and meets the same "
             f"images. The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
             f"(schedule.warmup) or fp16; clipping (optimizer.clip_norm) may help. Its samples:\n  {self._listing()}"
         )

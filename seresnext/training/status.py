@@ -23,7 +23,7 @@ from seresnext.distributed import World
 _NAME = "status.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MOST_BYTES = 1 << 20  # of a small JSON file of a run folder
-# What stays from one state to the next, each with its types. A file by others may have anything in it.
+# Fields that stay from one state to the next, each with its types. A file by strangers may hold other types.
 _LASTING: dict[str, tuple[type, ...]] = {
     "saved_step": (int,),
     "total_steps": (int,),

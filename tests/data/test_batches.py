@@ -99,7 +99,7 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path):
 
 
 def test_an_evaluation_notes_every_image_that_it_cannot_use(tmp_path: Path):
-    """They are black; all others are as they would be without them. One is no image, the file of one went away."""
+    """Bad images are black, and the others are unchanged. One file is no image, and one file was removed."""
     transform = EvaluationTransform(16, 0.875, "bilinear")
     reader = damaged_folder(tmp_path, b"no image")
     (key,) = evaluation_keys(8, 8, 0, 1)

@@ -66,7 +66,7 @@ def test_what_was_saved_and_how_long_it_is_stays_until_the_end(tmp_path):
 
 
 def test_two_threads_of_a_process_lose_no_field(tmp_path):
-    """The training notes its steps, the thread that writes checkpoints what it saved."""
+    """The training writes its steps, and the thread of checkpoints its saves."""
     write(tmp_path, "running", 0)
     threads = [
         threading.Thread(target=lambda name=name: [note_progress(tmp_path, **{name: n}) for n in range(200)])
@@ -81,7 +81,7 @@ def test_two_threads_of_a_process_lose_no_field(tmp_path):
 
 
 def test_the_point_of_a_resume(tmp_path):
-    """It is the newest checkpoint by its step. Without one the sentence says so."""
+    """The newest checkpoint by its step, or none."""
     assert "No checkpoint" in resume_point(tmp_path)
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
@@ -180,7 +180,7 @@ def test_a_status_without_end_is_none(tmp_path, target):
 
 
 def test_of_a_status_by_others_only_plain_values_are_kept(tmp_path):
-    """It is written again with them, so they must be what can be written."""
+    """The next write has these values, so JSON must be able to hold them."""
     deep = "[" * 500 + "]" * 500
     fields = f'"best": {{"step": {deep}}}, "saved_step": "x", "other": {deep}, "started": 3, "total_steps": 7'
     (tmp_path / "status.json").write_text(f'{{"state": "running", {fields}}}')
