@@ -70,7 +70,7 @@ TIMM = (
     "--scale 0.35 1.0 --smoothing 0.1 --weight-decay 1e-4 --device cpu --workers 1"
 )
 # A validation, as each tells of it. Ours: top-1, top-5 and whose weights are in metrics.jsonl; timm's last line of one.
-OURS_VALIDATED = re.compile(r"^validate step ")
+OURS_VALIDATED = re.compile(r"^validate (\(ema\) )?step ")
 TIMM_VALIDATED = re.compile(r"^Test: \[ *(\d+)/\1\].*Acc@1: +\S+ \( *([\d.]+)\)  Acc@5: +\S+ \( *([\d.]+)\)")
 
 
@@ -198,7 +198,7 @@ def watch(label: str, command: list[str], threads: int) -> tuple[list[tuple[floa
         assert process.stdout
         for line in process.stdout:
             told.append((time.monotonic() - began, line.rstrip("\n")))
-            if "validate step" in line or TIMM_VALIDATED.match(line):
+            if OURS_VALIDATED.match(line) or TIMM_VALIDATED.match(line):
                 print(f"{label}, {told[-1][0]:.0f} s: {line.rstrip()}", flush=True)
     if process.returncode:
         raise ExperimentFailed(f"{label} ended with {process.returncode}: {told[-1][1] if told else 'nothing said'}")

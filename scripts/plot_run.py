@@ -2,7 +2,8 @@
 
     python scripts/plot_run.py RUN_FOLDER [--output RUN_FOLDER/curves.png]
 
-Reads `metrics.jsonl`, so it works while the run goes on. Needs matplotlib (the `demo` extra).
+Reads `metrics.jsonl`, so it works while the run goes on, and the label smoothing from `recipe.yaml`. Needs matplotlib
+(the `demo` extra).
 """
 
 from __future__ import annotations
@@ -18,61 +19,107 @@ mpl.use("Agg")  # A picture needs no display.
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from seresnext.errors import DataError, UsageError, path_argument, run_script
+from seresnext.errors import DataError, RecipeError, UsageError, path_argument, run_script
+from seresnext.recipe.load import load_recipe
 
 Curve = tuple[list[float], list[float]]  # epochs, values
+_FIELDS = ("loss", "top1", "top5", "lr")
+_LINES = {"top1": "-", "top5": "--"}
+_COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:green"}
 
 
 def read_curves(metrics: Path) -> dict[str, Curve]:
-    """The curves of a `metrics.jsonl`, by `<event>.<field>` such as `train.loss`.
+    """The curves of a `metrics.jsonl`, by `<event>.<field>` such as `train.loss` and `validate_ema.top1`.
 
     A last line that is still being written is left out. Raises DataError for a file that is missing or
     not JSON lines.
     """
+    if metrics.exists() and not metrics.is_file():
+        raise DataError(f"{metrics} is not a regular file; give the folder of a run")
+    curves: dict[str, Curve] = defaultdict(lambda: ([], []))
     try:
-        lines = metrics.read_text().split("\n")
+        with metrics.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    _add(curves, line, f"{metrics}:{number}")
     except OSError as error:
         raise DataError(f"{metrics}: {error.strerror}; give the folder of a run") from None
-    curves: dict[str, Curve] = defaultdict(lambda: ([], []))
-    for number, line in enumerate(lines[:-1], 1):  # What follows the last line end is empty or half-written.
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{metrics}:{number} is not JSON: {error}") from None
-        for field in ("loss", "top1", "top5", "lr"):
-            if entry.get(field) is not None:  # A loss that is not finite is written as null.
-                epochs, values = curves[f"{entry['event']}.{field}"]
-                epochs.append(entry["epoch"])
-                values.append(entry[field])
     return curves
 
 
-def draw(curves: dict[str, Curve], title: str, output: Path) -> None:
+def _add(curves: dict[str, Curve], line: bytes, place: str) -> None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON: {error}; remove the line") from None
+    try:
+        weights = entry.get("weights", "model")
+        event = entry["event"] if weights == "model" else f"{entry['event']}_{weights}"
+        # A loss that is not finite is written as null.
+        found = {field: float(entry[field]) for field in _FIELDS if entry.get(field) is not None}
+        epoch = float(entry["epoch"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"{place} is not an event of a run; remove the line") from None
+    for field, value in found.items():
+        epochs, values = curves[f"{event}.{field}"]
+        epochs.append(epoch)
+        values.append(value)
+
+
+def read_smoothing(recipe: Path) -> float:
+    """The label smoothing of the training loss, 0 where the recipe is missing or cannot be read."""
+    try:
+        return load_recipe(str(recipe)).recipe.loss.label_smoothing if recipe.is_file() else 0.0
+    except RecipeError:
+        return 0.0
+
+
+def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 0.0) -> None:
     """Write a PNG: loss on the left with the learning rate in the background, accuracy on the right."""
-    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    _plot(loss, curves, {"train.loss": "training", "validate.loss": "validation"})
+    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    validations = sorted({name.partition(".")[0] for name in curves if name.startswith("validate")})
+    of = {
+        name: f" ({name.partition('_')[2] or 'model'})" if validations != ["validate"] else "" for name in validations
+    }
+
+    training = f"training (label smoothing {smoothing:g})" if smoothing else "training"
+    _plot(loss, curves, "train.loss", training)
+    for name in validations:
+        _plot(loss, curves, f"{name}.loss", f"validation{of[name]}")
     loss.set(title="loss", xlabel="epoch", ylim=(0, None))
     if "train.lr" in curves:
         rate = loss.twinx()
-        rate.plot(*curves["train.lr"], color="0.8", linestyle=":", label="learning rate")
-        rate.set(ylabel="learning rate", ylim=(0, None))
-    _plot(accuracy, curves, {"validate.top1": "top-1", "validate.top5": "top-5"})
+        rate.plot(*curves["train.lr"], color="0.8", linestyle=":")
+        rate.set(ylabel="learning rate (dotted)", ylim=(0, None))
+
+    for field, label in (("top1", "top-1"), ("top5", "top-5")):
+        for name in validations:
+            _plot(accuracy, curves, f"{name}.{field}", f"{label}{of[name]}", linestyle=_LINES[field])
     accuracy.set(title="validation accuracy, %", xlabel="epoch", ylim=(0, 101))
+    if not accuracy.lines:
+        accuracy.text(
+            0.5, 0.5, "not validated yet", transform=accuracy.transAxes, ha="center", va="center", color="0.4"
+        )
+        accuracy.set(xticks=[], yticks=[])
+
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        if axes.lines:  # Below the axes, where a legend covers no curve.
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     figure.suptitle(title)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
     plt.close(figure)
 
 
-def _plot(axes: Axes, curves: dict[str, Curve], labels: dict[str, str]) -> None:
-    for name, label in labels.items():
-        if name in curves:
-            epochs, values = curves[name]
-            suffix = f" {values[-1]:.2f}" if name.startswith("validate") else ""
-            axes.plot(epochs, values, label=label + suffix, marker="." if len(epochs) < 60 else None)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+def _plot(axes: Axes, curves: dict[str, Curve], name: str, label: str, linestyle: str = "-") -> None:
+    if name not in curves:
+        return
+    epochs, values = curves[name]
+    event = name.partition(".")[0]
+    last = f" {values[-1]:.2f}" if event != "train" else ""
+    marker = "." if len(epochs) < 60 else None
+    axes.plot(epochs, values, label=label + last, marker=marker, color=_COLOURS.get(event), linestyle=linestyle)
 
 
 def main() -> None:
@@ -87,7 +134,7 @@ def main() -> None:
     if not curves:
         raise UsageError(f"{arguments.run}: nothing has been logged yet; try again after the first log line")
     output = arguments.output or arguments.run / "curves.png"
-    draw(curves, arguments.run.resolve().name, output)
+    draw(curves, arguments.run.resolve().name, output, read_smoothing(arguments.run / "recipe.yaml"))
     print(f"curves: {output}")
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from seresnext.assemble import parts
@@ -99,6 +100,11 @@ class Run:
             "fingerprint": self.train.fingerprint,
         }
 
+    @property
+    def largest_class(self) -> float:
+        """The share of the largest class of the validation split, in percent."""
+        return 100 * float(np.bincount(self.val.labels).max()) / len(self.val)
+
     @cached_property
     def environment(self) -> dict[str, Any]:
         """What this run's numbers may depend on besides its recipe: asked for once, since git is slow to answer."""
@@ -138,8 +144,8 @@ class Run:
         step = self.build_step()
         if saved:
             world.together(lambda: self._restore(saved, step))
-        journal = Journal(folder.path if folder else None, self._console, world)
-        journal.open(progress.step, progress.evaluated)
+        journal = Journal(folder.path if folder else None, self._console, world, recipe.model.num_classes)
+        world.together(lambda: journal.open(progress.step, progress.evaluated, progress.logged))
         models = {"model": self.model, **({"ema": self.ema.model} if self.ema else {})}
         gc.enable()  # The start is over, which train.py disabled it for.
         return Trainer(

@@ -19,7 +19,8 @@ from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.show import to_yaml
 from seresnext.training.plan import Progress
 from seresnext.training.run_folder import RunFolder
-from seresnext.training.status import note_step, read_status, write_status
+from seresnext.training.skipping import doubt_about
+from seresnext.training.status import note_progress, read_status, resume_point, write_status
 from seresnext.training.stopping import StopRequest
 
 
@@ -50,22 +51,27 @@ def train(
         run, saved, progress = _begin(loaded, world, folder, console, resume, allow_changed)
         if run.is_complete(progress):
             early = run.early_end(progress)
-            folder.write_status("finished", progress.step, early)
+            folder.write_status("finished", progress.step, _reason(early, progress))
             why = f" ({early})" if early else ""
-            console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress)}; nothing to do")
+            console.line(f"{output} is finished: {progress.step} steps{why}, {_best(progress, run)}; nothing to do")
             return
         trainer = run.trainer(folder, saved, progress, stop)
         console.line(run.introduction())
         if saved:
             console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
         if world.is_first:
-            note_step(output, progress.step)
+            saved_step = progress.step if saved else None
+            note_progress(
+                output, step=progress.step, saved_step=saved_step, total_steps=run.plan.total, best=progress.best
+            )
         if trainer.fit():
             early = run.early_end(progress)
-            folder.write_status("finished", progress.step, early)
+            folder.write_status("finished", progress.step, _reason(early, progress))
             if early:
                 console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
-            console.line(f"finished: {_best(progress)}; the run is in {output}")
+            if doubt := doubt_about(progress):
+                console.line(f"warning: {doubt}")
+            console.line(f"finished: {_best(progress, run)}; the run is in {output}")
         else:
             signals = _describe(world.gather(stop.signal))
             folder.write_status("preempted", progress.step, f"stopped by {signals}")
@@ -139,11 +145,12 @@ def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterato
             write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
 
     folder.write_status("running", step())
-    world.on_loss(fail)
+    world.on_loss(fail, lambda: resume_point(folder.path))
     try:
         world.broadcast(None)  # Nobody goes on before that is written, or it would be written over a failure.
         with world.explaining():
             yield
+            world.broadcast(None)  # Nobody leaves before the end is written: others can then still write a failure.
     except BaseException as error:
         fail(str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}")
         raise
@@ -167,8 +174,16 @@ def _accepted_changes(run: Run, saved: Saved, allowed: Collection[str]) -> list[
     return refuse_changes(saved.facts, run.values, run.dataset, allowed, saved.path)
 
 
-def _best(progress: Progress) -> str:
+def _reason(early: str | None, progress: Progress) -> str | None:
+    """Return what `status.json` has to say of a run that is finished."""
+    return "; ".join(filter(None, [early, doubt_about(progress)])) or None
+
+
+def _best(progress: Progress, run: Run) -> str:
     best = progress.best
     if best is None:
         return "its best checkpoint is lost" if progress.evaluated else "not validated"
-    return f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights)"
+    return (
+        f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights); the largest class is "
+        f"{run.largest_class:.1f} % of the validation images"
+    )

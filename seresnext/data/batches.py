@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -31,7 +32,8 @@ class Batch(NamedTuple):
     `images` are uint8 N C H W in channels-last memory, `labels` int64 N, `flips` bool N (the device mirrors these),
     `indices` int64 N. `step` and `replica` say whose micro-batch it is; for evaluation, `step` counts batches. `boxes`
     are what the device erases: int64 N 4 of top, left, height, width in the mirrored image, or None. `substitutions`
-    tell of bad images, which others stand in for under their index and label.
+    tell of bad images, which others stand in for under their index and label. `unreadable` are the bad images of an
+    evaluation, black in the batch: index and message.
     """
 
     images: Tensor
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     replica: int
     boxes: Tensor | None = None
     substitutions: tuple[Substitution, ...] = ()
+    unreadable: tuple[tuple[int, str], ...] = ()
 
 
 class BatchSource(Protocol):
@@ -121,6 +124,10 @@ class TrainImages:
         return batch._replace(boxes=torch.tensor(boxes))
 
 
+# Seconds. A failure that takes longer is that of the storage, and the next image would wait as long.
+_SLOW_FAILURE = 5.0
+
+
 class EvaluationImages:
     """Evaluation batches: decoded, resized and cropped by Pillow."""
 
@@ -139,12 +146,24 @@ class EvaluationImages:
         return self._reader.name(index)
 
     def make(self, key: BatchKey) -> Batch:
-        """The batch of a key. Raises DataError naming an image that cannot be used."""
+        """Return the batch of a key, with the images that cannot be used in `unreadable`.
+
+        Raises DataError for an image of a storage that does not answer.
+        """
         images = _allocate(len(key.indices), self._transform.image_size)
+        unreadable = []
         for image, index in zip(images, key.indices.tolist(), strict=True):
             note_images([index])
-            image.copy_(self._transform.of_file(self._reader.read(index), self.name(index), self._max_pixels))
-        return collate(key, images, [False] * len(images), self._reader.labels)
+            started = time.monotonic()
+            try:
+                image.copy_(self._transform.of_file(self._reader.read(index), self.name(index), self._max_pixels))
+            except DataError as error:
+                if time.monotonic() - started > _SLOW_FAILURE:
+                    raise
+                image.zero_()
+                unreadable.append((index, str(error)))
+        batch = collate(key, images, [False] * len(images), self._reader.labels)
+        return batch._replace(unreadable=tuple(unreadable))
 
 
 def _allocate(count: int, size: int) -> Tensor:

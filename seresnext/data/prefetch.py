@@ -15,13 +15,17 @@ from seresnext.data.erase import Filling, erase
 
 
 class DeviceBatch(NamedTuple):
-    """A batch on the device: `images` N C H W normalised, `labels` int64 N; `data_wait` in seconds."""
+    """A batch on the device: `images` N C H W normalised, `labels` int64 N; `data_wait` in seconds.
+
+    `unreadable` is that of the batch on the host.
+    """
 
     images: Tensor
     labels: Tensor
     step: int
     replica: int
     data_wait: float
+    unreadable: tuple[tuple[int, str], ...] = ()
 
 
 def prefetch(
@@ -95,7 +99,7 @@ class _Preparation:
             boxes = batch.boxes.to(self._device, non_blocking=True)
             filling = self._filling.like(images, self._mean.dtype, batch.step, batch.replica)
         images = self._normalise(images, flips, self._mean, self._std, self._layout, boxes, filling)
-        return DeviceBatch(images, labels, batch.step, batch.replica, waited)
+        return DeviceBatch(images, labels, batch.step, batch.replica, waited, batch.unreadable)
 
 
 def _normalise(

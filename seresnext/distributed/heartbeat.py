@@ -29,7 +29,7 @@ _STOPPING = 5.0
 _FAILING = 10.0
 # How many intervals a rank may be late when it is asked after: a busy machine, and one that is just leaving.
 _LATE = 3
-_IN_VAIN = "waited in vain"  # How a rank ended that waited for others that live.
+_DEADLOCK = "deadlock"  # How a rank ended that waited for others that live.
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,15 @@ class Heartbeat:
     A thread of its own gives and reads them. When a rank has been silent for `timeout` seconds, which only a frozen or
     lost one is, this process ends: its main thread waits in a collective that nothing else can end. It does so sooner
     when it was told to stop, as `is_stopping` says, or when another rank failed, but not while it writes a checkpoint.
-    `doing` is told to the others; `on_loss` is called with the message before that end.
+    `doing` is told to the others; `on_loss` is called with the message before that end. `advice` gives the message's
+    last sentence.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
         self.timeout = timeout
         self.doing = "the start"
         self.on_loss: Callable[[str], None] = lambda message: None
+        self.advice: Callable[[], str] = lambda: "Run the same command again"
         self.is_stopping: Callable[[], bool] = lambda: False
         self._store = store
         self._rank = rank
@@ -89,7 +91,9 @@ class Heartbeat:
             time.sleep(_LATE * self._interval)
             after = self._read()
         except RuntimeError:
-            lost = RankLost("the process that keeps the ranks together is gone: torchrun, or rank 0 without it")
+            lost = RankLost(
+                "the process that keeps the ranks together is gone: torchrun, or rank 0 without it. " + self.advice()
+            )
             lost.is_said = self._rank != 0
             return lost
         silent = {rank for rank, sign in enumerate(before) if sign.count == after[rank].count}
@@ -136,19 +140,19 @@ class Heartbeat:
         os._exit(lost.exit_code)
 
     def _explain(self, silent: set[int], signs: list[Sign]) -> RankLost:
-        failed = {rank: sign for rank, sign in enumerate(signs) if sign.end not in (None, "", _IN_VAIN)}
+        failed = {rank: sign for rank, sign in enumerate(signs) if sign.end not in (None, "", _DEADLOCK)}
         silent = {rank for rank in silent if signs[rank].end is None}
         parts = [f"rank {rank} failed in {sign.doing}: {sign.end}" for rank, sign in failed.items()]
         parts += [f"rank {rank} no longer answers, last heard of in {signs[rank].doing}" for rank in sorted(silent)]
         if silent:
             parts.append("it was killed, for memory perhaps, it is frozen, or its machine is gone")
-        in_vain = not parts
-        if in_vain:
+        is_deadlock = not parts
+        if is_deadlock:
             places = ", ".join(f"rank {rank} in {sign.doing}" for rank, sign in enumerate(signs))
-            parts = [f"ranks waited for each other in vain, though all of them answer: {places}"]
-        lost = RankLost("; ".join(parts) + ". The same command goes on from the last checkpoint")
+            parts = [f"ranks wait for each other in a deadlock, though all of them answer: {places}"]
+        lost = RankLost(f"{'; '.join(parts)}. {self.advice()}")
         # They end as well, wherever they are. Of a lost or failed rank they hear by themselves.
-        lost.end = _IN_VAIN if in_vain else ""
+        lost.end = _DEADLOCK if is_deadlock else ""
         # One of those that are left speaks for all, unless those that failed have spoken for themselves.
         left = set(range(self._size)) - silent - failed.keys()
         lost.is_said = self._rank != min(left) or (bool(failed) and not silent)

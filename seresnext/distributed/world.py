@@ -75,10 +75,14 @@ class World:
             set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
             set_timeout(timedelta(seconds=seconds + 10))
 
-    def on_loss(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with a message, from another thread, before this process ends because of a rank that is lost."""
+    def on_loss(self, tell: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
+        """Call `tell` with a message, from another thread, before this process ends because of a rank that is lost.
+
+        `advice` gives the message's last sentence: how the run can be resumed.
+        """
         if self.heartbeat:
             self.heartbeat.on_loss = tell
+            self.heartbeat.advice = advice or self.heartbeat.advice
 
     def expect_end(self, is_stopping: Callable[[], bool]) -> None:
         """Wait less long for ranks that are silent once `is_stopping()`, asked from another thread, says so."""

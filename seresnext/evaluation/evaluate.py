@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
+from seresnext.errors import DataError
 from seresnext.metrics.accuracy import topk_correct
 from seresnext.runtime import Precision
+
+_MOST_LISTED = 100  # unreadable images in one message
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,12 @@ def evaluate(
     may have one fewer than others. `on_round` is called after each. Returns None when any rank was asked to stop. The
     model is left in the mode it was in. A process alone waits for its GPU only at the end; ranks also wait for each
     other's answer about a stop, once a batch, which is little beside a batch.
+
+    Raises DataError on all ranks, after the last batch, that names the unreadable images of all batches.
     """
     correct = torch.zeros(2, dtype=torch.int64, device=world.device)
     images = 0
+    unreadable: list[tuple[int, str]] = []
     losses = torch.zeros(num_batches, dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
@@ -68,10 +74,14 @@ def evaluate(
                 batch_correct, losses[batch.step] = _measure(model, batch, precision, world.device)
                 correct += batch_correct
                 images += len(batch.labels)
+                unreadable += batch.unreadable
             on_round()
     finally:
         model.train(was_training)
-    top1, top5, images = world.sum_(torch.cat([correct, correct.new_tensor([images])])).tolist()
+    counts = torch.cat([correct, correct.new_tensor([images, len(unreadable)])])
+    top1, top5, images, num_unreadable = world.sum_(counts).tolist()
+    if num_unreadable:
+        raise _refusal([image for own in world.gather(unreadable) for image in own])
     return Evaluation(
         top1=100 * top1 / images,
         top5=100 * top5 / images,
@@ -79,6 +89,18 @@ def evaluate(
         num_images=images,
         images_per_second=images / (time.monotonic() - started),
     )
+
+
+def _refusal(unreadable: list[tuple[int, str]]) -> DataError:
+    """Return the error that names the images, in their order, which every rank raises."""
+    messages = [message for _, message in sorted(unreadable)]
+    more = len(messages) - _MOST_LISTED
+    listing = "\n  ".join(messages[:_MOST_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
+    error = DataError(
+        messages[0] if len(messages) == 1 else f"{len(messages)} images to validate on cannot be used:\n  {listing}"
+    )
+    error.is_shared = True
+    return error
 
 
 @torch.inference_mode()

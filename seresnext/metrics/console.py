@@ -58,7 +58,9 @@ class Console:
     def report(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
         """Say an event of `metrics.jsonl`: a train event in the bar where one is drawn, any other as a line."""
         said = describe(event, seconds_left)
-        line = f"{event['event']} step {event['step']} (epoch {event['epoch']:.2f}): {said}"
+        weights = event.get("weights", "model")
+        name = event["event"] if weights == "model" else f"{event['event']} ({weights})"
+        line = f"{name} step {event['step']} (epoch {event['epoch']:.2f}): {said}"
         if event["event"] == "train" and self._bars and self._bars[-1].drawn:
             self._bars[-1].show(describe(event, seconds_left, _BAR_FIELDS))
             self._write_log(line)
@@ -77,7 +79,9 @@ class Console:
             return
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with open(
+                self._log, "a", encoding="utf-8", errors="backslashreplace", opener=_open_without_waiting
+            ) as file:
                 file.writelines(f"{now} {line}\n" for line in text.splitlines() or [""])
         except OSError as error:
             self._log = None
@@ -136,6 +140,11 @@ class _Tqdm(tqdm):
 
 # A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.
 _Tqdm.set_lock(RLock())
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file. A pipe that nobody reads is an OSError, not a wait without end."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 class _LosableStream:

@@ -6,13 +6,16 @@ cannot be written is said once through `warn`, and training goes on.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import mmap
 import os
 import socket
+import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,15 +25,20 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 
 Event = Mapping[str, Any]
 Warn = Callable[[str], None]
+_MOST_BYTES = 1 << 30  # of a file of metrics: some four million lines
 
 
 class JsonLines:
     """A file of one JSON object a line, whole lines only, each given to the system before `write` returns."""
 
     def __init__(self, path: Path, warn: Warn) -> None:
+        """Open the file. Raises OSError where it cannot be read to its end: a device, a pipe, more than 1 GiB."""
         self._path = path
         self._warn = warn
         self._warned = False
+        self._has_all = True
+        self._last: dict[str, int] = {}
+        self._check()
         self._cut_half_line()
 
     def write(self, event: Event) -> None:
@@ -49,16 +57,46 @@ class JsonLines:
 
         For a resume: the run does all of that again. The file is replaced by a rename.
         """
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if _is_of(line, step, evaluated)]
-        if len(kept) < len(lines):
+        removed = sum(not is_kept for _, is_kept in self._sorted(step, evaluated))
+        if removed:
             temporary = self._path.with_name(f".{self._path.name}.tmp")
             with temporary.open("wb") as file:
-                file.writelines(kept)
+                file.writelines(line for line, is_kept in self._sorted(step, evaluated) if is_kept)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
-        return len(lines) - len(kept)
+        return removed
+
+    def reaches(self, logged: int, evaluated: int) -> bool:
+        """Return whether `truncate_after` found the `train` event of step `logged`, the validation after step
+        `evaluated` (0 for none), and no line that is not JSON.
+        """
+        return self._has_all and self._last.get("train", 0) >= logged and self._last.get("validate", 0) >= evaluated
+
+    def _sorted(self, step: int, evaluated: int) -> Iterator[tuple[bytes, bool]]:
+        """The lines, one at a time, each with whether it is of a step up to `step` or of a validation up to the one
+        after `evaluated`.
+        """
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            for line in file:
+                event = _event_of(line)
+                is_kept = event is not None and event["step"] <= (evaluated if event["event"] == "validate" else step)
+                if event is None:
+                    self._has_all = False
+                elif is_kept:
+                    self._last[event["event"]] = event["step"]
+                yield line, is_kept
+
+    def _check(self) -> None:
+        if not self._path.exists():
+            return
+        status = self._path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        if status.st_size > _MOST_BYTES:
+            raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than {_MOST_BYTES:,}")
 
     def _append(self, line: bytes) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -76,15 +114,19 @@ class JsonLines:
 
     def _cut_half_line(self) -> None:
         """Remove what a crash left after the last line end, or the next line would be joined to it."""
-        if not self._path.exists():
+        if not self._path.exists() or not self._path.stat().st_size:
             return
-        content = self._path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.truncate(self._path, content.rfind(b"\n") + 1)
+        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            whole = content.rfind(b"\n") + 1
+            if whole == len(content):
+                return
+        os.truncate(self._path, whole)
 
 
 class TensorBoard:
     """Scalars named `<event>/<field>`: train/loss, train/lr, validate/top1 and so on, each written at once.
+
+    Validations of other weights than the model's have an event of their own: validate_ema/top1.
 
     The file is written here with TensorBoard's own records rather than through torch's SummaryWriter, which writes from
     a thread: a full disk there is a traceback that nobody can catch, and loader workers are forked from this process.
@@ -110,8 +152,10 @@ class TensorBoard:
 
     def write(self, event: Event) -> None:
         """Write every number of the event but step and epoch at its step."""
+        weights = event.get("weights", "model")
+        group = event["event"] if weights == "model" else f"{event['event']}_{weights}"
         values = [
-            Summary.Value(tag=f"{event['event']}/{name}", simple_value=value)
+            Summary.Value(tag=f"{group}/{name}", simple_value=value)
             for name, value in event.items()
             if name not in ("step", "epoch") and isinstance(value, int | float) and not isinstance(value, bool)
         ]
@@ -150,11 +194,11 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_of(line: bytes, step: int, evaluated: int) -> bool:
-    """Whether it is a whole event, of a step up to `step`, or of a validation up to the one after `evaluated`."""
+def _event_of(line: bytes) -> Event | None:
+    """Return the event of a line, or None for a line that is no whole event."""
     try:
         event = json.loads(line)
-        last = evaluated if event["event"] == "validate" else step
-        return isinstance(event["step"], int) and event["step"] <= last and line.endswith(b"\n")
-    except (ValueError, TypeError, KeyError):
-        return False
+        is_event = isinstance(event["step"], int) and isinstance(event["event"], str) and line.endswith(b"\n")
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return event if is_event else None

@@ -409,7 +409,9 @@ class EarlyStopSection(Section):
 class CheckpointSection(Section):
     """What is saved when."""
 
-    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to save.")
+    every: PositiveDuration = Field(
+        default=Duration(1, "ep"), description="How often to save; also before each validation."
+    )
     keep: int = Field(
         default=3, ge=1, le=10**9, description="How many of the newest checkpoints stay; `last` and `best` always do."
     )

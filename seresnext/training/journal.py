@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +16,23 @@ from seresnext.training.status import note_step
 
 
 class Journal:
-    """Writes events where they belong and keeps the progress bar. Without a folder (a dry run) it only speaks."""
+    """Writer of all events, and keeper of the progress bar. Without a folder (a dry run) it only prints.
 
-    def __init__(self, folder: Path | None, console: Console, world: World) -> None:
+    With `num_classes` of 5 or fewer the terminal and the log have no top-5 accuracy, which is then 100 %.
+    """
+
+    def __init__(self, folder: Path | None, console: Console, world: World, num_classes: int | None = None) -> None:
         self.console = console
+        self._hidden = ("top5",) if num_classes and num_classes <= 5 else ()
         self._bar: Bar | None = None
         self._writers: list[JsonLines | TensorBoard] = []
         self._folder = folder if world.is_first else None
 
-    def open(self, step: int, evaluated: int) -> None:
+    def open(self, step: int, evaluated: int, logged: int = 0) -> None:
         """Open the files for a run that starts after `step` completed steps and validated last after `evaluated`.
 
-        What they say of later steps and validations goes: both will be done again.
+        Lines of later steps and validations are removed: the run does both again. A warning is printed where lines up
+        to the last `train` event, of step `logged`, are missing.
         """
         if self._folder is None:
             return
@@ -34,6 +40,8 @@ class Journal:
         try:
             lines = JsonLines(path, self.console.line)
             lines.truncate_after(step, evaluated)
+            if not lines.reaches(logged, evaluated):
+                self.console.line(f"warning: {path} lacks lines of the steps up to {step}; the curves have a gap there")
         except OSError as error:
             raise UsageError(f"{path} cannot be read or written ({error.strerror}); move it away") from None
         tensorboard = TensorBoard(self._folder / "tensorboard", step + 1 if step else None, self.console.line)
@@ -46,9 +54,15 @@ class Journal:
         if self._folder and event["event"] == "train":
             note_step(self._folder, event["step"])
         if text is None:
-            self.console.report(event, seconds_left)
+            self.console.report({k: v for k, v in event.items() if k not in self._hidden}, seconds_left)
         else:
             self.console.line(text)
+        if event["event"] == "validate" and not math.isfinite(event["loss"]):
+            self.console.line(
+                f"warning: the validation loss after step {event['step']} is {event['loss']} ({event['weights']} "
+                "weights). The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
+                "(schedule.warmup) or fp16"
+            )
 
     @contextmanager
     def training(self, step: int, total: int) -> Iterator[None]:

@@ -55,7 +55,8 @@ class Progress:
 
     `step` counts completed steps, skipped ones too; `evaluated` is the step after which validation last ran to its end;
     the `unlogged` fields are the losses since the last line of metrics and the steps skipped, so that a resumed run
-    writes the same next line. `history` has the skipped steps (training/skipping.py), and is replaced, never changed.
+    writes the same next line. `history` has the skipped steps and the validations with a loss that is not finite
+    (training/skipping.py). It is replaced, never changed.
     """
 
     step: int = 0
@@ -66,3 +67,8 @@ class Progress:
     unlogged_skips: int = 0
     skips_in_a_row: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def logged(self) -> int:
+        """The step of the last `train` event, 0 before the first."""
+        return self.step - self.unlogged_steps - self.unlogged_skips

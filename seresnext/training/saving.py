@@ -15,6 +15,7 @@ from seresnext.checkpoint.contents import Facts, Parts, Snapshot, buffers_for, c
 from seresnext.distributed import World
 from seresnext.errors import Failure
 from seresnext.signals import completing
+from seresnext.training.status import note_progress
 
 
 class Saver:
@@ -74,7 +75,7 @@ class Saver:
             return
         snapshot = capture(self._parts(), self._facts(step, progress), self._buffers)
         best = progress["best"]
-        self._background.start(lambda: self._write(snapshot, best is not None and best["step"] == step))
+        self._background.start(lambda: self._write(snapshot, best))
 
     def settle(self) -> bool:
         """Wait, on all ranks together, until the last save is on the disk; returns whether it is, as all ranks know.
@@ -100,13 +101,15 @@ class Saver:
             error, self._not_removed = self._not_removed, None
             self._say(f"warning: an old checkpoint could not be removed: {error}")
 
-    def _write(self, snapshot: Snapshot, is_best: bool) -> None:
+    def _write(self, snapshot: Snapshot, best: dict[str, Any] | None) -> None:
         assert self._folder
+        is_best = best is not None and best["step"] == snapshot.step
         with completing():
             path = store.commit(self._folder, snapshot.step, snapshot.tensors, snapshot.metadata)
             store.point(self._folder, "last", path)
             if is_best:
                 store.point(self._folder, "best", path)
+        note_progress(self._folder.parent, saved_step=snapshot.step, best=best)
         try:
             store.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What is said and kept of steps that were skipped because a number was not finite, and when they are too many."""
+"""Numbers that are not finite: steps that were skipped for one, when they are too many, and validations with one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from seresnext.errors import TrainingStopped
+from seresnext.training.plan import Progress
 from seresnext.training.step import Report
 
 # How many samples a message and a checkpoint name; a person looks at a few, and `metrics.jsonl` has the rest.
 _NAMED_SAMPLES = 16
 # How many skipped steps a checkpoint remembers, the latest, so that it stays small whatever happens.
 _REMEMBERED = 1000
+_VALIDATION = "the validation loss"  # How the reason of a validation begins.
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Skip:
         skipped = "step was" if in_a_row == 1 else f"{in_a_row} steps in a row were"
         return TrainingStopped(
             f"{self.reason} in step {self.step}; {skipped} skipped, after which the run gives up "
-            f"(optimizer.stop_after_skips). Started again, it goes on from its last checkpoint and meets the same "
+            f"(optimizer.stop_after_skips). A resume continues from the last checkpoint and meets the same "
             f"images. The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
             f"(schedule.warmup) or fp16; clipping (optimizer.clip_norm) may help. Its samples:\n  {self._listing()}"
         )
@@ -55,6 +57,36 @@ class Skip:
     def _listing(self) -> str:
         more = len(self.samples) - _NAMED_SAMPLES
         return "\n  ".join(self.samples[:_NAMED_SAMPLES]) + (f"\n  and {more} more" if more > 0 else "")
+
+
+def with_validation(
+    history: list[dict[str, Any]], step: int, loss: float, validated_before: int
+) -> list[dict[str, Any]]:
+    """Return the history of a run with a validation after `step`, which is an entry only if its loss is not finite.
+
+    `validated_before` is the step of the validation before it. The entry has the fields of a skipped step, for versions
+    that know no other, and no samples.
+    """
+    if math.isfinite(loss):
+        return history
+    reasons = _validations(history)
+    reason = reasons.get(validated_before, f"{_VALIDATION} is not finite since step {step}")
+    return [*history, {"step": step, "reason": reason, "samples": []}][-_REMEMBERED:]
+
+
+def doubt_about(progress: Progress) -> str | None:
+    """Return the reason to doubt a run that is over: the loss of its last or its best validation is not finite."""
+    reasons = _validations(progress.history)
+    if progress.evaluated in reasons:
+        return reasons[progress.evaluated]
+    best = progress.best["step"] if progress.best else None
+    return f"{_VALIDATION} of the best checkpoint, of step {best}, is not finite" if best in reasons else None
+
+
+def _validations(history: list[dict[str, Any]]) -> dict[int, str]:
+    """Return the validations in a history by their steps, each with its reason."""
+    reasons = [(entry.get("step"), str(entry.get("reason"))) for entry in history]
+    return {step: reason for step, reason in reasons if isinstance(step, int) and reason.startswith(_VALIDATION)}
 
 
 def skip_of(report: Report, names: Callable[[int, int], list[str]]) -> Skip:

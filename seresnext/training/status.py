@@ -9,22 +9,44 @@ import errno
 import json
 import os
 import socket
+import stat
 import sys
+import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from seresnext.checkpoint import store
 from seresnext.distributed import World
 
 _NAME = "status.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_MOST_BYTES = 1 << 20  # of a small JSON file of a run folder
+# Fields that stay from one state to the next, each with its types. A file by strangers may hold other types.
+_LASTING: dict[str, tuple[type, ...]] = {
+    "saved_step": (int,),
+    "total_steps": (int,),
+    "best": (dict,),
+    "started": (str,),
+}
+# The training and the thread that writes checkpoints both change the file of their process.
+_changing = threading.RLock()
 
 
 def write_status(folder: Path, world: World, state: str, step: int, reason: str | None) -> None:
-    """Write the status. A full disk has room for it where there was one before; else a warning says what is wrong."""
+    """Write the status; a running one starts now. What `note_progress` wrote stays.
+
+    A full disk has room for it where there was one before; else a warning says what is wrong.
+    """
     try:
-        _write(folder, {"state": state, "step": step, "reason": reason, **_writer(), "world_size": world.size})
+        with _changing:
+            known = read_status(folder)
+            status = {"state": state, "step": step, "reason": reason, **_writer(), "world_size": world.size}
+            status |= {name: known.get(name) for name in _LASTING}
+            if state == "running":
+                status["started"] = status["updated"]
+            _write(folder, status)
     except OSError as error:
         # The outcome itself counts more than the note of it, and a full disk has a message of its own.
         print(f"warning: {folder / _NAME} cannot be written ({error.strerror})", file=sys.stderr)
@@ -32,23 +54,55 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """What the status says; empty when there is none or it cannot be read."""
-    try:
-        found = json.loads((folder / _NAME).read_text())
-    except (OSError, ValueError):
+    found = read_small_json(folder / _NAME)
+    if not isinstance(found, dict):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if _is_sound(name, value)}
+
+
+def read_small_json(path: Path) -> Any:
+    """Return the content of a JSON file of a run folder, or None where it cannot be read.
+
+    That includes a file that is too large, a device or a pipe, which might never end, and lists within lists.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            return None
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def note_step(folder: Path, step: int) -> None:
-    """Bring the step of a run that goes on up to date.
+    """Bring the step of a run that goes on up to date."""
+    note_progress(folder, step=step)
 
-    A run that another rank has just said to have failed stays so. What cannot be written is left: the step is no
-    outcome, and the next log says what is wrong with the disk.
+
+def note_progress(folder: Path, **fields: Any) -> None:
+    """Bring fields of a run that goes on up to date: `step`, `saved_step`, `total_steps`, `best`.
+
+    A run that another rank has just said to have failed stays so, and keeps its step. What cannot be written is left:
+    the fields are no outcome, and the next log says what is wrong with the disk.
     """
-    known = read_status(folder)
-    if known.get("state") == "running":
-        with suppress(OSError):
-            write_atomically(folder / _NAME, _text({**known, "step": step, "updated": _now()}))
+    with _changing, suppress(OSError):
+        known = read_status(folder)
+        if known.get("state") == "running" or (known and "step" not in fields):
+            write_atomically(folder / _NAME, _text({**known, **fields, "updated": _now()}))
+
+
+def resume_point(folder: Path) -> str:
+    """Return a sentence about where a resume of the run in this folder starts."""
+    checkpoints = folder / "checkpoints"
+    try:
+        saved = [
+            path for path in (checkpoints / "last.safetensors", *store.steps(checkpoints).values()) if path.exists()
+        ]
+    except OSError:
+        return f"A resume continues from the newest checkpoint in {checkpoints}"
+    if saved:
+        return f"A resume continues from {saved[-1]}"
+    return "No checkpoint of this run is saved yet, so a resume starts where this run started"
 
 
 def note_refusal(folder: Path, reason: str) -> None:
@@ -87,6 +141,13 @@ def _write(folder: Path, status: dict[str, Any]) -> None:
         with path.open("r+") as file:
             file.write(text)
             file.truncate()
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Return whether a field has its type, and as a dict plain values."""
+    if isinstance(value, dict):
+        return name == "best" and all(isinstance(one, str | int | float | None) for one in value.values())
+    return not isinstance(value, list) and (value is None or isinstance(value, _LASTING.get(name, object)))
 
 
 def _writer() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run, in order: step, log, evaluate, save, until the end or until asked to stop."""
+"""The run, in order: step, log, save, evaluate, until the end or until asked to stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from seresnext.training.journal import Journal
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
-from seresnext.training.skipping import skip_of
+from seresnext.training.skipping import skip_of, with_validation
 from seresnext.training.step import Report, TrainingStep, Unread
 from seresnext.training.stopping import StopRequest
 
@@ -125,16 +125,12 @@ class Trainer:
         if self._stopping:
             return
         with self._train.batches(progress.step) as batches, self._journal.training(progress.step, plan.total):
-            self._evaluate_if_due()  # A run that was stopped during validation has that still to do.
-            if self._is_new_best():
-                self._save()  # Now, while the weights are those that were validated.
+            self._save_and_evaluate()  # A run that was stopped during validation has that still to do.
             while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
                 self._take_step(batches)
                 if plan.is_due(plan.log_every, progress.step):
                     self._log()
-                self._evaluate_if_due()
-                if plan.is_due(plan.save_every, progress.step) or self._is_new_best():
-                    self._save()
+                self._save_and_evaluate()
             self._read()
             self._train.tally.share()
 
@@ -230,11 +226,25 @@ class Trainer:
         if progress.skips_in_a_row >= self._plan.stop_after_skips:
             raise skip.give_up(progress.skips_in_a_row)
 
-    def _evaluate_if_due(self) -> None:
-        """Validate all candidates if it is time, and remember the best; a stop leaves the validation to be done."""
+    def _save_and_evaluate(self) -> None:
+        """Save and validate what is due after this step.
+
+        The save comes first, and is written during the validation: an error in a validation then costs no step. A new
+        best is saved once more, in the same file, while the weights are those that were validated.
+        """
+        progress, plan = self.progress, self._plan
+        evaluates = progress.step not in (0, progress.evaluated) and plan.is_due(plan.evaluate_every, progress.step)
+        saves = progress.step > 0 and (evaluates or plan.is_due(plan.save_every, progress.step))
+        if saves and progress.step != self._saved.step:
+            self._save()
+        if evaluates:
+            self._evaluate()
+            if self._is_new_best():
+                self._save()
+
+    def _evaluate(self) -> None:
+        """Validate all candidates and remember the best; a stop leaves the validation to be done."""
         progress = self.progress
-        if progress.step in (0, progress.evaluated) or not self._plan.is_due(self._plan.evaluate_every, progress.step):
-            return
         self._read()
         self._world.note(f"the validation after step {progress.step}")
         results = {}
@@ -265,9 +275,10 @@ class Trainer:
             measured = {**asdict(result), "weights": weights}
             epoch = progress.step / self._plan.steps_per_epoch
             self._journal.write({"event": "validate", "step": progress.step, "epoch": epoch, **measured})
+        chosen = results[self._chosen]
+        progress.history = with_validation(progress.history, progress.step, chosen.loss, progress.evaluated)
         progress.evaluated = progress.step
-        if progress.best is None or results[self._chosen].top1 > progress.best["top1"]:
-            chosen = results[self._chosen]
+        if progress.best is None or chosen.top1 > progress.best["top1"]:
             progress.best = {"step": progress.step, "top1": chosen.top1, "top5": chosen.top5, "weights": self._chosen}
 
     def _recalibrate(self) -> bool:

@@ -28,7 +28,7 @@ def test_a_batch_is_as_promised(reader: Reader):
     assert first.images.shape == (4, 3, 16, 16)
     assert first.images.is_contiguous(memory_format=torch.channels_last)
     assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
-    assert [first[4:], second[4:]] == [(1, 0, None, ()), (1, 1, None, ())]
+    assert [first[4:], second[4:]] == [(1, 0, None, (), ()), (1, 1, None, (), ())]
     np.testing.assert_array_equal(first.labels, reader.labels[first.indices])
 
 
@@ -96,6 +96,33 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path):
     (key,) = train_keys(Order(8, 8, 8, seed=0), range(1), 0, 1)
     with pytest.raises(DataError, match=r"^train/class_0/3.jpg is no JPEG or PNG image"):
         source.make(key)
+
+
+def test_an_evaluation_notes_every_image_that_it_cannot_use(tmp_path: Path):
+    """Bad images are black, and the others are unchanged. One file is no image, and one file was removed."""
+    transform = EvaluationTransform(16, 0.875, "bilinear")
+    reader = damaged_folder(tmp_path, b"no image")
+    (key,) = evaluation_keys(8, 8, 0, 1)
+    source = EvaluationImages(reader, transform, max_pixels=10**6)
+    before = source.make(key)
+    (tmp_path / "train" / "class_1" / "6.jpg").unlink()
+    batch = source.make(key)
+    assert [index for index, _ in batch.unreadable] == [3, 6]
+    for (_, message), name in zip(batch.unreadable, ("train/class_0/3.jpg", "train/class_1/6.jpg"), strict=True):
+        assert name in message
+    assert not batch.images[[3, 6]].any()
+    good = [0, 1, 2, 4, 5, 7]
+    assert torch.equal(batch.images[good], before.images[good])
+    assert [int(image.double().mean().round()) for image in batch.images[good]] == [30 * number for number in good]
+
+
+def test_a_storage_that_does_not_answer_is_not_waited_for_image_by_image(tmp_path: Path, monkeypatch):
+    reader = damaged_folder(tmp_path, b"no image")
+    monkeypatch.setattr("seresnext.data.batches._SLOW_FAILURE", -1.0)
+    with pytest.raises(DataError, match=r"^train/class_0/3.jpg"):
+        EvaluationImages(reader, EvaluationTransform(16, 0.875, "bilinear"), max_pixels=10**6).make(
+            next(evaluation_keys(8, 8, 0, 1))
+        )
 
 
 def test_or_another_of_its_class_stands_in_the_same_on_all_ranks(tmp_path: Path):

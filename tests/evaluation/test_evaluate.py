@@ -1,6 +1,7 @@
 """Evaluation against a plain loop, image by image, and the same to the last bit on any number of ranks."""
 
 import math
+import sys
 import threading
 from dataclasses import asdict, dataclass, field
 
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.distributed import World
+from seresnext.errors import DataError
 from seresnext.evaluation import evaluate
 from seresnext.runtime import PRECISIONS
 
@@ -220,6 +222,13 @@ class ThreadWorld(World):
         self.shared.barrier.wait()
         return tensor
 
+    def gather(self, value):
+        self.shared.tensors[self.rank] = value
+        self.shared.barrier.wait()
+        values = [self.shared.tensors[rank] for rank in range(self.size)]
+        self.shared.barrier.wait()
+        return values
+
 
 def over_ranks(model, images, labels, size, stop_at=None):
     """The results of all ranks; `stop_at` is the round in which the last rank asks for a stop."""
@@ -327,3 +336,66 @@ def test_a_process_alone_waits_for_its_gpu_at_the_end_only(model, images, labels
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (result.num_images, len(rounds)) == (NUM_IMAGES, len(every))
+
+
+# ------------------------------------------------------------------------------------------------ unreadable images
+
+
+def refused(model, images, labels, size, bad, batch_size=2):
+    """The errors of all ranks for a split with unreadable images, and the number of rounds of each rank."""
+    every = [
+        batch._replace(unreadable=tuple((n, f"val/{n}.jpg is empty") for n in bad if n // batch_size == batch.step))
+        for batch in batches(images, labels, batch_size)
+    ]
+    shared, errors, rounds = Threads(size), {}, dict.fromkeys(range(size), 0)
+
+    def count(rank):
+        rounds[rank] += 1
+
+    def run(rank):
+        try:
+            evaluate(
+                model,
+                iter(every[rank::size]),
+                num_batches=len(every),
+                world=ThreadWorld(rank, size, shared=shared),
+                precision=PRECISIONS["fp32"],
+                on_round=lambda: count(rank),
+            )
+        except DataError as error:
+            errors[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return errors, rounds
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_all_unreadable_images_are_named_at_once_on_every_rank(model, images, labels, size):
+    """In the order of the images, whoever had them, after the last batch."""
+    bad = [21, 2, 3, 8, 13]
+    errors, rounds = refused(model, images, labels, size, bad)
+    assert len({str(error) for error in errors.values()}) == 1
+    assert len(errors) == size
+    assert all(error.is_shared for error in errors.values())
+    heading, *lines = str(errors[0]).splitlines()
+    assert heading.startswith("5 images")
+    assert [line.strip() for line in lines] == [f"val/{n}.jpg is empty" for n in sorted(bad)]
+    assert set(rounds.values()) == {math.ceil(12 / size)}
+
+
+def test_one_unreadable_image_is_named_by_its_own_message(model, images, labels):
+    errors, _ = refused(model, images, labels, 2, [7])
+    assert [str(error) for error in errors.values()] == ["val/7.jpg is empty"] * 2
+
+
+def test_of_many_unreadable_images_the_first_are_named_and_all_counted(monkeypatch, model, images, labels):
+    monkeypatch.setattr(sys.modules["seresnext.evaluation.evaluate"], "_MOST_LISTED", 4)
+    errors, _ = refused(model, images, labels, 3, range(NUM_IMAGES))
+    heading, *lines = str(errors[0]).splitlines()
+    assert heading.startswith(f"{NUM_IMAGES} images")
+    assert [line.split()[0] for line in lines[:-1]] == [f"val/{n}.jpg" for n in range(4)]
+    assert f"{NUM_IMAGES - 4} more" in lines[-1]

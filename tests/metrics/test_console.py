@@ -93,6 +93,18 @@ def test_plain_lines_without_a_terminal(tmp_path):
     assert all(datetime.fromisoformat(stamp).tzinfo for stamp, _ in logged)
 
 
+def test_a_log_that_is_a_pipe_without_a_reader_is_a_warning(tmp_path):
+    """And not a wait without end."""
+    os.mkfifo(tmp_path / "log.txt")
+    stream = io.StringIO()
+    console = Console(True, tmp_path / "log.txt", stream)
+    console.line("start")
+    console.line("end")
+    warning, start, end = stream.getvalue().splitlines()
+    assert "log" in warning
+    assert [start, end] == ["start", "end"]
+
+
 def test_bars_on_a_terminal(tmp_path):
     terminal = Terminal()
     run_epoch(Console(True, tmp_path / "log.txt", terminal.stream))

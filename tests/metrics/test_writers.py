@@ -103,6 +103,58 @@ def test_truncation_drops_what_is_not_an_event(tmp_path, warnings):
     assert path.read_text() == good + "\n"
 
 
+def test_lists_within_lists_are_no_event(tmp_path, warnings):
+    path = tmp_path / "m"
+    good = json.dumps(train(1)) + "\n"
+    path.write_text(good + "[" * 100_000 + "\n" + '{"event": {}, "step": 1}\n' + good)
+    assert JsonLines(path, warnings.append).truncate_after(5, 5) == 2
+    assert path.read_text() == good + good
+
+
+@pytest.mark.parametrize("what", ["/dev/full", "/dev/zero", "/dev/null", "pipe", "folder", "large"])
+def test_what_has_no_end_is_not_read(tmp_path, warnings, what):
+    """Else the start would take all memory, or wait without end."""
+    path = tmp_path / "m"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "large":
+        with path.open("wb") as file:
+            file.truncate((1 << 30) + 1)  # A file with a hole, of no blocks.
+    else:
+        path.symlink_to(what)
+    with pytest.raises(OSError, match="bytes" if what == "large" else "regular file"):
+        JsonLines(path, warnings.append)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reaches"),
+    [
+        ([5, 10, -10], True),
+        ([5, -5, 10, -10, 15, -15], True),  # Those of later steps go.
+        ([5, 10], False),
+        ([5, -10], False),
+        ([-10, 10, None], False),
+        ([], False),
+    ],
+)
+def test_lost_lines_are_noticed(tmp_path, warnings, lines, reaches):
+    """Positive numbers are steps of `train` events, negative ones of validations, None is garbage."""
+    path = tmp_path / "m"
+    events = [{"event": "train" if step > 0 else "validate", "step": abs(step)} if step else None for step in lines]
+    path.write_text("".join((json.dumps(event) if event else "garbage") + "\n" for event in events))
+    writer = JsonLines(path, warnings.append)
+    writer.truncate_after(12, 10)
+    assert writer.reaches(10, 10) is reaches
+
+
+def test_at_a_fresh_start_no_lines_are_lost(tmp_path, warnings):
+    writer = JsonLines(tmp_path / "m", warnings.append)
+    writer.truncate_after(0, 0)
+    assert writer.reaches(0, 0)
+
+
 def test_failed_truncation_keeps_the_old_file(tmp_path, warnings, monkeypatch):
     path = tmp_path / "m"
     writer = JsonLines(path, warnings.append)
@@ -151,7 +203,8 @@ def scalars(folder):
 def test_tensorboard_has_the_numbers_of_the_events(tmp_path, warnings):
     board = TensorBoard(tmp_path / "tb", None, warnings.append)
     board.write(train(10, loss=2.5, lr=0.5, images_per_second=64, data_wait=0.25, grad_norm=1.0))
-    board.write({"event": "validate", "step": 10, "epoch": 1.0, "top1": 50.0, "top5": 75.0, "weights": "ema"})
+    for weights, top1 in (("model", 50.0), ("ema", 60.0)):
+        board.write({"event": "validate", "step": 10, "epoch": 1.0, "top1": top1, "top5": 75.0, "weights": weights})
     assert scalars(tmp_path / "tb") == {  # Before the close: written at once.
         "train/loss": [(10, 2.5)],
         "train/lr": [(10, 0.5)],
@@ -160,6 +213,8 @@ def test_tensorboard_has_the_numbers_of_the_events(tmp_path, warnings):
         "train/grad_norm": [(10, 1.0)],
         "validate/top1": [(10, 50.0)],
         "validate/top5": [(10, 75.0)],
+        "validate_ema/top1": [(10, 60.0)],
+        "validate_ema/top5": [(10, 75.0)],
     }
     board.close()
     assert warnings == []

@@ -12,6 +12,8 @@ from faults import SIZES, Fault, Faults
 from launcher import TORCHRUN
 from run_folders import digest, events, last_tensors, losses, status
 
+from seresnext.checkpoint import store
+
 pytestmark = pytest.mark.runs
 
 
@@ -27,6 +29,9 @@ def named(result, run, rank):
     assert f"rank {rank} no longer answers, last heard of in" in error
     assert status(run)["state"] == "failed"
     assert f"rank {rank} no longer answers" in status(run)["reason"]
+    saved = list(store.steps(run / "checkpoints").values())
+    for message in (error, status(run)["reason"]):
+        assert (str(saved[-1]) if saved else "No checkpoint of this run is saved yet") in message
 
 
 def killed(point, rank):
@@ -70,7 +75,7 @@ REAL = "memory:20000000"  # A limit of so many bytes, and not only an error that
 EVERY_DAY = (3, [killed("reduce:5", 1)])
 FULL = [
     (1, [killed("reduce:5", 0), without_memory(REAL, 0)]),
-    (2, [killed("step:0", 0), killed("validate:4", 1), frozen(0), without_memory("memory", 1)]),
+    (2, [killed("step:0", 0), killed("validate:4", 1), frozen(0), without_memory("memory", 1), killed("end", 0)]),
     (3, [killed("step:0", 2), killed("validate:4", 0), frozen(1), without_memory(REAL, 2)]),
     (4, [killed("step:0", 3), killed("reduce:5", 0), frozen(3), without_memory(REAL, 0)]),
 ]

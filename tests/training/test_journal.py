@@ -2,11 +2,13 @@
 
 import io
 import json
+import math
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seresnext.distributed import World
+from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
 from seresnext.training.journal import Journal
 
@@ -43,10 +45,11 @@ def test_an_event_goes_everywhere(tmp_path, stream):
         {"event": "validate", "step": 10, "epoch": 1.0, "loss": 0.75, "top1": 62.5, "weights": "ema"},
     ]
     assert scalars(tmp_path, "train/loss") == [(10, 0.5)]
-    assert scalars(tmp_path, "validate/top1") == [(10, 62.5)]
+    assert scalars(tmp_path, "validate_ema/top1") == [(10, 62.5)]
     train, validate = stream.getvalue().splitlines()
     assert train.startswith("train step 10 (epoch 1.00): loss 0.5000")
     assert train.endswith("eta 1:15")
+    assert validate.startswith("validate (ema) step 10 (epoch 1.00): ")
     assert "top-1 62.50 %" in validate
     assert (tmp_path / "log.txt").read_text().count("step 10") == 2
 
@@ -79,6 +82,59 @@ def test_a_fresh_start_forgets_everything(tmp_path, stream):
         journal.write(event(5, loss=loss))
         journal.close()
     assert [line["loss"] for line in lines(tmp_path)] == [2.0]
+
+
+@pytest.mark.parametrize(("num_classes", "said"), [(2, False), (5, False), (6, True), (None, True)])
+def test_top5_of_five_classes_is_not_printed(tmp_path, stream, num_classes, said):
+    journal = Journal(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST, num_classes)
+    journal.open(0, 0)
+    journal.write(event(10, "validate", loss=0.75, top1=62.5, top5=100.0, weights="model"))
+    journal.close()
+    assert ("top-5" in stream.getvalue()) is said
+    assert ("top-5" in (tmp_path / "log.txt").read_text()) is said
+    assert lines(tmp_path)[0]["top5"] == 100.0
+    assert scalars(tmp_path, "validate/top5") == [(10, 100.0)]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 2.0])
+def test_a_validation_loss_that_is_not_finite_is_a_warning(tmp_path, stream, loss):
+    journal = Journal(tmp_path, Console(True, None, stream), FIRST)
+    journal.open(0, 0)
+    journal.write(event(10, "train", loss=math.nan))
+    journal.write(event(10, "validate", loss=loss, top1=0.0, weights="ema"))
+    journal.close()
+    warnings = [line for line in stream.getvalue().splitlines() if line.startswith("warning")]
+    assert len(warnings) == (not math.isfinite(loss))
+    assert all(f"step 10 is {loss} (ema weights)" in line for line in warnings)
+    assert lines(tmp_path)[1]["loss"] == (loss if math.isfinite(loss) else None)
+
+
+def resume_with(folder, content, stream):
+    """Write `metrics.jsonl`, open the files for a resume after step 25, and return the warnings."""
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    if content is not None:
+        (folder / "metrics.jsonl").write_text(content)
+    journal = Journal(folder, Console(True, stream=stream), FIRST)
+    journal.open(25, 20, 20)
+    journal.close()
+    return [line for line in stream.getvalue().splitlines() if "metrics.jsonl" in line and line.startswith("warning")]
+
+
+def test_lost_lines_are_a_warning(tmp_path):
+    whole = [json.dumps(event(step, kind)) for step in (10, 20, 30) for kind in ("train", "validate")]
+    text = "\n".join(whole) + "\n"
+    assert resume_with(tmp_path, text, io.StringIO()) == []
+    assert resume_with(tmp_path, text + text[:20], io.StringIO()) == []  # The half line of a kill.
+    for lost in (None, "", text[:100], text.replace(whole[1], "#" * 30), "[" * 5000 + "\n" + text):
+        (warning,) = resume_with(tmp_path, lost, io.StringIO())
+        assert "step" in warning
+        assert "25" in warning
+
+
+def test_metrics_that_never_end_are_refused(tmp_path, stream):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl"):
+        Journal(tmp_path, Console(True, stream=stream), FIRST).open(1, 1, 1)
 
 
 def test_without_a_folder_it_only_speaks(tmp_path, stream, monkeypatch):

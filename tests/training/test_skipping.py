@@ -19,7 +19,8 @@ from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import CrossEntropy
 from seresnext.training.optimizer import sgd
-from seresnext.training.skipping import Skip, skip_of
+from seresnext.training.plan import Progress
+from seresnext.training.skipping import Skip, doubt_about, skip_of, with_validation
 from seresnext.training.step import Report, TrainingStep
 
 REPLICAS, LR = 2, 0.1
@@ -266,3 +267,39 @@ def test_what_is_kept_is_plain_data_and_no_more_than_a_person_looks_at():
     assert [entry["step"] for entry in skip.remembered(many)] == [*range(1001, 2000), 5]
     assert skip.warning.splitlines()[-2:] == ["  15.jpg", "  and 4 more"]
     assert "more" not in Skip(5, "why", ["0.jpg"]).warning
+
+
+# ------------------------------------------------------------------------------------------------ validations
+
+
+def doubt_after(losses, best=1, history=()):
+    """The doubt about a run whose validations, after steps 1, 2 and so on, had these losses."""
+    progress = Progress(history=list(history), best={"step": best, "top1": 1.0})
+    for step, loss in enumerate(losses, 1):
+        progress.history = with_validation(progress.history, step, loss, progress.evaluated)
+        progress.evaluated = progress.step = step
+    return doubt_about(progress)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_run_that_ends_with_a_validation_that_is_not_finite_is_in_doubt(bad):
+    assert doubt_after([1.0, 2.0]) is None
+    assert doubt_after([]) is None
+    assert "since step 2" in doubt_after([1.0, bad])
+    assert "since step 2" in doubt_after([1.0, bad, bad, bad])
+    assert "since step 4" in doubt_after([1.0, bad, 3.0, bad, bad])
+    assert doubt_after([1.0, bad, 3.0]) is None
+    assert "best checkpoint, of step 2" in doubt_after([1.0, bad, 3.0], best=2)
+
+
+def test_skipped_steps_are_no_doubt():
+    """An entry of a step is not taken for one of a validation after that step."""
+    skip = Skip(2, "the loss is nan in micro-batch 1 of 2", ["a.jpg"])
+    assert doubt_after([1.0, 2.0], best=2, history=skip.remembered([])) is None
+
+
+def test_the_history_keeps_its_size_and_is_replaced():
+    history = [{"step": n, "reason": "the loss is nan", "samples": []} for n in range(1000)]
+    assert with_validation(history, 5, 1.0, 0) is history
+    longer = with_validation(history, 5, math.nan, 0)
+    assert (len(history), len(longer), longer[0]["step"], longer[-1]["step"]) == (1000, 1000, 1, 5)

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from seresnext.distributed import World
-from seresnext.training.status import note_refusal, note_step, read_status, write_atomically, write_status
+from seresnext.training.status import (
+    note_progress,
+    note_refusal,
+    note_step,
+    read_status,
+    resume_point,
+    write_atomically,
+    write_status,
+)
 
 
 def write(folder, state, step=0, reason=None):
@@ -24,7 +32,8 @@ def test_status_says_how_it_is(tmp_path):
     write(tmp_path, "failed", 13, "out of memory")
     status = json.loads((tmp_path / "status.json").read_text())
     assert status == read_status(tmp_path)
-    updated = datetime.fromisoformat(status.pop("updated"))
+    started, updated = (datetime.fromisoformat(status.pop(name)) for name in ("started", "updated"))
+    assert started <= updated
     assert timedelta(seconds=-2) < datetime.now(UTC) - updated < timedelta(seconds=60)
     assert status == {
         "state": "failed",
@@ -33,7 +42,56 @@ def test_status_says_how_it_is(tmp_path):
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "world_size": 1,
+        "saved_step": None,
+        "total_steps": None,
+        "best": None,
     }
+
+
+def test_what_was_saved_and_how_long_it_is_stays_until_the_end(tmp_path):
+    best = {"step": 10, "top1": 62.5, "top5": 75.0, "weights": "ema"}
+    note_progress(tmp_path, saved_step=10)
+    assert read_status(tmp_path) == {}  # There is no run to note it of.
+    write(tmp_path, "running", 0)
+    started = read_status(tmp_path)["started"]
+    note_progress(tmp_path, step=12, saved_step=None, total_steps=100)
+    note_progress(tmp_path, saved_step=10, best=best)
+    found = read_status(tmp_path)
+    assert (found["step"], found["saved_step"], found["total_steps"], found["best"]) == (12, 10, 100, best)
+    write(tmp_path, "failed", 13, "rank 1: gone")
+    note_progress(tmp_path, saved_step=13)  # A write that ended after another rank had failed.
+    found = read_status(tmp_path)
+    assert (found["state"], found["reason"], found["saved_step"]) == ("failed", "rank 1: gone", 13)
+    assert (found["step"], found["total_steps"], found["best"], found["started"]) == (13, 100, best, started)
+
+
+def test_two_threads_of_a_process_lose_no_field(tmp_path):
+    """The training writes its steps, and the thread of checkpoints its saves."""
+    write(tmp_path, "running", 0)
+    threads = [
+        threading.Thread(target=lambda name=name: [note_progress(tmp_path, **{name: n}) for n in range(200)])
+        for name in ("step", "saved_step", "total_steps")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_status(tmp_path)
+    assert [found[name] for name in ("step", "saved_step", "total_steps")] == [199] * 3
+
+
+def test_the_point_of_a_resume(tmp_path):
+    """The newest checkpoint by its step, or none."""
+    assert "No checkpoint" in resume_point(tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "best.safetensors.superseded").touch()
+    assert "No checkpoint" in resume_point(tmp_path)
+    (checkpoints / "last.safetensors").touch()
+    assert str(checkpoints / "last.safetensors") in resume_point(tmp_path)
+    for step in (4, 100000000, 53):
+        (checkpoints / f"step-{step:08d}.safetensors").touch()
+    assert str(checkpoints / "step-100000000.safetensors") in resume_point(tmp_path)
 
 
 @pytest.fixture
@@ -107,11 +165,29 @@ def test_a_refused_start_ends_what_was_to_go_on(tmp_path, state):
         assert read_status(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", None])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", None, b"[" * 100_000, b" " * (1 << 20) + b"{}"])
 def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "status.json").write_bytes(content)
     assert read_status(tmp_path) == {}
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_a_status_without_end_is_none(tmp_path, target):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "status.json").symlink_to(tmp_path / target)
+    assert read_status(tmp_path) == {}
+
+
+def test_of_a_status_by_others_only_plain_values_are_kept(tmp_path):
+    """The next write has these values, so JSON must be able to hold them."""
+    deep = "[" * 500 + "]" * 500
+    fields = f'"best": {{"step": {deep}}}, "saved_step": "x", "other": {deep}, "started": 3, "total_steps": 7'
+    (tmp_path / "status.json").write_text(f'{{"state": "running", {fields}}}')
+    assert read_status(tmp_path) == {"state": "running", "total_steps": 7}
+    note_step(tmp_path, 4)
+    write(tmp_path, "failed", 4)
+    assert (read_status(tmp_path)["total_steps"], read_status(tmp_path)["best"]) == (7, None)
 
 
 def test_a_reader_never_sees_a_part(tmp_path):

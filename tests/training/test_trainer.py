@@ -238,15 +238,17 @@ def test_everything_in_its_order():
         ("step", 2),
         ("step", 3),
         ("train", 4),
+        ("save", 4),
         ("evaluate", 4),
         ("validate", 4),
-        ("save", 4),
+        ("save", 4),  # The best.
         ("step", 4),
         ("step", 5),
         ("train", 6),
         ("step", 6),
         ("step", 7),
         ("train", 8),
+        ("save", 8),
         ("evaluate", 8),
         ("validate", 8),
         ("save", 8),
@@ -278,9 +280,11 @@ def test_at_the_end_everything_is_due():
     run.fit()
     assert run.what("train", "validate", "save") == [
         ("train", 3),
+        ("save", 3),
         ("validate", 3),
         ("save", 3),
         ("train", 5),
+        ("save", 5),
         ("validate", 5),
         ("save", 5),
     ]
@@ -292,13 +296,54 @@ def test_each_step_at_its_learning_rate():
     assert [entry for entry in run.log if entry[0] == "step"] == [("step", n, 0.5**n) for n in range(4)]
 
 
-def test_a_new_best_is_saved_at_once_and_others_when_due():
+def test_each_validation_is_saved_before_and_a_new_best_once_more():
     """6 of 8 right, then 4, then 8: the second is no new best."""
     right = {2: 6, 4: 4, 6: 8}
     run = Run(total=6, evaluate_every=2, save_every=100, right=right.__getitem__)
     run.fit()
-    assert run.what("save") == [("save", 2), ("save", 6)]
-    assert [saved["best"]["step"] for saved in run.saver.saved] == [2, 6]
+    assert run.what("evaluate", "save") == [
+        ("save", 2), ("evaluate", 2), ("save", 2), ("save", 4), ("evaluate", 4),
+        ("save", 6), ("evaluate", 6), ("save", 6),
+    ]  # fmt: skip
+    assert [(saved["evaluated"], saved["best"] and saved["best"]["step"]) for saved in run.saver.saved] == [
+        (0, None), (2, 2), (2, 2), (4, 2), (6, 6),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("fails_at", [4, 8])
+def test_an_error_in_a_validation_costs_no_step(monkeypatch, fails_at, calibrated):
+    """A resume from the checkpoint before it repeats the validation and ends as a run that met no error."""
+    monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: True)
+    settings = {"calibrated": calibrated, "right": lambda step: 8 - step // 2, "weights": ("model", "ema")}
+    straight = Run(**settings)
+    straight.fit()
+    run = Run(**settings)
+    validation = run._validation_batches
+
+    def failing():
+        if run.progress.step == fails_at:
+            raise DataError("val/b/3.jpg is empty")
+        return validation()
+
+    run.trainer._validation = ValidationData(failing, num_batches=2)
+    with pytest.raises(DataError, match=r"3\.jpg"):
+        run.fit()
+    assert run.saver.saved[-1]["step"] == fails_at
+    again = Run(**settings, progress=progress_of(run.saver.saved[-1]))
+    assert again.fit() is True
+    assert ("step", fails_at - 1) not in again.what("step")
+    assert again.what("evaluate")[:2] == [("evaluate", fails_at)] * 2
+    assert again.saver.saved[-1] == straight.saver.saved[-1]
+
+
+def test_a_validation_that_is_no_new_best_is_saved_at_the_end_of_the_run():
+    """Else a start of the same command would repeat the last validation."""
+    run = Run(right=lambda step: 8 - step)
+    run.fit()
+    assert run.what("save") == [("save", 4), ("save", 4), ("save", 8), ("save", 8)]
+    assert run.saver.saved[-1] == asdict(run.progress)
+    assert (run.progress.evaluated, run.progress.best["step"]) == (8, 4)
 
 
 def test_an_equal_accuracy_is_no_new_best():
@@ -402,7 +447,7 @@ def test_a_best_found_by_a_validation_that_was_left_to_be_done_is_saved_at_its_s
     """`best` can only point to a checkpoint of the very step: the weights of the next one are others."""
     run = Run(right=lambda step: 8 - step, progress=Progress(step=4), save_every=100)
     run.fit()
-    assert [(saved["step"], saved["best"]["step"]) for saved in run.saver.saved] == [(4, 4), (8, 4)]
+    assert bests(run) == [(4, 4), (8, 4), (8, 4)]
 
 
 def test_a_validation_that_was_done_is_not_repeated():
@@ -450,10 +495,10 @@ def test_a_skipped_step_is_said_written_and_remembered(bad):
     first, *listing = text.splitlines()
     assert first.startswith(f"warning: {reason} in step 5: it was skipped")
     assert listing == [*(f"  {name}" for name in names[:16]), "  and 4 more"]
-    assert [saved["history"] for saved in run.saver.saved] == [
-        [],
-        [{"step": 5, "reason": reason, "samples": names[:16]}],
-    ]
+    entry = {"step": 5, "reason": reason, "samples": names[:16]}
+    assert [(saved["step"], saved["history"]) for saved in run.saver.saved] == [
+        (4, []), (4, []), (8, [entry]), (8, [entry]),
+    ]  # fmt: skip
 
 
 def test_a_gradient_may_come_from_any_micro_batch():
@@ -488,8 +533,9 @@ def test_so_many_in_a_row_end_the_run(limit):
     assert "optimizer.stop_after_skips" in message
     assert message.splitlines()[1:] == [*(f"  {last}/1/{n}.jpg" for n in range(16)), "  and 4 more"]
     # Also where a log line and a save were due right after the step.
-    for kind in ("train", "save"):
-        assert run.what(kind) == [(kind, number) for number in range(1, last + 1)]
+    steps = list(range(1, last + 1))
+    assert run.what("train") == [("train", number) for number in steps]
+    assert list(dict.fromkeys(run.what("save"))) == [("save", number) for number in steps]
     assert run.what("skipped")[-1] == ("skipped", last + 1)
 
 
@@ -581,8 +627,8 @@ def test_statistics_are_measured_once_before_the_last_validation(monkeypatch):
     run = Run(calibrated=True, weights=("model", "ema"))
     assert run.fit() is True
     assert run.what("calibrate", "evaluate", "save") == [
-        ("evaluate", 4), ("evaluate", 4), ("save", 4),
-        ("calibrate", 8), ("calibrate", 8), ("evaluate", 8), ("evaluate", 8), ("save", 8),
+        ("save", 4), ("evaluate", 4), ("evaluate", 4), ("save", 4),
+        ("save", 8), ("calibrate", 8), ("calibrate", 8), ("evaluate", 8), ("evaluate", 8), ("save", 8),
     ]  # fmt: skip
 
 
@@ -603,7 +649,7 @@ def test_a_stop_while_they_are_measured_leaves_the_validation_to_be_done(monkeyp
 def test_every_save_is_waited_for_at_the_end():
     run = Run()
     run.fit()
-    assert run.what("save", "finish") == [("save", 4), ("save", 8), ("finish", 8)]
+    assert run.what("save", "finish")[-3:] == [("save", 8), ("save", 8), ("finish", 8)]
     assert run.saver.is_entered is False
 
 
@@ -630,8 +676,13 @@ def test_a_failed_save_is_heard_of_with_the_next_report(monkeypatch):
     monkeypatch.setattr(run.saver, "settle", lambda: (settled.append((run.progress.step, real())), settled[-1][1])[1])
     run.fit()
     # The report of step 4, the first after the failure, is read when step 5 is under way, which tells of it, too.
-    assert settled == [(2, True), (4, True), (6, False), (6, True), (6, True), (8, True), (8, True)]
-    assert run.what("save") == [("save", 2), ("save", 4), ("save", 6), ("save", 8)]
+    assert settled == [(2, True), (4, True), (6, False), (6, True), (6, True), (8, True), (8, True), (8, True)]
+    assert run.what("save") == [("save", 2), ("save", 4), ("save", 6), ("save", 8), ("save", 8)]
+
+
+def bests(run):
+    """The saves of a run, each with the step of the best so far."""
+    return [(saved["step"], saved["best"] and saved["best"]["step"]) for saved in run.saver.saved]
 
 
 def test_a_best_that_could_not_be_saved_is_none():
@@ -639,24 +690,25 @@ def test_a_best_that_could_not_be_saved_is_none():
     right = {2: 3, 4: 8, 6: 5, 8: 1}
     run = Run(total=8, evaluate_every=2, save_every=100, right=right.__getitem__, saves_fail_at=[4])
     run.fit()
-    assert [(saved["step"], saved["best"]["step"]) for saved in run.saver.saved] == [(2, 2), (4, 4), (6, 6), (8, 6)]
+    assert bests(run) == [(2, None), (2, 2), (4, 2), (4, 4), (6, 2), (6, 6), (8, 6), (8, 6)]
     lost = Run(total=8, evaluate_every=2, save_every=100, right={**right, 6: 2}.__getitem__, saves_fail_at=[4])
     lost.fit()
-    assert [(saved["step"], saved["best"]["step"]) for saved in lost.saver.saved] == [(2, 2), (4, 4), (8, 2)]
+    assert bests(lost) == [(2, None), (2, 2), (4, 2), (4, 4), (6, 2), (8, 2), (8, 2)]
     assert lost.progress.best["step"] == 2
 
 
 def test_a_better_one_found_meanwhile_stays_the_best():
     run = Run(total=4, evaluate_every=1, save_every=100, right={1: 3, 2: 5, 3: 7, 4: 1}.__getitem__, saves_fail_at=[2])
     run.fit()
-    assert [(saved["step"], saved["best"]["step"]) for saved in run.saver.saved] == [(1, 1), (2, 2), (3, 3), (4, 3)]
+    assert bests(run)[::2] == [(1, None), (2, 1), (3, 1), (4, 3)]
+    assert bests(run)[1::2] == [(1, 1), (2, 2), (3, 3), (4, 3)]
 
 
 def test_a_last_save_that_failed_is_tried_again_and_then_ends_the_run():
     run = Run(saves_fail_at=[8])
     with pytest.raises(SaveError, match="the last one"):
         run.fit()
-    assert run.what("save") == [("save", 4), ("save", 8), ("save", 8)]
+    assert run.what("save") == [("save", 4), ("save", 4), ("save", 8), ("save", 8), ("save", 8)]
     assert run.saver.is_entered is False
 
 
