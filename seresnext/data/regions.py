@@ -1,7 +1,9 @@
 """Parts of encoded images, decoded without the rest where that can be done exactly.
 
-nvimgcodec (the `fast` extra) skips what lies outside of a region and gives Pillow's pixels; the image that it could not
-do exactly goes to Pillow, and without the extra all do.
+nvimgcodec (the `fast` extra) skips what lies outside of a region. It gives Pillow's pixels of a JPEG that is `is_plain`
+(jpeg.py); every other image goes to Pillow, which decides whether it is an image, and without the extra all do. Of
+damaged JPEGs nvimgcodec would believe some that Pillow refuses: it stops reading where the region ends, so a marker in
+the coded data behind stays unseen.
 """
 
 from __future__ import annotations
@@ -71,8 +73,8 @@ class _Pillow:
         except DataError as error:
             return error
         crop = choose(number, *whole.size)
-        # An array that may be written to: torch warns of any other.
-        return np.array(whole.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)))
+        # Not Pillow's crop, whose limit of pixels is another than ours. A copy may be written to: torch warns else.
+        return np.asarray(whole)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].copy()
 
 
 class _Nvimgcodec:

@@ -58,8 +58,9 @@ def progressive(side: int, scans: int) -> bytes:
 def test_a_jpeg_of_many_scans() -> None:
     few, many = progressive(640, 50), progressive(640, 3000)
     assert many.count(b"\xff\xda") == 3000 > MOST_SCANS
-    frames = [read_frame(data) for data in (few, many)]
-    assert [frame and frame.is_plain for frame in frames] == [True, False]
+    frame = read_frame(many)
+    assert frame
+    assert not frame.is_plain
     assert decode(few, "few.jpg", 10**6).size == (640, 640)
     with within(0.5), pytest.raises(DataError, match=r"many\.jpg has more than 100 scans"):
         decode(many, "many.jpg", 10**6)

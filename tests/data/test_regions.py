@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged import damaged
 from PIL import Image, ImageFile
 
 from seresnext.data.augment import Crop
-from seresnext.data.jpeg import read_frame
+from seresnext.data.jpeg import Frame, read_frame
 from seresnext.data.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder, open_decoder
 from seresnext.errors import DataError
 
@@ -145,6 +146,59 @@ def test_odd_files_made_of_real_photographs(decoder: RegionDecoder, photographs:
     for number, data in enumerate(photographs[:4]):
         image = Image.open(io.BytesIO(data)).convert("RGB")
         assert_is_pillows(decoder, encoded(image.convert(mode), format, **options), 3, number)
+
+
+def of_both(data: bytes, draws: random.Random) -> list[np.ndarray | DataError]:
+    """A region of an image by Pillow and by nvimgcodec."""
+    state = draws.getstate()
+
+    def choose(_: int, width: int, height: int) -> Crop:
+        draws.setstate(state)
+        left, top = draws.randrange(width), draws.randrange(height)
+        return Crop(left, top, draws.randint(1, width - left), draws.randint(1, height - top), False)
+
+    return [open_decoder(10**7, fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
+
+
+@pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
+@pytest.mark.parametrize(
+    "options",
+    [
+        None,
+        {"progressive": True},
+        {"progressive": True, "restart_marker_rows": 1, "subsampling": "4:4:4"},
+        {"restart_marker_blocks": 5},
+    ],
+    ids=["photographs", "progressive", "progressive with restarts", "restarts"],
+)
+def test_both_decoders_agree_on_damaged_images(photographs: list[bytes], options, capfd: pytest.CaptureFixture):
+    """The control is nvimgcodec left to itself: it takes images that Pillow refuses, and makes other pixels."""
+    originals = photographs
+    if options:
+        images = [Image.open(io.BytesIO(data)).convert("RGB").resize((160, 120)) for data in photographs]
+        originals = [encoded(image, **options) for image in images]
+    outcomes, alone = Counter(), Counter()
+    for number in range(150):
+        kind, data = damaged(originals, number)
+        ours = of_both(data, random.Random(number))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("seresnext.data.regions.read_frame", credulous)
+            theirs = of_both(data, random.Random(number))
+        assert isinstance(ours[0], DataError) == isinstance(ours[1], DataError), (number, kind, ours)
+        outcomes[isinstance(ours[0], DataError)] += 1
+        alone["refused"] += isinstance(theirs[0], DataError) and not isinstance(theirs[1], DataError)
+        if not isinstance(ours[0], DataError):
+            np.testing.assert_array_equal(*ours, err_msg=f"{number} {kind}")
+            alone["pixels"] += not np.array_equal(*theirs)
+    assert min(outcomes[False], outcomes[True]) > 10
+    assert alone.total() > (0 if options else 10), alone
+    capfd.readouterr()  # What libjpeg says of damaged images.
+
+
+def credulous(data: bytes) -> Frame | None:
+    """The frame of a JPEG that has its end, believed to be whole."""
+    frame = read_frame(data)
+    return frame and frame._replace(is_plain=b"\xff\xd9" in data[-64:])
 
 
 @pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
