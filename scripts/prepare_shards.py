@@ -39,7 +39,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from seresnext.data.decode import decode
+from seresnext.data.decode import decode, is_gray, not_an_image
+from seresnext.data.formats import JPEG, PNG
 from seresnext.data.progress import progress
 from seresnext.data.readers import Reader, open_reader, recognise_form
 from seresnext.data.readers.shard_files import (
@@ -56,7 +57,6 @@ from seresnext.data.readers.shard_files import (
 from seresnext.errors import DataError, Failure, UsageError, run_script
 from seresnext.randomness import permutation_at
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # What a tar file needs for an image beside its bytes: two headers, a label, and filling.
 _TAR_BYTES = 512 + 256 + 512 + 512
@@ -110,9 +110,9 @@ class Job:
 
 def encode(data: bytes, name: str, options: Options, max_pixels: int) -> tuple[bytes, str]:
     """The bytes of an image for a shard, and the ending that says what they are. Raises DataError naming the image."""
-    ending = "jpg" if data.startswith(_JPEG) else "png" if data.startswith(_PNG) else None
+    ending = "jpg" if data.startswith(JPEG) else "png" if data.startswith(PNG) else None
     if ending is None:
-        raise DataError(f"{name} {'is neither JPEG nor PNG' if data else 'is empty'}; restore the file or remove it")
+        raise not_an_image(data, name)
     if options.quality is None:
         return data, ending
     image = decode(data, name, max_pixels)
@@ -125,9 +125,8 @@ def encode(data: bytes, name: str, options: Options, max_pixels: int) -> tuple[b
             image = image.resize(size, _FILTERS[options.interpolation])
         elif ending == "jpg":
             return data, ending
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as source:
-        if source.mode == "L":
-            image = image.convert("L")  # Exact, and half the work when it is decoded.
+    if is_gray(data):
+        image = image.convert("L")  # Exact, and half the work when it is decoded.
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")
     return buffer.getvalue(), "jpg"

@@ -272,7 +272,7 @@ def test_a_bad_image_is_named(photographs, prepare, tmp_path):
     (root / "train" / "a").mkdir(parents=True)
     (root / "train" / "a" / "bad.jpg").write_bytes(b"no image")
     result = prepare(root, "--output", tmp_path / "out", "--split", "train", code=3)
-    assert "train/a/bad.jpg is neither JPEG nor PNG" in result.stderr
+    assert "train/a/bad.jpg is a text" in result.stderr
     (root / "train" / "a" / "bad.jpg").write_bytes(next(photographs.glob("train/*/02.JPEG")).read_bytes()[:900])
     result = prepare(root, "--output", tmp_path / "out", "--split", "train", "--short-side", 64, code=3)
     assert "train/a/bad.jpg is no JPEG or PNG image that can be decoded" in result.stderr

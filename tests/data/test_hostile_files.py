@@ -105,10 +105,7 @@ def test_a_text_that_unpacks_to_much(kind: bytes) -> None:
     data = png(8, 8, chunk(kind, head + packed))
     assert len(data) < 300_000
     with within(2):
-        try:
-            assert decode(data, "text.png", 1000).size == (8, 8)  # Passed over,
-        except DataError as error:
-            assert "text.png is no JPEG or PNG" in str(error)  # noqa: PT017 (or refused.)
+        assert decode(data, "text.png", 1000).size == (8, 8)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

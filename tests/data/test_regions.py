@@ -235,7 +235,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
     ("data", "what"),
     [
         (b"", "is empty"),
-        (b"<html>not found</html>", "is no JPEG or PNG"),
+        (b"<html>not found</html>", "is an HTML page"),
         (encoded(PICTURE)[:-200], "is no JPEG or PNG .*truncated"),
         (encoded(PICTURE)[:200], "is no JPEG or PNG"),
         (encoded(PICTURE, "PNG")[:-200], "is no JPEG or PNG"),
