@@ -30,7 +30,7 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
     not JSON lines.
     """
     try:
-        lines = metrics.read_text().split("\n")
+        lines = metrics.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise DataError(f"{metrics}: {error.strerror}; give the folder of a run") from None
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))

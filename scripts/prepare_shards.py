@@ -181,11 +181,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _finished(job: Job, target: Path, note: Path) -> tuple[Shard, np.ndarray] | None:
     try:
-        said = json.loads(note.read_text())
+        said = json.loads(note.read_bytes())
         made_by = said.pop("made_by")
         shard = Shard(**said)
         listing = list_shard(target, len(job.reader.classes))
-    except (OSError, ValueError, TypeError, KeyError, DataError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, DataError):
         return None  # Not there, or damaged.
     return (shard, listing.entries) if listing.sha256 == shard.sha256 and made_by == job.digest else None
 
@@ -328,9 +328,24 @@ def write_index(
     return manifest
 
 
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Return the names in a list of classes, a line each. Raises DataError naming the line that is no UTF-8."""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; give the list of classes with --classes") from None
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save the list of classes as UTF-8"
+        ) from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def index_existing(folder: Path, classes_file: Path) -> Manifest:
     """Write the index of shards that something else wrote. Raises DataError naming the member that is no image."""
-    classes = tuple(line.strip() for line in classes_file.read_text().splitlines() if line.strip())
+    classes = read_classes(classes_file)
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise DataError(f"{folder} holds no .tar files")
