@@ -162,6 +162,16 @@ def test_an_extension_of_many_records() -> None:
     assert (time.process_time() - start) * len(body) / 4 / 5_000 > 2
 
 
+@pytest.mark.parametrize("digits", [21, 5000])
+def test_a_size_of_many_digits(digits: int) -> None:
+    body = b" size=" + b"9" * digits + b"\n"
+    body = str(len(body) + len(str(digits))).encode() + body
+    content = header("pax", len(body), b"x") + body + bytes(-len(body) % 512) + tar({"a.jpg": b"a"})
+    with pytest.raises(DataError, match=r"x\.tar.* has the size '9{21}") as caught:
+        listed(content)
+    assert len(str(caught.value)) < 300
+
+
 def devkit(folder: Path, truth: bytes, meta: bytes = b"") -> Path:
     path = folder / "ILSVRC2012_devkit_t12.tar.gz"
     files = {"kit/data/ILSVRC2012_validation_ground_truth.txt": truth, **({"kit/data/meta.mat": meta} if meta else {})}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damaged import damaged
+from hypothesis import given, settings, strategies
 from PIL import Image, ImageFile
 
 from seresnext.data.augment import Crop
@@ -25,6 +26,8 @@ DECODERS = [
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
 PIXELS = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
+PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x20\0\0\0\x20\x08\2\0\0\0\xfc\x18\xed\xa3"
+JPEG_HEAD = b"\xff\xd8\xff\xc0\0\x0b\x08\0\x20\0\x20\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0"
 
 
 @pytest.fixture(params=DECODERS, scope="module")
@@ -193,6 +196,16 @@ def test_both_decoders_agree_on_damaged_images(photographs: list[bytes], options
     assert min(outcomes[False], outcomes[True]) > 10
     assert alone.total() > (0 if options else 10), alone
     capfd.readouterr()  # What libjpeg says of damaged images.
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    start=strategies.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff", JPEG_HEAD, PNG_HEAD]), rest=strategies.binary()
+)
+def test_any_bytes_are_pixels_or_a_data_error(decoder: RegionDecoder, start: bytes, rest: bytes):
+    for data in (start + rest, start + rest + b"\xff\xd9"):
+        (found,) = decoder([Encoded(data, lambda: "any")], lambda _, width, height: Crop(0, 0, width, height, False))
+        assert isinstance(found, np.ndarray | DataError)
 
 
 def credulous(data: bytes) -> Frame | None:
