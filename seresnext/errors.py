@@ -117,11 +117,11 @@ _UNWRITTEN = 120  # The exit code of Python for output that could not be written
 
 
 def replace_closed_streams() -> None:
-    """Give a command standard streams that end it under no circumstances; before it opens or prints anything.
+    """Replace the standard streams of a command by ones that print without errors; before it opens or prints anything.
 
-    A stream that was closed (`>&-`) writes to nowhere: else a file that the command opens, a checkpoint perhaps, gets
-    its number, and what is printed goes into that. A pipe that closes (`| head`) lets the command finish in silence.
-    What the encoding of a terminal does not have is printed as an escape.
+    A stream that was closed (`>&-`) writes to nowhere. Else a file that the command opens, a checkpoint perhaps, would
+    get the number of the stream, and printed text would go into that file. After a pipe closed (`| head`) the command
+    finishes in silence. Characters that the encoding of a terminal lacks are printed as escapes.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -147,7 +147,7 @@ def replace_closed_streams() -> None:
 
 
 class _LosablePipe(io.FileIO):
-    """A file whose writes count as done where it is a pipe that nobody reads any more."""
+    """A file that drops writes to a pipe without a reader."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -63,7 +63,7 @@ def not_an_image(data: bytes, name: str) -> DataError:
 
 
 def _open(data: bytes) -> JpegImageFile | PngImageFile:
-    # Not Image.open: its limit of pixels is not ours, and it hides the reason why an image is none.
+    # Image.open has another limit of pixels than data.max_pixels, and hides the reason of a refusal.
     return (PngImageFile if data.startswith(PNG) else JpegImageFile)(io.BytesIO(data))
 
 

@@ -1,4 +1,4 @@
-"""The markers of a JPEG: size, coding, colours, and whether each decoder sees the same picture in it.
+"""The markers of a JPEG: size, coding, colours, and whether all decoders see the same picture.
 
 Sources: ITU-T T.81, and jdmarker.c and jdphuff.c of libjpeg-turbo for the errors that end a decode.
 """
@@ -38,8 +38,8 @@ _RESTARTS = bytes(range(0xD0, 0xD8))
 class Frame(NamedTuple):
     """The picture of a JPEG.
 
-    `is_plain`: gray or YCbCr of 8 bits, of an ordinary sampling, of few scans, and whole: the markers stand in order
-    from its beginning to its end, and none stands in what is coded. Then each decoder sees the same picture.
+    `is_plain`: gray or YCbCr of 8 bits, of an ordinary sampling, of few scans, and complete. All markers are in order
+    from the beginning to the end of the file, and the coded data contain none. All decoders see the same picture then.
     """
 
     width: int
@@ -108,7 +108,7 @@ def _is_usual(number: int, components: bytes) -> bool:
 
 
 def _is_read_alike(marker: int, body: bytes) -> bool:
-    """Return whether a segment is known, leaves the colours as they are, and is long enough for Pillow to read it."""
+    """Return whether a segment is known, changes no colours, and is long enough for Pillow's parser of headers."""
     if marker == _ADOBE and body[:5] == b"Adobe":
         return body[11:12] == b"\1"  # 0 is RGB or gray, 2 is YCCK.
     if marker == _APP0 and body[:4] == b"JFIF":
@@ -121,7 +121,7 @@ def _is_read_alike(marker: int, body: bytes) -> bool:
 
 
 def _has_its_scan(data: bytes, head: bytes, position: int, components: bytes, interval: int) -> bool:
-    """Return whether one scan of all components follows, and then the end. The scan's data begin at `position`."""
+    """Return whether one scan of all components, with its data at `position`, ends at the end of the file."""
     if head[1:-3:2] != components[::3] or head[-3:] != _SEQUENTIAL_SCAN:
         return False
     end = _end_of_scan(data, position, interval)
@@ -129,15 +129,15 @@ def _has_its_scan(data: bytes, head: bytes, position: int, components: bytes, in
 
 
 def _has_all_scans(data: bytes, head: bytes, position: int, components: bytes, interval: int) -> bool:
-    """Return whether the scans of a progressive JPEG have all bits of all coefficients, and then the end comes.
+    """Return whether the scans of a progressive JPEG have all bits of all coefficients up to the end of the file.
 
-    Where bits never come, libjpeg smooths the picture, and a region of it otherwise than the whole.
+    libjpeg smooths a picture with missing bits, and smooths a region differently from the whole.
     """
     if has_many_scans(data):
         return False
     # By component and coefficient: how many bits are still to come.
     missing = {one: [_ALL_BITS] * 64 for one in components[::3]}
-    while _take_scan(head, missing):  # The same header again is refused, so each turn needs another one.
+    while _take_scan(head, missing):  # A repeated header is refused, so the loop ends.
         position = _end_of_scan(data, position, interval)
         if data[position : position + 2] == _END:
             return not any(map(any, missing.values()))
@@ -169,14 +169,14 @@ def _take_scan(head: bytes, missing: dict[int, list[int]]) -> bool:
 
 
 def _end_of_scan(data: bytes, position: int, interval: int) -> int:
-    """Return where the data of a scan end: at the next marker other than restarts, which come in order if any do.
+    """Return where the data of a scan end, at the next marker but restarts; the end of the file for restarts in disorder.
 
-    In coded data 0 follows 0xFF; anything else makes it a marker.
+    In coded data 0xFF is followed by 0; any other byte makes a marker.
     """
     if len(data) - position < 2:
         return len(data)
     if not interval:
-        # In two thirds of the time that a regular expression takes.
+        # Two thirds of the time of a regular expression.
         coded = np.frombuffer(data, np.uint8, offset=position)
         return position + int(((coded[:-1] == 0xFF) & (coded[1:] != 0)).argmax())
     found = _OTHER_MARKER.search(data, position)

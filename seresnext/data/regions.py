@@ -1,9 +1,8 @@
 """Parts of encoded images, decoded without the rest where that can be done exactly.
 
-nvimgcodec (the `fast` extra) skips what lies outside of a region. It gives Pillow's pixels of a JPEG that is `is_plain`
-(jpeg.py); every other image goes to Pillow, which decides whether it is an image, and without the extra all do. Of
-damaged JPEGs nvimgcodec would believe some that Pillow refuses: it stops reading where the region ends, so a marker in
-the coded data behind stays unseen.
+nvimgcodec (the `fast` extra) skips the pixels outside of a region. It gives Pillow's pixels for a JPEG that `is_plain`
+(jpeg.py). Pillow decodes all other images, and decides whether a file is an image; without the extra it decodes all.
+nvimgcodec alone would accept damaged JPEGs that Pillow refuses: it never reads the markers behind a region.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class _Pillow:
         except DataError as error:
             return error
         crop = choose(number, *whole.size)
-        # Not Pillow's crop, whose limit of pixels is another than ours. A copy may be written to: torch warns else.
+        # Pillow's crop has another limit of pixels than data.max_pixels. torch warns of an array that is read-only.
         return np.asarray(whole)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].copy()
 
 
