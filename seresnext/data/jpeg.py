@@ -169,9 +169,9 @@ def _take_scan(head: bytes, missing: dict[int, list[int]]) -> bool:
 
 
 def _end_of_scan(data: bytes, position: int, interval: int) -> int:
-    """Return where the data of a scan end, at the next marker but restarts; the end of the file for restarts in disorder.
+    """Return where the data of a scan end: at the next marker but restarts.
 
-    In coded data 0xFF is followed by 0; any other byte makes a marker.
+    Restarts out of order give the end of the file. In coded data 0xFF is followed by 0; any other byte makes a marker.
     """
     if len(data) - position < 2:
         return len(data)
