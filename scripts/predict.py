@@ -31,24 +31,24 @@ BATCH_SIZE = 32
 MAX_PIXELS = DataSection.model_fields["max_pixels"].default
 
 
-def load_image(path: Path, preprocessing: Preprocessing) -> Tensor:
+def load_image(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
     """A file as the model's input, float32 3 H W. Raises DataError naming the file."""
     transform = EvaluationTransform(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
     try:
-        image = transform.of_file(path.read_bytes(), str(path), MAX_PIXELS)
+        image = transform.of_file(path.read_bytes(), str(path), max_pixels)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     return ((image / 255 - mean) / std).permute(2, 0, 1)
 
 
-def recorded_classes(checkpoint: Path) -> Sequence[str] | None:
-    """The names of the classes in a checkpoint of this project, once its digest is checked; None for other files.
+def recorded_facts(checkpoint: Path) -> Facts | None:
+    """Return the metadata of a checkpoint of this project, with the digest checked; None for other files.
 
     Raises CheckpointError for a checkpoint that is damaged.
     """
     metadata = read_metadata(checkpoint)
-    return Facts.from_metadata(metadata, shown_path(checkpoint)).dataset["classes"] if metadata else None
+    return Facts.from_metadata(metadata, shown_path(checkpoint)) if metadata else None
 
 
 def presumed_classes(num_classes: int) -> Sequence[str]:
@@ -61,11 +61,14 @@ def presumed_classes(num_classes: int) -> Sequence[str]:
 
 
 @torch.inference_mode()
-def predict(model: SENet, preprocessing: Preprocessing, paths: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
+def predict(
+    model: SENet, preprocessing: Preprocessing, paths: Sequence[Path], max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Features (2048) and probabilities (num_classes) of each image, on the CPU."""
     device = next(model.parameters()).device
     for start in range(0, len(paths), BATCH_SIZE):
-        images = torch.stack([load_image(path, preprocessing) for path in paths[start : start + BATCH_SIZE]])
+        some = paths[start : start + BATCH_SIZE]
+        images = torch.stack([load_image(path, preprocessing, max_pixels) for path in some])
         features = model.forward_head(model.forward_features(images.to(device)), pre_logits=True)
         yield from zip(features.cpu(), model.last_linear(features).softmax(1).cpu(), strict=True)
 
@@ -78,14 +81,19 @@ def main() -> None:
     parser.add_argument(
         "--features", type=path_argument, metavar="OUT.npy", help="also write the features, N 2048, to this file"
     )
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="a larger image is an error (default: data.max_pixels of FILE)"
+    )
     arguments = parser.parse_args()
-    if arguments.top < 1:
-        raise UsageError(f"--top {arguments.top}: at least 1")
+    for name, value in (("--top", arguments.top), ("--max-pixels", arguments.max_pixels)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value}: at least 1")
 
     checkpoint = find_weights(arguments.checkpoint)
     if checkpoint != arguments.checkpoint:
         print(f"weights of {for_terminal(checkpoint)}", file=sys.stderr)
-    recorded = recorded_classes(checkpoint)
+    facts = recorded_facts(checkpoint)
+    recorded = facts and facts.dataset["classes"]
     model, preprocessing = load_pretrained(checkpoint)
     if recorded is not None and len(recorded) != model.num_classes:
         raise CheckpointError(
@@ -93,9 +101,11 @@ def main() -> None:
         )
     classes = recorded or presumed_classes(model.num_classes)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    recorded_limit = facts.recipe.get("data", {}).get("max_pixels") if facts else None
+    max_pixels = arguments.max_pixels or recorded_limit or MAX_PIXELS
     kept = []
     for path, (features, probabilities) in zip(
-        arguments.images, predict(model, preprocessing, arguments.images), strict=True
+        arguments.images, predict(model, preprocessing, arguments.images, max_pixels), strict=True
     ):
         print(shown_path(path))
         for probability, label in itertools.islice(
@@ -109,7 +119,7 @@ def main() -> None:
                 np.save(file, np.stack(kept))
         except OSError as error:
             raise UsageError(f"{arguments.features} cannot be written: {error.strerror}") from None
-        print(f"features: {arguments.features}, {len(kept)} x {len(kept[0])}")
+        print(f"features: {shown_path(arguments.features)}, {len(kept)} x {len(kept[0])}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ never unpacked. The folder appears complete or not at all.
 from __future__ import annotations
 
 import argparse
+import re
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,6 +24,7 @@ from seresnext.errors import DataError, path_argument, run_script
 RECORD = 1 + 3 * 32 * 32
 BATCHES = {f"data_batch_{number}.bin": "train" for number in range(1, 6)} | {"test_batch.bin": "val"}
 CLASS_NAMES = "batches.meta.txt"
+MOST_BYTES = 64 << 20  # of a file; a batch has 31 MB
 
 
 def read_archive(archive: Path) -> dict[str, bytes]:
@@ -34,9 +37,9 @@ def read_archive(archive: Path) -> dict[str, bytes]:
                 if member.isfile() and (name in BATCHES or name == CLASS_NAMES):
                     content = tar.extractfile(member)
                     assert content is not None  # It is a regular file.
-                    found[name] = content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{archive} cannot be read: {error}") from None
+                    found[name] = content.read(MOST_BYTES)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{archive} cannot be read: {error}; download it again") from None
     missing = sorted({*BATCHES, CLASS_NAMES} - found.keys())
     if missing:
         raise DataError(f"{archive} lacks {', '.join(missing)}; it should be CIFAR-10's cifar-10-binary.tar.gz")
@@ -45,7 +48,10 @@ def read_archive(archive: Path) -> dict[str, bytes]:
 
 def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
     """Write `train/<class>/` and `val/<class>/`; returns how many images each split has."""
-    classes = found[CLASS_NAMES].decode().split()
+    classes = found[CLASS_NAMES].decode("ascii", "replace").split()
+    for name in classes:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise DataError(f"{CLASS_NAMES} has {name!a:.60}, which is no class; it should be CIFAR-10's")
     counts = {"train": 0, "val": 0}
     for name, split in BATCHES.items():
         data = np.frombuffer(found[name], np.uint8)

@@ -39,7 +39,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from seresnext.data.decode import decode
+from seresnext.data.decode import decode, is_gray, not_an_image
+from seresnext.data.formats import JPEG, PNG
 from seresnext.data.progress import progress, warn
 from seresnext.data.readers import Reader, open_reader, recognise_form
 from seresnext.data.readers.shard_files import (
@@ -56,7 +57,6 @@ from seresnext.data.readers.shard_files import (
 from seresnext.errors import DataError, Failure, UsageError, path_argument, run_script
 from seresnext.randomness import permutation_at
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # What a tar file needs for an image beside its bytes: two headers, a label, and filling.
 _TAR_BYTES = 512 + 256 + 512 + 512
@@ -110,9 +110,9 @@ class Job:
 
 def encode(data: bytes, name: str, options: Options, max_pixels: int) -> tuple[bytes, str]:
     """The bytes of an image for a shard, and the ending that says what they are. Raises DataError naming the image."""
-    ending = "jpg" if data.startswith(_JPEG) else "png" if data.startswith(_PNG) else None
+    ending = "jpg" if data.startswith(JPEG) else "png" if data.startswith(PNG) else None
     if ending is None:
-        raise DataError(f"{name} {'is neither JPEG nor PNG' if data else 'is empty'}; restore the file or remove it")
+        raise not_an_image(data, name)
     if options.quality is None:
         return data, ending
     image = decode(data, name, max_pixels)
@@ -125,9 +125,8 @@ def encode(data: bytes, name: str, options: Options, max_pixels: int) -> tuple[b
             image = image.resize(size, _FILTERS[options.interpolation])
         elif ending == "jpg":
             return data, ending
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as source:
-        if source.mode == "L":
-            image = image.convert("L")  # Exact, and half the work when it is decoded.
+    if is_gray(data):
+        image = image.convert("L")  # Exact, and half the work when it is decoded.
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")
     return buffer.getvalue(), "jpg"
@@ -182,11 +181,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _finished(job: Job, target: Path, note: Path) -> tuple[Shard, np.ndarray] | None:
     try:
-        said = json.loads(note.read_text())
+        said = json.loads(note.read_bytes())
         made_by = said.pop("made_by")
         shard = Shard(**said)
         listing = list_shard(target, len(job.reader.classes))
-    except (OSError, ValueError, TypeError, KeyError, DataError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, DataError):
         return None  # Not there, or damaged.
     return (shard, listing.entries) if listing.sha256 == shard.sha256 and made_by == job.digest else None
 
@@ -329,9 +328,25 @@ def write_index(
     return manifest
 
 
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Return the names in a list of classes, a line each. Raises DataError naming the line that is no UTF-8."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; give the list of classes with --classes") from None
+    try:
+        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save the list of classes as UTF-8"
+        ) from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def index_existing(folder: Path, classes_file: Path) -> Manifest:
     """Write the index of shards that something else wrote. Raises DataError naming the member that is no image."""
-    classes = tuple(line.strip() for line in classes_file.read_text().splitlines() if line.strip())
+    classes = read_classes(classes_file)
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise DataError(f"{folder} holds no .tar files")

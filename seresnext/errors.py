@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import io
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Failure(Exception):
@@ -119,9 +120,11 @@ _UNWRITTEN = 120  # The exit code of Python for output that could not be written
 
 
 def replace_closed_streams() -> None:
-    """Give a command whose standard streams were closed (`>&-`) a place to write to; before it opens anything.
+    """Replace the standard streams of a command by ones that print without errors; before it opens or prints anything.
 
-    Else a file that it opens, a checkpoint perhaps, gets their numbers, and what is printed goes into that.
+    A stream that was closed (`>&-`) writes to nowhere. Else a file that the command opens, a checkpoint perhaps, would
+    get the number of the stream, and printed text would go into that file. After a pipe closed (`| head`) the command
+    finishes in silence. Characters that the encoding of a terminal lacks are printed as escapes.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -129,6 +132,31 @@ def replace_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # It takes the lowest number that is free: this one.
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+        stream = getattr(sys, name)
+        if number and stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            raw = _LosablePipe(number, "w", closefd=False)
+            is_buffered = not stream.write_through  # Not by `python -u`.
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(
+                    io.BufferedWriter(raw) if is_buffered else raw,  # pyright: ignore[reportArgumentType]
+                    stream.encoding,
+                    "backslashreplace",
+                    line_buffering=stream.line_buffering,
+                    write_through=not is_buffered,
+                ),
+            )
+
+
+class _LosablePipe(io.FileIO):
+    """A file that drops writes to a pipe without a reader."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
 
 
 class ProcessEnd:
@@ -160,6 +188,7 @@ class ProcessEnd:
 
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
     """Run a script's `main` and exit: with 0, a failure's message and code, or `interrupted` and 130 after Ctrl-C."""
+    replace_closed_streams()
     try:
         main()
     except Failure as failure:

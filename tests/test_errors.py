@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from seresnext.errors import address_in, expand_home, path_argument
+
+ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
 import sys
@@ -117,3 +121,56 @@ def test_the_home_folder(monkeypatch):
     assert path_argument("~/runs/a b") == expand_home(Path("~/runs/a b")) == Path("/house/runs/a b")
     for path in ("a/~", "./~", "~nobody-of-this-name/a"):
         assert path_argument(path) == Path(path)
+
+
+PRINTS = """
+import sys
+from seresnext.errors import UsageError, run_script
+
+def main():
+    print("K\\xe4fer \\u732b \\udc80", flush=True)
+    for number in range(30_000):
+        print(number)
+    raise UsageError("no K\\xe4fer \\u732b")
+
+run_script(main)
+"""
+SHOWN = {
+    "utf-8": "K\xe4fer \u732b \\udc80",
+    "latin-1": "K\xe4fer \\u732b \\udc80",
+    "ascii": "K\\xe4fer \\u732b \\udc80",
+}
+
+
+@pytest.mark.parametrize("encoding", list(SHOWN))
+@pytest.mark.parametrize(("options", "pipe"), [("", ""), ("", "| head -n 1"), ("-u", "| head -n 1")])
+def test_scripts_print_what_they_can_to_whom_it_reaches(tmp_path, encoding, options, pipe):
+    (tmp_path / "script.py").write_text(PRINTS)
+    command = f"set -o pipefail; {sys.executable} {options} {tmp_path}/script.py {pipe}"
+    result = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=60
+    )
+    assert result.returncode == 2, result.stderr
+    lines = result.stdout.decode(encoding).splitlines()
+    assert lines[0] == SHOWN[encoding]
+    assert len(lines) == (1 if pipe else 30_001)
+    error = result.stderr.decode(encoding)
+    assert error == f"error: no {SHOWN[encoding].removesuffix(' ' + chr(92) + 'udc80')}\n"
+
+
+def test_every_script_begins_so():
+    programs = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "seresnext").rglob("__main__.py")]
+    assert len(programs) > 10
+    for program in programs:
+        assert "    run_script(main" in program.read_text(encoding="utf-8").rpartition("__main__")[2], program
+    for program in (ROOT / "train.py", ROOT / "validate.py"):
+        assert "    replace_closed_streams()" in program.read_text(encoding="utf-8"), program
+
+
+@pytest.mark.parametrize("program", ["-m seresnext.recipe --reference", "train.py --recipe cifar10 --print-recipe"])
+def test_a_pipe_that_closes_is_no_error(run_command, program):
+    command = f"set -o pipefail; {sys.executable} -u {program} | head -n 1"
+    result = run_command(["bash", "-c", command])
+    assert result.returncode == 0, result.output
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""

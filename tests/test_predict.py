@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchvision import transforms
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
+from seresnext.errors import DataError, UsageError
 from seresnext.recipe.load import load_recipe, to_values
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -67,8 +69,8 @@ def expected_lines(oracle: torch.nn.Module, paths: list[Path], features: np.ndar
     return lines
 
 
-def our_checkpoint(oracle: torch.nn.Module, folder: Path) -> Path:
-    values = to_values(load_recipe("digits", ["model.num_classes=5", "evaluation.crop_pct=0.8"]).recipe)
+def our_checkpoint(oracle: torch.nn.Module, folder: Path, *overrides: str) -> Path:
+    values = to_values(load_recipe("digits", ["model.num_classes=5", "evaluation.crop_pct=0.8", *overrides]).recipe)
     dataset = {"classes": CLASSES, "num_images": 5, "fingerprint": ""}
     facts = Facts(7, values, recipe_hash="", best=None, history=[], dataset=dataset, environment={}, progress={})
     tensors = {f"model.{name}": tensor for name, tensor in oracle.state_dict().items()}
@@ -124,3 +126,42 @@ def test_wrong_words_are_explained(run_command, tmp_path, oracle, photographs, w
     assert result.returncode == code, result.output
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_images_are_as_large_as_the_checkpoint_or_the_option_allows(tmp_path, oracle, photographs, monkeypatch, capsys):
+    """The photographs have 70,000 and 135,000 pixels."""
+    spec = importlib.util.spec_from_file_location("predict", SCRIPTS / "predict.py")
+    assert spec
+    assert spec.loader
+    predict = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(predict)
+    monkeypatch.setattr(predict, "MAX_PIXELS", 100_000)
+    torch.save(oracle.state_dict(), tmp_path / "weights.pth")
+    small, large = (
+        our_checkpoint(oracle, tmp_path / name, f"data.max_pixels={limit}") for name, limit in LIMITS.items()
+    )
+
+    def run(checkpoint: Path, *words: str) -> None:
+        images = map(str, reversed(photographs))
+        monkeypatch.setattr("sys.argv", ["predict.py", "--checkpoint", str(checkpoint), *images, "--top", "1", *words])
+        predict.main()
+
+    for checkpoint, words in (
+        (large, ()),
+        (small, ("--max-pixels", "135000")),
+        (tmp_path / "weights.pth", ("--max-pixels", "140000")),
+    ):
+        run(checkpoint, *words)
+        assert capsys.readouterr().out.count("%") == 2
+    for checkpoint, words, limit in (
+        (small, (), 80000),
+        (large, ("--max-pixels", "90000"), 90000),
+        (tmp_path / "weights.pth", (), 100000),
+    ):
+        with pytest.raises(DataError, match=rf"1\.png .* \({limit}\)"):
+            run(checkpoint, *words)
+    with pytest.raises(UsageError, match="--max-pixels 0"):
+        run(large, "--max-pixels", "0")
+
+
+LIMITS = {"small": 80_000, "large": 135_000}

@@ -52,6 +52,8 @@ def test_cifar10_becomes_image_folders(run_command, tmp_path, cifar10_batches):
     [
         ("data_batch_3.bin", None, "lacks data_batch_3.bin"),
         ("test_batch.bin", bytes(3072), "test_batch.bin is cut off"),
+        ("batches.meta.txt", b"airplane\n../../bird\ncat", "../../bird"),
+        ("batches.meta.txt", b"airplane\nbird\nK\xe4fer", "K\\ufffdfer"),
         ("test_batch.bin", bytes([3]) + bytes(3072), "has label 3, and there are 3 classes"),
     ],
 )

@@ -23,6 +23,7 @@ from shard_folders import make_shards, script
 
 from seresnext.data.readers import open_reader
 from seresnext.data.readers.shard_files import MANIFEST, Manifest
+from seresnext.errors import DataError
 from seresnext.randomness import permutation_at
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_shards.py"
@@ -284,7 +285,7 @@ def test_a_bad_image_is_named(photographs, prepare, tmp_path):
     (root / "train" / "a").mkdir(parents=True)
     (root / "train" / "a" / "bad.jpg").write_bytes(b"no image")
     result = prepare(root, "--output", tmp_path / "out", "--split", "train", code=3)
-    assert "train/a/bad.jpg is neither JPEG nor PNG" in result.stderr
+    assert "train/a/bad.jpg is a text" in result.stderr
     (root / "train" / "a" / "bad.jpg").write_bytes(next(photographs.glob("train/*/02.JPEG")).read_bytes()[:900])
     result = prepare(root, "--output", tmp_path / "out", "--split", "train", "--short-side", 64, code=3)
     assert "train/a/bad.jpg is no JPEG or PNG image that can be decoded" in result.stderr
@@ -313,6 +314,23 @@ def test_an_index_of_other_shards_is_written(prepare, tmp_path):
     result = prepare("--index", tmp_path / "train", "--classes", tmp_path / "classes.txt")
     assert "24 images in 4 shards" in result.stdout
     assert contents(tmp_path / "train") == before
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_list_of_classes_may_begin_with_a_mark(tmp_path, encoding):
+    (tmp_path / "classes.txt").write_text("K\xe4fer\r\n\r\nWanze\n", encoding, newline="")
+    assert script().read_classes(tmp_path / "classes.txt") == ("K\xe4fer", "Wanze")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "place"),
+    [("latin-1", r"classes\.txt:2 .*0xe4"), ("utf-16", r"classes\.txt:1 .*0xff"), (None, "No such")],
+)
+def test_a_list_of_classes_in_other_letters_is_refused(tmp_path, encoding, place):
+    if encoding:
+        (tmp_path / "classes.txt").write_text("Ameise\nK\xe4fer\n", encoding)
+    with pytest.raises(DataError, match=place):
+        script().read_classes(tmp_path / "classes.txt")
 
 
 @pytest.mark.parametrize(

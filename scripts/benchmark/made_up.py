@@ -92,7 +92,7 @@ def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
             file.truncate(shard.bytes)
     content = index_bytes(listings)
     manifest = Manifest(class_names(1000), tuple(shards), hashlib.sha256(content).hexdigest(), {})
-    (folder / MANIFEST).write_text(manifest.to_text())
+    (folder / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
     with (folder / INDEX).open("wb") as file:
         file.write(content)
         file.flush()

@@ -1,7 +1,8 @@
 """Parts of encoded images, decoded without the rest where that can be done exactly.
 
-nvimgcodec (the `fast` extra) skips what lies outside of a region and gives Pillow's pixels; the image that it could not
-do exactly goes to Pillow, and without the extra all do.
+nvimgcodec (the `fast` extra) skips the pixels outside of a region. It gives Pillow's pixels for a JPEG that `is_plain`
+(jpeg.py). Pillow decodes all other images, and decides whether a file is an image; without the extra it decodes all.
+nvimgcodec alone would accept damaged JPEGs that Pillow refuses: it never reads the markers behind a region.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class _Pillow:
         except DataError as error:
             return error
         crop = choose(number, *whole.size)
-        # An array that may be written to: torch warns of any other.
-        return np.array(whole.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)))
+        # Pillow's crop has another limit of pixels than data.max_pixels. torch warns of an array that is read-only.
+        return np.asarray(whole)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].copy()
 
 
 class _Nvimgcodec:

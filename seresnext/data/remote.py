@@ -78,13 +78,16 @@ class Remote:
 
         return self._persistently(name, attempt)
 
-    def copy(self, name: str, target: Path, sha256: str, size: int | None = None) -> None:
-        """Write a file to `target`. Raises DataError when it cannot be had whole and with this checksum."""
+    def copy(self, name: str, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
+        """Write a file to `target`. Raises DataError when it cannot be had whole and with this checksum.
+
+        Of a file that is not known to have `size` bytes no more than `most` are read.
+        """
 
         def attempt() -> None:
             digest, count = hashlib.sha256(), 0
             with target.open("wb") as file:
-                for chunk in self._chunks(name, size):
+                for chunk in self._chunks(name, most if size is None else size):
                     _write(file, chunk)
                     digest.update(chunk)
                     count += len(chunk)

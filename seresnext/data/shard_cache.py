@@ -58,8 +58,8 @@ class ShardCache:
                 f"{where}: the largest shard has {largest} bytes, and data.cache_size is {self.limit} bytes; raise it"
             )
 
-    def keep_aside(self, remote: Remote, name: str, sha256: str) -> Path:
-        """The path of a local copy of a file that does not count and is not removed, such as an index.
+    def keep_aside(self, remote: Remote, name: str, sha256: str, most: int) -> Path:
+        """The path of a local copy of a file of at most `most` bytes that does not count and is not removed: an index.
 
         A copy that is damaged is got again. Raises DataError when it cannot be had with this checksum.
         """
@@ -72,7 +72,7 @@ class ShardCache:
                 if path.exists():
                     warn(f"{path} is damaged (another checksum); it is got again")
                 part = path.with_suffix(".new")
-                remote.copy(name, part, sha256)
+                remote.copy(name, part, sha256, most=most)
                 part.replace(path)
         return path
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from seresnext.errors import run_script
 from seresnext.models.counting import count_bytes, count_multiply_adds, count_parameters
 from seresnext.models.registry import MODELS, create_model
 
@@ -26,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

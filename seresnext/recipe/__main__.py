@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from seresnext.errors import run_script
 from seresnext.recipe.show import json_schema, recipe_reference
 
 
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -38,8 +38,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 MAX_DURATION = 10**9
 """The longest duration a recipe may ask for, in its own unit."""
 
-MAX_PIXELS = 178_956_970
-"""The largest image that Pillow opens: twice its `MAX_IMAGE_PIXELS`."""
+MAX_PIXELS = 500_000_000
+"""The largest image that a recipe may allow: 1.5 GB decoded. The largest cameras of telephones have 200 million."""
 
 MAX_GLOBAL_SIZE = 10**7
 """The largest global batch."""

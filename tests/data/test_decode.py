@@ -1,12 +1,16 @@
 import io
 import random
+import struct
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from seresnext.data.decode import decode
+from seresnext.data.augment import Crop, EvaluationTransform
+from seresnext.data.decode import decode, is_gray
+from seresnext.data.regions import Encoded, open_decoder
 from seresnext.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
@@ -101,7 +105,7 @@ def test_a_palette_that_is_missing_is_named():
     data = encoded(PICTURE.convert("P"), "PNG", transparency=3)
     start = data.index(b"PLTE") - 4
     damaged = data[:start] + data[start + 12 + int.from_bytes(data[start : start + 4]) :]
-    with pytest.raises(DataError, match=r"train/7.png is no JPEG or PNG image that can be decoded \(damaged\)"):
+    with pytest.raises(DataError, match=r"train/7.png is no JPEG or PNG image"):
         decode(damaged, "train/7.png", 1000)
 
 
@@ -111,9 +115,25 @@ def test_too_many_pixels_are_refused_from_the_header_alone():
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
     with pytest.raises(DataError, match=r"bomb.png has 9000 x 9000 pixels, more than data.max_pixels \(50000000\)"):
         decode(png, "bomb.png", 50_000_000)
-    bomb = png.replace(size + size, (30000).to_bytes(4) * 2)
-    with pytest.raises(DataError, match=r"bomb.png has more pixels than Pillow opens"):
-        decode(bomb.replace(bomb[29:33], zlib.crc32(bomb[12:29]).to_bytes(4)), "bomb.png", 10**12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("limit", [300, 100])
+def test_the_limit_of_pixels_is_ours(format: str, limit: int, monkeypatch: pytest.MonkeyPatch):
+    """Pillow warns above its own, and refuses twice as many: the control."""
+    data = encoded(PICTURE, format)
+    expected = np.asarray(Image.open(io.BytesIO(data)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(Image.DecompressionBombError if limit == 100 else Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(np.asarray(decode(data, "any", 480)), expected)
+    whole = Crop(0, 0, 20, 24, False)
+    (found,) = open_decoder(480, fast=False)([Encoded(data, lambda: "any")], lambda *_: whole)
+    np.testing.assert_array_equal(found, expected)
+    assert EvaluationTransform(8, 0.875, "bilinear").of_file(data, "any", 480).shape == (8, 8, 3)
+    with pytest.raises(DataError, match=r"20 x 24 .* \(479\)"):
+        decode(data, "any", 479)
 
 
 def test_too_many_pixels_of_a_jpeg_that_breaks_off_after_its_header():
@@ -136,10 +156,10 @@ def test_as_many_pixels_as_allowed_are_decoded():
     ("data", "what"),
     [
         (b"", "is empty"),
-        (b"<html>not found</html>", "is no JPEG or PNG"),
+        (b"<html>not found</html>", "is an HTML page"),
         (encoded(PICTURE, "JPEG")[:-200], "is no JPEG or PNG .*truncated"),
         (encoded(PICTURE, "PNG")[:-200], "is no JPEG or PNG"),
-        (encoded(PICTURE, "GIF"), "is no JPEG or PNG"),
+        (encoded(PICTURE, "GIF"), "is a GIF image"),
     ],
     ids=["empty", "html", "short JPEG", "short PNG", "GIF"],
 )
@@ -151,14 +171,84 @@ def test_what_cannot_be_decoded_is_named(data: bytes, what: str):
 def test_damage_anywhere_is_a_data_error_or_an_image():
     draws = random.Random(0)
     originals = [encoded(PICTURE.convert(mode), "PNG") for mode in ("RGB", "P", "LA")] + [encoded(PICTURE, "JPEG")]
+    originals += [png_with(*METADATA.values()), encoded(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0")]
     outcomes = set()
     for _ in range(1500):
         data = bytearray(draws.choice(originals))
         for _ in range(draws.choice((1, 8))):
             data[draws.randrange(min(len(data), draws.choice((80, 10**6))))] = draws.randrange(256)
+        if draws.random() < 0.5:  # As if it had been written so: else a checksum shows what happened.
+            data = bytearray(with_right_checksums(bytes(data)))
         try:
             decode(bytes(data), "any", 10**6)
             outcomes.add("image")
-        except DataError:
-            outcomes.add("error")
-    assert outcomes == {"image", "error"}
+        except DataError as error:
+            outcomes.add(str(error))
+    assert "image" in outcomes
+    assert len(outcomes) > 10
+    assert not any(" at 0x" in text for text in outcomes)
+
+
+def with_right_checksums(data: bytes) -> bytes:
+    """A PNG with the checksums of what its parts hold; other bytes as they are."""
+    found, position = data[:8], 8
+    while data.startswith(b"\x89PNG") and position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4])
+        part = data[position : position + 8 + length]
+        found += part + zlib.crc32(part[4:]).to_bytes(4)
+        position += 12 + length
+    return found if position == len(data) else data
+
+
+METADATA = {
+    "zTXt": chunk(b"zTXt", b"key\0\0" + zlib.compress(b"text")),
+    "iTXt": chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress(b"text")),
+    "iCCP": chunk(b"iCCP", b"name\0\0" + zlib.compress(b"profile")),
+}
+
+
+def png_with(*parts: bytes, place: int = 33) -> bytes:
+    """The picture as a PNG with more parts, behind its header or elsewhere."""
+    data = encoded(PICTURE, "PNG")
+    return data[:place] + b"".join(parts) + data[place:]
+
+
+@pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many"])
+def test_metadata_are_not_needed_however_large_they_are(kind: str, place: int):
+    large = zlib.compress(bytes(2 << 20))
+    parts = {
+        "zTXt": [chunk(b"zTXt", b"key\0\0" + large)],
+        "iTXt": [chunk(b"iTXt", b"key\0\1\0\0\0" + large)],
+        "iCCP": [chunk(b"iCCP", b"name\0\0" + large)],
+        "many": [chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1 << 20)))] * 70,
+    }[kind]
+    data = png_with(*parts, place=place)
+    with pytest.raises(ValueError, match=r"MAX_TEXT_CHUNK|text chunks"):  # The control: what Pillow makes of it.
+        Image.open(io.BytesIO(data)).load()
+    np.testing.assert_array_equal(np.asarray(decode(data, "any", 480)), PIXELS)
+    assert not is_gray(data)
+    with pytest.raises(DataError, match="20 x 24 pixels"):
+        decode(data, "any", 479)
+    with pytest.raises(DataError, match="any"):  # Pixels that are damaged stay so.
+        decode(data[: len(encoded(PICTURE, "PNG")) // 2] + data[-12:], "any", 480)
+
+
+def test_the_errors_of_damaged_images_are_named_and_want_of_memory_is_none(monkeypatch: pytest.MonkeyPatch):
+    for error in (KeyError(1), OverflowError(2), struct.error("3"), zlib.error("4"), EOFError(), RuntimeError("6")):
+        monkeypatch.setattr("seresnext.data.decode._decode", Mock(side_effect=error))
+        with pytest.raises(DataError, match=r"train/7\.jpg"):
+            decode(encoded(PICTURE, "JPEG"), "train/7.jpg", 480)
+    monkeypatch.setattr("seresnext.data.decode._decode", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        decode(encoded(PICTURE, "JPEG"), "train/7.jpg", 480)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [("WEBP", "a WebP image"), ("AVIF", "an AVIF image"), ("BMP", "a BMP image"), ("TIFF", "a TIFF image"),
+     ("JPEG2000", "a JPEG 2000 image"), ("ICO", "an icon")],
+)  # fmt: skip
+def test_other_formats_of_images_are_to_be_converted(image: str, kind: str):
+    with pytest.raises(DataError, match=f"^a/7.jpg is {kind}.* not JPEG or PNG; convert it"):
+        decode(encoded(PICTURE.resize((16, 16)), image), "a/7.jpg", 1000)

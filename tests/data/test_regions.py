@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged import damaged
+from hypothesis import given, settings, strategies
 from PIL import Image, ImageFile
 
 from seresnext.data.augment import Crop
-from seresnext.data.jpeg import read_frame
+from seresnext.data.jpeg import Frame, read_frame
 from seresnext.data.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder, open_decoder
 from seresnext.errors import DataError
 
@@ -24,6 +26,8 @@ DECODERS = [
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
 PIXELS = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
+PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x20\0\0\0\x20\x08\2\0\0\0\xfc\x18\xed\xa3"
+JPEG_HEAD = b"\xff\xd8\xff\xc0\0\x0b\x08\0\x20\0\x20\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0"
 
 
 @pytest.fixture(params=DECODERS, scope="module")
@@ -147,6 +151,69 @@ def test_odd_files_made_of_real_photographs(decoder: RegionDecoder, photographs:
         assert_is_pillows(decoder, encoded(image.convert(mode), format, **options), 3, number)
 
 
+def of_both(data: bytes, draws: random.Random) -> list[np.ndarray | DataError]:
+    """A region of an image by Pillow and by nvimgcodec."""
+    state = draws.getstate()
+
+    def choose(_: int, width: int, height: int) -> Crop:
+        draws.setstate(state)
+        left, top = draws.randrange(width), draws.randrange(height)
+        return Crop(left, top, draws.randint(1, width - left), draws.randint(1, height - top), False)
+
+    return [open_decoder(10**7, fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
+
+
+@pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
+@pytest.mark.parametrize(
+    "options",
+    [
+        None,
+        {"progressive": True},
+        {"progressive": True, "restart_marker_rows": 1, "subsampling": "4:4:4"},
+        {"restart_marker_blocks": 5},
+    ],
+    ids=["photographs", "progressive", "progressive with restarts", "restarts"],
+)
+def test_both_decoders_agree_on_damaged_images(photographs: list[bytes], options, capfd: pytest.CaptureFixture):
+    """The control is nvimgcodec left to itself: it takes images that Pillow refuses, and makes other pixels."""
+    originals = photographs
+    if options:
+        images = [Image.open(io.BytesIO(data)).convert("RGB").resize((160, 120)) for data in photographs]
+        originals = [encoded(image, **options) for image in images]
+    outcomes, alone = Counter(), Counter()
+    for number in range(150):
+        kind, data = damaged(originals, number)
+        ours = of_both(data, random.Random(number))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("seresnext.data.regions.read_frame", credulous)
+            theirs = of_both(data, random.Random(number))
+        assert isinstance(ours[0], DataError) == isinstance(ours[1], DataError), (number, kind, ours)
+        outcomes[isinstance(ours[0], DataError)] += 1
+        alone["refused"] += isinstance(theirs[0], DataError) and not isinstance(theirs[1], DataError)
+        if not isinstance(ours[0], DataError):
+            np.testing.assert_array_equal(*ours, err_msg=f"{number} {kind}")
+            alone["pixels"] += not np.array_equal(*theirs)
+    assert min(outcomes[False], outcomes[True]) > 10
+    assert alone.total() > (0 if options else 10), alone
+    capfd.readouterr()  # What libjpeg says of damaged images.
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    start=strategies.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff", JPEG_HEAD, PNG_HEAD]), rest=strategies.binary()
+)
+def test_any_bytes_are_pixels_or_a_data_error(decoder: RegionDecoder, start: bytes, rest: bytes):
+    for data in (start + rest, start + rest + b"\xff\xd9"):
+        (found,) = decoder([Encoded(data, lambda: "any")], lambda _, width, height: Crop(0, 0, width, height, False))
+        assert isinstance(found, np.ndarray | DataError)
+
+
+def credulous(data: bytes) -> Frame | None:
+    """The frame of a JPEG that has its end, believed to be whole."""
+    frame = read_frame(data)
+    return frame and frame._replace(is_plain=b"\xff\xd9" in data[-64:])
+
+
 @pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
 def test_plain_jpegs_are_not_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
     decoder = open_decoder(10**6, fast=True)
@@ -181,7 +248,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
     ("data", "what"),
     [
         (b"", "is empty"),
-        (b"<html>not found</html>", "is no JPEG or PNG"),
+        (b"<html>not found</html>", "is an HTML page"),
         (encoded(PICTURE)[:-200], "is no JPEG or PNG .*truncated"),
         (encoded(PICTURE)[:200], "is no JPEG or PNG"),
         (encoded(PICTURE, "PNG")[:-200], "is no JPEG or PNG"),

@@ -37,6 +37,11 @@ MOST_MANIFEST_BYTES = 64 << 20
 """Of `index.json`; 65,536 shards and as many classes take less."""
 
 _FORMAT = "seresnext-shards-1"
+# What numpy writes before a list of images (numpy.lib.format, version 1.0): this mark and the length of the header.
+_NPY_MARK = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    re.escape(f"{{'descr': {ENTRY.descr}, 'fortran_order': False, 'shape': (").encode() + rb"(\d{1,12}),\), \} *\n"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _IMAGES = frozenset({"jpg", "jpeg", "png"})
 _MOST_DIGITS = 5
@@ -201,3 +206,29 @@ def index_bytes(listings: Sequence[np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, entries, allow_pickle=False)
     return buffer.getvalue()
+
+
+def largest_index(num_images: int) -> int:
+    """Return how many bytes `index.npy` has at the most."""
+    return len(_NPY_MARK) + 2 + 0xFFFF + num_images * ENTRY.itemsize
+
+
+def map_index(path: Path) -> np.ndarray:
+    """Map the images of an `index.npy` (ENTRY). Raises ValueError or OSError.
+
+    numpy would evaluate the header as Python, and believe any type and shape that it states.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_NPY_MARK) + 2)
+        length = int.from_bytes(start[len(_NPY_MARK) :], "little")
+        found = _NPY_HEADER.fullmatch(file.read(length))
+        if not start.startswith(_NPY_MARK) or not found:
+            raise ValueError("its header is another")
+        count, offset = int(found[1]), len(start) + length
+        size = os.fstat(file.fileno()).st_size
+        if size != offset + count * ENTRY.itemsize:
+            raise ValueError(f"it states {count} images and has {size} bytes")
+        if not count:
+            return np.empty(0, ENTRY)
+        # A plain view: looking up an entry of a memmap costs several times as much.
+        return np.asarray(np.memmap(file, ENTRY, "r", offset, (count,)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import stat
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from seresnext.data.index_cache import cache_folder
-from seresnext.data.readers.shard_files import ENTRY, INDEX, MANIFEST, MOST_MANIFEST_BYTES, Manifest
+from seresnext.data.readers.shard_files import (
+    INDEX,
+    MANIFEST,
+    MOST_MANIFEST_BYTES,
+    Manifest,
+    largest_index,
+    map_index,
+)
 from seresnext.data.readers.shard_stores import LocalShards, RemoteShards, ShardStore
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.data.remote import Remote, is_remote
@@ -36,7 +44,8 @@ class ShardReader:
             text = remote.read(MANIFEST)
             self.manifest = Manifest.from_text(text, remote.place(MANIFEST))
             shared = ShardCache(cache_folder(cache), cache_size)
-            self._path = shared.keep_aside(remote, INDEX, self.manifest.index_sha256)
+            most = largest_index(self.manifest.num_images)
+            self._path = shared.keep_aside(remote, INDEX, self.manifest.index_sha256, most)
             self.store = RemoteShards(remote, shared, self.manifest.shards)
             where = remote.place("")
         else:
@@ -96,7 +105,7 @@ class ShardReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._index = _map(self._path)
+        self._index = map_index(self._path)
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -118,6 +127,9 @@ def _split_folder(root: Path, split: str) -> Path:
 
 def _check_sum(path: Path, manifest: Manifest) -> None:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > largest_index(manifest.num_images):
+            raise DataError(f"{path} is no list of {manifest.num_images} images ({status.st_size} bytes); get it again")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -129,11 +141,9 @@ def _check_sum(path: Path, manifest: Manifest) -> None:
 def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
     """The index in a file that has the right checksum. Anyone can have computed that, so what it says is checked."""
     try:
-        index = _map(path)
-    except (OSError, ValueError, EOFError):  # ValueError: no array, or one of another length than the file's.
-        index = None
-    if index is None or index.dtype != ENTRY or index.ndim != 1:
-        raise DataError(f"{where}: {INDEX} is no list of images; get it again")
+        index = map_index(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: {INDEX} is no list of images ({error}); get it again") from None
     if not len(index):
         raise DataError(f"{where} holds no images")
     counts = np.bincount(index["shard"], minlength=len(manifest.shards))
@@ -144,11 +154,6 @@ def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
     if int(index["label"].max()) >= len(manifest.classes):
         raise DataError(f"{where}: {INDEX} has labels that none of the {len(manifest.classes)} classes has")
     return index
-
-
-def _map(path: Path) -> np.ndarray:
-    # A plain view: looking up an entry of a memmap costs several times as much.
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def is_shards(root: str, split: str) -> bool:

@@ -20,6 +20,7 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 # Longest header extension that is read; a path has at most 4096 bytes.
 _LONGEST_EXTENSION = 1 << 20
+_MOST_DIGITS = 20  # of a size; Python refuses to read a number of thousands
 # Extensions of one member: a long name, a long size and a comment are three.
 _MOST_EXTENSIONS = 8
 # How much filling may follow the end of an archive: tar's records are 10 KiB unless told otherwise.
@@ -162,8 +163,9 @@ def _read_extension(content: bytes, kind: bytes, where: str) -> dict[str, str]:
         if {"path", "size"} & found.keys():
             raise DataError(f"{where} names all members to come alike; that is no archive of images")
         return {}
-    if not found.get("size", "0").isdecimal():
-        raise DataError(f"{where} has the size {found['size']!r}, which is no number; get the archive again")
+    size = found.get("size", "0")
+    if not (size.isdecimal() and len(size) <= _MOST_DIGITS):
+        raise DataError(f"{where} has the size {size!r:.60}, which no file has; get the archive again")
     return found
 
 
