@@ -332,9 +332,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Return the names in a list of classes, a line each. Raises DataError naming the line that is no UTF-8."""
     try:
         content = path.read_bytes()
-        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; give the list of classes with --classes") from None
+    try:
+        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise DataError(
