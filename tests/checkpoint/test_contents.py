@@ -74,7 +74,7 @@ def test_resume_is_bit_exact(tmp_path, stop):
     straight, stopped, resumed = Run(), Run(), Run()
     straight.train(8)
     stopped.train(stop)
-    facts = Facts(**{**vars(FACTS), "step": stop})
+    facts = Facts(**{**vars(FACTS), "step": stop, "best": None, "history": [], "progress": {}})
     captured = contents.capture(stopped.parts(), facts, contents.buffers_for(stopped.parts()))
     path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
     tensors, metadata = store.read(path)

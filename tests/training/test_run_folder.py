@@ -220,6 +220,8 @@ def test_no_git_is_no_error(monkeypatch, tmp_path):
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text("old")
     folder = opened(path)
 
     def fail(self, *args):
@@ -227,8 +229,12 @@ def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
 
     for name in ("replace", "rename"):
         monkeypatch.setattr(Path, name, fail)
-    (path / "recipe.yaml").write_text("old")
-    for write in (lambda: folder.write_recipe("new"), lambda: folder.write_environment({}), folder.set_aside):
+    for write in (
+        lambda: folder.write_recipe("new"),
+        lambda: folder.write_environment({}),
+        folder.set_aside,
+        folder.check_writable,
+    ):
         words = (
             rf"cannot write to the run folder {path}: No space left on device \({path}/.*\); [\d,]+ bytes are free; "
         )
