@@ -55,6 +55,7 @@ from seresnext.data.readers.shard_files import (
 )
 from seresnext.errors import DataError, Failure, UsageError, run_script
 from seresnext.randomness import permutation_at
+from seresnext.training.run_folder import lies_in
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -419,6 +420,11 @@ def main() -> None:
         manifest = index_existing(arguments.index, arguments.classes)
         print(f"{arguments.index}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
         return
+    if lies_in(arguments.output, arguments.data):
+        raise UsageError(
+            f"--output {arguments.output} is or lies inside {arguments.data}, where shards and images would mix; give "
+            "another folder"
+        )
     for split in arguments.split or ("train", "val"):
         job, described = plan(arguments.data, split, arguments.output, arguments)
         manifest = prepare(job, arguments.workers, described)

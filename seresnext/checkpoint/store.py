@@ -160,6 +160,11 @@ def set_aside_damaged(damaged: Iterable[Path]) -> list[Path]:
 # Reading
 
 
+def is_name_of_run(path: Path) -> bool:
+    """Return whether a file of this name in the folder of a run is taken for a checkpoint of the run."""
+    return _STEP_NAME.fullmatch(path.name) is not None or path.name in [f"{name}.safetensors" for name in POINTERS]
+
+
 def named(folder: Path, step: int) -> list[Path]:
     """The files of a folder that by their names may be the best checkpoint of a run, if it is that of `step`."""
     paths = [folder / f"step-{step:08d}.safetensors", folder / "best.safetensors"]

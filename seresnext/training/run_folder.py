@@ -261,7 +261,7 @@ def check_output(path: Path, data: Sequence[Path]) -> None:
     """Raise UsageError for a run folder that is or lies inside a folder of the data, or has one where a run writes."""
     try:
         for folder in data:
-            if _lies_in(path, folder) or any(_lies_in(folder, path / name) for name in RUN_FILES):
+            if lies_in(path, folder) or any(lies_in(folder, path / name) for name in RUN_FILES):
                 raise UsageError(
                     f"the run folder {path} and the data in {folder} overlap, and a run moves and removes files of its "
                     "folder; choose another with --output"
@@ -270,7 +270,7 @@ def check_output(path: Path, data: Sequence[Path]) -> None:
         raise UsageError(f"--output {printable(path)} cannot be used ({error}); choose another folder") from None
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
+def lies_in(path: Path, folder: Path) -> bool:
     """Return whether a path is a folder or lies inside it, links resolved; either may not be there yet."""
     path, folder = (Path(os.path.realpath(place)) for place in (path, folder))
     # One folder may have two names without a link: a mount, or a file system that takes capitals for small letters.

@@ -229,6 +229,55 @@ def test_a_copy_under_last_saves_the_day(tmp_path, monkeypatch):
     assert len(warnings) == 1
 
 
+def separate(folder, step, name):
+    """A checkpoint that stands under the name of a pointer only, as where links fail."""
+    return save(folder, step).rename(folder / f"{name}.safetensors")
+
+
+def test_the_newest_by_step_wins_among_all_names(tmp_path):
+    """Its step file was removed or damaged, and a pointer has a copy. What was set aside is no candidate."""
+    best, last = separate(tmp_path, 7, "best"), separate(tmp_path, 9, "last")
+    for name in ("step-00000011.safetensors.superseded", "best.superseded-1.safetensors", "earlier-1"):
+        save(tmp_path, 11).rename(tmp_path / name)
+    older = save(tmp_path, 4)
+    assert store.newest_valid(tmp_path).path == last
+    damage(last)
+    assert store.newest_valid(tmp_path)[::2] == (best, [last])
+    newest = save(tmp_path, 7)
+    assert store.newest_valid(tmp_path).path == newest  # At one step the file that is called by it.
+    for path in (newest, best):
+        damage(path)
+    assert store.newest_valid(tmp_path)[::2] == (older, [last, newest, best])
+
+
+def test_what_is_inside_counts_and_not_the_name(tmp_path):
+    newest = save(tmp_path, 6)
+    save(tmp_path, 4).rename(tmp_path / "step-00000010.safetensors")
+    assert store.newest_valid(tmp_path).path == newest
+
+
+def test_a_link_to_nothing_is_passed_over(tmp_path):
+    path = save(tmp_path, 1)
+    store.point(tmp_path, "last", path)
+    (tmp_path / "step-00000002.safetensors").symlink_to(tmp_path / "nowhere")
+    found, (warning,), damaged = store.newest_valid(tmp_path)
+    assert (found, damaged) == (path, [])
+    assert "step-00000002.safetensors cannot be read (No such file or directory)" in warning
+    for pointer in (path, tmp_path / "last.safetensors"):
+        pointer.unlink()
+    with pytest.raises(CheckpointError, match="none of the 1"):
+        store.newest_valid(tmp_path)
+
+
+def test_a_best_that_retires_keeps_its_file(tmp_path):
+    assert store.retire_best(tmp_path) is None
+    for step in (1, 2):
+        store.point(tmp_path, "best", save(tmp_path, step))
+        assert store.retire_best(tmp_path) == tmp_path / f"best.superseded-{step}.safetensors"
+    assert [store.verify(tmp_path / f"best.superseded-{step}.safetensors")["step"] for step in (1, 2)] == ["1", "2"]
+    assert not (tmp_path / "best.safetensors").exists()
+
+
 def test_unreadable_file_keeps_its_name(tmp_path, monkeypatch):
     save(tmp_path, 1)
     save(tmp_path, 2)
