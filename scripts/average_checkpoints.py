@@ -103,7 +103,7 @@ def main() -> None:
         raise UsageError("give two checkpoints or more, each once")
     if output.suffix != ".safetensors" or output.exists():
         raise UsageError(f"--output {output}: must be a new file with the ending .safetensors")
-    if store.is_name_of_run(output):  # Beside the checkpoints of a run it would be the one to resume from.
+    if store.is_name_of_run(output):  # In the folder of a run, the run would resume from this file.
         raise UsageError(f"--output {output}: a run calls its own checkpoints so; give another name")
     tensors, facts = average(paths, arguments.weights)
     sources = json.dumps([path.name for path in paths])

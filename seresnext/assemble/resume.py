@@ -76,12 +76,11 @@ class Saved:
 def find_saved(
     folder: Path, resume: str, world: World, say: Callable[[str], None], restarted: bool = False
 ) -> Saved | None:
-    """The checkpoint to go on from, read by every rank, or None for a fresh start.
+    """Return the checkpoint to resume from, read by every rank, or None for a fresh start. The folder does not change.
 
-    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. What it says holds for the
-    first start of a launch: one that torchrun `restarted` goes on from what it has saved itself. Nothing in the folder
-    changes. Raises CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read
-    different files.
+    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. It holds for the first start of
+    a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
+    CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read different files.
     """
     chosen, damaged = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else (None, []))
     path: Path | None = world.broadcast(chosen)
@@ -140,13 +139,12 @@ def _step(path: Path) -> int:
 def make_newest(
     saved: Saved, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
 ) -> dict[str, Any] | None:
-    """Let a run folder agree with the checkpoint that its run goes on from. Returns the best so far, on every rank.
+    """Let a run folder agree with the checkpoint that its run resumes from. Returns the best so far, on every rank.
 
-    Damaged checkpoints are renamed to `.corrupt`. Later ones belong to a past that will not happen again and are
-    renamed to `.superseded`; a crash between writing a checkpoint and pointing to it is made good. The best is taken
-    from beside the checkpoint, if it is not here. Where its file is gone there is no best: none but one that can be
-    loaded may stand for the run. If validation `measures_anew`, other images or in another way, the best starts anew,
-    and the file of the old one stays under another name.
+    Damaged checkpoints are renamed to `.corrupt`, later ones to `.superseded`: the run will write those steps again. A
+    crash between writing a checkpoint and pointing to it is repaired. A best that is not in the folder is taken from
+    the folder of the checkpoint. Without its file there is no best. If validation `measures_anew`, other images or in
+    another way, the best starts over, and the file of the old best stays under another name.
     """
     return world.broadcast(
         world.together(lambda: _make_newest(saved, folder, say, measures_anew) if world.is_first else None)
@@ -260,7 +258,7 @@ def keep_first_settings(
 def refuse_changes(
     saved: Facts, values: dict[str, Any], dataset: dict[str, Any], allowed: Collection[str], source: Path
 ) -> list[str]:
-    """Compare a checkpoint with what it would go on under. Returns the changes that are allowed, for a notice.
+    """Compare a checkpoint with the recipe and the data of a start. Returns the changes that are allowed, for a notice.
 
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises UsageError for a changed recipe and
     DataError for changed data, each with the differences.

@@ -72,7 +72,7 @@ class Facts:
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
         """Read the metadata strings of the file `source`.
 
-        Raises CheckpointError for other formats, and for values that no run writes: whoever reads them may use them.
+        Raises CheckpointError for other formats, and for values that no run writes.
         """
         _check_format(metadata.get("format"), source)
         missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
@@ -314,7 +314,7 @@ def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], sou
 
 
 def _flaw(value: Any) -> str | None:
-    """Return what in a JSON value would end later work with it in an error, such as writing it again."""
+    """Return the part of a JSON value that no code here can work with, in words; None if there is none."""
     waiting = [(value, 1)]
     while waiting:
         value, depth = waiting.pop()

@@ -293,7 +293,7 @@ def _candidates(folder: Path) -> list[list[Path]]:
 
 
 def _claimed_step(path: Path) -> int:
-    """Return the step that a file says it is of; of one that says nothing, that of its name."""
+    """Return the step in the header of a file; if the header cannot be read, the step in the name of the file."""
     step, match = _step_of(path), _STEP_NAME.fullmatch(path.name)
     return int(match[1]) if match and step < 0 else step
 

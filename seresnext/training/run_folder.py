@@ -27,11 +27,11 @@ from seresnext.metrics.console import Console
 from seresnext.training.status import note_refusal, read_status, write_atomically, write_status
 from seresnext.weights.names import printable
 
-# Of `describe_environment`, what may change a number's last bits; besides packages and the commit.
+# Fields of `describe_environment` that may change the last bits of a number; packages and the commit may, too.
 _BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
 _PACKAGES_FOR_BITS = ("seresnext", "torch", "torchvision", "numpy", "pillow")
 _PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
-# What a run writes, and this project's tools write beside it: what `set_aside` moves. All else is the user's.
+# The files of a run and of this project's tools, which `set_aside` moves. All others are the user's.
 RUN_FILES = (
     "recipe.yaml",
     "environment.json",
@@ -110,7 +110,7 @@ class RunFolder:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                     return lock, None
-            lock.close()  # It is that of a start that was refused and has removed it.
+            lock.close()  # A start that was refused has removed this file.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
     def accept(self) -> None:
@@ -118,7 +118,10 @@ class RunFolder:
         self._may_go = False
 
     def discard(self) -> bool:
-        """Remove what `open` made, unless a run was here before or `accept` was called. Returns whether it did."""
+        """Remove the files that `open` made, unless a run was here before or `accept` was called.
+
+        Returns whether they were removed.
+        """
         if not self._may_go or self._lock is None:
             return False
         with suppress(OSError):  # What somebody else put here stays, and so do the folders that hold it.
@@ -217,9 +220,9 @@ def describe_environment(world: World) -> dict[str, Any]:
 
 
 def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return a line with what differs of that which may change a number's last bits; None where nothing does.
+    """Return a line with the differences that may change the last bits of a number; None if there is none.
 
-    `before` is that of a checkpoint, perhaps an older one: what it does not name is passed over.
+    `before` comes from a checkpoint, perhaps an older one: fields that are absent there are passed over.
     """
     old, new = _bits(before), _bits(now)
     changes = [
@@ -233,7 +236,7 @@ def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
 
 
 def _bits(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what numbers may depend on to the bit, by names for a message."""
+    """Return the fields that the last bits of a number may depend on, by names for a message."""
     packages = environment.get("packages")
     found = {name: environment[name] for name in _BITS if name in environment}
     found |= {name: packages[name] for name in _PACKAGES_FOR_BITS if isinstance(packages, dict) and name in packages}
@@ -315,7 +318,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _read_json(path: Path) -> Any:
-    """Return what a small file says; None where there is none, or what is there cannot be one."""
+    """Return the value in a small JSON file; None if there is no such file, or if it is too large or no JSON."""
     try:
         if not path.is_file() or path.stat().st_size > _LONGEST_JSON:
             return None

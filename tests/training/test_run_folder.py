@@ -355,7 +355,7 @@ def test_the_environment_is_this_one():
 
 
 def test_what_differs_of_the_environment_is_one_line():
-    """Of a checkpoint's; what it does not name or what changes no number is passed over."""
+    """Fields that the checkpoint lacks, or that change no number, are passed over."""
     now = json.loads(json.dumps(describe_environment(World())))
     assert compare_environments(now, now) is None
     assert compare_environments({}, now) is None
