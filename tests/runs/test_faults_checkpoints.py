@@ -111,6 +111,8 @@ def test_what_is_refused_is_refused_once_in_every_world(faulty, run_again, tmp_p
         assert words in result.stderr, error
         assert f"{ROOT}/seresnext" not in result.stderr
         assert status(run)["state"] == "failed"
+        assert not status(run)["reason"].startswith("rank")  # What all see is no rank's.
+        assert words in (run / "log.txt").read_text()
 
 
 @pytest.mark.full
