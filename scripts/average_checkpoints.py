@@ -19,13 +19,12 @@ from torch import Tensor
 
 from seresnext import weights as weight_files
 from seresnext.assemble.resume import AVERAGED, FREE_KEYS
-from seresnext.checkpoint import digested
-from seresnext.checkpoint.contents import Facts, part
+from seresnext.checkpoint import digested, store
+from seresnext.checkpoint.contents import Facts, check_values, part
 from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, path_argument, run_script
 from seresnext.models import find_weights
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff, recipe_hash
-from seresnext.weights.names import listed
 
 
 def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Facts]:
@@ -47,9 +46,7 @@ def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Fact
         raise CheckpointError(f"{path} has no weights in it")
     if not found:
         raise UsageError(f"--weights {chosen}: {path} has no such weights; the run had no average (ema)")
-    bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
-    if bad:
-        raise CheckpointError(f"{path} has values that are not finite: {', '.join(listed(sorted(bad), most=5))}")
+    check_values(found, str(path))
     return found, chosen, facts
 
 
@@ -113,6 +110,8 @@ def main() -> None:
         raise UsageError("give two checkpoints or more, each once")
     if output.suffix != ".safetensors" or output.exists():
         raise UsageError(f"--output {output}: must be a new file with the ending .safetensors")
+    if store.is_name_of_run(output):  # In the folder of a run, the run would resume from this file.
+        raise UsageError(f"--output {output}: a run calls its own checkpoints so; give another name")
     tensors, facts = average(paths, arguments.weights)
     sources = json.dumps([path.name for path in paths])
     write(output, tensors, {**facts.to_metadata(), AVERAGED: sources})

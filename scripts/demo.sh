@@ -13,8 +13,8 @@ data=data/digits
 arguments=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --output=*) output=${1#*=} ;;
-        --data=*) data=${1#*=} ;;
+        --output=*) output=${1#*=} && : "${output:?"--output needs a folder"}" ;;
+        --data=*) data=${1#*=} && : "${data:?"--data needs a folder"}" ;;
         --output) output=${2:?"--output needs a folder"} && shift ;;
         --data) data=${2:?"--data needs a folder"} && shift ;;
         *) arguments+=("$1") ;;

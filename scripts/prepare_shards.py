@@ -56,6 +56,7 @@ from seresnext.data.readers.shard_files import (
 )
 from seresnext.errors import DataError, Failure, UsageError, path_argument, run_script
 from seresnext.randomness import permutation_at
+from seresnext.training.run_folder import lies_in
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # What a tar file needs for an image beside its bytes: two headers, a label, and filling.
@@ -444,6 +445,11 @@ def main() -> None:
         manifest = index_existing(arguments.index, arguments.classes)
         print(f"{arguments.index}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
         return
+    if lies_in(arguments.output, arguments.data):
+        raise UsageError(
+            f"--output {arguments.output} is or lies inside {arguments.data}, where shards and images would mix; give "
+            "another folder"
+        )
     for split in arguments.split or ("train", "val"):
         job, described = plan(arguments.data, split, arguments.output, arguments)
         manifest = prepare(job, arguments.workers, described)

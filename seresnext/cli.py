@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from seresnext.distributed import World, open_world
 from seresnext.errors import Failure, UsageError, for_terminal
-from seresnext.training.status import note_refusal
 from seresnext.training.stopping import StopRequest
 
 
@@ -42,14 +41,24 @@ def validate_main(arguments: Sequence[str] | None = None) -> int:
 def _refused_folder(arguments: Sequence[str] | None) -> Path | None:
     """The run folder that a start is about, also where the rest of its arguments cannot be used."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=_folder)
+    parser.add_argument("--recipe", type=Path)
     for showing in ("--print-recipe", "--dry-run", "--diff"):
         parser.add_argument(showing, action="store_true")
     try:
         options, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError:
         return None
-    return None if options.print_recipe or options.dry_run or options.diff else options.output
+    if options.print_recipe or options.dry_run or options.diff:
+        return None
+    return options.output or (options.recipe and Path("runs") / options.recipe.stem)
+
+
+def _folder(text: str) -> Path:
+    """Return the path of an option. An empty text is no path, and Path would take it for the working folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of the folder is empty; give one")
+    return Path(text)
 
 
 def _run(
@@ -66,8 +75,10 @@ def _run(
         if not failure.is_said and (is_first or not failure.is_shared):
             rank = "" if failure.is_shared or "RANK" not in os.environ else f" (rank {os.environ['RANK']})"
             print(f"error{rank}: {for_terminal(failure)}", file=sys.stderr, flush=True)
-        if folder and is_first:
-            note_refusal(folder, str(failure))
+        if folder and is_first and not failure.is_recorded:
+            from seresnext.training.run_folder import record_refusal
+
+            record_refusal(folder, str(failure))
         return failure.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was changed since the last save", file=sys.stderr)
@@ -116,7 +127,7 @@ def _train_parser() -> _Parser:
     )
     parser.add_argument("--recipe", required=True, metavar="RECIPE", help="a recipe's path, or its name in recipes/")
     parser.add_argument("--data", metavar="DIR", help="the folder with the splits; the same as data.root")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: runs/<recipe>)")
+    parser.add_argument("--output", type=_folder, metavar="DIR", help="the run folder (default: runs/<recipe>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable"
     )

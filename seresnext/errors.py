@@ -21,12 +21,13 @@ class Failure(Exception):
     """An expected failure. The commands print its message and exit with `exit_code`.
 
     `is_shared` says that every rank raises it at the same place, so that rank 0 alone prints it; `is_said` that another
-    process prints it.
+    process prints it; `is_recorded` that the run folder has it, if there is one.
     """
 
     exit_code = 1
     is_shared = False
     is_said = False
+    is_recorded = False
 
 
 class UsageError(Failure):

@@ -63,7 +63,8 @@ def average(monkeypatch, tmp_path):
     spec.loader.exec_module(script)
 
     def run(*arguments):
-        words = [SCRIPT, *arguments, "--output", tmp_path / "mean.safetensors"]
+        output = [] if "--output" in arguments else ["--output", tmp_path / "mean.safetensors"]
+        words = [SCRIPT, *arguments, *output]
         monkeypatch.setattr(sys, "argv", [str(word) for word in words])
         script.main()
 
@@ -120,12 +121,17 @@ def test_what_is_refused(average, three, tmp_path, run_command):
         ([three[0], tmp_path / "none.safetensors"], 4, "none.safetensors"),
         ([three[0], bare], 4, "bare.safetensors is a bare file of weights"),
         ([three[0], tmp_path / "a"], 4, "best.safetensors"),
+        ([*three, "--output", tmp_path / "last.safetensors"], 2, "last.safetensors"),
+        ([*three, "--output", tmp_path / "step-00000099.safetensors"], 2, "step-00000099.safetensors"),
     ]:
         with pytest.raises(Failure) as caught:
             average(*arguments)
         assert caught.value.exit_code == code
         assert message in str(caught.value)
-        assert not (tmp_path / "mean.safetensors").exists()
+        assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+            "bare.safetensors",
+            "damaged.safetensors",
+        ]
     (tmp_path / "mean.safetensors").touch()
     with pytest.raises(Failure, match="must be a new file"):
         average(*three)

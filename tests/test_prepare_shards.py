@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from shard_folders import make_shards, script
 
 from seresnext.data.readers import open_reader
 from seresnext.data.readers.shard_files import MANIFEST, Manifest
-from seresnext.errors import DataError
+from seresnext.errors import DataError, UsageError
 from seresnext.randomness import permutation_at
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_shards.py"
@@ -344,3 +345,15 @@ def test_a_list_of_classes_in_other_letters_is_refused(tmp_path, encoding, place
 )
 def test_wrong_arguments_are_explained(prepare, arguments, message):
     assert message in prepare(*arguments, code=2).stderr
+
+
+def test_shards_are_not_mixed_with_the_images(photographs, monkeypatch, tmp_path):
+    """Links resolved. The control is any other test here."""
+    module = script()
+    (tmp_path / "link").symlink_to(photographs)
+    before = sorted(photographs.rglob("*"))
+    for output in (photographs, tmp_path / "link" / "train"):
+        monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(photographs), "--output", str(output)])
+        with pytest.raises(UsageError, match=re.escape(f"--output {output}")):
+            module.main()
+    assert sorted(photographs.rglob("*")) == before

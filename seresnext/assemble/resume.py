@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+import stat
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,22 @@ FREE_KEYS = frozenset(
     }
 )
 
+# Keys that a fresh start alone obeys: a run that is resumed has its weights from the checkpoint.
+FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
+
+# Keys that decide what a validation measures, besides the images of the split.
+MEASURE_KEYS = frozenset(
+    {
+        "data.image_size",
+        "data.mean",
+        "data.std",
+        "data.val_split",
+        "evaluation.crop_pct",
+        "evaluation.interpolation",
+        "evaluation.weights",
+    }
+)
+
 _MOST_LISTED = 50  # changes in one message: a screen
 
 # In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
@@ -49,35 +66,31 @@ AVERAGED = "averaged"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and verified."""
+    """A checkpoint that was read and verified. `damaged` are the files that rank 0 passed over on the way to it."""
 
     path: Path
     tensors: dict[str, Tensor]
     facts: Facts
+    damaged: Sequence[Path] = ()
 
 
 def find_saved(
     folder: Path, resume: str, world: World, say: Callable[[str], None], restarted: bool = False
 ) -> Saved | None:
-    """The checkpoint to go on from, read by every rank, or None for a fresh start.
+    """Return the checkpoint to resume from, read by every rank, or None for a fresh start. The folder does not change.
 
-    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. What it says holds for the
-    first start of a launch: one that torchrun `restarted` goes on from what it has saved itself. Raises CheckpointError
-    on all ranks when there are checkpoints and none is valid, or when ranks read different files.
+    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. It holds for the first start of
+    a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
+    CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read different files.
     """
-
-    def choose() -> Path | None:
-        with writing(folder.parent):  # Damaged checkpoints are renamed.
-            return _choose(folder, resume, restarted, say)
-
-    chosen = world.together(lambda: choose() if world.is_first else None)
+    chosen, damaged = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else (None, []))
     path: Path | None = world.broadcast(chosen)
     if path is None:
         return None
     tensors, metadata = world.together(lambda: store.read(path))
     digests = world.gather(metadata["digest"])
     world.together(lambda: _check_usable(path, metadata, digests))
-    return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))))
+    return Saved(path, tensors, world.together(lambda: Facts.from_metadata(metadata, str(path))), damaged)
 
 
 def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -> None:
@@ -91,43 +104,65 @@ def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -
         raise CheckpointError(f"{path} is not the same file on every rank; is the run folder on a shared file system?")
 
 
-def _choose(folder: Path, resume: str, restarted: bool, say: Callable[[str], None]) -> Path | None:
-    file = None if resume in ("auto", "never") else expand_home(resume)
-    if file and (address := address_in(resume)):
-        raise UsageError(f"--resume {address} is an address; download the checkpoint, and give the path of the file")
-    if file and not file.is_file():
-        raise UsageError(f"--resume {resume}: no such file; give auto, never, or the path of a checkpoint")
+def _choose(
+    folder: Path, resume: str, restarted: bool, say: Callable[[str], None]
+) -> tuple[Path | None, Sequence[Path]]:
+    """Return the checkpoint to resume from, and the damaged ones that were passed over for it."""
+    file = None if resume in ("auto", "never") else _named(resume)
     if resume != "auto" and not restarted:
-        return file
-    newest = store.newest_valid(folder)
+        return file, []
+    try:
+        newest = store.newest_valid(folder)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read ({error.strerror}); make it readable") from None
     for warning in newest.warnings:
         say(f"warning: {warning}")
     if file and (newest.path is None or _step(newest.path) < _step(file)):
-        return file
-    return newest.path
+        return file, []
+    return newest.path, newest.damaged
+
+
+def _named(resume: str) -> Path:
+    """Return the path of a checkpoint that the user names. Raises UsageError where there is no file."""
+    if address := address_in(resume):
+        raise UsageError(f"--resume {address} is an address; download the checkpoint, and give the path of the file")
+    path, reason = expand_home(resume), "it is no file"
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return path
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL character.
+        reason = f"no such file ({error.strerror if isinstance(error, OSError) else error})"
+    raise UsageError(f"--resume {printable(resume)}: {reason}; give auto, never, or the path of a checkpoint")
 
 
 def _step(path: Path) -> int:
     return int(store.verify(path)["step"])
 
 
-def make_newest(saved: Saved, folder: Path, world: World, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """Let a run folder agree with the checkpoint that its run goes on from. Returns the best so far, on every rank.
+def make_newest(
+    saved: Saved, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
+) -> dict[str, Any] | None:
+    """Let a run folder agree with the checkpoint that its run resumes from. Returns the best so far, on every rank.
 
-    Later checkpoints belong to a past that will not happen again and are renamed to `.superseded`; a crash between
-    writing a checkpoint and pointing to it is made good. The best is taken from beside the checkpoint, if it is not
-    here. Where its file is gone there is no best: none but one that can be loaded may stand for the run.
+    Damaged checkpoints are renamed to `.corrupt`, later ones to `.superseded`: the run will write those steps again. A
+    crash between writing a checkpoint and pointing to it is repaired. A best that is not in the folder is taken from
+    the folder of the checkpoint. Without its file there is no best. If validation `measures_anew`, other images or in
+    another way, the best starts over, and the file of the old best stays under another name.
     """
-    return world.broadcast(world.together(lambda: _make_newest(saved, folder, say) if world.is_first else None))
+    return world.broadcast(
+        world.together(lambda: _make_newest(saved, folder, say, measures_anew) if world.is_first else None)
+    )
 
 
-def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None], measures_anew: bool) -> dict[str, Any] | None:
     best, step = saved.facts.best, saved.facts.step
     with writing(folder.parent):
+        if renamed := store.set_aside_damaged(saved.damaged):
+            say(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
         store.set_aside(folder, beyond=step)
-        present = store.steps(folder)
-        if step in present:
-            store.point(folder, "last", present[step])
+        newest = store.steps(folder).get(step)
+        if newest is not None and _is_same(newest, saved.path):
+            store.point(folder, "last", newest)
         if best is None:
             return None
         places = [store.named(place, best["step"]) for place in (folder, saved.path.parent)]
@@ -135,6 +170,14 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None]) -> dict
         source = next((path for path in candidates if _is_best(path, best)), None)
         if source is not None:
             store.point(folder, "best", source)
+        if measures_anew:
+            kept = store.retire_best(folder)
+            say(
+                f"validation changed: the best so far (top-1 {best['top1']:.2f} % after step {best['step']}) is not "
+                f"compared with later ones; its file is {kept.name if kept else 'gone'}"
+            )
+            return None
+        if source is not None:
             return best
         store.set_aside_best(folder)
     say(
@@ -142,6 +185,13 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None]) -> dict
         f"{best['step']}); the best is chosen anew from now on"
     )
     return None
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # A link to nothing.
+        return False
 
 
 def _is_best(path: Path, best: dict[str, Any]) -> bool:
@@ -188,10 +238,30 @@ def _is_alike(value: Any, usual: Any) -> bool:
     return usual is None or type(value) is type(usual)
 
 
+def keep_first_settings(
+    values: dict[str, Any], settled: Mapping[str, Any], allowed: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of a resumed run, in which FIRST_KEYS stay as they were, and a notice for each that does.
+
+    A key that is not `allowed` to change keeps its new value, which `refuse_changes` refuses.
+    """
+    notices = []
+    for key in FIRST_KEYS if settled else ():
+        section, _, name = key.partition(".")
+        old, new = settled[section][name], values[section][name]
+        if old != new and _is_allowed(key, allowed):
+            values = {**values, section: {**values[section], name: old}}
+            notices.append(
+                f"{key} stays {printable(old)}: a fresh start alone obeys it, and this run is resumed; "
+                f"{printable(new)} is not used"
+            )
+    return values, notices
+
+
 def refuse_changes(
     saved: Facts, values: dict[str, Any], dataset: dict[str, Any], allowed: Collection[str], source: Path
 ) -> list[str]:
-    """Compare a checkpoint with what it would go on under. Returns the changes that are allowed, for a notice.
+    """Compare a checkpoint with the recipe and the data of a start. Returns the changes that are allowed, for a notice.
 
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises UsageError for a changed recipe and
     DataError for changed data, each with the differences.
@@ -202,21 +272,51 @@ def refuse_changes(
         raise CheckpointError(f"{source} has something in it that is no recipe") from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
     if refused:
-        keys = ",".join(printable(line.partition(":")[0]) for line in listed(refused, _MOST_LISTED))
+        keys = [printable(line.partition(":")[0]) for line in listed(refused, _MOST_LISTED)]
         listing = "\n  ".join(printable(line, longest=1000) for line in listed(refused, _MOST_LISTED))
         raise UsageError(
             f"the recipe differs from that of {source}, which this run would go on from:\n  {listing}\n"
-            f"use the old values, start a new run with --output, or say that this is meant: --allow-changed {keys}"
+            f"use the old values, start a new run with --output, or {_permission(keys, allowed)}"
         )
-    if "classes" not in allowed and saved.dataset["classes"] != dataset["classes"]:
-        raise DataError(_class_changes(saved.dataset["classes"], dataset["classes"], source))
-    if "dataset" not in allowed and saved.dataset["fingerprint"] != dataset["fingerprint"]:
-        raise DataError(
-            f"the images under data.root are not those of {source}: {saved.dataset['num_images']} training images "
-            f"then, {dataset['num_images']} now, or other names; put the old ones back, start a new run with --output, "
-            "or say that this is meant: --allow-changed dataset"
-        )
+    _refuse_other_data(saved.dataset, dataset, allowed, source)
     return changes
+
+
+def _refuse_other_data(old: Mapping[str, Any], new: Mapping[str, Any], allowed: Collection[str], source: Path) -> None:
+    problems, keys = [], []
+    if "classes" not in allowed and old["classes"] != new["classes"]:
+        problems.append(_class_changes(old["classes"], new["classes"], source))
+        keys.append("classes")
+    if "dataset" not in allowed:
+        changed = [
+            f"{was['num_images']} {split} images then, {now['num_images']} now"
+            for split, was, now in (("training", old, new), ("validation", old.get("val") or {}, new.get("val") or {}))
+            if _differs(was, now)
+        ]
+        if changed:
+            problems.append(f"the images are not those of {source}: {'; '.join(changed)}, or other names")
+            keys.append("dataset")
+    if problems:
+        listing = "\n  ".join(problems)
+        raise DataError(
+            f"{listing}\nput the old ones back, start a new run with --output, or {_permission(keys, allowed)}"
+        )
+
+
+def validation_changes(saved: Facts, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
+    """Return whether validation no longer measures what the best of a checkpoint was chosen by."""
+    keys = {change.partition(":")[0] for change in changes}
+    return _differs(saved.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)
+
+
+def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether a split is another one. One that 0.1.0 did not record, empty here, counts as the same."""
+    return bool(was and now) and was["fingerprint"] != now["fingerprint"]
+
+
+def _permission(keys: Sequence[str], allowed: Collection[str]) -> str:
+    """Return the option that permits these changes, and what was permitted before."""
+    return f"permit this: --allow-changed {','.join(dict.fromkeys([*allowed, *keys]))}"
 
 
 def _is_allowed(key: str, allowed: Collection[str]) -> bool:
@@ -226,8 +326,8 @@ def _is_allowed(key: str, allowed: Collection[str]) -> bool:
 def _class_changes(old: list[str], new: list[str], source: Path) -> str:
     gone, added = sorted(set(old) - set(new)), sorted(set(new) - set(old))
     parts = [f"gone: {', '.join(gone[:10])}"] * bool(gone) + [f"new: {', '.join(added[:10])}"] * bool(added)
+    parts = parts or ["the same names in another order"]
     return (
         f"the class folders are not those of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)})"
-        f"{look_alikes(gone, added)}; "
-        "put the old ones back, start a new run with --output, or say that this is meant: --allow-changed classes"
+        f"{look_alikes(gone, added)}"
     )

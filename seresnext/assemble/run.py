@@ -19,6 +19,7 @@ from seresnext.assemble.trials import choose_by_trial
 from seresnext.checkpoint.contents import (
     Facts,
     Parts,
+    check_fits,
     load_scaler_state,
     momentum_buffers,
     restore,
@@ -28,6 +29,7 @@ from seresnext.data.loader import evaluation_keys, train_keys
 from seresnext.data.prefetch import DeviceBatch
 from seresnext.data.substitute import Tally
 from seresnext.distributed import World
+from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.randomness import torch_seed_at
 from seresnext.recipe.check import check_world
@@ -98,6 +100,7 @@ class Run:
             "classes": list(self.train.classes),
             "num_images": len(self.train),
             "fingerprint": self.train.fingerprint,
+            "val": {"num_images": len(self.val), "fingerprint": self.val.fingerprint},
         }
 
     @property
@@ -183,10 +186,29 @@ class Run:
             say=self._console.line,
         )
 
+    def check_fits(self, saved: Saved) -> None:
+        """Raise CheckpointError unless this run can be gone on with from a checkpoint. Changes nothing."""
+        check_fits(saved.tensors, self._parts(self._step), str(saved.path))
+        # What decides the number of steps may have been allowed to change.
+        same = all(
+            saved.facts.recipe.get(section) == self.values[section] for section in ("length", "batch", "augment")
+        )
+        if saved.facts.step > self.plan.total and same and saved.facts.dataset["num_images"] == len(self.train):
+            raise CheckpointError(
+                f"{saved.path} is of step {saved.facts.step}, and its run has {self.plan.total}; use another "
+                "checkpoint of the run"
+            )
+
     def build_step(self) -> TrainingStep:
         """The step of this run, warmed up."""
+        # The largest size of training, so that too large a batch for the device's memory shows at once.
+        self._step.warm_up(*parts.stand_in_batch(self.recipe, self._world.device))
+        return self._step
+
+    @cached_property
+    def _step(self) -> TrainingStep:
         recipe = self.recipe
-        step = TrainingStep(
+        return TrainingStep(
             self.model,
             self.optimizer,
             world=self._world,
@@ -200,9 +222,6 @@ class Run:
             ema=self.ema,
             exchange=parts.build_exchange(recipe),
         )
-        # The largest size of training, so that too large a batch for the device's memory shows at once.
-        step.warm_up(*parts.stand_in_batch(recipe, self._world.device))
-        return step
 
     def _parts(self, step: TrainingStep) -> Parts:
         return {

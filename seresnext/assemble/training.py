@@ -9,16 +9,27 @@ from pathlib import Path
 
 import torch
 
-from seresnext.assemble.resume import Saved, find_saved, make_newest, refuse_changes, saved_progress, settled_values
+from seresnext.assemble.resume import (
+    Saved,
+    find_saved,
+    keep_first_settings,
+    make_newest,
+    refuse_changes,
+    saved_progress,
+    settled_values,
+    validation_changes,
+)
 from seresnext.assemble.run import Run
+from seresnext.data.remote import is_remote
 from seresnext.distributed import World, launcher
-from seresnext.errors import Failure
+from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.speed import format_seconds
 from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
 from seresnext.training.plan import Progress
-from seresnext.training.run_folder import RunFolder
+from seresnext.training.run_folder import RunFolder, check_output, compare_environments
 from seresnext.training.skipping import doubt_about
 from seresnext.training.status import note_progress, read_status, resume_point, write_status
 from seresnext.training.stopping import StopRequest
@@ -39,6 +50,7 @@ def train(
     ended.
     """
     world.limit_waiting(loaded.recipe.runtime.collective_timeout)
+    world.together(lambda: check_output(output, _data_folders(loaded.recipe)))
     folder = RunFolder(output, world)
     notice = world.together(lambda: folder.open())
     stop.defer()
@@ -47,7 +59,7 @@ def train(
         console.line(f"warning: {notice}")
     before = folder.status().get("step")
     progress = Progress(step=before if type(before) is int else 0)  # Until it is known better.
-    with _status(folder, world, lambda: progress.step):
+    with _status(folder, world, console, lambda: progress.step):
         run, saved, progress = _begin(loaded, world, folder, console, resume, allow_changed)
         if run.is_complete(progress):
             early = run.early_end(progress)
@@ -89,17 +101,36 @@ def _begin(
     resume: str,
     allow_changed: Collection[str],
 ) -> tuple[Run, Saved | None, Progress]:
-    """The run, and where in it to go on, once the folder agrees with that."""
-    world.together(lambda: folder.sweep())
+    """The run, and where in it to go on, once the folder agrees with that.
+
+    All that can refuse a start comes first: until then nothing changes in the folder of an earlier run but its status
+    and its log.
+    """
     launchers = world.gather(launcher())
     restarted = world.broadcast(folder.is_of_this_launch(launchers))
     saved = find_saved(folder.checkpoints, resume, world, console.line, restarted=restarted)
     progress = world.together(lambda: saved_progress(saved)) if saved else Progress()
-    run = Run(loaded.values, settled_values(saved.facts) if saved else {}, world, console, loaded.meant)
+    settled = settled_values(saved.facts) if saved else {}
+    values, notices = keep_first_settings(loaded.values, settled, allow_changed)
+    run = Run(values, settled, world, console, loaded.meant)
+    changes: list[str] = []
     if saved:
-        for change in world.together(lambda: _accepted_changes(run, saved, allow_changed)):
-            console.line(f"changed on resume: {change}")
-        progress.best = make_newest(saved, folder.checkpoints, world, console.line)
+        changes = world.together(lambda: _accepted_changes(run, saved, allow_changed))
+        world.together(lambda: run.check_fits(saved))
+    world.together(lambda: folder.check_writable())
+    folder.accept()
+    world.together(lambda: folder.sweep())
+    if saved:
+        for line in [*notices, *(f"changed on resume: {change}" for change in changes)]:
+            console.line(line)
+        if world.is_first and (difference := compare_environments(saved.facts.environment, run.environment)):
+            console.line(difference)
+        if saved.facts.dataset.get("val") is None:
+            console.line(f"{saved.path} does not record its validation images, so they are not compared")
+        anew = validation_changes(saved.facts, run.dataset, changes)
+        progress.best = make_newest(saved, folder.checkpoints, world, console.line, anew)
+        if anew and progress.evaluated == progress.step > 0:
+            progress.evaluated -= 1  # The validation of this step is done again, as it is measured now.
     elif resume == "never" and not restarted:
         # Not before: a recipe or data that cannot be used must not move a good run.
         world.together(lambda: folder.set_aside())
@@ -108,6 +139,15 @@ def _begin(
         world.together(lambda: folder.write_recipe(to_yaml(run.values)))
         world.together(lambda: folder.write_environment({**run.environment, "launch": launchers}))
     return run, saved, progress
+
+
+def _data_folders(recipe: Recipe) -> list[Path]:
+    """The folders of this machine that the images come from."""
+    data = recipe.data
+    if data.format == "synthetic" or is_remote(data.root):
+        return []
+    root = Path(data.root)
+    return [root, root / data.train_split, root / data.val_split]
 
 
 def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
@@ -132,27 +172,41 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
 
 
 @contextmanager
-def _status(folder: RunFolder, world: World, step: Callable[[], int]) -> Iterator[None]:
+def _status(folder: RunFolder, world: World, console: Console, step: Callable[[], int]) -> Iterator[None]:
     """Keep `status.json` true while the block trains: running at first, failed with the reason when it raises.
 
-    From the moment the folder is held: what an earlier start ended with must not be taken for the end of this one.
+    From the moment the folder is held: what an earlier start ended with must not be taken for the end of this one. The
+    log has the reason, too. A start that is refused where no run was before leaves no folder.
     """
 
     def fail(reason: str) -> None:
         # Any rank may be the one that knows why; the others only see it gone, and must not write over the reason. And
         # a run that is saved or done is no less so because something goes wrong after that.
         if read_status(folder.path).get("state", "running") == "running":
-            write_status(folder.path, world, "failed", step(), f"rank {world.rank}: {reason}")
+            write_status(folder.path, world, "failed", step(), reason)
+
+    def lose(reason: str) -> None:
+        console.log(f"error: {reason}")
+        fail(f"rank {world.rank}: {reason}")
 
     folder.write_status("running", step())
-    world.on_loss(fail, lambda: resume_point(folder.path))
+    world.on_loss(lose, lambda: resume_point(folder.path))
     try:
         world.broadcast(None)  # Nobody goes on before that is written, or it would be written over a failure.
         with world.explaining():
             yield
             world.broadcast(None)  # Nobody leaves before the end is written: others can then still write a failure.
     except BaseException as error:
-        fail(str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}")
+        reason, is_shared = f"{type(error).__name__}: {error}", world.size == 1
+        if isinstance(error, Failure):
+            reason, is_shared = str(error), error.is_shared or is_shared
+            error.is_recorded = True
+        # What all ranks know rank 0 writes, and nobody is to blame for it.
+        if world.is_first or not is_shared:
+            is_refusal = isinstance(error, UsageError | DataError | CheckpointError)
+            if not (is_refusal and folder.discard()):
+                console.log(f"error: {reason}")
+                fail(reason if is_shared else f"rank {world.rank}: {reason}")
         raise
 
 

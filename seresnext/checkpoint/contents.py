@@ -7,6 +7,7 @@ optimizer's momentum, the EMA and the scaler, with the step, are the whole state
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,10 @@ from seresnext.weights.marks import FORMAT, check_format
 from seresnext.weights.names import listed, printable
 
 _MOST_LISTED = 50  # disagreements in one message: a screen
+_DEEPEST = 32  # levels of nesting in a fact; a recipe has 4
+_LARGEST = 2**64  # a whole number in a fact; steps and seeds are smaller
+_MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/skipping.py)
+_SKIP_FIELDS = {"step", "reason", "samples"}
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run by prefix, `{"model": ..., "optimizer.momentum": ..., ...}`, and by name within it."""
@@ -41,8 +46,9 @@ class Facts:
     """What a checkpoint says in words: the metadata of the file, apart from format and digest.
 
     `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps, `dataset` has
-    `classes`, `num_images` and `fingerprint`, `progress` whatever else the training loop carries from step to step.
-    All values are plain JSON data; floats come back bit for bit.
+    `classes`, `num_images` and `fingerprint` of the training split, and under `val` the last two of the validation
+    split (0.1.0 did not write that), `progress` whatever else the training loop carries from step to step. All values
+    are plain JSON data; floats come back bit for bit.
     """
 
     step: int
@@ -64,7 +70,10 @@ class Facts:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
-        """Read the metadata strings of the file `source`. Raises CheckpointError for other formats and bad values."""
+        """Read the metadata strings of the file `source`.
+
+        Raises CheckpointError for other formats, and for values that no run writes.
+        """
         check_format(metadata.get("format"), source)
         missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
         if missing:
@@ -72,10 +81,23 @@ class Facts:
         if not re.fullmatch(r"[0-9]{1,18}", metadata["step"]):
             raise CheckpointError(f"{source} has the step {printable(metadata['step'])}, which is not a number")
         values = {name: _parsed(metadata, name, kinds, source) for name, kinds in _JSON_KINDS.items()}
-        best = values["best"]
-        if not _is_dataset(values["dataset"]) or not (best is None or type(best.get("step")) is int):
-            raise CheckpointError(f"{source} has metadata 'dataset' or 'best' that no run writes")
-        return cls(step=int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
+        facts = cls(step=int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
+        if odd := facts._odd():
+            raise CheckpointError(
+                f"{source} has metadata that no run writes: {', '.join(odd)}; use another checkpoint of the run"
+            )
+        return facts
+
+    def _odd(self) -> list[str]:
+        """Return the names of the facts that are not as a run writes them."""
+        sound = {
+            "recipe_hash": re.fullmatch(r"[0-9A-Za-z]{0,128}", self.recipe_hash) is not None,
+            "best": self.best is None or _is_best(self.best, self.step),
+            "history": len(self.history) <= _MOST_SKIPS and all(_is_skip(entry, self.step) for entry in self.history),
+            "dataset": _is_dataset(self.dataset),
+            "progress": _is_progress(self.progress, self.step),
+        }
+        return [name for name, is_sound in sound.items() if not is_sound]
 
 
 @dataclass(frozen=True)
@@ -117,15 +139,31 @@ def restore(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
     shape or dtype.
     """
     live = _flat(parts)
-    problems = _disagreements(tensors, live)
-    if problems:
-        heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
-        raise CheckpointError(
-            "\n  ".join([f"{source} does not fit this run, {heading}:", *listed(problems, _MOST_LISTED)])
-        )
+    _refuse(_disagreements(tensors, live), source)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
+
+
+def check_fits(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
+    """Raise CheckpointError unless `restore` would take the tensors of the file `source`, and a run can use them."""
+    _refuse(_disagreements(tensors, _flat(parts)), source)
+    check_values(tensors, source)
+
+
+def check_values(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError that lists the tensors with values that are not finite, or with negative variances."""
+    bad = [f"{printable(name)}: not finite" for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    bad += [
+        f"{printable(name)}: negative variances"
+        for name, tensor in tensors.items()
+        if name.endswith("running_var") and (tensor < 0).any()
+    ]
+    if bad:
+        listing = "\n  ".join(listed(sorted(bad), _MOST_LISTED))
+        raise CheckpointError(
+            f"{source} has values that no run can use:\n  {listing}\nuse an older checkpoint of the run"
+        )
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -189,14 +227,64 @@ def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> l
     return sorted(problems)
 
 
+def _refuse(problems: list[str], source: str) -> None:
+    if problems:
+        heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
+        raise CheckpointError(
+            "\n  ".join([f"{source} does not fit this run, {heading}:", *listed(problems, _MOST_LISTED)])
+        )
+
+
 def _is_dataset(value: dict[str, Any]) -> bool:
-    classes = value.get("classes")
+    classes, val = value.get("classes"), value.get("val")
     return (
         isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
-        and type(value.get("num_images")) is int
-        and isinstance(value.get("fingerprint"), str)
+        and _is_split(value)
+        and (val is None or (isinstance(val, dict) and _is_split(val)))
     )
+
+
+def _is_split(value: dict[str, Any]) -> bool:
+    return _is_count(value.get("num_images")) and isinstance(value.get("fingerprint"), str)
+
+
+def _is_best(value: dict[str, Any], step: int) -> bool:
+    return (
+        _is_count(value.get("step"), step)
+        and all(_is_percentage(value[name]) for name in ("top1", "top5") if name in value)
+        and isinstance(value.get("weights", ""), str)
+    )
+
+
+def _is_skip(value: Any, step: int) -> bool:
+    if not isinstance(value, dict) or not value.keys() <= _SKIP_FIELDS:
+        return False
+    samples = value.get("samples", [])
+    return (
+        _is_count(value.get("step"), step)
+        and isinstance(value.get("reason", ""), str)
+        and isinstance(samples, list)
+        and all(isinstance(name, str) for name in samples)
+    )
+
+
+def _is_progress(value: dict[str, Any], step: int) -> bool:
+    """Return whether these are single values, but for the best, no count is negative, and none is of a later step."""
+    rest = [item for name, item in value.items() if name != "best"]
+    return (
+        all(item is None or isinstance(item, int | float | str) for item in rest)
+        and all(item >= 0 for item in rest if isinstance(item, int))
+        and all(_is_count(value[name], step) for name in ("step", "evaluated") if name in value)
+    )
+
+
+def _is_count(value: Any, most: int = _LARGEST) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_percentage(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 100
 
 
 def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], source: str) -> Any:
@@ -206,4 +294,22 @@ def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], sou
         raise CheckpointError(f"{source} has metadata '{name}' that are not JSON: {error}") from error
     if not isinstance(value, kinds):
         raise CheckpointError(f"{source} has metadata '{name}' of the kind {type(value).__name__}")
+    if flaw := _flaw(value):
+        raise CheckpointError(f"{source} has metadata '{name}' with {flaw}, which no run writes")
     return value
+
+
+def _flaw(value: Any) -> str | None:
+    """Return the part of a JSON value that no code here can work with, in words; None if there is none."""
+    waiting = [(value, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > _DEEPEST:
+            return f"more than {_DEEPEST} levels of nesting"
+        if isinstance(value, dict | list):
+            waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            return f"the number {value}"
+        elif isinstance(value, int) and abs(value) > _LARGEST:
+            return "a whole number beyond 2^64"
+    return None

@@ -7,10 +7,11 @@ of two of them.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -34,10 +35,14 @@ class SaveError(Failure):
 
 
 class Newest(NamedTuple):
-    """What `newest_valid` found: the file, or None where nothing was ever saved, and what to tell the user."""
+    """What `newest_valid` found: the file, or None where nothing was ever saved, and what to print.
+
+    `damaged` are the damaged files that were passed over, under all their names.
+    """
 
     path: Path | None
     warnings: list[str]
+    damaged: list[Path]
 
 
 # Writing
@@ -128,11 +133,36 @@ def set_aside(folder: Path, beyond: int) -> list[Path]:
 def set_aside_best(folder: Path) -> None:
     """Rename `best` to `.superseded`, if there is one: it is none of the run that goes on here."""
     pointer = folder / "best.safetensors"
-    if pointer.exists():
+    if os.path.lexists(pointer):
         _renamed(pointer, ".superseded")
 
 
+def retire_best(folder: Path) -> Path | None:
+    """Rename `best` to the first free `best.superseded-<n>.safetensors`; returns the new name, None without a `best`.
+
+    For a run whose validation changed: the old best stays, also when the validation changes a second time.
+    """
+    pointer = folder / "best.safetensors"
+    if not os.path.lexists(pointer):
+        return None
+    names = (folder / f"best.superseded-{number}.safetensors" for number in itertools.count(1))
+    return pointer.rename(next(name for name in names if not os.path.lexists(name)))
+
+
+def set_aside_damaged(damaged: Iterable[Path]) -> list[Path]:
+    """Rename files that `newest_valid` found damaged to `.corrupt`; returns the new names.
+
+    They are then reported no more, and `prune` does not count them as kept.
+    """
+    return [_renamed(path, ".corrupt") for path in damaged]
+
+
 # Reading
+
+
+def is_name_of_run(path: Path) -> bool:
+    """Return whether a file of this name in the folder of a run is taken for a checkpoint of the run."""
+    return _STEP_NAME.fullmatch(path.name) is not None or path.name in [f"{name}.safetensors" for name in POINTERS]
 
 
 def named(folder: Path, step: int) -> list[Path]:
@@ -166,26 +196,25 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def newest_valid(folder: Path) -> Newest:
-    """The newest checkpoint whose digest is right, passing over damaged ones with a warning for each.
+    """Return the checkpoint of the latest step whose digest is right, with a warning for each file passed over.
 
-    A damaged file is renamed to `.corrupt`, under all its names, so that it is reported once and never counted as a
-    kept one. `last` and `best` are looked at too: where links fail they are copies and may be all that is left.
-    Raises CheckpointError when there are checkpoints and none is valid, or were before they were set aside: the run
-    must not quietly start again from nothing, also when torchrun starts it again by itself.
+    The candidates are `step-*`, `last` and `best`: a pointer may be a copy, and all that is left. Nothing in the folder
+    changes. Raises CheckpointError when there are checkpoints and none is valid, or when only damaged ones that were
+    set aside are left: the run must not quietly start again from nothing, also when torchrun starts it by itself.
     """
-    candidates = _candidates(folder)
-    warnings = []
-    for names in candidates:
+    warnings: list[str] = []
+    damaged: list[Path] = []
+    for names in _candidates(folder):
         try:
             digested.verify_digest(names[0])
         except CheckpointError as error:
-            renamed = ", ".join(_renamed(name, ".corrupt").name for name in names)
-            warnings.append(f"{error}; it was set aside as {renamed} and the next older checkpoint is tried")
+            damaged += names
+            warnings.append(f"{error}; the checkpoint before it is tried")
         except OSError as error:
             # Nothing says that the content is bad, so the file keeps its name.
-            warnings.append(f"{names[0]} cannot be read ({error.strerror}); the next older checkpoint is tried")
+            warnings.append(f"{names[0]} cannot be read ({error.strerror}); the checkpoint before it is tried")
         else:
-            return Newest(names[0], warnings)
+            return Newest(names[0], warnings, damaged)
     warnings = warnings or [
         f"{path} was found damaged before" for path in _entries(folder) if path.suffix == ".corrupt"
     ]
@@ -195,7 +224,7 @@ def newest_valid(folder: Path) -> Newest:
             f"none of the {len(warnings)} checkpoints in {folder} is valid:\n  {listing}\n"
             "restore one of them from a backup, or start again from nothing with --resume never"
         )
-    return Newest(None, [])
+    return Newest(None, [], [])
 
 
 def free_space(folder: Path) -> str:
@@ -251,17 +280,27 @@ def _why_not_saved(path: Path, size: int, error: OSError) -> str:
 
 
 def _candidates(folder: Path) -> list[list[Path]]:
-    """Files to try, best first, each with all its names: steps from the newest, then pointers that are copies."""
-    groups: dict[tuple[int, int], list[Path]] = {}
-    for path in [*reversed(steps(folder).values()), *_pointers(folder)]:
-        status = path.stat()
-        groups.setdefault((status.st_dev, status.st_ino), []).append(path)
-    return list(groups.values())
+    """Return the files to try, each with all its names, that of the latest step first; at one step `step-*` first."""
+    groups: dict[object, list[Path]] = {}
+    for path in [*steps(folder).values(), *_pointers(folder)]:
+        try:
+            status = path.stat()
+            identity: object = (status.st_dev, status.st_ino)
+        except OSError:  # A link to nothing: whoever reads it hears why.
+            identity = path
+        groups.setdefault(identity, []).append(path)
+    return sorted(groups.values(), key=lambda names: max(map(_claimed_step, names)), reverse=True)
+
+
+def _claimed_step(path: Path) -> int:
+    """Return the step in the header of a file; if the header cannot be read, the step in the name of the file."""
+    step, match = _step_of(path), _STEP_NAME.fullmatch(path.name)
+    return int(match[1]) if match and step < 0 else step
 
 
 def _pointers(folder: Path) -> list[Path]:
     pointers = [folder / f"{name}.safetensors" for name in POINTERS]
-    return [pointer for pointer in pointers if pointer.exists()]
+    return [pointer for pointer in pointers if os.path.lexists(pointer)]
 
 
 def _step_of(path: Path) -> int:

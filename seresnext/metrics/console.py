@@ -55,6 +55,11 @@ class Console:
             _Tqdm.write(text, file=self._terminal)
             self._terminal.flush()
 
+    def log(self, text: str) -> None:
+        """Write a line (or several) to the log file alone."""
+        if self._enabled:
+            self._write_log(for_terminal(text))
+
     def report(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
         """Say an event of `metrics.jsonl`: a train event in the bar where one is drawn, any other as a line."""
         said = describe(event, seconds_left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
@@ -11,8 +12,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -22,9 +23,30 @@ import torch
 from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import UsageError
-from seresnext.training.status import read_status, write_atomically, write_status
+from seresnext.metrics.console import Console
+from seresnext.training.status import note_refusal, read_status, write_atomically, write_status
+from seresnext.weights.names import printable
 
+# Fields of `describe_environment` that may change the last bits of a number; packages and the commit may, too.
+_BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
+_PACKAGES_FOR_BITS = ("seresnext", "torch", "torchvision", "numpy", "pillow")
 _PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
+# The files of a run and of this project's tools, which `set_aside` moves. All others are the user's.
+RUN_FILES = (
+    "recipe.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "log.txt",
+    "checkpoints",
+    "curves.png",  # scripts/plot_run.py
+    "validation.json",  # scripts/demo.sh
+    "report",  # validate.py --report
+)
+_RUN_MARKS = ("status.json", "recipe.yaml", "metrics.jsonl", "checkpoints")  # One of them stands in any run folder.
+_LONGEST_JSON = 1 << 20  # bytes of `environment.json`, which has a few thousand
+_PROBE = 1 << 14  # bytes; more than the small files of a run need
+_LOCK_TRIES = 100
 
 
 class RunFolder:
@@ -34,6 +56,9 @@ class RunFolder:
         self.path = path
         self._world = world
         self._lock: IO[bytes] | None = None
+        self._made: list[Path] = []  # by `open`, the innermost first
+        self._had_run = True
+        self._may_go = False  # whether `discard` removes what `open` made
 
     @property
     def checkpoints(self) -> Path:
@@ -49,34 +74,85 @@ class RunFolder:
         if not self._world.is_first:
             return None
         with writing(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("ab+", buffering=0)
-        notice = None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().decode(errors="replace").strip() or "another process"
-            lock.close()
-            raise UsageError(
-                f"{self.path} is in use by {holder}; wait for it, stop it, or choose another folder with --output"
-            ) from None
-        except OSError as error:
-            notice = f"{self.path} cannot be locked ({error.strerror}): see to it that one training at a time uses it"
+            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            lock, notice = self._locked()
+            self._had_run = any((self.path / name).exists() for name in _RUN_MARKS)
+            self._may_go = not self._had_run and notice is None
+            self.checkpoints.mkdir(exist_ok=True)
         with suppress(OSError):  # On a full disk whoever comes second is not told who holds it, and that is all.
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._lock = lock  # Held as long as the file is open; the kernel lets go of it however the process ends.
         return notice
 
-    def set_aside(self) -> None:
-        """Move what an earlier run left into the first free `earlier-<n>`; earlier such folders stay where they are."""
+    def _locked(self) -> tuple[IO[bytes], str | None]:
+        """Return the locked file `lock` of the folder, which is made if need be, and what to tell the user."""
+        path = self.path / "lock"
+        for _ in range(_LOCK_TRIES):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = path.open("ab+", buffering=0)
+            except FileNotFoundError:  # Another start was refused and has just removed the folder.
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read(200).decode(errors="replace").strip() or "another process"
+                lock.close()
+                raise UsageError(
+                    f"{self.path} is in use by {holder}; wait for it, stop it, or choose another folder with --output"
+                ) from None
+            except OSError as error:
+                return lock, (
+                    f"{self.path} cannot be locked ({error.strerror}): see to it that one training at a time uses it"
+                )
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    return lock, None
+            lock.close()  # A start that was refused has removed this file.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    def accept(self) -> None:
+        """Take the folder as that of a run that begins here: from now on `discard` leaves it."""
+        self._may_go = False
+
+    def discard(self) -> bool:
+        """Remove the files that `open` made, unless a run was here before or `accept` was called.
+
+        Returns whether they were removed.
+        """
+        if not self._may_go or self._lock is None:
+            return False
+        with suppress(OSError):  # What somebody else put here stays, and so do the folders that hold it.
+            for name in ("status.json", "log.txt"):
+                (self.path / name).unlink(missing_ok=True)
+            self.checkpoints.rmdir()
+            (self.path / "lock").unlink()
+            for folder in self._made:
+                folder.rmdir()
+        self._lock.close()
+        return True
+
+    def check_writable(self) -> None:
+        """Raise UsageError unless the files of a run can be written here; asked before any of them changes."""
         if not self._world.is_first:
             return
-        kept = ("lock", "status.json")  # What this start holds, and how it is.
+        metrics = self.path / "metrics.jsonl"
+        if os.path.lexists(metrics) and not (metrics.is_file() and os.access(metrics, os.R_OK | os.W_OK)):
+            raise UsageError(f"{metrics} cannot be read or written, or is no file; move it away")
         with writing(self.path):
-            moving = [path for path in self.path.iterdir() if path.name not in kept and not _is_earlier(path)]
-            target = next(t for n in itertools.count(1) if not (t := self.path / f"earlier-{n}").exists())
+            for folder in (self.path, self.checkpoints):
+                write_atomically(folder / ".probe", " " * _PROBE)
+                (folder / ".probe").unlink()
+
+    def set_aside(self) -> None:
+        """Move what an earlier run wrote into the first free `earlier-<n>`; all else stays where it is."""
+        if not self._world.is_first or not self._had_run:
+            return
+        with writing(self.path):
+            moving = [path for name in RUN_FILES if os.path.lexists(path := self.path / name)]
+            target = next(t for n in itertools.count(1) if not os.path.lexists(t := self.path / f"earlier-{n}"))
             target.mkdir()
             for path in moving:
                 path.rename(target / path.name)
@@ -108,10 +184,7 @@ class RunFolder:
         `launchers` are those of all ranks. Machines come and go within a launch, and each counts restarts by itself,
         so neither rank 0's launcher nor its count would tell.
         """
-        try:
-            environment = json.loads((self.path / "environment.json").read_text())
-        except (OSError, ValueError):
-            return False
+        environment = _read_json(self.path / "environment.json")
         known = environment.get("launch") if isinstance(environment, dict) else None
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
@@ -139,9 +212,81 @@ def describe_environment(world: World) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(world.device) if on_gpu else None,
         "world_size": world.size,
         "threads": torch.get_num_threads(),
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
         "git_commit": _git_commit(),
     }
+
+
+def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return a line with the differences that may change the last bits of a number; None if there is none.
+
+    `before` comes from a checkpoint, perhaps an older one: fields that are absent there are passed over.
+    """
+    old, new = _bits(before), _bits(now)
+    changes = [
+        f"{name} {printable(old[name], longest=80)} -> {printable(new[name], longest=80)}"
+        for name in new
+        if name in old and old[name] != new[name]
+    ]
+    if not changes:
+        return None
+    return f"numbers may differ in their last bits, because this differs from the checkpoint's: {'; '.join(changes)}"
+
+
+def _bits(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that the last bits of a number may depend on, by names for a message."""
+    packages = environment.get("packages")
+    found = {name: environment[name] for name in _BITS if name in environment}
+    found |= {name: packages[name] for name in _PACKAGES_FOR_BITS if isinstance(packages, dict) and name in packages}
+    commit = environment.get("git_commit")
+    found |= {"git_commit": commit} if commit is not None else {}  # Elsewhere there may be no git to ask.
+    return {name: value for name, value in found.items() if isinstance(value, str | int | None)}
+
+
+def check_output(path: Path, data: Sequence[Path]) -> None:
+    """Raise UsageError for a run folder that is or lies inside a folder of the data, or has one where a run writes."""
+    try:
+        for folder in data:
+            if lies_in(path, folder) or any(lies_in(folder, path / name) for name in RUN_FILES):
+                raise UsageError(
+                    f"the run folder {path} and the data in {folder} overlap, and a run moves and removes files of its "
+                    "folder; choose another with --output"
+                )
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL character.
+        raise UsageError(f"--output {printable(path)} cannot be used ({error}); choose another folder") from None
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or lies inside it, links resolved; either may not be there yet."""
+    path, folder = (Path(os.path.realpath(place)) for place in (path, folder))
+    # One folder may have two names without a link: a mount, or a file system that takes capitals for small letters.
+    return any(
+        place == folder or (place.exists() and folder.exists() and place.samefile(folder))
+        for place in (path, *path.parents)
+    )
+
+
+def record_refusal(path: Path, reason: str) -> None:
+    """Write into `log.txt` and `status.json` of a run's folder that a start was refused before it took hold of it.
+
+    A folder without a run is left alone, and so is one that a training holds: its status is that training's.
+    """
+    if not read_status(path):
+        return
+    with suppress(OSError), ExitStack() as stack:  # The refusal itself is printed anyhow.
+        if (path / "lock").is_file():
+            lock = stack.enter_context((path / "lock").open("rb"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            except OSError:  # A file system without locks: a run that reads `running` may be.
+                if read_status(path).get("state") == "running":
+                    return
+        Console(enabled=True, log=path / "log.txt").log(f"error: {reason}")
+        note_refusal(path, reason)
 
 
 @contextmanager
@@ -157,8 +302,24 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _is_earlier(path: Path) -> bool:
-    return path.name.startswith("earlier-")
+def _read_json(path: Path) -> Any:
+    """Return the value in a small JSON file; None if there is no such file, or if it is too large or no JSON."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LONGEST_JSON:
+            return None
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _cpu_model() -> str | None:
+    """Return the model of the processor, where the system names it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or None
 
 
 def _version(package: str) -> str | None:

@@ -106,15 +106,13 @@ def resume_point(folder: Path) -> str:
 
 
 def note_refusal(folder: Path, reason: str) -> None:
-    """Say that a start was refused before it took hold of the folder of a run that was to go on.
+    """Let the status of a run say that a start was refused; without one nothing is written. Raises OSError.
 
-    Else it would read `preempted` for ever, and a job that goes by that would queue itself again without end. A run
-    that another training goes on with reads `running`, and is left alone.
+    Else it would read `preempted` for ever, and a job that goes by that would queue itself again without end.
     """
     known = read_status(folder)
-    if known.get("state") == "preempted":
-        with suppress(OSError):  # The refusal itself is told anyhow.
-            _write(folder, {**known, "state": "failed", "reason": reason, **_writer()})
+    if known:
+        _write(folder, {**known, "state": "failed", "reason": reason, **_writer()})
 
 
 def write_atomically(path: Path, text: str) -> None:

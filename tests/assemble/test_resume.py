@@ -5,7 +5,16 @@ import copy
 import pytest
 import torch
 
-from seresnext.assemble.resume import FREE_KEYS, find_saved, make_newest, refuse_changes
+from seresnext.assemble.resume import (
+    FIRST_KEYS,
+    FREE_KEYS,
+    MEASURE_KEYS,
+    find_saved,
+    keep_first_settings,
+    make_newest,
+    refuse_changes,
+    validation_changes,
+)
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.distributed import World
@@ -13,7 +22,12 @@ from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.recipe.explain import all_keys
 from seresnext.recipe.load import load_recipe
 
-DATASET = {"classes": ["cat", "dog"], "num_images": 10, "fingerprint": "abc"}
+DATASET = {
+    "classes": ["cat", "dog"],
+    "num_images": 10,
+    "fingerprint": "abc",
+    "val": {"num_images": 4, "fingerprint": "def"},
+}
 
 
 def facts(step, best=None):
@@ -81,8 +95,28 @@ def test_never_and_a_named_file(tmp_path):
     save(tmp_path, 10)
     assert find(tmp_path, "never")[0] is None
     assert find(tmp_path, str(older))[0].facts.step == 9
-    with pytest.raises(UsageError, match="no such file"):
-        find(tmp_path, str(tmp_path / "other.safetensors"))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in (tmp_path / "other.safetensors", tmp_path / "link", "x" * 5000, "a\0b", tmp_path, ""):
+        with pytest.raises(UsageError, match=r"--resume .*file") as refusal:
+            find(tmp_path, str(name))
+        assert len(str(refusal.value)) < 500
+
+
+def test_a_damaged_one_is_renamed_when_the_run_goes_on(tmp_path):
+    """Under all its names, and not before: the start may be refused yet. A link to nothing stays, and is no `last`."""
+    save(tmp_path, 9)
+    path = save(tmp_path, 10)
+    path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / "step-00000011.safetensors").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    saved, said = find(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(said) == 2
+    make_newest(saved, tmp_path, World(), said.append)
+    assert "step-00000010.safetensors.corrupt" in said[2]
+    assert "last.safetensors.corrupt" in said[2]
+    assert store.verify(tmp_path / "last.safetensors")["step"] == "9"
+    assert find(tmp_path)[1] == []
 
 
 def test_an_address_is_not_resumed_from(tmp_path, monkeypatch):
@@ -196,6 +230,19 @@ def test_the_best_of_before_the_one_that_was_lost(tmp_path):
     assert not (tmp_path / "best.safetensors").exists()
 
 
+def test_a_best_of_another_measure_stays_under_another_name(tmp_path):
+    """Also after a second such change; and neither is ever taken for the best or the newest."""
+    for number, step in ((1, 9), (2, 12)):
+        newest, _, _ = with_best(tmp_path, best_step=step - 1, step=step)
+        said = []
+        assert make_newest(find(tmp_path, str(newest))[0], tmp_path, World(), said.append, True) is None
+        assert f"best.superseded-{number}.safetensors" in said[0]
+        assert not (tmp_path / "best.safetensors").exists()
+    kept = [store.verify(tmp_path / f"best.superseded-{number}.safetensors")["step"] for number in (1, 2)]
+    assert kept == ["8", "11"]
+    assert find(tmp_path)[0].facts.step == 12
+
+
 def changed(key, value):
     values = copy.deepcopy(load_recipe("digits").values)
     *sections, name = key.split(".")
@@ -215,6 +262,8 @@ def test_a_changed_key_is_refused_with_old_and_new(tmp_path):
     with pytest.raises(UsageError, match=r"optimizer\.lr: [0-9.]+ -> 0\.5") as caught:
         refuse_changes(facts(3), values, DATASET, [], tmp_path)
     assert "--allow-changed optimizer.lr" in str(caught.value)
+    with pytest.raises(UsageError, match=r"--allow-changed length,optimizer\.lr$"):
+        refuse_changes(facts(3), values, DATASET, ["length"], tmp_path)
     assert len(refuse_changes(facts(3), values, DATASET, ["optimizer.lr"], tmp_path)) == 1
     assert len(refuse_changes(facts(3), values, DATASET, ["optimizer"], tmp_path)) == 1
     with pytest.raises(UsageError):
@@ -250,7 +299,48 @@ def test_changed_images_and_classes_are_refused(tmp_path):
     with pytest.raises(DataError, match="10 training images then, 11 now"):
         refuse_changes(facts(3), values, other, [], tmp_path)
     assert refuse_changes(facts(3), values, other, ["dataset"], tmp_path) == []
+    with pytest.raises(DataError, match="--allow-changed length,dataset"):
+        refuse_changes(facts(3), values, other, ["length"], tmp_path)
+    both = {**other, "classes": ["cat", "fox"]}
+    with pytest.raises(DataError, match=r"gone: dog; new: fox(?s:.*)11 now(?s:.*)--allow-changed classes,dataset"):
+        refuse_changes(facts(3), values, both, [], tmp_path)  # At once: else the second follows the first.
     renamed = {**DATASET, "classes": ["cat", "fox"]}
     with pytest.raises(DataError, match="gone: dog; new: fox"):
         refuse_changes(facts(3), values, renamed, ["dataset"], tmp_path)
     assert refuse_changes(facts(3), values, renamed, ["dataset", "classes"], tmp_path) == []
+
+
+def test_changed_validation_images_are_refused(tmp_path):
+    values, old = load_recipe("digits").values, facts(3)
+    other = {**DATASET, "val": {"num_images": 4, "fingerprint": "xyz"}}
+    with pytest.raises(DataError, match="4 validation images then, 4 now") as refusal:
+        refuse_changes(old, values, other, [], tmp_path)
+    assert "--allow-changed dataset" in str(refusal.value)
+    assert refuse_changes(old, values, other, ["dataset"], tmp_path) == []
+    assert [validation_changes(old, dataset, []) for dataset in (DATASET, other)] == [False, True]
+    del old.dataset["val"]  # As 0.1.0 wrote it.
+    assert refuse_changes(old, values, other, [], tmp_path) == []
+    assert not validation_changes(old, other, [])
+
+
+def test_a_change_of_how_validation_measures_is_one(tmp_path):
+    values = changed("evaluation.crop_pct", 0.5)
+    changes = refuse_changes(facts(3), values, DATASET, ["evaluation.crop_pct"], tmp_path)
+    assert validation_changes(facts(3), DATASET, changes)
+    assert not validation_changes(facts(3), DATASET, ["data.workers: 1 -> 2"])
+    assert set(all_keys()) >= MEASURE_KEYS
+
+
+@pytest.mark.parametrize(("key", "value"), [*zip(FIRST_KEYS, ["other.pth", True, True], strict=True)])
+def test_what_a_fresh_start_alone_obeys_is_not_recorded(key, value, tmp_path):
+    values, old = changed(key, value), load_recipe("digits").values
+    assert old != values
+    for allowed in ([key], ["model"]):
+        kept, (notice,) = keep_first_settings(values, old, allowed)
+        assert kept == old
+        assert key in notice
+        assert str(value) in notice
+    assert keep_first_settings(values, old, []) == (values, [])  # Which is then refused:
+    with pytest.raises(UsageError, match=key):
+        refuse_changes(facts(3), values, DATASET, [], tmp_path)
+    assert keep_first_settings(values, {}, [key]) == (values, [])  # A fresh start.

@@ -62,8 +62,8 @@ def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypat
         train_synthetic(preempted, settings)
     status = read_status(preempted)
     assert (status["state"], status["step"]) == ("failed", 1)
-    assert status["reason"].startswith("rank 0: ")
-    assert words in status["reason"]
+    assert status["reason"].startswith(words)  # No rank is to blame.
+    assert f" error: {words}" in (preempted / "log.txt").read_text()
 
 
 def test_a_start_that_is_refused_the_folder_leaves_the_status(preempted, load_synthetic, monkeypatch):

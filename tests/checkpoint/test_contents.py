@@ -74,7 +74,7 @@ def test_resume_is_bit_exact(tmp_path, stop):
     straight, stopped, resumed = Run(), Run(), Run()
     straight.train(8)
     stopped.train(stop)
-    facts = Facts(**{**vars(FACTS), "step": stop})
+    facts = Facts(**{**vars(FACTS), "step": stop, "best": None, "history": [], "progress": {}})
     captured = contents.capture(stopped.parts(), facts, contents.buffers_for(stopped.parts()))
     path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
     tensors, metadata = store.read(path)
@@ -236,6 +236,29 @@ def test_facts_survive_as_text():
         ({"best": json.dumps({"step": "4"})}, "no run writes"),
         ({"dataset": json.dumps({"classes": [["a"]], "num_images": 7, "fingerprint": "f"})}, "no run writes"),
         ({"dataset": json.dumps({"classes": ["a"], "num_images": True, "fingerprint": "f"})}, "no run writes"),
+        ({"dataset": json.dumps({**FACTS.dataset, "val": {"num_images": -1, "fingerprint": ""}})}, "dataset"),
+        ({"dataset": json.dumps({**FACTS.dataset, "val": 3})}, "dataset"),
+        ({"best": json.dumps({"step": 4, "top1": 10**400})}, "2\\^64"),
+        ({"best": json.dumps({"step": 4, "top1": 100.5})}, "best"),
+        ({"best": json.dumps({"step": 4, "top1": True})}, "best"),
+        ({"best": json.dumps({"step": 4, "top1": "50"})}, "best"),
+        ({"best": json.dumps({"step": 6, "top1": 50.0})}, "best"),
+        ({"best": '{"step": 4, "top1": NaN}'}, "nan"),
+        ({"best": '{"step": 4, "top1": 1e999}'}, "inf"),
+        ({"progress": '{"unlogged_loss": NaN}'}, "nan"),
+        ({"progress": '{"unlogged_loss": -Infinity}'}, "inf"),
+        ({"progress": '{"unlogged_loss": [1]}'}, "progress"),
+        ({"progress": '{"evaluated": 6}'}, "progress"),
+        ({"progress": '{"evaluated": -1}'}, "progress"),
+        ({"progress": '{"step": 1e3}'}, "progress"),
+        ({"history": "[" * 900 + "]" * 900}, "nesting"),
+        ({"environment": '{"a":' * 900 + "1" + "}" * 900}, "nesting"),
+        ({"history": json.dumps([{"step": 2}] * 10_001)}, "history"),
+        ({"history": json.dumps([3])}, "history"),
+        ({"history": json.dumps([{"step": 6}])}, "history"),
+        ({"history": json.dumps([{"step": 2, "more": 1}])}, "history"),
+        ({"history": json.dumps([{"step": 2, "samples": [[]]}])}, "history"),
+        ({"recipe_hash": "\x1b[2J"}, "recipe_hash"),
     ],
 )
 def test_other_formats_and_bad_facts_are_refused(change, message):
@@ -243,6 +266,42 @@ def test_other_formats_and_bad_facts_are_refused(change, message):
     with pytest.raises(CheckpointError, match=message) as failure:
         Facts.from_metadata(changed, "some/file")
     assert "some/file" in str(failure.value)
+
+
+def test_what_a_run_may_write_is_read():
+    """The control: the bounds themselves, and the values that a run has before anything happened."""
+    history = [{"step": 5, "reason": "the loss is nan", "samples": ["a.jpg"] * 16}] * 1000
+    best = {"step": 5, "top1": 100, "top5": 0.0, "weights": "ema"}
+    progress = {"step": 5, "evaluated": 5, "best": best, "unlogged_loss": -1e30, "unlogged_steps": 0}
+    dataset = {**FACTS.dataset, "val": {"num_images": 0, "fingerprint": ""}}
+    rest = {"recipe_hash": "0" * 64, "history": history, "best": best, "progress": progress, "dataset": dataset}
+    facts = Facts(**{**vars(FACTS), **rest})
+    assert Facts.from_metadata(facts.to_metadata(), "file") == facts
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.0.weight", float("nan")),
+        ("ema.4.bias", float("inf")),
+        ("optimizer.momentum.1.weight", float("-inf")),
+        ("scaler.scale", float("nan")),
+        ("model.1.running_var", -1e-3),
+        ("ema.1.running_var", -1e-3),
+    ],
+)
+def test_values_that_no_run_can_use_are_named(name, value):
+    run = Run()
+    tensors = {key: tensor.clone() for key, tensor in snapshot(run).items()}
+    contents.check_fits(tensors, run.parts(), "some/file")  # The control; running means may be negative.
+    tensors["model.1.running_mean"].fill_(-1)
+    contents.check_fits(tensors, run.parts(), "some/file")
+    tensors[name].reshape(-1)[0] = value
+    with pytest.raises(CheckpointError, match=f"some/file.*\n  {name}: ") as failure:
+        contents.check_fits(tensors, run.parts(), "some/file")
+    assert len(str(failure.value).splitlines()) == 3
+    with pytest.raises(CheckpointError, match="disagreement"):
+        contents.check_fits({**tensors, "x": torch.ones(1)}, run.parts(), "some/file")
 
 
 @pytest.mark.gpu

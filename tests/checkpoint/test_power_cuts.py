@@ -62,9 +62,9 @@ class Disk:
         self._note()
 
     def _note(self) -> None:
-        self.states += [state for state in self._possible() if state not in self.states]
+        self.states += [state for state in self.possible() if state not in self.states]
 
-    def _possible(self) -> Iterator[Folder]:
+    def possible(self) -> Iterator[Folder]:
         """Every folder that a power cut now may leave."""
         for happened in itertools.product([False, True], repeat=len(self._changes)):
             names: dict[str, int | None] = dict(self._certain)
@@ -80,8 +80,10 @@ class Disk:
         return [now] if now == synced else [synced, now[: len(now) // 2], now]
 
 
-def possible_folders(folder: Path, monkeypatch: pytest.MonkeyPatch, forgets: str | None = None) -> list[Folder]:
-    """Save into a folder; what power cuts meanwhile may leave."""
+def possible_folders(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, forgets: str | None = None
+) -> tuple[list[Folder], list[Folder]]:
+    """Save into a folder. Return the folders that a power cut may leave, at any time and after the save is over."""
     disk = Disk(folder, forgets)
 
     def path_of(file: int) -> Path:
@@ -132,7 +134,7 @@ def possible_folders(folder: Path, monkeypatch: pytest.MonkeyPatch, forgets: str
             patch.setattr(os, name, function)
         save_new(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == disk.states[-1]
-    return disk.states
+    return disk.states, list(disk.possible())
 
 
 REAL = {name: getattr(os, name) for name in ("open", "write", "pwrite", "fsync", "replace", "link", "unlink")}
@@ -147,10 +149,11 @@ def lay_out(state: Folder, folder: Path) -> Path:
 
 def test_whatever_the_disk_had_the_old_or_the_new_is_there(tmp_path, monkeypatch):
     make_old(tmp_path / "run")
-    states = possible_folders(tmp_path / "run", monkeypatch)
+    states, after = possible_folders(tmp_path / "run", monkeypatch)
     found = [assert_sound(lay_out(state, tmp_path / str(number))) for number, state in enumerate(states)]
     assert len(found) > 15
     assert set(found) == {OLD, NEW}
+    assert {found[states.index(state)] for state in after} == {NEW}  # A save that is over survives.
     for number in range(0, len(states), 10):
         assert_next_save_mends(tmp_path / str(number))
 
@@ -160,9 +163,11 @@ def test_without_a_sync_it_would_not_be(tmp_path, monkeypatch, forgets):
     """The control: each kind of sync is needed."""
     make_old(tmp_path / "run")
     lost = 0
-    for number, state in enumerate(possible_folders(tmp_path / "run", monkeypatch, forgets)):
+    states, after = possible_folders(tmp_path / "run", monkeypatch, forgets)
+    for number, state in enumerate(states):
         try:
-            assert_sound(lay_out(state, tmp_path / str(number)))
+            found = assert_sound(lay_out(state, tmp_path / str(number)))
+            assert found == NEW or state not in after
         except (AssertionError, CheckpointError):
             lost += 1
     assert lost > 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.checkpoint import store
+from seresnext.checkpoint import digested, store
 from seresnext.errors import CheckpointError
 
 
@@ -151,7 +151,7 @@ def test_limit_for_a_file_of_the_system(tmp_path):
     script = f"""
 import resource, torch
 from pathlib import Path
-from seresnext.checkpoint import store
+from seresnext.checkpoint import digested, store
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     store.commit(Path({str(tmp_path)!r}), 2, {{"a": torch.zeros(10000)}}, {{"step": "2"}})
@@ -180,10 +180,10 @@ def test_steps_are_ordered_as_numbers(tmp_path):
 
 
 def test_newest_of_nothing(tmp_path):
-    assert store.newest_valid(tmp_path) == (None, [])
-    assert store.newest_valid(tmp_path / "nowhere") == (None, [])
+    assert store.newest_valid(tmp_path) == (None, [], [])
+    assert store.newest_valid(tmp_path / "nowhere") == (None, [], [])
     (tmp_path / ".step-00000001.safetensors.tmp").touch()
-    assert store.newest_valid(tmp_path) == (None, [])
+    assert store.newest_valid(tmp_path) == (None, [], [])
 
 
 def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
@@ -191,18 +191,22 @@ def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
         path = save(tmp_path, step)
     store.point(tmp_path, "last", path)
     damage(path)
-    found, warnings = store.newest_valid(tmp_path)
-    assert found == tmp_path / "step-00000002.safetensors"
-    assert len(warnings) == 1
-    assert str(path) in warnings[0]
-    assert "damaged" in warnings[0]
+    before = names(tmp_path)
+    for _ in range(2):  # Nothing changes until the start is accepted.
+        found, warnings, damaged = store.newest_valid(tmp_path)
+        assert found == tmp_path / "step-00000002.safetensors"
+        assert len(warnings) == 1
+        assert str(path) in warnings[0]
+        assert "damaged" in warnings[0]
+        assert names(tmp_path) == before
+    store.set_aside_damaged(damaged)
     assert names(tmp_path) == [
         "last.safetensors.corrupt",
         "step-00000001.safetensors",
         "step-00000002.safetensors",
         "step-00000003.safetensors.corrupt",
     ]
-    assert store.newest_valid(tmp_path) == (found, [])
+    assert store.newest_valid(tmp_path) == (found, [], [])
 
 
 def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
@@ -220,18 +224,67 @@ def test_a_copy_under_last_saves_the_day(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", failing(errno.EPERM)(os.link))
     store.point(tmp_path, "last", path)
     damage(path)
-    found, warnings = store.newest_valid(tmp_path)
+    found, warnings, _ = store.newest_valid(tmp_path)
     assert found == tmp_path / "last.safetensors"
     assert len(warnings) == 1
+
+
+def separate(folder, step, name):
+    """A checkpoint that stands under the name of a pointer only, as where links fail."""
+    return save(folder, step).rename(folder / f"{name}.safetensors")
+
+
+def test_the_newest_by_step_wins_among_all_names(tmp_path):
+    """Its step file was removed or damaged, and a pointer has a copy. What was set aside is no candidate."""
+    best, last = separate(tmp_path, 7, "best"), separate(tmp_path, 9, "last")
+    for name in ("step-00000011.safetensors.superseded", "best.superseded-1.safetensors", "earlier-1"):
+        save(tmp_path, 11).rename(tmp_path / name)
+    older = save(tmp_path, 4)
+    assert store.newest_valid(tmp_path).path == last
+    damage(last)
+    assert store.newest_valid(tmp_path)[::2] == (best, [last])
+    newest = save(tmp_path, 7)
+    assert store.newest_valid(tmp_path).path == newest  # At one step the file that is called by it.
+    for path in (newest, best):
+        damage(path)
+    assert store.newest_valid(tmp_path)[::2] == (older, [last, newest, best])
+
+
+def test_what_is_inside_counts_and_not_the_name(tmp_path):
+    newest = save(tmp_path, 6)
+    save(tmp_path, 4).rename(tmp_path / "step-00000010.safetensors")
+    assert store.newest_valid(tmp_path).path == newest
+
+
+def test_a_link_to_nothing_is_passed_over(tmp_path):
+    path = save(tmp_path, 1)
+    store.point(tmp_path, "last", path)
+    (tmp_path / "step-00000002.safetensors").symlink_to(tmp_path / "nowhere")
+    found, (warning,), damaged = store.newest_valid(tmp_path)
+    assert (found, damaged) == (path, [])
+    assert "step-00000002.safetensors cannot be read (No such file or directory)" in warning
+    for pointer in (path, tmp_path / "last.safetensors"):
+        pointer.unlink()
+    with pytest.raises(CheckpointError, match="none of the 1"):
+        store.newest_valid(tmp_path)
+
+
+def test_a_best_that_retires_keeps_its_file(tmp_path):
+    assert store.retire_best(tmp_path) is None
+    for step in (1, 2):
+        store.point(tmp_path, "best", save(tmp_path, step))
+        assert store.retire_best(tmp_path) == tmp_path / f"best.superseded-{step}.safetensors"
+    assert [store.verify(tmp_path / f"best.superseded-{step}.safetensors")["step"] for step in (1, 2)] == ["1", "2"]
+    assert not (tmp_path / "best.safetensors").exists()
 
 
 def test_unreadable_file_keeps_its_name(tmp_path, monkeypatch):
     save(tmp_path, 1)
     save(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", failing(errno.EACCES)(os.open))
-        found, warnings = store.newest_valid(tmp_path)
-    assert found == tmp_path / "step-00000001.safetensors"
+        patch.setattr(digested, "verify_digest", failing(errno.EACCES)(digested.verify_digest))
+        found, warnings, damaged = store.newest_valid(tmp_path)
+    assert (found, damaged) == (tmp_path / "step-00000001.safetensors", [])
     assert "cannot be read" in warnings[0]
     assert list(store.steps(tmp_path)) == [1, 2]
 
@@ -396,10 +449,8 @@ def test_any_damage_of_the_newest_leads_to_the_one_before(tmp_path, damage):
         if damage == "a flipped bit":
             bad[place // 8] ^= 1 << place % 8
         newest.write_bytes(bad)
-        found, warnings = store.newest_valid(tmp_path)
-        assert found == old
+        found, warnings, damaged = store.newest_valid(tmp_path)
+        assert (found, damaged) == (old, [newest])
         assert len(warnings) == 1
-        assert names(tmp_path) == [old.name, f"{newest.name}.corrupt"]
-        (tmp_path / f"{newest.name}.corrupt").rename(newest)
     newest.write_bytes(content)
-    assert store.newest_valid(tmp_path) == (newest, [])
+    assert store.newest_valid(tmp_path) == (newest, [], [])

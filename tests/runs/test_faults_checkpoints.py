@@ -111,6 +111,8 @@ def test_what_is_refused_is_refused_once_in_every_world(faulty, run_again, tmp_p
         assert words in result.stderr, error
         assert f"{ROOT}/seresnext" not in result.stderr
         assert status(run)["state"] == "failed"
+        assert not status(run)["reason"].startswith("rank")  # What all see is no rank's.
+        assert words in (run / "log.txt").read_text()
 
 
 @pytest.mark.full
@@ -145,12 +147,12 @@ def test_all_damaged_is_refused_once(stopped, run_again):
 
 @pytest.mark.full
 def test_swapped_names(stopped, run_again, whole_digest):
-    """What is inside counts: the one called step 6 is of step 4, and from there it goes on."""
+    """What is inside counts: the one called step 4 is of step 6, and from there it goes on."""
     newer, older = (stopped / "checkpoints" / f"step-0000000{step}.safetensors" for step in (6, 4))
     newer.rename(newer.with_suffix(".aside"))
     older.rename(newer)
     newer.with_suffix(".aside").rename(older)
     result = run_again(stopped)
     assert result.returncode == 0, result.output
-    assert "after step 4 of 8" in result.stdout
+    assert "after step 6 of 8" in result.stdout
     assert digest(stopped) == whole_digest(1)

@@ -114,6 +114,7 @@ def test_under_torchrun_the_message_comes_once(torchrun, train_arguments, tmp_pa
     result = torchrun(2, train_arguments(tmp_path / "run", "--set", "model.num_classes=4"))
     assert result.returncode != 0
     assert result.stderr.count("3 class folders") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_leaves_nothing(run_command, train_arguments, tmp_path):

@@ -1,6 +1,7 @@
 """The run folder: one training at a time, nothing of an earlier run lost, and small files that are never half there."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -15,7 +16,15 @@ import torch
 
 from seresnext.distributed import World
 from seresnext.errors import UsageError
-from seresnext.training.run_folder import RunFolder, describe_environment
+from seresnext.training.run_folder import (
+    RUN_FILES,
+    RunFolder,
+    check_output,
+    compare_environments,
+    describe_environment,
+    record_refusal,
+)
+from seresnext.training.status import read_status, write_status
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +101,110 @@ def test_a_path_that_is_no_folder(tmp_path):
             opened(path)
 
 
+# ------------------------------------------------------------------------------------------------ refused starts
+
+
+def test_a_refused_start_leaves_no_folder(path):
+    folder = opened(path)
+    folder.write_status("running", 0)
+    (path / "log.txt").touch()
+    assert folder.discard()
+    assert not path.parent.exists()
+    path.mkdir(parents=True)  # By the user, who finds it as it was.
+    assert opened(path).discard()
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize("why", ["a run", "somebody's file", "accepted", "another rank", "no locks"])
+def test_but_none_that_is_of_use(path, why, monkeypatch):
+    path.mkdir(parents=True)
+    if why == "a run":
+        (path / "metrics.jsonl").touch()
+    if why == "no locks":  # Another training may be there, too.
+        monkeypatch.setattr("fcntl.flock", no_locks)
+    folder = RunFolder(path, World(rank=1, size=2)) if why == "another rank" else opened(path)
+    if why == "accepted":
+        folder.accept()
+    if why == "somebody's file":
+        (folder.checkpoints / "notes.txt").touch()
+    before = listing(path)
+    assert folder.discard() == (why == "somebody's file")
+    assert listing(path) == before
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
+    """One start was refused and removed its folder when another had opened the lock: that one makes them again."""
+    first, real = opened(path), fcntl.flock
+    waiting = [first]
+
+    def flock(file, operation):
+        if waiting:
+            waiting.pop().discard()
+        real(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    second = opened(path)
+    assert second.checkpoints.is_dir()
+    with pytest.raises(UsageError, match="in use"):
+        opened(path)
+
+
+@pytest.mark.parametrize("state", ["preempted", "finished", "failed", "running"])
+def test_a_refusal_before_the_folder_is_held_stands_in_it(path, state):
+    path.mkdir(parents=True)
+    record_refusal(path, "no run was here")
+    assert listing(path) == []
+    write_status(path, World(), state, 7, None)
+    record_refusal(path, "the recipe\nhas a problem")
+    found = read_status(path)
+    assert (found["state"], found["step"], found["reason"]) == ("failed", 7, "the recipe\nhas a problem")
+    assert re.search(r"^\d{4}-\d\d-\d\dT\S+ error: the recipe\n\S+ has a problem\n$", (path / "log.txt").read_text())
+    assert listing(path) == ["log.txt", "status.json"]
+
+
+def test_but_not_in_one_that_a_training_holds(path):
+    folder = opened(path)
+    folder.write_status("running", 7)
+    before = {name: (path / name).read_bytes() for name in listing(path)}
+    record_refusal(path, "the recipe has a problem")
+    assert {name: (path / name).read_bytes() for name in listing(path)} == before
+
+
+@pytest.mark.parametrize("what", ["a folder", "endless"])
+def test_metrics_that_cannot_be_continued_are_found_first(path, what):
+    folder = opened(path)
+    folder.check_writable()  # The control.
+    assert listing(path) == ["lock"]
+    (path / "metrics.jsonl").mkdir() if what == "a folder" else (path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl"):
+        folder.check_writable()
+
+
+# ------------------------------------------------------------------------------------------------ data and output
+
+
+def test_a_run_folder_among_the_data_is_refused(tmp_path):
+    """Links resolved on either side; and the data where a run writes."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (data / "train").mkdir(parents=True)
+    (data / "val").symlink_to(elsewhere)
+    (tmp_path / "link").symlink_to(data)
+    folders = [data, data / "train", data / "val"]
+    inside = [data, data / "train" / "run", data / "new" / "run", elsewhere / "run", tmp_path / "link" / "x"]
+    inside += [tmp_path / "data" / ".." / "data", tmp_path / "x" / ".." / "data" / "run"]
+    for output in inside:
+        with pytest.raises(UsageError, match=re.escape(str(output))):
+            check_output(output, folders)
+    with pytest.raises(UsageError, match="overlap"):
+        check_output(tmp_path, [tmp_path / "checkpoints" / "data"])
+    with pytest.raises(UsageError, match="null byte"):
+        check_output(Path("a\0b"), folders)
+    for output in (tmp_path, tmp_path / "data2", tmp_path / "run" / "x", Path("run")):
+        check_output(output, folders)
+    check_output(data, [])  # Made-up images, or those of a server.
+
+
 # ------------------------------------------------------------------------------------------------ starting afresh
 
 
@@ -120,6 +233,23 @@ def test_nothing_is_set_aside_where_nothing_was(path):
     opened(path, fresh=True)
     opened(path, fresh=True)
     assert sorted(entry.name for entry in path.iterdir()) == ["checkpoints", "lock"]
+
+
+def test_only_what_a_run_writes_is_set_aside(path):
+    """All else is the user's: data, notes, a repository; and a folder without a run has nothing to set aside."""
+    files = [name if "." in name else f"{name}/file" for name in (*RUN_FILES, "status.json")]
+    for name in (*files, ".git/HEAD", "train/a/1.jpg", "notes.txt", "earlier-1/recipe.yaml"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    opened(path, fresh=True)
+    here = {".git", "train", "notes.txt", "earlier-1", "earlier-2", "lock", "status.json", "checkpoints"}
+    assert {entry.name for entry in path.iterdir()} == here
+    assert {entry.name for entry in (path / "earlier-2").iterdir()} == set(RUN_FILES)
+    other = path / "other"
+    (other / "report").mkdir(parents=True)
+    (other / "log.txt").touch()
+    opened(other, fresh=True)
+    assert listing(other) == ["lock", "log.txt"]
 
 
 def test_going_on_leaves_everything(path):
@@ -154,10 +284,19 @@ def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(launched):
     assert not launched(None)  # Without torchrun there is no launch.
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"launch": "a 1:1:1"}', '{"launch": null}'])
+ENVIRONMENTS = [b"", b"[]", b"{}", b'{"launch": "a 1:1:1"}', b'{"launch": null}', b"\xff\xfe", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", ENVIRONMENTS, ids=lambda content: content[:30])
 def test_an_environment_that_tells_of_no_launch(path, content):
     folder = opened(path)
-    (path / "environment.json").write_text(content)
+    (path / "environment.json").write_bytes(content)
+    assert not folder.is_of_this_launch(["a 1:1:1"])
+
+
+def test_an_environment_without_end(path):
+    folder = opened(path)
+    (path / "environment.json").symlink_to("/dev/zero")
     assert not folder.is_of_this_launch(["a 1:1:1"])
 
 
@@ -194,12 +333,32 @@ def test_the_environment_is_this_one():
     assert environment["git_commit"] is None or environment["git_commit"].removesuffix("-dirty") == head
 
 
+def test_what_differs_of_the_environment_is_one_line():
+    """Fields that the checkpoint lacks, or that change no number, are passed over."""
+    now = json.loads(json.dumps(describe_environment(World())))
+    assert compare_environments(now, now) is None
+    assert compare_environments({}, now) is None
+    assert compare_environments({**now, "host": "other", "command": [], "cpus": 3, "git_commit": None}, now) is None
+    packages = {**now["packages"], "torch": "2.9.9", "pydantic": "1"}
+    line = compare_environments({**now, "threads": 77, "gpu": "H200", "packages": packages, "world_size": 8}, now)
+    for words in ("threads 77 -> ", "torch 2.9.9 -> ", "gpu H200 -> None", "world_size 8 -> 1"):
+        assert words in line
+    assert "pydantic" not in line
+    assert "cpu_capability" in now
+    hostile = {"threads": "\x1b[2J" * 10**5, "packages": 3, "cpu": {"a": [[]]}, "git_commit": "x", "platform": None}
+    line = compare_environments(hostile, {**now, "git_commit": "y"})
+    assert len(line) < 1000
+    assert line.isprintable()
+
+
 def test_no_git_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment(World())["git_commit"] is None
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text("old")
     folder = opened(path)
 
     def fail(self, *args):
@@ -207,8 +366,12 @@ def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
 
     for name in ("replace", "rename"):
         monkeypatch.setattr(Path, name, fail)
-    (path / "recipe.yaml").write_text("old")
-    for write in (lambda: folder.write_recipe("new"), lambda: folder.write_environment({}), folder.set_aside):
+    for write in (
+        lambda: folder.write_recipe("new"),
+        lambda: folder.write_environment({}),
+        folder.set_aside,
+        folder.check_writable,
+    ):
         words = (
             rf"cannot write to the run folder {path}: No space left on device \({path}/.*\); [\d,]+ bytes are free; "
         )
@@ -240,10 +403,11 @@ def test_a_lock_without_room_for_its_holder_holds(path):
     opened(path)
 
 
-def test_a_file_system_without_locks_is_told(path, monkeypatch):
-    def no_locks(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
+def no_locks(file, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
 
+
+def test_a_file_system_without_locks_is_told(path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", no_locks)
     notice = RunFolder(path, World()).open()
     assert "No locks available" in notice
