@@ -20,6 +20,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.augment import EvaluationTransform
+from seresnext.distributed import choose_device
 from seresnext.errors import CheckpointError, DataError, UsageError, run_script
 from seresnext.models import Preprocessing, SENet, load_pretrained
 from seresnext.recipe.schema import DataSection
@@ -74,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Classify images with a trained or published model.")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: also where there is a GPU")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print (default: 5)")
     parser.add_argument(
         "--features", type=Path, metavar="OUT.npy", help="also write the features, N 2048, to this file"
@@ -89,7 +91,7 @@ def main() -> None:
             f"{shown_path(arguments.checkpoint)} names {len(recorded)} classes and its model has {model.num_classes}"
         )
     classes = recorded or presumed_classes(model.num_classes)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(choose_device(arguments.device))
     kept = []
     for path, (features, probabilities) in zip(
         arguments.images, predict(model, preprocessing, arguments.images), strict=True
