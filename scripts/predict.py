@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import _python  # noqa: F401
 import numpy as np
 import torch
 from torch import Tensor

@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
+import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file

@@ -6,10 +6,17 @@ commands print it without a traceback. Every other exception is a defect of this
 
 from __future__ import annotations
 
+import argparse
 import atexit
+import importlib.util
+import json
 import os
+import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -112,6 +119,43 @@ def for_terminal(text: object) -> str:
     )
 
 
+def write_error_file(message: str) -> None:
+    """Write why this process fails where torchrun looks for that, if it is one of torchrun's.
+
+    The box that torchrun prints at the end has it then, and not `<N/A>`.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        temporary = Path(f"{path}.{time.monotonic_ns()}")  # A part of a file would be an error of torchrun's.
+        with suppress(OSError):
+            temporary.write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
+            temporary.replace(path)
+
+
+LIGHT_PACKAGES = ("pydantic", "yaml")
+"""What reading a recipe takes."""
+
+PACKAGES = (*LIGHT_PACKAGES, "numpy", "PIL", "safetensors", "tensorboard", "torch", "torchvision", "tqdm")
+"""What everything else takes, the extras apart."""
+
+_OLDEST_PYTHON = (3, 11)
+
+
+def require_packages(names: Sequence[str] = PACKAGES) -> None:
+    """Raise UsageError where this Python is too old, or lacks one of the packages. Imports none of them."""
+    is_old = sys.version_info < _OLDEST_PYTHON
+    if not is_old and all(map(importlib.util.find_spec, names)):
+        return
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    found = f"is Python {sys.version.split()[0]}, older than 3.11" if is_old else f"has no {', '.join(missing)}"
+    venv = Path(__file__).parents[1] / ".venv"
+    activate = venv / "bin" / "activate"
+    is_other = activate.exists() and Path(sys.prefix).resolve() != venv.resolve()
+    cure = f"run `source {activate}`" if is_other else "run `bash scripts/test.sh`, which makes .venv with all packages"
+    raise UsageError(f"{sys.executable} {found}; {cure}")
+
+
 _UNWRITTEN = 120  # The exit code of Python for output that could not be written.
 
 
@@ -166,3 +210,32 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
         print(interrupted, file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+_LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
+
+
+def address_in(path: str | Path) -> str | None:
+    """Return the address, such as `https://host/file`, that was given as a path; None for a path.
+
+    A `Path` keeps one of the two slashes, and the other is put back.
+    """
+    text = _LOST_A_SLASH.sub(r"\1://", str(path), count=1)
+    return text if "://" in text else None
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return the path with a leading `~` or `~user` replaced by that home, where there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError for an unknown user)
+
+
+def path_argument(text: str) -> Path:
+    """Return the path in an argument of a command, with `~` expanded. It is a `type` for argparse.
+
+    Raises ArgumentTypeError for an address, which a `Path` would take for folders of that name.
+    """
+    if address := address_in(text):
+        raise argparse.ArgumentTypeError(
+            f"{address} is an address, not a path on this machine; download it, and give the path of the file"
+        )
+    return expand_home(text)

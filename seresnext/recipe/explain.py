@@ -51,6 +51,27 @@ _ELSEWHERE = {
     "wd": "optimizer.weight_decay",
 }
 
+COMMON_NAMES = {
+    "amp": "runtime.precision",
+    "arch": "model.name",
+    "batch_size": "batch.global_size",
+    "compile": "runtime.compile",
+    "dropout": "model.drop_rate",
+    "epochs": "length",
+    "img_size": "data.image_size",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "model": "model.name",
+    "num_workers": "data.workers",
+    "precision": "runtime.precision",
+    "pretrained": "model.weights",
+    "smoothing": "loss.label_smoothing",
+    "warmup_epochs": "schedule.warmup",
+    "wd": "optimizer.weight_decay",
+    "workers": "data.workers",
+}
+"""Options of other tools' commands, with `_` for `-`, and the key of a recipe that each is here."""
+
 
 def section_of(annotation: Any) -> type[Section] | None:
     """The section class that a field holds, also where it may be null."""

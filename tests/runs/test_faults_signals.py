@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from faults import SIZES, Fault, Faults
+from launcher import OWN_TORCHRUN
 from run_folders import digest, events, status
 
 from seresnext.checkpoint import store
@@ -230,6 +231,21 @@ def test_the_limit_of_cpu_time_is_reached(faulty, tmp_path):
     assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
     assert "SIGXCPU" in status(run)["reason"]
     assert sorted(store.steps(run / "checkpoints")) == [4]
+
+
+def test_ctrl_c_to_our_torchrun_ends_with_saved(start_torchrun, narrow_arguments, tmp_path):
+    """torchrun itself would end with a traceback."""
+    run = tmp_path / "run"
+    faults = Faults(tmp_path / "faults", [Fault("step:3", "hold-until-asked", rank) for rank in range(2)])
+    command = start_torchrun(2, narrow_arguments(run), torchrun=OWN_TORCHRUN, env=faults.environment)
+    command.wait_for(lambda: faults.happened(0) and faults.happened(1))
+    command.process.send_signal(signal.SIGINT)
+    result = command.finish(timeout=60)
+    assert result.returncode == 130, result.output
+    assert faults.exit_codes() == {0: 0, 1: 0}
+    assert status(run)["state"] == "preempted"
+    assert "Traceback" not in result.output
+    assert "and saved" in result.stdout.splitlines()[-1]
 
 
 @pytest.mark.full
