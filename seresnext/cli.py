@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from seresnext.distributed import World
     from seresnext.recipe import LoadedRecipe
 
-# Seconds that other ranks of a machine leave to the first one to print what all of them see; torchrun then ends them.
+# Seconds in which the first rank of a machine prints a failure that all its ranks see. torchrun ends the others then.
 _FIRST_RANKS_TIME = 60.0
 _LOOK = 0.05
 
@@ -352,17 +352,19 @@ def _key_hints(words: list[str]) -> str:
     hints = []
     for place, word in enumerate(words):
         name, equals, value = word.lstrip("-").partition("=")
-        if not equals and not word.startswith("--"):
+        if not equals and not word.startswith("-"):
             continue
         name = name.replace("-", "_")
-        same = [COMMON_NAMES[name]] if name in COMMON_NAMES else [k for k in keys if name in (k, k.rpartition(".")[2])]
-        if len(same) != 1:
+        common = COMMON_NAMES.get(name)
+        meant = [common] if common in keys else [key for key in keys if name in (key, key.rpartition(".")[2])]
+        if len(meant) != 1:
             continue
         if not equals:
             following = words[place + 1 : place + 2]
             value = following[0] if following and not following[0].startswith("--") else "VALUE"
-        unit = "ep" if same[0] == "length" and value.isdecimal() else ""
-        hints.append(f"--set {same[0]}={value}{unit}")
+        if meant[0] in ("length", "schedule.warmup") and value.isdecimal():
+            value += "st" if "step" in name else "ep"
+        hints.append(f"--set {meant[0]}={value}")
     return f"; write keys of the recipe as {' '.join(hints)}" if hints else ""
 
 

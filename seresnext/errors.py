@@ -216,26 +216,26 @@ _LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
 
 
 def address_in(path: str | Path) -> str | None:
-    """Return the address, such as `https://host/file`, that was given as a path; None for a path.
+    """Return the address, such as `https://host/file`, where a path should be; None for a path.
 
-    A `Path` keeps one of the two slashes, and the other is put back.
+    A `Path` keeps one of the two slashes; this function restores the other.
     """
     text = _LOST_A_SLASH.sub(r"\1://", str(path), count=1)
     return text if "://" in text else None
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return the path with a leading `~` or `~user` replaced by that home, where there is one."""
+    """Return the path with a leading `~` or `~user` replaced by the home folder, if the user exists."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError for an unknown user)
 
 
 def path_argument(text: str) -> Path:
-    """Return the path in an argument of a command, with `~` expanded. It is a `type` for argparse.
+    """Return the path in an argument of a command, with `~` expanded: a `type` for argparse.
 
-    Raises ArgumentTypeError for an address, which a `Path` would take for folders of that name.
+    Raises ArgumentTypeError for an address, which `Path` would take for a local folder.
     """
     if address := address_in(text):
         raise argparse.ArgumentTypeError(
-            f"{address} is an address, not a path on this machine; download it, and give the path of the file"
+            f"{address} is an address, not a path on this machine; download the file, and give the path"
         )
     return expand_home(text)

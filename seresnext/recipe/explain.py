@@ -13,64 +13,71 @@ from seresnext.recipe.problem import Problem
 from seresnext.recipe.reader import Node, shorten
 from seresnext.recipe.schema import Recipe, Section
 
-# What other frameworks call it.
-_ELSEWHERE = {
+COMMON_NAMES: dict[str, str] = {
     "aa": "augment.policy",
-    "accumulation": "batch.micro_size (accumulation is derived from it)",
+    "accumulation": "batch.micro_size",
+    "accumulation_steps": "batch.micro_size",
     "amp": "runtime.precision",
     "arch": "model.name",
     "aug_repeats": "augment.repeats",
     "augmentation": "augment",
     "auto_augment": "augment.policy",
-    "batch_size": "batch.global_size or evaluation.batch_size",
+    "b": "batch.global_size",
+    "batch_size": "batch.global_size",
+    "bs": "batch.global_size",
     "criterion": "loss.name",
+    "crop_size": "data.image_size",
     "data_dir": "data.root",
+    "data_path": "data.root",
     "drop_path": "model.drop_path_rate",
     "dropout": "model.drop_rate",
     "dtype": "runtime.precision",
-    "epochs": "length, such as 'length: 90ep'",
+    "epochs": "length",
     "eval": "evaluation",
+    "eval_batch_size": "evaluation.batch_size",
     "freeze": "model.frozen",
     "gamma": "schedule.factor",
     "gradient_checkpointing": "runtime.grad_checkpointing",
     "hflip": "augment.flip",
+    "img_size": "data.image_size",
+    "imgsz": "data.image_size",
+    "j": "data.workers",
     "learning_rate": "optimizer.lr",
-    "lr_scheduler": "schedule",
-    "max_epochs": "length, such as 'length: 90ep'",
-    "num_epochs": "length, such as 'length: 90ep'",
+    "lr": "optimizer.lr",
+    "lr_scheduler": "schedule.name",
+    "max_epochs": "length",
+    "max_steps": "length",
+    "model": "model.name",
+    "num_epochs": "length",
+    "num_steps": "length",
     "num_workers": "data.workers",
+    "opt": "optimizer.name",
     "pretrained": "model.weights",
     "progressive_resizing": "data.progressive",
     "random_erasing": "augment.erasing",
     "reprob": "augment.erasing.probability",
+    "sched": "schedule.name",
     "scheduler": "schedule",
     "smoothing": "loss.label_smoothing",
     "step_size": "schedule.every",
     "stochastic_depth": "model.drop_path_rate",
+    "train_batch_size": "batch.global_size",
     "validation": "evaluation",
-    "wd": "optimizer.weight_decay",
-}
-
-COMMON_NAMES = {
-    "amp": "runtime.precision",
-    "arch": "model.name",
-    "batch_size": "batch.global_size",
-    "compile": "runtime.compile",
-    "dropout": "model.drop_rate",
-    "epochs": "length",
-    "img_size": "data.image_size",
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "model": "model.name",
-    "num_workers": "data.workers",
-    "precision": "runtime.precision",
-    "pretrained": "model.weights",
-    "smoothing": "loss.label_smoothing",
     "warmup_epochs": "schedule.warmup",
     "wd": "optimizer.weight_decay",
     "workers": "data.workers",
 }
-"""Options of other tools' commands, with `_` for `-`, and the key of a recipe that each is here."""
+"""Names in other tools, in lower case with `_` for `-`, and the keys of a recipe with the same meaning."""
+
+# Text after a suggested key.
+_ASIDES = {
+    "batch.global_size": " (all images of a step; batch.micro_size is one forward pass)",
+    "batch.micro_size": " (global_size / micro_size is the accumulation)",
+    "length": ", such as 90ep or 5000st",
+}
+
+# Options of train.py that look like keys.
+_OPTIONS = {"resume": "--resume", "output": "--output", "output_dir": "--output", "device": "--device"}
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -118,10 +125,12 @@ def unknown_key(parent: str, name: str) -> str:
     if "." in name and name in keys:
         section, _, key = name.rpartition(".")
         return f"unknown key; write it inside its section, as '{section}: {{{key}: ...}}'"
+    if meant := COMMON_NAMES.get(_plainly(name)):
+        return f"unknown key; did you mean {meant}{_ASIDES.get(meant, '')}?"
+    if option := _OPTIONS.get(_plainly(name)):
+        return f"unknown key; give {option} on the command line"
     if same_name := [key for key in keys if last[key] == _plainly(name)]:
         return f"unknown key; did you mean {' or '.join(same_name)}?"
-    if _plainly(name) in _ELSEWHERE:
-        return f"unknown key; did you mean {_ELSEWHERE[_plainly(name)]}?"
     if close := near_miss(name, list(here)):
         return f"unknown key; did you mean {here[close]}?"
     if close := near_miss(name, list(last.values())):
@@ -234,6 +243,9 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
             return _type_problem(f"a list of {length} numbers", node)
         case "model_type":
             hint = "leave the section out for its defaults" if value is None else ""
+            name = ".".join(str(step) for step in (*error["loc"], "name"))
+            if isinstance(value, str) and name in all_keys():
+                hint = f"write {name}"
             if value is False:
                 hint = "write null for none, where that is allowed"
             return _type_problem("a section of keys", node, hint)

@@ -24,7 +24,6 @@ from pydantic import (
 )
 
 from seresnext.durations import Duration
-from seresnext.errors import expand_home
 
 ModelName = Literal[
     "seresnext26",
@@ -93,10 +92,6 @@ def _without_control_characters(text: str) -> str:
     return text
 
 
-def _with_home(text: str) -> str:
-    return str(expand_home(text)) if text.startswith("~") else text
-
-
 def _not_a_number(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):  # 1 == True, so a Literal would let it in
         raise ValueError("expected 'auto', true or false")
@@ -119,7 +114,6 @@ ChannelStd = Annotated[
     tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1), BeforeValidator(_list_to_tuple)
 ]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
-PathText = Annotated[Text, AfterValidator(_with_home)]  # A leading `~` becomes the home of who starts the run.
 Stage = Literal["layer0", "layer1", "layer2", "layer3", "layer4"]
 
 
@@ -140,7 +134,7 @@ class ModelSection(Section):
         default=3, ge=1, le=1024, description="Channels of an image; image folders are read as RGB, 3."
     )
     drop_rate: Number = Field(default=0.2, ge=0, lt=1, description="Dropout before the classifier.")
-    weights: PathText | None = Field(
+    weights: Text | None = Field(
         default=None, description="A file of weights to start from, or null for a fresh network."
     )
     reset_head: bool = Field(
@@ -169,7 +163,7 @@ class ProgressiveSection(Section):
 class DataSection(Section):
     """Where images come from."""
 
-    root: PathText = Field(
+    root: Text = Field(
         default="data/imagenet",
         description="Folder that holds one folder a split; for `shards` also an address, `https://...` or `s3://...`.",
     )
@@ -178,7 +172,7 @@ class DataSection(Section):
         description="`folder`: ROOT/SPLIT/CLASS/IMAGE; `imagenet`: the challenge's archives as downloaded; `shards`: "
         "tar files of scripts/prepare_shards.py; `synthetic`: made-up images, for benchmarks.",
     )
-    cache: PathText | None = Field(
+    cache: Text | None = Field(
         default=None, description="Folder for the index of the data; null: seresnext in the user's cache folder."
     )
     cache_size: Number = Field(

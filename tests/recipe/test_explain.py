@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from seresnext.recipe.explain import _ELSEWHERE, all_keys, near_miss, unknown_key
+from seresnext.recipe.explain import _OPTIONS, COMMON_NAMES, all_keys, near_miss, unknown_key
 from seresnext.recipe.schema import ModelName
 
 
@@ -33,6 +33,15 @@ def test_near_misses_of_models(written: str, meant: str | None) -> None:
         ("", "optimizr", "did you mean optimizer?"),
         ("", "Length", "did you mean length?"),
         ("", "global-size", "did you mean batch.global_size?"),
+        ("", "batch_size", "did you mean batch.global_size ("),
+        ("", "batch-size", "batch.micro_size"),
+        ("data", "batch_size", "did you mean batch.global_size ("),
+        ("", "lr", "did you mean optimizer.lr?"),
+        ("", "epochs", "did you mean length, such as 90ep"),
+        ("", "workers", "did you mean data.workers?"),
+        ("", "seed", "did you mean runtime.seed?"),
+        ("", "resume", "--resume"),
+        ("evaluation", "batchsize", "did you mean evaluation.batch_size?"),
         ("optimizer", "learning_rate", "did you mean optimizer.lr?"),
         ("optimizer", "wieght_decay", "did you mean optimizer.weight_decay?"),
         ("model", "label_smoothing", "did you mean loss.label_smoothing?"),
@@ -51,8 +60,10 @@ def test_every_key_of_the_schema_is_known() -> None:
     assert len(keys) > 60
 
 
-def test_words_of_other_frameworks_lead_to_keys_that_exist() -> None:
-    for word, advice in _ELSEWHERE.items():
-        assert word not in all_keys()
-        named = advice.partition(",")[0].partition(" (")[0].split(" or ")
-        assert all(key in all_keys() for key in named), advice
+def test_words_of_other_tools_lead_to_keys_that_exist() -> None:
+    for word, key in COMMON_NAMES.items():
+        assert key in all_keys(), word
+        assert word == word.lower().replace("-", "_")
+        if word not in all_keys():  # as `model` is
+            assert f"did you mean {key}" in unknown_key("", word)
+    assert not COMMON_NAMES.keys() & _OPTIONS.keys()
