@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.getLogger(_LOGGER).addFilter(lambda record: not str(record.msg).startswith(_REPETITIONS))
     try:
-        run(parse_args(arguments))
+        options = parse_args(arguments)
+        options.signals_to_handle = ",".join(filter(_is_heard, options.signals_to_handle.split(",")))
+        run(options)
     except SignalException as stopped:
         return _BY_SIGNAL + stopped.sigval
     except KeyboardInterrupt:  # Before there was a worker.
@@ -53,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return _BY_SIGNAL - failure.exitcode
     return 0
+
+
+def _is_heard(name: str) -> bool:
+    """Return whether a signal was not ignored at the start, as SIGHUP is under nohup."""
+    number = getattr(signal, name, None)  # A name that is none is torchrun's to refuse.
+    return number in (None, signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
 
 
 if __name__ == "__main__":

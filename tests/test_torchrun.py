@@ -20,6 +20,7 @@ def ends(monkeypatch):
     def end(error=None):
         def run(options):
             assert options.training_script == "train.py"
+            end.handled = options.signals_to_handle.split(",")
             if error:
                 raise error
 
@@ -27,6 +28,14 @@ def ends(monkeypatch):
         return torchrun.main(["--standalone", "--nproc_per_node=2", "train.py", "--recipe", "x"])
 
     return end
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_under_nohup_a_closed_terminal_is_ignored(ends, monkeypatch, ignored):
+    found = {signal.SIGHUP: signal.SIG_IGN} if ignored else {}
+    monkeypatch.setattr(signal, "getsignal", lambda number: found.get(number, signal.SIG_DFL))
+    assert ends() == 0
+    assert ends.handled == (["SIGTERM", "SIGINT", "SIGQUIT"] if ignored else ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
 
 
 def failed(exitcode, rank=1):
