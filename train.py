@@ -13,10 +13,9 @@ if __name__ == "__main__":
     end = ProcessEnd()
     with StopRequest() as stop:
         try:
-            # Here, so that signals during the seconds that importing torch takes find somebody who listens.
+            # Here, so that signals find somebody who listens.
             from seresnext.cli import train_main
 
-            gc.freeze()  # Nor is that looked through when it begins.
             code = train_main(stop=stop)
         except KeyboardInterrupt:
             code = 130

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import _python  # noqa: F401
 import torch
 from torch import Tensor
 

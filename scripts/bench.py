@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _python  # noqa: F401
+
 from seresnext.errors import path_argument, run_script
 
 # Each is a module of scripts/benchmark with `add_arguments(parser)` and `run(arguments) -> dict`.

@@ -30,20 +30,10 @@ cd -- "$root"
 cores=$(env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
 
-# On Ctrl-C the workers save and say so, but torchrun ends with a traceback: this is torchrun without it.
-torchrun='
-import sys
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.run import main
-try:
-    main(sys.argv[1:])
-except SignalException:
-    sys.exit(130)
-'
 trap 'exit 130' INT
 
 "$python" scripts/prepare_digits.py --output "$data"
-"$python" -c "$torchrun" --standalone --nproc_per_node=2 \
+"$python" -m seresnext.torchrun --standalone --nproc_per_node=2 \
     train.py --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
 "$python" validate.py --checkpoint "$output/checkpoints/best.safetensors" --data "$data" --json "$output/validation.json"
 "$python" scripts/plot_run.py "$output"

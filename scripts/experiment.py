@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _python  # noqa: F401
+
 from seresnext.errors import Failure, UsageError, path_argument, run_script
 
 ROOT = Path(__file__).parents[1]

@@ -13,6 +13,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import _python  # noqa: F401
 import matplotlib as mpl
 
 mpl.use("Agg")  # A picture needs no display.

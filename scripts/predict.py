@@ -15,12 +15,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import _python  # noqa: F401
 import numpy as np
 import torch
 from torch import Tensor
 
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.augment import EvaluationTransform
+from seresnext.distributed import choose_device
 from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal, path_argument, run_script
 from seresnext.models import Preprocessing, SENet, find_weights, load_pretrained
 from seresnext.recipe.schema import DataSection
@@ -77,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Classify images with a trained or published model.")
     parser.add_argument("images", type=path_argument, nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", type=path_argument, required=True, metavar="FILE")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: also where there is a GPU")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print (default: 5)")
     parser.add_argument(
         "--features", type=path_argument, metavar="OUT.npy", help="also write the features, N 2048, to this file"
@@ -100,7 +103,7 @@ def main() -> None:
             f"{shown_path(checkpoint)} names {len(recorded)} classes and the model has {model.num_classes}"
         )
     classes = recorded or presumed_classes(model.num_classes)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(choose_device(arguments.device))
     recorded_limit = facts.recipe.get("data", {}).get("max_pixels") if facts else None
     max_pixels = arguments.max_pixels or recorded_limit or MAX_PIXELS
     kept = []

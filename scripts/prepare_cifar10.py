@@ -15,6 +15,7 @@ import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 

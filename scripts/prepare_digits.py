@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 

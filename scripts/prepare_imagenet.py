@@ -13,6 +13,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+import _python  # noqa: F401
 from tqdm import tqdm
 
 from seresnext.data.readers.imagenet import ARCHIVES, Archive, ImagenetReader

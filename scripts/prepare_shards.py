@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import _python  # noqa: F401
 import numpy as np
 from PIL import Image, features
 

@@ -3,9 +3,9 @@
 
     python scripts/soak.py --kills 20 --world 2
 
-Each kill is SIGKILL, SIGTERM, SIGINT or SIGUSR1 to torchrun or to one of its processes, while they start or after
-some steps, or SIGKILL to a loader worker of one after some steps, which has to end the run as failed (workers take no
-notice of the other signals); then the same command goes on. Ends with 0 when every life ended in time and left no
+Each kill is SIGKILL or a signal that asks a training to stop. It goes to torchrun or to one of its processes, while
+they start or after some steps. Or SIGKILL goes to a loader worker after some steps, and the run has to end as failed
+(workers ignore the other signals). Then the same command goes on. Ends with 0 when every life ended in time and left no
 process behind, and the last checkpoint and the metrics have the bits of a run that nothing happened to. --seed draws
 other kills. Needs neither a GPU nor data.
 """
@@ -27,15 +27,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
 from seresnext.errors import Failure, run_script
+from seresnext.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[1]
 MARK = "SERESNEXT_SOAK"
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGKILL, *STOP_SIGNALS)
 MOST_STEPS = 12  # Steps of a life before its kill, which may come a little later: there is room for one life more.
 STARTING = 8.0  # Seconds in which a kill meets a life that starts.
 PATIENCE = 90.0  # Seconds that a life may take to end; torchrun alone waits 30 for a process that does not.
@@ -167,7 +169,7 @@ class Soak:
 
     def _start(self, output: Path) -> subprocess.Popen[bytes]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self._world}"]
-        launcher += ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
+        launcher += ["--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS)]
         words = [self._program, "--recipe", self._folder / "recipe.yaml", "--data", self._folder / "images"]
         with (self._folder / "said.txt").open("wb") as said:
             return subprocess.Popen(

@@ -1,47 +1,89 @@
-"""The two commands: arguments in, exit code out."""
+"""The two commands: arguments in, exit code out.
+
+What needs no torch comes before its import, which takes seconds in each process: arguments, recipe, missing data.
+"""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from seresnext.distributed import World, open_world
-from seresnext.errors import Failure, UsageError, for_terminal
+from seresnext.errors import (
+    LIGHT_PACKAGES,
+    CheckpointError,
+    DataError,
+    Failure,
+    UsageError,
+    address_in,
+    expand_home,
+    for_terminal,
+    path_argument,
+    require_packages,
+    write_error_file,
+)
 from seresnext.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from seresnext.distributed import World
+    from seresnext.recipe import LoadedRecipe
+
+# Seconds in which the first rank of a machine prints a failure that all its ranks see. torchrun ends the others then.
+_FIRST_RANKS_TIME = 60.0
+_LOOK = 0.05
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done once torch is imported, on which device."""
+
+    do: Callable[[World], None]
+    device: str
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are raised, so that one rank prints them and not eight. Options are written out in full."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
 
+    def print_help(self, file: Any = None) -> None:
+        if _is_first():
+            super().print_help(file)
+
 
 def train_main(arguments: Sequence[str] | None = None, *, stop: StopRequest) -> int:
-    """The command `train.py`, until `stop` asks to stop it.
+    """Run the command `train.py`, until `stop` asks to stop it.
 
     Returns the exit code: 0 done, or preempted after a save; else as in errors.py.
     """
-    return _run(partial(_train, stop=stop), _train_parser(), arguments, _refused_folder(arguments))
+    prepare = partial(_prepare_training, arguments, stop)
+    return _run(prepare, _refused_folder(arguments), is_stopping=lambda: stop.has_come)
 
 
 def validate_main(arguments: Sequence[str] | None = None) -> int:
-    """The command `validate.py`. Returns the exit code."""
-    return _run(_validate, _validate_parser(), arguments)
+    """Run the command `validate.py`. Returns the exit code."""
+    return _run(partial(_prepare_validation, arguments))
 
 
 def _refused_folder(arguments: Sequence[str] | None) -> Path | None:
     """The run folder that a start is about, also where the rest of its arguments cannot be used."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--output", type=_folder)
+    parser.add_argument("--output", type=_path)
     parser.add_argument("--recipe", type=Path)
     for showing in ("--print-recipe", "--dry-run", "--diff"):
         parser.add_argument(showing, action="store_true")
@@ -54,89 +96,186 @@ def _refused_folder(arguments: Sequence[str] | None) -> Path | None:
     return options.output or (options.recipe and Path("runs") / options.recipe.stem)
 
 
-def _folder(text: str) -> Path:
-    """Return the path of an option. An empty text is no path, and Path would take it for the working folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the name of the folder is empty; give one")
-    return Path(text)
+# ------------------------------------------------------------------------------------------------ beginning and end
 
 
 def _run(
-    command: Callable[[argparse.Namespace, World], None],
-    parser: _Parser,
-    arguments: Sequence[str] | None,
-    folder: Path | None = None,
+    prepare: Callable[[], _Job | None], folder: Path | None = None, is_stopping: Callable[[], bool] = lambda: False
 ) -> int:
-    is_first = os.environ.get("RANK", "0") == "0"
+    """Prepare a job, which each rank does for itself and without torch, and do it together. Returns the exit code."""
+    have_met = False
     try:
-        with open_world() as world:
-            command(world.together(lambda: parser.parse_args(arguments)), world)
+        job, unprepared = None, None
+        with _exiting_at_interrupt():
+            try:
+                job = prepare()
+                if job is None:
+                    return 0
+            except Failure as failure:
+                if _has_one_machine():
+                    raise
+                unprepared = failure  # All have to know: other machines, with other files, would wait for this one.
+            require_packages()
+            import seresnext.assemble  # noqa: F401
+            from seresnext.distributed import open_world
+        gc.freeze()  # What is imported stays, and need not be looked through.
+        with open_world(job.device if job else "auto") as world:
+            have_met = True
+            world.together(lambda: _raise(unprepared))
+            assert job is not None
+            job.do(world)
     except Failure as failure:
-        if not failure.is_said and (is_first or not failure.is_shared):
-            rank = "" if failure.is_shared or "RANK" not in os.environ else f" (rank {os.environ['RANK']})"
-            print(f"error{rank}: {for_terminal(failure)}", file=sys.stderr, flush=True)
-        if folder and is_first and not failure.is_recorded:
-            from seresnext.training.run_folder import record_refusal
+        _report(failure, have_met, is_stopping)
+        if folder and folder.is_dir() and _is_first() and not failure.is_recorded:
+            with suppress(ImportError):  # Of torch, where this Python has none.
+                from seresnext.training.run_folder import record_refusal
 
-            record_refusal(folder, str(failure))
+                record_refusal(folder, str(failure))
         return failure.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was changed since the last save", file=sys.stderr)
         return 130
+    except SystemExit as end:  # After --help.
+        return int(end.code or 0)
+    except Exception:
+        write_error_file(traceback.format_exc())
+        raise
     return 0
 
 
-def _train(options: argparse.Namespace, world: World, *, stop: StopRequest) -> None:
-    # Imported here: `--help` and wrong arguments need not wait for them.
-    from seresnext.assemble import dry_run, train
+def _raise(failure: Failure | None) -> None:
+    if failure:
+        raise failure
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _has_one_machine() -> bool:
+    """Whether all processes of this run are torchrun's on this machine, or this is the only one."""
+    if "RANK" not in os.environ:
+        return True
+    return _is_of_torchrun() and os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
+
+
+def _is_of_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def _exiting_at_interrupt() -> Iterator[None]:
+    """End this process at Ctrl-C: nothing is begun, so nothing is lost. A trainer of torchrun's remembers it instead.
+
+    An exception would come out of the middle of an import, as whatever error that makes there.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    remembers = "RANK" in os.environ and before is not signal.default_int_handler
+    if remembers or before == signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _report(failure: Failure, have_met: bool, is_stopping: Callable[[], bool]) -> None:
+    """Print a failure on one of the ranks that see it, and leave it to torchrun.
+
+    What all see is the fault of no rank, and is printed without one. Before the ranks of a machine have met, its first
+    one prints; others leave it the time for that, since torchrun ends all at the end of one.
+    """
+    message = for_terminal(failure)
+    write_error_file(message)
+    if have_met:
+        prints, names_rank = _is_first() or not failure.is_shared, not failure.is_shared
+    else:
+        prints = os.environ.get("LOCAL_RANK", "0") == "0"
+        names_rank = not (prints and _is_first())
+        if not prints:
+            deadline = time.monotonic() + _FIRST_RANKS_TIME if _is_of_torchrun() else 0.0
+            while not (prints := time.monotonic() >= deadline) and not is_stopping():
+                time.sleep(_LOOK)
+    if prints and not failure.is_said:
+        rank = f" (rank {os.environ['RANK']})" if names_rank and "RANK" in os.environ else ""
+        with suppress(OSError):  # The terminal may be gone.
+            print(f"error{rank}: {message}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ train.py
+
+
+def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Job | None:
+    require_packages(LIGHT_PACKAGES)
     from seresnext.recipe.load import load_recipe
     from seresnext.recipe.reader import write_scalar
     from seresnext.recipe.show import diff, print_recipe
 
-    world.expect_end(lambda: stop.has_come)
+    options = _parse(_train_parser(), arguments, _key_hints)
     overrides = list(options.set)
     if options.data is not None:
         overrides.append(f"data.root={write_scalar(options.data)}")
-    loaded = world.together(lambda: load_recipe(options.recipe, overrides))
+    loaded = load_recipe(options.recipe, overrides)
     if options.diff:
-        other = world.together(lambda: load_recipe(options.diff))
-        if world.is_first:
-            print("\n".join(diff(loaded.values, other.values)) or "the two recipes are the same")
-    elif options.print_recipe:
-        if world.is_first:
+        differences = diff(loaded.values, load_recipe(options.diff).values)
+        if _is_first():
+            print("\n".join(differences) or "the two recipes are the same")
+        return None
+    if options.print_recipe:
+        if _is_first():
             print(print_recipe(loaded), end="")
-    elif options.dry_run:
+        return None
+    if loaded.recipe.data.format != "synthetic":
+        _check_is_there(loaded.recipe.data.root)
+    if options.resume not in ("auto", "never") and not os.path.exists(options.resume):  # noqa: PTH110 (raises nothing)
+        raise UsageError(f"--resume {options.resume}: no such file; give auto, never, or the path of a checkpoint")
+    return _Job(partial(_train, options, loaded, stop), options.device)
+
+
+def _train(options: argparse.Namespace, loaded: LoadedRecipe, stop: StopRequest, world: World) -> None:
+    from seresnext.assemble import dry_run, train
+
+    world.expect_end(lambda: stop.has_come)
+    if options.dry_run:
         dry_run(loaded, world, stop)
-    else:
-        output = options.output or Path("runs") / loaded.name
-        allowed = [key for keys in options.allow_changed for key in keys.split(",") if key]
-        train(loaded, world, stop, output=output, resume=options.resume, allow_changed=allowed)
-
-
-def _validate(options: argparse.Namespace, world: World) -> None:
-    from seresnext.assemble import validate
-
-    validate(options.checkpoint, world, options.data, options.split, options.weights, options.json)
+        return
+    output = options.output or Path("runs") / loaded.name
+    allowed = [key for keys in options.allow_changed for key in keys.split(",") if key]
+    train(loaded, world, stop, output=output, resume=options.resume, allow_changed=allowed)
 
 
 def _train_parser() -> _Parser:
+    from seresnext.recipe.files import recipe_names
+
     parser = _Parser(
         prog="train.py",
         description="Train a model by a recipe. Alone it uses one process; under torchrun, one for each GPU.",
-        epilog="The same command again continues the run. See README.md for recipes and the run folder.",
+        epilog=f"""examples:
+  python train.py --recipe seresnext50 --data /path/to/imagenet --dry-run
+  torchrun --nproc_per_node=8 train.py --recipe seresnext50 --data /path/to/imagenet --output runs/first
+  python train.py --recipe digits --set optimizer.lr=0.1 --set length=20ep
+  python train.py --recipe seresnext50 --diff seresnext101
+
+The same command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
+{textwrap.fill(f"Recipes by name: {', '.join(recipe_names()) or 'none'}.", 119)}""",
     )
-    parser.add_argument("--recipe", required=True, metavar="RECIPE", help="a recipe's path, or its name in recipes/")
-    parser.add_argument("--data", metavar="DIR", help="the folder with the splits; the same as data.root")
-    parser.add_argument("--output", type=_folder, metavar="DIR", help="the run folder (default: runs/<recipe>)")
+    parser.add_argument(
+        "--recipe", required=True, type=_text, metavar="RECIPE", help="a recipe's path, or its name in recipes/"
+    )
+    parser.add_argument("--data", type=_text, metavar="DIR", help="the folder with the splits; the same as data.root")
+    parser.add_argument("--output", type=_path, metavar="DIR", help="the run folder (default: runs/<recipe>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable"
     )
     parser.add_argument(
         "--resume",
         default="auto",
+        type=_text,
         metavar="auto|never|FILE",
-        help="auto: go on from the newest checkpoint of the run folder; never: start anew, setting an older run's "
-        "files aside; FILE: go on from this checkpoint",
+        help="auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's "
+        "files aside; FILE: resume from this checkpoint",
     )
     parser.add_argument(
         "--allow-changed",
@@ -145,25 +284,117 @@ def _train_parser() -> _Parser:
         metavar="KEY,...",
         help="recipe keys (or `dataset`, `classes`) that may differ from those the run was started with",
     )
+    _add_device(parser)
     parser.add_argument("--print-recipe", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--diff", metavar="RECIPE", help="print how another recipe differs and stop")
+    parser.add_argument("--diff", type=_text, metavar="RECIPE", help="print how another recipe differs and stop")
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, take two steps, estimate the time, leave nothing"
     )
     return parser
 
 
+# ------------------------------------------------------------------------------------------------ validate.py
+
+
+def _prepare_validation(arguments: Sequence[str] | None) -> _Job:
+    options = _parse(_validate_parser(), arguments)
+    # For a published file (.pth) a later message has the address.
+    if not os.path.lexists(options.checkpoint) and options.checkpoint.suffix != ".pth":
+        raise CheckpointError(f"{options.checkpoint} cannot be opened: no such file; give one with --checkpoint FILE")
+    if options.data is not None:
+        _check_is_there(options.data)
+    return _Job(partial(_validate, options), options.device)
+
+
+def _validate(options: argparse.Namespace, world: World) -> None:
+    from seresnext.assemble import validate
+
+    validate(options.checkpoint, world, options.data, options.split, options.weights, options.json)
+
+
 def _validate_parser() -> _Parser:
     parser = _Parser(
         prog="validate.py",
-        description="Measure top-1 and top-5 accuracy and loss of a checkpoint. All it needs is in the checkpoint; a "
-        "published file of weights is recognised.",
+        description="Measure top-1 and top-5 accuracy and loss of a checkpoint. The checkpoint has all that is needed; "
+        "a\npublished file of weights is recognised.",
+        epilog="""examples:
+  python validate.py --checkpoint runs/first/checkpoints/best.safetensors
+  python validate.py --checkpoint se_resnext50_32x4d-a260b3a4.pth --data /path/to/imagenet --json result.json
+
+README.md describes checkpoints and published weights, docs/recipe.md the recipe that a checkpoint has in it.""",
     )
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="FILE", help="a checkpoint or a published .pth"
+        "--checkpoint", required=True, type=_path, metavar="FILE", help="a checkpoint or a published .pth"
     )
-    parser.add_argument("--data", metavar="DIR", help="the folder with the splits (default: as in training)")
-    parser.add_argument("--split", metavar="NAME", help="the split (default: as in training, else val)")
+    parser.add_argument(
+        "--data", type=_text, metavar="DIR", help="the folder with the splits (default: as in training)"
+    )
+    parser.add_argument("--split", type=_text, metavar="NAME", help="the split (default: as in training, else val)")
     parser.add_argument("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
+    parser.add_argument("--json", type=_path, metavar="FILE", help="also write the result to this file")
+    _add_device(parser)
     return parser
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+def _parse(
+    parser: _Parser, arguments: Sequence[str] | None, hints: Callable[[list[str]], str] = lambda words: ""
+) -> argparse.Namespace:
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints(unknown)}")
+    return options
+
+
+def _key_hints(words: list[str]) -> str:
+    """Return how to set the keys of a recipe that unknown arguments mean, as `--lr 0.3` or `optimizer.lr=0.3`."""
+    from seresnext.recipe.explain import COMMON_NAMES, all_keys
+
+    keys = [key for key, is_section in all_keys().items() if not is_section]
+    hints = []
+    for place, word in enumerate(words):
+        name, equals, value = word.lstrip("-").partition("=")
+        if not equals and not word.startswith("-"):
+            continue
+        name = name.replace("-", "_")
+        common = COMMON_NAMES.get(name)
+        meant = [common] if common in keys else [key for key in keys if name in (key, key.rpartition(".")[2])]
+        if len(meant) != 1:
+            continue
+        if not equals:
+            following = words[place + 1 : place + 2]
+            value = following[0] if following and not following[0].startswith("--") else "VALUE"
+        if meant[0] in ("length", "schedule.warmup") and value.isdecimal():
+            value += "st" if "step" in name else "ep"
+        hints.append(f"--set {meant[0]}={value}")
+    return f"; write keys of the recipe as {' '.join(hints)}" if hints else ""
+
+
+def _check_is_there(root: str) -> None:
+    """Raise DataError where there is no folder of data. An address is asked later."""
+    if not address_in(root) and not os.path.isdir(root):  # noqa: PTH112 (raises nothing)
+        raise DataError(f"there is no folder {root}; give the folder that holds train/ and val/ with --data DIR")
+
+
+def _path(text: str) -> Path:
+    """Return the path that an option gives. An empty text is none: Path would take it for the working folder."""
+    return path_argument(_not_empty(text))
+
+
+def _text(text: str) -> str:
+    """Return the text of an option that is a name, a path or an address; of a path `~` is expanded."""
+    return str(expand_home(text)) if _not_empty(text).startswith("~") else text
+
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a value, or leave the option out")
+    return text
+
+
+def _add_device(parser: _Parser) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu"), default="auto", help="cpu: use the CPU also where there are GPUs"
+    )

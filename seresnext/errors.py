@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import importlib.util
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,6 +119,43 @@ def for_terminal(text: object) -> str:
         character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
         for character in shown
     )
+
+
+def write_error_file(message: str) -> None:
+    """Write why this process fails where torchrun looks for that, if it is one of torchrun's.
+
+    The box that torchrun prints at the end has it then, and not `<N/A>`.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        temporary = Path(f"{path}.{time.monotonic_ns()}")  # A part of a file would be an error of torchrun's.
+        with suppress(OSError):
+            temporary.write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
+            temporary.replace(path)
+
+
+LIGHT_PACKAGES = ("pydantic", "yaml")
+"""What reading a recipe takes."""
+
+PACKAGES = (*LIGHT_PACKAGES, "numpy", "PIL", "safetensors", "tensorboard", "torch", "torchvision", "tqdm")
+"""What everything else takes, the extras apart."""
+
+_OLDEST_PYTHON = (3, 11)
+
+
+def require_packages(names: Sequence[str] = PACKAGES) -> None:
+    """Raise UsageError where this Python is too old, or lacks one of the packages. Imports none of them."""
+    is_old = sys.version_info < _OLDEST_PYTHON
+    if not is_old and all(map(importlib.util.find_spec, names)):
+        return
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    found = f"is Python {sys.version.split()[0]}, older than 3.11" if is_old else f"has no {', '.join(missing)}"
+    venv = Path(__file__).parents[1] / ".venv"
+    activate = venv / "bin" / "activate"
+    is_other = activate.exists() and Path(sys.prefix).resolve() != venv.resolve()
+    cure = f"run `source {activate}`" if is_other else "run `bash scripts/test.sh`, which makes .venv with all packages"
+    raise UsageError(f"{sys.executable} {found}; {cure}")
 
 
 _UNWRITTEN = 120  # The exit code of Python for output that could not be written.

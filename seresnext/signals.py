@@ -14,8 +14,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What asks a training to stop: Ctrl-C, a scheduler, a cluster before it takes the machine away."""
+STOP_SIGNALS = (
+    signal.SIGINT,  # Ctrl-C
+    signal.SIGTERM,  # a scheduler
+    signal.SIGUSR1,  # a cluster before it takes the machine away, as is the next one
+    signal.SIGUSR2,
+    signal.SIGHUP,  # a terminal that was closed, a connection that was lost
+    signal.SIGXCPU,  # the limit of CPU time (`ulimit -St`); at the hard limit the kernel kills
+)
+"""What asks a training to stop."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # This process and who started it, as they were when this module was imported: train.py does that first of all.

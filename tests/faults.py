@@ -22,6 +22,7 @@ Faults:
     error:ERRNO            what the point begins fails with this error of the operating system
     file-size:BYTES        no file may become larger
     files:N                so many files may be open
+    cpu                    the limit of CPU time is reached, and the hard limit far
     clock:SECONDS          the wall clock jumps
     hold, hold-until-asked wait until the test says `release`, or until this process is asked to stop
     sleep:SECONDS          wait
@@ -137,6 +138,10 @@ class _Injection:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(value), resource.RLIM_INFINITY))
             case "files":
                 resource.setrlimit(resource.RLIMIT_NOFILE, (int(value), int(value)))
+            case "cpu":
+                resource.setrlimit(resource.RLIMIT_CPU, (max(1, int(time.process_time())), resource.RLIM_INFINITY))
+                while not self._is_asked():  # The kernel looks at its next tick of a process that computes.
+                    pass
             case "clock":
                 now = time.time
                 time.time = lambda: now() + float(value)

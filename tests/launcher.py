@@ -3,7 +3,7 @@
 A fork has a process id, an environment, a session, streams and an end of its own, and runs the program's own file. The
 workers of a torchrun are forks, too: made before it has threads and sockets, they wait until it starts them. `start`
 takes `TORCHRUN` or `PYTHON` as the first word of a command for this, `TORCHRUN_ALONE` for one whose workers are new
-processes, and any other command as it is.
+processes, `OWN_TORCHRUN` for `python -m seresnext.torchrun`, and any other command as it is.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from unittest.mock import patch
 
 TORCHRUN = "torchrun, forked"
 TORCHRUN_ALONE = "torchrun, forked, that starts new processes"
+OWN_TORCHRUN = "seresnext.torchrun, forked"
 PYTHON = "python, forked"
 QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,7 @@ def start(
     argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
 ) -> subprocess.Popen[bytes] | Fork:
     """Start a command in a session of its own, with nothing to read."""
-    if argv[0] in (TORCHRUN, TORCHRUN_ALONE, PYTHON):
+    if argv[0] in (TORCHRUN, TORCHRUN_ALONE, OWN_TORCHRUN, PYTHON):
         return Fork(argv, stdout, stderr, env, cwd)
     return subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
@@ -113,8 +114,12 @@ def _begin(program: str, words: list[str], stdout: str, stderr: str, env: dict[s
     from torch.distributed.run import main
 
     _heed_shutdown_timeout(words)
-    if program == TORCHRUN:
+    if program in (TORCHRUN, OWN_TORCHRUN):
         _start_forks(words)
+    if program == OWN_TORCHRUN:
+        from seresnext import torchrun
+
+        sys.exit(torchrun.main())
     main()
 
 

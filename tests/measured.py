@@ -90,6 +90,7 @@ def _command(argv: Sequence[str]) -> None:
     if argv[0] == "-c":
         exec(compile(argv[1], "<command>", "exec"), {"__name__": "__main__"})
     else:
+        sys.path.insert(0, str(Path(argv[0]).resolve().parent))  # As Python does.
         runpy.run_path(argv[0], run_name="__main__")
 
 

@@ -91,7 +91,6 @@ TESTED_ELSEWHERE = {
     "assemble/run.py": "runs/test_training.py",
     "assemble/training.py": "runs/test_training.py",
     "assemble/validation.py": "runs/test_validation.py",
-    "cli.py": "runs/test_mistakes.py",
     "models/blocks.py": "models/test_senet.py",
     "weights/opening.py": "weights/test_torchfile.py",
     "recipe/explain.py": "recipe/test_errors.py",

@@ -16,24 +16,26 @@ from seresnext.signals import STOP_SIGNALS, end_with_parent, sparing_children
 from seresnext.training.stopping import StopRequest
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize(("spared", "survives"), [(True, True), (False, False)])
-def test_children_are_spared(spared, survives):
+def test_children_are_spared(spared, survives, number):
     """And the signal is still heard: the thread takes it."""
     with StopRequest() as stop:
+        stop.defer()
         with sparing_children() if spared else nullcontext():
             child = subprocess.Popen(
                 [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1
             )
             assert child.stdout
             child.stdout.read(1)
-            child.terminate()
-            os.kill(os.getpid(), signal.SIGTERM)
+            child.send_signal(number)
+            os.kill(os.getpid(), number)
         deadline = time.monotonic() + 5
         while not stop.requested and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert stop.signal == "SIGTERM"
+        assert stop.signal == number.name
         try:
-            child.wait(1)
+            child.wait(0.3)
         except subprocess.TimeoutExpired:
             assert survives
         else:

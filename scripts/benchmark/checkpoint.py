@@ -22,7 +22,7 @@ import torch
 
 from seresnext.assemble.run import Run
 from seresnext.data.prefetch import DeviceBatch
-from seresnext.distributed import World
+from seresnext.distributed import World, choose_device
 from seresnext.errors import path_argument
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import load_recipe
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], list[Timed], list[float]]:
     """Saves that nothing is done beside, saves beside steps, and the seconds of steps beside nothing."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     settings = [
         "data.format=synthetic",
         "data.synthetic_images=1000",

@@ -30,7 +30,7 @@ import seresnext.training.step
 from seresnext.assemble.run import Run
 from seresnext.data.batches import Batch
 from seresnext.data.prefetch import DeviceBatch, prefetch
-from seresnext.distributed import World, open_world
+from seresnext.distributed import World, choose_device, open_world
 from seresnext.metrics.console import Console
 from seresnext.models.registry import canonical_name
 from seresnext.recipe.load import recipe_from_values, to_values
@@ -227,7 +227,7 @@ def our_stream(run: Run, world: World, rounds: Rounds) -> Iterator[DeviceBatch]:
 def run_timm(options: Options, answers: TextIO) -> None:
     """timm's model of the same name, eager, with the loop that everybody writes, until the input ends."""
     timm: Any = importlib.import_module("timm")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     precision: Precision = PRECISIONS[options.precision]
     model = timm.create_model(canonical_name(options.model), drop_rate=DROP_RATE).to(device, precision.weights).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

@@ -15,11 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from seresnext.assemble.resume import find_saved, saved_progress
 from seresnext.assemble.run import Run
-from seresnext.distributed import World
+from seresnext.distributed import World, choose_device
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import LoadedRecipe, load_recipe
 from seresnext.training.plan import Progress
@@ -63,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "start of an epoch": 31 * epoch,
         "last step of the run": _EPOCHS * epoch - 1,
     }
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     world = World(device=device)
     starts = {}
     with tempfile.TemporaryDirectory(prefix="seresnext-resume-") as folder:

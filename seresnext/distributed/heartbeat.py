@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import torch.distributed as dist
 
-from seresnext.errors import RankLost
+from seresnext.errors import RankLost, write_error_file
 from seresnext.signals import is_completing
 
 _INTERVAL = 1.0  # seconds between two signs of life
@@ -137,6 +137,7 @@ class Heartbeat:
         if not lost.is_said:
             self.on_loss(str(lost))
             print(f"error (rank {self._rank}): {lost}", file=sys.stderr, flush=True)
+        write_error_file(str(lost))
         os._exit(lost.exit_code)
 
     def _explain(self, silent: set[int], signs: list[Sign]) -> RankLost:

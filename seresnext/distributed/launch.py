@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from seresnext.distributed.devices import choose_device
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.distributed.world import World
 from seresnext.errors import Failure, RankLost, UsageError
@@ -31,14 +32,14 @@ _TORCHRUNS_STORE_TIMEOUT = timedelta(minutes=1)
 
 
 @contextmanager
-def open_world() -> Iterator[World]:
+def open_world(device: str = "auto") -> Iterator[World]:
     """Join the other processes that torchrun started, or be a world of one without it.
 
-    Uses NCCL with one GPU a process where there are GPUs, else gloo on the CPU. Raises UsageError when the environment
-    is not torchrun's or asks for more processes than there are GPUs.
+    Uses NCCL with one GPU a process where there are GPUs, else, and with the device `cpu`, gloo on the CPU. Raises
+    UsageError when the environment is not torchrun's, or its GPUs cannot be used.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        with World(device=_device(0, 1)).explaining() as world:
+        with World(device=choose_device(device)).explaining() as world:
             yield world
         return
     rank, size, local_rank, local_size = (
@@ -46,22 +47,22 @@ def open_world() -> Iterator[World]:
     )
     if not 0 <= rank < size:
         raise UsageError(f"RANK={rank} is not below WORLD_SIZE={size}; start through torchrun, which sets both")
-    device = _device(local_rank, local_size)
+    own = choose_device(device, local_rank, local_size)
     # Without its launcher a run of one machine still saves. Where there are others, theirs start anew without this one
     # (torchrun --nnodes=1:2), and for that it has to be gone, not to ask them all to stop.
     death_signal = signal.SIGTERM if size == local_size else signal.SIGKILL
     if size == 1:
         end_with_parent(death_signal)
-        with World(0, 1, local_rank, device).explaining() as world:
+        with World(0, 1, local_rank, own).explaining() as world:
             yield world
         return
     end_with_launcher()  # Nothing can be saved before all have met.
-    heartbeat = _join(rank, size, device)
+    heartbeat = _join(rank, size, own)
     end_with_parent(death_signal)
     heartbeat.start()
     end = ""
     try:
-        with World(rank, size, local_rank, device, heartbeat).explaining() as world:
+        with World(rank, size, local_rank, own, heartbeat).explaining() as world:
             yield world
     except RankLost as lost:
         end = lost.end  # It came of another rank's end mostly, which is that rank's news.
@@ -127,15 +128,3 @@ def _number(name: str) -> int:
     if not text.isdecimal():
         raise UsageError(f"the environment has {name}={text!r}, not a number; start through torchrun, which sets it")
     return int(text)
-
-
-def _device(local_rank: int, local_size: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_size > torch.cuda.device_count():
-        raise UsageError(
-            f"{local_size} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; "
-            f"start with --nproc_per_node={torch.cuda.device_count()} or make more GPUs visible"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)

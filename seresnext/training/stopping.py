@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, a scheduler's SIGTERM, or a cluster's SIGUSR1 before it takes the machine away.
+"""Being asked to stop, by any of STOP_SIGNALS: Ctrl-C, a scheduler's SIGTERM, a closed terminal's SIGHUP, and others.
 
 Imports nothing heavy: train.py listens before it imports torch, which takes seconds that a signal may fall into.
 """
@@ -13,6 +13,9 @@ from types import FrameType, TracebackType
 
 from seresnext.signals import STOP_SIGNALS, is_completing
 
+# A program that is started with a signal ignored keeps ignoring it, as SIGHUP under nohup. These two are taken all the
+# same: a shell lets what a script starts in the background ignore Ctrl-C, and a scheduler means its SIGTERM.
+_NEVER_IGNORED = (signal.SIGINT, signal.SIGTERM)
 # A signal to all processes of a group may reach one twice, by itself and through another, within milliseconds. A person
 # who presses Ctrl-C again takes longer, in seconds:
 _SAME_REQUEST = 0.3
@@ -32,6 +35,8 @@ class StopRequest:
     Under torchrun the two cannot be told apart. Of the second Ctrl-C torchrun makes a SIGTERM, and a first one that all
     processes got it may pass on late. So what comes second ends a process there only if that is stuck: if it does not
     look at the request within a few seconds of the first. One that does is about to save.
+
+    A signal that was ignored when the process started stays ignored, but for Ctrl-C and SIGTERM.
 
     Until `defer()` is called, Ctrl-C raises KeyboardInterrupt as ever: so early there is nothing to save. Processes
     of torchrun, which have no terminal, defer from the start.
@@ -67,7 +72,11 @@ class StopRequest:
         # Handlers wait for the main thread to return to Python; the pipe is written at once.
         self._previous_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
-        self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
+        self._previous = {
+            number: signal.signal(number, self._remember)
+            for number in STOP_SIGNALS
+            if number in _NEVER_IGNORED or signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -94,7 +103,7 @@ class StopRequest:
             self._has_come = True
             if interrupted is None:
                 interrupted = now if number == signal.SIGINT and self._defers else None
-            elif now - interrupted <= _SAME_REQUEST or number == signal.SIGUSR1:
+            elif now - interrupted <= _SAME_REQUEST or number not in (signal.SIGINT, signal.SIGTERM):
                 continue
             elif not self._of_torchrun:
                 if number == signal.SIGINT:

@@ -21,6 +21,7 @@ from seresnext.data.progressive import Ramp
 from seresnext.data.readers import Reader, open_reader
 from seresnext.data.regions import HAS_NVIMGCODEC
 from seresnext.errors import DataError
+from seresnext.signals import STOP_SIGNALS
 
 TRANSFORM = TrainTransform(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 TOTAL = 9  # Steps of the tests' runs: three epochs of three.
@@ -154,16 +155,16 @@ def test_more_workers_than_cores_are_no_warning(numbers):
 def test_workers_compute_on_one_thread_and_ignore_the_trainers_signals(numbers):
     def check(key: BatchKey) -> None:
         assert torch.get_num_threads() == 1
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             os.kill(os.getpid(), number)
 
     assert len(read_all(numbers(check), evaluation_keys(16, 4, 0, 1), workers=2)) == 4
 
 
 def test_without_workers_signals_stay_as_they_are(numbers):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     read_all(numbers(lambda key: None), evaluation_keys(16, 4, 0, 1), workers=0)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 def children() -> set[int]:

@@ -29,6 +29,7 @@ def environment(monkeypatch):
                 monkeypatch.setenv(name, str(value))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for name in ("end_with_parent", "end_with_launcher"):  # Or it would stay so for all tests.
         monkeypatch.setattr(launch, name, lambda *death_signal: None)
     pretend(None, None, None, None)
@@ -90,6 +91,13 @@ def test_alone_the_first_gpu(gpus):
     with open_world() as world:
         assert world.device == torch.device("cuda", 0)
     assert chosen == [0]
+
+
+def test_the_cpu_where_that_is_wanted(gpus):
+    chosen = gpus(2)
+    with open_world("cpu") as world:
+        assert world.device == torch.device("cpu")
+    assert chosen == []
 
 
 def test_more_processes_than_gpus(gpus, environment):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from faults import SIZES, Fault
+from faults import SIZES, Fault, Faults
+from launcher import OWN_TORCHRUN
 from run_folders import digest, events, status
 
 from seresnext.checkpoint import store
+from seresnext.signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.runs
 
 # torchrun passes on these and no others, so that SIGUSR1 would end it alone.
-FORWARD = ("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")
+FORWARD = ("--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS))
 # Where a signal comes, and how many steps are complete when the run stops.
 POINTS = {
     "import": {0},
@@ -33,6 +36,8 @@ POINTS = {
 SAVES = ("--set", "checkpoint.every=2st")
 WORLDS = (1, 2, 3, 4)
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
+# These take the same way: each meets a third of the points, and all of them together every one.
+OTHERS = ("SIGHUP", "SIGUSR2", "SIGXCPU")
 # Which process gets it: torchrun, the first rank, or the last one with its loader workers, which must not die of it
 # before the save.
 TARGETS = ("torchrun", "first", "last")
@@ -46,7 +51,7 @@ STOPS = (
 
 def draw(row, column):
     """World, signal, and the points and targets of a run: each signal meets each point, and each target each world."""
-    world, name = WORLDS[(row + column) % 4], NAMES[column]
+    world, name = WORLDS[(row + column) % 4], (*NAMES, *OTHERS)[column]
     if (world, name, row) == (1, "SIGINT", 0):
         world = 2  # Alone and so early, Ctrl-C ends it: nothing is begun.
     stops = []
@@ -66,6 +71,7 @@ EVERY_DAY = [
     (1, "SIGTERM", (("validate:4", "first"),)),
 ]
 FULL = [draw(row, column) for row in range(len(STOPS)) for column in range(len(NAMES))]
+MORE = [draw(row, len(NAMES) + row) for row in range(len(STOPS))]
 
 
 def test_every_signal_meets_every_point_and_every_target_every_world():
@@ -73,10 +79,12 @@ def test_every_signal_meets_every_point_and_every_target_every_world():
     assert met == {(name, point) for name in NAMES for point in POINTS if point != "step:3"}
     met = {(world, target) for world, _, stops in FULL for _, target in stops}
     assert met == {(world, target) for world in WORLDS for target in TARGETS} - {(1, "torchrun")}
+    assert {name for _, name, _ in [*FULL, *MORE]} == {number.name for number in STOP_SIGNALS}
+    assert {point for _, _, stops in MORE for point, _ in stops} == POINTS.keys() - {"step:3"}
 
 
 @pytest.mark.parametrize(
-    ("world", "name", "stops"), [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in FULL)]
+    ("world", "name", "stops"), [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in [*FULL, *MORE])]
 )
 def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, world, name, stops):
     run = tmp_path / "run"
@@ -159,6 +167,15 @@ def test_after_the_last_step_it_is_finished(start_faulty, whole_digest, tmp_path
 
 
 @pytest.mark.full
+def test_torchrun_passes_on_that_its_terminal_was_closed(faulty, tmp_path):
+    """Also without --signals-to-handle. The workers have other sessions, and no terminal."""
+    result = faulty(tmp_path / "run", Fault("step:3", "torchrun:SIGHUP", rank=1))
+    assert result.returncode != 0
+    assert status(tmp_path / "run")["state"] == "preempted"
+    assert "SIGHUP" in status(tmp_path / "run")["reason"]
+
+
+@pytest.mark.full
 def test_a_signal_that_torchrun_does_not_handle_still_saves(start_faulty, assert_goes_on, tmp_path):
     """Without --signals-to-handle SIGUSR1 ends torchrun itself. Its ranks notice, save and end."""
     run = tmp_path / "run"
@@ -168,6 +185,67 @@ def test_a_signal_that_torchrun_does_not_handle_still_saves(start_faulty, assert
     assert faults.exit_codes() == {0: 0, 1: 0}
     assert status(run)["state"] == "preempted"
     assert_goes_on(run)
+
+
+# What a terminal's emulator does: a session of its own, and one day the window is closed.
+TERMINAL = """
+import os, pty, select, sys
+from pathlib import Path
+
+pid, window = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[2], sys.argv[2:])
+while not Path(sys.argv[1]).exists():
+    if select.select([window], [], [], 0.05)[0]:
+        try:
+            os.read(window, 4096)
+        except OSError:  # Before the program has it open.
+            pass
+os.close(window)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("shell", [(), pytest.param(("nohup",), marks=pytest.mark.full)], ids=["plain", "nohup"])
+def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_goes_on, tmp_path, shell):
+    """A run saves and is preempted; under nohup it trains to its end."""
+    run, faults = tmp_path / "run", Faults(tmp_path / "faults", [Fault("step:3", "sleep:1.5")])
+    program = [sys.executable, *narrow_arguments(run)]
+    closed = [sys.executable, "-c", TERMINAL, tmp_path / "faults" / "happened-0", *shell, *program]
+    result = start_command(closed, env=faults.environment, cwd=tmp_path).finish(timeout=90)
+    assert result.returncode == 0, (run / "log.txt").read_text()
+    assert faults.exit_codes() == {0: 0}
+    if shell:
+        assert status(run)["state"] == "finished"
+    else:
+        assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
+        assert "SIGHUP" in status(run)["reason"]
+    assert_goes_on(run, 1)
+
+
+def test_the_limit_of_cpu_time_is_reached(faulty, tmp_path):
+    """Not a signal that a test sends, but the kernel's."""
+    run = tmp_path / "run"
+    result = faulty(run, Fault("step:3", "cpu"), world=1)
+    assert result.returncode == 0, result.output
+    assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
+    assert "SIGXCPU" in status(run)["reason"]
+    assert sorted(store.steps(run / "checkpoints")) == [4]
+
+
+def test_ctrl_c_to_our_torchrun_ends_with_saved(start_torchrun, narrow_arguments, tmp_path):
+    """torchrun itself would end with a traceback."""
+    run = tmp_path / "run"
+    faults = Faults(tmp_path / "faults", [Fault("step:3", "hold-until-asked", rank) for rank in range(2)])
+    command = start_torchrun(2, narrow_arguments(run), torchrun=OWN_TORCHRUN, env=faults.environment)
+    command.wait_for(lambda: faults.happened(0) and faults.happened(1))
+    command.process.send_signal(signal.SIGINT)
+    result = command.finish(timeout=60)
+    assert result.returncode == 130, result.output
+    assert faults.exit_codes() == {0: 0, 1: 0}
+    assert status(run)["state"] == "preempted"
+    assert "Traceback" not in result.output
+    assert "and saved" in result.stdout.splitlines()[-1]
 
 
 @pytest.mark.full

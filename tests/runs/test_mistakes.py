@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launcher import PYTHON
+from launcher import OWN_TORCHRUN, PYTHON
 from run_folders import losses, status
 
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
@@ -113,7 +113,21 @@ def test_losses_that_are_not_finite_stop_the_run(fails, tmp_path):
 def test_under_torchrun_the_message_comes_once(torchrun, train_arguments, tmp_path):
     result = torchrun(2, train_arguments(tmp_path / "run", "--set", "model.num_classes=4"))
     assert result.returncode != 0
-    assert result.stderr.count("3 class folders") == 1
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert error.startswith("error: ")
+    assert "3 class folders" in error
+    # torchrun's box has the message, and not `<N/A>`.
+    assert result.stderr.partition("Root Cause")[2].count("3 class folders") == 1
+
+
+def test_our_torchrun_ends_as_its_workers(torchrun, train_arguments, tmp_path):
+    """A folder that is not there: one line, no rank to blame, the exit code of data, and no line of torchrun's."""
+    arguments = train_arguments(tmp_path / "run", "--data", str(tmp_path / "nowhere"))
+    result = torchrun(2, arguments, torchrun=OWN_TORCHRUN)
+    assert result.returncode == 3, result.output
+    (line,) = result.output.splitlines()
+    assert line.startswith("error: ")
+    assert "nowhere" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -145,14 +159,18 @@ def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_argum
     assert "class_1/3.jpg" in status(run)["reason"]
 
 
-@pytest.mark.parametrize("command", ["train.py", "validate.py"])
-def test_ctrl_c_while_torch_is_imported(start_command, command):
+@pytest.mark.parametrize(
+    "command",
+    [["train.py", "--recipe", "seresnext26", "--data", "recipes", "--output"], ["validate.py", "--checkpoint"]],
+    ids=["train", "validate"],
+)
+def test_ctrl_c_while_torch_is_imported(start_command, command, tmp_path):
     for _ in range(5):
-        running = start_command([sys.executable, command, "--help"])
+        running = start_command([sys.executable, *command, tmp_path])
         running.wait_for(lambda running=running: b"torch" in Path(f"/proc/{running.process.pid}/maps").read_bytes())
         running.process.send_signal(signal.SIGINT)
         result = running.finish()
-        if "usage" not in result.stdout:  # On a busy machine it may be done before the signal comes.
+        if "error" not in result.stderr:  # On a busy machine it may be done before the signal comes.
             break
     assert result.returncode == 130
     assert result.output == ""

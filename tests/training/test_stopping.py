@@ -28,6 +28,27 @@ def test_a_signal_is_remembered(stop, number):
         assert stop.signal == number.name
 
 
+def test_all_that_ends_a_process_from_outside_is_a_request():
+    """Also a closed terminal, the limit of CPU time, and both signals of a user's; not what means a quick end."""
+    names = {number.name for number in STOP_SIGNALS}
+    assert names == {"SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"}
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(stop, number):
+    """As SIGHUP by nohup. Ctrl-C and SIGTERM are taken: a shell lets what it starts in the background ignore Ctrl-C."""
+    is_taken = number in (signal.SIGINT, signal.SIGTERM)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+            assert (stop.requested, stop.has_come) == (is_taken, is_taken)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_the_first_signal_is_the_reason(stop):
     with stop:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -145,6 +166,14 @@ def test_who_waits_for_a_write_is_not_stuck(start_stuck):
     command = start_stuck("writes", "0", env=OF_TORCHRUN)
     send(command, signal.SIGINT, 0.6, signal.SIGTERM)
     assert command.finish(timeout=20).returncode == 0
+
+
+def test_only_ctrl_c_and_sigterm_urge(start_stuck):
+    """A closed terminal after Ctrl-C, for one, leaves the time that a save takes."""
+    command = start_stuck("stuck", "0", env=OF_TORCHRUN)
+    others = [number for number in STOP_SIGNALS if number not in (signal.SIGINT, signal.SIGTERM)]
+    send(command, signal.SIGINT, 0.6, *others, 2)
+    assert command.process.poll() is None
 
 
 def test_the_first_signal_alone_ends_nobody_who_is_stuck(start_stuck):

@@ -1,0 +1,78 @@
+"""The device of a process, and GPUs that the machine has and torch does not see."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from seresnext.errors import UsageError
+
+# What a person, and Slurm in a job without GPUs, sets CUDA_VISIBLE_DEVICES to in order to hide all GPUs.
+_NO_DEVICES = ("", "-1", "NoDevFiles")
+
+
+def choose_device(wanted: str = "auto", local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """Return the GPU of this process, made torch's current one, or the CPU where that is wanted or there is no GPU.
+
+    Raises UsageError where this machine has fewer GPUs than processes, and where torch sees none of its GPUs: a
+    training on the CPU would take months, and the GPUs would be idle.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        refuse_unseen_gpus()
+        return torch.device("cpu")
+    if local_size > torch.cuda.device_count():
+        raise UsageError(
+            f"{local_size} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; "
+            f"start with --nproc_per_node={torch.cuda.device_count()} or make more GPUs visible"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def refuse_unseen_gpus(devices: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia/version")) -> None:
+    """Raise UsageError where this machine has NVIDIA GPUs that nobody has hidden. Call it if torch sees none.
+
+    Only the device files count: a container without GPUs sees the driver of its host.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.split(",")[0].strip() in _NO_DEVICES:
+        return
+    gpus = sorted(path.name for path in devices.glob("nvidia[0-9]*"))
+    if not gpus:
+        return
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+    if not torch.version.cuda:
+        cure = "Install a build of torch for CUDA"
+    elif visible is not None:
+        cure = f"Correct CUDA_VISIBLE_DEVICES, which is {visible!r}"
+    elif closed := [name for name in gpus if not os.access(devices / name, os.R_OK | os.W_OK)]:
+        cure = f"Let this user open {devices / closed[0]}"
+    else:
+        cure = f"Update the driver, or install a torch that is built for its version of CUDA{_reason()}"
+    raise UsageError(
+        f"this machine has NVIDIA GPUs ({', '.join(gpus)}; driver {_driver_version(driver)}), and torch "
+        f"{torch.__version__} ({build}) sees none of them. {cure}; --device cpu, or an empty "
+        "CUDA_VISIBLE_DEVICES, permits the CPU"
+    )
+
+
+def _driver_version(file: Path) -> str:
+    try:
+        found = re.search(r"\d{3,}\.\d+(\.\d+)?", file.read_text(errors="replace"))
+    except OSError:
+        found = None
+    return found[0] if found else "unknown"
+
+
+def _reason() -> str:
+    """Return torch's own reason, which the driver may give, in brackets."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f" (torch reports: {str(error).partition('. ')[0].strip()})"
+    return ""

@@ -1,0 +1,99 @@
+"""GPUs that a machine has and torch does not see; the machine is a folder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seresnext.distributed import choose_device
+from seresnext.distributed.devices import refuse_unseen_gpus
+from seresnext.errors import UsageError
+
+DRIVERS = {
+    "535.104.05": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 2023\nGCC version: 12",
+    "580.65.06": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@x)",
+    "470.82": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82  Thu Sep 9 00:00:00 UTC 2021",
+}
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """`machine(gpus, driver, cuda) -> message`: what is refused there, if anything, with a torch for this CUDA."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    dev, file = tmp_path / "dev", tmp_path / "version"
+    dev.mkdir()
+
+    def fail():
+        raise RuntimeError("The driver is too old (found version 11040). Please update it by downloading: http://x")
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+
+    def refused(gpus=2, driver="535.104.05", cuda="13.0"):
+        for name in ("nvidiactl", "nvidia-uvm", "null", *(f"nvidia{number}" for number in range(gpus))):
+            (dev / name).touch()
+        if driver:
+            file.write_text(DRIVERS[driver])
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        try:
+            refuse_unseen_gpus(dev, file)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    return refused
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_old_driver(machine, driver):
+    message = machine(driver=driver)
+    for text in (
+        "nvidia0, nvidia1;",
+        f"driver {driver})",
+        "CUDA 13.0",
+        "too old (found version 11040)",
+        "--device cpu",
+    ):
+        assert text in message
+    assert "downloading" not in message
+
+
+def test_a_cpu_build(machine):
+    message = machine(cuda=None)
+    assert f"torch {torch.__version__} (a CPU build)" in message
+    assert "535.104.05" in message
+
+
+def test_a_device_that_may_not_be_opened(machine, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "dev/nvidia0" in machine()
+
+
+def test_no_driver_to_be_seen(machine):
+    assert "driver unknown" in machine(driver="")
+
+
+def test_where_there_is_no_gpu_none_is_missed(machine):
+    """Also a container that was given none: the driver of its host is to be seen in /proc there."""
+    assert machine(gpus=0) == ""
+
+
+@pytest.mark.parametrize(
+    ("visible", "hidden"),
+    [("", True), ("-1", True), (" ", True), ("-1,0", True), ("NoDevFiles", True), ("9", False), ("0,1", False)],
+)
+def test_gpus_that_somebody_has_hidden(machine, monkeypatch, visible, hidden):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    message = machine()
+    assert (message == "") is hidden
+    if not hidden:
+        assert f"CUDA_VISIBLE_DEVICES, which is {visible!r}" in message
+
+
+def test_only_auto_looks_for_gpus(monkeypatch):
+    looks = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("seresnext.distributed.devices.refuse_unseen_gpus", lambda: looks.append(1))
+    assert choose_device("cpu") == torch.device("cpu")
+    assert looks == []
+    assert choose_device("auto") == torch.device("cpu")
+    assert looks == [1]

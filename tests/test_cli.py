@@ -1,0 +1,371 @@
+"""Arguments, and how commands begin: checks without torch, the rank that prints, and torchrun's error file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+import seresnext.distributed
+from seresnext import cli, errors
+from seresnext.distributed import World
+from seresnext.errors import UsageError
+from seresnext.training.stopping import StopRequest
+
+ROOT = Path(__file__).parents[1]
+TORCHRUN = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "x"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "TORCHELASTIC_ERROR_FILE", *TORCHRUN):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """`ranks(3)`: this is rank 3 of torchrun's 8 on one machine; `ranks(3, WORLD_SIZE="16")` on one of two."""
+
+    def be(rank, **more):
+        for name, value in {"RANK": str(rank), "LOCAL_RANK": str(rank % 8), **TORCHRUN, **more}.items():
+            monkeypatch.setenv(name, value)
+
+    return be
+
+
+@pytest.fixture
+def fails(capsys):
+    """`fails(code, *arguments) -> stderr` of train.py, which asks nobody for torch."""
+
+    def run(code, *arguments, main=None):
+        found = main(arguments) if main else cli.train_main(arguments, stop=StopRequest())
+        output = capsys.readouterr()
+        assert (found, output.out) == (code, ""), output.err
+        return output.err
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------ without torch
+
+LIGHT = """
+import json, sys
+from seresnext.cli import train_main, validate_main
+from seresnext.training.stopping import StopRequest
+
+for command, code in json.loads(sys.argv[1]):
+    main = validate_main if "--checkpoint" in command else lambda words: train_main(words, stop=StopRequest())
+    assert main(command) == code, command
+    assert not {"torch", "numpy"} & sys.modules.keys(), command
+"""
+COMMANDS = [
+    (["--help"], 0),
+    (["--recipe", "seresnext50", "--print-recipe"], 0),
+    (["--recipe", "seresnext50", "--diff", "seresnext101"], 0),
+    (["--recip", "seresnext50"], 2),
+    (["--recipe", "seresnext5o"], 2),
+    (["--recipe", "seresnext50", "--set", "optimizer.learning=3"], 2),
+    (["--recipe", "seresnext50", "--lr", "3"], 2),
+    (["--recipe", "seresnext50", "--data", "nowhere"], 3),
+    (["--recipe", "seresnext50", "--data", "nowhere", "--dry-run"], 3),
+    (["--recipe", "seresnext50", "--data", "recipes", "--resume", "nowhere"], 2),
+    (["--checkpoint", "nowhere"], 4),
+    (["--checkpoint", "README.md", "--data", "nowhere"], 3),
+    (["--checkpoint", "README.md", "--help"], 0),
+]
+
+
+def test_what_is_found_before_torch_is_imported(run_command):
+    result = run_command([sys.executable, "-c", LIGHT, json.dumps(COMMANDS)])
+    assert result.returncode == 0, result.output
+
+
+@pytest.fixture
+def reached(monkeypatch):
+    """Times that a command came to where torch is needed."""
+    times = []
+
+    @contextmanager
+    def world(device):
+        times.append(device)
+        raise UsageError("reached")
+        yield
+
+    monkeypatch.setattr(seresnext.distributed, "open_world", world)
+    return times
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--set", "data.format=synthetic", "--set", "data.synthetic_images=9999"],
+        ["--data", "https://host/path", "--set", "data.format=shards"],
+        ["--data", "recipes", "--resume", "README.md", "--device", "cpu"],
+    ],
+)
+def test_data_that_are_not_missed(fails, reached, arguments):
+    assert "reached" in fails(2, "--recipe", "seresnext50", *arguments)
+    assert reached == ["cpu" if "cpu" in arguments else "auto"]
+
+
+def test_help_comes_once_and_is_no_failure(capsys, ranks):
+    for rank in range(2):
+        ranks(rank)
+        for main in (lambda: cli.train_main(["--help"], stop=StopRequest()), lambda: cli.validate_main(["--help"])):
+            assert main() == 0
+            text = capsys.readouterr().out
+            assert all(word in text for word in ("examples:", "README.md", "docs/recipe.md")) is (rank == 0)
+    assert cli.train_main(["--recipe", "seresnext50", "--print-recipe"], stop=StopRequest()) == 0
+    assert capsys.readouterr().out == ""  # Of rank 1.
+
+
+def test_help_lists_the_recipes(capsys):
+    assert cli.train_main(["--help"], stop=StopRequest()) == 0
+    text = capsys.readouterr().out
+    assert all(path.stem in text for path in (ROOT / "recipes").glob("*.yaml"))
+    assert max(map(len, text.splitlines())) <= 120
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--lr 0.3", "--set optimizer.lr=0.3"),
+        ("--lr=0.3", "--set optimizer.lr=0.3"),
+        ("--epochs 90", "--set length=90ep"),
+        ("--epochs 90st", "--set length=90st"),
+        ("--max-steps 100", "--set length=100st"),
+        ("--batch-size 256", "--set batch.global_size=256"),
+        ("-j 8", "--set data.workers=8"),
+        ("--wd 1e-4", "--set optimizer.weight_decay=1e-4"),
+        ("--workers 4", "--set data.workers=4"),
+        ("--model seresnext26", "--set model.name=seresnext26"),
+        ("--seed 3", "--set runtime.seed=3"),
+        ("--weight-decay -1", "--set optimizer.weight_decay=-1"),
+        ("--optimizer.lr 1", "--set optimizer.lr=1"),
+        ("optimizer.lr=1", "--set optimizer.lr=1"),
+        ("--lr", "--set optimizer.lr=VALUE"),
+        ("--lr --epochs 3", "--set optimizer.lr=VALUE --set length=3ep"),
+        ("--name x", ""),  # Many sections have that key.
+        ("--eval x", ""),  # A section, and no value.
+        ("--nonsense 3", ""),
+    ],
+)
+def test_options_of_other_tools(fails, words, hint):
+    message = fails(2, "--recipe", "seresnext50", *words.split())
+    assert f"unrecognized arguments: {words}" in message
+    assert hint in message
+    assert ("--set " in message.splitlines()[0]) is bool(hint)
+
+
+@pytest.mark.parametrize("option", ["--output", "--data", "--recipe", "--resume", "--diff"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_is_none(fails, option, empty):
+    given = () if option == "--recipe" else ("--recipe", "seresnext50")
+    assert f"argument {option}: it is empty" in fails(2, *given, option, empty)
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--data", "--json", "--split"])
+def test_an_empty_path_is_none_for_validation(fails, option):
+    given = () if option == "--checkpoint" else ("--checkpoint", "README.md")
+    assert f"argument {option}: it is empty" in fails(2, *given, option, "", main=cli.validate_main)
+
+
+def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
+    """A shell expands `~` at the beginning of a word only, and not in `--data=~/images`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    shutil.copy(ROOT / "recipes" / "digits.yaml", tmp_path / "own.yaml")
+    assert "reached" in fails(2, "--recipe=~/own.yaml", "--data=~/images", "--resume=~/own.yaml")
+    assert f"no folder {tmp_path}/none" in fails(3, "--recipe=~/own.yaml", "--data=~/none")
+    words = ["--checkpoint=~/own.yaml", "--data=~/images", "--json=~/result.json"]
+    assert "reached" in fails(2, *words, main=cli.validate_main)
+    options = cli._validate_parser().parse_args(words)
+    assert (options.checkpoint, options.json) == (tmp_path / "own.yaml", tmp_path / "result.json")
+    assert options.data == f"{tmp_path}/images"
+    assert cli._train_parser().parse_args(["--recipe", "x", "--output=~/run"]).output == tmp_path / "run"
+
+
+def test_an_address_is_no_checkpoint(fails):
+    message = fails(2, "--checkpoint", "https://host/file.pth", main=cli.validate_main)
+    assert "https://host/file.pth" in message
+    assert "download" in message
+
+
+# ------------------------------------------------------------------------------------------------ who prints
+
+NOWHERE = ("--recipe", "seresnext50", "--data", "nowhere")
+
+
+def test_the_first_rank_prints_for_all(fails, ranks):
+    ranks(0)
+    assert fails(3, *NOWHERE).startswith("error: there is no folder nowhere")
+
+
+def test_other_ranks_wait_to_be_ended(ranks, capsys):
+    """Or torchrun, which ends all when one has ended, could end the first before it has printed."""
+    ranks(3)
+    stop = StopRequest()
+    with stop:
+        started = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        before = signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            assert cli.train_main(NOWHERE, stop=stop) == 3
+        finally:
+            signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started > 0.3
+    assert capsys.readouterr().err == ""
+
+
+def test_what_one_rank_alone_sees_is_printed_with_it(fails, ranks, monkeypatch):
+    monkeypatch.setattr(cli, "_FIRST_RANKS_TIME", 0.1)
+    ranks(3)
+    assert fails(3, *NOWHERE).startswith("error (rank 3): there is no folder nowhere")
+
+
+@pytest.mark.parametrize(("rank", "start"), [(0, "error: "), (8, ""), (11, "")])
+def test_machines_meet_before_one_fails(fails, ranks, monkeypatch, rank, start):
+    """The others may have the folder, and would wait for this one."""
+    met = []
+
+    @contextmanager
+    def world(device):
+        met.append(device)
+        yield World()
+
+    monkeypatch.setattr(seresnext.distributed, "open_world", world)
+    ranks(rank, WORLD_SIZE="16")
+    message = fails(3, *NOWHERE)
+    assert met == ["auto"]
+    assert message.startswith(start)
+    assert bool(message) is bool(start)
+
+
+@pytest.mark.parametrize(("rank", "start"), [(0, "error: reached"), (8, "error (rank 8): reached"), (3, "")])
+def test_before_the_ranks_have_met_the_first_of_each_machine_prints(fails, ranks, reached, rank, start):
+    """As that torch sees no GPU there, which all ranks of the machine see."""
+    ranks(rank, WORLD_SIZE="16")
+    with StopRequest() as stop:
+        if rank == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        message = fails(
+            2, "--recipe", "seresnext50", "--data", "recipes", main=lambda words: cli.train_main(words, stop=stop)
+        )
+    assert message.startswith(start)
+    assert bool(message) is bool(start)
+
+
+# ------------------------------------------------------------------------------------------------ torchrun's box
+
+
+def box(path, code):
+    """What torchrun prints of a worker that failed, by its own classes."""
+    return str(ChildFailedError("train.py", {3: ProcessFailure(3, 17, code, str(path))}))
+
+
+def test_the_box_has_the_message(fails, ranks, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "_FIRST_RANKS_TIME", 0.0)
+    for rank in (0, 3):
+        path = tmp_path / str(rank)
+        ranks(rank, TORCHELASTIC_ERROR_FILE=str(path))
+        assert "N/A" in box(path, 3)  # The control: as it is without.
+        fails(3, *NOWHERE)
+        assert "traceback : there is no folder nowhere" in box(path, 3)
+        assert "N/A" not in box(path, 3)
+        assert [file.name for file in tmp_path.iterdir()] == [str(rank)]
+        path.unlink()
+
+
+def test_the_box_has_the_traceback_of_a_defect(ranks, monkeypatch, tmp_path):
+    ranks(0, TORCHELASTIC_ERROR_FILE=str(tmp_path / "file"))
+    monkeypatch.setattr(cli, "_prepare_training", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.train_main([], stop=StopRequest())
+    assert "ZeroDivisionError: division by zero" in box(tmp_path / "file", 1)
+
+
+def test_a_box_that_cannot_be_written_changes_nothing(fails, ranks, tmp_path):
+    ranks(0, TORCHELASTIC_ERROR_FILE=str(tmp_path / "none" / "file"))
+    assert fails(3, *NOWHERE).startswith("error: ")
+
+
+# ------------------------------------------------------------------------------------------------ another Python
+
+
+def only(tmp_path, *names):
+    """The environment of a Python that has these packages and no others."""
+    for name in names:
+        source = Path(__import__(name).__file__)
+        source = source.parent if source.name == "__init__.py" else source
+        (tmp_path / source.name).symlink_to(source)
+    return {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+
+
+RECIPES_ONLY = ("pydantic", "pydantic_core", "yaml", "annotated_types", "typing_extensions", "typing_inspection")
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("command", ["train.py --recipe seresnext50", "validate.py --checkpoint README.md", *SCRIPTS])
+def test_a_python_without_packages(run_command, command):
+    """-S leaves out where packages are."""
+    result = run_command([sys.executable, "-S", *command.split()])
+    assert result.returncode == 2, result.output
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"error: {sys.executable} has no ")
+    assert "torch" in line
+    assert "activate" in line or "bash scripts/test.sh" in line
+
+
+def test_a_python_without_torch_knows_recipes(run_command, tmp_path):
+    env = only(tmp_path, *RECIPES_ONLY)
+    shown = run_command([sys.executable, "-S", "train.py", "--recipe", "digits", "--print-recipe"], env=env)
+    assert shown.returncode == 0, shown.output
+    assert "model:" in shown.stdout
+    refused = run_command([sys.executable, "-S", "train.py", "--recipe", "digits", "--data", "recipes"], env=env)
+    assert refused.returncode == 2
+    assert f"error: {sys.executable} has no numpy, " in refused.stderr
+    assert "torch" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_the_cure_is_the_projects_environment(monkeypatch, tmp_path, active):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "seresnext" / "errors.py"))
+    if active:
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        errors.require_packages()
+    assert (f"source {tmp_path}/.venv/bin/activate" in str(caught.value)) is not active
+    assert ("bash scripts/test.sh" in str(caught.value)) is active
+
+
+def test_an_old_python(monkeypatch):
+    errors.require_packages()  # The control.
+    monkeypatch.setattr(errors, "_OLDEST_PYTHON", (99, 0))
+    with pytest.raises(UsageError, match=rf"{sys.executable} is Python 3\.1"):
+        errors.require_packages()
+
+
+def test_a_refusal_before_torch_stands_in_the_run_folder(fails, tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "preempted", "step": 3}')
+    fails(3, *NOWHERE, "--output", str(tmp_path))
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+def test_no_folder_is_made_for_a_refusal(fails, tmp_path):
+    fails(3, *NOWHERE, "--output", str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
