@@ -186,7 +186,7 @@ def _finished(job: Job, target: Path, note: Path) -> tuple[Shard, np.ndarray] | 
         made_by = said.pop("made_by")
         shard = Shard(**said)
         listing = list_shard(target, len(job.reader.classes))
-    except (OSError, ValueError, TypeError, KeyError, DataError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, DataError):
         return None  # Not there, or damaged.
     return (shard, listing.entries) if listing.sha256 == shard.sha256 and made_by == job.digest else None
 
