@@ -10,16 +10,18 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from imagenet_archives import tar
+from imagenet_archives import tar, write_archives
 from PIL import Image
 
 from seresnext.data.augment import Crop, EvaluationTransform
@@ -29,6 +31,7 @@ from seresnext.data.jpeg import MOST_SCANS, read_frame
 from seresnext.data.readers import shard_files
 from seresnext.data.readers.devkit import read_mat, read_validation_classes
 from seresnext.data.readers.folder import FolderReader
+from seresnext.data.readers.imagenet import ARCHIVES, ImagenetReader
 from seresnext.data.readers.shards import ShardReader
 from seresnext.data.readers.tarfiles import members
 from seresnext.data.regions import Encoded, open_decoder
@@ -122,6 +125,40 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with within(1), pytest.raises(DataError, match=f"{name}.jpg"):
             reader.read(number)
     assert reader.read(4) == b"e"
+
+
+def archives(folder: Path) -> Callable[[], object]:
+    write_archives(folder)
+    for archive in ARCHIVES:
+        os.utime(folder / archive.name, (10**9, 10**9))  # Young files would be waited for.
+    return lambda: ImagenetReader(folder, "val", folder / "cache")
+
+
+OTHER_ENTRIES: dict[str, Callable[[Path], object]] = {
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "no permission": lambda path: path.symlink_to("/proc/self/mem"),  # Reading fails, also for root.
+}
+
+
+@pytest.mark.parametrize("entry", OTHER_ENTRIES)
+@pytest.mark.parametrize(
+    "name", ["ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz", "val/a.tar", "val/index.json"]
+)
+def test_data_files_that_are_none(tmp_path: Path, name: str, entry: str) -> None:
+    """Refused by name and at once: a pipe would be waited for without end."""
+    open_split = (lambda: ShardReader(str(shards(tmp_path)), "val")) if "/" in name else archives(tmp_path)
+    open_split()
+    (tmp_path / name).unlink()
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    OTHER_ENTRIES[entry](tmp_path / name)
+    if "/" in name:
+        open_split = partial(ShardReader, str(tmp_path), "val")
+    # index.json is the mark of a folder of shards: where it is no file, there are shards without one.
+    place = "index.json" if name.endswith(".json") else Path(name).name
+    with within(1), pytest.raises(DataError, match=place):
+        open_split()
 
 
 # ------------------------------------------------------------------------------------------------ archives

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from seresnext.data.imagenet_classes import imagenet_classes
+from seresnext.data.pread import open_regular
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
 
@@ -55,7 +57,7 @@ def read_validation_classes(devkit: Path) -> list[str]:
 
 def _unpack(devkit: Path) -> bytes:
     try:
-        with gzip.open(devkit) as file:
+        with os.fdopen(open_regular(devkit), "rb") as packed, gzip.open(packed) as file:
             content = file.read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.data.pread import read_piece
+from seresnext.data.pread import open_regular, read_piece
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
 
@@ -141,44 +141,54 @@ class Listing(NamedTuple):
 def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | None = None) -> Listing:
     """The images of a shard, in their order, and the checksum of the file.
 
-    Raises DataError naming the member that is hostile, cut off or twice there (readers/tarfiles.py), an image without
-    label, a label without image, and a label that no class has. `advance` is called with numbers of images.
+    Raises DataError naming the file if it cannot be read, the member that is hostile, cut off or twice there
+    (readers/tarfiles.py), an image without label, a label without image, and a label that no class has. `advance` is
+    called with numbers of images.
     """
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            return _list_shard(file, path, num_classes, advance)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; get the shard again") from None
+
+
+def _list_shard(
+    file: io.BufferedReader, path: Path, num_classes: int, advance: Callable[[int], object] | None
+) -> Listing:
     found: list[tuple[int, int, int, int, int]] = []
     seen: set[str] = set()
     group: dict[str, Member] = {}
     key = ""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST_SHARD:
-            raise DataError(f"{path} has {size} bytes; a shard has at most 4 GiB: make more of them")
+    size = os.fstat(file.fileno()).st_size
+    if size > LARGEST_SHARD:
+        raise DataError(f"{path} has {size} bytes; a shard has at most 4 GiB: make more of them")
 
-        def read(offset: int, count: int) -> bytes:
-            return read_piece(file.fileno(), offset, count)
+    def read(offset: int, count: int) -> bytes:
+        return read_piece(file.fileno(), offset, count)
 
-        def close_group() -> None:
-            if group:
-                found.append(_entry(group, key, read, num_classes, path))
-                if advance:
-                    advance(1)
+    def close_group() -> None:
+        if group:
+            found.append(_entry(group, key, read, num_classes, path))
+            if advance:
+                advance(1)
 
-        for member in members(read, 0, size, str(path)):
-            folder, name = posixpath.split(member.name)
-            stem, _, ending = name.partition(".")
-            own = posixpath.join(folder, stem)
-            if own != key:
-                close_group()
-                if own in seen:
-                    raise DataError(f"{path}: member {member.name!r} is apart from the others of its key {own!r}")
-                seen.add(own)
-                key, group = own, {}
-            kind = "image" if ending.lower() in _IMAGES else ending.lower()
-            if kind in group:
-                raise DataError(f"{path}: member {member.name!r} is a second image of the key {own!r}")
-            group[kind] = member
-        close_group()
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for member in members(read, 0, size, str(path)):
+        folder, name = posixpath.split(member.name)
+        stem, _, ending = name.partition(".")
+        own = posixpath.join(folder, stem)
+        if own != key:
+            close_group()
+            if own in seen:
+                raise DataError(f"{path}: member {member.name!r} is apart from the others of its key {own!r}")
+            seen.add(own)
+            key, group = own, {}
+        kind = "image" if ending.lower() in _IMAGES else ending.lower()
+        if kind in group:
+            raise DataError(f"{path}: member {member.name!r} is a second image of the key {own!r}")
+        group[kind] = member
+    close_group()
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Listing(np.array(found, ENTRY), digest)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from seresnext.data.pread import read_piece
+from seresnext.data.pread import open_regular, read_piece
 from seresnext.data.readers.shard_files import MOST_CLASSES, Shard, list_shard
 from seresnext.data.remote import Remote
 from seresnext.data.shard_cache import ShardCache
@@ -77,7 +77,7 @@ class RemoteShards:
 
 def read_at(path: str | Path, offset: int, size: int) -> bytes:
     """`size` bytes of a file from `offset` on, fewer where it ends. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_regular(path)
     try:
         return read_piece(descriptor, offset, size)
     finally:

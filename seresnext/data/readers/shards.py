@@ -51,8 +51,11 @@ class ShardReader:
         else:
             folder = _split_folder(Path(root), split)
             where = str(folder)
-            with (folder / MANIFEST).open("rb") as file:
-                text = file.read(MOST_MANIFEST_BYTES + 1)
+            try:
+                with (folder / MANIFEST).open("rb") as file:
+                    text = file.read(MOST_MANIFEST_BYTES + 1)
+            except OSError as error:
+                raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get it again") from None
             self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
             self._path = folder / INDEX
             self.store = LocalShards(folder, self.manifest.shards)

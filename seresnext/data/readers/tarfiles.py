@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seresnext.data.pread import read_piece
+from seresnext.data.pread import open_regular, read_piece
 from seresnext.errors import DataError
 
 BLOCK = 512
@@ -230,7 +230,7 @@ class FilesAtOffsets:
         found = self._descriptors.get(file_id)
         if found is not None:
             return found
-        descriptor = os.open(self._paths[file_id], os.O_RDONLY)
+        descriptor = open_regular(self._paths[file_id])
         now = os.fstat(descriptor)
         if (now.st_size, now.st_mtime_ns) != self._expected[file_id]:
             os.close(descriptor)

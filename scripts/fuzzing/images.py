@@ -1,0 +1,387 @@
+"""Readers of data: ImageNet's archives, shards, the file of an index, JPEG and PNG images."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import io
+import json
+import struct
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+import numpy as np
+from fuzzing.formats import mutate_jpeg, mutate_npy, mutate_png, mutate_tar
+from fuzzing.harness import OTHER_ENTRIES, Files, Reader, WrongResult, bytes_of
+from fuzzing.mutations import mutate_bytes, mutate_json, mutate_json_file
+from PIL import Image
+
+from seresnext.data.augment import Crop, EvaluationTransform
+from seresnext.data.decode import decode
+from seresnext.data.imagenet_classes import imagenet_classes
+from seresnext.data.index import Contents, Index, NotAnIndex, write_index
+from seresnext.data.readers import Reader as Split
+from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
+from seresnext.data.readers.shard_files import Manifest, Shard, index_bytes, list_shard
+from seresnext.data.readers.shards import ShardReader
+from seresnext.data.regions import HAS_NVIMGCODEC, Encoded, open_decoder
+from seresnext.errors import DataError
+
+MAX_PIXELS = 1_000_000
+
+
+def _tar(members: Mapping[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        end = archive.offset
+    return buffer.getvalue()[:end] + bytes(1024)  # Without more filling than the mark of the end.
+
+
+def _read_all(split: Split) -> None:
+    """Use a split as a training does: labels, names and bytes of all images."""
+    if not len(split.labels) == len(split) or max(split.labels.tolist()) >= len(split.classes):
+        raise WrongResult("labels that no class has")
+    for number in range(min(len(split), 50)):
+        split.name(number).encode("utf-8", "surrogateescape")
+        split.read(number)
+
+
+# ------------------------------------------------------------------------------------------------ ImageNet
+
+
+def _element(kind: int, content: bytes) -> bytes:
+    return struct.pack("<II", kind, len(content)) + content.ljust(-(-len(content) // 8) * 8, b"\0")
+
+
+def _matrix(kind: int, shape: tuple[int, int], *content: bytes, name: bytes = b"") -> bytes:
+    head = _element(6, struct.pack("<II", kind, 0)) + _element(5, struct.pack("<ii", *shape)) + _element(1, name)
+    return _element(14, head + b"".join(content))
+
+
+def _meta_mat() -> bytes:
+    """The kit's table of classes, a MAT-file of three synsets."""
+    names = (b"ILSVRC2012_ID", b"WNID", b"num_children")
+    rows = []
+    for row in imagenet_classes()[:3]:
+        rows += [
+            _matrix(6, (1, 1), _element(9, struct.pack("<d", row.ilsvrc_id))),
+            _matrix(4, (1, len(row.wordnet_id)), _element(16, row.wordnet_id.encode())),
+            _matrix(6, (1, 1), _element(9, bytes(8))),
+        ]
+    fields = [_element(5, struct.pack("<i", 16)), _element(1, b"".join(name.ljust(16, b"\0") for name in names))]
+    table = _matrix(2, (3, 1), *fields, *rows, name=b"synsets")
+    packed = zlib.compress(table)
+    return b"MATLAB 5.0".ljust(124) + b"\0\1IM" + struct.pack("<II", 15, len(packed)) + packed
+
+
+_TRUTH = "kit/data/ILSVRC2012_validation_ground_truth.txt"
+_META = "kit/data/meta.mat"
+
+
+def _train() -> list[Files]:
+    classes = [row.wordnet_id for row in imagenet_classes()[:2]]
+    found = []
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        inner = {
+            f"{name}.tar": _tar(
+                {f"{name}_{number}{'x' * 120 * number}.JPEG": b"\xff\xd8" + bytes(9) for number in (0, 1)}, form
+            )
+            for name in classes
+        }
+        found.append({TRAIN.name: _tar(inner, form)})
+    return found
+
+
+def _val() -> list[Files]:
+    images = {f"ILSVRC2012_val_{number:08}.JPEG": b"\xff\xd8" + bytes(number) for number in (2, 1, 3)}
+    kits = [{_TRUTH: b"1\n2\n1\n", _META: _meta_mat()}, {_TRUTH: b"1000\n3\n3\n"}]
+    return [{VAL.name: _tar(images), DEVKIT.name: gzip.compress(_tar(kit), 1, mtime=0)} for kit in kits]
+
+
+def _or_another_entry(mutate: Callable[[Random, Files, Files], Files]) -> Callable[[Random, Files, Files], Files]:
+    """Put a folder, a pipe, a device or a link to nowhere in the place of a file, in a share of the inputs."""
+
+    def mutate_any(draws: Random, files: Files, other: Files) -> Files:
+        if draws.random() < 0.03:
+            return {**files, draws.choice(list(files)): draws.choice(OTHER_ENTRIES)}
+        return mutate(draws, files, other)
+
+    return mutate_any
+
+
+@_or_another_entry
+def _mutate_train(draws: Random, files: Files, other: Files) -> Files:
+    return {TRAIN.name: mutate_tar(draws, bytes_of(files, TRAIN.name), bytes_of(other, TRAIN.name))}
+
+
+@_or_another_entry
+def _mutate_val(draws: Random, files: Files, other: Files) -> Files:
+    """Damage the archive, the kit as a file, the archive within it, or its table of classes."""
+    archive, kit = bytes_of(files, VAL.name), bytes_of(files, DEVKIT.name)
+    match draws.choice(("archive", "kit", "tar", "truth", "meta", "meta", "table", "table")):
+        case "archive":
+            archive = mutate_tar(draws, archive, bytes_of(other, VAL.name))
+        case "kit":
+            kit = mutate_bytes(draws, kit, bytes_of(other, DEVKIT.name))
+        case "tar":
+            kit = gzip.compress(mutate_tar(draws, gzip.decompress(kit), gzip.decompress(kit)), 1, mtime=0)
+        case "truth":
+            truth = mutate_bytes(draws, b"1\n2\n1\n")
+            kit = gzip.compress(_tar({_TRUTH: truth, _META: _meta_mat()}), 1, mtime=0)
+        case "meta":
+            kit = gzip.compress(_tar({_TRUTH: b"1\n2\n1\n", _META: mutate_bytes(draws, _meta_mat())}), 1, mtime=0)
+        case _:
+            meta = _meta_mat()
+            table = mutate_bytes(draws, zlib.decompress(meta[136:]))
+            packed = zlib.compress(table)
+            meta = meta[:128] + draws.choice((struct.pack("<II", 15, len(packed)) + packed, table))
+            kit = gzip.compress(_tar({_TRUTH: b"1\n2\n1\n", _META: meta}), 1, mtime=0)
+    return {VAL.name: archive, DEVKIT.name: kit}
+
+
+def _read_imagenet(split: str, folder: Path, _: Files) -> None:
+    with patch.object(time, "sleep"):  # The index of young files waits for the next tick of the clock.
+        _read_all(ImagenetReader(folder, split, folder / "cache"))
+
+
+# ------------------------------------------------------------------------------------------------ shards
+
+_SHARDS = ("a.tar", "b.tar")
+
+
+@functools.cache
+def _shards() -> list[Files]:
+    """A split of two shards with their index."""
+    found = []
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        files: dict[str, bytes] = {}
+        shards, listings = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            for start, name in enumerate(_SHARDS):
+                content = _tar(
+                    {
+                        f"{start}{number}.{kind}": (b"\xff\xd8" + bytes(number) if kind == "jpg" else b"%d" % number)
+                        for number in range(3)
+                        for kind in ("jpg", "cls")
+                    },
+                    form,
+                )
+                (Path(folder) / name).write_bytes(content)
+                listing = list_shard(Path(folder) / name, 3)
+                files[f"val/{name}"] = content
+                shards.append(Shard(name, len(content), len(listing.entries), listing.sha256))
+                listings.append(listing.entries)
+        index = index_bytes(listings)
+        manifest = Manifest(("ant", "bee", "cat"), tuple(shards), hashlib.sha256(index).hexdigest(), {"seed": 0})
+        found.append({**files, "val/index.npy": index, "val/index.json": manifest.to_text().encode()})
+    return found
+
+
+def _signed_manifest(said: dict[str, object]) -> bytes:
+    """Return a manifest with a recomputed fingerprint."""
+    facts = [said.get("classes"), said.get("shards"), said.get("index_sha256")]
+    said["fingerprint"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return json.dumps(said).encode()
+
+
+@_or_another_entry
+def _mutate_shards(draws: Random, files: Files, other: Files) -> Files:
+    """Damage a shard, the list of images or the manifest, mostly with recomputed checksums in the manifest."""
+    files = dict(files)
+    said = json.loads(bytes_of(files, "val/index.json"))
+    match draws.choice(("shard", "index", "index", "index", "numbers", "manifest", "manifest", "file")):
+        case "shard":
+            name = draws.choice(_SHARDS)
+            files[f"val/{name}"] = shard = mutate_tar(
+                draws, bytes_of(files, f"val/{name}"), bytes_of(other, f"val/{name}")
+            )
+            if draws.random() < 0.5:
+                said["shards"][_SHARDS.index(name)]["bytes"] = len(shard)
+        case "index":
+            files["val/index.npy"] = mutate_npy(draws, bytes_of(files, "val/index.npy"), b"")
+        case "numbers":
+            index = bytes_of(files, "val/index.npy")
+            files["val/index.npy"] = index[:128] + mutate_bytes(draws, index[128:])[: len(index) - 128]
+        case "manifest":
+            try:
+                said = json.loads(mutate_json(draws, said))
+            except (ValueError, RecursionError):
+                return {**files, "val/index.json": mutate_json_file(draws, bytes_of(files, "val/index.json"))}
+            if not isinstance(said, dict) or draws.random() < 0.2:
+                return {**files, "val/index.json": json.dumps(said).encode()}
+            return {**files, "val/index.json": _signed_manifest(said)}
+        case _:
+            name = draws.choice(list(files))
+            return {**files, name: mutate_bytes(draws, bytes_of(files, name))}
+    said["index_sha256"] = hashlib.sha256(bytes_of(files, "val/index.npy")).hexdigest()
+    return {**files, "val/index.json": _signed_manifest(said)}
+
+
+def _read_shards(folder: Path, _: Files) -> None:
+    """Read a split, and its first shard as scripts/prepare_shards.py --index does."""
+    _read_all(ShardReader(str(folder), "val"))
+    list_shard(folder / "val" / _SHARDS[0], 3)
+
+
+# ------------------------------------------------------------------------------------------------ index
+
+
+@functools.cache
+def _indices() -> list[Files]:
+    names = [b"1.jpg", b"\xff.jpg", b"ab.png", b"x" * 30]
+    numbers = np.arange(4)
+    full = Contents(
+        classes=("ant", "b\udcff"),
+        fingerprint="f" * 64,
+        label=np.array([0, 0, 1, 1]),
+        files=("a.tar",),
+        file_id=numbers * 0,
+        offset=numbers * 100_000,
+        size=numbers + 300,
+        names=np.frombuffer(b"".join(names), np.uint8),
+        name_ends=np.cumsum([len(name) for name in names]),
+    )
+    short = Contents(classes=("ant",), fingerprint="f", label=np.zeros(3, np.uint8))
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for contents in (full, short):
+            write_index(Path(folder) / "a.index", contents)
+            found.append({"a.index": (Path(folder) / "a.index").read_bytes()})
+    return found
+
+
+def _mutate_index(draws: Random, files: Files, other: Files) -> Files:
+    """Damage header or columns of an index, mostly with recomputed checksums."""
+    data = bytes_of(files, "a.index")
+    if draws.random() < 0.3:
+        return {"a.index": mutate_bytes(draws, data, bytes_of(other, "a.index"))}
+    length = int.from_bytes(data[8:16], "little")
+    said, rest = json.loads(data[24 : 24 + length]), bytearray(data[24 + length :])
+    start = 24 + length
+    if draws.random() < 0.4:
+        _, kind, count, place, _ = draws.choice(said["columns"])
+        size = count * np.dtype(kind).itemsize
+        column = mutate_bytes(draws, bytes(rest[place - start : place - start + size]))[:size].ljust(size, b"\0")
+        rest[place - start : place - start + size] = column
+    text = json.dumps(said)
+    if draws.random() < 0.7:
+        text = mutate_json(draws, said)
+    try:
+        changed = json.loads(text)
+        for column in changed["columns"]:
+            place, size = column[3], column[2] * np.dtype(column[1]).itemsize
+            if draws.random() < 0.9:
+                column[4] = zlib.crc32(bytes(rest)[place - start : place - start + size])
+        text = json.dumps(changed)
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError, AttributeError, SyntaxError):
+        pass  # A damage with checksums that nobody can compute.
+    header = text.encode("utf-8", "surrogatepass")
+    room = bytes(rest[max(0, len(header) - length) :])
+    content = data[:8] + struct.pack("<QQ", len(header), zlib.crc32(header)) + header.ljust(length) + room
+    return {"a.index": content}
+
+
+def _read_index(folder: Path, _: Files) -> None:
+    """Open an index and look up every image."""
+    index = Index.open(folder / "a.index")
+    if not all(isinstance(text, str) for text in (*index.classes, *index.files, index.fingerprint)):
+        raise WrongResult("names that are no text")
+    for number in range(min(len(index), 50)):
+        index.classes[index.label[number]].encode("utf-8", "surrogateescape")
+        if len(index.names):
+            index.stored_name(number)
+        if len(index.file_id):
+            index.files[int(index.file_id[number])].encode("utf-8", "surrogateescape")
+        for column in (index.offset, index.size):
+            if len(column) and not 0 <= int(column[number]) < 1 << 63:
+                raise WrongResult("a place that no file has")
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+@functools.cache
+def _pixels(mode: str) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((40, 32), Image.Resampling.BILINEAR).convert(mode)
+
+
+def _encoded(mode: str, form: str, **options: object) -> Files:
+    buffer = io.BytesIO()
+    _pixels(mode).save(buffer, form, **options)
+    return {"image": buffer.getvalue()}
+
+
+def _jpegs() -> list[Files]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = [_encoded("RGB", "JPEG", subsampling=sampling) for sampling in (0, 1, 2)]
+    return [
+        *plain,
+        _encoded("L", "JPEG"),
+        _encoded("CMYK", "JPEG"),
+        _encoded("RGB", "JPEG", progressive=True),
+        _encoded("RGB", "JPEG", exif=exif, comment=b"c", optimize=True),
+        _encoded("RGB", "JPEG", restart_marker_blocks=2, icc_profile=bytes(200)),
+    ]
+
+
+def _pngs() -> list[Files]:
+    modes = ("RGB", "L", "RGBA", "LA", "P", "1")
+    deep = io.BytesIO()
+    Image.fromarray(np.arange(1280, dtype=np.uint16).reshape(32, 40) * 50).save(deep, "PNG")
+    clear = _encoded("P", "PNG", transparency=3)
+    return [*(_encoded(mode, "PNG") for mode in modes), {"image": deep.getvalue()}, clear]
+
+
+@functools.cache
+def _decoders() -> list:
+    return [open_decoder(MAX_PIXELS, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
+
+
+def _decode(_: Path, files: Files) -> None:
+    """Decode an image as training and validation do. The decoders must accept the same images with the same sizes."""
+    data = bytes_of(files, "image")
+    sizes: list[tuple[int, int]] = []
+
+    def whole(_: int, width: int, height: int) -> Crop:
+        sizes.append((width, height))
+        return Crop(0, 0, width, height, False)
+
+    results = [decoder([Encoded(data, lambda: "image")], whole)[0] for decoder in _decoders()]
+    shown = [str(result) if isinstance(result, DataError) else f"pixels {result.shape}" for result in results]
+    if len({type(result) for result in results}) > 1 or len({s for s in shown if s.startswith("pixels")}) > 1:
+        raise WrongResult(f"with nvimgcodec: {shown[0]}; without: {shown[1]}")
+    image = decode(data, "image", MAX_PIXELS)
+    if any(size != image.size for size in sizes):
+        raise WrongResult(f"sizes {sizes}, decoded {image.size}")
+    EvaluationTransform(24, 0.875, "bilinear").of_file(data, "image", MAX_PIXELS)
+
+
+def _mutate_jpeg(draws: Random, files: Files, other: Files) -> Files:
+    return {"image": mutate_jpeg(draws, bytes_of(files, "image"), bytes_of(other, "image"))}
+
+
+def _mutate_png(draws: Random, files: Files, other: Files) -> Files:
+    return {"image": mutate_png(draws, bytes_of(files, "image"), bytes_of(other, "image"))}
+
+
+READERS = {
+    "imagenet_train": Reader(_train, _mutate_train, functools.partial(_read_imagenet, "train"), (DataError,)),
+    "imagenet_val": Reader(_val, _mutate_val, functools.partial(_read_imagenet, "val"), (DataError,)),
+    "shards": Reader(_shards, _mutate_shards, _read_shards, (DataError,)),
+    "index": Reader(_indices, _mutate_index, _read_index, (NotAnIndex,)),
+    "jpeg": Reader(_jpegs, _mutate_jpeg, _decode, (DataError,)),
+    "png": Reader(_pngs, _mutate_png, _decode, (DataError,)),
+}

@@ -1,0 +1,233 @@
+"""`scripts/fuzz.py`: no damaged input escapes, and every kind of escape is seen when there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from seresnext.errors import DataError, UsageError, run_script
+
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import fuzz
+
+    return fuzz
+
+
+def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", *map(str, words)])
+    with pytest.raises(SystemExit) as caught:
+        run_script(script.main)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_nothing_escapes(script, monkeypatch, tmp_path, capsys):
+    code = run(script, monkeypatch, "--inputs", 1600, "--json", tmp_path / "table.json")
+    out, err = capsys.readouterr()
+    assert code == 0, out + err
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert len(rows) == len(script.READERS) == 16
+    # Some are accepted and some refused: the damage reaches the code behind the first check.
+    assert all(row["inputs"] == 100 and row["accepted"] >= 2 and row["refused"] >= 2 for row in rows), out
+    assert sum(row["refused"] for row in rows) > 600
+
+
+# ------------------------------------------------------------------------------------------------ controls
+
+SEED = {"file": bytes(range(64))}
+
+
+def planted(read: Callable[[bytes], object], script: ModuleType) -> Any:
+    """A reader with a fault. Inputs with another beginning than the seed are refused."""
+    from fuzzing.harness import Reader
+    from fuzzing.mutations import mutate_bytes
+
+    def read_file(folder: Path, files: Any) -> None:
+        data = (folder / "file").read_bytes()
+        assert data == files["file"]
+        if data != SEED["file"]:
+            read(data)
+        if data[:8] != SEED["file"][:8]:
+            raise DataError("file is damaged; get it again")
+
+    return Reader(
+        lambda: [SEED], lambda draws, files, _: {"file": mutate_bytes(draws, files["file"])}, read_file, (DataError,)
+    )
+
+
+def look_up(data: bytes) -> int:
+    return [0][data.count(7)]  # The byte 7 raises IndexError.
+
+
+def refuse(message: str) -> None:
+    raise DataError(message)
+
+
+def wait_for_ever(_: bytes) -> None:
+    time.sleep(60)
+
+
+def crash(_: bytes) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def take_memory(_: bytes) -> bytes:
+    return b"1" * (200 << 20)
+
+
+def take_all_memory(_: bytes) -> None:
+    kept = []
+    while True:
+        kept.append(bytearray(16 << 20))
+
+
+def panic(_: bytes) -> None:
+    raise BaseException("a panic of a library")
+
+
+def refuse_as_usage(_: bytes) -> None:
+    raise UsageError("not the exit code of bad data")
+
+
+FAULTS = {
+    "another exception": (look_up, "IndexError at"),
+    "another exit code": (refuse_as_usage, "UsageError"),
+    "no Exception": (panic, "BaseException"),
+    "no end": (wait_for_ever, "no end within 0.5 s"),
+    "a crash": (crash, "ended with signal 11"),
+    "memory": (take_memory, "MiB of memory for an input of"),
+    "memory without end": (take_all_memory, "MemoryError"),
+    "an address": (lambda _: refuse(f"bad file {object()!r}"), "Python address"),
+    "a long message": (lambda data: refuse("bad: " + repr(data) * 3000), "a message of"),
+    "an empty message": (lambda _: refuse(" "), "an empty message"),
+    "control characters": (lambda _: print("\x1b[2J"), "control characters are printed"),
+    "a warning": (lambda _: warnings.warn("odd", RuntimeWarning, stacklevel=1), "Python warns: RuntimeWarning"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(script, fault):
+    from fuzzing.harness import fuzz
+
+    read, words = FAULTS[fault]
+    row = fuzz("planted", planted(read, script), range(4), seconds=0.5 if read is wait_for_ever else 20)
+    assert row.inputs == 4
+    assert row.escapes, row
+    assert all(words in escape.reason for escape in row.escapes), row
+    assert 0 not in [escape.number for escape in row.escapes], "the seed itself is read well"
+
+
+def test_a_reader_without_a_fault(script):
+    from fuzzing.harness import fuzz
+
+    row = fuzz("planted", planted(lambda _: None, script), range(200))
+    assert (row.inputs, row.escapes) == (200, [])
+    assert row.accepted > 10
+    assert row.refused > 10
+
+
+def test_messages_are_judged_as_they_are_printed(script):
+    """A quoted name with control characters is no escape: the commands print such characters as escapes."""
+    from fuzzing.harness import fuzz
+
+    row = fuzz("planted", planted(lambda data: refuse(f"bad name \x1b[2J {data!r}"), script), range(4))
+    assert row.escapes == []
+
+
+def test_a_valid_input_that_is_refused(script):
+    from dataclasses import replace
+
+    from fuzzing.harness import fuzz
+
+    reader = replace(planted(lambda _: None, script), read=lambda *_: refuse("file is damaged"))
+    row = fuzz("planted", reader, range(3))
+    assert [escape.number for escape in row.escapes] == [0]
+    assert "a valid input is refused" in row.escapes[0].reason
+
+
+def test_a_result_that_a_check_finds_wrong(script):
+    from fuzzing.harness import WrongResult, fuzz
+
+    def accept(_: bytes) -> None:
+        raise WrongResult("NaN is accepted")
+
+    row = fuzz("planted", planted(accept, script), range(3))
+    assert [escape.reason for escape in row.escapes] == ["wrong result: NaN is accepted"] * 2
+
+
+def test_a_reader_that_always_hangs_is_given_up(script):
+    from fuzzing.harness import fuzz
+
+    row = fuzz("planted", planted(wait_for_ever, script), range(100), seconds=0.1)
+    assert 1 < row.inputs < 10
+
+
+# ------------------------------------------------------------------------------------------------ command
+
+
+def test_an_escape_is_reported_kept_and_read_again(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "READERS", {"planted": planted(look_up, script)})
+    words = ("--seed", 3, "--inputs", 40, "--keep", tmp_path / "kept", "--json", tmp_path / "table.json")
+    assert run(script, monkeypatch, *words) == 1
+    out, err = capsys.readouterr()
+    (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
+    numbers = [number for number, _, _ in row["escapes"]]
+    assert 0 < len(numbers) < 40
+    assert f"planted {numbers[0]}: IndexError" in out
+    assert f"{len(numbers)} of 40 inputs escaped" in err
+    assert len(list((tmp_path / "kept").iterdir())) == len(numbers)
+    kept = (tmp_path / "kept" / f"planted-{numbers[0]}" / "file").read_bytes()
+    assert run(script, monkeypatch, "--seed", 3, "--only", "planted", "--number", numbers[0]) == 1
+    out, _ = capsys.readouterr()
+    assert f"file: {len(kept)} bytes: {kept!a}" in out
+    assert "Traceback" in out
+
+
+@pytest.mark.parametrize("words", [("--only", "nothing"), ("--number", 3), ("--only", "jpeg,png", "--number", 3)])
+def test_arguments_that_name_no_input(script, monkeypatch, capsys, words):
+    assert run(script, monkeypatch, *words) == 2
+    assert str(words[0]) in capsys.readouterr().err
+
+
+DIGEST = """
+import hashlib, sys
+sys.path.insert(0, {scripts!r})
+import fuzz
+from fuzzing.harness import make_input
+for name, reader in fuzz.READERS.items():
+    seeds = reader.seeds()
+    files = [sorted(make_input(reader, seeds, name, 7, number).items()) for number in (0, 50, 51, 52)]
+    print(name, hashlib.sha256(repr(files).encode()).hexdigest())
+"""
+
+
+def test_a_number_stands_for_the_same_bytes_in_any_process(script, run_command):
+    from fuzzing.harness import make_input
+
+    result = run_command([sys.executable, "-c", DIGEST.format(scripts=str(SCRIPTS))], env={"PYTHONHASHSEED": "1"})
+    assert result.returncode == 0, result.output
+    seen = []
+    for name, reader in script.READERS.items():
+        seeds = reader.seeds()
+        files = [sorted(make_input(reader, seeds, name, 7, n).items()) for n in (0, 50, 51, 52)]
+        seen.append(f"{name} {hashlib.sha256(repr(files).encode()).hexdigest()}")
+        assert len({repr(each) for each in files}) > 2, name
+        assert sorted(make_input(reader, seeds, name, 8, 50).items()) != files[1], name
+    assert result.stdout.splitlines() == seen
