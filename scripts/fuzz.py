@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Fuzz the readers: read damaged inputs, each with a number of its own, and list the inputs that escape.
 
     python scripts/fuzz.py [--inputs 60000] [--seed 0] [--only READER,...] [--keep DIR] [--json FILE]
@@ -18,10 +17,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import _python  # noqa: F401
 from fuzzing import images, texts, weights
 from fuzzing.harness import Reader, Row, fuzz, make_input, printable, write_files
 
-from seresnext.errors import Failure, UsageError, run_script
+from seresnext.errors import Failure, UsageError, path_argument, run_script
 
 READERS: dict[str, Reader] = {**texts.READERS, **weights.READERS, **images.READERS}
 _LISTED = 20  # Escapes of a reader that are printed; the file of --json has all.
@@ -38,8 +38,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the damage (default: 0)")
     parser.add_argument("--only", metavar="READER,...", help=f"some of {', '.join(READERS)}")
     parser.add_argument("--number", type=int, metavar="N", help="read one input of one reader, and print its files")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="write the inputs that escaped to DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table and all escapes to FILE")
+    parser.add_argument("--keep", type=path_argument, metavar="DIR", help="write the inputs that escaped to DIR")
+    parser.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="also write the table and all escapes to FILE"
+    )
     options = parser.parse_args()
     names = options.only.split(",") if options.only else list(READERS)
     if unknown := [name for name in names if name not in READERS]:
