@@ -263,8 +263,8 @@ def refuse_changes(
 ) -> list[str]:
     """Compare a checkpoint with the recipe and the data of a start. Returns the changes that are allowed, for a notice.
 
-    `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises one error with all differences: DataError
-    if data changed, UsageError if only the recipe did.
+    `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises one error with all differences:
+    DataError for changed data, UsageError for a changed recipe alone.
     """
     try:
         changes = diff(settled_values(saved) or saved.recipe, values)
