@@ -24,8 +24,8 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from seresnext.assemble.resume import find_saved, make_newest, refuse_changes, saved_progress, settled_values
 from seresnext.assemble.validation import read_subject
-from seresnext.checkpoint import contents, digested, store
-from seresnext.checkpoint.contents import Facts, load_scaler_state, restore
+from seresnext.checkpoint import digested, store
+from seresnext.checkpoint.contents import Facts, check_fits, load_scaler_state, restore
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.metrics.console import Console, describe
@@ -34,7 +34,6 @@ from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import recipe_hash
 from seresnext.training.plan import Plan, Progress
 
-check_fits = getattr(contents, "check_fits", restore)
 CLASSES = ["ant", "bee", "cat"]
 STEP = 8
 

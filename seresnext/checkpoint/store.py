@@ -25,9 +25,9 @@ from seresnext.weights.safetensors_file import read_header, read_safetensors
 Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")
 
-_STEP_NAME = re.compile(r"step-(\d{8,})\.safetensors")
+_STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
 _COPY_CHUNK = 8 << 20  # bytes
-_TEMPORARY_NAME = re.compile(r"\.(step-\d{8,}|last|best)\.safetensors\.tmp")
+_TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors\.tmp")
 
 
 class SaveError(Failure):

@@ -99,6 +99,8 @@ class Index(Contents):
             digest, fingerprint = header["digest"], header["fingerprint"]
             if not all(isinstance(text, str) for text in (*classes, *files, *notices, digest, fingerprint)):
                 raise ValueError("a name that is no text")
+            for name in (*classes, *files):
+                os.fsencode(name)  # Raises ValueError for a name that no file can have.
             _check_columns(columns, len(classes), len(files))
         except OSError as error:
             raise NotAnIndex(f"{path}: {error}") from None
@@ -130,6 +132,8 @@ def _check_columns(columns: dict[str, np.ndarray], num_classes: int, num_files: 
     """Raise ValueError for numbers that would be looked up where nothing is."""
     if columns.keys() != set(_COLUMNS):
         raise ValueError("other columns")
+    if len(columns["names"]) and not len(columns["name_ends"]):
+        raise ValueError("names without ends")
     limits = {"label": num_classes, "file_id": num_files, "name_ends": len(columns["names"]) + 1}
     for name, column in columns.items():
         if name != "names" and len(column) not in (0, len(columns["label"])):

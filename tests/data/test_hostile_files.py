@@ -444,6 +444,8 @@ def forged(path: Path, change: Callable[[dict], object]) -> Path:
         lambda said: said.pop("classes"),
         lambda said: said.pop("fingerprint"),
         lambda said: said.__setitem__("classes", ["cat", 7]),
+        lambda said: said.__setitem__("classes", ["cat", "\ud800"]),  # No file can have this name.
+        lambda said: next(each for each in said["columns"] if each[0] == "name_ends").__setitem__(2, 0),
         lambda said: said["columns"].__setitem__(0, ["label", "u1,(", 2, said["columns"][0][3], 0]),
     ],
 )
