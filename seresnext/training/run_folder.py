@@ -24,7 +24,7 @@ from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
-from seresnext.training.status import note_refusal, read_status, write_atomically, write_status
+from seresnext.training.status import note_refusal, read_small_json, read_status, write_atomically, write_status
 from seresnext.weights.names import printable
 
 # Fields of `describe_environment` that may change the last bits of a number; packages and the commit may, too.
@@ -44,7 +44,6 @@ RUN_FILES = (
     "report",  # validate.py --report
 )
 _RUN_MARKS = ("status.json", "recipe.yaml", "metrics.jsonl", "checkpoints")  # One of them stands in any run folder.
-_LONGEST_JSON = 1 << 20  # bytes of `environment.json`, which has a few thousand
 _PROBE = 1 << 14  # bytes; more than the small files of a run need
 _LOCK_TRIES = 100
 
@@ -184,7 +183,7 @@ class RunFolder:
         `launchers` are those of all ranks. Machines come and go within a launch, and each counts restarts by itself,
         so neither rank 0's launcher nor its count would tell.
         """
-        environment = _read_json(self.path / "environment.json")
+        environment = read_small_json(self.path / "environment.json")
         known = environment.get("launch") if isinstance(environment, dict) else None
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
@@ -300,16 +299,6 @@ def writing(folder: Path) -> Iterator[None]:
             f"cannot write to the run folder {folder}: {error.strerror or error}{where}; {store.free_space(folder)}; "
             "make room there, or choose another with --output"
         ) from None
-
-
-def _read_json(path: Path) -> Any:
-    """Return the value in a small JSON file; None if there is no such file, or if it is too large or no JSON."""
-    try:
-        if not path.is_file() or path.stat().st_size > _LONGEST_JSON:
-            return None
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _cpu_model() -> str | None:
