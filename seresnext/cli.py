@@ -209,6 +209,7 @@ def _report(failure: Failure, have_met: bool, is_stopping: Callable[[], bool]) -
 
 def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Job | None:
     require_packages(LIGHT_PACKAGES)
+    from seresnext.checkpoint.argument import checkpoint_argument
     from seresnext.recipe.load import load_recipe
     from seresnext.recipe.reader import write_scalar
     from seresnext.recipe.show import diff, print_recipe
@@ -229,8 +230,8 @@ def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Jo
         return None
     if loaded.recipe.data.format != "synthetic":
         _check_is_there(loaded.recipe.data.root)
-    if options.resume not in ("auto", "never") and not os.path.exists(options.resume):  # noqa: PTH110 (raises nothing)
-        raise UsageError(f"--resume {options.resume}: no such file; give auto, never, or the path of a checkpoint")
+    if options.resume not in ("auto", "never"):
+        checkpoint_argument(options.resume)
     return _Job(partial(_train, options, loaded, stop), options.device)
 
 

@@ -77,6 +77,7 @@ COMMANDS = [
     (["--recipe", "seresnext50", "--data", "nowhere"], 3),
     (["--recipe", "seresnext50", "--data", "nowhere", "--dry-run"], 3),
     (["--recipe", "seresnext50", "--data", "recipes", "--resume", "nowhere"], 2),
+    (["--recipe", "seresnext50", "--data", "recipes", "--resume", "recipes"], 2),
     (["--checkpoint", "nowhere"], 4),
     (["--checkpoint", "README.md", "--data", "nowhere"], 3),
     (["--checkpoint", "README.md", "--help"], 0),
@@ -197,9 +198,11 @@ def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
 
 
 def test_an_address_is_no_checkpoint(fails):
-    message = fails(2, "--checkpoint", "https://host/file.pth", main=cli.validate_main)
-    assert "https://host/file.pth" in message
-    assert "download" in message
+    resume = ("--recipe", "digits", "--data", "recipes", "--resume")
+    for main, words in ((cli.validate_main, ("--checkpoint",)), (None, resume)):
+        message = fails(2, *words, "https://host/file.pth", main=main)
+        assert "https://host/file.pth" in message
+        assert "download" in message
 
 
 # ------------------------------------------------------------------------------------------------ who prints

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.checkpoint import store
+from seresnext.checkpoint.argument import checkpoint_argument
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError, address_in, expand_home
+from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
 from seresnext.training.plan import Progress
@@ -108,7 +108,7 @@ def _choose(
     folder: Path, resume: str, restarted: bool, say: Callable[[str], None]
 ) -> tuple[Path | None, Sequence[Path]]:
     """Return the checkpoint to resume from, and the damaged ones that were passed over for it."""
-    file = None if resume in ("auto", "never") else _named(resume)
+    file = None if resume in ("auto", "never") else checkpoint_argument(resume)
     if resume != "auto" and not restarted:
         return file, []
     try:
@@ -120,19 +120,6 @@ def _choose(
     if file and (newest.path is None or _step(newest.path) < _step(file)):
         return file, []
     return newest.path, newest.damaged
-
-
-def _named(resume: str) -> Path:
-    """Return the path of a checkpoint that the user names. Raises UsageError where there is no file."""
-    if address := address_in(resume):
-        raise UsageError(f"--resume {address} is an address; download the checkpoint, and give the path of the file")
-    path, reason = expand_home(resume), "it is no file"
-    try:
-        if stat.S_ISREG(path.stat().st_mode):
-            return path
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL character.
-        reason = f"no such file ({error.strerror if isinstance(error, OSError) else error})"
-    raise UsageError(f"--resume {printable(resume)}: {reason}; give auto, never, or the path of a checkpoint")
 
 
 def _step(path: Path) -> int:
