@@ -42,18 +42,16 @@ class StartProblem:
 
 def open_splits(
     recipe: Recipe,
-    world: World | None = None,
-    say: Callable[[str], None] = print,
-    *,
-    settled: Mapping[str, Any] | None = None,
-    meant: Collection[str] = (),
+    world: World,
+    say: Callable[[str], None],
+    settled: Mapping[str, Any],
+    meant: Collection[str],
 ) -> tuple[Reader, Reader]:
     """Open the training and the validation split. Warn about turned, transparent and shared images.
 
     `settled` are the values of a run that is resumed, `meant` the keys that somebody wrote for a run of this length.
     Raises one Failure on all ranks that lists all problems: DataError if any of them is a problem of the data.
     """
-    world, settled = world or World(), settled or {}
     readers, own = _open_both(recipe)
     problems = _seen_by_all(own, world)
     if world.is_first:

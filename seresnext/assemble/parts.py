@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from seresnext.assemble.labels import labels_by_name
-from seresnext.assemble.opening import look_at_images as look_at_images
-from seresnext.assemble.opening import open_splits as open_splits
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
 from seresnext.data.erase import Erasing, Filling

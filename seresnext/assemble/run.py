@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seresnext.assemble import parts
+from seresnext.assemble import opening, parts
 from seresnext.assemble.resume import Saved
 from seresnext.assemble.trials import choose_by_trial
 from seresnext.checkpoint.contents import (
@@ -68,7 +68,7 @@ class Run:
         self._console = console
         # Before trials, which take a while.
         recipe = recipe_from_values(values, "the recipe")
-        self.train, self.val = parts.open_splits(recipe, world, console.line, settled=settled, meant=meant)
+        self.train, self.val = opening.open_splits(recipe, world, console.line, settled, meant)
         world.together(lambda: parts.check_same_data(world, self.train, self.val))
         make_deterministic(self.values["runtime"]["deterministic"])
         keep_freed_memory(world.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from seresnext.assemble import parts
 from seresnext.assemble.labels import labels_by_name
+from seresnext.assemble.opening import look_at_images
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
 from seresnext.data.prefetch import DeviceBatch
@@ -89,7 +90,7 @@ def validate(
         console.line(f"warning: {notice}")
     world.together(lambda: parts.check_same_data(world, reader))
     labels, notice = world.together(lambda: _labels(reader, root, split, subject))
-    parts.look_at_images(recipe, {split: reader}, world, console.line)
+    look_at_images(recipe, {split: reader}, world, console.line)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
