@@ -25,6 +25,7 @@ from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
 from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.schema import Recipe
+from seresnext.training.run_folder import is_same
 from seresnext.weights import read_weights
 from seresnext.weights.opening import open_regular
 
@@ -152,22 +153,15 @@ def _warn_of_same_images(recipe: Recipe, train: Reader, say: Callable[[str], Non
     folders = [Path(data.root) / split for split in (data.train_split, data.val_split)]
     if data.format == "synthetic":
         return
-    if data.train_split == data.val_split or _is_same(*folders):
+    if data.train_split == data.val_split or is_same(*folders):
         same = f"data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same images"
     elif data.format == "folder" and (
-        shared := [name for name in train.classes if _is_same(folders[0] / name, folders[1] / name)]
+        shared := [name for name in train.classes if is_same(folders[0] / name, folders[1] / name)]
     ):
         same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
     else:
         return
     say(f"warning: {same}: the validation measures training images; give it images of its own with data.val_split")
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
 
 
 def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any]) -> Iterator[StartProblem]:

@@ -19,7 +19,7 @@ from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
 from seresnext.training.plan import Progress
-from seresnext.training.run_folder import writing
+from seresnext.training.run_folder import is_same, writing
 from seresnext.weights.names import listed, printable
 
 # Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
@@ -148,7 +148,7 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None], measure
             say(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
         store.set_aside(folder, beyond=step)
         newest = store.steps(folder).get(step)
-        if newest is not None and _is_same(newest, saved.path):
+        if newest is not None and is_same(newest, saved.path):
             store.point(folder, "last", newest)
         if best is None:
             return None
@@ -172,13 +172,6 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None], measure
         f"{best['step']}); the best is chosen anew from now on"
     )
     return None
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except OSError:  # A link to nothing.
-        return False
 
 
 def _is_best(path: Path, best: dict[str, Any]) -> bool:
@@ -259,7 +252,9 @@ def refuse_changes(
         raise CheckpointError(f"{source} has something in it that is no recipe") from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
     if refused:
-        keys = [printable(line.partition(":")[0]) for line in listed(refused, _MOST_LISTED)]
+        keys = [printable(line.partition(":")[0]) for line in refused]
+        if len(keys) > _MOST_LISTED:
+            keys = sorted({key.partition(".")[0] for key in keys})[:_MOST_LISTED]
         listing = "\n  ".join(printable(line, longest=1000) for line in listed(refused, _MOST_LISTED))
         raise UsageError(
             f"the recipe differs from that of {source}, which this run would go on from:\n  {listing}\n"

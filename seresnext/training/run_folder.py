@@ -267,6 +267,14 @@ def lies_in(path: Path, folder: Path) -> bool:
     )
 
 
+def is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file or folder. A path that cannot be followed leads to none."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
 def record_refusal(path: Path, reason: str) -> None:
     """Write into `log.txt` and `status.json` of a run's folder that a start was refused before it took hold of it.
 

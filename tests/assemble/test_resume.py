@@ -280,6 +280,16 @@ def test_a_changed_key_is_refused_with_old_and_new(tmp_path):
         refuse_changes(facts(3), values, DATASET, ["optimizer.l"], tmp_path)
 
 
+def test_the_advice_for_many_changes_is_followed_as_it_stands(tmp_path):
+    values = load_recipe("digits").values
+    values = {**values, "model": {f"a{number}": 1 for number in range(60)}, "data": {"b": 1}}
+    with pytest.raises(UsageError, match="more") as refusal:
+        refuse_changes(facts(3), values, DATASET, [], tmp_path)
+    allowed = str(refusal.value).rpartition("--allow-changed ")[2].split(",")
+    assert allowed == ["data", "model"]
+    assert len(refuse_changes(facts(3), values, DATASET, allowed, tmp_path)) > 60
+
+
 def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tmp_path):
     old = facts(3)
     for section, key in (("augment", "policy"), ("augment", "repeats"), ("data", "progressive")):
