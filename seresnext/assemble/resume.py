@@ -42,10 +42,10 @@ FREE_KEYS = frozenset(
     }
 )
 
-# Keys that a fresh start alone obeys: a run that is resumed has its weights from the checkpoint.
+# Keys that have an effect on a fresh start only: a resumed run has the weights of the checkpoint.
 FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
 
-# Keys that decide what a validation measures, besides the images of the split.
+# Keys that change the result of a validation. Other images in the split change the result, too.
 MEASURE_KEYS = frozenset(
     {
         "data.image_size",
@@ -66,7 +66,7 @@ AVERAGED = "averaged"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and verified. `damaged` are the files that rank 0 passed over on the way to it."""
+    """A checkpoint that was read and verified. `damaged` lists the damaged files that rank 0 skipped."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -79,8 +79,8 @@ def find_saved(
 ) -> Saved | None:
     """Return the checkpoint to resume from, read by every rank, or None for a fresh start. The folder does not change.
 
-    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. It holds for the first start of
-    a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
+    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. The option is for the first
+    start of a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
     CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read different files.
     """
     chosen, damaged = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else (None, []))
@@ -107,14 +107,14 @@ def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -
 def _choose(
     folder: Path, resume: str, restarted: bool, say: Callable[[str], None]
 ) -> tuple[Path | None, Sequence[Path]]:
-    """Return the checkpoint to resume from, and the damaged ones that were passed over for it."""
+    """Return the checkpoint to resume from, and the damaged files that were skipped."""
     file = None if resume in ("auto", "never") else checkpoint_argument(resume)
     if resume != "auto" and not restarted:
         return file, []
     try:
         newest = store.newest_valid(folder)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be read ({error.strerror}); make it readable") from None
+        raise UsageError(f"{folder} cannot be read ({error.strerror}); make the folder readable") from None
     for warning in newest.warnings:
         say(f"warning: {warning}")
     if file and (newest.path is None or _step(newest.path) < _step(file)):
@@ -129,12 +129,13 @@ def _step(path: Path) -> int:
 def make_newest(
     saved: Saved, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
 ) -> dict[str, Any] | None:
-    """Let a run folder agree with the checkpoint that its run resumes from. Returns the best so far, on every rank.
+    """Make a run folder agree with the checkpoint that the run resumes from. Return the best so far, on every rank.
 
-    Damaged checkpoints are renamed to `.corrupt`, later ones to `.superseded`: the run will write those steps again. A
-    crash between writing a checkpoint and pointing to it is repaired. A best that is not in the folder is taken from
-    the folder of the checkpoint. Without its file there is no best. If validation `measures_anew`, other images or in
-    another way, the best starts over, and the file of the old best stays under another name.
+    Damaged checkpoints are renamed to `.corrupt`, later checkpoints to `.superseded`: the run repeats the later steps.
+    If a crash came between a save and the update of `last`, `last` is updated now. A best checkpoint that the folder
+    lacks is taken from the folder of the resumed checkpoint. If the file of the best is gone, the best starts over.
+    The best also starts over if validation `measures_anew`: other images, or measured in another way. The file of the
+    old best then stays under another name.
     """
     return world.broadcast(
         world.together(lambda: _make_newest(saved, folder, say, measures_anew) if world.is_first else None)
@@ -161,7 +162,7 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None], measure
             kept = store.retire_best(folder)
             say(
                 f"validation changed: the best so far (top-1 {best['top1']:.2f} % after step {best['step']}) is not "
-                f"compared with later ones; its file is {kept.name if kept else 'gone'}"
+                f"compared with later validations; the file of the old best is {kept.name if kept else 'gone'}"
             )
             return None
         if source is not None:
@@ -221,9 +222,9 @@ def _is_alike(value: Any, usual: Any) -> bool:
 def keep_first_settings(
     values: dict[str, Any], settled: Mapping[str, Any], allowed: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a resumed run, in which FIRST_KEYS stay as they were, and a notice for each that does.
+    """Return the values of a resumed run with the old values of FIRST_KEYS, and a notice for each old value kept.
 
-    A key that is not `allowed` to change keeps its new value, which `refuse_changes` refuses.
+    A key that is not `allowed` to change gets the new value, which `refuse_changes` refuses.
     """
     notices = []
     for key in FIRST_KEYS if settled else ():
@@ -232,7 +233,7 @@ def keep_first_settings(
         if old != new and _is_allowed(key, allowed):
             values = {**values, section: {**values[section], name: old}}
             notices.append(
-                f"{key} stays {printable(old)}: a fresh start alone obeys it, and this run is resumed; "
+                f"{key} stays {printable(old)}: the key has an effect on a fresh start only, and this run is resumed; "
                 f"{printable(new)} is not used"
             )
     return values, notices
@@ -286,18 +287,18 @@ def _refuse_other_data(old: Mapping[str, Any], new: Mapping[str, Any], allowed: 
 
 
 def validation_changes(saved: Facts, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
-    """Return whether validation no longer measures what the best of a checkpoint was chosen by."""
+    """Return whether new validations cannot be compared with the validation that chose the best of a checkpoint."""
     keys = {change.partition(":")[0] for change in changes}
     return _differs(saved.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)
 
 
 def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether a split is another one. One that 0.1.0 did not record, empty here, counts as the same."""
+    """Return whether a split has changed. A split without a record (empty, from 0.1.0) counts as unchanged."""
     return bool(was and now) and was["fingerprint"] != now["fingerprint"]
 
 
 def _permission(keys: Sequence[str], allowed: Collection[str]) -> str:
-    """Return the option that permits these changes, and what was permitted before."""
+    """Return the option that permits these changes and the changes that were permitted before."""
     return f"permit this: --allow-changed {','.join(dict.fromkeys([*allowed, *keys]))}"
 
 

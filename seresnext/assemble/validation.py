@@ -224,7 +224,7 @@ def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
 
 
 def _labels(reader: Reader, root: str, split: str, subject: Subject) -> tuple[list[int] | None, str | None]:
-    """Return the model's label of each class of the data, None where the two agree, and a notice for the user."""
+    """Return the model's label of each class of the data (None if the labels agree), and a notice for the user."""
     if subject.classes is not None or isinstance(reader, SyntheticReader):
         return None, None
     labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
@@ -250,7 +250,7 @@ def _listing(names: set[str], most: int = 5) -> str:
 def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
     if not math.isfinite(result.loss):
         console.line("warning: the output of the model is not finite for some images")
-    # Of five classes or fewer, top-5 is always 100 %.
+    # With five classes or fewer, top-5 is always 100 %.
     top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
     console.line(
         f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
