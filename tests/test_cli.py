@@ -173,13 +173,13 @@ def test_options_of_other_tools(fails, words, hint):
 @pytest.mark.parametrize("empty", ["", " "])
 def test_an_empty_path_is_none(fails, option, empty):
     given = () if option == "--recipe" else ("--recipe", "seresnext50")
-    assert f"argument {option}: it is empty" in fails(2, *given, option, empty)
+    assert f"argument {option}: the value is empty" in fails(2, *given, option, empty)
 
 
 @pytest.mark.parametrize("option", ["--checkpoint", "--data", "--json", "--split"])
 def test_an_empty_path_is_none_for_validation(fails, option):
     given = () if option == "--checkpoint" else ("--checkpoint", "README.md")
-    assert f"argument {option}: it is empty" in fails(2, *given, option, "", main=cli.validate_main)
+    assert f"argument {option}: the value is empty" in fails(2, *given, option, "", main=cli.validate_main)
 
 
 def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
