@@ -244,28 +244,37 @@ def refuse_changes(
 ) -> list[str]:
     """Compare a checkpoint with the recipe and the data of a start. Returns the changes that are allowed, for a notice.
 
-    `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises UsageError for a changed recipe and
-    DataError for changed data, each with the differences.
+    `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises one error with all differences:
+    DataError for changed data, UsageError for a changed recipe alone.
     """
     try:
         changes = diff(settled_values(saved) or saved.recipe, values)
     except (RecursionError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{source} has something in it that is no recipe") from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
+    problems, keys = _data_changes(saved.dataset, dataset, allowed, source)
+    error = DataError if problems else UsageError
     if refused:
-        keys = [printable(line.partition(":")[0]) for line in refused]
-        if len(keys) > _MOST_LISTED:
-            keys = sorted({key.partition(".")[0] for key in keys})[:_MOST_LISTED]
-        listing = "\n  ".join(printable(line, longest=1000) for line in listed(refused, _MOST_LISTED))
-        raise UsageError(
-            f"the recipe differs from that of {source}, which this run would go on from:\n  {listing}\n"
-            f"use the old values, start a new run with --output, or {_permission(keys, allowed)}"
+        lines = [printable(line, longest=1000) for line in listed(refused, _MOST_LISTED)]
+        problems.insert(0, "\n  ".join([f"the recipe is not the recipe of {source}:", *lines]))
+        changed = [printable(change.partition(":")[0]) for change in refused]
+        if len(changed) > _MOST_LISTED:  # Permit sections then, since a message has room for a screen.
+            changed = sorted({key.partition(".")[0] for key in changed})[:_MOST_LISTED]
+        keys = [*changed, *keys]
+    if problems:
+        listing = "\n".join(problems)
+        permission = f"--allow-changed {','.join(dict.fromkeys([*allowed, *keys]))}"
+        raise error(
+            f"this start differs from the run to resume:\n{listing}\n"
+            f"restore the old values or data, start a new run with --output, or permit the change: {permission}"
         )
-    _refuse_other_data(saved.dataset, dataset, allowed, source)
     return changes
 
 
-def _refuse_other_data(old: Mapping[str, Any], new: Mapping[str, Any], allowed: Collection[str], source: Path) -> None:
+def _data_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], allowed: Collection[str], source: Path
+) -> tuple[list[str], list[str]]:
+    """Return the changes of classes and images that are not allowed, and the keys that permit these changes."""
     problems, keys = [], []
     if "classes" not in allowed and old["classes"] != new["classes"]:
         problems.append(_class_changes(old["classes"], new["classes"], source))
@@ -277,13 +286,9 @@ def _refuse_other_data(old: Mapping[str, Any], new: Mapping[str, Any], allowed: 
             if _differs(was, now)
         ]
         if changed:
-            problems.append(f"the images are not those of {source}: {'; '.join(changed)}, or other names")
+            problems.append(f"the images are not the images of {source}: {'; '.join(changed)}, or other names")
             keys.append("dataset")
-    if problems:
-        listing = "\n  ".join(problems)
-        raise DataError(
-            f"{listing}\nput the old ones back, start a new run with --output, or {_permission(keys, allowed)}"
-        )
+    return problems, keys
 
 
 def validation_changes(saved: Facts, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
@@ -295,11 +300,6 @@ def validation_changes(saved: Facts, dataset: Mapping[str, Any], changes: Sequen
 def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Return whether a split has changed. A split without a record (empty, from 0.1.0) counts as unchanged."""
     return bool(was and now) and was["fingerprint"] != now["fingerprint"]
-
-
-def _permission(keys: Sequence[str], allowed: Collection[str]) -> str:
-    """Return the option that permits these changes and the changes that were permitted before."""
-    return f"permit this: --allow-changed {','.join(dict.fromkeys([*allowed, *keys]))}"
 
 
 def _is_allowed(key: str, allowed: Collection[str]) -> bool:

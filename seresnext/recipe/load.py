@@ -136,6 +136,9 @@ def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
     if depth > MAX_DEPTH:
         raise RecipeError([f"{origin}: nested deeper than {MAX_DEPTH}; this is not a recipe"])
     if isinstance(value, dict):
+        # pydantic gives no location for a key with half of a surrogate pair.
+        if odd := [key for key in map(str, value) if not key.isprintable()]:
+            raise RecipeError([f"{origin}: the key {shorten(ascii(odd[0]))} has a control character; remove the key"])
         return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin)
     if isinstance(value, list):
         return Node([_node_of(item, origin, depth + 1) for item in value], origin)

@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, and under which changes it does not."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -328,6 +329,20 @@ def test_changed_images_and_classes_are_refused(tmp_path):
     with pytest.raises(DataError, match="gone: dog; new: fox"):
         refuse_changes(facts(3), values, renamed, ["dataset"], tmp_path)
     assert refuse_changes(facts(3), values, renamed, ["dataset", "classes"], tmp_path) == []
+
+
+def test_all_that_changed_is_refused_at_once_and_the_permission_is_accepted(tmp_path):
+    """One change after the other would be an advice that the next start refuses."""
+    values = {**changed("optimizer.lr", 0.5), "length": "3ep"}
+    other = {**DATASET, "fingerprint": "xyz", "num_images": 11, "classes": ["cat", "fox"]}
+    with pytest.raises(DataError) as refusal:
+        refuse_changes(facts(3), values, other, ["data.mean"], tmp_path)
+    message = str(refusal.value)
+    for fact in ("optimizer.lr: ", "length: ", "gone: dog; new: fox", "11 now"):
+        assert fact in message
+    permitted = re.search(r"--allow-changed (\S+)", message)[1].split(",")
+    assert permitted[0] == "data.mean"
+    assert len(refuse_changes(facts(3), values, other, permitted, tmp_path)) == 2
 
 
 def test_changed_validation_images_are_refused(tmp_path):

@@ -103,6 +103,9 @@ WRONG_STORED = {
     "wrong type": ({"model": {"name": 5}}, "last.safetensors: model.name: expected one of"),
     "disagreement": ({"model": {"name": "seresnext26", "reset_head": True}}, "last.safetensors: model.reset_head: "),
     "huge": ({"model": {"name": "seresnext26"}, "optimizer": {"lr": 10**400}}, "optimizer.lr: is too large"),
+    "half a character": ({"model": {"name": "seresnext26"}, "\ud800": 1}, r"last.safetensors: the key '\ud800'"),
+    "half a character inside": ({"model": {"name": "seresnext26", "\ud800": 1}}, r"last.safetensors: the key '\ud800'"),
+    "escape": ({"model": {"name": "seresnext26"}, "\x1b[2J": 1}, r"last.safetensors: the key '\x1b[2J'"),
 }
 
 
