@@ -120,16 +120,6 @@ def test_a_damaged_one_is_renamed_when_the_run_goes_on(tmp_path):
     assert find(tmp_path)[1] == []
 
 
-def test_the_newest_checkpoint_of_a_folder_that_is_named(tmp_path):
-    """The advice is followed as it stands, for a run folder and for its folder of checkpoints."""
-    folder = tmp_path / "run" / "checkpoints"
-    save(folder, 7)
-    for given in (folder.parent, folder):
-        with pytest.raises(UsageError, match="is a folder") as refusal:
-            find(tmp_path / "other", str(given))
-        assert find(tmp_path / "other", str(refusal.value).rpartition("--resume ")[2])[0].facts.step == 7
-
-
 def test_an_address_is_not_resumed_from(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"https://host//last\.safetensors"):
         find(tmp_path, "https://host//last.safetensors")
