@@ -13,7 +13,7 @@ if __name__ == "__main__":
     end = ProcessEnd()
     with StopRequest() as stop:
         try:
-            # Here, so that signals find somebody who listens.
+            # Imported here, since the import takes seconds: `stop` receives signals already.
             from seresnext.cli import train_main
 
             code = train_main(stop=stop)

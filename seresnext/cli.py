@@ -1,6 +1,7 @@
 """The two commands: arguments in, exit code out.
 
-What needs no torch comes before its import, which takes seconds in each process: arguments, recipe, missing data.
+The import of torch takes seconds in each process. Checks that need no torch come first: arguments, recipe, missing
+data.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ if TYPE_CHECKING:
     from seresnext.distributed import World
     from seresnext.recipe import LoadedRecipe
 
-# Seconds in which the first rank of a machine prints a failure that all its ranks see. torchrun ends the others then.
+# Seconds for the first rank of a machine to print a failure that all ranks see. Then torchrun ends the other ranks.
 _FIRST_RANKS_TIME = 60.0
 _LOOK = 0.05
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be done once torch is imported, on which device."""
+    """The work to do once torch is imported, and the device for the work."""
 
     do: Callable[[World], None]
     device: str
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are raised, so that one rank prints them and not eight. Options are written out in full."""
+    """A parser that raises errors, so that one rank prints an error and not eight. Options cannot be abbreviated."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def train_main(arguments: Sequence[str] | None = None, *, stop: StopRequest) -> int:
-    """Run the command `train.py`, until `stop` asks to stop it.
+    """Run the command `train.py`, to the end or until `stop` has a request.
 
     Returns the exit code: 0 done, or preempted after a save; else as in errors.py.
     """
@@ -81,7 +82,7 @@ def validate_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refused_folder(arguments: Sequence[str] | None) -> Path | None:
-    """The run folder that a start is about, also where the rest of its arguments cannot be used."""
+    """Return the run folder of a start, also if other arguments cannot be used."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--output", type=_path)
     parser.add_argument("--recipe", type=Path)
@@ -102,7 +103,7 @@ def _refused_folder(arguments: Sequence[str] | None) -> Path | None:
 def _run(
     prepare: Callable[[], _Job | None], folder: Path | None = None, is_stopping: Callable[[], bool] = lambda: False
 ) -> int:
-    """Prepare a job, which each rank does for itself and without torch, and do it together. Returns the exit code."""
+    """Prepare a job on each rank, without torch. Then do the job on all ranks together. Return the exit code."""
     have_met = False
     try:
         job, unprepared = None, None
@@ -114,11 +115,11 @@ def _run(
             except Failure as failure:
                 if _has_one_machine():
                     raise
-                unprepared = failure  # All have to know: other machines, with other files, would wait for this one.
+                unprepared = failure  # Other machines may have no failure, and must not wait for this machine.
             require_packages()
             import seresnext.assemble  # noqa: F401
             from seresnext.distributed import open_world
-        gc.freeze()  # What is imported stays, and need not be looked through.
+        gc.freeze()  # The garbage collector can ignore the imported objects.
         with open_world(job.device if job else "auto") as world:
             have_met = True
             world.together(lambda: _raise(unprepared))
@@ -127,7 +128,7 @@ def _run(
     except Failure as failure:
         _report(failure, have_met, is_stopping)
         if folder and folder.is_dir() and _is_first() and not failure.is_recorded:
-            with suppress(ImportError):  # Of torch, where this Python has none.
+            with suppress(ImportError):  # This Python may lack torch.
                 from seresnext.training.run_folder import record_refusal
 
                 record_refusal(folder, str(failure))
@@ -153,7 +154,7 @@ def _is_first() -> bool:
 
 
 def _has_one_machine() -> bool:
-    """Whether all processes of this run are torchrun's on this machine, or this is the only one."""
+    """Return whether torchrun started all processes of this run on this machine, or there is only one process."""
     if "RANK" not in os.environ:
         return True
     return _is_of_torchrun() and os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
@@ -165,9 +166,9 @@ def _is_of_torchrun() -> bool:
 
 @contextmanager
 def _exiting_at_interrupt() -> Iterator[None]:
-    """End this process at Ctrl-C: nothing is begun, so nothing is lost. A trainer of torchrun's remembers it instead.
+    """End this process at Ctrl-C: no work has begun, so no work is lost. Under torchrun, training remembers Ctrl-C.
 
-    An exception would come out of the middle of an import, as whatever error that makes there.
+    KeyboardInterrupt in the middle of an import could appear as another error.
     """
     before = signal.getsignal(signal.SIGINT)
     remembers = "RANK" in os.environ and before is not signal.default_int_handler
@@ -182,10 +183,10 @@ def _exiting_at_interrupt() -> Iterator[None]:
 
 
 def _report(failure: Failure, have_met: bool, is_stopping: Callable[[], bool]) -> None:
-    """Print a failure on one of the ranks that see it, and leave it to torchrun.
+    """Print a failure on one of the ranks that have the failure, and write torchrun's error file.
 
-    What all see is the fault of no rank, and is printed without one. Before the ranks of a machine have met, its first
-    one prints; others leave it the time for that, since torchrun ends all at the end of one.
+    A failure that all ranks see blames no rank. Before the ranks have met, the first rank of a machine prints, and the
+    other ranks wait: torchrun ends all ranks when one rank ends.
     """
     message = for_terminal(failure)
     write_error_file(message)
@@ -209,6 +210,7 @@ def _report(failure: Failure, have_met: bool, is_stopping: Callable[[], bool]) -
 
 def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Job | None:
     require_packages(LIGHT_PACKAGES)
+    from seresnext.checkpoint.argument import checkpoint_argument
     from seresnext.recipe.load import load_recipe
     from seresnext.recipe.reader import write_scalar
     from seresnext.recipe.show import diff, print_recipe
@@ -229,8 +231,8 @@ def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Jo
         return None
     if loaded.recipe.data.format != "synthetic":
         _check_is_there(loaded.recipe.data.root)
-    if options.resume not in ("auto", "never") and not os.path.exists(options.resume):  # noqa: PTH110 (raises nothing)
-        raise UsageError(f"--resume {options.resume}: no such file; give auto, never, or the path of a checkpoint")
+    if options.resume not in ("auto", "never"):
+        checkpoint_argument(options.resume)
     return _Job(partial(_train, options, loaded, stop), options.device)
 
 
@@ -349,7 +351,7 @@ def _parse(
 
 
 def _key_hints(words: list[str]) -> str:
-    """Return how to set the keys of a recipe that unknown arguments mean, as `--lr 0.3` or `optimizer.lr=0.3`."""
+    """Return the options that set the keys of a recipe that unknown arguments mean, as `--lr 0.3`."""
     from seresnext.recipe.explain import COMMON_NAMES, all_keys
 
     keys = [key for key, is_section in all_keys().items() if not is_section]
@@ -373,24 +375,24 @@ def _key_hints(words: list[str]) -> str:
 
 
 def _check_is_there(root: str) -> None:
-    """Raise DataError where there is no folder of data. An address is asked later."""
+    """Raise DataError if the folder of the data does not exist. An address is checked later."""
     if not address_in(root) and not os.path.isdir(root):  # noqa: PTH112 (raises nothing)
         raise DataError(f"there is no folder {root}; give the folder that holds train/ and val/ with --data DIR")
 
 
 def _path(text: str) -> Path:
-    """Return the path that an option gives. An empty text is none: Path would take it for the working folder."""
+    """Return the path that an option gives. Refuse an empty text, which Path would take for the working folder."""
     return path_argument(_not_empty(text))
 
 
 def _text(text: str) -> str:
-    """Return the text of an option that is a name, a path or an address; of a path `~` is expanded."""
+    """Return the text of an option: a name, a path or an address. In a path `~` is expanded."""
     return str(expand_home(text)) if _not_empty(text).startswith("~") else text
 
 
 def _not_empty(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty; give a value, or leave the option out")
+        raise argparse.ArgumentTypeError("the value is empty; give a value, or omit the option")
     return text
 
 

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 class Failure(Exception):
     """An expected failure. The commands print its message and exit with `exit_code`.
 
-    `is_shared` says that every rank raises it at the same place, so that rank 0 alone prints it; `is_said` that another
-    process prints it; `is_recorded` that the run folder has it, if there is one.
+    `is_shared`: every rank raises the failure at the same place, so rank 0 alone prints the message. `is_said`: another
+    process prints the message. `is_recorded`: the run folder, if there is one, has the message.
     """
 
     exit_code = 1
@@ -122,30 +122,30 @@ def for_terminal(text: object) -> str:
 
 
 def write_error_file(message: str) -> None:
-    """Write why this process fails where torchrun looks for that, if it is one of torchrun's.
+    """Write the message of a failure to the error file that torchrun reads, if torchrun started this process.
 
-    The box that torchrun prints at the end has it then, and not `<N/A>`.
+    The box that torchrun prints at the end then shows the message, not `<N/A>`.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         details = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        temporary = Path(f"{path}.{time.monotonic_ns()}")  # A part of a file would be an error of torchrun's.
+        temporary = Path(f"{path}.{time.monotonic_ns()}")  # torchrun fails on a part of a file.
         with suppress(OSError):
             temporary.write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
             temporary.replace(path)
 
 
 LIGHT_PACKAGES = ("pydantic", "yaml")
-"""What reading a recipe takes."""
+"""The packages that reading a recipe needs."""
 
 PACKAGES = (*LIGHT_PACKAGES, "numpy", "PIL", "safetensors", "tensorboard", "torch", "torchvision", "tqdm")
-"""What everything else takes, the extras apart."""
+"""The packages that everything else needs, without the extras."""
 
 _OLDEST_PYTHON = (3, 11)
 
 
 def require_packages(names: Sequence[str] = PACKAGES) -> None:
-    """Raise UsageError where this Python is too old, or lacks one of the packages. Imports none of them."""
+    """Raise UsageError if this Python is too old, or lacks one of the packages. Import no package."""
     is_old = sys.version_info < _OLDEST_PYTHON
     if not is_old and all(map(importlib.util.find_spec, names)):
         return
@@ -162,11 +162,12 @@ _UNWRITTEN = 120  # The exit code of Python for output that could not be written
 
 
 def replace_closed_streams() -> None:
-    """Replace the standard streams of a command by ones that print without errors; before it opens or prints anything.
+    """Replace the standard streams by streams that print without errors. Call this before any output, and before files.
 
-    A stream that was closed (`>&-`) writes to nowhere. Else a file that the command opens, a checkpoint perhaps, would
-    get the number of the stream, and printed text would go into that file. After a pipe closed (`| head`) the command
-    finishes in silence. Characters that the encoding of a terminal lacks are printed as escapes.
+    A stream that was closed (`>&-`) drops all output. With the stream still closed, the next file that the command
+    opens, perhaps a checkpoint, would get the number of the stream, and printed text would go into that file. After a
+    pipe was closed (`| head`), the command finishes without output. Characters that a terminal cannot print become
+    escapes.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -177,7 +178,7 @@ def replace_closed_streams() -> None:
         stream = getattr(sys, name)
         if number and stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             raw = _LosablePipe(number, "w", closefd=False)
-            is_buffered = not stream.write_through  # Not by `python -u`.
+            is_buffered = not stream.write_through  # `python -u` switches buffers off.
             setattr(
                 sys,
                 name,

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 STOP_SIGNALS = (
     signal.SIGINT,  # Ctrl-C
     signal.SIGTERM,  # a scheduler
-    signal.SIGUSR1,  # a cluster before it takes the machine away, as is the next one
-    signal.SIGUSR2,
+    signal.SIGUSR1,  # a cluster, before the machine is taken away
+    signal.SIGUSR2,  # the same, on other clusters
     signal.SIGHUP,  # a terminal that was closed, a connection that was lost
     signal.SIGXCPU,  # the limit of CPU time (`ulimit -St`); at the hard limit the kernel kills
 )
-"""What asks a training to stop."""
+"""The signals that request a stop of the training."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # This process and who started it, as they were when this module was imported: train.py does that first of all.

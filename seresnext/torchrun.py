@@ -1,8 +1,9 @@
-"""`python -m seresnext.torchrun`: torchrun with the same arguments, and an end as short as that of its workers.
+"""`python -m seresnext.torchrun`: torchrun with the same arguments, and a short end.
 
-After Ctrl-C torchrun ends with a traceback, although all workers have saved. After the failure of a worker it ends with
-1 and a box of text. This program ends with 128 and the number of the signal that it got (130 for Ctrl-C), as shells
-have it, or with the exit code of the worker that failed first. That worker has printed the reason.
+After Ctrl-C torchrun prints a traceback, although all workers have saved. After the failure of a worker torchrun prints
+a box of text and ends with 1. This program prints neither. After a signal the exit code is 128 plus the number of the
+signal, as in shells (130 for Ctrl-C). After a failure the exit code is the code of the worker that failed first. The
+worker has printed the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from seresnext.errors import UsageError, require_packages
 
 _BY_SIGNAL = 128
 _INTERRUPTED = _BY_SIGNAL + signal.SIGINT
-# Lines that torchrun logs for each worker at the end of one, which has printed the reason.
+# Lines that torchrun logs for each worker when one worker fails. The worker has printed the reason.
 _LOGGER, _REPETITIONS = "torch.distributed.elastic.multiprocessing.api", ("Sending process", "failed (exitcode")
 
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    # An exception would come out of the middle of the import, as whatever error that makes there.
+    # KeyboardInterrupt in the middle of an import could appear as another error.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(options)
     except SignalException as stopped:
         return _BY_SIGNAL + stopped.sigval
-    except KeyboardInterrupt:  # Before there was a worker.
+    except KeyboardInterrupt:  # No worker has started yet.
         return _INTERRUPTED
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_heard(name: str) -> bool:
     """Return whether a signal was not ignored at the start, as SIGHUP is under nohup."""
-    number = getattr(signal, name, None)  # A name that is none is torchrun's to refuse.
+    number = getattr(signal, name, None)  # torchrun refuses an unknown name.
     return number in (None, signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
 
 

@@ -170,7 +170,7 @@ class _Injection:
         """Put the points into the program, and the narrow network."""
         from exactness import narrow
 
-        from seresnext.assemble import parts
+        from seresnext.assemble import opening, parts
         from seresnext.assemble.run import Run
         from seresnext.checkpoint import digested, store
         from seresnext.distributed import BatchNormStatistics
@@ -180,7 +180,7 @@ class _Injection:
 
         parts.create_model = narrow
         before = self._before
-        before(parts, "open_splits", lambda *args, **options: "open")
+        before(opening, "open_splits", lambda *args, **options: "open")
         before(Run, "trainer", self._go_on_from)
         before(TrainingStep, "warm_up", lambda *args, **options: "warm-up")
         before(TrainingStep, "__call__", self._begin_step)

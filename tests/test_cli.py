@@ -77,6 +77,7 @@ COMMANDS = [
     (["--recipe", "seresnext50", "--data", "nowhere"], 3),
     (["--recipe", "seresnext50", "--data", "nowhere", "--dry-run"], 3),
     (["--recipe", "seresnext50", "--data", "recipes", "--resume", "nowhere"], 2),
+    (["--recipe", "seresnext50", "--data", "recipes", "--resume", "recipes"], 2),
     (["--checkpoint", "nowhere"], 4),
     (["--checkpoint", "README.md", "--data", "nowhere"], 3),
     (["--checkpoint", "README.md", "--help"], 0),
@@ -172,13 +173,13 @@ def test_options_of_other_tools(fails, words, hint):
 @pytest.mark.parametrize("empty", ["", " "])
 def test_an_empty_path_is_none(fails, option, empty):
     given = () if option == "--recipe" else ("--recipe", "seresnext50")
-    assert f"argument {option}: it is empty" in fails(2, *given, option, empty)
+    assert f"argument {option}: the value is empty" in fails(2, *given, option, empty)
 
 
 @pytest.mark.parametrize("option", ["--checkpoint", "--data", "--json", "--split"])
 def test_an_empty_path_is_none_for_validation(fails, option):
     given = () if option == "--checkpoint" else ("--checkpoint", "README.md")
-    assert f"argument {option}: it is empty" in fails(2, *given, option, "", main=cli.validate_main)
+    assert f"argument {option}: the value is empty" in fails(2, *given, option, "", main=cli.validate_main)
 
 
 def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
@@ -197,9 +198,11 @@ def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
 
 
 def test_an_address_is_no_checkpoint(fails):
-    message = fails(2, "--checkpoint", "https://host/file.pth", main=cli.validate_main)
-    assert "https://host/file.pth" in message
-    assert "download" in message
+    resume = ("--recipe", "digits", "--data", "recipes", "--resume")
+    for main, words in ((cli.validate_main, ("--checkpoint",)), (None, resume)):
+        message = fails(2, *words, "https://host/file.pth", main=main)
+        assert "https://host/file.pth" in message
+        assert "download" in message
 
 
 # ------------------------------------------------------------------------------------------------ who prints

@@ -1,4 +1,4 @@
-"""Opening the data of a run. One error lists every problem that keeps the run from training, and the fixes together.
+"""Open the data of a run, and report every problem that prevents the start in one error, with the fixes.
 
 The problems: a missing split, other classes, too few images for a step, bad images, a missing file of weights.
 """
@@ -25,6 +25,7 @@ from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
 from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.schema import Recipe
+from seresnext.training.run_folder import is_same
 from seresnext.weights import read_weights
 from seresnext.weights.opening import open_regular
 
@@ -33,7 +34,7 @@ _IMAGES_LISTED = 20
 
 @dataclass(frozen=True)
 class StartProblem:
-    """A problem that keeps a run from starting: its message with the fix, its kind, and the settings of the fix."""
+    """A problem that prevents the start of a run: kind of error, message with the fix, settings of the fix."""
 
     error: type[Failure]
     text: str
@@ -42,18 +43,16 @@ class StartProblem:
 
 def open_splits(
     recipe: Recipe,
-    world: World | None = None,
-    say: Callable[[str], None] = print,
-    *,
-    settled: Mapping[str, Any] | None = None,
-    meant: Collection[str] = (),
+    world: World,
+    say: Callable[[str], None],
+    settled: Mapping[str, Any],
+    meant: Collection[str],
 ) -> tuple[Reader, Reader]:
     """Open the training and the validation split. Warn about turned, transparent and shared images.
 
-    `settled` are the values of a run that is resumed, `meant` the keys that somebody wrote for a run of this length.
-    Raises one Failure on all ranks that lists all problems: DataError if any of them is a problem of the data.
+    `settled` has the values of a resumed run, else nothing. `meant` has the keys that a user wrote for a run of this
+    length. Raises one Failure on all ranks that lists all problems: DataError if any problem concerns the data.
     """
-    world, settled = world or World(), settled or {}
     readers, own = _open_both(recipe)
     problems = _seen_by_all(own, world)
     if world.is_first:
@@ -77,7 +76,7 @@ def look_at_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, 
 
 
 def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProblem]]:
-    """Return the readers of training and validation, None for one that cannot be opened, and the problems."""
+    """Return the readers of training and validation, and the problems. A split that cannot be opened has no reader."""
     data = recipe.data
     if data.format == "synthetic":
         assert data.synthetic_images is not None
@@ -94,13 +93,13 @@ def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProb
                 check_cache(reader, data.shuffle_shards)
         except Failure as failure:
             problem = StartProblem(type(failure), str(failure))
-            if problem not in problems:  # A root that is not there is so for both.
+            if problem not in problems:  # A missing root is one problem, not one of each split.
                 problems.append(problem)
     return readers, problems
 
 
 def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
-    """Gather the problems of all ranks. Of one that not all have, a rank and its machine are named."""
+    """Gather the problems of all ranks. A problem that only some ranks have names the first of these ranks."""
     seen = world.gather((socket.gethostname(), own))
     merged: list[StartProblem] = []
     for rank, (host, problems) in enumerate(seen):
@@ -119,7 +118,7 @@ def _compare(
     settled: Mapping[str, Any],
     meant: Collection[str],
 ) -> list[StartProblem]:
-    """Return the problems that rank 0 finds, of the splits that could be opened."""
+    """Return the problems that rank 0 finds in the splits that could be opened."""
     train, val = readers["training"], readers["validation"]
     problems: list[StartProblem] = []
     opened = {name: reader for name, reader in readers.items() if reader is not None}
@@ -149,27 +148,20 @@ def _compare(
 
 
 def _warn_of_same_images(recipe: Recipe, train: Reader, say: Callable[[str], None]) -> None:
-    """Warn where the validation measures training images: one split for both, or folders that are links."""
+    """Warn if the validation measures training images: one split for both, or folders that are links."""
     data = recipe.data
     folders = [Path(data.root) / split for split in (data.train_split, data.val_split)]
     if data.format == "synthetic":
         return
-    if data.train_split == data.val_split or _is_same(*folders):
+    if data.train_split == data.val_split or is_same(*folders):
         same = f"data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same images"
     elif data.format == "folder" and (
-        shared := [name for name in train.classes if _is_same(folders[0] / name, folders[1] / name)]
+        shared := [name for name in train.classes if is_same(folders[0] / name, folders[1] / name)]
     ):
         same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
     else:
         return
-    say(f"warning: {same}: the validation measures training images; give it images of its own with data.val_split")
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
+    say(f"warning: {same}: the validation measures training images; set data.val_split to a split of other images")
 
 
 def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any]) -> Iterator[StartProblem]:
@@ -191,7 +183,7 @@ def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any])
 def _batch_problems(
     recipe: Recipe, num_images: int, bad: int, world_size: int, settled: Mapping[str, Any], meant: Collection[str]
 ) -> Iterator[StartProblem]:
-    """Yield problems of the sizes: too few images for a step, processes that do not fit, lengths beside the epoch."""
+    """Yield problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
     data, total = recipe.data, recipe.batch.global_size
     usable = num_images - bad
     sizes = fitting_batch(recipe, world_size, usable)
@@ -221,7 +213,7 @@ def _batch_problems(
 
 
 def _survey(recipe: Recipe, readers: Mapping[str, Reader], say: Callable[[str], None]) -> dict[str, Survey]:
-    """Look at the images of splits on this machine. Those of a server would all be downloaded."""
+    """Look at the images on this machine. A look at the images of a server would download every image."""
     local = {
         name: reader
         for name, reader in readers.items()
@@ -235,20 +227,20 @@ def _survey(recipe: Recipe, readers: Mapping[str, Reader], say: Callable[[str], 
 
 
 def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
-    """Return the problem of a split with bad images, each with its message."""
+    """Return the problem of a split with bad images, with the message of each image."""
     more = len(result.errors) - _IMAGES_LISTED
     lines = [*result.errors[:_IMAGES_LISTED], *[f"and {more} more"] * (more > 0)]
     if len(lines) == 1:
         return StartProblem(DataError, f"{lines[0]}, {advice}" if advice else lines[0])
     of = f"{result.seen:,} {name} images" + (f" looked at (of {result.total:,})" if result.seen < result.total else "")
     lines[0:0] = [
-        f"{len(result.errors)} of {of} cannot be used" + (f"; mend each as told, {advice}:" if advice else ":")
+        f"{len(result.errors)} of {of} cannot be used" + (f"; repair each image, {advice}:" if advice else ":")
     ]
     return StartProblem(DataError, "\n  ".join(lines))
 
 
 def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Iterator[StartProblem]:
-    """Yield a missing file of weights; beside other problems also one that is refused, or of other classes."""
+    """Yield a missing file of weights. After other problems, yield also unusable weights or other classes."""
     section = recipe.model
     if section.weights is None:
         return
@@ -256,7 +248,7 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
         path = find_weights(section.weights)
         open_regular(path).close()
         if not others:
-            return  # `load_first_weights` reads it.
+            return  # `load_first_weights` reads the file.
         tensors, _ = read_weights(path)
     except CheckpointError as error:
         yield StartProblem(
@@ -290,6 +282,6 @@ def _refuse(problems: list[StartProblem], name: str) -> None:
     if settings:
         words = " ".join(f"--set {key}={value}" for key, value in settings.items())
         lines.append(f"all settings of these fixes together: {words}")
-    # With any problem of the data, the exit code is that of the data.
+    # One problem of the data is enough for the exit code of DataError.
     error = next((each for each in (DataError, UsageError) if any(issubclass(kind, each) for kind in kinds)), kinds[0])
     raise error("\n  ".join([f"{name} cannot start, for {len(problems)} reasons:", *lines]))

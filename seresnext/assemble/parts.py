@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from seresnext.assemble.labels import labels_by_name
-from seresnext.assemble.opening import look_at_images as look_at_images
-from seresnext.assemble.opening import open_splits as open_splits
 from seresnext.data.augment import EvaluationTransform, TrainTransform
 from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
 from seresnext.data.erase import Erasing, Filling
@@ -78,9 +76,9 @@ def settle_autos(values: dict[str, Any], settled: dict[str, Any], world: World) 
 
 
 def check_same_data(world: World, *readers: Reader) -> None:
-    """Raise DataError unless all ranks see the same images, which copies on disks of their own may differ in.
+    """Raise DataError unless all ranks see the same images. Copies of the data on several machines may differ.
 
-    It names the ranks that differ from what most see.
+    The message names the ranks that differ from the majority.
     """
     seen = world.gather((socket.gethostname(), tuple((len(reader), reader.fingerprint) for reader in readers)))
     usual = Counter(splits for _, splits in seen).most_common(1)[0][0]
@@ -90,7 +88,7 @@ def check_same_data(world: World, *readers: Reader) -> None:
         rank, host = next((rank, host) for rank, (host, splits) in enumerate(seen) if splits == usual)
         raise DataError(
             f"{', '.join(others[:4])}{more} see other images or classes under the same path than rank {rank} on "
-            f"{host}: names, sizes or their number differ; give all machines the same data"
+            f"{host}: names, sizes or the number of images differ; give all machines the same data"
         )
 
 
@@ -276,7 +274,7 @@ def load_first_weights(model: SENet, section: ModelSection, reader: Reader) -> l
 
 
 def _has_other_labels(reader: Reader) -> bool:
-    """Return whether a file without class names means other classes than the data by the same labels."""
+    """Return whether labels of a file without class names stand for other classes than the labels of the data."""
     if isinstance(reader, SyntheticReader):
         return False
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.checkpoint import store
+from seresnext.checkpoint.argument import checkpoint_argument
 from seresnext.checkpoint.contents import Facts
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError, address_in, expand_home
+from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
 from seresnext.training.plan import Progress
-from seresnext.training.run_folder import writing
+from seresnext.training.run_folder import is_same, writing
 from seresnext.weights.names import listed, printable
 
 # Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
@@ -42,10 +42,10 @@ FREE_KEYS = frozenset(
     }
 )
 
-# Keys that a fresh start alone obeys: a run that is resumed has its weights from the checkpoint.
+# Keys that have an effect on a fresh start only: a resumed run has the weights of the checkpoint.
 FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
 
-# Keys that decide what a validation measures, besides the images of the split.
+# Keys that change the result of a validation. Other images in the split change the result, too.
 MEASURE_KEYS = frozenset(
     {
         "data.image_size",
@@ -66,7 +66,7 @@ AVERAGED = "averaged"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and verified. `damaged` are the files that rank 0 passed over on the way to it."""
+    """A checkpoint that was read and verified. `damaged` lists the damaged files that rank 0 skipped."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -79,8 +79,8 @@ def find_saved(
 ) -> Saved | None:
     """Return the checkpoint to resume from, read by every rank, or None for a fresh start. The folder does not change.
 
-    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. It holds for the first start of
-    a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
+    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. The option is for the first
+    start of a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
     CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read different files.
     """
     chosen, damaged = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else (None, []))
@@ -107,32 +107,19 @@ def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -
 def _choose(
     folder: Path, resume: str, restarted: bool, say: Callable[[str], None]
 ) -> tuple[Path | None, Sequence[Path]]:
-    """Return the checkpoint to resume from, and the damaged ones that were passed over for it."""
-    file = None if resume in ("auto", "never") else _named(resume)
+    """Return the checkpoint to resume from, and the damaged files that were skipped."""
+    file = None if resume in ("auto", "never") else checkpoint_argument(resume)
     if resume != "auto" and not restarted:
         return file, []
     try:
         newest = store.newest_valid(folder)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be read ({error.strerror}); make it readable") from None
+        raise UsageError(f"{folder} cannot be read ({error.strerror}); make the folder readable") from None
     for warning in newest.warnings:
         say(f"warning: {warning}")
     if file and (newest.path is None or _step(newest.path) < _step(file)):
         return file, []
     return newest.path, newest.damaged
-
-
-def _named(resume: str) -> Path:
-    """Return the path of a checkpoint that the user names. Raises UsageError where there is no file."""
-    if address := address_in(resume):
-        raise UsageError(f"--resume {address} is an address; download the checkpoint, and give the path of the file")
-    path, reason = expand_home(resume), "it is no file"
-    try:
-        if stat.S_ISREG(path.stat().st_mode):
-            return path
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL character.
-        reason = f"no such file ({error.strerror if isinstance(error, OSError) else error})"
-    raise UsageError(f"--resume {printable(resume)}: {reason}; give auto, never, or the path of a checkpoint")
 
 
 def _step(path: Path) -> int:
@@ -142,12 +129,13 @@ def _step(path: Path) -> int:
 def make_newest(
     saved: Saved, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
 ) -> dict[str, Any] | None:
-    """Let a run folder agree with the checkpoint that its run resumes from. Returns the best so far, on every rank.
+    """Make a run folder agree with the checkpoint that the run resumes from. Return the best so far, on every rank.
 
-    Damaged checkpoints are renamed to `.corrupt`, later ones to `.superseded`: the run will write those steps again. A
-    crash between writing a checkpoint and pointing to it is repaired. A best that is not in the folder is taken from
-    the folder of the checkpoint. Without its file there is no best. If validation `measures_anew`, other images or in
-    another way, the best starts over, and the file of the old best stays under another name.
+    Damaged checkpoints are renamed to `.corrupt`, later checkpoints to `.superseded`: the run repeats the later steps.
+    If a crash came between a save and the update of `last`, `last` is updated now. A best checkpoint that the folder
+    lacks is taken from the folder of the resumed checkpoint. If the file of the best is gone, the best starts over.
+    The best also starts over if validation `measures_anew`: other images, or measured in another way. The file of the
+    old best then stays under another name.
     """
     return world.broadcast(
         world.together(lambda: _make_newest(saved, folder, say, measures_anew) if world.is_first else None)
@@ -161,7 +149,7 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None], measure
             say(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
         store.set_aside(folder, beyond=step)
         newest = store.steps(folder).get(step)
-        if newest is not None and _is_same(newest, saved.path):
+        if newest is not None and is_same(newest, saved.path):
             store.point(folder, "last", newest)
         if best is None:
             return None
@@ -174,7 +162,7 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None], measure
             kept = store.retire_best(folder)
             say(
                 f"validation changed: the best so far (top-1 {best['top1']:.2f} % after step {best['step']}) is not "
-                f"compared with later ones; its file is {kept.name if kept else 'gone'}"
+                f"compared with later validations; the file of the old best is {kept.name if kept else 'gone'}"
             )
             return None
         if source is not None:
@@ -185,13 +173,6 @@ def _make_newest(saved: Saved, folder: Path, say: Callable[[str], None], measure
         f"{best['step']}); the best is chosen anew from now on"
     )
     return None
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except OSError:  # A link to nothing.
-        return False
 
 
 def _is_best(path: Path, best: dict[str, Any]) -> bool:
@@ -241,9 +222,9 @@ def _is_alike(value: Any, usual: Any) -> bool:
 def keep_first_settings(
     values: dict[str, Any], settled: Mapping[str, Any], allowed: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a resumed run, in which FIRST_KEYS stay as they were, and a notice for each that does.
+    """Return the values of a resumed run with the old values of FIRST_KEYS, and a notice for each old value kept.
 
-    A key that is not `allowed` to change keeps its new value, which `refuse_changes` refuses.
+    A key that is not `allowed` to change gets the new value, which `refuse_changes` refuses.
     """
     notices = []
     for key in FIRST_KEYS if settled else ():
@@ -252,7 +233,7 @@ def keep_first_settings(
         if old != new and _is_allowed(key, allowed):
             values = {**values, section: {**values[section], name: old}}
             notices.append(
-                f"{key} stays {printable(old)}: a fresh start alone obeys it, and this run is resumed; "
+                f"{key} stays {printable(old)}: the key has an effect on a fresh start only, and this run is resumed; "
                 f"{printable(new)} is not used"
             )
     return values, notices
@@ -276,12 +257,15 @@ def refuse_changes(
     if refused:
         lines = [printable(line, longest=1000) for line in listed(refused, _MOST_LISTED)]
         problems.insert(0, "\n  ".join([f"the recipe is not the recipe of {source}:", *lines]))
-        keys = [*(printable(change.partition(":")[0]) for change in refused), *keys]
+        changed = [printable(change.partition(":")[0]) for change in refused]
+        if len(changed) > _MOST_LISTED:  # Permit sections then, since a message has room for a screen.
+            changed = sorted({key.partition(".")[0] for key in changed})[:_MOST_LISTED]
+        keys = [*changed, *keys]
     if problems:
         listing = "\n".join(problems)
         permission = f"--allow-changed {','.join(dict.fromkeys([*allowed, *keys]))}"
         raise error(
-            f"this start differs from the run that it would resume:\n{listing}\n"
+            f"this start differs from the run to resume:\n{listing}\n"
             f"restore the old values or data, start a new run with --output, or permit the change: {permission}"
         )
     return changes
@@ -290,7 +274,7 @@ def refuse_changes(
 def _data_changes(
     old: Mapping[str, Any], new: Mapping[str, Any], allowed: Collection[str], source: Path
 ) -> tuple[list[str], list[str]]:
-    """Return the changes of classes and images that are not allowed, and the keys that would allow them."""
+    """Return the changes of classes and images that are not allowed, and the keys that permit these changes."""
     problems, keys = [], []
     if "classes" not in allowed and old["classes"] != new["classes"]:
         problems.append(_class_changes(old["classes"], new["classes"], source))
@@ -308,13 +292,13 @@ def _data_changes(
 
 
 def validation_changes(saved: Facts, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
-    """Return whether validation no longer measures what the best of a checkpoint was chosen by."""
+    """Return whether new validations cannot be compared with the validation that chose the best of a checkpoint."""
     keys = {change.partition(":")[0] for change in changes}
     return _differs(saved.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)
 
 
 def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether a split is another one. One that 0.1.0 did not record, empty here, counts as the same."""
+    """Return whether a split has changed. A split without a record (empty, from 0.1.0) counts as unchanged."""
     return bool(was and now) and was["fingerprint"] != now["fingerprint"]
 
 

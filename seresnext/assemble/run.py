@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seresnext.assemble import parts
+from seresnext.assemble import opening, parts
 from seresnext.assemble.resume import Saved
 from seresnext.assemble.trials import choose_by_trial
 from seresnext.checkpoint.contents import (
@@ -68,7 +68,7 @@ class Run:
         self._console = console
         # Before trials, which take a while.
         recipe = recipe_from_values(values, "the recipe")
-        self.train, self.val = parts.open_splits(recipe, world, console.line, settled=settled, meant=meant)
+        self.train, self.val = opening.open_splits(recipe, world, console.line, settled, meant)
         world.together(lambda: parts.check_same_data(world, self.train, self.val))
         make_deterministic(self.values["runtime"]["deterministic"])
         keep_freed_memory(world.device)
@@ -187,15 +187,15 @@ class Run:
         )
 
     def check_fits(self, saved: Saved) -> None:
-        """Raise CheckpointError unless this run can be gone on with from a checkpoint. Changes nothing."""
+        """Raise CheckpointError unless this run can resume from a checkpoint. Change nothing."""
         check_fits(saved.tensors, self._parts(self._step), str(saved.path))
-        # What decides the number of steps may have been allowed to change.
+        # With a permitted change of these sections, another number of steps is right.
         same = all(
             saved.facts.recipe.get(section) == self.values[section] for section in ("length", "batch", "augment")
         )
         if saved.facts.step > self.plan.total and same and saved.facts.dataset["num_images"] == len(self.train):
             raise CheckpointError(
-                f"{saved.path} is of step {saved.facts.step}, and its run has {self.plan.total}; use another "
+                f"{saved.path} is of step {saved.facts.step}, and the run has {self.plan.total} steps; use another "
                 "checkpoint of the run"
             )
 

@@ -101,10 +101,10 @@ def _begin(
     resume: str,
     allow_changed: Collection[str],
 ) -> tuple[Run, Saved | None, Progress]:
-    """The run, and where in it to go on, once the folder agrees with that.
+    """Return the run, the checkpoint to resume from and the progress, and make the folder agree with the checkpoint.
 
-    All that can refuse a start comes first: until then nothing changes in the folder of an earlier run but its status
-    and its log.
+    All checks that can refuse a start come first. Until all checks have passed, only status and log of an earlier run
+    in the folder change.
     """
     launchers = world.gather(launcher())
     restarted = world.broadcast(folder.is_of_this_launch(launchers))
@@ -126,11 +126,13 @@ def _begin(
         if world.is_first and (difference := compare_environments(saved.facts.environment, run.environment)):
             console.line(difference)
         if saved.facts.dataset.get("val") is None:
-            console.line(f"{saved.path} does not record its validation images, so they are not compared")
+            console.line(
+                f"{saved.path} has no record of the validation images, so the validation images are not compared"
+            )
         anew = validation_changes(saved.facts, run.dataset, changes)
         progress.best = make_newest(saved, folder.checkpoints, world, console.line, anew)
         if anew and progress.evaluated == progress.step > 0:
-            progress.evaluated -= 1  # The validation of this step is done again, as it is measured now.
+            progress.evaluated -= 1  # Validation after this step runs again, in the new way.
     elif resume == "never" and not restarted:
         # Not before: a recipe or data that cannot be used must not move a good run.
         world.together(lambda: folder.set_aside())
@@ -175,8 +177,8 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
 def _status(folder: RunFolder, world: World, console: Console, step: Callable[[], int]) -> Iterator[None]:
     """Keep `status.json` true while the block trains: running at first, failed with the reason when it raises.
 
-    From the moment the folder is held: what an earlier start ended with must not be taken for the end of this one. The
-    log has the reason, too. A start that is refused where no run was before leaves no folder.
+    The status changes as soon as the folder is locked: a reader must not take the end of an earlier start for the end
+    of this start. The log gets the reason, too. A refused start leaves no folder if no run was there before.
     """
 
     def fail(reason: str) -> None:
@@ -201,7 +203,7 @@ def _status(folder: RunFolder, world: World, console: Console, step: Callable[[]
         if isinstance(error, Failure):
             reason, is_shared = str(error), error.is_shared or is_shared
             error.is_recorded = True
-        # What all ranks know rank 0 writes, and nobody is to blame for it.
+        # Rank 0 writes a failure that all ranks share, and the message blames no rank.
         if world.is_first or not is_shared:
             is_refusal = isinstance(error, UsageError | DataError | CheckpointError)
             if not (is_refusal and folder.discard()):
@@ -229,7 +231,7 @@ def _accepted_changes(run: Run, saved: Saved, allowed: Collection[str]) -> list[
 
 
 def _reason(early: str | None, progress: Progress) -> str | None:
-    """Return what `status.json` has to say of a run that is finished."""
+    """Return the reason for `status.json` of a finished run."""
     return "; ".join(filter(None, [early, doubt_about(progress)])) or None
 
 

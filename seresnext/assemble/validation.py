@@ -20,6 +20,7 @@ from torch import Tensor
 
 from seresnext.assemble import parts
 from seresnext.assemble.labels import labels_by_name
+from seresnext.assemble.opening import look_at_images
 from seresnext.checkpoint.contents import Facts, part
 from seresnext.data.loader import evaluation_keys
 from seresnext.data.prefetch import DeviceBatch
@@ -89,7 +90,7 @@ def validate(
         console.line(f"warning: {notice}")
     world.together(lambda: parts.check_same_data(world, reader))
     labels, notice = world.together(lambda: _labels(reader, root, split, subject))
-    parts.look_at_images(recipe, {split: reader}, world, console.line)
+    look_at_images(recipe, {split: reader}, world, console.line)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
@@ -223,7 +224,7 @@ def _open(recipe: Recipe, root: str, split: str, subject: Subject) -> Reader:
 
 
 def _labels(reader: Reader, root: str, split: str, subject: Subject) -> tuple[list[int] | None, str | None]:
-    """Return the model's label of each class of the data, None where the two agree, and a notice for the user."""
+    """Return the model's label of each class of the data (None if the labels agree), and a notice for the user."""
     if subject.classes is not None or isinstance(reader, SyntheticReader):
         return None, None
     labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
@@ -249,7 +250,7 @@ def _listing(names: set[str], most: int = 5) -> str:
 def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
     if not math.isfinite(result.loss):
         console.line("warning: the output of the model is not finite for some images")
-    # Of five classes or fewer, top-5 is always 100 %.
+    # With five classes or fewer, top-5 is always 100 %.
     top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
     console.line(
         f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "

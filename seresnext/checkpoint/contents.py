@@ -45,10 +45,10 @@ _JSON_KINDS: dict[str, tuple[type, ...]] = {
 class Facts:
     """What a checkpoint says in words: the metadata of the file, apart from format and digest.
 
-    `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps, `dataset` has
-    `classes`, `num_images` and `fingerprint` of the training split, and under `val` the last two of the validation
-    split (0.1.0 did not write that), `progress` whatever else the training loop carries from step to step. All values
-    are plain JSON data; floats come back bit for bit.
+    `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps. `dataset` has
+    `classes`, `num_images` and `fingerprint` of the training split, and under `val` the number and the fingerprint of
+    the validation split (0.1.0 wrote no `val`). `progress` has the other values that the training loop carries from
+    step to step. All values are plain JSON data; floats come back bit for bit.
     """
 
     step: int
@@ -89,7 +89,7 @@ class Facts:
         return facts
 
     def _odd(self) -> list[str]:
-        """Return the names of the facts that are not as a run writes them."""
+        """Return the names of the facts with values that no run writes."""
         sound = {
             "recipe_hash": re.fullmatch(r"[0-9A-Za-z]{0,128}", self.recipe_hash) is not None,
             "best": self.best is None or _is_best(self.best, self.step),
@@ -146,13 +146,13 @@ def restore(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
 
 
 def check_fits(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
-    """Raise CheckpointError unless `restore` would take the tensors of the file `source`, and a run can use them."""
+    """Raise CheckpointError unless the tensors of the file `source` fit `parts`, and a run can use the values."""
     _refuse(_disagreements(tensors, _flat(parts)), source)
     check_values(tensors, source)
 
 
 def check_values(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise CheckpointError that lists the tensors with values that are not finite, or with negative variances."""
+    """Raise CheckpointError if tensors have values that are not finite, or negative variances. List these tensors."""
     bad = [f"{printable(name)}: not finite" for name, tensor in tensors.items() if not tensor.isfinite().all()]
     bad += [
         f"{printable(name)}: negative variances"
@@ -270,7 +270,7 @@ def _is_skip(value: Any, step: int) -> bool:
 
 
 def _is_progress(value: dict[str, Any], step: int) -> bool:
-    """Return whether these are single values, but for the best, no count is negative, and none is of a later step."""
+    """Return whether all values but `best` are single values, no count is negative, and no step is a later one."""
     rest = [item for name, item in value.items() if name != "best"]
     return (
         all(item is None or isinstance(item, int | float | str) for item in rest)
@@ -300,7 +300,7 @@ def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], sou
 
 
 def _flaw(value: Any) -> str | None:
-    """Return the part of a JSON value that no code here can work with, in words; None if there is none."""
+    """Return the first flaw of a JSON value, in words: deep nesting, or a number too large or not finite."""
     waiting = [(value, 1)]
     while waiting:
         value, depth = waiting.pop()

@@ -35,9 +35,9 @@ class SaveError(Failure):
 
 
 class Newest(NamedTuple):
-    """What `newest_valid` found: the file, or None where nothing was ever saved, and what to print.
+    """The result of `newest_valid`: the file, or None if nothing was ever saved, and warnings to print.
 
-    `damaged` are the damaged files that were passed over, under all their names.
+    `damaged` lists the damaged files that were skipped, each under all names of the file.
     """
 
     path: Path | None
@@ -131,7 +131,7 @@ def set_aside(folder: Path, beyond: int) -> list[Path]:
 
 
 def set_aside_best(folder: Path) -> None:
-    """Rename `best` to `.superseded`, if there is one: it is none of the run that goes on here."""
+    """Rename `best` to `.superseded`, if there is one. The resumed run has another best, or none."""
     pointer = folder / "best.safetensors"
     if os.path.lexists(pointer):
         _renamed(pointer, ".superseded")
@@ -140,7 +140,7 @@ def set_aside_best(folder: Path) -> None:
 def retire_best(folder: Path) -> Path | None:
     """Rename `best` to the first free `best.superseded-<n>.safetensors`; returns the new name, None without a `best`.
 
-    For a run whose validation changed: the old best stays, also when the validation changes a second time.
+    For a run with a changed validation: the old best stays, also when the validation changes a second time.
     """
     pointer = folder / "best.safetensors"
     if not os.path.lexists(pointer):
@@ -152,7 +152,7 @@ def retire_best(folder: Path) -> Path | None:
 def set_aside_damaged(damaged: Iterable[Path]) -> list[Path]:
     """Rename files that `newest_valid` found damaged to `.corrupt`; returns the new names.
 
-    They are then reported no more, and `prune` does not count them as kept.
+    `newest_valid` no longer reports renamed files, and `prune` does not count renamed files as kept.
     """
     return [_renamed(path, ".corrupt") for path in damaged]
 
@@ -161,7 +161,7 @@ def set_aside_damaged(damaged: Iterable[Path]) -> list[Path]:
 
 
 def is_name_of_run(path: Path) -> bool:
-    """Return whether a file of this name in the folder of a run is taken for a checkpoint of the run."""
+    """Return whether a file of this name in the folder of a run counts as a checkpoint of the run."""
     return _STEP_NAME.fullmatch(path.name) is not None or path.name in [f"{name}.safetensors" for name in POINTERS]
 
 
@@ -196,11 +196,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def newest_valid(folder: Path) -> Newest:
-    """Return the checkpoint of the latest step whose digest is right, with a warning for each file passed over.
+    """Return the checkpoint of the latest step with a right digest, and a warning for each file that was skipped.
 
-    The candidates are `step-*`, `last` and `best`: a pointer may be a copy, and all that is left. Nothing in the folder
-    changes. Raises CheckpointError when there are checkpoints and none is valid, or when only damaged ones that were
-    set aside are left: the run must not quietly start again from nothing, also when torchrun starts it by itself.
+    The candidates are `step-*`, `last` and `best`: a pointer may be a copy, and the only file left. The folder does not
+    change. Raises CheckpointError when there are checkpoints and none is valid, or when only renamed damaged files are
+    left: the run must not start from nothing without a notice, also not in a restart by torchrun.
     """
     warnings: list[str] = []
     damaged: list[Path] = []
@@ -280,13 +280,16 @@ def _why_not_saved(path: Path, size: int, error: OSError) -> str:
 
 
 def _candidates(folder: Path) -> list[list[Path]]:
-    """Return the files to try, each with all its names, that of the latest step first; at one step `step-*` first."""
+    """Return the files to try, each as a list of all names of the file.
+
+    The latest step comes first. At one step `step-*` comes first.
+    """
     groups: dict[object, list[Path]] = {}
     for path in [*steps(folder).values(), *_pointers(folder)]:
         try:
             status = path.stat()
             identity: object = (status.st_dev, status.st_ino)
-        except OSError:  # A link to nothing: whoever reads it hears why.
+        except OSError:  # A link to nothing: reading the file gives the reason.
             identity = path
         groups.setdefault(identity, []).append(path)
     return sorted(groups.values(), key=lambda names: max(map(_claimed_step, names)), reverse=True)

@@ -1,4 +1,4 @@
-"""The device of a process, and GPUs that the machine has and torch does not see."""
+"""The device of a process, and GPUs of the machine that torch does not see."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 from seresnext.errors import UsageError
 
-# What a person, and Slurm in a job without GPUs, sets CUDA_VISIBLE_DEVICES to in order to hide all GPUs.
+# Values of CUDA_VISIBLE_DEVICES that hide all GPUs, set by people, and by Slurm in a job without GPUs.
 _NO_DEVICES = ("", "-1", "NoDevFiles")
 
 
 def choose_device(wanted: str = "auto", local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """Return the GPU of this process, made torch's current one, or the CPU where that is wanted or there is no GPU.
+    """Return the GPU of this process, made torch's current device, or the CPU if wanted or if there is no GPU.
 
-    Raises UsageError where this machine has fewer GPUs than processes, and where torch sees none of its GPUs: a
+    Raises UsageError if this machine has fewer GPUs than processes, or if the machine has GPUs and torch sees none: a
     training on the CPU would take months, and the GPUs would be idle.
     """
     if wanted == "cpu":
@@ -35,9 +35,9 @@ def choose_device(wanted: str = "auto", local_rank: int = 0, local_size: int = 1
 
 
 def refuse_unseen_gpus(devices: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia/version")) -> None:
-    """Raise UsageError where this machine has NVIDIA GPUs that nobody has hidden. Call it if torch sees none.
+    """Raise UsageError if this machine has NVIDIA GPUs that nobody has hidden. Call this function if torch sees none.
 
-    Only the device files count: a container without GPUs sees the driver of its host.
+    Only the device files count: a container without GPUs sees the driver of the host, too.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.split(",")[0].strip() in _NO_DEVICES:
@@ -56,7 +56,7 @@ def refuse_unseen_gpus(devices: Path = Path("/dev"), driver: Path = Path("/proc/
         cure = f"Update the driver, or install a torch that is built for its version of CUDA{_reason()}"
     raise UsageError(
         f"this machine has NVIDIA GPUs ({', '.join(gpus)}; driver {_driver_version(driver)}), and torch "
-        f"{torch.__version__} ({build}) sees none of them. {cure}; --device cpu, or an empty "
+        f"{torch.__version__} ({build}) sees no GPU. {cure}; --device cpu, or an empty "
         "CUDA_VISIBLE_DEVICES, permits the CPU"
     )
 
@@ -70,7 +70,7 @@ def _driver_version(file: Path) -> str:
 
 
 def _reason() -> str:
-    """Return torch's own reason, which the driver may give, in brackets."""
+    """Return in brackets the reason that torch or the driver gives; empty if there is none."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

@@ -47,8 +47,8 @@ class Heartbeat:
     A thread of its own gives and reads them. When a rank has been silent for `timeout` seconds, which only a frozen or
     lost one is, this process ends: its main thread waits in a collective that nothing else can end. It does so sooner
     when it was told to stop, as `is_stopping` says, or when another rank failed, but not while it writes a checkpoint.
-    `doing` is told to the others; `on_loss` is called with the message before that end. `advice` gives the message's
-    last sentence.
+    The other ranks read `doing`. Before this process ends, `on_loss` is called with the message. `advice` returns the
+    last sentence of the message.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:

@@ -35,8 +35,8 @@ _TORCHRUNS_STORE_TIMEOUT = timedelta(minutes=1)
 def open_world(device: str = "auto") -> Iterator[World]:
     """Join the other processes that torchrun started, or be a world of one without it.
 
-    Uses NCCL with one GPU a process where there are GPUs, else, and with the device `cpu`, gloo on the CPU. Raises
-    UsageError when the environment is not torchrun's, or its GPUs cannot be used.
+    Uses NCCL with one GPU for each process; with the device `cpu`, or with no GPU, gloo on the CPU. Raises
+    UsageError when the environment does not come from torchrun, or the GPUs cannot be used.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         with World(device=choose_device(device)).explaining() as world:
@@ -109,15 +109,15 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
 
 
 def launcher() -> str | None:
-    """What the launcher of this process is known by through all its restarts, and no other is; None without torchrun.
+    """Return a name of this process's launcher that stays through restarts and is unique; None without torchrun.
 
-    The name of a launch (torchrun --rdzv-id) does not tell it from the next: people give the same one again.
+    The name of a launch (torchrun --rdzv-id) is not unique: people use the same name for the next launch.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None:
         return None
     pid = os.getppid()
-    started = ""  # A number of the machine's clock tells a process from a later one with the same id.
+    started = ""  # The start time distinguishes a process from a later process with the same id.
     with suppress(OSError, IndexError):
         started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     return f"{name} {socket.gethostname()}:{pid}:{started}"

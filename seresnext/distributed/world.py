@@ -76,9 +76,9 @@ class World:
             set_timeout(timedelta(seconds=seconds + 10))
 
     def on_loss(self, tell: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
-        """Call `tell` with a message, from another thread, before this process ends because of a rank that is lost.
+        """Call `tell` with a message, from another thread, before this process ends because of a lost rank.
 
-        `advice` gives the message's last sentence: how the run can be resumed.
+        `advice` returns the last sentence of the message: how to resume the run.
         """
         if self.heartbeat:
             self.heartbeat.on_loss = tell

@@ -56,7 +56,7 @@ def evaluate(
     model is left in the mode it was in. A process alone waits for its GPU only at the end; ranks also wait for each
     other's answer about a stop, once a batch, which is little beside a batch.
 
-    Raises DataError on all ranks, after the last batch, that names the unreadable images of all batches.
+    After the last batch, raises DataError on all ranks with the unreadable images of all batches.
     """
     correct = torch.zeros(2, dtype=torch.int64, device=world.device)
     images = 0
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def _refusal(unreadable: list[tuple[int, str]]) -> DataError:
-    """Return the error that names the images, in their order, which every rank raises."""
+    """Return the error that every rank raises. The message lists the images in the order of the split."""
     messages = [message for _, message in sorted(unreadable)]
     more = len(messages) - _MOST_LISTED
     listing = "\n  ".join(messages[:_MOST_LISTED]) + (f"\n  and {more} more" if more > 0 else "")

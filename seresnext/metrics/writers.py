@@ -32,7 +32,7 @@ class JsonLines:
     """A file of one JSON object a line, whole lines only, each given to the system before `write` returns."""
 
     def __init__(self, path: Path, warn: Warn) -> None:
-        """Open the file. Raises OSError where it cannot be read to its end: a device, a pipe, more than 1 GiB."""
+        """Open the file. Raises OSError if the file cannot be read whole: a device, a pipe, more than 1 GiB."""
         self._path = path
         self._warn = warn
         self._warned = False
@@ -74,9 +74,7 @@ class JsonLines:
         return self._has_all and self._last.get("train", 0) >= logged and self._last.get("validate", 0) >= evaluated
 
     def _sorted(self, step: int, evaluated: int) -> Iterator[tuple[bytes, bool]]:
-        """The lines, one at a time, each with whether it is of a step up to `step` or of a validation up to the one
-        after `evaluated`.
-        """
+        """Yield each line, and whether `truncate_after` keeps the line."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -94,9 +92,9 @@ class JsonLines:
             return
         status = self._path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         if status.st_size > _MOST_BYTES:
-            raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than {_MOST_BYTES:,}")
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, more than {_MOST_BYTES:,}")
 
     def _append(self, line: bytes) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -126,7 +124,7 @@ class JsonLines:
 class TensorBoard:
     """Scalars named `<event>/<field>`: train/loss, train/lr, validate/top1 and so on, each written at once.
 
-    Validations of other weights than the model's have an event of their own: validate_ema/top1.
+    A validation of EMA weights has another event name: validate_ema/top1.
 
     The file is written here with TensorBoard's own records rather than through torch's SummaryWriter, which writes from
     a thread: a full disk there is a traceback that nobody can catch, and loader workers are forked from this process.

@@ -16,9 +16,9 @@ from seresnext.training.status import note_step
 
 
 class Journal:
-    """Writer of all events, and keeper of the progress bar. Without a folder (a dry run) it only prints.
+    """Writer of all events, and of the progress bar. With no folder (a dry run) the journal only prints.
 
-    With `num_classes` of 5 or fewer the terminal and the log have no top-5 accuracy, which is then 100 %.
+    With `num_classes` of 5 or fewer the terminal and the log have no top-5 accuracy, which is then always 100 %.
     """
 
     def __init__(self, folder: Path | None, console: Console, world: World, num_classes: int | None = None) -> None:
@@ -43,7 +43,7 @@ class Journal:
             if not lines.reaches(logged, evaluated):
                 self.console.line(f"warning: {path} lacks lines of the steps up to {step}; the curves have a gap there")
         except OSError as error:
-            raise UsageError(f"{path} cannot be read or written ({error.strerror}); move it away") from None
+            raise UsageError(f"{path} cannot be read or written ({error.strerror}); move the file away") from None
         tensorboard = TensorBoard(self._folder / "tensorboard", step + 1 if step else None, self.console.line)
         self._writers = [lines, tensorboard]
 

@@ -56,7 +56,7 @@ class Progress:
     `step` counts completed steps, skipped ones too; `evaluated` is the step after which validation last ran to its end;
     the `unlogged` fields are the losses since the last line of metrics and the steps skipped, so that a resumed run
     writes the same next line. `history` has the skipped steps and the validations with a loss that is not finite
-    (training/skipping.py). It is replaced, never changed.
+    (training/skipping.py). A new entry makes a new list.
     """
 
     step: int = 0

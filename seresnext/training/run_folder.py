@@ -24,7 +24,7 @@ from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
-from seresnext.training.status import note_refusal, read_status, write_atomically, write_status
+from seresnext.training.status import note_refusal, read_small_json, read_status, write_atomically, write_status
 from seresnext.weights.names import printable
 
 # Fields of `describe_environment` that may change the last bits of a number; packages and the commit may, too.
@@ -43,8 +43,7 @@ RUN_FILES = (
     "validation.json",  # scripts/demo.sh
     "report",  # validate.py --report
 )
-_RUN_MARKS = ("status.json", "recipe.yaml", "metrics.jsonl", "checkpoints")  # One of them stands in any run folder.
-_LONGEST_JSON = 1 << 20  # bytes of `environment.json`, which has a few thousand
+_RUN_MARKS = ("status.json", "recipe.yaml", "metrics.jsonl", "checkpoints")  # Every run folder has one of these.
 _PROBE = 1 << 14  # bytes; more than the small files of a run need
 _LOCK_TRIES = 100
 
@@ -58,7 +57,7 @@ class RunFolder:
         self._lock: IO[bytes] | None = None
         self._made: list[Path] = []  # by `open`, the innermost first
         self._had_run = True
-        self._may_go = False  # whether `discard` removes what `open` made
+        self._may_go = False  # whether `discard` removes the files that `open` made
 
     @property
     def checkpoints(self) -> Path:
@@ -68,7 +67,7 @@ class RunFolder:
     def open(self) -> str | None:
         """Make the folder and lock it.
 
-        Returns what to tell the user, if anything. Raises UsageError when the folder cannot be written or another
+        Returns a warning for the user, if any. Raises UsageError when the folder cannot be written or another
         training holds it.
         """
         if not self._world.is_first:
@@ -86,7 +85,7 @@ class RunFolder:
         return notice
 
     def _locked(self) -> tuple[IO[bytes], str | None]:
-        """Return the locked file `lock` of the folder, which is made if need be, and what to tell the user."""
+        """Return the locked file `lock` of the folder, made if missing, and a warning for the user, if any."""
         path = self.path / "lock"
         for _ in range(_LOCK_TRIES):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -101,11 +100,12 @@ class RunFolder:
                 holder = lock.read(200).decode(errors="replace").strip() or "another process"
                 lock.close()
                 raise UsageError(
-                    f"{self.path} is in use by {holder}; wait for it, stop it, or choose another folder with --output"
+                    f"{self.path} is in use by {holder}; wait for that process, stop the process, or choose another "
+                    "folder with --output"
                 ) from None
             except OSError as error:
                 return lock, (
-                    f"{self.path} cannot be locked ({error.strerror}): see to it that one training at a time uses it"
+                    f"{self.path} cannot be locked ({error.strerror}); start only one training at a time in this folder"
                 )
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
@@ -114,17 +114,17 @@ class RunFolder:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
     def accept(self) -> None:
-        """Take the folder as that of a run that begins here: from now on `discard` leaves it."""
+        """Keep the folder, because a run begins here: from now on `discard` removes nothing."""
         self._may_go = False
 
     def discard(self) -> bool:
         """Remove the files that `open` made, unless a run was here before or `accept` was called.
 
-        Returns whether they were removed.
+        Returns whether the files were removed.
         """
         if not self._may_go or self._lock is None:
             return False
-        with suppress(OSError):  # What somebody else put here stays, and so do the folders that hold it.
+        with suppress(OSError):  # Other files stay, and so do the folders that contain other files.
             for name in ("status.json", "log.txt"):
                 (self.path / name).unlink(missing_ok=True)
             self.checkpoints.rmdir()
@@ -135,19 +135,19 @@ class RunFolder:
         return True
 
     def check_writable(self) -> None:
-        """Raise UsageError unless the files of a run can be written here; asked before any of them changes."""
+        """Raise UsageError unless the files of a run can be written here. Call this before any file changes."""
         if not self._world.is_first:
             return
         metrics = self.path / "metrics.jsonl"
         if os.path.lexists(metrics) and not (metrics.is_file() and os.access(metrics, os.R_OK | os.W_OK)):
-            raise UsageError(f"{metrics} cannot be read or written, or is no file; move it away")
+            raise UsageError(f"{metrics} cannot be read or written, or is not a file; move the file away")
         with writing(self.path):
             for folder in (self.path, self.checkpoints):
                 write_atomically(folder / ".probe", " " * _PROBE)
                 (folder / ".probe").unlink()
 
     def set_aside(self) -> None:
-        """Move what an earlier run wrote into the first free `earlier-<n>`; all else stays where it is."""
+        """Move the files of an earlier run into the first free `earlier-<n>`. All other files stay."""
         if not self._world.is_first or not self._had_run:
             return
         with writing(self.path):
@@ -161,7 +161,7 @@ class RunFolder:
             self.checkpoints.mkdir()
 
     def sweep(self) -> None:
-        """Remove what a save that was broken off left."""
+        """Remove the temporary files of an interrupted save."""
         if self._world.is_first:
             with writing(self.path):
                 store.sweep(self.checkpoints)
@@ -184,7 +184,7 @@ class RunFolder:
         `launchers` are those of all ranks. Machines come and go within a launch, and each counts restarts by itself,
         so neither rank 0's launcher nor its count would tell.
         """
-        environment = _read_json(self.path / "environment.json")
+        environment = read_small_json(self.path / "environment.json")
         known = environment.get("launch") if isinstance(environment, dict) else None
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
@@ -241,7 +241,7 @@ def _bits(environment: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: environment[name] for name in _BITS if name in environment}
     found |= {name: packages[name] for name in _PACKAGES_FOR_BITS if isinstance(packages, dict) and name in packages}
     commit = environment.get("git_commit")
-    found |= {"git_commit": commit} if commit is not None else {}  # Elsewhere there may be no git to ask.
+    found |= {"git_commit": commit} if commit is not None else {}  # Another machine may have no git.
     return {name: value for name, value in found.items() if isinstance(value, str | int | None)}
 
 
@@ -251,15 +251,15 @@ def check_output(path: Path, data: Sequence[Path]) -> None:
         for folder in data:
             if lies_in(path, folder) or any(lies_in(folder, path / name) for name in RUN_FILES):
                 raise UsageError(
-                    f"the run folder {path} and the data in {folder} overlap, and a run moves and removes files of its "
-                    "folder; choose another with --output"
+                    f"the run folder {path} and the data in {folder} overlap, and a run moves and removes files in the "
+                    "run folder; choose another folder with --output"
                 )
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL character.
         raise UsageError(f"--output {printable(path)} cannot be used ({error}); choose another folder") from None
 
 
 def lies_in(path: Path, folder: Path) -> bool:
-    """Return whether a path is a folder or lies inside it, links resolved; either may not be there yet."""
+    """Return whether a path is a folder or lies inside the folder. Links are resolved; both may be missing."""
     path, folder = (Path(os.path.realpath(place)) for place in (path, folder))
     # One folder may have two names without a link: a mount, or a file system that takes capitals for small letters.
     return any(
@@ -268,14 +268,23 @@ def lies_in(path: Path, folder: Path) -> bool:
     )
 
 
-def record_refusal(path: Path, reason: str) -> None:
-    """Write into `log.txt` and `status.json` of a run's folder that a start was refused before it took hold of it.
+def is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file or folder. A path that cannot be followed leads to none."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
-    A folder without a run is left alone, and so is one that a training holds: its status is that training's.
+
+def record_refusal(path: Path, reason: str) -> None:
+    """Write into `log.txt` and `status.json` of a run folder that a start was refused before the folder was locked.
+
+    A folder without a run does not change. A folder that a training uses does not change either: the status belongs to
+    the training.
     """
     if not read_status(path):
         return
-    with suppress(OSError), ExitStack() as stack:  # The refusal itself is printed anyhow.
+    with suppress(OSError), ExitStack() as stack:  # The refusal is printed in any case.
         if (path / "lock").is_file():
             lock = stack.enter_context((path / "lock").open("rb"))
             try:
@@ -302,18 +311,8 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _read_json(path: Path) -> Any:
-    """Return the value in a small JSON file; None if there is no such file, or if it is too large or no JSON."""
-    try:
-        if not path.is_file() or path.stat().st_size > _LONGEST_JSON:
-            return None
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _cpu_model() -> str | None:
-    """Return the model of the processor, where the system names it."""
+    """Return the model of the processor, if the system gives the name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: steps that were skipped for one, when they are too many, and validations with one."""
+"""Losses and gradients that are not finite: skipped steps, the end after too many of these, and validations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seresnext.training.step import Report
 _NAMED_SAMPLES = 16
 # How many skipped steps a checkpoint remembers, the latest, so that it stays small whatever happens.
 _REMEMBERED = 1000
-_VALIDATION = "the validation loss"  # How the reason of a validation begins.
+_VALIDATION = "the validation loss"  # The reason of a validation begins with these words.
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Skip:
 def with_validation(
     history: list[dict[str, Any]], step: int, loss: float, validated_before: int
 ) -> list[dict[str, Any]]:
-    """Return the history of a run with a validation after `step`, which is an entry only if its loss is not finite.
+    """Return the history of a run, with a new entry for the validation after `step` if the loss is not finite.
 
-    `validated_before` is the step of the validation before it. The entry has the fields of a skipped step, for versions
-    that know no other, and no samples.
+    `validated_before` is the step of the previous validation. The entry has the fields of a skipped step, because older
+    versions know no other entry, and no samples.
     """
     if math.isfinite(loss):
         return history
@@ -75,7 +75,7 @@ def with_validation(
 
 
 def doubt_about(progress: Progress) -> str | None:
-    """Return the reason to doubt a run that is over: the loss of its last or its best validation is not finite."""
+    """Return the reason to doubt a finished run: the loss of the last or the best validation is not finite."""
     reasons = _validations(progress.history)
     if progress.evaluated in reasons:
         return reasons[progress.evaluated]
@@ -84,7 +84,7 @@ def doubt_about(progress: Progress) -> str | None:
 
 
 def _validations(history: list[dict[str, Any]]) -> dict[int, str]:
-    """Return the validations in a history by their steps, each with its reason."""
+    """Return the reasons of the validations in a history, by step."""
     reasons = [(entry.get("step"), str(entry.get("reason"))) for entry in history]
     return {step: reason for step, reason in reasons if isinstance(step, int) and reason.startswith(_VALIDATION)}
 

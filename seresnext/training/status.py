@@ -23,21 +23,21 @@ from seresnext.distributed import World
 _NAME = "status.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MOST_BYTES = 1 << 20  # of a small JSON file of a run folder
-# Fields that stay from one state to the next, each with its types. A file by strangers may hold other types.
+# Fields that stay when the state changes, and the types of each field. The file of a stranger may hold other types.
 _LASTING: dict[str, tuple[type, ...]] = {
     "saved_step": (int,),
     "total_steps": (int,),
     "best": (dict,),
     "started": (str,),
 }
-# The training and the thread that writes checkpoints both change the file of their process.
+# Two threads of a process change the file: the training, and the thread that writes checkpoints.
 _changing = threading.RLock()
 
 
 def write_status(folder: Path, world: World, state: str, step: int, reason: str | None) -> None:
-    """Write the status; a running one starts now. What `note_progress` wrote stays.
+    """Write the status. The state `running` sets the start time to now. Fields that `note_progress` wrote stay.
 
-    A full disk has room for it where there was one before; else a warning says what is wrong.
+    A full disk has room for a new status in place of an old one. Any other error becomes a warning.
     """
     try:
         with _changing:
@@ -61,9 +61,9 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def read_small_json(path: Path) -> Any:
-    """Return the content of a JSON file of a run folder, or None where it cannot be read.
+    """Return the content of a JSON file of a run folder, or None if the file cannot be read.
 
-    That includes a file that is too large, a device or a pipe, which might never end, and lists within lists.
+    Too large a file, a device or a pipe (which may have no end) and deep nesting count as unreadable.
     """
     try:
         status = path.stat()
@@ -75,15 +75,15 @@ def read_small_json(path: Path) -> Any:
 
 
 def note_step(folder: Path, step: int) -> None:
-    """Bring the step of a run that goes on up to date."""
+    """Update the step of a running run."""
     note_progress(folder, step=step)
 
 
 def note_progress(folder: Path, **fields: Any) -> None:
-    """Bring fields of a run that goes on up to date: `step`, `saved_step`, `total_steps`, `best`.
+    """Update fields of a run: `step`, `saved_step`, `total_steps`, `best`.
 
-    A run that another rank has just said to have failed stays so, and keeps its step. What cannot be written is left:
-    the fields are no outcome, and the next log says what is wrong with the disk.
+    After another rank has reported a failure, state and step stay. An error of the disk is ignored: the fields are no
+    outcome, and the next write to the log reports the error.
     """
     with _changing, suppress(OSError):
         known = read_status(folder)
@@ -106,9 +106,9 @@ def resume_point(folder: Path) -> str:
 
 
 def note_refusal(folder: Path, reason: str) -> None:
-    """Let the status of a run say that a start was refused; without one nothing is written. Raises OSError.
+    """Write into the status of a run that a start was refused. A missing status is not made. Raises OSError.
 
-    Else it would read `preempted` for ever, and a job that goes by that would queue itself again without end.
+    A status that stayed `preempted` would make a scheduler's job queue again without end.
     """
     known = read_status(folder)
     if known:
@@ -142,7 +142,7 @@ def _write(folder: Path, status: dict[str, Any]) -> None:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    """Return whether a field has its type, and as a dict plain values."""
+    """Return whether a field has the right type. A dict must have plain values."""
     if isinstance(value, dict):
         return name == "best" and all(isinstance(one, str | int | float | None) for one in value.values())
     return not isinstance(value, list) and (value is None or isinstance(value, _LASTING.get(name, object)))

@@ -1,4 +1,4 @@
-"""Being asked to stop, by any of STOP_SIGNALS: Ctrl-C, a scheduler's SIGTERM, a closed terminal's SIGHUP, and others.
+"""Requests to stop by any of STOP_SIGNALS: Ctrl-C, SIGTERM of a scheduler, SIGHUP of a closed terminal, and others.
 
 Imports nothing heavy: train.py listens before it imports torch, which takes seconds that a signal may fall into.
 """
@@ -13,8 +13,8 @@ from types import FrameType, TracebackType
 
 from seresnext.signals import STOP_SIGNALS, is_completing
 
-# A program that is started with a signal ignored keeps ignoring it, as SIGHUP under nohup. These two are taken all the
-# same: a shell lets what a script starts in the background ignore Ctrl-C, and a scheduler means its SIGTERM.
+# A signal that was ignored at the start stays ignored, as SIGHUP under nohup. These two signals are exceptions: a shell
+# ignores Ctrl-C for background commands of a script, and a scheduler sends SIGTERM on purpose.
 _NEVER_IGNORED = (signal.SIGINT, signal.SIGTERM)
 # A signal to all processes of a group may reach one twice, by itself and through another, within milliseconds. A person
 # who presses Ctrl-C again takes longer, in seconds:
@@ -36,7 +36,7 @@ class StopRequest:
     processes got it may pass on late. So what comes second ends a process there only if that is stuck: if it does not
     look at the request within a few seconds of the first. One that does is about to save.
 
-    A signal that was ignored when the process started stays ignored, but for Ctrl-C and SIGTERM.
+    A signal that was ignored when the process started stays ignored, except Ctrl-C and SIGTERM.
 
     Until `defer()` is called, Ctrl-C raises KeyboardInterrupt as ever: so early there is nothing to save. Processes
     of torchrun, which have no terminal, defer from the start.

@@ -227,10 +227,10 @@ class Trainer:
             raise skip.give_up(progress.skips_in_a_row)
 
     def _save_and_evaluate(self) -> None:
-        """Save and validate what is due after this step.
+        """Save and validate after this step, if due.
 
         The save comes first, and is written during the validation: an error in a validation then costs no step. A new
-        best is saved once more, in the same file, while the weights are those that were validated.
+        best is saved once more, in the same file, while the model still has the validated weights.
         """
         progress, plan = self.progress, self._plan
         evaluates = progress.step not in (0, progress.evaluated) and plan.is_due(plan.evaluate_every, progress.step)

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from seresnext.assemble import opening, parts, train
-from seresnext.assemble.opening import StartProblem, open_splits
+from seresnext.assemble.opening import StartProblem, look_at_images, open_splits
 from seresnext.data.readers.shard_stores import RemoteShards
 from seresnext.data.readers.shards import ShardReader
 from seresnext.data.synthetic import SyntheticReader
@@ -49,9 +49,13 @@ def photos(tiny_image_folder, tmp_path: Path) -> Path:
     return root
 
 
-def refusal(root: Path, *settings: str, world: World | None = None, recipe: str = "digits", **options) -> Exception:
+def opened(*settings: str, world: World | None = None, say=print, settled=None, meant=()):
+    return open_splits(load_recipe("digits", settings).recipe, world or World(), say, settled or {}, meant)
+
+
+def refusal(root: Path, *settings: str, **options) -> Exception:
     with pytest.raises((DataError, UsageError, CheckpointError)) as caught:
-        open_splits(load_recipe(recipe, [f"data.root={root}", *settings]).recipe, world, **options)
+        opened(f"data.root={root}", *settings, **options)
     return caught.value
 
 
@@ -102,7 +106,7 @@ def test_the_batch_that_is_advised_is_accepted(photos, world_size, extra):
     error = refusal(photos, "model.num_classes=10", *extra, world=world)
     assert isinstance(error, DataError)
     root = f"data.root={photos}"
-    train_split, _ = open_splits(load_recipe("digits", [root, *extra, *settings_of(error)]).recipe, world)
+    train_split, _ = opened(root, *extra, *settings_of(error), world=world)
     assert len(train_split) == 55
 
 
@@ -120,7 +124,7 @@ def test_processes_that_do_not_fit_are_a_problem_of_the_recipe(photos):
     assert isinstance(refusal(photos, settings[1], world=Ranks(size=3)), DataError)
     for advice in re.findall(r"set (batch[^,]*)", str(error)):
         sizes = re.findall(r"batch\.\w+=\d+", advice)
-        open_splits(load_recipe("digits", [f"data.root={photos}", *settings, *sizes]).recipe, Ranks(size=3))
+        opened(f"data.root={photos}", *settings, *sizes, world=Ranks(size=3))
 
 
 def test_both_splits_and_their_root(photos):
@@ -139,7 +143,7 @@ def test_images_that_removal_leaves_too_few(photos):
     error = refusal(photos, *few)
     assert "54 usable training images" in str(error)
     assert settings_of(error) == ["batch.global_size=54", "batch.micro_size=27"]
-    open_splits(load_recipe("digits", [f"data.root={photos}", *few, "data.on_error=substitute"]).recipe)
+    opened(f"data.root={photos}", *few, "data.on_error=substitute")
 
 
 def test_many_bad_images_are_listed_up_to_a_limit(photos):
@@ -223,7 +227,7 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     def warnings(root: Path, *settings: str) -> list[str]:
         few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
         lines: list[str] = []
-        open_splits(load_recipe("digits", [f"data.root={root}", *few, *settings]).recipe, World(), lines.append)
+        opened(f"data.root={root}", *few, *settings, say=lines.append)
         return lines
 
     assert warnings(photos) == []
@@ -251,13 +255,13 @@ def test_turned_images_are_a_warning_and_synthetic_ones_are_not_looked_at(photos
         Image.open(photos / name).save(photos / name, exif=exif)
     few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
     lines: list[str] = []
-    open_splits(load_recipe("digits", [f"data.root={photos}", *few]).recipe, World(), lines.append)
+    opened(f"data.root={photos}", *few, say=lines.append)
     (line,) = lines
     assert "1 of 55 training images" in line
     assert "1 of 12 validation images" in line
     monkeypatch.setattr(opening, "survey", None)
     made_up = ["data.format=synthetic", "data.synthetic_images=64"]
-    open_splits(load_recipe("digits", made_up).recipe, World(), lines.append)
+    opened(*made_up, say=lines.append)
     remote = ShardReader.__new__(ShardReader)
     remote.store = RemoteShards.__new__(RemoteShards)
     assert opening._survey(load_recipe("digits").recipe, {"training": remote}, lines.append) == {}
@@ -268,11 +272,11 @@ def test_a_validation_names_all_its_bad_images(photos):
     recipe = load_recipe("digits", [f"data.root={photos}"]).recipe
     reader = opening.open_reader(photos, "val")
     lines: list[str] = []
-    parts.look_at_images(recipe, {"val": reader}, World(), lines.append)
+    look_at_images(recipe, {"val": reader}, World(), lines.append)
     for number in (0, 2):
         break_image(photos, f"val/class_1/{number}.jpg")
     with pytest.raises(DataError) as caught:
-        parts.look_at_images(recipe, {"val": reader}, World(), lines.append)
+        look_at_images(recipe, {"val": reader}, World(), lines.append)
     for words in ("2 of 12 val images", "class_1/0.jpg", "class_1/2.jpg"):
         assert words in str(caught.value)
     assert "substitute" not in str(caught.value)

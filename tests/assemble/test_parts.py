@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from seresnext.assemble import parts
+from seresnext.assemble.opening import open_splits
 from seresnext.data.erase import Filling
 from seresnext.data.loader import train_keys
 from seresnext.data.order import Order
@@ -94,15 +95,15 @@ def test_both_splits_and_the_model_have_the_same_classes(tiny_image_folder):
     root = tiny_image_folder(classes=3)
     few = [f"data.root={root}", "batch={global_size: 8, micro_size: 8}"]
     good = load_recipe("digits", [*few, "model.num_classes=3"]).recipe
-    train, val = parts.open_splits(good)
+    train, val = open_splits(good, World(), print, {}, ())
     assert train.classes == val.classes == ("class_0", "class_1", "class_2")
     with pytest.raises(DataError, match=r"model\.num_classes=3"):
-        parts.open_splits(load_recipe("digits", few).recipe)
+        open_splits(load_recipe("digits", few).recipe, World(), print, {}, ())
 
 
 def test_synthetic_data_needs_no_files():
     recipe = load_recipe("digits", ["data.format=synthetic", "data.synthetic_images=100"]).recipe
-    train, val = parts.open_splits(recipe)
+    train, val = open_splits(recipe, World(), print, {}, ())
     assert len(train) == len(val) == 100
     assert len(train.classes) == 10
 
@@ -128,7 +129,7 @@ def first_batch(root, settings):
     few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
     overrides = [f"data.root={root}", *few, *(f"{key}={value}" for key, value in settings.items())]
     recipe = load_recipe("digits", overrides).recipe
-    train, _ = parts.open_splits(recipe)
+    train, _ = open_splits(recipe, World(), print, {}, ())
     order = Order(len(train), 8, 8, 0)
     ramp = parts.build_ramp(recipe, parts.build_plan(recipe, order.steps_per_epoch))
     return parts.train_source(recipe, train).make(next(train_keys(order, range(1), 0, 1, ramp)))

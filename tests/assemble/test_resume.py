@@ -98,7 +98,7 @@ def test_never_and_a_named_file(tmp_path):
     assert find(tmp_path, str(older))[0].facts.step == 9
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in (tmp_path / "other.safetensors", tmp_path / "link", "x" * 5000, "a\0b", tmp_path, ""):
-        with pytest.raises(UsageError, match=r"--resume .*file") as refusal:
+        with pytest.raises(UsageError, match=r"--resume .*; give ") as refusal:
             find(tmp_path, str(name))
         assert len(str(refusal.value)) < 500
 
@@ -121,7 +121,7 @@ def test_a_damaged_one_is_renamed_when_the_run_goes_on(tmp_path):
 
 
 def test_an_address_is_not_resumed_from(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"https://host//last\.safetensors is an address"):
+    with pytest.raises(UsageError, match=r"https://host//last\.safetensors"):
         find(tmp_path, "https://host//last.safetensors")
     monkeypatch.setenv("HOME", str(tmp_path))
     path = save(tmp_path, 3)
@@ -269,6 +269,16 @@ def test_a_changed_key_is_refused_with_old_and_new(tmp_path):
     assert len(refuse_changes(facts(3), values, DATASET, ["optimizer"], tmp_path)) == 1
     with pytest.raises(UsageError):
         refuse_changes(facts(3), values, DATASET, ["optimizer.l"], tmp_path)
+
+
+def test_the_advice_for_many_changes_is_followed_as_it_stands(tmp_path):
+    values = load_recipe("digits").values
+    values = {**values, "model": {f"a{number}": 1 for number in range(60)}, "data": {"b": 1}}
+    with pytest.raises(UsageError, match="more") as refusal:
+        refuse_changes(facts(3), values, DATASET, [], tmp_path)
+    allowed = str(refusal.value).rpartition("--allow-changed ")[2].split(",")
+    assert allowed == ["data", "model"]
+    assert len(refuse_changes(facts(3), values, DATASET, allowed, tmp_path)) > 60
 
 
 def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tmp_path):
