@@ -16,7 +16,7 @@ from seresnext.randomness import rng_at
 _MOST_TRIED = 20
 
 ADVICE = "or let other images of its class take its place with data.on_error=substitute"
-"""The way out for a training image that cannot be used, behind the message that names it."""
+"""The fix for a bad training image, appended to the message about the image."""
 
 
 class Substitution(NamedTuple):

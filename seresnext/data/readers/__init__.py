@@ -21,8 +21,8 @@ class Reader(Protocol):
     """One split of a dataset: random access to encoded images by index.
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
-    of what the split consists of. `notices` are warnings for the user at each start, such as the number of files that
-    are passed over. A reader can be sent to a worker process cheaply: it holds no object per image.
+    of the content of the split. `notices` are warnings that each start prints, such as the number of files that are
+    passed over. A reader can be sent to a worker process cheaply, because no reader holds an object per image.
     """
 
     classes: tuple[str, ...]
@@ -106,9 +106,9 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
 
 
 def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
-    """Return a clause on names of classes that look alike and differ: in Unicode form, spaces or case; else nothing.
+    """Return a clause on names of classes that look alike and differ in Unicode form, spaces or case, or an empty text.
 
-    Escapes show the difference, which a terminal does not.
+    The clause shows the names with escapes, because a terminal shows no difference.
     """
     alike = {_appearance(name): name for name in there}
     clauses = [
@@ -123,7 +123,7 @@ def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
 
 
 def _appearance(name: str) -> str:
-    """Return a name without all that a reader may not see."""
+    """Return a name without invisible characters and differences of form, spaces and case."""
     visible = (
         character for character in unicodedata.normalize("NFKC", name) if unicodedata.category(character) != "Cf"
     )

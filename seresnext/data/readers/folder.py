@@ -67,7 +67,7 @@ class FolderReader:
                 return file.readall()
         except OSError as error:
             advice = "was the data changed during the run?"
-            # A link that leads nowhere would be listed again.
+            # A new listing would contain a broken link again.
             if not os.path.lexists(path):
                 mark_stale(self._index)
                 advice += " The next start lists the folder again"
@@ -75,9 +75,10 @@ class FolderReader:
 
 
 def folder_stamp(folder: Path) -> Stamp:
-    """Return a stamp that changes when a class folder comes, goes, or gets or loses a file: that sets its times.
+    """Return a stamp that changes when a class folder comes or goes, or when a file in a class folder does.
 
-    Equal times of all class folders show no changes: a mounted object store keeps no times of folders.
+    A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a
+    mounted object store keeps no times of folders.
     """
     classes, loose, others = _scan(folder)
     try:

@@ -55,7 +55,7 @@ class ShardReader:
                 with (folder / MANIFEST).open("rb") as file:
                     text = file.read(MOST_MANIFEST_BYTES + 1)
             except OSError as error:
-                raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get it again") from None
+                raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get the file again") from None
             self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
             self._path = folder / INDEX
             self.store = LocalShards(folder, self.manifest.shards)
@@ -132,11 +132,13 @@ def _check_sum(path: Path, manifest: Manifest) -> None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > largest_index(manifest.num_images):
-            raise DataError(f"{path} is no list of {manifest.num_images} images ({status.st_size} bytes); get it again")
+            raise DataError(
+                f"{path} is no list of {manifest.num_images} images ({status.st_size} bytes); get the file again"
+            )
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; get it again") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; get the file again") from None
     if digest != manifest.index_sha256:
         raise DataError(f"{path} is damaged or of other shards (another checksum than in {MANIFEST}); get both again")
 
@@ -146,7 +148,7 @@ def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
     try:
         index = map_index(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{where}: {INDEX} is no list of images ({error}); get it again") from None
+        raise DataError(f"{where}: {INDEX} is no list of images ({error}); get the file again") from None
     if not len(index):
         raise DataError(f"{where} holds no images")
     counts = np.bincount(index["shard"], minlength=len(manifest.shards))
