@@ -49,7 +49,7 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
     All checks accept each advice in the message. With `num_images` no advice needs more training images.
     """
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    automatic = micro == "auto"  # Then any number of processes will do that the global batch can be divided by.
+    automatic = micro == "auto"  # Any number of processes that divides the global batch fits then.
     if total % (world_size if automatic else micro * world_size) == 0:
         return
     advice = []
@@ -67,7 +67,7 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
 
 
 def _sizes_for_world(recipe: Recipe, world_size: int, num_images: int | None) -> Iterator[Settings]:
-    """Yield what may be set instead: a batch near the recipe's, and the nearest one of the same micro size."""
+    """Yield settings that fit: a batch near the recipe's, and the nearest batch with the same micro size."""
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
     fitting = fitting_batch(recipe, world_size, num_images)
     if fitting is None:
