@@ -78,6 +78,13 @@ def changes(recipe: Recipe, sizes: Settings) -> Settings:
     return {key: value for key, value in sizes.items() if value != own[key]}
 
 
+def fitting_in_words(recipe: Recipe) -> str:
+    """Return the sizes of `fitting_batch` that differ from the recipe, in words for a message."""
+    sizes = fitting_batch(recipe)
+    # Without a fitting batch, no global size is even and a multiple of the repeats.
+    return in_words(changes(recipe, sizes)) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
+
+
 def in_words(settings: Settings) -> str:
     """Return `batch.global_size=32 and batch.micro_size=16`."""
     return " and ".join(f"{key}={value}" for key, value in settings.items())

@@ -10,6 +10,7 @@ from seresnext.recipe.batch_sizes import (
     changes,
     dividing_micro_size,
     fitting_batch,
+    fitting_in_words,
     in_words,
     least_micro_size,
     lone_stages,
@@ -184,7 +185,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "batch.micro_size",
             f"must be at least 2, found 1: of one image of {size} pixels a side {one_of(alone)} leaves one pixel, and "
-            f"BatchNorm's variance needs more; write {in_words(changes(recipe, fitting_batch(recipe) or {}))}",
+            f"BatchNorm's variance needs more; write {fitting_in_words(recipe)}",
             ("data.progressive.min_size" if size < recipe.data.image_size else "data.image_size",),
         )
 
