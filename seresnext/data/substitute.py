@@ -15,7 +15,7 @@ from seresnext.randomness import rng_at
 # A class of which this many images in a row are bad is no class with a bad image.
 _MOST_TRIED = 20
 
-ADVICE = "or let other images of its class take its place with data.on_error=substitute"
+ADVICE = "or replace bad images by others of the class with data.on_error=substitute"
 """The fix for a bad training image, appended to the message about the image."""
 
 

@@ -99,7 +99,7 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     found = len(reader.classes)
     if found == num_classes:
         return
-    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two or more: add some, or"
+    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two: add class folders, or"
     raise DataError(
         f"{root} has {found} class folders, the recipe says {num_classes}; {advice} point data.root at the right folder"
     )

@@ -228,7 +228,7 @@ def map_index(path: Path) -> np.ndarray:
 
     `numpy.load` evaluates the header as Python, and accepts any type and shape in the header.
     """
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         start = file.read(len(_NPY_MARK) + 2)
         length = int.from_bytes(start[len(_NPY_MARK) :], "little")
         found = _NPY_HEADER.fullmatch(file.read(length))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import stat
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from seresnext.data.index_cache import cache_folder
+from seresnext.data.pread import open_regular
 from seresnext.data.readers.shard_files import (
     INDEX,
     MANIFEST,
@@ -130,12 +131,10 @@ def _split_folder(root: Path, split: str) -> Path:
 
 def _check_sum(path: Path, manifest: Manifest) -> None:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > largest_index(manifest.num_images):
-            raise DataError(
-                f"{path} is no list of {manifest.num_images} images ({status.st_size} bytes); get the file again"
-            )
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > largest_index(manifest.num_images):
+                raise DataError(f"{path} is no list of {manifest.num_images} images ({size} bytes); get the file again")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the file again") from None
