@@ -53,7 +53,7 @@ def is_gray(data: bytes) -> bool:
     """Return whether an image that `decode` takes has 8 bits of gray and nothing else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _open(_without_metadata(data)).mode == "L"
+        return open_image(_without_metadata(data)).mode == "L"
 
 
 def not_an_image(data: bytes, name: str) -> DataError:
@@ -62,13 +62,14 @@ def not_an_image(data: bytes, name: str) -> DataError:
     return DataError(f"{name} {what}; {cure}")
 
 
-def _open(data: bytes) -> JpegImageFile | PngImageFile:
+def open_image(data: bytes) -> JpegImageFile | PngImageFile:
+    """Open a JPEG or PNG and read the header, without a limit of pixels. Raises an exception of any type."""
     # Image.open has another limit of pixels than data.max_pixels, and does not report why a plugin refused the image.
     return (PngImageFile if data.startswith(PNG) else JpegImageFile)(io.BytesIO(data))
 
 
 def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    image = _open(data)
+    image = open_image(data)
     if image.width * image.height > max_pixels:
         raise DataError(
             f"{name} has {image.width} x {image.height} pixels, more than data.max_pixels ({max_pixels}); "

@@ -5,7 +5,6 @@ The survey parses headers and decodes no pixels. Pillow decodes only images that
 
 from __future__ import annotations
 
-import io
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from seresnext.data.decode import decode
+from seresnext.data.decode import decode, open_image
 from seresnext.data.jpeg import has_many_scans
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
@@ -25,7 +24,6 @@ MOST_IMAGES = 1000
 
 _THREADS = 16
 _MOST_SECONDS = 30.0
-_FORMATS = ("JPEG", "PNG")
 _ORIENTATION = 0x0112
 _TURNED = range(2, 9)
 
@@ -56,7 +54,6 @@ def survey(reader: Reader, max_pixels: int) -> Survey:
     count = min(len(reader), MOST_IMAGES)
     indices = [number * len(reader) // count for number in range(count)]
     deadline = time.monotonic() + _MOST_SECONDS
-    Image.preinit()
     pool = ThreadPoolExecutor(_THREADS)
     # Broken EXIF and odd transparency make Pillow warn. The filters are set once for all threads.
     with warnings.catch_warnings():
@@ -89,7 +86,7 @@ def _look(reader: Reader, max_pixels: int, deadline: float, index: int) -> _Head
         return None
     try:
         data = reader.read(index)
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = open_image(data)
         transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         return _Header(_is_turned(image, data), transparent, _may_be_broken(image, data, max_pixels))
     except Exception:  # A hostile file may cause any exception. The decoder decides.
