@@ -58,8 +58,8 @@ def is_gray(data: bytes) -> bool:
 
 def not_an_image(data: bytes, name: str) -> DataError:
     """Return the error for a file without the first bytes of a JPEG or PNG."""
-    what, cure = describe_format(data)
-    return DataError(f"{name} {what}; {cure}")
+    kind, fix = describe_format(data)
+    return DataError(f"{name} {kind}; {fix}")
 
 
 def open_image(data: bytes) -> JpegImageFile | PngImageFile:

@@ -26,7 +26,7 @@ _BRANDS = {
     b"crx ": "a camera's raw image (CR3)",
 }
 _OTHERS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"pk\3\4", "a zip archive"),
     (b"%pdf", "a PDF document"),
@@ -62,7 +62,7 @@ def _other(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         return "a video"
     if not any(head):
-        return "zeros at its beginning"
+        return "zeros at the beginning"
     text = head.decode("ascii", "replace")
     return (
         "a text" if text.isascii() and all(one.isprintable() or one.isspace() for one in text) else "of an unknown kind"

@@ -23,7 +23,7 @@ from seresnext.errors import DataError
 # header holds the CRC-32 of each column.
 _MARK = b"SRXINDEX"
 VERSION = 4
-"""Of the form of the file; one of another version is built anew."""
+"""Version of the file format. An index of another version is built again."""
 
 _ALIGNMENT = 64
 _COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
@@ -179,10 +179,10 @@ def write_index(path: Path, contents: Contents) -> None:
             place = -(-place // _ALIGNMENT) * _ALIGNMENT
             table.append((name, column.dtype.str, len(column), place, checksums[name]))
             place += column.nbytes
-        said = {"version": VERSION, "bytes": place, "columns": table, "digest": digest}
-        said |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
-        said |= {"notices": contents.notices}
-        return json.dumps(said).encode(), place
+        facts = {"version": VERSION, "bytes": place, "columns": table, "digest": digest}
+        facts |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
+        facts |= {"notices": contents.notices}
+        return json.dumps(facts).encode(), place
 
     # The header holds places, which begin where it ends: leave room for their digits.
     room = len(_MARK) + 16 + len(header(0)[0]) + 256
