@@ -117,7 +117,8 @@ def _begin(
     if saved:
         changes = world.together(lambda: _accepted_changes(run, saved, allow_changed))
         world.together(lambda: run.check_fits(saved))
-    world.together(lambda: folder.check_writable())
+    starts_over = resume == "never" and not restarted
+    world.together(lambda: folder.check_writable(moves_files=starts_over))
     folder.accept()
     world.together(lambda: folder.sweep())
     if saved:
@@ -133,7 +134,7 @@ def _begin(
         progress.best = make_newest(saved, folder.checkpoints, world, console.line, anew)
         if anew and progress.evaluated == progress.step > 0:
             progress.evaluated -= 1  # Validation after this step runs again, in the new way.
-    elif resume == "never" and not restarted:
+    elif starts_over:
         # Not before: a recipe or data that cannot be used must not move a good run.
         world.together(lambda: folder.set_aside())
     if not run.is_complete(progress):

@@ -32,8 +32,8 @@ class Batch(NamedTuple):
     `images` are uint8 N C H W in channels-last memory, `labels` int64 N, `flips` bool N (the device mirrors these),
     `indices` int64 N. `step` and `replica` say whose micro-batch it is; for evaluation, `step` counts batches. `boxes`
     are what the device erases: int64 N 4 of top, left, height, width in the mirrored image, or None. `substitutions`
-    tell of bad images, which others stand in for under their index and label. `unreadable` are the bad images of an
-    evaluation, black in the batch: index and message.
+    are bad images of training with the images that replace these; the index and the label of the bad image stay.
+    `unreadable` are the bad images of an evaluation, each as index and message; the batch has black images instead.
     """
 
     images: Tensor
@@ -124,7 +124,7 @@ class TrainImages:
         return batch._replace(boxes=torch.tensor(boxes))
 
 
-# Seconds. A failure that takes longer is that of the storage, and the next image would wait as long.
+# Seconds. A read that fails after a longer time shows a fault of the storage: the next read would take as long.
 _SLOW_FAILURE = 5.0
 
 
@@ -148,7 +148,7 @@ class EvaluationImages:
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key, with the images that cannot be used in `unreadable`.
 
-        Raises DataError for an image of a storage that does not answer.
+        Raises DataError when the storage does not answer.
         """
         images = _allocate(len(key.indices), self._transform.image_size)
         unreadable = []

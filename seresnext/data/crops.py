@@ -79,4 +79,4 @@ class Crops:
             (result,) = self._decode([index], lambda _, w, h: choose(position, w, h))
             if not isinstance(result, DataError):
                 return Cropped(position, result, Substitution(address[1], str(error), self._reader.name(index)))
-        raise DataError(f"{error}; and no image of its class could take its place")
+        raise DataError(f"{error}; no image of the class could be used as a replacement")

@@ -35,7 +35,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")
             try:
                 return _decode(data, name, max_pixels)
-            except ValueError:  # Of metadata that are too large, among others.
+            except ValueError:  # One cause is metadata that Pillow finds too large.
                 without = _without_metadata(data)
                 if without == data:
                     raise
@@ -45,7 +45,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     except Exception as error:  # Damaged bytes lead Pillow to errors of a dozen kinds.
         reason = str(error) or "damaged"
         raise DataError(
-            f"{name} is no JPEG or PNG image that can be decoded ({reason}); restore the file or remove it"
+            f"{name} is no JPEG or PNG image that can be decoded ({reason}); restore or remove the file"
         ) from None
 
 
@@ -53,29 +53,30 @@ def is_gray(data: bytes) -> bool:
     """Return whether an image that `decode` takes has 8 bits of gray and nothing else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _open(_without_metadata(data)).mode == "L"
+        return open_image(_without_metadata(data)).mode == "L"
 
 
 def not_an_image(data: bytes, name: str) -> DataError:
-    """Return the error for a file that begins neither as JPEG nor as PNG."""
-    what, cure = describe_format(data)
-    return DataError(f"{name} {what}; {cure}")
+    """Return the error for a file without the first bytes of a JPEG or PNG."""
+    kind, fix = describe_format(data)
+    return DataError(f"{name} {kind}; {fix}")
 
 
-def _open(data: bytes) -> JpegImageFile | PngImageFile:
-    # Image.open has another limit of pixels than data.max_pixels, and hides the reason of a refusal.
+def open_image(data: bytes) -> JpegImageFile | PngImageFile:
+    """Open a JPEG or PNG and read the header, without a limit of pixels. Raises an exception of any type."""
+    # Image.open has another limit of pixels than data.max_pixels, and does not report why a plugin refused the image.
     return (PngImageFile if data.startswith(PNG) else JpegImageFile)(io.BytesIO(data))
 
 
 def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    image = _open(data)
+    image = open_image(data)
     if image.width * image.height > max_pixels:
         raise DataError(
             f"{name} has {image.width} x {image.height} pixels, more than data.max_pixels ({max_pixels}); "
             "remove the file or raise the limit"
         )
     if "progressive" in image.info and has_many_scans(data):
-        raise DataError(f"{name} has more than {MOST_SCANS} scans, so it is no photograph; remove the file")
+        raise DataError(f"{name} has more than {MOST_SCANS} scans, and no photograph has so many; remove the file")
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits at 255.
         return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8)).convert("RGB")
@@ -83,7 +84,7 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """Return a PNG without its metadata, and any other bytes as they are."""
+    """Return a PNG without metadata; return other bytes unchanged."""
     return PNG + b"".join(_pixel_chunks(data)) if data.startswith(PNG) else data
 
 

@@ -1,4 +1,4 @@
-"""What a file is that is no JPEG or PNG, by its first bytes."""
+"""Names for files that are no JPEG or PNG, found from the first bytes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _IMAGES = (
     (b"\0\0\1\0", "an icon (ICO)"),
     (b"<svg", "an SVG image"),
 )
-# Of files of the ISO base media format, which bytes 8 to 12 name.
+# Brands of the ISO base media format: bytes 8 to 12 of a file.
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "an AVIF image"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC image"),
     b"crx ": "a camera's raw image (CR3)",
 }
 _OTHERS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"pk\3\4", "a zip archive"),
     (b"%pdf", "a PDF document"),
@@ -38,12 +38,12 @@ _LOOKED_AT = 512  # bytes
 
 
 def describe_format(data: bytes) -> tuple[str, str]:
-    """Return what a file is that begins neither as JPEG nor as PNG (`is a GIF image, ...`), and the cure."""
+    """Return the kind of a file that is no JPEG or PNG (`is a GIF image, ...`), and the fix."""
     if not data:
-        return "is empty", "restore the file or remove it"
+        return "is empty", "restore or remove the file"
     if image := _image(data):
-        return f"is {image}, not JPEG or PNG", "convert it, or remove the file"
-    return f"is {_other(data[:_LOOKED_AT])}, no JPEG or PNG image", "restore the file or remove it"
+        return f"is {image}, not JPEG or PNG", "convert or remove the file"
+    return f"is {_other(data[:_LOOKED_AT])}, no JPEG or PNG image", "restore or remove the file"
 
 
 def _image(data: bytes) -> str | None:
@@ -62,7 +62,7 @@ def _other(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         return "a video"
     if not any(head):
-        return "zeros at its beginning"
+        return "zeros at the beginning"
     text = head.decode("ascii", "replace")
     return (
         "a text" if text.isascii() and all(one.isprintable() or one.isspace() for one in text) else "of an unknown kind"

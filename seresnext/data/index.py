@@ -23,7 +23,7 @@ from seresnext.errors import DataError
 # header holds the CRC-32 of each column.
 _MARK = b"SRXINDEX"
 VERSION = 4
-"""Of the form of the file; one of another version is built anew."""
+"""Version of the file format. An index of another version is built again."""
 
 _ALIGNMENT = 64
 _COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
@@ -38,8 +38,8 @@ class Contents:
 
     `label`, `file_id`, `offset` and `size` (bytes) have N entries each. `names` (uint8) are all names, one after the
     other, and `name_ends` (N) says where each ends. `files` are M names, `classes` those of the labels. The fingerprint
-    tells which images they are, wherever and however they are stored. `notices` are warnings for the user at each
-    start, such as the number of files that are passed over.
+    identifies the images, independent of place and format of the storage. `notices` are warnings that each start
+    prints, such as the number of files that are passed over.
     """
 
     classes: tuple[str, ...]
@@ -98,7 +98,7 @@ class Index(Contents):
             classes, files, notices = (tuple(header[name]) for name in ("classes", "files", "notices"))
             digest, fingerprint = header["digest"], header["fingerprint"]
             if not all(isinstance(text, str) for text in (*classes, *files, *notices, digest, fingerprint)):
-                raise ValueError("a name that is no text")
+                raise ValueError("a name is no text")
             for name in (*classes, *files):
                 os.fsencode(name)  # Raises ValueError for a name that no file can have.
             _check_columns(columns, len(classes), len(files))
@@ -121,7 +121,7 @@ def _column(raw: np.ndarray, name: str, kind: str, count: int, place: int, check
     """A column of a mapped file. Raises ValueError for one that is not in it, of no whole numbers, or damaged."""
     size = count * np.dtype(kind).itemsize if kind in _KINDS else -1
     if not 0 <= place <= place + size <= len(raw):
-        raise ValueError("a column that is not in the file")
+        raise ValueError("a column lies outside of the file")
     content = raw[place : place + size]
     if zlib.crc32(content.data) != checksum:
         raise ValueError(f"the column {name!r} is not what was written (another checksum)")
@@ -148,14 +148,14 @@ def _reopen(path: Path, digest: str) -> Index:
     except NotAnIndex as error:
         raise DataError(f"the index went away or was damaged while it was in use: {error}; start again") from None
     if index.digest != digest:
-        raise DataError(f"the index {path} was replaced while it was in use; start again")
+        raise DataError(f"the index {path} was replaced during the run; start again")
     return index
 
 
 def digest_of(contents: Contents) -> str:
-    """Return the SHA-256 of everything that an index says: equal for two listings that found the same."""
-    said = [VERSION, contents.fingerprint, contents.classes, contents.files, contents.notices]
-    digest = hashlib.sha256(json.dumps(said).encode())
+    """Return the SHA-256 of the contents of an index, equal for two equal listings."""
+    facts = [VERSION, contents.fingerprint, contents.classes, contents.files, contents.notices]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for name, column in _narrow(contents).items():
         digest.update(f"\0{name} {column.dtype.str} {len(column)}\0".encode())
         digest.update(column.data)
@@ -163,7 +163,7 @@ def digest_of(contents: Contents) -> str:
 
 
 def _narrow(contents: Contents) -> dict[str, np.ndarray]:
-    """Return the columns, each of the smallest type that holds it."""
+    """Return the columns, each with the smallest type for the numbers of the column."""
     columns: dict[str, np.ndarray] = {}
     for name in _COLUMNS:
         column: np.ndarray = getattr(contents, name)
@@ -173,7 +173,7 @@ def _narrow(contents: Contents) -> dict[str, np.ndarray]:
 
 
 def write_index(path: Path, contents: Contents) -> None:
-    """Write an index file; it appears complete or not at all."""
+    """Write an index file. A write that fails leaves no part of the file under `path`."""
     columns, digest = _narrow(contents), digest_of(contents)
     checksums = {name: zlib.crc32(column.data) for name, column in columns.items()}
 
@@ -183,10 +183,10 @@ def write_index(path: Path, contents: Contents) -> None:
             place = -(-place // _ALIGNMENT) * _ALIGNMENT
             table.append((name, column.dtype.str, len(column), place, checksums[name]))
             place += column.nbytes
-        said = {"version": VERSION, "bytes": place, "columns": table, "digest": digest}
-        said |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
-        said |= {"notices": contents.notices}
-        return json.dumps(said).encode(), place
+        facts = {"version": VERSION, "bytes": place, "columns": table, "digest": digest}
+        facts |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
+        facts |= {"notices": contents.notices}
+        return json.dumps(facts).encode(), place
 
     # The header holds places, which begin where it ends: leave room for their digits.
     room = len(_MARK) + 16 + len(header(0)[0]) + 256

@@ -1,14 +1,15 @@
-"""Where the index of a split is kept, and when it is built: once on a machine, and again when the data changed.
+"""The cache of indices. A machine builds the index of a split once, and again after the data changed.
 
 The index lies in a cache folder outside of the data. The stamp of the data shows changes: size and times of archives,
-or names and times of class folders. No start looks at every file for that.
+or names and times of class folders. A start compares stamps and does not look at every file.
 
-An index file is named after the digest of its content, so no other index replaces a file in use. A record is a small
-file that names the index of a stamp. A stamp without a record costs one listing of the data. A listing that finds the
-content of an existing index adds a record and no index.
+The name of an index file contains the digest of the content, so no other index replaces a file in use. A record is a
+small file that names the index of a stamp. A stamp without a record costs one listing of the data. A listing that finds
+the content of an existing index adds a record and no index.
 
-Some times show no changes: those that are all equal (a mounted object store, an archive unpacked with fixed times), and
-those that are always now. One process of the machine lists such data at each start, and the record is for this start.
+Some times show no changes: equal times of all folders (a mounted object store, an archive unpacked with fixed times),
+and times that are always now. One process of the machine lists such data at each start, and writes a record for this
+start only.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Stamp(NamedTuple):
 
 
 class Times(NamedTuple):
-    """When a file or folder was modified, which programs can set, and when changed, which they cannot (nanoseconds)."""
+    """The times of a file or folder in nanoseconds: programs can set `modified`, but not `changed`."""
 
     modified: int
     changed: int
@@ -89,7 +90,7 @@ def cache_folder(cache: Path | None) -> Path:
 
 
 def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
-    """Where the index of a split is kept, in the folder that `cache_folder` gives; a digest completes the name."""
+    """Return the path of the index of a split in the folder of `cache_folder`, to be completed by a digest."""
     where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder(cache) / f"{kind}-{where[:32]}.index"
 
@@ -107,15 +108,15 @@ def _no_cache(folder: Path | None, error: Exception) -> DataError:
 
 
 def open_or_build(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> Index:
-    """Return the index of data for a path of `index_path`; `build` lists the data first where that is necessary.
+    """Return the index of data for a path of `index_path`; call `build` to list the data where no index fits.
 
-    One process of the machine lists, others wait for it. Raises DataError when the cache cannot be written, or when the
-    data changes while it is listed.
+    One process of the machine lists, and the others wait. Raises DataError when the cache cannot be written, or when
+    the data changes during the listing.
     """
     if (index := _recorded(path, stamp())) is not None:
         return index
     with _locked(path):
-        # Another process may have listed it in the meantime.
+        # Another process may have listed the data in the meantime.
         if (index := _recorded(path, stamp())) is not None:
             return index
         _sweep(path)
@@ -134,7 +135,7 @@ def keep_index(path: Path, contents: Contents, stamp: Stamp | None) -> Index:
     file = _completed(path, digest)
     file.with_suffix(".stale").unlink(missing_ok=True)
     try:
-        index = _open(path, digest)  # Other processes may have it mapped, so it stays.
+        index = _open(path, digest)  # A valid file is not replaced: other processes may have mapped the file.
     except NotAnIndex as error:
         if file.exists():
             warn(f"{error}; the index is built again")
@@ -146,13 +147,13 @@ def keep_index(path: Path, contents: Contents, stamp: Stamp | None) -> Index:
 
 
 def mark_stale(index: Index) -> None:
-    """Let the next start list the data again, because a file of the index is missing. This run keeps the index."""
+    """Make the next start list the data again, because a file of the index is missing. This run keeps the index."""
     with suppress(OSError):
         index.path.with_suffix(".stale").touch()
 
 
 def _list(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents]) -> tuple[Contents, Stamp | None]:
-    """Return the contents of data that did not change while it was listed, and a stamp that shows later changes."""
+    """List data that does not change meanwhile; return the contents, and a stamp that shows later changes or None."""
     last = ""
     for _ in range(_MOST_LISTINGS):
         before = stamp()
@@ -168,7 +169,7 @@ def _list(path: Path, stamp: Callable[[], Stamp], build: Callable[[], Contents])
         if digest == last or _completed(path, digest).exists():
             return contents, None
         last = digest
-    raise DataError("the data changed while its index was built; start again when nothing writes to it")
+    raise DataError("the data changed during the build of the index; start again when no program writes to the data")
 
 
 def _recorded(path: Path, stamp: Stamp) -> Index | None:
@@ -199,7 +200,7 @@ def _record_start(path: Path, index: Index, seconds: float) -> Index:
 
 
 def _noticed(index: Index, seconds: float) -> Index:
-    notice = f"its times do not show changes, so all of it was listed at this start, which took {seconds:.1f} s"
+    notice = f"the times do not show changes, so the data was listed at this start, which took {seconds:.1f} s"
     return replace(index, notices=(*index.notices, notice))
 
 
@@ -217,13 +218,13 @@ def _open(path: Path, digest: str) -> Index:
         raise NotAnIndex(f"{file} names files that are missing")
     index = Index.open(file)
     if index.digest != digest:
-        raise NotAnIndex(f"{file} is of other data")
+        raise NotAnIndex(f"{file} belongs to other data")
     _use(file)
     return index
 
 
 def _use(file: Path) -> None:
-    """Set the time of a file to its last day of use. Many disks keep no access times."""
+    """Set the time of a file to now, at most once a day. Many disks keep no access times."""
     with suppress(OSError):
         if time.time() - file.stat().st_mtime > _USE_SECONDS:
             os.utime(file)

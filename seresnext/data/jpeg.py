@@ -21,14 +21,14 @@ _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 _PROGRESSIVE = 0xC2
-# Besides frames, scans and restart intervals: tables, applications' own, comments.
+# Other usual segments: quantization and Huffman tables, data of applications, comments.
 _USUAL = frozenset((0xDB, _DHT, *range(_APP0, 0xF0), 0xFE))
 # Sampling factors of the first component where the others have 1 x 1: 4:4:4, 4:2:2, 4:2:0.
 _LUMA_SAMPLINGS = frozenset((0x11, 0x21, 0x22))
 # Of the end of a file; what follows the last marker, some programs pad.
 _TAIL = 64
 _END = b"\xff\xd9"
-_SEQUENTIAL_SCAN = b"\0\x3f\0"  # All 64 coefficients, all bits of them.
+_SEQUENTIAL_SCAN = b"\0\x3f\0"  # All 64 coefficients with all bits.
 _ALL_BITS = 99  # More than a coefficient has.
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _OTHER_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7]")
@@ -75,7 +75,7 @@ def read_frame(data: bytes) -> Frame | None:
 
 
 def has_many_scans(data: bytes) -> bool:
-    """Return whether a JPEG has more than `MOST_SCANS` scans. Their mark is nowhere in what is coded."""
+    """Return whether a JPEG has more than `MOST_SCANS` scans. Coded data never contain the mark of a scan."""
     return data.count(b"\xff\xda") > MOST_SCANS
 
 
@@ -121,7 +121,7 @@ def _is_read_alike(marker: int, body: bytes) -> bool:
 
 
 def _has_its_scan(data: bytes, head: bytes, position: int, components: bytes, interval: int) -> bool:
-    """Return whether one scan of all components, with its data at `position`, ends at the end of the file."""
+    """Return whether one scan of all components, with data from `position` on, ends at the end of the file."""
     if head[1:-3:2] != components[::3] or head[-3:] != _SEQUENTIAL_SCAN:
         return False
     end = _end_of_scan(data, position, interval)
@@ -150,7 +150,7 @@ def _has_all_scans(data: bytes, head: bytes, position: int, components: bytes, i
 
 
 def _take_scan(head: bytes, missing: dict[int, list[int]]) -> bool:
-    """Note which bits a progressive scan has. Returns False for a header that is not in order."""
+    """Take the bits of a progressive scan out of `missing`. Return False for a header that is not in order."""
     if len(head) < 6 or len(head) != 4 + 2 * head[0]:
         return False
     ids, (first, last, bits) = head[1:-3:2], head[-3:]

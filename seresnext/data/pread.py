@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def open_regular(path: str | Path) -> int:
-    """Open a file for reading and return its descriptor. Raises OSError, also for a folder, a pipe or a device.
+    """Open a file for reading and return the descriptor. Raises OSError, also for a folder, a pipe or a device.
 
-    The open of a pipe would wait for a writer, and a device may have no end.
+    An ordinary open of a pipe waits for a writer, and a device may have no end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

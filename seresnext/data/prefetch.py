@@ -17,7 +17,7 @@ from seresnext.data.erase import Filling, erase
 class DeviceBatch(NamedTuple):
     """A batch on the device: `images` N C H W normalised, `labels` int64 N; `data_wait` in seconds.
 
-    `unreadable` is that of the batch on the host.
+    `unreadable` is copied from the batch on the host.
     """
 
     images: Tensor

@@ -1,8 +1,9 @@
 """Parts of encoded images, decoded without the rest where that can be done exactly.
 
-nvimgcodec (the `fast` extra) skips the pixels outside of a region. It gives Pillow's pixels for a JPEG that `is_plain`
-(jpeg.py). Pillow decodes all other images, and decides whether a file is an image; without the extra it decodes all.
-nvimgcodec alone would accept damaged JPEGs that Pillow refuses: it never reads the markers behind a region.
+nvimgcodec (the `fast` extra) skips the pixels outside of a region. For a JPEG that `is_plain` (jpeg.py) nvimgcodec and
+Pillow give the same pixels. Pillow decodes all other images, decides whether a file is an image, and decodes all images
+where the extra is not installed. nvimgcodec alone would accept damaged JPEGs that Pillow refuses, because nvimgcodec
+does not read the markers behind a region.
 """
 
 from __future__ import annotations

@@ -79,9 +79,9 @@ class Remote:
         return self._persistently(name, attempt)
 
     def copy(self, name: str, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
-        """Write a file to `target`. Raises DataError when it cannot be had whole and with this checksum.
+        """Write a file to `target`. Raises DataError when the file is incomplete or has another checksum.
 
-        Of a file that is not known to have `size` bytes no more than `most` are read.
+        Without `size`, the exact number of bytes, at most `most` bytes are read.
         """
 
         def attempt() -> None:

@@ -59,9 +59,9 @@ class ShardCache:
             )
 
     def keep_aside(self, remote: Remote, name: str, sha256: str, most: int) -> Path:
-        """The path of a local copy of a file of at most `most` bytes that does not count and is not removed: an index.
+        """Return the path of a local copy of an index of at most `most` bytes, outside of the limit of the cache.
 
-        A copy that is damaged is got again. Raises DataError when it cannot be had with this checksum.
+        A damaged copy is downloaded again. Raises DataError when no download has this checksum.
         """
         path = self._folder / f"{sha256}-{name}"
         if _is_whole(path, sha256):

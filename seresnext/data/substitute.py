@@ -15,8 +15,8 @@ from seresnext.randomness import rng_at
 # A class of which this many images in a row are bad is no class with a bad image.
 _MOST_TRIED = 20
 
-ADVICE = "or let other images of its class take its place with data.on_error=substitute"
-"""The way out for a training image that cannot be used, behind the message that names it."""
+ADVICE = "or replace bad images by others of the class with data.on_error=substitute"
+"""The fix for a bad training image, appended to the message about the image."""
 
 
 class Substitution(NamedTuple):

@@ -1,11 +1,10 @@
 """A look at the images of a split at each start: which are turned by EXIF, transparent, or no images at all.
 
-The look reads headers, not pixels. Pillow decodes only an image whose bytes look cut off, and judges it.
+The survey parses headers and decodes no pixels. Pillow decodes only images that look cut off, and decides about these.
 """
 
 from __future__ import annotations
 
-import io
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,25 +14,24 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from seresnext.data.decode import decode
+from seresnext.data.decode import decode, open_image
 from seresnext.data.jpeg import has_many_scans
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 
 MOST_IMAGES = 1000
-"""So many of a split are looked at, evenly spaced."""
+"""The largest number of images of a split that are looked at, evenly spaced."""
 
 _THREADS = 16
 _MOST_SECONDS = 30.0
-_FORMATS = ("JPEG", "PNG")
 _ORIENTATION = 0x0112
 _TURNED = range(2, 9)
 
 
 class Survey(NamedTuple):
-    """The result: images of the split, those looked at, and the numbers of those with a property.
+    """The result: number of images in the split (`total`) and of images looked at (`seen`).
 
-    `errors` are the messages for images that cannot be used.
+    `turned` and `transparent` are indices of images. `errors` are the messages for images that cannot be used.
     """
 
     total: int
@@ -44,7 +42,7 @@ class Survey(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """Facts about one image. `doubtful`: it may be broken."""
+    """Facts about one image. A `doubtful` image may be broken."""
 
     turned: bool = False
     transparent: bool = False
@@ -56,9 +54,8 @@ def survey(reader: Reader, max_pixels: int) -> Survey:
     count = min(len(reader), MOST_IMAGES)
     indices = [number * len(reader) // count for number in range(count)]
     deadline = time.monotonic() + _MOST_SECONDS
-    Image.preinit()
     pool = ThreadPoolExecutor(_THREADS)
-    # Broken EXIF and odd transparency make Pillow warn. The threads share the filters, so they are set here.
+    # Broken EXIF and odd transparency make Pillow warn. The filters are set once for all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -89,16 +86,16 @@ def _look(reader: Reader, max_pixels: int, deadline: float, index: int) -> _Head
         return None
     try:
         data = reader.read(index)
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = open_image(data)
         transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         return _Header(_is_turned(image, data), transparent, _may_be_broken(image, data, max_pixels))
-    except Exception:  # A hostile file may cause any. The decoder judges it.
+    except Exception:  # A hostile file may cause any exception. The decoder decides.
         return _Header(doubtful=True)
 
 
 def _is_turned(image: Image.Image, data: bytes) -> bool:
     try:
-        # The own method of PNG images would decode the pixels, since EXIF may stand behind them.
+        # `PngImageFile.getexif` would decode the pixels, because EXIF may stand behind the pixels.
         exif = Image.Image.getexif(image)
         if image.format == "PNG" and "exif" not in image.info and (place := data.rfind(b"eXIf")) > 0:
             exif.load(data[place + 4 :][: int.from_bytes(data[place - 4 : place])])
@@ -112,7 +109,7 @@ def _may_be_broken(image: Image.Image, data: bytes, max_pixels: int) -> bool:
         return True
     if image.format == "PNG":
         return b"IEND" not in data
-    # A thumbnail has an end mark too, before the scans of the image itself.
+    # A thumbnail has an end mark, too, before the scans of the main image.
     return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") or has_many_scans(data)
 
 

@@ -28,6 +28,19 @@ Warn = Callable[[str], None]
 _MOST_BYTES = 1 << 30  # of a file of metrics: some four million lines
 
 
+def check_metrics(path: Path) -> None:
+    """Raise OSError for a `metrics.jsonl` that cannot be read whole: a device, a pipe, more than 1 GiB."""
+    if not os.path.lexists(path):
+        return
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, more than {_MOST_BYTES:,}")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 class JsonLines:
     """A file of one JSON object a line, whole lines only, each given to the system before `write` returns."""
 
@@ -38,7 +51,7 @@ class JsonLines:
         self._warned = False
         self._has_all = True
         self._last: dict[str, int] = {}
-        self._check()
+        check_metrics(path)
         self._cut_half_line()
 
     def write(self, event: Event) -> None:
@@ -86,15 +99,6 @@ class JsonLines:
                 elif is_kept:
                     self._last[event["event"]] = event["step"]
                 yield line, is_kept
-
-    def _check(self) -> None:
-        if not self._path.exists():
-            return
-        status = self._path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        if status.st_size > _MOST_BYTES:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, more than {_MOST_BYTES:,}")
 
     def _append(self, line: bytes) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

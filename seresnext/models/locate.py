@@ -14,8 +14,8 @@ _NAMES = ("best.safetensors", "last.safetensors")
 def find_weights(given: str | Path) -> Path:
     """Return the file of weights for a path: the file, or the checkpoint `best` of a run folder, or else `last`.
 
-    `~` is expanded. Raises CheckpointError for an address, for a folder
-    without checkpoints, and for a published file that is not there.
+    `~` is expanded. Raises CheckpointError for an address, for a folder without checkpoints, and for a published file
+    that does not exist.
     """
     if address := address_in(given):
         raise CheckpointError(
@@ -26,7 +26,7 @@ def find_weights(given: str | Path) -> Path:
         if path.is_dir():
             return _of_run(path)
         is_there = path.exists()
-    except (OSError, ValueError):  # A name too long, or with a NUL; opening the file reports the error.
+    except (OSError, ValueError):  # A name that is too long or has a NUL character; opening the file reports the error.
         return path
     urls = [row.weights_url for row in MODELS.values() if row.weights_file == path.name]
     if urls and not is_there:

@@ -146,7 +146,7 @@ def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset
     problems = _problems(given, wanted)
     if problems:
         advice = _advice(model, tensors, reset_head)
-        # With the cure in the first line, a few tensors are enough to show the fault.
+        # The first line has the fix, so a few tensors are enough to show the fault.
         kinds = [[line for kind in problems for line in kind]] if advice else problems
         lines = [line for kind in kinds for line in listed(kind, _MOST_LISTED)]
         heading = f"{source} does not fit the model: {'; '.join(advice)}"

@@ -17,8 +17,8 @@ class Architecture:
 
     `params` counts trainable numbers, `multiply_adds` those of convolutions and linear layers for one image of 224x224,
     both with 1000 classes. `top1` and `top5` are percent of ImageNet's validation set, one centre crop of 224x224;
-    `interpolation` is that of the resize before it. `weights_bytes` is the size of the file,
-    `weights_url` the address.
+    `interpolation` belongs to the resize before the crop. `weights_bytes` is the size of the file, `weights_url` the
+    address.
     """
 
     blocks: tuple[int, int, int, int]

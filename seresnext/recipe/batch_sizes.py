@@ -1,4 +1,4 @@
-"""Sizes of batches that a recipe, its processes and its images allow: the source of all advice on `batch`."""
+"""Sizes of batches that fit a recipe, the number of processes and the number of images: advice for messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from seresnext.recipe.schema import MAX_GLOBAL_SIZE, Recipe
 
-# Side of the largest image of which a stage leaves one pixel.
+# Side of the largest image that a stage reduces to one pixel.
 _ONE_PIXEL = {"layer3": 18, "layer4": 34}
 
 Settings = Mapping[str, object]
@@ -15,7 +15,7 @@ Settings = Mapping[str, object]
 
 
 def lone_stages(recipe: Recipe) -> list[str]:
-    """Return the stages whose BatchNorm has a single value per channel, and so no variance, of one image alone."""
+    """Return the stages where one image gives BatchNorm a single value per channel, and so no variance."""
     size = smallest_image(recipe)
     return [stage for stage, side in _ONE_PIXEL.items() if size <= side and stage not in recipe.model.frozen]
 
@@ -27,14 +27,14 @@ def smallest_image(recipe: Recipe) -> int:
 
 
 def least_micro_size(recipe: Recipe) -> int:
-    """Return 2 where one image is no micro-batch: it has no other to be mixed with, or BatchNorm has one value."""
+    """Return 2 where a micro-batch of one image cannot work, because of mixing or BatchNorm, and 1 otherwise."""
     return 2 if recipe.mix.mixup or recipe.mix.cutmix or lone_stages(recipe) else 1
 
 
 def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
     """Return the micro size nearest below the recipe's that divides a process's share of the global batch.
 
-    None where the share is no whole number, or where only sizes of less than the half divide it.
+    None where the share is no whole number, or where all divisors of the share are less than half of the micro size.
     """
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
     if total % world_size:
@@ -54,7 +54,7 @@ def multiples_beside(recipe: Recipe, unit: int, most: int = MAX_GLOBAL_SIZE) -> 
 def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> Settings | None:
     """Return sizes near the recipe's that all checks accept for so many processes and training images, or None.
 
-    The global size stays if it can. Otherwise a smaller one is tried first, then a larger one.
+    The global size stays if possible. Otherwise smaller global sizes are tried first, then larger ones.
     """
     total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
     most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)
@@ -73,9 +73,16 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
 
 
 def changes(recipe: Recipe, sizes: Settings) -> Settings:
-    """Return those of the sizes that are not the recipe's."""
+    """Return the sizes that differ from the sizes in the recipe."""
     own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}
     return {key: value for key, value in sizes.items() if value != own[key]}
+
+
+def fitting_in_words(recipe: Recipe) -> str:
+    """Return the sizes of `fitting_batch` that differ from the recipe, in words for a message."""
+    sizes = fitting_batch(recipe)
+    # Without a fitting batch, no global size is even and a multiple of the repeats.
+    return in_words(changes(recipe, sizes)) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
 
 
 def in_words(settings: Settings) -> str:
@@ -84,7 +91,7 @@ def in_words(settings: Settings) -> str:
 
 
 def _halvings(size: int, least: int) -> Iterator[int]:
-    """Yield a size, half of it, a quarter, and so on; the last is `least`."""
+    """Yield a size, a half, a quarter, and so on, then `least`."""
     while size > least:
         yield size
         size //= 2

@@ -10,6 +10,7 @@ from seresnext.recipe.batch_sizes import (
     changes,
     dividing_micro_size,
     fitting_batch,
+    fitting_in_words,
     in_words,
     least_micro_size,
     lone_stages,
@@ -49,7 +50,7 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
     All checks accept each advice in the message. With `num_images` no advice needs more training images.
     """
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    automatic = micro == "auto"  # Then any number of processes will do that the global batch can be divided by.
+    automatic = micro == "auto"  # Any number of processes that divides the global batch fits then.
     if total % (world_size if automatic else micro * world_size) == 0:
         return
     advice = []
@@ -67,7 +68,7 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
 
 
 def _sizes_for_world(recipe: Recipe, world_size: int, num_images: int | None) -> Iterator[Settings]:
-    """Yield what may be set instead: a batch near the recipe's, and the nearest one of the same micro size."""
+    """Yield settings that fit: a batch near the recipe's, and the nearest batch with the same micro size."""
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
     fitting = fitting_batch(recipe, world_size, num_images)
     if fitting is None:
@@ -184,7 +185,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "batch.micro_size",
             f"must be at least 2, found 1: of one image of {size} pixels a side {one_of(alone)} leaves one pixel, and "
-            f"BatchNorm's variance needs more; write {in_words(changes(recipe, fitting_batch(recipe) or {}))}",
+            f"BatchNorm's variance needs more; write {fitting_in_words(recipe)}",
             ("data.progressive.min_size" if size < recipe.data.image_size else "data.image_size",),
         )
 

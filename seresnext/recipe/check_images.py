@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from seresnext.recipe.batch_sizes import changes, fitting_batch, in_words, least_micro_size, multiples_beside
+from seresnext.recipe.batch_sizes import fitting_in_words, least_micro_size, multiples_beside
 from seresnext.recipe.problem import Problem, one_of
 from seresnext.recipe.schema import Recipe
 
@@ -138,11 +138,13 @@ def _retouch(recipe: Recipe) -> Iterator[Problem]:
 def _repeats(recipe: Recipe) -> Iterator[Problem]:
     repeats, total, micro = recipe.augment.repeats, recipe.batch.global_size, recipe.batch.micro_size
     if total % repeats and micro != "auto" and (total % micro or micro < least_micro_size(recipe)):
-        # With batch.micro_size wrong as well: a divisor of this global size may not divide the one to come.
+        # batch.global_size has to change, too, and a divisor of the present size may not divide the new size.
         if micro < least_micro_size(recipe):
-            advice = in_words(changes(recipe, fitting_batch(recipe) or {}))
+            advice = fitting_in_words(recipe)
+        elif sizes := [str(size) for size in multiples_beside(recipe, micro)]:
+            advice = f"batch.global_size {one_of(sizes)}"
         else:
-            advice = "batch.global_size " + one_of([str(size) for size in multiples_beside(recipe, micro)] or ["lower"])
+            advice = "a smaller number"
         yield Problem(
             "augment.repeats",
             f"must divide batch.global_size, {total}, found {repeats}; write {advice}",
@@ -176,9 +178,9 @@ def _mix(recipe: Recipe) -> Iterator[Problem]:
             ("mix.mixup", "mix.cutmix"),
         )
     if mixes and recipe.batch.micro_size == 1:
-        sizes = in_words(changes(recipe, fitting_batch(recipe) or {}))
         yield Problem(
             f"mix.{mixes[0]}",
-            f"has no effect with batch.micro_size 1: there is no other image; write {sizes}, or set it to 0",
+            f"has no effect with batch.micro_size 1: there is no other image; write {fitting_in_words(recipe)}, or "
+            f"mix.{mixes[0]}=0",
             ("batch.micro_size",),
         )

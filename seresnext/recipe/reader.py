@@ -269,8 +269,8 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
 def read_yaml(text: str, origin_of: Callable[[int], str]) -> tuple[Node | None, list[str]]:
     """Read one document. `origin_of` names a line.
 
-    Returns the root (None for an empty text) and the problems found. Raises `Unreadable` with one located message where
-    reading cannot go on.
+    Returns the root (None for an empty text) and the problems found. Raises `Unreadable` with one located message for
+    text that is no YAML.
     """
     builder = _Builder(text, origin_of, "", RecipeLoader)
     return builder.build(), builder.problems

@@ -24,6 +24,7 @@ from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
+from seresnext.metrics.writers import check_metrics
 from seresnext.training.status import note_refusal, read_small_json, read_status, write_atomically, write_status
 from seresnext.weights.names import printable
 
@@ -134,13 +135,19 @@ class RunFolder:
         self._lock.close()
         return True
 
-    def check_writable(self) -> None:
-        """Raise UsageError unless the files of a run can be written here. Call this before any file changes."""
+    def check_writable(self, moves_files: bool = False) -> None:
+        """Raise UsageError unless the files of a run can be written here. Call this before any file changes.
+
+        `moves_files`: the start moves `metrics.jsonl` away, and need not read the file.
+        """
         if not self._world.is_first:
             return
         metrics = self.path / "metrics.jsonl"
-        if os.path.lexists(metrics) and not (metrics.is_file() and os.access(metrics, os.R_OK | os.W_OK)):
-            raise UsageError(f"{metrics} cannot be read or written, or is not a file; move the file away")
+        try:
+            if not moves_files:
+                check_metrics(metrics)
+        except OSError as error:
+            raise UsageError(f"{metrics} cannot be continued ({error.strerror}); move the file away") from None
         with writing(self.path):
             for folder in (self.path, self.checkpoints):
                 write_atomically(folder / ".probe", " " * _PROBE)

@@ -1,7 +1,7 @@
 """Files of weights, read as if a stranger had sent them: none of their code runs, and a small file takes little memory.
 
-`torchfile` reads what torch.save wrote, `safetensors_file` the safer format; `marks` tells this project's checkpoints
-from the files of others, and `names` undoes what wrappers do to names.
+`torchfile` reads files of torch.save, `safetensors_file` the safer format. `marks` recognises checkpoints of this
+project. `names` removes prefixes that wrappers add to names.
 """
 
 from pathlib import Path

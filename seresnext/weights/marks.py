@@ -1,6 +1,6 @@
 """The marks of this project's checkpoints among safetensors files, and the check of every byte of a checkpoint.
 
-Other tools write metadata, too: Hugging Face's tools always write `format`. Only this project writes the marks below.
+Other tools also write metadata: Hugging Face's tools always write `format`. No other tool writes the marks below.
 One mark is enough, since damage may have changed the others: a damaged checkpoint must not pass for bare weights.
 """
 
@@ -34,7 +34,7 @@ def is_checkpoint(metadata: Mapping[str, str]) -> bool:
 
 
 def check_format(found: str | None, source: str) -> None:
-    """Raise CheckpointError unless the metadata `format` of the file `source` is the one that this program reads."""
+    """Raise CheckpointError unless the metadata `format` of the file `source` is `FORMAT`."""
     if found == FORMAT:
         return
     match = re.fullmatch(r"seresnext-([0-9]{1,9})", found or "")
@@ -44,27 +44,27 @@ def check_format(found: str | None, source: str) -> None:
             "update this program to use the file"
         )
     raise CheckpointError(
-        f"{source} has the format {printable(found)}, not {FORMAT}: it is no checkpoint of a training run"
+        f"{source} has the format {printable(found)}, not {FORMAT}: the file is no checkpoint of a training run"
     )
 
 
 def verify_digest(path: Path) -> None:
-    """Check every byte of the file against its digest.
+    """Check every byte of the file against the digest in the file.
 
-    Raises CheckpointError for a file that is damaged or none of ours, and OSError for one that cannot be read: that is
-    not the same as damaged.
+    Raises CheckpointError for a file that is damaged or not from this project. Raises OSError for a file that cannot be
+    read, which is not the same as damaged.
     """
-    # Without O_NONBLOCK the opening of a named pipe would wait for a writer.
+    # An open of a named pipe without O_NONBLOCK waits for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CheckpointError(f"{path} is not a regular file")
         start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
         claimed = start[DIGEST_OFFSET:]
         if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
-            raise CheckpointError(f"{path} is not a checkpoint of this project, or its beginning is damaged")
+            raise CheckpointError(f"{path} is not a checkpoint of this project, or the beginning is damaged")
         digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
         buffer = memoryview(bytearray(CHUNK))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
         if digest.hexdigest().encode() != claimed:
-            raise CheckpointError(f"{path} is damaged: its content does not have the digest it was saved with")
+            raise CheckpointError(f"{path} is damaged: the content does not have the digest that was saved")

@@ -85,7 +85,7 @@ def test_what_readers_report_is_reported_once_at_each_start_and_logged(
             expected = int(split in ("train", val))
             assert out.count(line.format(photos)) == expected
             assert log.count(line.format(photos)) == start * expected
-        assert out.count(f"warning: {photos}/train: its times do not show changes") == 1
+        assert out.count(f"warning: {photos}/train: the times do not show changes") == 1
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

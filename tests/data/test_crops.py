@@ -96,7 +96,7 @@ def test_replacements_that_are_bad_too_are_passed_over(root: Path, fast: bool):
         assert crop.substitution is not None
         assert crop.substitution.replacement == reader.name(12)
     BAD["empty"](path_of(root, reader, 12))
-    with pytest.raises(DataError, match=f"{reader.name(9)} is empty.*no image of its class"):
+    with pytest.raises(DataError, match=f"{reader.name(9)} is empty.*no image of the class"):
         crops(reader, [9], fast)
 
 

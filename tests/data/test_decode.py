@@ -250,5 +250,5 @@ def test_the_errors_of_damaged_images_are_named_and_want_of_memory_is_none(monke
      ("JPEG2000", "a JPEG 2000 image"), ("ICO", "an icon")],
 )  # fmt: skip
 def test_other_formats_of_images_are_to_be_converted(image: str, kind: str):
-    with pytest.raises(DataError, match=f"^a/7.jpg is {kind}.* not JPEG or PNG; convert it"):
+    with pytest.raises(DataError, match=f"^a/7.jpg is {kind}.* not JPEG or PNG; convert "):
         decode(encoded(PICTURE.resize((16, 16)), image), "a/7.jpg", 1000)

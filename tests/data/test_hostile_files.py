@@ -400,7 +400,7 @@ def test_a_list_of_images_without_end(tmp_path: Path, other: str) -> None:
         os.truncate(path, 1 << 40)
     else:
         path.symlink_to(other)
-    with within(1), pytest.raises(DataError, match=r"index\.npy is no list of 1 images"):
+    with within(1), pytest.raises(DataError, match=r"index\.npy (is no list of 1 images|cannot be read)"):
         ShardReader(str(tmp_path), "val")
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -160,7 +161,7 @@ def test_data_without_usable_times_is_listed_at_each_start(tmp_path: Path):
         index = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, build)
         assert (build.count, len(index)) == (1, count)
         assert index.notices[:-1] == contents().notices
-        assert index.notices[-1].endswith("took 0.0 s")
+        assert re.search(r"took \d+\.\d s$", index.notices[-1])
     assert len(list(tmp_path.glob("*.index"))) == 2
     assert not list(tmp_path.glob("*.record"))
 
@@ -202,7 +203,7 @@ def test_times_that_are_always_now_do_not_block_a_start(tmp_path: Path, start, l
     assert len(open_or_build(tmp_path / "i", now, build)) == 20
     assert build.count == 2
     start("d")
-    with pytest.raises(DataError, match="changed while its index was built"):
+    with pytest.raises(DataError, match="changed during the build of the index"):
         open_or_build(tmp_path / "i", now, Build(*(contents(count) for count in range(30, 40))))
 
 
@@ -319,7 +320,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path):
 def test_data_that_changes_without_end_is_not_indexed(tmp_path: Path):
     stamps = (OLD._replace(digest=str(n)) for n in range(100))
     build = Build(*(contents(count) for count in range(10, 30)))
-    with pytest.raises(DataError, match="changed while its index was built"):
+    with pytest.raises(DataError, match="changed during the build of the index"):
         open_or_build(tmp_path / "i", lambda: next(stamps), build)
     assert build.count == 3
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]

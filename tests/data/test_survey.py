@@ -136,6 +136,16 @@ def test_an_image_of_too_many_pixels_is_named():
     assert survey(Images(encoded()), 2400).errors == ()
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_an_image_above_the_limit_of_pillow_is_counted(monkeypatch: pytest.MonkeyPatch, form: str):
+    """`Image.open` refuses the image; data.max_pixels permits the image."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = encoded(form=form, orientation=6)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(data))
+    assert survey(Images(data), 2400) == (1, 1, (0,), (), ())
+
+
 def test_cuts_and_changed_bytes_of_photographs_raise_nothing_and_no_false_alarm(photographs):
     rng, mutated = np.random.default_rng(0), []
     for data in photographs:

@@ -67,6 +67,24 @@ def test_the_advice_on_sizes_is_accepted(sizes: dict[str, object]) -> None:
     assert problems_of(changed(sizes, " ".join(choices[0] for choices in everything))) == []
 
 
+@pytest.mark.parametrize(("micro", "mixup", "image_size"), [(1, 0.2, 64), (1, 0.0, 32), (4, 0.0, 64)])
+def test_repeats_that_no_batch_fits_are_to_be_smaller(micro: int, mixup: float, image_size: int) -> None:
+    """The smallest common multiple with two or more images is above the largest global batch."""
+    sizes = {"global_size": 63, "micro_size": micro, "mixup": mixup, "image_size": image_size, "repeats": 9_999_999}
+    choices = {
+        "batch.global_size": r"a smaller batch\.micro_size$",
+        "augment.repeats": r"batch\.micro_size=2 and a smaller augment\.repeats$|a smaller number$",
+        "batch.micro_size": r"batch\.micro_size=2 and a smaller augment\.repeats$",
+        "mix.mixup": r"batch\.micro_size=2 and a smaller augment\.repeats, or mix\.mixup=0$",
+    }
+    found = problems_of(sizes)
+    assert found
+    for problem in found:
+        key = next(key for key in choices if f" {key}: " in f" {problem}")
+        assert re.match(choices[key], problem.rpartition("; write ")[2]), problem
+    assert problems_of(sizes | {"global_size": 64, "micro_size": 2, "repeats": 1}) == []
+
+
 @settings(max_examples=500, deadline=None)
 @given(sizes=BATCHES, world_size=st.integers(1, 9), num_images=st.none() | st.integers(1, 300))
 def test_the_advice_of_check_world_is_accepted(

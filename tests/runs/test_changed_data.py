@@ -38,6 +38,6 @@ def test_new_images_are_trained_and_one_rank_lists(
         assert result.returncode == 0, result.output
         assert f"\n{number} training and 13 validation images" in result.stdout
         for split in ("train", "val"):
-            assert result.output.count(f"warning: {data}/{split}: its times do not show changes") == 1
+            assert result.output.count(f"warning: {data}/{split}: the times do not show changes") == 1
     assert len(list(cache.glob("*.record"))) == 4  # One a start and split, whoever of the ranks was first.
     assert len(list(cache.glob("*.index"))) == 3

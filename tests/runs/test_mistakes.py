@@ -150,7 +150,11 @@ def test_print_recipe_and_diff(run_command):
 def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_arguments, images, tmp_path):
     broken = tmp_path / "images"
     shutil.copytree(images, broken)
-    (broken / "train" / "class_1" / "3.jpg").write_bytes(b"")
+    image = broken / "train" / "class_1" / "3.jpg"
+    # The start does not notice a damaged Huffman table, but no decoder accepts the image.
+    data, place = bytearray(image.read_bytes()), image.read_bytes().index(b"\xff\xc4")
+    data[place + 5 : place + 21] = b"\xff" * 16
+    image.write_bytes(data)
     run = tmp_path / "run"
     result = torchrun(2, train_arguments(run, "--data", str(broken), "--set", "length=9st"), timeout=90)
     assert result.returncode != 0

@@ -170,14 +170,20 @@ def test_but_not_in_one_that_a_training_holds(path):
     assert {name: (path / name).read_bytes() for name in listing(path)} == before
 
 
-@pytest.mark.parametrize("what", ["a folder", "endless"])
+@pytest.mark.parametrize("what", ["a folder", "endless", "too large"])
 def test_metrics_that_cannot_be_continued_are_found_first(path, what):
     folder = opened(path)
     folder.check_writable()  # The control.
     assert listing(path) == ["lock"]
-    (path / "metrics.jsonl").mkdir() if what == "a folder" else (path / "metrics.jsonl").symlink_to("/dev/zero")
+    metrics = path / "metrics.jsonl"
+    if what == "too large":
+        metrics.touch()
+        os.truncate(metrics, (1 << 30) + 1)  # A hole, which takes no space.
+    else:
+        metrics.mkdir() if what == "a folder" else metrics.symlink_to("/dev/zero")
     with pytest.raises(UsageError, match=r"metrics\.jsonl"):
         folder.check_writable()
+    folder.check_writable(moves_files=True)  # With --resume never the file is only moved.
 
 
 # ------------------------------------------------------------------------------------------------ data and output

@@ -21,8 +21,8 @@ class Reader(Protocol):
     """One split of a dataset: random access to encoded images by index.
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
-    of what the split consists of. `notices` are warnings for the user at each start, such as the number of files that
-    are passed over. A reader can be sent to a worker process cheaply: it holds no object per image.
+    of the content of the split. `notices` are warnings that each start prints, such as the number of files that are
+    passed over. A reader can be sent to a worker process cheaply, because no reader holds an object per image.
     """
 
     classes: tuple[str, ...]
@@ -99,16 +99,16 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     found = len(reader.classes)
     if found == num_classes:
         return
-    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two or more: add some, or"
+    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two: add class folders, or"
     raise DataError(
         f"{root} has {found} class folders, the recipe says {num_classes}; {advice} point data.root at the right folder"
     )
 
 
 def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
-    """Return a clause on names of classes that look alike and differ: in Unicode form, spaces or case; else nothing.
+    """Return a clause on names of classes that look alike and differ in Unicode form, spaces or case, or an empty text.
 
-    Escapes show the difference, which a terminal does not.
+    The clause shows the names with escapes, because a terminal shows no difference.
     """
     alike = {_appearance(name): name for name in there}
     clauses = [
@@ -123,7 +123,7 @@ def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
 
 
 def _appearance(name: str) -> str:
-    """Return a name without all that a reader may not see."""
+    """Return a name without invisible characters and differences of form, spaces and case."""
     visible = (
         character for character in unicodedata.normalize("NFKC", name) if unicodedata.category(character) != "Cf"
     )

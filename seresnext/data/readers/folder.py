@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 
 from seresnext.data.index import Contents, fingerprint_of
 from seresnext.data.index_cache import Stamp, Times, index_path, mark_stale, open_or_build, stamp_of
+from seresnext.data.pread import open_regular
 from seresnext.data.progress import progress
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.errors import DataError
@@ -60,24 +60,25 @@ class FolderReader:
         # No pathlib and no buffering: for each of 1.28 million images an epoch they cost as much as the reading itself.
         path = f"{self._folder}/{self.classes[self.labels[index]]}/{self._index.stored_name(index)}"
         try:
-            with io.FileIO(path, opener=_open_without_waiting) as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_IMAGE:
-                    raise DataError(f"{path} is no file of an image: it is a pipe or a device, or has too many bytes")
+            with io.FileIO(open_regular(path)) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > LARGEST_IMAGE:
+                    raise DataError(f"{path} has {size} bytes, more than an image may have; remove the file")
                 return file.readall()
         except OSError as error:
-            advice = "was the data changed during the run?"
-            # A link that leads nowhere would be listed again.
+            advice = "restore the file"
+            # A new listing would contain a broken link again.
             if not os.path.lexists(path):
                 mark_stale(self._index)
-                advice += " The next start lists the folder again"
+                advice += ", or start again to list the folder again"
             raise DataError(f"{path} cannot be read: {error.strerror}; {advice}") from None
 
 
 def folder_stamp(folder: Path) -> Stamp:
-    """Return a stamp that changes when a class folder comes, goes, or gets or loses a file: that sets its times.
+    """Return a stamp that changes when a class folder comes or goes, or when a file in a class folder does.
 
-    Equal times of all class folders show no changes: a mounted object store keeps no times of folders.
+    A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a
+    mounted object store keeps no times of folders.
     """
     classes, loose, others = _scan(folder)
     try:
@@ -189,11 +190,6 @@ def _counted(endings: Counter[str]) -> str:
 def _shown(ending: str) -> str:
     """Return an ending in one line that can be printed."""
     return ending if ending.isprintable() else ascii(ending)[1:-1]
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """A pipe that nobody writes to would be waited for without end."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_image(name: str) -> bool:

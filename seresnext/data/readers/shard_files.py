@@ -37,7 +37,7 @@ MOST_MANIFEST_BYTES = 64 << 20
 """Of `index.json`; 65,536 shards and as many classes take less."""
 
 _FORMAT = "seresnext-shards-1"
-# What numpy writes before a list of images (numpy.lib.format, version 1.0): this mark and the length of the header.
+# The start of an .npy file (numpy.lib.format, version 1.0): this mark, the length of the header, the header.
 _NPY_MARK = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     re.escape(f"{{'descr': {ENTRY.descr}, 'fortran_order': False, 'shape': (").encode() + rb"(\d{1,12}),\), \} *\n"
@@ -141,8 +141,8 @@ class Listing(NamedTuple):
 def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | None = None) -> Listing:
     """The images of a shard, in their order, and the checksum of the file.
 
-    Raises DataError naming the file if it cannot be read, the member that is hostile, cut off or twice there
-    (readers/tarfiles.py), an image without label, a label without image, and a label that no class has. `advance` is
+    Raises DataError naming a file that cannot be read, a member that is hostile, cut off or duplicate
+    (readers/tarfiles.py), an image without label, a label without image, or a label that no class has. `advance` is
     called with numbers of images.
     """
     try:
@@ -161,7 +161,7 @@ def _list_shard(
     key = ""
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST_SHARD:
-        raise DataError(f"{path} has {size} bytes; a shard has at most 4 GiB: make more of them")
+        raise DataError(f"{path} has {size} bytes; a shard has at most 4 GiB: write more and smaller shards")
 
     def read(offset: int, count: int) -> bytes:
         return read_piece(file.fileno(), offset, count)
@@ -179,7 +179,7 @@ def _list_shard(
         if own != key:
             close_group()
             if own in seen:
-                raise DataError(f"{path}: member {member.name!r} is apart from the others of its key {own!r}")
+                raise DataError(f"{path}: member {member.name!r} is apart from the other members of the key {own!r}")
             seen.add(own)
             key, group = own, {}
         kind = "image" if ending.lower() in _IMAGES else ending.lower()
@@ -219,25 +219,25 @@ def index_bytes(listings: Sequence[np.ndarray]) -> bytes:
 
 
 def largest_index(num_images: int) -> int:
-    """Return how many bytes `index.npy` has at the most."""
+    """Return the largest number of bytes of an `index.npy`."""
     return len(_NPY_MARK) + 2 + 0xFFFF + num_images * ENTRY.itemsize
 
 
 def map_index(path: Path) -> np.ndarray:
     """Map the images of an `index.npy` (ENTRY). Raises ValueError or OSError.
 
-    numpy would evaluate the header as Python, and believe any type and shape that it states.
+    `numpy.load` evaluates the header as Python, and accepts any type and shape in the header.
     """
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         start = file.read(len(_NPY_MARK) + 2)
         length = int.from_bytes(start[len(_NPY_MARK) :], "little")
         found = _NPY_HEADER.fullmatch(file.read(length))
         if not start.startswith(_NPY_MARK) or not found:
-            raise ValueError("its header is another")
+            raise ValueError("the header is not the header of a list of images")
         count, offset = int(found[1]), len(start) + length
         size = os.fstat(file.fileno()).st_size
         if size != offset + count * ENTRY.itemsize:
-            raise ValueError(f"it states {count} images and has {size} bytes")
+            raise ValueError(f"the header states {count} images, the file has {size} bytes")
         if not count:
             return np.empty(0, ENTRY)
         # A plain view: looking up an entry of a memmap costs several times as much.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import stat
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from seresnext.data.index_cache import cache_folder
+from seresnext.data.pread import open_regular
 from seresnext.data.readers.shard_files import (
     INDEX,
     MANIFEST,
@@ -55,7 +56,7 @@ class ShardReader:
                 with (folder / MANIFEST).open("rb") as file:
                     text = file.read(MOST_MANIFEST_BYTES + 1)
             except OSError as error:
-                raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get it again") from None
+                raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get the file again") from None
             self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
             self._path = folder / INDEX
             self.store = LocalShards(folder, self.manifest.shards)
@@ -130,13 +131,13 @@ def _split_folder(root: Path, split: str) -> Path:
 
 def _check_sum(path: Path, manifest: Manifest) -> None:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > largest_index(manifest.num_images):
-            raise DataError(f"{path} is no list of {manifest.num_images} images ({status.st_size} bytes); get it again")
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > largest_index(manifest.num_images):
+                raise DataError(f"{path} is no list of {manifest.num_images} images ({size} bytes); get the file again")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; get it again") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; get the file again") from None
     if digest != manifest.index_sha256:
         raise DataError(f"{path} is damaged or of other shards (another checksum than in {MANIFEST}); get both again")
 
@@ -146,7 +147,7 @@ def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
     try:
         index = map_index(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{where}: {INDEX} is no list of images ({error}); get it again") from None
+        raise DataError(f"{where}: {INDEX} is no list of images ({error}); get the file again") from None
     if not len(index):
         raise DataError(f"{where} holds no images")
     counts = np.bincount(index["shard"], minlength=len(manifest.shards))

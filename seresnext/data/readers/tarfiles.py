@@ -20,7 +20,7 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 # Longest header extension that is read; a path has at most 4096 bytes.
 _LONGEST_EXTENSION = 1 << 20
-_MOST_DIGITS = 20  # of a size; Python refuses to read a number of thousands
+_MOST_DIGITS = 20  # of a size; `int` raises ValueError for thousands of digits
 # Extensions of one member: a long name, a long size and a comment are three.
 _MOST_EXTENSIONS = 8
 # How much filling may follow the end of an archive: tar's records are 10 KiB unless told otherwise.

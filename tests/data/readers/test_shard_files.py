@@ -75,7 +75,7 @@ GOOD = [("a.jpg", b"one"), ("a.cls", b"1")]
         ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"-1")], "'b.cls' is no label"),
         ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"9" * 5000)], "'b.cls' is no label"),
         ([GOOD[0], ("b.jpg", b"x"), ("b.cls", b"1"), GOOD[1]], "'a.jpg' has no label a.cls beside it"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"1"), ("a.json", b"{}")], "'a.json' is apart from the others of its key"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"1"), ("a.json", b"{}")], "'a.json' is apart from"),
     ],
 )
 def test_a_hostile_or_odd_member_is_refused_by_name(tmp_path: Path, contents: list, message: str):
