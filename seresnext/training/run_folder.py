@@ -310,6 +310,11 @@ def writing(folder: Path) -> Iterator[None]:
     """Run a block that writes in a run folder before training; what the system refuses becomes a UsageError."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"cannot write to the run folder {folder}: {error.filename or folder} is not a folder; choose another folder "
+            "with --output"
+        ) from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UsageError(

@@ -165,7 +165,7 @@ def test_two_trainings_in_one_folder(
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: path.write_text("a file"), "Not a directory"),
+        (lambda path: path.write_text("a file"), "is not a folder"),
         (lambda path: (path.mkdir(), path.chmod(0o500)), "Permission denied"),
         (lambda path: path.symlink_to("/proc/nowhere"), "cannot write to the run folder"),
     ],
