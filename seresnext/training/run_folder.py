@@ -312,7 +312,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(
-            f"cannot write to the run folder {folder}: {error.filename or folder} is not a folder; choose another folder "
+            f"cannot write to the run folder {folder}: {error.filename or folder} is not a folder; choose another "
             "with --output"
         ) from None
     except OSError as error:
