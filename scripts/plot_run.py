@@ -2,8 +2,8 @@
 
     python scripts/plot_run.py RUN_FOLDER [--output RUN_FOLDER/curves.png]
 
-Reads `metrics.jsonl`, so it works while the run goes on, and the label smoothing from `recipe.yaml`. Needs matplotlib
-(the `demo` extra).
+Reads `metrics.jsonl`, also of a run that is still training, and the label smoothing from `recipe.yaml`. Needs
+matplotlib (the `demo` extra).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import _python  # noqa: F401
-import matplotlib as mpl
+import _python
+
+with _python.demo_extra():
+    import matplotlib as mpl
 
 mpl.use("Agg")  # A picture needs no display.
 import matplotlib.pyplot as plt
@@ -59,7 +61,7 @@ def _add(curves: dict[str, Curve], line: bytes, place: str) -> None:
         # A loss that is not finite is written as null.
         found = {field: float(entry[field]) for field in _FIELDS if entry.get(field) is not None}
         epoch = float(entry["epoch"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise DataError(f"{place} is not an event of a run; remove the line") from None
     for field, value in found.items():
         epochs, values = curves[f"{event}.{field}"]

@@ -114,7 +114,18 @@ def test_label_smoothing_stands_beside_the_training_loss(plot_run, drawn, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "line", [b"[" * 100_000, b"\xff\xfe", b"[1]", b"null", b'{"event": "train"}', b'{"event": "train", "epoch": "x"}']
+    "line",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"[1]",
+        b"null",
+        b'{"epoch": 1, "loss": 1}',
+        b'{"event": "train"}',
+        b'{"event": "train", "epoch": "x"}',
+        b'{"event": "train", "epoch": 1, "loss": 1' + b"0" * 400 + b"}",
+    ],
+    ids=lambda line: line[:40],
 )
 def test_a_line_that_is_no_event_is_named(plot_run, tmp_path, line):
     metrics = tmp_path / "metrics.jsonl"
@@ -137,6 +148,30 @@ def test_curves_of_nothing_are_explained(tmp_path, run_command, content, message
     assert result.returncode == 3
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+WITHOUT = f"""
+import runpy, sys
+
+lacks, *sys.argv = sys.argv[1:]
+sys.modules[lacks] = None  # Python refuses to import this package.
+sys.path.insert(0, {str(SCRIPTS)!r})
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "package", "words"),
+    [("plot_run.py", "matplotlib", ["run"]), ("prepare_digits.py", "sklearn", ["--output", "digits"])],
+)
+def test_a_python_without_the_demo_extra(tmp_path, run_command, script, package, words):
+    result = run_command([sys.executable, "-c", WITHOUT, package, SCRIPTS / script, *words], cwd=tmp_path)
+    assert result.returncode == 2, result.output
+    (line,) = result.output.splitlines()
+    assert line.startswith("error: ")
+    assert package in line
+    assert ".[demo]" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite_is_left_out_of_the_curves(tmp_path, run_command):
