@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
+import predict
 import pytest
 import timm
 import torch
@@ -129,9 +129,7 @@ def test_wrong_words_are_explained(run_command, tmp_path, oracle, photographs, w
 
 
 def test_images_are_as_large_as_the_checkpoint_or_the_option_allows(tmp_path, oracle, photographs, monkeypatch, capsys):
-    """The photographs have 70,000 and 135,000 pixels."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    predict = importlib.import_module("predict")
+    """The two photographs have 70,000 and 135,000 pixels."""
     monkeypatch.setattr(predict, "MAX_PIXELS", 100_000)
     torch.save(oracle.state_dict(), tmp_path / "weights.pth")
     small, large = (
