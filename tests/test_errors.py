@@ -182,7 +182,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("encoding", list(SHOWN))
 @pytest.mark.parametrize(("options", "pipe"), [("", ""), ("", "| head -n 1"), ("-u", "| head -n 1")])
-def test_scripts_print_what_they_can_to_whom_it_reaches(tmp_path, encoding, options, pipe):
+def test_scripts_print_under_any_encoding_and_to_a_closed_pipe(tmp_path, encoding, options, pipe):
     (tmp_path / "script.py").write_text(PRINTS)
     command = f"set -o pipefail; {sys.executable} {options} {tmp_path}/script.py {pipe}"
     result = subprocess.run(
