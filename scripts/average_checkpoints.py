@@ -29,12 +29,12 @@ from seresnext.recipe.show import diff, recipe_hash
 
 
 def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Facts]:
-    """The weights of a checkpoint, which they are, and its facts. Raises CheckpointError or UsageError."""
+    """Return the weights of a checkpoint, their kind, and the facts. Raises CheckpointError or UsageError."""
     tensors, metadata = weight_files.read_weights(path)
     if not metadata:
         raise CheckpointError(
-            f"{path} is a bare file of weights, not a checkpoint of this project, and has no recipe; give checkpoints "
-            "of one recipe"
+            f"{path} is a bare file of weights without a recipe, not a checkpoint of this project; give checkpoints of "
+            "one recipe"
         )
     facts = Facts.from_metadata(metadata, str(path))
     try:
@@ -111,8 +111,8 @@ def main() -> None:
         raise UsageError("give two checkpoints or more, each once")
     if output.suffix != ".safetensors" or output.exists():
         raise UsageError(f"--output {output}: must be a new file with the ending .safetensors")
-    if store.is_name_of_run(output):  # In the folder of a run, the run would resume from this file.
-        raise UsageError(f"--output {output}: a run calls its own checkpoints so; give another name")
+    if store.is_name_of_run(output):  # A run with this file in the run folder would resume from the file.
+        raise UsageError(f"--output {output}: this name is reserved for the checkpoints of a run; give another name")
     tensors, facts = average(paths, arguments.weights)
     sources = json.dumps([path.name for path in paths])
     write(output, tensors, {**facts.to_metadata(), AVERAGED: sources})

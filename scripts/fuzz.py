@@ -1,7 +1,7 @@
-"""Fuzz the readers: read damaged inputs, each with a number of its own, and list the inputs that escape.
+"""Fuzz the readers: read damaged inputs, each with a number, and list the inputs that escape.
 
     python scripts/fuzz.py [--inputs 60000] [--seed 0] [--only READER,...] [--keep DIR] [--json FILE]
-    python scripts/fuzz.py --only READER --number N [--seed 0]      # one input again, with its traceback
+    python scripts/fuzz.py --only READER --number N [--seed 0]      # one input again, with the traceback
 
 The inputs are recipes, checkpoints (also with a recomputed digest), files of weights, archives, shards, indices, images
 and the files of a run folder. A refusal is the error that the reader documents, with a clear message. An escape is any

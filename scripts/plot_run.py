@@ -2,8 +2,8 @@
 
     python scripts/plot_run.py RUN_FOLDER [--output RUN_FOLDER/curves.png]
 
-Reads `metrics.jsonl`, so it works while the run goes on, and the label smoothing from `recipe.yaml`. Needs matplotlib
-(the `demo` extra).
+Reads `metrics.jsonl`, also of a run that is still training, and the label smoothing from `recipe.yaml`. Needs
+matplotlib (the `demo` extra).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import _python  # noqa: F401
-import matplotlib as mpl
+import _python
+
+with _python.demo_extra():
+    import matplotlib as mpl
 
 mpl.use("Agg")  # A picture needs no display.
 import matplotlib.pyplot as plt
@@ -30,10 +32,9 @@ _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:
 
 
 def read_curves(metrics: Path) -> dict[str, Curve]:
-    """The curves of a `metrics.jsonl`, by `<event>.<field>` such as `train.loss` and `validate_ema.top1`.
+    """Return the curves of a `metrics.jsonl` by `<event>.<field>`, such as `train.loss` and `validate_ema.top1`.
 
-    A last line that is still being written is left out. Raises DataError for a file that is missing or
-    not JSON lines.
+    Leave out a last line that is still being written. Raises DataError for a file that is missing or not JSON lines.
     """
     if metrics.exists() and not metrics.is_file():
         raise DataError(f"{metrics} is not a regular file; give the folder of a run")
@@ -59,7 +60,7 @@ def _add(curves: dict[str, Curve], line: bytes, place: str) -> None:
         # A loss that is not finite is written as null.
         found = {field: float(entry[field]) for field in _FIELDS if entry.get(field) is not None}
         epoch = float(entry["epoch"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise DataError(f"{place} is not an event of a run; remove the line") from None
     for field, value in found.items():
         epochs, values = curves[f"{event}.{field}"]
@@ -68,7 +69,7 @@ def _add(curves: dict[str, Curve], line: bytes, place: str) -> None:
 
 
 def read_smoothing(recipe: Path) -> float:
-    """The label smoothing of the training loss, 0 where the recipe is missing or cannot be read."""
+    """Return the label smoothing of the training loss, or 0 if the recipe is missing or cannot be read."""
     try:
         return load_recipe(str(recipe)).recipe.loss.label_smoothing if recipe.is_file() else 0.0
     except RecipeError:
@@ -79,14 +80,13 @@ def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 
     """Write a PNG: loss on the left with the learning rate in the background, accuracy on the right."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     validations = sorted({name.partition(".")[0] for name in curves if name.startswith("validate")})
-    of = {
-        name: f" ({name.partition('_')[2] or 'model'})" if validations != ["validate"] else "" for name in validations
-    }
+    has_one = validations == ["validate"]
+    weights = {name: "" if has_one else f" ({name.partition('_')[2] or 'model'})" for name in validations}
 
     training = f"training (label smoothing {smoothing:g})" if smoothing else "training"
     _plot(loss, curves, "train.loss", training)
     for name in validations:
-        _plot(loss, curves, f"{name}.loss", f"validation{of[name]}")
+        _plot(loss, curves, f"{name}.loss", f"validation{weights[name]}")
     loss.set(title="loss", xlabel="epoch", ylim=(0, None))
     if "train.lr" in curves:
         rate = loss.twinx()
@@ -95,7 +95,7 @@ def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 
 
     for field, label in (("top1", "top-1"), ("top5", "top-5")):
         for name in validations:
-            _plot(accuracy, curves, f"{name}.{field}", f"{label}{of[name]}", linestyle=_LINES[field])
+            _plot(accuracy, curves, f"{name}.{field}", f"{label}{weights[name]}", linestyle=_LINES[field])
     accuracy.set(title="validation accuracy, %", xlabel="epoch", ylim=(0, 101))
     if not accuracy.lines:
         accuracy.text(

@@ -2,9 +2,9 @@
 
     python scripts/predict.py --checkpoint FILE IMAGE... [--top 5] [--features OUT.npy]
 
-FILE is a checkpoint of this project, which knows its classes and preprocessing, or a published `.pth`; a run folder
-means the best checkpoint in the folder. With `--features`, the input of the classifier is written for each image, in
-the order given: float32, N 2048.
+FILE is a checkpoint of this project, which names the classes and the preprocessing, or a published `.pth`. A run folder
+stands for the best checkpoint in the folder. With `--features`, the input of the classifier is written for each image,
+in the order given: float32, N 2048.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ MAX_PIXELS = DataSection.model_fields["max_pixels"].default
 
 
 def load_image(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    """A file as the model's input, float32 3 H W. Raises DataError naming the file."""
+    """Return a file as the model's input, float32 3 H W. Raises DataError naming the file."""
     transform = EvaluationTransform(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
     try:
         image = transform.of_file(path.read_bytes(), str(path), max_pixels)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except DataError as error:  # Here the option sets the limit; its default is the key of the checkpoint's recipe.
+        raise DataError(str(error).replace("data.max_pixels", "--max-pixels")) from None
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     return ((image / 255 - mean) / std).permute(2, 0, 1)
 

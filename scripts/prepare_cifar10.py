@@ -25,7 +25,7 @@ from seresnext.errors import DataError, path_argument, run_script
 RECORD = 1 + 3 * 32 * 32
 BATCHES = {f"data_batch_{number}.bin": "train" for number in range(1, 6)} | {"test_batch.bin": "val"}
 CLASS_NAMES = "batches.meta.txt"
-MOST_BYTES = 64 << 20  # of a file; a batch has 31 MB
+MOST_BYTES = 64 << 20  # The limit for a file; a batch has 31 MB.
 
 
 def read_archive(archive: Path) -> dict[str, bytes]:
@@ -40,7 +40,7 @@ def read_archive(archive: Path) -> dict[str, bytes]:
                     assert content is not None  # It is a regular file.
                     found[name] = content.read(MOST_BYTES)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{archive} cannot be read: {error}; download it again") from None
+        raise DataError(f"{archive} cannot be read: {error}; download the archive again") from None
     missing = sorted({*BATCHES, CLASS_NAMES} - found.keys())
     if missing:
         raise DataError(f"{archive} lacks {', '.join(missing)}; it should be CIFAR-10's cifar-10-binary.tar.gz")
@@ -52,7 +52,7 @@ def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
     classes = found[CLASS_NAMES].decode("ascii", "replace").split()
     for name in classes:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise DataError(f"{CLASS_NAMES} has {name!a:.60}, which is no class; it should be CIFAR-10's")
+            raise DataError(f"{CLASS_NAMES} has {name!a:.60}, not the name of a class; give CIFAR-10's archive")
     counts = {"train": 0, "val": 0}
     for name, split in BATCHES.items():
         data = np.frombuffer(found[name], np.uint8)

@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import _python  # noqa: F401
+import _python
 import numpy as np
 from PIL import Image
 
@@ -39,7 +39,8 @@ def validation_indices(labels: np.ndarray) -> np.ndarray:
 
 def write_digits(folder: Path) -> None:
     """Write `train/<digit>/` and `val/<digit>/` into an empty folder."""
-    from sklearn.datasets import load_digits  # Here, since --help should not wait for it.
+    with _python.demo_extra():
+        from sklearn.datasets import load_digits  # Here, since --help should not wait for it.
 
     images, labels = load_digits(return_X_y=True)  # N 64, grey levels 0 to 16
     in_validation = np.isin(np.arange(len(labels)), validation_indices(labels))

@@ -128,7 +128,7 @@ def encode(data: bytes, name: str, options: Options, max_pixels: int) -> tuple[b
         elif ending == "jpg":
             return data, ending
     if is_gray(data):
-        image = image.convert("L")  # Exact, and half the work when it is decoded.
+        image = image.convert("L")  # Exact, and decoding takes half the work.
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")
     return buffer.getvalue(), "jpg"
@@ -331,7 +331,7 @@ def write_index(
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the names in a list of classes, a line each. Raises DataError naming the line that is no UTF-8."""
+    """Return the names in a list of classes, one name a line. Raises DataError naming a line that is not UTF-8."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -448,8 +448,8 @@ def main() -> None:
         return
     if lies_in(arguments.output, arguments.data):
         raise UsageError(
-            f"--output {arguments.output} is or lies inside {arguments.data}, where shards and images would mix; give "
-            "another folder"
+            f"--output {arguments.output} is or lies inside the data {arguments.data}; give a folder outside of the "
+            "data"
         )
     for split in arguments.split or ("train", "val"):
         job, described = plan(arguments.data, split, arguments.output, arguments)

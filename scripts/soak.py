@@ -3,11 +3,11 @@
 
     python scripts/soak.py --kills 20 --world 2
 
-Each kill is SIGKILL or a signal that asks a training to stop. It goes to torchrun or to one of its processes, while
-they start or after some steps. Or SIGKILL goes to a loader worker after some steps, and the run has to end as failed
-(workers ignore the other signals). Then the same command goes on. Ends with 0 when every life ended in time and left no
-process behind, and the last checkpoint and the metrics have the bits of a run that nothing happened to. --seed draws
-other kills. Needs neither a GPU nor data.
+Each kill sends SIGKILL or a stop signal to torchrun or to a process of torchrun, during the start or after some steps.
+Some kills send SIGKILL to a loader worker after some steps; the run must then end as failed (workers ignore the other
+signals). After each kill, the same command resumes. Exits with 0 when every life ended in time and left no process
+behind, and the last checkpoint and the metrics have the bits of an undisturbed run. --seed draws other kills. Needs no
+GPU and no data.
 """
 
 from __future__ import annotations

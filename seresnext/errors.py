@@ -159,6 +159,7 @@ def require_packages(names: Sequence[str] = PACKAGES) -> None:
 
 
 _UNWRITTEN = 120  # The exit code of Python for output that could not be written.
+_STREAMS = ("standard input", "standard output", "standard error")
 
 
 def replace_closed_streams() -> None:
@@ -193,13 +194,15 @@ def replace_closed_streams() -> None:
 
 
 class _LosablePipe(io.FileIO):
-    """A file that drops writes to a pipe without a reader."""
+    """A file that drops writes to a pipe without a reader. The error of another failed write names the stream."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             return len(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _STREAMS[self.fileno()]) from None
 
 
 class ProcessEnd:
@@ -230,17 +233,31 @@ class ProcessEnd:
 
 
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
-    """Run a script's `main` and exit: with 0, a failure's message and code, or `interrupted` and 130 after Ctrl-C."""
+    """Run a script's `main` and exit: with 0, a failure's message and code, or `interrupted` and 130 after Ctrl-C.
+
+    If standard output cannot be written, as on a full disk, exit with 120 and one line.
+    """
     replace_closed_streams()
+    code: int | str | None = 0
     try:
-        main()
-    except Failure as failure:
-        print(f"error: {for_terminal(failure)}", file=sys.stderr)
-        sys.exit(failure.exit_code)
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        try:
+            main()
+        except Failure as failure:
+            print(f"error: {for_terminal(failure)}", file=sys.stderr)
+            code = failure.exit_code
+        except KeyboardInterrupt:
+            print(interrupted, file=sys.stderr)
+            code = 130
+        except SystemExit as end:  # From argparse.
+            code = end.code
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename != _STREAMS[1]:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # The interpreter flushes the stream once more at the end.
+        print(f"error: {error.filename} cannot be written: {error.strerror}; make room or redirect it", file=sys.stderr)
+        code = _UNWRITTEN
+    sys.exit(code)
 
 
 _LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")

@@ -1,4 +1,4 @@
-"""Images that were damaged in many ways, each by a number."""
+"""Damaged images. A number determines the damage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _cut_tail_and_end(data: bytearray, draws: random.Random) -> None:
 
 
 def _segment(data: bytearray, draws: random.Random) -> None:
-    """In or just behind the head of a segment: a table, a frame, a scan, a length."""
+    """Change bytes in or just behind the head of a segment, such as a table, a frame, a scan or a length."""
     starts = [match.start() for match in _SEGMENT.finditer(data)]
     start = draws.choice(starts)
     for _ in range(draws.choice((1, 1, 4))):
@@ -60,7 +60,7 @@ def _drop_segment(data: bytearray, draws: random.Random) -> None:
 
 
 def _marker(data: bytearray, draws: random.Random) -> None:
-    """A marker where none belongs."""
+    """Write a marker at any place."""
     start = draws.randrange(2, len(data))
     data[start : start + 2] = b"\xff" + bytes([draws.randrange(1, 256)])
 
@@ -71,7 +71,7 @@ KINDS: tuple[Callable[[bytearray, random.Random], None], ...] = (
 
 
 def damaged(originals: Sequence[bytes], number: int, seed: int = 0) -> tuple[str, bytes]:
-    """The kind and the bytes of damaged image `number`: all kinds in turn, of a drawn original."""
+    """Return the kind of damage and the bytes of damaged image `number`: all kinds in turn, of a drawn original."""
     draws = random.Random(f"{seed} {number}")
     kind = KINDS[number % len(KINDS)]
     data = bytearray(draws.choice(originals))

@@ -22,7 +22,7 @@ Faults:
     error:ERRNO            what the point begins fails with this error of the operating system
     file-size:BYTES        no file may become larger
     files:N                so many files may be open
-    cpu                    the limit of CPU time is reached, and the hard limit far
+    cpu                    the soft limit of CPU time is reached; there is no hard limit
     clock:SECONDS          the wall clock jumps
     hold, hold-until-asked wait until the test says `release`, or until this process is asked to stop
     sleep:SECONDS          wait
@@ -140,7 +140,7 @@ class _Injection:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (int(value), int(value)))
             case "cpu":
                 resource.setrlimit(resource.RLIMIT_CPU, (max(1, int(time.process_time())), resource.RLIM_INFINITY))
-                while not self._is_asked():  # The kernel looks at its next tick of a process that computes.
+                while not self._is_asked():  # The kernel checks the limit at clock ticks of a busy process.
                     pass
             case "clock":
                 now = time.time

@@ -3,7 +3,7 @@
 A fork has a process id, an environment, a session, streams and an end of its own, and runs the program's own file. The
 workers of a torchrun are forks, too: made before it has threads and sockets, they wait until it starts them. `start`
 takes `TORCHRUN` or `PYTHON` as the first word of a command for this, `TORCHRUN_ALONE` for one whose workers are new
-processes, `OWN_TORCHRUN` for `python -m seresnext.torchrun`, and any other command as it is.
+processes, `OWN_TORCHRUN` for `python -m seresnext.torchrun`, and any other command unchanged.
 """
 
 from __future__ import annotations

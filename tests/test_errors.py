@@ -95,6 +95,44 @@ def test_the_end_waits_for_threads_cleans_up_and_writes_everything(run_command, 
     assert ("a defect" in result.stderr) == (how == "raise")
 
 
+FULL_DISK = """
+import sys
+from pathlib import Path
+from seresnext.errors import UsageError, run_script
+
+def main():
+    print("x" * int(sys.argv[2]))
+    if sys.argv[1] == "refuse":
+        raise UsageError("refused")
+    if sys.argv[1] == "defect":
+        Path("/dev/full").write_text("x")
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("options", ["", "-u"])
+@pytest.mark.parametrize("size", [3, 100_000])
+@pytest.mark.parametrize("how", ["end", "refuse"])
+def test_a_script_on_a_full_disk_ends_with_one_line(run_command, tmp_path, options, size, how):
+    (tmp_path / "script.py").write_text(FULL_DISK)
+    command = f"env -u PYTHONUNBUFFERED {sys.executable} {options} {tmp_path}/script.py {how} {size} >/dev/full"
+    result = run_command(["bash", "-c", command])
+    assert result.returncode == 120, result.output
+    *others, line = result.stderr.splitlines()
+    assert "standard output" in line
+    assert "No space left" in line
+    assert all(other.startswith("error: refused") for other in others)
+
+
+def test_the_error_of_another_file_keeps_its_traceback(run_command, tmp_path):
+    (tmp_path / "script.py").write_text(FULL_DISK)
+    result = run_command([sys.executable, tmp_path / "script.py", "defect", "3"])
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "/dev/full" in result.stderr
+
+
 def test_output_that_cannot_be_written_is_not_taken_for_success(run_command, tmp_path):
     (tmp_path / "script.py").write_text(END.replace("end.exit(5)", "print('said'); end.exit(0)"))
     command = f"env -u PYTHONUNBUFFERED {sys.executable} {tmp_path}/script.py exit >/dev/full"
@@ -144,7 +182,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("encoding", list(SHOWN))
 @pytest.mark.parametrize(("options", "pipe"), [("", ""), ("", "| head -n 1"), ("-u", "| head -n 1")])
-def test_scripts_print_what_they_can_to_whom_it_reaches(tmp_path, encoding, options, pipe):
+def test_scripts_print_under_any_encoding_and_to_a_closed_pipe(tmp_path, encoding, options, pipe):
     (tmp_path / "script.py").write_text(PRINTS)
     command = f"set -o pipefail; {sys.executable} {options} {tmp_path}/script.py {pipe}"
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""`scripts/fuzz.py`: no damaged input escapes, and every kind of escape is seen when there is one."""
+"""`scripts/fuzz.py`: no damaged input escapes, and every kind of escape is found."""
 
 from __future__ import annotations
 
@@ -10,27 +10,22 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fuzz as script
 import pytest
 from conftest import ROOT
+from fuzzing.harness import Reader, WrongResult, fuzz, make_input
+from fuzzing.mutations import mutate_bytes
 
 from seresnext.errors import DataError, UsageError, run_script
 
 SCRIPTS = ROOT / "scripts"
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(SCRIPTS)
-    import fuzz
-
-    return fuzz
-
-
-def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["fuzz.py", *map(str, words)])
     with pytest.raises(SystemExit) as caught:
         run_script(script.main)
@@ -38,8 +33,8 @@ def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) -> 
     return caught.value.code
 
 
-def test_nothing_escapes(script, monkeypatch, tmp_path, capsys):
-    code = run(script, monkeypatch, "--inputs", 1600, "--json", tmp_path / "table.json")
+def test_nothing_escapes(monkeypatch, tmp_path, capsys):
+    code = run(monkeypatch, "--inputs", 1600, "--json", tmp_path / "table.json")
     out, err = capsys.readouterr()
     assert code == 0, out + err
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
@@ -54,10 +49,8 @@ def test_nothing_escapes(script, monkeypatch, tmp_path, capsys):
 SEED = {"file": bytes(range(64))}
 
 
-def planted(read: Callable[[bytes], object], script: ModuleType) -> Any:
-    """A reader with a fault. Inputs with another beginning than the seed are refused."""
-    from fuzzing.harness import Reader
-    from fuzzing.mutations import mutate_bytes
+def planted(read: Callable[[bytes], object]) -> Reader:
+    """Return a reader with a fault. The reader refuses inputs with another beginning than the seed."""
 
     def read_file(folder: Path, files: Any) -> None:
         data = (folder / "file").read_bytes()
@@ -65,7 +58,7 @@ def planted(read: Callable[[bytes], object], script: ModuleType) -> Any:
         if data != SEED["file"]:
             read(data)
         if data[:8] != SEED["file"][:8]:
-            raise DataError("file is damaged; get it again")
+            raise DataError("file is damaged; get the file again")
 
     return Reader(
         lambda: [SEED], lambda draws, files, _: {"file": mutate_bytes(draws, files["file"])}, read_file, (DataError,)
@@ -123,69 +116,55 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(script, fault):
-    from fuzzing.harness import fuzz
-
+def test_a_fault_is_found(fault):
     read, words = FAULTS[fault]
-    row = fuzz("planted", planted(read, script), range(4), seconds=0.5 if read is wait_for_ever else 20)
+    row = fuzz("planted", planted(read), range(4), seconds=0.5 if read is wait_for_ever else 20)
     assert row.inputs == 4
     assert row.escapes, row
     assert all(words in escape.reason for escape in row.escapes), row
     assert 0 not in [escape.number for escape in row.escapes], "the seed itself is read well"
 
 
-def test_a_reader_without_a_fault(script):
-    from fuzzing.harness import fuzz
-
-    row = fuzz("planted", planted(lambda _: None, script), range(200))
+def test_a_reader_without_a_fault():
+    row = fuzz("planted", planted(lambda _: None), range(200))
     assert (row.inputs, row.escapes) == (200, [])
     assert row.accepted > 10
     assert row.refused > 10
 
 
-def test_messages_are_judged_as_they_are_printed(script):
-    """A quoted name with control characters is no escape: the commands print such characters as escapes."""
-    from fuzzing.harness import fuzz
-
-    row = fuzz("planted", planted(lambda data: refuse(f"bad name \x1b[2J {data!r}"), script), range(4))
+def test_messages_are_judged_as_they_are_printed():
+    """A quoted name with control characters is no escape: the commands print `\\x1b` for such a character."""
+    row = fuzz("planted", planted(lambda data: refuse(f"bad name \x1b[2J {data!r}")), range(4))
     assert row.escapes == []
 
 
-def test_a_valid_input_that_is_refused(script):
-    from dataclasses import replace
-
-    from fuzzing.harness import fuzz
-
-    reader = replace(planted(lambda _: None, script), read=lambda *_: refuse("file is damaged"))
+def test_a_valid_input_that_is_refused():
+    reader = replace(planted(lambda _: None), read=lambda *_: refuse("file is damaged"))
     row = fuzz("planted", reader, range(3))
     assert [escape.number for escape in row.escapes] == [0]
     assert "a valid input is refused" in row.escapes[0].reason
 
 
-def test_a_result_that_a_check_finds_wrong(script):
-    from fuzzing.harness import WrongResult, fuzz
-
+def test_a_result_that_a_check_finds_wrong():
     def accept(_: bytes) -> None:
         raise WrongResult("NaN is accepted")
 
-    row = fuzz("planted", planted(accept, script), range(3))
+    row = fuzz("planted", planted(accept), range(3))
     assert [escape.reason for escape in row.escapes] == ["wrong result: NaN is accepted"] * 2
 
 
-def test_a_reader_that_always_hangs_is_given_up(script):
-    from fuzzing.harness import fuzz
-
-    row = fuzz("planted", planted(wait_for_ever, script), range(100), seconds=0.1)
+def test_a_reader_that_always_hangs_is_given_up():
+    row = fuzz("planted", planted(wait_for_ever), range(100), seconds=0.1)
     assert 1 < row.inputs < 10
 
 
 # ------------------------------------------------------------------------------------------------ command
 
 
-def test_an_escape_is_reported_kept_and_read_again(script, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(script, "READERS", {"planted": planted(look_up, script)})
+def test_an_escape_is_reported_kept_and_read_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "READERS", {"planted": planted(look_up)})
     words = ("--seed", 3, "--inputs", 40, "--keep", tmp_path / "kept", "--json", tmp_path / "table.json")
-    assert run(script, monkeypatch, *words) == 1
+    assert run(monkeypatch, *words) == 1
     out, err = capsys.readouterr()
     (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
     numbers = [number for number, _, _ in row["escapes"]]
@@ -194,15 +173,15 @@ def test_an_escape_is_reported_kept_and_read_again(script, monkeypatch, tmp_path
     assert f"{len(numbers)} of 40 inputs escaped" in err
     assert len(list((tmp_path / "kept").iterdir())) == len(numbers)
     kept = (tmp_path / "kept" / f"planted-{numbers[0]}" / "file").read_bytes()
-    assert run(script, monkeypatch, "--seed", 3, "--only", "planted", "--number", numbers[0]) == 1
+    assert run(monkeypatch, "--seed", 3, "--only", "planted", "--number", numbers[0]) == 1
     out, _ = capsys.readouterr()
     assert f"file: {len(kept)} bytes: {kept!a}" in out
     assert "Traceback" in out
 
 
 @pytest.mark.parametrize("words", [("--only", "nothing"), ("--number", 3), ("--only", "jpeg,png", "--number", 3)])
-def test_arguments_that_name_no_input(script, monkeypatch, capsys, words):
-    assert run(script, monkeypatch, *words) == 2
+def test_arguments_that_name_no_input(monkeypatch, capsys, words):
+    assert run(monkeypatch, *words) == 2
     assert str(words[0]) in capsys.readouterr().err
 
 
@@ -218,9 +197,7 @@ for name, reader in fuzz.READERS.items():
 """
 
 
-def test_a_number_stands_for_the_same_bytes_in_any_process(script, run_command):
-    from fuzzing.harness import make_input
-
+def test_a_number_stands_for_the_same_bytes_in_any_process(run_command):
     result = run_command([sys.executable, "-c", DIGEST.format(scripts=str(SCRIPTS))], env={"PYTHONHASHSEED": "1"})
     assert result.returncode == 0, result.output
     seen = []

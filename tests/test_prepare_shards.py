@@ -177,8 +177,8 @@ def test_files_that_are_passed_over_are_reported_each_time(photographs, monkeypa
     monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(tmp_path / "data"), *map(str, arguments)])
     for _ in range(2):
         script().main()
-        said = capsys.readouterr().err
-        assert said.count(f"warning: {tmp_path}/data/train: 1 files are passed over (1 .heic)") == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "(1 .heic)" in line]
+        assert line.startswith(f"warning: {tmp_path}/data/train: ")
 
 
 def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):
@@ -286,7 +286,8 @@ def test_a_bad_image_is_named(photographs, prepare, tmp_path):
     (root / "train" / "a").mkdir(parents=True)
     (root / "train" / "a" / "bad.jpg").write_bytes(b"no image")
     result = prepare(root, "--output", tmp_path / "out", "--split", "train", code=3)
-    assert "train/a/bad.jpg is a text" in result.stderr
+    assert "train/a/bad.jpg " in result.stderr
+    assert "text" in result.stderr
     (root / "train" / "a" / "bad.jpg").write_bytes(next(photographs.glob("train/*/02.JPEG")).read_bytes()[:900])
     result = prepare(root, "--output", tmp_path / "out", "--split", "train", "--short-side", 64, code=3)
     assert "train/a/bad.jpg is no JPEG or PNG image that can be decoded" in result.stderr
@@ -348,7 +349,7 @@ def test_wrong_arguments_are_explained(prepare, arguments, message):
 
 
 def test_shards_are_not_mixed_with_the_images(photographs, monkeypatch, tmp_path):
-    """Links resolved. The control is any other test here."""
+    """Links are resolved. The other tests are the control."""
     module = script()
     (tmp_path / "link").symlink_to(photographs)
     before = sorted(photographs.rglob("*"))

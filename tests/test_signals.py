@@ -19,7 +19,7 @@ from seresnext.training.stopping import StopRequest
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize(("spared", "survives"), [(True, True), (False, False)])
 def test_children_are_spared(spared, survives, number):
-    """And the signal is still heard: the thread takes it."""
+    """The signal still reaches this process: a thread takes the signal."""
     with StopRequest() as stop:
         stop.defer()
         with sparing_children() if spared else nullcontext():

@@ -1,6 +1,6 @@
 """Damage with a repair: lengths, checksums and digests are recomputed, so that readers reach the damaged content.
 
-Each `mutate_*` returns the damaged bytes. Some inputs get damage without a repair, which tries the checks themselves.
+Each `mutate_*` returns the damaged bytes. Some inputs get damage without a repair, which tests the checksums.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -27,11 +28,11 @@ from fuzzing.mutations import (
     strange_text,
 )
 
-_PLAIN_SHARE = 0.25  # Of the inputs that get damage to any byte, without a repair.
+_PLAIN_SHARE = 0.25  # The share of inputs with damage to any byte and without a repair.
 
 
 def _or_plain(mutate: Callable[[Random, bytes, bytes], bytes]) -> Callable[[Random, bytes, bytes], bytes]:
-    """Damage a share of the inputs as bytes, and those that are not of the format."""
+    """Damage a share of the inputs as plain bytes."""
 
     def mutate_any(draws: Random, data: bytes, other: bytes = b"") -> bytes:
         if draws.random() < _PLAIN_SHARE:
@@ -44,12 +45,12 @@ def _or_plain(mutate: Callable[[Random, bytes, bytes], bytes]) -> Callable[[Rand
 # ------------------------------------------------------------------------------------------------ images
 
 _FRAMES = (0xC0, 0xC1, 0xC2)
-# Markers of all kinds: frames, tables, scans, restarts, application data, and those without a length.
+# Markers of all kinds: frames, tables, scans, restarts, application data, and markers without a length.
 _MARKERS = (*range(0xC0, 0xD0), *range(0xD8, 0xE3), 0xED, 0xEE, 0xFE, 0x01, 0xFF)
 
 
 def _segments(data: bytes) -> list[tuple[int, bytes, bytes]]:
-    """Marker, content, and the coded pixels that follow, for each segment of a JPEG after its start."""
+    """Return marker, content and following coded pixels of each segment of a JPEG after the start marker."""
     found, position = [], 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xD9:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
@@ -67,7 +68,7 @@ _RESTARTS = tuple(range(0xD0, 0xD8))
 
 @_or_plain
 def mutate_jpeg(draws: Random, data: bytes, other: bytes) -> bytes:
-    """Damage a JPEG segment by segment; lengths fit but for some that lie."""
+    """Damage a JPEG segment by segment. Most lengths are right, and some are wrong."""
     lies = draws.random() < 0.3
 
     def change(segment: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
@@ -82,10 +83,8 @@ def mutate_jpeg(draws: Random, data: bytes, other: bytes) -> bytes:
             case "scan" if scan:
                 return marker, body, mutate_bytes(draws, scan)
             case "insert":
-                body = draws.choice(
-                    (b"Adobe\0\x64\0\0\0\0" + draws.randbytes(1), b"Exif\0\0" + draws.randbytes(20), b"")
-                )
-                return draws.choice(_MARKERS), body, scan
+                bodies = (b"Adobe\0\x64\0\0\0\0" + draws.randbytes(1), b"Exif\0\0" + draws.randbytes(20), b"")
+                return draws.choice(_MARKERS), draws.choice(bodies), scan
             case _:
                 return marker, mutate_bytes(draws, body, other[:200]), scan
 
@@ -99,7 +98,7 @@ def mutate_jpeg(draws: Random, data: bytes, other: bytes) -> bytes:
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """Return a chunk with its length and checksum."""
+    """Return a chunk with length and checksum."""
     return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
 
@@ -133,10 +132,8 @@ def mutate_png(draws: Random, data: bytes, other: bytes) -> bytes:
         match draws.choice(("body", "header", "kind", "insert", "pixels")):
             case "header" if kind == b"IHDR":
                 place, width = draws.choice(((0, 4), (4, 4), (8, 1), (9, 1), (10, 1), (11, 1), (12, 1)))
-                number = draws.choice((0, 1, 2, 3, 4, 6, 8, 16, 255, 1000, 100_000, 2**31 - 1, 2**31)) % (
-                    1 << 8 * width
-                )
-                return kind, body[:place] + number.to_bytes(width, "big") + body[place + width :]
+                number = draws.choice((0, 1, 2, 3, 4, 6, 8, 16, 255, 1000, 100_000, 2**31 - 1, 2**31))
+                return kind, body[:place] + (number % (1 << 8 * width)).to_bytes(width, "big") + body[place + width :]
             case "kind":
                 return draws.choice((b"IDAT", b"PLTE", b"tRNS", b"IEND", b"abcd", b"ABCD", b"\0\0\0\0")), body
             case "insert":
@@ -155,7 +152,7 @@ _TAR_FIELDS = ((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (
 
 
 def tar_header(block: bytes) -> bytes:
-    """Return a header with the checksum of its content."""
+    """Return a header with a recomputed checksum."""
     block = block[:148] + b" " * 8 + block[156:512]
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
@@ -172,15 +169,14 @@ def _tar_members(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _extension(draws: Random, header: bytes) -> tuple[bytes, bytes]:
-    """Draw a header extension of the member that follows: of GNU tar or pax."""
+    """Draw a header extension of GNU tar or pax for the member that follows."""
     if draws.random() < 0.3:
         kind, body = draws.choice((b"L", b"K")), strange_bytes(draws) + b"\0"
     else:
         kind, body = draws.choice((b"x", b"x", b"g")), b""
         for _ in range(draws.choice((1, 2, 300))):
-            key = draws.choice(
-                (b"path", b"size", b"comment", b"GNU.sparse.major", b"linkpath", strange_bytes(draws)[:99])
-            )
+            keys = (b"path", b"size", b"comment", b"GNU.sparse.major", b"linkpath", strange_bytes(draws)[:99])
+            key = draws.choice(keys)
             value = draws.choice((b"%d" % boundary(draws), strange_bytes(draws)[:3000], b"9" * 5000, b"a.jpg"))
             record = b" " + key + b"=" + value + b"\n"
             length = len(record) + len(str(len(record) + 3))
@@ -190,7 +186,7 @@ def _extension(draws: Random, header: bytes) -> tuple[bytes, bytes]:
 
 @_or_plain
 def mutate_tar(draws: Random, data: bytes, other: bytes) -> bytes:
-    """Damage a tar archive member by member, also within archives in it, with the checksums of the damaged headers."""
+    """Damage a tar archive and archives within member by member, and recompute the checksums of headers."""
     extended: list[tuple[bytes, bytes]] = []
 
     def change(member: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
@@ -231,25 +227,13 @@ _NPY_SHAPES = (
     "(True,)", "7", "None", "(None,)", "('a',)", "(2, 4611686018427387904)", "(1, 1, 1, 1)", "[6]", "(99999999999999,)",
 )  # fmt: skip
 _NPY_TOKENS = (
-    "{",
-    "}",
-    "(" * 300,
-    "[" * 80,
-    "-" * 5000,
-    "x",
-    "1 if 1 else 2",
-    "'a': 1, ",
-    "\0",
-    "#",
-    "\\",
-    "'",
-    "\U0001d535",
-)
+    "{", "}", "(" * 300, "[" * 80, "-" * 5000, "x", "1 if 1 else 2", "'a': 1, ", "\0", "#", "\\", "'", "\U0001d535",
+)  # fmt: skip
 
 
 @_or_plain
 def mutate_npy(draws: Random, data: bytes, other: bytes) -> bytes:
-    """Damage the header of an .npy file as text; its length fits but for some that lie."""
+    """Damage the header of an .npy file as text. Most lengths are right, and some are wrong."""
     start = 10 if data[6] == 1 else 12
     length = int.from_bytes(data[8:start], "little")
     text, body = data[start : start + length].decode("latin-1"), data[start + length :]
@@ -298,7 +282,7 @@ def mutate_pickle(draws: Random, data: bytes) -> bytes:
         while stream.tell() < len(data):
             for _, _, place in pickletools.genops(stream):
                 starts.append(place or 0)
-    except ValueError:  # The numbers of a file in the old format follow.
+    except ValueError:  # In the old format, numbers of tensors follow the pickles.
         pass
     starts = sorted({*starts, min(stream.tell(), len(data))})
     instructions = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
@@ -355,7 +339,7 @@ def mutate_torch_zip(draws: Random, data: bytes, other: bytes) -> bytes:
             if name not in written or draws.random() < 0.5:
                 info = zipfile.ZipInfo(name.encode("utf-8", "replace").decode())
                 info.external_attr, info.compress_type = attributes, packing
-                archive.NameToInfo.pop(info.filename, None)  # Or zipfile warns of a name that is there twice.
+                archive.NameToInfo.pop(info.filename, None)  # zipfile warns about a repeated name.
                 archive.writestr(info, body)
                 written.add(name)
     return buffer.getvalue() if draws.random() < 0.9 else mutate_bytes(draws, buffer.getvalue(), other)
@@ -363,7 +347,7 @@ def mutate_torch_zip(draws: Random, data: bytes, other: bytes) -> bytes:
 
 @_or_plain
 def mutate_torch_old(draws: Random, data: bytes, _: bytes) -> bytes:
-    """Damage a file that torch wrote before 1.6, mostly in its pickles, which come first."""
+    """Damage the pickles of a file in the format before torch 1.6."""
     return mutate_pickle(draws, data)
 
 
@@ -373,7 +357,7 @@ _ZEROS = "0" * 64
 
 
 def _numbers(draws: Random, body: bytes) -> bytes:
-    """Damage the numbers of tensors: in a few bytes, or values that no training leaves."""
+    """Damage the numbers of tensors: change a few bytes, or write NaN, infinite and extreme values."""
     if draws.random() < 0.5 or len(body) < 8:
         return mutate_bytes(draws, body)
     odd = struct.pack("<f", draws.choice((float("nan"), float("inf"), -float("inf"), -1.0, 1e-45, 3e38)))
@@ -383,7 +367,7 @@ def _numbers(draws: Random, body: bytes) -> bytes:
 
 
 def _metadata(draws: Random, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Damage one of the metadata, which are texts; most of them are JSON."""
+    """Damage one entry of the metadata. Most entries are JSON texts."""
     metadata = dict(metadata)
     key = draws.choice([name for name in metadata if name != "digest"] or ["a"])
     try:
@@ -399,7 +383,7 @@ def _metadata(draws: Random, metadata: dict[str, Any]) -> dict[str, Any]:
 
 @_or_plain
 def mutate_safetensors(draws: Random, data: bytes, other: bytes) -> bytes:
-    """Damage header, metadata or numbers of a safetensors file; the length of the header fits but for some that lie."""
+    """Damage header, metadata or numbers of a safetensors file. Most header lengths are right, and some are wrong."""
     length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     match draws.choice(("header", "metadata", "body")):
@@ -415,7 +399,7 @@ def mutate_safetensors(draws: Random, data: bytes, other: bytes) -> bytes:
 
 
 def mutate_signed(draws: Random, data: bytes, other: bytes) -> bytes:
-    """Damage a checkpoint and give it the digest of its damaged content, so that the content is looked at."""
+    """Damage a checkpoint and recompute the digest, so that readers reach the damaged content."""
     length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     metadata = header.pop("__metadata__")
@@ -427,10 +411,9 @@ def mutate_signed(draws: Random, data: bytes, other: bytes) -> bytes:
             name, entry = draws.choice(list(header.items()))
             match draws.choice(("value", "rename", "remove", "type", "swap")):
                 case "value":
-                    try:
-                        header = json.loads(mutate_json(draws, header))
-                    except (ValueError, RecursionError):
-                        header[strange_text(draws)] = header.pop(name)
+                    with suppress(ValueError, RecursionError):
+                        changed = json.loads(mutate_json(draws, header))
+                        header = changed if isinstance(changed, dict) else {"x": changed}
                 case "rename":
                     header[strange_text(draws)] = header.pop(name)
                 case "remove":
@@ -443,10 +426,7 @@ def mutate_signed(draws: Random, data: bytes, other: bytes) -> bytes:
         case _:
             body = _numbers(draws, body)
     metadata.pop("digest", None)
-    entries = {
-        "__metadata__": {"digest": _ZEROS, **metadata},
-        **(header if isinstance(header, dict) else {"x": header}),
-    }
+    entries = {"__metadata__": {"digest": _ZEROS, **metadata}, **header}
     text = json.dumps(entries, separators=(",", ":")).encode("utf-8", "surrogatepass")
     content = len(text).to_bytes(8, "little") + text + body
     place = content.index(_ZEROS.encode())

@@ -1,11 +1,13 @@
-"""Inputs by number, a child process that reads each of them, and the rules by which a reading is an escape.
+"""Inputs by number, a child process that reads the inputs, and the rules that decide what an escape is.
 
-An input is a function of (seed, reader, number), so each can be made again alone. The first numbers of a reader are the
-unchanged seeds, which must be accepted. A child reads the inputs: a hang or a crash ends the child, never the fuzzer.
+An input is a function of (seed, reader, number), so the fuzzer can make a single input again. The first numbers of a
+reader are the unchanged seeds, which must be accepted. A hang or a crash ends the child process, never the fuzzer.
 """
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import io
 import multiprocessing
 import os
@@ -34,11 +36,11 @@ Files = Mapping[str, bytes | str]
 OTHER_ENTRIES = ("folder", "pipe", "link:nowhere", "link:/dev/zero", "link:/dev/full", "link:/proc/self/mem", "link:.")
 
 LONGEST_MESSAGE = 100_000  # Characters; errors.py prints no more of a message.
-SECONDS = 10.0  # An input may take so long. The usual one takes a few milliseconds.
-MEMORY = 128 << 20  # Bytes that the reading of an input may take,
-MEMORY_PER_BYTE = 64  # and so many more for each byte of the input.
-_ADDRESS_SPACE = 1 << 30  # Bytes above those of the idle child: a reading without end must not fill the machine.
-_MOST_HANGS = 5  # After so many a reader is given up, or the fuzzer would take hours.
+SECONDS = 10.0  # The limit for one input. Most inputs take a few milliseconds.
+MEMORY = 128 << 20  # Bytes that a reader may take for an input,
+MEMORY_PER_BYTE = 64  # and more bytes for each byte of the input.
+_ADDRESS_SPACE = 1 << 30  # Bytes that a child may allocate, so that an endless reading does not fill the machine.
+_MOST_HANGS = 5  # The fuzzer stops testing a reader after this number of hangs and crashes.
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 # Warnings that Python prints by default.
 _SHOWN_WARNINGS = (UserWarning, RuntimeWarning, SyntaxWarning, FutureWarning, UnicodeWarning, BytesWarning)
@@ -73,7 +75,7 @@ class Outcome(NamedTuple):
 
 
 class Escape(NamedTuple):
-    """An input that was neither accepted nor refused in a permitted way."""
+    """An input with an outcome that is not permitted."""
 
     number: int
     reason: str
@@ -124,6 +126,16 @@ def bytes_of(files: Files, name: str) -> bytes:
     return content
 
 
+def of_one_file(mutate: Callable[[Random, bytes, bytes], bytes]) -> Callable[[Random, Files, Files], Files]:
+    """Return a mutation of inputs of one file from a mutation of bytes."""
+
+    def mutate_files(draws: Random, files: Files, other: Files) -> Files:
+        (name,), (second,) = files, other
+        return {name: mutate(draws, bytes_of(files, name), bytes_of(other, second))}
+
+    return mutate_files
+
+
 def write_files(folder: Path, files: Files) -> None:
     """Write the files of an input into a folder."""
     for name, content in files.items():
@@ -170,7 +182,7 @@ def judge(reader: Reader, folder: Path, files: Files, is_seed: bool = False) -> 
         reason = reason or f"a valid input is refused: {message[:500]}"
     if shown:
         reason = reason or f"Python warns: {shown[0].category.__name__}: {str(shown[0].message)[:200]}"
-    if _steers(printed.getvalue()):
+    if not printed.getvalue().replace("\n", "").isprintable():  # A terminal would obey such characters.
         reason = reason or f"control characters are printed: {ascii(printed.getvalue())[:200]}"
     if grown > allowed:
         reason = reason or f"{grown >> 20} MiB of memory for an input of {sum(map(len, files.values()))} bytes"
@@ -191,14 +203,7 @@ def _fault_of_message(message: str) -> str:
         return f"a message of {len(message):,} characters: {message[:100]}"
     if match := _ADDRESS.search(message):
         return f"a message with a Python address: {message[max(0, match.start() - 60) : match.end()]}"
-    if _steers(for_terminal(message)):
-        return f"a message with control characters: {ascii(message)[:200]}"
     return ""
-
-
-def _steers(text: str) -> bool:
-    """Whether printed text has characters that a terminal acts on, or that no terminal can show."""
-    return not text.replace("\n", "").isprintable()
 
 
 def _place(error: BaseException) -> str:
@@ -268,9 +273,8 @@ class _Child:
         except EOFError:
             self._process.join()
             code = self._process.exitcode or 0
-            return Outcome(
-                "escape", f"the process ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
-            ), False
+            end = f"signal {-code}" if code < 0 else f"code {code}"
+            return Outcome("escape", f"the process ended with {end}"), False
 
     def __enter__(self) -> _Child:
         return self
@@ -287,15 +291,17 @@ def _read_all(
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).malloc_trim(0)  # Free memory of the parent would hide the growth.
+    faulthandler.disable()  # The parent reports a crash.
     folder = scratch / "input"
     os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = str(folder / "home")
     shutil.rmtree(folder, ignore_errors=True)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)  # C libraries complain of damaged images there.
+    os.dup2(nowhere, 2)  # C libraries print warnings about damaged images there.
     for number in numbers:
         try:
             files = make_input(reader, seeds, name, seed, number)
-        except Exception:  # A fault of the fuzzer itself, for the parent to raise.
+        except Exception:  # The parent raises this fault of the fuzzer.
             outcomes.send(traceback.format_exc())
             return
         folder.mkdir()

@@ -5,96 +5,46 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
-# Texts that mean something to a terminal, a file system, or a reader of names and numbers.
+# Texts with a meaning for a terminal, a file system, or a reader of names and numbers.
 TEXTS = (
-    "",
-    "\0",
-    "\x1b[2J",
-    "\x1b]0;title\a",
-    "\u202egnp.exe",
-    "\ud800",
-    "\udcff",
-    "a\nb",
-    "\r",
-    "ä",
-    "a\u0308",
-    "١٢٣",
-    "..",
-    "../../x",
-    "/etc/passwd",
-    "~",
-    "%s%n",
-    "{0}",
-    "nan",
-    "1e999",
-    "-1",
-    "null",
-    "x" * 300,
-    "x" * 70_000,
-)
+    "", "\0", "\x1b[2J", "\x1b]0;title\a", "\u202egnp.exe", "\ud800", "\udcff", "a\nb", "\r", "ä", "a\u0308", "١٢٣",
+    "..", "../../x", "/etc/passwd", "~", "%s%n", "{0}", "nan", "1e999", "-1", "null", "x" * 300, "x" * 70_000,
+)  # fmt: skip
 _VALUES = (
-    None,
-    True,
-    False,
-    0,
-    1,
-    -1,
-    0.0,
-    -0.0,
-    0.5,
-    1e308,
-    5e-324,
-    float("nan"),
-    float("inf"),
-    [],
-    {},
-    [[]],
-    {"": 0},
-)
-# Texts in the place of a JSON value, which no value stands for.
+    None, True, False, 0, 1, -1, 0.0, -0.0, 0.5, 1e308, 5e-324, float("nan"), float("inf"), [], {}, [[]], {"": 0},
+)  # fmt: skip
+# Texts in the place of a JSON value. No Python value is written as one of them.
 _RAW = (
-    "[" * 100_000,
-    "[" * 900 + "]" * 900,
-    "[" * 5000 + "]" * 5000,
-    '{"a":' * 3000 + "1" + "}" * 3000,
-    "1" * 400,
-    "1" * 5000,
-    "-" + "9" * 400,
-    "1e400",
-    "NaN",
-    "-Infinity",
-    '"\\ud800"',
-    '"open',
-    "1, 1",
-    '1, "a": 2',
-    "",
-)
+    "[" * 100_000, "[" * 900 + "]" * 900, "[" * 5000 + "]" * 5000, '{"a":' * 3000 + "1" + "}" * 3000, "1" * 400,
+    "1" * 5000, "-" + "9" * 400, "1e400", "NaN", "-Infinity", '"\\ud800"', '"open', "1, 1", '1, "a": 2', "",
+)  # fmt: skip
 _CHANGES = (
     "flip", "flip", "byte", "garbage", "insert", "same", "cut", "remove", "repeat", "splice", "number", "text",
 )  # fmt: skip
 
 
 def boundary(draws: Random) -> int:
-    """Draw a whole number at which sizes, signs and types end."""
+    """Draw a whole number at a limit of a size, sign or type."""
     number = (1 << draws.choice((0, 1, 4, 7, 8, 15, 16, 31, 32, 53, 63, 64))) + draws.choice((-1, 0, 1))
     return number if draws.random() < 0.8 else -number
 
 
 def strange_text(draws: Random) -> str:
-    """Draw a text that something may stumble over."""
+    """Draw a text that a reader may fail on."""
     return draws.choice(TEXTS)
 
 
 def strange_bytes(draws: Random) -> bytes:
-    """Draw bytes that something may stumble over."""
+    """Draw bytes that a reader may fail on."""
     return strange_text(draws).encode("utf-8", "surrogatepass")
 
 
 def strange_value(draws: Random) -> Any:
-    """Draw a JSON value that something may stumble over."""
+    """Draw a JSON value that a reader may fail on."""
     kind = draws.random()
     if kind < 0.4:
         return copy.deepcopy(draws.choice(_VALUES))
@@ -141,7 +91,7 @@ def _mutate_once(draws: Random, data: bytes, other: bytes) -> bytes:
 
 
 def number_bytes(draws: Random, width: int) -> bytes:
-    """Draw a number at a boundary, in so many bytes of either order."""
+    """Draw a number at a boundary, in `width` bytes of either order."""
     return (boundary(draws) % (1 << 8 * width)).to_bytes(width, draws.choice(("little", "big")))
 
 
@@ -169,7 +119,7 @@ def mutate_items(draws: Random, items: Sequence[Any], change: Callable[[Any], An
 
 
 def mutate_json(draws: Random, value: Any) -> str:
-    """Return the text of a JSON value with other types, keys and numbers in it; rarely a text that is no JSON."""
+    """Return the text of a JSON value with changed types, keys and numbers. A few texts are not JSON."""
     value = [copy.deepcopy(value)]
     raw: list[str] = []
     for _ in range(draws.choice((1, 1, 1, 2, 3))):
@@ -200,7 +150,7 @@ def mutate_json(draws: Random, value: Any) -> str:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Containers and keys of everything within a value."""
+    """Yield container and key of everything within a value."""
     for key in value if isinstance(value, dict) else range(len(value)):
         yield value, key
         if isinstance(value[key], dict | list):
@@ -208,12 +158,10 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutate_json_file(draws: Random, data: bytes) -> bytes:
-    """Damage a JSON file as a value, or as bytes; a file that was damaged before mostly as bytes."""
+    """Damage a JSON file as a value, or as bytes."""
     if draws.random() < 0.8:
-        try:
+        with suppress(ValueError, RecursionError):
             return mutate_json(draws, json.loads(data)).encode("utf-8", "surrogatepass")
-        except (ValueError, RecursionError):
-            pass
     return mutate_bytes(draws, data)
 
 
@@ -221,7 +169,7 @@ def mutate_json_file(draws: Random, data: bytes) -> bytes:
 
 
 def mutate_lines(draws: Random, text: str, values: Sequence[str], lines: Sequence[str]) -> str:
-    """Damage `key: value` lines of a text: other values, other lines, other indentation, lines twice or not at all."""
+    """Damage `key: value` lines of a text: change values and indentation, replace, repeat and remove lines."""
 
     def change(line: str) -> str:
         key, colon, value = line.partition(":")

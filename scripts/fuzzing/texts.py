@@ -1,4 +1,4 @@
-"""Readers of texts: recipes, `--set`, and the files of a run folder with the names of its checkpoints."""
+"""Readers of texts: recipes, `--set`, the files of a run folder, and the names of checkpoints."""
 
 from __future__ import annotations
 
@@ -62,90 +62,24 @@ evaluation:
 runtime: {precision: fp32}
 """
 _YAML_VALUES = (
-    *("yes", "off", "~", "null", "010", "0x10", "1_000", "12:30", "1e999", "-1e-400", ".inf", "-.INF", ".nan", "1e5"),
-    *("&a 1", "*a", "!!python/object:os.system x", "!!int '3'", "<<", "'", '"', '"\\UFFFFFFFF"', '"\\ud800"', '"\\0"'),
-    *(
-        "|",
-        ">-",
-        "|9",
-        "[",
-        "]",
-        "{",
-        "}",
-        "{a: b",
-        "[" * 12 + "]" * 12,
-        "[" * 5000,
-        "{a: " * 2000,
-        "[1, 2, 3]",
-        "a: b",
-    ),
-    *("{? a : b}", "- x", "? x", "# comment", "1 # comment", "2001-01-01", "3ep", "-1st", "9" * 99, "9" * 4999 + "st"),
-    *(
-        "@x",
-        "`x`",
-        "%x",
-        "\u2028",
-        "\x85",
-        "\ufeff",
-        "x" * 5000,
-        "[" + "1," * 2000 + "]",
-        "auto",
-        "true",
-        "0",
-        "../base.yaml",
-    ),
-    *TEXTS,
-)
+    "yes", "off", "~", "null", "010", "0x10", "1_000", "12:30", "1e999", "-1e-400", ".inf", "-.INF", ".nan", "1e5",
+    "&a 1", "*a", "!!python/object:os.system x", "!!int '3'", "<<", "'", '"', '"\\UFFFFFFFF"', '"\\ud800"', '"\\0"',
+    "|", ">-", "|9", "[", "]", "{", "}", "{a: b", "[" * 12 + "]" * 12, "[" * 5000, "{a: " * 2000, "[1, 2, 3]", "a: b",
+    "{? a : b}", "- x", "? x", "# comment", "1 # comment", "2001-01-01", "3ep", "-1st", "9" * 99, "9" * 4999 + "st",
+    "@x", "`x`", "%x", "\u2028", "\x85", "\ufeff", "x" * 5000, "[" + "1," * 2000 + "]", "auto", "true", "0",
+    "../base.yaml", *TEXTS,
+)  # fmt: skip
 _YAML_LINES = (
-    *(
-        "---",
-        "...",
-        "%YAML 1.1",
-        "%YAML 9999999999999999999999.1",
-        "%TAG ! x",
-        "? [a]",
-        "<<: *a",
-        "- 1",
-        "  - 1",
-        "\t",
-        "",
-    ),
-    *("base: recipe.yaml", "base: [base.yaml, base.yaml]", "base: /dev/zero", "base: .", "model: 3", "optimizer: [1]"),
-    *(
-        "data: {root: " + "x" * 300 + "}",
-        "a: 1",
-        "? a\n: b",
-        "# " + "x" * 200,
-        '"a\\\n  b": 1',
-        "optimizer: {lr: 1, lr: 2}",
-    ),
-)
+    "---", "...", "%YAML 1.1", "%YAML 9999999999999999999999.1", "%TAG ! x", "? [a]", "<<: *a", "- 1", "  - 1", "\t",
+    "", "base: recipe.yaml", "base: [base.yaml, base.yaml]", "base: /dev/zero", "base: .", "model: 3",
+    "optimizer: [1]", "optimizer: {lr: 1, lr: 2}", "data: {root: " + "x" * 300 + "}", "a: 1", "? a\n: b",
+    "# " + "x" * 200, '"a\\\n  b": 1',
+)  # fmt: skip
 _KEYS = (
-    *(
-        "optimizer.lr",
-        "model.name",
-        "data.mean",
-        "batch",
-        "length",
-        "ema",
-        "augment.policy",
-        "data.root",
-        "mix",
-        "base",
-    ),
-    *(
-        "optimizer",
-        "optimizer.lr.x",
-        "optimizr.lr",
-        "a" * 200,
-        "",
-        ".",
-        "..",
-        "model.weights",
-        "runtime.seed",
-        "ema.decay",
-    ),
-)
+    "optimizer.lr", "model.name", "data.mean", "batch", "length", "ema", "augment.policy", "data.root", "mix", "base",
+    "optimizer", "optimizer.lr.x", "optimizr.lr", "a" * 200, "", ".", "..", "model.weights", "runtime.seed",
+    "ema.decay",
+)  # fmt: skip
 
 
 def _recipes() -> list[Files]:
@@ -210,14 +144,8 @@ def _override(folder: Path, files: Files) -> None:
 
 def _run_folders() -> list[Files]:
     status = {
-        "state": "preempted",
-        "step": 8,
-        "reason": "stopped",
-        "pid": 1,
-        "host": "a",
-        "updated": "x",
-        "world_size": 2,
-    }
+        "state": "preempted", "step": 8, "reason": "stopped", "pid": 1, "host": "a", "updated": "x", "world_size": 2,
+    }  # fmt: skip
     events = [
         {"event": "train", "step": 5, "epoch": 1.25, "loss": 2.5, "skipped": 0, "lr": 0.1, "images_per_second": 9.0},
         {"event": "validate", "step": 8, "epoch": 2.0, "loss": 2.0, "top1": 50.0, "top5": 99.0, "weights": "ema"},
@@ -255,7 +183,7 @@ def _mutate_run_folder(draws: Random, files: Files, other: Files) -> Files:
 
 
 def _start_in(folder: Path, files: Files) -> None:
-    """Read the files of a run folder as the start of a training does, also while another training holds it."""
+    """Read the files of a run folder as the start of a training does, also while another training holds the folder."""
     world = World()
     held = None
     if isinstance(files.get("lock"), bytes) and len(files["lock"]) % 5 == 0:
@@ -284,22 +212,11 @@ def _start_in(folder: Path, files: Files) -> None:
 # ------------------------------------------------------------------------------------------------ names of checkpoints
 
 _NAMES = (
-    *("step-00000004.safetensors", "step-00000016.safetensors", "step-100000000.safetensors", "step-8.safetensors"),
-    *("step-" + "9" * 200 + ".safetensors", "step-0000000\u0661.safetensors", "step-00000008.safetensors.corrupt"),
-    *(
-        "step-00000008.safetensors.superseded",
-        ".step-00000008.safetensors.tmp",
-        ".last.safetensors.tmp",
-        "last.safetensors",
-    ),
-    *(
-        "best.safetensors",
-        "best.safetensors.superseded",
-        "step-00000000.safetensors",
-        "step--0000008.safetensors",
-        "notes",
-    ),
-)
+    *(f"step-{step}.safetensors" for step in ("00000004", "00000016", "100000000", "8", "00000000", "-0000008")),
+    "step-" + "9" * 200 + ".safetensors", "step-0000000\u0661.safetensors", "step-00000008.safetensors.corrupt",
+    "step-00000008.safetensors.superseded", ".step-00000008.safetensors.tmp", ".last.safetensors.tmp",
+    "last.safetensors", "best.safetensors", "best.safetensors.superseded", "notes",
+)  # fmt: skip
 
 
 @functools.cache
@@ -308,30 +225,25 @@ def _whole() -> bytes:
 
 
 def _step_files() -> list[Files]:
-    name = "step-00000008.safetensors"
-    return [
-        {name: _whole(), "last.safetensors": _whole()},
-        {name: _whole()},
-        {"last.safetensors": _whole(), "x": "folder"},
-    ]
+    step, last = {"step-00000008.safetensors": _whole()}, {"last.safetensors": _whole()}
+    return [{**step, **last}, step, {**last, "x": "folder"}]
 
 
 def _mutate_step_files(draws: Random, files: Files, other: Files) -> Files:
     files = dict(files)
     for _ in range(draws.choice((1, 2, 4))):
         name = draws.choice((*_NAMES, *files))
-        links = (f"link:{draws.choice((*files, name))}", *OTHER_ENTRIES)
         damaged = mutate_bytes(draws, _whole())
-        files[name] = draws.choice(
-            (*links, damaged, damaged[: draws.randrange(200)], strange_bytes(draws), _whole(), _whole())
-        )
+        contents = (damaged, damaged[: draws.randrange(200)], strange_bytes(draws), _whole(), _whole())
+        files[name] = draws.choice((f"link:{draws.choice((*files, name))}", *OTHER_ENTRIES, *contents))
     return files
 
 
 def _find_newest(folder: Path, files: Files) -> None:
-    """Find the checkpoint to resume from, as the start of a training does, and rename and prune the others."""
+    """Find the checkpoint of a resume as the start of a training does, and rename and prune the others."""
     world, console = World(), Console(enabled=True)
-    kept = [name for name, content in files.items() if content == _whole() and _is_tried(name)]
+    names = ("last.safetensors", "best.safetensors", "step-00000008.safetensors")
+    kept = [name for name in names if files.get(name) == _whole()]
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir()
     for name in files:
@@ -341,23 +253,18 @@ def _find_newest(folder: Path, files: Files) -> None:
     try:
         saved = find_saved(checkpoints, "auto", world, console.line)
     except CheckpointError:
-        if kept:
-            raise WrongResult(f"no checkpoint is found, and {', '.join(kept)} is whole") from None
-        raise
+        if not kept:
+            raise
+        saved = None
     if saved is None:
         if kept:
-            raise WrongResult(f"nothing is found, and {', '.join(kept)} is whole")
+            raise WrongResult(f"no checkpoint is found, and {', '.join(kept)} is whole")
         return
     with writing(folder):
         store.set_aside(checkpoints, beyond=saved.facts.step)
         store.prune(checkpoints, keep=1)
     if kept and not any((checkpoints / name).exists() for name in kept):
         raise WrongResult(f"{', '.join(kept)} was whole, and is gone")
-
-
-def _is_tried(name: str) -> bool:
-    """Whether a name is that of a checkpoint of this run."""
-    return name in ("last.safetensors", "best.safetensors", "step-00000008.safetensors")
 
 
 READERS = {

@@ -1,4 +1,4 @@
-"""Readers of weights: checkpoints as they are and with a digest that fits again, safetensors files, files of torch."""
+"""Readers of weights: checkpoints with and without a recomputed digest, safetensors files, files of torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -17,7 +17,7 @@ from unittest.mock import patch
 import safetensors.torch
 import torch
 from fuzzing.formats import mutate_safetensors, mutate_signed, mutate_torch_old, mutate_torch_zip
-from fuzzing.harness import Files, Reader, WrongResult, bytes_of
+from fuzzing.harness import Files, Reader, WrongResult, bytes_of, of_one_file
 from fuzzing.mutations import mutate_bytes
 from torch import Tensor, nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
@@ -39,7 +39,7 @@ STEP = 8
 
 
 class StandIn(SENet):
-    """A model with the tensors that `recognise` looks at for an SE-ResNeXt-26, and hardly any other."""
+    """A small model with the tensors from which `recognise` identifies an SE-ResNeXt-26."""
 
     def __init__(self, num_classes: int = len(CLASSES), in_channels: int = 3) -> None:
         nn.Module.__init__(self)
@@ -89,8 +89,9 @@ def _signed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     return content.replace(b"0" * 64, digest.encode(), 1)
 
 
+@functools.cache
 def _checkpoints() -> list[Files]:
-    """Checkpoints of a run: with all that one can have, and with little."""
+    """Return checkpoints of a run: one with everything that a run can record, and one with little."""
     parts, values, dataset = _run()
     best = {"step": STEP, "top1": 50.0, "top5": 100.0, "weights": "ema"}
     skipped = {"step": 3, "reason": "the loss is nan", "samples": ["train/ant/1.jpg"]}
@@ -110,32 +111,17 @@ def _checkpoints() -> list[Files]:
     return found
 
 
-def _of_one_file(mutate: Any) -> Any:
-    """Return a mutation of one-file inputs, to which another seed may give a part."""
-
-    def mutate_files(draws: Random, files: Files, other: Files) -> Files:
-        (name,), (second,) = files, other
-        return {name: mutate(draws, bytes_of(files, name), bytes_of(other, second))}
-
-    return mutate_files
-
-
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
 def _read_whole(folder: Path, files: Files) -> None:
     """Read a checkpoint. If any byte differs from the seed, the digest is wrong and the file must be refused."""
-    (name, data), *_ = files.items()
+    ((name, data),) = files.items()
     tensors, metadata = store.read(folder / name)
-    if data not in [seed[name] for seed in _seeds_of_whole()]:
+    if data not in [seed[name] for seed in _checkpoints()]:
         raise WrongResult("a checkpoint with other bytes than were saved is accepted")
     Facts.from_metadata(metadata, name)
     _check_numbers(tensors)
-
-
-@functools.cache
-def _seeds_of_whole() -> list[Files]:
-    return _checkpoints()
 
 
 def _resume(folder: Path, files: Files) -> None:
@@ -144,7 +130,7 @@ def _resume(folder: Path, files: Files) -> None:
     world, console = World(), Console(enabled=True)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir()
-    (name, _), *_ = files.items()
+    (name,) = files
     (folder / name).rename(checkpoints / name)
     saved = find_saved(checkpoints, "auto", world, console.line)
     if saved is None:
@@ -184,7 +170,7 @@ def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
 
 def _validate(folder: Path, files: Files) -> None:
     """Read a file of weights as validate.py does, up to the model that is measured."""
-    (name, _), *_ = files.items()
+    (name,) = files
     subject = read_subject(folder / name, None, World())
     section = subject.recipe.model
     model = StandIn(section.num_classes, section.in_channels)
@@ -196,7 +182,7 @@ def _validate(folder: Path, files: Files) -> None:
 
 def _load(folder: Path, files: Files) -> None:
     """Read a file of weights as `load_pretrained` does."""
-    (name, _), *_ = files.items()
+    (name,) = files
     with patch.object(pretrained, "create_model", lambda _, classes, channels, rate: StandIn(classes, channels)):
         model, preprocessing = load_pretrained(folder / name)
     _check_numbers(model.state_dict())
@@ -211,14 +197,11 @@ def _bare() -> dict[str, Tensor]:
 def _safetensors() -> list[Files]:
     wrapped = {f"module.{name}": tensor for name, tensor in _bare().items()}
     found = [safetensors.torch.save(_bare()), safetensors.torch.save(wrapped, {"format": "pt"})]
-    return [
-        *({"w.safetensors": data} for data in found),
-        {"w.safetensors": _checkpoints()[0]["step-00000008.safetensors"]},
-    ]
+    return [{"w.safetensors": data} for data in (*found, *_checkpoints()[0].values())]
 
 
-def _states() -> list[dict[str, Any]]:
-    return [_bare(), {"state_dict": _bare(), "epoch": 3}]
+def _files_of_torch(save: Callable[[Any], bytes]) -> list[Files]:
+    return [{"w.pth": save(state)} for state in (_bare(), {"state_dict": _bare(), "epoch": 3})]
 
 
 def _torch_zip(value: Any) -> bytes:
@@ -228,7 +211,7 @@ def _torch_zip(value: Any) -> bytes:
 
 
 def _torch_old(value: Any) -> bytes:
-    """Return a file in the form before torch 1.6. Today's torch names storages by address: no two files are equal."""
+    """Return a file in the format before torch 1.6. torch.save names storages by address, and its files differ."""
     storages: list[Any] = []
 
     class Pickler(pickle.Pickler):
@@ -250,27 +233,17 @@ def _torch_old(value: Any) -> bytes:
 
 
 def _mutate_weights(draws: Random, files: Files, other: Files) -> Files:
-    """Damage a checkpoint with a digest that fits again, or any other file of safetensors."""
+    """Damage a checkpoint and recompute the digest, or damage another safetensors file."""
     data = bytes_of(files, "w.safetensors")
     mutate = mutate_signed if b'"digest"' in data[:40] else mutate_safetensors
     return {"w.safetensors": mutate(draws, data, bytes_of(other, "w.safetensors"))}
 
 
 READERS = {
-    "checkpoint": Reader(_checkpoints, _of_one_file(mutate_bytes), _read_whole, (CheckpointError,)),
-    "resume": Reader(_checkpoints, _of_one_file(mutate_signed), _resume, (CheckpointError, UsageError, DataError)),
+    "checkpoint": Reader(_checkpoints, of_one_file(mutate_bytes), _read_whole, (CheckpointError,)),
+    "resume": Reader(_checkpoints, of_one_file(mutate_signed), _resume, (CheckpointError, UsageError, DataError)),
     "validate": Reader(_safetensors, _mutate_weights, _validate, (CheckpointError,)),
-    "safetensors": Reader(_safetensors, _of_one_file(mutate_safetensors), _load, (CheckpointError,)),
-    "pth": Reader(
-        lambda: [{"w.pth": _torch_zip(state)} for state in _states()],
-        _of_one_file(mutate_torch_zip),
-        _load,
-        (CheckpointError,),
-    ),
-    "old_pth": Reader(
-        lambda: [{"w.pth": _torch_old(state)} for state in _states()],
-        _of_one_file(mutate_torch_old),
-        _load,
-        (CheckpointError,),
-    ),
+    "safetensors": Reader(_safetensors, of_one_file(mutate_safetensors), _load, (CheckpointError,)),
+    "pth": Reader(lambda: _files_of_torch(_torch_zip), of_one_file(mutate_torch_zip), _load, (CheckpointError,)),
+    "old_pth": Reader(lambda: _files_of_torch(_torch_old), of_one_file(mutate_torch_old), _load, (CheckpointError,)),
 }

@@ -1,4 +1,4 @@
-"""Labels of class folders for files that do not name their classes."""
+"""Labels of class folders for files of weights without class names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDNET = [row.wordnet_id for row in imagenet_classes()]
 @pytest.mark.parametrize("count", [3, 12, 1000])
 @pytest.mark.parametrize("width", [1, 4])
 def test_numbers_are_labels(count: int, width: int) -> None:
-    """As `torchvision.datasets.ImageFolder` lists them, and by the number that a person reads."""
+    """The folders come in the order of `torchvision.datasets.ImageFolder`; a label is the number in the name."""
     folders = sorted(f"{number:0{width}d}" for number in range(count))
     labels, notice = labels_by_name(folders, "here/val")
     assert labels == [int(folder) for folder in folders]
@@ -25,7 +25,7 @@ def test_numbers_are_labels(count: int, width: int) -> None:
 
 def test_wordnet_ids_are_as_they_sort() -> None:
     assert labels_by_name(WORDNET, "here") == (list(range(1000)), None)
-    turned = WORDNET[::-1]  # Shards may have them in another order.
+    turned = WORDNET[::-1]  # Shards may list classes in another order.
     assert labels_by_name(turned, "here") == ([999 - place for place in range(1000)], None)
 
 

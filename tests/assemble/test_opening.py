@@ -1,4 +1,4 @@
-"""All that keeps a run from training comes in one error, and all its advice is accepted by the next start."""
+"""One error lists all problems of a start, and the next start accepts all advice of this error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = [
 
 
 class Ranks(World):
-    """Rank 0 of several that see the same, or of `others`."""
+    """Rank 0 of several ranks. The other ranks see the same as rank 0, or `others`."""
 
     others: list | None = None
 
@@ -68,7 +68,7 @@ def break_image(root: Path, name: str) -> None:
 
 
 def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_path, capsys):
-    """The one that cannot be set is mended by hand; then the settings as they are given start the run."""
+    """The test repairs the validation image by hand. The settings of the error message then start the run."""
     good = (photos / "val" / "class_1" / "0.jpg").read_bytes()
     for name in ("train/class_1/3.jpg", "train/class_2/4.jpg", "val/class_1/0.jpg"):
         break_image(photos, name)
@@ -84,11 +84,11 @@ def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_p
         start([])
     error = str(caught.value)
     for words in (
-        "model.num_classes=3", "53 usable training images", "batch.global_size: 64", "batch.global_size=32",
+        "model.num_classes=3", "53 usable", "batch.global_size: 64", "batch.global_size=32",
         "class_1/3.jpg", "class_2/4.jpg", "data.on_error=substitute", "val/class_1/0.jpg", str(weights),
     ):  # fmt: skip
         assert words in error
-    assert error.count("data.on_error") == 1  # Not for the image of validation.
+    assert error.count("data.on_error") == 1  # The setting does not permit bad validation images.
 
     (photos / "val" / "class_1" / "0.jpg").write_bytes(good)
     model = parts.build_model(load_recipe("seresnext26").recipe.model)
@@ -112,8 +112,8 @@ def test_the_batch_that_is_advised_is_accepted(photos, world_size, extra):
 
 def test_too_few_images_for_the_processes(photos):
     error = refusal(photos, "model.num_classes=3", world=Ranks(size=64))
-    assert "55 training images" in str(error)
-    assert "start fewer processes" in str(error)
+    assert "55 training" in str(error)
+    assert "processes" in str(error)
 
 
 def test_processes_that_do_not_fit_are_a_problem_of_the_recipe(photos):
@@ -132,16 +132,16 @@ def test_both_splits_and_their_root(photos):
     assert "'a'" in error
     assert "'b'" in error
     nowhere = str(refusal(photos / "nowhere"))
-    assert nowhere.count("nowhere") == 1  # Once for both, and no rank is blamed.
+    assert nowhere.count("nowhere") == 1  # Once for both splits, and without a rank.
     assert "rank" not in nowhere
 
 
 def test_images_that_removal_leaves_too_few(photos):
-    """The batch of those that are left is advised: removing an image must not be refused next."""
+    """The advised batch fits the images that remain, so that the start after a removal is not refused."""
     break_image(photos, "train/class_1/3.jpg")
     few = ("model.num_classes=3", "batch={global_size: 55, micro_size: 55}")
     error = refusal(photos, *few)
-    assert "54 usable training images" in str(error)
+    assert "54 usable" in str(error)
     assert settings_of(error) == ["batch.global_size=54", "batch.micro_size=27"]
     opened(f"data.root={photos}", *few, "data.on_error=substitute")
 
@@ -153,23 +153,23 @@ def test_many_bad_images_are_listed_up_to_a_limit(photos):
         path.write_bytes(b"")
     settings = ("model.num_classes=3", "batch={global_size: 8, micro_size: 8}")
     error = str(refusal(photos, *settings))
-    assert "12 of 12 validation images" in error
-    assert "19 of 55 training images" in error
-    assert error.count(" is empty") == 31
+    assert "12 of 12 validation" in error
+    assert "19 of 55 training" in error
+    assert error.count(".jpg") == 31
     only_val = str(refusal(photos, *settings, "data.on_error=substitute"))
-    assert only_val.count(" is empty") == 12
+    assert only_val.count(".jpg") == 12
     assert "training" not in only_val
 
 
-def test_lengths_that_the_advised_batch_changes_are_told_as_well(photos):
-    """Of one step an epoch, the warmup of two steps is longer than the run."""
+def test_lengths_that_the_advised_batch_changes_are_reported_as_well(photos):
+    """One epoch has one step, so the warmup of two steps is longer than the run."""
     late = ("length=1ep", "schedule={name: cosine, warmup: 2st}")
     error = refusal(photos, "model.num_classes=3", *late, meant=["schedule.warmup"])
     assert isinstance(error, DataError)
     assert "schedule.warmup" in str(error)
 
 
-def test_the_weights_of_other_classes_are_told_as_well(photos, tmp_path):
+def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
     shapes = {"layer0.conv1.weight": (64, 3, 7, 7), "last_linear.weight": (1000, 2048), "last_linear.bias": (1000,)}
     shapes |= {"layer1.0.conv2.weight": (128, 4, 3, 3), "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)}
     shapes |= {f"layer{stage}.{block}.x": (1,) for stage in (1, 2, 3, 4) for block in (0, 1)}
@@ -184,13 +184,13 @@ def test_the_weights_of_other_classes_are_told_as_well(photos, tmp_path):
     assert "none.pth" in str(missing)
 
 
-def test_a_run_that_is_resumed_is_not_told_to_change_its_classes(photos):
-    """The next start would refuse that."""
+def test_a_resumed_run_gets_no_advice_to_change_the_classes(photos):
+    """The next start would refuse such a change."""
     settled = load_recipe("digits", ["model.num_classes=2", "batch={global_size: 8, micro_size: 8}"]).values
     settings = ("model.num_classes=2", "batch={global_size: 64, micro_size: 32}", "model.weights=none.pth")
     error = str(refusal(photos, *settings, settled=settled))
     assert "new run" in error
-    assert "none.pth" not in error  # It is read at the first start only.
+    assert "none.pth" not in error  # Only the first start reads model.weights.
     assert "--allow-changed batch.global_size,batch.micro_size" in error
     wrong = refusal(photos, "model.num_classes=3", settings[1], settled=settled | {"model": {"num_classes": 3}})
     assert "new run" not in str(wrong)
@@ -217,7 +217,7 @@ def test_the_copy_that_differs_is_named_also_where_it_is_that_of_rank_0():
         parts.check_same_data(world, readers[0])
 
     check(5, 5, 5)
-    with pytest.raises(DataError, match=r"^rank 2 on host2 see other images"):
+    with pytest.raises(DataError, match=r"^rank 2 on host2 "):
         check(5, 5, 6)
     with pytest.raises(DataError, match=r"^rank 0 on .* than rank 1 on host1"):
         check(6, 5, 5)
@@ -244,8 +244,8 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     shutil.rmtree(linked / "val" / "class_2")
     (linked / "val" / "class_2").symlink_to(photos / "train" / "class_2")
     (some,) = warnings(linked)
-    assert "1 class folders" in some
     assert "class_2" in some
+    assert "class_1" not in some
 
 
 def test_turned_images_are_a_warning_and_synthetic_ones_are_not_looked_at(photos, monkeypatch):
@@ -257,8 +257,8 @@ def test_turned_images_are_a_warning_and_synthetic_ones_are_not_looked_at(photos
     lines: list[str] = []
     opened(f"data.root={photos}", *few, say=lines.append)
     (line,) = lines
-    assert "1 of 55 training images" in line
-    assert "1 of 12 validation images" in line
+    assert "1 of 55 training" in line
+    assert "1 of 12 validation" in line
     monkeypatch.setattr(opening, "survey", None)
     made_up = ["data.format=synthetic", "data.synthetic_images=64"]
     opened(*made_up, say=lines.append)
@@ -277,6 +277,6 @@ def test_a_validation_names_all_its_bad_images(photos):
         break_image(photos, f"val/class_1/{number}.jpg")
     with pytest.raises(DataError) as caught:
         look_at_images(recipe, {"val": reader}, World(), lines.append)
-    for words in ("2 of 12 val images", "class_1/0.jpg", "class_1/2.jpg"):
+    for words in ("2 of 12 val", "class_1/0.jpg", "class_1/2.jpg"):
         assert words in str(caught.value)
     assert "substitute" not in str(caught.value)

@@ -189,7 +189,7 @@ def test_weights_in_double_precision_are_not_rounded(tmp_path):
     ],
 )
 def test_a_classifier_whose_labels_are_others_is_reported(tmp_path, classes, reset_head, warned):
-    """A run's labels are in text order, 0, 1, 10 ...; a bare file of other tools may mean the numbers."""
+    """A run orders labels as text: 0, 1, 10 ... A bare file of other tools may order labels by number."""
     section = load_recipe("digits", ["model.num_classes=12"]).recipe.model
     model = parts.build_model(section)
     (tmp_path / "run").mkdir()

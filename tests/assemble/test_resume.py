@@ -103,8 +103,8 @@ def test_never_and_a_named_file(tmp_path):
         assert len(str(refusal.value)) < 500
 
 
-def test_a_damaged_one_is_renamed_when_the_run_goes_on(tmp_path):
-    """Under all its names, and not before: the start may be refused yet. A link to nothing stays, and is no `last`."""
+def test_a_damaged_one_is_renamed_when_the_run_resumes(tmp_path):
+    """A damaged file is renamed under all names, and only after the start is accepted. A broken link stays."""
     save(tmp_path, 9)
     path = save(tmp_path, 10)
     path.write_bytes(path.read_bytes()[:-1])
@@ -232,7 +232,7 @@ def test_the_best_of_before_the_one_that_was_lost(tmp_path):
 
 
 def test_a_best_of_another_measure_stays_under_another_name(tmp_path):
-    """Also after a second such change; and neither is ever taken for the best or the newest."""
+    """This holds for a second change, too. A retired file is neither the best nor the newest checkpoint."""
     for number, step in ((1, 9), (2, 12)):
         newest, _, _ = with_best(tmp_path, best_step=step - 1, step=step)
         said = []
@@ -314,7 +314,7 @@ def test_changed_images_and_classes_are_refused(tmp_path):
         refuse_changes(facts(3), values, other, ["length"], tmp_path)
     both = {**other, "classes": ["cat", "fox"]}
     with pytest.raises(DataError, match=r"gone: dog; new: fox(?s:.*)11 now(?s:.*)--allow-changed classes,dataset"):
-        refuse_changes(facts(3), values, both, [], tmp_path)  # At once: else the second follows the first.
+        refuse_changes(facts(3), values, both, [], tmp_path)  # One error has both.
     renamed = {**DATASET, "classes": ["cat", "fox"]}
     with pytest.raises(DataError, match="gone: dog; new: fox"):
         refuse_changes(facts(3), values, renamed, ["dataset"], tmp_path)
@@ -338,12 +338,12 @@ def test_all_that_changed_is_refused_at_once_and_the_permission_is_accepted(tmp_
 def test_changed_validation_images_are_refused(tmp_path):
     values, old = load_recipe("digits").values, facts(3)
     other = {**DATASET, "val": {"num_images": 4, "fingerprint": "xyz"}}
-    with pytest.raises(DataError, match="4 validation images then, 4 now") as refusal:
+    with pytest.raises(DataError, match="validation") as refusal:
         refuse_changes(old, values, other, [], tmp_path)
     assert "--allow-changed dataset" in str(refusal.value)
     assert refuse_changes(old, values, other, ["dataset"], tmp_path) == []
     assert [validation_changes(old, dataset, []) for dataset in (DATASET, other)] == [False, True]
-    del old.dataset["val"]  # As 0.1.0 wrote it.
+    del old.dataset["val"]  # Version 0.1.0 wrote no `val`.
     assert refuse_changes(old, values, other, [], tmp_path) == []
     assert not validation_changes(old, other, [])
 
@@ -365,7 +365,7 @@ def test_what_a_fresh_start_alone_obeys_is_not_recorded(key, value, tmp_path):
         assert kept == old
         assert key in notice
         assert str(value) in notice
-    assert keep_first_settings(values, old, []) == (values, [])  # Which is then refused:
+    assert keep_first_settings(values, old, []) == (values, [])  # refuse_changes then refuses the change:
     with pytest.raises(UsageError, match=key):
         refuse_changes(facts(3), values, DATASET, [], tmp_path)
     assert keep_first_settings(values, {}, [key]) == (values, [])  # A fresh start.

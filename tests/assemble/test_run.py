@@ -57,22 +57,21 @@ def test_durations_of_other_units_are_compared_when_an_epoch_is_known(narrow, lo
 
 @pytest.fixture
 def photos(tiny_image_folder, tmp_path):
-    """One split has files that are passed over, the other one has a single file."""
+    """A training split with three files that are passed over, and a validation split with one."""
     root = shutil.copytree(tiny_image_folder(), tmp_path / "photos")
     for name in ("train/class_0/a.webp", "train/class_1/b.webp", "train/list.txt", "val/class_2/c.heic"):
         (root / name).touch()
     return root
 
 
-PASSED_OVER = ["warning: {}/train: 3 files are passed over (2 .webp, 1 .txt)"]
-PASSED_OVER += ["warning: {}/val: 1 files are passed over (1 .heic)"]
+PASSED_OVER = ("(2 .webp, 1 .txt)", "(1 .heic)")
 
 
 @pytest.mark.parametrize("val", ["val", "train"])
 def test_what_readers_report_is_reported_once_at_each_start_and_logged(
     narrow, load_synthetic, photos, tmp_path, capsys, val
 ):
-    """Also where the index is there already. Times that show no changes are reported the same way."""
+    """The second start reads the index of the first. Times that show no changes are reported the same way."""
     for folder in (photos / "train").iterdir():
         os.utime(folder, (0, 0))
     data = f"data={{format: folder, root: {photos}, image_size: 32, workers: 0, val_split: {val}}}"
@@ -81,11 +80,14 @@ def test_what_readers_report_is_reported_once_at_each_start_and_logged(
         Run(loaded.values, {}, World(), Console(enabled=True, log=tmp_path / "log.txt"), loaded.meant)
         out = capsys.readouterr().out
         log = (tmp_path / "log.txt").read_text()
-        for split, line in zip(("train", "val"), PASSED_OVER, strict=True):
+        for split, counts in zip(("train", "val"), PASSED_OVER, strict=True):
             expected = int(split in ("train", val))
-            assert out.count(line.format(photos)) == expected
-            assert log.count(line.format(photos)) == start * expected
-        assert out.count(f"warning: {photos}/train: the times do not show changes") == 1
+            assert out.count(counts) == expected
+            assert log.count(counts) == start * expected
+        lines = [line for line in out.splitlines() if line.startswith(f"warning: {photos}/train: ")]
+        assert len(lines) == 2
+        assert ".webp" in lines[0]
+        assert "times" in lines[1]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -95,7 +97,7 @@ def test_a_validation_reports_them_too(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(validation, "evaluate", lambda *_, **__: Evaluation(50.0, 100.0, 1.0, 12, 1.0))
     for _ in range(2):
         validate(tmp_path / "weights.safetensors", World(), str(photos), "val", None, None)
-        assert capsys.readouterr().out.count(PASSED_OVER[1].format(photos)) == 1
+        assert capsys.readouterr().out.count(PASSED_OVER[1]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ the warm-up

@@ -45,7 +45,7 @@ def status(run: Path) -> dict[str, object]:
 
 
 def test_a_run_is_finished_when_its_last_checkpoint_is_on_the_disk(train_synthetic, happened, tmp_path):
-    """Every write is over when the next one begins. Step 6 is written before its validation and as the best."""
+    """Every write ends before the next write begins. Step 6 is saved before the validation, and then as the best."""
     train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=1st"])
     writes = [(kind, step) for step in (*range(1, 7), 6) for kind in ("begin", "end")]
     assert happened == [("running", 0), *writes, ("finished", 6)]

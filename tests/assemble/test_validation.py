@@ -41,7 +41,7 @@ def by_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bare_file(path: Path, num_classes: int) -> Tensor:
-    """Write weights without names of classes. Returns the logits of any image: none are alike."""
+    """Write weights without class names. Return the logits of any image; no two logits are equal."""
     torch.manual_seed(0)
     state = create_model("seresnext26", num_classes).state_dict()
     state["last_linear.bias"] = torch.randperm(num_classes) / 100.0
@@ -56,7 +56,7 @@ def png(seed: int = 0) -> bytes:
 
 
 def image_folder(root: Path, names: list[str], counts: list[int]) -> Path:
-    """`val` with so many images of each class, label 0 first."""
+    """Write `val` with a number of images for each class. The first class has label 0."""
     for name, count in zip(names, counts, strict=True):
         folder = root / "val" / name
         folder.mkdir(parents=True)
@@ -66,7 +66,7 @@ def image_folder(root: Path, names: list[str], counts: list[int]) -> Path:
 
 
 class InMemory:
-    """A reader of such a folder, without thousands of files."""
+    """A reader like one of `image_folder`, without thousands of files."""
 
     fingerprint = ""
     notices = ()
@@ -98,7 +98,7 @@ def measured(file: Path, root: Path, tmp_path: Path) -> dict[str, Any]:
 def test_labels_of_a_bare_file_are_those_that_numbers_name(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """`7`, `007` and the WordNet id of label 7 give the same. Oracle: the sum over the labels themselves."""
+    """`7`, `007` and the WordNet id of label 7 give the same result. The oracle is the sum over the labels."""
     logits = bare_file(tmp_path / "w.safetensors", count)
     counts = [3 if label == 7 or label == int(logits.argmax()) else 1 for label in range(count)]
     labels = torch.tensor([label for label, many in enumerate(counts) for _ in range(many)])
@@ -116,7 +116,7 @@ def test_labels_of_a_bare_file_are_those_that_numbers_name(
         assert report["num_images"] == len(labels)
         assert report["top1"] == 100 * 3 / len(labels)
         assert report["loss"] == pytest.approx(loss, rel=1e-12)
-        assert ("has no class names" in capsys.readouterr().out) is (form != "wordnet")
+        assert ("class names" in capsys.readouterr().out) is (form != "wordnet")
 
 
 @pytest.mark.usefixtures("by_bias")
@@ -151,7 +151,7 @@ def test_the_classes_of_a_checkpoint_are_its_own(tmp_path: Path, capsys: Any, ch
     file = checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", *names)
     report = measured(file, image_folder(tmp_path / "data", names, [1, 2, 3]), tmp_path)
     assert report["num_images"] == 6
-    assert "has no class names" not in capsys.readouterr().out
+    assert "class names" not in capsys.readouterr().out
 
 
 def test_a_run_folder_is_its_best(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:
@@ -163,7 +163,7 @@ def test_a_run_folder_is_its_best(tmp_path: Path, capsys: Any, checkpoint: Calla
     validate(tmp_path / "run", World(), None, None, None, tmp_path / "report.json")
     out = capsys.readouterr().out
     assert str(best) in out
-    assert "top-5" not in out  # Of three classes.
+    assert "top-5" not in out  # There are three classes.
     assert json.loads((tmp_path / "report.json").read_text())["top5"] == 100
 
 

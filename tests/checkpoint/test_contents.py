@@ -268,8 +268,8 @@ def test_other_formats_and_bad_facts_are_refused(change, message):
     assert "some/file" in str(failure.value)
 
 
-def test_what_a_run_may_write_is_read():
-    """The control: the bounds themselves, and the values that a run has before anything happened."""
+def test_values_that_a_run_may_write_are_read():
+    """The control: values at the limits, and the values of a run that has just begun."""
     history = [{"step": 5, "reason": "the loss is nan", "samples": ["a.jpg"] * 16}] * 1000
     best = {"step": 5, "top1": 100, "top5": 0.0, "weights": "ema"}
     progress = {"step": 5, "evaluated": 5, "best": best, "unlogged_loss": -1e30, "unlogged_steps": 0}
@@ -293,7 +293,7 @@ def test_what_a_run_may_write_is_read():
 def test_values_that_no_run_can_use_are_named(name, value):
     run = Run()
     tensors = {key: tensor.clone() for key, tensor in snapshot(run).items()}
-    contents.check_fits(tensors, run.parts(), "some/file")  # The control; running means may be negative.
+    contents.check_fits(tensors, run.parts(), "some/file")  # The control. A running mean may be negative.
     tensors["model.1.running_mean"].fill_(-1)
     contents.check_fits(tensors, run.parts(), "some/file")
     tensors[name].reshape(-1)[0] = value

@@ -192,7 +192,7 @@ def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
     store.point(tmp_path, "last", path)
     damage(path)
     before = names(tmp_path)
-    for _ in range(2):  # Nothing changes until the start is accepted.
+    for _ in range(2):  # The folder stays unchanged until the start is accepted.
         found, warnings, damaged = store.newest_valid(tmp_path)
         assert found == tmp_path / "step-00000002.safetensors"
         assert len(warnings) == 1
@@ -230,12 +230,12 @@ def test_a_copy_under_last_saves_the_day(tmp_path, monkeypatch):
 
 
 def separate(folder, step, name):
-    """A checkpoint that stands under the name of a pointer only, as where links fail."""
+    """Write a checkpoint under the name of a pointer only, as on a file system without links."""
     return save(folder, step).rename(folder / f"{name}.safetensors")
 
 
 def test_the_newest_by_step_wins_among_all_names(tmp_path):
-    """Its step file was removed or damaged, and a pointer has a copy. What was set aside is no candidate."""
+    """A pointer may have the only copy. Files that were set aside are no candidates."""
     best, last = separate(tmp_path, 7, "best"), separate(tmp_path, 9, "last")
     for name in ("step-00000011.safetensors.superseded", "best.superseded-1.safetensors", "earlier-1"):
         save(tmp_path, 11).rename(tmp_path / name)
@@ -244,13 +244,13 @@ def test_the_newest_by_step_wins_among_all_names(tmp_path):
     damage(last)
     assert store.newest_valid(tmp_path)[::2] == (best, [last])
     newest = save(tmp_path, 7)
-    assert store.newest_valid(tmp_path).path == newest  # At one step the file that is called by it.
+    assert store.newest_valid(tmp_path).path == newest  # At equal steps, the step file wins.
     for path in (newest, best):
         damage(path)
     assert store.newest_valid(tmp_path)[::2] == (older, [last, newest, best])
 
 
-def test_what_is_inside_counts_and_not_the_name(tmp_path):
+def test_the_step_inside_counts_and_not_the_name(tmp_path):
     newest = save(tmp_path, 6)
     save(tmp_path, 4).rename(tmp_path / "step-00000010.safetensors")
     assert store.newest_valid(tmp_path).path == newest
@@ -262,10 +262,11 @@ def test_a_link_to_nothing_is_passed_over(tmp_path):
     (tmp_path / "step-00000002.safetensors").symlink_to(tmp_path / "nowhere")
     found, (warning,), damaged = store.newest_valid(tmp_path)
     assert (found, damaged) == (path, [])
-    assert "step-00000002.safetensors cannot be read (No such file or directory)" in warning
+    assert "step-00000002.safetensors" in warning
+    assert "No such file or directory" in warning
     for pointer in (path, tmp_path / "last.safetensors"):
         pointer.unlink()
-    with pytest.raises(CheckpointError, match="none of the 1"):
+    with pytest.raises(CheckpointError, match="step-00000002"):
         store.newest_valid(tmp_path)
 
 

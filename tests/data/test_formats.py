@@ -15,7 +15,7 @@ def zipped() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("data", "kind"),
     [
         (b"", "is empty"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
@@ -37,7 +37,7 @@ def zipped() -> bytes:
         ("Käfer".encode("latin-1"), "of an unknown kind"),
     ],
 )
-def test_what_a_file_is(data: bytes, what: str):
+def test_the_kind_of_a_file(data: bytes, kind: str):
     found, cure = describe_format(data)
-    assert what in found
+    assert kind in found
     assert ("convert" in cure) == ("image," in found)

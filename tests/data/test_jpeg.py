@@ -103,14 +103,14 @@ HEADS = [b"\x08\0\x18\0\x14\1\1\x11\0", b"\1\1\0\0\x3f\0", b"\3", b"JFIF", b"Ado
 @given(
     strategies.lists(strategies.sampled_from(MARKERS + LENGTHS + HEADS) | strategies.binary(max_size=20)).map(b"".join)
 )
-@example(b"\xc0\0\0" + bytes(9))  # The length of a frame, its own two bytes with it, is at least 8.
+@example(b"\xc0\0\0" + bytes(9))  # The length of a frame includes the two length bytes and is at least 8.
 @example(b"\xc0\0\x02" + bytes(9))
 @example(b"\xc0\0\x07\x08\0\x18\0\x14" + bytes(9))
 @example(b"\xc0\0\x08\x08\0\x18\0\x14\1" + bytes(9))
 @example(b"\xc0\0\x0b\x08\0\x18\0\x14\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0\xff\xd9")
 @example(b"\xc0\0\x0b\x08\0\x18\0\x14\1\1\x11\0\xff\xda\0\x0b\1\1\0\0\x3f\0\xff\xd9\0")
 @example(b"\xc2\0\x0b\x08\0\x18\0\x14\1\1\x11\0\xff\xda\0\x02\1\1\0\0\x3f\0\xff\xd9")
-def test_no_bytes_make_it_raise(tail: bytes):
+def test_no_bytes_raise(tail: bytes):
     for data in (tail, b"\xff\xd8\xff" + tail, b"\xff\xd8\xff" + tail + b"\xff\xd9"):
         assert isinstance(read_frame(data), Frame | None)
 
@@ -120,12 +120,12 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def scan(first: int, last: int, high: int, low: int, coded: bytes = b"\x55\xff\0\x55") -> bytes:
-    """A scan of the one component."""
+    """Return a scan of the single component."""
     return segment(0xDA, bytes((1, 1, 0, first, last, high << 4 | low))) + coded
 
 
 def gray(*parts: bytes, marker: int = 0xC2) -> bytes:
-    """A gray JPEG of these parts, without tables, for which no decoder is asked."""
+    """Return a gray JPEG of these parts. It has no tables, since no decoder reads the file."""
     return b"\xff\xd8" + segment(marker, b"\x08\0\x18\0\x14\1\1\x11\0") + b"".join(parts) + b"\xff\xd9"
 
 
@@ -163,7 +163,7 @@ def test_many_scans_are_not_plain():
         (b"\xff", False),
     ],
 )
-def test_markers_within_what_is_coded(coded: bytes, is_plain: bool):
+def test_markers_within_coded_data(coded: bytes, is_plain: bool):
     sequential = segment(0xDA, b"\1\1\0\0\x3f\0") + coded
     restarts = segment(0xDD, b"\0\1")
     assert read_frame(gray(restarts, sequential, marker=0xC0)) == Frame(20, 24, is_plain)

@@ -30,7 +30,7 @@ def test_only_a_regular_file_is_opened(tmp_path):
     for name in ("file", "link"):
         with os.fdopen(open_regular(tmp_path / name), "rb") as file:
             assert file.read() == b"content"
-    os.mkfifo(tmp_path / "pipe")  # An ordinary open would wait for a writer.
+    os.mkfifo(tmp_path / "pipe")  # A plain open waits for a writer.
     (tmp_path / "device").symlink_to("/dev/zero")
     before = sorted(Path("/proc/self/fd").iterdir())
     for name in ("pipe", "device", "."):

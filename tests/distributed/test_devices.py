@@ -1,4 +1,4 @@
-"""GPUs that a machine has and torch does not see; the machine is a folder."""
+"""GPUs that torch does not see. A folder stands for the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRIVERS = {
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """`machine(gpus, driver, cuda) -> message`: what is refused there, if anything, with a torch for this CUDA."""
+    """`machine(gpus, driver, cuda) -> message`: the refusal on a machine with a torch for this CUDA, or no text."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     dev, file = tmp_path / "dev", tmp_path / "version"
     dev.mkdir()
@@ -73,7 +73,7 @@ def test_no_driver_to_be_seen(machine):
 
 
 def test_where_there_is_no_gpu_none_is_missed(machine):
-    """Also a container that was given none: the driver of its host is to be seen in /proc there."""
+    """A container without a GPU has the driver of the host in /proc, too."""
     assert machine(gpus=0) == ""
 
 

@@ -78,10 +78,10 @@ def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
     time.sleep(0.5)
     freeze(ranks[0])
     said = lost(ranks[1:])
-    assert {str(message) for message in said.values()} == {
-        "rank 0 no longer answers, last heard of in step 7; it was killed, for memory perhaps, it is frozen, or its "
-        "machine is gone. A resume continues from step-7"
-    }
+    (message,) = {str(message) for message in said.values()}
+    assert message.startswith("rank 0 ")
+    assert "step 7" in message
+    assert message.endswith("A resume continues from step-7")
     assert {rank: message.is_said for rank, message in said.items()} == {1: False, 2: True, 3: True}
 
 
@@ -90,7 +90,8 @@ def test_a_failed_rank_is_quoted(hearts):
     ranks[1].doing = "step 3"
     ranks[1].stop("MemoryError")
     said = lost([ranks[0], ranks[2]])
-    assert str(said[0]).startswith("rank 1 failed in step 3: MemoryError. ")
+    assert str(said[0]).startswith("rank 1 ")
+    assert "step 3: MemoryError" in str(said[0])
     assert [said[0].is_said, said[2].is_said] == [True, True]  # It has said so itself.
 
 

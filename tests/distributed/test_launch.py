@@ -184,13 +184,17 @@ def test_others_that_cannot_be_met(environment, monkeypatch):
 
 
 def test_a_launcher_is_told_from_the_next(monkeypatch):
-    """People give the same --rdzv-id again, and without one torchrun says `none`; process ids come again, too."""
+    """Users repeat an --rdzv-id, torchrun's default id is `none`, and process ids repeat, too."""
     name = "100"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
     code = "from seresnext.distributed import launcher; print(launcher(), launcher())"
     starts = []
     for _ in range(2):
-        shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; exit $?']  # It waits, as torchrun does.
+        shell = [
+            "sh",
+            "-c",
+            f'"{sys.executable}" -c "{code}"; exit $?',
+        ]  # This shell waits for the command, as torchrun does.
         starts.append(subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
     (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
     assert one == f"{name} {again}"

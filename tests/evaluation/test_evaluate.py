@@ -342,7 +342,7 @@ def test_a_process_alone_waits_for_its_gpu_at_the_end_only(model, images, labels
 
 
 def refused(model, images, labels, size, bad, batch_size=2):
-    """The errors of all ranks for a split with unreadable images, and the number of rounds of each rank."""
+    """Return the errors of all ranks for a split with unreadable images, and the number of rounds of each rank."""
     every = [
         batch._replace(unreadable=tuple((n, f"val/{n}.jpg is empty") for n in bad if n // batch_size == batch.step))
         for batch in batches(images, labels, batch_size)
@@ -375,7 +375,7 @@ def refused(model, images, labels, size, bad, batch_size=2):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_all_unreadable_images_are_named_at_once_on_every_rank(model, images, labels, size):
-    """In the order of the images, whoever had them, after the last batch."""
+    """The error comes after the last batch and lists the images in their order, from all ranks."""
     bad = [21, 2, 3, 8, 13]
     errors, rounds = refused(model, images, labels, size, bad)
     assert len({str(error) for error in errors.values()}) == 1

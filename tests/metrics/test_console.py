@@ -94,7 +94,7 @@ def test_plain_lines_without_a_terminal(tmp_path):
 
 
 def test_a_log_that_is_a_pipe_without_a_reader_is_a_warning(tmp_path):
-    """And not a wait without end."""
+    """A plain open of such a pipe waits without end."""
     os.mkfifo(tmp_path / "log.txt")
     stream = io.StringIO()
     console = Console(True, tmp_path / "log.txt", stream)

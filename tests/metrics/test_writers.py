@@ -111,20 +111,20 @@ def test_lists_within_lists_are_no_event(tmp_path, warnings):
     assert path.read_text() == good + good
 
 
-@pytest.mark.parametrize("what", ["/dev/full", "/dev/zero", "/dev/null", "pipe", "folder", "large"])
-def test_what_has_no_end_is_not_read(tmp_path, warnings, what):
-    """Else the start would take all memory, or wait without end."""
+@pytest.mark.parametrize("kind", ["/dev/full", "/dev/zero", "/dev/null", "pipe", "folder", "large"])
+def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
+    """A read takes all memory, or waits without end."""
     path = tmp_path / "m"
-    if what == "pipe":
+    if kind == "pipe":
         os.mkfifo(path)
-    elif what == "folder":
+    elif kind == "folder":
         path.mkdir()
-    elif what == "large":
+    elif kind == "large":
         with path.open("wb") as file:
             file.truncate((1 << 30) + 1)  # A file with a hole, of no blocks.
     else:
-        path.symlink_to(what)
-    with pytest.raises(OSError, match="bytes" if what == "large" else "regular file"):
+        path.symlink_to(kind)
+    with pytest.raises(OSError, match="bytes" if kind == "large" else "regular file"):
         JsonLines(path, warnings.append)
 
 
@@ -132,14 +132,14 @@ def test_what_has_no_end_is_not_read(tmp_path, warnings, what):
     ("lines", "reaches"),
     [
         ([5, 10, -10], True),
-        ([5, -5, 10, -10, 15, -15], True),  # Those of later steps go.
+        ([5, -5, 10, -10, 15, -15], True),  # Lines of later steps are removed.
         ([5, 10], False),
         ([5, -10], False),
         ([-10, 10, None], False),
         ([], False),
     ],
 )
-def test_lost_lines_are_noticed(tmp_path, warnings, lines, reaches):
+def test_lost_lines_are_found(tmp_path, warnings, lines, reaches):
     """Positive numbers are steps of `train` events, negative ones of validations, None is garbage."""
     path = tmp_path / "m"
     events = [{"event": "train" if step > 0 else "validate", "step": abs(step)} if step else None for step in lines]

@@ -1,4 +1,4 @@
-"""Which file a path for weights stands for."""
+"""The file that a path for weights stands for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Advice on sizes of batches: each is accepted by every check, alone and together."""
+"""Advice on batch sizes: every check accepts each advice, alone and with all others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCHES = st.fixed_dictionaries(
 
 
 def changed(values: dict[str, object], settings: str) -> dict[str, object]:
-    """The values with `batch.global_size=8 and batch.micro_size=2`."""
+    """Return the values with settings such as `batch.global_size=8 and batch.micro_size=2`."""
     return values | {key.partition(".")[2]: int(value) for key, value in re.findall(r"([a-z_.]+)=(\d+)", settings)}
 
 
@@ -50,7 +50,7 @@ def problems_of(sizes: dict[str, object]) -> list[str]:
 @settings(max_examples=300, deadline=None)
 @given(sizes=BATCHES)
 def test_the_advice_on_sizes_is_accepted(sizes: dict[str, object]) -> None:
-    """Each alone where it is the only problem, and all together else."""
+    """The advice for a single problem is enough alone. The advice for several problems is applied together."""
     everything = []
     for problem in problems_of(sizes):
         key = re.findall(r"(batch\.global_size|batch\.micro_size|augment\.repeats|mix\.mixup)", problem)[0]

@@ -56,7 +56,7 @@ def test_a_value_may_hold_number_signs(text: str) -> None:
 
 
 def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`~` is expanded in files, bases and overrides, not in the recipe of a checkpoint."""
+    """`~` is expanded in files, bases and overrides, but not in the recipe of a checkpoint."""
     monkeypatch.setenv("HOME", str(tmp_path / "house"))
     (tmp_path / "house").mkdir()
     (tmp_path / "house" / "base.yaml").write_text("model: {name: seresnext26, weights: ~/w.pth}\ndata: {cache: ~}\n")

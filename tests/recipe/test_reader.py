@@ -77,7 +77,7 @@ def test_a_number_sign_on_the_command_line_cuts_nothing(words: list[str], within
     root, problems = read_value(value, "data.root")
     assert root is not None
     assert (root.plain(), problems) == (expected, [])
-    if within == " " and " #" in text:  # In a file it begins a comment, for us and for every other reader.
+    if within == " " and " #" in text:  # In a file, ` #` begins a comment for every YAML reader.
         root, _ = read_yaml(text, str)
         assert (root and root.plain()) == yaml.safe_load(text) != text
 

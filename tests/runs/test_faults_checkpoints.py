@@ -111,7 +111,7 @@ def test_what_is_refused_is_refused_once_in_every_world(faulty, run_again, tmp_p
         assert words in result.stderr, error
         assert f"{ROOT}/seresnext" not in result.stderr
         assert status(run)["state"] == "failed"
-        assert not status(run)["reason"].startswith("rank")  # What all see is no rank's.
+        assert not status(run)["reason"].startswith("rank")  # All ranks see the problem, so the reason names no rank.
         assert words in (run / "log.txt").read_text()
 
 
@@ -147,7 +147,7 @@ def test_all_damaged_is_refused_once(stopped, run_again):
 
 @pytest.mark.full
 def test_swapped_names(stopped, run_again, whole_digest):
-    """What is inside counts: the one called step 4 is of step 6, and from there it goes on."""
+    """The step inside the file counts: the run resumes from the file named step 4, which has step 6."""
     newer, older = (stopped / "checkpoints" / f"step-0000000{step}.safetensors" for step in (6, 4))
     newer.rename(newer.with_suffix(".aside"))
     older.rename(newer)

@@ -122,7 +122,7 @@ def test_a_disk_that_is_full(faulty, tmp_path):
     assert f"error: cannot write to the run folder {run}: No space left on device ({run}/" in said
     assert "; 0 bytes are free; make room there" in said
     assert said.splitlines()[-1] == "2"
-    assert status(tmp_path)["reason"].startswith("cannot write to the run folder")
+    assert status(tmp_path)["reason"].startswith("cannot write ")
 
 
 @needs_mounts

@@ -36,7 +36,7 @@ POINTS = {
 SAVES = ("--set", "checkpoint.every=2st")
 WORLDS = (1, 2, 3, 4)
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
-# These take the same way: each meets a third of the points, and all of them together every one.
+# These signals share their code: each meets a third of the points, and all three together meet every point.
 OTHERS = ("SIGHUP", "SIGUSR2", "SIGXCPU")
 # Which process gets it: torchrun, the first rank, or the last one with its loader workers, which must not die of it
 # before the save.
@@ -168,7 +168,7 @@ def test_after_the_last_step_it_is_finished(start_faulty, whole_digest, tmp_path
 
 @pytest.mark.full
 def test_torchrun_passes_on_that_its_terminal_was_closed(faulty, tmp_path):
-    """Also without --signals-to-handle. The workers have other sessions, and no terminal."""
+    """This holds without --signals-to-handle. The workers have other sessions and no terminal."""
     result = faulty(tmp_path / "run", Fault("step:3", "torchrun:SIGHUP", rank=1))
     assert result.returncode != 0
     assert status(tmp_path / "run")["state"] == "preempted"
@@ -187,7 +187,7 @@ def test_a_signal_that_torchrun_does_not_handle_still_saves(start_faulty, assert
     assert_goes_on(run)
 
 
-# What a terminal's emulator does: a session of its own, and one day the window is closed.
+# Like a terminal emulator: start a session, and close the window later.
 TERMINAL = """
 import os, pty, select, sys
 from pathlib import Path
@@ -199,7 +199,7 @@ while not Path(sys.argv[1]).exists():
     if select.select([window], [], [], 0.05)[0]:
         try:
             os.read(window, 4096)
-        except OSError:  # Before the program has it open.
+        except OSError:  # The program has not opened the terminal yet.
             pass
 os.close(window)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -208,7 +208,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 @pytest.mark.parametrize("shell", [(), pytest.param(("nohup",), marks=pytest.mark.full)], ids=["plain", "nohup"])
 def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_goes_on, tmp_path, shell):
-    """A run saves and is preempted; under nohup it trains to its end."""
+    """A run saves and is preempted. Under nohup, the run trains to the end."""
     run, faults = tmp_path / "run", Faults(tmp_path / "faults", [Fault("step:3", "sleep:1.5")])
     program = [sys.executable, *narrow_arguments(run)]
     closed = [sys.executable, "-c", TERMINAL, tmp_path / "faults" / "happened-0", *shell, *program]
@@ -224,7 +224,7 @@ def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_goes_
 
 
 def test_the_limit_of_cpu_time_is_reached(faulty, tmp_path):
-    """Not a signal that a test sends, but the kernel's."""
+    """The kernel sends the signal, not the test."""
     run = tmp_path / "run"
     result = faulty(run, Fault("step:3", "cpu"), world=1)
     assert result.returncode == 0, result.output
@@ -234,7 +234,7 @@ def test_the_limit_of_cpu_time_is_reached(faulty, tmp_path):
 
 
 def test_ctrl_c_to_our_torchrun_ends_with_saved(start_torchrun, narrow_arguments, tmp_path):
-    """torchrun itself would end with a traceback."""
+    """PyTorch's torchrun ends with a traceback here."""
     run = tmp_path / "run"
     faults = Faults(tmp_path / "faults", [Fault("step:3", "hold-until-asked", rank) for rank in range(2)])
     command = start_torchrun(2, narrow_arguments(run), torchrun=OWN_TORCHRUN, env=faults.environment)

@@ -116,12 +116,12 @@ def test_under_torchrun_the_message_comes_once(torchrun, train_arguments, tmp_pa
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert error.startswith("error: ")
     assert "3 class folders" in error
-    # torchrun's box has the message, and not `<N/A>`.
+    # torchrun's box has the message instead of `<N/A>`.
     assert result.stderr.partition("Root Cause")[2].count("3 class folders") == 1
 
 
 def test_our_torchrun_ends_as_its_workers(torchrun, train_arguments, tmp_path):
-    """A folder that is not there: one line, no rank to blame, the exit code of data, and no line of torchrun's."""
+    """A missing folder gives one line without a rank, the exit code of data, and no line of torchrun."""
     arguments = train_arguments(tmp_path / "run", "--data", str(tmp_path / "nowhere"))
     result = torchrun(2, arguments, torchrun=OWN_TORCHRUN)
     assert result.returncode == 3, result.output
@@ -174,7 +174,7 @@ def test_ctrl_c_while_torch_is_imported(start_command, command, tmp_path):
         running.wait_for(lambda running=running: b"torch" in Path(f"/proc/{running.process.pid}/maps").read_bytes())
         running.process.send_signal(signal.SIGINT)
         result = running.finish()
-        if "error" not in result.stderr:  # On a busy machine it may be done before the signal comes.
+        if "error" not in result.stderr:  # On a busy machine, the command may end before the signal comes.
             break
     assert result.returncode == 130
     assert result.output == ""

@@ -124,7 +124,7 @@ def test_lost_lines_are_a_warning(tmp_path):
     whole = [json.dumps(event(step, kind)) for step in (10, 20, 30) for kind in ("train", "validate")]
     text = "\n".join(whole) + "\n"
     assert resume_with(tmp_path, text, io.StringIO()) == []
-    assert resume_with(tmp_path, text + text[:20], io.StringIO()) == []  # The half line of a kill.
+    assert resume_with(tmp_path, text + text[:20], io.StringIO()) == []  # A killed run leaves half a line.
     for lost in (None, "", text[:100], text.replace(whole[1], "#" * 30), "[" * 5000 + "\n" + text):
         (warning,) = resume_with(tmp_path, lost, io.StringIO())
         assert "step" in warning

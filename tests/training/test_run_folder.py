@@ -110,17 +110,17 @@ def test_a_refused_start_leaves_no_folder(path):
     (path / "log.txt").touch()
     assert folder.discard()
     assert not path.parent.exists()
-    path.mkdir(parents=True)  # By the user, who finds it as it was.
+    path.mkdir(parents=True)  # The user makes this folder, and the folder stays.
     assert opened(path).discard()
     assert list(path.iterdir()) == []
 
 
 @pytest.mark.parametrize("why", ["a run", "somebody's file", "accepted", "another rank", "no locks"])
-def test_but_none_that_is_of_use(path, why, monkeypatch):
+def test_a_refused_start_leaves_a_folder_in_use(path, why, monkeypatch):
     path.mkdir(parents=True)
     if why == "a run":
         (path / "metrics.jsonl").touch()
-    if why == "no locks":  # Another training may be there, too.
+    if why == "no locks":  # Another training may use the folder.
         monkeypatch.setattr("fcntl.flock", no_locks)
     folder = RunFolder(path, World(rank=1, size=2)) if why == "another rank" else opened(path)
     if why == "accepted":
@@ -133,7 +133,7 @@ def test_but_none_that_is_of_use(path, why, monkeypatch):
 
 
 def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
-    """One start was refused and removed its folder when another had opened the lock: that one makes them again."""
+    """A refused start removes the folder after a second start opened the lock. The second start makes both again."""
     first, real = opened(path), fcntl.flock
     waiting = [first]
 
@@ -162,7 +162,7 @@ def test_a_refusal_before_the_folder_is_held_stands_in_it(path, state):
     assert listing(path) == ["log.txt", "status.json"]
 
 
-def test_but_not_in_one_that_a_training_holds(path):
+def test_a_refusal_is_not_recorded_in_a_folder_in_use(path):
     folder = opened(path)
     folder.write_status("running", 7)
     before = {name: (path / name).read_bytes() for name in listing(path)}
@@ -190,7 +190,7 @@ def test_metrics_that_cannot_be_continued_are_found_first(path, what):
 
 
 def test_a_run_folder_among_the_data_is_refused(tmp_path):
-    """Links resolved on either side; and the data where a run writes."""
+    """Links are resolved on both sides. Data inside the run folder is refused, too."""
     data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (data / "train").mkdir(parents=True)
@@ -208,7 +208,7 @@ def test_a_run_folder_among_the_data_is_refused(tmp_path):
         check_output(Path("a\0b"), folders)
     for output in (tmp_path, tmp_path / "data2", tmp_path / "run" / "x", Path("run")):
         check_output(output, folders)
-    check_output(data, [])  # Made-up images, or those of a server.
+    check_output(data, [])  # Synthetic images, or images of a server.
 
 
 # ------------------------------------------------------------------------------------------------ starting afresh
@@ -242,7 +242,7 @@ def test_nothing_is_set_aside_where_nothing_was(path):
 
 
 def test_only_what_a_run_writes_is_set_aside(path):
-    """All else is the user's: data, notes, a repository; and a folder without a run has nothing to set aside."""
+    """All other files are the user's: data, notes, a repository. A folder without a run has nothing to set aside."""
     files = [name if "." in name else f"{name}/file" for name in (*RUN_FILES, "status.json")]
     for name in (*files, ".git/HEAD", "train/a/1.jpg", "notes.txt", "earlier-1/recipe.yaml"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -339,8 +339,8 @@ def test_the_environment_is_this_one():
     assert environment["git_commit"] is None or environment["git_commit"].removesuffix("-dirty") == head
 
 
-def test_what_differs_of_the_environment_is_one_line():
-    """Fields that the checkpoint lacks, or that change no number, are passed over."""
+def test_a_changed_environment_is_one_line():
+    """Fields that the checkpoint lacks, or that change no number, are not compared."""
     now = json.loads(json.dumps(describe_environment(World())))
     assert compare_environments(now, now) is None
     assert compare_environments({}, now) is None

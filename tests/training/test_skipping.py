@@ -273,7 +273,7 @@ def test_what_is_kept_is_plain_data_and_no_more_than_a_person_looks_at():
 
 
 def doubt_after(losses, best=1, history=()):
-    """The doubt about a run whose validations, after steps 1, 2 and so on, had these losses."""
+    """Return the doubt about a run with these validation losses after steps 1, 2 and so on."""
     progress = Progress(history=list(history), best={"step": best, "top1": 1.0})
     for step, loss in enumerate(losses, 1):
         progress.history = with_validation(progress.history, step, loss, progress.evaluated)
@@ -289,11 +289,11 @@ def test_a_run_that_ends_with_a_validation_that_is_not_finite_is_in_doubt(bad):
     assert "since step 2" in doubt_after([1.0, bad, bad, bad])
     assert "since step 4" in doubt_after([1.0, bad, 3.0, bad, bad])
     assert doubt_after([1.0, bad, 3.0]) is None
-    assert "best checkpoint, of step 2" in doubt_after([1.0, bad, 3.0], best=2)
+    assert "step 2" in doubt_after([1.0, bad, 3.0], best=2)
 
 
 def test_skipped_steps_are_no_doubt():
-    """An entry of a step is not taken for one of a validation after that step."""
+    """An entry of a skipped step is not taken for an entry of a validation after this step."""
     skip = Skip(2, "the loss is nan in micro-batch 1 of 2", ["a.jpg"])
     assert doubt_after([1.0, 2.0], best=2, history=skip.remembered([])) is None
 

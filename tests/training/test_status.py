@@ -48,10 +48,10 @@ def test_status_says_how_it_is(tmp_path):
     }
 
 
-def test_what_was_saved_and_how_long_it_is_stays_until_the_end(tmp_path):
+def test_saved_step_total_and_best_stay_until_the_end(tmp_path):
     best = {"step": 10, "top1": 62.5, "top5": 75.0, "weights": "ema"}
     note_progress(tmp_path, saved_step=10)
-    assert read_status(tmp_path) == {}  # There is no run to note it of.
+    assert read_status(tmp_path) == {}  # There is no run.
     write(tmp_path, "running", 0)
     started = read_status(tmp_path)["started"]
     note_progress(tmp_path, step=12, saved_step=None, total_steps=100)
@@ -59,14 +59,14 @@ def test_what_was_saved_and_how_long_it_is_stays_until_the_end(tmp_path):
     found = read_status(tmp_path)
     assert (found["step"], found["saved_step"], found["total_steps"], found["best"]) == (12, 10, 100, best)
     write(tmp_path, "failed", 13, "rank 1: gone")
-    note_progress(tmp_path, saved_step=13)  # A write that ended after another rank had failed.
+    note_progress(tmp_path, saved_step=13)  # This write ends after another rank has failed.
     found = read_status(tmp_path)
     assert (found["state"], found["reason"], found["saved_step"]) == ("failed", "rank 1: gone", 13)
     assert (found["step"], found["total_steps"], found["best"], found["started"]) == (13, 100, best, started)
 
 
 def test_two_threads_of_a_process_lose_no_field(tmp_path):
-    """The training writes its steps, and the thread of checkpoints its saves."""
+    """The training thread writes steps, and the checkpoint thread writes saves."""
     write(tmp_path, "running", 0)
     threads = [
         threading.Thread(target=lambda name=name: [note_progress(tmp_path, **{name: n}) for n in range(200)])
@@ -81,7 +81,7 @@ def test_two_threads_of_a_process_lose_no_field(tmp_path):
 
 
 def test_the_point_of_a_resume(tmp_path):
-    """The newest checkpoint by its step, or none."""
+    """The message has the newest checkpoint by step, or reports that there is none."""
     assert "No checkpoint" in resume_point(tmp_path)
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
@@ -180,7 +180,7 @@ def test_a_status_without_end_is_none(tmp_path, target):
 
 
 def test_of_a_status_by_others_only_plain_values_are_kept(tmp_path):
-    """The next write has these values, so JSON must be able to hold them."""
+    """The next write repeats the values, so JSON must be able to hold each value."""
     deep = "[" * 500 + "]" * 500
     fields = f'"best": {{"step": {deep}}}, "saved_step": "x", "other": {deep}, "started": 3, "total_steps": 7'
     (tmp_path / "status.json").write_text(f'{{"state": "running", {fields}}}')

@@ -29,14 +29,14 @@ def test_a_signal_is_remembered(stop, number):
 
 
 def test_all_that_ends_a_process_from_outside_is_a_request():
-    """Also a closed terminal, the limit of CPU time, and both signals of a user's; not what means a quick end."""
+    """A closed terminal and the limit of CPU time are requests, too. SIGQUIT is not: it asks for a quick end."""
     names = {number.name for number in STOP_SIGNALS}
     assert names == {"SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"}
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(stop, number):
-    """As SIGHUP by nohup. Ctrl-C and SIGTERM are taken: a shell lets what it starts in the background ignore Ctrl-C."""
+    """nohup ignores SIGHUP. SIGINT and SIGTERM are taken, since shells make background jobs ignore SIGINT."""
     is_taken = number in (signal.SIGINT, signal.SIGTERM)
     before = signal.signal(number, signal.SIG_IGN)
     try:

@@ -241,7 +241,7 @@ def test_everything_in_its_order():
         ("save", 4),
         ("evaluate", 4),
         ("validate", 4),
-        ("save", 4),  # The best.
+        ("save", 4),  # This is the new best.
         ("step", 4),
         ("step", 5),
         ("train", 6),
@@ -313,7 +313,7 @@ def test_each_validation_is_saved_before_and_a_new_best_once_more():
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("fails_at", [4, 8])
 def test_an_error_in_a_validation_costs_no_step(monkeypatch, fails_at, calibrated):
-    """A resume from the checkpoint before it repeats the validation and ends as a run that met no error."""
+    """A resume repeats the failed validation and ends like a run without an error."""
     monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: True)
     settings = {"calibrated": calibrated, "right": lambda step: 8 - step // 2, "weights": ("model", "ema")}
     straight = Run(**settings)
@@ -338,7 +338,7 @@ def test_an_error_in_a_validation_costs_no_step(monkeypatch, fails_at, calibrate
 
 
 def test_a_validation_that_is_no_new_best_is_saved_at_the_end_of_the_run():
-    """Else a start of the same command would repeat the last validation."""
+    """Without this save, a start of the same command repeats the last validation."""
     run = Run(right=lambda step: 8 - step)
     run.fit()
     assert run.what("save") == [("save", 4), ("save", 4), ("save", 8), ("save", 8)]

@@ -125,7 +125,9 @@ def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
     while position + 8 <= len(content):
         kind, size = struct.unpack_from("<II", content, position)
         if kind >> 16:
-            # A short element: size and kind share the first four bytes, its content is in the next four.
+            # A short element: size and kind share the first four bytes, and the content is in the next four.
+            if kind >> 16 > 4:
+                raise ValueError("a short element of more than four bytes")
             yield kind & 0xFFFF, content[position + 4 : position + 4 + (kind >> 16)]
             position += 8
             continue

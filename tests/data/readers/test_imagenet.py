@@ -83,7 +83,7 @@ def test_long_names_are_kept(tmp_path: Path):
 
 
 def test_an_archive_replaced_with_its_size_and_time_kept_is_seen(tmp_path: Path):
-    """As `rsync -t` and `cp -p` do."""
+    """`rsync -t` and `cp -p` replace files like this."""
     archive, seen = tmp_path / TRAIN.name, set()
     for name in ("a.JPEG", "b.JPEG"):
         archive.write_bytes(tar({"n01440764.tar": tar({name: b"1"})}))
