@@ -38,8 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Hear Ctrl-C, and let what the tests start hear it: a shell lets what it starts in the background ignore it."""
+    """Take signals as a terminal's program does, also in processes that the tests start.
+
+    A shell lets a background job ignore Ctrl-C, and `nohup` lets a program ignore a closed terminal.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
