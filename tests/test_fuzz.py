@@ -16,11 +16,13 @@ from typing import Any
 
 import fuzz as script
 import pytest
+import torch
 from conftest import ROOT
 from fuzzing.harness import Reader, WrongResult, fuzz, make_input
 from fuzzing.mutations import mutate_bytes
 
 from seresnext.errors import DataError, UsageError, run_script
+from seresnext.runtime import keep_freed_memory
 
 SCRIPTS = ROOT / "scripts"
 
@@ -113,6 +115,13 @@ FAULTS = {
     "control characters": (lambda _: print("\x1b[2J"), "control characters are printed"),
     "a warning": (lambda _: warnings.warn("odd", RuntimeWarning, stacklevel=1), "Python warns: RuntimeWarning"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory():
+    """Free memory of the parent, as after a training, which a child could take unnoticed."""
+    keep_freed_memory(torch.device("cpu"))
+    b"1" * (300 << 20)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -40,6 +40,7 @@ SECONDS = 10.0  # The limit for one input. Most inputs take a few milliseconds.
 MEMORY = 128 << 20  # Bytes that a reader may take for an input,
 MEMORY_PER_BYTE = 64  # and more bytes for each byte of the input.
 _ADDRESS_SPACE = 1 << 30  # Bytes that a child may allocate, so that an endless reading does not fill the machine.
+_M_MMAP_THRESHOLD, _M_MMAP_MAX = -3, -4  # malloc.h
 _MOST_HANGS = 5  # The fuzzer stops testing a reader after this number of hangs and crashes.
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 # Warnings that Python prints by default.
@@ -288,10 +289,14 @@ class _Child:
 def _read_all(
     name: str, reader: Reader, seeds: Sequence[Files], numbers: range, seed: int, scratch: Path, outcomes: Connection
 ) -> None:
+    # Large pieces come from the system and not from free memory of the parent, which would hide the growth.
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    libc.mallopt(_M_MMAP_MAX, 1 << 16)
+    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).malloc_trim(0)  # Free memory of the parent would hide the growth.
     faulthandler.disable()  # The parent reports a crash.
     folder = scratch / "input"
     os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = str(folder / "home")
