@@ -163,5 +163,5 @@ def test_a_run_does_not_go_on_from_it(
     path = forge(tmp_path / "c.safetensors", untrained, {**values, "recipe": {}}, recipe=json_text(values["recipe"]))
     arguments = ["--recipe", recipe, "--data", images, "--output", tmp_path / "run", "--resume", path]
     result = measure("train.py", *arguments)
-    assert_refused(result, code=2 if case == "a recipe without end" else 4, megabytes=900)
+    assert_refused(result, code=3 if case == "a recipe without end" else 4, megabytes=900)
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
