@@ -22,7 +22,6 @@ import fcntl
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -56,6 +55,7 @@ from seresnext.data.readers.shard_files import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError, path_argument, run_script
+from seresnext.process.fork import FORK
 from seresnext.randomness import permutation_at
 from seresnext.training.run_folder import lies_in
 
@@ -225,7 +225,7 @@ def _work(number: int) -> tuple[Shard, np.ndarray]:
 
 def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
     """Write all shards of a split by several processes; the shards and their images."""
-    context = multiprocessing.get_context("fork")
+    context = FORK
     counter = context.Value("q", 0)
     workers = min(workers, job.num_shards)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, counter))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import io
-import multiprocessing
 import os
 import re
 import resource
@@ -29,6 +28,7 @@ from typing import NamedTuple
 import torch
 
 from seresnext.errors import for_terminal
+from seresnext.process.fork import FORK
 
 Files = Mapping[str, bytes | str]
 """An input: files by relative path. A text makes another kind of entry: `folder`, `pipe`, or `link:TARGET`."""
@@ -255,7 +255,7 @@ class _Child:
     def __init__(
         self, name: str, reader: Reader, seeds: Sequence[Files], numbers: range, seed: int, folder: Path
     ) -> None:
-        context = multiprocessing.get_context("fork")
+        context = FORK
         self._outcomes, ours = context.Pipe(duplex=False)
         arguments = (name, reader, seeds, numbers, seed, folder, ours)
         self._process = context.Process(target=_read_all, args=arguments, daemon=True)

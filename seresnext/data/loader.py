@@ -29,6 +29,7 @@ from seresnext.data.progressive import Ramp
 from seresnext.data.slots import Slots
 from seresnext.data.whereabouts import Whereabouts, note_batch
 from seresnext.errors import DataError, Failure
+from seresnext.process.fork import FORK
 from seresnext.signals import begin_child, sparing_children
 
 # Batches that a worker is asked for ahead of their use.
@@ -155,7 +156,7 @@ def open_batches(
             worker_init_fn=partial(_begin_worker, whereabouts) if workers else None,
             # Forked workers share the reader's arrays and start at once; a fork server would import torch anew in each
             # and be sent 1.28 million names. They never touch CUDA, which does not survive a fork.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            multiprocessing_context=FORK if workers else None,
             # A generator of its own: the default one would be drawn from, and dropout with it.
             generator=torch.Generator(),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from seresnext.data.readers import Reader
 from seresnext.data.readers.shard_stores import RemoteShards
 from seresnext.data.readers.shards import ShardReader
 from seresnext.errors import DataError
+from seresnext.process.fork import FORK
 from seresnext.signals import begin_child, sparing_children
 
 _DOWNLOADS = 4
@@ -36,10 +36,9 @@ def look_ahead(reader: Reader, keys: Iterable[BatchKey]) -> Iterator[Iterable[Ba
     if not isinstance(reader, ShardReader) or not isinstance(reader.store, RemoteShards) or sys.platform != "linux":
         yield keys
         return
-    context = multiprocessing.get_context("fork")
-    position = context.Value("q", 0, lock=False)
+    position = FORK.Value("q", 0, lock=False)
     # A fork copies the iterator of the keys as it stands: both sides go through all of them.
-    process = context.Process(target=_run, args=(reader, reader.store, keys, position), daemon=True)
+    process = FORK.Process(target=_run, args=(reader, reader.store, keys, position), daemon=True)
     with sparing_children():
         process.start()
     try:

@@ -1,0 +1,120 @@
+"""A fork that hangs before its first instruction is replaced."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from multiprocessing import queues
+from pathlib import Path
+
+import pytest
+
+from seresnext.process import fork
+from seresnext.process.fork import FORK
+
+# In this process the first fork hangs in place of the deadlock; a file remembers that this has happened.
+HANGS_ONCE = """
+import os, sys, time
+from pathlib import Path
+
+def hang_once():
+    try:
+        os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    time.sleep(600)
+
+os.register_at_fork(after_in_child=hang_once)
+"""
+ANSWER = """
+import multiprocessing
+from seresnext.process import fork
+fork.PATIENCE = 0.5
+context = fork.FORK if sys.argv[2] == "checked" else multiprocessing.get_context("fork")
+queue = context.SimpleQueue()
+process = context.Process(target=queue.put, args=("begun",), daemon=True)
+process.start()
+process.join(5)
+print(queue.get() if process.exitcode == 0 else "hangs")
+process.kill()
+"""
+BATCHES = """
+import numpy as np
+from seresnext.data.loader import evaluation_keys, open_batches
+from seresnext.data.synthetic import SyntheticImages, SyntheticReader
+from seresnext.process import fork
+fork.PATIENCE = 0.5
+source = SyntheticImages(SyntheticReader(8, 2), 16, 3, 0)
+with open_batches(source, evaluation_keys(8, 2, 0, 1), workers=2, timeout=20, pin_memory=False) as batches:
+    print(sum(len(batch.labels) for batch in batches), "images")
+"""
+
+
+def run_script(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("checked", "begun"), ("plain", "hangs")])
+def test_a_fork_that_hangs_at_once_is_replaced(tmp_path, kind, end):
+    """Multiprocessing's own context is the control."""
+    result = run_script(HANGS_ONCE + ANSWER, tmp_path / "happened", kind)
+    assert (result.returncode, result.stdout.strip()) == (0, end), result.stderr
+    assert (tmp_path / "happened").exists()
+
+
+def test_a_loader_worker_that_hangs_at_once_is_replaced(tmp_path):
+    result = run_script(HANGS_ONCE + BATCHES, tmp_path / "happened")
+    assert (result.returncode, result.stdout.strip()) == (0, "8 images"), result.stderr
+    assert (tmp_path / "happened").exists()
+
+
+def test_the_last_attempt_is_not_checked(monkeypatch):
+    """Each attempt is slow here, and the last one still works."""
+
+    class Slow(fork.ForkProcess):
+        def _bootstrap(self, parent_sentinel: int | None = None) -> int:
+            time.sleep(0.5)
+            return super()._bootstrap(parent_sentinel)
+
+    monkeypatch.setattr(fork, "PATIENCE", 0.05)
+    queue: queues.SimpleQueue[int] = FORK.SimpleQueue()
+    process = Slow(target=queue.put, args=(3,), daemon=True)
+    process.start()
+    assert queue.get() == 3
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_a_process_that_ends_at_once_is_no_hang():
+    process = FORK.Process(target=os._exit, args=(7,), daemon=True)
+    started = time.monotonic()
+    process.start()
+    process.join()
+    assert process.exitcode == 7
+    assert time.monotonic() - started < fork.PATIENCE
+
+
+def test_no_descriptor_is_left_open():
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    def run() -> None:
+        process = FORK.Process(target=int, daemon=True)
+        process.start()
+        process.join()
+        process.close()
+
+    run()
+    before = count()
+    for _ in range(5):
+        run()
+    assert count() == before
+
+
+def test_it_is_a_context_of_multiprocessing():
+    assert FORK.get_start_method() == "fork"
+    assert isinstance(FORK, type(multiprocessing.get_context("fork")).__mro__[1])
