@@ -2,12 +2,12 @@
 
 import gc
 
-from seresnext.errors import ProcessEnd, replace_closed_streams
-from seresnext.signals import end_with_launcher, ignore_signals
-from seresnext.training.stopping import StopRequest
+from seresnext.process.exit import ProcessEnd, replace_closed_streams
+from seresnext.process.signals import die_with_launcher, ignore_signals
+from seresnext.process.stop_request import StopRequest
 
 if __name__ == "__main__":
-    end_with_launcher()
+    die_with_launcher()
     gc.disable()  # Until training begins: a quarter of the start went into looking through what is imported and stays.
     replace_closed_streams()
     end = ProcessEnd()

@@ -2,11 +2,11 @@
 
 import gc
 
-from seresnext.errors import ProcessEnd, replace_closed_streams
-from seresnext.signals import end_with_launcher
+from seresnext.process.exit import ProcessEnd, replace_closed_streams
+from seresnext.process.signals import die_with_launcher
 
 if __name__ == "__main__":
-    end_with_launcher()
+    die_with_launcher()
     gc.disable()  # Until the images come, as in train.py.
     replace_closed_streams()
     end = ProcessEnd()

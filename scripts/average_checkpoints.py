@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from seresnext import weights as weight_files
-from seresnext.assemble.resume import AVERAGED, FREE_KEYS
-from seresnext.checkpoint import digested, store
-from seresnext.checkpoint.contents import Facts, check_values, part
-from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, path_argument, run_script
+from seresnext.checkpoint import file_format, store
+from seresnext.checkpoint.contents import CheckpointMetadata, check_values, part
+from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, path_argument
 from seresnext.models import find_weights
+from seresnext.process.exit import run_script
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff, recipe_hash
+from seresnext.run.resume import AVERAGED, FREE_KEYS
 
 
-def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Facts]:
+def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, CheckpointMetadata]:
     """Return the weights of a checkpoint, their kind, and the facts. Raises CheckpointError or UsageError."""
     tensors, metadata = weight_files.read_weights(path)
     if not metadata:
@@ -36,7 +37,7 @@ def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Fact
             f"{path} is a bare file of weights without a recipe, not a checkpoint of this project; give checkpoints of "
             "one recipe"
         )
-    facts = Facts.from_metadata(metadata, str(path))
+    facts = CheckpointMetadata.from_metadata(metadata, str(path))
     try:
         facts = replace(facts, recipe=to_values(recipe_from_values(facts.recipe, str(path))))
     except RecipeError as error:
@@ -51,7 +52,7 @@ def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Fact
     return found, chosen, facts
 
 
-def refuse_others(first: Facts, other: Facts, source: Path, against: Path) -> None:
+def refuse_others(first: CheckpointMetadata, other: CheckpointMetadata, source: Path, against: Path) -> None:
     """Raise CheckpointError unless both come from one recipe and one set of classes."""
     changes = [line for line in diff(first.recipe, other.recipe) if line.partition(":")[0] not in FREE_KEYS]
     if first.dataset["classes"] != other.dataset["classes"]:
@@ -61,12 +62,12 @@ def refuse_others(first: Facts, other: Facts, source: Path, against: Path) -> No
         raise CheckpointError(f"{source} cannot be averaged with {against}, its recipe is another:\n  {listing}")
 
 
-def average(paths: Sequence[Path], weights: str) -> tuple[dict[str, Tensor], Facts]:
+def average(paths: Sequence[Path], weights: str) -> tuple[dict[str, Tensor], CheckpointMetadata]:
     """The mean weights of all checkpoints, and the facts of the newest, for a file that has nothing but `model`."""
     sums: dict[str, Tensor] = {}
     newest: dict[str, Tensor] = {}
-    first: Facts | None = None
-    facts: Facts | None = None
+    first: CheckpointMetadata | None = None
+    facts: CheckpointMetadata | None = None
     for path in paths:
         tensors, weights, found = read_weights(path, weights)
         if first is None or facts is None:
@@ -92,7 +93,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     """Write a new file, whole or not at all. Raises Failure."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        digested.write_synced(temporary, *digested.header(tensors, metadata))
+        file_format.write_synced(temporary, *file_format.header(tensors, metadata))
         temporary.replace(path)
     except OSError as error:
         raise Failure(f"{path} cannot be written: {error.strerror}") from None

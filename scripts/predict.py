@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint.contents import Facts
-from seresnext.data.augment import EvaluationTransform
+from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.distributed import choose_device
-from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal, path_argument, run_script
+from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal, path_argument
 from seresnext.models import Preprocessing, SENet, find_weights, load_pretrained
+from seresnext.process.exit import run_script
 from seresnext.recipe.schema import DataSection
 from seresnext.weights import read_metadata
 from seresnext.weights.names import printable, shown_path
@@ -35,7 +36,7 @@ MAX_PIXELS = DataSection.model_fields["max_pixels"].default
 
 def load_image(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
     """Return a file as the model's input, float32 3 H W. Raises DataError naming the file."""
-    transform = EvaluationTransform(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+    transform = ResizeCenterCrop(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
     try:
         image = transform.of_file(path.read_bytes(), str(path), max_pixels)
     except OSError as error:
@@ -46,13 +47,13 @@ def load_image(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Ten
     return ((image / 255 - mean) / std).permute(2, 0, 1)
 
 
-def recorded_facts(checkpoint: Path) -> Facts | None:
+def recorded_facts(checkpoint: Path) -> CheckpointMetadata | None:
     """Return the metadata of a checkpoint of this project, with the digest checked; None for other files.
 
     Raises CheckpointError for a checkpoint that is damaged.
     """
     metadata = read_metadata(checkpoint)
-    return Facts.from_metadata(metadata, shown_path(checkpoint)) if metadata else None
+    return CheckpointMetadata.from_metadata(metadata, shown_path(checkpoint)) if metadata else None
 
 
 def presumed_classes(num_classes: int) -> Sequence[str]:

@@ -19,7 +19,8 @@ import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, path_argument, run_script
+from seresnext.errors import DataError, path_argument
+from seresnext.process.exit import run_script
 
 # As the authors' page describes a record: one byte of label, then 1,024 bytes each of red, green and blue.
 RECORD = 1 + 3 * 32 * 32

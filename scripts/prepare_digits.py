@@ -16,7 +16,8 @@ import _python
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, path_argument, run_script
+from seresnext.errors import DataError, path_argument
+from seresnext.process.exit import run_script
 from seresnext.randomness import permutation_at
 
 SIZE = 32  # pixels: four times the original, the smallest at which every stage of the network still sees a picture

@@ -17,7 +17,8 @@ import _python  # noqa: F401
 from tqdm import tqdm
 
 from seresnext.data.readers.imagenet import ARCHIVES, Archive, ImagenetReader
-from seresnext.errors import DataError, path_argument, run_script
+from seresnext.errors import DataError, path_argument
+from seresnext.process.exit import run_script
 
 _PIECE = 8 << 20
 

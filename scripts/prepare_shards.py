@@ -39,11 +39,11 @@ import _python  # noqa: F401
 import numpy as np
 from PIL import Image, features
 
-from seresnext.data.decode import decode, is_gray, not_an_image
-from seresnext.data.formats import JPEG, PNG
-from seresnext.data.progress import progress, warn
-from seresnext.data.readers import Reader, open_reader, recognise_form
-from seresnext.data.readers.shard_files import (
+from seresnext.data.decode.formats import JPEG, PNG
+from seresnext.data.decode.pillow import decode, is_gray, not_an_image
+from seresnext.data.readers import Reader
+from seresnext.data.readers.table import detect_format, open_reader
+from seresnext.data.shards.format import (
     INDEX,
     LARGEST_SHARD,
     MANIFEST,
@@ -54,10 +54,12 @@ from seresnext.data.readers.shard_files import (
     index_bytes,
     list_shard,
 )
-from seresnext.errors import DataError, Failure, UsageError, path_argument, run_script
+from seresnext.errors import DataError, Failure, UsageError, path_argument
+from seresnext.process.exit import run_script
 from seresnext.process.fork import FORK
+from seresnext.progress import progress, warn
 from seresnext.randomness import permutation_at
-from seresnext.training.run_folder import lies_in
+from seresnext.run.folder import lies_in
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # What a tar file needs for an image beside its bytes: two headers, a label, and filling.
@@ -369,7 +371,7 @@ def index_existing(folder: Path, classes_file: Path) -> Manifest:
 
 def plan(root: Path, split: str, output: Path, arguments: argparse.Namespace) -> tuple[Job, dict[str, Any]]:
     """What is to be done for a split, and its description for the index."""
-    reader = open_reader(root, split, recognise_form(root, split, arguments.format), arguments.cache)
+    reader = open_reader(root, split, detect_format(root, split, arguments.format), arguments.cache)
     for notice in reader.notices:
         warn(notice)
     options = Options(arguments.short_side, arguments.quality, arguments.interpolation, arguments.seed)

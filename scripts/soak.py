@@ -32,8 +32,9 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from seresnext.errors import Failure, run_script
-from seresnext.signals import STOP_SIGNALS
+from seresnext.errors import Failure
+from seresnext.process.exit import run_script
+from seresnext.process.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[1]
 MARK = "SERESNEXT_SOAK"

@@ -32,9 +32,9 @@ from seresnext.errors import (
     for_terminal,
     path_argument,
     require_packages,
-    write_error_file,
 )
-from seresnext.training.stopping import StopRequest
+from seresnext.process.exit import write_error_file
+from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from seresnext.distributed import World
@@ -117,7 +117,8 @@ def _run(
                     raise
                 unprepared = failure  # Other machines may have no failure, and must not wait for this machine.
             require_packages()
-            import seresnext.assemble  # noqa: F401
+            import seresnext.run.train
+            import seresnext.run.validate  # noqa: F401
             from seresnext.distributed import open_world
         gc.freeze()  # The garbage collector can ignore the imported objects.
         with open_world(job.device if job else "auto") as world:
@@ -129,7 +130,7 @@ def _run(
         _report(failure, have_met, is_stopping)
         if folder and folder.is_dir() and _is_first() and not failure.is_recorded:
             with suppress(ImportError):  # This Python may lack torch.
-                from seresnext.training.run_folder import record_refusal
+                from seresnext.run.folder import record_refusal
 
                 record_refusal(folder, str(failure))
         return failure.exit_code
@@ -237,9 +238,9 @@ def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Jo
 
 
 def _train(options: argparse.Namespace, loaded: LoadedRecipe, stop: StopRequest, world: World) -> None:
-    from seresnext.assemble import dry_run, train
+    from seresnext.run.train import dry_run, train
 
-    world.expect_end(lambda: stop.has_come)
+    world.set_stop_check(lambda: stop.has_come)
     if options.dry_run:
         dry_run(loaded, world, stop)
         return
@@ -309,7 +310,7 @@ def _prepare_validation(arguments: Sequence[str] | None) -> _Job:
 
 
 def _validate(options: argparse.Namespace, world: World) -> None:
-    from seresnext.assemble import validate
+    from seresnext.run.validate import validate
 
     validate(options.checkpoint, world, options.data, options.split, options.weights, options.json)
 

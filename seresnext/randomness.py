@@ -37,7 +37,7 @@ def hash_at(seed: int, *address: int | str) -> int:
     return state
 
 
-class Draws:
+class RandomStream:
     """The stream of draws at one address."""
 
     def __init__(self, state: int) -> None:
@@ -55,18 +55,18 @@ class Draws:
         """Uniform in [low, high)."""
         return low + (high - low) * self.random()
 
-    def integer(self, count: int) -> int:
+    def randint(self, count: int) -> int:
         """Uniform in 0 .. count - 1. The bias is below count / 2^64."""
         return self._next() * count >> 64
 
-    def chance(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         """True with this probability."""
         return self.random() < probability
 
 
-def rng_at(seed: int, *address: int | str) -> Draws:
+def rng_at(seed: int, *address: int | str) -> RandomStream:
     """The draws at an address, for example `rng_at(seed, "augment", epoch, image, copy)`."""
-    return Draws(hash_at(seed, *address))
+    return RandomStream(hash_at(seed, *address))
 
 
 def torch_seed_at(seed: int, *address: int | str) -> int:

@@ -25,7 +25,7 @@ class Told:
         assert min(self.counts) >= 0
 
 
-def note_progress(module: ModuleType, patch: pytest.MonkeyPatch) -> list[Told]:
+def update_progress(module: ModuleType, patch: pytest.MonkeyPatch) -> list[Told]:
     """The bars that a module begins with `progress` from now on."""
     bars: list[Told] = []
 

@@ -109,9 +109,9 @@ def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
 
 
 def _perform(training: Training, world: World, folder: Path) -> Seen:
-    from seresnext.assemble import training as assembled
     from seresnext.errors import TrainingStopped
     from seresnext.recipe.load import load_recipe
+    from seresnext.run import train as assembled
 
     seen = Seen()
     stop = Looks(training.stop_at if world.rank == world.size - 1 else None)
@@ -134,11 +134,11 @@ def _perform(training: Training, world: World, folder: Path) -> Seen:
 
 def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     """What is put in the place of parts of the program."""
-    from seresnext.assemble import parts
-    from seresnext.assemble import run as run_module
-    from seresnext.assemble import training as assembled
-    from seresnext.data.mix import Mix
+    from seresnext.data.augment.mixup import MixupCutmix
     from seresnext.distributed import BatchNormStatistics, World
+    from seresnext.models import registry
+    from seresnext.run import assemble as run_module
+    from seresnext.run import train as assembled
     from seresnext.training import step as step_module
     from seresnext.training.ema import Ema
     from seresnext.training.step import TrainingStep
@@ -173,7 +173,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
         seen.losses.append(list(result.losses))
         return result
 
-    def watched_mix(self: Mix, images: Any, labels: Any, *, step: int, replica: int) -> Any:
+    def watched_mix(self: MixupCutmix, images: Any, labels: Any, *, step: int, replica: int) -> Any:
         mixed = mix(self, images, labels, step=step, replica=replica)
         seen.inputs[f"{step}/{replica}"] = " ".join(_digest(tensor) for tensor in mixed)
         return mixed
@@ -191,13 +191,13 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
         finally:
             hook.remove()
 
-    mix = Mix.__call__
-    yield patch.object(parts, "create_model", narrow)
+    mix = MixupCutmix.__call__
+    yield patch.object(registry, "create_model", narrow)
     yield patch.object(assembled, "Run", Run)
     yield patch.object(TrainingStep, "__call__", watched_call)
     yield patch.object(TrainingStep, "read", watched_read)
     yield patch.object(TrainingStep, "_forward_backward", spoiling)
-    yield patch.object(Mix, "__call__", watched_mix)
+    yield patch.object(MixupCutmix, "__call__", watched_mix)
     if training.without == "warm_up":
         yield patch.object(TrainingStep, "warm_up", lambda *_: None)
     elif training.without == "skip_if":

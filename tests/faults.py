@@ -43,6 +43,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from seresnext.checkpoint import file_format
+
 VARIABLE = "TRAIN_FAULTS"
 # Arguments with which the batch of the tests' tiny recipe divides over so many processes.
 SIZES = {1: (), 2: (), 3: ("--set", "batch.global_size=12"), 4: ("--set", "batch.micro_size=2")}
@@ -170,15 +172,16 @@ class _Injection:
         """Put the points into the program, and the narrow network."""
         from exactness import narrow
 
-        from seresnext.assemble import opening, parts
-        from seresnext.assemble.run import Run
-        from seresnext.checkpoint import digested, store
+        from seresnext.checkpoint import store
         from seresnext.distributed import BatchNormStatistics
+        from seresnext.models import registry
+        from seresnext.run import opening
+        from seresnext.run.assemble import Run
+        from seresnext.run.folder import RunFolder
         from seresnext.training import trainer
-        from seresnext.training.run_folder import RunFolder
         from seresnext.training.step import TrainingStep
 
-        parts.create_model = narrow
+        registry.create_model = narrow
         before = self._before
         before(opening, "open_splits", lambda *args, **options: "open")
         before(Run, "trainer", self._go_on_from)
@@ -186,7 +189,7 @@ class _Injection:
         before(TrainingStep, "__call__", self._begin_step)
         before(BatchNormStatistics, "end_step", lambda *args, **options: f"reduce:{self._completed - 1}")
         before(store, "commit", lambda folder, step, *args, **options: f"save:{step}")
-        before(digested, "write_synced", lambda path, *args, **options: f"write:{_step_of(path)}")
+        before(file_format, "write_synced", lambda path, *args, **options: f"write:{_step_of(path)}")
         before(store, "point", lambda folder, name, path: f"saved:{_step_of(path)}")
         before(RunFolder, "write_status", lambda folder, state, *args: "end" if state == "finished" else "")
         evaluate = trainer.evaluate
@@ -260,11 +263,11 @@ def main() -> None:
     value = json.loads(os.environ[VARIABLE])
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
-    from seresnext.errors import ProcessEnd, replace_closed_streams
-    from seresnext.signals import end_with_launcher, ignore_signals
-    from seresnext.training.stopping import StopRequest
+    from seresnext.process.exit import ProcessEnd, replace_closed_streams
+    from seresnext.process.signals import die_with_launcher, ignore_signals
+    from seresnext.process.stop_request import StopRequest
 
-    end_with_launcher()
+    die_with_launcher()
     gc.disable()
     replace_closed_streams()
     end = ProcessEnd()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint import digested
-from seresnext.checkpoint.contents import Facts
+from seresnext.checkpoint import file_format
+from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.models import create_model
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.show import recipe_hash
@@ -58,9 +58,9 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def forge(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], **metadata: str) -> Path:
     """Write a checkpoint with the right digest. `metadata` are texts that replace those of `values`."""
-    texts = {**Facts(**values).to_metadata(), **metadata}
+    texts = {**CheckpointMetadata(**values).to_metadata(), **metadata}
     path.unlink(missing_ok=True)
-    digested.write_synced(path, *digested.header(tensors, texts))
+    file_format.write_synced(path, *file_format.header(tensors, texts))
     return path
 
 

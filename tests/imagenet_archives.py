@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seresnext.data.imagenet_classes import imagenet_classes
+from seresnext.data.readers.imagenet_classes import imagenet_classes
 
 # Out of order on purpose, by WordNet id and by the challenge's numbers.
 CLASSES = ("n02119789", "n01440764", "n15075141", "n02100735")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from seresnext.data.index import Contents, Index
+from seresnext.data.readers.index import Contents, Index
 
 COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
 

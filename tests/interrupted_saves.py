@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.contents import Facts
+from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
 from seresnext.training.saving import Saver
 
@@ -37,7 +37,7 @@ def save(folder: Path, *steps: int, best: int | None = None) -> None:
         keep_every=None,
         goes_on=False,
         parts=lambda: {"model": tensors_of(current)},
-        facts=lambda step, progress: Facts(step, {}, "", progress["best"], [], _DATASET, {}, progress),
+        facts=lambda step, progress: CheckpointMetadata(step, {}, "", progress["best"], [], _DATASET, {}, progress),
         say=print,
     )
     with saver:
@@ -61,7 +61,7 @@ def save_new(folder: Path) -> None:
 def step_in(path: Path) -> int:
     """The step of a checkpoint. Fails unless it is whole and has the tensors of that step."""
     tensors, metadata = store.read(path)
-    facts = Facts.from_metadata(metadata, str(path))
+    facts = CheckpointMetadata.from_metadata(metadata, str(path))
     for name, tensor in tensors_of(facts.step).items():
         assert torch.equal(tensors[f"model.{name}"], tensor)
     return facts.step

@@ -34,7 +34,7 @@ PYTHON = "python, forked"
 QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 ROOT = Path(__file__).parents[1]
 _PRELOADED = ["torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard", "PIL.JpegImagePlugin"]
-_PRELOADED += ["seresnext.assemble", "seresnext.cli"]
+_PRELOADED += ["seresnext.run.train", "seresnext.run.validate", "seresnext.cli"]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(_PRELOADED)
 

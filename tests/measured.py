@@ -138,9 +138,6 @@ def _serve() -> None:
     import PIL.PngImagePlugin  # noqa: F401
     import torch
 
-    import seresnext.assemble
-    import seresnext.cli  # noqa: F401
-
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")  # What a command says goes elsewhere.
     for line in sys.stdin:

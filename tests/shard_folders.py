@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 
-from seresnext.data.readers.shards import ShardReader
+from seresnext.data.shards.reader import ShardReader
 
 
 @functools.cache

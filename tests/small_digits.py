@@ -32,12 +32,13 @@ def small(_: str, num_classes: int = 10, in_channels: int = 3, **options: Any) -
 
 def main(command: str, arguments: list[str]) -> int:
     """Run the command and return its exit code."""
-    from seresnext.assemble import parts, validation
     from seresnext.cli import train_main, validate_main
-    from seresnext.training.stopping import StopRequest
+    from seresnext.models import registry
+    from seresnext.process.stop_request import StopRequest
+    from seresnext.run import validate
 
-    parts.create_model = validation.create_model = small
-    validation.recognise = lambda tensors: ("legacy_seresnext26_32x4d", 10, 3)
+    registry.create_model = validate.create_model = small
+    validate.identify_model = lambda tensors: ("legacy_seresnext26_32x4d", 10, 3)
     if command == "validate":
         return validate_main(arguments)
     with StopRequest() as stop:

@@ -12,14 +12,14 @@ import torch
 from launcher import PYTHON
 from safetensors.torch import load_file, save_file
 
-from seresnext.assemble.resume import find_saved
-from seresnext.assemble.validation import read_subject
 from seresnext.checkpoint import store
-from seresnext.checkpoint.contents import Facts
+from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, Failure
 from seresnext.models import create_model, load_weights
 from seresnext.recipe.load import load_recipe, to_values
+from seresnext.run.resume import find_checkpoint
+from seresnext.run.validate import read_subject
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "average_checkpoints.py"
 CLASSES = ["ant", "bee", "cat"]
@@ -43,7 +43,9 @@ def checkpoint(folder: Path, step: int, *changes: str, classes=CLASSES, parts=("
     tensors["optimizer.momentum.last_linear.bias"] = torch.ones(3)
     dataset = {"classes": classes, "num_images": 3, "fingerprint": ""}
     best = {"step": step, "top1": 50.0, "top5": 60.0, "weights": "ema"}
-    facts = Facts(step, values, "", best, history=[], dataset=dataset, environment={}, progress={"step": step})
+    facts = CheckpointMetadata(
+        step, values, "", best, history=[], dataset=dataset, environment={}, progress={"step": step}
+    )
     return store.commit(folder, step, tensors, facts.to_metadata())
 
 
@@ -101,8 +103,8 @@ def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
     model = create_model("seresnext26", 3)
     assert load_weights(model, load_file(mean), "mean") == []
     with pytest.raises(CheckpointError, match=r"a run cannot go on from it.*set model\.weights="):
-        find_saved(tmp_path, str(mean), World(), print)
-    assert find_saved(tmp_path, str(two[0]), World(), print) is not None  # The control.
+        find_checkpoint(tmp_path, str(mean), World(), print)
+    assert find_checkpoint(tmp_path, str(two[0]), World(), print) is not None  # The control.
 
 
 def test_what_is_refused(average, three, tmp_path, run_command):

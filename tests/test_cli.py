@@ -18,7 +18,7 @@ import seresnext.distributed
 from seresnext import cli, errors
 from seresnext.distributed import World
 from seresnext.errors import UsageError
-from seresnext.training.stopping import StopRequest
+from seresnext.process.stop_request import StopRequest
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "x"}
@@ -59,7 +59,7 @@ def fails(capsys):
 LIGHT = """
 import json, sys
 from seresnext.cli import train_main, validate_main
-from seresnext.training.stopping import StopRequest
+from seresnext.process.stop_request import StopRequest
 
 for command, code in json.loads(sys.argv[1]):
     main = validate_main if "--checkpoint" in command else lambda words: train_main(words, stop=StopRequest())

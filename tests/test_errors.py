@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 from pathlib import Path
-from seresnext.errors import replace_closed_streams
+from seresnext.process.exit import replace_closed_streams
 
 replace_closed_streams()
 with Path(sys.argv[1]).open("w") as checkpoint:
@@ -41,7 +41,7 @@ def test_nothing_that_is_said_goes_into_a_file(run_command, tmp_path, redirectio
 
 WAITS_IN_TORCH = """
 import sys, threading, time
-from seresnext.errors import ProcessEnd
+from seresnext.process.exit import ProcessEnd
 
 end = ProcessEnd() if sys.argv[1] == "end" else sys
 import torch.distributed as dist
@@ -75,7 +75,7 @@ def test_a_thread_that_waits_inside_torch_does_not_change_how_a_process_ends(
 
 END = """
 import atexit, sys, threading, time
-from seresnext.errors import ProcessEnd
+from seresnext.process.exit import ProcessEnd
 
 end = ProcessEnd()
 atexit.register(lambda: print("cleaned up"))
@@ -98,7 +98,8 @@ def test_the_end_waits_for_threads_cleans_up_and_writes_everything(run_command, 
 FULL_DISK = """
 import sys
 from pathlib import Path
-from seresnext.errors import UsageError, run_script
+from seresnext.errors import UsageError
+from seresnext.process.exit import run_script
 
 def main():
     print("x" * int(sys.argv[2]))
@@ -163,7 +164,8 @@ def test_the_home_folder(monkeypatch):
 
 PRINTS = """
 import sys
-from seresnext.errors import UsageError, run_script
+from seresnext.errors import UsageError
+from seresnext.process.exit import run_script
 
 def main():
     print("K\\xe4fer \\u732b \\udc80", flush=True)

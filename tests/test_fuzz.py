@@ -21,8 +21,9 @@ from conftest import ROOT
 from fuzzing.harness import Reader, WrongResult, fuzz, make_input
 from fuzzing.mutations import mutate_bytes
 
-from seresnext.errors import DataError, UsageError, run_script
-from seresnext.runtime import keep_freed_memory
+from seresnext.errors import DataError, UsageError
+from seresnext.process.exit import run_script
+from seresnext.runtime import tune_malloc
 
 SCRIPTS = ROOT / "scripts"
 
@@ -120,7 +121,7 @@ FAULTS = {
 @pytest.fixture(scope="module", autouse=True)
 def free_memory():
     """Free memory of the parent, as after a training, which a child could take unnoticed."""
-    keep_freed_memory(torch.device("cpu"))
+    tune_malloc(torch.device("cpu"))
     b"1" * (300 << 20)
 
 

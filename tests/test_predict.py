@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torchvision import transforms
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.contents import Facts
+from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.errors import DataError, UsageError
 from seresnext.recipe.load import load_recipe, to_values
 
@@ -72,7 +72,9 @@ def expected_lines(oracle: torch.nn.Module, paths: list[Path], features: np.ndar
 def our_checkpoint(oracle: torch.nn.Module, folder: Path, *overrides: str) -> Path:
     values = to_values(load_recipe("digits", ["model.num_classes=5", "evaluation.crop_pct=0.8", *overrides]).recipe)
     dataset = {"classes": CLASSES, "num_images": 5, "fingerprint": ""}
-    facts = Facts(7, values, recipe_hash="", best=None, history=[], dataset=dataset, environment={}, progress={})
+    facts = CheckpointMetadata(
+        7, values, recipe_hash="", best=None, history=[], dataset=dataset, environment={}, progress={}
+    )
     tensors = {f"model.{name}": tensor for name, tensor in oracle.state_dict().items()}
     return store.commit(folder, 7, tensors, facts.to_metadata())
 

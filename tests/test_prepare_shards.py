@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from advances import note_progress
+from advances import update_progress
 from conftest import Result
 from PIL import Image
 from shard_folders import make_shards, script
 
-from seresnext.data.readers import open_reader
-from seresnext.data.readers.shard_files import MANIFEST, Manifest
+from seresnext.data.readers.table import open_reader
+from seresnext.data.shards.format import MANIFEST, Manifest
 from seresnext.errors import DataError, UsageError
 from seresnext.randomness import permutation_at
 
@@ -159,7 +159,7 @@ def test_a_second_time_nothing_is_written_and_damage_is_mended(photographs, prep
 def test_all_images_are_told(photographs, monkeypatch, tmp_path):
     """Of all shards, also of those that are there already, and one that is written anew."""
     module = script()
-    bars = note_progress(module, monkeypatch)
+    bars = update_progress(module, monkeypatch)
     arguments = ["--output", tmp_path, "--split", "train", "--images-per-shard", 5, "--workers", 2]
     monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(photographs), *map(str, arguments)])
     module.main()
@@ -183,7 +183,7 @@ def test_files_that_are_passed_over_are_reported_each_time(photographs, monkeypa
 
 def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):
     make_shards(tmp_path)
-    bars = note_progress(script(), monkeypatch)
+    bars = update_progress(script(), monkeypatch)
     script().index_existing(tmp_path / "train", tmp_path / "classes.txt")
     (bar,) = bars
     assert bar.total == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.tar"))

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seresnext.randomness import Draws, hash_at, permutation_at, rng_at, torch_seed_at
+from seresnext.randomness import RandomStream, hash_at, permutation_at, rng_at, torch_seed_at
 
 
 def test_the_generator_is_splitmix64() -> None:
     # The first outputs for seed 1234567 of Vigna's splitmix64.c, as widely published as a test of ports.
-    draws = Draws(1234567)
+    draws = RandomStream(1234567)
     assert [draws._next() for _ in range(5)] == [
         6457827717110365317,
         3203168211198807973,
@@ -33,7 +33,7 @@ def test_the_numbers_never_change() -> None:
     assert hash_at(0, "augment", 3, 12345, 0) == 9036409713030079174
     assert permutation_at(7, "order", 2, count=12).tolist() == [6, 5, 8, 9, 0, 4, 7, 2, 3, 1, 11, 10]
     draws = rng_at(1, "mix", 5)
-    assert [draws.integer(1000) for _ in range(5)] == [618, 33, 685, 862, 693]
+    assert [draws.randint(1000) for _ in range(5)] == [618, 33, 685, 862, 693]
 
 
 def chi_square(counts: np.ndarray) -> float:
@@ -45,7 +45,7 @@ def chi_square(counts: np.ndarray) -> float:
 
 
 def test_draws_are_uniform_along_a_stream() -> None:
-    draws = Draws(42)
+    draws = RandomStream(42)
     values = np.array([draws.random() for _ in range(50_000)])
     assert values.min() >= 0
     assert values.max() < 1
@@ -111,26 +111,26 @@ def test_draws_at_an_address_are_always_the_same() -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(1, 10**9))
 def test_integers_are_in_range(state: int, count: int) -> None:
-    assert 0 <= Draws(state).integer(count) < count
+    assert 0 <= RandomStream(state).randint(count) < count
 
 
 def test_integers_are_uniform() -> None:
-    draws = Draws(5)
-    counts = np.bincount([draws.integer(7) for _ in range(35_000)], minlength=7)
+    draws = RandomStream(5)
+    counts = np.bincount([draws.randint(7) for _ in range(35_000)], minlength=7)
     assert len(counts) == 7
     assert abs(chi_square(counts)) < 5
 
 
 @given(st.integers(0, 2**64 - 1), st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_uniform_is_in_range(state: int, low: float, width: float) -> None:
-    assert low <= Draws(state).uniform(low, low + width) <= low + width
+    assert low <= RandomStream(state).uniform(low, low + width) <= low + width
 
 
 def test_chances() -> None:
-    draws = Draws(6)
-    assert not any(draws.chance(0.0) for _ in range(1000))
-    assert all(draws.chance(1.0) for _ in range(1000))
-    assert abs(sum(draws.chance(0.3) for _ in range(20_000)) - 6000) < 5 * np.sqrt(20_000 * 0.3 * 0.7)
+    draws = RandomStream(6)
+    assert not any(draws.bernoulli(0.0) for _ in range(1000))
+    assert all(draws.bernoulli(1.0) for _ in range(1000))
+    assert abs(sum(draws.bernoulli(0.3) for _ in range(20_000)) - 6000) < 5 * np.sqrt(20_000 * 0.3 * 0.7)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 1000))

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from seresnext.assemble.run import Run
-from seresnext.data.prefetch import DeviceBatch
+from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World, choose_device
 from seresnext.errors import path_argument
 from seresnext.metrics.console import Console
 from seresnext.recipe.load import load_recipe
+from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress
 from seresnext.training.saving import Saver
 from seresnext.training.step import TrainingStep

@@ -27,17 +27,17 @@ import torch
 from torch import Tensor
 
 import seresnext.training.step
-from seresnext.assemble.run import Run
 from seresnext.data.batches import Batch
-from seresnext.data.prefetch import DeviceBatch, prefetch
+from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.distributed import World, choose_device, open_world
 from seresnext.metrics.console import Console
 from seresnext.models.registry import canonical_name
+from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.run.assemble import Run
+from seresnext.run.folder import RunFolder
 from seresnext.runtime import PRECISIONS, Precision
 from seresnext.training.plan import Progress
-from seresnext.training.run_folder import RunFolder
-from seresnext.training.stopping import StopRequest
 
 PARTS: tuple[str, ...] = ("forward", "backward", "gradient_norm", "optimizer")
 NEVER = f"{10**8}st"

@@ -24,19 +24,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from seresnext.data.augment import TrainTransform
+from seresnext.data.augment.crop import RandomResizedCrop
 from seresnext.data.batches import TrainImages, collate
-from seresnext.data.jpeg import read_frame
-from seresnext.data.loader import open_batches, train_keys
+from seresnext.data.decode.jpeg import read_frame
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, open_decoder
+from seresnext.data.decode.resize import resize_into
+from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
-from seresnext.data.readers import Reader, open_reader
-from seresnext.data.regions import HAS_NVIMGCODEC, Encoded, open_decoder
-from seresnext.data.resize import resize_into
+from seresnext.data.readers import Reader
+from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError, UsageError, path_argument
 from seresnext.randomness import rng_at
 
 SIZE, MAX_PIXELS, SEED = 224, 50_000_000, 0
-TRANSFORM = TrainTransform(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+TRANSFORM = RandomResizedCrop(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 PEERS = ("torchvision", "timm", "dali", "ffcv")
 # Images decoded together, as in training.
 _TOGETHER = 8

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seresnext.data.imagenet_classes import imagenet_classes
-from seresnext.data.index import Contents
-from seresnext.data.index_cache import Stamp, index_path, keep_index
 from seresnext.data.readers.folder import folder_stamp
 from seresnext.data.readers.imagenet import TRAIN, archives_stamp
-from seresnext.data.readers.shard_files import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.index import Contents
+from seresnext.data.readers.index_cache import Signature, index_path, keep_index
+from seresnext.data.shards.format import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
 
 _MEAN_BYTES = 110_000  # Of an image of ImageNet.
 _SHARD_BYTES = 128_000_000
@@ -62,7 +62,7 @@ def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
     return root, "folder", _keep(root, "folder", contents, folder_stamp(root / "train"))
 
 
-def _keep(root: Path, kind: str, contents: Contents, stamp: Stamp) -> Path:
+def _keep(root: Path, kind: str, contents: Contents, stamp: Signature) -> Path:
     """Write an index where the reader of data of this kind looks for it."""
     return keep_index(index_path(root / "cache", kind, root, "train"), contents, stamp).path
 

@@ -15,14 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seresnext.assemble.resume import find_saved, saved_progress
-from seresnext.assemble.run import Run
 from seresnext.distributed import World, choose_device
 from seresnext.metrics.console import Console
+from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import LoadedRecipe, load_recipe
+from seresnext.run.assemble import Run
+from seresnext.run.folder import RunFolder
+from seresnext.run.resume import find_checkpoint, restored_progress
 from seresnext.training.plan import Progress
-from seresnext.training.run_folder import RunFolder
-from seresnext.training.stopping import StopRequest
 
 # What the project asks of each start, in seconds.
 TARGET = 2.0
@@ -80,12 +80,12 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     folder.path.mkdir()
     _make_checkpoint(loaded, world, step, folder)
     begin = time.perf_counter()
-    saved = find_saved(folder.checkpoints, "auto", world, console.line)
+    saved = find_checkpoint(folder.checkpoints, "auto", world, console.line)
     assert saved
     read = time.perf_counter()
     training = Run(loaded.values, saved.facts.recipe, world, console)
     built = time.perf_counter()
-    trainer = training.trainer(folder, saved, saved_progress(saved), StopRequest())
+    trainer = training.trainer(folder, saved, restored_progress(saved), StopRequest())
     restored = time.perf_counter()
 
     def has_begun(*_: object) -> None:

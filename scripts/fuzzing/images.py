@@ -24,15 +24,15 @@ from fuzzing.harness import OTHER_ENTRIES, Files, Reader, WrongResult, bytes_of,
 from fuzzing.mutations import mutate_bytes, mutate_json
 from PIL import Image
 
-from seresnext.data.augment import Crop, EvaluationTransform
-from seresnext.data.decode import decode
-from seresnext.data.imagenet_classes import imagenet_classes
-from seresnext.data.index import Contents, Index, NotAnIndex, write_index
+from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, open_decoder
 from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
-from seresnext.data.readers.shard_files import Manifest, Shard, index_bytes, list_shard
-from seresnext.data.readers.shards import ShardReader
-from seresnext.data.regions import HAS_NVIMGCODEC, Encoded, open_decoder
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.index import Contents, Index, NotAnIndex, write_index
+from seresnext.data.shards.format import Manifest, Shard, index_bytes, list_shard
+from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError
 
 MAX_PIXELS = 1_000_000
@@ -359,7 +359,7 @@ def _decode(_: Path, files: Files) -> None:
     image = decode(data, "image", MAX_PIXELS)
     if any(size != image.size for size in sizes):
         raise WrongResult(f"sizes {sizes}, decoded {image.size}")
-    EvaluationTransform(24, 0.875, "bilinear").of_file(data, "image", MAX_PIXELS)
+    ResizeCenterCrop(24, 0.875, "bilinear").of_file(data, "image", MAX_PIXELS)
 
 
 READERS = {

@@ -22,16 +22,16 @@ from fuzzing.mutations import (
 from fuzzing.weights import READERS as WEIGHTS
 from fuzzing.weights import STEP
 
-from seresnext.assemble.resume import find_saved
 from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.metrics.console import Console
+from seresnext.metrics.logger import RunLogger
+from seresnext.metrics.status import mark_refused, update_step
 from seresnext.recipe.load import load_recipe, recipe_from_values
 from seresnext.recipe.show import diff, print_recipe
-from seresnext.training.journal import Journal
-from seresnext.training.run_folder import RunFolder, writing
-from seresnext.training.status import note_refusal, note_step
+from seresnext.run.folder import RunFolder, as_usage_error
+from seresnext.run.resume import find_checkpoint
 
 # ------------------------------------------------------------------------------------------------ recipes
 
@@ -190,14 +190,14 @@ def _start_in(folder: Path, files: Files) -> None:
         held = (folder / "lock").open("rb")
         fcntl.flock(held, fcntl.LOCK_EX)
     try:
-        note_refusal(folder, "refused")
+        mark_refused(folder, "refused")
         run_folder = RunFolder(folder, world)
         run_folder.open()
         run_folder.status()
-        run_folder.is_of_this_launch(["x a:1:2"])
+        run_folder.is_restart(["x a:1:2"])
         run_folder.sweep()
-        note_step(folder, STEP)
-        journal = Journal(folder, Console(enabled=True, log=folder / "log.txt"), world)
+        update_step(folder, STEP)
+        journal = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
         journal.open(STEP, STEP)
         journal.write({"event": "train", "step": 9, "epoch": 2.25, "loss": 1.0})
         journal.close()
@@ -248,10 +248,10 @@ def _find_newest(folder: Path, files: Files) -> None:
     checkpoints.mkdir()
     for name in files:
         (folder / name).rename(checkpoints / name)
-    with writing(folder):
+    with as_usage_error(folder):
         store.sweep(checkpoints)
     try:
-        saved = find_saved(checkpoints, "auto", world, console.line)
+        saved = find_checkpoint(checkpoints, "auto", world, console.line)
     except CheckpointError:
         if not kept:
             raise
@@ -260,7 +260,7 @@ def _find_newest(folder: Path, files: Files) -> None:
         if kept:
             raise WrongResult(f"no checkpoint is found, and {', '.join(kept)} is whole")
         return
-    with writing(folder):
+    with as_usage_error(folder):
         store.set_aside(checkpoints, beyond=saved.facts.step)
         store.prune(checkpoints, keep=1)
     if kept and not any((checkpoints / name).exists() for name in kept):

@@ -22,16 +22,16 @@ from fuzzing.mutations import mutate_bytes
 from torch import Tensor, nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from seresnext.assemble.resume import find_saved, make_newest, refuse_changes, saved_progress, settled_values
-from seresnext.assemble.validation import read_subject
-from seresnext.checkpoint import digested, store
-from seresnext.checkpoint.contents import Facts, check_fits, load_scaler_state, restore
+from seresnext.checkpoint import file_format, store
+from seresnext.checkpoint.contents import CheckpointMetadata, check_fits, load_scaler_state, restore
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.metrics.console import Console, describe
 from seresnext.models import SENet, load_pretrained, load_weights, pretrained
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import recipe_hash
+from seresnext.run.resume import check_compatible, find_checkpoint, previous_values, restored_progress, rewind_folder
+from seresnext.run.validate import read_subject
 from seresnext.training.plan import Plan, Progress
 
 CLASSES = ["ant", "bee", "cat"]
@@ -39,7 +39,7 @@ STEP = 8
 
 
 class StandIn(SENet):
-    """A small model with the tensors from which `recognise` identifies an SE-ResNeXt-26."""
+    """A small model with the tensors from which `identify_model` identifies an SE-ResNeXt-26."""
 
     def __init__(self, num_classes: int = len(CLASSES), in_channels: int = 3) -> None:
         nn.Module.__init__(self)
@@ -83,9 +83,9 @@ def _run() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]
 
 
 def _signed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    header, order = digested.header(tensors, metadata)
+    header, order = file_format.header(tensors, metadata)
     content = header + b"".join(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in order)
-    digest = digested.hashlib.sha256(content).hexdigest()
+    digest = file_format.hashlib.sha256(content).hexdigest()
     return content.replace(b"0" * 64, digest.encode(), 1)
 
 
@@ -104,7 +104,7 @@ def _checkpoints() -> list[Files]:
             values if has_all else {**values, "ema": None, "evaluation": {**values["evaluation"], "weights": "model"}}
         )
         hashed = recipe_hash(recipe)
-        facts = Facts(STEP, recipe, hashed, progress.best, progress.history, dataset, environment, said)
+        facts = CheckpointMetadata(STEP, recipe, hashed, progress.best, progress.history, dataset, environment, said)
         kept = parts if has_all else {**parts, "ema": {}, "scaler": {}}
         tensors = {f"{part}.{name}": tensor for part, named in kept.items() for name, tensor in named.items()}
         found.append({"step-00000008.safetensors": _signed(tensors, facts.to_metadata())})
@@ -120,7 +120,7 @@ def _read_whole(folder: Path, files: Files) -> None:
     tensors, metadata = store.read(folder / name)
     if data not in [seed[name] for seed in _checkpoints()]:
         raise WrongResult("a checkpoint with other bytes than were saved is accepted")
-    Facts.from_metadata(metadata, name)
+    CheckpointMetadata.from_metadata(metadata, name)
     _check_numbers(tensors)
 
 
@@ -132,18 +132,18 @@ def _resume(folder: Path, files: Files) -> None:
     checkpoints.mkdir()
     (name,) = files
     (folder / name).rename(checkpoints / name)
-    saved = find_saved(checkpoints, "auto", world, console.line)
+    saved = find_checkpoint(checkpoints, "auto", world, console.line)
     if saved is None:
         raise WrongResult("the checkpoint is not found")
-    progress = saved_progress(saved)
-    settled_values(saved.facts)
+    progress = restored_progress(saved)
+    previous_values(saved.facts)
     of_seed = {name: saved.facts.recipe.get(name) for name in ("ema", "evaluation")}
-    refuse_changes(saved.facts, {**values, **of_seed}, dataset, (), saved.path)
+    check_compatible(saved.facts, {**values, **of_seed}, dataset, (), saved.path)
     if not any(name.startswith("ema.") for name in saved.tensors):
         parts = {**parts, "ema": {}, "scaler": {}}
     live = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in parts.items()}
     check_fits(saved.tensors, live, str(saved.path))
-    progress.best = make_newest(saved, checkpoints, world, console.line)
+    progress.best = rewind_folder(saved, checkpoints, world, console.line)
     restore(saved.tensors, live, str(saved.path))
     load_scaler_state(torch.amp.GradScaler("cpu"), live["scaler"])
     _check_numbers({f"{part}.{name}": tensor for part, named in live.items() for name, tensor in named.items()})
@@ -153,7 +153,7 @@ def _resume(folder: Path, files: Files) -> None:
     event = {"event": "train", "step": progress.step, "epoch": progress.step / plan.steps_per_epoch, "loss": loss}
     console.line(describe({**event, **(progress.best or {})}))
     carried = {name: value for name, value in asdict(progress).items() if name != "history"}
-    facts = Facts(progress.step, values, "", progress.best, progress.history, dataset, {}, carried)
+    facts = CheckpointMetadata(progress.step, values, "", progress.best, progress.history, dataset, {}, carried)
     facts.to_metadata()
 
 

@@ -28,7 +28,7 @@ _LARGEST = 2**64  # a whole number in a fact; steps and seeds are smaller
 _MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/skipping.py)
 _SKIP_FIELDS = {"step", "reason", "samples"}
 
-Parts = Mapping[str, Mapping[str, Tensor]]
+StateTensors = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run by prefix, `{"model": ..., "optimizer.momentum": ..., ...}`, and by name within it."""
 
 _JSON_KINDS: dict[str, tuple[type, ...]] = {
@@ -42,7 +42,7 @@ _JSON_KINDS: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointMetadata:
     """What a checkpoint says in words: the metadata of the file, apart from format and digest.
 
     `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps. `dataset` has
@@ -69,7 +69,7 @@ class Facts:
         return texts
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> CheckpointMetadata:
         """Read the metadata strings of the file `source`.
 
         Raises CheckpointError for other formats, and for values that no run writes.
@@ -109,7 +109,7 @@ class Snapshot:
     metadata: dict[str, str]
 
 
-def buffers_for(parts: Parts) -> dict[str, Tensor]:
+def allocate_snapshot(parts: StateTensors) -> dict[str, Tensor]:
     """Memory on the CPU for the captures of a run.
 
     It is written to, so that the system hands it out now and not in the first capture. Pinned memory lets the copies
@@ -121,8 +121,8 @@ def buffers_for(parts: Parts) -> dict[str, Tensor]:
     }
 
 
-def capture(parts: Parts, facts: Facts, buffers: dict[str, Tensor]) -> Snapshot:
-    """Copy the run into buffers that `buffers_for` made. They are the snapshot: the next capture overwrites it."""
+def take_snapshot(parts: StateTensors, facts: CheckpointMetadata, buffers: dict[str, Tensor]) -> Snapshot:
+    """Copy the run into buffers that `allocate_snapshot` made. The next snapshot overwrites them."""
     live = _flat(parts)
     assert buffers.keys() == live.keys(), "one set of buffers serves one run"
     for name, tensor in live.items():
@@ -132,7 +132,7 @@ def capture(parts: Parts, facts: Facts, buffers: dict[str, Tensor]) -> Snapshot:
     return Snapshot(facts.step, dict(buffers), facts.to_metadata())
 
 
-def restore(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
+def restore(tensors: Mapping[str, Tensor], parts: StateTensors, source: str) -> None:
     """Copy the tensors of the file `source` into the live ones, all of them or none.
 
     Raises CheckpointError, before anything is changed, that lists the tensors that are missing, unknown, or of another
@@ -145,7 +145,7 @@ def restore(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
             tensor.copy_(tensors[name])
 
 
-def check_fits(tensors: Mapping[str, Tensor], parts: Parts, source: str) -> None:
+def check_fits(tensors: Mapping[str, Tensor], parts: StateTensors, source: str) -> None:
     """Raise CheckpointError unless the tensors of the file `source` fit `parts`, and a run can use the values."""
     _refuse(_disagreements(tensors, _flat(parts)), source)
     check_values(tensors, source)
@@ -209,7 +209,7 @@ def load_scaler_state(scaler: torch.amp.GradScaler, state: Mapping[str, Tensor])
         scaler.load_state_dict({**scaler.state_dict(), **numbers})
 
 
-def _flat(parts: Parts) -> dict[str, Tensor]:
+def _flat(parts: StateTensors) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for prefix, tensors in parts.items() for name, tensor in tensors.items()}
 
 

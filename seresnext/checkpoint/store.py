@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from seresnext.checkpoint import digested
+from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError, Failure
 from seresnext.weights.safetensors_file import read_header, read_safetensors
 
@@ -56,14 +56,14 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     CPU. Raises SaveError, with the temporary file removed, when the disk is full or anything else fails.
     """
     assert metadata.get("step") == str(step), "the metadata belong to another step"
-    header, order = digested.header(tensors, metadata)
+    header, order = file_format.header(tensors, metadata)
     size = len(header) + sum(tensor.nbytes for tensor in order)
     path = folder / f"step-{step:08d}.safetensors"
     temporary = _temporary(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
-        digested.write_synced(temporary, header, order)
+        file_format.write_synced(temporary, header, order)
         temporary.replace(path)
         _sync_folder(folder)
     except OSError as error:
@@ -206,7 +206,7 @@ def newest_valid(folder: Path) -> Newest:
     damaged: list[Path] = []
     for names in _candidates(folder):
         try:
-            digested.verify_digest(names[0])
+            file_format.verify_digest(names[0])
         except CheckpointError as error:
             damaged += names
             warnings.append(f"{error}; the checkpoint before it is tried")
@@ -240,7 +240,7 @@ def free_space(folder: Path) -> str:
 
 def _verify_digest(path: Path) -> None:
     try:
-        digested.verify_digest(path)
+        file_format.verify_digest(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from seresnext.data import slots
-from seresnext.data.augment import Crop, EvaluationTransform, TrainTransform
+from seresnext.data.augment.crop import Crop, RandomResizedCrop, ResizeCenterCrop
+from seresnext.data.augment.erase import RandomErasing
+from seresnext.data.augment.policies import PolicyPipeline
 from seresnext.data.crops import Crops
-from seresnext.data.erase import Erasing
+from seresnext.data.decode.regions import HAS_NVIMGCODEC
+from seresnext.data.decode.resize import resize_into
+from seresnext.data.loading import slots
+from seresnext.data.loading.whereabouts import set_current_images
 from seresnext.data.order import BatchKey
-from seresnext.data.policies import Retouch
 from seresnext.data.readers import Reader
-from seresnext.data.regions import HAS_NVIMGCODEC
-from seresnext.data.resize import resize_into
-from seresnext.data.substitute import Substitution
-from seresnext.data.whereabouts import note_images
+from seresnext.data.substitute import ReplacedImage
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
 
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     step: int
     replica: int
     boxes: Tensor | None = None
-    substitutions: tuple[Substitution, ...] = ()
+    substitutions: tuple[ReplacedImage, ...] = ()
     unreadable: tuple[tuple[int, str], ...] = ()
 
 
@@ -70,12 +70,12 @@ class TrainImages:
     def __init__(
         self,
         reader: Reader,
-        transform: TrainTransform,
+        transform: RandomResizedCrop,
         *,
         seed: int,
         max_pixels: int,
-        retouch: Retouch | None = None,
-        erasing: Erasing | None = None,
+        retouch: PolicyPipeline | None = None,
+        erasing: RandomErasing | None = None,
         substitutes: bool = False,
         fast: bool = HAS_NVIMGCODEC,
     ) -> None:
@@ -131,7 +131,7 @@ _SLOW_FAILURE = 5.0
 class EvaluationImages:
     """Evaluation batches: decoded, resized and cropped by Pillow."""
 
-    def __init__(self, reader: Reader, transform: EvaluationTransform, *, max_pixels: int) -> None:
+    def __init__(self, reader: Reader, transform: ResizeCenterCrop, *, max_pixels: int) -> None:
         self._reader = reader
         self._transform = transform
         self._max_pixels = max_pixels
@@ -153,7 +153,7 @@ class EvaluationImages:
         images = _allocate(len(key.indices), self._transform.image_size)
         unreadable = []
         for image, index in zip(images, key.indices.tolist(), strict=True):
-            note_images([index])
+            set_current_images([index])
             started = time.monotonic()
             try:
                 image.copy_(self._transform.of_file(self._reader.read(index), self.name(index), self._max_pixels))

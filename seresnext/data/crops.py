@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Encoded, RegionDecoder, open_decoder
+from seresnext.data.loading.whereabouts import set_current_images
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.regions import HAS_NVIMGCODEC, Choose, Encoded, RegionDecoder, open_decoder
-from seresnext.data.substitute import ADVICE, Substitution, candidates
-from seresnext.data.whereabouts import note_images
+from seresnext.data.substitute import ADVICE, ReplacedImage, candidates
 from seresnext.errors import DataError
 
 # Few enough that their pixels are still in the cache when they are resized, enough that calls do not count.
@@ -24,7 +24,7 @@ class Cropped(NamedTuple):
 
     position: int
     pixels: np.ndarray
-    substitution: Substitution | None
+    substitution: ReplacedImage | None
 
 
 class Crops:
@@ -60,13 +60,13 @@ class Crops:
         results: list[np.ndarray | DataError] = []
         encoded, read = [], []
         for number, index in enumerate(indices):
-            note_images([index])
+            set_current_images([index])
             try:
                 encoded.append(Encoded(self._reader.read(index), partial(self._reader.name, index)))
                 read.append(number)
             except DataError as error:
                 results.append(error)
-        note_images(indices)
+        set_current_images(indices)
         decoded = self._decoder(encoded, lambda n, w, h: choose(read[n], w, h))
         for number, result in zip(read, decoded, strict=True):
             results.insert(number, result)
@@ -78,5 +78,5 @@ class Crops:
         for index in candidates(self._reader.labels, self._seed, address):
             (result,) = self._decode([index], lambda _, w, h: choose(position, w, h))
             if not isinstance(result, DataError):
-                return Cropped(position, result, Substitution(address[1], str(error), self._reader.name(index)))
+                return Cropped(position, result, ReplacedImage(address[1], str(error), self._reader.name(index)))
         raise DataError(f"{error}; no image of the class could be used as a replacement")

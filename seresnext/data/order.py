@@ -131,7 +131,7 @@ class _Coming:
         self._value = self._permute()
 
 
-def shard_blocks(shard_ids: np.ndarray, together: int) -> Callable[[int, int], np.ndarray]:
+def block_shuffle(shard_ids: np.ndarray, together: int) -> Callable[[int, int], np.ndarray]:
     """Blocks of `together` shards each, other ones in every epoch. `shard_ids` (N) says which shard an image is in.
 
     With as many as there are the order is the one without blocks.

@@ -19,7 +19,7 @@ ADVICE = "or replace bad images by others of the class with data.on_error=substi
 """The fix for a bad training image, appended to the message about the image."""
 
 
-class Substitution(NamedTuple):
+class ReplacedImage(NamedTuple):
     """An image that was replaced: its index, the message that names it and says why, the name of the other one."""
 
     image: int
@@ -31,7 +31,7 @@ class Noted(Protocol):
     """What says which of its images were replaced: a batch."""
 
     @property
-    def substitutions(self) -> tuple[Substitution, ...]: ...
+    def substitutions(self) -> tuple[ReplacedImage, ...]: ...
 
 
 NotedT = TypeVar("NotedT", bound=Noted)
@@ -45,14 +45,14 @@ def candidates(labels: np.ndarray, seed: int, address: tuple[int, int, int]) -> 
     """
     index = address[1]
     members = np.flatnonzero(labels == labels[index])
-    start = rng_at(seed, "substitute", *address).integer(len(members))
+    start = rng_at(seed, "substitute", *address).randint(len(members))
     for offset in range(min(len(members), _MOST_TRIED + 1)):
         candidate = int(members[(start + offset) % len(members)])
         if candidate != index:
             yield candidate
 
 
-class Tally:
+class BadImageCounter:
     """Counts the images that were replaced, on all ranks together: `say` tells each once, and too many end the run.
 
     An image comes to another rank in another epoch, so what one rank alone knows is neither all nor new. A rank notes
@@ -65,7 +65,7 @@ class Tally:
         self._world = world
         self._say = say
         self._seen: set[int] = set()
-        self._pending: dict[int, Substitution] = {}
+        self._pending: dict[int, ReplacedImage] = {}
 
     @property
     def count(self) -> int:
@@ -83,7 +83,7 @@ class Tally:
             self.note(batch.substitutions)
             yield batch
 
-    def note(self, substitutions: Iterable[Substitution]) -> None:
+    def note(self, substitutions: Iterable[ReplacedImage]) -> None:
         """Note the substitutions of a batch."""
         for substitution in substitutions:
             if substitution.image not in self._seen:
@@ -93,7 +93,7 @@ class Tally:
         """Tell what is new on any rank, in the order of the ranks. Raises DataError on all of them for too many."""
         gathered = self._world.gather([tuple(one) for one in self._pending.values()])
         self._pending.clear()
-        for substitution in (Substitution(*one) for own in gathered for one in own):
+        for substitution in (ReplacedImage(*one) for own in gathered for one in own):
             if substitution.image not in self._seen:
                 self._seen.add(substitution.image)
                 self._say(

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from seresnext.data.decode import decode, open_image
-from seresnext.data.jpeg import has_many_scans
+from seresnext.data.decode.jpeg import has_many_scans
+from seresnext.data.decode.pillow import decode, open_image
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 

@@ -1,17 +1,17 @@
 """The processes of a run: who they are, how they agree, and what they average: gradients, BatchNorm statistics."""
 
 from seresnext.distributed.batchnorm import BatchNormStatistics
+from seresnext.distributed.ddp import DDPOptions, wrap_ddp
 from seresnext.distributed.devices import choose_device
-from seresnext.distributed.gradients import Exchange, distribute
 from seresnext.distributed.launch import launcher, open_world
 from seresnext.distributed.world import World
 
 __all__ = [
     "BatchNormStatistics",
-    "Exchange",
+    "DDPOptions",
     "World",
     "choose_device",
-    "distribute",
     "launcher",
     "open_world",
+    "wrap_ddp",
 ]

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 
 import torch.distributed as dist
 
-from seresnext.errors import RankLost, write_error_file
-from seresnext.signals import is_completing
+from seresnext.errors import RankLost
+from seresnext.process.exit import write_error_file
+from seresnext.process.signals import in_critical_section
 
 _INTERVAL = 1.0  # seconds between two signs of life
 # Seconds of silence after which a rank is lost when this one was told to stop: torchrun does that when a rank died, and
@@ -33,7 +34,7 @@ _DEADLOCK = "deadlock"  # How a rank ended that waited for others that live.
 
 
 @dataclass(frozen=True)
-class Sign:
+class Beat:
     """A rank's sign of life: it counts up. `end` is None while the rank runs, and then how it ended ("": well)."""
 
     count: int
@@ -47,14 +48,14 @@ class Heartbeat:
     A thread of its own gives and reads them. When a rank has been silent for `timeout` seconds, which only a frozen or
     lost one is, this process ends: its main thread waits in a collective that nothing else can end. It does so sooner
     when it was told to stop, as `is_stopping` says, or when another rank failed, but not while it writes a checkpoint.
-    The other ranks read `doing`. Before this process ends, `on_loss` is called with the message. `advice` returns the
-    last sentence of the message.
+    The other ranks read `doing`. Before this process ends, `on_peer_lost` is called with the message. `advice` returns
+    the last sentence of the message.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
         self.timeout = timeout
         self.doing = "the start"
-        self.on_loss: Callable[[str], None] = lambda message: None
+        self.on_peer_lost: Callable[[str], None] = lambda message: None
         self.advice: Callable[[], str] = lambda: "Run the same command again"
         self.is_stopping: Callable[[], bool] = lambda: False
         self._store = store
@@ -64,7 +65,7 @@ class Heartbeat:
         self._silent = [0.0] * size
         self._failed = 0.0
         self._is_leaving = False
-        self._known: list[Sign] = []
+        self._known: list[Beat] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -125,8 +126,8 @@ class Heartbeat:
             self._silent[rank] = self._silent[rank] + self._interval if running and sign == known else 0
         self._known = signs
         others_failed = any(sign.end for rank, sign in enumerate(signs) if rank != self._rank)
-        self._failed = self._failed + self._interval if others_failed and not is_completing() else 0
-        hurried = self.is_stopping() and not is_completing()
+        self._failed = self._failed + self._interval if others_failed and not in_critical_section() else 0
+        hurried = self.is_stopping() and not in_critical_section()
         patience = min(self.timeout, _STOPPING) if hurried else self.timeout
         silent = {rank for rank, seconds in enumerate(self._silent) if seconds >= patience}
         lost = silent or self._failed >= min(self.timeout, _FAILING)
@@ -135,12 +136,12 @@ class Heartbeat:
 
     def _give_up(self, lost: RankLost) -> None:
         if not lost.is_said:
-            self.on_loss(str(lost))
+            self.on_peer_lost(str(lost))
             print(f"error (rank {self._rank}): {lost}", file=sys.stderr, flush=True)
         write_error_file(str(lost))
         os._exit(lost.exit_code)
 
-    def _explain(self, silent: set[int], signs: list[Sign]) -> RankLost:
+    def _explain(self, silent: set[int], signs: list[Beat]) -> RankLost:
         failed = {rank: sign for rank, sign in enumerate(signs) if sign.end not in (None, "", _DEADLOCK)}
         silent = {rank for rank in silent if signs[rank].end is None}
         parts = [f"rank {rank} failed in {sign.doing}: {sign.end}" for rank, sign in failed.items()]
@@ -161,11 +162,11 @@ class Heartbeat:
 
     def _give(self, end: str | None) -> None:
         self._count += 1
-        self._store.set(str(self._rank), json.dumps(asdict(Sign(self._count, self.doing, end))))
+        self._store.set(str(self._rank), json.dumps(asdict(Beat(self._count, self.doing, end))))
 
-    def _read(self) -> list[Sign]:
+    def _read(self) -> list[Beat]:
         found = self._store.multi_get([str(rank) for rank in range(self._size)])
-        return [Sign(**json.loads(text)) for text in found]
+        return [Beat(**json.loads(text)) for text in found]
 
 
 def is_of_collective(error: BaseException) -> bool:

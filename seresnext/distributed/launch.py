@@ -20,7 +20,7 @@ from seresnext.distributed.devices import choose_device
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.distributed.world import World
 from seresnext.errors import Failure, RankLost, UsageError
-from seresnext.signals import end_with_launcher, end_with_parent
+from seresnext.process.signals import die_with_launcher, die_with_parent
 
 # Longest wait of one rank for another, long enough for the slowest thing one rank does alone (the first compilation,
 # a checkpoint on slow storage) and short enough that a frozen rank does not cost a night of rented GPUs.
@@ -39,7 +39,7 @@ def open_world(device: str = "auto") -> Iterator[World]:
     UsageError when the environment does not come from torchrun, or the GPUs cannot be used.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        with World(device=choose_device(device)).explaining() as world:
+        with World(device=choose_device(device)).translate_errors() as world:
             yield world
         return
     rank, size, local_rank, local_size = (
@@ -52,17 +52,17 @@ def open_world(device: str = "auto") -> Iterator[World]:
     # (torchrun --nnodes=1:2), and for that it has to be gone, not to ask them all to stop.
     death_signal = signal.SIGTERM if size == local_size else signal.SIGKILL
     if size == 1:
-        end_with_parent(death_signal)
-        with World(0, 1, local_rank, own).explaining() as world:
+        die_with_parent(death_signal)
+        with World(0, 1, local_rank, own).translate_errors() as world:
             yield world
         return
-    end_with_launcher()  # Nothing can be saved before all have met.
+    die_with_launcher()  # Nothing can be saved before all have met.
     heartbeat = _join(rank, size, own)
-    end_with_parent(death_signal)
+    die_with_parent(death_signal)
     heartbeat.start()
     end = ""
     try:
-        with World(rank, size, local_rank, own, heartbeat).explaining() as world:
+        with World(rank, size, local_rank, own, heartbeat).translate_errors() as world:
             yield world
     except RankLost as lost:
         end = lost.end  # It came of another rank's end mostly, which is that rank's news.

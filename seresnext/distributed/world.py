@@ -67,7 +67,7 @@ class World:
         if self.heartbeat:
             self.heartbeat.doing = doing
 
-    def limit_waiting(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Let no rank wait longer than this for another that does not answer."""
         if self.heartbeat:
             self.heartbeat.timeout = seconds
@@ -75,22 +75,22 @@ class World:
             set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
             set_timeout(timedelta(seconds=seconds + 10))
 
-    def on_loss(self, tell: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
+    def on_peer_lost(self, tell: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
         """Call `tell` with a message, from another thread, before this process ends because of a lost rank.
 
         `advice` returns the last sentence of the message: how to resume the run.
         """
         if self.heartbeat:
-            self.heartbeat.on_loss = tell
+            self.heartbeat.on_peer_lost = tell
             self.heartbeat.advice = advice or self.heartbeat.advice
 
-    def expect_end(self, is_stopping: Callable[[], bool]) -> None:
+    def set_stop_check(self, is_stopping: Callable[[], bool]) -> None:
         """Wait less long for ranks that are silent once `is_stopping()`, asked from another thread, says so."""
         if self.heartbeat:
             self.heartbeat.is_stopping = is_stopping
 
     @contextmanager
-    def explaining(self) -> Iterator[World]:
+    def translate_errors(self) -> Iterator[World]:
         """Run a block; a bare error of torch's for a lost rank or want of memory becomes the Failure that says so."""
         try:
             yield self

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seresnext.data.prefetch import DeviceBatch
+from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.metrics.accuracy import topk_correct
+from seresnext.evaluation.metrics import topk_correct
 from seresnext.runtime import Precision
 
 _MOST_LISTED = 100  # unreadable images in one message

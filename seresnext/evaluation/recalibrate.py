@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from seresnext.data.prefetch import DeviceBatch
+from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.runtime import Precision
 

@@ -3,10 +3,10 @@
 from seresnext.models.locate import find_weights
 from seresnext.models.pretrained import (
     Preprocessing,
+    identify_model,
     load_pretrained,
     load_weights,
     published_preprocessing,
-    recognise,
 )
 from seresnext.models.registry import MODELS, Architecture, canonical_name, create_model
 from seresnext.models.senet import SENet
@@ -19,8 +19,8 @@ __all__ = [
     "canonical_name",
     "create_model",
     "find_weights",
+    "identify_model",
     "load_pretrained",
     "load_weights",
     "published_preprocessing",
-    "recognise",
 ]

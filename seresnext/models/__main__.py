@@ -2,9 +2,9 @@
 
 import torch
 
-from seresnext.errors import run_script
 from seresnext.models.counting import count_bytes, count_multiply_adds, count_parameters
 from seresnext.models.registry import MODELS, create_model
+from seresnext.process.exit import run_script
 
 
 def main() -> None:

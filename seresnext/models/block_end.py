@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 _ONE_CALL = 512 << 10
 
 
-def end_of_block(
+def fused_bn_se_add_relu(
     x: Tensor, shortcut: Tensor, norm: nn.BatchNorm2d, fc1: nn.Conv2d, fc2: nn.Conv2d, kept: Tensor | None = None
 ) -> Tensor:
     """relu(shortcut + kept * SE(norm(x))) of maps N C H W in NHWC, `norm` being in training mode.

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seresnext.models.block_end import end_of_block
-from seresnext.models.convolutions import GroupedConv2d, PointwiseConv2d, trains_in_rows
+from seresnext.models.block_end import fused_bn_se_add_relu
+from seresnext.models.convolutions import GroupedConv2d, PointwiseConv2d, use_cpu_path
 
 # A bottleneck puts out four times the channels it is named by: He et al. 2016 (arXiv:1512.03385), table 1.
 EXPANSION = 4
@@ -78,17 +78,17 @@ class SEResNeXtBottleneck(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # N width H W
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)  # N width H/stride W/stride
         x = self.conv3(x)  # N 4*channels H/stride W/stride
-        kept = kept_branches(x, self.drop_path_rate) if self.drop_path_rate and self.training else None
+        kept = drop_path_mask(x, self.drop_path_rate) if self.drop_path_rate and self.training else None
         # Not for the compiler, which would make a graph of a part for each image.
-        if self.bn3.training and trains_in_rows(x) and not torch.compiler.is_compiling():
-            return end_of_block(x, shortcut, self.bn3, self.se_module.fc1, self.se_module.fc2, kept)
+        if self.bn3.training and use_cpu_path(x) and not torch.compiler.is_compiling():
+            return fused_bn_se_add_relu(x, shortcut, self.bn3, self.se_module.fc1, self.se_module.fc2, kept)
         x = self.se_module(self.bn3(x))
         if kept is not None:
             x = x * kept
         return F.relu(x.add_(shortcut), inplace=True)
 
 
-def kept_branches(x: Tensor, rate: float) -> Tensor:
+def drop_path_mask(x: Tensor, rate: float) -> Tensor:
     """What drop path multiplies branches N C H W by, N 1 1 1: 0 with the chance `rate` (below 1), else 1 / (1 - rate).
 
     The same draws as torchvision's `stochastic_depth` by rows, whose import takes as long as torch's own.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def trains_in_rows(x: Tensor) -> bool:
+def use_cpu_path(x: Tensor) -> bool:
     """Whether gradients are wanted of maps N C H W that are on the CPU, in NHWC, and computed in their own format."""
     has_rows = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
     return has_rows and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
@@ -27,7 +27,7 @@ class PointwiseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        if trains_in_rows(input):
+        if use_cpu_path(input):
             return _Pointwise.apply(input, self.weight, self.stride[0])  # pyright: ignore[reportReturnType]
         return super().forward(input)
 
@@ -43,7 +43,7 @@ class GroupedConv2d(nn.Conv2d):
         super().__init__(channels, channels, 3, stride, padding=1, groups=groups, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.shape[1] == 4 and self.groups % 2 == 0 and trains_in_rows(input):
+        if self.weight.shape[1] == 4 and self.groups % 2 == 0 and use_cpu_path(input):
             return F.conv2d(input, _in_pairs(self.weight), None, self.stride, self.padding, groups=self.groups // 2)
         return super().forward(input)
 

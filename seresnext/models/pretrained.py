@@ -7,7 +7,7 @@ asked for or announced, and listed at `load_weights`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from seresnext.models.locate import find_weights
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
 from seresnext.recipe.load import recipe_from_values
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe.schema import ModelSection, Recipe
 from seresnext.weights import read_weights
 from seresnext.weights.names import listed, model_tensors, printable, shown_path
 
@@ -77,7 +77,7 @@ def load_pretrained(
     if recipe is not None and recipe.evaluation.weights == "model":
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     try:
-        name, file_classes, file_channels = recognise(tensors)
+        name, file_classes, file_channels = identify_model(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     if num_classes is None:
@@ -87,7 +87,7 @@ def load_pretrained(
     return model.eval(), Preprocessing.of_recipe(recipe) if recipe else published_preprocessing(name)
 
 
-def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, int, int]:
+def identify_model(tensors: Mapping[str, Tensor]) -> tuple[str, int, int]:
     """The model that tensors belong to, by their keys and shapes: its name, number of classes and of input channels.
 
     Tensors may be named as in `load_weights`, which is also the one to say whether all of them are there and fit.
@@ -203,7 +203,7 @@ def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
 def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool) -> list[str]:
     """What the user may have meant, if the file is of another model or of other classes."""
     try:
-        name, num_classes, _ = recognise(tensors)
+        name, num_classes, _ = identify_model(tensors)
     except CheckpointError:
         return []
     advice = []
@@ -228,3 +228,22 @@ def _for_channels(filters: Tensor, in_channels: int) -> Tensor:
     if in_channels == 1:
         return filters.sum(1, keepdim=True)
     return filters[:, [channel % 3 for channel in range(in_channels)]] * (3 / in_channels)
+
+
+def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Callable[[], bool]) -> list[str]:
+    """Load the file of weights that the recipe names, if any; returns what the user should be told.
+
+    `has_other_labels()` returns whether the labels of the data differ from the labels of a file without class names.
+    Raises CheckpointError when the file is refused or does not fit.
+    """
+    if section.weights is None:
+        return []
+    path = find_weights(section.weights)
+    tensors, metadata = read_weights(path)
+    notes = load_weights(model, tensors, shown_path(path), section.reset_head)
+    if not metadata and not section.reset_head and has_other_labels():
+        notes.append(
+            f"warning: the classifier of {shown_path(path)} is kept, but the class folders of the data are labelled in "
+            "text order; rename the folders to numbers of one width (007), or set model.reset_head=true"
+        )
+    return notes

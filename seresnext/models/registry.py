@@ -8,6 +8,7 @@ from typing import Literal
 
 from seresnext.errors import UsageError
 from seresnext.models.senet import SENet
+from seresnext.recipe.schema import ModelSection
 from seresnext.weights.names import printable
 
 
@@ -106,3 +107,15 @@ def create_model(
             "both rates from 0 to below 1"
         )
     return SENet(blocks, num_classes, in_channels, drop_rate, zero_init_last, drop_path_rate)
+
+
+def build_model(section: ModelSection) -> SENet:
+    """The model with weights drawn from torch's default generator."""
+    return create_model(
+        section.name,
+        num_classes=section.num_classes,
+        in_channels=section.in_channels,
+        drop_rate=section.drop_rate,
+        zero_init_last=section.zero_init_last,
+        drop_path_rate=section.drop_path_rate,
+    )

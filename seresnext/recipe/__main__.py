@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from seresnext.errors import run_script
+from seresnext.process.exit import run_script
 from seresnext.recipe.show import json_schema, recipe_reference
 
 

@@ -17,7 +17,7 @@ from seresnext.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Late:
+class UnreachedSetting:
     """A key whose time does not come before the end of the run, what that makes of it, and how to mean that."""
 
     key: str
@@ -42,17 +42,19 @@ class Late:
         return f"note: {self.key}, {self.value}, is not reached within length, {self.length}: {self.effect}"
 
 
-def late_keys(recipe: Recipe, steps_per_epoch: int | None = None) -> Iterator[Late]:
+def late_keys(recipe: Recipe, steps_per_epoch: int | None = None) -> Iterator[UnreachedSetting]:
     """Every key whose time surely does not come before the end of the run."""
     length, schedule, progressive = recipe.length, recipe.schedule, recipe.data.progressive
     early_stop, keep_every = recipe.early_stop, recipe.checkpoint.keep_every
 
-    def late(key: str, value: Duration | None, effect: str, cure: str, with_the_end: bool = False) -> Iterator[Late]:
+    def late(
+        key: str, value: Duration | None, effect: str, cure: str, with_the_end: bool = False
+    ) -> Iterator[UnreachedSetting]:
         """`with_the_end`: there is something left of it where it comes together with the end."""
         if value is None or value.count == 0:
             return
         if _longer(value, length, steps_per_epoch) or (not with_the_end and _equal(value, length, steps_per_epoch)):
-            yield Late(key, value, length, effect, cure)
+            yield UnreachedSetting(key, value, length, effect, cure)
 
     yield from late("mix.off_after", recipe.mix.off_after, "images are mixed to the end", "lower it, or set it to null")
     if schedule.name == "step":

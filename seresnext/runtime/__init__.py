@@ -2,15 +2,15 @@
 
 from seresnext.runtime.compilation import compile_forward, resolve_compile
 from seresnext.runtime.determinism import make_deterministic
-from seresnext.runtime.memory import keep_freed_memory
+from seresnext.runtime.memory import tune_malloc
 from seresnext.runtime.precision import PRECISIONS, Precision, resolve_precision
 
 __all__ = [
     "PRECISIONS",
     "Precision",
     "compile_forward",
-    "keep_freed_memory",
     "make_deterministic",
     "resolve_compile",
     "resolve_precision",
+    "tune_malloc",
 ]

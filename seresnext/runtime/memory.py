@@ -13,7 +13,7 @@ _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2 << 20  # linux/mman.h
 _HEAP_BYTES = 16 << 30
 
 
-def keep_freed_memory(device: torch.device) -> bool:
+def tune_malloc(device: torch.device) -> bool:
     """Let this process keep what it frees, for a model that trains on the CPU. Returns whether that could be said.
 
     glibc gives large blocks back to the system at once, and every step would get all its activations anew as pages that

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from seresnext.recipe.schema import LossSection
+
 
 @dataclass(frozen=True)
 class CrossEntropy:
@@ -51,3 +53,10 @@ Loss = CrossEntropy | BinaryCrossEntropy
 
 def _precise(logits: Tensor) -> Tensor:
     return logits if logits.itemsize > 4 else logits.float()
+
+
+def build_loss(section: LossSection) -> Loss:
+    """What training minimises."""
+    if section.name == "bce":
+        return BinaryCrossEntropy(section.label_smoothing, section.target_threshold)
+    return CrossEntropy(section.label_smoothing)

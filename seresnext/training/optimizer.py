@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from seresnext.recipe.schema import OptimizerSection
+
 
 def sgd(
     model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float, decay_norm_and_bias: bool
@@ -42,3 +44,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Let the next step use this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.SGD:
+    """The optimizer of all parameters that are trained."""
+    return sgd(
+        model,
+        lr=section.lr,
+        momentum=section.momentum,
+        nesterov=section.nesterov,
+        weight_decay=section.weight_decay,
+        decay_norm_and_bias=section.decay_norm_and_bias,
+    )

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from seresnext.recipe.schema import Recipe
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -72,3 +74,18 @@ class Progress:
     def logged(self) -> int:
         """The step of the last `train` event, 0 before the first."""
         return self.step - self.unlogged_steps - self.unlogged_skips
+
+
+def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
+    """All lengths of a recipe in optimizer steps."""
+    return Plan(
+        total=recipe.length.steps(steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        log_every=recipe.logging.every.steps(steps_per_epoch),
+        evaluate_every=recipe.evaluation.every.steps(steps_per_epoch),
+        save_every=recipe.checkpoint.every.steps(steps_per_epoch),
+        keep_every=recipe.checkpoint.keep_every.steps(steps_per_epoch) if recipe.checkpoint.keep_every else None,
+        global_size=recipe.batch.global_size,
+        patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
+        stop_after_skips=recipe.optimizer.stop_after_skips,
+    )

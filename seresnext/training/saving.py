@@ -11,11 +11,11 @@ from torch import Tensor
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.background import Background
-from seresnext.checkpoint.contents import Facts, Parts, Snapshot, buffers_for, capture
+from seresnext.checkpoint.contents import CheckpointMetadata, Snapshot, StateTensors, allocate_snapshot, take_snapshot
 from seresnext.distributed import World
 from seresnext.errors import Failure
-from seresnext.signals import completing
-from seresnext.training.status import note_progress
+from seresnext.metrics.status import update_progress
+from seresnext.process.signals import critical_section
 
 
 class Saver:
@@ -34,8 +34,8 @@ class Saver:
         keep: int,
         keep_every: int | None,
         goes_on: bool,
-        parts: Callable[[], Parts],
-        facts: Callable[[int, dict[str, Any]], Facts],
+        parts: Callable[[], StateTensors],
+        facts: Callable[[int, dict[str, Any]], CheckpointMetadata],
         say: Callable[[str], None],
     ) -> None:
         self._world = world
@@ -52,7 +52,7 @@ class Saver:
 
     def __enter__(self) -> Saver:
         if self._folder:
-            self._buffers = buffers_for(self._parts())
+            self._buffers = allocate_snapshot(self._parts())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -73,7 +73,7 @@ class Saver:
         """
         if self._folder is None:
             return
-        snapshot = capture(self._parts(), self._facts(step, progress), self._buffers)
+        snapshot = take_snapshot(self._parts(), self._facts(step, progress), self._buffers)
         best = progress["best"]
         self._background.start(lambda: self._write(snapshot, best))
 
@@ -104,12 +104,12 @@ class Saver:
     def _write(self, snapshot: Snapshot, best: dict[str, Any] | None) -> None:
         assert self._folder
         is_best = best is not None and best["step"] == snapshot.step
-        with completing():
+        with critical_section():
             path = store.commit(self._folder, snapshot.step, snapshot.tensors, snapshot.metadata)
             store.point(self._folder, "last", path)
             if is_best:
                 store.point(self._folder, "best", path)
-        note_progress(self._folder.parent, saved_step=snapshot.step, best=best)
+        update_progress(self._folder.parent, saved_step=snapshot.step, best=best)
         try:
             store.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:

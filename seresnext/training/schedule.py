@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from seresnext.recipe.schema import Recipe
+from seresnext.training.plan import Plan
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -47,3 +50,15 @@ def _linear(schedule: Schedule, step: int) -> float:
 
 
 SHAPES: dict[str, Callable[[Schedule, int], float]] = {"step": _step, "cosine": _cosine, "linear": _linear}
+
+
+def build_schedule(recipe: Recipe, plan: Plan) -> Schedule:
+    """The learning rate of a recipe as a function of the step."""
+    section = recipe.schedule
+    lengths = {"total": plan.total, "warmup": section.warmup.steps(plan.steps_per_epoch)}
+    if section.name == "step":
+        assert section.every is not None
+        assert section.factor is not None
+        falls = {"every": section.every.steps(plan.steps_per_epoch), "factor": section.factor}
+        return Schedule("step", recipe.optimizer.lr, **lengths, **falls)
+    return Schedule(section.name, recipe.optimizer.lr, **lengths, final=section.final_lr)

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from seresnext.data.mix import Mix
-from seresnext.data.prefetch import DeviceBatch
-from seresnext.distributed import BatchNormStatistics, Exchange, World, distribute
+from seresnext.data.augment.mixup import MixupCutmix
+from seresnext.data.loading.prefetch import DeviceBatch
+from seresnext.distributed import BatchNormStatistics, DDPOptions, World, wrap_ddp
+from seresnext.process.signals import block_stop_signals
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision, compile_forward
-from seresnext.signals import sparing_children
 from seresnext.training.ema import Ema
 from seresnext.training.loss import Loss
 from seresnext.training.optimizer import set_lr, skip_if
 
 
 @dataclass(frozen=True)
-class Report:
+class StepResult:
     """What one step reports, agreed on by all ranks.
 
     Losses are one a logical replica, `grad_norm` is the L2 norm of the whole gradient before clipping, `data_wait` the
@@ -63,14 +63,14 @@ class Report:
         return self.skipped and self.loss_scale > 1 and all(map(math.isfinite, self.losses))
 
 
-class Unread(NamedTuple):
+class PendingResult(NamedTuple):
     """A report on its way to the host: its numbers, which are there when `arrival` has passed (None: at once)."""
 
     numbers: Tensor
     arrival: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, report: Tensor) -> Unread:
+    def of(cls, report: Tensor) -> PendingResult:
         """Queue the way of a report to the host. On CUDA nothing waits, neither here nor for what is queued later."""
         if report.device.type != "cuda":
             return cls(report, None)
@@ -102,9 +102,9 @@ class TrainingStep:
         seed: int,
         loss: Loss,
         clip_norm: float | None,
-        mix: Mix | None,
+        mix: MixupCutmix | None,
         ema: Ema | None,
-        exchange: Exchange | None = None,
+        exchange: DDPOptions | None = None,
     ) -> None:
         assert replicas % world.size == 0
         self.scaler = precision.scaler(world.device)
@@ -121,8 +121,8 @@ class TrainingStep:
         self._mix = mix
         self._ema = ema
         self._statistics = BatchNormStatistics(model, self._accumulation)
-        exchange = exchange or Exchange()
-        self._ddp = distribute(model, exchange) if world.size > 1 else None
+        exchange = exchange or DDPOptions()
+        self._ddp = wrap_ddp(model, exchange) if world.size > 1 else None
         self._warm_up_passes = exchange.passes_to_settle if world.size > 1 else 1
         forward = self._ddp or model
         self._forward = compile_forward(forward) if compiled else forward
@@ -161,7 +161,7 @@ class TrainingStep:
         stop: bool,
         save_failed: bool = False,
         bad_images: int = 0,
-    ) -> Unread:
+    ) -> PendingResult:
         """Take step number `step` (from 0) and return its report, for `read`.
 
         `stop`, `save_failed` and `bad_images` are what this rank has to tell the others. A step in which a loss or the
@@ -191,12 +191,14 @@ class TrainingStep:
         self._update(lr, norm, skip)
         if self._ema:
             self._ema.update(step, skip)
-        return Unread.of(torch.cat([report, *(number.to(report.dtype).reshape(1) for number in (norm, skip, scale))]))
+        return PendingResult.of(
+            torch.cat([report, *(number.to(report.dtype).reshape(1) for number in (norm, skip, scale))])
+        )
 
-    def read(self, step: int, report: Unread) -> Report:
+    def read(self, step: int, report: PendingResult) -> StepResult:
         """What a step reported. Waits for it to finish on the device, and for no step that was queued after it."""
         *losses, stop, save_failed, bad_images, data_wait, grad_norm, skipped, loss_scale = report.wait()
-        return Report(
+        return StepResult(
             step,
             tuple(losses),
             grad_norm,
@@ -223,7 +225,7 @@ class TrainingStep:
 
     def _compiling(self) -> AbstractContextManager[None]:
         """For what may start the compiler: the first pass, and one with images of another size."""
-        return sparing_children() if self._compiled else nullcontext()
+        return block_stop_signals() if self._compiled else nullcontext()
 
     def _update(self, lr: float, norm: Tensor, skip: Tensor) -> None:
         if self._clip_norm is not None:

@@ -11,23 +11,23 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
-from seresnext.data.prefetch import DeviceBatch
-from seresnext.data.substitute import Tally
+from seresnext.data.loading.prefetch import DeviceBatch
+from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
+from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import EtaClock, SpeedMeter
+from seresnext.process.stop_request import StopRequest
 from seresnext.runtime import Precision
-from seresnext.training.journal import Journal
+from seresnext.training.nonfinite import describe_skip, with_validation
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
-from seresnext.training.skipping import skip_of, with_validation
-from seresnext.training.step import Report, TrainingStep, Unread
-from seresnext.training.stopping import StopRequest
+from seresnext.training.step import PendingResult, StepResult, TrainingStep
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRunTimings:
     """How long things took, in seconds: one step, and by the time of one batch all validation of one time."""
 
     step_seconds: float
@@ -44,7 +44,7 @@ class TrainData:
 
     batches: Callable[[int], AbstractContextManager[Iterator[DeviceBatch]]]
     names: Callable[[int, int], list[str]]
-    tally: Tally
+    tally: BadImageCounter
     calibration: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]] | None = None
 
 
@@ -77,7 +77,7 @@ class Trainer:
         chosen: str,
         precision: Precision,
         saver: Saver,
-        journal: Journal,
+        journal: RunLogger,
         stop: StopRequest,
     ) -> None:
         self.progress = progress
@@ -96,8 +96,8 @@ class Trainer:
         self._stopping = False
         self._saved = replace(progress)
         self._durable = replace(progress)
-        self._unread: tuple[int, Unread] | None = None
-        self._report: Report | None = None
+        self._unread: tuple[int, PendingResult] | None = None
+        self._report: StepResult | None = None
         self._speed = SpeedMeter()
         self._eta = EtaClock(plan.total)
 
@@ -134,7 +134,7 @@ class Trainer:
             self._read()
             self._train.tally.share()
 
-    def rehearse(self) -> Rehearsal:
+    def dry_run(self) -> DryRunTimings:
         """Take two steps and validate one batch, and say how long the second step and the batch took."""
         seconds = []
         with self._train.batches(self.progress.step) as batches:
@@ -150,7 +150,7 @@ class Trainer:
                 first = min(self._world.size, self._validation.num_batches)
                 evaluate(model, iter(own), num_batches=first, world=self._world, precision=self._precision)
             validation = (time.monotonic() - started) * math.ceil(self._validation.num_batches / self._world.size)
-        return Rehearsal(seconds[-1], validation)
+        return DryRunTimings(seconds[-1], validation)
 
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then read the report of the one before it, which by then costs hardly any waiting."""
@@ -210,7 +210,7 @@ class Trainer:
         )
         progress.unlogged_loss, progress.unlogged_steps, progress.unlogged_skips = 0.0, 0, 0
 
-    def _take_note_of_skip(self, report: Report) -> None:
+    def _take_note_of_skip(self, report: StepResult) -> None:
         """Say which step was skipped and why; after too many in a row end the run, on all ranks at the same place.
 
         Those that the scaler of fp16 skips while it looks for its scale are no fault of the run's, and only counted.
@@ -220,7 +220,7 @@ class Trainer:
         if report.overflowed:
             return
         progress.skips_in_a_row += 1
-        skip = skip_of(report, self._train.names)
+        skip = describe_skip(report, self._train.names)
         progress.history = skip.remembered(progress.history)
         self._journal.write({**skip.event, "epoch": skip.step / self._plan.steps_per_epoch}, text=skip.warning)
         if progress.skips_in_a_row >= self._plan.stop_after_skips:

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from seresnext.assemble import parts
-from seresnext.checkpoint import digested
+from seresnext.checkpoint import file_format
 from seresnext.checkpoint.background import Background
 from seresnext.models import SENet
 
@@ -54,7 +53,7 @@ class Synchronous(Background):
 @pytest.mark.parametrize("synchronous", [False, True])
 def test_a_write_is_part_of_the_stall_only_where_training_waits_for_it(monkeypatch, tmp_path, capsys, synchronous):
     """The control is a synchronous saver: the verdict on it has to be the other one."""
-    write = digested.write_synced
+    write = file_format.write_synced
 
     def slow(*arguments: Any) -> None:
         time.sleep(SLOW)
@@ -62,8 +61,10 @@ def test_a_write_is_part_of_the_stall_only_where_training_waits_for_it(monkeypat
 
     monkeypatch.syspath_prepend(SCRIPTS)
     script = importlib.import_module("benchmark.checkpoint")
-    monkeypatch.setattr(parts, "create_model", lambda name, **options: SENet((1, 1, 1, 1), cardinality=1, **options))
-    monkeypatch.setattr(digested, "write_synced", slow)
+    monkeypatch.setattr(
+        "seresnext.models.registry.create_model", lambda name, **options: SENet((1, 1, 1, 1), cardinality=1, **options)
+    )
+    monkeypatch.setattr(file_format, "write_synced", slow)
     if synchronous:
         monkeypatch.setattr("seresnext.training.saving.Background", Synchronous)
     parser = argparse.ArgumentParser()

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from seresnext.assemble import parts, run
 from seresnext.data.order import Order
 from seresnext.data.synthetic import SyntheticImages
 from seresnext.models import SENet
+from seresnext.run import assemble
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 IMAGES = 1_281_167
@@ -45,7 +45,9 @@ def test_figures_are_measured_and_written(run_command, tmp_path: Path):
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.setattr(parts, "create_model", lambda name, **options: SENet((1, 1, 1, 1), cardinality=1, **options))
+    monkeypatch.setattr(
+        "seresnext.models.registry.create_model", lambda name, **options: SENet((1, 1, 1, 1), cardinality=1, **options)
+    )
     return importlib.import_module("benchmark.resume")
 
 
@@ -89,13 +91,13 @@ def test_nothing_is_replayed(script: ModuleType, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_replay_would_be_seen(script: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """The control: a run that asks for all steps of the epoch up to its place, as some samplers do."""
-    keys = run.train_keys
+    keys = assemble.train_keys
 
     def replaying(order: Order, replicas: range, start: int, *rest: Any) -> Any:
         for step in range(start - start % order.steps_per_epoch, start):
             order.micro_batch(step, replicas[0])
         return keys(order, replicas, start, *rest)
 
-    monkeypatch.setattr(run, "train_keys", replaying)
+    monkeypatch.setattr(assemble, "train_keys", replaying)
     asked = [counts["micro_batch"] for counts in count(script, monkeypatch)]
     assert [number > FEW for number in asked] == [step % EPOCH > FEW for step in PLACES]

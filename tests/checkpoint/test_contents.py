@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from seresnext.checkpoint import contents, store
-from seresnext.checkpoint.contents import Facts
+from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.errors import CheckpointError
 
-FACTS = Facts(
+FACTS = CheckpointMetadata(
     step=5,
     recipe={"optimizer": {"lr": 0.1}, "base": None},
     recipe_hash="abc",
@@ -62,7 +62,7 @@ class Run:
 
 def snapshot(run: Run) -> dict[str, torch.Tensor]:
     parts = run.parts()
-    return contents.capture(parts, FACTS, contents.buffers_for(parts)).tensors
+    return contents.take_snapshot(parts, FACTS, contents.allocate_snapshot(parts)).tensors
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -74,13 +74,13 @@ def test_resume_is_bit_exact(tmp_path, stop):
     straight, stopped, resumed = Run(), Run(), Run()
     straight.train(8)
     stopped.train(stop)
-    facts = Facts(**{**vars(FACTS), "step": stop, "best": None, "history": [], "progress": {}})
-    captured = contents.capture(stopped.parts(), facts, contents.buffers_for(stopped.parts()))
+    facts = CheckpointMetadata(**{**vars(FACTS), "step": stop, "best": None, "history": [], "progress": {}})
+    captured = contents.take_snapshot(stopped.parts(), facts, contents.allocate_snapshot(stopped.parts()))
     path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
     tensors, metadata = store.read(path)
     resumed.train(2)  # Somewhere else, so that nothing is right by chance.
     resumed.restore(tensors)
-    resumed.step = Facts.from_metadata(metadata, "file").step
+    resumed.step = CheckpointMetadata.from_metadata(metadata, "file").step
     resumed.train(8 - stop)
     assert same(snapshot(straight), snapshot(resumed))
 
@@ -143,13 +143,13 @@ def test_scaler_goes_on_where_it_was():
 
 def test_capture_is_a_copy_into_kept_memory():
     run = Run()
-    buffers = contents.buffers_for(run.parts())
-    first = contents.capture(run.parts(), FACTS, buffers)
+    buffers = contents.allocate_snapshot(run.parts())
+    first = contents.take_snapshot(run.parts(), FACTS, buffers)
     before = first.tensors["model.0.weight"].clone()
     addresses = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
     run.train(1)
     assert torch.equal(first.tensors["model.0.weight"], before)
-    second = contents.capture(run.parts(), FACTS, buffers)
+    second = contents.take_snapshot(run.parts(), FACTS, buffers)
     assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == addresses
     assert same(second.tensors, snapshot(run))
     assert not torch.equal(second.tensors["model.0.weight"], before)
@@ -211,10 +211,10 @@ def test_facts_survive_as_text():
         *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress"),
     }
     assert all(isinstance(text, str) for text in metadata.values())
-    assert Facts.from_metadata({**metadata, "digest": "0"}, "file") == FACTS
-    shuffled = Facts(**{**vars(FACTS), "recipe": dict(reversed(FACTS.recipe.items()))})
+    assert CheckpointMetadata.from_metadata({**metadata, "digest": "0"}, "file") == FACTS
+    shuffled = CheckpointMetadata(**{**vars(FACTS), "recipe": dict(reversed(FACTS.recipe.items()))})
     assert shuffled.to_metadata() == metadata
-    assert Facts.from_metadata({**metadata, "best": "null"}, "file").best is None
+    assert CheckpointMetadata.from_metadata({**metadata, "best": "null"}, "file").best is None
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_facts_survive_as_text():
 def test_other_formats_and_bad_facts_are_refused(change, message):
     changed = {name: text for name, text in {**FACTS.to_metadata(), **change}.items() if text is not None}
     with pytest.raises(CheckpointError, match=message) as failure:
-        Facts.from_metadata(changed, "some/file")
+        CheckpointMetadata.from_metadata(changed, "some/file")
     assert "some/file" in str(failure.value)
 
 
@@ -275,8 +275,8 @@ def test_values_that_a_run_may_write_are_read():
     progress = {"step": 5, "evaluated": 5, "best": best, "unlogged_loss": -1e30, "unlogged_steps": 0}
     dataset = {**FACTS.dataset, "val": {"num_images": 0, "fingerprint": ""}}
     rest = {"recipe_hash": "0" * 64, "history": history, "best": best, "progress": progress, "dataset": dataset}
-    facts = Facts(**{**vars(FACTS), **rest})
-    assert Facts.from_metadata(facts.to_metadata(), "file") == facts
+    facts = CheckpointMetadata(**{**vars(FACTS), **rest})
+    assert CheckpointMetadata.from_metadata(facts.to_metadata(), "file") == facts
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_capture_and_restore_on_a_gpu():
         for parameter in source.parameters():
             parameter.add_(1)
     parts = {"model": source.state_dict()}
-    taken = contents.capture(parts, FACTS, contents.buffers_for(parts)).tensors
+    taken = contents.take_snapshot(parts, FACTS, contents.allocate_snapshot(parts)).tensors
     assert all(tensor.is_pinned() and tensor.is_contiguous() for tensor in taken.values())
     contents.restore(taken, {"model": target.state_dict()}, "file")
     for ours, theirs in zip(target.state_dict().values(), source.state_dict().values(), strict=True):

@@ -21,7 +21,7 @@ import pytest
 from conftest import in_ci, needs
 from interrupted_saves import NEW, OLD, Child, assert_next_save_mends, assert_sound, kill_self, make_old, save_new
 
-from seresnext.checkpoint import digested, store
+from seresnext.checkpoint import file_format, store
 from seresnext.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -131,7 +131,7 @@ def writing_in_place(run: Path, step: int, tensors: Any, metadata: Any) -> Path:
     """A save without a temporary file."""
     path = run / f"step-{step:08}.safetensors"
     path.unlink(missing_ok=True)
-    digested.write_synced(path, *digested.header(tensors, metadata))
+    file_format.write_synced(path, *file_format.header(tensors, metadata))
     return path
 
 

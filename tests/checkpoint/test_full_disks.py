@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.contents import Facts
+from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
 from seresnext.training.saving import Saver
 
@@ -33,7 +33,7 @@ elements, warnings = 25_000, []  # 100 kB; where the disk gets full, it has room
 saver = Saver(
     world=World(), folder=folder, keep=3, keep_every=None, goes_on=case != "stops",
     parts=lambda: {"model": {"weight": torch.ones(elements)}},
-    facts=lambda step, progress: Facts(step, {}, "", None, [], {}, {}, progress),
+    facts=lambda step, progress: CheckpointMetadata(step, {}, "", None, [], {}, {}, progress),
     say=warnings.append,
 )
 outcomes = []

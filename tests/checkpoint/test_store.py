@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.checkpoint import digested, store
+from seresnext.checkpoint import file_format, store
 from seresnext.errors import CheckpointError
 
 
@@ -151,7 +151,7 @@ def test_limit_for_a_file_of_the_system(tmp_path):
     script = f"""
 import resource, torch
 from pathlib import Path
-from seresnext.checkpoint import digested, store
+from seresnext.checkpoint import file_format, store
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     store.commit(Path({str(tmp_path)!r}), 2, {{"a": torch.zeros(10000)}}, {{"step": "2"}})
@@ -283,7 +283,7 @@ def test_unreadable_file_keeps_its_name(tmp_path, monkeypatch):
     save(tmp_path, 1)
     save(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(digested, "verify_digest", failing(errno.EACCES)(digested.verify_digest))
+        patch.setattr(file_format, "verify_digest", failing(errno.EACCES)(file_format.verify_digest))
         found, warnings, damaged = store.newest_valid(tmp_path)
     assert (found, damaged) == (tmp_path / "step-00000001.safetensors", [])
     assert "cannot be read" in warnings[0]

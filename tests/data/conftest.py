@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from shard_folders import Server, make_shards, serve
 
-from seresnext.data import remote
 from seresnext.data.batches import Batch
+from seresnext.data.loading.whereabouts import set_current_images
 from seresnext.data.order import BatchKey
-from seresnext.data.readers import Reader, open_reader
-from seresnext.data.whereabouts import note_images
+from seresnext.data.readers import Reader
+from seresnext.data.readers.table import open_reader
+from seresnext.data.shards import remote
 
 _ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
 
@@ -69,7 +70,7 @@ class Numbers:
         return f"number {index}"
 
     def make(self, key: BatchKey) -> Batch:
-        note_images(key.indices.tolist())
+        set_current_images(key.indices.tolist())
         self._act(key)
         indices = torch.from_numpy(key.indices.copy())
         images = (indices % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)

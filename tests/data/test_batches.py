@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from seresnext.data.augment import EvaluationTransform, TrainTransform
+from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
 from seresnext.data.batches import EvaluationImages, TrainImages
-from seresnext.data.loader import evaluation_keys, train_keys
+from seresnext.data.decode.regions import HAS_NVIMGCODEC
+from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order
-from seresnext.data.readers import Reader, open_reader
-from seresnext.data.regions import HAS_NVIMGCODEC
+from seresnext.data.readers import Reader
+from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
 
@@ -19,7 +20,7 @@ DECODERS = [
     pytest.param(False, id="pillow"),
     pytest.param(True, id="nvimgcodec", marks=pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")),
 ]
-TRANSFORM = TrainTransform(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+TRANSFORM = RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 
 
 def test_a_batch_is_as_promised(reader: Reader):
@@ -39,7 +40,7 @@ def test_pixels_of_photographs_are_those_of_pillow(photographs: list[bytes], tmp
     for number, data in enumerate(photographs):
         (folder := tmp_path / "train" / f"class_{number % 2}").mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.JPEG").write_bytes(data)
-    transform = TrainTransform(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, interpolation)
+    transform = RandomResizedCrop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, interpolation)
     reader = open_reader(tmp_path, "train")
     source = TrainImages(reader, transform, seed=5, max_pixels=10**8, fast=fast)
     own, other = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
@@ -70,7 +71,7 @@ def test_pixels_of_photographs_are_those_of_pillow(photographs: list[bytes], tmp
 
 
 def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: Reader):
-    transform = EvaluationTransform(16, 0.875, "bicubic")
+    transform = ResizeCenterCrop(16, 0.875, "bicubic")
     source = EvaluationImages(reader, transform, max_pixels=10**6)
     batches = [source.make(key) for key in evaluation_keys(len(reader), 10, 0, 1)]
     assert [len(batch.labels) for batch in batches] == [10, 10, 6]
@@ -100,7 +101,7 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path):
 
 def test_an_evaluation_records_every_unreadable_image(tmp_path: Path):
     """Bad images are black, and the other images are unchanged. One file is no image, and one file was removed."""
-    transform = EvaluationTransform(16, 0.875, "bilinear")
+    transform = ResizeCenterCrop(16, 0.875, "bilinear")
     reader = damaged_folder(tmp_path, b"no image")
     (key,) = evaluation_keys(8, 8, 0, 1)
     source = EvaluationImages(reader, transform, max_pixels=10**6)
@@ -120,7 +121,7 @@ def test_a_storage_that_does_not_answer_is_not_waited_for_image_by_image(tmp_pat
     reader = damaged_folder(tmp_path, b"no image")
     monkeypatch.setattr("seresnext.data.batches._SLOW_FAILURE", -1.0)
     with pytest.raises(DataError, match=r"^train/class_0/3.jpg"):
-        EvaluationImages(reader, EvaluationTransform(16, 0.875, "bilinear"), max_pixels=10**6).make(
+        EvaluationImages(reader, ResizeCenterCrop(16, 0.875, "bilinear"), max_pixels=10**6).make(
             next(evaluation_keys(8, 8, 0, 1))
         )
 

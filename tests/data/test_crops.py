@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seresnext.data.augment import Crop
+from seresnext.data.augment.crop import Crop
 from seresnext.data.crops import Cropped, Crops
+from seresnext.data.decode.regions import HAS_NVIMGCODEC
 from seresnext.data.order import BatchKey
-from seresnext.data.readers import Reader, open_reader
-from seresnext.data.regions import HAS_NVIMGCODEC
+from seresnext.data.readers import Reader
+from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 
 DECODERS = [

@@ -19,20 +19,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seresnext.data.augment import TrainTransform
+from seresnext.data.augment.crop import RandomResizedCrop
+from seresnext.data.augment.erase import EraseFill, RandomErasing
+from seresnext.data.augment.mixup import MixupCutmix
+from seresnext.data.augment.policies import ColorJitter, PolicyPipeline, RandAugment, TrivialAugment
+from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
-from seresnext.data.erase import Erasing, Filling
-from seresnext.data.loader import open_batches, train_keys
-from seresnext.data.mix import Mix
+from seresnext.data.loading.loader import open_batches, train_keys
+from seresnext.data.loading.prefetch import prefetch
 from seresnext.data.order import BatchKey, Order
-from seresnext.data.policies import ColorJitter, RandAugment, Retouch, TrivialAugment
-from seresnext.data.prefetch import prefetch
-from seresnext.data.progressive import Ramp
 from seresnext.randomness import rng_at
 
 IMAGES, GLOBAL, MICRO, REPEATS = 50, 16, 4, 2
 TOTAL = 9  # Three epochs of three steps.
-RAMP = Ramp(min_size=16, max_size=48, start=1, end=6)
+RAMP = ImageSizeSchedule(min_size=16, max_size=48, start=1, end=6)
 
 
 class Noise:
@@ -67,11 +67,13 @@ def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
     """Training images with every augmentation on."""
     return kind(
         READER,
-        TrainTransform(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear"),
+        RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear"),
         seed=seed,
         max_pixels=10**6,
-        retouch=Retouch((RandAugment(2, 9, 31), TrivialAugment(31), ColorJitter(0.4, 0.4, 0.4, 0.1)), "bilinear"),
-        erasing=Erasing(0.5, (0.02, 0.33), (0.3, 3.3)),
+        retouch=PolicyPipeline(
+            (RandAugment(2, 9, 31), TrivialAugment(31), ColorJitter(0.4, 0.4, 0.4, 0.1)), "bilinear"
+        ),
+        erasing=RandomErasing(0.5, (0.02, 0.33), (0.3, 3.3)),
     )
 
 
@@ -92,7 +94,7 @@ def digest(tensor: Tensor) -> str:
 def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, seed: int, world: int) -> list[Seen]:
     order = Order(IMAGES, GLOBAL, MICRO, seed, REPEATS)
     keys = list(train_keys(order, replicas, start, TOTAL, RAMP))
-    mix = Mix(num_classes=2, seed=seed, mixup=0.2, cutmix=1.0, last_step=7)
+    mix = MixupCutmix(num_classes=2, seed=seed, mixup=0.2, cutmix=1.0, last_step=7)
     hashes: list[tuple[tuple[int, int, str], ...]] = []
 
     def noted(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -117,7 +119,7 @@ def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, see
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             channels_last=True,
-            filling=Filling("random", seed),
+            filling=EraseFill("random", seed),
         ):
             images, targets = mix(batch.images, batch.labels, step=batch.step, replica=batch.replica)
             fed.append((batch.step, batch.replica, digest(images) + digest(targets)))
@@ -229,11 +231,15 @@ def test_pixels_belong_to_epoch_image_and_copy_and_to_nothing_else(field: str):
 
 
 def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
-    transform = TrainTransform(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+    transform = RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
     key = Order(IMAGES, GLOBAL, MICRO, 5).micro_batch(3, 1)
     plain, erased, retouched = (
         TrainImages(READER, transform, seed=5, max_pixels=10**6, **settings).make(key)  # type: ignore[arg-type]
-        for settings in ({}, {"erasing": Erasing(1.0, (0.1, 0.2), (1.0, 2.0))}, {"retouch": Retouch((), "bilinear")})
+        for settings in (
+            {},
+            {"erasing": RandomErasing(1.0, (0.1, 0.2), (1.0, 2.0))},
+            {"retouch": PolicyPipeline((), "bilinear")},
+        )
     )
     assert plain.boxes is None
     draws = [rng_at(5, "augment", 1, image, 0) for image in key.indices.tolist()]

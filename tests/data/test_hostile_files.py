@@ -24,17 +24,17 @@ import pytest
 from imagenet_archives import tar, write_archives
 from PIL import Image
 
-from seresnext.data.augment import Crop, EvaluationTransform
-from seresnext.data.decode import decode
-from seresnext.data.index import Contents, Index, NotAnIndex, write_index
-from seresnext.data.jpeg import MOST_SCANS, read_frame
-from seresnext.data.readers import shard_files
+from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.decode.jpeg import MOST_SCANS, read_frame
+from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.regions import Encoded, open_decoder
 from seresnext.data.readers.devkit import read_mat, read_validation_classes
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, ImagenetReader
-from seresnext.data.readers.shards import ShardReader
+from seresnext.data.readers.index import Contents, Index, NotAnIndex, write_index
 from seresnext.data.readers.tarfiles import members
-from seresnext.data.regions import Encoded, open_decoder
+from seresnext.data.shards import format
+from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError
 
 
@@ -94,7 +94,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def test_an_image_a_thousand_times_as_long_as_wide() -> None:
     """40,000 pixels in 200 bytes, whose shorter side of 1 would become 256."""
     data = png(40_000, 1)
-    transform = EvaluationTransform(224, 0.875, "bilinear")
+    transform = ResizeCenterCrop(224, 0.875, "bilinear")
     assert decode(data, "long.png", 50_000_000).size == (40_000, 1)
     with within(0.5), pytest.raises(DataError, match=r"long\.png .* resized to 10240000 x 256, more than data"):
         transform.of_file(data, "long.png", 50_000_000)
@@ -258,13 +258,13 @@ def test_a_short_element_has_four_bytes_at_most() -> None:
 
 def shards(folder: Path, **changes: object) -> Path:
     """A split of one shard, whose index says something else."""
-    listing = np.array([(512, 1, 0, 0, 0)], shard_files.ENTRY)
-    content = shard_files.index_bytes([listing])
+    listing = np.array([(512, 1, 0, 0, 0)], format.ENTRY)
+    content = format.index_bytes([listing])
     name = changes.pop("name", "a.tar")
     facts = {"bytes": 10240, "images": 1, "sha256": "0" * 64}
     digest = changes.pop("index_sha256", hashlib.sha256(content).hexdigest())
-    shard = shard_files.Shard(name, **{key: changes.pop(key, value) for key, value in facts.items()})
-    manifest = shard_files.Manifest(changes.pop("classes", ("cat",)), (shard,), digest, {})
+    shard = format.Shard(name, **{key: changes.pop(key, value) for key, value in facts.items()})
+    manifest = format.Manifest(changes.pop("classes", ("cat",)), (shard,), digest, {})
     (folder / "val").mkdir(parents=True, exist_ok=True)
     (folder / "val" / "index.npy").write_bytes(content)
     (folder / "val" / "a.tar").write_bytes(tar({"a.jpg": b"a", "a.cls": b"0"}).ljust(10240, b"\0"))
@@ -312,10 +312,10 @@ def test_a_list_of_shards_that_is_none(tmp_path: Path, text: str) -> None:
     "array",
     [
         np.zeros(3),
-        np.zeros((1, 1), shard_files.ENTRY),
-        np.array((512, 1, 0, 0, 0), shard_files.ENTRY),
-        np.array([(512, 2**32 - 1, 0, 0, 0)], shard_files.ENTRY),
-        np.array([(512, 1, 0, 0, 9)], shard_files.ENTRY),
+        np.zeros((1, 1), format.ENTRY),
+        np.array((512, 1, 0, 0, 0), format.ENTRY),
+        np.array([(512, 2**32 - 1, 0, 0, 0)], format.ENTRY),
+        np.array([(512, 1, 0, 0, 9)], format.ENTRY),
     ],
     ids=["floats", "two dimensions", "none", "an image of 4 GB", "label"],
 )
@@ -329,8 +329,8 @@ def test_a_list_of_images_that_is_none(tmp_path: Path, array: np.ndarray) -> Non
         ShardReader(str(tmp_path), "val")
 
 
-ONE = shard_files.index_bytes([np.array([(512, 1, 0, 0, 0)], shard_files.ENTRY)])
-DESCR = repr(shard_files.ENTRY.descr)
+ONE = format.index_bytes([np.array([(512, 1, 0, 0, 0)], format.ENTRY)])
+DESCR = repr(format.ENTRY.descr)
 
 
 def npy(
@@ -392,9 +392,9 @@ def test_a_list_of_images_whose_header_is_made_up(tmp_path: Path, content: bytes
 def test_a_list_of_images_that_is_right(tmp_path: Path) -> None:
     assert npy() != ONE
     (tmp_path / "index.npy").write_bytes(npy())
-    assert shard_files.map_index(tmp_path / "index.npy").tolist() == [(512, 1, 0, 0, 0)]
-    np.save(tmp_path / "index.npy", np.ones(100_000, shard_files.ENTRY))
-    np.testing.assert_array_equal(shard_files.map_index(tmp_path / "index.npy"), np.load(tmp_path / "index.npy"))
+    assert format.map_index(tmp_path / "index.npy").tolist() == [(512, 1, 0, 0, 0)]
+    np.save(tmp_path / "index.npy", np.ones(100_000, format.ENTRY))
+    np.testing.assert_array_equal(format.map_index(tmp_path / "index.npy"), np.load(tmp_path / "index.npy"))
 
 
 @pytest.mark.parametrize("other", ["/dev/zero", "pipe", "large"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from seresnext.data import order as order_module
-from seresnext.data.order import Order, shard_blocks
+from seresnext.data.order import Order, block_shuffle
 from seresnext.errors import DataError
 from seresnext.randomness import permutation_at
 
@@ -125,7 +125,7 @@ def test_without_repeats_images_are_slices_of_the_permutation():
 
 def test_blocks_of_shards_are_mixed_within_themselves():
     shard_ids = np.repeat(np.arange(10), 12)
-    order = Order(120, 24, 8, seed=4, blocks=shard_blocks(shard_ids, 2))
+    order = Order(120, 24, 8, seed=4, blocks=block_shuffle(shard_ids, 2))
     seen = [epoch_of(order, epoch) for epoch in range(2)]
     pairs = []
     for images in seen:
@@ -140,13 +140,13 @@ def test_blocks_of_shards_are_mixed_within_themselves():
 
 def test_blocks_of_all_shards_are_the_order_without_blocks():
     shard_ids = np.repeat(np.arange(5), 10)
-    whole = Order(50, 10, 5, seed=2, blocks=shard_blocks(shard_ids, 5))
+    whole = Order(50, 10, 5, seed=2, blocks=block_shuffle(shard_ids, 5))
     plain = Order(50, 10, 5, seed=2)
     assert epoch_of(whole, 1).tolist() == epoch_of(plain, 1).tolist()
 
 
 def test_a_micro_batch_of_blocks_is_a_function_of_its_step():
-    orders = [Order(50, 10, 5, seed=2, blocks=shard_blocks(np.arange(50) // 10, 2)) for _ in range(2)]
+    orders = [Order(50, 10, 5, seed=2, blocks=block_shuffle(np.arange(50) // 10, 2)) for _ in range(2)]
     ahead = orders[0].micro_batch(17, 1).indices.tolist()
     for step in range(18):
         last = orders[1].micro_batch(step, 1).indices.tolist()

@@ -82,8 +82,8 @@ def companions(epochs: list[np.ndarray]) -> float:
     for one, other in pairwise(batches):
         table = np.bincount(one * (IMAGES // BATCH) + other, minlength=(IMAGES // BATCH) ** 2)
         shared += (table * (table - 1)).sum()
-    chance = IMAGES * (BATCH - 1) * (BATCH - 1) / (IMAGES - 1)
-    return shared / (EPOCHS - 1) / chance
+    bernoulli = IMAGES * (BATCH - 1) * (BATCH - 1) / (IMAGES - 1)
+    return shared / (EPOCHS - 1) / bernoulli
 
 
 def neighbours(epochs: list[np.ndarray]) -> float:

@@ -3,7 +3,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from seresnext.data.substitute import Substitution, Tally, candidates
+from seresnext.data.substitute import BadImageCounter, ReplacedImage, candidates
 from seresnext.distributed import World
 from seresnext.errors import DataError
 
@@ -37,7 +37,7 @@ def test_an_image_alone_in_its_class_has_no_candidates():
 class Ranks(World):
     """Rank 0 of two; the other one tells `theirs` when it is asked."""
 
-    theirs: ClassVar[list[list[Substitution]]] = []
+    theirs: ClassVar[list[list[ReplacedImage]]] = []
 
     def gather(self, value: Any) -> list[Any]:
         return [value, [tuple(one) for one in self.theirs.pop(0)]] if isinstance(value, list) else [value]
@@ -45,10 +45,10 @@ class Ranks(World):
 
 def test_each_image_is_counted_and_told_once():
     said: list[str] = []
-    tally = Tally(5, World(), said.append)
+    tally = BadImageCounter(5, World(), said.append)
     for _ in range(3):
-        tally.note([Substitution(7, "train/a/7.jpg is empty", "train/a/2.jpg")])
-        tally.note([Substitution(8, "train/b/8.jpg is empty", "train/b/3.jpg")])
+        tally.note([ReplacedImage(7, "train/a/7.jpg is empty", "train/a/2.jpg")])
+        tally.note([ReplacedImage(8, "train/b/8.jpg is empty", "train/b/3.jpg")])
         assert tally.pending in (2, 0)
         tally.share()
         assert (tally.count, tally.pending) == (2, 0)
@@ -61,19 +61,19 @@ def test_each_image_is_counted_and_told_once():
 @pytest.mark.parametrize("limit", [0, 1, 4])
 def test_beyond_the_limit_the_run_stops(limit: int):
     said: list[str] = []
-    tally = Tally(limit, World(), said.append)
-    tally.note(Substitution(image, f"{image}.jpg is empty", "other.jpg") for image in range(limit))
+    tally = BadImageCounter(limit, World(), said.append)
+    tally.note(ReplacedImage(image, f"{image}.jpg is empty", "other.jpg") for image in range(limit))
     tally.share()
-    tally.note([Substitution(limit, f"{limit}.jpg is empty", "other.jpg")])
+    tally.note([ReplacedImage(limit, f"{limit}.jpg is empty", "other.jpg")])
     with pytest.raises(DataError, match=rf"more than data.max_bad_images \({limit}\).*{limit}.jpg is empty"):
         tally.share()
     assert len(said) == limit + 1
 
 
 def test_what_other_ranks_met_is_told_and_counted_too():
-    own, other, third = (Substitution(number, f"{number}.jpg is empty", "other.jpg") for number in (4, 9, 11))
+    own, other, third = (ReplacedImage(number, f"{number}.jpg is empty", "other.jpg") for number in (4, 9, 11))
     said: list[str] = []
-    tally = Tally(2, Ranks(), said.append)
+    tally = BadImageCounter(2, Ranks(), said.append)
     Ranks.theirs = [[own, other], [other], [third]]
     tally.note([own])
     tally.share()

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from shard_folders import make_shards
 
 from seresnext.data import survey as survey_module
-from seresnext.data.decode import decode
-from seresnext.data.readers import open_reader
+from seresnext.data.decode.pillow import decode
+from seresnext.data.readers.table import open_reader
 from seresnext.data.survey import describe, survey
 from seresnext.errors import DataError
 

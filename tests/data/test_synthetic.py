@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from seresnext.data.loader import open_batches, train_keys
+from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.errors import DataError

@@ -61,7 +61,7 @@ def ended(monkeypatch):
 
     def wait(heart):
         told = []
-        heart.on_loss = told.append
+        heart.on_peer_lost = told.append
         if not exits.wait(3 * heart.timeout):
             raise TimeoutError
         freeze(heart)
@@ -198,21 +198,21 @@ import os, sys, time
 import torch.distributed as dist
 from seresnext.distributed import heartbeat
 from seresnext.distributed.heartbeat import Heartbeat
-from seresnext.signals import completing
+from seresnext.process.signals import critical_section
 
 heartbeat._INTERVAL, heartbeat._STOPPING, heartbeat._FAILING = 0.1, 1.0, 1.0
 
 def live(what, timeout):
     store = dist.HashStore()
     one, other = (Heartbeat(store, rank, 2, timeout) for rank in range(2))
-    one.on_loss = lambda message: print("told", message[:21], flush=True)
+    one.on_peer_lost = lambda message: print("told", message[:21], flush=True)
     one.start()
     other.start()
     time.sleep(1.5)
     print("alive", flush=True)
     if "stop" in what:
         one.is_stopping = lambda: True
-    writing = completing()
+    writing = critical_section()
     if "writes" in what:
         writing.__enter__()
     if "freezes" in what:

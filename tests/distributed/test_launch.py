@@ -30,7 +30,7 @@ def environment(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for name in ("end_with_parent", "end_with_launcher"):  # Or it would stay so for all tests.
+    for name in ("die_with_parent", "die_with_launcher"):  # Or it would stay so for all tests.
         monkeypatch.setattr(launch, name, lambda *death_signal: None)
     pretend(None, None, None, None)
     return pretend
@@ -163,7 +163,7 @@ def test_without_its_launcher_a_run_of_one_machine_saves_and_a_part_of_a_larger_
 ):
     gpus(0)
     asked = []
-    monkeypatch.setattr(launch, "end_with_parent", asked.append)
+    monkeypatch.setattr(launch, "die_with_parent", asked.append)
     monkeypatch.setattr(launch, "_join", Still)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     environment(0, 4, 0, local_size)

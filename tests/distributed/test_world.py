@@ -54,14 +54,17 @@ def test_alone_a_defect_keeps_its_traceback():
     ],
 )
 def test_want_of_memory_comes_with_advice(error):
-    with pytest.raises(OutOfMemory, match=r"out of memory \(.*lower batch\.micro_size") as caught, World().explaining():
+    with (
+        pytest.raises(OutOfMemory, match=r"out of memory \(.*lower batch\.micro_size") as caught,
+        World().translate_errors(),
+    ):
         raise error
     assert caught.value.exit_code == 1
 
 
 def test_other_errors_stay_what_they_are():
     for error in (RuntimeError("shapes differ"), DataError("no images"), KeyboardInterrupt()):
-        with pytest.raises(type(error)) as caught, World().explaining():
+        with pytest.raises(type(error)) as caught, World().translate_errors():
             raise error
         assert caught.value is error
 

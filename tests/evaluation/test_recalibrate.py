@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from seresnext.data.prefetch import DeviceBatch
+from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.evaluation import recalibrate
 from seresnext.runtime import PRECISIONS

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from seresnext.models.block_end import end_of_block
+from seresnext.models.block_end import fused_bn_se_add_relu
 from seresnext.models.blocks import SEResNeXtBottleneck, SqueezeExcitation
 
 ROWS = torch.channels_last
@@ -32,7 +32,7 @@ class End(nn.Module):
 
 class InOne(End):
     def forward(self, x, shortcut, kept=None):
-        return end_of_block(x, shortcut, self.norm, self.squeeze.fc1, self.squeeze.fc2, kept)
+        return fused_bn_se_add_relu(x, shortcut, self.norm, self.squeeze.fc1, self.squeeze.fc2, kept)
 
 
 class OneByOne(End):

@@ -10,17 +10,17 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from seresnext.checkpoint import digested
+from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError
 from seresnext.models import (
     MODELS,
     Preprocessing,
     SENet,
     create_model,
+    identify_model,
     load_pretrained,
     load_weights,
     published_preprocessing,
-    recognise,
 )
 from seresnext.weights.marks import FORMAT
 
@@ -217,17 +217,17 @@ def test_other_channels_to_other_channels(fresh: Callable[..., SENet], state: St
         assert f"(64, 2, 7, 7), in the model (64, {channels}, 7, 7)" in refusal(fresh(in_channels=channels), state)
 
 
-# ------------------------------------------------------------------------------------------------ recognise
+# ------------------------------------------------------------------------------------------------ identify_model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_recognise(name: str) -> None:
     with torch.device("meta"):
         tensors = create_model(name, num_classes=12, in_channels=2).state_dict()
-    assert recognise(tensors) == (name, 12, 2)
-    assert recognise({f"module.{key}": tensor for key, tensor in tensors.items()}) == (name, 12, 2)
+    assert identify_model(tensors) == (name, 12, 2)
+    assert identify_model({f"module.{key}": tensor for key, tensor in tensors.items()}) == (name, 12, 2)
     both = {f"model.{key}": tensor for key, tensor in tensors.items()} | {"optimizer.momentum.x": torch.zeros(1)}
-    assert recognise(both) == (name, 12, 2)
+    assert identify_model(both) == (name, 12, 2)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_relatives_are_not_recognised(name: str) -> None:
     with torch.device("meta"):
         tensors = timm.create_model(name).state_dict()
     with pytest.raises(CheckpointError, match="weights of none of legacy_seresnext26_32x4d") as caught:
-        recognise(tensors)
+        identify_model(tensors)
     assert ("stem pools in another way" in str(caught.value)) == (name == "seresnext50_32x4d")
 
 
@@ -248,7 +248,7 @@ def test_odd_shapes_are_not_recognised(state: State) -> None:
         others = (torch.zeros(0, 0), torch.zeros(64, 0, 7, 7), torch.zeros(2**30, 0), torch.zeros(64, 2**30, 0, 0))
         for tensor in (torch.tensor(1.0), *others):
             with pytest.raises(CheckpointError):
-                recognise(state | {name: tensor})
+                identify_model(state | {name: tensor})
 
 
 # ------------------------------------------------------------------------------------------------ load_pretrained
@@ -275,7 +275,7 @@ def test_model_to_fine_tune(tmp_path: Path, state: State) -> None:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
-    digested.write_synced(path, *digested.header(tensors, {"format": FORMAT, **metadata}))
+    file_format.write_synced(path, *file_format.header(tensors, {"format": FORMAT, **metadata}))
 
 
 @pytest.mark.parametrize(("part", "other"), [("ema", "model"), ("model", "ema")])

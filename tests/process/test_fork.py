@@ -43,7 +43,7 @@ process.kill()
 """
 BATCHES = """
 import numpy as np
-from seresnext.data.loader import evaluation_keys, open_batches
+from seresnext.data.loading.loader import evaluation_keys, open_batches
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.process import fork
 fork.PATIENCE = 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.assemble import parts
+from seresnext.data.augment.progressive import build_image_size_schedule
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError
 from seresnext.models import create_model
@@ -129,7 +129,7 @@ def test_the_images_a_second_of_a_header_are_what_eight_gpus_take(name: str) -> 
     if recipe.data.progressive is None:
         assert round(number(text) / speed, 2) == 1
         return
-    ramp = parts.build_ramp(recipe, parts.build_plan(recipe, steps_per_epoch=10))
+    ramp = build_image_size_schedule(recipe, 10)
     assert ramp is not None
     sizes = [ramp.size_at(step) for step in range(10 * recipe.length.count)]
     peak = speed * (224 / min(sizes)) ** 2

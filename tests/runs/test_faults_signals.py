@@ -13,7 +13,7 @@ from launcher import OWN_TORCHRUN
 from run_folders import digest, events, status
 
 from seresnext.checkpoint import store
-from seresnext.signals import STOP_SIGNALS
+from seresnext.process.signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.runs
 

@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 
-from seresnext.runtime import keep_freed_memory
+from seresnext.runtime import tune_malloc
 
 STEPS = """
 import resource, sys, torch
-from seresnext.runtime import keep_freed_memory
+from seresnext.runtime import tune_malloc
 if sys.argv[1] == "keep":
-    assert keep_freed_memory(torch.device("cpu"))
+    assert tune_malloc(torch.device("cpu"))
 
 def step():
     a = torch.zeros(16 << 20)  # 64 MiB, above any threshold at which glibc asks the system
@@ -28,7 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 PAGES = 2 * (64 << 20) // 4096  # of the two blocks of a step
 
 
-@pytest.mark.skipif(not keep_freed_memory(torch.device("cpu")), reason="glibc's malloc is not in use")
+@pytest.mark.skipif(not tune_malloc(torch.device("cpu")), reason="glibc's malloc is not in use")
 def test_a_step_finds_the_memory_of_the_one_before():
     def faults(word):
         command = [sys.executable, "-c", STEPS, word]
@@ -40,4 +40,4 @@ def test_a_step_finds_the_memory_of_the_one_before():
 
 
 def test_a_gpu_keeps_its_memory_by_itself():
-    assert not keep_freed_memory(torch.device("cuda"))
+    assert not tune_malloc(torch.device("cuda"))

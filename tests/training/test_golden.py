@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.assemble.run import Run
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
+from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
+from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress
-from seresnext.training.stopping import StopRequest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_cpu.txt"
 SETTINGS = [

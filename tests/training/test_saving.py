@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.contents import Facts
+from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
 from seresnext.training.saving import Saver
 
@@ -40,7 +40,9 @@ def make(model, said, tmp_path):
             keep_every=keep_every,
             goes_on=goes_on,
             parts=lambda: {"model": model.state_dict()},
-            facts=lambda step, progress: Facts(step, {"a": 1}, "hash", progress["best"], [], DATASET, {}, progress),
+            facts=lambda step, progress: CheckpointMetadata(
+                step, {"a": 1}, "hash", progress["best"], [], DATASET, {}, progress
+            ),
             say=said.append,
         )
         entered.append(saver.__enter__())
@@ -83,7 +85,7 @@ def test_a_save_is_the_run_as_it_is(make, model, tmp_path):
         assert tensors.keys() == {"model.weight", "model.bias"}
         assert torch.equal(tensors["model.weight"], torch.full((2, 3), float(step)))
         assert torch.equal(tensors["model.bias"], model.bias)
-        facts = Facts.from_metadata(metadata, "file")
+        facts = CheckpointMetadata.from_metadata(metadata, "file")
         assert (facts.step, facts.progress, facts.recipe_hash) == (step, progress(step), "hash")
 
 

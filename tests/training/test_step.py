@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from seresnext.data.mix import Mix
-from seresnext.data.prefetch import DeviceBatch
-from seresnext.distributed import Exchange, World
+from seresnext.data.augment.mixup import MixupCutmix
+from seresnext.data.loading.prefetch import DeviceBatch
+from seresnext.distributed import DDPOptions, World
 from seresnext.models import SENet
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import PRECISIONS
@@ -19,7 +19,7 @@ from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.optimizer import sgd
-from seresnext.training.step import Report, TrainingStep, Unread
+from seresnext.training.step import PendingResult, StepResult, TrainingStep
 
 SEED, LR, SMOOTHING = 3, 0.1, 0.1
 
@@ -151,7 +151,7 @@ def test_clipping_makes_a_difference(model):
 
 
 def test_mixing_is_by_step_and_replica(model):
-    mix = Mix(num_classes=5, seed=SEED, mixup=0.2, cutmix=1.0, last_step=None)
+    mix = MixupCutmix(num_classes=5, seed=SEED, mixup=0.2, cutmix=1.0, last_step=None)
     other, plain = copy.deepcopy(model), copy.deepcopy(model)
     optimizer = optimizer_of(other)
     expected = [by_hand(other, optimizer, step, mix=mix)[0] for step in range(2)]
@@ -189,8 +189,8 @@ def test_batches_of_another_step_are_a_defect(model):
 
 
 def test_the_mean_loss_of_a_report():
-    assert Report(0, (0.1,) * 10, 1.0, 0.0, False).loss == 0.1
-    assert math.isnan(Report(0, (1.0, math.nan), 1.0, 0.0, False).loss)
+    assert StepResult(0, (0.1,) * 10, 1.0, 0.0, False).loss == 0.1
+    assert math.isnan(StepResult(0, (1.0, math.nan), 1.0, 0.0, False).loss)
 
 
 # ------------------------------------------------------------------------------------------------ precision
@@ -280,7 +280,7 @@ def test_nor_in_one_of_the_network_with_all_techniques(loss, checkpointing):
         clip_norm=1.0,
         ema=Ema(network, 0.9, warmup=True),
         loss=loss,
-        mix=Mix(5, SEED, 0.2, 1.0, None),
+        mix=MixupCutmix(5, SEED, 0.2, 1.0, None),
     )
     batches = [
         [DeviceBatch(torch.randn(4, 3, 64, 64), torch.arange(4), step, replica, 0.0) for replica in range(2)]
@@ -299,7 +299,7 @@ def world_of_nccl():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("exchange", [Exchange(), Exchange(1.0, compress=True), Exchange(static_graph=True)])
+@pytest.mark.parametrize("exchange", [DDPOptions(), DDPOptions(1.0, compress=True), DDPOptions(static_graph=True)])
 def test_nor_where_gradients_and_statistics_travel(model, exchange, world_of_nccl):
     device = world_of_nccl.device
     model = model.float().to(device)
@@ -332,9 +332,9 @@ def test_a_report_waits_for_its_own_arrival_alone():
             waited.append(self)
 
     arrival = Arrival()
-    assert Unread(torch.tensor([1.0, 2.0]), arrival).wait() == [1.0, 2.0]
+    assert PendingResult(torch.tensor([1.0, 2.0]), arrival).wait() == [1.0, 2.0]
     assert waited == [arrival]
-    assert Unread.of(torch.tensor([3.0])).wait() == [3.0]
+    assert PendingResult.of(torch.tensor([3.0])).wait() == [3.0]
 
 
 # ------------------------------------------------------------------------------------------------ warming up
@@ -367,14 +367,14 @@ def test_warming_up_did_something(model):
 def test_ranks_share_the_replicas(model, monkeypatch):
     wrapped = []
 
-    def distribute(module, exchange):
+    def wrap_ddp(module, exchange):
         wrapped.append(exchange)
         return module
 
-    monkeypatch.setattr(step_module, "distribute", distribute)
+    monkeypatch.setattr(step_module, "wrap_ddp", wrap_ddp)
     shares = [list(make(model, replicas=6, world=World(rank, 3)).own_replicas) for rank in range(3)]
     assert shares == [[0, 1], [2, 3], [4, 5]]
-    assert wrapped == [Exchange()] * 3
+    assert wrapped == [DDPOptions()] * 3
     assert list(make(model, replicas=6).own_replicas) == [0, 1, 2, 3, 4, 5]
     assert len(wrapped) == 3  # Alone, the model is not wrapped.
     with pytest.raises(AssertionError):

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from seresnext.checkpoint.store import SaveError
-from seresnext.data.prefetch import DeviceBatch
-from seresnext.data.substitute import Substitution, Tally
+from seresnext.data.loading.prefetch import DeviceBatch
+from seresnext.data.substitute import BadImageCounter, ReplacedImage
 from seresnext.distributed import World
 from seresnext.errors import DataError, TrainingStopped
 from seresnext.runtime import PRECISIONS
 from seresnext.training import trainer as trainer_module
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.schedule import Schedule
-from seresnext.training.step import Report
+from seresnext.training.step import StepResult
 from seresnext.training.trainer import TrainData, Trainer, ValidationData
 
 CLASSES = 4
@@ -53,7 +53,7 @@ class Steps:
         skipped = not all(map(math.isfinite, (*losses, grad_norm)))
         scale = 2.0 if self._scaled else 1.0
         flags = {"skipped": skipped, "loss_scale": scale, "bad_images": int(bad_images)}
-        return Report(step, losses, grad_norm, 0.125, stop, save_failed, **flags)
+        return StepResult(step, losses, grad_norm, 0.125, stop, save_failed, **flags)
 
 
 class Saver:
@@ -89,7 +89,7 @@ class Saver:
             raise SaveError("the last one")
 
 
-class Journal:
+class RunLogger:
     def __init__(self, log):
         self._log = log
         self.events = []
@@ -155,8 +155,8 @@ class Run:
     ):
         self.log = []
         self.bad_at = bad_at
-        self.tally = Tally(bad_allowed, World(), lambda text: self.log.append(("said", text.split()[1])))
-        self.saver, self.journal = Saver(self.log, saves_fail_at), Journal(self.log)
+        self.tally = BadImageCounter(bad_allowed, World(), lambda text: self.log.append(("said", text.split()[1])))
+        self.saver, self.journal = Saver(self.log, saves_fail_at), RunLogger(self.log)
         self.progress = progress or Progress()
         self.right = right
         self.starts = []
@@ -199,7 +199,7 @@ class Run:
 
     def _fetch(self, step):
         if step in self.bad_at:
-            self.tally.note([Substitution(step, f"{step}.jpg is empty", "other.jpg")])
+            self.tally.note([ReplacedImage(step, f"{step}.jpg is empty", "other.jpg")])
         return step
 
     @contextmanager
@@ -571,7 +571,7 @@ def test_steps_that_the_scaler_skips_are_counted_and_nothing_else():
 
 def test_a_rehearsal_takes_two_steps_and_one_batch():
     run = Run(weights=("model", "ema"))
-    rehearsal = run.trainer.rehearse()
+    rehearsal = run.trainer.dry_run()
     assert run.what("step", "read") == [("step", 0), ("read", 0), ("step", 1), ("read", 1)]
     assert [logits.calls for logits in run.models.values()] == [1, 1]
     assert run.what("save", "train", "validate") == []
@@ -582,13 +582,13 @@ def test_a_rehearsal_takes_two_steps_and_one_batch():
 
 def test_a_rehearsal_of_a_run_of_one_step():
     run = Run(total=1)
-    run.trainer.rehearse()
+    run.trainer.dry_run()
     assert run.what("step") == [("step", 0)]
 
 
 def test_a_rehearsal_also_finds_what_is_not_finite():
     run = Run(loss_of=lambda step: (math.nan, math.nan))
-    run.trainer.rehearse()
+    run.trainer.dry_run()
     assert run.journal.texts[0].startswith("warning: the loss is nan in micro-batches 1, 2 of 2 in step 1")
 
 

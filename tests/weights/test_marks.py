@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seresnext.checkpoint import digested
+from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError
 from seresnext.weights import read_metadata, read_weights
 from seresnext.weights.marks import FORMAT, is_checkpoint
@@ -18,7 +18,7 @@ OURS = {"format": FORMAT, "step": "3", "recipe": "{}", "recipe_hash": "0"}
 
 
 def write(path: Path, **metadata: str) -> Path:
-    digested.write_synced(path, *digested.header(TENSORS, {**OURS, **metadata}))
+    file_format.write_synced(path, *file_format.header(TENSORS, {**OURS, **metadata}))
     return path
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
-from seresnext.checkpoint import digested, store
+from seresnext.checkpoint import file_format, store
 from seresnext.errors import CheckpointError
 from seresnext.weights import read_weights
 from seresnext.weights.pickles import describe
@@ -70,7 +70,7 @@ def torch_file(**options: bool) -> bytes:
 def checkpoint(folder: Path) -> bytes:
     path = folder / "whole.safetensors"
     if not path.exists():
-        digested.write_synced(path, *digested.header(TENSORS, {"step": "1"}))
+        file_format.write_synced(path, *file_format.header(TENSORS, {"step": "1"}))
     return path.read_bytes()
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.data.imagenet_classes import imagenet_classes
-from seresnext.data.pread import open_regular
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.pread import open_regular
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seresnext.data.index import Contents, fingerprint_of
-from seresnext.data.index_cache import Stamp, Times, index_path, mark_stale, open_or_build, stamp_of
-from seresnext.data.pread import open_regular
-from seresnext.data.progress import progress
+from seresnext.data.readers.index import Contents, fingerprint_of
+from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, stamp_of
+from seresnext.data.readers.pread import open_regular
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.errors import DataError
+from seresnext.progress import progress
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
 # How many problems a message lists; a wrong folder has a thousand of the same.
@@ -74,7 +74,7 @@ class FolderReader:
             raise DataError(f"{path} cannot be read: {error.strerror}; {advice}") from None
 
 
-def folder_stamp(folder: Path) -> Stamp:
+def folder_stamp(folder: Path) -> Signature:
     """Return a stamp that changes when a class folder comes or goes, or when a file in a class folder does.
 
     A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seresnext.data.imagenet_classes import imagenet_classes
-from seresnext.data.index import Contents, fingerprint_of
-from seresnext.data.index_cache import Stamp, Times, index_path, open_or_build, stamp_of
-from seresnext.data.progress import progress
 from seresnext.data.readers.devkit import read_validation_classes
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.index import Contents, fingerprint_of
+from seresnext.data.readers.index_cache import Signature, Times, index_path, open_or_build, stamp_of
 from seresnext.data.readers.tarfiles import BLOCK, LARGEST_IMAGE, FilesAtOffsets, Member, header_name, members
 from seresnext.errors import DataError
+from seresnext.progress import progress
 
 
 class Archive(NamedTuple):
@@ -131,7 +131,7 @@ class ImagenetReader:
         return _contents(by_class, self._path)
 
 
-def archives_stamp(paths: Sequence[Path], official: bool) -> Stamp:
+def archives_stamp(paths: Sequence[Path], official: bool) -> Signature:
     """Changes with the size or times of an archive. Raises DataError naming one that is not there."""
     found = [_status(path) for path in paths]
     sizes = [(path.name, status.st_size) for path, status in zip(paths, found, strict=True)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seresnext.data.pread import open_regular, read_piece
+from seresnext.data.readers.pread import open_regular, read_piece
 from seresnext.errors import DataError
 
 BLOCK = 512

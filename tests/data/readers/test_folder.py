@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
-from advances import note_progress
+from advances import update_progress
 
-from seresnext.data.index_cache import Times
 from seresnext.data.readers import folder as module
 from seresnext.data.readers.folder import FolderReader
+from seresnext.data.readers.index_cache import Times
 from seresnext.errors import DataError
 
 
@@ -280,7 +280,7 @@ def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, listings: list[
 
 
 def test_all_classes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bars = note_progress(module, monkeypatch)
+    bars = update_progress(module, monkeypatch)
     FolderReader(make(tmp_path, *(f"train/{name}/{n}.jpg" for name in "abcde" for n in range(3))), "train")
     (bar,) = bars
     assert (bar.label, bar.total) == ("index of train", 5)

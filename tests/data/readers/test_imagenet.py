@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
-from advances import note_progress
+from advances import update_progress
 from imagenet_archives import CLASSES, devkit, jpeg, tar, train_archive, truth_of, val_archive, write_archives
 
-from seresnext.data.imagenet_classes import imagenet_classes
 from seresnext.data.readers import imagenet as module
-from seresnext.data.readers import open_reader
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, DEVKIT, TRAIN, VAL, ImagenetReader
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 
 
@@ -156,7 +156,7 @@ def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tm
 
 @pytest.mark.parametrize(("split", "pieces"), [("train", len(CLASSES)), ("val", 12)])
 def test_all_of_an_archive_is_told(archives: Path, monkeypatch: pytest.MonkeyPatch, split: str, pieces: int):
-    bars = note_progress(module, monkeypatch)
+    bars = update_progress(module, monkeypatch)
     reader = ImagenetReader(archives, split)
     (bar,) = bars
     assert bar.label == f"index of {reader._path.name}"

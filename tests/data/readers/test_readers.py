@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers import Reader, check_classes, check_same_classes, look_alikes, open_reader, recognise_form
+from seresnext.data.readers import Reader, check_classes, check_same_classes, look_alikes
+from seresnext.data.readers.table import detect_format, open_reader
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.errors import DataError
 
@@ -80,7 +81,7 @@ def test_a_form_that_was_not_named_is_recognised(tmp_path: Path, form: str, ther
     for name in there:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert recognise_form(tmp_path, "val", form) == recognised
+    assert detect_format(tmp_path, "val", form) == recognised
 
 
 def test_every_reader_is_one(tmp_path: Path):

@@ -1,0 +1,103 @@
+"""What happens to an image between decoding and the batch: random crop and flip in training, centre crop otherwise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seresnext.data.decode.pillow import decode
+from seresnext.errors import DataError
+from seresnext.randomness import RandomStream
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_CROP_ATTEMPTS = 10
+
+
+class Crop(NamedTuple):
+    """A rectangle of an image, in pixels, and whether it is mirrored afterwards."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip, drawn at an address of its own.
+
+    `crop_scale` is the range of the crop's area by the image's, `crop_ratio` that of its width by its height.
+    """
+
+    image_size: int
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    flip: float
+    interpolation: str
+
+    def draw(self, width: int, height: int, draws: RandomStream) -> Crop:
+        """Where to crop, and whether to flip. The algorithm is that of torchvision's RandomResizedCrop."""
+        flip = draws.bernoulli(self.flip)
+        low, high = (math.log(ratio) for ratio in self.crop_ratio)
+        for _ in range(_CROP_ATTEMPTS):
+            area = width * height * draws.uniform(*self.crop_scale)
+            ratio = math.exp(draws.uniform(low, high))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return Crop(draws.randint(width - w + 1), draws.randint(height - h + 1), w, h, flip)
+        # An image too long for its shape to fit: as much of the middle as the range of ratios allows.
+        w, h = width, height
+        if width / height < self.crop_ratio[0]:
+            h = round(width / self.crop_ratio[0])
+        elif width / height > self.crop_ratio[1]:
+            w = round(height * self.crop_ratio[1])
+        return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
+
+
+@dataclass(frozen=True)
+class ResizeCenterCrop:
+    """Resize of the shorter side, then a centre crop, by Pillow: the pixels that published accuracies were measured on.
+
+    The shorter side becomes `floor(image_size / crop_pct)`, as in timm's evaluation.
+    """
+
+    image_size: int
+    crop_pct: float
+    interpolation: str
+
+    def of_file(self, data: bytes, name: str, max_pixels: int) -> Tensor:
+        """The centre crop of an encoded image.
+
+        Raises DataError as `decode` does, and for an image that is so long for its width that it would have more than
+        `max_pixels` pixels when its shorter side fits.
+        """
+        image = decode(data, name, max_pixels)
+        width, height = self._resized(image)
+        if width * height > max_pixels:
+            raise DataError(
+                f"{name} has {image.width} x {image.height} pixels and would be resized to {width} x {height}, more "
+                f"than data.max_pixels ({max_pixels}); remove the file or raise the limit"
+            )
+        return self(image)
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        short = math.floor(self.image_size / self.crop_pct)
+        shorter = min(width, height)
+        return int(short * width / shorter), int(short * height / shorter)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The centre crop of an image, uint8 H W C. Where the image ends before the crop does, it is black."""
+        size = self._resized(image)
+        if size != image.size:
+            image = image.resize(size, _FILTERS[self.interpolation])
+        left, top = (round((side - self.image_size) / 2) for side in image.size)
+        box = (left, top, left + self.image_size, top + self.image_size)
+        return torch.from_numpy(np.array(image.crop(box)))

@@ -1,0 +1,1 @@
+"""From the bytes of an image file to pixels, with the pixels of Pillow."""

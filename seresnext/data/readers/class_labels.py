@@ -1,0 +1,45 @@
+"""Labels of the class folders, for a model from a file of weights without class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seresnext.data.readers import Reader
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.errors import DataError
+from seresnext.weights.names import printable
+
+
+def labels_by_name(classes: Sequence[str], where: str) -> tuple[list[int], str | None]:
+    """Return the label of each class folder of the data `where`, and a notice for the user.
+
+    Numbers from 0 are labels. A model of 1000 classes is taken for a model of ImageNet, where a label is the place of a
+    WordNet id. Raises DataError for 1000 classes of other names, since no label is known for these names.
+    """
+    count = len(classes)
+    numbers = [int(name) for name in classes if len(name) < 300 and name.isascii() and name.isdigit()]
+    if sorted(numbers) == list(range(count)):
+        return numbers, f"the class folders of {where} are numbers: each number is the label, 0 to {count - 1}"
+    places = {row.wordnet_id: place for place, row in enumerate(imagenet_classes())}
+    if places.keys() == set(classes):
+        return [places[name] for name in classes], None
+    if count == len(places):
+        others = ", ".join(printable(name) for name in sorted(set(classes) - places.keys())[:3])
+        raise DataError(
+            f"{where} has {count} class folders, and a file of weights without class names is for ImageNet's "
+            f"WordNet ids or the numbers 0 to {count - 1}, not for {others}; rename each folder to the label"
+        )
+    first = ", ".join(printable(name) for name in classes[:3])
+    notice = f"the class folders of {where} are taken in text order: labels 0, 1 and so on are {first} ..."
+    return list(range(count)), notice
+
+
+def has_other_labels(reader: Reader) -> bool:
+    """Return whether labels of a file without class names stand for other classes than the labels of the data."""
+    if isinstance(reader, SyntheticReader):
+        return False
+    try:
+        return labels_by_name(reader.classes, "the data")[0] != list(range(len(reader.classes)))
+    except DataError:
+        return True

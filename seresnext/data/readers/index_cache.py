@@ -1,0 +1,267 @@
+"""The cache of indices. A machine builds the index of a split once, and again after the data changed.
+
+The index lies in a cache folder outside of the data. The stamp of the data shows changes: size and times of archives,
+or names and times of class folders. A start compares stamps and does not look at every file.
+
+The name of an index file contains the digest of the content, so no other index replaces a file in use. A record is a
+small file that names the index of a stamp. A stamp without a record costs one listing of the data. A listing that finds
+the content of an existing index adds a record and no index.
+
+Some times show no changes: equal times of all folders (a mounted object store, an archive unpacked with fixed times),
+and times that are always now. One process of the machine lists such data at each start, and writes a record for this
+start only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from seresnext.data.readers.index import VERSION, Contents, Index, NotAnIndex, digest_of, write_index
+from seresnext.distributed import launcher
+from seresnext.errors import DataError
+from seresnext.progress import warn
+
+# A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
+_FINE_TICK_NS = 20_000_000
+_COARSE_TICK_NS = 2_100_000_000
+# When what a killed build left is removed, and when an index that nothing opened since: longer than runs usually take.
+_LEFT_SECONDS = 3600
+_UNUSED_SECONDS = 30 * 86_400
+# An index's time of last use is set at most this often.
+_USE_SECONDS = 86_400
+# How often data that changes meanwhile is listed before the start is given up.
+_MOST_LISTINGS = 3
+_MOST_RECORD_BYTES = 4096
+
+
+class Signature(NamedTuple):
+    """The state of data: a digest of names, sizes and times, and the newest time (nanoseconds since 1970).
+
+    `shows_changes` is false where the data can change while the digest stays.
+    """
+
+    digest: str
+    newest: int
+    shows_changes: bool = True
+
+
+class Times(NamedTuple):
+    """The times of a file or folder in nanoseconds: programs can set `modified`, but not `changed`."""
+
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Times:
+        """Return the times of a status."""
+        return cls(status.st_mtime_ns, status.st_ctime_ns)
+
+
+def stamp_of(*facts: object, times: Sequence[Times], shows_changes: bool = True) -> Signature:
+    """Return the stamp of facts (plain data) and of times."""
+    text = json.dumps([VERSION, facts, times])
+    newest = max((max(each) for each in times), default=0)
+    return Signature(hashlib.sha256(text.encode()).hexdigest(), newest, shows_changes)
+
+
+def cache_folder(cache: Path | None) -> Path:
+    """The folder `cache`, by default `$XDG_CACHE_HOME/seresnext` or `~/.cache/seresnext`, which is made.
+
+    Raises DataError when there is no such folder and none can be made.
+    """
+    folder = cache
+    try:
+        if folder is None:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seresnext"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home.
+        raise _no_cache(folder, error) from None
+    return folder
+
+
+def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
+    """Return the path of the index of a split in the folder of `cache_folder`, to be completed by a digest."""
+    where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder(cache) / f"{kind}-{where[:32]}.index"
+
+
+def _completed(path: Path, digest: str, suffix: str = ".index") -> Path:
+    return path.with_name(f"{path.stem}-{digest[:16]}{suffix}")
+
+
+def _no_cache(folder: Path | None, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    place = folder or "the home folder"
+    return DataError(
+        f"the index of the data cannot be kept in {place}: {reason}; give a folder that can be written with data.cache"
+    )
+
+
+def open_or_build(path: Path, stamp: Callable[[], Signature], build: Callable[[], Contents]) -> Index:
+    """Return the index of data for a path of `index_path`; call `build` to list the data where no index fits.
+
+    One process of the machine lists, and the others wait. Raises DataError when the cache cannot be written, or when
+    the data changes during the listing.
+    """
+    if (index := _recorded(path, stamp())) is not None:
+        return index
+    with _locked(path):
+        # Another process may have listed the data in the meantime.
+        if (index := _recorded(path, stamp())) is not None:
+            return index
+        _sweep(path)
+        start = time.monotonic()
+        contents, known = _list(path, stamp, build)
+        try:
+            index = keep_index(path, contents, known)
+            return index if known else _record_start(path, index, time.monotonic() - start)
+        except OSError as error:
+            raise _no_cache(path.parent, error) from None
+
+
+def keep_index(path: Path, contents: Contents, stamp: Signature | None) -> Index:
+    """Return the index with these contents, after writing a missing one, and record the index for a stamp."""
+    digest = digest_of(contents)
+    file = _completed(path, digest)
+    file.with_suffix(".stale").unlink(missing_ok=True)
+    try:
+        index = _open(path, digest)  # A valid file is not replaced: other processes may have mapped the file.
+    except NotAnIndex as error:
+        if file.exists():
+            warn(f"{error}; the index is built again")
+        write_index(file, contents)
+        index = Index.open(file)
+    if stamp:
+        _record(path, stamp.digest, index)
+    return index
+
+
+def mark_stale(index: Index) -> None:
+    """Make the next start list the data again, because a file of the index is missing. This run keeps the index."""
+    with suppress(OSError):
+        index.path.with_suffix(".stale").touch()
+
+
+def _list(
+    path: Path, stamp: Callable[[], Signature], build: Callable[[], Contents]
+) -> tuple[Contents, Signature | None]:
+    """List data that does not change meanwhile; return the contents, and a stamp that shows later changes or None."""
+    last = ""
+    for _ in range(_MOST_LISTINGS):
+        before = stamp()
+        if _is_fresh(before):
+            # A change in the same tick of the clock would leave no trace.
+            time.sleep(_tick(before) / 1e9)
+            before = stamp()
+        contents = build()
+        if stamp().digest == before.digest:
+            return contents, before if before.shows_changes else None
+        digest = digest_of(contents)
+        # The times may always be now. Two listings that agree show that no name changed.
+        if digest == last or _completed(path, digest).exists():
+            return contents, None
+        last = digest
+    raise DataError("the data changed during the build of the index; start again when no program writes to the data")
+
+
+def _recorded(path: Path, stamp: Signature) -> Index | None:
+    """Return the index that a record names for this stamp or for this start, or None."""
+    start = _this_start()
+    for key in [stamp.digest] * stamp.shows_changes + [start] * bool(start):
+        with suppress(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, NotAnIndex):
+            known = _completed(path, key, ".record")
+            with known.open("rb") as file:
+                record = json.loads(file.read(_MOST_RECORD_BYTES))
+            if record["key"] == key:
+                _use(known)
+                index = _open(path, record["index"])
+                return _noticed(index, record["seconds"]) if key == start else index
+    return None
+
+
+def _record(path: Path, key: str, index: Index, seconds: float = 0.0) -> None:
+    """Record an index for a stamp or start. A record that is half written counts as none."""
+    text = json.dumps({"key": key, "index": index.digest, "seconds": seconds})
+    _completed(path, key, ".record").write_text(text)
+
+
+def _record_start(path: Path, index: Index, seconds: float) -> Index:
+    if start := _this_start():
+        _record(path, start, index, seconds)
+    return _noticed(index, seconds)
+
+
+def _noticed(index: Index, seconds: float) -> Index:
+    notice = f"the times do not show changes, so the data was listed at this start, which took {seconds:.1f} s"
+    return replace(index, notices=(*index.notices, notice))
+
+
+def _this_start() -> str:
+    """Return a digest of this start under torchrun, the same for all ranks of a machine; empty without torchrun."""
+    launch = launcher()
+    if launch is None:
+        return ""
+    return hashlib.sha256(f"{launch} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}".encode()).hexdigest()
+
+
+def _open(path: Path, digest: str) -> Index:
+    file = _completed(path, digest)
+    if file.with_suffix(".stale").exists():
+        raise NotAnIndex(f"{file} names files that are missing")
+    index = Index.open(file)
+    if index.digest != digest:
+        raise NotAnIndex(f"{file} belongs to other data")
+    _use(file)
+    return index
+
+
+def _use(file: Path) -> None:
+    """Set the time of a file to now, at most once a day. Many disks keep no access times."""
+    with suppress(OSError):
+        if time.time() - file.stat().st_mtime > _USE_SECONDS:
+            os.utime(file)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what builds that were killed left behind, and what is of the same data as it was long ago.
+
+    A build without locks may still be at work on a young file, and another machine use a young index.
+    """
+    for left in path.parent.glob(f"{path.stem}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > (_LEFT_SECONDS if left.suffix == ".tmp" else _UNUSED_SECONDS):
+                left.unlink()
+
+
+def _tick(stamp: Signature) -> int:
+    return _FINE_TICK_NS if stamp.newest % 1_000_000_000 else _COARSE_TICK_NS
+
+
+def _is_fresh(stamp: Signature) -> bool:
+    return abs(time.time_ns() - stamp.newest) < _tick(stamp)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # One lock a machine: machines that share the cache may have other data under the same path.
+    lock = _completed(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
+    try:
+        lock.touch()  # In use: not to be swept away.
+        file = lock.open("a")
+    except OSError as error:
+        raise _no_cache(path.parent, error) from None
+    with file:
+        # A network file system may have no locks: then each process builds its own, and the last to be renamed stays.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,244 @@
+"""The files of a folder of shards: what they say, how they are listed.
+
+`*.tar` in the layout of WebDataset (`KEY.jpg` and `KEY.cls`, the label in digits), `index.json` with classes, options
+and all SHA-256, and `index.npy` with place, label and CRC-32 of every image. `scripts/prepare_shards.py` writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import posixpath
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seresnext.data.readers.pread import open_regular, read_piece
+from seresnext.data.readers.tarfiles import Member, members
+from seresnext.errors import DataError
+
+MANIFEST = "index.json"
+INDEX = "index.npy"
+ENTRY = np.dtype([("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4"), ("shard", "<u2"), ("label", "<u2")])
+"""An image: where it lies in which shard, its size in bytes, the CRC-32 of its bytes, its label. 20 MB for ImageNet."""
+
+LARGEST_SHARD = 2**32 - 1
+MOST_SHARDS = MOST_CLASSES = 2**16
+
+MOST_MANIFEST_BYTES = 64 << 20
+"""Of `index.json`; 65,536 shards and as many classes take less."""
+
+_FORMAT = "seresnext-shards-1"
+# The start of an .npy file (numpy.lib.format, version 1.0): this mark, the length of the header, the header.
+_NPY_MARK = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    re.escape(f"{{'descr': {ENTRY.descr}, 'fortran_order': False, 'shape': (").encode() + rb"(\d{1,12}),\), \} *\n"
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_IMAGES = frozenset({"jpg", "jpeg", "png"})
+_MOST_DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name, its size in bytes, how many images it holds, and its SHA-256."""
+
+    name: str
+    bytes: int
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `index.json` says. `options` tells how the shards were made and is for people and for the script."""
+
+    classes: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    index_sha256: str
+    options: dict[str, Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of classes, shards and index: which images these are, in which order."""
+        facts = [self.classes, [vars(shard) for shard in self.shards], self.index_sha256]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def check_types(self) -> None:
+        """Raise TypeError or ValueError for what is of another kind than it says: checksums become names of files."""
+        sums = [self.index_sha256, *(shard.sha256 for shard in self.shards)]
+        if not all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums):
+            raise ValueError("it has checksums that are no SHA-256")
+        if not all(isinstance(name, str) for name in (*self.classes, *(shard.name for shard in self.shards))):
+            raise TypeError("it has names that are no text")
+        numbers = [number for shard in self.shards for number in (shard.bytes, shard.images)]
+        if not all(type(number) is int and 0 <= number <= LARGEST_SHARD for number in numbers):
+            raise ValueError("it has sizes that no shard has")
+        if max(len(self.shards), len(self.classes)) > MOST_SHARDS or not isinstance(self.options, dict):
+            raise ValueError("it has too many shards or classes, or no options")
+        if not all(shard.name.isprintable() for shard in self.shards):
+            raise ValueError("it has names that cannot be shown")
+
+    @property
+    def num_images(self) -> int:
+        """Images of all shards."""
+        return sum(shard.images for shard in self.shards)
+
+    def to_text(self) -> str:
+        """The text of `index.json`, the same for the same contents."""
+        said = {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            "num_images": self.num_images,
+            "options": self.options,
+            "index_sha256": self.index_sha256,
+            "classes": self.classes,
+            "shards": [vars(shard) for shard in self.shards],
+        }
+        return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str | bytes, where: str) -> Manifest:
+        """Read `index.json`. Raises DataError naming `where` when it is damaged or of another version."""
+        try:
+            if len(text) > MOST_MANIFEST_BYTES:
+                raise ValueError(f"it has more than {MOST_MANIFEST_BYTES} bytes")
+            said = json.loads(text)
+            if said["format"] != _FORMAT:
+                raise DataError(f"{where} is of the format {said['format']!r:.60}, and this version reads {_FORMAT!r}")
+            manifest = cls(
+                tuple(said["classes"]),
+                tuple(Shard(**shard) for shard in said["shards"]),
+                said["index_sha256"],
+                said["options"],
+            )
+            manifest.check_types()
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{where} is no index of shards ({type(error).__name__}: {str(error)[:200]})") from None
+        for shard in manifest.shards:
+            if posixpath.basename(shard.name) != shard.name or not shard.name.endswith(".tar"):
+                raise DataError(f"{where} names the shard {shard.name!r}; a shard is a .tar file beside its index")
+        if manifest.fingerprint != said.get("fingerprint"):
+            raise DataError(f"{where} was changed since it was written: its fingerprint is another; prepare it again")
+        return manifest
+
+
+class Listing(NamedTuple):
+    """The images of a shard (ENTRY), and the shard's SHA-256."""
+
+    entries: np.ndarray
+    sha256: str
+
+
+def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | None = None) -> Listing:
+    """The images of a shard, in their order, and the checksum of the file.
+
+    Raises DataError naming a file that cannot be read, a member that is hostile, cut off or duplicate
+    (readers/tarfiles.py), an image without label, a label without image, or a label that no class has. `advance` is
+    called with numbers of images.
+    """
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            return _list_shard(file, path, num_classes, advance)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; get the shard again") from None
+
+
+def _list_shard(
+    file: io.BufferedReader, path: Path, num_classes: int, advance: Callable[[int], object] | None
+) -> Listing:
+    found: list[tuple[int, int, int, int, int]] = []
+    seen: set[str] = set()
+    group: dict[str, Member] = {}
+    key = ""
+    size = os.fstat(file.fileno()).st_size
+    if size > LARGEST_SHARD:
+        raise DataError(f"{path} has {size} bytes; a shard has at most 4 GiB: write more and smaller shards")
+
+    def read(offset: int, count: int) -> bytes:
+        return read_piece(file.fileno(), offset, count)
+
+    def close_group() -> None:
+        if group:
+            found.append(_entry(group, key, read, num_classes, path))
+            if advance:
+                advance(1)
+
+    for member in members(read, 0, size, str(path)):
+        folder, name = posixpath.split(member.name)
+        stem, _, ending = name.partition(".")
+        own = posixpath.join(folder, stem)
+        if own != key:
+            close_group()
+            if own in seen:
+                raise DataError(f"{path}: member {member.name!r} is apart from the other members of the key {own!r}")
+            seen.add(own)
+            key, group = own, {}
+        kind = "image" if ending.lower() in _IMAGES else ending.lower()
+        if kind in group:
+            raise DataError(f"{path}: member {member.name!r} is a second image of the key {own!r}")
+        group[kind] = member
+    close_group()
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Listing(np.array(found, ENTRY), digest)
+
+
+def _entry(
+    group: dict[str, Member], key: str, read: Callable[[int, int], bytes], num_classes: int, path: Path
+) -> tuple[int, int, int, int, int]:
+    image, label = group.get("image"), group.get("cls")
+    first = next(iter(group.values()))
+    if image is None:
+        raise DataError(f"{path}: member {first.name!r} has no image {key}.jpg or {key}.png beside it")
+    if label is None:
+        raise DataError(f"{path}: member {image.name!r} has no label {key}.cls beside it")
+    text = read(label.offset, label.size).strip() if label.size <= 2 * _MOST_DIGITS else b""
+    if not (text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < num_classes):
+        raise DataError(
+            f"{path}: member {label.name!r} is no label: {text!r} is not a number from 0 to {num_classes - 1}"
+        )
+    return image.offset, image.size, zlib.crc32(read(image.offset, image.size)), 0, int(text)
+
+
+def index_bytes(listings: Sequence[np.ndarray]) -> bytes:
+    """The contents of `index.npy` for the images of all shards."""
+    entries = np.concatenate(listings)
+    entries["shard"] = np.repeat(np.arange(len(listings)), [len(listing) for listing in listings])
+    buffer = io.BytesIO()
+    np.save(buffer, entries, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def largest_index(num_images: int) -> int:
+    """Return the largest number of bytes of an `index.npy`."""
+    return len(_NPY_MARK) + 2 + 0xFFFF + num_images * ENTRY.itemsize
+
+
+def map_index(path: Path) -> np.ndarray:
+    """Map the images of an `index.npy` (ENTRY). Raises ValueError or OSError.
+
+    `numpy.load` evaluates the header as Python, and accepts any type and shape in the header.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        start = file.read(len(_NPY_MARK) + 2)
+        length = int.from_bytes(start[len(_NPY_MARK) :], "little")
+        found = _NPY_HEADER.fullmatch(file.read(length))
+        if not start.startswith(_NPY_MARK) or not found:
+            raise ValueError("the header is not the header of a list of images")
+        count, offset = int(found[1]), len(start) + length
+        size = os.fstat(file.fileno()).st_size
+        if size != offset + count * ENTRY.itemsize:
+            raise ValueError(f"the header states {count} images, the file has {size} bytes")
+        if not count:
+            return np.empty(0, ENTRY)
+        # A plain view: looking up an entry of a memmap costs several times as much.
+        return np.asarray(np.memmap(file, ENTRY, "r", offset, (count,)))

@@ -1,0 +1,288 @@
+"""Open the data of a run, and report every problem that prevents the start in one error, with the fixes.
+
+The problems: a missing split, other classes, too few images for a step, bad images, a missing file of weights.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from seresnext.data.readers import Reader, check_classes, check_same_classes
+from seresnext.data.readers.table import open_reader
+from seresnext.data.shards.reader import ShardReader, check_cache
+from seresnext.data.shards.store import RemoteShards
+from seresnext.data.substitute import ADVICE
+from seresnext.data.survey import Survey, describe, survey
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
+from seresnext.models import find_weights, identify_model
+from seresnext.recipe.batch_sizes import fitting_batch, in_words
+from seresnext.recipe.check import check_world
+from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.schema import Recipe
+from seresnext.run.folder import is_same
+from seresnext.weights import read_weights
+from seresnext.weights.opening import open_regular
+
+_IMAGES_LISTED = 20
+
+
+@dataclass(frozen=True)
+class StartProblem:
+    """A problem that prevents the start of a run: kind of error, message with the fix, settings of the fix."""
+
+    error: type[Failure]
+    text: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+def open_splits(
+    recipe: Recipe,
+    world: World,
+    say: Callable[[str], None],
+    settled: Mapping[str, Any],
+    meant: Collection[str],
+) -> tuple[Reader, Reader]:
+    """Open the training and the validation split. Warn about turned, transparent and shared images.
+
+    `settled` has the values of a resumed run, else nothing. `meant` has the keys that a user wrote for a run of this
+    length. Raises one Failure on all ranks that lists all problems: DataError if any problem concerns the data.
+    """
+    readers, own = _open_both(recipe)
+    problems = _seen_by_all(own, world)
+    if world.is_first:
+        world.note("the look at the images")
+        problems += _compare(recipe, readers, world.size, say, settled, meant)
+    problems = world.broadcast(problems)
+    world.together(lambda: _refuse(problems, "this run"))
+    train, val = readers.values()
+    assert train is not None
+    assert val is not None
+    return train, val
+
+
+def look_at_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, say: Callable[[str], None]) -> None:
+    """Warn about turned and transparent images of splits, by name. Raises DataError for images that cannot be used."""
+    problems: list[StartProblem] = []
+    if world.is_first:
+        problems = [_unusable(name, result) for name, result in _survey(recipe, readers, say).items() if result.errors]
+    problems = world.broadcast(problems)
+    world.together(lambda: _refuse(problems, "this validation"))
+
+
+def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProblem]]:
+    """Return the readers of training and validation, and the problems. A split that cannot be opened has no reader."""
+    data = recipe.data
+    if data.format == "synthetic":
+        assert data.synthetic_images is not None
+        made_up = SyntheticReader(data.synthetic_images, recipe.model.num_classes)
+        return {"training": made_up, "validation": made_up}, []
+    readers: dict[str, Reader | None] = {}
+    problems: list[StartProblem] = []
+    cache = Path(data.cache) if data.cache else None
+    for name, split in (("training", data.train_split), ("validation", data.val_split)):
+        readers[name] = None
+        try:
+            reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size)
+            if name == "training" and isinstance(reader, ShardReader):
+                check_cache(reader, data.shuffle_shards)
+        except Failure as failure:
+            problem = StartProblem(type(failure), str(failure))
+            if problem not in problems:  # A missing root is one problem, not one of each split.
+                problems.append(problem)
+    return readers, problems
+
+
+def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
+    """Gather the problems of all ranks. A problem that only some ranks have names the first of these ranks."""
+    seen = world.gather((socket.gethostname(), own))
+    merged: list[StartProblem] = []
+    for rank, (host, problems) in enumerate(seen):
+        for problem in problems:
+            where = "" if all(problem in others for _, others in seen) else f"rank {rank} on {host}: "
+            if problem not in [each for _, others in seen[:rank] for each in others]:
+                merged.append(replace(problem, text=f"{where}{problem.text}"))
+    return merged
+
+
+def _compare(
+    recipe: Recipe,
+    readers: Mapping[str, Reader | None],
+    world_size: int,
+    say: Callable[[str], None],
+    settled: Mapping[str, Any],
+    meant: Collection[str],
+) -> list[StartProblem]:
+    """Return the problems that rank 0 finds in the splits that could be opened."""
+    train, val = readers["training"], readers["validation"]
+    problems: list[StartProblem] = []
+    opened = {name: reader for name, reader in readers.items() if reader is not None}
+    for notice in dict.fromkeys(notice for reader in opened.values() for notice in reader.notices):
+        say(f"warning: {notice}")
+    if train is not None and val is not None:
+        _warn_of_same_images(recipe, train, say)
+        try:
+            check_same_classes(train, val)
+        except DataError as error:
+            problems.append(StartProblem(DataError, str(error)))
+    for reader in list(opened.values())[:1]:
+        problems += _classes_problem(recipe, reader, settled)
+    surveys = _survey(recipe, opened, say)
+    bad = 0
+    images = []
+    for name, result in surveys.items():
+        if result.errors and not (name == "training" and recipe.data.on_error == "substitute"):
+            images.append(_unusable(name, result, ADVICE if name == "training" else ""))
+            bad += len(result.errors) if name == "training" else 0
+    if train is not None:
+        problems += _batch_problems(recipe, len(train), bad, world_size, settled, meant)
+    problems += images
+    if not settled:
+        problems += _weights_problems(recipe, problems)
+    return problems
+
+
+def _warn_of_same_images(recipe: Recipe, train: Reader, say: Callable[[str], None]) -> None:
+    """Warn if the validation measures training images: one split for both, or folders that are links."""
+    data = recipe.data
+    folders = [Path(data.root) / split for split in (data.train_split, data.val_split)]
+    if data.format == "synthetic":
+        return
+    if data.train_split == data.val_split or is_same(*folders):
+        same = f"data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same images"
+    elif data.format == "folder" and (
+        shared := [name for name in train.classes if is_same(folders[0] / name, folders[1] / name)]
+    ):
+        same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
+    else:
+        return
+    say(f"warning: {same}: the validation measures training images; set data.val_split to a split of other images")
+
+
+def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any]) -> Iterator[StartProblem]:
+    found, wanted = len(reader.classes), recipe.model.num_classes
+    trained = settled["model"]["num_classes"] if settled else found
+    if found not in (wanted, trained):
+        yield StartProblem(
+            DataError,
+            f"{recipe.data.root} has {found} class folders, the run that is resumed has {trained}; put the old class "
+            f"folders back, or start a new run: another --output with --set model.num_classes={found}",
+        )
+        return
+    try:
+        check_classes(reader, wanted, recipe.data.root)
+    except DataError as error:
+        yield StartProblem(DataError, str(error), {"model.num_classes": found} if found > 1 else {})
+
+
+def _batch_problems(
+    recipe: Recipe, num_images: int, bad: int, world_size: int, settled: Mapping[str, Any], meant: Collection[str]
+) -> Iterator[StartProblem]:
+    """Yield problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
+    data, total = recipe.data, recipe.batch.global_size
+    usable = num_images - bad
+    sizes = fitting_batch(recipe, world_size, usable)
+    allowed = [
+        key for key, value in (sizes or {}).items() if settled and settled["batch"][key.partition(".")[2]] != value
+    ]
+    permission = f"; for the run that is resumed, with --allow-changed {','.join(allowed)}" if allowed else ""
+    if usable < total:
+        where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
+        advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"
+        yield StartProblem(
+            DataError,
+            f"{where}: {usable}{' usable' * bool(bad)} training images are fewer than one step takes "
+            f"(batch.global_size: {total}); {advice}{permission}",
+            sizes or {},
+        )
+    else:
+        try:
+            check_world(recipe, world_size, usable)
+        except RecipeError as error:
+            yield from (StartProblem(RecipeError, f"{text}{permission}", sizes or {}) for text in error.problems)
+    if sizes and (steps := usable // int(str(sizes["batch.global_size"]))):
+        try:
+            check_lengths(recipe, steps, meant)
+        except RecipeError as error:
+            yield from (StartProblem(RecipeError, text) for text in error.problems)
+
+
+def _survey(recipe: Recipe, readers: Mapping[str, Reader], say: Callable[[str], None]) -> dict[str, Survey]:
+    """Look at the images on this machine. A look at the images of a server would download every image."""
+    local = {
+        name: reader
+        for name, reader in readers.items()
+        if not isinstance(reader, SyntheticReader)
+        and not (isinstance(reader, ShardReader) and isinstance(reader.store, RemoteShards))
+    }
+    surveys = {name: survey(reader, recipe.data.max_pixels) for name, reader in local.items()}
+    if warning := describe(surveys, local):
+        say(f"warning: {warning}")
+    return surveys
+
+
+def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
+    """Return the problem of a split with bad images, with the message of each image."""
+    more = len(result.errors) - _IMAGES_LISTED
+    lines = [*result.errors[:_IMAGES_LISTED], *[f"and {more} more"] * (more > 0)]
+    if len(lines) == 1:
+        return StartProblem(DataError, f"{lines[0]}, {advice}" if advice else lines[0])
+    of = f"{result.seen:,} {name} images" + (f" looked at (of {result.total:,})" if result.seen < result.total else "")
+    lines[0:0] = [
+        f"{len(result.errors)} of {of} cannot be used" + (f"; repair each image, {advice}:" if advice else ":")
+    ]
+    return StartProblem(DataError, "\n  ".join(lines))
+
+
+def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Iterator[StartProblem]:
+    """Yield a missing file of weights. After other problems, yield also unusable weights or other classes."""
+    section = recipe.model
+    if section.weights is None:
+        return
+    try:
+        path = find_weights(section.weights)
+        open_regular(path).close()
+        if not others:
+            return  # `load_first_weights` reads the file.
+        tensors, _ = read_weights(path)
+    except CheckpointError as error:
+        yield StartProblem(
+            CheckpointError, f"{error} (model.weights); set model.weights to the path of a file of weights"
+        )
+        return
+    wanted = {key: value for problem in others for key, value in problem.settings.items()}
+    num_classes = wanted.get("model.num_classes", section.num_classes)
+    with suppress(CheckpointError):
+        found = identify_model(tensors)[1]
+        if found != num_classes and not section.reset_head:
+            yield StartProblem(
+                CheckpointError,
+                f"{path} (model.weights) has {found} classes and the data {num_classes}; to load all but the "
+                "classifier, set model.reset_head=true",
+                {"model.reset_head": "true"},
+            )
+
+
+def _refuse(problems: list[StartProblem], name: str) -> None:
+    """Raise one Failure for all problems, if there are any."""
+    if not problems:
+        return
+    kinds = [problem.error for problem in problems]
+    if all(kind is RecipeError for kind in kinds):
+        raise RecipeError([problem.text for problem in problems])
+    if len(problems) == 1:
+        raise kinds[0](problems[0].text)
+    lines = [problem.text.replace("\n", "\n  ") for problem in problems]
+    settings = {key: value for problem in problems for key, value in problem.settings.items()}
+    if settings:
+        words = " ".join(f"--set {key}={value}" for key, value in settings.items())
+        lines.append(f"all settings of these fixes together: {words}")
+    # One problem of the data is enough for the exit code of DataError.
+    error = next((each for each in (DataError, UsageError) if any(issubclass(kind, each) for kind in kinds)), kinds[0])
+    raise error("\n  ".join([f"{name} cannot start, for {len(problems)} reasons:", *lines]))

@@ -1,0 +1,280 @@
+"""A validation: a checkpoint of a run, or a published file of weights, measured on a split.
+
+A checkpoint may come from a stranger. What it says of images and of the model is needed; what it says of this machine
+(where to keep an index, which server to ask, how many processes and how much memory to use) is not followed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seresnext.checkpoint.contents import CheckpointMetadata, part
+from seresnext.data.loading.loader import evaluation_keys
+from seresnext.data.loading.prefetch import DeviceBatch
+from seresnext.data.pipeline import check_same_data, device_batches, validation_source
+from seresnext.data.readers import Reader, look_alikes
+from seresnext.data.readers.class_labels import labels_by_name
+from seresnext.data.readers.table import detect_format, open_reader
+from seresnext.data.shards.remote import is_remote
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
+from seresnext.evaluation import Evaluation, evaluate
+from seresnext.metrics.console import Console
+from seresnext.models import (
+    Preprocessing,
+    canonical_name,
+    create_model,
+    find_weights,
+    identify_model,
+    load_weights,
+    published_preprocessing,
+)
+from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.recipe.schema import Recipe
+from seresnext.run.opening import look_at_images
+from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
+from seresnext.weights import read_weights
+from seresnext.weights.names import listed, printable, shown_path
+
+# What a published file of weights does not say, and where 2 cores and 24 GiB or a GPU all do well.
+_PUBLISHED_BATCH = 64
+_PUBLISHED_WORKERS = 4
+_PARTS = ("model.", "ema.", "optimizer.momentum.", "scaler.")
+# Pixels of the images of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 on a GPU, and never less than one.
+_MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What is measured: tensors, the recipe that says how, and what else the file tells.
+
+    `classes` is None where the file does not name them.
+    """
+
+    tensors: dict[str, Tensor]
+    recipe: Recipe
+    weights: str
+    classes: list[str] | None
+
+
+def validate(
+    checkpoint: Path, world: World, data: str | None, split: str | None, weights: str | None, json_file: Path | None
+) -> None:
+    """Measure a file of weights and print top-1, top-5, loss and images per second.
+
+    Everything not given comes from the file. Raises CheckpointError for a file that is refused, DataError for a split
+    that cannot be used, UsageError for weights that the file does not have.
+    """
+    checkpoint = world.together(lambda: find_weights(checkpoint))
+    subject = world.together(lambda: read_subject(checkpoint, weights, world))
+    recipe = subject.recipe
+    if data is None and is_remote(recipe.data.root):
+        raise CheckpointError(
+            f"{shown_path(checkpoint)} names a server for its images, {recipe.data.root}, and a file's word is not "
+            f"enough to ask one: if you know it, give --data {recipe.data.root}"
+        )
+    root, split = data or recipe.data.root, split or recipe.data.val_split
+    console = Console(enabled=world.is_first)
+    reader = world.together(lambda: _open(recipe, root, split, subject))
+    for notice in reader.notices:
+        console.line(f"warning: {notice}")
+    world.together(lambda: check_same_data(world, reader))
+    labels, notice = world.together(lambda: _labels(reader, root, split, subject))
+    look_at_images(recipe, {split: reader}, world, console.line)
+    section = recipe.model
+    model = create_model(section.name, section.num_classes, section.in_channels)
+    precision = PRECISIONS[recipe.runtime.precision]
+    # Before its weights come: weights in fp64 would be rounded on their way through a model in fp32.
+    precision.place(model, world.device, recipe.runtime.channels_last is not False)
+    for note in world.together(lambda: load_weights(model, subject.tensors, shown_path(checkpoint))):
+        console.line(note)
+    make_deterministic(recipe.runtime.deterministic)
+    size = _batch_size(recipe, world)
+    num_batches = math.ceil(len(reader) / size)
+    keys = evaluation_keys(len(reader), size, world.rank, world.size)
+    console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
+    console.line(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
+    if notice:
+        console.line(f"note: {shown_path(checkpoint)} has no class names; {notice}")
+    source = validation_source(recipe, reader)
+    gc.enable()  # The start is over, which validate.py disabled it for.
+    with (
+        device_batches(source, reader, keys, recipe, precision, world) as batches,
+        console.bar("validate", math.ceil(num_batches / world.size)) as bar,
+    ):
+        result = evaluate(
+            model,
+            _relabelled(batches, labels, world.device),
+            num_batches=num_batches,
+            world=world,
+            precision=precision,
+            on_round=bar.advance,
+        )
+    assert result is not None, "nothing asks a validation to stop"
+    _tell(result, section.num_classes, console)
+    if json_file and world.is_first:
+        _write(json_file, _report(result, subject, checkpoint))
+
+
+def read_subject(path: Path, weights: str | None, world: World) -> LoadedWeights:
+    """Read a checkpoint of a run, or bare published weights. Raises CheckpointError or UsageError."""
+    tensors, metadata = read_weights(path)
+    if metadata:
+        return _of_checkpoint(path, tensors, metadata, weights, world)
+    if weights == "ema":
+        raise UsageError(f"--weights ema: {shown_path(path)} is a bare file of weights, with no average beside them")
+    name, num_classes, in_channels = _recognised(tensors, shown_path(path))
+    preprocessing = published_preprocessing(name)
+    values = {
+        "model": {"name": name, "num_classes": num_classes, "in_channels": in_channels},
+        "data": {
+            "image_size": preprocessing.image_size,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "workers": _PUBLISHED_WORKERS,
+        },
+        "evaluation": {"crop_pct": preprocessing.crop_pct, "interpolation": preprocessing.interpolation},
+        "batch": {"global_size": _PUBLISHED_BATCH, "micro_size": _PUBLISHED_BATCH},
+        "runtime": {"precision": resolve_precision("auto", world.device)},
+    }
+    return LoadedWeights(tensors, recipe_from_values(values, "published weights"), "model", None)
+
+
+def _recognised(tensors: Mapping[str, Tensor], source: str) -> tuple[str, int, int]:
+    try:
+        return identify_model(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _of_checkpoint(
+    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], weights: str | None, world: World
+) -> LoadedWeights:
+    source = shown_path(path)
+    facts = CheckpointMetadata.from_metadata(metadata, source)
+    try:
+        recipe = _for_this_machine(recipe_from_values(facts.recipe, source), source, world)
+    except RecipeError as error:
+        raise CheckpointError(f"{source} has a recipe that cannot be used: {error}") from None
+    chosen = weights or recipe.evaluation.weights
+    if chosen == "auto":
+        chosen = "ema" if recipe.ema else "model"
+    found = part(tensors, chosen)
+    if not found and weights:
+        raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
+    others = [printable(name) for name in tensors if not name.startswith(_PARTS)]
+    if others:
+        raise CheckpointError(f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}")
+    # Before a model of as many classes as the recipe says is made: the tensors are no larger than the file.
+    section = recipe.model
+    said, have = (canonical_name(section.name), section.num_classes, section.in_channels), _recognised(found, source)
+    if said != have:
+        names = ("model", "classes", "channels")
+        differences = [f"{name} {a} and {b}" for name, a, b in zip(names, said, have, strict=True) if a != b]
+        raise CheckpointError(f"{source} contradicts itself, in its recipe and its tensors: {', '.join(differences)}")
+    return LoadedWeights(found, recipe, chosen, facts.dataset["classes"])
+
+
+def _for_this_machine(recipe: Recipe, source: str, world: World) -> Recipe:
+    """The recipe of a file with what concerns the machine and not the result made fit for this one."""
+    values = to_values(recipe)
+    # A run on GPUs may be measured on a machine without, and the other way round.
+    precision = recipe.runtime.precision
+    if precision == "auto" or (world.device.type == "cpu" and precision in ("bf16", "fp16")):
+        values["runtime"]["precision"] = resolve_precision("auto", world.device)
+    values["data"]["workers"] = min(recipe.data.workers, len(os.sched_getaffinity(0)))
+    values["data"]["cache"] = None
+    return recipe_from_values(values, source)
+
+
+def _batch_size(recipe: Recipe, world: World) -> int:
+    size = recipe.evaluation.batch_size or recipe.batch.micro_size
+    return max(1, min(size, _MOST_PIXELS[world.device.type] // recipe.data.image_size**2))
+
+
+def _open(recipe: Recipe, root: str, split: str, subject: LoadedWeights) -> Reader:
+    if recipe.data.format == "synthetic":
+        assert recipe.data.synthetic_images is not None
+        return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
+    cache = Path(recipe.data.cache) if recipe.data.cache else None
+    reader = open_reader(root, split, detect_format(root, split, recipe.data.format), cache, recipe.data.cache_size)
+    if subject.classes is not None and list(reader.classes) != subject.classes:
+        there, here = set(subject.classes), set(reader.classes)
+        raise DataError(
+            f"{root}/{split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
+            f"only here: {_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean "
+            f"the same{look_alikes(here - there, there - here)}; give the data it was trained for with --data DIR"
+        )
+    if len(reader.classes) != recipe.model.num_classes:
+        raise DataError(
+            f"{root}/{split} has {len(reader.classes)} class folders, the model {recipe.model.num_classes} classes; "
+            "give the data it was trained for with --data DIR"
+        )
+    return reader
+
+
+def _labels(reader: Reader, root: str, split: str, subject: LoadedWeights) -> tuple[list[int] | None, str | None]:
+    """Return the model's label of each class of the data (None if the labels agree), and a notice for the user."""
+    if subject.classes is not None or isinstance(reader, SyntheticReader):
+        return None, None
+    labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
+    return None if labels == list(range(len(labels))) else labels, notice
+
+
+def _relabelled(
+    batches: Iterator[DeviceBatch], labels: list[int] | None, device: torch.device
+) -> Iterator[DeviceBatch]:
+    """Yield the batches with the model's labels in place of the reader's."""
+    if labels is None:
+        yield from batches
+        return
+    table = torch.tensor(labels, device=device)
+    for batch in batches:
+        yield batch._replace(labels=table[batch.labels])
+
+
+def _listing(names: set[str], most: int = 5) -> str:
+    return ", ".join(printable(name) for name in sorted(names)[:most]) or "-"
+
+
+def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
+    if not math.isfinite(result.loss):
+        console.line("warning: the output of the model is not finite for some images")
+    # With five classes or fewer, top-5 is always 100 %.
+    top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
+    console.line(
+        f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
+        f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"
+    )
+
+
+def _report(result: Evaluation, subject: LoadedWeights, checkpoint: Path) -> dict[str, Any]:
+    measured = asdict(result)
+    if not math.isfinite(result.loss):
+        measured["loss"] = None
+    return {
+        **measured,
+        "model": subject.recipe.model.name,
+        "weights": subject.weights,
+        "checkpoint": str(checkpoint),
+        "preprocessing": asdict(Preprocessing.of_recipe(subject.recipe)),
+    }
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        raise Failure(f"the result cannot be written to {path}: {error.strerror}") from None

@@ -1,0 +1,269 @@
+import io
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from seresnext.data.augment.policies import (
+    OPERATIONS,
+    ColorJitter,
+    Operation,
+    Policy,
+    PolicyPipeline,
+    RandAugment,
+    TrivialAugment,
+    apply,
+)
+from seresnext.randomness import RandomStream, rng_at
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+Oracle = Callable[[Image.Image, float, InterpolationMode], Image.Image]
+
+
+def affine(image: Image.Image, mode: InterpolationMode, **changed: object) -> Image.Image:
+    usual = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    return F.affine(image, interpolation=mode, **{**usual, **changed})  # type: ignore[arg-type]
+
+
+# Torchvision's operation of the same parameters, and magnitudes to try.
+ORACLES: dict[str, tuple[Oracle, np.ndarray]] = {
+    "identity": (lambda image, _, __: image, np.zeros(1)),
+    "shear_x": (lambda image, by, mode: affine(image, mode, shear=[by, 0.0], center=[0, 0]), np.linspace(-44, 44, 23)),
+    "shear_y": (lambda image, by, mode: affine(image, mode, shear=[0.0, by], center=[0, 0]), np.linspace(-44, 44, 23)),
+    "translate_x": (lambda image, by, mode: affine(image, mode, translate=[by, 0]), np.arange(-32.0, 33, 8)),
+    "translate_y": (lambda image, by, mode: affine(image, mode, translate=[0, by]), np.arange(-32.0, 33, 8)),
+    "rotate": (lambda image, degrees, mode: F.rotate(image, degrees, mode), np.linspace(-135, 135, 23)),
+    "brightness": (lambda image, factor, _: F.adjust_brightness(image, factor), np.linspace(0, 2, 11)),
+    "saturation": (lambda image, factor, _: F.adjust_saturation(image, factor), np.linspace(0, 2, 11)),
+    "contrast": (lambda image, factor, _: F.adjust_contrast(image, factor), np.linspace(0, 2, 11)),
+    "sharpness": (lambda image, factor, _: F.adjust_sharpness(image, factor), np.linspace(0, 2, 11)),
+    "posterize": (lambda image, bits, _: F.posterize(image, int(bits)), np.arange(2.0, 9)),
+    "solarize": (lambda image, threshold, _: F.solarize(image, threshold), np.linspace(0, 255, 11)),
+    "autocontrast": (lambda image, _, __: F.autocontrast(image), np.zeros(1)),
+    "equalize": (lambda image, _, __: F.equalize(image), np.zeros(1)),
+    "hue": (lambda image, turn, _: F.adjust_hue(image, turn), np.linspace(-0.5, 0.5, 41)),
+}
+
+
+def photograph(photographs: list[bytes]) -> Image.Image:
+    return Image.open(io.BytesIO(photographs[3])).convert("RGB").resize((224, 224))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_pixels_are_those_of_torchvision(photographs: list[bytes], name: str, interpolation: str):
+    oracle, magnitudes = ORACLES[name]
+    for image in (NOISE, photograph(photographs)):
+        results = set()
+        for magnitude in magnitudes.tolist():
+            ours = apply(image, Operation(name, magnitude), interpolation)
+            theirs = oracle(image, magnitude, InterpolationMode(interpolation))
+            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs), err_msg=f"{name} {magnitude}")
+            assert ours.mode == "RGB"
+            results.add(ours.tobytes())
+        # Another magnitude is another image, so that equality says something (hue goes round, a photograph may have
+        # nothing beyond a threshold).
+        assert len(results) >= len(magnitudes) - 2
+
+
+# What torchvision calls the operations, and how its magnitude becomes the parameter of its functional operation.
+NAMES: dict[str, tuple[str, Callable[[float], float]]] = {
+    "Identity": ("identity", lambda _: 0),
+    "ShearX": ("shear_x", lambda m: math.degrees(math.atan(m))),
+    "ShearY": ("shear_y", lambda m: math.degrees(math.atan(m))),
+    # Made in single precision, a shift of 16 pixels can be 15.999999 and be cut off to 15.
+    "TranslateX": ("translate_x", lambda m: int(m + math.copysign(1e-4, m))),
+    "TranslateY": ("translate_y", lambda m: int(m + math.copysign(1e-4, m))),
+    "Rotate": ("rotate", lambda m: m),
+    "Brightness": ("brightness", lambda m: 1 + m),
+    "Color": ("saturation", lambda m: 1 + m),
+    "Contrast": ("contrast", lambda m: 1 + m),
+    "Sharpness": ("sharpness", lambda m: 1 + m),
+    "Posterize": ("posterize", int),
+    "Solarize": ("solarize", lambda m: 255 * m),
+    "AutoContrast": ("autocontrast", lambda _: 0),
+    "Equalize": ("equalize", lambda _: 0),
+}
+
+
+def torchvisions(oracle: v2.Transform, size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
+    """The operations of `count` images, as torchvision draws them."""
+    seen = []
+
+    def note(image: Image.Image, name: str, magnitude: float, **_: object) -> Image.Image:
+        ours, parameter = NAMES[name]
+        seen.append(Operation(ours, parameter(magnitude)))
+        return image
+
+    monkeypatch.setattr(oracle, "_apply_image_or_video_transform", note)
+    torch.manual_seed(0)
+    for _ in range(count):
+        oracle(Image.new("RGB", (size, size)))
+    return seen
+
+
+def rounded(operations: list[Operation]) -> Counter[tuple[str, float]]:
+    """How often which, with magnitudes to 3 digits: torchvision's are made in single precision. -0 is 0."""
+    return Counter((name, round(magnitude, 3) + 0.0) for name, magnitude in operations)
+
+
+POLICIES = {
+    "randaugment": (RandAugment(2, 9, 31), v2.RandAugment(2, 9, 31)),
+    "randaugment of other settings": (RandAugment(3, 7, 11), v2.RandAugment(3, 7, 11)),
+    "the strongest randaugment": (RandAugment(1, 30, 31), v2.RandAugment(1, 30, 31)),
+    "trivialaugment": (TrivialAugment(31), v2.TrivialAugmentWide(31)),
+    "trivialaugment of few magnitudes": (TrivialAugment(4), v2.TrivialAugmentWide(4)),
+}
+
+
+@pytest.mark.parametrize("size", [224, 64])
+@pytest.mark.parametrize("case", POLICIES)
+def test_operations_are_drawn_as_by_torchvision(case: str, size: int, monkeypatch: pytest.MonkeyPatch):
+    policy, oracle = POLICIES[case]
+    count = 8000
+    drawn = [policy.draw(size, rng_at(0, "retouch", n)) for n in range(count)]
+    ours = rounded([operation for operations in drawn for operation in operations])
+    theirs = rounded(torchvisions(oracle, size, count, monkeypatch))
+    assert set(ours) == set(theirs)
+    assert ours.total() == theirs.total()
+    # Two samples of one distribution (chi-square of homogeneity), beyond its mean by less than 4 deviations.
+    statistic = sum((ours[what] - theirs[what]) ** 2 / (ours[what] + theirs[what]) for what in ours)
+    freedom = len(ours) - 1
+    assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+def test_another_policy_would_be_told(monkeypatch: pytest.MonkeyPatch):
+    drawn = rounded([o for n in range(8000) for o in RandAugment(2, 9, 31).draw(224, rng_at(0, n))])
+    other = rounded(torchvisions(v2.RandAugment(2, 10, 31), 224, 8000, monkeypatch))
+    assert set(drawn) != set(other)
+
+
+def test_operations_of_randaugment_do_not_depend_on_each_other():
+    pairs = Counter(
+        tuple(o.name for o in RandAugment(2, 9, 31).draw(224, rng_at(0, "retouch", 0, n, 0))) for n in range(20_000)
+    )
+    expected = 20_000 / 14**2
+    statistic = sum((pairs[a, b] - expected) ** 2 / expected for a in NAMES_OF_OURS for b in NAMES_OF_OURS)
+    assert abs(statistic - 195) < 4 * math.sqrt(2 * 195)
+
+
+NAMES_OF_OURS = [ours for ours, _ in NAMES.values()]
+
+
+# --------------------------------------------------------------------------------------------- colour jitter
+
+
+def test_jittered_pixels_are_those_of_torchvision_with_the_same_factors(photographs: list[bytes]):
+    settings = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.2}
+    order = list(settings)
+    oracle, image = v2.ColorJitter(**settings), photograph(photographs)
+    for number in range(20):
+        operations = ColorJitter(**settings).draw(224, rng_at(0, number))
+        factors = {f"{name}_factor": magnitude for name, magnitude in operations}
+        indices = torch.tensor([order.index(operation.name) for operation in operations])
+        theirs = oracle.transform(image, {"fn_idx": indices, **factors})
+        ours = PolicyPipeline((ColorJitter(**settings),), "bilinear")(pixels_of(image), False, rng_at(0, number))
+        np.testing.assert_array_equal(ours.numpy(), np.asarray(theirs))
+
+
+def test_factors_and_orders_are_those_of_torchvision():
+    settings = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.2, "hue": 0.1}
+    count = 4000
+    drawn = [dict(ColorJitter(**settings).draw(32, rng_at(0, n))) for n in range(count)]
+    oracle = v2.ColorJitter(**settings)
+    torch.manual_seed(0)
+    theirs = [oracle.make_params([]) for _ in range(count)]
+    for name in settings:
+        ours = np.sort([factors[name] for factors in drawn])
+        reference = np.sort([params[f"{name}_factor"] for params in theirs])
+        distance = np.abs(np.searchsorted(reference, ours) - np.arange(count)).max() / count
+        assert distance < 1.95 * math.sqrt(2 / count)  # Kolmogorov and Smirnov; by chance once in a thousand times.
+        low, high = getattr(oracle, name)
+        assert low <= ours[0]
+        assert ours[-1] <= high
+    orders = Counter(tuple(factors) for factors in drawn)
+    assert len(orders) == 24
+    assert sum((n - count / 24) ** 2 / (count / 24) for n in orders.values()) < 23 + 4 * math.sqrt(46)
+    # A factor says nothing of the next.
+    assert abs(np.corrcoef([f["brightness"] for f in drawn], [f["contrast"] for f in drawn])[0, 1]) < 0.06
+
+
+def test_what_is_off_is_not_done():
+    assert [name for name, _ in ColorJitter(0, 0.4, 0, 0).draw(32, rng_at(0))] == ["contrast"]
+    assert ColorJitter(0, 0, 0, 0).draw(32, rng_at(0)) == []
+
+
+# -------------------------------------------------------------------------------------------------- together
+
+
+def pixels_of(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image))
+
+
+class Fixed:
+    """A policy that draws nothing."""
+
+    def __init__(self, *operations: Operation) -> None:
+        self._operations = list(operations)
+
+    def draw(self, size: int, draws: RandomStream) -> list[Operation]:
+        return self._operations
+
+
+def test_an_image_is_mirrored_before_it_is_retouched():
+    policy: Policy = Fixed(Operation("shear_x", 20.0), Operation("posterize", 3.0))
+    retouched = PolicyPipeline((policy,), "bilinear")(pixels_of(NOISE), True, rng_at(0))
+    mirrored = F.horizontal_flip(NOISE)
+    sheared = F.affine(mirrored, 0.0, [0, 0], 1.0, [20.0, 0.0], interpolation=InterpolationMode.BILINEAR, center=[0, 0])
+    np.testing.assert_array_equal(retouched.numpy(), np.asarray(F.posterize(sheared, 3)))
+    # The other order, which a device that mirrors would have, is another image.
+    after = F.horizontal_flip(F.posterize(F.affine(NOISE, 0.0, [0, 0], 1.0, [20.0, 0.0], center=[0, 0]), 3))
+    assert (retouched.numpy() != np.asarray(after)).any()
+
+
+def test_the_whole_of_torchvisions_training_transform_after_the_crop():
+    """RandAugment and colour jitter of the same draws, one after the other."""
+    policies = (RandAugment(2, 9, 31), ColorJitter(0.4, 0.4, 0.4, 0.1))
+    for number in range(30):
+        draws = rng_at(0, "retouch", 0, number, 0)
+        image: Image.Image = F.horizontal_flip(NOISE) if number % 2 else NOISE
+        for policy in policies:
+            for name, magnitude in policy.draw(64, draws):
+                image = ORACLES[name][0](image, magnitude, InterpolationMode.BILINEAR)
+        ours = PolicyPipeline(policies, "bilinear")(
+            pixels_of(NOISE), bool(number % 2), rng_at(0, "retouch", 0, number, 0)
+        )
+        np.testing.assert_array_equal(ours.numpy(), np.asarray(image))
+        assert ours.is_contiguous()
+
+
+def test_nothing_to_do_is_only_the_mirror():
+    pixels = pixels_of(NOISE)
+    retouch = PolicyPipeline((Fixed(Operation("identity", 0)),), "bilinear")
+    assert torch.equal(retouch(pixels, False, rng_at(0)), pixels)
+    assert torch.equal(retouch(pixels, True, rng_at(0)), pixels.flip(1))
+
+
+def test_the_same_address_is_the_same_image_and_another_copy_is_not():
+    retouch = PolicyPipeline((TrivialAugment(31), ColorJitter(0.4, 0, 0, 0)), "bilinear")
+    one, again, copy, epoch = (
+        retouch(pixels_of(NOISE), False, rng_at(0, "retouch", *where)).numpy().tobytes()
+        for where in [(0, 7, 0), (0, 7, 0), (0, 7, 1), (1, 7, 0)]
+    )
+    assert one == again
+    assert len({one, copy, epoch}) == 3
+
+
+def test_randomness_of_others_is_not_touched():
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    PolicyPipeline((RandAugment(2, 9, 31), ColorJitter(0.1, 0.1, 0.1, 0.1)), "bicubic")(
+        pixels_of(NOISE), True, rng_at(0)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from seresnext.data.augment.progressive import ImageSizeSchedule
+
+
+@pytest.mark.parametrize(("low", "high"), [(160, 192), (128, 224), (32, 512)])
+@pytest.mark.parametrize(("start", "end"), [(0, 60), (35, 50), (10, 11)])
+def test_sizes_are_those_of_ffcv(low: int, high: int, start: int, end: int):
+    ramp = ImageSizeSchedule(low, high, start, end)
+    for step in range(80):
+        # `ImageNetTrainer.get_resolution`, whose steps are epochs.
+        expected = int(np.round(np.interp(step, [start, end], [low, high]) / 32)) * 32
+        if step <= start:
+            expected = low
+        if step >= end:
+            expected = high
+        assert ramp.size_at(step) == expected
+
+
+def test_sizes_rise_to_the_end_and_are_few():
+    ramp = ImageSizeSchedule(100, 230, 40, 1000)
+    sizes = [ramp.size_at(step) for step in range(1200)]
+    assert sizes == sorted(sizes)
+    assert sorted(set(sizes)) == [100, 128, 160, 192, 224, 230]
+    assert (sizes[0], sizes[40], sizes[999], sizes[1000]) == (100, 100, 224, 230)
+
+
+def test_a_ramp_without_length_is_a_jump():
+    assert [ImageSizeSchedule(64, 128, 3, 3).size_at(step) for step in (0, 2, 3, 4)] == [64, 64, 128, 128]

@@ -1,0 +1,171 @@
+import io
+import random
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings, strategies
+from PIL import Image
+
+from seresnext.data.decode.jpeg import MOST_SCANS, Frame, read_frame
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
+
+
+def jpeg(mode: str = "RGB", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    PICTURE.convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def adobe(transform: int) -> bytes:
+    """A JPEG whose colours are as an Adobe marker says."""
+    data = jpeg()
+    return data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]) + data[2:]
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_ordinary_jpegs_are_plain(progressive: bool, subsampling: str):
+    assert read_frame(jpeg(progressive=progressive, subsampling=subsampling)) == Frame(20, 24, True)
+    assert read_frame(jpeg("L", progressive=progressive)) == Frame(20, 24, True)
+    assert read_frame(adobe(1)) == Frame(20, 24, True)
+
+
+def test_a_thumbnail_is_not_the_picture():
+    thumbnail = io.BytesIO()
+    Image.new("RGB", (7, 5)).save(thumbnail, "JPEG")
+    segment = b"Exif\0\0" + thumbnail.getvalue()
+    data = jpeg()
+    data = data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2) + segment + data[2:]
+    assert read_frame(data) == Frame(20, 24, True)
+
+
+def patched(frame: bytes) -> bytes:
+    """A JPEG with another frame: marker, precision, size, components."""
+    data = jpeg()
+    start = data.index(b"\xff\xc0")
+    return data[:start] + frame + data[start + len(frame) :]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jpeg("CMYK"),
+        adobe(0),
+        patched(b"\xff\xc0\0\x11\x0c"),
+        patched(b"\xff\xc3"),
+        patched(b"\xff\xc9"),
+        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3R\x22\0G\x11\1B\x11\1"),
+        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x12\0"),
+        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x41\0"),
+        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x22\0\2\x21"),
+        jpeg()[:-40],
+        jpeg() + bytes(100),
+    ],
+    ids=[
+        "CMYK", "Adobe RGB", "12 bits", "lossless", "arithmetic", "RGB", "4:4:0", "4:1:1", "odd chroma", "cut off",
+        "padded",
+    ],
+)  # fmt: skip
+def test_odd_jpegs_are_not_plain(data: bytes):
+    assert read_frame(data) == Frame(20, 24, False)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n" + bytes(40), jpeg()[:150], b"<html>" * 9])
+def test_what_is_no_jpeg_has_no_frame(data: bytes):
+    assert read_frame(data) is None
+
+
+def test_sizes_of_photographs_are_those_of_pillow(photographs: list[bytes]):
+    for data in photographs:
+        frame = read_frame(data)
+        assert frame is not None
+        assert frame[:2] == Image.open(io.BytesIO(data)).size
+
+
+def test_damage_is_a_frame_or_none():
+    draws = random.Random(0)
+    outcomes = set()
+    for _ in range(3000):
+        data = bytearray(jpeg(progressive=draws.random() < 0.5))
+        for _ in range(draws.choice((1, 5))):
+            data[draws.randrange(min(len(data), draws.choice((40, 700))))] = draws.randrange(256)
+        outcomes.add(read_frame(bytes(data[: draws.randrange(len(data) + 1)])) is None)
+    assert outcomes == {True, False}
+
+
+MARKERS = [bytes((0xFF, marker)) for marker in (0xC0, 0xC2, 0xC4, 0xD0, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE2, 0xED, 0xEE)]
+LENGTHS = [length.to_bytes(2) for length in (*range(20), 0xFFFF)]
+HEADS = [b"\x08\0\x18\0\x14\1\1\x11\0", b"\1\1\0\0\x3f\0", b"\3", b"JFIF", b"Adobe", b"8BIM\0\0", b"ICC_PROFILE\0"]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    strategies.lists(strategies.sampled_from(MARKERS + LENGTHS + HEADS) | strategies.binary(max_size=20)).map(b"".join)
+)
+@example(b"\xc0\0\0" + bytes(9))  # The length of a frame includes the two length bytes and is at least 8.
+@example(b"\xc0\0\x02" + bytes(9))
+@example(b"\xc0\0\x07\x08\0\x18\0\x14" + bytes(9))
+@example(b"\xc0\0\x08\x08\0\x18\0\x14\1" + bytes(9))
+@example(b"\xc0\0\x0b\x08\0\x18\0\x14\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0\xff\xd9")
+@example(b"\xc0\0\x0b\x08\0\x18\0\x14\1\1\x11\0\xff\xda\0\x0b\1\1\0\0\x3f\0\xff\xd9\0")
+@example(b"\xc2\0\x0b\x08\0\x18\0\x14\1\1\x11\0\xff\xda\0\x02\1\1\0\0\x3f\0\xff\xd9")
+def test_no_bytes_raise(tail: bytes):
+    for data in (tail, b"\xff\xd8\xff" + tail, b"\xff\xd8\xff" + tail + b"\xff\xd9"):
+        assert isinstance(read_frame(data), Frame | None)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2) + body
+
+
+def scan(first: int, last: int, high: int, low: int, coded: bytes = b"\x55\xff\0\x55") -> bytes:
+    """Return a scan of the single component."""
+    return segment(0xDA, bytes((1, 1, 0, first, last, high << 4 | low))) + coded
+
+
+def gray(*parts: bytes, marker: int = 0xC2) -> bytes:
+    """Return a gray JPEG of these parts. It has no tables, since no decoder reads the file."""
+    return b"\xff\xd8" + segment(marker, b"\x08\0\x18\0\x14\1\1\x11\0") + b"".join(parts) + b"\xff\xd9"
+
+
+def test_a_progressive_jpeg_is_plain_when_all_bits_of_all_coefficients_come():
+    few = [scan(0, 0, 0, 1), scan(1, 63, 0, 1), scan(0, 0, 1, 0), segment(0xC4, b"tables"), scan(1, 63, 1, 0)]
+    assert read_frame(gray(*few)) == Frame(20, 24, True)
+    for number in range(len(few)):
+        if number != 3:
+            assert read_frame(gray(*few[:number], *few[number + 1 :])) == Frame(20, 24, False)
+    assert read_frame(gray(*few, few[-1])) == Frame(20, 24, False)
+    assert read_frame(gray(*few, scan(1, 70, 0, 0))) == Frame(20, 24, False)
+    assert read_frame(gray(few[1], few[0], *few[2:])) == Frame(20, 24, False)
+    assert read_frame(gray(*few[:3], segment(0xDB, b"tables"), few[4])) == Frame(20, 24, False)
+
+
+def test_many_scans_are_not_plain():
+    first = [scan(0, 0, 0, 0), *(scan(place, place, 0, 1, b"") for place in range(1, 64))]
+    more = [scan(place, place, 1, 0, b"") for place in range(1, 64)]
+    assert read_frame(gray(*first, scan(1, 63, 1, 0))) == Frame(20, 24, True)
+    assert len(first + more) > MOST_SCANS
+    assert read_frame(gray(*first, *more)) == Frame(20, 24, False)
+
+
+@pytest.mark.parametrize(
+    ("coded", "is_plain"),
+    [
+        (b"\x55\xff\0\x55", True),
+        (b"\x55\xff\xd0\x55\xff\xd1", True),
+        (b"\xff\xd0 \xff\xd1 \xff\xd2 \xff\xd3 \xff\xd4 \xff\xd5 \xff\xd6 \xff\xd7 \xff\xd0 ", True),
+        (b"\x55\xff\xd1\x55", False),
+        (b"\x55\xff\xd0\x55\xff\xd2", False),
+        (b"\x55\xff\x39\x55", False),
+        (b"\x55\xff\xff\0", False),
+        (b"\x55\xff\xdb\x55", False),
+        (b"\xff", False),
+    ],
+)
+def test_markers_within_coded_data(coded: bytes, is_plain: bool):
+    sequential = segment(0xDA, b"\1\1\0\0\x3f\0") + coded
+    restarts = segment(0xDD, b"\0\1")
+    assert read_frame(gray(restarts, sequential, marker=0xC0)) == Frame(20, 24, is_plain)
+    has_restarts = b"\xff\xd0" in coded
+    assert read_frame(gray(sequential, marker=0xC0)) == Frame(20, 24, is_plain and not has_restarts)

@@ -1,0 +1,279 @@
+"""Regions are Pillow's crops, pixel for pixel, whoever decodes them."""
+
+import io
+import random
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damaged import damaged
+from hypothesis import given, settings, strategies
+from PIL import Image, ImageFile
+
+from seresnext.data.augment.crop import Crop
+from seresnext.data.decode.jpeg import Frame, read_frame
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder, open_decoder
+from seresnext.errors import DataError
+
+DECODERS = [
+    pytest.param(False, id="pillow"),
+    pytest.param(True, id="nvimgcodec", marks=pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")),
+]
+ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
+PIXELS = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+PICTURE = Image.fromarray(PIXELS)
+PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x20\0\0\0\x20\x08\2\0\0\0\xfc\x18\xed\xa3"
+JPEG_HEAD = b"\xff\xd8\xff\xc0\0\x0b\x08\0\x20\0\x20\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0"
+
+
+@pytest.fixture(params=DECODERS, scope="module")
+def decoder(request: pytest.FixtureRequest) -> RegionDecoder:
+    return open_decoder(5 * 10**7, fast=request.param)
+
+
+def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    """EXIF of a picture that was taken with the camera turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def boxes(width: int, height: int, count: int, seed: int = 0) -> list[Crop]:
+    """The whole image, random crops of all sizes, and the same at the borders of blocks of 8 and 16 pixels."""
+    draws = random.Random(seed)
+    crops = [Crop(0, 0, width, height, False)]
+    for number in range(count):
+        grid = (1, 8, 16)[number % 3]
+        left, top = (draws.randrange(side) // grid * grid for side in (width, height))
+        right, bottom = draws.randrange(left, width) + 1, draws.randrange(top, height) + 1
+        crops.append(Crop(left, top, right - left, bottom - top, False))
+    return crops
+
+
+def assert_is_pillows(decoder: RegionDecoder, data: bytes, count: int = 25, seed: int = 0) -> None:
+    whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    crops = boxes(whole.shape[1], whole.shape[0], count, seed)
+    results = decoder([Encoded(data, lambda: "any")] * len(crops), lambda number, width, height: crops[number])
+    for crop, result in zip(crops, results, strict=True):
+        expected = whole[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        np.testing.assert_array_equal(result, expected, err_msg=str(crop))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_every_kind_of_jpeg(decoder: RegionDecoder, progressive, subsampling, mode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**20)  # Pillow's buffer is too small for progressive noise.
+    options = {"progressive": progressive, "subsampling": subsampling, "quality": 88}
+    assert_is_pillows(decoder, encoded(PICTURE.convert(mode), **options), 60)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (17, 16), (33, 17), (200, 33)])
+def test_small_images_and_thin_pieces(decoder: RegionDecoder, size: tuple[int, int]):
+    assert_is_pillows(decoder, encoded(PICTURE.resize(size), subsampling="4:2:0"), 60)
+
+
+def test_restart_markers(decoder: RegionDecoder):
+    assert_is_pillows(decoder, encoded(PICTURE, restart_marker_blocks=3, subsampling="4:2:0"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_not_turned(decoder: RegionDecoder, orientation: int):
+    assert_is_pillows(decoder, encoded(PICTURE, exif=turned(orientation)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "LA", "RGBA"])
+def test_pngs_whatever_they_are_called(decoder: RegionDecoder, mode: str):
+    assert_is_pillows(decoder, encoded(PICTURE.convert(mode), "PNG"))
+
+
+def test_png_of_16_bits_keeps_its_high_bytes(decoder: RegionDecoder):
+    gray = np.linspace(0, 65535, 480).reshape(24, 20).astype(np.uint16)
+    data = encoded(Image.fromarray(gray), "PNG")
+    (result,) = decoder([Encoded(data, lambda: "n02105855_2933.JPEG")], lambda *_: Crop(2, 3, 17, 20, False))
+    np.testing.assert_array_equal(result, np.repeat((gray >> 8)[3:23, 2:19, None], 3, axis=2))
+
+
+def test_adobes_rgb(decoder: RegionDecoder):
+    data = encoded(PICTURE)
+    start = data.index(b"\xff\xe0")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+    marked = data[:start] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0" + data[end:]
+    assert_is_pillows(decoder, marked)
+
+
+def test_real_photographs(decoder: RegionDecoder):
+    """All kinds of ImageNet's own, 4:4:4, 4:2:2, 4:2:0, gray, turned by EXIF."""
+    if not ARCHIVE.exists():
+        pytest.skip(f"needs {ARCHIVE}, which is not part of the project")
+    kinds = Counter()
+    with tarfile.open(ARCHIVE) as tar:
+        for number, member in enumerate(member for member in tar.getmembers() if member.isfile()):
+            file = tar.extractfile(member)
+            assert file is not None
+            data = file.read()
+            with Image.open(io.BytesIO(data)) as image:
+                kinds[tuple(layer[1:3] for layer in image.layer)] += 1  # type: ignore[attr-defined]
+                kinds[image.getexif().get(0x0112, 1) > 1] += 1
+            assert_is_pillows(decoder, data, 1, number)
+    assert kinds[True] >= 1
+    gray, whole, half, quarter = [(1, 1)], [(1, 1)] * 3, [(2, 1), (1, 1), (1, 1)], [(2, 2), (1, 1), (1, 1)]
+    assert all(kinds[tuple(kind)] >= 4 for kind in (gray, whole, half, quarter)), kinds
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [
+        ("CMYK", "JPEG", {}),
+        ("CMYK", "JPEG", {"progressive": True}),
+        ("RGB", "JPEG", {"progressive": True, "subsampling": "4:2:0"}),
+        ("L", "JPEG", {"progressive": True}),
+        ("RGB", "PNG", {}),
+        ("P", "PNG", {}),
+        ("LA", "PNG", {}),
+        *(("RGB", "JPEG", {"exif": turned(orientation)}) for orientation in (3, 6, 8)),
+    ],
+    ids=str,
+)
+def test_odd_files_made_of_real_photographs(decoder: RegionDecoder, photographs: list[bytes], mode, format, options):
+    for number, data in enumerate(photographs[:4]):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        assert_is_pillows(decoder, encoded(image.convert(mode), format, **options), 3, number)
+
+
+def of_both(data: bytes, draws: random.Random) -> list[np.ndarray | DataError]:
+    """Return a region of an image, decoded by Pillow and by nvimgcodec."""
+    state = draws.getstate()
+
+    def choose(_: int, width: int, height: int) -> Crop:
+        draws.setstate(state)
+        left, top = draws.randrange(width), draws.randrange(height)
+        return Crop(left, top, draws.randint(1, width - left), draws.randint(1, height - top), False)
+
+    return [open_decoder(10**7, fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
+
+
+@pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
+@pytest.mark.parametrize(
+    "options",
+    [
+        None,
+        {"progressive": True},
+        {"progressive": True, "restart_marker_rows": 1, "subsampling": "4:4:4"},
+        {"restart_marker_blocks": 5},
+    ],
+    ids=["photographs", "progressive", "progressive with restarts", "restarts"],
+)
+def test_both_decoders_agree_on_damaged_images(photographs: list[bytes], options, capfd: pytest.CaptureFixture):
+    """The control is nvimgcodec alone, which accepts images that Pillow refuses, and decodes other pixels."""
+    originals = photographs
+    if options:
+        images = [Image.open(io.BytesIO(data)).convert("RGB").resize((160, 120)) for data in photographs]
+        originals = [encoded(image, **options) for image in images]
+    outcomes, alone = Counter(), Counter()
+    for number in range(150):
+        kind, data = damaged(originals, number)
+        ours = of_both(data, random.Random(number))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("seresnext.data.decode.regions.read_frame", credulous)
+            theirs = of_both(data, random.Random(number))
+        assert isinstance(ours[0], DataError) == isinstance(ours[1], DataError), (number, kind, ours)
+        outcomes[isinstance(ours[0], DataError)] += 1
+        alone["refused"] += isinstance(theirs[0], DataError) and not isinstance(theirs[1], DataError)
+        if not isinstance(ours[0], DataError):
+            np.testing.assert_array_equal(*ours, err_msg=f"{number} {kind}")
+            alone["pixels"] += not np.array_equal(*theirs)
+    assert min(outcomes[False], outcomes[True]) > 10
+    assert alone.total() > (0 if options else 10), alone
+    capfd.readouterr()  # libjpeg prints warnings about damaged images.
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    start=strategies.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff", JPEG_HEAD, PNG_HEAD]), rest=strategies.binary()
+)
+def test_any_bytes_are_pixels_or_a_data_error(decoder: RegionDecoder, start: bytes, rest: bytes):
+    for data in (start + rest, start + rest + b"\xff\xd9"):
+        (found,) = decoder([Encoded(data, lambda: "any")], lambda _, width, height: Crop(0, 0, width, height, False))
+        assert isinstance(found, np.ndarray | DataError)
+
+
+def credulous(data: bytes) -> Frame | None:
+    """Return the frame of a JPEG, and take any file with an end marker for whole."""
+    frame = read_frame(data)
+    return frame and frame._replace(is_plain=b"\xff\xd9" in data[-64:])
+
+
+@pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
+def test_plain_jpegs_are_not_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
+    decoder = open_decoder(10**6, fast=True)
+    monkeypatch.setattr("seresnext.data.decode.regions.decode", lambda *_: pytest.fail("Pillow was asked"))
+    crop = Crop(9, 10, 50, 60, False)
+    (result,) = decoder([Encoded(encoded(PICTURE), lambda: "any")], lambda *_: crop)
+    assert isinstance(result, np.ndarray)
+    with pytest.raises(pytest.fail.Exception):
+        decoder([Encoded(encoded(PICTURE.convert("CMYK")), lambda: "any")], lambda *_: crop)
+
+
+def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionDecoder):
+    data = encoded(PICTURE)
+    start = data.index(b"\xff\xc0") + 5
+    bomb = data[:start] + (60000).to_bytes(2) * 2 + data[start + 4 :]
+    assert read_frame(bomb) == (60000, 60000, True)
+    small, large = Encoded(data, lambda: "small.jpg"), Encoded(bomb, lambda: "bomb.jpg")
+    asked = []
+
+    def choose(number: int, width: int, height: int) -> Crop:
+        asked.append(number)
+        return Crop(0, 0, width, height, False)
+
+    before, error, after = decoder([small, large, small], choose)
+    assert isinstance(error, DataError)
+    assert "bomb.jpg has" in str(error)
+    assert asked == [0, 2]
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "HTML"),
+        (encoded(PICTURE)[:-200], "truncated"),
+        (encoded(PICTURE)[:200], "JPEG"),
+        (encoded(PICTURE, "PNG")[:-200], "is no JPEG or PNG"),
+    ],
+    ids=["empty", "html", "short JPEG", "header", "short PNG"],
+)
+def test_what_cannot_be_decoded_is_named_and_the_others_are_decoded(decoder: RegionDecoder, data: bytes, what: str):
+    crop = Crop(0, 0, 40, 30, False)  # Far above what is missing.
+    good = Encoded(encoded(PICTURE), lambda: "good.jpg")
+    before, error, after = decoder([good, Encoded(data, lambda: "train/cat/7.jpg"), good], lambda *_: crop)
+    assert isinstance(error, DataError)
+    with pytest.raises(DataError, match=rf"^train/cat/7\.jpg .*{what}"):
+        raise error
+    assert isinstance(before, np.ndarray)
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
+def test_opening_and_decoding_say_nothing_on_the_terminal():
+    program = (
+        "from seresnext.data.decode.regions import open_decoder, Encoded\n"
+        "from seresnext.data.augment.crop import Crop\n"
+        "import io; from PIL import Image; file = io.BytesIO(); Image.new('RGB', (40, 40)).save(file, 'JPEG')\n"
+        "print(open_decoder(10**6, True)([Encoded(file.getvalue(), str)], lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "(30, 20, 3)\n"
+    assert done.stderr == ""

@@ -1,0 +1,65 @@
+"""The facts table, against timm's copy of WordNet ids and names and facts that others publish."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pytest
+
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+
+INFO = files("timm.data") / "_info"
+
+
+def test_wordnet_ids_are_timms_in_the_same_order():
+    ids = [row.wordnet_id for row in imagenet_classes()]
+    assert ids == (INFO / "imagenet_synsets.txt").read_text().split()
+    assert ids == sorted(ids)
+    assert (len(set(ids)), ids[0], ids[-1]) == (1000, "n01440764", "n15075141")
+
+
+def test_names_are_timms():
+    lines = (INFO / "imagenet_synset_to_lemma.txt").read_text().splitlines()
+    theirs = dict(line.split("\t") for line in lines)
+    assert {row.wordnet_id: ", ".join(row.names) for row in imagenet_classes()}.items() <= theirs.items()
+
+
+def test_every_number_is_there_once():
+    assert sorted(row.ilsvrc_id for row in imagenet_classes()) == list(range(1, 1001))
+
+
+# The first numbers of the kit's ground truth file, and the labels that Caffe's val.txt, made of the same images with
+# sorted WordNet ids, has for them: two files that were published apart.
+GROUND_TRUTH = [490, 361, 171, 822, 297, 482, 13, 704, 599, 164, 649, 11, 73, 286, 554, 6, 648, 399, 749, 545]
+SORTED_LABELS = [65, 970, 230, 809, 516, 57, 334, 415, 674, 332, 109, 286, 370, 757, 595, 147, 108, 23, 478, 517]
+
+
+def test_numbers_lead_to_the_labels_that_others_publish():
+    labels = {row.ilsvrc_id: label for label, row in enumerate(imagenet_classes())}
+    assert [labels[number] for number in GROUND_TRUTH] == SORTED_LABELS
+    # The classic mistake would be seen.
+    assert all(number - 1 != label for number, label in zip(GROUND_TRUTH, SORTED_LABELS, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("number", "wordnet_id", "name"),
+    [
+        (1, "n02119789", "kit fox"),
+        (2, "n02100735", "English setter"),
+        (3, "n02110185", "Siberian husky"),
+        (4, "n02096294", "Australian terrier"),
+        (10, "n02123394", "Persian cat"),
+        (1000, "n03255030", "dumbbell"),
+    ],
+)
+def test_numbers_that_the_challenge_lists(number: int, wordnet_id: str, name: str):
+    (row,) = (row for row in imagenet_classes() if row.ilsvrc_id == number)
+    assert row.wordnet_id == wordnet_id
+    assert row.names[0] == name
+
+
+def test_the_source_is_named():
+    lines = (files("seresnext.data") / "imagenet_classes.tsv").read_text().splitlines()
+    head = " ".join(line for line in lines if line.startswith("#"))
+    assert "WordNet 3.0" in head
+    assert "meta.mat" in head

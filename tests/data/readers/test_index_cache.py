@@ -1,0 +1,407 @@
+"""Where indices are kept, and when they are built."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from indices import assert_same, contents
+
+from seresnext.data.readers import index_cache as module
+from seresnext.data.readers.index import Contents, Index
+from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, stamp_of
+from seresnext.errors import DataError
+
+OLD = Signature("old", 1)
+NEW = Signature("new", 1)
+EQUAL_TIMES = Signature("old", 1, shows_changes=False)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`start(name, restart)`: make this process one of a torchrun with this name."""
+
+    def begin(name: str, restart: int = 0) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    return begin
+
+
+class Build:
+    """A listing that finds `found` and counts the calls."""
+
+    def __init__(self, *found: Contents) -> None:
+        self._found = list(found)
+        self.count = 0
+
+    def __call__(self) -> Contents:
+        self.count += 1
+        return self._found[min(self.count, len(self._found)) - 1]
+
+
+def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
+    built: list[str] = []
+
+    def build(name: str, said: Contents) -> Contents:
+        built.append(name)
+        return said
+
+    for _ in range(3):
+        assert_same(open_or_build(tmp_path / "i", lambda: OLD, lambda: build("first", contents())), contents())
+    assert built == ["first"]
+    new = OLD._replace(digest="new")
+    changed = open_or_build(tmp_path / "i", lambda: new, lambda: build("second", contents(20)))
+    assert (len(changed), built) == (20, ["first", "second"])
+    assert len(open_or_build(tmp_path / "i", lambda: new, lambda: build("third", contents(20)))) == 20
+    assert built == ["first", "second"]
+
+
+def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
+    """A home for all, and on each machine data under one path with other times: each keeps its index, open or not."""
+    here = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    there = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), lambda: contents(20))
+    inodes = [index.path.stat().st_ino for index in (here, there)]
+    for _ in range(2):
+        assert len(open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)) == 10
+        assert len(open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), not_to_be_called)) == 20
+    assert [index.path.stat().st_ino for index in (here, there)] == inodes
+    assert_same(here, contents())
+
+
+def not_to_be_called() -> Contents:
+    raise AssertionError("it is built again")
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b""]
+)
+def test_a_damaged_index_is_built_anew_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[bytes], bytes]
+):
+    path = open_or_build(tmp_path / "i", lambda: OLD, contents).path
+    assert capsys.readouterr() == ("", "")  # None at all is the usual case.
+    path.write_bytes(harm(path.read_bytes()))
+    assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path}")
+    assert said.count("\n") == 1
+    open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_record_of_other_data_under_its_name_is_not_used(tmp_path: Path):
+    """The name has a part of the stamp, the file all of it."""
+    long, other = (Signature(16 * "0" + end, 1) for end in "ab")
+    open_or_build(tmp_path / "i", lambda: long, contents)
+    assert len(open_or_build(tmp_path / "i", lambda: other, lambda: contents(20))) == 20
+    assert len(list(tmp_path.glob("*.record"))) == 1
+
+
+def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    (record,) = tmp_path.glob("*.record")
+    whole = record.read_bytes()
+    said = json.loads(whole)
+    odd = [{**said, "index": value} for value in (None, 7, [], "", "../../" + "a" * 20, "0" * 64)]
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [b"\xff" * 20, b"[]", b"7", b"[" * 3000, b'{"key": ' + b"1" * 5000, b"{}"]
+    for content in [*damaged, *(json.dumps(each).encode() for each in odd)]:
+        record.write_bytes(content)
+        build = Build(contents())
+        again = open_or_build(tmp_path / "i", lambda: OLD, build)
+        assert (build.count, again.path) == (1, first.path), content
+        assert record.read_bytes() == whole
+    assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------------ other stamps
+
+
+def test_another_stamp_costs_one_listing_and_the_index_stays(tmp_path: Path):
+    """`chown` and a copy change the stamp and no name. A running training keeps the mapped index."""
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    before = first.path.stat()
+    build = Build(contents())
+    again = open_or_build(tmp_path / "i", lambda: NEW, build)
+    assert (build.count, again.path) == (1, first.path)
+    assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    for stamp in (OLD, NEW):
+        open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, not_to_be_called)
+
+
+def test_other_names_under_a_new_stamp_leave_a_running_training_its_index(tmp_path: Path):
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    sent = pickle.dumps(first)
+    assert len(open_or_build(tmp_path / "i", lambda: NEW, lambda: contents(20))) == 20
+    assert_same(first, contents())
+    assert_same(pickle.loads(sent), contents())
+
+
+def test_other_notices_are_another_index(tmp_path: Path):
+    open_or_build(tmp_path / "i", lambda: OLD, contents)
+    more = replace(contents(), notices=("4 .webp",))
+    assert open_or_build(tmp_path / "i", lambda: NEW, lambda: more).notices == ("4 .webp",)
+
+
+def test_data_without_usable_times_is_listed_at_each_start(tmp_path: Path):
+    """Only a listing can find a new image. The notice has the seconds of the listing."""
+    for count in (10, 10, 20):
+        build = Build(contents(count))
+        index = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, build)
+        assert (build.count, len(index)) == (1, count)
+        assert index.notices[:-1] == contents().notices
+        assert re.search(r"took \d+\.\d s$", index.notices[-1])
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    assert not list(tmp_path.glob("*.record"))
+
+
+def test_data_without_usable_times_is_listed_once_for_all_processes_of_a_start(tmp_path: Path, start):
+    start("a")
+    first = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, contents)
+    again = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, not_to_be_called)
+    assert first.notices == again.notices
+    assert " s" in again.notices[-1]
+    for name, restart in (("a", 1), ("b", 0)):
+        start(name, restart)
+        build = Build(contents(20))
+        for _ in range(3):
+            assert len(open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, build)) == 20
+        assert build.count == 1
+    assert len(open_or_build(tmp_path / "other", lambda: EQUAL_TIMES, lambda: contents(5))) == 5
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_times_that_are_always_now_do_not_block_a_start(tmp_path: Path, start, launched: bool):
+    """Two equal listings show that the data did not change. Later starts compare one listing with the index."""
+    ticks = iter(range(10**6))
+
+    def now() -> Signature:
+        return Signature(f"now {next(ticks)}", 1)
+
+    for name, listings in (("a", 2), ("b", 1)):
+        if launched:
+            start(name)
+        build = Build(contents())
+        index = open_or_build(tmp_path / "i", now, build)
+        assert build.count == listings
+        assert_same(replace(index, notices=index.notices[:-1]), contents())
+        if launched:
+            assert open_or_build(tmp_path / "i", now, not_to_be_called).notices == index.notices
+    build = Build(contents(20))
+    start("c")
+    assert len(open_or_build(tmp_path / "i", now, build)) == 20
+    assert build.count == 2
+    start("d")
+    with pytest.raises(DataError, match="changed during the build of the index"):
+        open_or_build(tmp_path / "i", now, Build(*(contents(count) for count in range(30, 40))))
+
+
+def test_a_missing_file_leads_to_a_listing_at_the_next_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The run that missed the file keeps the index, in present and later workers."""
+    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    mark_stale(first)
+    assert_same(pickle.loads(pickle.dumps(first)), contents())
+    build = Build(contents(9))
+    assert len(open_or_build(tmp_path / "i", lambda: OLD, build)) == 9
+    open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
+    assert_same(pickle.loads(pickle.dumps(first)), contents())
+    # The file came back.
+    build = Build(contents())
+    assert open_or_build(tmp_path / "i", lambda: NEW, build).path == first.path
+    open_or_build(tmp_path / "i", lambda: NEW, not_to_be_called)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_mark_that_cannot_be_written_is_no_error(tmp_path: Path):
+    mark_stale(replace(open_or_build(tmp_path / "i", lambda: OLD, contents), path=tmp_path / "gone" / "i.index"))
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+def _open_in_a_process(path: Path, log: Path, begin: float, stamp: Signature) -> None:
+    def build() -> Contents:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.3)
+        return contents(1000)
+
+    time.sleep(max(0.0, begin - time.time()))
+    assert_same(replace(open_or_build(path, lambda: stamp, build), notices=contents().notices), contents(1000))
+
+
+@pytest.mark.parametrize("stamp", [OLD, EQUAL_TIMES])
+def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start, stamp: Signature):
+    """If times are not usable, this holds for the processes of one start."""
+    start("a")
+    context = multiprocessing.get_context("fork")
+    words = (tmp_path / "i", tmp_path / "log", time.time() + 0.2, stamp)
+    processes = [context.Process(target=_open_in_a_process, args=words) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_without_locks_it_is_built_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(file: object, how: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
+
+
+def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Others have it mapped by then; over a network a file that is replaced ends who reads it."""
+    monkeypatch.setattr(module.fcntl, "flock", lambda *_: None)
+    first: list[Index] = []
+
+    def build() -> Contents:
+        first.append(open_or_build(tmp_path / "i", lambda: OLD, contents))
+        return contents()
+
+    second = open_or_build(tmp_path / "i", lambda: OLD, build)
+    inode = first[0].path.stat().st_ino
+    assert second.path.stat().st_ino == inode
+    assert_same(second, contents())
+
+
+def age(path: Path, days: float) -> None:
+    then = time.time() - 86_400 * days
+    os.utime(path, (then, then))
+
+
+def test_what_was_unused_for_long_is_removed_by_the_next_build(tmp_path: Path):
+    ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
+    files: dict[str, Path] = {}
+    for number, name in enumerate(ages):
+        stamp, found = OLD._replace(digest=name), contents(20 + number)
+        files[name] = open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, lambda found=found: found).path
+    for name, days in ages.items():
+        mark = tmp_path / f"i-{name}.stale"
+        mark.touch()
+        for path in (files[name], tmp_path / f"i-{name}.record", mark):
+            age(path, days)
+    open_or_build(tmp_path / "i", lambda: OLD._replace(digest="opened"), not_to_be_called)
+    others = ("i.index", "i.lock", "j-old", "h-i-old")  # Names of earlier versions and of other data.
+    for name in others:
+        (tmp_path / name).touch()
+        age(tmp_path / name, 31)
+    newest = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="newest"), contents).path
+    kept = {files[name].name for name in ("opened", "young", "new")} | {newest.name}
+    assert {path.name for path in tmp_path.glob("*.index")} == kept
+    assert {path.stem for path in tmp_path.glob("*.record")} == {"i-opened", "i-young", "i-new", "i-newest"}
+    assert {path.stem for path in tmp_path.glob("*.stale")} == {"i-young", "i-new"}
+    assert {path.name for path in tmp_path.iterdir() if not path.suffix} == {"j-old", "h-i-old"}
+    assert len(list(tmp_path.glob("*.lock"))) == 1
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path):
+    for name, hours in (("i-old.x.tmp", 2), ("i-old.y.tmp", 0), ("j-old.x.tmp", 2)):
+        (tmp_path / name).write_text("half")
+        age(tmp_path / name, hours / 24)
+    open_or_build(tmp_path / "i", lambda: OLD, contents)
+    assert {path.name for path in tmp_path.glob("*.tmp")} == {"i-old.y.tmp", "j-old.x.tmp"}
+
+
+def test_data_that_changes_without_end_is_not_indexed(tmp_path: Path):
+    stamps = (OLD._replace(digest=str(n)) for n in range(100))
+    build = Build(*(contents(count) for count in range(10, 30)))
+    with pytest.raises(DataError, match="changed during the build of the index"):
+        open_or_build(tmp_path / "i", lambda: next(stamps), build)
+    assert build.count == 3
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+def test_data_that_changes_once_meanwhile_is_listed_again(tmp_path: Path):
+    """The last file of a copy arrives during the listing. The second listing is kept, under the last stamp."""
+    build = Build(contents(9), contents())
+    assert len(open_or_build(tmp_path / "i", lambda: NEW if build.count else OLD, build)) == 10
+    assert build.count == 2
+    open_or_build(tmp_path / "i", lambda: NEW, not_to_be_called)
+
+
+@pytest.mark.parametrize(("fraction", "at_least"), [(123_456_789, 0.02), (0, 2.0)])
+def test_a_change_in_the_same_tick_cannot_hide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: int, at_least: float
+):
+    """Data whose time is now may change once more without another time: the build waits until that is over."""
+    waits: list[float] = []
+    monkeypatch.setattr(module.time, "time_ns", lambda: 1_700_000_000_000_000_000 + fraction + 5_000_000)
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    newest = 1_700_000_000_000_000_000 + fraction
+    open_or_build(tmp_path / "i", lambda: Signature("x", newest), contents)
+    assert len(waits) == 1
+    assert waits[0] >= at_least
+    open_or_build(tmp_path / "j", lambda: Signature("x", newest - 10_000_000_000), contents)
+    assert len(waits) == 1
+
+
+def test_stamps_differ_with_any_fact_or_time():
+    base = stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    assert base.newest == 7
+    assert base == stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    others = [
+        stamp_of("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
+        stamp_of("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
+        stamp_of("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
+        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
+        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
+        stamp_of("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
+    ]
+    assert len({base.digest, *(stamp.digest for stamp in others)}) == 7
+
+
+# ------------------------------------------------------------------------------------------------ where it is kept
+
+
+def test_the_users_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    path = index_path(None, "folder", tmp_path / "data", "train")
+    assert path.parent == tmp_path / "xdg" / "seresnext"
+    assert path.parent.is_dir()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert index_path(None, "folder", tmp_path, "val").parent == tmp_path / "home" / ".cache" / "seresnext"
+    assert index_path(tmp_path / "own", "folder", tmp_path, "val").parent == tmp_path / "own"
+
+
+def test_each_split_of_each_folder_has_its_own(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    cases = [
+        ("folder", "data", "train"),
+        ("folder", "data", "val"),
+        ("imagenet", "data", "train"),
+        ("folder", "b", "val"),
+    ]
+    paths = [index_path(tmp_path, kind, tmp_path / root, split) for kind, root, split in cases]
+    assert len(set(paths)) == 4
+    assert index_path(tmp_path, "folder", tmp_path / "link", "train") == paths[0]
+
+
+def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be kept in .*file: File exists; give a folder .* data.cache"):
+        index_path(tmp_path / "file", "folder", tmp_path, "train")
+    with pytest.raises(DataError, match=r"cannot be kept in .*gone: No such file or directory; .* data.cache"):
+        open_or_build(tmp_path / "gone" / "i", lambda: OLD, contents)
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(DataError, match=r"in the home folder: Could not determine home directory"):
+        index_path(None, "folder", tmp_path, "train")

@@ -1,0 +1,190 @@
+"""Copies of a server's shards: how many, which, and shared by processes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_folders import (
+    PER_SHARD,
+    SHARD_BYTES,
+    SHARDS,
+    Server,
+    copies,
+    downloads,
+    open_remote,
+    read_all,
+)
+
+from seresnext.data.shards import cache
+from seresnext.data.shards.reader import ShardReader
+from seresnext.data.shards.store import RemoteShards
+from seresnext.errors import DataError
+
+
+@pytest.mark.parametrize("room", [1, 2, SHARDS])
+def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(shard_root: Path, server: Server, tmp_path: Path, room: int):
+    order = np.random.default_rng(0).permutation(SHARDS * PER_SHARD).tolist()
+    expected = read_all(ShardReader(str(shard_root), "train"), order)
+    reader = open_remote(server, tmp_path / "cache", room)
+    assert read_all(reader, order) == expected  # cold
+    before = server.requests.total()
+    assert read_all(reader, order) == expected  # warm
+    assert read_all(open_remote(server, tmp_path / "cache", room), order) == expected  # another run
+    assert (server.requests.total() == before + 1) is (room == SHARDS)  # With room for all only the manifest again.
+
+
+def test_the_cache_keeps_to_its_size_and_drops_what_was_unused_longest(server: Server, tmp_path: Path):
+    cache = tmp_path / "cache"
+    reader = open_remote(server, cache, 2.9)
+    assert isinstance(reader.store, RemoteShards)
+    shard_of = [shard.sha256 + ".tar" for shard in reader.store.shards]
+    for step, (shard, kept) in enumerate([(0, {0}), (1, {0, 1}), (0, {0, 1}), (2, {0, 2}), (3, {2, 3})]):
+        reader.read(shard * PER_SHARD)
+        os.utime(cache / "shards" / shard_of[shard], (step, step))  # Time stamps need not differ within a test.
+        assert set(copies(cache)) == {shard_of[number] for number in kept}
+        assert sum(copies(cache).values()) <= 2.9 * SHARD_BYTES
+
+
+def test_without_a_bound_more_is_kept(server: Server, tmp_path: Path):
+    read_all(open_remote(server, tmp_path / "cache", 100))
+    assert len(copies(tmp_path / "cache")) == SHARDS
+
+
+def test_a_shard_in_use_is_not_removed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = open_remote(server, tmp_path / "cache", 2)
+    assert isinstance(reader.store, RemoteShards)
+    read_all(reader, [0, PER_SHARD])
+    used, free = (tmp_path / "cache" / "shards" / f"{shard.sha256}.tar" for shard in reader.store.shards[:2])
+    os.utime(used, (1, 1))  # Its turn to go, were it not in use.
+    with used.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        reader.read(2 * PER_SHARD)
+        assert (used.exists(), free.exists()) == (True, False)
+        reader.read(3 * PER_SHARD)
+        assert used.exists()
+    reader.read(PER_SHARD)
+    assert not used.exists()
+
+
+def test_no_room_at_all_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache, "_ROOM_SECONDS", 0.2)
+    reader = open_remote(server, tmp_path / "cache", 1)
+    reader.read(0)
+    with next((tmp_path / "cache" / "shards").glob("*.tar")).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with pytest.raises(DataError, match=r"had no room for a shard.*raise data\.cache_size"):
+            reader.read(PER_SHARD)
+
+
+def test_a_cache_smaller_than_a_shard_is_refused(server: Server, tmp_path: Path):
+    with pytest.raises(DataError, match=r"the largest shard has 40960 bytes, and data\.cache_size is 20480 bytes"):
+        open_remote(server, tmp_path / "cache", 0.5)
+
+
+def test_a_cache_that_cannot_be_written_is_told(server: Server, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):
+        open_remote(server, tmp_path / "file")
+
+
+def test_what_a_killed_download_left_is_cleared_away(server: Server, tmp_path: Path):
+    folder = tmp_path / "cache" / "shards"
+    folder.mkdir(parents=True)
+    left = folder / f"{'0' * 64}.{3 * SHARD_BYTES}.part"
+    left.touch()
+    own = folder / f"{ShardReader(str(server.folder), 'train').manifest.shards[0].sha256}.{SHARD_BYTES}.part"
+    own.write_bytes(b"half")
+    reader = open_remote(server, tmp_path / "cache", 2)
+    read_all(reader)
+    assert not list(folder.glob("*.part"))
+
+
+def kept_index(cache: Path) -> Path:
+    (path,) = (cache / "shards").glob("*-index.npy")
+    return path
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5], lambda _: b""]
+)
+def test_a_damaged_copy_of_the_index_is_got_again(
+    shard_root: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm
+):
+    open_remote(server, tmp_path / "cache")
+    path = kept_index(tmp_path / "cache")
+    whole = (shard_root / "train" / "index.npy").read_bytes()
+    assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
+    path.write_bytes(harm(whole))
+    reader = open_remote(server, tmp_path / "cache")
+    assert capsys.readouterr().err == f"warning: {path} is damaged (another checksum); it is got again\n"
+    assert (path.read_bytes(), len(reader)) == (whole, SHARDS * PER_SHARD)
+    open_remote(server, tmp_path / "cache")
+    assert server.requests["index.npy"] == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_an_index_that_is_damaged_on_the_server_is_an_error(shard_root: Path, server: Server, tmp_path: Path):
+    open_remote(server, tmp_path / "cache")
+    kept_index(tmp_path / "cache").write_bytes(b"damaged")
+    server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1]}
+    with pytest.raises(
+        DataError, match=r"train/index\.npy cannot be read.*its checksum is another than its index says"
+    ):
+        open_remote(server, tmp_path / "cache")
+    server.replaced = {}
+    assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
+
+
+def test_a_download_in_progress_counts(server: Server, tmp_path: Path):
+    reader = open_remote(server, tmp_path / "cache", 3)
+    folder = tmp_path / "cache" / "shards"
+    (folder / f"{'0' * 64}.{2 * SHARD_BYTES}.part").touch()
+    with (folder / f"{'0' * 64}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        read_all(reader)
+        assert sum(copies(tmp_path / "cache").values()) == SHARD_BYTES
+
+
+CHILD = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np
+from seresnext.data.shards.reader import ShardReader
+
+url, cache, room, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+reader = ShardReader(url, "train", cache, room)
+for index in np.random.default_rng(seed).integers(0, len(reader), 120).tolist():
+    digest = hashlib.sha256(reader.read(index)).hexdigest()
+    taken = 0
+    for path in (cache / "shards").glob("*.tar"):
+        try:
+            taken += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    print(index, digest, taken)
+"""
+
+
+@pytest.mark.parametrize("room", [2, SHARDS])
+def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path, room: int):
+    expected = [hashlib.sha256(data).hexdigest() for data in read_all(ShardReader(str(shard_root), "train"))]
+    server.seconds = 0.01  # So that downloads overlap.
+    command = [sys.executable, "-c", CHILD, server.url, str(tmp_path / "cache"), str(room * SHARD_BYTES)]
+    children = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(2)]
+    for child in children:
+        lines = [line.split() for line in child.communicate(timeout=60)[0].splitlines()]
+        assert child.returncode == 0
+        assert len(lines) == 120
+        assert all(digest == expected[int(index)] for index, digest, _ in lines)
+        assert max(int(taken) for _, _, taken in lines) <= room * SHARD_BYTES
+    if room == SHARDS:
+        assert downloads(server) == [1] * SHARDS
+    else:
+        assert sum(downloads(server)) > SHARDS

@@ -1,0 +1,195 @@
+import mmap
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_folders import SHARDS, Server, images, make_shards, open_remote, script, write_tar
+
+from seresnext.data.readers.table import detect_format, open_reader
+from seresnext.data.shards.format import MANIFEST, Manifest, Shard
+from seresnext.data.shards.reader import ShardReader, check_cache
+from seresnext.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_shards(tmp_path)
+    return tmp_path
+
+
+def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
+    """Images and labels of all shards, as Python's tarfile reads them."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            files = {m.name: file.read() for m in tar.getmembers() if (file := tar.extractfile(m))}
+        found += [(data, int(files[f"{name[:-4]}.cls"])) for name, data in files.items() if name.endswith(".jpg")]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ what is read
+
+
+def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
+    reader = open_reader(root, "train", "shards")
+    assert [(reader.read(i), int(reader.labels[i])) for i in range(len(reader))] == tar_contents(root / "train")
+    assert (len(reader), reader.classes) == (24, ("ant", "bee", "cat"))
+    assert reader.name(7) == "train/train-00001.tar, image 7"
+
+
+def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_path: Path):
+    """Nor anything else that there is once for each image: a thousand more change nothing but digits."""
+    reader = ShardReader(str(root), "train")
+    make_shards(tmp_path / "more", per_shard=300, size=100)
+    more = ShardReader(str(tmp_path / "more"), "train")
+    texts = [pickle.dumps(each) for each in (reader, more)]
+    assert len(more) - len(reader) > 1000
+    assert abs(len(texts[0]) - len(texts[1])) < 100
+    for text, each in zip(texts, (reader, more), strict=True):
+        copy = pickle.loads(text)
+        assert copy.read(5) == each.read(5)
+        assert copy.labels.tolist() == each.labels.tolist()
+
+
+def test_a_forked_worker_shares_all_that_is_of_images(root: Path):
+    """What is no part of the mapped file would be memory of each process."""
+    reader = ShardReader(str(root), "train")
+    for column in (reader.labels, reader.shard_ids):
+        while isinstance(column.base, np.ndarray):
+            column = column.base
+        assert isinstance(column.base, mmap.mmap)
+    assert not [name for name, value in vars(reader).items() if isinstance(value, np.ndarray) and value.flags.owndata]
+
+
+def test_the_fingerprint_is_of_images_labels_and_order(tmp_path: Path):
+    make_shards(tmp_path / "a")
+    make_shards(tmp_path / "b")
+    make_shards(tmp_path / "c", size=4001)
+    a, b, c = (ShardReader(str(tmp_path / name), "train").fingerprint for name in "abc")
+    assert a == b != c
+
+
+def test_shards_are_recognised(root: Path):
+    assert detect_format(root, "train", "folder") == "shards"
+    assert detect_format("https://host/x", "train", "folder") == "shards"
+    (root / "train" / MANIFEST).unlink()
+    assert detect_format(root, "train", "shards") == "folder"
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_an_image_is_found_when_it_is_read(root: Path):
+    path = root / "train" / "train-00001.tar"
+    flip(path, 600)
+    reader = ShardReader(str(root), "train")
+    with pytest.raises(DataError, match=r"train-00001\.tar is damaged: image 6 is not what was written"):
+        reader.read(6)
+    flip(path, 600)
+    assert reader.read(6)
+
+
+def append_link(path: Path) -> None:
+    contents = path.read_bytes().rstrip(b"\0")
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("evil")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    assert path.read_bytes()[: len(contents)] == contents
+    with path.open("ab") as file:
+        file.write(bytes(10240))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (Path.unlink, r"train-00002\.tar cannot be read: No such file.*get the shard again"),
+        (lambda path: path.write_bytes(path.read_bytes()[:3000]), r"train-00002\.tar: member '0012\.jpg' is cut off"),
+        (append_link, r"train-00002\.tar: member 'evil' is a symbolic link"),
+        (lambda path: flip(path.with_name("index.npy"), 200), r"index\.npy is damaged or of other shards"),
+        (lambda path: path.with_name("index.npy").unlink(), r"index\.npy cannot be read: No such file"),
+        (lambda path: path.with_name(MANIFEST).write_text("{"), r"index\.json is no index of shards"),
+        (lambda path: path.with_name(MANIFEST).write_text('{"format": "other"}'), "is of the format 'other'"),
+        (lambda path: path.with_name(MANIFEST).unlink(), r"holds shards without index\.json.*--index"),
+    ],
+)
+def test_harm_is_named(root: Path, harm: Callable[[Path], object], message: str):
+    ShardReader(str(root), "train")
+    harm(root / "train" / "train-00002.tar")
+    with pytest.raises(DataError, match=message):
+        ShardReader(str(root), "train")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"ant"', '"asp"', "was changed since it was written"),
+        ("train-00000.tar", "../train-00000.tar", "a shard is a .tar file beside its index"),
+        ("train-00000.tar", "/etc/passwd", "a shard is a .tar file beside its index"),
+        ('"images": 6', '"images": "6"', "fingerprint|no index"),
+    ],
+)
+def test_an_index_that_was_changed_is_refused(root: Path, old: str, new: str, message: str):
+    path = root / "train" / MANIFEST
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DataError, match=message):
+        ShardReader(str(root), "train")
+
+
+def test_an_index_whose_counts_disagree_is_refused(root: Path):
+    path = root / "train" / MANIFEST
+    true = Manifest.from_text(path.read_text(), "")
+    wrong = [Shard(s.name, s.bytes, s.images + (i == 0) - (i == 1), s.sha256) for i, s in enumerate(true.shards)]
+    path.write_text(Manifest(true.classes, tuple(wrong), true.index_sha256, {}).to_text())
+    with pytest.raises(DataError, match=r"index\.npy and index\.json do not agree"):
+        ShardReader(str(root), "train")
+
+
+def test_a_wrong_folder_is_explained(root: Path, tmp_path: Path):
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    for folder, split, message in [
+        (tmp_path / "nowhere", "train", "there is no folder"),
+        (root, "val", "has no split 'val'"),
+        (tmp_path / "empty", "train", r"holds no shards; write some with scripts/prepare_shards\.py"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            ShardReader(str(folder), split)
+
+
+# ------------------------------------------------------------------------------------------------ shards of others
+
+
+def test_shards_of_other_origin_get_an_index(tmp_path: Path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    data = images(4, 100)
+    write_tar(folder / "b.tar", [("2.jpg", data[2]), ("2.cls", b"0"), ("3.jpg", data[3]), ("3.cls", b"1")])
+    write_tar(folder / "a.tar", [("0.jpg", data[0]), ("0.cls", b"1"), ("1.jpg", data[1]), ("1.cls", b"0")])
+    (tmp_path / "classes").write_text("ant\nbee\n")
+    script().index_existing(folder, tmp_path / "classes")
+    reader = ShardReader(str(tmp_path), "train")
+    assert [reader.read(i) for i in range(4)] == data
+    assert reader.labels.tolist() == [1, 0, 0, 1]
+
+
+def test_nothing_to_check_without_a_server(root: Path):
+    check_cache(ShardReader(str(root), "train"), None)
+
+
+def test_an_order_that_the_cache_cannot_serve_is_refused(server: Server, tmp_path: Path):
+    reader = open_remote(server, tmp_path / "cache", 3)
+    with pytest.raises(DataError, match=r"raise data\.cache_size to 0\.1, or set data\.shuffle_shards to 1 or less"):
+        check_cache(reader, None)
+    with pytest.raises(DataError, match=r"data\.shuffle_shards 2 needs room for twice as many"):
+        check_cache(reader, 2)
+    check_cache(reader, 1)
+    check_cache(open_remote(server, tmp_path / "cache", SHARDS), None)

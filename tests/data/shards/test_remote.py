@@ -1,0 +1,226 @@
+"""Shards of a server: a server on this machine that fails as told, and a stand-in for S3."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shard_folders import (
+    NAMES,
+    PER_SHARD,
+    SHARD_BYTES,
+    SHARDS,
+    Server,
+    copies,
+    downloads,
+    make_shards,
+    open_remote,
+    read_all,
+)
+
+from seresnext.data.shards import remote
+from seresnext.data.shards.format import MANIFEST
+from seresnext.data.shards.reader import ShardReader
+from seresnext.data.shards.remote import Remote, shown_url
+from seresnext.errors import DataError
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def test_a_server_gives_what_the_folder_holds(shard_root: Path, server: Server, tmp_path: Path):
+    ours, theirs = open_remote(server, tmp_path / "cache"), ShardReader(str(shard_root), "train")
+    assert (ours.fingerprint, ours.classes, ours.labels.tolist()) == (
+        theirs.fingerprint,
+        theirs.classes,
+        theirs.labels.tolist(),
+    )
+    assert read_all(ours) == read_all(theirs)
+    assert downloads(server) == [1] * SHARDS
+    assert {(shard_root / "train" / name).stat().st_size for name in NAMES} == {SHARD_BYTES}
+
+
+# ------------------------------------------------------------------------------------------------ room
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+# ------------------------------------------------------------------------------------------------ failures
+
+
+def test_a_server_that_fails_at_first_is_asked_again(server: Server, tmp_path: Path):
+    server.failures = {NAMES[1]: remote.ATTEMPTS - 1, MANIFEST: 1}
+    read_all(open_remote(server, tmp_path / "cache"))
+    assert downloads(server) == [1, remote.ATTEMPTS, 1, 1]
+    assert server.requests[MANIFEST] == 2
+
+
+def test_a_server_that_goes_on_failing_is_given_up(server: Server, tmp_path: Path):
+    reader = open_remote(server, tmp_path / "cache")
+    server.failures = {NAMES[1]: 100}
+    with pytest.raises(DataError) as caught:
+        reader.read(PER_SHARD)
+    assert f"{server.url}/train/{NAMES[1]} cannot be read, in 5 attempts and " in str(caught.value)
+    assert "s: the server answers 503" in str(caught.value)
+    assert downloads(server)[1] == remote.ATTEMPTS
+    reader.read(0)
+    assert len(copies(tmp_path / "cache")) == 1
+
+
+def test_nothing_is_tried_anew_when_the_loader_would_give_up_first(server: Server, tmp_path: Path, monkeypatch):
+    """So that what the server says is told, not that a worker hangs."""
+    reader = open_remote(server, tmp_path / "cache")
+    server.failures = {NAMES[1]: 100}
+    monkeypatch.setattr(remote, "PATIENCE", 0.0)
+    with pytest.raises(DataError, match=r"cannot be read, in 1 attempts and .*the server answers 503"):
+        reader.read(PER_SHARD)
+    assert downloads(server)[1] == 1
+
+
+@pytest.mark.parametrize(("status", "answer"), [(404, "there is no such file"), (403, "the server answers 403")])
+def test_an_answer_that_is_final_is_not_asked_for_again(server: Server, tmp_path: Path, status: int, answer: str):
+    reader = open_remote(server, tmp_path / "cache")
+    server.failures, server.status = {NAMES[0]: 100}, status
+    with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read: {answer}"):
+        reader.read(0)
+    assert downloads(server)[0] == 1
+
+
+def test_no_server_is_told_with_the_address(tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(DataError, match=f"{url}/train/index.json cannot be read, in 5 attempts .*: Cannot connect"):
+            ShardReader(url, "train", tmp_path, 10**6)
+
+
+def test_a_truncated_download_is_refused_and_got_again(server: Server, tmp_path: Path):
+    reader = open_remote(server, tmp_path / "cache")
+    server.cut = {NAMES[0]: 5000}
+    with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read, in 5 attempts and "):
+        reader.read(0)
+    assert downloads(server)[0] == remote.ATTEMPTS
+    assert copies(tmp_path / "cache") == {}
+    assert not list((tmp_path / "cache" / "shards").glob("*.part"))
+    server.cut = {}
+    assert reader.read(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-512], "40448 bytes came instead of 40960"),
+        (lambda data: data + bytes(10**7), "bytes came instead of 40960"),
+        (lambda data: b"x" + data[1:], "its checksum is another than its index says"),
+    ],
+)
+def test_another_content_is_refused(shard_root: Path, server: Server, tmp_path: Path, change, message: str):
+    reader = open_remote(server, tmp_path / "cache")
+    server.replaced = {NAMES[0]: change((shard_root / "train" / NAMES[0]).read_bytes())}
+    with pytest.raises(DataError, match=message):
+        reader.read(0)
+    assert copies(tmp_path / "cache") == {}
+
+
+def test_a_damaged_index_is_refused(shard_root: Path, server: Server, tmp_path: Path):
+    server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1] + b"x"}
+    with pytest.raises(DataError, match=r"index\.npy cannot be read.*checksum"):
+        open_remote(server, tmp_path / "cache")
+
+
+# ------------------------------------------------------------------------------------------------ addresses
+
+
+@pytest.mark.parametrize("root", ["https://ann:secret@host/x", "https://host/x?token=secret", "s3://k:secret@b/x"])
+def test_credentials_in_an_address_are_refused_and_not_shown(root: str):
+    with pytest.raises(DataError, match="give credentials through the environment") as caught:
+        Remote(root, "train")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in shown_url(root)
+
+
+def test_what_a_library_says_is_shown_without_addresses():
+    error = OSError("no answer from https://ann:secret@host/x?token=secret today")
+    assert remote._reason(error) == "no answer from (address) today"
+
+
+def test_an_unknown_kind_of_address_is_told(tmp_path: Path):
+    with pytest.raises(DataError, match=r"gopher:// is no kind of address that is known"):
+        ShardReader("gopher://host/x", "train", tmp_path, 10**6)
+
+
+def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(DataError, match=r"needs the extra `remote`.*pip install"):
+        ShardReader("https://host/x", "train", tmp_path, 10**6)
+
+
+# ------------------------------------------------------------------------------------------------ S3
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The shards of a folder in the bucket `bucket` of a stand-in for S3, which the environment points to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+            patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.setenv("AWS_CONFIG_FILE", "/dev/null")
+            deadline = time.monotonic() + 60
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            root = tmp_path_factory.mktemp("s3")
+            make_shards(root)
+            _upload(root)
+            yield root
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _upload(shard_root: Path) -> None:
+    import fsspec
+
+    s3 = fsspec.filesystem("s3")
+    s3.mkdir("bucket")
+    for path in (shard_root / "train").iterdir():
+        s3.put_file(str(path), f"bucket/some/prefix/train/{path.name}")
+
+
+def test_a_bucket_gives_what_the_folder_holds(s3: Path, tmp_path: Path):
+    reader = ShardReader("s3://bucket/some/prefix", "train", tmp_path, 2 * SHARD_BYTES)
+    local = ShardReader(str(s3), "train")
+    assert read_all(reader) == read_all(local)
+    assert reader.fingerprint == local.fingerprint
+    assert len(copies(tmp_path)) == 2
+
+
+def test_a_file_that_a_bucket_has_not_is_told(s3: Path, tmp_path: Path):
+    with pytest.raises(DataError, match=r"s3://bucket/other/train/index\.json cannot be read: there is no such file"):
+        ShardReader("s3://bucket/other", "train", tmp_path, 10**6)
+
+
+def test_the_cache_is_named_by_contents(s3: Path, server: Server, tmp_path: Path):
+    read_all(ShardReader("s3://bucket/some/prefix", "train", tmp_path, 10**6))
+    read_all(ShardReader(server.url, "train", tmp_path, 10**6))
+    assert downloads(server) == [0] * SHARDS

@@ -1,0 +1,76 @@
+"""Top-k counts against timm's and against sorting by hand."""
+
+import pytest
+import torch
+from timm.utils import accuracy as timm_accuracy
+from torch import Tensor
+
+from seresnext.evaluation.metrics import topk_correct
+
+
+def by_hand(logits: Tensor, labels: Tensor, k: int) -> int:
+    """Sort each row by logit, then by class, and look for the label."""
+    correct = 0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        if any(value != value for value in row):
+            continue
+        best = sorted(range(len(row)), key=lambda number: (-row[number], number))[:k]
+        correct += label in best
+    return correct
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [2, 3, 5, 10, 1000])
+def test_equals_sorting_by_hand(dtype, classes):
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(64, classes, generator=generator).to(dtype)
+    labels = torch.randint(classes, (64,), generator=generator)
+    correct = topk_correct(logits, labels)
+    assert correct.dtype == torch.int64
+    assert correct.tolist() == [by_hand(logits, labels, 1), by_hand(logits, labels, 5)]
+
+
+def test_equals_timm():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(500, 20, generator=generator), torch.randint(20, (500,), generator=generator)
+    top1, top5 = (float(percent) for percent in timm_accuracy(logits, labels, topk=(1, 5)))
+    assert (topk_correct(logits, labels) / 5).tolist() == pytest.approx([top1, top5])
+
+
+def test_other_ks():
+    logits, labels = torch.eye(4), torch.tensor([0, 0, 3, 3])
+    expected = [by_hand(logits, labels, k) for k in (1, 2, 3, 4)]
+    assert topk_correct(logits, labels, (1, 2, 3, 4)).tolist() == expected
+    assert expected[0] < expected[-1] == 4
+
+
+def test_fewer_classes_than_k_are_all_correct():
+    assert topk_correct(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])).tolist()[1] == 6
+
+
+def test_lower_class_wins_ties():
+    logits = torch.zeros(3, 8)
+    assert topk_correct(logits, torch.tensor([0, 1, 7])).tolist() == [1, 2]
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randint(3, (200, 12), generator=generator).float()
+    labels = torch.randint(12, (200,), generator=generator)
+    assert topk_correct(logits, labels).tolist() == [by_hand(logits, labels, 1), by_hand(logits, labels, 5)]
+
+
+@pytest.mark.parametrize("where", [0, 1, slice(None)])
+def test_nan_is_wrong(where):
+    logits = torch.tensor([[9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    label = torch.tensor([0])
+    assert topk_correct(logits, label).tolist() == [1, 1]
+    logits[0, where] = float("nan")
+    assert topk_correct(logits, label).tolist() == [0, 0]
+    assert topk_correct(logits[:, :3], label).tolist() == [0, 0]
+
+
+def test_infinite_logits():
+    logits = torch.tensor([[float("inf"), 1.0], [float("-inf"), 1.0]])
+    assert topk_correct(logits, torch.tensor([0, 0]), (1,)).tolist() == [1]
+
+
+def test_no_images():
+    assert topk_correct(torch.empty(0, 10), torch.empty(0, dtype=torch.int64)).tolist() == [0, 0]

@@ -1,0 +1,294 @@
+"""Log files: valid whatever happens to the process, and never a reason to end a run."""
+
+import errno
+import json
+import math
+import os
+import threading
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from seresnext.metrics.sinks import JsonLines, TensorBoard
+
+
+@pytest.fixture
+def warnings():
+    return []
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def train(step, **fields):
+    return {"event": "train", "step": step, "epoch": step / 10, **fields}
+
+
+def test_floats_keep_every_digit(tmp_path, warnings):
+    event = train(3, loss=0.1 + 0.2, lr=1e-320, images_per_second=1 / 3, data_wait=2.0**-1074)
+    JsonLines(tmp_path / "m", warnings.append).write(event)
+    assert read(tmp_path / "m") == [event]
+
+
+def test_every_line_is_valid_json(tmp_path, warnings):
+    writer = JsonLines(tmp_path / "m", warnings.append)
+    writer.write(train(1, loss=math.nan, lr=math.inf, grad_norm=-math.inf, note="two\nlines", best=None))
+
+    def refuse(text):
+        raise AssertionError(f"{text} is not JSON")
+
+    (line,) = (tmp_path / "m").read_text().splitlines()
+    event = json.loads(line, parse_constant=refuse)
+    assert event == train(1, loss=None, lr=None, grad_norm=None, note="two\nlines", best=None)
+
+
+def test_lines_are_there_at_once_and_added_to(tmp_path, warnings):
+    for step in (1, 2):
+        writer = JsonLines(tmp_path / "m", warnings.append)
+        writer.write(train(step))
+        assert read(tmp_path / "m")[-1]["step"] == step
+    assert len(read(tmp_path / "m")) == 2
+
+
+def test_resume_removes_later_lines(tmp_path, warnings):
+    path = tmp_path / "m"
+    writer = JsonLines(path, warnings.append)
+    for step in (5, 10, 15, 100):
+        writer.write(train(step))
+        writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
+    kept = path.read_text().splitlines()[:4]
+    assert writer.truncate_after(10, 10) == 4
+    assert path.read_text().splitlines() == kept
+    assert writer.truncate_after(10, 10) == 0
+    writer.write(train(11))
+    assert [event["step"] for event in read(path)] == [5, 5, 10, 10, 11]
+    assert writer.truncate_after(-1, -1) == 5
+    assert path.read_bytes() == b""
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+def test_resume_removes_validations_that_are_to_be_done_again(tmp_path, warnings):
+    """The run was stopped in the one after step 10, went on, did it, and was lost before anything was saved."""
+    path = tmp_path / "m"
+    writer = JsonLines(path, warnings.append)
+    for step in (5, 10):
+        writer.write(train(step))
+        writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
+    assert writer.truncate_after(10, 5) == 1
+    assert [(event["event"], event["step"]) for event in read(path)] == [("train", 5), ("validate", 5), ("train", 10)]
+
+
+def test_nothing_to_truncate(tmp_path, warnings):
+    assert JsonLines(tmp_path / "m", warnings.append).truncate_after(3, 3) == 0
+    assert not (tmp_path / "m").exists()
+
+
+def test_half_written_last_line_of_a_crash(tmp_path, warnings):
+    path = tmp_path / "m"
+    line = json.dumps(train(1)) + "\n"
+    for cut in range(1, len(line)):
+        path.write_text(line + line[:-cut])
+        writer = JsonLines(path, warnings.append)
+        writer.write(train(2))
+        assert [event["step"] for event in read(path)] == [1, 2]
+
+
+def test_truncation_drops_what_is_not_an_event(tmp_path, warnings):
+    path = tmp_path / "m"
+    good = json.dumps(train(1))
+    path.write_bytes(b'\xff\xfe\n[1]\n{"step": "1"}\n{"a": 1}\nnull\n' + good.encode() + b"\n")
+    assert JsonLines(path, warnings.append).truncate_after(5, 5) == 5
+    assert path.read_text() == good + "\n"
+
+
+def test_lists_within_lists_are_no_event(tmp_path, warnings):
+    path = tmp_path / "m"
+    good = json.dumps(train(1)) + "\n"
+    path.write_text(good + "[" * 100_000 + "\n" + '{"event": {}, "step": 1}\n' + good)
+    assert JsonLines(path, warnings.append).truncate_after(5, 5) == 2
+    assert path.read_text() == good + good
+
+
+@pytest.mark.parametrize("kind", ["/dev/full", "/dev/zero", "/dev/null", "pipe", "folder", "large"])
+def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
+    """A read takes all memory, or waits without end."""
+    path = tmp_path / "m"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate((1 << 30) + 1)  # A file with a hole, of no blocks.
+    else:
+        path.symlink_to(kind)
+    with pytest.raises(OSError, match="bytes" if kind == "large" else "regular file"):
+        JsonLines(path, warnings.append)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reaches"),
+    [
+        ([5, 10, -10], True),
+        ([5, -5, 10, -10, 15, -15], True),  # Lines of later steps are removed.
+        ([5, 10], False),
+        ([5, -10], False),
+        ([-10, 10, None], False),
+        ([], False),
+    ],
+)
+def test_lost_lines_are_found(tmp_path, warnings, lines, reaches):
+    """Positive numbers are steps of `train` events, negative ones of validations, None is garbage."""
+    path = tmp_path / "m"
+    events = [{"event": "train" if step > 0 else "validate", "step": abs(step)} if step else None for step in lines]
+    path.write_text("".join((json.dumps(event) if event else "garbage") + "\n" for event in events))
+    writer = JsonLines(path, warnings.append)
+    writer.truncate_after(12, 10)
+    assert writer.reaches(10, 10) is reaches
+
+
+def test_at_a_fresh_start_no_lines_are_lost(tmp_path, warnings):
+    writer = JsonLines(tmp_path / "m", warnings.append)
+    writer.truncate_after(0, 0)
+    assert writer.reaches(0, 0)
+
+
+def test_failed_truncation_keeps_the_old_file(tmp_path, warnings, monkeypatch):
+    path = tmp_path / "m"
+    writer = JsonLines(path, warnings.append)
+    for step in (1, 2):
+        writer.write(train(step))
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        writer.truncate_after(1, 1)
+    assert len(read(path)) == 2
+
+
+def test_full_disk_leaves_whole_lines_and_one_warning(tmp_path, warnings, monkeypatch):
+    path = tmp_path / "m"
+    writer = JsonLines(path, warnings.append)
+    writer.write(train(1))
+    real = os.write
+    calls = []
+
+    def filling_up(file, data):
+        calls.append(data)
+        if len(calls) % 2:
+            return real(file, data[:7])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", filling_up)
+        writer.write(train(2))
+        writer.write(train(3))
+    assert len(calls) == 4
+    assert len(warnings) == 1
+    assert "No space left on device" in warnings[0]
+    writer.write(train(4))
+    assert [event["step"] for event in read(path)] == [1, 4]
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder), purge_orphaned_data=True)
+    events.Reload()
+    return {tag: [(item.step, item.value) for item in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_the_numbers_of_the_events(tmp_path, warnings):
+    board = TensorBoard(tmp_path / "tb", None, warnings.append)
+    board.write(train(10, loss=2.5, lr=0.5, images_per_second=64, data_wait=0.25, grad_norm=1.0))
+    for weights, top1 in (("model", 50.0), ("ema", 60.0)):
+        board.write({"event": "validate", "step": 10, "epoch": 1.0, "top1": top1, "top5": 75.0, "weights": weights})
+    assert scalars(tmp_path / "tb") == {  # Before the close: written at once.
+        "train/loss": [(10, 2.5)],
+        "train/lr": [(10, 0.5)],
+        "train/images_per_second": [(10, 64.0)],
+        "train/data_wait": [(10, 0.25)],
+        "train/grad_norm": [(10, 1.0)],
+        "validate/top1": [(10, 50.0)],
+        "validate/top5": [(10, 75.0)],
+        "validate_ema/top1": [(10, 60.0)],
+        "validate_ema/top5": [(10, 75.0)],
+    }
+    board.close()
+    assert warnings == []
+
+
+def test_tensorboard_hides_what_is_done_again(tmp_path, warnings):
+    first = TensorBoard(tmp_path, None, warnings.append)
+    for step in (1, 2, 3):
+        first.write(train(step, loss=1.0))
+    first.close()
+    (file,) = tmp_path.iterdir()
+    file.rename(tmp_path / "events.out.tfevents.0000000001.earlier")
+    second = TensorBoard(tmp_path, 3, warnings.append)
+    second.write(train(3, loss=2.0))
+    second.close()
+    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 1.0), (3, 2.0)]}
+
+
+def test_tensorboard_goes_on_beside_a_file_that_breaks_off(tmp_path, warnings):
+    """As a kill leaves it, in the middle of a record: a resume writes a file of its own and touches no other."""
+    first = TensorBoard(tmp_path, None, warnings.append)
+    for step in (1, 2):
+        first.write(train(step, loss=1.0))
+    first.close()
+    (file,) = tmp_path.iterdir()
+    broken = file.rename(tmp_path / "events.out.tfevents.0000000001.earlier")
+    cut = broken.read_bytes()[:-5]
+    broken.write_bytes(cut)
+    second = TensorBoard(tmp_path, 2, warnings.append)
+    second.write(train(2, loss=2.0))
+    second.close()
+    assert broken.read_bytes() == cut
+    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 2.0)]}
+    assert warnings == []
+
+
+def test_tensorboard_folder_that_cannot_be_made(tmp_path, warnings):
+    (tmp_path / "tb").write_text("a file is in the way")
+    board = TensorBoard(tmp_path / "tb", None, warnings.append)
+    board.write(train(1, loss=1.0))
+    board.close()
+    assert len(warnings) == 1
+    assert "training goes on" in warnings[0]
+
+
+def test_tensorboard_disk_that_fills_up(tmp_path, warnings):
+    """A real full disk: Linux's /dev/full."""
+    board = TensorBoard(tmp_path / "tb", None, warnings.append)
+    board.write(train(1, loss=1.0))
+    board.close()
+    board._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
+    for step in range(2, 50):
+        board.write(train(step, loss=1.0))
+    board.close()
+    assert len(warnings) == 1
+    assert "No space left on device" in warnings[0]
+    assert scalars(tmp_path / "tb") == {"train/loss": [(1, 1.0)]}
+
+
+def test_tensorboard_starts_no_thread(tmp_path, warnings):
+    """Loader workers are forked from this process."""
+    before = threading.active_count()
+    board = TensorBoard(tmp_path / "tb", None, warnings.append)
+    board.write(train(1, loss=1.0))
+    assert threading.active_count() == before
+    board.close()
+
+
+def test_torchs_own_writer_gives_the_same_scalars(tmp_path, warnings):
+    event = train(7, loss=0.1, lr=math.nan, images_per_second=1e30)
+    ours = TensorBoard(tmp_path / "ours", 3, warnings.append)
+    ours.write(event)
+    ours.close()
+    with SummaryWriter(str(tmp_path / "torch"), purge_step=3) as torchs:
+        for name in ("loss", "lr", "images_per_second"):
+            torchs.add_scalar(f"train/{name}", event[name], 7)
+    assert repr(scalars(tmp_path / "ours")) == repr(scalars(tmp_path / "torch"))

@@ -1,0 +1,209 @@
+"""How a run is, in its folder: true at any time, also on a full disk, and never half there for a reader."""
+
+import errno
+import json
+import os
+import socket
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from seresnext.distributed import World
+from seresnext.metrics.status import (
+    mark_refused,
+    read_status,
+    update_progress,
+    update_step,
+    write_atomically,
+    write_status,
+)
+from seresnext.run.folder import resume_point
+
+
+def write(folder, state, step=0, reason=None):
+    write_status(folder, World(), state, step, reason)
+
+
+def test_status_says_how_it_is(tmp_path):
+    assert read_status(tmp_path) == {}
+    write(tmp_path, "running", 12)
+    write(tmp_path, "failed", 13, "out of memory")
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status == read_status(tmp_path)
+    started, updated = (datetime.fromisoformat(status.pop(name)) for name in ("started", "updated"))
+    assert started <= updated
+    assert timedelta(seconds=-2) < datetime.now(UTC) - updated < timedelta(seconds=60)
+    assert status == {
+        "state": "failed",
+        "step": 13,
+        "reason": "out of memory",
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "world_size": 1,
+        "saved_step": None,
+        "total_steps": None,
+        "best": None,
+    }
+
+
+def test_saved_step_total_and_best_stay_until_the_end(tmp_path):
+    best = {"step": 10, "top1": 62.5, "top5": 75.0, "weights": "ema"}
+    update_progress(tmp_path, saved_step=10)
+    assert read_status(tmp_path) == {}  # There is no run.
+    write(tmp_path, "running", 0)
+    started = read_status(tmp_path)["started"]
+    update_progress(tmp_path, step=12, saved_step=None, total_steps=100)
+    update_progress(tmp_path, saved_step=10, best=best)
+    found = read_status(tmp_path)
+    assert (found["step"], found["saved_step"], found["total_steps"], found["best"]) == (12, 10, 100, best)
+    write(tmp_path, "failed", 13, "rank 1: gone")
+    update_progress(tmp_path, saved_step=13)  # This write ends after another rank has failed.
+    found = read_status(tmp_path)
+    assert (found["state"], found["reason"], found["saved_step"]) == ("failed", "rank 1: gone", 13)
+    assert (found["step"], found["total_steps"], found["best"], found["started"]) == (13, 100, best, started)
+
+
+def test_two_threads_of_a_process_lose_no_field(tmp_path):
+    """The training thread writes steps, and the checkpoint thread writes saves."""
+    write(tmp_path, "running", 0)
+    threads = [
+        threading.Thread(target=lambda name=name: [update_progress(tmp_path, **{name: n}) for n in range(200)])
+        for name in ("step", "saved_step", "total_steps")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_status(tmp_path)
+    assert [found[name] for name in ("step", "saved_step", "total_steps")] == [199] * 3
+
+
+def test_the_point_of_a_resume(tmp_path):
+    """The message has the newest checkpoint by step, or reports that there is none."""
+    assert "No checkpoint" in resume_point(tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "best.safetensors.superseded").touch()
+    assert "No checkpoint" in resume_point(tmp_path)
+    (checkpoints / "last.safetensors").touch()
+    assert str(checkpoints / "last.safetensors") in resume_point(tmp_path)
+    for step in (4, 100000000, 53):
+        (checkpoints / f"step-{step:08d}.safetensors").touch()
+    assert str(checkpoints / "step-100000000.safetensors") in resume_point(tmp_path)
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """`refuse(number)`: no file can be put in the place of another, for this reason."""
+
+    def set_up(number):
+        def fail(*args):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "replace", fail)
+
+    return set_up
+
+
+def left_over(folder):
+    return [entry.name for entry in folder.iterdir() if entry.name.startswith(".status")]
+
+
+def test_a_status_that_cannot_be_written_is_a_warning(tmp_path, refuse, capsys):
+    write(tmp_path, "running", 3)
+    refuse(errno.EIO)
+    write(tmp_path, "failed", 4)
+    assert "status.json cannot be written (Input/output error)" in capsys.readouterr().err
+    assert read_status(tmp_path)["state"] == "running"
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_on_a_full_disk_it_is_written_over_the_old_one(tmp_path, refuse, capsys, number):
+    write(tmp_path, "preempted", 3, "a reason that is longer than the next")
+    refuse(number)
+    write(tmp_path, "failed", 4, "short")
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["reason"]) == ("failed", "short")
+    assert left_over(tmp_path) == []
+    (tmp_path / "status.json").unlink()
+    write(tmp_path, "failed", 4)
+    assert "status.json cannot be written" in capsys.readouterr().err
+
+
+def test_the_step_of_a_run_that_goes_on(tmp_path, refuse, capsys):
+    update_step(tmp_path, 3)
+    assert read_status(tmp_path) == {}
+    write(tmp_path, "running", 3)
+    update_step(tmp_path, 4)
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 4)
+    write(tmp_path, "failed", 4, "rank 1: out of memory")  # As another rank does.
+    update_step(tmp_path, 5)
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("failed", 4)
+    write(tmp_path, "running", 5)
+    refuse(errno.ENOSPC)
+    update_step(tmp_path, 6)
+    assert read_status(tmp_path)["step"] == 5
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("state", ["preempted", "running", "finished", "failed", None])
+def test_a_refused_start_ends_what_was_to_go_on(tmp_path, state):
+    if state:
+        write(tmp_path, state, 7, "as before")
+    before = read_status(tmp_path)
+    mark_refused(tmp_path, "the recipe has 1 problem")
+    if state:
+        assert read_status(tmp_path) == {
+            **before,
+            "state": "failed",
+            "reason": "the recipe has 1 problem",
+            "updated": read_status(tmp_path)["updated"],
+        }
+    else:
+        assert read_status(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", None, b"[" * 100_000, b" " * (1 << 20) + b"{}"])
+def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "status.json").write_bytes(content)
+    assert read_status(tmp_path) == {}
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_a_status_without_end_is_none(tmp_path, target):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "status.json").symlink_to(tmp_path / target)
+    assert read_status(tmp_path) == {}
+
+
+def test_of_a_status_by_others_only_plain_values_are_kept(tmp_path):
+    """The next write repeats the values, so JSON must be able to hold each value."""
+    deep = "[" * 500 + "]" * 500
+    fields = f'"best": {{"step": {deep}}}, "saved_step": "x", "other": {deep}, "started": 3, "total_steps": 7'
+    (tmp_path / "status.json").write_text(f'{{"state": "running", {fields}}}')
+    assert read_status(tmp_path) == {"state": "running", "total_steps": 7}
+    update_step(tmp_path, 4)
+    write(tmp_path, "failed", 4)
+    assert (read_status(tmp_path)["total_steps"], read_status(tmp_path)["best"]) == (7, None)
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    target, texts, seen = tmp_path / "file", ["a" * 200_000, "b" * 100_000], set()
+    write_atomically(target, texts[0])
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(target.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(200):
+        write_atomically(target, texts[number % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(texts)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,198 @@
+"""Signals ask; they do not interrupt."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from seresnext.process.signals import STOP_SIGNALS
+from seresnext.process.stop_request import StopRequest
+
+
+@pytest.fixture
+def stop():
+    stop = StopRequest()
+    stop.defer()
+    return stop
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_remembered(stop, number):
+    with stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        assert stop.signal == number.name
+
+
+def test_all_that_ends_a_process_from_outside_is_a_request():
+    """A closed terminal and the limit of CPU time are requests, too. SIGQUIT is not: it asks for a quick end."""
+    names = {number.name for number in STOP_SIGNALS}
+    assert names == {"SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"}
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(stop, number):
+    """nohup ignores SIGHUP. SIGINT and SIGTERM are taken, since shells make background jobs ignore SIGINT."""
+    is_taken = number in (signal.SIGINT, signal.SIGTERM)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+            assert (stop.requested, stop.has_come) == (is_taken, is_taken)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_first_signal_is_the_reason(stop):
+    with stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == "SIGUSR1"
+
+
+def test_handlers_and_the_thread_are_put_back(stop):
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    threads = set(threading.enumerate())
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with stop:
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
+        (thread,) = set(threading.enumerate()) - threads
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    assert signal.set_wakeup_fd(wakeup) == wakeup
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_before_there_is_anything_to_save_ctrl_c_interrupts(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with StopRequest() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)  # A scheduler is not so impatient.
+        assert stop.signal == "SIGTERM"
+
+
+def test_a_process_of_torchrun_defers_from_the_start(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == "SIGINT"
+
+
+# Waits for a mutex that it holds already: for ever and outside of Python, as in a collective that never returns. Or is
+# healthy: looks at the request, saves, and exits with 0.
+STUCK = """
+import ctypes, os, sys, time
+from seresnext.process.signals import critical_section
+from seresnext.process import stop_request
+
+stop_request._STUCK = 1.5
+stop = stop_request.StopRequest()
+stop.defer()
+mutex = ctypes.create_string_buffer(64)
+lock = ctypes.CDLL(None).pthread_mutex_lock
+with stop:
+    lock(mutex)
+    print("ready", flush=True)
+    if sys.argv[1] == "stuck":
+        lock(mutex)
+    elif sys.argv[1] == "writes":
+        with critical_section():
+            time.sleep(3)
+    while not stop.requested:
+        time.sleep(0.1)
+    time.sleep(float(sys.argv[2]))
+    print("saved by", stop.signal, stop.has_come)
+"""
+OF_TORCHRUN = {"RANK": "0"}
+
+
+@pytest.fixture
+def start_stuck(start_command, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def start(*words, env=None):
+        command = start_command([sys.executable, "-c", STUCK, *words], env=env)
+        command.wait_for(lambda: "ready" in command.output)
+        return command
+
+    return start
+
+
+def send(command, *signals_and_pauses):
+    for number in signals_and_pauses:
+        if isinstance(number, signal.Signals):
+            command.process.send_signal(number)
+        else:
+            time.sleep(number)
+
+
+def test_a_second_ctrl_c_ends_a_process_that_is_stuck(start_stuck):
+    command = start_stuck("stuck", "0")
+    send(command, signal.SIGINT, 0.05, signal.SIGINT, 1)  # At first the same request comes twice.
+    assert command.process.poll() is None
+    send(command, signal.SIGINT)
+    assert command.finish(timeout=5).returncode == 130
+
+
+def test_a_sigterm_after_ctrl_c_leaves_the_time_for_a_save(start_stuck):
+    """Slurm can be told to send the one some time before the other."""
+    command = start_stuck("healthy", "2")
+    send(command, signal.SIGINT, 0.6, signal.SIGTERM)
+    result = command.finish(timeout=10)
+    assert (result.returncode, result.stdout) == (0, "ready\nsaved by SIGINT True\n")
+
+
+# By torchrun the second Ctrl-C comes as SIGTERM; a first one that went to all may come once more, late.
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("what", "code"), [("stuck", 130), ("healthy", 0)])
+def test_under_torchrun_only_who_is_stuck_ends_at_once(start_stuck, second, what, code):
+    command = start_stuck(what, "2", env=OF_TORCHRUN)
+    send(command, signal.SIGINT, 0.6, second)
+    result = command.finish(timeout=15)
+    assert result.returncode == code
+    assert ("saved" in result.stdout) is (code == 0)
+
+
+def test_who_waits_for_a_write_is_not_stuck(start_stuck):
+    command = start_stuck("writes", "0", env=OF_TORCHRUN)
+    send(command, signal.SIGINT, 0.6, signal.SIGTERM)
+    assert command.finish(timeout=20).returncode == 0
+
+
+def test_only_ctrl_c_and_sigterm_urge(start_stuck):
+    """A closed terminal after Ctrl-C, for one, leaves the time that a save takes."""
+    command = start_stuck("stuck", "0", env=OF_TORCHRUN)
+    others = [number for number in STOP_SIGNALS if number not in (signal.SIGINT, signal.SIGTERM)]
+    send(command, signal.SIGINT, 0.6, *others, 2)
+    assert command.process.poll() is None
+
+
+def test_the_first_signal_alone_ends_nobody_who_is_stuck(start_stuck):
+    """The control."""
+    command = start_stuck("stuck", "0", env=OF_TORCHRUN)
+    send(command, signal.SIGINT, 2)
+    assert command.process.poll() is None
+
+
+def test_signals_that_ask_for_nothing_are_no_request(stop):
+    """As that of the end of a loader worker, for which torch has a handler."""
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    try:
+        with stop:
+            os.kill(os.getpid(), signal.SIGCHLD)
+            time.sleep(0.2)
+            assert not stop.has_come
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+            assert stop.has_come
+    finally:
+        signal.signal(signal.SIGCHLD, before)

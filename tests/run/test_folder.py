@@ -1,0 +1,419 @@
+"""The run folder: one training at a time, nothing of an earlier run lost, and small files that are never half there."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seresnext.distributed import World
+from seresnext.errors import UsageError
+from seresnext.metrics.status import read_status, write_status
+from seresnext.run.folder import (
+    RUN_FILES,
+    RunFolder,
+    check_output,
+    compare_environments,
+    describe_environment,
+    record_refusal,
+)
+
+ROOT = Path(__file__).parents[2]
+
+# The lock is held as long as its file is open, and nothing closes it but the end of the folder or of the process.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*lock:ResourceWarning")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "first"
+
+
+def opened(path, fresh=False):
+    folder = RunFolder(path, World())
+    folder.open()
+    if fresh:
+        folder.set_aside()
+    return folder
+
+
+def listing(path):
+    return sorted(str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file())
+
+
+# ------------------------------------------------------------------------------------------------ one at a time
+
+
+def test_opening_makes_the_folder(path):
+    folder = opened(path)
+    assert folder.checkpoints == path / "checkpoints"
+    assert folder.checkpoints.is_dir()
+
+
+def test_a_second_training_is_refused_and_told_who_is_there(path):
+    first = opened(path)
+    with pytest.raises(UsageError) as caught:
+        opened(path)
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    assert f"{path} is in use by {holder}" in str(caught.value)
+    with pytest.raises(UsageError):  # Also not to set it aside.
+        opened(path, fresh=True)
+    assert first.checkpoints.is_dir()
+
+
+def test_the_folder_is_free_once_the_training_is_gone(path):
+    opened(path)  # Let go of at once.
+    opened(path)
+
+
+def test_a_killed_training_holds_nothing(path):
+    code = f"""
+import sys, time
+from pathlib import Path
+from seresnext.distributed import World
+from seresnext.run.folder import RunFolder
+folder = RunFolder(Path({str(path)!r}), World())
+folder.open()
+print("open", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(UsageError, match=f"process {holder.pid} on "):
+            opened(path)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        opened(path)
+
+
+def test_a_path_that_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match=f"cannot write to the run folder {re.escape(str(path))}: .*--output"):
+            opened(path)
+
+
+# ------------------------------------------------------------------------------------------------ refused starts
+
+
+def test_a_refused_start_leaves_no_folder(path):
+    folder = opened(path)
+    folder.write_status("running", 0)
+    (path / "log.txt").touch()
+    assert folder.discard()
+    assert not path.parent.exists()
+    path.mkdir(parents=True)  # The user makes this folder, and the folder stays.
+    assert opened(path).discard()
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize("why", ["a run", "somebody's file", "accepted", "another rank", "no locks"])
+def test_a_refused_start_leaves_a_folder_in_use(path, why, monkeypatch):
+    path.mkdir(parents=True)
+    if why == "a run":
+        (path / "metrics.jsonl").touch()
+    if why == "no locks":  # Another training may use the folder.
+        monkeypatch.setattr("fcntl.flock", no_locks)
+    folder = RunFolder(path, World(rank=1, size=2)) if why == "another rank" else opened(path)
+    if why == "accepted":
+        folder.accept()
+    if why == "somebody's file":
+        (folder.checkpoints / "notes.txt").touch()
+    before = listing(path)
+    assert folder.discard() == (why == "somebody's file")
+    assert listing(path) == before
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
+    """A refused start removes the folder after a second start opened the lock. The second start makes both again."""
+    first, real = opened(path), fcntl.flock
+    waiting = [first]
+
+    def flock(file, operation):
+        if waiting:
+            waiting.pop().discard()
+        real(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    second = opened(path)
+    assert second.checkpoints.is_dir()
+    with pytest.raises(UsageError, match="in use"):
+        opened(path)
+
+
+@pytest.mark.parametrize("state", ["preempted", "finished", "failed", "running"])
+def test_a_refusal_before_the_folder_is_held_stands_in_it(path, state):
+    path.mkdir(parents=True)
+    record_refusal(path, "no run was here")
+    assert listing(path) == []
+    write_status(path, World(), state, 7, None)
+    record_refusal(path, "the recipe\nhas a problem")
+    found = read_status(path)
+    assert (found["state"], found["step"], found["reason"]) == ("failed", 7, "the recipe\nhas a problem")
+    assert re.search(r"^\d{4}-\d\d-\d\dT\S+ error: the recipe\n\S+ has a problem\n$", (path / "log.txt").read_text())
+    assert listing(path) == ["log.txt", "status.json"]
+
+
+def test_a_refusal_is_not_recorded_in_a_folder_in_use(path):
+    folder = opened(path)
+    folder.write_status("running", 7)
+    before = {name: (path / name).read_bytes() for name in listing(path)}
+    record_refusal(path, "the recipe has a problem")
+    assert {name: (path / name).read_bytes() for name in listing(path)} == before
+
+
+@pytest.mark.parametrize("what", ["a folder", "endless", "too large"])
+def test_metrics_that_cannot_be_continued_are_found_first(path, what):
+    folder = opened(path)
+    folder.check_writable()  # The control.
+    assert listing(path) == ["lock"]
+    metrics = path / "metrics.jsonl"
+    if what == "too large":
+        metrics.touch()
+        os.truncate(metrics, (1 << 30) + 1)  # A hole, which takes no space.
+    else:
+        metrics.mkdir() if what == "a folder" else metrics.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl"):
+        folder.check_writable()
+    folder.check_writable(moves_files=True)  # With --resume never the file is only moved.
+
+
+# ------------------------------------------------------------------------------------------------ data and output
+
+
+def test_a_run_folder_among_the_data_is_refused(tmp_path):
+    """Links are resolved on both sides. Data inside the run folder is refused, too."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (data / "train").mkdir(parents=True)
+    (data / "val").symlink_to(elsewhere)
+    (tmp_path / "link").symlink_to(data)
+    folders = [data, data / "train", data / "val"]
+    inside = [data, data / "train" / "run", data / "new" / "run", elsewhere / "run", tmp_path / "link" / "x"]
+    inside += [tmp_path / "data" / ".." / "data", tmp_path / "x" / ".." / "data" / "run"]
+    for output in inside:
+        with pytest.raises(UsageError, match=re.escape(str(output))):
+            check_output(output, folders)
+    with pytest.raises(UsageError, match="overlap"):
+        check_output(tmp_path, [tmp_path / "checkpoints" / "data"])
+    with pytest.raises(UsageError, match="null byte"):
+        check_output(Path("a\0b"), folders)
+    for output in (tmp_path, tmp_path / "data2", tmp_path / "run" / "x", Path("run")):
+        check_output(output, folders)
+    check_output(data, [])  # Synthetic images, or images of a server.
+
+
+# ------------------------------------------------------------------------------------------------ starting afresh
+
+
+def test_an_earlier_run_is_set_aside_whole(path):
+    for number in (1, 2):
+        folder = opened(path, fresh=True)
+        folder.write_recipe(f"recipe {number}")
+        (folder.checkpoints / "last.safetensors").write_text(f"weights {number}")
+        del folder
+    folder = opened(path, fresh=True)
+    assert listing(path) == [
+        "earlier-1/checkpoints/last.safetensors",
+        "earlier-1/recipe.yaml",
+        "earlier-2/checkpoints/last.safetensors",
+        "earlier-2/recipe.yaml",
+        "lock",
+    ]
+    assert (path / "earlier-1" / "recipe.yaml").read_text() == "recipe 1"
+    assert (path / "earlier-2" / "recipe.yaml").read_text() == "recipe 2"
+    assert folder.checkpoints.is_dir()
+    with pytest.raises(UsageError):  # The lock outlives the setting aside.
+        opened(path)
+
+
+def test_nothing_is_set_aside_where_nothing_was(path):
+    opened(path, fresh=True)
+    opened(path, fresh=True)
+    assert sorted(entry.name for entry in path.iterdir()) == ["checkpoints", "lock"]
+
+
+def test_only_what_a_run_writes_is_set_aside(path):
+    """All other files are the user's: data, notes, a repository. A folder without a run has nothing to set aside."""
+    files = [name if "." in name else f"{name}/file" for name in (*RUN_FILES, "status.json")]
+    for name in (*files, ".git/HEAD", "train/a/1.jpg", "notes.txt", "earlier-1/recipe.yaml"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    opened(path, fresh=True)
+    here = {".git", "train", "notes.txt", "earlier-1", "earlier-2", "lock", "status.json", "checkpoints"}
+    assert {entry.name for entry in path.iterdir()} == here
+    assert {entry.name for entry in (path / "earlier-2").iterdir()} == set(RUN_FILES)
+    other = path / "other"
+    (other / "report").mkdir(parents=True)
+    (other / "log.txt").touch()
+    opened(other, fresh=True)
+    assert listing(other) == ["lock", "log.txt"]
+
+
+def test_going_on_leaves_everything(path):
+    opened(path).write_recipe("recipe")
+    opened(path)
+    assert listing(path) == ["lock", "recipe.yaml"]
+
+
+# ------------------------------------------------------------------------------------------------ small files
+
+
+@pytest.fixture
+def launched(path, monkeypatch):
+    """`launched(name, launcher) -> known`: a start under torchrun, which says whether it repeats one, and begins."""
+
+    def start(*launchers):
+        folder = opened(path)
+        known = folder.is_restart(list(launchers))
+        folder.write_environment({**describe_environment(World()), "launch": list(launchers)})
+        return known
+
+    return start
+
+
+def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(launched):
+    """Machines come and go, and rank 0 may be on another one each time."""
+    assert not launched("a 1:1:1")
+    assert launched("a 1:1:1", "a 2:2:2")
+    assert launched("a 2:2:2")
+    assert not launched("a 3:3:3")
+    assert not launched(None)
+    assert not launched(None)  # Without torchrun there is no launch.
+
+
+ENVIRONMENTS = [b"", b"[]", b"{}", b'{"launch": "a 1:1:1"}', b'{"launch": null}', b"\xff\xfe", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", ENVIRONMENTS, ids=lambda content: content[:30])
+def test_an_environment_that_tells_of_no_launch(path, content):
+    folder = opened(path)
+    (path / "environment.json").write_bytes(content)
+    assert not folder.is_restart(["a 1:1:1"])
+
+
+def test_an_environment_without_end(path):
+    folder = opened(path)
+    (path / "environment.json").symlink_to("/dev/zero")
+    assert not folder.is_restart(["a 1:1:1"])
+
+
+def test_recipe_and_environment(path):
+    folder = opened(path)
+    folder.write_recipe("model: {}\n")
+    folder.write_environment({"python": "3", "packages": {"torch": None}})
+    assert (path / "recipe.yaml").read_text() == "model: {}\n"
+    assert json.loads((path / "environment.json").read_text()) == {"python": "3", "packages": {"torch": None}}
+    assert not [name for name in listing(path) if name.startswith(".")]
+
+
+def test_other_ranks_write_nothing(path):
+    folder = RunFolder(path, World(rank=1, size=2))
+    folder.open()
+    folder.set_aside()
+    folder.write_recipe("recipe")
+    folder.write_environment({})
+    folder.write_status("running", 0)
+    assert not path.exists()
+
+
+# ------------------------------------------------------------------------------------------------ environment
+
+
+def test_the_environment_is_this_one():
+    environment = describe_environment(World(0, 2))
+    assert json.loads(json.dumps(environment)) == environment
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["packages"]["seresnext"]
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert (environment["world_size"], environment["gpu"], environment["cuda"]) == (2, None, None)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert environment["git_commit"] is None or environment["git_commit"].removesuffix("-dirty") == head
+
+
+def test_a_changed_environment_is_one_line():
+    """Fields that the checkpoint lacks, or that change no number, are not compared."""
+    now = json.loads(json.dumps(describe_environment(World())))
+    assert compare_environments(now, now) is None
+    assert compare_environments({}, now) is None
+    assert compare_environments({**now, "host": "other", "command": [], "cpus": 3, "git_commit": None}, now) is None
+    packages = {**now["packages"], "torch": "2.9.9", "pydantic": "1"}
+    line = compare_environments({**now, "threads": 77, "gpu": "H200", "packages": packages, "world_size": 8}, now)
+    for words in ("threads 77 -> ", "torch 2.9.9 -> ", "gpu H200 -> None", "world_size 8 -> 1"):
+        assert words in line
+    assert "pydantic" not in line
+    assert "cpu_capability" in now
+    hostile = {"threads": "\x1b[2J" * 10**5, "packages": 3, "cpu": {"a": [[]]}, "git_commit": "x", "platform": None}
+    line = compare_environments(hostile, {**now, "git_commit": "y"})
+    assert len(line) < 1000
+    assert line.isprintable()
+
+
+def test_no_git_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert describe_environment(World())["git_commit"] is None
+
+
+def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text("old")
+    folder = opened(path)
+
+    def fail(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(Path, name, fail)
+    for write in (
+        lambda: folder.write_recipe("new"),
+        lambda: folder.write_environment({}),
+        folder.set_aside,
+        folder.check_writable,
+    ):
+        words = (
+            rf"cannot write to the run folder {path}: No space left on device \({path}/.*\); [\d,]+ bytes are free; "
+        )
+        with pytest.raises(UsageError, match=f"{words}make room there, or choose another with --output"):
+            write()
+    assert (path / "recipe.yaml").read_text() == "old"
+
+
+def test_leftovers_are_swept_unless_the_system_refuses(path, monkeypatch):
+    folder = opened(path)
+    leftover = folder.checkpoints / ".step-00000001.safetensors.tmp"
+    leftover.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, **options: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+        with pytest.raises(UsageError, match="read-only"):
+            folder.sweep()
+    RunFolder(path, World(rank=1, size=2)).sweep()
+    assert leftover.exists()
+    folder.sweep()
+    assert not leftover.exists()
+
+
+def test_a_lock_without_room_for_its_holder_holds(path):
+    """A full disk: the second training is refused all the same."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    path.mkdir(parents=True)
+    (path / "lock").symlink_to("/dev/full")
+    opened(path)
+
+
+def no_locks(file, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_file_system_without_locks_is_told(path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    notice = RunFolder(path, World()).open()
+    assert "No locks available" in notice

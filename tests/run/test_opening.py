@@ -1,0 +1,285 @@
+"""One error lists all problems of a start, and the next start accepts all advice of this error."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from seresnext.data.pipeline import check_same_data
+from seresnext.data.shards.reader import ShardReader
+from seresnext.data.shards.store import RemoteShards
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
+from seresnext.metrics.status import read_status
+from seresnext.models.registry import build_model
+from seresnext.process.stop_request import StopRequest
+from seresnext.recipe.load import load_recipe
+from seresnext.run import opening
+from seresnext.run.opening import StartProblem, look_at_images, open_splits
+from seresnext.run.train import train
+
+SMALL = [
+    "data.image_size=32", "data.workers=0", "length=1st", "schedule.warmup=0ep", "runtime.precision=fp32",
+    "runtime.compile=false", "logging.every=1st",
+]  # fmt: skip
+
+
+class Ranks(World):
+    """Rank 0 of several ranks. The other ranks see the same as rank 0, or `others`."""
+
+    others: list | None = None
+
+    def gather(self, value):
+        return [value, *(self.others if self.others is not None else [value] * (self.size - 1))]
+
+    def broadcast(self, value):
+        return value
+
+
+@pytest.fixture
+def photos(tiny_image_folder, tmp_path: Path) -> Path:
+    """55 images to train on and 12 to validate on, in three classes, of this test's own."""
+    root = shutil.copytree(tiny_image_folder(3, 19, 40, 4), tmp_path / "photos")
+    for number in range(2):
+        (root / "train" / "class_0" / f"{number}.jpg").unlink()
+    return root
+
+
+def opened(*settings: str, world: World | None = None, say=print, settled=None, meant=()):
+    return open_splits(load_recipe("digits", settings).recipe, world or World(), say, settled or {}, meant)
+
+
+def refusal(root: Path, *settings: str, **options) -> Exception:
+    with pytest.raises((DataError, UsageError, CheckpointError)) as caught:
+        opened(f"data.root={root}", *settings, **options)
+    return caught.value
+
+
+def settings_of(error: Exception) -> list[str]:
+    return re.findall(r"--set (\S+)", str(error).splitlines()[-1])
+
+
+def break_image(root: Path, name: str) -> None:
+    (root / name).write_bytes((root / name).read_bytes()[:500])
+
+
+def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_path, capsys):
+    """The test repairs the validation image by hand. The settings of the error message then start the run."""
+    good = (photos / "val" / "class_1" / "0.jpg").read_bytes()
+    for name in ("train/class_1/3.jpg", "train/class_2/4.jpg", "val/class_1/0.jpg"):
+        break_image(photos, name)
+    weights = tmp_path / "weights.safetensors"
+    common = [f"data.root={photos}", f"model.weights={weights}", *SMALL]
+    output = tmp_path / "run"
+
+    def start(settings: list[str]) -> None:
+        loaded = load_recipe("finetune", [*common, *settings])
+        train(loaded, World(), StopRequest(), output=output, resume="auto", allow_changed=())
+
+    with pytest.raises(DataError) as caught:
+        start([])
+    error = str(caught.value)
+    for words in (
+        "model.num_classes=3", "53 usable", "batch.global_size: 64", "batch.global_size=32",
+        "class_1/3.jpg", "class_2/4.jpg", "data.on_error=substitute", "val/class_1/0.jpg", str(weights),
+    ):  # fmt: skip
+        assert words in error
+    assert error.count("data.on_error") == 1  # The setting does not permit bad validation images.
+
+    (photos / "val" / "class_1" / "0.jpg").write_bytes(good)
+    model = build_model(load_recipe("seresnext26").recipe.model)
+    save_file(model.state_dict(), weights)
+    settings = settings_of(caught.value)
+    assert settings == ["model.num_classes=3", "batch.global_size=32", "batch.micro_size=32"]
+    start([*settings, "data.on_error=substitute"])
+    assert read_status(output)["state"] == "finished"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("extra", [[], ["mix.mixup=0.2"], ["augment.repeats=2"], ["batch.micro_size=64"]])
+def test_the_batch_that_is_advised_is_accepted(photos, world_size, extra):
+    world = Ranks(size=world_size)
+    error = refusal(photos, "model.num_classes=10", *extra, world=world)
+    assert isinstance(error, DataError)
+    root = f"data.root={photos}"
+    train_split, _ = opened(root, *extra, *settings_of(error), world=world)
+    assert len(train_split) == 55
+
+
+def test_too_few_images_for_the_processes(photos):
+    error = refusal(photos, "model.num_classes=3", world=Ranks(size=64))
+    assert "55 training" in str(error)
+    assert "processes" in str(error)
+
+
+def test_processes_that_do_not_fit_are_a_problem_of_the_recipe(photos):
+    settings = ("model.num_classes=3", "batch={global_size: 32, micro_size: 32}")
+    error = refusal(photos, *settings, world=Ranks(size=3))
+    assert isinstance(error, RecipeError)
+    assert "3 processes" in str(error)
+    assert isinstance(refusal(photos, settings[1], world=Ranks(size=3)), DataError)
+    for advice in re.findall(r"set (batch[^,]*)", str(error)):
+        sizes = re.findall(r"batch\.\w+=\d+", advice)
+        opened(f"data.root={photos}", *settings, *sizes, world=Ranks(size=3))
+
+
+def test_both_splits_and_their_root(photos):
+    error = str(refusal(photos, "data.train_split=a", "data.val_split=b"))
+    assert "'a'" in error
+    assert "'b'" in error
+    nowhere = str(refusal(photos / "nowhere"))
+    assert nowhere.count("nowhere") == 1  # Once for both splits, and without a rank.
+    assert "rank" not in nowhere
+
+
+def test_images_that_removal_leaves_too_few(photos):
+    """The advised batch fits the images that remain, so that the start after a removal is not refused."""
+    break_image(photos, "train/class_1/3.jpg")
+    few = ("model.num_classes=3", "batch={global_size: 55, micro_size: 55}")
+    error = refusal(photos, *few)
+    assert "54 usable" in str(error)
+    assert settings_of(error) == ["batch.global_size=54", "batch.micro_size=27"]
+    opened(f"data.root={photos}", *few, "data.on_error=substitute")
+
+
+def test_many_bad_images_are_listed_up_to_a_limit(photos):
+    for path in (photos / "val").glob("*/*"):
+        path.write_bytes(b"")
+    for path in (photos / "train" / "class_1").glob("*"):
+        path.write_bytes(b"")
+    settings = ("model.num_classes=3", "batch={global_size: 8, micro_size: 8}")
+    error = str(refusal(photos, *settings))
+    assert "12 of 12 validation" in error
+    assert "19 of 55 training" in error
+    assert error.count(".jpg") == 31
+    only_val = str(refusal(photos, *settings, "data.on_error=substitute"))
+    assert only_val.count(".jpg") == 12
+    assert "training" not in only_val
+
+
+def test_lengths_that_the_advised_batch_changes_are_reported_as_well(photos):
+    """One epoch has one step, so the warmup of two steps is longer than the run."""
+    late = ("length=1ep", "schedule={name: cosine, warmup: 2st}")
+    error = refusal(photos, "model.num_classes=3", *late, meant=["schedule.warmup"])
+    assert isinstance(error, DataError)
+    assert "schedule.warmup" in str(error)
+
+
+def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
+    shapes = {"layer0.conv1.weight": (64, 3, 7, 7), "last_linear.weight": (1000, 2048), "last_linear.bias": (1000,)}
+    shapes |= {"layer1.0.conv2.weight": (128, 4, 3, 3), "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)}
+    shapes |= {f"layer{stage}.{block}.x": (1,) for stage in (1, 2, 3, 4) for block in (0, 1)}
+    weights = tmp_path / "weights.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, weights)
+    few = ("batch={global_size: 8, micro_size: 8}", f"model.weights={weights}")
+    error = refusal(photos, *few)
+    assert settings_of(error) == ["model.num_classes=3", "model.reset_head=true"]
+    assert "1000" not in str(refusal(photos, *few, "model.reset_head=true"))
+    missing = refusal(photos, *few, "model.num_classes=3", "model.weights=none.pth")
+    assert isinstance(missing, CheckpointError)
+    assert "none.pth" in str(missing)
+
+
+def test_a_resumed_run_gets_no_advice_to_change_the_classes(photos):
+    """The next start would refuse such a change."""
+    settled = load_recipe("digits", ["model.num_classes=2", "batch={global_size: 8, micro_size: 8}"]).values
+    settings = ("model.num_classes=2", "batch={global_size: 64, micro_size: 32}", "model.weights=none.pth")
+    error = str(refusal(photos, *settings, settled=settled))
+    assert "new run" in error
+    assert "none.pth" not in error  # Only the first start reads model.weights.
+    assert "--allow-changed batch.global_size,batch.micro_size" in error
+    wrong = refusal(photos, "model.num_classes=3", settings[1], settled=settled | {"model": {"num_classes": 3}})
+    assert "new run" not in str(wrong)
+
+
+def test_only_the_machine_that_differs_is_named():
+    def seen(own, *others):
+        world = Ranks(size=3)
+        object.__setattr__(world, "others", [(f"host{number}", each) for number, each in enumerate(others, 1)])
+        return [problem.text for problem in opening._seen_by_all(own, world)]
+
+    one, two = StartProblem(DataError, "one"), StartProblem(DataError, "two")
+    assert seen([one, two], [one, two], [one, two]) == ["one", "two"]
+    assert seen([one], [one], [one, two]) == ["one", "rank 2 on host2: two"]
+    assert seen([], [two], []) == ["rank 1 on host1: two"]
+
+
+def test_the_copy_that_differs_is_named_also_where_it_is_that_of_rank_0():
+    def check(*lengths: int) -> None:
+        world = Ranks(size=len(lengths))
+        readers = [SyntheticReader(length, 2) for length in lengths]
+        facts = [(f"host{rank}", ((len(each), each.fingerprint),)) for rank, each in enumerate(readers)]
+        object.__setattr__(world, "others", facts[1:])
+        check_same_data(world, readers[0])
+
+    check(5, 5, 5)
+    with pytest.raises(DataError, match=r"^rank 2 on host2 "):
+        check(5, 5, 6)
+    with pytest.raises(DataError, match=r"^rank 0 on .* than rank 1 on host1"):
+        check(6, 5, 5)
+
+
+def test_training_images_that_validate_are_a_warning(photos, tmp_path):
+    def warnings(root: Path, *settings: str) -> list[str]:
+        few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
+        lines: list[str] = []
+        opened(f"data.root={root}", *few, *settings, say=lines.append)
+        return lines
+
+    assert warnings(photos) == []
+    (same,) = warnings(photos, "data.val_split=train")
+    assert "data.val_split" in same
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "train").symlink_to(photos / "train")
+    (linked / "val").symlink_to(photos / "train")
+    assert len(warnings(linked)) == 1
+    (linked / "val").unlink()
+    shutil.copytree(photos / "val", linked / "val")
+    assert warnings(linked) == []
+    shutil.rmtree(linked / "val" / "class_2")
+    (linked / "val" / "class_2").symlink_to(photos / "train" / "class_2")
+    (some,) = warnings(linked)
+    assert "class_2" in some
+    assert "class_1" not in some
+
+
+def test_turned_images_are_a_warning_and_synthetic_ones_are_not_looked_at(photos, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("train/class_0/5.jpg", "val/class_2/1.jpg"):
+        Image.open(photos / name).save(photos / name, exif=exif)
+    few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
+    lines: list[str] = []
+    opened(f"data.root={photos}", *few, say=lines.append)
+    (line,) = lines
+    assert "1 of 55 training" in line
+    assert "1 of 12 validation" in line
+    monkeypatch.setattr(opening, "survey", None)
+    made_up = ["data.format=synthetic", "data.synthetic_images=64"]
+    opened(*made_up, say=lines.append)
+    remote = ShardReader.__new__(ShardReader)
+    remote.store = RemoteShards.__new__(RemoteShards)
+    assert opening._survey(load_recipe("digits").recipe, {"training": remote}, lines.append) == {}
+    assert lines == [line]
+
+
+def test_a_validation_names_all_its_bad_images(photos):
+    recipe = load_recipe("digits", [f"data.root={photos}"]).recipe
+    reader = opening.open_reader(photos, "val")
+    lines: list[str] = []
+    look_at_images(recipe, {"val": reader}, World(), lines.append)
+    for number in (0, 2):
+        break_image(photos, f"val/class_1/{number}.jpg")
+    with pytest.raises(DataError) as caught:
+        look_at_images(recipe, {"val": reader}, World(), lines.append)
+    for words in ("2 of 12 val", "class_1/0.jpg", "class_1/2.jpg"):
+        assert words in str(caught.value)
+    assert "substitute" not in str(caught.value)

@@ -1,0 +1,298 @@
+"""A refused start makes no folder, and changes nothing in a run folder except the status and the log."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from seresnext.checkpoint import file_format, store
+from seresnext.cli import train_main
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, Failure, UsageError
+from seresnext.metrics.status import read_status
+from seresnext.process.stop_request import StopRequest
+from seresnext.recipe.load import LoadedRecipe, load_recipe
+from seresnext.run.folder import RunFolder
+from seresnext.run.train import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+SETTINGS = [
+    "model.num_classes=3", "data.image_size=32", "data.workers=0", "batch={global_size: 8, micro_size: 4}",
+    "optimizer.lr=0.01", "schedule={name: cosine}", "ema={decay: 0.9}", "runtime.precision=fp32",
+    "runtime.compile=false", "length=3st", "evaluation.every=1st", "checkpoint={every: 1st, keep: 9}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(tiny_image_folder(classes=3, per_class=8, size=40), tmp_path_factory.mktemp("own") / "data")
+
+
+def load(images: Path, *settings: str) -> LoadedRecipe:
+    return load_recipe("seresnext26", [*SETTINGS, f"data.root={images}", *settings])
+
+
+def start(run: Path, images: Path, *settings: str, resume: str = "auto", allowed: tuple[str, ...] = ()) -> None:
+    try:
+        train(load(images, *settings), World(), StopRequest(), output=run, resume=resume, allow_changed=allowed)
+    finally:
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def finished(narrow: pytest.MonkeyPatch, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    start(run, images)
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the digests of all files in a folder by name, without the two files that a refusal may write."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in folder.rglob("*")
+        if path.name not in ("status.json", "log.txt")
+    }
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> None:
+    """Change the content of a checkpoint and recompute the digest."""
+    tensors, metadata = store.read(path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    del metadata["digest"]
+    change(tensors, metadata)
+    path.unlink()
+    file_format.write_synced(path, *file_format.header(tensors, metadata))
+
+
+def spoil(name: str, value: float) -> Callable[..., object]:
+    return lambda tensors, metadata: tensors[name].reshape(-1)[:1].fill_(value)
+
+
+def say(name: str, **facts: object) -> Callable[..., object]:
+    def change(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        metadata[name] = json.dumps({**json.loads(metadata[name]), **facts})
+
+    return change
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+FIRST, LAST = "step-00000001.safetensors", "step-00000003.safetensors"
+REWRITTEN = {
+    "a tensor less": lambda tensors, metadata: tensors.pop("model.last_linear.bias"),
+    "another shape": lambda tensors, metadata: tensors.update({"model.last_linear.bias": torch.ones(4)}),
+    "another dtype": lambda tensors, metadata: tensors.update({"ema.last_linear.bias": torch.ones(3).double()}),
+    "not finite": spoil("optimizer.momentum.last_linear.bias", float("nan")),
+    "a variance": spoil("ema.layer0.bn1.running_var", -1.0),
+    "facts": say("progress", unlogged_loss=float("nan")),
+    "beyond the end": lambda tensors, metadata: metadata.update(
+        step="7", progress=json.dumps({**json.loads(metadata["progress"]), "step": 7})
+    ),
+}
+
+
+@pytest.mark.parametrize("file", [FIRST, LAST])  # In the middle, and when the run is complete.
+@pytest.mark.parametrize("case", REWRITTEN)
+def test_a_checkpoint_that_is_refused(run: Path, images: Path, case: str, file: str) -> None:
+    if case == "a variance" and file == FIRST:
+        pytest.skip("the other file shows it")
+    path = run / "checkpoints" / file
+    for pointer in store.POINTERS:
+        (run / "checkpoints" / f"{pointer}.safetensors").unlink()
+    rewrite(path, REWRITTEN[case])
+    before = contents(run)
+    with pytest.raises(CheckpointError, match=file):
+        start(run, images, resume=str(path))
+    assert contents(run) == before
+    assert_recorded(run, file)
+
+
+def assert_recorded(run: Path, words: str) -> None:
+    """Assert that status and log of a run of three steps have the refusal."""
+    status = read_status(run)
+    assert (status["state"], status["step"]) == ("failed", 3)
+    assert words in status["reason"]
+    assert "rank" not in status["reason"].partition("\n")[0]
+    assert words in (run / "log.txt").read_text().rpartition(" error: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed", "resume", "words", "error"),
+    [
+        (["optimizer.lr=0.5"], (), "auto", "optimizer.lr: 0.01 -> 0.5", UsageError),
+        (["optimizer.lr=0.5"], ("length",), "checkpoints/" + FIRST, "length,optimizer.lr", UsageError),
+        (["model.name=seresnext50"], (), "checkpoints/" + FIRST, "model.name", UsageError),
+        (["model.num_classes=4"], ("model",), "never", "model.num_classes=3", DataError),
+        (["model.weights=nowhere.pth"], (), "never", "nowhere.pth", CheckpointError),
+        ([], (), "nowhere.safetensors", "nowhere.safetensors", UsageError),
+        (["data.root={tmp}/none"], (), "never", "none", DataError),
+        (["data.root={run}"], (), "never", "overlap", UsageError),
+    ],
+)
+def test_a_start_that_is_refused(run, images, tmp_path, settings, allowed, resume, words, error) -> None:
+    """The folder also has a damaged checkpoint, which the start passes over, and an unfinished save."""
+    damage(run / "checkpoints" / LAST)
+    (run / "checkpoints" / ".last.safetensors.tmp").touch()
+    settings = [setting.format(tmp=tmp_path, run=run) for setting in settings]
+    resume = str(run / resume) if resume.startswith("checkpoints") else resume
+    before = contents(run)
+    with pytest.raises(error, match=words):
+        start(run, images, *settings, resume=resume, allowed=allowed)
+    assert contents(run) == before
+    if words != "overlap":  # This refusal comes before the lock of the folder; the command records it.
+        assert_recorded(run, words)
+
+
+def test_all_damaged_is_refused_each_time(run: Path, images: Path) -> None:
+    for path in set(run.glob("checkpoints/*")):
+        damage(path)
+    before = contents(run)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=LAST):
+            start(run, images)
+        assert contents(run) == before
+
+
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("refusal", ["data", "recipe", "checkpoint", "resume"])
+def test_no_folder_is_made(narrow: pytest.MonkeyPatch, images: Path, tmp_path: Path, refusal: str, made: bool) -> None:
+    """An empty folder that existed before stays empty."""
+    run = tmp_path / "runs" / "new"
+    if made:
+        run.mkdir(parents=True)
+    settings = {"data": ["model.num_classes=4"], "recipe": ["batch.micro_size=auto"]}
+    settings["checkpoint"] = ["model.weights=nowhere.pth"]
+    resume = "nowhere.safetensors" if refusal == "resume" else "auto"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "open", OPEN)
+        with pytest.raises(Failure):
+            start(run, images, *settings.get(refusal, []), resume=resume)
+    assert run.exists() == made
+    assert list(tmp_path.rglob("*")) == ([run.parent, run] if made else [])
+
+
+def test_the_command_refuses_an_output_that_is_no_text_or_among_the_data(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    before = contents(images)
+    for output, words in (("", "--output"), (" ", "--output"), (f"{images}/train", "/train"), (f"{images}", "data")):
+        arguments = ["--recipe", "digits", "--data", str(images), "--output", output, "--resume", "never"]
+        assert train_main(arguments, stop=StopRequest()) == 2
+        assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    assert contents(images) == before
+
+
+def test_the_command_records_what_it_refuses_before_a_run_is_known(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is the one of --output, or the default folder of the recipe."""
+    monkeypatch.chdir(tmp_path)
+    default = shutil.copytree(run, tmp_path / "runs" / "digits")
+    wrong = ["--recipe", "digits", "--set", "optimizer.learning=3"]
+    for folder, more in ((run, ["--output", str(run)]), (default, [])):
+        before = contents(folder)
+        assert train_main([*wrong, *more, "--print-recipe"], stop=StopRequest()) == 2
+        assert read_status(folder)["state"] == "finished"
+        assert train_main([*wrong, *more], stop=StopRequest()) == 2
+        assert_recorded(folder, "optimizer.learning")
+        assert contents(folder) == before
+
+
+OPEN = RunFolder.open  # The original, before the fixture `narrow` replaces this method.
+
+
+# ------------------------------------------------------------------------------------------------ accepted starts
+
+
+def test_the_control_changes_the_folder(run: Path, images: Path) -> None:
+    for name in (LAST, "last.safetensors"):
+        damage(run / "checkpoints" / name)
+    start(run, images)
+    assert read_status(run)["state"] == "finished"
+    assert (run / "checkpoints" / f"{LAST}.corrupt").exists()
+    assert list(store.steps(run / "checkpoints")) == [1, 2, 3]
+
+
+def add_image(images: Path, split: str) -> None:
+    first = next((images / split).glob("*/*.jpg"))
+    shutil.copy(first, first.with_name("added.jpg"))
+
+
+def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path, capsys) -> None:
+    """An allowed change repeats the last validation, and `best` is chosen among validations of the new images."""
+    copy = shutil.copytree(images, tmp_path / "images")
+    add_image(copy, "val")
+    before = contents(run)
+    with pytest.raises(DataError, match=r"12 validation(?s:.*)13"):
+        start(run, copy)
+    assert contents(run) == before
+    capsys.readouterr()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    start(run, copy, allowed=("dataset",))
+    out = capsys.readouterr().out
+    assert out.count("best.superseded-1.safetensors") == 1
+    assert "13 validation images" in out
+    old = json.loads(store.verify(run / "checkpoints" / "best.superseded-1.safetensors")["best"])
+    new = json.loads(store.verify(run / "checkpoints" / "best.safetensors")["best"])
+    assert new["step"] == 3
+    assert old["top1"] * 12 / 100 == pytest.approx(round(old["top1"] * 12 / 100))
+    assert new["top1"] * 13 / 100 == pytest.approx(round(new["top1"] * 13 / 100))
+    measured = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["num_images"] for line in measured if line["event"] == "validate"] == [12, 12, 12, 12, 13, 13]
+    assert len(measured) == len(lines)
+    start(run, copy)
+    assert "best.superseded" not in capsys.readouterr().out  # Once.
+
+
+def test_a_checkpoint_of_0_1_0_resumes_with_a_line(run: Path, images: Path, capsys) -> None:
+    for path in set(run.glob("checkpoints/*")):
+        if path.name == "step-00000002.safetensors":
+            rewrite(path, lambda tensors, metadata: say("dataset", val=None)(tensors, metadata))
+        else:
+            path.unlink()
+    capsys.readouterr()
+    start(run, images)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("step-00000002.safetensors" in line and "record" in line for line in lines)
+    assert json.loads(store.verify(run / "checkpoints" / LAST)["dataset"])["val"]["num_images"] == 12
+
+
+def test_weights_that_are_not_read_are_not_recorded(run: Path, images: Path, capsys) -> None:
+    for name in (LAST, "last.safetensors", "best.safetensors"):
+        (run / "checkpoints" / name).unlink()
+    capsys.readouterr()
+    start(run, images, "model.weights=nowhere.pth", allowed=("model.weights",))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "nowhere.pth" in line]
+    assert "model.weights" in line
+    assert "nowhere.pth" not in (run / "recipe.yaml").read_text()
+    assert "nowhere.pth" not in store.verify(run / "checkpoints" / LAST)["recipe"]
+
+
+def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> None:
+    for name in (LAST, "last.safetensors", "best.safetensors"):
+        (run / "checkpoints" / name).unlink()
+    rewrite(run / "checkpoints" / "step-00000002.safetensors", say("environment", threads=77))
+    capsys.readouterr()
+    start(run, images)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "threads 77 -> " in line]
+    assert len(lines) == 1

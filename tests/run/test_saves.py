@@ -1,0 +1,136 @@
+"""Saves within whole runs: nothing claims a checkpoint that is not on the disk; a failure ends the run or not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seresnext.checkpoint import store
+from seresnext.process.stop_request import StopRequest
+from seresnext.run.folder import RunFolder
+from seresnext.training.step import TrainingStep
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+SETTINGS = ["length=6st", "evaluation.every=6st", "logging.every=1st"]
+
+
+@pytest.fixture
+def happened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """What happens, in order: writes that begin and end, which take their time, and what status.json is made to say."""
+    seen: list[tuple[str, object]] = []
+    commit, write_status = store.commit, RunFolder.write_status
+
+    def slow(folder, step, *content):
+        seen.append(("begin", step))
+        time.sleep(0.5)
+        path = commit(folder, step, *content)
+        seen.append(("end", step))
+        return path
+
+    def noted(self, state, step, reason=None):
+        seen.append((state, step))
+        write_status(self, state, step, reason)
+
+    monkeypatch.setattr(store, "commit", slow)
+    monkeypatch.setattr(RunFolder, "write_status", noted)
+    return seen
+
+
+def status(run: Path) -> dict[str, object]:
+    return json.loads((run / "status.json").read_text())
+
+
+def test_a_run_is_finished_when_its_last_checkpoint_is_on_the_disk(train_synthetic, happened, tmp_path):
+    """Every write ends before the next write begins. Step 6 is saved before the validation, and then as the best."""
+    train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=1st"])
+    writes = [(kind, step) for step in (*range(1, 7), 6) for kind in ("begin", "end")]
+    assert happened == [("running", 0), *writes, ("finished", 6)]
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """`meanwhile(step, action)`: do something within the write of a step."""
+
+    def set_action(step: int, action: Callable[[], object]) -> None:
+        real = store.commit
+
+        def commit(folder, number, *content):
+            if number == step:
+                action()
+            return real(folder, number, *content)
+
+        monkeypatch.setattr(store, "commit", commit)
+
+    return set_action
+
+
+def test_asked_to_stop_during_a_write_that_write_ends_and_another_follows(
+    train_synthetic, happened, meanwhile, tmp_path
+):
+    stop = StopRequest()
+    meanwhile(2, lambda: setattr(stop, "signal", "SIGTERM"))  # As a signal's handler does.
+    run = train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=2st"], stop)
+    state, stopped_at = happened[-1]
+    assert state == "preempted"
+    assert 2 < stopped_at < 6
+    assert happened[1:-1] == [("begin", 2), ("end", 2), ("begin", stopped_at), ("end", stopped_at)]
+    assert store.newest_valid(run / "checkpoints").path == run / "checkpoints" / f"step-{stopped_at:08}.safetensors"
+    train_synthetic(run, [*SETTINGS, "checkpoint.every=2st"])
+    assert status(run)["state"] == "finished"
+
+
+def test_an_error_of_training_during_a_write_waits_for_it(train_synthetic, happened, tmp_path, monkeypatch):
+    """The run has failed, and goes on from that checkpoint when it is started again."""
+    read = TrainingStep.read
+
+    def failing(self, step, report):
+        if step == 3:
+            raise RuntimeError("something broke")
+        return read(self, step, report)
+
+    monkeypatch.setattr(TrainingStep, "read", failing)
+    with pytest.raises(RuntimeError, match="something broke"):
+        train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=3st"])
+    assert happened == [("running", 0), ("begin", 3), ("end", 3)]
+    assert status(tmp_path / "run")["state"] == "failed"
+    assert store.newest_valid(tmp_path / "run" / "checkpoints").path is not None
+
+
+def refuse() -> None:
+    raise store.SaveError("step 2 could not be saved: the disk is full")
+
+
+def test_a_write_that_fails_ends_the_run_within_two_steps(train_synthetic, happened, meanwhile, tmp_path):
+    meanwhile(2, refuse)
+    run = tmp_path / "run"
+    with pytest.raises(store.SaveError, match="the disk is full"):
+        train_synthetic(run, ["length=50st", "evaluation.every=50st", "checkpoint.every=2st"])
+    told = status(run)
+    assert told["state"] == "failed"
+    assert "the disk is full" in told["reason"]
+    assert told["step"] in (2, 3, 4)
+    assert list(store.steps(run / "checkpoints")) == []
+
+
+def test_or_it_goes_on_without(train_synthetic, meanwhile, tmp_path):
+    meanwhile(2, refuse)
+    run = train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint={every: 2st, on_failure: continue}"])
+    assert status(run)["state"] == "finished"
+    assert list(store.steps(run / "checkpoints")) == [4, 6]
+    log = (run / "log.txt").read_text()
+    assert log.count("warning: step 2 could not be saved: the disk is full; training goes on without") == 1
+
+
+def test_but_not_without_the_last_one(train_synthetic, happened, meanwhile, tmp_path):
+    """Finished is what can be used. It is tried twice, and the same command tries again."""
+    meanwhile(6, refuse)
+    settings = [*SETTINGS, "checkpoint={every: 2st, on_failure: continue}"]
+    run = tmp_path / "run"
+    with pytest.raises(store.SaveError):
+        train_synthetic(run, settings)
+    assert status(run)["state"] == "failed"
+    assert list(store.steps(run / "checkpoints")) == [2, 4]

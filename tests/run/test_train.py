@@ -1,0 +1,260 @@
+"""What `status.json` tells of a run: of this start, from the moment the folder is held, whatever was there before."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.data.survey import Survey
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, OutOfMemory, UsageError
+from seresnext.evaluation import evaluate
+from seresnext.metrics import logger as journal_module
+from seresnext.metrics.status import read_status, update_progress, write_status
+from seresnext.models import SENet
+from seresnext.process.stop_request import StopRequest
+from seresnext.run import opening
+from seresnext.run import validate as validation_module
+from seresnext.run.folder import RunFolder
+from seresnext.run.train import train
+from seresnext.run.validate import validate
+from seresnext.training import trainer as trainer_module
+from seresnext.training.step import TrainingStep
+
+SETTINGS = ["length=2st", "evaluation.every=1st", "checkpoint.every=1st", "logging.every=1st"]
+
+
+@pytest.fixture(scope="module")
+def stopped(train_synthetic, tmp_path_factory):
+    run = train_synthetic(tmp_path_factory.mktemp("stopped") / "run", SETTINGS)
+    (run / "checkpoints" / "step-00000002.safetensors").unlink()
+    for name in store.POINTERS:
+        (run / "checkpoints" / f"{name}.safetensors").unlink()
+    write_status(run, World(), "preempted", 1, "stopped by SIGTERM")
+    return run
+
+
+@pytest.fixture
+def preempted(stopped, tmp_path):
+    """A run of two steps that says that it was stopped after the first."""
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def without_memory(*_, **__):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("why", ["damaged", "changed", "memory"])
+def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypatch, why):
+    """Else a job that goes by it would queue itself again without end."""
+    settings, error, words = SETTINGS, CheckpointError, "none of the 1 checkpoints"
+    if why == "damaged":
+        (preempted / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
+    if why == "changed":
+        settings, error, words = [*SETTINGS, "optimizer.lr=0.5"], UsageError, "optimizer.lr: "
+    if why == "memory":
+        monkeypatch.setattr(TrainingStep, "warm_up", without_memory)
+        error, words = OutOfMemory, "out of memory"
+    with pytest.raises(error, match=words) as caught:
+        train_synthetic(preempted, settings)
+    message = str(caught.value)
+    status = read_status(preempted)
+    assert (status["state"], status["step"]) == ("failed", 1)
+    assert status["reason"] == message  # The message names no rank.
+    assert f" error: {message.splitlines()[0]}" in (preempted / "log.txt").read_text()
+
+
+def test_a_start_that_is_refused_the_folder_leaves_the_status(preempted, load_synthetic, monkeypatch):
+    """It is that of the training that holds it."""
+
+    def refuse(self):
+        raise UsageError("in use")
+
+    monkeypatch.setattr(RunFolder, "open", refuse)
+    before = read_status(preempted)
+    with pytest.raises(UsageError, match="in use"):
+        train(load_synthetic(SETTINGS), World(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+    assert read_status(preempted) == before
+
+
+def test_what_goes_wrong_after_the_end_does_not_undo_it(preempted, train_synthetic, monkeypatch):
+    write = RunFolder.write_status
+
+    def write_and_fail(self, state, step, reason=None):
+        write(self, state, step, reason)
+        if state == "finished":
+            raise OSError("after the end")
+
+    monkeypatch.setattr(RunFolder, "write_status", write_and_fail)
+    with pytest.raises(OSError, match="after the end"):
+        train_synthetic(preempted, SETTINGS)
+    assert read_status(preempted)["state"] == "finished"
+
+
+def test_the_step_is_that_of_the_last_log(preempted, train_synthetic, monkeypatch):
+    commit, seen = store.commit, []
+
+    def looking(folder, step, *rest):
+        status = read_status(preempted)
+        seen.append((step, status["state"], status["step"]))
+        return commit(folder, step, *rest)
+
+    monkeypatch.setattr(store, "commit", looking)
+    train_synthetic(preempted, SETTINGS)
+    assert set(seen) == {(2, "running", 2)}
+
+
+def test_a_best_without_a_file_is_said_and_chosen_anew(preempted, train_synthetic, capsys):
+    """In a new folder, from a checkpoint whose best was pruned."""
+    file = preempted / "checkpoints" / "step-00000001.safetensors"
+    tensors, metadata = store.read(file)
+    del metadata["digest"]
+    progress = json.loads(metadata["progress"])
+    progress["best"]["step"] = 0
+    store.commit(
+        file.parent, 1, tensors, metadata | {"best": json.dumps(progress["best"]), "progress": json.dumps(progress)}
+    )
+    capsys.readouterr()
+    train_synthetic(preempted, SETTINGS)
+    assert "no valid checkpoint is left of the best validation so far" in capsys.readouterr().out
+    assert store.verify(preempted / "checkpoints" / "best.safetensors")["step"] == "2"
+
+
+# ----------------------------------------------------------------------------------------------- progress in the status
+
+
+def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
+    point, seen = store.point, []
+
+    def looking(folder, name, path):
+        point(folder, name, path)
+        if path.name == "step-00000002.safetensors":
+            status = read_status(preempted)
+            seen.append((name, status["saved_step"], status["total_steps"]))
+
+    monkeypatch.setattr(store, "point", looking)
+    train_synthetic(preempted, SETTINGS)
+    assert seen[0] == ("last", 1, 2)  # Step 2 counts as saved when the write is complete.
+    status = read_status(preempted)
+    assert (status["state"], status["step"], status["saved_step"], status["total_steps"]) == ("finished", 2, 2, 2)
+    facts = CheckpointMetadata.from_metadata(store.verify(preempted / "checkpoints" / "best.safetensors"), "best")
+    assert status["best"] == facts.best
+    assert status["started"] <= status["updated"]
+
+
+def test_a_fresh_start_forgets_what_another_run_saved(preempted, load_synthetic, narrow, monkeypatch):
+    """The folder has the status of another run, and the start has --resume never."""
+    write_status(preempted, World(), "running", 1, None)
+    update_progress(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
+    monkeypatch.setattr(TrainingStep, "__call__", without_memory)
+    with pytest.raises(OutOfMemory):
+        train(load_synthetic(SETTINGS), World(), StopRequest(), output=preempted, resume="never", allow_changed=())
+    status = read_status(preempted)
+    assert (status["state"], status["saved_step"], status["total_steps"], status["best"]) == ("failed", None, 2, None)
+
+
+def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
+    """If rank 0 is killed before the final status is written, another rank must still be there to write `failed`."""
+    states = []
+
+    class Watched(World):
+        def broadcast(self, value):
+            states.append(read_status(preempted)["state"])
+            return value
+
+    train(load_synthetic(SETTINGS), Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+    assert states[-2:] == ["running", "finished"]
+
+
+# ------------------------------------------------------------------------------------------------ validations
+
+
+def validated_with(monkeypatch, losses):
+    """Let each validation in turn have one of these losses."""
+    calls = []
+
+    def evaluate_with(*arguments, **options):
+        calls.append(None)
+        result = evaluate(*arguments, **options)
+        return result and replace(
+            result, loss=losses[(len(calls) - 1) // 2]
+        )  # Model and average are validated in turn.
+
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate_with)
+
+
+def test_a_validation_loss_that_is_not_finite_stands_in_the_end(train_synthetic, monkeypatch, tmp_path, capsys):
+    """The reason survives a stop and a resume, and a second start of the finished run."""
+    run, settings = tmp_path / "run", ["length=4st", "evaluation.every=1st", "logging.every=1st"]
+    stop = StopRequest()
+    validated_with(monkeypatch, [1.0, math.nan, math.nan, math.nan])
+    note = journal_module.update_step
+
+    def note_and_stop(folder, step):
+        note(folder, step)
+        if step == 3:
+            stop.signal = "SIGTERM"
+
+    monkeypatch.setattr(journal_module, "update_step", note_and_stop)
+    train_synthetic(run, settings, stop)
+    assert read_status(run)["state"] == "preempted"
+    validated_with(monkeypatch, [math.nan] * 3)
+    for _ in range(2):
+        train_synthetic(run, settings)
+        status = read_status(run)
+        assert status["state"] == "finished"
+        assert "step 2" in status["reason"]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert any("step 2" in line and "nan" in line and "ema" in line for line in warnings)
+
+
+def test_a_validation_that_is_finite_leaves_no_reason(train_synthetic, tmp_path, capsys):
+    """The control. The largest of 3 classes has 6 of the 16 images."""
+    run = train_synthetic(tmp_path / "run", SETTINGS)
+    assert read_status(run)["reason"] is None
+    (finished,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished: best top-1")]
+    assert "37.5 %" in finished
+
+
+def test_unreadable_images_of_a_validation_are_named_at_once_and_cost_no_step(
+    train_synthetic, tiny_image_folder, tmp_path, monkeypatch
+):
+    whole, broken = (shutil.copytree(tiny_image_folder(), tmp_path / name) for name in ("whole", "broken"))
+    for name in ("class_0/1.jpg", "class_2/3.jpg"):
+        (broken / "val" / name).write_bytes(b"no image")
+    # The survey at the start would find these images. In a large split, the survey reads a sample only.
+    monkeypatch.setattr(opening, "survey", lambda reader, max_pixels: Survey(len(reader), 0, (), (), ()))
+    settings = [*SETTINGS[:1], "evaluation.every=2st", "checkpoint.every=2st", "data.format=folder"]
+    settings += ["data.synthetic_images=null", "evaluation.batch_size=2"]
+
+    def fit(output, root):
+        return train_synthetic(output, [*settings, f"data.root={root}"])
+
+    def tensors(run):
+        return store.read(run / "checkpoints" / "last.safetensors")[0]
+
+    run = tmp_path / "run"
+    with pytest.raises(DataError) as caught:
+        fit(run, broken)
+    assert caught.value.exit_code == 3
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "val/class_0/1.jpg" in lines[1]
+    assert "val/class_2/3.jpg" in lines[2]
+    status = read_status(run)
+    assert (status["state"], status["saved_step"]) == ("failed", 2)
+    # validate.py names these images, too, but cannot recognise the narrow network by the tensors.
+    monkeypatch.setattr(validation_module, "_recognised", lambda *_: ("legacy_seresnext26_32x4d", 3, 3))
+    monkeypatch.setattr(validation_module, "create_model", lambda _, *sizes: SENet((1, 1, 1, 1), *sizes, cardinality=1))
+    with pytest.raises(DataError, match=r"class_0/1\.jpg[^$]*class_2/3\.jpg"):
+        validate(run / "checkpoints" / "last.safetensors", World(), str(broken), None, None, None)
+    shutil.rmtree(broken)
+    shutil.copytree(whole, broken)
+    fit(run, broken)
+    straight = tensors(fit(tmp_path / "straight", whole))
+    assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(run).items())

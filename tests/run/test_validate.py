@@ -1,0 +1,195 @@
+"""Validations within the test's process: the file, the labels and the printed lines."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from forged import facts, forge, weights
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, DataError, Failure
+from seresnext.models import Preprocessing, SENet, create_model
+from seresnext.run import validate as module
+from seresnext.run.validate import validate
+
+WORDNET = [row.wordnet_id for row in imagenet_classes()]
+
+
+@pytest.fixture
+def by_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every model ignore the image: the logits are the bias of the classifier. Images are small."""
+
+    def forward(self: SENet, x: Tensor) -> Tensor:
+        return self.last_linear(x.new_zeros(len(x), 2048))
+
+    monkeypatch.setattr(SENet, "forward", forward)
+    small = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr(module, "published_preprocessing", lambda name: small)
+    monkeypatch.setattr(module, "_PUBLISHED_WORKERS", 0)
+
+
+def bare_file(path: Path, num_classes: int) -> Tensor:
+    """Write weights without class names. Return the logits of any image; no two logits are equal."""
+    torch.manual_seed(0)
+    state = create_model("seresnext26", num_classes).state_dict()
+    state["last_linear.bias"] = torch.randperm(num_classes) / 100.0
+    save_file(state, path, {"format": "pt"})
+    return state["last_linear.bias"]
+
+
+def png(seed: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def image_folder(root: Path, names: list[str], counts: list[int]) -> Path:
+    """Write `val` with a number of images for each class. The first class has label 0."""
+    for name, count in zip(names, counts, strict=True):
+        folder = root / "val" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(png())
+    return root
+
+
+class InMemory:
+    """A reader like one of `image_folder`, without thousands of files."""
+
+    fingerprint = ""
+    notices = ()
+
+    def __init__(self, names: list[str], counts: list[int]) -> None:
+        many = dict(zip(names, counts, strict=True))
+        self.classes = tuple(sorted(names))
+        self.labels = np.repeat(np.arange(len(names)), [many[name] for name in self.classes])
+        self._png = png()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        return self._png
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def measured(file: Path, root: Path, tmp_path: Path) -> dict[str, Any]:
+    report = tmp_path / "report.json"
+    validate(file, World(), str(root), None, None, report)
+    return json.loads(report.read_text())
+
+
+@pytest.mark.usefixtures("by_bias")
+@pytest.mark.parametrize("count", [12, 1000])
+def test_labels_of_a_bare_file_are_those_that_numbers_name(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """`7`, `007` and the WordNet id of label 7 give the same result. The oracle is the sum over the labels."""
+    logits = bare_file(tmp_path / "w.safetensors", count)
+    counts = [3 if label == 7 or label == int(logits.argmax()) else 1 for label in range(count)]
+    labels = torch.tensor([label for label, many in enumerate(counts) for _ in range(many)])
+    loss = F.cross_entropy(logits.double().expand(len(labels), -1), labels).item()
+    namings = {"plain": [str(n) for n in range(count)], "padded": [f"{n:04d}" for n in range(count)]}
+    if count == 1000:
+        namings["wordnet"] = WORDNET
+    for form, names in namings.items():
+        if count == 12:
+            image_folder(tmp_path / form, names, counts)
+        else:
+            reader = InMemory(names, counts)
+            monkeypatch.setattr(module, "open_reader", lambda *of, reader=reader: reader)
+        report = measured(tmp_path / "w.safetensors", tmp_path / form, tmp_path)
+        assert report["num_images"] == len(labels)
+        assert report["top1"] == 100 * 3 / len(labels)
+        assert report["loss"] == pytest.approx(loss, rel=1e-12)
+        assert ("class names" in capsys.readouterr().out) is (form != "wordnet")
+
+
+@pytest.mark.usefixtures("by_bias")
+def test_a_thousand_classes_of_other_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare_file(tmp_path / "w.safetensors", 1000)
+    reader = InMemory([str(n) for n in range(1, 1001)], [1] * 1000)
+    monkeypatch.setattr(module, "open_reader", lambda *of: reader)
+    with pytest.raises(DataError, match=r"own/val.* 999"):
+        measured(tmp_path / "w.safetensors", tmp_path / "own", tmp_path)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Callable[..., Path]:
+    """`checkpoint(path, *names)`: a checkpoint of 3 classes of the tiny images, or of these names."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text("model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\n")
+    values = facts(recipe, tiny_image_folder(val_per_class=1))
+
+    def write(path: Path, *names: str) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if names:
+            values["dataset"]["classes"] = list(names)
+        return forge(path, weights(3), values)
+
+    return write
+
+
+@pytest.mark.usefixtures("by_bias")
+def test_the_classes_of_a_checkpoint_are_its_own(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:
+    """A run on numbered folders has labels in text order, and the checkpoint names the classes."""
+    names = ["10", "2", "9"]
+    file = checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", *names)
+    report = measured(file, image_folder(tmp_path / "data", names, [1, 2, 3]), tmp_path)
+    assert report["num_images"] == 6
+    assert "class names" not in capsys.readouterr().out
+
+
+def test_a_run_folder_is_its_best(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:
+    last = checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    validate(tmp_path / "run", World(), None, None, None, tmp_path / "report.json")
+    assert str(last) in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["checkpoint"] == str(last)
+    best = checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    validate(tmp_path / "run", World(), None, None, None, tmp_path / "report.json")
+    out = capsys.readouterr().out
+    assert str(best) in out
+    assert "top-5" not in out  # There are three classes.
+    assert json.loads((tmp_path / "report.json").read_text())["top5"] == 100
+
+
+@pytest.mark.parametrize(
+    "given", ["https://host/last.safetensors", "s3://bucket/run", "none", ".", "se_resnext50_32x4d-a260b3a4.pth"]
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        validate(Path(given), World(), None, None, None, None)
+    assert given in str(caught.value)
+
+
+@pytest.mark.usefixtures("by_bias")
+def test_six_classes_have_a_top_5(tmp_path: Path, capsys: Any) -> None:
+    bare_file(tmp_path / "w.safetensors", 6)
+    measured(tmp_path / "w.safetensors", image_folder(tmp_path / "six", list("abcdef"), [1] * 6), tmp_path)
+    out = capsys.readouterr().out
+    assert "top-5 83.333 %" in out
+    assert "text order" in out
+
+
+@pytest.mark.parametrize("metadata", [{"format": "seresnext-9"}, {"format": "seresnext-1"}])
+def test_marks_of_this_project_are_no_bare_weights(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_file(weights(3), tmp_path / "w.safetensors", metadata)
+    with pytest.raises(Failure) as caught:
+        validate(tmp_path / "w.safetensors", World(), str(tmp_path), None, None, None)
+    assert caught.value.exit_code == 4
+    assert "w.safetensors" in str(caught.value)

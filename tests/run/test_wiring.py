@@ -1,0 +1,304 @@
+"""Each key of a recipe reaches the object that obeys it: no value here is a default, and no two are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from seresnext.data.augment.mixup import MixupCutmix
+from seresnext.distributed import DDPOptions, World
+from seresnext.metrics.console import Console
+from seresnext.models import SENet
+from seresnext.models.blocks import SEResNeXtBottleneck
+from seresnext.process.stop_request import StopRequest
+from seresnext.randomness import torch_seed_at
+from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.schema import Recipe
+from seresnext.run import assemble as run_module
+from seresnext.run.assemble import Run
+from seresnext.runtime import PRECISIONS
+from seresnext.training import step as step_module
+from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
+from seresnext.training.plan import Plan, Progress
+from seresnext.training.schedule import Schedule
+
+SETTINGS = [
+    "model={name: seresnext26, num_classes: 5, in_channels: 1, drop_rate: 0.3, zero_init_last: true, "
+    "drop_path_rate: 0.4}",
+    "data={format: synthetic, synthetic_images: 40, image_size: 40, workers: 0, mean: [0.4], std: [0.3]}",
+    "mix={mixup: 0.2, cutmix: 0.7, off_after: 14st}",
+    "batch={global_size: 8, micro_size: 2}",
+    "length=3ep",
+    "optimizer={lr: 0.35, momentum: 0.8, nesterov: true, weight_decay: 0.003, decay_norm_and_bias: false, "
+    "clip_norm: 1.5, stop_after_skips: 7}",
+    "schedule={name: cosine, warmup: 4st, final_lr: 0.01}",
+    "loss={name: bce, label_smoothing: 0, target_threshold: 0.25}",
+    "ema={decay: 0.6, warmup: false}",
+    "evaluation={every: 2ep, batch_size: 3, weights: model, recalibrate: {images: 17}}",
+    "checkpoint={every: 3st, keep: 9, keep_every: 6st, on_failure: continue}",
+    "logging.every=11st",
+    "runtime={seed: 12, precision: fp64, compile: false, grad_checkpointing: true, channels_last: false, "
+    "bucket_mb: 13, compress_gradients: none, static_graph: true, deterministic: false}",
+]
+
+
+class Two(World):
+    """Two ranks, of which the other does what this one does."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.mul_(2)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run, and what its step, trainer, saver and tally were made of."""
+
+    run: Run
+    step: dict[str, Any]
+    trainer: dict[str, Any]
+    saver: dict[str, Any]
+    tally: tuple[Any, ...]
+    exchange: DDPOptions
+    drawn_from: int
+
+
+@pytest.fixture(scope="module")
+def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Built]:
+    """`build(*changes)`: a run of two ranks with all settings above and some others."""
+
+    def make(*changes: str) -> Built:
+        seen: dict[str, Any] = {}
+
+        def recorded(name: str) -> Callable[..., Any]:
+            real = getattr(run_module, name)
+
+            def construct(*words: Any, **named: Any) -> Any:
+                seen[name] = words if words and not named else named
+                return real(*words, **named)
+
+            return construct
+
+        def wrap_ddp(model: SENet, exchange: DDPOptions) -> SENet:
+            seen["exchange"] = exchange
+            return model
+
+        def build_model(*words: Any) -> SENet:
+            seen["drawn_from"] = torch.initial_seed()
+            return real_build_model(*words)
+
+        real_build_model = run_module.build_model
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("TrainingStep", "Trainer", "Saver", "BadImageCounter"):
+                patch.setattr(run_module, name, recorded(name))
+            patch.setattr(step_module, "wrap_ddp", wrap_ddp)
+            patch.setattr("seresnext.run.assemble.build_model", build_model)
+            patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # It takes a while.
+            values = load_synthetic([*SETTINGS, *changes]).values
+            values["data"]["max_bad_images"] = 6  # Of image files, so that the command line refuses it here.
+            run = Run(values, {}, Two(0, 2), Console(enabled=False))
+            run.trainer(None, None, Progress(), StopRequest())
+        return Built(
+            run,
+            seen["TrainingStep"],
+            seen["Trainer"],
+            seen["Saver"],
+            seen["BadImageCounter"],
+            seen["exchange"],
+            seen["drawn_from"],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def built(build: Callable[..., Built]) -> Built:
+    return build()
+
+
+def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
+    return [module for module in model.modules() if isinstance(module, SEResNeXtBottleneck)]
+
+
+# ------------------------------------------------------------------------------------------------ the recipe above
+
+# A key that is settled here for another reason, or that a default stands for.
+AS_BY_DEFAULT = {
+    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_run.py
+    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic", "runtime.measure",
+    "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
+    "runtime.loader_timeout", "runtime.collective_timeout",
+}  # fmt: skip
+SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoint", "logging", "runtime")
+
+
+def test_no_value_is_a_default(load_synthetic):
+    """Or a key that goes nowhere would not show."""
+    recipe = load_synthetic(SETTINGS).recipe
+    usual = Recipe.model_validate({"model": {"name": "seresnext26"}})
+    same = {
+        f"{section}.{key}"
+        for section in SECTIONS
+        for key, value in getattr(recipe, section)
+        if value == getattr(getattr(usual, section), key)
+    }
+    assert same - AS_BY_DEFAULT == set()
+
+
+def test_the_model(built):
+    model = built.run.model
+    assert (model.num_classes, model.in_channels, model.drop_rate) == (5, 1, 0.3)
+    assert [block.drop_path_rate for block in blocks(model)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [block.bn3.weight.count_nonzero() for block in blocks(model)] == [0] * 4
+    assert model.grad_checkpointing
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert model.layer1[0].conv2.weight.is_contiguous()
+    assert built.drawn_from == torch_seed_at(12, "init")
+
+
+def test_the_optimizer(built):
+    groups = built.run.optimizer.param_groups
+    for group in groups:
+        assert (group["lr"], group["momentum"], group["nesterov"]) == (0.35, 0.8, True)
+    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [
+        (0.003, {2, 4}), (0.0, {1}),
+    ]  # fmt: skip
+
+
+def test_the_step(built):
+    run, step = built.run, built.step
+    assert step["loss"] == BinaryCrossEntropy(0.0, 0.25)
+    assert step["clip_norm"] == 1.5
+    assert step["mix"] == MixupCutmix(num_classes=5, seed=12, mixup=0.2, cutmix=0.7, last_step=14)
+    assert step["ema"] is run.ema is not None
+    assert (run.ema.decay_at(0), run.ema.decay_at(99)) == (0.6, 0.6)
+    assert (step["seed"], step["replicas"], step["compiled"]) == (12, 4, False)
+    assert step["precision"] is PRECISIONS["fp64"]
+    assert built.exchange == DDPOptions(bucket_mb=13, compress=False, static_graph=True)
+
+
+def test_the_trainer(built):
+    trainer = built.trainer
+    assert trainer["schedule"] == Schedule("cosine", 0.35, total=15, warmup=4, final=0.01)
+    assert trainer["plan"] == Plan(
+        total=15, steps_per_epoch=5, log_every=11, evaluate_every=10, save_every=3, keep_every=6, global_size=8,
+        patience=None, stop_after_skips=7,
+    )  # fmt: skip
+    assert trainer["models"] == {"model": built.run.model, "ema": built.run.ema.model}
+    assert trainer["chosen"] == "model"
+    assert trainer["precision"] is PRECISIONS["fp64"]
+    assert trainer["validation"].num_batches == 14  # 40 images by 3.
+    assert trainer["train"].calibration is not None
+    assert built.tally[0] == 6
+
+
+def test_the_saver(built):
+    assert (built.saver["keep"], built.saver["keep_every"], built.saver["goes_on"]) == (9, 6, True)
+
+
+def test_calibration_takes_the_images_asked_for(built, monkeypatch):
+    asked = []
+    monkeypatch.setattr(built.run, "train_batches", lambda *words: asked.append(words))
+    built.trainer["train"].calibration()
+    built.trainer["train"].batches(2)
+    assert asked == [(range(2), 15, 18), (range(2), 2, 15)]  # 17 images are 3 steps of 8.
+
+
+# ------------------------------------------------------------------------------------------------ other values
+
+OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
+    "plain loss": (
+        ["loss={label_smoothing: 0.2}"],
+        lambda built: built.step["loss"],
+        CrossEntropy(0.2),
+    ),
+    "rate by steps": (
+        ["schedule={name: step, every: 2ep, factor: 0.3, warmup: 1st}"],
+        lambda built: built.trainer["schedule"],
+        Schedule("step", 0.35, total=15, warmup=1, every=10, factor=0.3),
+    ),
+    "rate along a line": (
+        ["schedule={name: linear, final_lr: 0.02}"],
+        lambda built: built.trainer["schedule"],
+        Schedule("linear", 0.35, total=15, final=0.02),
+    ),
+    "patience": (
+        ["evaluation={every: 1ep}", "early_stop={patience: 2ep}"],
+        lambda built: built.trainer["plan"].patience,
+        10,
+    ),
+    "average with a warm-up": (["ema={decay: 0.6}"], lambda built: built.run.ema and built.run.ema.decay_at(0), 0.1),
+    "no average": (["ema=null"], lambda built: (built.step["ema"], list(built.trainer["models"])), (None, ["model"])),
+    "average chooses": (["evaluation={weights: auto}"], lambda built: built.trainer["chosen"], "ema"),
+    "all decay": (
+        ["optimizer.decay_norm_and_bias=true"],
+        lambda built: [group["weight_decay"] for group in built.run.optimizer.param_groups],
+        [0.003],
+    ),
+    "compressed": (
+        ["runtime={compress_gradients: bf16, precision: fp32, compile: false}"],
+        lambda built: built.exchange,
+        DDPOptions(compress=True),
+    ),
+    "in NHWC": (
+        ["runtime.channels_last=true"],
+        lambda built: built.run.model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last),
+        True,
+    ),
+    "stop at a failed save": (["checkpoint={every: 1ep}"], lambda built: built.saver["goes_on"], False),
+    "no recalibration": (["evaluation={every: 1ep}"], lambda built: built.trainer["train"].calibration, None),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_values(build, case):
+    changes, look, expected = OTHERS[case]
+    assert look(build(*changes)) == expected
+
+
+def test_compiled_and_deterministic(build, monkeypatch):
+    """Neither is done here: one takes minutes, the other stays on for the whole process."""
+    asked = SimpleNamespace(compiled=0, deterministic=None)
+
+    def compile_forward(model):
+        asked.compiled += 1
+        return model
+
+    monkeypatch.setattr("seresnext.run.assemble.resolve_compile", lambda requested, device: (requested is True, None))
+    monkeypatch.setattr(step_module, "compile_forward", compile_forward)
+    monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
+    built = build("runtime={compile: true, deterministic: true, precision: fp32}")
+    assert built.step["compiled"] is True
+    assert (asked.compiled, asked.deterministic) == (1, True)
+    build()
+    assert (asked.compiled, asked.deterministic) == (1, False)
+
+
+def test_images_are_made_as_the_recipe_says(build, monkeypatch):
+    given: dict[str, Any] = {}
+
+    def open_batches(source, keys, **named):
+        given.update(named)
+        return nullcontext([])
+
+    monkeypatch.setattr("seresnext.data.pipeline.open_batches", open_batches)
+    monkeypatch.setattr("seresnext.data.pipeline.prefetch", lambda batches, **named: given.update(named))
+    run = build("runtime.loader_timeout=77", "data.workers=3").run
+    expected = {
+        "workers": 3, "timeout": 77, "pin_memory": False, "device": torch.device("cpu"), "dtype": torch.float64,
+        "mean": (0.4,), "std": (0.3,), "channels_last": False, "filling": None, "compiled": False,
+    }  # fmt: skip
+    for batches in (run._validation_batches(), run.train_batches(range(2), 0, 1)):
+        with batches:
+            assert given == expected

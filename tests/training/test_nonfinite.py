@@ -1,0 +1,305 @@
+"""Steps that change nothing because a number was not finite: weights, momentum, statistics, average, all to the bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seresnext.data.loading.prefetch import DeviceBatch
+from seresnext.distributed import BatchNormStatistics, World
+from seresnext.runtime import PRECISIONS
+from seresnext.training import ema as ema_module
+from seresnext.training import step as step_module
+from seresnext.training.ema import Ema
+from seresnext.training.loss import CrossEntropy
+from seresnext.training.nonfinite import NonFiniteStep, describe_skip, doubt_about, with_validation
+from seresnext.training.optimizer import sgd
+from seresnext.training.plan import Progress
+from seresnext.training.step import StepResult, TrainingStep
+
+REPLICAS, LR = 2, 0.1
+
+
+class Bench:
+    """A small network in training, and ways to spoil a step of it."""
+
+    def __init__(
+        self,
+        precision="fp64",
+        compiled=False,
+        layout=torch.contiguous_format,
+        replicas=REPLICAS,
+        device="cpu",
+        **options,
+    ):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 5)
+        )
+        self.dtype = PRECISIONS[precision].weights
+        self.layout = layout
+        self.replicas = replicas
+        self.device = torch.device(device)
+        self.model = net.to(self.device, self.dtype).to(memory_format=layout)
+        with torch.no_grad():
+            self.model[5].bias[0] = -0.0
+        self.ema = Ema(self.model, 0.9, warmup=True)
+        settings = {"lr": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-2, "decay_norm_and_bias": True}
+        clip_norm = options.pop("clip_norm", None)
+        self.optimizer = sgd(self.model, **settings | options)
+        self.step = TrainingStep(
+            self.model,
+            self.optimizer,
+            world=World(device=self.device),
+            replicas=replicas,
+            precision=PRECISIONS[precision],
+            compiled=compiled,
+            seed=3,
+            loss=CrossEntropy(0.1),
+            clip_norm=clip_norm,
+            mix=None,
+            ema=self.ema,
+        )
+
+    def batch(self, step, replica):
+        generator = torch.Generator().manual_seed(100 * step + replica)
+        images = torch.randn(4, 3, 6, 6, generator=generator).to(self.device, self.dtype)
+        labels = torch.randint(5, (4,), generator=generator).to(self.device)
+        return DeviceBatch(images.to(memory_format=self.layout), labels, step, replica, 0.0)
+
+    def take(self, step, spoil=None):
+        """A step. With `spoil`, `loss` or `gradient`, the last replica's is spoilt."""
+        return self.step.read(step, self.queue(step, spoil))
+
+    def queue(self, step, spoil=None):
+        """A step whose report was not read."""
+        batches = [self.batch(step, replica) for replica in range(self.replicas)]
+        hook = None
+        if spoil == "loss":
+            batches[-1].images[1] = torch.nan
+        elif spoil == "gradient":
+            hook = self.model[0].weight.register_hook(lambda gradient: gradient / 0)
+        report = self.step(iter(batches), step=step, lr=LR, stop=False)
+        if hook:
+            hook.remove()
+        return report
+
+    def bytes(self):
+        """Every bit of what training changes."""
+        momenta = {
+            f"momentum.{name}": self.optimizer.state[parameter]["momentum_buffer"]
+            for name, parameter in self.model.named_parameters()
+        }
+        tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **momenta}
+        return {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+VARIANTS = {
+    "fp64": {},
+    "one replica": {"replicas": 1},
+    "three replicas": {"replicas": 3},
+    "nesterov": {"nesterov": True},
+    "clipped": {"clip_norm": 0.05},
+    "fp32, channels_last": {"precision": "fp32", "layout": torch.channels_last},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("spoil", ["loss", "gradient"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_spoilt_step_changes_nothing(variant, spoil, device):
+    """And the steps after it are those of a run that never had it."""
+    bench, other = (Bench(**VARIANTS[variant], device=device) for _ in range(2))
+    for step in range(2):
+        bench.take(step)
+        other.take(step)
+    before = bench.bytes()
+    report = bench.take(2, spoil)
+    assert bench.bytes() == before
+    assert report.skipped
+    assert math.isfinite(report.loss) == (spoil == "gradient")
+    assert not math.isfinite(report.grad_norm)
+    if variant == "fp16":  # Its scaler is told of either.
+        assert bench.step.scaler.get_scale() == other.step.scaler.get_scale() / 2
+        other.step.scaler.load_state_dict(bench.step.scaler.state_dict())
+    for step in (3, 4):
+        assert bench.take(step) == other.take(step)
+    assert bench.bytes() == other.bytes() != before
+
+
+def test_the_first_step_may_be_spoilt():
+    bench = Bench()
+    before = bench.bytes()
+    bench.take(0, "loss")
+    assert bench.bytes() == before
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_nothing_of_it_waits_for_the_device(precision):
+    """No number is asked for before the report is read."""
+    bench = Bench(precision=precision, clip_norm=1.0)
+    with Operations() as operations:
+        for step, spoil in enumerate((None, "loss", "gradient")):
+            bench.queue(step, spoil)
+        assert "aten::_fused_sgd_" in operations.names
+        assert "aten::_local_scalar_dense" not in operations.names
+        torch.ones(1).item()
+        assert "aten::_local_scalar_dense" in operations.names  # The control: that is what asking is.
+
+
+def test_compiled_it_is_the_same():
+    bench = Bench(precision="fp32", compiled=True)
+    bench.take(0)
+    before = bench.bytes()
+    assert bench.take(1, "loss").skipped
+    assert bench.bytes() == before
+    assert not bench.take(2).skipped
+    assert bench.bytes() != before
+
+
+@pytest.mark.parametrize("part", ["model.0.weight", "momentum.0.weight", "model.1.running_var", "ema.5.weight"])
+def test_each_part_needs_its_own_help(monkeypatch, part):
+    """The controls: without one of the three, what it guards is spoilt, and no more than what depends on that."""
+    kind = part.partition(".")[0] if "running" not in part else "statistics"
+    if kind == "statistics":
+        monkeypatch.setattr(BatchNormStatistics, "undo_if", lambda self, skip: None)
+    elif kind == "ema":
+        update = ema_module.Ema.update
+        monkeypatch.setattr(ema_module.Ema, "update", lambda self, step, skip: update(self, step + 1))
+    else:
+        monkeypatch.setattr(step_module, "skip_if", lambda optimizer, skip: None)
+    bench = Bench()
+    bench.take(0)
+    before = bench.bytes()
+    bench.take(1, "loss")
+    after = bench.bytes()
+    assert after[part] != before[part]
+    assert (after["model.1.num_batches_tracked"] != before["model.1.num_batches_tracked"]) == (kind == "statistics")
+
+
+def test_nothing_is_skipped_where_all_is_finite():
+    """Bit for bit the run of an optimizer and an average that nobody tells to skip."""
+    bench, plain = Bench(), Bench()
+    told = copy.deepcopy(bench.bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_module, "skip_if", lambda optimizer, skip: None)
+        patch.setattr(BatchNormStatistics, "undo_if", lambda self, skip: None)
+        update = ema_module.Ema.update
+        patch.setattr(ema_module.Ema, "update", lambda self, step, skip: update(self, step))
+        for step in range(3):
+            plain.take(step)
+    reports = [bench.take(step) for step in range(3)]
+    assert not any(report.skipped for report in reports)
+    assert {report.loss_scale for report in reports} == {1.0}
+    assert bench.bytes() == plain.bytes() != told
+
+
+def test_the_scaler_lowers_its_scale_and_is_to_blame_until_it_is_one():
+    bench = Bench(precision="fp16")
+    bench.take(0)
+    state = bench.step.scaler.state_dict()
+    bench.step.scaler.load_state_dict({**state, "scale": 2.0**120})
+    overflow = bench.take(1)
+    assert (overflow.skipped, overflow.overflowed, overflow.loss_scale) == (True, True, 2.0**120)
+    assert bench.step.scaler.get_scale() == 2.0**119
+    bench.step.scaler.load_state_dict({**state, "scale": 1.0})
+    bad = bench.take(2, "gradient")
+    assert (bad.skipped, bad.overflowed, bad.loss_scale) == (True, False, 1.0)
+    assert bench.take(3, "loss").overflowed is False
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (StepResult(0, (1.0,), math.inf, 0.0, False, skipped=True, loss_scale=2.0), True),
+        (StepResult(0, (math.nan,), math.inf, 0.0, False, skipped=True, loss_scale=2.0), False),
+        (StepResult(0, (1.0,), math.inf, 0.0, False, skipped=True, loss_scale=1.0), False),
+        (StepResult(0, (1.0,), 1.0, 0.0, False, loss_scale=2.0), False),
+    ],
+)
+def test_overflows(report, expected):
+    assert report.overflowed is expected
+
+
+# ------------------------------------------------------------------------------------------------ what is said of it
+
+
+def names(step, replica):
+    return [f"{step}/{replica}/{n}.jpg" for n in range(2)]
+
+
+def test_a_loss_tells_its_micro_batches_and_a_gradient_does_not():
+    report = StepResult(4, (1.0, math.nan, math.inf), math.nan, 0.0, False, skipped=True)
+    skip = describe_skip(report, names)
+    assert (skip.step, skip.reason) == (5, "the loss is nan in micro-batches 2, 3 of 3")
+    assert skip.samples == ["4/1/0.jpg", "4/1/1.jpg", "4/2/0.jpg", "4/2/1.jpg"]
+    skip = describe_skip(StepResult(4, (1.0, 1.0), math.inf, 0.0, False, skipped=True), names)
+    assert (skip.reason, len(skip.samples)) == ("the gradient's norm is inf", 4)
+
+
+def test_what_is_kept_is_plain_data_and_no_more_than_a_person_looks_at():
+    skip = NonFiniteStep(5, "why", [f"{n}.jpg" for n in range(20)])
+    old = [{"step": 3}]
+    assert skip.remembered(old) == [{"step": 3}, {"step": 5, "reason": "why", "samples": skip.samples[:16]}]
+    assert old == [{"step": 3}]
+    assert json.loads(json.dumps(skip.remembered(old), allow_nan=False)) == skip.remembered(old)
+    many = [{"step": step} for step in range(2000)]
+    assert [entry["step"] for entry in skip.remembered(many)] == [*range(1001, 2000), 5]
+    assert skip.warning.splitlines()[-2:] == ["  15.jpg", "  and 4 more"]
+    assert "more" not in NonFiniteStep(5, "why", ["0.jpg"]).warning
+
+
+# ------------------------------------------------------------------------------------------------ validations
+
+
+def doubt_after(losses, best=1, history=()):
+    """Return the doubt about a run with these validation losses after steps 1, 2 and so on."""
+    progress = Progress(history=list(history), best={"step": best, "top1": 1.0})
+    for step, loss in enumerate(losses, 1):
+        progress.history = with_validation(progress.history, step, loss, progress.evaluated)
+        progress.evaluated = progress.step = step
+    return doubt_about(progress)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_run_that_ends_with_a_validation_that_is_not_finite_is_in_doubt(bad):
+    assert doubt_after([1.0, 2.0]) is None
+    assert doubt_after([]) is None
+    assert "since step 2" in doubt_after([1.0, bad])
+    assert "since step 2" in doubt_after([1.0, bad, bad, bad])
+    assert "since step 4" in doubt_after([1.0, bad, 3.0, bad, bad])
+    assert doubt_after([1.0, bad, 3.0]) is None
+    assert "step 2" in doubt_after([1.0, bad, 3.0], best=2)
+
+
+def test_skipped_steps_are_no_doubt():
+    """An entry of a skipped step is not taken for an entry of a validation after this step."""
+    skip = NonFiniteStep(2, "the loss is nan in micro-batch 1 of 2", ["a.jpg"])
+    assert doubt_after([1.0, 2.0], best=2, history=skip.remembered([])) is None
+
+
+def test_the_history_keeps_its_size_and_is_replaced():
+    history = [{"step": n, "reason": "the loss is nan", "samples": []} for n in range(1000)]
+    assert with_validation(history, 5, 1.0, 0) is history
+    longer = with_validation(history, 5, math.nan, 0)
+    assert (len(history), len(longer), longer[0]["step"], longer[-1]["step"]) == (1000, 1000, 1, 5)
