@@ -27,7 +27,7 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
-from seresnext.metrics.status import mark_refused, update_step
+from seresnext.metrics.status import mark_refused, update_status
 from seresnext.recipe.load import load_recipe, recipe_from_values
 from seresnext.recipe.show import diff, print_recipe
 from seresnext.run.folder import RunFolder, as_usage_error
@@ -196,7 +196,7 @@ def _start_in(folder: Path, files: Files) -> None:
         run_folder.status()
         run_folder.is_restart(["x a:1:2"])
         run_folder.sweep()
-        update_step(folder, STEP)
+        update_status(folder, step=STEP)
         journal = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
         journal.open(STEP, STEP)
         journal.write({"event": "train", "step": 9, "epoch": 2.25, "loss": 1.0})

@@ -24,8 +24,9 @@ from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
-from seresnext.metrics.sinks import check_metrics
-from seresnext.metrics.status import mark_refused, read_small_json, read_status, write_atomically, write_status
+from seresnext.metrics.jsonlines import check_metrics
+from seresnext.metrics.small_files import read_small_json, write_atomically
+from seresnext.metrics.status import mark_refused, read_status, write_status
 from seresnext.weights.names import printable
 
 # Fields of `describe_environment` that may change the last bits of a number; packages and the commit may, too.

@@ -14,7 +14,7 @@ from seresnext.distributed import World, launcher
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.speed import format_seconds
-from seresnext.metrics.status import read_status, update_progress, write_status
+from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.schema import Recipe
@@ -73,7 +73,7 @@ def train(
             console.line(f"going on from {saved.path}, after step {progress.step} of {run.plan.total}")
         if world.is_first:
             saved_step = progress.step if saved else None
-            update_progress(
+            update_status(
                 output, step=progress.step, saved_step=saved_step, total_steps=run.plan.total, best=progress.best
             )
         if trainer.fit():

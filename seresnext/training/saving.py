@@ -14,7 +14,7 @@ from seresnext.checkpoint.background import Background
 from seresnext.checkpoint.contents import CheckpointMetadata, Snapshot, StateTensors, allocate_snapshot, take_snapshot
 from seresnext.distributed import World
 from seresnext.errors import Failure
-from seresnext.metrics.status import update_progress
+from seresnext.metrics.status import update_status
 from seresnext.process.signals import critical_section
 
 
@@ -109,7 +109,7 @@ class Saver:
             store.point(self._folder, "last", path)
             if is_best:
                 store.point(self._folder, "best", path)
-        update_progress(self._folder.parent, saved_step=snapshot.step, best=best)
+        update_status(self._folder.parent, saved_step=snapshot.step, best=best)
         try:
             store.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:

@@ -66,13 +66,13 @@ def run_epoch(console: Console) -> None:
     with console.bar("train", 4) as bar:
         for _ in range(4):
             bar.advance()
-        console.report(TRAIN, seconds_left=3723)
+        console.print_event(TRAIN, seconds_left=3723)
         bar.advance(0)
         console.line("warning: above the bar")
         with console.bar("validate", 2) as inner:
             inner.advance()
             console.line("inside")
-        console.report(VALIDATE)
+        console.print_event(VALIDATE)
     console.line("end")
 
 
@@ -127,7 +127,7 @@ def test_bar_shows_what_users_watch(rows, columns):
     terminal = Terminal(rows, columns)
     console = Console(True, None, terminal.stream)
     with console.bar("train", 10000, done=4000) as bar:
-        console.report(TRAIN, seconds_left=3723)
+        console.print_event(TRAIN, seconds_left=3723)
         time.sleep(0.2)
         bar.advance(2000)
     seen = terminal.close()

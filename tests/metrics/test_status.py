@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from seresnext.distributed import World
+from seresnext.metrics.small_files import write_atomically
 from seresnext.metrics.status import (
     mark_refused,
     read_status,
-    update_progress,
-    update_step,
-    write_atomically,
+    update_status,
     write_status,
 )
 from seresnext.run.folder import resume_point
@@ -50,16 +49,16 @@ def test_status_says_how_it_is(tmp_path):
 
 def test_saved_step_total_and_best_stay_until_the_end(tmp_path):
     best = {"step": 10, "top1": 62.5, "top5": 75.0, "weights": "ema"}
-    update_progress(tmp_path, saved_step=10)
+    update_status(tmp_path, saved_step=10)
     assert read_status(tmp_path) == {}  # There is no run.
     write(tmp_path, "running", 0)
     started = read_status(tmp_path)["started"]
-    update_progress(tmp_path, step=12, saved_step=None, total_steps=100)
-    update_progress(tmp_path, saved_step=10, best=best)
+    update_status(tmp_path, step=12, saved_step=None, total_steps=100)
+    update_status(tmp_path, saved_step=10, best=best)
     found = read_status(tmp_path)
     assert (found["step"], found["saved_step"], found["total_steps"], found["best"]) == (12, 10, 100, best)
     write(tmp_path, "failed", 13, "rank 1: gone")
-    update_progress(tmp_path, saved_step=13)  # This write ends after another rank has failed.
+    update_status(tmp_path, saved_step=13)  # This write ends after another rank has failed.
     found = read_status(tmp_path)
     assert (found["state"], found["reason"], found["saved_step"]) == ("failed", "rank 1: gone", 13)
     assert (found["step"], found["total_steps"], found["best"], found["started"]) == (13, 100, best, started)
@@ -69,7 +68,7 @@ def test_two_threads_of_a_process_lose_no_field(tmp_path):
     """The training thread writes steps, and the checkpoint thread writes saves."""
     write(tmp_path, "running", 0)
     threads = [
-        threading.Thread(target=lambda name=name: [update_progress(tmp_path, **{name: n}) for n in range(200)])
+        threading.Thread(target=lambda name=name: [update_status(tmp_path, **{name: n}) for n in range(200)])
         for name in ("step", "saved_step", "total_steps")
     ]
     for thread in threads:
@@ -133,17 +132,17 @@ def test_on_a_full_disk_it_is_written_over_the_old_one(tmp_path, refuse, capsys,
 
 
 def test_the_step_of_a_run_that_goes_on(tmp_path, refuse, capsys):
-    update_step(tmp_path, 3)
+    update_status(tmp_path, step=3)
     assert read_status(tmp_path) == {}
     write(tmp_path, "running", 3)
-    update_step(tmp_path, 4)
+    update_status(tmp_path, step=4)
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 4)
     write(tmp_path, "failed", 4, "rank 1: out of memory")  # As another rank does.
-    update_step(tmp_path, 5)
+    update_status(tmp_path, step=5)
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("failed", 4)
     write(tmp_path, "running", 5)
     refuse(errno.ENOSPC)
-    update_step(tmp_path, 6)
+    update_status(tmp_path, step=6)
     assert read_status(tmp_path)["step"] == 5
     assert capsys.readouterr().err == ""
 
@@ -185,7 +184,7 @@ def test_of_a_status_by_others_only_plain_values_are_kept(tmp_path):
     fields = f'"best": {{"step": {deep}}}, "saved_step": "x", "other": {deep}, "started": 3, "total_steps": 7'
     (tmp_path / "status.json").write_text(f'{{"state": "running", {fields}}}')
     assert read_status(tmp_path) == {"state": "running", "total_steps": 7}
-    update_step(tmp_path, 4)
+    update_status(tmp_path, step=4)
     write(tmp_path, "failed", 4)
     assert (read_status(tmp_path)["total_steps"], read_status(tmp_path)["best"]) == (7, None)
 

@@ -14,8 +14,8 @@ from seresnext.data.survey import Survey
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, OutOfMemory, UsageError
 from seresnext.evaluation import evaluate
-from seresnext.metrics import logger as journal_module
-from seresnext.metrics.status import read_status, update_progress, write_status
+from seresnext.metrics import status as status_module
+from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.models import SENet
 from seresnext.process.stop_request import StopRequest
 from seresnext.run import opening
@@ -150,7 +150,7 @@ def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_sy
 def test_a_fresh_start_forgets_what_another_run_saved(preempted, load_synthetic, narrow, monkeypatch):
     """The folder has the status of another run, and the start has --resume never."""
     write_status(preempted, World(), "running", 1, None)
-    update_progress(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
+    update_status(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
     monkeypatch.setattr(TrainingStep, "__call__", without_memory)
     with pytest.raises(OutOfMemory):
         train(load_synthetic(SETTINGS), World(), StopRequest(), output=preempted, resume="never", allow_changed=())
@@ -193,14 +193,14 @@ def test_a_validation_loss_that_is_not_finite_stands_in_the_end(train_synthetic,
     run, settings = tmp_path / "run", ["length=4st", "evaluation.every=1st", "logging.every=1st"]
     stop = StopRequest()
     validated_with(monkeypatch, [1.0, math.nan, math.nan, math.nan])
-    note = journal_module.update_step
+    update = status_module.update_status
 
-    def note_and_stop(folder, step):
-        note(folder, step)
+    def update_and_stop(folder, step):
+        update(folder, step=step)
         if step == 3:
             stop.signal = "SIGTERM"
 
-    monkeypatch.setattr(journal_module, "update_step", note_and_stop)
+    monkeypatch.setattr(status_module, "update_status", update_and_stop)
     train_synthetic(run, settings, stop)
     assert read_status(run)["state"] == "preempted"
     validated_with(monkeypatch, [math.nan] * 3)
