@@ -29,7 +29,7 @@ from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
-from seresnext.evaluation import Evaluation, evaluate
+from seresnext.evaluation import Evaluation, describe_metrics, evaluate
 from seresnext.metrics.console import Console
 from seresnext.models import (
     Preprocessing,
@@ -249,22 +249,17 @@ def _listing(names: set[str], most: int = 5) -> str:
 
 
 def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
-    if not math.isfinite(result.loss):
+    if not all(map(math.isfinite, result.metrics.values())):
         console.line("warning: the output of the model is not finite for some images")
     # With five classes or fewer, top-5 is always 100 %.
-    top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
-    console.line(
-        f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
-        f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"
-    )
+    shown = {name: value for name, value in result.metrics.items() if name != "top5" or num_classes > 5}
+    speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
+    console.line(f"{describe_metrics(shown)}  ({speed})")
 
 
 def _report(result: Evaluation, subject: LoadedWeights, checkpoint: Path) -> dict[str, Any]:
-    measured = asdict(result)
-    if not math.isfinite(result.loss):
-        measured["loss"] = None
     return {
-        **measured,
+        **{name: value if math.isfinite(value) else None for name, value in result.to_dict().items()},
         "model": subject.recipe.model.name,
         "weights": subject.weights,
         "checkpoint": str(checkpoint),

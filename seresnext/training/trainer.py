@@ -272,14 +272,15 @@ class Trainer:
                     self._stopping = True
                     return
         for weights, result in results.items():
-            measured = {**asdict(result), "weights": weights}
             epoch = progress.step / self._plan.steps_per_epoch
-            self._journal.write({"event": "validate", "step": progress.step, "epoch": epoch, **measured})
-        chosen = results[self._chosen]
-        progress.history = with_validation(progress.history, progress.step, chosen.loss, progress.evaluated)
+            event = {"event": "validate", "step": progress.step, "epoch": epoch, **result.to_dict(), "weights": weights}
+            self._journal.write(event)
+        chosen = results[self._chosen].metrics
+        progress.history = with_validation(progress.history, progress.step, chosen["loss"], progress.evaluated)
         progress.evaluated = progress.step
-        if progress.best is None or chosen.top1 > progress.best["top1"]:
-            progress.best = {"step": progress.step, "top1": chosen.top1, "top5": chosen.top5, "weights": self._chosen}
+        if progress.best is None or chosen["top1"] > progress.best["top1"]:
+            best = {"step": progress.step, "top1": chosen["top1"], "top5": chosen["top5"], "weights": self._chosen}
+            progress.best = best
 
     def _recalibrate(self) -> bool:
         """Before the last validation measure the statistics of all candidates anew, if the recipe wants it.

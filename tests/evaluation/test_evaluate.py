@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.evaluation import evaluate
+from seresnext.evaluation import METRICS, evaluate
 from seresnext.runtime import PRECISIONS
 
 NUM_IMAGES, NUM_CLASSES = 23, 7
@@ -70,9 +70,9 @@ def test_the_numbers_are_those_of_a_plain_loop(model, images, labels):
     top1, top5, loss = plain_loop(model, images, labels)
     assert 0 < top1 < top5 < NUM_IMAGES
     result = measure(model, images, labels)
-    assert result.top1 == 100 * top1 / NUM_IMAGES
-    assert result.top5 == 100 * top5 / NUM_IMAGES
-    assert result.loss == pytest.approx(loss, abs=1e-6)
+    assert result.metrics["top1"] == 100 * top1 / NUM_IMAGES
+    assert result.metrics["top5"] == 100 * top5 / NUM_IMAGES
+    assert result.metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert result.num_images == NUM_IMAGES
     assert result.images_per_second > 0
 
@@ -90,12 +90,12 @@ def test_a_mean_of_batch_means_would_differ(model, images, labels):
 def test_the_size_of_batches_does_not_count(model, images, labels, size):
     result = measure(model.double(), images.double(), labels, size)
     other = measure(model.double(), images.double(), labels, 5)
-    assert (result.top1, result.top5, result.loss) == (other.top1, other.top5, other.loss)
+    assert result.metrics == other.metrics
 
 
 def test_fewer_than_five_classes(images):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    assert measure(model, images, torch.zeros(NUM_IMAGES, dtype=torch.long)).top5 == 100
+    assert measure(model, images, torch.zeros(NUM_IMAGES, dtype=torch.long)).metrics["top5"] == 100
 
 
 def test_the_precision_is_that_of_the_recipe(images, labels):
@@ -119,6 +119,18 @@ def test_the_precision_is_that_of_the_recipe(images, labels):
     assert spy.seen == torch.bfloat16
 
 
+def test_a_new_metric_is_one_row_of_the_table(monkeypatch, model, images, labels):
+    monkeypatch.setitem(METRICS, "label_mean", lambda logits, labels: labels.sum())
+    result = measure(model, images, labels)
+    assert list(result.metrics) == list(METRICS)
+    assert result.metrics["label_mean"] == int(labels.sum()) / NUM_IMAGES
+    assert result.to_dict() == {
+        **result.metrics,
+        "num_images": NUM_IMAGES,
+        "images_per_second": result.images_per_second,
+    }
+
+
 # ------------------------------------------------------------------------------------------------ the model's mode
 
 
@@ -130,7 +142,7 @@ def test_the_model_is_evaluated_and_left_as_it_was(model, images, labels, traini
     first, second = (measure(model, images, labels) for _ in range(2))
     assert model.training is training
     assert model[1].training is training
-    assert first.loss == second.loss  # Dropout would make them differ.
+    assert first.metrics["loss"] == second.metrics["loss"]  # Dropout would make them differ.
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -140,7 +152,7 @@ def test_training_mode_would_have_been_noticed(model, images, labels):
     model.eval = lambda: model.train()
     before = model[1].running_mean.clone()
     first, second = (measure(model, images, labels) for _ in range(2))
-    assert first.loss != second.loss
+    assert first.metrics["loss"] != second.metrics["loss"]
     assert not torch.equal(model[1].running_mean, before)
 
 
@@ -169,29 +181,33 @@ def right():
 
 def test_nan_is_wrong_and_shows_in_the_loss(right):
     logits, labels = right
-    assert measure(Fixed(), logits, labels).top1 == 100
+    assert measure(Fixed(), logits, labels).metrics["top1"] == 100
     logits[3] = math.nan
     result = measure(Fixed(), logits, labels)
-    assert (result.top1, result.top5) == (87.5, 87.5)
-    assert math.isnan(result.loss)
+    assert (result.metrics["top1"], result.metrics["top5"]) == (87.5, 87.5)
+    assert math.isnan(result.metrics["loss"])
     logits[3], logits[5, 7] = 0, math.nan  # One NaN, and not at the label.
     result = measure(Fixed(), logits, labels)
-    assert result.top1 == 75
-    assert math.isnan(result.loss)
+    assert result.metrics["top1"] == 75
+    assert math.isnan(result.metrics["loss"])
 
 
 def test_an_infinite_loss_shows(right):
     logits, labels = right
     logits[2, 2] = -math.inf
-    assert measure(Fixed(), logits, labels).loss == math.inf
+    assert measure(Fixed(), logits, labels).metrics["loss"] == math.inf
 
 
 def test_large_losses_do_not_overflow(right):
     logits, labels = right
     logits[0, 1] = 5000
-    assert measure(Fixed(), logits, labels).loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)))
+    assert measure(Fixed(), logits, labels).metrics["loss"] == pytest.approx(
+        float(F.cross_entropy(logits.double(), labels))
+    )
     logits[0, 1] = 3e38
-    assert measure(Fixed(), logits, labels).loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)))
+    assert measure(Fixed(), logits, labels).metrics["loss"] == pytest.approx(
+        float(F.cross_entropy(logits.double(), labels))
+    )
 
 
 # ------------------------------------------------------------------------------------------------ ranks
@@ -307,7 +323,7 @@ def test_the_host_waits_at_the_end_only(model, images, labels):
     with Waiting() as waiting:
         measure(model, images, labels, on_round=lambda: waiting.by_round.append(list(waiting.calls)))
     assert waiting.by_round == [[]] * 5
-    assert waiting.calls == ["new_tensor", "tolist", "tolist"]
+    assert waiting.calls == ["tensor", "tolist", "tolist"]
 
 
 @pytest.mark.gpu
@@ -393,7 +409,7 @@ def test_one_unreadable_image_is_named_by_its_own_message(model, images, labels)
 
 
 def test_of_many_unreadable_images_the_first_are_named_and_all_counted(monkeypatch, model, images, labels):
-    monkeypatch.setattr(sys.modules["seresnext.evaluation.evaluate"], "_MOST_LISTED", 4)
+    monkeypatch.setattr(sys.modules["seresnext.evaluation.evaluate"], "_MAX_LISTED", 4)
     errors, _ = refused(model, images, labels, 3, range(NUM_IMAGES))
     heading, *lines = str(errors[0]).splitlines()
     assert heading.startswith(f"{NUM_IMAGES} images")

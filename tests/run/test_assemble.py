@@ -96,7 +96,9 @@ def test_what_readers_report_is_reported_once_at_each_start_and_logged(
 def test_a_validation_reports_them_too(photos, tmp_path, capsys, monkeypatch):
     model = create_model("legacy_seresnext26_32x4d", num_classes=3)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    monkeypatch.setattr(validation_module, "evaluate", lambda *_, **__: Evaluation(50.0, 100.0, 1.0, 12, 1.0))
+    monkeypatch.setattr(
+        validation_module, "evaluate", lambda *_, **__: Evaluation({"top1": 50.0, "loss": 1.0}, 12, 1.0)
+    )
     for _ in range(2):
         validate(tmp_path / "weights.safetensors", World(), str(photos), "val", None, None)
         assert capsys.readouterr().out.count(PASSED_OVER[1]) == 1

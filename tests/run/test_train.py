@@ -181,9 +181,8 @@ def validated_with(monkeypatch, losses):
     def evaluate_with(*arguments, **options):
         calls.append(None)
         result = evaluate(*arguments, **options)
-        return result and replace(
-            result, loss=losses[(len(calls) - 1) // 2]
-        )  # Model and average are validated in turn.
+        loss = losses[(len(calls) - 1) // 2]  # Model and average are validated in turn.
+        return result and replace(result, metrics={**result.metrics, "loss": loss})
 
     monkeypatch.setattr(trainer_module, "evaluate", evaluate_with)
 
