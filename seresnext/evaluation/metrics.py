@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Return the number of images whose label has one of the k highest logits (int64 scalar, on the device).
+    """Return the number of images with the label among the k highest logits (int64 scalar, on the device).
 
     `logits` is N K, `labels` N (int64). If logits are equal, the lower class ranks first on every device; the order of
     `torch.topk` is undefined there. With at most k classes every image is correct. An image with a NaN logit is wrong

@@ -110,7 +110,7 @@ class Bar:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the bar is on a terminal. The user can disable bars with tqdm's variable TQDM_DISABLE."""
+        """Return whether the bar is on a terminal. The user can disable bars with tqdm's variable TQDM_DISABLE."""
         return not self._bar.disable
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The logger of a run: every event goes to all sinks and to the console. Only rank 0 logs."""
+"""The logger of a run: every event goes to all sinks and to the console. Rank 0 logs, other ranks are silent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunLogger:
         self._folder = folder if world.is_first else None
 
     def open(self, step: int, evaluated: int, logged: int = 0) -> None:
-        """Open the sinks of a run that starts after `step` completed steps. The arguments are those of `RunStart`.
+        """Open the sinks of a run that starts after `step` completed steps. `RunStart` explains the arguments.
 
         Raises UsageError if a file of the run folder cannot be used.
         """

@@ -13,7 +13,7 @@ Event = Mapping[str, Any]
 class Sink(Protocol):
     """A destination of events.
 
-    A sink never ends a run. A sink reports its first failure with `RunStart.warn`, and training continues.
+    A sink never ends a run: the first failure is reported with `RunStart.warn`, and training continues.
     """
 
     def write(self, event: Event) -> None:

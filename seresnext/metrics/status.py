@@ -67,7 +67,7 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
                 status["started"] = status["updated"]
             _write(folder, status)
     except OSError as error:
-        # An error here must not hide the outcome. Checkpoints report a full disk with a message of their own.
+        # An error here must not hide the outcome. A checkpoint that meets a full disk has its own message.
         print(f"warning: {folder / _NAME} cannot be written ({error.strerror})", file=sys.stderr)
 
 
@@ -92,7 +92,7 @@ def update_status(folder: Path, **fields: Any) -> None:
 
 
 def mark_refused(folder: Path, reason: str) -> None:
-    """Mark a run as failed because a restart is refused. A folder without a status stays as it is. Raises OSError.
+    """Mark a run as failed because a restart is refused. A folder without a status stays unchanged. Raises OSError.
 
     If the status stayed `preempted`, a job that queues itself again would loop forever.
     """

@@ -87,7 +87,7 @@ def test_what_a_recipe_asks_for_is_kept(capability, name):
 
 def test_bf16_on_a_gpu_without_it(capability):
     capability(7, 5)
-    with pytest.raises(UsageError, match=r"Old GPU lacks .*set runtime.precision to fp16 or auto"):
+    with pytest.raises(UsageError, match=r"bf16, but Old GPU .*set runtime.precision to fp16 or auto"):
         resolve_precision("bf16", GPU)
     assert resolve_precision("fp16", GPU) == "fp16"
 
