@@ -17,9 +17,10 @@ def tune_malloc(device: torch.device) -> bool:
     """Make malloc keep freed memory in this process, for training on a CPU. Returns whether the setting took effect.
 
     By default glibc returns large blocks to the system at once. Each step then allocates all activations again, as
-    pages that the kernel must fill with zeros: half a million page faults and at least 20 % of the time of a step. With
-    this setting the process grows to the same peak and keeps the memory, in pages of 2 MiB if Linux allows. The function
-    does nothing for a GPU, because torch caches GPU memory, and nothing for a C library other than glibc.
+    pages that the kernel must fill with zeros: half a million page faults and at least 20 % of the time of a step.
+    With this setting the process grows to the same peak and keeps the memory, in pages of 2 MiB if Linux allows.
+
+    The setting is made only for the CPU, because torch caches GPU memory, and only with glibc.
     """
     libc = ctypes.CDLL(None)
     if device.type != "cpu" or not hasattr(libc, "mallopt"):
