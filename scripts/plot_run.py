@@ -2,8 +2,8 @@
 
     python scripts/plot_run.py RUN_FOLDER [--output RUN_FOLDER/curves.png]
 
-Reads `metrics.jsonl`, also of a run that is still training, and the label smoothing from `recipe.yaml`. Needs
-matplotlib (the `demo` extra).
+The curves come from `metrics.jsonl`, also while the run is training, and the label smoothing from `recipe.yaml`.
+Needs matplotlib (the `demo` extra).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import _python
 with _python.demo_extra():
     import matplotlib as mpl
 
-mpl.use("Agg")  # A picture needs no display.
+mpl.use("Agg")  # No display is needed.
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
@@ -35,7 +35,8 @@ _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:
 def read_curves(metrics: Path) -> dict[str, Curve]:
     """Return the curves of a `metrics.jsonl` by `<event>.<field>`, such as `train.loss` and `validate_ema.top1`.
 
-    Leave out a last line that is still being written. Raises DataError for a file that is missing or not JSON lines.
+    A partial last line, which a run may still be writing, is ignored. Raises DataError for a file that is missing or
+    has other lines than events.
     """
     if metrics.exists() and not metrics.is_file():
         raise DataError(f"{metrics} is not a regular file; give the folder of a run")
@@ -58,7 +59,7 @@ def _add(curves: dict[str, Curve], line: bytes, place: str) -> None:
     try:
         weights = entry.get("weights", "model")
         event = entry["event"] if weights == "model" else f"{entry['event']}_{weights}"
-        # A loss that is not finite is written as null.
+        # null stands for a loss that is not finite.
         found = {field: float(entry[field]) for field in _FIELDS if entry.get(field) is not None}
         epoch = float(entry["epoch"])
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
@@ -106,7 +107,7 @@ def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 
 
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-        if axes.lines:  # Below the axes, where a legend covers no curve.
+        if axes.lines:  # below the axes, so that the legend covers no curve
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     figure.suptitle(title)
     output.parent.mkdir(parents=True, exist_ok=True)

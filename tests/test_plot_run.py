@@ -1,4 +1,4 @@
-"""`scripts/plot_run.py` as a user starts it."""
+"""`scripts/plot_run.py`: curves, labels and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_curves_become_a_picture(run_folder, run_command):
     with Image.open(run_folder / "curves.png") as image:
         assert image.width > 800
         pixels = np.asarray(image.convert("RGB"))
-    # matplotlib's first three: training is on the left, model and average are in both panels.
+    # matplotlib's first three colours: training (left panel), model and average (both panels).
     for colour, in_both in (((31, 119, 180), False), ((255, 127, 14), True), ((44, 160, 44), True)):
         rows, columns = np.nonzero((pixels == colour).all(-1))
         assert len(rows) > 100
@@ -50,7 +50,7 @@ def test_curves_become_a_picture(run_folder, run_command):
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """`drawn(curves, smoothing=0) -> figure`: the figure of the curves."""
+    """`drawn(curves, smoothing=0)` returns the figure of the curves."""
     figures = []
     monkeypatch.setattr(plot_run.plt, "close", figures.append)
 
@@ -89,13 +89,13 @@ def test_a_legend_covers_no_curve(drawn):
         assert legend.y1 < area.y0
 
 
-def test_before_the_first_validation_the_panel_says_so(drawn):
+def test_before_the_first_validation_the_panel_has_a_text(drawn):
     figure = drawn({"train.loss": ([1, 2], [2, 1])})
     assert len(figure.axes[1].texts) == 1
     assert list(drawn({"train.loss": ([1], [2]), "validate.top1": ([1], [5])}).axes[1].texts) == []
 
 
-def test_label_smoothing_stands_beside_the_training_loss(drawn, tmp_path):
+def test_the_label_of_the_training_loss_has_label_smoothing(drawn, tmp_path):
     recipe = load_recipe("cifar10", ["loss.label_smoothing=0.15"])
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe.values))
     smoothing = plot_run.read_smoothing(tmp_path / "recipe.yaml")
@@ -133,7 +133,7 @@ def test_metrics_without_end_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{]\n", "metrics.jsonl:1 is not JSON")])
-def test_curves_of_nothing_are_explained(tmp_path, run_command, content, message):
+def test_missing_and_damaged_metrics_are_refused(tmp_path, run_command, content, message):
     if content:
         (tmp_path / "metrics.jsonl").write_text(content)
     result = run_command([sys.executable, SCRIPTS / "plot_run.py", tmp_path])
@@ -166,7 +166,7 @@ def test_a_python_without_the_demo_extra(tmp_path, run_command, script, package,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_not_finite_is_left_out_of_the_curves(tmp_path, run_command):
+def test_a_loss_of_null_is_no_point(tmp_path, run_command):
     lines = [{"event": event, "epoch": 1.0, "loss": None, "top1": 10.0} for event in ("train", "validate")]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = run_command([sys.executable, SCRIPTS / "plot_run.py", tmp_path])

@@ -1,4 +1,4 @@
-"""Top-k counts against timm's and against sorting by hand."""
+"""Top-k counts equal timm's and a plain sort."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> lis
 
 
 def by_hand(logits: Tensor, labels: Tensor, k: int) -> int:
-    """Sort each row by logit, then by class, and look for the label."""
+    """Count the labels in the first k classes of each row, sorted by logit and then by class."""
     count = 0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         if any(value != value for value in row):

@@ -1,4 +1,4 @@
-"""What a run says, where it says it, and who is silent."""
+"""Events of a run in all sinks and on the console, resumes, and silent ranks."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def scalars(folder, tag):
     return [(found.step, found.value) for found in board.Scalars(tag)]
 
 
-def test_an_event_goes_everywhere(tmp_path, stream):
+def test_an_event_reaches_all_sinks_and_the_console(tmp_path, stream):
     logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
     logger.open(0, 0)
     logger.write(event(10, loss=0.5, lr=0.25), seconds_left=75)
@@ -56,7 +56,7 @@ def test_an_event_goes_everywhere(tmp_path, stream):
 
 
 class ListSink:
-    """A sink of a tracker: keeps everything in a list."""
+    """A sink that keeps all calls in a list."""
 
     def __init__(self, start):
         self.calls = [start]
@@ -95,7 +95,7 @@ def test_the_status_has_the_step_of_the_last_train_event(tmp_path, stream):
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 10)
 
 
-def test_an_event_can_have_a_text_of_its_own(tmp_path, stream):
+def test_a_text_replaces_an_event_on_the_console(tmp_path, stream):
     logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
     logger.open(0, 0)
     logger.write(event(10, "skipped", reason="the loss is nan"), text="warning: skipped")
@@ -104,8 +104,8 @@ def test_an_event_can_have_a_text_of_its_own(tmp_path, stream):
     assert stream.getvalue() == "warning: skipped\n"
 
 
-def test_going_on_forgets_what_came_after(tmp_path, stream):
-    """Steps 20 and 30 were taken, but the run goes on from step 10: they will be taken again."""
+def test_resume_removes_later_events(tmp_path, stream):
+    """The run completed step 30, and resumes from step 10. Steps 20 and 30 run again."""
     for start, steps in ((0, (10, 20, 30)), (10, (20,))):
         logger = RunLogger(tmp_path, Console(True, stream=stream), FIRST)
         logger.open(start, start)
@@ -116,7 +116,7 @@ def test_going_on_forgets_what_came_after(tmp_path, stream):
     assert scalars(tmp_path, "train/loss") == [(10, 10.0), (20, 30.0)]
 
 
-def test_a_fresh_start_forgets_everything(tmp_path, stream):
+def test_new_run_removes_all_events(tmp_path, stream):
     for loss in (1.0, 2.0):
         logger = RunLogger(tmp_path, Console(True, stream=stream), FIRST)
         logger.open(0, 0)
@@ -125,14 +125,14 @@ def test_a_fresh_start_forgets_everything(tmp_path, stream):
     assert [line["loss"] for line in lines(tmp_path)] == [2.0]
 
 
-@pytest.mark.parametrize(("num_classes", "said"), [(2, False), (5, False), (6, True), (None, True)])
-def test_top5_of_five_classes_is_not_printed(tmp_path, stream, num_classes, said):
+@pytest.mark.parametrize(("num_classes", "printed"), [(2, False), (5, False), (6, True), (None, True)])
+def test_top5_of_five_classes_is_not_printed(tmp_path, stream, num_classes, printed):
     logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST, num_classes)
     logger.open(0, 0)
     logger.write(event(10, "validate", loss=0.75, top1=62.5, top5=100.0, weights="model"))
     logger.close()
-    assert ("top-5" in stream.getvalue()) is said
-    assert ("top-5" in (tmp_path / "log.txt").read_text()) is said
+    assert ("top-5" in stream.getvalue()) is printed
+    assert ("top-5" in (tmp_path / "log.txt").read_text()) is printed
     assert lines(tmp_path)[0]["top5"] == 100.0
     assert scalars(tmp_path, "validate/top5") == [(10, 100.0)]
 
@@ -165,7 +165,7 @@ def test_lost_lines_are_a_warning(tmp_path):
     whole = [json.dumps(event(step, kind)) for step in (10, 20, 30) for kind in ("train", "validate")]
     text = "\n".join(whole) + "\n"
     assert resume_with(tmp_path, text, io.StringIO()) == []
-    assert resume_with(tmp_path, text + text[:20], io.StringIO()) == []  # A killed run leaves half a line.
+    assert resume_with(tmp_path, text + text[:20], io.StringIO()) == []  # A killed run leaves a partial line.
     for lost in (None, "", text[:100], text.replace(whole[1], "#" * 30), "[" * 5000 + "\n" + text):
         (warning,) = resume_with(tmp_path, lost, io.StringIO())
         assert "step" in warning
@@ -178,7 +178,7 @@ def test_metrics_that_never_end_are_refused(tmp_path, stream):
         RunLogger(tmp_path, Console(True, stream=stream), FIRST).open(1, 1, 1)
 
 
-def test_without_a_folder_it_only_speaks(tmp_path, stream, monkeypatch):
+def test_without_a_folder_the_logger_only_prints(tmp_path, stream, monkeypatch):
     monkeypatch.chdir(tmp_path)
     logger = RunLogger(None, Console(True, stream=stream), FIRST)
     logger.open(0, 0)
@@ -209,31 +209,31 @@ class Terminal(io.StringIO):
 
 
 class Bars(Console):
-    """A console that notes what its bars are told."""
+    """A console that records the calls of bars."""
 
     def __init__(self):
         super().__init__(True, stream=Terminal())
-        self.told = []
+        self.bar_calls = []
 
     def bar(self, label, total, done=0):
-        self.told.append(("open", label, total, done))
+        self.bar_calls.append(("open", label, total, done))
         bar = super().bar(label, total, done)
         advance = bar.advance
-        bar.advance = lambda count=1: (self.told.append(("advance", label)), advance(count))
+        bar.advance = lambda count=1: (self.bar_calls.append(("advance", label)), advance(count))
         return bar
 
 
-def test_a_bar_for_the_run_and_one_within_for_validation():
+def test_bar_of_the_run_and_inner_bar_of_a_validation():
     console = Bars()
     logger = RunLogger(None, console, FIRST)
-    logger.advance()  # Before the block there is no bar to move.
+    logger.advance()  # There is no bar before the block.
     with logger.training(30, 100):
         logger.advance()
         with logger.validation(7) as advance:
             advance()
         logger.advance()
     logger.advance()
-    assert console.told == [
+    assert console.bar_calls == [
         ("open", "train", 100, 30),
         ("advance", "train"),
         ("open", "validate", 7, 0),

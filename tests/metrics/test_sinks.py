@@ -1,4 +1,4 @@
-"""Log files: valid whatever happens to the process, and never a reason to end a run."""
+"""JSON lines and TensorBoard: files stay valid after a crash, and errors never end a run."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def test_every_line_is_valid_json(tmp_path, warnings):
     assert event == train(1, loss=None, lr=None, grad_norm=None, note="two\nlines", best=None)
 
 
-def test_lines_are_there_at_once_and_added_to(tmp_path, warnings):
+def test_lines_are_written_at_once_and_appended(tmp_path, warnings):
     for step in (1, 2):
         writer = JsonLines(tmp_path / "m", warnings.append)
         writer.write(train(step))
@@ -70,8 +70,8 @@ def test_resume_removes_later_lines(tmp_path, warnings):
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
-def test_resume_removes_validations_that_are_to_be_done_again(tmp_path, warnings):
-    """The run was stopped in the one after step 10, went on, did it, and was lost before anything was saved."""
+def test_resume_removes_validations_that_run_again(tmp_path, warnings):
+    """The run was stopped during the validation after step 10, resumed, validated, and was killed before a save."""
     path = tmp_path / "m"
     writer = JsonLines(path, warnings.append)
     for step in (5, 10):
@@ -86,7 +86,7 @@ def test_nothing_to_truncate(tmp_path, warnings):
     assert not (tmp_path / "m").exists()
 
 
-def test_half_written_last_line_of_a_crash(tmp_path, warnings):
+def test_partial_last_line_of_a_crash_is_removed(tmp_path, warnings):
     path = tmp_path / "m"
     line = json.dumps(train(1)) + "\n"
     for cut in range(1, len(line)):
@@ -96,7 +96,7 @@ def test_half_written_last_line_of_a_crash(tmp_path, warnings):
         assert [event["step"] for event in read(path)] == [1, 2]
 
 
-def test_truncation_drops_what_is_not_an_event(tmp_path, warnings):
+def test_truncation_removes_lines_that_are_no_event(tmp_path, warnings):
     path = tmp_path / "m"
     good = json.dumps(train(1))
     path.write_bytes(b'\xff\xfe\n[1]\n{"step": "1"}\n{"a": 1}\nnull\n' + good.encode() + b"\n")
@@ -114,7 +114,7 @@ def test_lists_within_lists_are_no_event(tmp_path, warnings):
 
 @pytest.mark.parametrize("kind", ["/dev/full", "/dev/zero", "/dev/null", "pipe", "folder", "large"])
 def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
-    """A read takes all memory, or waits without end."""
+    """Reading such a file would take all memory or wait forever."""
     path = tmp_path / "m"
     if kind == "pipe":
         os.mkfifo(path)
@@ -122,7 +122,7 @@ def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
         path.mkdir()
     elif kind == "large":
         with path.open("wb") as file:
-            file.truncate((1 << 30) + 1)  # A file with a hole, of no blocks.
+            file.truncate((1 << 30) + 1)  # A sparse file, without blocks.
     else:
         path.symlink_to(kind)
     with pytest.raises(OSError, match="bytes" if kind == "large" else "regular file"):
@@ -141,7 +141,7 @@ def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
     ],
 )
 def test_lost_lines_are_found(tmp_path, warnings, lines, reaches):
-    """Positive numbers are steps of `train` events, negative ones of validations, None is garbage."""
+    """Positive numbers are steps of `train` events, negative numbers are steps of validations, None is garbage."""
     path = tmp_path / "m"
     events = [{"event": "train" if step > 0 else "validate", "step": abs(step)} if step else None for step in lines]
     path.write_text("".join((json.dumps(event) if event else "garbage") + "\n" for event in events))
@@ -150,7 +150,7 @@ def test_lost_lines_are_found(tmp_path, warnings, lines, reaches):
     assert writer.reaches(10, 10) is reaches
 
 
-def test_at_a_fresh_start_no_lines_are_lost(tmp_path, warnings):
+def test_new_run_has_no_lost_lines(tmp_path, warnings):
     writer = JsonLines(tmp_path / "m", warnings.append)
     writer.truncate_after(0, 0)
     assert writer.reaches(0, 0)
@@ -206,7 +206,7 @@ def test_tensorboard_has_the_numbers_of_the_events(tmp_path, warnings):
     board.write(train(10, loss=2.5, lr=0.5, images_per_second=64, data_wait=0.25, grad_norm=1.0))
     for weights, top1 in (("model", 50.0), ("ema", 60.0)):
         board.write({"event": "validate", "step": 10, "epoch": 1.0, "top1": top1, "top5": 75.0, "weights": weights})
-    assert scalars(tmp_path / "tb") == {  # Before the close: written at once.
+    assert scalars(tmp_path / "tb") == {  # Each event is written at once, before the close.
         "train/loss": [(10, 2.5)],
         "train/lr": [(10, 0.5)],
         "train/images_per_second": [(10, 64.0)],
@@ -235,7 +235,7 @@ def test_tensorboard_hides_what_is_done_again(tmp_path, warnings):
 
 
 def test_tensorboard_goes_on_beside_a_file_that_breaks_off(tmp_path, warnings):
-    """As a kill leaves it, in the middle of a record: a resume writes a file of its own and touches no other."""
+    """A kill leaves a file that ends inside a record. A resume writes a new file and changes no other file."""
     first = TensorBoard(tmp_path, None, warnings.append)
     for step in (1, 2):
         first.write(train(step, loss=1.0))
@@ -262,7 +262,7 @@ def test_tensorboard_folder_that_cannot_be_made(tmp_path, warnings):
 
 
 def test_tensorboard_disk_that_fills_up(tmp_path, warnings):
-    """A real full disk: Linux's /dev/full."""
+    """Linux's /dev/full acts as a full disk."""
     board = TensorBoard(tmp_path / "tb", None, warnings.append)
     board.write(train(1, loss=1.0))
     board.close()
@@ -284,7 +284,7 @@ def test_tensorboard_starts_no_thread(tmp_path, warnings):
     board.close()
 
 
-def test_torchs_own_writer_gives_the_same_scalars(tmp_path, warnings):
+def test_scalars_equal_those_of_summary_writer(tmp_path, warnings):
     event = train(7, loss=0.1, lr=math.nan, images_per_second=1e30)
     ours = TensorBoard(tmp_path / "ours", 3, warnings.append)
     ours.write(event)

@@ -1,4 +1,4 @@
-"""How a run is, in its folder: true at any time, also on a full disk, and never half there for a reader."""
+"""`status.json` is true at any time, also on a full disk, and a reader never finds a part."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ def write(folder, state, step=0, reason=None):
     write_status(folder, World(), state, step, reason)
 
 
-def test_status_says_how_it_is(tmp_path):
+def test_status_has_state_process_and_times(tmp_path):
     assert read_status(tmp_path) == {}
     write(tmp_path, "running", 12)
     write(tmp_path, "failed", 13, "out of memory")
@@ -50,7 +50,7 @@ def test_status_says_how_it_is(tmp_path):
 def test_saved_step_total_and_best_stay_until_the_end(tmp_path):
     best = {"step": 10, "top1": 62.5, "top5": 75.0, "weights": "ema"}
     update_status(tmp_path, saved_step=10)
-    assert read_status(tmp_path) == {}  # There is no run.
+    assert read_status(tmp_path) == {}  # The folder has no run.
     write(tmp_path, "running", 0)
     started = read_status(tmp_path)["started"]
     update_status(tmp_path, step=12, saved_step=None, total_steps=100)
@@ -95,7 +95,7 @@ def test_the_point_of_a_resume(tmp_path):
 
 @pytest.fixture
 def refuse(monkeypatch):
-    """`refuse(number)`: no file can be put in the place of another, for this reason."""
+    """`refuse(number)` lets every replacement of a file fail with this errno."""
 
     def set_up(number):
         def fail(*args):
@@ -131,13 +131,13 @@ def test_on_a_full_disk_it_is_written_over_the_old_one(tmp_path, refuse, capsys,
     assert "status.json cannot be written" in capsys.readouterr().err
 
 
-def test_the_step_of_a_run_that_goes_on(tmp_path, refuse, capsys):
+def test_only_a_running_run_gets_a_new_step(tmp_path, refuse, capsys):
     update_status(tmp_path, step=3)
     assert read_status(tmp_path) == {}
     write(tmp_path, "running", 3)
     update_status(tmp_path, step=4)
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 4)
-    write(tmp_path, "failed", 4, "rank 1: out of memory")  # As another rank does.
+    write(tmp_path, "failed", 4, "rank 1: out of memory")  # Another rank failed.
     update_status(tmp_path, step=5)
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("failed", 4)
     write(tmp_path, "running", 5)
@@ -148,7 +148,7 @@ def test_the_step_of_a_run_that_goes_on(tmp_path, refuse, capsys):
 
 
 @pytest.mark.parametrize("state", ["preempted", "running", "finished", "failed", None])
-def test_a_refused_start_ends_what_was_to_go_on(tmp_path, state):
+def test_a_refused_restart_is_a_failure(tmp_path, state):
     if state:
         write(tmp_path, state, 7, "as before")
     before = read_status(tmp_path)
@@ -165,20 +165,20 @@ def test_a_refused_start_ends_what_was_to_go_on(tmp_path, state):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", None, b"[" * 100_000, b" " * (1 << 20) + b"{}"])
-def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
+def test_an_unreadable_status_is_empty(tmp_path, content):
     if content is not None:
         (tmp_path / "status.json").write_bytes(content)
     assert read_status(tmp_path) == {}
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
-def test_a_status_without_end_is_none(tmp_path, target):
+def test_a_status_without_end_is_empty(tmp_path, target):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "status.json").symlink_to(tmp_path / target)
     assert read_status(tmp_path) == {}
 
 
-def test_of_a_status_by_others_only_plain_values_are_kept(tmp_path):
+def test_status_of_a_stranger_keeps_only_plain_values(tmp_path):
     """The next write repeats the values, so JSON must be able to hold each value."""
     deep = "[" * 500 + "]" * 500
     fields = f'"best": {{"step": {deep}}}, "saved_step": "x", "other": {deep}, "started": 3, "total_steps": 7'
