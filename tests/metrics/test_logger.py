@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
-from seresnext.metrics.logger import SINKS, RunLogger
+from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.status import read_status, write_status
 
 FIRST, SECOND = World(), World(rank=1, size=2)
@@ -53,36 +53,6 @@ def test_an_event_reaches_all_sinks_and_the_console(tmp_path, stream):
     assert validate.startswith("validate (ema) step 10 (epoch 1.00): ")
     assert "top-1 62.50 %" in validate
     assert (tmp_path / "log.txt").read_text().count("step 10") == 2
-
-
-class ListSink:
-    """A sink that keeps all calls in a list."""
-
-    def __init__(self, start):
-        self.calls = [start]
-
-    def write(self, event):
-        self.calls.append(event)
-
-    def close(self):
-        self.calls.append("closed")
-
-
-def test_a_new_sink_is_one_row_of_the_table(tmp_path, stream, monkeypatch):
-    opened = []
-    monkeypatch.setitem(SINKS, "list", lambda start: opened.append(ListSink(start)) or opened[-1])
-    for world, count in ((SECOND, 0), (FIRST, 1)):
-        logger = RunLogger(tmp_path, Console(world.is_first, None, stream), world)
-        logger.open(7, 5, 6)
-        with logger.training(7, 10):
-            logger.write(event(8, loss=0.5), seconds_left=75)
-            logger.write(event(8, "skipped", reason="nan"), text="warning: skipped")
-        assert len(opened) == count
-    start, *calls = opened[0].calls
-    assert (start.folder, start.step, start.evaluated, start.logged) == (tmp_path, 7, 5, 6)
-    assert calls == [event(8, loss=0.5), event(8, "skipped", reason="nan"), "closed"]
-    start.warn("the tracker is offline")
-    assert stream.getvalue().endswith("warning: the tracker is offline\n")
 
 
 def test_the_status_has_the_step_of_the_last_train_event(tmp_path, stream):

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from seresnext.distributed import World
-from seresnext.metrics.small_files import write_atomically
 from seresnext.metrics.status import (
     mark_refused,
     read_status,
@@ -187,22 +186,3 @@ def test_status_of_a_stranger_keeps_only_plain_values(tmp_path):
     update_status(tmp_path, step=4)
     write(tmp_path, "failed", 4)
     assert (read_status(tmp_path)["total_steps"], read_status(tmp_path)["best"]) == (7, None)
-
-
-def test_a_reader_never_sees_a_part(tmp_path):
-    target, texts, seen = tmp_path / "file", ["a" * 200_000, "b" * 100_000], set()
-    write_atomically(target, texts[0])
-    done = threading.Event()
-
-    def read():
-        while not done.is_set():
-            seen.add(target.read_text())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(200):
-        write_atomically(target, texts[number % 2])
-    done.set()
-    reader.join()
-    assert seen <= set(texts)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
