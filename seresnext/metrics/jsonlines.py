@@ -39,8 +39,6 @@ class JsonLines:
         self._path = path
         self._warn = warn
         self._warned = False
-        self._has_all = True
-        self._last: dict[str, int] = {}
         check_metrics(path)
         self._remove_partial_line()
 
@@ -53,10 +51,10 @@ class JsonLines:
         path = start.folder / "metrics.jsonl"
         try:
             lines = cls(path, start.warn)
-            lines.truncate_after(start.step, start.evaluated)
+            is_complete = lines.rewind(start.step, start.evaluated, start.logged)
         except OSError as error:
             raise UsageError(f"{path} cannot be read or written ({error.strerror}); move the file away") from None
-        if not lines.reaches(start.logged, start.evaluated):
+        if not is_complete:
             start.warn(f"{path} lacks lines of the steps up to {start.step}; the curves have a gap there")
         return lines
 
@@ -73,42 +71,38 @@ class JsonLines:
     def close(self) -> None:
         """Do nothing: the file is open only inside `write`."""
 
-    def truncate_after(self, step: int, evaluated: int) -> int:
-        """Remove the lines that a resumed run writes again, and return the number of removed lines.
+    def rewind(self, step: int, evaluated: int, logged: int) -> bool:
+        """Remove the lines that a resumed run writes again. Returns whether the remaining lines are complete.
 
-        Removed are lines of steps after `step` (all lines for -1), validations of steps after `evaluated`, and lines
-        that are not JSON. A rename replaces the file.
+        Removed are lines of steps after `step`, validations of steps after `evaluated`, and lines that are no events. A
+        rename replaces the file. Complete lines have the `train` event of step `logged` and the validation of step
+        `evaluated` (0 for none), and had no line that was no event.
         """
-        removed = sum(not is_kept for _, is_kept in self._lines(step, evaluated))
+        last = {"train": 0, "validate": 0}
+        removed = damaged = 0
+        for _, event, is_kept in self._lines(step, evaluated):
+            removed += not is_kept
+            damaged += event is None
+            if event and is_kept:
+                last[event["event"]] = event["step"]
         if removed:
             temporary = self._path.with_name(f".{self._path.name}.tmp")
             with temporary.open("wb") as file:
-                file.writelines(line for line, is_kept in self._lines(step, evaluated) if is_kept)
+                file.writelines(line for line, _, is_kept in self._lines(step, evaluated) if is_kept)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
-        return removed
+        return not damaged and last["train"] >= logged and last["validate"] >= evaluated
 
-    def reaches(self, logged: int, evaluated: int) -> bool:
-        """Return whether `truncate_after` found the last expected lines, and no line that is not JSON.
-
-        Expected are the `train` event of step `logged` and the validation of step `evaluated` (0 for none).
-        """
-        return self._has_all and self._last.get("train", 0) >= logged and self._last.get("validate", 0) >= evaluated
-
-    def _lines(self, step: int, evaluated: int) -> Iterator[tuple[bytes, bool]]:
-        """Yield each line, and whether `truncate_after` keeps the line."""
+    def _lines(self, step: int, evaluated: int) -> Iterator[tuple[bytes, Event | None, bool]]:
+        """Yield each line, its event (None for a line that is no event), and whether `rewind` keeps the line."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
             for line in file:
                 event = _parse_event(line)
-                is_kept = event is not None and event["step"] <= (evaluated if event["event"] == "validate" else step)
-                if event is None:
-                    self._has_all = False
-                elif is_kept:
-                    self._last[event["event"]] = event["step"]
-                yield line, is_kept
+                last_kept = evaluated if event and event["event"] == "validate" else step
+                yield line, event, event is not None and event["step"] <= last_kept
 
     def _append(self, line: bytes) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

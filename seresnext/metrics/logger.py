@@ -19,7 +19,7 @@ from seresnext.metrics.tensorboard import TensorBoard
 SINKS: dict[str, Callable[[RunStart], Sink]] = {
     "jsonl": JsonLines.open,
     "tensorboard": TensorBoard.open,
-    "status": StatusFile.open,
+    "status": StatusFile,
 }
 
 

@@ -14,7 +14,7 @@ import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from seresnext.distributed import World
 from seresnext.metrics.sink import Event, RunStart
@@ -36,13 +36,8 @@ _lock = threading.RLock()
 class StatusFile:
     """The sink that keeps the step in `status.json`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @classmethod
-    def open(cls, start: RunStart) -> Self:
-        """Return the sink of a run folder. The file is not opened before an event."""
-        return cls(start.folder)
+    def __init__(self, start: RunStart) -> None:
+        self._folder = start.folder
 
     def write(self, event: Event) -> None:
         """Write the step of a `train` event."""

@@ -56,12 +56,14 @@ def test_resume_removes_later_lines(tmp_path, warnings):
         writer.write(train(step))
         writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
     kept = path.read_text().splitlines()[:4]
-    assert writer.truncate_after(10, 10) == 4
+    assert writer.rewind(10, 10, 10)
     assert path.read_text().splitlines() == kept
-    assert writer.truncate_after(10, 10) == 0
+    inode = path.stat().st_ino
+    assert writer.rewind(10, 10, 10)
+    assert path.stat().st_ino == inode  # There was nothing to remove, so the file was not replaced.
     writer.write(train(11))
     assert [event["step"] for event in read(path)] == [5, 5, 10, 10, 11]
-    assert writer.truncate_after(-1, -1) == 5
+    writer.rewind(-1, -1, 0)
     assert path.read_bytes() == b""
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
@@ -73,12 +75,13 @@ def test_resume_removes_validations_that_run_again(tmp_path, warnings):
     for step in (5, 10):
         writer.write(train(step))
         writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
-    assert writer.truncate_after(10, 5) == 1
+    assert writer.rewind(10, 5, 10)
     assert [(event["event"], event["step"]) for event in read(path)] == [("train", 5), ("validate", 5), ("train", 10)]
 
 
-def test_nothing_to_truncate(tmp_path, warnings):
-    assert JsonLines(tmp_path / "m", warnings.append).truncate_after(3, 3) == 0
+def test_rewind_without_a_file(tmp_path, warnings):
+    assert JsonLines(tmp_path / "m", warnings.append).rewind(3, 0, 0)
+    assert not JsonLines(tmp_path / "m", warnings.append).rewind(3, 3, 0)
     assert not (tmp_path / "m").exists()
 
 
@@ -92,11 +95,11 @@ def test_partial_last_line_of_a_crash_is_removed(tmp_path, warnings):
         assert [event["step"] for event in read(path)] == [1, 2]
 
 
-def test_truncation_removes_lines_that_are_no_event(tmp_path, warnings):
+def test_rewind_removes_lines_that_are_no_event(tmp_path, warnings):
     path = tmp_path / "m"
     good = json.dumps(train(1))
     path.write_bytes(b'\xff\xfe\n[1]\n{"step": "1"}\n{"a": 1}\nnull\n' + good.encode() + b"\n")
-    assert JsonLines(path, warnings.append).truncate_after(5, 5) == 5
+    assert not JsonLines(path, warnings.append).rewind(5, 0, 0)
     assert path.read_text() == good + "\n"
 
 
@@ -104,7 +107,7 @@ def test_lists_within_lists_are_no_event(tmp_path, warnings):
     path = tmp_path / "m"
     good = json.dumps(train(1)) + "\n"
     path.write_text(good + "[" * 100_000 + "\n" + '{"event": {}, "step": 1}\n' + good)
-    assert JsonLines(path, warnings.append).truncate_after(5, 5) == 2
+    assert not JsonLines(path, warnings.append).rewind(5, 0, 0)
     assert path.read_text() == good + good
 
 
@@ -126,7 +129,7 @@ def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
 
 
 @pytest.mark.parametrize(
-    ("lines", "reaches"),
+    ("lines", "is_complete"),
     [
         ([5, 10, -10], True),
         ([5, -5, 10, -10, 15, -15], True),  # Lines of later steps are removed.
@@ -136,23 +139,21 @@ def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
         ([], False),
     ],
 )
-def test_lost_lines_are_found(tmp_path, warnings, lines, reaches):
+def test_lost_lines_are_found(tmp_path, warnings, lines, is_complete):
     """Positive numbers are steps of `train` events, negative numbers are steps of validations, None is garbage."""
     path = tmp_path / "m"
     events = [{"event": "train" if step > 0 else "validate", "step": abs(step)} if step else None for step in lines]
     path.write_text("".join((json.dumps(event) if event else "garbage") + "\n" for event in events))
     writer = JsonLines(path, warnings.append)
-    writer.truncate_after(12, 10)
-    assert writer.reaches(10, 10) is reaches
+    assert writer.rewind(12, 10, 10) is is_complete
 
 
 def test_new_run_has_no_lost_lines(tmp_path, warnings):
     writer = JsonLines(tmp_path / "m", warnings.append)
-    writer.truncate_after(0, 0)
-    assert writer.reaches(0, 0)
+    assert writer.rewind(0, 0, 0)
 
 
-def test_failed_truncation_keeps_the_old_file(tmp_path, warnings, monkeypatch):
+def test_failed_rewind_keeps_the_old_file(tmp_path, warnings, monkeypatch):
     path = tmp_path / "m"
     writer = JsonLines(path, warnings.append)
     for step in (1, 2):
@@ -163,7 +164,7 @@ def test_failed_truncation_keeps_the_old_file(tmp_path, warnings, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        writer.truncate_after(1, 1)
+        writer.rewind(1, 1, 1)
     assert len(read(path)) == 2
 
 
