@@ -121,7 +121,7 @@ def _perform(training: Training, world: World, folder: Path) -> Seen:
         for change in _changes(training, seen, runs):
             changes.enter_context(change)
         try:
-            assembled.train(loaded, world, stop, output=folder / training.run, resume="auto", allow_changed=())
+            assembled.train(loaded.recipe, world, stop, output=folder / training.run, resume="auto", allow_changed=())
         except (TrainingStopped, Crash) as error:
             seen.error = f"{type(error).__name__}: {error}"
     looks, inputs, changed = zip(*world.gather((stop.count, seen.inputs, seen.changed)), strict=True)

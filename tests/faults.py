@@ -175,7 +175,7 @@ class _Injection:
         from seresnext.checkpoint import store
         from seresnext.distributed import BatchNormStatistics
         from seresnext.models import registry
-        from seresnext.run import opening
+        from seresnext.run import assemble
         from seresnext.run.assemble import Run
         from seresnext.run.folder import RunFolder
         from seresnext.training import trainer
@@ -183,7 +183,7 @@ class _Injection:
 
         registry.create_model = narrow
         before = self._before
-        before(opening, "open_splits", lambda *args, **options: "open")
+        before(assemble, "open_splits", lambda *args, **options: "open")
         before(Run, "trainer", self._go_on_from)
         before(TrainingStep, "warm_up", lambda *args, **options: "warm-up")
         before(TrainingStep, "__call__", self._begin_step)

@@ -17,6 +17,7 @@ from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
 from seresnext.training.plan import Progress
@@ -70,7 +71,7 @@ class LoadedCheckpoint:
 
     path: Path
     tensors: dict[str, Tensor]
-    facts: CheckpointMetadata
+    metadata: CheckpointMetadata
     damaged: Sequence[Path] = ()
 
 
@@ -83,16 +84,21 @@ def find_checkpoint(
     start of a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
     CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read different files.
     """
-    chosen, damaged = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else (None, []))
-    path: Path | None = world.broadcast(chosen)
+    path: Path | None = None
+    damaged: Sequence[Path] = []
+    with world.agreeing():
+        if world.is_first:
+            path, damaged = _choose(folder, resume, restarted, say)
+    path = world.broadcast(path)
     if path is None:
         return None
-    tensors, metadata = world.together(lambda: store.read(path))
-    digests = world.gather(metadata["digest"])
-    world.together(lambda: _check_usable(path, metadata, digests))
-    return LoadedCheckpoint(
-        path, tensors, world.together(lambda: CheckpointMetadata.from_metadata(metadata, str(path))), damaged
-    )
+    with world.agreeing():
+        tensors, texts = store.read(path)
+    digests = world.gather(texts["digest"])
+    with world.agreeing():
+        _check_usable(path, texts, digests)
+        metadata = CheckpointMetadata.from_metadata(texts, str(path))
+    return LoadedCheckpoint(path, tensors, metadata, damaged)
 
 
 def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -> None:
@@ -129,7 +135,7 @@ def _step(path: Path) -> int:
 
 
 def rewind_folder(
-    saved: LoadedCheckpoint, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
+    checkpoint: LoadedCheckpoint, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
 ) -> dict[str, Any] | None:
     """Make a run folder agree with the checkpoint that the run resumes from. Return the best so far, on every rank.
 
@@ -139,26 +145,28 @@ def rewind_folder(
     The best also starts over if validation `measures_anew`: other images, or measured in another way. The file of the
     old best then stays under another name.
     """
-    return world.broadcast(
-        world.together(lambda: _make_newest(saved, folder, say, measures_anew) if world.is_first else None)
-    )
+    best = None
+    with world.agreeing():
+        if world.is_first:
+            best = _rewind(checkpoint, folder, say, measures_anew)
+    return world.broadcast(best)
 
 
-def _make_newest(
-    saved: LoadedCheckpoint, folder: Path, say: Callable[[str], None], measures_anew: bool
+def _rewind(
+    checkpoint: LoadedCheckpoint, folder: Path, say: Callable[[str], None], measures_anew: bool
 ) -> dict[str, Any] | None:
-    best, step = saved.facts.best, saved.facts.step
+    best, step = checkpoint.metadata.best, checkpoint.metadata.step
     with as_usage_error(folder.parent):
-        if renamed := store.set_aside_damaged(saved.damaged):
+        if renamed := store.set_aside_damaged(checkpoint.damaged):
             say(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
         store.set_aside(folder, beyond=step)
         newest = store.steps(folder).get(step)
-        if newest is not None and is_same(newest, saved.path):
+        if newest is not None and is_same(newest, checkpoint.path):
             store.point(folder, "last", newest)
         if best is None:
             return None
-        places = [store.named(place, best["step"]) for place in (folder, saved.path.parent)]
-        candidates = [saved.path, *itertools.chain.from_iterable(places)]
+        places = [store.named(place, best["step"]) for place in (folder, checkpoint.path.parent)]
+        candidates = [checkpoint.path, *itertools.chain.from_iterable(places)]
         source = next((path for path in candidates if _is_best(path, best)), None)
         if source is not None:
             store.point(folder, "best", source)
@@ -188,20 +196,20 @@ def _is_best(path: Path, best: dict[str, Any]) -> bool:
     return facts.step == best["step"] and facts.best == best
 
 
-def previous_values(saved: CheckpointMetadata) -> dict[str, Any]:
-    """The values of a saved recipe; empty if it is no recipe that this version reads.
+def previous_recipe(metadata: CheckpointMetadata) -> Recipe | None:
+    """Return the recipe of a checkpoint, or None if this version cannot read the recipe.
 
-    A key that has come into recipes since has its default, which stands for what a recipe without it always meant.
+    A key that is newer than the checkpoint has its default, which stands for the behaviour without the key.
     """
     try:
-        return to_values(recipe_from_values(saved.recipe, "the saved recipe"))
+        return recipe_from_values(metadata.recipe, "the saved recipe")
     except RecipeError:
-        return {}
+        return None
 
 
-def restored_progress(saved: LoadedCheckpoint) -> Progress:
+def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
     """What the loop carried from step to step. Raises CheckpointError for what no loop wrote."""
-    found = {**saved.facts.progress, "history": saved.facts.history}
+    found = {**checkpoint.metadata.progress, "history": checkpoint.metadata.history}
     usual = asdict(Progress())
     odd = [name for name, value in found.items() if name not in usual or not _is_alike(value, usual[name])]
     odd += sorted(usual.keys() - found.keys())
@@ -213,9 +221,9 @@ def restored_progress(saved: LoadedCheckpoint) -> Progress:
     ):
         odd.append("best")
     # These stand in the file twice.
-    odd += [name for name in ("step", "best") if name in found and found[name] != getattr(saved.facts, name)]
-    if odd or not all(isinstance(event, dict) for event in saved.facts.history):
-        raise CheckpointError(f"{saved.path} has progress in it that no run writes: {printable(odd)}")
+    odd += [name for name in ("step", "best") if name in found and found[name] != getattr(checkpoint.metadata, name)]
+    if odd or not all(isinstance(event, dict) for event in checkpoint.metadata.history):
+        raise CheckpointError(f"{checkpoint.path} has progress in it that no run writes: {printable(odd)}")
     return Progress(**found)
 
 
@@ -223,40 +231,43 @@ def _is_alike(value: Any, usual: Any) -> bool:
     return usual is None or type(value) is type(usual)
 
 
-def keep_first_settings(
-    values: dict[str, Any], settled: Mapping[str, Any], allowed: Collection[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a resumed run with the old values of FIRST_KEYS, and a notice for each old value kept.
+def keep_first_settings(recipe: Recipe, previous: Recipe | None, allowed: Collection[str]) -> tuple[Recipe, list[str]]:
+    """Return the recipe of a resumed run with the old values of FIRST_KEYS, and a notice for each old value kept.
 
     A key that is not `allowed` to change gets the new value, which `check_compatible` refuses.
     """
+    if previous is None:
+        return recipe, []
+    kept: dict[str, Any] = {}
     notices = []
-    for key in FIRST_KEYS if settled else ():
-        section, _, name = key.partition(".")
-        old, new = settled[section][name], values[section][name]
+    for key in FIRST_KEYS:
+        name = key.removeprefix("model.")
+        old, new = getattr(previous.model, name), getattr(recipe.model, name)
         if old != new and _is_allowed(key, allowed):
-            values = {**values, section: {**values[section], name: old}}
+            kept[name] = old
             notices.append(
                 f"{key} stays {printable(old)}: the key has an effect on a fresh start only, and this run is resumed; "
                 f"{printable(new)} is not used"
             )
-    return values, notices
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=kept)}), notices
 
 
 def check_compatible(
-    saved: CheckpointMetadata, values: dict[str, Any], dataset: dict[str, Any], allowed: Collection[str], source: Path
+    checkpoint: LoadedCheckpoint, recipe: Recipe, dataset: dict[str, Any], allowed: Collection[str]
 ) -> list[str]:
-    """Compare a checkpoint with the recipe and the data of a start. Returns the changes that are allowed, for a notice.
+    """Compare a checkpoint with the recipe and the data of a start. Return the changes that are allowed.
 
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises one error with all differences:
     DataError for changed data, UsageError for a changed recipe alone.
     """
+    source, metadata = checkpoint.path, checkpoint.metadata
+    previous = previous_recipe(metadata)
     try:
-        changes = diff(previous_values(saved) or saved.recipe, values)
+        changes = diff(to_values(previous) if previous else metadata.recipe, to_values(recipe))
     except (RecursionError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{source} has something in it that is no recipe") from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
-    problems, keys = _data_changes(saved.dataset, dataset, allowed, source)
+    problems, keys = _data_changes(metadata.dataset, dataset, allowed, source)
     error = DataError if problems else UsageError
     if refused:
         lines = [printable(line, longest=1000) for line in listed(refused, _MOST_LISTED)]
@@ -295,7 +306,7 @@ def _data_changes(
     return problems, keys
 
 
-def validation_changes(saved: CheckpointMetadata, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
+def changes_validation(saved: CheckpointMetadata, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
     """Return whether new validations cannot be compared with the validation that chose the best of a checkpoint."""
     keys = {change.partition(":")[0] for change in changes}
     return _differs(saved.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)

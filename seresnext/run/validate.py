@@ -76,28 +76,32 @@ def validate(
     Everything not given comes from the file. Raises CheckpointError for a file that is refused, DataError for a split
     that cannot be used, UsageError for weights that the file does not have.
     """
-    checkpoint = world.together(lambda: find_weights(checkpoint))
-    subject = world.together(lambda: read_subject(checkpoint, weights, world))
-    recipe = subject.recipe
-    if data is None and is_remote(recipe.data.root):
-        raise CheckpointError(
-            f"{shown_path(checkpoint)} names a server for its images, {recipe.data.root}, and a file's word is not "
-            f"enough to ask one: if you know it, give --data {recipe.data.root}"
-        )
-    root, split = data or recipe.data.root, split or recipe.data.val_split
+    with world.agreeing():
+        checkpoint = find_weights(checkpoint)
+        subject = read_subject(checkpoint, weights, world)
+        recipe = subject.recipe
+        if data is None and is_remote(recipe.data.root):
+            raise CheckpointError(
+                f"{shown_path(checkpoint)} names a server for its images, {recipe.data.root}, and a file's word is not "
+                f"enough to ask one: if you know it, give --data {recipe.data.root}"
+            )
+        root, split = data or recipe.data.root, split or recipe.data.val_split
+        reader = _open(recipe, root, split, subject)
     console = Console(enabled=world.is_first)
-    reader = world.together(lambda: _open(recipe, root, split, subject))
     for notice in reader.notices:
         console.line(f"warning: {notice}")
-    world.together(lambda: check_same_data(world, reader))
-    labels, notice = world.together(lambda: _labels(reader, root, split, subject))
+    with world.agreeing():
+        check_same_data(world, reader)
+        labels, notice = _labels(reader, root, split, subject)
     look_at_images(recipe, {split: reader}, world, console.line)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
     # Before its weights come: weights in fp64 would be rounded on their way through a model in fp32.
     precision.place(model, world.device, recipe.runtime.channels_last is not False)
-    for note in world.together(lambda: load_weights(model, subject.tensors, shown_path(checkpoint))):
+    with world.agreeing():
+        notes = load_weights(model, subject.tensors, shown_path(checkpoint))
+    for note in notes:
         console.line(note)
     make_deterministic(recipe.runtime.deterministic)
     size = _batch_size(recipe, world)

@@ -43,7 +43,7 @@ def lost(hearts):
     """What every one of these ranks says of a failed collective, asked at the same time."""
     said = {}
     threads = [
-        threading.Thread(target=lambda heart=heart: said.update({heart._rank: heart.loss(RuntimeError(GLOO))}))
+        threading.Thread(target=lambda heart=heart: said.update({heart._rank: heart.explain(RuntimeError(GLOO))}))
         for heart in hearts
     ]
     for thread in threads:
@@ -72,7 +72,7 @@ def ended(monkeypatch):
 
 def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
     ranks = hearts(4)
-    ranks[0].doing = "step 7"
+    ranks[0].activity = "step 7"
     for rank in ranks:
         rank.advice = lambda: "A resume continues from step-7"
     time.sleep(0.5)
@@ -87,7 +87,7 @@ def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
 
 def test_a_failed_rank_is_quoted(hearts):
     ranks = hearts(3)
-    ranks[1].doing = "step 3"
+    ranks[1].activity = "step 3"
     ranks[1].stop("MemoryError")
     said = lost([ranks[0], ranks[2]])
     assert str(said[0]).startswith("rank 1 ")
@@ -99,15 +99,15 @@ def test_a_rank_that_left_for_anothers_sake_is_not_blamed(hearts):
     ranks = hearts(3)
     freeze(ranks[1])
     ranks[2].stop("")
-    assert str(lost([ranks[0]])[0]).startswith("rank 1 no longer answers, last heard of in the start; it was")
+    assert str(lost([ranks[0]])[0]).startswith("rank 1 no longer answers, last seen in the start; the rank was killed")
 
 
 def test_ranks_that_all_answer_say_where_they_are(hearts):
     """The control: nobody is lost, and nobody is named as lost."""
     ranks = hearts(2)
-    ranks[0].doing, ranks[1].doing = "step 5", "the save after step 4"
+    ranks[0].activity, ranks[1].activity = "step 5", "the save after step 4"
     time.sleep(0.5)
-    assert "all of them answer: rank 0 in step 5, rank 1 in the save after step 4" in str(lost(ranks[:1])[0])
+    assert "waits for another: rank 0 in step 5, rank 1 in the save after step 4" in str(lost(ranks[:1])[0])
 
 
 @pytest.mark.parametrize("waiting", [0, 1])
@@ -118,7 +118,7 @@ def test_a_rank_that_others_waited_for_in_vain_ends_too(hearts, ended, waiting):
     ranks[waiting].stop(found.end)
     told = ended(ranks[1 - waiting])
     assert [found.is_said, told == []] == ([False, True] if waiting == 0 else [True, False])
-    assert all("all of them answer: rank 0 in the start, rank 1 in the start" in message for message in told)
+    assert all("waits for another: rank 0 in the start, rank 1 in the start" in message for message in told)
 
 
 def test_a_rank_that_others_left_well_goes_on(hearts, ended):
@@ -133,7 +133,7 @@ def test_other_errors_are_left_alone(hearts):
     (alone,) = hearts(1)
     for error in (RuntimeError("shapes do not match"), ZeroDivisionError(), KeyboardInterrupt()):
         assert not is_of_collective(error)
-        assert alone.loss(error) is None
+        assert alone.explain(error) is None
 
 
 def test_a_store_that_went_away_is_said():
@@ -145,9 +145,9 @@ def test_a_store_that_went_away_is_said():
 
     heart = Heartbeat(Gone(), 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
     heart.start()
-    assert "the process that keeps the ranks together is gone" in str(heart.loss(RuntimeError(GLOO)))
+    assert "the process that connects the ranks" in str(heart.explain(RuntimeError(GLOO)))
     heart.stop("")
-    assert isinstance(heart.loss(dist.DistBackendError("nccl")), RankLost)
+    assert isinstance(heart.explain(dist.DistBackendError("nccl")), RankLost)
 
 
 class Moody:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.distributed import World, launch, launcher, open_world
+from seresnext.distributed import World, launch, launcher_id, open_world
 from seresnext.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ class Still:
     """A heartbeat of a rank that has no others."""
 
     def __init__(self, *settings):
-        self.loss = self.stop = lambda *words: None
+        self.explain = self.stop = lambda *words: None
 
     def start(self):
         pass
@@ -187,7 +187,7 @@ def test_a_launcher_is_told_from_the_next(monkeypatch):
     """Users repeat an --rdzv-id, torchrun's default id is `none`, and process ids repeat, too."""
     name = "100"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
-    code = "from seresnext.distributed import launcher; print(launcher(), launcher())"
+    code = "from seresnext.distributed import launcher_id; print(launcher_id(), launcher_id())"
     starts = []
     for _ in range(2):
         shell = [
@@ -199,9 +199,9 @@ def test_a_launcher_is_told_from_the_next(monkeypatch):
     (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
     assert one == f"{name} {again}"
     assert one != other
-    known = launcher()
+    known = launcher_id()
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert launcher() != known
-    assert re.fullmatch(rf"{name} .*:1:\d+", launcher())
+    assert launcher_id() != known
+    assert re.fullmatch(rf"{name} .*:1:\d+", launcher_id())
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert launcher() is None
+    assert launcher_id() is None

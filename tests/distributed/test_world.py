@@ -22,17 +22,15 @@ def test_alone_everything_is_as_it_was():
     value = {"a": [1]}
     assert world.broadcast(value) is value
     assert world.gather(value) == [value]
-    assert world.together(lambda: value) is value
-
-
-def fail(failure):
-    raise failure
+    with world.agreeing():
+        inside = value
+    assert inside is value
 
 
 @pytest.mark.parametrize("failure", [DataError("no images"), CheckpointError("damaged"), RecipeError(["one", "two"])])
 def test_alone_a_failure_keeps_class_and_message(failure):
-    with pytest.raises(Failure) as caught:
-        World().together(lambda: fail(failure))
+    with pytest.raises(Failure) as caught, World().agreeing():
+        raise failure
     assert type(caught.value) is type(failure)
     assert str(caught.value) == str(failure)
     assert caught.value.exit_code == failure.exit_code
@@ -41,8 +39,8 @@ def test_alone_a_failure_keeps_class_and_message(failure):
 
 
 def test_alone_a_defect_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        World().together(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError), World().agreeing():
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize(
@@ -83,15 +81,12 @@ from seresnext.distributed import open_world
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, TrainingStopped
 
 
-def fail(failure):
-    raise failure
-
-
-def together(world, failures):
-    def action():
-        return fail(failures[world.rank]) if world.rank in failures else f"result {world.rank}"
+def agree(world, failures):
     try:
-        return world.together(action)
+        with world.agreeing():
+            if world.rank in failures:
+                raise failures[world.rank]
+            return f"result {world.rank}"
     except Failure as failure:
         return [type(failure).__name__, str(failure), failure.is_shared, failure.exit_code]
 
@@ -105,11 +100,11 @@ with open_world() as world:
         "any": [world.any(flag) for flag in (False, rank == 0, rank == 1, True)],
         "broadcast": world.broadcast({"from": rank, "list": [rank, None]}),
         "gather": world.gather(f"value {rank}"),
-        "nobody fails": together(world, {}),
-        "rank 0 fails": together(world, {0: DataError("rank 0 has no images")}),
-        "rank 1 fails": together(world, {1: CheckpointError("rank 1 is damaged")}),
-        "both fail": together(world, {0: TrainingStopped("zero"), 1: DataError("one")}),
-        "recipe": together(world, {1: RecipeError(["first", "second"])}),
+        "nobody fails": agree(world, {}),
+        "rank 0 fails": agree(world, {0: DataError("rank 0 has no images")}),
+        "rank 1 fails": agree(world, {1: CheckpointError("rank 1 is damaged")}),
+        "both fail": agree(world, {0: TrainingStopped("zero"), 1: DataError("one")}),
+        "recipe": agree(world, {1: RecipeError(["first", "second"])}),
         "afterwards": world.gather(rank),
     }
     Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(report))

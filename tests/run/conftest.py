@@ -49,7 +49,12 @@ def train_synthetic(
     def run(output: Path, settings: list[str], stop: StopRequest | None = None) -> Path:
         try:
             train(
-                load_synthetic(settings), World(), stop or StopRequest(), output=output, resume="auto", allow_changed=()
+                load_synthetic(settings).recipe,
+                World(),
+                stop or StopRequest(),
+                output=output,
+                resume="auto",
+                allow_changed=(),
             )
         finally:
             gc.collect()  # The files that this leaves, of TensorBoard, belong to this test.

@@ -15,11 +15,11 @@ from torch._dynamo.testing import CompileCounter
 
 from seresnext.data.pipeline import stand_in_batch
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, RecipeError
+from seresnext.errors import CheckpointError
 from seresnext.evaluation import Evaluation
 from seresnext.metrics.console import Console
 from seresnext.models import create_model
-from seresnext.recipe.load import LoadedRecipe, load_recipe
+from seresnext.recipe.load import LoadedRecipe
 from seresnext.run import validate as validation_module
 from seresnext.run.assemble import Run
 from seresnext.run.validate import validate
@@ -31,27 +31,20 @@ from seresnext.training.trainer import Trainer
 def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Run]:
     """`make_run(settings, world=World())`: the run of a narrow network on made-up images."""
     return lambda settings, world=None: Run(
-        load_synthetic(settings).values, {}, world or World(), Console(enabled=False)
+        load_synthetic(settings).recipe, None, world or World(), Console(enabled=False)
     )
 
 
 # ------------------------------------------------------------------------------------------------ lengths
 
 
-def test_durations_of_other_units_are_compared_when_an_epoch_is_known(narrow, load_synthetic, tmp_path, capsys):
-    """Two steps an epoch. What was typed is refused, and what a length leaves behind is said."""
+def test_settings_that_the_run_does_not_reach_are_notes(narrow, load_synthetic, tmp_path, capsys):
+    """An epoch has two steps, so the run has six."""
     console = Console(enabled=True, log=tmp_path / "log.txt")
-    typed = load_synthetic(["length=3ep", "schedule={name: cosine, warmup: 6st}"])
-    assert Run(typed.values, {}, World(), console).plan.total == 6
-    with pytest.raises(RecipeError, match=r"schedule\.warmup: is not reached within length, 3ep, found 6st"):
-        Run(typed.values, {}, World(), console, typed.meant)
-    shortened = load_synthetic(["length=3st"])
-    plain = dict(shortened.values, schedule=load_recipe("seresnext50").values["schedule"])
-    capsys.readouterr()
-    Run(plain, {}, World(), console, shortened.meant)
-    said = "note: schedule.every, 30ep, is not reached within length, 3st: the learning rate never falls"
-    assert said in (tmp_path / "log.txt").read_text()
-    assert said in capsys.readouterr().out
+    recipe = load_synthetic(["length=3ep", "schedule={name: cosine, warmup: 6st}"]).recipe
+    assert Run(recipe, None, World(), console).plan.total == 6
+    for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+        assert "note: schedule.warmup, 6st, " in text
 
 
 # ------------------------------------------------------------------------------------------------ the data
@@ -79,7 +72,7 @@ def test_what_readers_report_is_reported_once_at_each_start_and_logged(
     data = f"data={{format: folder, root: {photos}, image_size: 32, workers: 0, val_split: {val}}}"
     loaded = load_synthetic([data])
     for start in (1, 2):
-        Run(loaded.values, {}, World(), Console(enabled=True, log=tmp_path / "log.txt"), loaded.meant)
+        Run(loaded.recipe, None, World(), Console(enabled=True, log=tmp_path / "log.txt"))
         out = capsys.readouterr().out
         log = (tmp_path / "log.txt").read_text()
         for split, counts in zip(("train", "val"), PASSED_OVER, strict=True):
@@ -112,15 +105,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     """Counts the graphs that are compiled, and runs them as they are."""
     counter = CompileCounter()
     torch._dynamo.reset()
-    monkeypatch.setattr("seresnext.run.assemble.resolve_compile", lambda requested, device: (requested, None))
+    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested, None))
     monkeypatch.setattr(step_module, "compile_forward", lambda model: torch.compile(model, backend=counter))
     return counter
 
 
 def first_step(run: Run) -> None:
-    step = run.build_step()
-    with run.train_batches(step.own_replicas, 0, 1) as batches:
-        step.read(0, step(batches, step=0, lr=0.1, stop=False))
+    run.warm_up()
+    with run.train_batches(0, 1) as batches:
+        run.step.read(0, run.step(batches, step=0, lr=0.1, stop=False))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +147,9 @@ def test_another_layout_would_be_compiled_again(make_run, graphs, monkeypatch):
 def test_the_warm_up_is_at_the_largest_size_of_training(make_run, monkeypatch):
     seen = []
     monkeypatch.setattr(step_module.TrainingStep, "warm_up", lambda self, images, labels: seen.append(images.shape))
-    make_run([]).build_step()
-    make_run(["data.image_size=96", "data.progressive={min_size: 32, end_ramp: 1ep}"]).build_step()
-    make_run(["data.image_size=96", "data.progressive={min_size: 32, max_size: 64, end_ramp: 1ep}"]).build_step()
+    make_run([]).warm_up()
+    make_run(["data.image_size=96", "data.progressive={min_size: 32, end_ramp: 1ep}"]).warm_up()
+    make_run(["data.image_size=96", "data.progressive={min_size: 32, max_size: 64, end_ramp: 1ep}"]).warm_up()
     assert seen == [(4, 3, 32, 32), (4, 3, 96, 96), (4, 3, 64, 64)]
 
 

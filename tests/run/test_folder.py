@@ -12,17 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.status import read_status, write_status
+from seresnext.run.environment import describe_environment
 from seresnext.run.folder import (
     RUN_FILES,
     RunFolder,
     check_output,
-    compare_environments,
-    describe_environment,
     record_refusal,
 )
 
@@ -325,41 +323,7 @@ def test_other_ranks_write_nothing(path):
     assert not path.exists()
 
 
-# ------------------------------------------------------------------------------------------------ environment
-
-
-def test_the_environment_is_this_one():
-    environment = describe_environment(World(0, 2))
-    assert json.loads(json.dumps(environment)) == environment
-    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert environment["packages"]["seresnext"]
-    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert (environment["world_size"], environment["gpu"], environment["cuda"]) == (2, None, None)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert environment["git_commit"] is None or environment["git_commit"].removesuffix("-dirty") == head
-
-
-def test_a_changed_environment_is_one_line():
-    """Fields that the checkpoint lacks, or that change no number, are not compared."""
-    now = json.loads(json.dumps(describe_environment(World())))
-    assert compare_environments(now, now) is None
-    assert compare_environments({}, now) is None
-    assert compare_environments({**now, "host": "other", "command": [], "cpus": 3, "git_commit": None}, now) is None
-    packages = {**now["packages"], "torch": "2.9.9", "pydantic": "1"}
-    line = compare_environments({**now, "threads": 77, "gpu": "H200", "packages": packages, "world_size": 8}, now)
-    for words in ("threads 77 -> ", "torch 2.9.9 -> ", "gpu H200 -> None", "world_size 8 -> 1"):
-        assert words in line
-    assert "pydantic" not in line
-    assert "cpu_capability" in now
-    hostile = {"threads": "\x1b[2J" * 10**5, "packages": 3, "cpu": {"a": [[]]}, "git_commit": "x", "platform": None}
-    line = compare_environments(hostile, {**now, "git_commit": "y"})
-    assert len(line) < 1000
-    assert line.isprintable()
-
-
-def test_no_git_is_no_error(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert describe_environment(World())["git_commit"] is None
+# ------------------------------------------------------------------------------------------------ what can fail
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
@@ -393,10 +357,10 @@ def test_leftovers_are_swept_unless_the_system_refuses(path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda self, **options: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
         with pytest.raises(UsageError, match="read-only"):
-            folder.sweep()
-    RunFolder(path, World(rank=1, size=2)).sweep()
+            folder.remove_temporary()
+    RunFolder(path, World(rank=1, size=2)).remove_temporary()
     assert leftover.exists()
-    folder.sweep()
+    folder.remove_temporary()
     assert not leftover.exists()
 
 

@@ -64,8 +64,9 @@ def saved(whole: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 @pytest.fixture(scope="module")
 def fresh(go_on: Callable[[Path], Path], load_synthetic: Callable[[list[str]], LoadedRecipe]) -> dict[str, Tensor]:
     """What the tensors of a run are before its first step."""
-    run = Run(load_synthetic(SETTINGS).values, {}, World(), Console(enabled=False))
-    live = run._parts(run.build_step())
+    run = Run(load_synthetic(SETTINGS).recipe, None, World(), Console(enabled=False))
+    run.warm_up()
+    live = run.state()
     return {f"{prefix}.{name}": tensor for prefix, tensors in live.items() for name, tensor in tensors.items()}
 
 

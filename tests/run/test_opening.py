@@ -52,8 +52,8 @@ def photos(tiny_image_folder, tmp_path: Path) -> Path:
     return root
 
 
-def opened(*settings: str, world: World | None = None, say=print, settled=None, meant=()):
-    return open_splits(load_recipe("digits", settings).recipe, world or World(), say, settled or {}, meant)
+def opened(*settings: str, world: World | None = None, warn=print, previous=None):
+    return open_splits(load_recipe("digits", settings).recipe, previous, world or World(), warn)
 
 
 def refusal(root: Path, *settings: str, **options) -> Exception:
@@ -70,6 +70,19 @@ def break_image(root: Path, name: str) -> None:
     (root / name).write_bytes((root / name).read_bytes()[:500])
 
 
+def test_both_splits_and_the_model_have_the_same_classes(photos):
+    few = ("batch={global_size: 8, micro_size: 8}",)
+    train_split, val_split = opened(f"data.root={photos}", *few, "model.num_classes=3")
+    assert train_split.classes == val_split.classes == ("class_0", "class_1", "class_2")
+    assert "model.num_classes=3" in str(refusal(photos, *few))
+
+
+def test_synthetic_data_needs_no_files():
+    train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=100")
+    assert len(train_split) == len(val_split) == 100
+    assert len(train_split.classes) == 10
+
+
 def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_path, capsys):
     """The test repairs the validation image by hand. The settings of the error message then start the run."""
     good = (photos / "val" / "class_1" / "0.jpg").read_bytes()
@@ -81,7 +94,7 @@ def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_p
 
     def start(settings: list[str]) -> None:
         loaded = load_recipe("finetune", [*common, *settings])
-        train(loaded, World(), StopRequest(), output=output, resume="auto", allow_changed=())
+        train(loaded.recipe, World(), StopRequest(), output=output, resume="auto", allow_changed=())
 
     with pytest.raises(DataError) as caught:
         start([])
@@ -165,11 +178,11 @@ def test_many_bad_images_are_listed_up_to_a_limit(photos):
 
 
 def test_lengths_that_the_advised_batch_changes_are_reported_as_well(photos):
-    """One epoch has one step, so the warmup of two steps is longer than the run."""
-    late = ("length=1ep", "schedule={name: cosine, warmup: 2st}")
-    error = refusal(photos, "model.num_classes=3", *late, meant=["schedule.warmup"])
+    """One epoch has one step, so the ramp would end before its start."""
+    ramp = "data.progressive={min_size: 16, start_ramp: 3ep, end_ramp: 2st}"
+    error = refusal(photos, "model.num_classes=3", ramp)
     assert isinstance(error, DataError)
-    assert "schedule.warmup" in str(error)
+    assert "data.progressive.start_ramp" in str(error)
 
 
 def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
@@ -189,13 +202,15 @@ def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
 
 def test_a_resumed_run_gets_no_advice_to_change_the_classes(photos):
     """The next start would refuse such a change."""
-    settled = load_recipe("digits", ["model.num_classes=2", "batch={global_size: 8, micro_size: 8}"]).values
+    small = "batch={global_size: 8, micro_size: 8}"
+    previous = load_recipe("digits", ["model.num_classes=2", small]).recipe
     settings = ("model.num_classes=2", "batch={global_size: 64, micro_size: 32}", "model.weights=none.pth")
-    error = str(refusal(photos, *settings, settled=settled))
+    error = str(refusal(photos, *settings, previous=previous))
     assert "new run" in error
     assert "none.pth" not in error  # Only the first start reads model.weights.
     assert "--allow-changed batch.global_size,batch.micro_size" in error
-    wrong = refusal(photos, "model.num_classes=3", settings[1], settled=settled | {"model": {"num_classes": 3}})
+    previous = load_recipe("digits", ["model.num_classes=3", small]).recipe
+    wrong = refusal(photos, "model.num_classes=3", settings[1], previous=previous)
     assert "new run" not in str(wrong)
 
 
@@ -230,7 +245,7 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     def warnings(root: Path, *settings: str) -> list[str]:
         few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
         lines: list[str] = []
-        opened(f"data.root={root}", *few, *settings, say=lines.append)
+        opened(f"data.root={root}", *few, *settings, warn=lines.append)
         return lines
 
     assert warnings(photos) == []
@@ -258,13 +273,13 @@ def test_turned_images_are_a_warning_and_synthetic_ones_are_not_looked_at(photos
         Image.open(photos / name).save(photos / name, exif=exif)
     few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
     lines: list[str] = []
-    opened(f"data.root={photos}", *few, say=lines.append)
+    opened(f"data.root={photos}", *few, warn=lines.append)
     (line,) = lines
     assert "1 of 55 training" in line
     assert "1 of 12 validation" in line
     monkeypatch.setattr(opening, "survey", None)
     made_up = ["data.format=synthetic", "data.synthetic_images=64"]
-    opened(*made_up, say=lines.append)
+    opened(*made_up, warn=lines.append)
     remote = ShardReader.__new__(ShardReader)
     remote.store = RemoteShards.__new__(RemoteShards)
     assert opening._survey(load_recipe("digits").recipe, {"training": remote}, lines.append) == {}

@@ -42,7 +42,7 @@ def load(images: Path, *settings: str) -> LoadedRecipe:
 
 def start(run: Path, images: Path, *settings: str, resume: str = "auto", allowed: tuple[str, ...] = ()) -> None:
     try:
-        train(load(images, *settings), World(), StopRequest(), output=run, resume=resume, allow_changed=allowed)
+        train(load(images, *settings).recipe, World(), StopRequest(), output=run, resume=resume, allow_changed=allowed)
     finally:
         gc.collect()
 
@@ -177,7 +177,10 @@ def test_no_folder_is_made(narrow: pytest.MonkeyPatch, images: Path, tmp_path: P
     run = tmp_path / "runs" / "new"
     if made:
         run.mkdir(parents=True)
-    settings = {"data": ["model.num_classes=4"], "recipe": ["batch.micro_size=auto"]}
+    settings = {
+        "data": ["model.num_classes=4"],
+        "recipe": ["data.progressive={min_size: 16, start_ramp: 2ep, end_ramp: 4st}"],
+    }
     settings["checkpoint"] = ["model.weights=nowhere.pth"]
     resume = "nowhere.safetensors" if refusal == "resume" else "auto"
     with pytest.MonkeyPatch.context() as patch:

@@ -76,9 +76,9 @@ def test_a_start_that_is_refused_the_folder_leaves_the_status(preempted, load_sy
         raise UsageError("in use")
 
     monkeypatch.setattr(RunFolder, "open", refuse)
-    before = read_status(preempted)
+    recipe, before = load_synthetic(SETTINGS).recipe, read_status(preempted)
     with pytest.raises(UsageError, match="in use"):
-        train(load_synthetic(SETTINGS), World(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+        train(recipe, World(), StopRequest(), output=preempted, resume="auto", allow_changed=())
     assert read_status(preempted) == before
 
 
@@ -149,25 +149,26 @@ def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_sy
 
 def test_a_fresh_start_forgets_what_another_run_saved(preempted, load_synthetic, narrow, monkeypatch):
     """The folder has the status of another run, and the start has --resume never."""
+    recipe = load_synthetic(SETTINGS).recipe
     write_status(preempted, World(), "running", 1, None)
     update_progress(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
     monkeypatch.setattr(TrainingStep, "__call__", without_memory)
     with pytest.raises(OutOfMemory):
-        train(load_synthetic(SETTINGS), World(), StopRequest(), output=preempted, resume="never", allow_changed=())
+        train(recipe, World(), StopRequest(), output=preempted, resume="never", allow_changed=())
     status = read_status(preempted)
     assert (status["state"], status["saved_step"], status["total_steps"], status["best"]) == ("failed", None, 2, None)
 
 
 def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
     """If rank 0 is killed before the final status is written, another rank must still be there to write `failed`."""
-    states = []
+    recipe, states = load_synthetic(SETTINGS).recipe, []
 
     class Watched(World):
         def broadcast(self, value):
             states.append(read_status(preempted)["state"])
             return value
 
-    train(load_synthetic(SETTINGS), Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+    train(recipe, Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
     assert states[-2:] == ["running", "finished"]
 
 

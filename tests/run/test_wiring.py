@@ -44,7 +44,7 @@ SETTINGS = [
     "checkpoint={every: 3st, keep: 9, keep_every: 6st, on_failure: continue}",
     "logging.every=11st",
     "runtime={seed: 12, precision: fp64, compile: false, grad_checkpointing: true, channels_last: false, "
-    "bucket_mb: 13, compress_gradients: none, static_graph: true, deterministic: false}",
+    "bucket_mb: 13, compress_gradients: none, deterministic: false}",
 ]
 
 
@@ -90,8 +90,8 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
 
             return construct
 
-        def wrap_ddp(model: SENet, exchange: DDPOptions) -> SENet:
-            seen["exchange"] = exchange
+        def wrap_ddp(model: SENet, options: DDPOptions) -> SENet:
+            seen["exchange"] = options
             return model
 
         def build_model(*words: Any) -> SENet:
@@ -105,9 +105,10 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
             patch.setattr(step_module, "wrap_ddp", wrap_ddp)
             patch.setattr("seresnext.run.assemble.build_model", build_model)
             patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # It takes a while.
-            values = load_synthetic([*SETTINGS, *changes]).values
-            values["data"]["max_bad_images"] = 6  # Of image files, so that the command line refuses it here.
-            run = Run(values, {}, Two(0, 2), Console(enabled=False))
+            recipe = load_synthetic([*SETTINGS, *changes]).recipe
+            # A recipe of synthetic images with this key is refused.
+            data = recipe.data.model_copy(update={"max_bad_images": 6})
+            run = Run(recipe.model_copy(update={"data": data}), None, Two(0, 2), Console(enabled=False))
             run.trainer(None, None, Progress(), StopRequest())
         return Built(
             run,
@@ -136,7 +137,7 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 # A key that is settled here for another reason, or that a default stands for.
 AS_BY_DEFAULT = {
     "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_run.py
-    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic", "runtime.measure",
+    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic", "runtime.measure", "runtime.static_graph",
     "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
     "runtime.loader_timeout", "runtime.collective_timeout",
 }  # fmt: skip
@@ -185,7 +186,7 @@ def test_the_step(built):
     assert (run.ema.decay_at(0), run.ema.decay_at(99)) == (0.6, 0.6)
     assert (step["seed"], step["replicas"], step["compiled"]) == (12, 4, False)
     assert step["precision"] is PRECISIONS["fp64"]
-    assert built.exchange == DDPOptions(bucket_mb=13, compress=False, static_graph=True)
+    assert built.exchange == DDPOptions(bucket_mb=13, compress=False)
 
 
 def test_the_trainer(built):
@@ -212,7 +213,7 @@ def test_calibration_takes_the_images_asked_for(built, monkeypatch):
     monkeypatch.setattr(built.run, "train_batches", lambda *words: asked.append(words))
     built.trainer["train"].calibration()
     built.trainer["train"].batches(2)
-    assert asked == [(range(2), 15, 18), (range(2), 2, 15)]  # 17 images are 3 steps of 8.
+    assert asked == [(15, 18), (2, 15)]  # 17 images are 3 steps of 8.
 
 
 # ------------------------------------------------------------------------------------------------ other values
@@ -275,7 +276,7 @@ def test_compiled_and_deterministic(build, monkeypatch):
         asked.compiled += 1
         return model
 
-    monkeypatch.setattr("seresnext.run.assemble.resolve_compile", lambda requested, device: (requested is True, None))
+    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested is True, None))
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
     built = build("runtime={compile: true, deterministic: true, precision: fp32}")
@@ -299,6 +300,6 @@ def test_images_are_made_as_the_recipe_says(build, monkeypatch):
         "workers": 3, "timeout": 77, "pin_memory": False, "device": torch.device("cpu"), "dtype": torch.float64,
         "mean": (0.4,), "std": (0.3,), "channels_last": False, "filling": None, "compiled": False,
     }  # fmt: skip
-    for batches in (run._validation_batches(), run.train_batches(range(2), 0, 1)):
+    for batches in (run._validation_batches(), run.train_batches(0, 1)):
         with batches:
             assert given == expected

@@ -67,7 +67,7 @@ def test_a_damaged_newest_is_passed_over(stopped, run_again, whole_digest, damag
     result = run_again(stopped)
     assert result.returncode == 0, result.output
     assert "warning" in result.stdout
-    assert "going on from" in result.stdout
+    assert "resuming from" in result.stdout
     assert "step-00000004.safetensors, after step 4 of 8" in result.stdout
     assert "step-00000006.safetensors.corrupt" in names(stopped)
     assert digest(stopped) == whole_digest(1)
