@@ -52,7 +52,7 @@ def open_splits(
     readers, own = _open_both(recipe)
     problems = _seen_by_all(own, world)
     if world.is_first:
-        world.set_activity("the look at the images")
+        world.set_activity("the check of the images")
         problems += _compare(recipe, previous, readers, world.size, warn)
     problems = world.broadcast(problems)
     with world.agreeing():
@@ -63,7 +63,7 @@ def open_splits(
     return train, val
 
 
-def look_at_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
+def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
     """Warn about turned and transparent images of splits, by name. Raises DataError for images that cannot be used."""
     problems: list[StartProblem] = []
     if world.is_first:
@@ -78,8 +78,8 @@ def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProb
     data = recipe.data
     if data.format == "synthetic":
         assert data.synthetic_images is not None
-        made_up = SyntheticReader(data.synthetic_images, recipe.model.num_classes)
-        return {"training": made_up, "validation": made_up}, []
+        synthetic = SyntheticReader(data.synthetic_images, recipe.model.num_classes)
+        return {"training": synthetic, "validation": synthetic}, []
     readers: dict[str, Reader | None] = {}
     problems: list[StartProblem] = []
     cache = Path(data.cache) if data.cache else None
@@ -158,7 +158,7 @@ def _warn_of_same_images(recipe: Recipe, train: Reader, warn: Callable[[str], No
         same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
     else:
         return
-    warn(f"warning: {same}: the validation measures training images; set data.val_split to a split of other images")
+    warn(f"warning: {same}, so the validation measures training images; set data.val_split to a split of other images")
 
 
 def _classes_problem(recipe: Recipe, previous: Recipe | None, reader: Reader) -> Iterator[StartProblem]:
@@ -212,7 +212,7 @@ def _batch_problems(
 
 
 def _survey(recipe: Recipe, readers: Mapping[str, Reader], warn: Callable[[str], None]) -> dict[str, Survey]:
-    """Look at the images on this machine. A look at the images of a server would download every image."""
+    """Check the images on this machine. A check of the images of a server would download every image."""
     local = {
         name: reader
         for name, reader in readers.items()
@@ -231,9 +231,11 @@ def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
     lines = [*result.errors[:_IMAGES_LISTED], *[f"and {more} more"] * (more > 0)]
     if len(lines) == 1:
         return StartProblem(DataError, f"{lines[0]}, {advice}" if advice else lines[0])
-    of = f"{result.seen:,} {name} images" + (f" looked at (of {result.total:,})" if result.seen < result.total else "")
+    images = f"{result.seen:,} {name} images" + (
+        f" checked (of {result.total:,})" if result.seen < result.total else ""
+    )
     lines[0:0] = [
-        f"{len(result.errors)} of {of} cannot be used" + (f"; repair each image, {advice}:" if advice else ":")
+        f"{len(result.errors)} of {images} cannot be used" + (f"; repair each image, {advice}:" if advice else ":")
     ]
     return StartProblem(DataError, "\n  ".join(lines))
 

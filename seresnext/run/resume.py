@@ -1,4 +1,4 @@
-"""Where a run starts: from nothing, or from a checkpoint that belongs to the same run."""
+"""The start of a run: a fresh start, or a resume from a checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from seresnext.run.folder import as_usage_error, is_same
 from seresnext.training.plan import Progress
 from seresnext.weights.names import listed, printable
 
-# Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
+# Keys that change no number of a run, only loading, logging and saving. These keys may change on a resume.
 FREE_KEYS = frozenset(
     {
         "data.root",
@@ -61,7 +61,7 @@ MEASURE_KEYS = frozenset(
 
 _MOST_LISTED = 50  # changes in one message: a screen
 
-# In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
+# The metadata key of a file that `scripts/average_checkpoints.py` wrote: the names of the averaged checkpoints.
 AVERAGED = "averaged"
 
 
@@ -76,19 +76,19 @@ class LoadedCheckpoint:
 
 
 def find_checkpoint(
-    folder: Path, resume: str, world: World, say: Callable[[str], None], restarted: bool = False
+    folder: Path, resume: str, world: World, report: Callable[[str], None], restarted: bool = False
 ) -> LoadedCheckpoint | None:
     """Return the checkpoint to resume from, read by every rank, or None for a fresh start. The folder does not change.
 
-    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. The option is for the first
-    start of a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
-    CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read different files.
+    `resume` is `auto` (the newest valid checkpoint of the folder, if any), `never`, or a file. The option counts for
+    the first start of a launch: a torchrun restart (`restarted`) resumes from the last save of the launch. Raises
+    CheckpointError on all ranks if there are checkpoints and none is valid, or if ranks read different files.
     """
     path: Path | None = None
     damaged: Sequence[Path] = []
     with world.agreeing():
         if world.is_first:
-            path, damaged = _choose(folder, resume, restarted, say)
+            path, damaged = _choose(folder, resume, restarted, report)
     path = world.broadcast(path)
     if path is None:
         return None
@@ -102,18 +102,18 @@ def find_checkpoint(
 
 
 def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -> None:
-    """Raise CheckpointError for weights alone, and for a file that is another one on another rank."""
+    """Raise CheckpointError for a file without training state, and for files that differ between ranks."""
     if AVERAGED in metadata:
         raise CheckpointError(
-            f"{path} is an average of checkpoints, weights alone: a run cannot go on from it; to start a new one from "
-            f"these weights, set model.weights={path}"
+            f"{path} is an average of checkpoints, without the state of a training, so no run can resume from the "
+            f"file; to start a new run from these weights, set model.weights={path}"
         )
     if len(set(digests)) > 1:
-        raise CheckpointError(f"{path} is not the same file on every rank; is the run folder on a shared file system?")
+        raise CheckpointError(f"{path} is not the same file on every rank; put the run folder on a shared file system")
 
 
 def _choose(
-    folder: Path, resume: str, restarted: bool, say: Callable[[str], None]
+    folder: Path, resume: str, restarted: bool, report: Callable[[str], None]
 ) -> tuple[Path | None, Sequence[Path]]:
     """Return the checkpoint to resume from, and the damaged files that were skipped."""
     file = None if resume in ("auto", "never") else checkpoint_argument(resume)
@@ -124,7 +124,7 @@ def _choose(
     except OSError as error:
         raise UsageError(f"{folder} cannot be read ({error.strerror}); make the folder readable") from None
     for warning in newest.warnings:
-        say(f"warning: {warning}")
+        report(f"warning: {warning}")
     if file and (newest.path is None or _step(newest.path) < _step(file)):
         return file, []
     return newest.path, newest.damaged
@@ -135,30 +135,33 @@ def _step(path: Path) -> int:
 
 
 def rewind_folder(
-    checkpoint: LoadedCheckpoint, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
+    checkpoint: LoadedCheckpoint,
+    folder: Path,
+    world: World,
+    report: Callable[[str], None],
+    validation_changed: bool = False,
 ) -> dict[str, Any] | None:
     """Make a run folder agree with the checkpoint that the run resumes from. Return the best so far, on every rank.
 
     Damaged checkpoints are renamed to `.corrupt`, later checkpoints to `.superseded`: the run repeats the later steps.
     If a crash came between a save and the update of `last`, `last` is updated now. A best checkpoint that the folder
-    lacks is taken from the folder of the resumed checkpoint. If the file of the best is gone, the best starts over.
-    The best also starts over if validation `measures_anew`: other images, or measured in another way. The file of the
-    old best then stays under another name.
+    lacks is taken from the folder of the resumed checkpoint. The best starts over if its file is gone, or if the
+    validation changed (other images or another measure). The file of the old best then stays under another name.
     """
     best = None
     with world.agreeing():
         if world.is_first:
-            best = _rewind(checkpoint, folder, say, measures_anew)
+            best = _rewind(checkpoint, folder, report, validation_changed)
     return world.broadcast(best)
 
 
 def _rewind(
-    checkpoint: LoadedCheckpoint, folder: Path, say: Callable[[str], None], measures_anew: bool
+    checkpoint: LoadedCheckpoint, folder: Path, report: Callable[[str], None], validation_changed: bool
 ) -> dict[str, Any] | None:
     best, step = checkpoint.metadata.best, checkpoint.metadata.step
     with as_usage_error(folder.parent):
         if renamed := store.set_aside_damaged(checkpoint.damaged):
-            say(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
+            report(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
         store.set_aside(folder, beyond=step)
         newest = store.steps(folder).get(step)
         if newest is not None and is_same(newest, checkpoint.path):
@@ -170,9 +173,9 @@ def _rewind(
         source = next((path for path in candidates if _is_best(path, best)), None)
         if source is not None:
             store.point(folder, "best", source)
-        if measures_anew:
+        if validation_changed:
             kept = store.retire_best(folder)
-            say(
+            report(
                 f"validation changed: the best so far (top-1 {best['top1']:.2f} % after step {best['step']}) is not "
                 f"compared with later validations; the file of the old best is {kept.name if kept else 'gone'}"
             )
@@ -180,20 +183,20 @@ def _rewind(
         if source is not None:
             return best
         store.set_aside_best(folder)
-    say(
+    report(
         f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
-        f"{best['step']}); the best is chosen anew from now on"
+        f"{best['step']}); the best starts over now"
     )
     return None
 
 
 def _is_best(path: Path, best: dict[str, Any]) -> bool:
-    """Whether this file is the run as it was when it was validated best, and valid."""
+    """Return whether a file is a valid checkpoint of this best validation."""
     try:
-        facts = CheckpointMetadata.from_metadata(store.verify(path), str(path))
+        metadata = CheckpointMetadata.from_metadata(store.verify(path), str(path))
     except CheckpointError:
         return False
-    return facts.step == best["step"] and facts.best == best
+    return metadata.step == best["step"] and metadata.best == best
 
 
 def previous_recipe(metadata: CheckpointMetadata) -> Recipe | None:
@@ -208,7 +211,7 @@ def previous_recipe(metadata: CheckpointMetadata) -> Recipe | None:
 
 
 def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
-    """What the loop carried from step to step. Raises CheckpointError for what no loop wrote."""
+    """Return the progress in a checkpoint. Raises CheckpointError for values that no run writes."""
     found = {**checkpoint.metadata.progress, "history": checkpoint.metadata.history}
     usual = asdict(Progress())
     odd = [name for name, value in found.items() if name not in usual or not _is_alike(value, usual[name])]
@@ -220,10 +223,10 @@ def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
         and (type(best.get("step")), type(best.get("weights"))) == (int, str)
     ):
         odd.append("best")
-    # These stand in the file twice.
+    # The file has these values twice.
     odd += [name for name in ("step", "best") if name in found and found[name] != getattr(checkpoint.metadata, name)]
     if odd or not all(isinstance(event, dict) for event in checkpoint.metadata.history):
-        raise CheckpointError(f"{checkpoint.path} has progress in it that no run writes: {printable(odd)}")
+        raise CheckpointError(f"{checkpoint.path} has progress values that no run writes: {printable(odd)}")
     return Progress(**found)
 
 
@@ -265,7 +268,9 @@ def check_compatible(
     try:
         changes = diff(to_values(previous) if previous else metadata.recipe, to_values(recipe))
     except (RecursionError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{source} has something in it that is no recipe") from error
+        raise CheckpointError(
+            f"{source} has a recipe that cannot be read; use another checkpoint of the run"
+        ) from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
     problems, keys = _data_changes(metadata.dataset, dataset, allowed, source)
     error = DataError if problems else UsageError
@@ -306,10 +311,10 @@ def _data_changes(
     return problems, keys
 
 
-def changes_validation(saved: CheckpointMetadata, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
-    """Return whether new validations cannot be compared with the validation that chose the best of a checkpoint."""
+def changes_validation(metadata: CheckpointMetadata, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
+    """Return whether changes make new validations incomparable with the best validation of a checkpoint."""
     keys = {change.partition(":")[0] for change in changes}
-    return _differs(saved.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)
+    return _differs(metadata.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)
 
 
 def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -326,6 +331,6 @@ def _class_changes(old: list[str], new: list[str], source: Path) -> str:
     parts = [f"gone: {', '.join(gone[:10])}"] * bool(gone) + [f"new: {', '.join(added[:10])}"] * bool(added)
     parts = parts or ["the same names in another order"]
     return (
-        f"the class folders are not those of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)})"
+        f"the class folders are not the class folders of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)})"
         f"{look_alikes(gone, added)}"
     )

@@ -119,9 +119,9 @@ def _begin(
             console.line(difference)
         if checkpoint.metadata.dataset.get("val") is None:
             console.line(f"{checkpoint.path} has no record of the validation images, so the images are not compared")
-        measures_anew = changes_validation(checkpoint.metadata, run.dataset, changes)
-        progress.best = rewind_folder(checkpoint, folder.checkpoints, world, console.line, measures_anew)
-        if measures_anew and progress.evaluated == progress.step > 0:
+        validation_changed = changes_validation(checkpoint.metadata, run.dataset, changes)
+        progress.best = rewind_folder(checkpoint, folder.checkpoints, world, console.line, validation_changed)
+        if validation_changed and progress.evaluated == progress.step > 0:
             progress.evaluated -= 1  # The validation after this step runs again.
     if not run.plan.is_complete(progress):
         with world.agreeing():  # A full disk shows now, before the first pass, which may compile for minutes.

@@ -103,7 +103,7 @@ def test_the_cpu_where_that_is_wanted(gpus):
 def test_more_processes_than_gpus(gpus, environment):
     chosen = gpus(2)
     environment(3, 4, 3, 4)
-    with pytest.raises(UsageError, match=r"4 processes on this machine, but torch sees 2 GPUs.*--nproc_per_node=2"):
+    with pytest.raises(UsageError, match=r"4 processes, but torch sees 2 GPUs.*--nproc_per_node=2"):
         open_world().__enter__()
     assert chosen == []
 

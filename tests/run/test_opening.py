@@ -22,7 +22,7 @@ from seresnext.models.registry import build_model
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
 from seresnext.run import opening
-from seresnext.run.opening import StartProblem, look_at_images, open_splits
+from seresnext.run.opening import StartProblem, check_images, open_splits
 from seresnext.run.train import train
 
 SMALL = [
@@ -290,11 +290,11 @@ def test_a_validation_names_all_its_bad_images(photos):
     recipe = load_recipe("digits", [f"data.root={photos}"]).recipe
     reader = opening.open_reader(photos, "val")
     lines: list[str] = []
-    look_at_images(recipe, {"val": reader}, World(), lines.append)
+    check_images(recipe, {"val": reader}, World(), lines.append)
     for number in (0, 2):
         break_image(photos, f"val/class_1/{number}.jpg")
     with pytest.raises(DataError) as caught:
-        look_at_images(recipe, {"val": reader}, World(), lines.append)
+        check_images(recipe, {"val": reader}, World(), lines.append)
     for words in ("2 of 12 val", "class_1/0.jpg", "class_1/2.jpg"):
         assert words in str(caught.value)
     assert "substitute" not in str(caught.value)

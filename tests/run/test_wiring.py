@@ -137,7 +137,8 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 # A key that is settled here for another reason, or that a default stands for.
 AS_BY_DEFAULT = {
     "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_run.py
-    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic", "runtime.measure", "runtime.static_graph",
+    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic",
+    "runtime.measure", "runtime.static_graph",
     "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
     "runtime.loader_timeout", "runtime.collective_timeout",
 }  # fmt: skip
