@@ -1,4 +1,4 @@
-"""What ranks do together: nothing in a world of one, and agreement of two processes over gloo."""
+"""Collectives and agreement: a world of one returns its input, and two processes agree over gloo."""
 
 import json
 
@@ -11,7 +11,7 @@ from seresnext.errors import CheckpointError, DataError, Failure, OutOfMemory, R
 # ------------------------------------------------------------------------------------------------ a world of one
 
 
-def test_alone_everything_is_as_it_was():
+def test_a_world_of_one_returns_its_input():
     world = World()
     assert (world.rank, world.size, world.is_first, world.device.type) == (0, 1, True, "cpu")
     tensor = torch.tensor([1, 2])
@@ -28,7 +28,7 @@ def test_alone_everything_is_as_it_was():
 
 
 @pytest.mark.parametrize("failure", [DataError("no images"), CheckpointError("damaged"), RecipeError(["one", "two"])])
-def test_alone_a_failure_keeps_class_and_message(failure):
+def test_in_a_world_of_one_a_failure_keeps_class_and_message(failure):
     with pytest.raises(Failure) as caught, World().agreeing():
         raise failure
     assert type(caught.value) is type(failure)
@@ -38,7 +38,7 @@ def test_alone_a_failure_keeps_class_and_message(failure):
     assert caught.value.__cause__ is failure
 
 
-def test_alone_a_defect_keeps_its_traceback():
+def test_in_a_world_of_one_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), World().agreeing():
         raise ZeroDivisionError
 
@@ -51,7 +51,7 @@ def test_alone_a_defect_keeps_its_traceback():
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
     ],
 )
-def test_want_of_memory_comes_with_advice(error):
+def test_an_error_about_memory_becomes_a_failure_with_advice(error):
     with (
         pytest.raises(OutOfMemory, match=r"out of memory \(.*lower batch\.micro_size") as caught,
         World().translate_errors(),
@@ -60,7 +60,7 @@ def test_want_of_memory_comes_with_advice(error):
     assert caught.value.exit_code == 1
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_do_not_change():
     for error in (RuntimeError("shapes differ"), DataError("no images"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, World().translate_errors():
             raise error
@@ -123,7 +123,7 @@ def test_two_processes_agree(torchrun, tmp_path):
     assert [report.pop("nobody fails") for report in reports] == ["result 0", "result 1"]
     assert reports[0] == reports[1]
     report = reports[0]
-    assert report["sum"] == [2**61 + 1, 1]  # Floats of 64 bits have 53 for the digits.
+    assert report["sum"] == [2**61 + 1, 1]  # A float of 64 bits has 53 bits of digits.
     assert report["sum of floats"] == [0.5]
     assert report["any"] == [False, True, True, True]
     assert report["broadcast"] == {"from": 0, "list": [0, None]}

@@ -1,4 +1,4 @@
-"""A run's objects, each as the recipe says, and made ready for the images that will come."""
+"""The objects of a run: notices, warm-up, first weights, garbage collection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from seresnext.training.trainer import Trainer
 
 @pytest.fixture
 def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Run]:
-    """`make_run(settings, world=World())`: the run of a narrow network on made-up images."""
+    """`make_run(settings, world=World())`: the run of a narrow network on synthetic images."""
     return lambda settings, world=None: Run(
         load_synthetic(settings).recipe, None, world or World(), Console(enabled=False)
     )
@@ -52,7 +52,7 @@ def test_settings_that_the_run_does_not_reach_are_notes(narrow, load_synthetic, 
 
 @pytest.fixture
 def photos(tiny_image_folder, tmp_path):
-    """A training split with three files that are passed over, and a validation split with one."""
+    """Return a training split with three ignored files, and a validation split with one ignored file."""
     root = shutil.copytree(tiny_image_folder(), tmp_path / "photos")
     for name in ("train/class_0/a.webp", "train/class_1/b.webp", "train/list.txt", "val/class_2/c.heic"):
         (root / name).touch()
@@ -63,7 +63,7 @@ PASSED_OVER = ("(2 .webp, 1 .txt)", "(1 .heic)")
 
 
 @pytest.mark.parametrize("val", ["val", "train"])
-def test_what_readers_report_is_reported_once_at_each_start_and_logged(
+def test_notices_of_readers_are_printed_once_at_each_start_and_logged(
     narrow, load_synthetic, photos, tmp_path, capsys, val
 ):
     """The second start reads the index of the first. Times that show no changes are reported the same way."""
@@ -86,7 +86,7 @@ def test_what_readers_report_is_reported_once_at_each_start_and_logged(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_validation_reports_them_too(photos, tmp_path, capsys, monkeypatch):
+def test_a_validation_prints_the_notices_too(photos, tmp_path, capsys, monkeypatch):
     model = create_model("legacy_seresnext26_32x4d", num_classes=3)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     monkeypatch.setattr(validation_module, "evaluate", lambda *_, **__: Evaluation(50.0, 100.0, 1.0, 12, 1.0))
@@ -102,7 +102,7 @@ GREY = "data={format: synthetic, synthetic_images: 16, image_size: 32, workers: 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
-    """Counts the graphs that are compiled, and runs them as they are."""
+    """Count the graphs that torch.compile makes, and run the graphs without a compiler."""
     counter = CompileCounter()
     torch._dynamo.reset()
     monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested, None))
@@ -127,13 +127,13 @@ def first_step(run: Run) -> None:
     ],
     ids=lambda settings: settings[0],
 )
-def test_what_the_warm_up_compiles_the_first_step_uses(make_run, graphs, settings):
+def test_the_first_step_uses_the_graph_of_the_warm_up(make_run, graphs, settings):
     first_step(make_run(["runtime.compile=true", *settings]))
     assert graphs.frame_count == 1
 
 
 def test_another_layout_would_be_compiled_again(make_run, graphs, monkeypatch):
-    """The control."""
+    """Control for the test above."""
     images = stand_in_batch
 
     def contiguous(recipe, device):
@@ -158,7 +158,7 @@ def test_the_warm_up_is_at_the_largest_size_of_training(make_run, monkeypatch):
 
 @pytest.fixture
 def weights(make_run, tmp_path):
-    """A file of weights of other classes, which are those of no fresh network."""
+    """Write weights for other classes, with BatchNorm means that differ from a fresh network."""
     model = make_run(["runtime.seed=7", "model.num_classes=5"]).model
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -169,7 +169,7 @@ def weights(make_run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_a_run_goes_on_without_the_weights_it_began_with(train_synthetic, weights, tmp_path):
+def test_a_resume_does_not_need_the_first_weights(train_synthetic, weights, tmp_path):
     settings = [
         f"model.weights={weights}", "model.reset_head=true", "model.frozen=[layer0, layer1]",
         "length=4st", "evaluation.every=4st", "checkpoint.every=2st",
@@ -186,7 +186,7 @@ def test_a_run_goes_on_without_the_weights_it_began_with(train_synthetic, weight
     assert kept == {name for name in began_with if name.startswith(("layer0.", "layer1."))}
     note = "starts untrained (model.reset_head)"
     assert [(run / "log.txt").read_text().count(note) for run in (whole, resumed)] == [1, 0]
-    with pytest.raises(CheckpointError, match="cannot be opened"):  # The control: a fresh run needs them.
+    with pytest.raises(CheckpointError, match="cannot be opened"):  # Control: a fresh run needs the file.
         train_synthetic(tmp_path / "fresh", settings)
 
 
@@ -195,7 +195,7 @@ def test_a_run_goes_on_without_the_weights_it_began_with(train_synthetic, weight
 
 @pytest.fixture
 def uncollected():
-    """As train.py and validate.py begin."""
+    """Disable the garbage collector, like the start of train.py and validate.py."""
     gc.disable()
     yield
     gc.enable()
@@ -203,8 +203,8 @@ def uncollected():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_garbage_is_collected_from_the_first_step_or_image_on(train_synthetic, uncollected, monkeypatch, tmp_path):
-    """A run of days, and a validation of any size, would else keep all that refers to itself."""
-    monkeypatch.setattr("seresnext.models.registry.create_model", create_model)  # validate.py wants a real one.
+    """A long run would otherwise keep every object in a reference cycle."""
+    monkeypatch.setattr("seresnext.models.registry.create_model", create_model)  # for validate.py
     seen = []
     fit, evaluate = Trainer.fit, validation_module.evaluate
     monkeypatch.setattr(Trainer, "fit", lambda self: seen.append(gc.isenabled()) or fit(self))

@@ -45,7 +45,7 @@ class Ranks(World):
 
 @pytest.fixture
 def photos(tiny_image_folder, tmp_path: Path) -> Path:
-    """55 images to train on and 12 to validate on, in three classes, of this test's own."""
+    """Copy 55 training and 12 validation images, in three classes."""
     root = shutil.copytree(tiny_image_folder(3, 19, 40, 4), tmp_path / "photos")
     for number in range(2):
         (root / "train" / "class_0" / f"{number}.jpg").unlink()
@@ -148,7 +148,7 @@ def test_both_splits_and_their_root(photos):
     assert "'a'" in error
     assert "'b'" in error
     nowhere = str(refusal(photos / "nowhere"))
-    assert nowhere.count("nowhere") == 1  # Once for both splits, and without a rank.
+    assert nowhere.count("nowhere") == 1  # The message has the folder once, and no rank.
     assert "rank" not in nowhere
 
 
@@ -226,7 +226,7 @@ def test_only_the_machine_that_differs_is_named():
     assert seen([], [two], []) == ["rank 1 on host1: two"]
 
 
-def test_the_copy_that_differs_is_named_also_where_it_is_that_of_rank_0():
+def test_the_copy_that_differs_is_named_even_on_rank_0():
     def check(*lengths: int) -> None:
         world = Ranks(size=len(lengths))
         readers = [SyntheticReader(length, 2) for length in lengths]
@@ -266,7 +266,7 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     assert "class_1" not in some
 
 
-def test_turned_images_are_a_warning_and_synthetic_ones_are_not_looked_at(photos, monkeypatch):
+def test_turned_images_are_a_warning_and_synthetic_images_are_not_checked(photos, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("train/class_0/5.jpg", "val/class_2/1.jpg"):

@@ -108,7 +108,7 @@ REWRITTEN = {
 }
 
 
-@pytest.mark.parametrize("file", [FIRST, LAST])  # In the middle, and when the run is complete.
+@pytest.mark.parametrize("file", [FIRST, LAST])  # A checkpoint in the middle, and the last checkpoint.
 @pytest.mark.parametrize("case", REWRITTEN)
 def test_a_checkpoint_that_is_refused(run: Path, images: Path, case: str, file: str) -> None:
     if case == "a variance" and file == FIRST:
@@ -147,7 +147,7 @@ def assert_recorded(run: Path, words: str) -> None:
     ],
 )
 def test_a_start_that_is_refused(run, images, tmp_path, settings, allowed, resume, words, error) -> None:
-    """The folder also has a damaged checkpoint, which the start passes over, and an unfinished save."""
+    """The folder also has a damaged checkpoint, which the start skips, and an unfinished save."""
     damage(run / "checkpoints" / LAST)
     (run / "checkpoints" / ".last.safetensors.tmp").touch()
     settings = [setting.format(tmp=tmp_path, run=run) for setting in settings]
@@ -264,7 +264,7 @@ def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path
     assert [line["num_images"] for line in measured if line["event"] == "validate"] == [12, 12, 12, 12, 13, 13]
     assert len(measured) == len(lines)
     start(run, copy)
-    assert "best.superseded" not in capsys.readouterr().out  # Once.
+    assert "best.superseded" not in capsys.readouterr().out  # The file is renamed only once.
 
 
 def test_a_checkpoint_of_0_1_0_resumes_with_a_line(run: Path, images: Path, capsys) -> None:

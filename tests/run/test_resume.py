@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and under which changes it does not."""
+"""The checkpoint that a run resumes from, and the changes that prevent a resume."""
 
 import copy
 import re
@@ -66,7 +66,7 @@ def test_the_newest_is_taken(tmp_path):
     assert said == []
 
 
-def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path):
     save(tmp_path, 9)
     path = save(tmp_path, 10)
     data = bytearray(path.read_bytes())
@@ -78,15 +78,15 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path):
     assert "step-00000010" in said[0]
 
 
-def test_when_all_are_damaged_nothing_starts_from_zero(tmp_path):
+def test_if_all_are_damaged_the_start_is_refused(tmp_path):
     path = save(tmp_path, 9)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="step-00000009"):
         find(tmp_path)
 
 
-def test_nor_when_started_again(tmp_path):
-    """As torchrun does by itself: by then the names say that they are damaged."""
+def test_if_all_are_damaged_each_restart_is_refused(tmp_path):
+    """torchrun restarts a failed start by itself."""
     path = save(tmp_path, 9)
     path.write_bytes(path.read_bytes()[:-1])
     for _ in range(3):
@@ -134,8 +134,8 @@ def test_an_address_is_not_resumed_from(tmp_path, monkeypatch):
     assert find(tmp_path, f"~/{path.name}")[0].path == path
 
 
-def test_what_torchrun_starts_again_goes_on_from_what_it_saved(tmp_path):
-    """`--resume` says where a launch begins, not where it begins again."""
+def test_a_restart_resumes_from_the_last_save_of_the_launch(tmp_path):
+    """`--resume` counts for the first start of a launch, not for a restart."""
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     start = save(elsewhere, 7)
 
@@ -151,7 +151,7 @@ def test_what_torchrun_starts_again_goes_on_from_what_it_saved(tmp_path):
 
 
 class TwoRanks(World):
-    """A world in which another rank read another file under the same name."""
+    """A world of two ranks that read different files under the same name."""
 
     other = None
 
@@ -165,7 +165,7 @@ def test_ranks_that_see_different_files_refuse(tmp_path):
         find_checkpoint(tmp_path, "auto", TwoRanks(), print)
 
 
-def test_going_back_sets_later_checkpoints_aside(tmp_path):
+def test_a_resume_from_an_older_checkpoint_renames_later_checkpoints(tmp_path):
     best = {"step": 8, "top1": 50.0}
     save(tmp_path, 8, best)
     older = save(tmp_path, 9, best)
@@ -180,15 +180,15 @@ def test_going_back_sets_later_checkpoints_aside(tmp_path):
 
 
 def with_best(folder, best_step=8, step=9):
-    """A checkpoint whose best is an older one, as a run leaves them: `best` points to it."""
+    """Save a best checkpoint and a newer checkpoint. Return the newer path, the best path and the best."""
     best = {"step": best_step, "top1": 50.0, "weights": "ema"}
     path = save(folder, best_step, best)
     store.point(folder, "best", path)
     return save(folder, step, best), path, best
 
 
-def go_on(file, folder):
-    """What the best is, and what was said, of a run that goes on from a file."""
+def resume_from(file, folder):
+    """Resume from a file. Return the best and the printed lines."""
     folder.mkdir(parents=True, exist_ok=True)
     said = []
     best = rewind_folder(find(folder, str(file))[0], folder, World(), said.append)
@@ -196,14 +196,14 @@ def go_on(file, folder):
 
 
 def test_the_best_comes_along_into_another_folder(tmp_path):
-    """Also from a folder in which only `best` still names it."""
+    """This works also if only `best` still points to the file."""
     newest, path, best = with_best(tmp_path / "old")
-    assert go_on(newest, tmp_path / "new") == (best, [])
+    assert resume_from(newest, tmp_path / "new") == (best, [])
     assert store.verify(tmp_path / "new" / "best.safetensors")["step"] == "8"
     path.unlink()
-    assert go_on(newest, tmp_path / "newer") == (best, [])
+    assert resume_from(newest, tmp_path / "newer") == (best, [])
     assert store.verify(tmp_path / "newer" / "best.safetensors")["step"] == "8"
-    assert go_on(tmp_path / "old" / "best.safetensors", tmp_path / "newest") == (best, [])
+    assert resume_from(tmp_path / "old" / "best.safetensors", tmp_path / "newest") == (best, [])
     assert store.verify(tmp_path / "newest" / "best.safetensors")["step"] == "8"
 
 
@@ -219,26 +219,26 @@ def test_a_best_without_a_file_is_none(tmp_path, harm):
     if harm == "another run's":
         save(tmp_path / "new", 8, {**best, "top1": 60.0})
         store.point(tmp_path / "new", "best", tmp_path / "new" / "step-00000008.safetensors")
-    found, (warning,) = go_on(newest, tmp_path / "new")
+    found, (warning,) = resume_from(newest, tmp_path / "new")
     assert found is None
     assert "no valid checkpoint is left of the best validation so far (top-1 50.00 % after step 8)" in warning
     assert not (tmp_path / "new" / "best.safetensors").exists()
 
 
-def test_the_best_of_before_the_one_that_was_lost(tmp_path):
-    """The newest is damaged, and the best by then another one: that of the older checkpoint is pruned."""
+def test_a_pruned_best_of_an_older_checkpoint_starts_over(tmp_path):
+    """The newest checkpoint is damaged, and the best of the older checkpoint is pruned."""
     older, path, best = with_best(tmp_path)
     save(tmp_path, 10, {**best, "step": 10, "top1": 60.0})
     store.point(tmp_path, "best", tmp_path / "step-00000010.safetensors")
     path.unlink()
-    found, (warning,) = go_on(older, tmp_path)
+    found, (warning,) = resume_from(older, tmp_path)
     assert found is None
     assert "after step 8" in warning
     assert not (tmp_path / "best.safetensors").exists()
 
 
 def test_a_best_of_another_measure_stays_under_another_name(tmp_path):
-    """This holds for a second change, too. A retired file is neither the best nor the newest checkpoint."""
+    """This holds for a second change, too. A retired file does not count as best or newest checkpoint."""
     for number, step in ((1, 9), (2, 12)):
         newest, _, _ = with_best(tmp_path, best_step=step - 1, step=step)
         said = []
@@ -277,7 +277,7 @@ def test_a_changed_key_is_refused_with_old_and_new(tmp_path):
         check(facts(3), values, DATASET, ["optimizer.l"])
 
 
-def test_the_advice_for_many_changes_is_followed_as_it_stands(tmp_path):
+def test_the_advice_for_many_changes_works_unchanged(tmp_path):
     old = facts(3)
     old.recipe["model"] |= {f"a{number}": 1 for number in range(60)}
     old.recipe["data"]["b"] = 1
@@ -298,7 +298,7 @@ def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tmp
         check(old, values, DATASET, [])
 
 
-def test_keys_that_no_recipe_has_any_more_are_shown(tmp_path):
+def test_unknown_keys_of_the_old_recipe_are_shown(tmp_path):
     old = facts(3)
     old.recipe["optimizer"]["gone"] = 1
     with pytest.raises(UsageError, match=r"optimizer\.gone: 1 -> \(absent\)"):
@@ -334,7 +334,7 @@ def test_changed_images_and_classes_are_refused(tmp_path):
         check(facts(3), values, other, ["length"])
     both = {**other, "classes": ["cat", "fox"]}
     with pytest.raises(DataError, match=r"gone: dog; new: fox(?s:.*)11 now(?s:.*)--allow-changed classes,dataset"):
-        check(facts(3), values, both, [])  # One error has both.
+        check(facts(3), values, both, [])  # One error has both changes.
     renamed = {**DATASET, "classes": ["cat", "fox"]}
     with pytest.raises(DataError, match="gone: dog; new: fox"):
         check(facts(3), values, renamed, ["dataset"])
@@ -342,7 +342,7 @@ def test_changed_images_and_classes_are_refused(tmp_path):
 
 
 def test_all_that_changed_is_refused_at_once_and_the_permission_is_accepted(tmp_path):
-    """One change after the other would be an advice that the next start refuses."""
+    """Otherwise the next start would refuse the advice of this start."""
     values = changed("optimizer.lr", 0.5).model_copy(update={"length": Duration(3, "ep")})
     other = {**DATASET, "fingerprint": "xyz", "num_images": 11, "classes": ["cat", "fox"]}
     with pytest.raises(DataError) as refusal:
@@ -368,7 +368,7 @@ def test_changed_validation_images_are_refused(tmp_path):
     assert not changes_validation(old, other, [])
 
 
-def test_a_change_of_how_validation_measures_is_one(tmp_path):
+def test_a_change_of_the_crop_changes_the_validation(tmp_path):
     values = changed("evaluation.crop_pct", 0.5)
     changes = check(facts(3), values, DATASET, ["evaluation.crop_pct"])
     assert changes_validation(facts(3), DATASET, changes)
@@ -377,7 +377,7 @@ def test_a_change_of_how_validation_measures_is_one(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value"), [*zip(FIRST_KEYS, ["other.pth", True, True], strict=True)])
-def test_what_a_fresh_start_alone_obeys_is_not_recorded(key, value, tmp_path):
+def test_keys_of_a_fresh_start_keep_the_old_value(key, value, tmp_path):
     values, old = changed(key, value), digits()
     assert old != values
     for allowed in ([key], ["model"]):

@@ -1,4 +1,4 @@
-"""Each key of a recipe reaches the object that obeys it: no value here is a default, and no two are alike."""
+"""Each key of a recipe reaches the object that uses the key. No value here is a default, and all values differ."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SETTINGS = [
 
 
 class Two(World):
-    """Two ranks, of which the other does what this one does."""
+    """A world of two ranks with equal values."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
@@ -63,7 +63,7 @@ class Two(World):
 
 @dataclass(frozen=True)
 class Built:
-    """A run, and what its step, trainer, saver and tally were made of."""
+    """A run, and the arguments of its step, trainer, saver and counter."""
 
     run: Run
     step: dict[str, Any]
@@ -76,7 +76,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Built]:
-    """`build(*changes)`: a run of two ranks with all settings above and some others."""
+    """`build(*changes)`: a run of two ranks with the settings above and these changes."""
 
     def make(*changes: str) -> Built:
         seen: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
                 patch.setattr(run_module, name, recorded(name))
             patch.setattr(step_module, "wrap_ddp", wrap_ddp)
             patch.setattr("seresnext.run.assemble.build_model", build_model)
-            patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # It takes a while.
+            patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
             recipe = load_synthetic([*SETTINGS, *changes]).recipe
             # A recipe of synthetic images with this key is refused.
             data = recipe.data.model_copy(update={"max_bad_images": 6})
@@ -134,19 +134,19 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 
 # ------------------------------------------------------------------------------------------------ the recipe above
 
-# A key that is settled here for another reason, or that a default stands for.
+# Keys that have the default for another reason.
 AS_BY_DEFAULT = {
-    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_run.py
+    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_assemble.py
     "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic",
     "runtime.measure", "runtime.static_graph",
-    "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
+    "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # other values below
     "runtime.loader_timeout", "runtime.collective_timeout",
 }  # fmt: skip
 SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoint", "logging", "runtime")
 
 
 def test_no_value_is_a_default(load_synthetic):
-    """Or a key that goes nowhere would not show."""
+    """With a default a key that is not connected would pass."""
     recipe = load_synthetic(SETTINGS).recipe
     usual = Recipe.model_validate({"model": {"name": "seresnext26"}})
     same = {
@@ -200,7 +200,7 @@ def test_the_trainer(built):
     assert trainer["models"] == {"model": built.run.model, "ema": built.run.ema.model}
     assert trainer["chosen"] == "model"
     assert trainer["precision"] is PRECISIONS["fp64"]
-    assert trainer["validation"].num_batches == 14  # 40 images by 3.
+    assert trainer["validation"].num_batches == 14  # 40 images in batches of 3
     assert trainer["train"].calibration is not None
     assert built.tally[0] == 6
 
@@ -270,7 +270,7 @@ def test_other_values(build, case):
 
 
 def test_compiled_and_deterministic(build, monkeypatch):
-    """Neither is done here: one takes minutes, the other stays on for the whole process."""
+    """Both are replaced here: one takes minutes, the other lasts to the end of the process."""
     asked = SimpleNamespace(compiled=0, deterministic=None)
 
     def compile_forward(model):
