@@ -54,9 +54,9 @@ class Training:
 class Seen:
     """The observations of a training.
 
-    `looks`: the number of checks for a stop request on the last rank. `progress`: the progress at the end. `losses`: the
-    losses by step and logical replica. `inputs`: digests of the inputs of the network by step and replica. `changed`:
-    for each rank, the tensors that a spoilt step changed.
+    `looks`: the number of checks for a stop request on the last rank. `progress`: the progress at the end.
+    `losses`: the losses by step and logical replica. `inputs`: digests of the inputs of the network by step and
+    replica. `changed`: for each rank, the tensors that a spoilt step changed.
     """
 
     looks: int = 0
@@ -218,7 +218,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
 
 
 def narrow(_: str, **options: Any) -> nn.Module:
-    """Return an SE-ResNeXt with a quarter of the channels: half a million weights, enough for several buckets of DDP."""
+    """Return an SE-ResNeXt with a quarter of the channels: half a million weights, several buckets of DDP."""
     from seresnext.models import SENet, blocks, senet
     from seresnext.models.blocks import SEResNeXtBottleneck
 

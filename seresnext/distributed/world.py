@@ -30,7 +30,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the only rank that writes files and prints."""
+        """Whether this is rank 0, which writes the files and prints."""
         return self.rank == 0
 
     # ------------------------------------------------------------------------------------------------ collectives

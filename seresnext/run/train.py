@@ -57,8 +57,7 @@ def train(
     with folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         if run.plan.is_complete(progress):
-            early = _early_end(run, progress)
-            folder.write_status("finished", progress.step, _reason(early, progress))
+            early = _finish(run, folder, progress)
             why = f" ({early})" if early else ""
             console.line(f"{output} is finished: {progress.step} steps{why}, {_best(run, progress)}; nothing to do")
             return
@@ -69,8 +68,7 @@ def train(
         saved_step = progress.step if checkpoint else None
         folder.update_status(step=progress.step, saved_step=saved_step, total_steps=run.plan.total, best=progress.best)
         if trainer.fit():
-            early = _early_end(run, progress)
-            folder.write_status("finished", progress.step, _reason(early, progress))
+            early = _finish(run, folder, progress)
             if early:
                 console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
             if doubt := doubt_about(progress):
@@ -139,17 +137,13 @@ def _data_folders(recipe: Recipe) -> list[Path]:
     return [root, root / data.train_split, root / data.val_split]
 
 
-def _early_end(run: Run, progress: Progress) -> str | None:
-    """Return why a complete run ended before `length`, or None."""
-    early_stop = run.recipe.early_stop
-    if early_stop is None or progress.step == run.plan.total or not run.plan.has_stalled(progress):
-        return None
-    return f"validation has not improved for {early_stop.patience} (early_stop.patience)"
-
-
-def _reason(early: str | None, progress: Progress) -> str | None:
-    """Return the reason for `status.json` of a finished run."""
-    return "; ".join(filter(None, [early, doubt_about(progress)])) or None
+def _finish(run: Run, folder: RunFolder, progress: Progress) -> str | None:
+    """Write the status `finished`. Return why the run ended before `length`, or None."""
+    early, early_stop = None, run.recipe.early_stop
+    if early_stop and progress.step < run.plan.total:
+        early = f"validation has not improved for {early_stop.patience} (early_stop.patience)"
+    folder.write_status("finished", progress.step, "; ".join(filter(None, [early, doubt_about(progress)])) or None)
+    return early
 
 
 def _best(run: Run, progress: Progress) -> str:

@@ -67,7 +67,7 @@ def test_one_micro_batch_is_plain_batchnorm(model, micro_batches):
 
 
 def test_layers_in_evaluation_mode_keep_their_statistics_to_the_bit(model, micro_batches):
-    """The seventh part of seven times a number is not always the number."""
+    """In floating point 7 * x / 7 is not always x."""
     model[1].eval()
     numbers = torch.rand(1000, generator=torch.Generator().manual_seed(2))
     inexact = [x for x in numbers if sum([x] * 7) / 7 != x]

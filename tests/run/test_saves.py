@@ -70,7 +70,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ob
 
 def test_a_stop_request_during_a_write_waits_and_saves_again(train_synthetic, happened, meanwhile, tmp_path):
     stop = StopRequest()
-    meanwhile(2, lambda: setattr(stop, "signal", "SIGTERM"))  # As a signal's handler does.
+    meanwhile(2, lambda: setattr(stop, "signal", "SIGTERM"))  # like the handler of a signal
     run = train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=2st"], stop)
     state, stopped_at = happened[-1]
     assert state == "preempted"
