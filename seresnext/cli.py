@@ -123,7 +123,9 @@ def _run(
         gc.freeze()  # The garbage collector can ignore the imported objects.
         with open_world(job.device if job else "auto") as world:
             have_met = True
-            world.together(lambda: _raise(unprepared))
+            with world.agreeing():
+                if unprepared:
+                    raise unprepared
             assert job is not None
             job.do(world)
     except Failure as failure:
@@ -143,11 +145,6 @@ def _run(
         write_error_file(traceback.format_exc())
         raise
     return 0
-
-
-def _raise(failure: Failure | None) -> None:
-    if failure:
-        raise failure
 
 
 def _is_first() -> bool:
@@ -238,15 +235,16 @@ def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Jo
 
 
 def _train(options: argparse.Namespace, loaded: LoadedRecipe, stop: StopRequest, world: World) -> None:
-    from seresnext.run.train import dry_run, train
+    from seresnext.run.dry_run import dry_run
+    from seresnext.run.train import train
 
     world.set_stop_check(lambda: stop.has_come)
     if options.dry_run:
-        dry_run(loaded, world, stop)
+        dry_run(loaded.recipe, world, stop)
         return
     output = options.output or Path("runs") / loaded.name
     allowed = [key for keys in options.allow_changed for key in keys.split(",") if key]
-    train(loaded, world, stop, output=output, resume=options.resume, allow_changed=allowed)
+    train(loaded.recipe, world, stop, output=output, resume=options.resume, allow_changed=allowed)
 
 
 def _train_parser() -> _Parser:

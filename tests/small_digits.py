@@ -31,7 +31,7 @@ def small(_: str, num_classes: int = 10, in_channels: int = 3, **options: Any) -
 
 
 def main(command: str, arguments: list[str]) -> int:
-    """Run the command and return its exit code."""
+    """Run the command. Return the exit code."""
     from seresnext.cli import train_main, validate_main
     from seresnext.models import registry
     from seresnext.process.stop_request import StopRequest

@@ -102,7 +102,7 @@ def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
     assert (subject.weights, subject.classes, subject.recipe.ema) == ("model", CLASSES, None)
     model = create_model("seresnext26", 3)
     assert load_weights(model, load_file(mean), "mean") == []
-    with pytest.raises(CheckpointError, match=r"a run cannot go on from it.*set model\.weights="):
+    with pytest.raises(CheckpointError, match=r"no run can resume from.*set model\.weights="):
         find_checkpoint(tmp_path, str(mean), World(), print)
     assert find_checkpoint(tmp_path, str(two[0]), World(), print) is not None  # The control.
 

@@ -88,12 +88,9 @@ def test_no_drawer_modules():
 
 # Modules without a test file of their own name, and the one that tests them.
 TESTED_ELSEWHERE = {
-    "run/assemble.py": "runs/test_training.py",
-    "data/pipeline.py": "run/test_parts.py",
+    "run/dry_run.py": "runs/test_training.py",
     "data/readers/table.py": "data/readers/test_readers.py",
     "process/exit.py": "test_errors.py",
-    "run/train.py": "runs/test_training.py",
-    "run/validate.py": "runs/test_validation.py",
     "models/blocks.py": "models/test_senet.py",
     "weights/opening.py": "weights/test_torchfile.py",
     "recipe/explain.py": "recipe/test_errors.py",

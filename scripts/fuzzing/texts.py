@@ -195,7 +195,7 @@ def _start_in(folder: Path, files: Files) -> None:
         run_folder.open()
         run_folder.status()
         run_folder.is_restart(["x a:1:2"])
-        run_folder.sweep()
+        run_folder.remove_temporary()
         update_status(folder, step=STEP)
         journal = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
         journal.open(STEP, STEP)
@@ -261,7 +261,7 @@ def _find_newest(folder: Path, files: Files) -> None:
             raise WrongResult(f"no checkpoint is found, and {', '.join(kept)} is whole")
         return
     with as_usage_error(folder):
-        store.set_aside(checkpoints, beyond=saved.facts.step)
+        store.set_aside(checkpoints, beyond=saved.metadata.step)
         store.prune(checkpoints, keep=1)
     if kept and not any((checkpoints / name).exists() for name in kept):
         raise WrongResult(f"{', '.join(kept)} was whole, and is gone")

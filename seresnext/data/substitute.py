@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -100,7 +99,8 @@ class BadImageCounter:
                     f"warning: {substitution.reason}; {substitution.replacement} takes its place "
                     f"({self.count} of at most {self._limit} so far)"
                 )
-                self._world.together(partial(self._check, substitution.reason))
+                with self._world.agreeing():
+                    self._check(substitution.reason)
 
     def _check(self, reason: str) -> None:
         if self.count > self._limit:

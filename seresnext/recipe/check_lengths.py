@@ -7,7 +7,7 @@ length, and else only said, so that `--set length=3st` tries any recipe out (`me
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from seresnext.durations import Duration
@@ -98,17 +98,16 @@ def duration_problems(recipe: Recipe, steps_per_epoch: int | None = None) -> Ite
         )
 
 
-def check_lengths(recipe: Recipe, steps_per_epoch: int, meant: Collection[str]) -> list[str]:
-    """Compare all durations of a run, of whatever units. Returns what the user should be told.
+def check_lengths(recipe: Recipe, steps_per_epoch: int) -> list[str]:
+    """Compare all durations of a run, of any units. Return a note for each setting that the run does not reach.
 
-    `meant` are the keys that somebody wrote for a run of this length. Raises `RecipeError` with every problem.
+    Raises RecipeError with every pair of durations that contradict each other.
     """
-    late = list(late_keys(recipe, steps_per_epoch))
-    problems = [*duration_problems(recipe, steps_per_epoch), *(one.problem for one in late if one.key in meant)]
+    problems = list(duration_problems(recipe, steps_per_epoch))
     if problems:
         where = f"(an epoch has {steps_per_epoch} steps)"
         raise RecipeError([f"{problem.key}: {problem.message} {where}" for problem in problems])
-    return [one.notice for one in late if one.key not in meant]
+    return [late.notice for late in late_keys(recipe, steps_per_epoch)]
 
 
 def _longer(a: Duration, b: Duration, steps_per_epoch: int | None) -> bool:

@@ -83,7 +83,8 @@ class Saver:
         When it failed, raises store.SaveError on all ranks, or says so and returns False: `checkpoint.on_failure`.
         """
         try:
-            self._world.together(self._wait)
+            with self._world.agreeing():
+                self._wait()
         except store.SaveError as error:
             if not self._goes_on:
                 raise
@@ -93,7 +94,8 @@ class Saver:
 
     def finish(self) -> None:
         """Wait, on all ranks together, for the last save of a run. Raises store.SaveError: nothing is left to go on."""
-        self._world.together(self._wait)
+        with self._world.agreeing():
+            self._wait()
 
     def _wait(self) -> None:
         self._background.wait()

@@ -121,9 +121,7 @@ class TrainingStep:
         self._mix = mix
         self._ema = ema
         self._statistics = BatchNormStatistics(model, self._accumulation)
-        exchange = exchange or DDPOptions()
-        self._ddp = wrap_ddp(model, exchange) if world.size > 1 else None
-        self._warm_up_passes = exchange.passes_to_settle if world.size > 1 else 1
+        self._ddp = wrap_ddp(model, exchange or DDPOptions()) if world.size > 1 else None
         forward = self._ddp or model
         self._forward = compile_forward(forward) if compiled else forward
         self._compiled = compiled
@@ -139,15 +137,14 @@ class TrainingStep:
 
         DDP reduces gradients in one bucket in its first iteration and re-buckets then
         (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Bucketing decides the order of sums, so without this a
-        resumed run would add up its first step otherwise than an uninterrupted one. A static graph takes two passes.
+        resumed run would add up its first step otherwise than an uninterrupted one.
         """
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        for _ in range(self._warm_up_passes):
-            with self._compiling():
-                with self._precision.autocast(self._world.device):
-                    loss = self._loss(self._forward(images), labels)
-                loss.backward()
-            self._optimizer.zero_grad()
+        with self._compiling():
+            with self._precision.autocast(self._world.device):
+                loss = self._loss(self._forward(images), labels)
+            loss.backward()
+        self._optimizer.zero_grad()
         with torch.no_grad():
             for name, buffer in self._model.named_buffers():
                 buffer.copy_(buffers[name])

@@ -155,7 +155,7 @@ class Trainer:
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then read the report of the one before it, which by then costs hardly any waiting."""
         step = self.progress.step
-        self._world.note(f"step {step + 1}")
+        self._world.set_activity(f"step {step + 1}")
         report = self._step(
             batches,
             step=step,
@@ -246,7 +246,7 @@ class Trainer:
         """Validate all candidates and remember the best; a stop leaves the validation to be done."""
         progress = self.progress
         self._read()
-        self._world.note(f"the validation after step {progress.step}")
+        self._world.set_activity(f"the validation after step {progress.step}")
         results = {}
         with self._speed.paused():
             if progress.step == self._plan.total and not self._recalibrate():
@@ -312,7 +312,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
-        self._world.note(f"the save after step {self.progress.step}")
+        self._world.set_activity(f"the save after step {self.progress.step}")
         with self._speed.paused():
             self._settle()
             self._saver.save(self.progress.step, asdict(self.progress))

@@ -1,4 +1,4 @@
-"""Each key of a recipe reaches the object that obeys it: no value here is a default, and no two are alike."""
+"""Each key of a recipe reaches the object that uses the key. No value here is a default, and all values differ."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ SETTINGS = [
     "checkpoint={every: 3st, keep: 9, keep_every: 6st, on_failure: continue}",
     "logging.every=11st",
     "runtime={seed: 12, precision: fp64, compile: false, grad_checkpointing: true, channels_last: false, "
-    "bucket_mb: 13, compress_gradients: none, static_graph: true, deterministic: false}",
+    "bucket_mb: 13, compress_gradients: none, deterministic: false}",
 ]
 
 
 class Two(World):
-    """Two ranks, of which the other does what this one does."""
+    """A world of two ranks with equal values."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
@@ -63,7 +63,7 @@ class Two(World):
 
 @dataclass(frozen=True)
 class Built:
-    """A run, and what its step, trainer, saver and tally were made of."""
+    """A run, and the arguments of its step, trainer, saver and counter."""
 
     run: Run
     step: dict[str, Any]
@@ -76,7 +76,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Built]:
-    """`build(*changes)`: a run of two ranks with all settings above and some others."""
+    """`build(*changes)`: a run of two ranks with the settings above and these changes."""
 
     def make(*changes: str) -> Built:
         seen: dict[str, Any] = {}
@@ -90,8 +90,8 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
 
             return construct
 
-        def wrap_ddp(model: SENet, exchange: DDPOptions) -> SENet:
-            seen["exchange"] = exchange
+        def wrap_ddp(model: SENet, options: DDPOptions) -> SENet:
+            seen["exchange"] = options
             return model
 
         def build_model(*words: Any) -> SENet:
@@ -104,10 +104,11 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
                 patch.setattr(run_module, name, recorded(name))
             patch.setattr(step_module, "wrap_ddp", wrap_ddp)
             patch.setattr("seresnext.run.assemble.build_model", build_model)
-            patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # It takes a while.
-            values = load_synthetic([*SETTINGS, *changes]).values
-            values["data"]["max_bad_images"] = 6  # Of image files, so that the command line refuses it here.
-            run = Run(values, {}, Two(0, 2), Console(enabled=False))
+            patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
+            recipe = load_synthetic([*SETTINGS, *changes]).recipe
+            # A recipe of synthetic images with this key is refused.
+            data = recipe.data.model_copy(update={"max_bad_images": 6})
+            run = Run(recipe.model_copy(update={"data": data}), None, Two(0, 2), Console(enabled=False))
             run.trainer(None, None, Progress(), StopRequest())
         return Built(
             run,
@@ -133,18 +134,19 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 
 # ------------------------------------------------------------------------------------------------ the recipe above
 
-# A key that is settled here for another reason, or that a default stands for.
+# Keys that have the default for another reason.
 AS_BY_DEFAULT = {
-    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_run.py
-    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic", "runtime.measure",
-    "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
+    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_assemble.py
+    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic",
+    "runtime.measure", "runtime.static_graph",
+    "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # other values below
     "runtime.loader_timeout", "runtime.collective_timeout",
 }  # fmt: skip
 SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoint", "logging", "runtime")
 
 
 def test_no_value_is_a_default(load_synthetic):
-    """Or a key that goes nowhere would not show."""
+    """With a default a key that is not connected would pass."""
     recipe = load_synthetic(SETTINGS).recipe
     usual = Recipe.model_validate({"model": {"name": "seresnext26"}})
     same = {
@@ -185,7 +187,7 @@ def test_the_step(built):
     assert (run.ema.decay_at(0), run.ema.decay_at(99)) == (0.6, 0.6)
     assert (step["seed"], step["replicas"], step["compiled"]) == (12, 4, False)
     assert step["precision"] is PRECISIONS["fp64"]
-    assert built.exchange == DDPOptions(bucket_mb=13, compress=False, static_graph=True)
+    assert built.exchange == DDPOptions(bucket_mb=13, compress=False)
 
 
 def test_the_trainer(built):
@@ -198,7 +200,7 @@ def test_the_trainer(built):
     assert trainer["models"] == {"model": built.run.model, "ema": built.run.ema.model}
     assert trainer["chosen"] == "model"
     assert trainer["precision"] is PRECISIONS["fp64"]
-    assert trainer["validation"].num_batches == 14  # 40 images by 3.
+    assert trainer["validation"].num_batches == 14  # 40 images in batches of 3
     assert trainer["train"].calibration is not None
     assert built.tally[0] == 6
 
@@ -212,7 +214,7 @@ def test_calibration_takes_the_images_asked_for(built, monkeypatch):
     monkeypatch.setattr(built.run, "train_batches", lambda *words: asked.append(words))
     built.trainer["train"].calibration()
     built.trainer["train"].batches(2)
-    assert asked == [(range(2), 15, 18), (range(2), 2, 15)]  # 17 images are 3 steps of 8.
+    assert asked == [(15, 18), (2, 15)]  # 17 images are 3 steps of 8.
 
 
 # ------------------------------------------------------------------------------------------------ other values
@@ -268,14 +270,14 @@ def test_other_values(build, case):
 
 
 def test_compiled_and_deterministic(build, monkeypatch):
-    """Neither is done here: one takes minutes, the other stays on for the whole process."""
+    """Both are replaced here: one takes minutes, the other lasts to the end of the process."""
     asked = SimpleNamespace(compiled=0, deterministic=None)
 
     def compile_forward(model):
         asked.compiled += 1
         return model
 
-    monkeypatch.setattr("seresnext.run.assemble.resolve_compile", lambda requested, device: (requested is True, None))
+    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested is True, None))
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
     built = build("runtime={compile: true, deterministic: true, precision: fp32}")
@@ -299,6 +301,6 @@ def test_images_are_made_as_the_recipe_says(build, monkeypatch):
         "workers": 3, "timeout": 77, "pin_memory": False, "device": torch.device("cpu"), "dtype": torch.float64,
         "mean": (0.4,), "std": (0.3,), "channels_last": False, "filling": None, "compiled": False,
     }  # fmt: skip
-    for batches in (run._validation_batches(), run.train_batches(range(2), 0, 1)):
+    for batches in (run._validation_batches(), run.train_batches(0, 1)):
         with batches:
             assert given == expected

@@ -299,7 +299,7 @@ def world_of_nccl():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("exchange", [DDPOptions(), DDPOptions(1.0, compress=True), DDPOptions(static_graph=True)])
+@pytest.mark.parametrize("exchange", [DDPOptions(), DDPOptions(1.0, compress=True)])
 def test_nor_where_gradients_and_statistics_travel(model, exchange, world_of_nccl):
     device = world_of_nccl.device
     model = model.float().to(device)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seresnext.data.readers.index import VERSION, Contents, Index, NotAnIndex, digest_of, write_index
-from seresnext.distributed import launcher
+from seresnext.distributed import launcher_id
 from seresnext.errors import DataError
 from seresnext.progress import warn
 
@@ -208,7 +208,7 @@ def _noticed(index: Index, seconds: float) -> Index:
 
 def _this_start() -> str:
     """Return a digest of this start under torchrun, the same for all ranks of a machine; empty without torchrun."""
-    launch = launcher()
+    launch = launcher_id()
     if launch is None:
         return ""
     return hashlib.sha256(f"{launch} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}".encode()).hexdigest()
