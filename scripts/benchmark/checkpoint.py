@@ -24,7 +24,7 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World, choose_device
 from seresnext.errors import path_argument
 from seresnext.metrics.console import Console
-from seresnext.recipe.load import load_recipe
+from seresnext.recipe.load import load_recipe, to_values
 from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress
 from seresnext.training.saving import Saver
@@ -105,7 +105,9 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], 
         "checkpoint.keep=1",
         "runtime.compile=false",
     ]
-    training = Run(load_recipe(arguments.model, settings).values, {}, World(device=device), Console(enabled=False))
+    training = Run(
+        to_values(load_recipe(arguments.model, settings).recipe), {}, World(device=device), Console(enabled=False)
+    )
     step = training.build_step()
     with training.train_batches(step.own_replicas, 0, _MOST_STEPS) as batches, training.saver(folder, step) as saver:
         subject = _Subject(step, batches, saver, folder)

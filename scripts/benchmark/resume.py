@@ -18,7 +18,7 @@ from typing import Any
 from seresnext.distributed import World, choose_device
 from seresnext.metrics.console import Console
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.load import LoadedRecipe, load_recipe
+from seresnext.recipe.load import LoadedRecipe, load_recipe, to_values
 from seresnext.run.assemble import Run
 from seresnext.run.folder import RunFolder
 from seresnext.run.resume import find_checkpoint, restored_progress
@@ -83,7 +83,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     saved = find_checkpoint(folder.checkpoints, "auto", world, console.line)
     assert saved
     read = time.perf_counter()
-    training = Run(loaded.values, saved.facts.recipe, world, console)
+    training = Run(to_values(loaded.recipe), saved.facts.recipe, world, console)
     built = time.perf_counter()
     trainer = training.trainer(folder, saved, restored_progress(saved), StopRequest())
     restored = time.perf_counter()
@@ -108,7 +108,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
 
 
 def _make_checkpoint(loaded: LoadedRecipe, world: World, step: int, folder: RunFolder) -> None:
-    training = Run(loaded.values, {}, world, Console(enabled=False))
+    training = Run(to_values(loaded.recipe), {}, world, Console(enabled=False))
     with training.saver(folder.checkpoints, training.build_step()) as saver:
         saver.save(step, asdict(Progress(step=step, evaluated=step)))
         saver.finish()

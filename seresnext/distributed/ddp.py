@@ -59,4 +59,4 @@ def wrap_ddp(model: nn.Module, exchange: DDPOptions) -> DistributedDataParallel:
 def build_ddp_options(recipe: Recipe) -> DDPOptions:
     """How the gradients of a recipe travel between ranks."""
     runtime = recipe.runtime
-    return DDPOptions(runtime.bucket_mb, runtime.compress_gradients == "bf16", runtime.static_graph)
+    return DDPOptions(runtime.bucket_mb, runtime.compress_gradients == "bf16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from seresnext.data.readers.class_labels import has_other_labels
 from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.distributed.ddp import build_ddp_options
-from seresnext.errors import CheckpointError, UsageError
+from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
 from seresnext.models.pretrained import load_first_weights
@@ -52,7 +52,6 @@ from seresnext.recipe.show import recipe_hash
 from seresnext.run import opening
 from seresnext.run.folder import RunFolder, describe_environment
 from seresnext.run.resume import LoadedCheckpoint
-from seresnext.run.trials import choose_by_trial
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_compile, resolve_precision, tune_malloc
 from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
@@ -69,7 +68,6 @@ class Run:
 
     `values` is the recipe with every `auto` settled, `dataset` what a checkpoint says of the data. `settled` are the
     values of the run so far, empty at a fresh start: one that goes on does not need the weights that it began with.
-    `meant` are the keys that somebody wrote for a run of this length (recipe/check_lengths.py).
     """
 
     def __init__(
@@ -78,22 +76,19 @@ class Run:
         settled: dict[str, Any],
         world: World,
         console: Console,
-        meant: Collection[str] = (),
     ) -> None:
         self.values, notices = world.together(lambda: resolve_auto(values, settled, world))
         self._world = world
         self._console = console
-        # Before trials, which take a while.
         recipe = recipe_from_values(values, "the recipe")
-        self.train, self.val = opening.open_splits(recipe, world, console.line, settled, meant)
+        self.train, self.val = opening.open_splits(recipe, world, console.line, settled)
         world.together(lambda: check_same_data(world, self.train, self.val))
         make_deterministic(self.values["runtime"]["deterministic"])
         tune_malloc(world.device)
-        self.values = world.together(lambda: choose_by_trial(self.values, values, world, console.line))
         recipe = self.recipe = recipe_from_values(self.values, "the resolved recipe")
         world.together(lambda: check_world(recipe, world.size))
         self.order = world.together(lambda: build_order(recipe, self.train))
-        notices += world.together(lambda: check_lengths(recipe, self.order.steps_per_epoch, meant))
+        notices += world.together(lambda: check_lengths(recipe, self.order.steps_per_epoch))
         self.plan = build_plan(recipe, self.order.steps_per_epoch)
         self.precision = PRECISIONS[recipe.runtime.precision]
         torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
@@ -300,17 +295,16 @@ class Run:
 def resolve_auto(values: dict[str, Any], settled: dict[str, Any], world: World) -> tuple[dict[str, Any], list[str]]:
     """A recipe's values with every `auto` replaced: by what `settled` has, else afresh for this device.
 
-    `settled` are the values of the run so far, empty at a fresh start. Also returns what to tell the user. What has to
-    be tried out is left to `trials.py`. Raises UsageError for what this device cannot do.
+    `settled` are the values of the run so far, empty at a fresh start. Also returns what to tell the user. Raises
+    UsageError for what this device cannot do.
     """
     autos = [
-        ("batch", "micro_size"),
         ("runtime", "precision"),
         ("runtime", "compile"),
         ("runtime", "channels_last"),
         ("evaluation", "weights"),
     ]
-    sections = {name: dict(values[name]) for name in ("batch", "runtime", "evaluation")}
+    sections = {name: dict(values[name]) for name in ("runtime", "evaluation")}
     for section, key in autos:
         if key == "compile" and sections[section][key] == "auto" and sections[section]["grad_checkpointing"]:
             sections[section][key] = False  # What compiled code keeps for the backward pass, it chooses by itself.
@@ -320,12 +314,6 @@ def resolve_auto(values: dict[str, Any], settled: dict[str, Any], world: World) 
     runtime["precision"] = resolve_precision(runtime["precision"], world.device)
     runtime["compile"], notice = resolve_compile(runtime["compile"], world.device)
     runtime["channels_last"] = runtime["channels_last"] is not False
-    runtime["measure"] = runtime["measure"] and not settled
-    if sections["batch"]["micro_size"] == "auto" and world.device.type != "cuda":
-        raise UsageError(
-            "batch.micro_size: auto looks for what fits in the memory of a GPU, and there is none here; set it to a "
-            "number, such as batch.micro_size=32"
-        )
     if evaluation["weights"] == "auto":
         evaluation["weights"] = "ema" if values["ema"] else "model"
     return {**values, **sections}, [notice] if notice else []

@@ -47,18 +47,17 @@ def open_splits(
     world: World,
     say: Callable[[str], None],
     settled: Mapping[str, Any],
-    meant: Collection[str],
 ) -> tuple[Reader, Reader]:
     """Open the training and the validation split. Warn about turned, transparent and shared images.
 
-    `settled` has the values of a resumed run, else nothing. `meant` has the keys that a user wrote for a run of this
-    length. Raises one Failure on all ranks that lists all problems: DataError if any problem concerns the data.
+    `settled` has the values of a resumed run, else nothing. Raises one Failure on all ranks that lists all problems:
+    DataError if any problem concerns the data.
     """
     readers, own = _open_both(recipe)
     problems = _seen_by_all(own, world)
     if world.is_first:
         world.note("the look at the images")
-        problems += _compare(recipe, readers, world.size, say, settled, meant)
+        problems += _compare(recipe, readers, world.size, say, settled)
     problems = world.broadcast(problems)
     world.together(lambda: _refuse(problems, "this run"))
     train, val = readers.values()
@@ -117,7 +116,6 @@ def _compare(
     world_size: int,
     say: Callable[[str], None],
     settled: Mapping[str, Any],
-    meant: Collection[str],
 ) -> list[StartProblem]:
     """Return the problems that rank 0 finds in the splits that could be opened."""
     train, val = readers["training"], readers["validation"]
@@ -141,7 +139,7 @@ def _compare(
             images.append(_unusable(name, result, ADVICE if name == "training" else ""))
             bad += len(result.errors) if name == "training" else 0
     if train is not None:
-        problems += _batch_problems(recipe, len(train), bad, world_size, settled, meant)
+        problems += _batch_problems(recipe, len(train), bad, world_size, settled)
     problems += images
     if not settled:
         problems += _weights_problems(recipe, problems)
@@ -182,7 +180,7 @@ def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any])
 
 
 def _batch_problems(
-    recipe: Recipe, num_images: int, bad: int, world_size: int, settled: Mapping[str, Any], meant: Collection[str]
+    recipe: Recipe, num_images: int, bad: int, world_size: int, settled: Mapping[str, Any]
 ) -> Iterator[StartProblem]:
     """Yield problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
     data, total = recipe.data, recipe.batch.global_size
@@ -206,9 +204,9 @@ def _batch_problems(
             check_world(recipe, world_size, usable)
         except RecipeError as error:
             yield from (StartProblem(RecipeError, f"{text}{permission}", sizes or {}) for text in error.problems)
-    if sizes and (steps := usable // int(str(sizes["batch.global_size"]))):
+    if sizes and (steps := usable // sizes["batch.global_size"]):
         try:
-            check_lengths(recipe, steps, meant)
+            check_lengths(recipe, steps)
         except RecipeError as error:
             yield from (StartProblem(RecipeError, text) for text in error.problems)
 

@@ -16,7 +16,7 @@ from seresnext.metrics.console import Console
 from seresnext.metrics.speed import format_seconds
 from seresnext.metrics.status import read_status, update_progress, write_status
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.load import LoadedRecipe, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
 from seresnext.run.assemble import Run
@@ -111,8 +111,8 @@ def _begin(
     saved = find_checkpoint(folder.checkpoints, resume, world, console.line, restarted=restarted)
     progress = world.together(lambda: restored_progress(saved)) if saved else Progress()
     settled = previous_values(saved.facts) if saved else {}
-    values, notices = keep_first_settings(loaded.values, settled, allow_changed)
-    run = Run(values, settled, world, console, loaded.meant)
+    values, notices = keep_first_settings(to_values(loaded.recipe), settled, allow_changed)
+    run = Run(values, settled, world, console)
     changes: list[str] = []
     if saved:
         changes = world.together(lambda: _accepted_changes(run, saved, allow_changed))
@@ -159,7 +159,7 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
     Writes nothing.
     """
     console = Console(enabled=world.is_first)
-    run = Run(loaded.values, {}, world, console, loaded.meant)
+    run = Run(to_values(loaded.recipe), {}, world, console)
     console.line(run.introduction())
     rehearsal = run.trainer(None, None, Progress(), stop).dry_run()
     total = rehearsal.step_seconds * run.plan.total + rehearsal.validation_seconds * run.plan.evaluations

@@ -62,13 +62,13 @@ def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "house" / "base.yaml").write_text("model: {name: seresnext26, weights: ~/w.pth}\ndata: {cache: ~}\n")
     (tmp_path / "mine.yaml").write_text("base: ~/base.yaml\ndata:\n  root: ~/photos\n  train_split: ~x\n")
     loaded = load_recipe("mine.yaml")
-    assert loaded.values["model"]["weights"] == f"{tmp_path}/house/w.pth"
-    assert loaded.values["data"]["root"] == f"{tmp_path}/house/photos"
+    assert loaded.recipe.model.weights == f"{tmp_path}/house/w.pth"
+    assert loaded.recipe.data.root == f"{tmp_path}/house/photos"
     assert loaded.origins["data.root"] == "mine.yaml:3"
-    assert (loaded.values["data"]["cache"], loaded.values["data"]["train_split"]) == (None, "~x")
-    assert load_recipe("~/base", ["data.cache='~/c'"]).values["data"]["cache"] == f"{tmp_path}/house/c"
+    assert (loaded.recipe.data.cache, loaded.recipe.data.train_split) == (None, "~x")
+    assert load_recipe("~/base", ["data.cache='~/c'"]).recipe.data.cache == f"{tmp_path}/house/c"
     for root in ("a/~", "./~", "~nobody-of-this-name/a"):
-        assert load_recipe("mine.yaml", [f"data.root={root}"]).values["data"]["root"] == root
+        assert load_recipe("mine.yaml", [f"data.root={root}"]).recipe.data.root == root
     stored = {"model": {"name": "seresnext26"}, "data": {"root": "~/a"}}
     assert recipe_from_values(stored, "a checkpoint").data.root == "~/a"
 
@@ -82,7 +82,7 @@ def test_every_value_has_an_origin() -> None:
         ]
 
     loaded = load_recipe("seresnext101", ["ema.decay=0.9"])
-    assert sorted(loaded.origins) == sorted(paths(loaded.values))
+    assert sorted(loaded.origins) == sorted(paths(to_values(loaded.recipe)))
     written = (ROOT / "recipes/seresnext101.yaml").read_text().splitlines()
     line = written.index("  name: seresnext101") + 1
     assert loaded.origins["model.name"] == f"{ROOT}/recipes/seresnext101.yaml:{line}"
@@ -92,9 +92,16 @@ def test_every_value_has_an_origin() -> None:
 
 
 def test_values_make_the_same_recipe() -> None:
-    loaded = load_recipe("digits")
-    assert recipe_from_values(loaded.values, "a checkpoint") == loaded.recipe
-    assert to_values(loaded.recipe) == loaded.values
+    recipe = load_recipe("digits").recipe
+    assert recipe_from_values(to_values(recipe), "a checkpoint") == recipe
+
+
+def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
+    recipe = load_recipe("digits").recipe
+    values = to_values(recipe)
+    old = {**values, "runtime": {**values["runtime"], "measure": True, "static_graph": True}}
+    assert recipe_from_values(old, "a checkpoint") == recipe
+    assert old["runtime"]["measure"]  # The caller's values do not change.
 
 
 WRONG_STORED = {

@@ -9,7 +9,7 @@ import pytest
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.load import load_recipe
+from seresnext.recipe.load import load_recipe, to_values
 from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress
 
@@ -35,7 +35,7 @@ SETTINGS = [
 
 def loss_curve(*changes: str) -> list[float]:
     loaded = load_recipe("digits", [*SETTINGS, *changes])
-    run = Run(loaded.values, {}, World(), Console(enabled=False))
+    run = Run(to_values(loaded.recipe), {}, World(), Console(enabled=False))
     step = run.trainer(None, None, Progress(), StopRequest())
     losses = []
     step._journal.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]
