@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from seresnext.errors import RecipeError
@@ -106,7 +107,7 @@ def _smoothing(recipe: Recipe) -> Iterator[Problem]:
     yield Problem(
         "loss.label_smoothing",
         f"has no effect except to move loss.target_threshold, {threshold}, which makes every target 0 or 1, found "
-        f"{smoothing}; set it to 0{hint}",
+        f"{smoothing}; write 0{hint}",
         ("loss.target_threshold",),
     )
 
@@ -148,13 +149,13 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if model.reset_head and model.weights is None:
         yield Problem(
             "model.reset_head",
-            "has no effect without model.weights: a new network has a new head anyway; set it to false",
+            "has no effect without model.weights: a new network has a new head anyway; write false",
             ("model.weights",),
         )
     if model.zero_init_last and model.weights is not None:
         yield Problem(
             "model.zero_init_last",
-            "has no effect with model.weights: the loaded weights replace the zeros; set it to false",
+            "has no effect with model.weights: the loaded weights replace the zeros; write false",
             ("model.weights",),
         )
     if model.in_channels != 3 and data.format != "synthetic":
@@ -177,13 +178,13 @@ def _frozen(recipe: Recipe) -> Iterator[Problem]:
     if model.frozen and model.weights is None:
         yield Problem(
             "model.frozen",
-            "needs model.weights: without loaded weights the stages would stay random; set it to []",
+            "needs model.weights: without loaded weights the stages would stay random; write []",
             ("model.weights",),
         )
     if model.drop_path_rate and _all_blocks_frozen(recipe):
         yield Problem(
             "model.drop_path_rate",
-            f"has no effect if all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; set it to 0",
+            f"has no effect if all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; write 0",
             ("model.frozen",),
         )
 
@@ -194,14 +195,15 @@ def _grad_checkpointing(recipe: Recipe) -> Iterator[Problem]:
     if recipe.runtime.compile is True:
         yield Problem(
             "runtime.grad_checkpointing",
-            "is for models that are not compiled, since torch.compile decides by itself which values to recompute; set "
-            "it to false, or set runtime.compile to false or auto",
+            "is for models that are not compiled, since torch.compile decides by itself which values to recompute; "
+            "write false, or set runtime.compile to false or auto",
             ("runtime.compile",),
         )
     if _all_blocks_frozen(recipe):
         yield Problem(
             "runtime.grad_checkpointing",
-            "has no effect if all of layer1 to layer4 are in model.frozen: they have no backward pass; set it to false",
+            "has no effect if all of layer1 to layer4 are in model.frozen, since frozen blocks have no backward pass; "
+            "write false",
             ("model.frozen",),
         )
 
@@ -210,7 +212,7 @@ def _compress_gradients(recipe: Recipe) -> Iterator[Problem]:
     if recipe.runtime.compress_gradients != "none" and recipe.runtime.precision == "fp64":
         yield Problem(
             "runtime.compress_gradients",
-            "would round the gradients of fp64 to 8 bits; set it to none, or change runtime.precision",
+            "would round the gradients of fp64 to 8 bits; write none, or change runtime.precision",
             ("runtime.precision",),
         )
 
@@ -241,29 +243,22 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
-    optimizer, default = recipe.optimizer, OptimizerSection()
-    keys = {"momentum": "sgd", "nesterov": "sgd", "betas": "adamw", "eps": "adamw"}
-    foreign = [key for key, name in keys.items() if name != optimizer.name]
-    for key in foreign:
-        found, usual = (
-            list(v) if isinstance(v := getattr(section, key), tuple) else v for section in (optimizer, default)
-        )
-        if found != usual:
+    optimizer = recipe.optimizer
+    for key, owner in (("momentum", "sgd"), ("nesterov", "sgd"), ("betas", "adamw"), ("eps", "adamw")):
+        value, default = getattr(optimizer, key), getattr(OptimizerSection(), key)
+        if optimizer.name != owner and value != default:
             yield Problem(
                 f"optimizer.{key}",
-                f"is for optimizer.name {keys[key]} and has no effect with {optimizer.name}, found {found}; set it to "
-                f"{str(usual).lower()}, or give the whole section, such as 'optimizer={{name: {optimizer.name}, lr: "
-                f"{optimizer.lr}}}'",
+                f"is for optimizer.name {owner} and has no effect with {optimizer.name}, found {json.dumps(value)}; "
+                f"remove the key, or write the default, {json.dumps(default)}",
                 ("optimizer.name",),
             )
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
-        yield Problem(
-            "optimizer.nesterov", "needs optimizer.momentum above 0; set it to false", ("optimizer.momentum",)
-        )
+        yield Problem("optimizer.nesterov", "needs optimizer.momentum above 0; write false", ("optimizer.momentum",))
     if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
         yield Problem(
             "optimizer.decay_norm_and_bias",
-            "has no effect with optimizer.weight_decay 0, found false; set it to true",
+            "has no effect with optimizer.weight_decay 0, found false; write true",
             ("optimizer.weight_decay",),
         )
 
@@ -273,19 +268,20 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
     related = ("schedule.name",)
     for name, value, example in (("every", schedule.every, "30ep"), ("factor", schedule.factor, "0.1")):
         if schedule.name == "step" and value is None:
-            yield Problem(f"schedule.{name}", f"is missing: schedule.name step needs it, such as {example}", related)
+            yield Problem(
+                f"schedule.{name}", f"is missing: write a value for schedule.name step, such as {example}", related
+            )
         if schedule.name != "step" and value is not None:
             yield Problem(
                 f"schedule.{name}",
                 f"is for schedule.name step and has no effect with {schedule.name}, found {value}; "
-                f"set it to null, or give the whole section, such as 'schedule={{name: {schedule.name}}}'",
+                f"write null, or give the whole section, such as 'schedule={{name: {schedule.name}}}'",
                 related,
             )
     if schedule.name == "step" and schedule.final_lr != 0:
         yield Problem(
             "schedule.final_lr",
-            f"is for schedule.name cosine or linear and has no effect with step, found {schedule.final_lr}; "
-            "set it to 0",
+            f"is for schedule.name cosine or linear and has no effect with step, found {schedule.final_lr}; write 0",
             related,
         )
     if schedule.name != "step" and schedule.final_lr > peak:
@@ -304,13 +300,13 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
     if loss.name != "bce":
         yield Problem(
             "loss.target_threshold",
-            f"is for loss.name bce and has no effect with {loss.name}, found {threshold}; set it to null",
+            f"is for loss.name bce and has no effect with {loss.name}, found {threshold}; write null",
             ("loss.name",),
         )
     elif not mix.mixup and not mix.cutmix:
         yield Problem(
             "loss.target_threshold",
-            f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; set it to null, or switch on "
+            f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null, or switch on "
             "mix.mixup or mix.cutmix",
             ("mix.mixup", "mix.cutmix"),
         )
@@ -332,13 +328,13 @@ def _recalibrate(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "evaluation.recalibrate",
             "comes before the last validation, and with early_stop no validation is known in advance to be the last; "
-            "set one of the two to null",
+            "write null for one of the two",
             ("early_stop",),
         )
     if _all_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
         yield Problem(
             "evaluation.recalibrate",
-            "has no effect if all stages are in model.frozen and so keep their statistics; set it to null",
+            "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null",
             ("model.frozen",),
         )
 

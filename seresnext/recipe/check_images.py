@@ -28,14 +28,14 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     if data.format != "synthetic" and data.synthetic_images is not None:
         yield Problem(
             "data.synthetic_images",
-            f"has no effect with data.format {data.format}; set it to null, or set data.format to synthetic",
+            f"has no effect with data.format {data.format}; write null, or set data.format to synthetic",
             ("data.format",),
         )
 
     if data.format != "shards":
         if data.shuffle_shards is not None:
             yield Problem(
-                "data.shuffle_shards", f"has no effect with data.format {data.format}; set it to null", ("data.format",)
+                "data.shuffle_shards", f"has no effect with data.format {data.format}; write null", ("data.format",)
             )
         if "://" in data.root and data.format != "synthetic":
             yield Problem(
@@ -46,7 +46,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             )
     address = data.root.partition("://")[2]
     if not _is_address(data.root):
-        yield Problem("data.root", "is not a valid address; write it like https://host/folder")
+        yield Problem("data.root", "is not a valid address; write an address like https://host/folder")
     if "@" in address.partition("/")[0] or "?" in address:
         yield Problem(
             "data.root",
@@ -84,7 +84,7 @@ def _progressive(recipe: Recipe) -> Iterator[Problem]:
         return
     for name, value, example in (("min_size", section.min_size, 128), ("end_ramp", section.end_ramp, "60ep")):
         if value is None:
-            yield Problem(f"data.progressive.{name}", f"is missing: write it, such as {example}")
+            yield Problem(f"data.progressive.{name}", f"is missing: write a value, such as {example}")
     largest = section.max_size or full
     if largest > full:
         yield Problem(
@@ -105,11 +105,11 @@ def _policy(recipe: Recipe) -> Iterator[Problem]:
         return
     for name, value, usual in (("num_ops", policy.num_ops, 2), ("magnitude", policy.magnitude, 9)):
         if policy.name == "randaugment" and value is None:
-            yield Problem(f"augment.policy.{name}", f"is missing: randaugment needs it, such as {usual}")
+            yield Problem(f"augment.policy.{name}", f"is missing: write a value for randaugment, such as {usual}")
         if policy.name == "trivialaugment" and value is not None:
             yield Problem(
                 f"augment.policy.{name}",
-                f"is for randaugment and has no effect with {policy.name}, found {value}; set it to null",
+                f"is for randaugment and has no effect with {policy.name}, found {value}; write null",
                 ("augment.policy.name",),
             )
     bins = policy.num_magnitude_bins
@@ -141,13 +141,13 @@ def _synthetic(recipe: Recipe) -> Iterator[Problem]:
         if getattr(augment, name):
             yield Problem(
                 f"augment.{name}",
-                "has no effect with data.format synthetic: synthetic images are not augmented; set it to null",
+                "has no effect with data.format synthetic: synthetic images are not augmented; write null",
                 ("data.format",),
             )
     if augment.repeats > 1:
         yield Problem(
             "augment.repeats",
-            "has no effect with data.format synthetic: all copies of a synthetic image are equal; set it to 1",
+            "has no effect with data.format synthetic: all copies of a synthetic image are equal; write 1",
             ("data.format",),
         )
 
@@ -185,7 +185,7 @@ def _mix(recipe: Recipe) -> Iterator[Problem]:
     if mix.off_after is not None and not mixes:
         yield Problem(
             "mix.off_after",
-            f"has no effect if mixup and CutMix are off, found {mix.off_after}; set it to null, or switch on "
+            f"has no effect if mixup and CutMix are off, found {mix.off_after}; write null, or switch on "
             "mix.mixup or mix.cutmix",
             ("mix.mixup", "mix.cutmix"),
         )

@@ -147,7 +147,7 @@ def unknown_key(parent: str, name: str) -> str:
     here = {last[key]: key for key in keys if key.rpartition(".")[0] == parent}
     if "." in name and name in keys:
         section, _, key = name.rpartition(".")
-        return f"unknown key; write it inside its section, as '{section}: {{{key}: ...}}'"
+        return f"unknown key; write the key inside the section, as '{section}: {{{key}: ...}}'"
     if common := COMMON_NAMES.get(_normalized(name)):
         return f"unknown key; did you mean {common}{_ASIDES.get(common, '')}?"
     if option := _OPTIONS.get(_normalized(name)):
@@ -223,7 +223,7 @@ def _number_hint(node: Node | None) -> str:
 def _text_hint(node: Node | None) -> str:
     if node is None or isinstance(node.value, dict | list):
         return ""
-    return "write a name" if node.value is None else f"if this is text, write '{shorten(node.written)}' in quotes"
+    return "write a name" if node.value is None else f"for text, write '{shorten(node.written)}' in quotes"
 
 
 def _message(error: ErrorDetails, node: Node | None) -> str:
@@ -260,7 +260,7 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
         case "string_too_short":
             return "must not be empty"
         case "tuple_type":
-            return _type_problem("a list of numbers", node, "write it in brackets, such as [0.08, 1.0]")
+            return _type_problem("a list of numbers", node, "write brackets, such as [0.08, 1.0]")
         case "too_short" | "too_long" | "missing":
             length = context.get("min_length", context.get("max_length", 2))
             return _type_problem(f"a list of {length} numbers", node)

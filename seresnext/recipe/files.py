@@ -16,7 +16,7 @@ _MAX_BASES_DEEP = 20
 def recipe_folders() -> list[Path]:
     """Return the folders that are searched for a name: `recipes/` in the current folder, then the installed recipes.
 
-    An installed package contains the recipes. In a clone of the repository they are next to the package.
+    An installed package contains the recipes. A clone of the repository has the recipes next to the package.
     """
     inside = _PACKAGE / "recipes"
     return [Path("recipes"), inside if inside.is_dir() else _PACKAGE.parent / "recipes"]

@@ -50,7 +50,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
 
 
 def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
-    """Check the plain values of a saved recipe. `origin` names their source in a `RecipeError`.
+    """Check the plain values of a saved recipe. `origin` names the source in a `RecipeError`.
 
     Keys that version 0.1 had and this version has not are dropped.
     """

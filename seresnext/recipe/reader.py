@@ -2,7 +2,7 @@
 
 YAML 1.1 and YAML 1.2 disagree in some points. The rules here:
 - A number with an exponent is a number (`1e-4`, `1E5`). `010`, `0x10`, `1_000` and `12:30` are refused, since the two
-  versions read them as different numbers.
+  versions read different numbers.
 - yes, no, on and off are booleans, as in YAML 1.1. A date is text.
 - A key is always text. Anchors, aliases, merge keys and tags are refused.
 

@@ -3,8 +3,8 @@
 The schema is strict: `'5'` is not 5, `true` is not 1, and an unknown key is an error. An int is accepted as a float.
 check.py checks keys against each other. load.py turns a file into a `Recipe`.
 
-The names of models, optimizers, schedules, losses and formats are those of the tables in the code. They are repeated
-here because this package does not import torch. A test compares each list of names with its table.
+The names of models, optimizers, schedules, losses and formats are the names of the tables in the code. The names are
+repeated here because this package does not import torch. A test compares each list with the table.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _read_duration(value: Any) -> Duration:
             raise ValueError(f"a duration is at most {MAX_DURATION}")
         return duration
     if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f"a duration needs its unit; write '{value}ep' for epochs or '{value}st' for optimizer steps")
+        raise ValueError(f"a duration needs a unit; write '{value}ep' for epochs or '{value}st' for optimizer steps")
     raise ValueError("expected a duration such as '90ep' (epochs) or '2000st' (optimizer steps)")
 
 

@@ -130,17 +130,17 @@ DISAGREEMENTS = {
     "nesterov": (["optimizer.nesterov=true", "optimizer.momentum=0"], ["optimizer.nesterov"], "optimizer.momentum=0.5"),
     "momentum of adamw": (
         ["optimizer.name=adamw", "optimizer.momentum=0.8"],
-        ["optimizer.momentum", "for optimizer.name sgd", "found 0.8", "set it to 0.9"],
+        ["optimizer.momentum", "for optimizer.name sgd", "found 0.8", "the default, 0.9"],
         "optimizer.momentum=0.9",
     ),
     "nesterov of adamw": (
         ["optimizer.name=adamw", "optimizer.nesterov=true"],
-        ["optimizer.nesterov", "for optimizer.name sgd", "set it to false"],
+        ["optimizer.nesterov", "for optimizer.name sgd", "the default, false"],
         "optimizer={name: adamw, lr: 0.001}",
     ),
     "betas of sgd": (
         ["optimizer.betas=[0.9, 0.99]"],
-        ["optimizer.betas", "for optimizer.name adamw", "found [0.9, 0.99]", "set it to [0.9, 0.999]"],
+        ["optimizer.betas", "for optimizer.name adamw", "found [0.9, 0.99]", "the default, [0.9, 0.999]"],
         "optimizer.name=adamw",
     ),
     "eps of sgd": (["optimizer.eps=1e-6"], ["optimizer.eps", "for optimizer.name adamw"], "optimizer.name=adamw"),
@@ -244,12 +244,12 @@ UNUSED = {
     ),
     "smoothing below a threshold": (
         ["loss={name: bce, target_threshold: 0.2}", "mix.mixup=0.2"],
-        ["loss.label_smoothing", "found 0.1", "set it to 0 (a threshold of 0.222 then"],
+        ["loss.label_smoothing", "found 0.1", "write 0 (a threshold of 0.222 then"],
         "loss={name: bce, target_threshold: 0.222, label_smoothing: 0}",
     ),
     "a threshold below smoothing": (
         ["loss={name: bce, target_threshold: 0.00001, label_smoothing: 0.1}", "mix.mixup=0.2"],
-        ["loss.label_smoothing", "set it to 0"],
+        ["loss.label_smoothing", "write 0"],
         "loss.label_smoothing=0",
     ),
     **{
