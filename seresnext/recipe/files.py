@@ -57,7 +57,7 @@ def _not_found(name: str, folder: Path, folder_name: str) -> str:
     close = close or near_miss(written.name.removesuffix(".yaml"), names)
     hint = f"did you mean {close}? " if close else ""
     known = f"recipes: {', '.join(names) or 'none'}"
-    return f"no recipe {shorten(name)!r}: neither a file in {folder_name} nor a known name; {hint}{known}"
+    return f"no recipe {shorten(name)!r}: {folder_name} has no such file, and no recipe has this name; {hint}{known}"
 
 
 def display(path: Path) -> str:

@@ -209,7 +209,7 @@ def test_worlds_that_divide_the_replicas(world_size: int) -> None:
     (16, ["16 processes", "batch.micro_size=64", "batch.global_size=2048"]),
     (2048, ["start 1, 2, 4 or 8 processes", "batch.global_size=262144"]),
 ])  # fmt: skip
-def test_worlds_that_do_not(world_size: int, fragments: list[str]) -> None:
+def test_worlds_that_do_not_divide_the_replicas(world_size: int, fragments: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         check_world(recipe(1024, 128), world_size)
     for fragment in fragments:
@@ -217,7 +217,7 @@ def test_worlds_that_do_not(world_size: int, fragments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("stage", "side"), [("layer3", 18), ("layer4", 34)])
-def test_an_image_that_is_refused_alone_is_one_that_batchnorm_refuses(stage: str, side: int) -> None:
+def test_batchnorm_refuses_a_lone_image_of_this_size(stage: str, side: int) -> None:
     model = create_model("seresnext26", 2, 3)
     if stage == "layer3":
         model.layer4.eval()
@@ -230,7 +230,7 @@ def test_an_image_that_is_refused_alone_is_one_that_batchnorm_refuses(stage: str
 
 SYNTHETIC = "data={format: synthetic, synthetic_images: 5000}"
 
-# Values without effect: overrides of recipes/seresnext50.yaml, parts of the problem, and the override that fixes it.
+# Values without effect: overrides of recipes/seresnext50.yaml, parts of the problem, and the override with the fix.
 UNUSED = {
     "how many to replace": (
         ["data.max_bad_images=5"],

@@ -1,4 +1,4 @@
-"""Every mistake an author can make, as a table: the text of a recipe, and what the one message must say."""
+"""Mistakes in recipes, as tables: the text of a recipe, and parts of the one message that results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Problems = Callable[..., list[str]]
 
 @pytest.fixture
 def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Problems:
-    """Write a recipe as `r.yaml` in the current folder, load it, and return its problems (none if it is good)."""
+    """Write a recipe as `r.yaml` in the current folder, load the file, and return the problems."""
     monkeypatch.chdir(tmp_path)
 
     def load(text: str | bytes, *overrides: str) -> list[str]:
@@ -34,8 +34,7 @@ def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Problems:
     return load
 
 
-# Each: the recipe below `model: {name: seresnext26}` in line 1, so that the text begins in line 2; then parts of the
-# one line that must come of it.
+# The text of a recipe after line 1, `model: {name: seresnext26}`. Then parts of the one message.
 WRONG_VALUES = {
     "unknown key": ("optimizer: {weight_decey: 0.1}", "r.yaml:2: optimizer.weight_decey: ", "optimizer.weight_decay?"),
     "key of another section, at the top": ("lr: 0.1", "r.yaml:2: lr: unknown key", "did you mean optimizer.lr?"),
@@ -152,7 +151,7 @@ WRONG_VALUES = {
     "a folder as base": ("base: /", "base: no recipe '/'"),
     "itself as base": ("base: r.yaml", "r.yaml:2: base: r.yaml is based on itself: r.yaml -> r.yaml"),
 }
-# A second `model:` would be a duplicate key; the cases that are about the model bring their own first line.
+# Whole files: a second `model:` after line 1 would be a duplicate key.
 WHOLE_RECIPES = {
     "no model": ("length: 1ep", "r.yaml: model.name: is missing"),
     "no name": ("model: {num_classes: 2}", "r.yaml: model.name: is missing"),
@@ -274,8 +273,8 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(problems: Problems) 
         assert problem.startswith(beginning)
 
 
-def test_a_wrong_key_causes_no_second_complaint_about_its_consequences(problems: Problems) -> None:
-    # momentum is not 0 here but wrong, so whether nesterov agrees with it is unknown.
+def test_wrong_key_causes_no_second_problem(problems: Problems) -> None:
+    # momentum is invalid, so nesterov cannot be compared with momentum.
     found = problems(GOOD + "optimizer: {nesterov: true, momentum: none}\nbatch: {micro_size: many}\n")
     assert [problem.split(": ")[1] for problem in found] == ["optimizer.momentum", "batch.micro_size"]
 
@@ -322,7 +321,7 @@ def test_wrong_override(case: str, problems: Problems) -> None:
         assert fragment in found[0]
 
 
-def test_bases_that_go_round(problems: Problems) -> None:
+def test_cycle_of_bases(problems: Problems) -> None:
     Path("a.yaml").write_text("base: b.yaml\n")
     Path("b.yaml").write_text("length: 1ep\nbase: a.yaml\n")
     assert problems("base: a.yaml\n" + GOOD) == [
@@ -330,7 +329,7 @@ def test_bases_that_go_round(problems: Problems) -> None:
     ]
 
 
-def test_a_long_chain_of_bases(problems: Problems) -> None:
+def test_long_chain_of_bases(problems: Problems) -> None:
     for i in range(30):
         Path(f"{i}.yaml").write_text(f"base: {i + 1}.yaml\n")
     assert "more than 20 files deep" in problems("base: 0.yaml\n" + GOOD)[0]
@@ -345,7 +344,7 @@ def test_bases_that_fan_out_are_read_once_each(problems: Problems) -> None:
     assert time.perf_counter() - start < 5  # 2^18 reads would take minutes
 
 
-def test_a_misspelled_base_is_recognised(problems: Problems) -> None:
+def test_misspelled_base_gets_a_near_miss(problems: Problems) -> None:
     Path("_base").mkdir()
     Path("_base/imagenet.yaml").write_text("length: 3ep\n")
     assert "did you mean _base/imagenet.yaml?" in problems("base: _base/imagnet.yaml\n" + GOOD)[0]
@@ -353,7 +352,7 @@ def test_a_misspelled_base_is_recognised(problems: Problems) -> None:
     assert f"did you mean {absolute}/imagenet.yaml?" in problems(f"base: {absolute}/imagnet.yaml\n" + GOOD)[0]
 
 
-def test_problems_of_a_base_name_its_file(problems: Problems) -> None:
+def test_problem_of_a_base_names_the_file_of_the_base(problems: Problems) -> None:
     Path("b.yaml").write_text("# A comment.\noptimizer: {lr: 0}\n")
     assert problems("base: b.yaml\n" + GOOD) == ["b.yaml:2: optimizer.lr: must be above 0, found 0"]
 
@@ -365,7 +364,7 @@ def test_a_file_without_permission(problems: Problems) -> None:
     assert problems("base: b.yaml\n" + GOOD) == ["b.yaml: cannot be read: Permission denied"]
 
 
-# Pieces that YAML gives a meaning to, thrown together.
+# Pieces with a meaning in YAML, for random texts.
 PIECES = [
     *(
         "model",
@@ -392,7 +391,7 @@ PIECES = [
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=100))
-def test_no_text_causes_anything_but_problems(text: str, problems: Problems) -> None:
+def test_any_text_gives_only_problems(text: str, problems: Problems) -> None:
     for problem in problems(text, "optimizer.lr=" + text.replace("\0", "")):
         assert problem
         assert len(problem) < 1000

@@ -74,6 +74,6 @@ def test_names_of_other_tools_lead_to_existing_keys() -> None:
     for word, key in COMMON_NAMES.items():
         assert key in all_keys(), word
         assert word == word.lower().replace("-", "_")
-        if word not in all_keys():  # as `model` is
+        if word not in all_keys():  # `model` is a key itself
             assert f" {key}" in unknown_key("", word)
     assert not COMMON_NAMES.keys() & _OPTIONS.keys()

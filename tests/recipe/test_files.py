@@ -72,7 +72,7 @@ def test_a_name_that_begins_like_a_path_is_a_path_only(name: str) -> None:
 
 
 def test_recipes_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wheel has the recipes in the package. The folder beside the package may then be anything."""
+    """A wheel has the recipes in the package. A folder `recipes` next to the package is not read."""
     package = tmp_path / "site-packages" / "seresnext"
     write(str(package / "recipes" / "only_here.yaml"), "base: _base/b.yaml\nmodel: {name: seresnext26}")
     write(str(package / "recipes" / "_base" / "b.yaml"), "length: 5ep")
