@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from typing import Any
 
 from seresnext.errors import RecipeError
 from seresnext.recipe.batch_sizes import (
@@ -20,7 +21,8 @@ from seresnext.recipe.batch_sizes import (
 from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.check_lengths import duration_problems
 from seresnext.recipe.explain import Problem, one_of
-from seresnext.recipe.schema import DataSection, OptimizerSection, Recipe
+from seresnext.recipe.reader import write_value
+from seresnext.recipe.schema import ONLY_FOR, Recipe
 
 # Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
 _FILE_KEYS = (
@@ -55,7 +57,7 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _checkpoint,
         duration_problems,
     )
-    return [problem for check in checks for problem in check(recipe)]
+    return [*_limited_keys(recipe, unused=False), *(problem for check in checks for problem in check(recipe))]
 
 
 def unused_settings(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[Problem]:
@@ -63,22 +65,8 @@ def unused_settings(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[Prob
 
     The recipe in a checkpoint may have such values: earlier versions accepted them.
     """
-    data, default = recipe.data, DataSection()
-    if data.on_error == "raise" and data.max_bad_images != default.max_bad_images:
-        yield Problem(
-            "data.max_bad_images",
-            f"is for data.on_error substitute and has no effect with raise, found {data.max_bad_images}; remove the "
-            f"key, or write the default, {default.max_bad_images}",
-            ("data.on_error",),
-        )
-    if data.format != "shards" and data.cache_size != default.cache_size:
-        yield Problem(
-            "data.cache_size",
-            f"is for data.format shards and has no effect with {data.format}, found {data.cache_size:g}; remove the "
-            f"key, or write the default, {default.cache_size:g}",
-            ("data.format",),
-        )
-    if data.format == "synthetic":
+    yield from _limited_keys(recipe, unused=True)
+    if recipe.data.format == "synthetic":
         for key in _FILE_KEYS:
             if origins.get(key) == "--set":
                 yield Problem(
@@ -88,6 +76,27 @@ def unused_settings(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[Prob
                     ("data.format",),
                 )
     yield from _smoothing(recipe)
+
+
+def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
+    """Yield the missing keys of ONLY_FOR, or the keys of ONLY_FOR without effect if `unused`."""
+    for key, (other, names, example) in ONLY_FOR.items():
+        path, _, name = key.rpartition(".")
+        section: Any = reduce(getattr, path.split("."), recipe)
+        if section is None:
+            continue
+        values, default = section.model_dump(mode="json"), type(section)().model_dump(mode="json")[name]
+        value, chosen, other = values[name], values[other], f"{path}.{other}"
+        has_effect = chosen in names.split()
+        if has_effect and value is None and example and not unused:
+            yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
+        if not has_effect and value != default and unused:
+            yield Problem(
+                key,
+                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}; "
+                f"remove the key, or write the default, {write_value(default)}",
+                (other,),
+            )
 
 
 def _smoothing(recipe: Recipe) -> Iterator[Problem]:
@@ -244,15 +253,6 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     optimizer = recipe.optimizer
-    for key, owner in (("momentum", "sgd"), ("nesterov", "sgd"), ("betas", "adamw"), ("eps", "adamw")):
-        value, default = getattr(optimizer, key), getattr(OptimizerSection(), key)
-        if optimizer.name != owner and value != default:
-            yield Problem(
-                f"optimizer.{key}",
-                f"is for optimizer.name {owner} and has no effect with {optimizer.name}, found {json.dumps(value)}; "
-                f"remove the key, or write the default, {json.dumps(default)}",
-                ("optimizer.name",),
-            )
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem("optimizer.nesterov", "needs optimizer.momentum above 0; write false", ("optimizer.momentum",))
     if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
@@ -265,25 +265,6 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 
 def _schedule(recipe: Recipe) -> Iterator[Problem]:
     schedule, peak = recipe.schedule, recipe.optimizer.lr
-    related = ("schedule.name",)
-    for name, value, example in (("every", schedule.every, "30ep"), ("factor", schedule.factor, "0.1")):
-        if schedule.name == "step" and value is None:
-            yield Problem(
-                f"schedule.{name}", f"is missing: write a value for schedule.name step, such as {example}", related
-            )
-        if schedule.name != "step" and value is not None:
-            yield Problem(
-                f"schedule.{name}",
-                f"is for schedule.name step and has no effect with {schedule.name}, found {value}; "
-                f"write null, or give the whole section, such as 'schedule={{name: {schedule.name}}}'",
-                related,
-            )
-    if schedule.name == "step" and schedule.final_lr != 0:
-        yield Problem(
-            "schedule.final_lr",
-            f"is for schedule.name cosine or linear and has no effect with step, found {schedule.final_lr}; write 0",
-            related,
-        )
     if schedule.name != "step" and schedule.final_lr > peak:
         yield Problem(
             "schedule.final_lr",
@@ -295,15 +276,7 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     loss, mix = recipe.loss, recipe.mix
     threshold = loss.target_threshold
-    if threshold is None:
-        return
-    if loss.name != "bce":
-        yield Problem(
-            "loss.target_threshold",
-            f"is for loss.name bce and has no effect with {loss.name}, found {threshold}; write null",
-            ("loss.name",),
-        )
-    elif not mix.mixup and not mix.cutmix:
+    if loss.name == "bce" and threshold is not None and not mix.mixup and not mix.cutmix:
         yield Problem(
             "loss.target_threshold",
             f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null, or switch on "

@@ -19,31 +19,13 @@ def image_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
-    if data.format == "synthetic" and data.synthetic_images is None:
+    if "://" in data.root and data.format not in ("shards", "synthetic"):
         yield Problem(
-            "data.synthetic_images",
-            "is missing: data.format synthetic needs the number of images to generate, such as 5000",
+            "data.root",
+            f"is an address, and data.format {data.format} reads folders; write a folder, or set data.format to "
+            "shards, the only format that is read from a server",
             ("data.format",),
         )
-    if data.format != "synthetic" and data.synthetic_images is not None:
-        yield Problem(
-            "data.synthetic_images",
-            f"has no effect with data.format {data.format}; write null, or set data.format to synthetic",
-            ("data.format",),
-        )
-
-    if data.format != "shards":
-        if data.shuffle_shards is not None:
-            yield Problem(
-                "data.shuffle_shards", f"has no effect with data.format {data.format}; write null", ("data.format",)
-            )
-        if "://" in data.root and data.format != "synthetic":
-            yield Problem(
-                "data.root",
-                f"is an address, and data.format {data.format} reads folders; write a folder, or set data.format to "
-                "shards, the only format that is read from a server",
-                ("data.format",),
-            )
     address = data.root.partition("://")[2]
     if not _is_address(data.root):
         yield Problem("data.root", "is not a valid address; write an address like https://host/folder")
@@ -101,22 +83,10 @@ def _progressive(recipe: Recipe) -> Iterator[Problem]:
 
 def _policy(recipe: Recipe) -> Iterator[Problem]:
     policy = recipe.augment.policy
-    if policy is None:
-        return
-    for name, value, usual in (("num_ops", policy.num_ops, 2), ("magnitude", policy.magnitude, 9)):
-        if policy.name == "randaugment" and value is None:
-            yield Problem(f"augment.policy.{name}", f"is missing: write a value for randaugment, such as {usual}")
-        if policy.name == "trivialaugment" and value is not None:
-            yield Problem(
-                f"augment.policy.{name}",
-                f"is for randaugment and has no effect with {policy.name}, found {value}; write null",
-                ("augment.policy.name",),
-            )
-    bins = policy.num_magnitude_bins
-    if policy.name == "randaugment" and policy.magnitude is not None and policy.magnitude >= bins:
+    if policy and policy.magnitude is not None and policy.magnitude >= policy.num_magnitude_bins:
         yield Problem(
             "augment.policy.magnitude",
-            f"must be below augment.policy.num_magnitude_bins, {bins}, found {policy.magnitude}",
+            f"must be below augment.policy.num_magnitude_bins, {policy.num_magnitude_bins}, found {policy.magnitude}",
             ("augment.policy.num_magnitude_bins",),
         )
 

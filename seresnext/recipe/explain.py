@@ -101,7 +101,7 @@ def one_of(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def section_of(annotation: Any) -> type[Section] | None:
     """Return the section class of a field, also of a field that may be null."""
     for choice in (annotation, *get_args(annotation)):
         if isinstance(choice, type) and issubclass(choice, Section):
@@ -111,7 +111,7 @@ def _section_of(annotation: Any) -> type[Section] | None:
 
 def _walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
     for name, field in section.model_fields.items():
-        inner = _section_of(field.annotation)
+        inner = section_of(field.annotation)
         yield prefix + name, inner is not None
         if inner:
             yield from _walk(inner, f"{prefix}{name}.")

@@ -119,6 +119,28 @@ ChannelStd = Annotated[
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 Stage = Literal["layer0", "layer1", "layer2", "layer3", "layer4"]
 
+ONLY_FOR = {
+    "augment.policy.num_ops": ("name", "randaugment", "2"),
+    "augment.policy.magnitude": ("name", "randaugment", "9"),
+    "data.cache_size": ("format", "shards", None),
+    "data.max_bad_images": ("on_error", "substitute", None),
+    "data.shuffle_shards": ("format", "shards", None),
+    "data.synthetic_images": ("format", "synthetic", "5000"),
+    "loss.target_threshold": ("name", "bce", None),
+    "optimizer.momentum": ("name", "sgd", None),
+    "optimizer.nesterov": ("name", "sgd", None),
+    "optimizer.betas": ("name", "adamw", None),
+    "optimizer.eps": ("name", "adamw", None),
+    "schedule.every": ("name", "step", "30ep"),
+    "schedule.factor": ("name", "step", "0.1"),
+    "schedule.final_lr": ("name", "cosine linear", None),
+}
+"""Keys that have an effect for some values of another key in the section only.
+
+For each key: the other key, the values, and an example if these values require the key. check.py refuses a missing key,
+and a key without effect whose value is not the default.
+"""
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, types are strict, values are frozen."""
@@ -196,7 +218,8 @@ class DataSection(Section):
         default=None,
         ge=1,
         le=65_536,
-        description="Shuffle images within blocks of this many shards, for data larger than the cache. null: all.",
+        description="`shards` only: shuffle images within blocks of this many shards, for data larger than the cache. "
+        "null: all.",
     )
     train_split: Text = Field(default="train", description="Folder of the training images under the root.")
     val_split: Text = Field(default="val", description="Folder of the validation images under the root.")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from seresnext.recipe.load import LoadedRecipe, to_values
-from seresnext.recipe.reader import write_scalar
+from seresnext.recipe.reader import write_value
 from seresnext.recipe.schema import Recipe
 
 SCHEMA_LINE = "# yaml-language-server: $schema="
@@ -33,16 +33,7 @@ def _yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> I
             yield prefix + key, f"{indent}{key}:"
             yield from _yaml_lines(value, f"{prefix}{key}.", indent + "  ")
         else:
-            yield prefix + key, f"{indent}{key}: {_flow(value)}"
-
-
-def _flow(value: Any) -> str:
-    """Return a value as YAML on one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    return write_scalar(value)
+            yield prefix + key, f"{indent}{key}: {write_value(value)}"
 
 
 def diff(a_values: dict[str, Any], b_values: dict[str, Any]) -> list[str]:
@@ -56,7 +47,7 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")
             continue
-        old, new = (_flow(values[key]) if key in values else "(absent)" for values in (a, b))
+        old, new = (write_value(values[key]) if key in values else "(absent)" for values in (a, b))
         if old != new:
             yield prefix + key, old, new
 
@@ -123,7 +114,7 @@ def _section(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | 
 
 
 def _row(key: str, field: dict[str, Any]) -> str:
-    default = f"`{_flow(field['default'])}`" if "default" in field else "(none)"
+    default = f"`{write_value(field['default'])}`" if "default" in field else "(none)"
     if key == "model.name":
         default = "(must be given)"
     return f"| `{key}` | {_type(field)} | {default} | {field['description']} |"
@@ -133,7 +124,7 @@ def _type(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_type(choice) for choice in field["anyOf"])
     if "enum" in field or "const" in field:
-        return ", ".join(f"`{_flow(choice)}`" for choice in field.get("enum", [field.get("const")]))
+        return ", ".join(f"`{write_value(choice)}`" for choice in field.get("enum", [field.get("const")]))
     if field["type"] == "array":
         items = field.get("prefixItems") or [field["items"]]
         count = f"{len(items)} " if "prefixItems" in field else ""

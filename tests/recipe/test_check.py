@@ -18,7 +18,7 @@ from seresnext.training.loss import BinaryCrossEntropy
 DISAGREEMENTS = {
     "shards together in folders": (
         ["data.shuffle_shards=8"],
-        ["data.shuffle_shards", "has no effect with data.format folder"],
+        ["data.shuffle_shards", "for data.format shards", "has no effect with folder"],
         "data.format=shards",
     ),
     "address of folders": (

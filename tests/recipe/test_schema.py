@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import get_args
 
 import pytest
@@ -9,7 +10,8 @@ from pydantic import ValidationError
 
 from seresnext.durations import Duration
 from seresnext.recipe import Recipe, load_recipe, to_values
-from seresnext.recipe.schema import ErasingSection, ModelName, OptimizerSection, RuntimeSection
+from seresnext.recipe.explain import section_of
+from seresnext.recipe.schema import ONLY_FOR, ErasingSection, OptimizerSection, RuntimeSection
 
 
 def test_defaults() -> None:
@@ -38,12 +40,15 @@ def test_defaults() -> None:
     assert values["ema"] is None
 
 
-def test_model_names_are_those_of_the_code() -> None:
-    from seresnext.models import MODELS
-    from seresnext.models.registry import canonical_name
-
-    names = set(get_args(ModelName)) - {"seresnext50_32x4d", "seresnext101_32x4d"}  # Rows that MODELS gets next.
-    assert {canonical_name(name) for name in names} == set(MODELS) & {canonical_name(name) for name in names}
+@pytest.mark.parametrize("key", ONLY_FOR)
+def test_limited_key_and_its_values_exist(key: str) -> None:
+    other, names, example = ONLY_FOR[key]
+    path, _, name = key.rpartition(".")
+    section = reduce(lambda section, step: section_of(section.model_fields[step].annotation), path.split("."), Recipe)
+    assert set(names.split()) < set(get_args(section.model_fields[other].annotation))
+    field = section.model_fields[name]
+    assert example is None or field.default is None
+    assert all(f"`{word}`" in field.description for word in names.split())
 
 
 @pytest.mark.parametrize(
