@@ -209,7 +209,7 @@ def _report(failure: Failure, have_met: bool, is_stopping: Callable[[], bool]) -
 def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Job | None:
     require_packages(LIGHT_PACKAGES)
     from seresnext.checkpoint.argument import checkpoint_argument
-    from seresnext.recipe.load import load_recipe
+    from seresnext.recipe.load import load_recipe, to_values
     from seresnext.recipe.reader import write_scalar
     from seresnext.recipe.show import diff, print_recipe
 
@@ -219,7 +219,7 @@ def _prepare_training(arguments: Sequence[str] | None, stop: StopRequest) -> _Jo
         overrides.append(f"data.root={write_scalar(options.data)}")
     loaded = load_recipe(options.recipe, overrides)
     if options.diff:
-        differences = diff(loaded.values, load_recipe(options.diff).values)
+        differences = diff(to_values(loaded.recipe), to_values(load_recipe(options.diff).recipe))
         if _is_first():
             print("\n".join(differences) or "the two recipes are the same")
         return None

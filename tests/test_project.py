@@ -93,10 +93,6 @@ TESTED_ELSEWHERE = {
     "process/exit.py": "test_errors.py",
     "models/blocks.py": "models/test_senet.py",
     "weights/opening.py": "weights/test_torchfile.py",
-    "recipe/explain.py": "recipe/test_errors.py",
-    "recipe/files.py": "recipe/test_load.py",
-    "recipe/reader.py": "recipe/test_load.py",
-    "recipe/schema.py": "recipe/test_recipes.py",
 }
 
 

@@ -28,7 +28,7 @@ from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.status import mark_refused, update_status
-from seresnext.recipe.load import load_recipe, recipe_from_values
+from seresnext.recipe.load import load_recipe, recipe_from_values, to_values
 from seresnext.recipe.show import diff, print_recipe
 from seresnext.run.folder import RunFolder, as_usage_error
 from seresnext.run.resume import find_checkpoint
@@ -103,11 +103,11 @@ def _mutate_recipe(draws: Random, files: Files, other: Files) -> Files:
 def _load_recipe(folder: Path, _: Files) -> None:
     """Load a recipe. The printed recipe must have the same values."""
     loaded = load_recipe(folder / "recipe.yaml")
-    if recipe_from_values(loaded.values, "the values") != loaded.recipe:
+    if recipe_from_values(to_values(loaded.recipe), "the values") != loaded.recipe:
         raise WrongResult("the values of the recipe are another recipe")
     printed = folder / "printed.yaml"
     printed.write_text(print_recipe(loaded), encoding="utf-8")
-    if changes := diff(load_recipe(printed).values, loaded.values):
+    if changes := diff(to_values(load_recipe(printed).recipe), to_values(loaded.recipe)):
         raise WrongResult(f"printed, the recipe has other values: {changes[0]}")
 
 
@@ -135,7 +135,7 @@ def _override(folder: Path, files: Files) -> None:
     path = folder / "recipe.yaml"
     path.write_text(_BASE + _RECIPE.partition("\n")[2])
     loaded = load_recipe(path, [os.fsdecode(bytes_of(files, "set"))])
-    if recipe_from_values(loaded.values, "the values") != loaded.recipe:
+    if recipe_from_values(to_values(loaded.recipe), "the values") != loaded.recipe:
         raise WrongResult("the values of the recipe are another recipe")
 
 
