@@ -263,16 +263,10 @@ def main() -> None:
     value = json.loads(os.environ[VARIABLE])
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
-    from seresnext.process.exit import ProcessEnd, replace_closed_streams
-    from seresnext.process.signals import die_with_launcher, ignore_signals
+    from seresnext.process.main import run_ranks
     from seresnext.process.stop_request import StopRequest
 
-    die_with_launcher()
-    gc.disable()
-    replace_closed_streams()
-    end = ProcessEnd()
-    # As in train.py, with points in between.
-    with StopRequest() as stop:
+    def train(stop: StopRequest) -> int:
         injection = _Injection(folder, faults, lambda: stop.has_come)
         try:
             injection.begin()
@@ -285,9 +279,10 @@ def main() -> None:
             injection.reach("exit")
         except KeyboardInterrupt:
             code = 130
-        ignore_signals()
-    injection.note_exit(code)
-    end.exit(code)
+        injection.note_exit(code)
+        return code
+
+    run_ranks(train, saves=True)
 
 
 if __name__ == "__main__":

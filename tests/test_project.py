@@ -91,7 +91,7 @@ TESTED_ELSEWHERE = {
     "run/assemble.py": "runs/test_training.py",
     "data/pipeline.py": "run/test_parts.py",
     "data/readers/table.py": "data/readers/test_readers.py",
-    "process/exit.py": "test_errors.py",
+    "process/main.py": "process/test_exit.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/blocks.py": "models/test_senet.py",
