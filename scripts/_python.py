@@ -7,7 +7,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # A Python without packages finds the project here.
 
-from seresnext.errors import UsageError, require_packages
+from seresnext.errors import UsageError
+from seresnext.process.packages import require_packages
 
 try:
     require_packages()

@@ -21,8 +21,9 @@ from torch import Tensor
 from seresnext import weights as weight_files
 from seresnext.checkpoint import file_format, store
 from seresnext.checkpoint.contents import CheckpointMetadata, check_values, part
-from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, path_argument
+from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError
 from seresnext.models import find_weights
+from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff, recipe_hash

@@ -32,10 +32,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
 
 trap 'exit 130' INT
 
-"$python" scripts/prepare_digits.py --output "$data"
+"$python" -m seresnext prepare digits --output "$data"
 "$python" -m seresnext.torchrun --standalone --nproc_per_node=2 \
-    train.py --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
-"$python" validate.py --checkpoint "$output/checkpoints/best.safetensors" --data "$data" --json "$output/validation.json"
+    -m seresnext train --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
+"$python" -m seresnext validate --checkpoint "$output/checkpoints/best.safetensors" --data "$data" --json "$output/validation.json"
 "$python" scripts/plot_run.py "$output"
 
 "$python" - "$output" <<'END'

@@ -22,7 +22,8 @@ mpl.use("Agg")  # A picture needs no display.
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from seresnext.errors import DataError, RecipeError, UsageError, path_argument
+from seresnext.errors import DataError, RecipeError, UsageError
+from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 from seresnext.recipe.load import load_recipe
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.distributed import choose_device
-from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal, path_argument
+from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal
 from seresnext.models import Preprocessing, SENet, find_weights, load_pretrained
+from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 from seresnext.recipe.schema import DataSection
 from seresnext.weights import read_metadata

@@ -7,16 +7,16 @@ from seresnext.process.main import run_ranks
 from seresnext.process.stop_request import StopRequest
 
 
-def main(*words: str) -> NoReturn:
-    """Run the command that `words` and the arguments of this process name, and end the process."""
-    command, *arguments = [*words, *sys.argv[1:]]
+def main(*command: str) -> NoReturn:
+    """Run the command that `command` and the arguments of this process name, and end the process."""
+    words = [*command, *sys.argv[1:]]
 
     def run(stop: StopRequest) -> int:
-        from seresnext import cli  # Imported late: `stop` must receive signals during the import of torch.
+        from seresnext import cli  # Imported late: `stop` must receive signals during the import.
 
-        return cli.train_main(arguments, stop=stop) if command == "train" else cli.validate_main(arguments)
+        return cli.main(words, stop)
 
-    run_ranks(run, saves=command == "train")
+    run_ranks(run, saves=words[:1] == ["train"])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -271,11 +272,11 @@ def main() -> None:
         try:
             injection.begin()
             injection.reach("import")
-            from seresnext.cli import train_main
+            from seresnext.cli import main as run_command
 
             gc.freeze()
             injection.patch()
-            code = train_main(stop=stop)
+            code = run_command(["train", *sys.argv[1:]], stop)
             injection.reach("exit")
         except KeyboardInterrupt:
             code = 130

@@ -106,14 +106,19 @@ class ProcessEnd:
         os._exit(self._code)
 
 
-def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
-    """Run a program of one process and exit: with 0, with the message and code of a failure, or with 130 after Ctrl-C.
-
-    After Ctrl-C, print the text `interrupted`. If standard output cannot be written (a full disk), exit with 120 and
-    one line.
-    """
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's `main` and exit with `exit_code_of`."""
     replace_closed_streams()
-    code: int | str | None = 0
+    sys.exit(exit_code_of(main))
+
+
+def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> int:
+    """Run a program of one process and return the exit code: 0, the code of a failure, or 130 after Ctrl-C.
+
+    Print the message of a failure. After Ctrl-C, print `interrupted`. If standard output cannot be written (a full
+    disk), print one line and return 120.
+    """
+    code = 0
     try:
         try:
             main()
@@ -124,14 +129,12 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
             print(interrupted, file=sys.stderr)
             code = INTERRUPTED
         except SystemExit as end:  # From argparse.
-            code = end.code
+            code = int(end.code or 0)
         sys.stdout.flush()
     except OSError as error:
         if error.filename != _STREAMS[1]:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # The interpreter flushes the stream once more at the end.
-        print(
-            f"error: {error.filename} cannot be written: {error.strerror}; free space or redirect it", file=sys.stderr
-        )
-        code = _UNWRITTEN
-    sys.exit(code)
+        print(f"error: {error.filename} cannot be written: {error.strerror}; redirect the output", file=sys.stderr)
+        return _UNWRITTEN
+    return code

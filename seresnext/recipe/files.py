@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seresnext.errors import RecipeError, expand_home
+from seresnext.errors import RecipeError
+from seresnext.paths import expand_home
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml, shorten
 

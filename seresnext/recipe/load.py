@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from seresnext.errors import RecipeError, expand_home
+from seresnext.errors import RecipeError
+from seresnext.paths import expand_home
 from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.check_written import meant_keys, written_problems
 from seresnext.recipe.explain import all_keys, explain, unknown_key

@@ -182,7 +182,7 @@ def test_every_program_ends_so():
         assert "    run_script(main" in last or "    main()" in last, program
 
 
-@pytest.mark.parametrize("program", ["-m seresnext.recipe --reference", "train.py --recipe cifar10 --print-recipe"])
+@pytest.mark.parametrize("program", ["-m seresnext recipe --reference", "train.py --recipe cifar10 --print-recipe"])
 def test_a_pipe_that_closes_is_no_error(run_command, program):
     command = f"set -o pipefail; {sys.executable} -u {program} | head -n 1"
     result = run_command(["bash", "-c", command])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.errors import address_in, expand_home, path_argument
+from seresnext.paths import address_in, expand_home, path_argument
 
 
 @pytest.mark.parametrize("given", ["http://h/a", "https://h//a?x=//", "s3://b/a", "hf://a", "simplecache::s3://b/a"])
