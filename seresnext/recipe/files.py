@@ -9,13 +9,14 @@ from seresnext.paths import expand_home
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml, shorten
 
-_PROJECT_RECIPES = Path(__file__).parents[2] / "recipes"
+_PACKAGE = Path(__file__).parents[1]
 _MAX_BASES_DEEP = 20
 
 
 def recipe_folders() -> list[Path]:
     """Where recipes are looked up by name: `recipes/` here, then beside the package."""
-    folders = [Path("recipes"), _PROJECT_RECIPES]
+    inside = _PACKAGE / "recipes"  # in a wheel
+    folders = [Path("recipes"), inside if inside.is_dir() else _PACKAGE.parent / "recipes"]
     return [folder for i, folder in enumerate(folders) if folder.resolve() not in [f.resolve() for f in folders[:i]]]
 
 

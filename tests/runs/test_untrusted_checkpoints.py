@@ -91,8 +91,9 @@ def test_a_server_is_asked_when_the_user_names_it(measure: Measurer, untrained: 
     address = "http://127.0.0.1:9/x"
     path = forge(tmp_path / "c.safetensors", untrained, changed(said, SAYS["a server"] | {"recipe.data.root": address}))
     assert "not enough to ask one" in assert_refused(measure("validate.py", "--checkpoint", path))
-    program = "import sys, seresnext.data.shards.remote as r; r.ATTEMPTS = 1; from seresnext.__main__ import main;"
-    program += f"main('validate', '--checkpoint', {str(path)!r}, '--data', {address!r})"
+    program = "import sys, seresnext.data.shards.remote as r; r.ATTEMPTS = 1; from seresnext import cli;"
+    program += "from seresnext.process.stop_request import StopRequest;"
+    program += f"sys.exit(cli.main(['validate', '--checkpoint', {str(path)!r}, '--data', {address!r}], StopRequest()))"
     told = measure("-c", program)
     assert "cannot be read" in assert_refused(told, code=3)
 
