@@ -36,7 +36,7 @@ trap 'exit 130' INT
 "$python" -m seresnext.torchrun --standalone --nproc_per_node=2 \
     -m seresnext train --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
 "$python" -m seresnext validate --checkpoint "$output/checkpoints/best.safetensors" --data "$data" --json "$output/validation.json"
-"$python" scripts/plot_run.py "$output"
+"$python" -m seresnext plot "$output"
 
 "$python" - "$output" <<'END'
 import json, sys

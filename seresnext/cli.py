@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import models, prepare, recipe, train, validate
+from seresnext.commands import average, models, plot, predict, prepare, recipe, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import require_packages
@@ -63,6 +63,7 @@ COMMANDS: dict[str, Command | RankedCommand] = {
         validate.add_arguments,
         validate.prepare,
     ),
+    "predict": Command("classify images with a trained or published model", predict.add_arguments, predict.run),
     "prepare digits": Command(
         "make an image folder of scikit-learn's handwritten digits", prepare.digits_arguments, prepare.digits
     ),
@@ -81,6 +82,8 @@ COMMANDS: dict[str, Command | RankedCommand] = {
         prepare.shards,
         "interrupted; finished shards are kept, and the same command continues",
     ),
+    "average": Command("average the weights of checkpoints of one recipe", average.add_arguments, average.run),
+    "plot": Command("draw the loss and accuracy curves of a run", plot.add_arguments, plot.run),
     "models": Command("print the table of the models", models.add_arguments, models.run),
     "recipe": Command(
         "write the JSON schema of recipes, or print the reference of all keys", recipe.add_arguments, recipe.run

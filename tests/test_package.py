@@ -98,12 +98,17 @@ def test_every_module_is_imported_without_the_extras(run_command):
     assert int(result.stdout) > 100
 
 
-@pytest.mark.parametrize(("package", "extra", "words"), [("sklearn", "demo", ["prepare", "digits", "--output", "x"])])
+@pytest.mark.parametrize(
+    ("package", "extra", "words"),
+    [("sklearn", "demo", ["prepare", "digits", "--output", "{}/x"]), ("matplotlib", "demo", ["plot", "{}/run"])],
+)
 def test_a_missing_extra_is_named(run_command, tmp_path, package, extra, words):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"event": "train", "epoch": 1, "loss": 1}\n')
     program = f"import sys; sys.modules[{package!r}] = None; from seresnext.__main__ import main; main()"
-    result = run_command([sys.executable, "-c", program, *words], env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+    result = run_command([sys.executable, "-c", program, *(word.format(tmp_path) for word in words)])
     assert result.returncode == 2, result.output
     (line,) = result.output.splitlines()
     assert package in line
     assert f'pip install "seresnext[{extra}]"' in line
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "metrics.jsonl"]

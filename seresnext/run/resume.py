@@ -60,7 +60,7 @@ MEASURE_KEYS = frozenset(
 
 _MOST_LISTED = 50  # changes in one message: a screen
 
-# In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
+# In the metadata of a file of `seresnext average`: the names of the checkpoints it is the mean of.
 AVERAGED = "averaged"
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.runs
 
 
 def predict(file: Path, images: Path) -> tuple[str | Path, ...]:
-    return "scripts/predict.py", "--checkpoint", file, images / "val/class_0/0.jpg"
+    return "seresnext/__main__.py", "predict", "--checkpoint", file, images / "val/class_0/0.jpg"
 
 
 SAYS = {
@@ -121,7 +121,7 @@ def test_tensors_that_are_no_weights(measure: Measurer, untrained: Any, said: An
     assert_refused(measure("validate.py", "--checkpoint", path), megabytes=300)
     other = forge(tmp_path / "d.safetensors", untrained, said)
     output = tmp_path / "mean.safetensors"
-    average = measure("scripts/average_checkpoints.py", path, other, "--output", output)
+    average = measure("seresnext/__main__.py", "average", path, other, "--output", output)
     if case not in ("variance", "bytes", "of another part"):  # The mean is refused where it is used.
         assert_refused(average, megabytes=500)
         assert not output.exists()
@@ -130,7 +130,7 @@ def test_tensors_that_are_no_weights(measure: Measurer, untrained: Any, said: An
 def test_names_of_classes_do_not_steer_the_terminal(
     measure: Measurer, untrained: Any, said: Any, images: Path, tmp_path: Path
 ) -> None:
-    """In the answers of predict.py, and where other classes are there than were trained on."""
+    """In the answers of `predict`, and where other classes are there than were trained on."""
     names = ["\x1b[2Jcat\n 99.9 %  dog", "\x9b\u202e", "x" * 10**5]
     path = forge(tmp_path / "c.safetensors", untrained, changed(said, {"dataset.classes": names}))
     answer = measure(*predict(path, images))
