@@ -36,6 +36,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -263,31 +264,26 @@ def main() -> None:
     value = json.loads(os.environ[VARIABLE])
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
-    from seresnext.process.exit import ProcessEnd, replace_closed_streams
-    from seresnext.process.signals import die_with_launcher, ignore_signals
+    from seresnext.process.main import run_ranks
     from seresnext.process.stop_request import StopRequest
 
-    die_with_launcher()
-    gc.disable()
-    replace_closed_streams()
-    end = ProcessEnd()
-    # The same steps as in train.py, with points between.
-    with StopRequest() as stop:
+    def train(stop: StopRequest) -> int:
         injection = _Injection(folder, faults, lambda: stop.has_come)
         try:
             injection.begin()
             injection.reach("import")
-            from seresnext.cli import train_main
+            from seresnext.cli import main as run_command
 
             gc.freeze()
             injection.patch()
-            code = train_main(stop=stop)
+            code = run_command(["train", *sys.argv[1:]], stop)
             injection.reach("exit")
         except KeyboardInterrupt:
             code = 130
-        ignore_signals()
-    injection.record_exit(code)
-    end.exit(code)
+        injection.record_exit(code)
+        return code
+
+    run_ranks(train, saves=True)
 
 
 if __name__ == "__main__":

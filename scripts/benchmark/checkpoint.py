@@ -22,8 +22,8 @@ import torch
 
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World, choose_device
-from seresnext.errors import path_argument
 from seresnext.metrics.console import Console
+from seresnext.paths import path_argument
 from seresnext.recipe.load import load_recipe
 from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress

@@ -33,7 +33,8 @@ from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.data.readers.table import open_reader
-from seresnext.errors import DataError, UsageError, path_argument
+from seresnext.errors import DataError, UsageError
+from seresnext.paths import path_argument
 from seresnext.randomness import rng_at
 
 SIZE, MAX_PIXELS, SEED = 224, 50_000_000, 0

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from seresnext.errors import RecipeError, expand_home
+from seresnext.errors import RecipeError
+from seresnext.paths import expand_home
 from seresnext.recipe.check import cross_field_problems, unused_settings
 from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe

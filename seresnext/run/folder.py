@@ -31,7 +31,7 @@ RUN_FILES = (
     "tensorboard",
     "log.txt",
     "checkpoints",
-    "curves.png",  # scripts/plot_run.py
+    "curves.png",  # seresnext plot
     "validation.json",  # scripts/demo.sh
     "report",  # validate.py --report
 )

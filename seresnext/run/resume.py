@@ -61,7 +61,7 @@ MEASURE_KEYS = frozenset(
 
 _MOST_LISTED = 50  # changes in one message: a screen
 
-# The metadata key of a file that `scripts/average_checkpoints.py` wrote: the names of the averaged checkpoints.
+# The metadata key of a file that `seresnext average` wrote: the names of the averaged checkpoints.
 AVERAGED = "averaged"
 
 

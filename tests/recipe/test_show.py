@@ -115,11 +115,11 @@ def test_hash_ignores_the_order_of_keys() -> None:
 
 def test_published_schema_is_up_to_date() -> None:
     published = json.loads((ROOT / "recipes" / "schema.json").read_text(encoding="utf-8"))
-    assert published == json_schema(), "run: python -m seresnext.recipe"
+    assert published == json_schema(), "run: python -m seresnext recipe"
 
 
 def test_the_command_writes_the_schema_and_prints_the_reference(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "seresnext.recipe"]
+    command = [sys.executable, "-m", "seresnext", "recipe"]
     subprocess.run([*command, "--output", tmp_path / "s.json"], check=True, capture_output=True, timeout=60)
     assert (tmp_path / "s.json").read_text() == (ROOT / "recipes" / "schema.json").read_text()
     printed = subprocess.run([*command, "--reference"], check=True, capture_output=True, text=True, timeout=60).stdout

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seresnext import cli
 from seresnext.checkpoint import file_format, store
-from seresnext.cli import train_main
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.status import read_status
@@ -199,7 +199,7 @@ def test_the_command_refuses_an_output_that_is_no_text_or_among_the_data(
     before = contents(images)
     for output, words in (("", "--output"), (" ", "--output"), (f"{images}/train", "/train"), (f"{images}", "data")):
         arguments = ["--recipe", "digits", "--data", str(images), "--output", output, "--resume", "never"]
-        assert train_main(arguments, stop=StopRequest()) == 2
+        assert cli.main(["train", *arguments], StopRequest()) == 2
         assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
     assert contents(images) == before
@@ -214,9 +214,9 @@ def test_the_command_records_what_it_refuses_before_a_run_is_known(
     wrong = ["--recipe", "digits", "--set", "optimizer.learning=3"]
     for folder, more in ((run, ["--output", str(run)]), (default, [])):
         before = contents(folder)
-        assert train_main([*wrong, *more, "--print-recipe"], stop=StopRequest()) == 2
+        assert cli.main(["train", *wrong, *more, "--print-recipe"], StopRequest()) == 2
         assert read_status(folder)["state"] == "finished"
-        assert train_main([*wrong, *more], stop=StopRequest()) == 2
+        assert cli.main(["train", *wrong, *more], StopRequest()) == 2
         assert_recorded(folder, "optimizer.learning")
         assert contents(folder) == before
 

@@ -48,14 +48,14 @@ def test_a_refused_start_ends_what_was_to_go_on(fails, tmp_path):
     """A job that goes by `status.json` must not queue itself again for a recipe that is refused each time."""
     run = tmp_path / "run"
     run.mkdir()
-    for code, mistake in ((2, ["--set", "optimizer.learning=3"]), (2, ["--resum", "never"])):
-        (run / "status.json").write_text('{"state": "preempted", "step": 3}')
-        if mistake[0] == "--set":
-            fails(code, *mistake, "--print-recipe", expect=["optimizer.learning"], output=run)
-            assert status(run)["state"] == "preempted"  # Who only looks changes nothing.
-        fails(code, *mistake, expect=[], output=run)
-        assert (status(run)["state"], status(run)["step"]) == ("failed", 3)
-        assert mistake[-1].partition("=")[0] in status(run)["reason"]
+    (run / "status.json").write_text('{"state": "preempted", "step": 3}')
+    mistake = ["--set", "optimizer.learning=3"]
+    for more in (["--print-recipe"], ["--resum", "never"]):  # A look at the recipe, and options that cannot be parsed.
+        fails(2, *mistake, *more, expect=[], output=run)
+        assert status(run)["state"] == "preempted"
+    fails(2, *mistake, expect=["optimizer.learning"], output=run)
+    assert (status(run)["state"], status(run)["step"]) == ("failed", 3)
+    assert "optimizer.learning" in status(run)["reason"]
 
 
 def test_data_that_is_not_there(fails, tmp_path):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_folders import SHARDS, Server, images, make_shards, open_remote, script, write_tar
+from shard_folders import SHARDS, Server, images, make_shards, open_remote, write_tar
 
 from seresnext.data.readers.table import detect_format, open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest, Shard
 from seresnext.data.shards.reader import ShardReader, check_cache
 from seresnext.errors import DataError
+from seresnext.prepare.shards import index_existing
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_shards_of_other_origin_get_an_index(tmp_path: Path):
     write_tar(folder / "b.tar", [("2.jpg", data[2]), ("2.cls", b"0"), ("3.jpg", data[3]), ("3.cls", b"1")])
     write_tar(folder / "a.tar", [("0.jpg", data[0]), ("0.cls", b"1"), ("1.jpg", data[1]), ("1.cls", b"0")])
     (tmp_path / "classes").write_text("ant\nbee\n")
-    script().index_existing(folder, tmp_path / "classes")
+    index_existing(folder, tmp_path / "classes")
     reader = ShardReader(str(tmp_path), "train")
     assert [reader.read(i) for i in range(4)] == data
     assert reader.labels.tolist() == [1, 0, 0, 1]

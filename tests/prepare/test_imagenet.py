@@ -1,13 +1,11 @@
-"""scripts/prepare_imagenet.py on small archives, which stand in for the published ones where a test says so."""
+"""`seresnext prepare imagenet` on small archives, which stand in for the published ones where a test says so."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from advances import Told
@@ -15,8 +13,10 @@ from imagenet_archives import CLASSES, write_archives
 
 from seresnext.data.readers import imagenet
 from seresnext.errors import DataError
+from seresnext.prepare import imagenet as script
+from seresnext.prepare.imagenet import prepare_imagenet
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_imagenet.py"
+COMMAND = [sys.executable, "-m", "seresnext", "prepare", "imagenet"]
 
 
 @pytest.fixture
@@ -25,17 +25,7 @@ def archives(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_imagenet", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def as_published(archives: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def as_published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small archives be the published ones: sizes, sums and counts."""
     facts = [
         imagenet.Archive(known.name, len(content), hashlib.md5(content).hexdigest())
@@ -49,14 +39,13 @@ def as_published(archives: Path, script: ModuleType, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(imagenet, "_VAL_PER_CLASS", 3)
 
 
-def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["prepare_imagenet.py", *map(str, words)])
-    script.main()
+def run(folder: Path, cache: Path | None = None, skip_md5: bool = False) -> None:
+    prepare_imagenet(folder, cache, skip_md5)
 
 
 @pytest.mark.usefixtures("as_published")
-def test_good_downloads_are_verified_and_indexed(archives, script, monkeypatch, tmp_path, capsys):
-    run(script, monkeypatch, archives, "--cache", tmp_path / "cache")
+def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path, capsys):
+    run(archives, tmp_path / "cache")
     out, err = capsys.readouterr()
     assert out.count("MD5 as published") == 3
     assert "train: 20 images of 4 classes" in out
@@ -70,7 +59,7 @@ def test_good_downloads_are_verified_and_indexed(archives, script, monkeypatch, 
 
 
 @pytest.mark.usefixtures("as_published")
-def test_all_bytes_of_a_sum_are_told(archives, script, monkeypatch):
+def test_all_bytes_of_a_sum_are_told(archives, monkeypatch):
     bars: list[Told] = []
 
     class Bar:
@@ -86,7 +75,7 @@ def test_all_bytes_of_a_sum_are_told(archives, script, monkeypatch):
 
     monkeypatch.setattr(script, "tqdm", Bar)
     monkeypatch.setattr(script, "_PIECE", 100)
-    run(script, monkeypatch, archives)
+    run(archives)
     assert {bar.label for bar in bars} == {f"MD5 of {archive.name}" for archive in imagenet.ARCHIVES}
     for bar in bars:
         assert bar.total == (archives / bar.label.removeprefix("MD5 of ")).stat().st_size
@@ -94,44 +83,44 @@ def test_all_bytes_of_a_sum_are_told(archives, script, monkeypatch):
 
 
 @pytest.mark.usefixtures("as_published")
-def test_a_flipped_bit_is_found_by_its_sum(archives, script, monkeypatch, tmp_path):
+def test_a_flipped_bit_is_found_by_its_sum(archives, monkeypatch, tmp_path):
     path = archives / imagenet.TRAIN.name
     content = bytearray(path.read_bytes())
     content[3000] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* download it again"):
-        run(script, monkeypatch, archives, "--cache", tmp_path / "cache")
+        run(archives, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.usefixtures("as_published")
-def test_sums_can_be_skipped(archives, script, monkeypatch, tmp_path, capsys):
+def test_sums_can_be_skipped(archives, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "check_md5", None)
-    run(script, monkeypatch, archives, "--skip-md5")
+    run(archives, skip_md5=True)
     assert "MD5" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("as_published")
-def test_all_that_is_wrong_with_sizes_comes_at_once(archives, script, monkeypatch):
+def test_all_that_is_wrong_with_sizes_comes_at_once(archives, monkeypatch):
     half = (archives / imagenet.TRAIN.name).read_bytes()
     (archives / imagenet.TRAIN.name).write_bytes(half[: len(half) // 2])
     (archives / imagenet.VAL.name).unlink()
     with (archives / imagenet.DEVKIT.name).open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError) as caught:
-        run(script, monkeypatch, archives)
+        run(archives)
     lines = str(caught.value).split("\n  ")[1:]
     assert len(lines) == 3
-    assert "(50.0 %); the download stopped: go on with it" in lines[0]
+    assert "(50.0 %); the download stopped: continue it" in lines[0]
     assert "ILSVRC2012_img_val.tar: No such file or directory; download it from image-net.org" in lines[1]
     assert "are published; download it again" in lines[2]
 
 
 def test_mistakes_are_messages(archives: Path, run_command: Callable, tmp_path: Path):
-    result = run_command([sys.executable, SCRIPT, archives])
+    result = run_command([*COMMAND, archives])
     assert result.returncode == 3
     assert "of 147,897,477,120 bytes (0.0 %)" in result.stderr
     assert "Traceback" not in result.stderr
-    result = run_command([sys.executable, SCRIPT, tmp_path / "nowhere"])
+    result = run_command([*COMMAND, tmp_path / "nowhere"])
     assert result.returncode == 3
     assert result.stderr.count("No such file or directory") == 3

@@ -1,30 +1,21 @@
-"""Draw the loss and accuracy curves of a run as one picture.
-
-    python scripts/plot_run.py RUN_FOLDER [--output RUN_FOLDER/curves.png]
+"""The loss and accuracy curves of a run as one picture.
 
 The curves come from `metrics.jsonl`, also while the run is training, and the label smoothing from `recipe.yaml`.
-Needs matplotlib (the `demo` extra).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import _python
-
-with _python.demo_extra():
-    import matplotlib as mpl
-
-mpl.use("Agg")  # No display is needed.
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-from seresnext.errors import DataError, RecipeError, UsageError, path_argument
-from seresnext.process.exit import run_script
+from seresnext.errors import DataError, RecipeError, UsageError
+from seresnext.process.packages import extra
 from seresnext.recipe.load import load_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Curve = tuple[list[float], list[float]]  # epochs, values
 _FIELDS = ("loss", "top1", "top5", "lr")
@@ -80,6 +71,11 @@ def read_smoothing(recipe: Path) -> float:
 
 def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 0.0) -> None:
     """Write a PNG: loss on the left with the learning rate in the background, accuracy on the right."""
+    with extra("demo"):
+        import matplotlib as mpl
+        import matplotlib.pyplot as plt
+
+    mpl.use("Agg")  # No display is needed.
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     validations = sorted({name.partition(".")[0] for name in curves if name.startswith("validate")})
     has_one = validations == ["validate"]
@@ -125,21 +121,11 @@ def _plot(axes: Axes, curves: dict[str, Curve], name: str, label: str, linestyle
     axes.plot(epochs, values, label=label + last, marker=marker, color=_COLOURS.get(event), linestyle=linestyle)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the loss and accuracy curves of a run.")
-    parser.add_argument("run", type=path_argument, metavar="RUN_FOLDER")
-    parser.add_argument(
-        "--output", type=path_argument, metavar="FILE.png", help="default: curves.png in the run folder"
-    )
-    arguments = parser.parse_args()
-
-    curves = read_curves(arguments.run / "metrics.jsonl")
+def plot_run(run: Path, output: Path | None) -> None:
+    """Write the curves of a run folder as a PNG, by default `curves.png` in the folder."""
+    curves = read_curves(run / "metrics.jsonl")
     if not curves:
-        raise UsageError(f"{arguments.run}: nothing has been logged yet; try again after the first log line")
-    output = arguments.output or arguments.run / "curves.png"
-    draw(curves, arguments.run.resolve().name, output, read_smoothing(arguments.run / "recipe.yaml"))
+        raise UsageError(f"{run}: nothing has been logged yet; try again after the first log line")
+    output = output or run / "curves.png"
+    draw(curves, run.resolve().name, output, read_smoothing(run / "recipe.yaml"))
     print(f"curves: {output}")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,4 +1,4 @@
-"""`scripts/prepare_digits.py` as a user starts it."""
+"""`seresnext prepare digits` as a user starts it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_digits_are_the_digits(digits_folder):
 
 
 def test_complete_digits_are_left_alone_and_others_refused(digits_folder, run_command, tmp_path):
-    argv = [sys.executable, SCRIPTS / "prepare_digits.py", "--output"]
+    argv = [sys.executable, "-m", "seresnext", "prepare", "digits", "--output"]
     before = digits_folder.stat().st_mtime_ns
     result = run_command([*argv, digits_folder])
     assert result.returncode == 0

@@ -1,11 +1,10 @@
-"""`scripts/predict.py` as a user starts it, beside timm's network."""
+"""`seresnext predict` as a user starts it, beside timm's network."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import predict
 import pytest
 import timm
 import torch
@@ -14,12 +13,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
 
+from seresnext.arguments import Parser
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.commands import predict as command
 from seresnext.errors import DataError, UsageError
 from seresnext.recipe.load import load_recipe, to_values
+from seresnext.run import predict
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+COMMAND = [PYTHON, Path(__file__).parents[2] / "seresnext" / "__main__.py", "predict"]
 
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
@@ -92,7 +94,7 @@ def test_predictions_are_timms(run_command, tmp_path, oracle, photographs, kind)
         our_checkpoint(oracle, tmp_path / "checkpoints").rename(tmp_path / "checkpoints" / "best.safetensors")
         checkpoint, names = tmp_path, CLASSES  # A run folder.
         expected = expected_features(oracle, photographs, 40, 32, "bilinear")
-    argv = [PYTHON, SCRIPTS / "predict.py", "--checkpoint", checkpoint, *photographs, "--top", "2"]
+    argv = [*COMMAND, "--checkpoint", checkpoint, *photographs, "--top", "2"]
     result = run_command([*argv, "--features", tmp_path / "features.npy"])
     assert result.returncode == 0, result.output
     features = np.load(tmp_path / "features.npy")
@@ -107,7 +109,7 @@ def test_a_damaged_checkpoint_predicts_nothing(run_command, tmp_path, oracle, ph
     content = bytearray(checkpoint.read_bytes())
     content[-1000] ^= 1
     checkpoint.write_bytes(content)
-    result = run_command([PYTHON, SCRIPTS / "predict.py", "--checkpoint", checkpoint, *photographs])
+    result = run_command([*COMMAND, "--checkpoint", checkpoint, *photographs])
     assert result.returncode == 4
     assert checkpoint.name in result.stderr
     assert "Traceback" not in result.stderr
@@ -124,7 +126,7 @@ def test_a_damaged_checkpoint_predicts_nothing(run_command, tmp_path, oracle, ph
 )
 def test_wrong_words_are_explained(run_command, tmp_path, oracle, photographs, words, code, message):
     places = {"checkpoint": our_checkpoint(oracle, tmp_path), "photograph": photographs[0]}
-    result = run_command([PYTHON, SCRIPTS / "predict.py", *(word.format(**places) for word in words)])
+    result = run_command([*COMMAND, *(word.format(**places) for word in words)])
     assert result.returncode == code, result.output
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -139,9 +141,10 @@ def test_images_are_as_large_as_the_checkpoint_or_the_option_allows(tmp_path, or
     )
 
     def run(checkpoint: Path, *words: str) -> None:
+        parser = Parser()
+        command.add_arguments(parser)
         images = map(str, reversed(photographs))
-        monkeypatch.setattr("sys.argv", ["predict.py", "--checkpoint", str(checkpoint), *images, "--top", "1", *words])
-        predict.main()
+        command.run(parser.parse(["--checkpoint", str(checkpoint), *images, "--top", "1", *words]))
 
     for checkpoint, words in (
         (large, ()),

@@ -1,4 +1,4 @@
-"""`scripts/plot_run.py`: curves, labels and errors."""
+"""`seresnext plot` as a user starts it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plot_run
 import pytest
 from PIL import Image
 
 from seresnext.errors import DataError
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.show import to_yaml
+from seresnext.report import plot
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+COMMAND = [sys.executable, "-m", "seresnext", "plot"]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_curves_become_a_picture(run_folder, run_command):
-    result = run_command([sys.executable, SCRIPTS / "plot_run.py", run_folder])
+    result = run_command([*COMMAND, run_folder])
     assert result.returncode == 0, result.output
     with Image.open(run_folder / "curves.png") as image:
         assert image.width > 800
@@ -52,10 +52,10 @@ def test_curves_become_a_picture(run_folder, run_command):
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """`drawn(curves, smoothing=0)` returns the figure of the curves."""
     figures = []
-    monkeypatch.setattr(plot_run.plt, "close", figures.append)
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
 
     def draw(curves: dict[str, Any], smoothing: float = 0.0) -> Any:
-        plot_run.draw(curves, "title", tmp_path / "curves.png", smoothing)
+        plot.draw(curves, "title", tmp_path / "curves.png", smoothing)
         return figures[-1]
 
     return draw
@@ -63,7 +63,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
 
 def test_model_and_average_are_two_curves(drawn, run_folder):
     """Each curve has one point an epoch."""
-    figure = drawn(plot_run.read_curves(run_folder / "metrics.jsonl"))
+    figure = drawn(plot.read_curves(run_folder / "metrics.jsonl"))
     accuracy = figure.axes[1]
     curves = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in accuracy.lines}
     assert curves["top-1 (model) 90.00"] == ([1, 2, 3, 4], [60, 70, 80, 90])
@@ -98,11 +98,11 @@ def test_before_the_first_validation_the_panel_has_a_text(drawn):
 def test_the_label_of_the_training_loss_has_label_smoothing(drawn, tmp_path):
     recipe = load_recipe("cifar10", ["loss.label_smoothing=0.15"])
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe.values))
-    smoothing = plot_run.read_smoothing(tmp_path / "recipe.yaml")
+    smoothing = plot.read_smoothing(tmp_path / "recipe.yaml")
     (line,) = drawn({"train.loss": ([1], [2])}, smoothing).axes[0].lines
     assert "label smoothing 0.15" in line.get_label()
     (tmp_path / "recipe.yaml").write_text("no recipe")
-    assert [plot_run.read_smoothing(tmp_path / name) for name in ("recipe.yaml", "none")] == [0, 0]
+    assert [plot.read_smoothing(tmp_path / name) for name in ("recipe.yaml", "none")] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -123,51 +123,27 @@ def test_a_line_that_is_no_event_is_named(tmp_path, line):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_bytes(b'{"event": "train", "epoch": 1, "loss": 1}\n' + line + b"\n")
     with pytest.raises(DataError, match=r"metrics\.jsonl:2 "):
-        plot_run.read_curves(metrics)
+        plot.read_curves(metrics)
 
 
 def test_metrics_without_end_are_refused(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
     with pytest.raises(DataError, match=r"metrics\.jsonl"):
-        plot_run.read_curves(tmp_path / "metrics.jsonl")
+        plot.read_curves(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{]\n", "metrics.jsonl:1 is not JSON")])
 def test_missing_and_damaged_metrics_are_refused(tmp_path, run_command, content, message):
     if content:
         (tmp_path / "metrics.jsonl").write_text(content)
-    result = run_command([sys.executable, SCRIPTS / "plot_run.py", tmp_path])
+    result = run_command([*COMMAND, tmp_path])
     assert result.returncode == 3
     assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-WITHOUT = f"""
-import runpy, sys
-
-lacks, *sys.argv = sys.argv[1:]
-sys.modules[lacks] = None  # Python refuses to import this package.
-sys.path.insert(0, {str(SCRIPTS)!r})
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize(
-    ("script", "package", "words"),
-    [("plot_run.py", "matplotlib", ["run"]), ("prepare_digits.py", "sklearn", ["--output", "digits"])],
-)
-def test_a_python_without_the_demo_extra(tmp_path, run_command, script, package, words):
-    result = run_command([sys.executable, "-c", WITHOUT, package, SCRIPTS / script, *words], cwd=tmp_path)
-    assert result.returncode == 2, result.output
-    (line,) = result.output.splitlines()
-    assert line.startswith("error: ")
-    assert package in line
-    assert ".[demo]" in line
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_loss_of_null_is_no_point(tmp_path, run_command):
     lines = [{"event": event, "epoch": 1.0, "loss": None, "top1": 10.0} for event in ("train", "validate")]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = run_command([sys.executable, SCRIPTS / "plot_run.py", tmp_path])
+    result = run_command([*COMMAND, tmp_path])
     assert result.returncode == 0, result.output

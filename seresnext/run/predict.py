@@ -1,21 +1,17 @@
-"""Classify images with a trained or published model, and extract their features.
+"""Classes and features of images, by a trained or published model.
 
-    python scripts/predict.py --checkpoint FILE IMAGE... [--top 5] [--features OUT.npy]
-
-FILE is a checkpoint of this project, which names the classes and the preprocessing, or a published `.pth`. A run folder
-stands for the best checkpoint in the folder. With `--features`, the input of the classifier is written for each image,
-in the order given: float32, N 2048.
+The checkpoint is a file of this project, which names the classes and the preprocessing, or a published `.pth`. A run
+folder stands for the best checkpoint in the folder. The features are the input of the classifier.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import _python  # noqa: F401
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,9 +19,8 @@ from torch import Tensor
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.distributed import choose_device
-from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal, path_argument
+from seresnext.errors import CheckpointError, DataError, UsageError, for_terminal
 from seresnext.models import Preprocessing, SENet, find_weights, load_pretrained
-from seresnext.process.exit import run_script
 from seresnext.recipe.schema import DataSection
 from seresnext.weights import read_metadata
 from seresnext.weights.names import printable, shown_path
@@ -78,19 +73,8 @@ def predict(
         yield from zip(features.cpu(), model.last_linear(features).softmax(1).cpu(), strict=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Classify images with a trained or published model.")
-    parser.add_argument("images", type=path_argument, nargs="+", metavar="IMAGE")
-    parser.add_argument("--checkpoint", type=path_argument, required=True, metavar="FILE")
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: also where there is a GPU")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print (default: 5)")
-    parser.add_argument(
-        "--features", type=path_argument, metavar="OUT.npy", help="also write the features, N 2048, to this file"
-    )
-    parser.add_argument(
-        "--max-pixels", type=int, metavar="N", help="a larger image is an error (default: data.max_pixels of FILE)"
-    )
-    arguments = parser.parse_args()
+def print_predictions(arguments: Namespace) -> None:
+    """Print the classes of each image, and write the features if asked. `arguments` are those of the command."""
     for name, value in (("--top", arguments.top), ("--max-pixels", arguments.max_pixels)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: at least 1")
@@ -126,7 +110,3 @@ def main() -> None:
         except OSError as error:
             raise UsageError(f"{arguments.features} cannot be written: {error.strerror}") from None
         print(f"features: {shown_path(arguments.features)}, {len(kept)} x {len(kept[0])}")
-
-
-if __name__ == "__main__":
-    run_script(main)

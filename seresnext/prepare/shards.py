@@ -1,23 +1,18 @@
-"""Write plain tar shards of an image folder or of ImageNet's archives, shuffled, for fast disks and for servers.
+"""Plain tar shards of an image folder or of ImageNet's archives, shuffled, for fast disks and for servers.
 
-    python scripts/prepare_shards.py DATA --output DIR [--short-side 256 --quality 90] [--workers 8]
-    python scripts/prepare_shards.py --index FOLDER --classes FILE      # of shards that something else wrote
+Each split gets a folder: `train-00000.tar` and so on in the layout of WebDataset (`KEY.jpg`, `KEY.cls`), and an index
+with checksums.
 
-DIR gets a folder for each split: `train-00000.tar` and so on in the layout of WebDataset (`KEY.jpg`, `KEY.cls`), and an
-index with checksums. Train with `--data DIR --set data.format=shards`, or put DIR on a server and give its address.
+Without options the bytes of the images stay as they are. `short_side` resizes images whose shorter side is longer
+(Pillow, antialiased) and encodes them as JPEG with 4:2:0 colour, which decodes fastest; a JPEG that is small already
+stays as it is. `quality` alone encodes every image again at the same size.
 
-Without options the bytes of the images stay as they are. With `--short-side`, images whose shorter side is longer are
-made smaller (Pillow, antialiased) and encoded as JPEG with 4:2:0 colour, as most JPEGs are and as decodes fastest; a
-JPEG that is small already stays as it is. `--quality` alone encodes every image anew at its size.
-
-The same images and options give the same bytes with any number of workers. The command can be stopped: given again, it
-keeps every shard that is finished and whole. A shard appears complete or not at all.
+The same images and options give the same bytes with any number of workers. After a stop, the same command keeps every
+shard that is finished and intact. A shard appears complete or not at all.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import fcntl
 import hashlib
 import io
@@ -25,8 +20,8 @@ import json
 import os
 import re
 import signal
-import sys
 import tarfile
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +30,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import _python  # noqa: F401
 import numpy as np
 from PIL import Image, features
 
@@ -54,25 +48,25 @@ from seresnext.data.shards.format import (
     index_bytes,
     list_shard,
 )
-from seresnext.errors import DataError, Failure, UsageError, path_argument
-from seresnext.process.exit import run_script
+from seresnext.errors import DataError, Failure, UsageError
 from seresnext.process.fork import FORK
+from seresnext.process.signals import die_with_parent
 from seresnext.progress import progress, warn
 from seresnext.randomness import permutation_at
 from seresnext.run.folder import lies_in
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# What a tar file needs for an image beside its bytes: two headers, a label, and filling.
+# Bytes that a tar file needs for an image beside the image's own: two headers, a label, and padding.
 _TAR_BYTES = 512 + 256 + 512 + 512
-# Of how many images the mean size is taken, to know how many make a shard.
+# Images whose mean size gives the number of images of a shard.
 _SAMPLE = 64
-_WORK = ".progress"
-_LISTED = 10
+_WORK = ".progress"  # the folder of unfinished shards, and of a note for each finished shard
+_LISTED = 10  # names in a message
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the bytes of shards depend on, beside the images."""
+    """The options that the bytes of shards depend on."""
 
     short_side: int | None
     quality: int | None
@@ -81,13 +75,13 @@ class Options:
 
     @property
     def encodes(self) -> bool:
-        """Whether any image is encoded anew."""
+        """Whether images are encoded again."""
         return self.quality is not None
 
 
 @dataclass(frozen=True)
 class Job:
-    """The shards of one split: which images are in which, and where they are written."""
+    """The shards of one split: the folder, the order of the images, and the images of each shard."""
 
     reader: Reader
     folder: Path
@@ -113,7 +107,7 @@ class Job:
 
 
 def encode(data: bytes, name: str, options: Options, max_pixels: int) -> tuple[bytes, str]:
-    """The bytes of an image for a shard, and the ending that says what they are. Raises DataError naming the image."""
+    """Return the bytes of an image for a shard, and the file ending (jpg, png). Raises DataError naming the image."""
     ending = "jpg" if data.startswith(JPEG) else "png" if data.startswith(PNG) else None
     if ending is None:
         raise not_an_image(data, name)
@@ -124,20 +118,20 @@ def encode(data: bytes, name: str, options: Options, max_pixels: int) -> tuple[b
         width, height = image.size
         shorter = min(width, height)
         if shorter > options.short_side:
-            # As the evaluation resizes, so that 256 here and 224 / 0.875 there are the same size.
+            # The same rounding as in evaluation: 256 here and 224 / 0.875 there give the same size.
             size = (int(options.short_side * width / shorter), int(options.short_side * height / shorter))
             image = image.resize(size, _FILTERS[options.interpolation])
         elif ending == "jpg":
             return data, ending
     if is_gray(data):
-        image = image.convert("L")  # Exact, and decoding takes half the work.
+        image = image.convert("L")  # Exact, and decoding costs half.
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")
     return buffer.getvalue(), "jpg"
 
 
 def images_per_shard(reader: Reader, order: np.ndarray, options: Options, max_pixels: int, size: int) -> int:
-    """How many images make a shard of about `size` bytes, from the mean of some."""
+    """Return the number of images that make a shard of about `size` bytes, from the mean size of a sample."""
     sample = order[:_SAMPLE].tolist()
     sizes = [len(encode(reader.read(i), reader.name(i), options, max_pixels)[0]) for i in sample]
     return max(1, round(size / (sum(sizes) / len(sizes) + _TAR_BYTES)))
@@ -147,7 +141,10 @@ def images_per_shard(reader: Reader, order: np.ndarray, options: Options, max_pi
 
 
 def write_shard(job: Job, number: int, advance: Any) -> tuple[Shard, np.ndarray]:
-    """Write a shard and what is to be known of it, unless it is there and whole already. Returns also its images."""
+    """Write a shard and the note of it, unless the shard is finished and intact. Return shard and index entries.
+
+    `advance` receives numbers of written images.
+    """
     target, note = job.folder / job.name(number), job.folder / _WORK / f"{job.name(number)}.json"
     positions = range(number * job.per_shard, min((number + 1) * job.per_shard, len(job.order)))
     finished = _finished(job, target, note)
@@ -167,11 +164,11 @@ def write_shard(job: Job, number: int, advance: Any) -> tuple[Shard, np.ndarray]
                 advance(1)
         file.flush()
         os.fsync(file.fileno())
-    # Read back before it counts: what the reader would refuse is refused now.
+    # Read the shard back: a shard that the reader would refuse is refused now.
     listing = list_shard(part, len(job.reader.classes))
     assert len(listing.entries) == len(positions)
     shard = Shard(target.name, part.stat().st_size, len(positions), listing.sha256)
-    # What is known of a shard comes first: stopped between the two, it is known of a shard that is not there yet.
+    # The note comes first. After a stop between the two, the note describes a shard that does not exist yet.
     _write(note, json.dumps({"made_by": job.digest, **asdict(shard)}).encode())
     part.replace(target)
     return shard, listing.entries
@@ -185,12 +182,12 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _finished(job: Job, target: Path, note: Path) -> tuple[Shard, np.ndarray] | None:
     try:
-        said = json.loads(note.read_bytes())
-        made_by = said.pop("made_by")
-        shard = Shard(**said)
+        fields = json.loads(note.read_bytes())
+        made_by = fields.pop("made_by")
+        shard = Shard(**fields)
         listing = list_shard(target, len(job.reader.classes))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, DataError):
-        return None  # Not there, or damaged.
+        return None  # missing or damaged
     return (shard, listing.entries) if listing.sha256 == shard.sha256 and made_by == job.digest else None
 
 
@@ -209,12 +206,11 @@ _counter: Any
 
 
 def _begin(job: Job, counter: Any) -> None:
-    """In a worker: Ctrl-C is for the parent, which ends the workers; and none outlives it."""
+    """Begin a worker. The worker ignores Ctrl-C, since the parent ends the workers, and ends with the parent."""
     global _job, _counter
     _job, _counter = job, counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # As seresnext.distributed.launch does, whose torch takes seconds to import.
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    die_with_parent(signal.SIGKILL)
 
 
 def _work(number: int) -> tuple[Shard, np.ndarray]:
@@ -226,11 +222,10 @@ def _work(number: int) -> tuple[Shard, np.ndarray]:
 
 
 def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
-    """Write all shards of a split by several processes; the shards and their images."""
-    context = FORK
-    counter = context.Value("q", 0)
+    """Write all shards of a split with several processes. Return the shards and their index entries."""
+    counter = FORK.Value("q", 0)
     workers = min(workers, job.num_shards)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job, counter))
+    pool = ProcessPoolExecutor(workers, mp_context=FORK, initializer=_begin, initargs=(job, counter))
     try:
         futures = [pool.submit(_work, number) for number in range(job.num_shards)]
         with progress(str(job.folder), len(job.order), " images") as advance:
@@ -245,8 +240,8 @@ def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise Failure(
-            "a worker died, perhaps for lack of memory; give fewer --workers. What is finished is kept: the same "
-            "command goes on"
+            "a worker process died, perhaps because memory ran out; give fewer --workers. Finished shards are kept: "
+            "the same command continues"
         ) from None
     finally:
         processes = list((pool._processes or {}).values())
@@ -255,13 +250,13 @@ def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
             process.kill()
 
 
-def prepare(job: Job, workers: int, options: dict[str, Any]) -> Manifest:
-    """Write the shards of a split and their index. Raises DataError when others are there."""
-    _refuse_others(job, options)
+def write_split(job: Job, workers: int, options: dict[str, Any]) -> Manifest:
+    """Write the shards of a split and their index. Raises DataError if the folder has other shards."""
+    _check_folder(job, options)
     (job.folder / _WORK).mkdir(parents=True, exist_ok=True)
-    with _alone(job.folder):
-        _take_notes(job)
-        _clear_away(job)
+    with _lock(job.folder):
+        _restore_notes(job)
+        _remove_unfinished(job)
         for part in (job.folder / _WORK).glob("*.part"):
             part.unlink()
         shards, listings = (list(column) for column in zip(*write_shards(job, workers), strict=True))
@@ -272,29 +267,29 @@ def prepare(job: Job, workers: int, options: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _refuse_others(job: Job, options: dict[str, Any]) -> None:
-    """A folder that holds finished shards of other images or options, or tar files of other origin, is left alone."""
+def _check_folder(job: Job, options: dict[str, Any]) -> None:
+    """Raise DataError if the folder has finished shards of other images or options, or other tar files."""
     manifest = job.folder / MANIFEST
     known = {note.stem for note in (job.folder / _WORK).glob("*.json")}
     if manifest.exists():
-        said = Manifest.from_text(manifest.read_bytes(), str(manifest))
-        known = {shard.name for shard in said.shards} & job.names
-        before = said.options
+        found = Manifest.from_text(manifest.read_bytes(), str(manifest))
+        known = {shard.name for shard in found.shards} & job.names
+        before = found.options
         changed = [key for key in options if before.get(key) != options[key]]
         if changed:
-            listing = ", ".join(f"{key}: {before.get(key)} there, {options[key]} now" for key in changed)
-            raise DataError(f"{job.folder} holds other shards ({listing}); give another --output, or remove it")
+            listing = ", ".join(f"{key}: {before.get(key)}, now {options[key]}" for key in changed)
+            raise DataError(f"{job.folder} has other shards ({listing}); give another --output, or remove the folder")
     foreign = sorted({path.name for path in job.folder.glob("*.tar")} - known)
     if foreign:
         more = f" and {len(foreign) - _LISTED} more" if len(foreign) > _LISTED else ""
         raise DataError(
-            f"{job.folder} holds {', '.join(foreign[:_LISTED])}{more}, which are not of these shards; give another "
-            "--output, or remove them"
+            f"{job.folder} has files of other shards: {', '.join(foreign[:_LISTED])}{more}; give another "
+            "--output, or remove the files"
         )
 
 
-def _clear_away(job: Job) -> None:
-    """Remove what a run with other options wrote that was not finished; its shards would lie beside the index."""
+def _remove_unfinished(job: Job) -> None:
+    """Remove shards of an unfinished start with other options. The index would not have them."""
     names = job.names
     for note in (job.folder / _WORK).glob("*.json"):
         if note.stem not in names:
@@ -302,8 +297,8 @@ def _clear_away(job: Job) -> None:
             note.unlink()
 
 
-def _take_notes(job: Job) -> None:
-    """Where a split was finished before, its index knows the checksums; then only damaged shards are written anew."""
+def _restore_notes(job: Job) -> None:
+    """Write the notes of a finished split from the index. Then only damaged shards are written again."""
     manifest = job.folder / MANIFEST
     if manifest.exists():
         for shard in Manifest.from_text(manifest.read_bytes(), str(manifest)).shards:
@@ -312,19 +307,19 @@ def _take_notes(job: Job) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     with (folder / _WORK / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another prepare_shards.py writes to {folder}; wait for it") from None
+            raise UsageError(f"another `seresnext prepare shards` writes to {folder}; wait until it ends") from None
         yield
 
 
 def write_index(
     folder: Path, classes: tuple[str, ...], shards: list[Shard], listings: list[np.ndarray], options: dict[str, Any]
 ) -> Manifest:
-    """Write `index.npy`, and then `index.json`, which makes the folder usable."""
+    """Write `index.npy`, then `index.json`. The second file makes the folder usable."""
     content = index_bytes(listings)
     manifest = Manifest(classes, tuple(shards), hashlib.sha256(content).hexdigest(), options)
     _write(folder / INDEX, content)
@@ -348,29 +343,31 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def index_existing(folder: Path, classes_file: Path) -> Manifest:
-    """Write the index of shards that something else wrote. Raises DataError naming the member that is no image."""
+def index_existing(folder: Path, classes_file: Path) -> None:
+    """Write the index of shards of another tool. Raises DataError naming the member that is not an image."""
     classes = read_classes(classes_file)
     paths = sorted(folder.glob("*.tar"))
     if not paths:
-        raise DataError(f"{folder} holds no .tar files")
+        raise DataError(f"{folder} has no .tar files; give the folder of the shards")
     shards, listings = [], []
     with progress(str(folder), sum(path.stat().st_size for path in paths), "B") as advance:
         for path in paths:
             listing = list_shard(path, len(classes))
             if not len(listing.entries):
-                raise DataError(f"{path} holds no images; remove it")
+                raise DataError(f"{path} has no images; remove the file")
             shards.append(Shard(path.name, path.stat().st_size, len(listing.entries), listing.sha256))
             listings.append(listing.entries)
             advance(shards[-1].bytes)
-    return write_index(folder, classes, shards, listings, {"source": "existing shards"})
+    manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
+    print(f"{folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
 
 
 # ------------------------------------------------------------------------------------------------ command
 
 
-def plan(root: Path, split: str, output: Path, arguments: argparse.Namespace) -> tuple[Job, dict[str, Any]]:
-    """What is to be done for a split, and its description for the index."""
+def plan(split: str, arguments: Namespace) -> tuple[Job, dict[str, Any]]:
+    """Return the job of a split, and the description of the options for the index."""
+    root: Path = arguments.data
     reader = open_reader(root, split, detect_format(root, split, arguments.format), arguments.cache)
     for notice in reader.notices:
         warn(notice)
@@ -383,82 +380,31 @@ def plan(root: Path, split: str, output: Path, arguments: argparse.Namespace) ->
     if options.encodes:
         described |= {"short_side": options.short_side, "quality": options.quality, "subsampling": "4:2:0"}
         described |= {"interpolation": options.interpolation if options.short_side else None}
-        # Another encoder may write other bytes for the same pixels.
+        # Another version of the encoder may write other bytes for the same pixels.
         described |= {"encoder": f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"}
     else:
         described |= {"short_side": None, "quality": None}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    job = Job(reader, output / split, order, per_shard, options, arguments.max_pixels, digest)
+    job = Job(reader, arguments.output / split, order, per_shard, options, arguments.max_pixels, digest)
     if job.num_shards > MOST_SHARDS or len(reader.classes) > MOST_CLASSES:
         raise UsageError(f"{job.num_shards} shards are more than {MOST_SHARDS}; give a larger --shard-size")
     return job, described
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Write tar shards of an image folder or of ImageNet's archives.",
-        epilog="The same command again goes on where it was stopped.",
-    )
-    parser.add_argument(
-        "data", nargs="?", type=path_argument, metavar="DATA", help="an image folder, or ImageNet's archives"
-    )
-    parser.add_argument("--output", type=path_argument, metavar="DIR", help="where the shards go")
-    parser.add_argument("--split", action="append", metavar="NAME", help="repeatable (default: train and val)")
-    parser.add_argument("--format", choices=("folder", "imagenet"), default="folder", help="default: as DATA looks")
-    parser.add_argument("--short-side", type=int, metavar="PIXELS", help="make larger images this small")
-    parser.add_argument("--quality", type=int, metavar="1-95", help="of JPEG; 90 with --short-side")
-    parser.add_argument("--interpolation", choices=tuple(_FILTERS), default="bilinear")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
-    parser.add_argument("--shard-size", type=int, default=128, metavar="MB", help="about so large (default: 128)")
-    parser.add_argument("--images-per-shard", type=int, metavar="N", help="exactly so many instead")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    parser.add_argument("--max-pixels", type=int, default=50_000_000, help="a larger image is an error")
-    parser.add_argument(
-        "--cache", type=path_argument, metavar="DIR", help="where the index of DATA is kept, as data.cache"
-    )
-    parser.add_argument(
-        "--index", type=path_argument, metavar="FOLDER", help="write the index of shards that are there"
-    )
-    parser.add_argument(
-        "--classes", type=path_argument, metavar="FILE", help="for --index: class names, a line each, by label"
-    )
-    arguments = parser.parse_args()
-    if arguments.index:
-        if not arguments.classes:
-            parser.error("--index needs --classes FILE")
-        return arguments
-    if not arguments.data or not arguments.output:
-        parser.error("give DATA and --output DIR")
-    for name in ("short_side", "quality", "shard_size", "images_per_shard", "workers"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if arguments.quality is not None and arguments.quality > 95:
-        parser.error("--quality is at most 95; above, JPEG only grows")
+def prepare_shards(arguments: Namespace) -> None:
+    """Write the shards of each split. Raises UsageError if the output lies inside the data.
+
+    `arguments` are those of the command, see seresnext/commands/prepare.py.
+    """
     if arguments.shard_size * 1_000_000 > LARGEST_SHARD // 2:
-        parser.error("--shard-size is at most 2000")
-    if arguments.short_side and arguments.quality is None:
-        arguments.quality = 90
-    return arguments
-
-
-def main() -> None:
-    arguments = parse()
-    if arguments.index:
-        manifest = index_existing(arguments.index, arguments.classes)
-        print(f"{arguments.index}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
-        return
+        raise UsageError(f"--shard-size {arguments.shard_size}: must be at most 2000")
     if lies_in(arguments.output, arguments.data):
         raise UsageError(
             f"--output {arguments.output} is or lies inside the data {arguments.data}; give a folder outside of the "
             "data"
         )
     for split in arguments.split or ("train", "val"):
-        job, described = plan(arguments.data, split, arguments.output, arguments)
-        manifest = prepare(job, arguments.workers, described)
+        job, described = plan(split, arguments)
+        manifest = write_split(job, arguments.workers, described)
         size = sum(shard.bytes for shard in manifest.shards)
         print(f"{job.folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB")
-
-
-if __name__ == "__main__":
-    run_script(main, interrupted="stopped; what is finished is kept, the same command goes on")

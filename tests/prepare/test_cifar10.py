@@ -1,4 +1,4 @@
-"""`scripts/prepare_cifar10.py` as a user starts it."""
+"""`seresnext prepare cifar10` as a user starts it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+COMMAND = [sys.executable, "-m", "seresnext", "prepare", "cifar10"]
 
 
 def cifar10_archive(path: Path, batches: dict[str, bytes]) -> Path:
@@ -37,7 +37,7 @@ def cifar10_batches() -> dict[str, bytes]:
 def test_cifar10_becomes_image_folders(run_command, tmp_path, cifar10_batches):
     archive = cifar10_archive(tmp_path / "cifar.tar.gz", cifar10_batches)
     output = tmp_path / "out"
-    result = run_command([sys.executable, SCRIPTS / "prepare_cifar10.py", archive, "--output", output])
+    result = run_command([*COMMAND, archive, "--output", output])
     assert result.returncode == 0, result.output
     assert len(list(output.glob("train/*/*.png"))) == 20
     assert sorted(path.name for path in (output / "val" / "airplane").iterdir()) == ["00000.png", "00003.png"]
@@ -54,13 +54,13 @@ def test_cifar10_becomes_image_folders(run_command, tmp_path, cifar10_batches):
         ("test_batch.bin", bytes(3072), "test_batch.bin is cut off"),
         ("batches.meta.txt", b"airplane\n../../bird\ncat", "../../bird"),
         ("batches.meta.txt", b"airplane\nbird\nK\xe4fer", "K\\ufffdfer"),
-        ("test_batch.bin", bytes([3]) + bytes(3072), "has label 3, and there are 3 classes"),
+        ("test_batch.bin", bytes([3]) + bytes(3072), "has label 3 of 3 classes"),
     ],
 )
 def test_another_archive_is_refused(run_command, tmp_path, cifar10_batches, name, content, message):
     batches = {key: value for key, value in {**cifar10_batches, name: content}.items() if value is not None}
     archive = cifar10_archive(tmp_path / "cifar.tar.gz", batches)
-    result = run_command([sys.executable, SCRIPTS / "prepare_cifar10.py", archive, "--output", tmp_path / "out"])
+    result = run_command([*COMMAND, archive, "--output", tmp_path / "out"])
     assert result.returncode == 3
     assert message in result.stderr
     assert "Traceback" not in result.stderr

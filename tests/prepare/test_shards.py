@@ -1,4 +1,4 @@
-"""scripts/prepare_shards.py as a user starts it."""
+"""`seresnext prepare shards` as a user starts it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ import pytest
 from advances import update_progress
 from conftest import Result
 from PIL import Image
-from shard_folders import make_shards, script
+from shard_folders import make_shards
 
+from seresnext.arguments import Parser
+from seresnext.commands import prepare as commands
 from seresnext.data.readers.table import open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest
 from seresnext.errors import DataError, UsageError
+from seresnext.prepare import shards
 from seresnext.randomness import permutation_at
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_shards.py"
+COMMAND = [sys.executable, "-m", "seresnext", "prepare", "shards"]
 Prepare = Callable[..., Result]
 
 
@@ -51,12 +54,19 @@ def prepare(run_command, tmp_path: Path) -> Prepare:
     def run(*arguments: object, workers: int = 2, code: int = 0) -> Result:
         words = [str(word) for word in arguments]
         options = ["--cache", tmp_path / "cache", "--workers", str(workers)]
-        result = run_command([sys.executable, SCRIPT, *words, *([] if "--index" in words else options)])
+        result = run_command([*COMMAND, *words, *([] if "--index" in words else options)])
         assert result.returncode == code, result.output
         assert "Traceback" not in result.output
         return result
 
     return run
+
+
+def write(*arguments: object) -> None:
+    """Run the command in this process."""
+    parser = Parser()
+    commands.shards_arguments(parser)
+    commands.shards(parser.parse([str(argument) for argument in arguments]))
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -158,13 +168,11 @@ def test_a_second_time_nothing_is_written_and_damage_is_mended(photographs, prep
 
 def test_all_images_are_told(photographs, monkeypatch, tmp_path):
     """Of all shards, also of those that are there already, and one that is written anew."""
-    module = script()
-    bars = update_progress(module, monkeypatch)
+    bars = update_progress(shards, monkeypatch)
     arguments = ["--output", tmp_path, "--split", "train", "--images-per-shard", 5, "--workers", 2]
-    monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(photographs), *map(str, arguments)])
-    module.main()
+    write(photographs, *arguments)
     (tmp_path / "train" / "train-00001.tar").unlink()
-    module.main()
+    write(photographs, *arguments)
     assert [(bar.label, bar.total) for bar in bars] == [(str(tmp_path / "train"), 23)] * 2
     for bar in bars:
         bar.assert_adds_up(1)  # It is looked at five times a second; this takes less.
@@ -174,17 +182,16 @@ def test_files_that_are_passed_over_are_reported_each_time(photographs, monkeypa
     shutil.copytree(photographs, tmp_path / "data")
     (tmp_path / "data" / "train" / "class_0" / "photo.heic").write_bytes(b"")
     arguments = ["--output", tmp_path / "out", "--split", "train", "--images-per-shard", 20, "--workers", 1]
-    monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(tmp_path / "data"), *map(str, arguments)])
     for _ in range(2):
-        script().main()
+        write(tmp_path / "data", *arguments)
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "(1 .heic)" in line]
         assert line.startswith(f"warning: {tmp_path}/data/train: ")
 
 
 def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):
     make_shards(tmp_path)
-    bars = update_progress(script(), monkeypatch)
-    script().index_existing(tmp_path / "train", tmp_path / "classes.txt")
+    bars = update_progress(shards, monkeypatch)
+    shards.index_existing(tmp_path / "train", tmp_path / "classes.txt")
     (bar,) = bars
     assert bar.total == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.tar"))
     bar.assert_adds_up(4)
@@ -193,7 +200,7 @@ def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):
 def test_an_interrupted_run_goes_on(photographs, prepare, start_command, tmp_path):
     arguments = [photographs, "--output", tmp_path / "out", "--split", "train", "--images-per-shard", 1]
     options = ["--short-side", "190", "--workers", "1", "--cache", tmp_path / "cache"]
-    command = start_command([sys.executable, SCRIPT, *arguments, *options])
+    command = start_command([*COMMAND, *arguments, *options])
     folder = tmp_path / "out" / "train"
     while len(list(folder.glob("*.tar"))) < 3:
         assert command.process.poll() is None
@@ -203,7 +210,7 @@ def test_an_interrupted_run_goes_on(photographs, prepare, start_command, tmp_pat
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     if result.returncode:  # Else it was faster.
         assert result.returncode == 130
-        assert "the same command goes on" in result.stderr
+        assert "the same command continues" in result.stderr
         assert "Traceback" not in result.stderr
         assert 3 <= len(kept) < 23
         assert not (folder / MANIFEST).exists()
@@ -218,8 +225,8 @@ def test_other_options_do_not_mix_with_shards_that_are_there(photographs, prepar
     prepare(*arguments)
     before = contents(tmp_path / "train")
     result = prepare(*arguments, "--short-side", 64, code=3)
-    assert "holds other shards" in result.stderr
-    assert "short_side: None there, 64 now" in result.stderr
+    assert "has other shards" in result.stderr
+    assert "short_side: None, now 64" in result.stderr
     assert contents(tmp_path / "train") == before
 
 
@@ -264,7 +271,7 @@ def test_tar_files_of_other_origin_are_named_and_left_alone(photographs, prepare
     (folder / name).write_bytes(b"precious")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     result = prepare(*arguments, code=3)
-    assert f"{folder} holds {name}, which are not of these shards; give another --output, or remove" in result.stderr
+    assert f"{folder} has files of other shards: {name}; give another --output, or remove" in result.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / name).unlink()
     prepare(*arguments)
@@ -277,7 +284,7 @@ def test_a_split_that_got_another_name_keeps_its_shards(photographs, prepare, tm
     (tmp_path / "out" / "train").rename(tmp_path / "out" / "fit")
     before = contents(tmp_path / "out" / "fit")
     result = prepare(photographs.parent / "renamed", "--split", "fit", "--output", tmp_path / "out", code=3)
-    assert "holds train-00000.tar, which are not of these shards" in result.stderr
+    assert "has files of other shards: train-00000.tar" in result.stderr
     assert contents(tmp_path / "out" / "fit") == before
 
 
@@ -321,7 +328,7 @@ def test_an_index_of_other_shards_is_written(prepare, tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_list_of_classes_may_begin_with_a_mark(tmp_path, encoding):
     (tmp_path / "classes.txt").write_text("K\xe4fer\r\n\r\nWanze\n", encoding, newline="")
-    assert script().read_classes(tmp_path / "classes.txt") == ("K\xe4fer", "Wanze")
+    assert shards.read_classes(tmp_path / "classes.txt") == ("K\xe4fer", "Wanze")
 
 
 @pytest.mark.parametrize(
@@ -332,15 +339,15 @@ def test_a_list_of_classes_in_other_letters_is_refused(tmp_path, encoding, place
     if encoding:
         (tmp_path / "classes.txt").write_text("Ameise\nK\xe4fer\n", encoding)
     with pytest.raises(DataError, match=place):
-        script().read_classes(tmp_path / "classes.txt")
+        shards.read_classes(tmp_path / "classes.txt")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give DATA and --output DIR"),
-        (["x", "--output", "y", "--quality", "100"], "--quality is at most 95"),
-        (["x", "--output", "y", "--short-side", "0"], "--short-side must be at least 1"),
+        (["x", "--output", "y", "--quality", "100"], "--quality 100"),
+        (["x", "--output", "y", "--short-side", "0"], "--short-side 0"),
         (["--index", "x"], "--index needs --classes FILE"),
     ],
 )
@@ -350,11 +357,9 @@ def test_wrong_arguments_are_explained(prepare, arguments, message):
 
 def test_shards_are_not_mixed_with_the_images(photographs, monkeypatch, tmp_path):
     """Links are resolved. The other tests are the control."""
-    module = script()
     (tmp_path / "link").symlink_to(photographs)
     before = sorted(photographs.rglob("*"))
     for output in (photographs, tmp_path / "link" / "train"):
-        monkeypatch.setattr(sys, "argv", ["prepare_shards.py", str(photographs), "--output", str(output)])
         with pytest.raises(UsageError, match=re.escape(f"--output {output}")):
-            module.main()
+            write(photographs, "--output", output)
     assert sorted(photographs.rglob("*")) == before

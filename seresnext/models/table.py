@@ -1,14 +1,13 @@
-"""`python -m seresnext.models`: the table of the models."""
+"""The table of the models that `seresnext models` prints."""
 
 import torch
 
 from seresnext.models.counting import count_bytes, count_multiply_adds, count_parameters
 from seresnext.models.registry import MODELS, create_model
-from seresnext.process.exit import run_script
 
 
-def main() -> None:
-    """Print one line a model: counted on the meta device, then what is published of it."""
+def print_models() -> None:
+    """Print a line for each model: counts on the meta device, then the figures of the published weights."""
     print(
         f"{'model':<25} {'parameters':>10} {'multiply-adds':>13} {'bytes of weights':>16} {'top-1':>6} {'top-5':>6}"
         "  published weights (bytes)"
@@ -24,7 +23,3 @@ def main() -> None:
         "\nMultiply-adds: convolutions and linear layers, one image of 224x224. Bytes of weights: float32, with the\n"
         "statistics of BatchNorm. Accuracies: as published, percent of ImageNet's validation set."
     )
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,9 +1,7 @@
-"""`scripts/average_checkpoints.py`: means against numpy's, and what it refuses."""
+"""`seresnext average`: means against numpy's, and what it refuses."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,10 @@ import torch
 from launcher import PYTHON
 from safetensors.torch import load_file, save_file
 
+from seresnext.arguments import Parser
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.commands import average as command
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, Failure
 from seresnext.models import create_model, load_weights
@@ -21,7 +21,7 @@ from seresnext.recipe.load import load_recipe, to_values
 from seresnext.run.resume import find_checkpoint
 from seresnext.run.validate import read_subject
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "average_checkpoints.py"
+COMMAND = [PYTHON, Path(__file__).parents[2] / "seresnext" / "__main__.py", "average"]
 CLASSES = ["ant", "bee", "cat"]
 
 
@@ -56,19 +56,14 @@ def three(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture
-def average(monkeypatch, tmp_path):
-    """The script's `main` with arguments, in this process."""
-    spec = importlib.util.spec_from_file_location("average_checkpoints", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def average(tmp_path):
+    """`average(*arguments)`: the command, in this process."""
+    parser = Parser()
+    command.add_arguments(parser)
 
     def run(*arguments):
         output = [] if "--output" in arguments else ["--output", tmp_path / "mean.safetensors"]
-        words = [SCRIPT, *arguments, *output]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        script.main()
+        command.run(parser.parse([str(word) for word in (*arguments, *output)]))
 
     return run
 
@@ -137,7 +132,7 @@ def test_what_is_refused(average, three, tmp_path, run_command):
     (tmp_path / "mean.safetensors").touch()
     with pytest.raises(Failure, match="must be a new file"):
         average(*three)
-    result = run_command([PYTHON, SCRIPT, three[0], other_classes, "--output", tmp_path / "x.safetensors"])
+    result = run_command([*COMMAND, three[0], other_classes, "--output", tmp_path / "x.safetensors"])
     assert result.returncode == 4
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr

@@ -1,36 +1,31 @@
-"""Make an image folder of CIFAR-10: 50,000 images to train on, 10,000 to validate on, as 32 x 32 PNG files.
+"""An image folder of CIFAR-10: 50,000 images for training, 10,000 for validation, as 32 x 32 PNG files.
 
-    python scripts/prepare_cifar10.py cifar-10-binary.tar.gz [--output data/cifar10]
-
-Takes the "binary version" that the authors publish, which holds no Python pickles. The archive is read as a stream and
-never unpacked. The folder appears complete or not at all.
+The source is the "binary version" that the authors publish, which has no Python pickles. The archive is read as a
+stream and never unpacked.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import tarfile
 import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, path_argument
-from seresnext.process.exit import run_script
+from seresnext.errors import DataError
 
-# As the authors' page describes a record: one byte of label, then 1,024 bytes each of red, green and blue.
+# A record: one byte of label, then 1,024 bytes each of red, green and blue (https://www.cs.toronto.edu/~kriz/cifar.html).
 RECORD = 1 + 3 * 32 * 32
 BATCHES = {f"data_batch_{number}.bin": "train" for number in range(1, 6)} | {"test_batch.bin": "val"}
 CLASS_NAMES = "batches.meta.txt"
-MOST_BYTES = 64 << 20  # The limit for a file; a batch has 31 MB.
+MAX_BYTES = 64 << 20  # of a file in the archive; a batch has 31 MB
 
 
 def read_archive(archive: Path) -> dict[str, bytes]:
-    """The seven files that matter, by name. Raises DataError when it is not this archive."""
+    """Return the six batches and the class names, by file name. Raises DataError for another archive."""
     found = {}
     try:
         with tarfile.open(archive, "r|*") as tar:
@@ -39,29 +34,29 @@ def read_archive(archive: Path) -> dict[str, bytes]:
                 if member.isfile() and (name in BATCHES or name == CLASS_NAMES):
                     content = tar.extractfile(member)
                     assert content is not None  # It is a regular file.
-                    found[name] = content.read(MOST_BYTES)
+                    found[name] = content.read(MAX_BYTES)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{archive} cannot be read: {error}; download the archive again") from None
     missing = sorted({*BATCHES, CLASS_NAMES} - found.keys())
     if missing:
-        raise DataError(f"{archive} lacks {', '.join(missing)}; it should be CIFAR-10's cifar-10-binary.tar.gz")
+        raise DataError(f"{archive} lacks {', '.join(missing)}; give CIFAR-10's cifar-10-binary.tar.gz")
     return found
 
 
 def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
-    """Write `train/<class>/` and `val/<class>/`; returns how many images each split has."""
+    """Write `train/<class>/` and `val/<class>/`. Return the number of images of each split."""
     classes = found[CLASS_NAMES].decode("ascii", "replace").split()
     for name in classes:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise DataError(f"{CLASS_NAMES} has {name!a:.60}, not the name of a class; give CIFAR-10's archive")
+            raise DataError(f"{CLASS_NAMES} has {name!a:.60}, not a class name; give CIFAR-10's archive")
     counts = {"train": 0, "val": 0}
     for name, split in BATCHES.items():
         data = np.frombuffer(found[name], np.uint8)
         if data.size % RECORD:
-            raise DataError(f"{name} is cut off: {data.size} bytes are not a multiple of {RECORD}")
+            raise DataError(f"{name} is cut off: {data.size} bytes are not a multiple of {RECORD}; download it again")
         records = data.reshape(-1, RECORD)
         if records.size and records[:, 0].max() >= len(classes):
-            raise DataError(f"{name} has label {records[:, 0].max()}, and there are {len(classes)} classes")
+            raise DataError(f"{name} has label {records[:, 0].max()} of {len(classes)} classes; download it again")
         for record in records:
             target = folder / split / classes[record[0]]
             target.mkdir(parents=True, exist_ok=True)
@@ -71,23 +66,14 @@ def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
     return counts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make an image folder of CIFAR-10's binary archive.")
-    parser.add_argument("archive", type=path_argument, metavar="cifar-10-binary.tar.gz")
-    parser.add_argument("--output", type=path_argument, default=Path("data/cifar10"), metavar="DIR")
-    arguments = parser.parse_args()
-    output: Path = arguments.output
-
+def prepare_cifar10(archive: Path, output: Path) -> None:
+    """Write the folder, complete or not at all. Raises DataError for another archive, or if `output` exists."""
     if output.exists():
         raise DataError(f"{output} exists already; move it away or give another --output")
-    found = read_archive(arguments.archive)
+    found = read_archive(archive)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=output.parent) as temporary:
-        made = Path(temporary) / "cifar10"
-        counts = write_images(found, made)
-        made.rename(output)
+        complete = Path(temporary) / "cifar10"
+        counts = write_images(found, complete)
+        complete.rename(output)
     print(f"{output}: wrote {counts['train']:,} training and {counts['val']:,} validation images")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,29 +1,25 @@
-"""Average the weights of checkpoints of one recipe into a file of weights, often a little better than each of them.
+"""The mean of the weights of checkpoints of one recipe, which is often a little better than each checkpoint.
 
-    python scripts/average_checkpoints.py CHECKPOINT CHECKPOINT... --output FILE [--weights auto|model|ema]
-
-Sums are in float64; counters are those of the newest. FILE is a checkpoint of weights alone, for `validate.py`,
-`scripts/predict.py` and `model.weights`; a run cannot go on from it. `auto` takes the weights that chose the best.
+Sums are in float64. Counters come from the newest checkpoint. The file has weights only: `validate`, `predict` and
+`model.weights` take the file, and a run cannot resume from the file.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import _python  # noqa: F401
 import torch
 from torch import Tensor
 
 from seresnext import weights as weight_files
 from seresnext.checkpoint import file_format, store
 from seresnext.checkpoint.contents import CheckpointMetadata, check_values, part
-from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError, path_argument
+from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError
 from seresnext.models import find_weights
-from seresnext.process.exit import run_script
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff, recipe_hash
 from seresnext.run.resume import AVERAGED, FREE_KEYS
@@ -101,12 +97,8 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
         temporary.unlink(missing_ok=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Average the weights of checkpoints into one file.")
-    parser.add_argument("checkpoints", type=path_argument, nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--output", type=path_argument, required=True, metavar="FILE", help="a new file, *.safetensors")
-    parser.add_argument("--weights", choices=["auto", "model", "ema"], default="auto", help="which (default: auto)")
-    arguments = parser.parse_args()
+def average_checkpoints(arguments: Namespace) -> None:
+    """Write the mean of checkpoints to a new file. `arguments` are those of the command."""
     paths, output = [find_weights(path) for path in arguments.checkpoints], arguments.output
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise UsageError("give two checkpoints or more, each once")
@@ -118,7 +110,3 @@ def main() -> None:
     sources = json.dumps([path.name for path in paths])
     write(output, tensors, {**facts.to_metadata(), AVERAGED: sources})
     print(f"{output}: the mean of {len(paths)} checkpoints, the newest of step {facts.step}")
-
-
-if __name__ == "__main__":
-    run_script(main)

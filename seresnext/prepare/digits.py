@@ -1,35 +1,31 @@
-"""Make an image folder of scikit-learn's 1,797 handwritten digits: 1,437 to train on, 360 to validate on.
+"""An image folder of scikit-learn's 1,797 handwritten digits: 1,437 for training, 360 for validation.
 
-    python scripts/prepare_digits.py [--output data/digits]
-
-The digits are 8 x 8 pixels with 17 levels of grey; they are written as 32 x 32 PNG files. The split is fixed and
-stratified. The folder appears complete or not at all, and a complete one is left as it is.
+The digits have 8 x 8 pixels with 17 levels of grey. They are written as 32 x 32 PNG files. The split is fixed and
+stratified.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
-import _python
 import numpy as np
 from PIL import Image
 
-from seresnext.errors import DataError, path_argument
-from seresnext.process.exit import run_script
+from seresnext.errors import DataError
+from seresnext.process.packages import extra
 from seresnext.randomness import permutation_at
 
-SIZE = 32  # pixels: four times the original, the smallest at which every stage of the network still sees a picture
+SIZE = 32  # pixels: four times the original; the last stage of the network still has a map of more than one pixel
 VALIDATION_IMAGES = 360
 
 
 def validation_indices(labels: np.ndarray) -> np.ndarray:
-    """Indices (int64, sorted) of the validation images: of each class its share of 360, to within one image."""
+    """Return the indices (int64, sorted) of the validation images: of each class the share of 360, within one image."""
     classes, counts = np.unique(labels, return_counts=True)
     share = VALIDATION_IMAGES * counts / len(labels)
     quota = np.floor(share).astype(int)
-    # The largest remainders get the images that rounding down left over.
+    # The classes with the largest remainders get the images that are left over after rounding down.
     quota[np.argsort(quota - share, kind="stable")[: VALIDATION_IMAGES - quota.sum()]] += 1
     chosen = [
         np.flatnonzero(labels == label)[permutation_at(0, "digits", int(label), count=int(count))[:number]]
@@ -40,8 +36,8 @@ def validation_indices(labels: np.ndarray) -> np.ndarray:
 
 def write_digits(folder: Path) -> None:
     """Write `train/<digit>/` and `val/<digit>/` into an empty folder."""
-    with _python.demo_extra():
-        from sklearn.datasets import load_digits  # Here, since --help should not wait for it.
+    with extra("demo"):
+        from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)  # N 64, grey levels 0 to 16
     in_validation = np.isin(np.arange(len(labels)), validation_indices(labels))
@@ -52,11 +48,8 @@ def write_digits(folder: Path) -> None:
         image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(target / f"{index:04}.png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make an image folder of scikit-learn's handwritten digits.")
-    parser.add_argument("--output", type=path_argument, default=Path("data/digits"), metavar="DIR")
-    output: Path = parser.parse_args().output
-
+def prepare_digits(output: Path) -> None:
+    """Write the folder, complete or not at all. A complete folder stays as it is; another one raises DataError."""
     if output.exists():
         train, val = (len(list((output / split).glob("*/*.png"))) for split in ("train", "val"))
         if (train, val) != (1797 - VALIDATION_IMAGES, VALIDATION_IMAGES):
@@ -68,11 +61,7 @@ def main() -> None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".digits-", dir=output.parent) as temporary:
-        made = Path(temporary) / "digits"
-        write_digits(made)
-        made.rename(output)
+        complete = Path(temporary) / "digits"
+        write_digits(complete)
+        complete.rename(output)
     print(f"{output}: wrote {1797 - VALIDATION_IMAGES} training and {VALIDATION_IMAGES} validation images")
-
-
-if __name__ == "__main__":
-    run_script(main)
