@@ -24,9 +24,9 @@ from fuzzing.harness import OTHER_ENTRIES, Files, Reader, WrongResult, bytes_of,
 from fuzzing.mutations import mutate_bytes, mutate_json
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import decode
-from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, open_decoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, open_decoder
 from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
 from seresnext.data.readers.imagenet_classes import imagenet_classes

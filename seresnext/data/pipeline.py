@@ -73,7 +73,7 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
         seed=recipe.runtime.seed,
         max_pixels=data.max_pixels,
         substitutes=data.on_error == "substitute",
-        retouch=build_policies(augment),
+        policies=build_policies(augment),
         erasing=RandomErasing(erasing.probability, erasing.scale, erasing.ratio)
         if (erasing := augment.erasing)
         else None,

@@ -31,7 +31,7 @@ class Noted(Protocol):
     """What says which of its images were replaced: a batch."""
 
     @property
-    def substitutions(self) -> tuple[ReplacedImage, ...]: ...
+    def replaced(self) -> tuple[ReplacedImage, ...]: ...
 
 
 NotedT = TypeVar("NotedT", bound=Noted)
@@ -80,7 +80,7 @@ class BadImageCounter:
     def watch(self, batches: Iterable[NotedT]) -> Iterator[NotedT]:
         """The batches, each after its substitutions are noted."""
         for batch in batches:
-            self.note(batch.substitutions)
+            self.note(batch.replaced)
             yield batch
 
     def note(self, substitutions: Iterable[ReplacedImage]) -> None:

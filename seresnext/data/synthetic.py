@@ -44,11 +44,6 @@ class SyntheticImages:
             256, (2 * pixels,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
         )
 
-    @property
-    def image_bytes(self) -> int:
-        """Of an image of a batch."""
-        return self._channels * self._image_size**2
-
     def name(self, index: int) -> str:
         """`synthetic/7`."""
         return self._reader.name(index)

@@ -13,11 +13,11 @@ from PIL import Image
 from shard_folders import Server, make_shards, serve
 
 from seresnext.data.batches import Batch
-from seresnext.data.loading.whereabouts import set_current_images
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
 from seresnext.data.readers.table import open_reader
 from seresnext.data.shards import remote
+from seresnext.data.worker_status import set_current_images
 
 _ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
 
@@ -63,8 +63,6 @@ class Numbers:
 
     def __init__(self, act: Callable[[BatchKey], object]) -> None:
         self._act = act
-
-    image_bytes = 48
 
     def name(self, index: int) -> str:
         return f"number {index}"

@@ -70,7 +70,7 @@ def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
         RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear"),
         seed=seed,
         max_pixels=10**6,
-        retouch=PolicyPipeline(
+        policies=PolicyPipeline(
             (RandAugment(2, 9, 31), TrivialAugment(31), ColorJitter(0.4, 0.4, 0.4, 0.1)), "bilinear"
         ),
         erasing=RandomErasing(0.5, (0.02, 0.33), (0.3, 3.3)),
@@ -238,7 +238,7 @@ def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
         for settings in (
             {},
             {"erasing": RandomErasing(1.0, (0.1, 0.2), (1.0, 2.0))},
-            {"retouch": PolicyPipeline((), "bilinear")},
+            {"policies": PolicyPipeline((), "bilinear")},
         )
     )
     assert plain.boxes is None

@@ -24,10 +24,10 @@ import pytest
 from imagenet_archives import tar, write_archives
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.jpeg import MOST_SCANS, read_frame
 from seresnext.data.decode.pillow import decode
-from seresnext.data.decode.regions import Encoded, open_decoder
+from seresnext.data.decode.regions import Crop, Encoded, open_decoder
 from seresnext.data.readers.devkit import read_mat, read_validation_classes
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, ImagenetReader

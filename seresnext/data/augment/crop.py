@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,21 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.regions import Crop
 from seresnext.errors import DataError
 from seresnext.randomness import RandomStream
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CROP_ATTEMPTS = 10
-
-
-class Crop(NamedTuple):
-    """A rectangle of an image, in pixels, and whether it is mirrored afterwards."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    flip: bool
+# The operators that torch.nn.functional.interpolate calls, here for their `out`.
+_KERNELS = {
+    "bilinear": torch._C._nn._upsample_bilinear2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
+    "bicubic": torch._C._nn._upsample_bicubic2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
+}
 
 
 @dataclass(frozen=True)
@@ -101,3 +96,17 @@ class ResizeCenterCrop:
         left, top = (round((side - self.image_size) / 2) for side in image.size)
         box = (left, top, left + self.image_size, top + self.image_size)
         return torch.from_numpy(np.array(image.crop(box)))
+
+
+def resize_into(out: Tensor, pixels: np.ndarray, interpolation: str) -> None:
+    """Resize an RGB image, uint8 H W 3, to fill `out`, uint8 size size 3 and contiguous.
+
+    Within 2 levels of Pillow for bilinear and 10 for bicubic, and several times as fast.
+    """
+    height, width = pixels.shape[:2]
+    # As N C H W with channels last. The batch stride is given: torch's own for one image hides that channels come last.
+    strides = (height * width * 3, 1, width * 3, 3)
+    source = torch.from_numpy(pixels).as_strided((1, 3, height, width), strides)
+    size = len(out)
+    target = out.as_strided((1, 3, size, size), (size * size * 3, 1, size * 3, 3))
+    _KERNELS[interpolation](source, (size, size), False, None, None, out=target)

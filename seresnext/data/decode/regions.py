@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from seresnext.data.augment.crop import Crop
 from seresnext.data.decode.jpeg import read_frame
 from seresnext.data.decode.pillow import decode
 from seresnext.errors import DataError
@@ -31,6 +30,16 @@ HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") is not None and (
 # A region that starts at the left edge and is one pixel wide comes out of libjpeg-turbo without its neighbours' share
 # of the colours. Pieces this small cost Pillow nothing.
 _LEAST_SIDE = 16
+
+
+class Crop(NamedTuple):
+    """A rectangle of an image in pixels. With `flip`, the crop is mirrored afterwards."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
 
 
 class Encoded(NamedTuple):

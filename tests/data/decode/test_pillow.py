@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import decode, is_gray
-from seresnext.data.decode.regions import Encoded, open_decoder
+from seresnext.data.decode.regions import Crop, Encoded, open_decoder
 from seresnext.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from seresnext.data.augment.crop import RandomResizedCrop
+from seresnext.data.augment.erase import RandomErasing
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, BatchSource, TrainImages
 from seresnext.data.decode.regions import HAS_NVIMGCODEC
@@ -30,7 +31,7 @@ TOTAL = 9  # Steps of the tests' runs: three epochs of three.
 
 def read_all(source: BatchSource, keys: Iterator[BatchKey], workers: int = 0) -> list[Batch]:
     with open_batches(source, keys, workers=workers, timeout=60, pin_memory=False) as batches:
-        return [Batch(*(part.clone() if isinstance(part, torch.Tensor) else part for part in b)) for b in batches]
+        return list(batches)
 
 
 Seen = list[tuple[int, int, int, bool, str]]
@@ -283,9 +284,9 @@ def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(numbers
 
     error = str(fails(numbers, act))
     # Which batch was next when it died depends on the speed of the others.
-    assert "a loader worker died while the batch of step" in error
+    assert "a loader worker died while the trainer waited for the batch of step" in error
     assert "(pid" in error
-    assert "Images that it had in hand: number 12, number 13, number 14, number 15." in error
+    assert "reading these images: number 12, number 13, number 14, number 15." in error
     assert "lower data.workers" in error
     assert "--shm-size" in error
 
@@ -303,7 +304,7 @@ def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(numbe
             while time.monotonic() < deadline:  # Here torch raises it, amid the code of the trainer.
                 time.sleep(0.05)
 
-    with pytest.raises(DataError, match=r"a loader worker died while the batch of step 1, replica 0 was.*Killed"):
+    with pytest.raises(DataError, match=r"a loader worker died .* the batch of step 1, replica 0: .*Killed"):
         train()
 
 
@@ -330,7 +331,7 @@ def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(num
                     raise
 
     before = children()
-    with pytest.raises(DataError, match=r"while the batch of step 1, replica 0 was.*in hand: number 12, number 13"):
+    with pytest.raises(DataError, match=r"the batch of step 1, replica 0: .*these images: number 12, number 13"):
         train()
     assert "is killed by signal" in left[0]
     assert children() - before == set()
@@ -339,8 +340,8 @@ def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(num
 def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(numbers):
     started = time.monotonic()
     error = str(fails(numbers, lambda key: time.sleep(600 * (key.step == 3)), timeout=1))
-    assert "no loader worker answered while the batch of step 3, replica 0 was awaited" in error
-    assert "has in hand: number 12, number 13, number 14, number 15." in error
+    assert "no loader worker answered while the trainer waited for the batch of step 3, replica 0:" in error
+    assert "reading these images: number 12, number 13, number 14, number 15." in error
     assert "runtime.loader_timeout" in error
     assert time.monotonic() - started < 12
 
@@ -370,7 +371,7 @@ def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(numbe
             received.extend(batch.step for batch in batches)
 
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"^no loader worker answered while the batch of step \d, replica 0 was"):
+    with pytest.raises(DataError, match=r"^no loader worker answered .* the batch of step \d, replica 0:"):
         read()
     assert time.monotonic() - started < 20
     assert children() - before == set()
@@ -401,15 +402,19 @@ def test_batches_that_go_to_a_gpu_need_shared_memory_and_say_so(numbers):
     assert "--shm-size" in error
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_images_that_outgrow_their_place_come_as_they_are(reader: Reader, workers: int):
-    """Progressive sizes may end above the recipe's own, which the shared memory is laid out for."""
-    order, ramp = Order(len(reader), 8, 4, seed=0), ImageSizeSchedule(16, 96, 0, 6)
-    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
-    keys = list(train_keys(order, range(2), 0, 9, ramp))
-    sizes = [key.image_size for key in keys]
-    assert sizes[0] == TRANSFORM.image_size < 96 == sizes[-1]
-    batches = read_all(source, iter(keys), workers)
-    assert [batch.images.shape for batch in batches] == [(4, 3, size, size) for size in sizes]
-    for batch, key in zip(batches, keys, strict=True):
-        assert torch.equal(batch.images, source.make(key).images)
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+@pytest.mark.parametrize(("workers", "pin_memory"), [(0, False), (1, False), (3, False), (3, True)])
+def test_batches_of_growing_images_arrive_unchanged(reader: Reader, workers: int, pin_memory: bool):
+    """Through pipes and through shared memory: every field, with pixels in channels-last memory."""
+    order, sizes = Order(len(reader), 8, 4, seed=0), ImageSizeSchedule(16, 96, 0, 6)
+    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6, erasing=RandomErasing(1.0, (0.1, 0.2), (1, 2)))
+    keys = list(train_keys(order, range(2), 0, 9, sizes))
+    assert keys[0].image_size == TRANSFORM.image_size < 96 == keys[-1].image_size
+    with open_batches(source, iter(keys), workers=workers, timeout=60, pin_memory=pin_memory) as batches:
+        received = list(batches)
+    assert len(received) == len(keys)
+    for batch, key in zip(received, keys, strict=True):
+        expected = source.make(key)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for value, wanted in zip(batch, expected, strict=True):
+            assert torch.equal(value, wanted) if isinstance(wanted, torch.Tensor) else value == wanted
