@@ -22,7 +22,7 @@ from conftest import Result
 from PIL import Image
 from shard_folders import make_shards, script
 
-from seresnext.data.readers.table import open_reader
+from seresnext.data.formats import open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest
 from seresnext.errors import DataError, UsageError
 from seresnext.randomness import permutation_at

@@ -90,7 +90,6 @@ def test_no_drawer_modules():
 TESTED_ELSEWHERE = {
     "run/assemble.py": "runs/test_training.py",
     "data/pipeline.py": "run/test_parts.py",
-    "data/readers/table.py": "data/readers/test_readers.py",
     "process/exit.py": "test_errors.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",

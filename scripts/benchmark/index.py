@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from benchmark.made_up import class_names, write_archives, write_folder, write_photographs, write_shards
 
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.pipeline import train_source
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import TRAIN
-from seresnext.data.readers.table import open_reader
 from seresnext.randomness import permutation_at
 from seresnext.recipe.load import load_recipe
 

@@ -30,10 +30,10 @@ from seresnext.data.augment.crop import RandomResizedCrop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import read_frame
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, open_decoder
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError, UsageError, path_argument
 from seresnext.randomness import rng_at
 

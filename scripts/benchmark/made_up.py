@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seresnext.data.readers.folder import folder_stamp
-from seresnext.data.readers.imagenet import TRAIN, archives_stamp
+from seresnext.data.readers.folder import folder_signature
+from seresnext.data.readers.imagenet import TRAIN, archives_signature
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.readers.index import Contents
-from seresnext.data.readers.index_cache import Signature, index_path, keep_index
+from seresnext.data.readers.index import IndexColumns
+from seresnext.data.readers.index_cache import Signature, index_path, save_index
 from seresnext.data.shards.format import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
 
 _MEAN_BYTES = 110_000  # Of an image of ImageNet.
@@ -33,7 +33,7 @@ def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Pa
         file.truncate(TRAIN.size)
     rng = np.random.default_rng(0)
     sizes = rng.gamma(4.0, _MEAN_BYTES / 4, images).astype(np.uint32)
-    contents = Contents(
+    contents = IndexColumns(
         classes=class_names(classes),
         fingerprint="0" * 64,
         label=np.sort(rng.integers(0, classes, images)),
@@ -42,7 +42,7 @@ def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Pa
         offset=rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images),
         size=sizes,
     )
-    return root, "imagenet", _keep(root, "imagenet", contents, archives_stamp([archive], official=True))
+    return root, "imagenet", _keep(root, "imagenet", contents, archives_signature([archive], official=True))
 
 
 def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
@@ -52,19 +52,19 @@ def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
         (root / "train" / name).mkdir(parents=True)
     labels = np.sort(np.random.default_rng(0).integers(0, 1000, images))
     names = [f"{classes[label]}_{number % 100_000}.JPEG".encode() for number, label in enumerate(labels.tolist())]
-    contents = Contents(
+    contents = IndexColumns(
         classes=classes,
         fingerprint="0" * 64,
         label=labels,
         name_ends=np.cumsum([len(name) for name in names]),
         names=np.frombuffer(b"".join(names), np.uint8),
     )
-    return root, "folder", _keep(root, "folder", contents, folder_stamp(root / "train"))
+    return root, "folder", _keep(root, "folder", contents, folder_signature(root / "train"))
 
 
-def _keep(root: Path, kind: str, contents: Contents, stamp: Signature) -> Path:
+def _keep(root: Path, kind: str, contents: IndexColumns, stamp: Signature) -> Path:
     """Write an index where the reader of data of this kind looks for it."""
-    return keep_index(index_path(root / "cache", kind, root, "train"), contents, stamp).path
+    return save_index(index_path(root / "cache", kind, root, "train"), contents, stamp).path
 
 
 def class_names(count: int) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
     sizes = np.array([len(data) for data in photographs])
     places = np.cumsum(sizes) - sizes
     which = np.arange(images) % len(photographs)
-    contents = Contents(
+    contents = IndexColumns(
         classes=class_names(1000),
         fingerprint="0" * 64,
         label=np.sort(which % 1000),
@@ -118,7 +118,7 @@ def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
         offset=places[which],
         size=sizes[which],
     )
-    return root, "imagenet", _keep(root, "imagenet", contents, archives_stamp([archive], official=False))
+    return root, "imagenet", _keep(root, "imagenet", contents, archives_signature([archive], official=False))
 
 
 def _photograph(number: int) -> bytes:

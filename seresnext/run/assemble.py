@@ -103,7 +103,11 @@ class Run:
         self.precision.place(self.model, world.device, recipe.runtime.channels_last is True)
         if not settled:
             notices += world.together(
-                lambda: load_first_weights(self.model, recipe.model, lambda: has_other_labels(self.train))
+                lambda: load_first_weights(
+                    self.model,
+                    recipe.model,
+                    lambda: recipe.data.format != "synthetic" and has_other_labels(self.train),
+                )
             )
         self.model.freeze(recipe.model.frozen)
         for notice in notices:
@@ -263,7 +267,7 @@ class Run:
         ramp = build_image_size_schedule(self.recipe, self.plan.steps_per_epoch)
         keys = train_keys(self.order, replicas, start, end, ramp)
         return device_batches(
-            source, self.train, keys, self.recipe, self.precision, self._world, training=True, tally=self._tally
+            source, self.train, keys, self.recipe, self.precision, self._world, training=True, bad_images=self._tally
         )
 
     def _calibration_batches(self, replicas: range) -> AbstractContextManager[Iterator[DeviceBatch]]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 READERS = ("archives", "folder", "shards", "imagenet21k")

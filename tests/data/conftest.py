@@ -13,9 +13,9 @@ from PIL import Image
 from shard_folders import Server, make_shards, serve
 
 from seresnext.data.batches import Batch
+from seresnext.data.formats import open_reader
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 from seresnext.data.shards import remote
 from seresnext.data.worker_status import set_current_images
 

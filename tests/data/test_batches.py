@@ -9,10 +9,10 @@ from PIL import Image
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
 from seresnext.data.batches import CroppedImage, CropReader, EvaluationImages, TrainImages
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
 

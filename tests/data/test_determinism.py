@@ -119,7 +119,7 @@ def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, see
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             channels_last=True,
-            filling=EraseFill("random", seed),
+            fill=EraseFill("random", seed),
         ):
             images, targets = mix(batch.images, batch.labels, step=batch.step, replica=batch.replica)
             fed.append((batch.step, batch.replica, digest(images) + digest(targets)))

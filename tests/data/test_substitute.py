@@ -53,8 +53,8 @@ def test_each_image_is_counted_and_told_once():
         tally.share()
         assert (tally.count, tally.pending) == (2, 0)
     assert said == [
-        "warning: train/a/7.jpg is empty; train/a/2.jpg takes its place (1 of at most 5 so far)",
-        "warning: train/b/8.jpg is empty; train/b/3.jpg takes its place (2 of at most 5 so far)",
+        "warning: train/a/7.jpg is empty; replaced by train/a/2.jpg (1 bad images, at most 5 allowed)",
+        "warning: train/b/8.jpg is empty; replaced by train/b/3.jpg (2 bad images, at most 5 allowed)",
     ]
 
 

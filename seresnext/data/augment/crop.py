@@ -1,4 +1,4 @@
-"""What happens to an image between decoding and the batch: random crop and flip in training, centre crop otherwise."""
+"""Crop and resize: random crop and flip in training, centre crop in evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seresnext.randomness import RandomStream
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CROP_ATTEMPTS = 10
-# The operators that torch.nn.functional.interpolate calls, here for their `out`.
+# The operators that torch.nn.functional.interpolate calls. Only the operators take `out`.
 _KERNELS = {
     "bilinear": torch._C._nn._upsample_bilinear2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
     "bicubic": torch._C._nn._upsample_bicubic2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
@@ -26,9 +26,9 @@ _KERNELS = {
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip, drawn at an address of its own.
+    """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip.
 
-    `crop_scale` is the range of the crop's area by the image's, `crop_ratio` that of its width by its height.
+    `crop_scale` is the range of the crop's share of the image's area, `crop_ratio` the range of width / height.
     """
 
     image_size: int
@@ -38,7 +38,7 @@ class RandomResizedCrop:
     interpolation: str
 
     def draw(self, width: int, height: int, draws: RandomStream) -> Crop:
-        """Where to crop, and whether to flip. The algorithm is that of torchvision's RandomResizedCrop."""
+        """Return a random crop and flip. The algorithm is torchvision's RandomResizedCrop."""
         flip = draws.bernoulli(self.flip)
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
         for _ in range(_CROP_ATTEMPTS):
@@ -47,7 +47,7 @@ class RandomResizedCrop:
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return Crop(draws.randint(width - w + 1), draws.randint(height - h + 1), w, h, flip)
-        # An image too long for its shape to fit: as much of the middle as the range of ratios allows.
+        # For an image that is too long, the largest crop of the middle within the range of ratios.
         w, h = width, height
         if width / height < self.crop_ratio[0]:
             h = round(width / self.crop_ratio[0])
@@ -58,9 +58,9 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ResizeCenterCrop:
-    """Resize of the shorter side, then a centre crop, by Pillow: the pixels that published accuracies were measured on.
+    """Resize of the shorter side to `floor(image_size / crop_pct)`, as in timm's evaluation, then a centre crop.
 
-    The shorter side becomes `floor(image_size / crop_pct)`, as in timm's evaluation.
+    Pillow resizes, because published accuracies were measured on Pillow's pixels.
     """
 
     image_size: int
@@ -68,10 +68,10 @@ class ResizeCenterCrop:
     interpolation: str
 
     def of_file(self, data: bytes, name: str, max_pixels: int) -> Tensor:
-        """The centre crop of an encoded image.
+        """Return the centre crop of an encoded image, uint8 H W C.
 
-        Raises DataError as `decode` does, and for an image that is so long for its width that it would have more than
-        `max_pixels` pixels when its shorter side fits.
+        Raises DataError as `decode` does, and for a long image that would have more than `max_pixels` pixels after the
+        resize.
         """
         image = decode(data, name, max_pixels)
         width, height = self._resized(image)
@@ -89,7 +89,7 @@ class ResizeCenterCrop:
         return int(short * width / shorter), int(short * height / shorter)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The centre crop of an image, uint8 H W C. Where the image ends before the crop does, it is black."""
+        """Return the centre crop of an image, uint8 H W C. Pixels outside of the image are black."""
         size = self._resized(image)
         if size != image.size:
             image = image.resize(size, _FILTERS[self.interpolation])
@@ -99,12 +99,13 @@ class ResizeCenterCrop:
 
 
 def resize_into(out: Tensor, pixels: np.ndarray, interpolation: str) -> None:
-    """Resize an RGB image, uint8 H W 3, to fill `out`, uint8 size size 3 and contiguous.
+    """Write an RGB image (uint8 H W 3), resized, into `out` (uint8 size size 3, contiguous).
 
-    Within 2 levels of Pillow for bilinear and 10 for bicubic, and several times as fast.
+    Torch's antialiased kernel differs from Pillow by at most 2 levels (bilinear) or 10 levels (bicubic), and is several
+    times as fast.
     """
     height, width = pixels.shape[:2]
-    # As N C H W with channels last. The batch stride is given: torch's own for one image hides that channels come last.
+    # N C H W in channels-last memory. Torch's own batch stride of one image would hide the memory format.
     strides = (height * width * 3, 1, width * 3, 3)
     source = torch.from_numpy(pixels).as_strided((1, 3, height, width), strides)
     size = len(out)

@@ -155,7 +155,9 @@ class _PipedBatch(NamedTuple):
         return cls({name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()})
 
     def unpack(self) -> Batch:
-        fields = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in self.fields.items()}
+        fields: dict[str, Any] = {
+            name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in self.fields.items()
+        }
         batch = Batch(**fields)
         return batch._replace(images=batch.images.permute(0, 3, 1, 2))
 

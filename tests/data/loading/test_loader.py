@@ -18,10 +18,10 @@ from seresnext.data.augment.erase import RandomErasing
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, BatchSource, TrainImages
 from seresnext.data.decode.regions import HAS_NVIMGCODEC
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import evaluation_keys, open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 from seresnext.process.signals import STOP_SIGNALS
 

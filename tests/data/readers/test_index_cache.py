@@ -16,8 +16,8 @@ import pytest
 from indices import assert_same, contents
 
 from seresnext.data.readers import index_cache as module
-from seresnext.data.readers.index import Contents, Index
-from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, stamp_of
+from seresnext.data.readers.index import Index, IndexColumns
+from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
 
 OLD = Signature("old", 1)
@@ -40,11 +40,11 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 class Build:
     """A listing that finds `found` and counts the calls."""
 
-    def __init__(self, *found: Contents) -> None:
+    def __init__(self, *found: IndexColumns) -> None:
         self._found = list(found)
         self.count = 0
 
-    def __call__(self) -> Contents:
+    def __call__(self) -> IndexColumns:
         self.count += 1
         return self._found[min(self.count, len(self._found)) - 1]
 
@@ -52,7 +52,7 @@ class Build:
 def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
     built: list[str] = []
 
-    def build(name: str, said: Contents) -> Contents:
+    def build(name: str, said: IndexColumns) -> IndexColumns:
         built.append(name)
         return said
 
@@ -78,7 +78,7 @@ def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
     assert_same(here, contents())
 
 
-def not_to_be_called() -> Contents:
+def not_to_be_called() -> IndexColumns:
     raise AssertionError("it is built again")
 
 
@@ -230,7 +230,7 @@ def test_a_mark_that_cannot_be_written_is_no_error(tmp_path: Path):
 
 
 def _open_in_a_process(path: Path, log: Path, begin: float, stamp: Signature) -> None:
-    def build() -> Contents:
+    def build() -> IndexColumns:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(0.3)
@@ -268,7 +268,7 @@ def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module.fcntl, "flock", lambda *_: None)
     first: list[Index] = []
 
-    def build() -> Contents:
+    def build() -> IndexColumns:
         first.append(open_or_build(tmp_path / "i", lambda: OLD, contents))
         return contents()
 
@@ -350,16 +350,16 @@ def test_a_change_in_the_same_tick_cannot_hide(
 
 
 def test_stamps_differ_with_any_fact_or_time():
-    base = stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    base = sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
     assert base.newest == 7
-    assert base == stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    assert base == sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
     others = [
-        stamp_of("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
-        stamp_of("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
-        stamp_of("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
-        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
-        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
-        stamp_of("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
+        sign("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
+        sign("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
+        sign("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
+        sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
+        sign("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
+        sign("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
     ]
     assert len({base.digest, *(stamp.digest for stamp in others)}) == 7
 
@@ -393,7 +393,7 @@ def test_each_split_of_each_folder_has_its_own(tmp_path: Path):
 
 def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot be kept in .*file: File exists; give a folder .* data.cache"):
+    with pytest.raises(DataError, match=r"cannot be kept in .*file: File exists; set data.cache to a folder"):
         index_path(tmp_path / "file", "folder", tmp_path, "train")
     with pytest.raises(DataError, match=r"cannot be kept in .*gone: No such file or directory; .* data.cache"):
         open_or_build(tmp_path / "gone" / "i", lambda: OLD, contents)
