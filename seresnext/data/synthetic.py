@@ -15,8 +15,6 @@ from seresnext.randomness import hash_at
 class SyntheticReader(Reader):
     """A split of numbered images without files. `SyntheticImages` makes the batches."""
 
-    has_local_files = False
-
     def __init__(self, num_images: int, num_classes: int) -> None:
         self.classes = tuple(f"class_{label:04}" for label in range(num_classes))
         self._labels = np.arange(num_images) % num_classes
@@ -30,6 +28,11 @@ class SyntheticReader(Reader):
     def labels(self) -> np.ndarray:
         """The label of each image."""
         return self._labels
+
+    @property
+    def has_local_files(self) -> bool:
+        """False: there are no files."""
+        return False
 
     def read(self, index: int) -> bytes:
         """Raise DataError: a synthetic image is no file."""

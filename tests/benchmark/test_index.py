@@ -50,7 +50,7 @@ def test_figures_are_measured_and_written(run_command, tmp_path: Path):
     assert figures["archives"]["index_mb"] == pytest.approx(0.30, rel=0.1)
     assert figures["shards"]["index_mb"] == pytest.approx(0.32, rel=0.1)
     assert figures["missed"] == []
-    assert "all that is asked for is met" in result.stdout
+    assert "all figures are below the limits" in result.stdout
 
 
 class Leaking:

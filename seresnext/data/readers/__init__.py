@@ -20,17 +20,21 @@ class Reader(Protocol):
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
-    `has_local_files`: the images are files of this machine, so a read costs no download. A reader can be sent to a
-    worker process cheaply, because no reader holds an object per image. A new reader subclasses this class.
+    A reader can be sent to a worker process cheaply, because no reader holds an object per image. A new reader
+    subclasses this class.
     """
 
     classes: tuple[str, ...]
     fingerprint: str
     notices: tuple[str, ...]
-    has_local_files: bool = True
 
     @property
     def labels(self) -> np.ndarray: ...
+
+    @property
+    def has_local_files(self) -> bool:
+        """Whether the images are files of this machine, so that a read costs no download."""
+        return True
 
     @property
     def shard_ids(self) -> np.ndarray | None:

@@ -55,7 +55,6 @@ class ShardReader(Reader):
             self._path = folder / INDEX
             self.store = LocalShards(folder, self.manifest.shards)
             _check_sum(self._path, self.manifest)
-        self.has_local_files = isinstance(self.store, LocalShards)
         self._split = split
         self._index = _open_index(self._path, self.manifest, where)
         self.classes = self.manifest.classes
@@ -69,6 +68,11 @@ class ShardReader(Reader):
     def labels(self) -> np.ndarray:
         """The label of each image (uint16 N), in the mapped index that all processes share."""
         return self._index["label"]
+
+    @property
+    def has_local_files(self) -> bool:
+        """Whether the shards are in a local folder."""
+        return isinstance(self.store, LocalShards)
 
     @property
     def shard_ids(self) -> np.ndarray:
