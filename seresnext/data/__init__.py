@@ -8,5 +8,6 @@ augment/  substitute.py   crop, policies, erasing, mixup, image sizes; replaceme
 formats.py                the table of readers
 shards/                   the reader of tar shards, on a disk or a server
 decode/  readers/         JPEG and PNG to pixels; the readers of folders and of ImageNet's archives
-order.py  worker_status.py   the images of each step; the images that each worker reads
+worker_status.py          the images that each loader worker reads
+order.py                  the images of each step
 """
