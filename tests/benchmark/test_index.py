@@ -1,4 +1,4 @@
-"""The simulation of large indices, made small: that its figures are measured, and that a bad reader would miss them."""
+"""The benchmark of large indices with small sizes: all figures are measured, and a bad reader exceeds the limits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_figures_are_measured_and_written(run_command, tmp_path: Path):
 
 
 class Leaking:
-    """A reader that keeps something of each image that it reads or names, as a cache without a bound does."""
+    """A reader that keeps data of each image, as a cache without a limit does."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -97,7 +97,7 @@ def test_a_reader_that_leaks_is_seen_to_grow_and_missed(
 
 
 class Strings:
-    """A reader as one would write it first: a list of names, which every look at copies into the worker."""
+    """A naive reader: each access to the list of names copies memory into the worker."""
 
     def __init__(self, count: int) -> None:
         self.names = [f"n01440764_{number}.JPEG" for number in range(count)]
@@ -108,7 +108,7 @@ class Strings:
 
 
 def test_a_list_of_strings_would_be_seen_to_grow(script: ModuleType):
-    """What a worker copies by counting references is no growth of its own memory, but private."""
+    """Reference counts copy pages into the worker: private memory, but no growth of RssAnon."""
     reader = Strings(300_000)
     order = np.random.default_rng(0).permutation(300_000)
     figures = script.in_a_process(lambda: script._growth_of_worker(reader, reader.name, order, 20_000))

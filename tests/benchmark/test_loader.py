@@ -1,4 +1,4 @@
-"""The benchmark of the loader, made small: its figures are measured, beside those of a peer, in the fields promised."""
+"""The benchmark of the loader with a small data set: figures of our loader and of a peer are in the promised fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the data share: some real photographs, and a source of batches that decodes nothing."""
+"""Shared fixtures: real photographs, and a source of batches without decoding."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def server(shard_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
 
 
 class Numbers:
-    """Batches whose pixels are the numbers of their images; `act(key)` is called for each in the worker."""
+    """Batches with the image numbers as pixels. The worker calls `act(key)` for each batch."""
 
     def __init__(self, act: Callable[[BatchKey], object]) -> None:
         self._act = act

@@ -82,7 +82,7 @@ def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: R
 
 
 def damaged_folder(root: Path, damage: bytes) -> Reader:
-    """Eight images of two classes and of one gray each, the fourth of them damaged."""
+    """Write eight images of two classes, each in one gray, and damage the fourth."""
     for number in range(8):
         path = root / "train" / f"class_{number // 4}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def test_too_few_images_for_one_step_says_both_sizes():
 
 
 def global_batch(order: Order, step: int) -> list[tuple[int, int]]:
-    """(image, copy) of a step, over all its replicas."""
+    """Return (image, copy) of a step for all replicas."""
     return [(i, c) for r in range(order.replicas) for _, i, c in order.micro_batch(step, r).addresses()]
 
 
@@ -129,7 +129,7 @@ def test_blocks_of_shards_are_mixed_within_themselves():
         for step in range(5):  # A step is as large as a block here.
             block = images[24 * step : 24 * (step + 1)]
             assert len(set(shard_ids[block].tolist())) == 2
-            assert len(np.flatnonzero(np.diff(shard_ids[block]))) > 4  # Not one shard after the other.
+            assert len(np.flatnonzero(np.diff(shard_ids[block]))) > 4  # The images of both shards are mixed.
             pairs.append(frozenset(shard_ids[block].tolist()))
     assert len(set(pairs)) > 5  # Other pairs in the next epoch.
 

@@ -177,7 +177,7 @@ def test_a_photograph_is_close_to_pillows(photographs: list[bytes], interpolatio
         pixels = resized(np.array(image), 96, interpolation)
         expected = np.asarray(image.resize((96, 96), FILTERS[interpolation]), np.int16)
         assert np.abs(pixels - expected).max() <= TOLERANCE[interpolation]
-        # One pixel aside it would not be the same image.
+        # The control: the image shifted by one pixel differs.
         beside = image.crop((1, 1, *image.size)).resize((96, 96), FILTERS[interpolation])
         assert np.abs(pixels - np.asarray(beside, np.int16)).max() > TOLERANCE[interpolation]
 

@@ -72,7 +72,7 @@ def test_pixels_are_those_of_torchvision(photographs: list[bytes], name: str, in
         assert len(results) >= len(magnitudes) - 2
 
 
-# What torchvision calls the operations, and how its magnitude becomes the parameter of its functional operation.
+# torchvision's name of each operation, and the parameter of the functional operation for a magnitude.
 NAMES: dict[str, tuple[str, Callable[[float], float]]] = {
     "Identity": ("identity", lambda _: 0),
     "ShearX": ("shear_x", lambda m: math.degrees(math.atan(m))),
@@ -93,7 +93,7 @@ NAMES: dict[str, tuple[str, Callable[[float], float]]] = {
 
 
 def torchvisions(oracle: v2.Transform, size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list[AugmentOp]:
-    """The operations of `count` images, as torchvision draws them."""
+    """Return the operations of `count` images, drawn by torchvision."""
     seen = []
 
     def note(image: Image.Image, name: str, magnitude: float, **_: object) -> Image.Image:
@@ -132,7 +132,7 @@ def test_operations_are_drawn_as_by_torchvision(case: str, size: int, monkeypatc
     theirs = rounded(torchvisions(oracle, size, count, monkeypatch))
     assert set(ours) == set(theirs)
     assert ours.total() == theirs.total()
-    # Two samples of one distribution (chi-square of homogeneity), beyond its mean by less than 4 deviations.
+    # Assert that two samples have one distribution: chi-square of homogeneity, below the mean plus 4 deviations.
     statistic = sum((ours[what] - theirs[what]) ** 2 / (ours[what] + theirs[what]) for what in ours)
     freedom = len(ours) - 1
     assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)

@@ -1,4 +1,4 @@
-"""Regions are Pillow's crops, pixel for pixel, whoever decodes them."""
+"""Regions are equal to Pillow's crops, pixel for pixel, with both decoders."""
 
 import io
 import random

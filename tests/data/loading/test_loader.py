@@ -49,7 +49,7 @@ def seen(batches: list[Batch]) -> Seen:
 
 
 def train(reader: Reader, *, workers: int = 0, world: int = 1, start: int = 0, seed: int = 5) -> Seen:
-    """What all ranks of a world see, global batch after global batch."""
+    """Return the images of all ranks of a world, in the order of global batches."""
     ranks = []
     for rank in range(world):
         order = Order(len(reader), global_size=8, micro_size=2, seed=seed)
@@ -109,7 +109,7 @@ def test_another_seed_is_another_run(reader: Reader, straight: Seen):
 
 def test_draws_that_belong_to_a_worker_would_be_told_from_ours(reader: Reader):
     class ByWorker(TrainImages):
-        """What must not be: crops drawn one after the other from the generator that a worker happens to have."""
+        """A wrong source: crops are drawn from the generator of the worker."""
 
         def make(self, key: BatchKey) -> Batch:
             self._seed = int(torch.randint(2**30, ()))
@@ -215,13 +215,13 @@ def test_workers_die_with_a_trainer_that_is_killed(start_command, tmp_path: Path
     assert command.alive() == []
 
 
-# ------------------------------------------------------------------------------------------------- what goes wrong
+# ------------------------------------------------------------------------------------------------- failures
 
 
 def fails(
     numbers, act: Callable[[BatchKey], object], *, workers: int = 2, timeout: int = 60, pin_memory: bool = False
 ) -> DataError:
-    """The error of a stream whose worker does `act`; no worker is left."""
+    """Return the error of batches whose worker calls `act`, and assert that all workers ended."""
     before = children()
     with (
         pytest.raises(DataError) as caught,
@@ -283,7 +283,7 @@ def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(numbers
             os.kill(os.getpid(), signal.SIGKILL)
 
     error = str(fails(numbers, act))
-    # Which batch was next when it died depends on the speed of the others.
+    # The speed of the other workers decides which batch was next.
     assert "a loader worker died while the trainer waited for the batch of step" in error
     assert "(pid" in error
     assert "reading these images: number 12, number 13, number 14, number 15." in error
@@ -301,7 +301,7 @@ def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(numbe
         with open_batches(numbers(act), evaluation_keys(40, 4, 0, 1), workers=2, timeout=60, pin_memory=False) as b:
             next(b)
             deadline = time.monotonic() + 20
-            while time.monotonic() < deadline:  # Here torch raises it, amid the code of the trainer.
+            while time.monotonic() < deadline:  # Torch raises the error here.
                 time.sleep(0.05)
 
     with pytest.raises(DataError, match=r"a loader worker died .* the batch of step 1, replica 0: .*Killed"):
@@ -309,7 +309,7 @@ def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(numbe
 
 
 def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(numbers):
-    """As a training worker during validation: torch raises its death in the inner block."""
+    """For example a training worker during validation: torch raises the error in the inner block."""
 
     def act(key: BatchKey) -> None:
         if key.step == 3:
@@ -348,12 +348,12 @@ def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(numbers):
 
 @pytest.mark.parametrize("pin_memory", [False, pytest.param(True, marks=pytest.mark.gpu)])
 def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(numbers, pin_memory: bool):
-    """What it has sent must not need its help to be received: torch fetches tensors so, and waits without end."""
+    """Received batches must not need the worker: torch receives a tensor by a handshake, and waits without end."""
     before = children()
 
     def freeze(key: BatchKey) -> None:
         if key.step == 3:
-            time.sleep(0.5)  # The batch before has left it.
+            time.sleep(0.5)  # The worker has sent the batch before.
             os.kill(os.getpid(), signal.SIGSTOP)
 
     def is_frozen(pid: int) -> bool:
@@ -385,7 +385,7 @@ def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(numbers):
     os.register_at_fork(after_in_child=lambda: armed and os.kill(os.getpid(), signal.SIGTERM))
     try:
         assert len(read_all(numbers(lambda key: None), evaluation_keys(40, 4, 0, 1), 2)) == 10
-        # The control: it ends a child that does not put it off.
+        # The control: the signal ends a child that does not block it.
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
         child.start()
         child.join(10)
@@ -396,7 +396,7 @@ def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(numbers):
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
 def test_batches_that_go_to_a_gpu_need_shared_memory_and_say_so(numbers):
-    # A limit on the size of files is one on shared memory, too; the worker alone gets it.
+    # A limit on the size of files also limits shared memory. Only the worker has the limit.
     error = str(fails(numbers, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)), pin_memory=True))
     assert "no shared memory" in error
     assert "--shm-size" in error

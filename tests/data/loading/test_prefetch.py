@@ -83,7 +83,7 @@ def test_one_batch_is_ready_ahead():
 
 @pytest.mark.parametrize("erased", [False, True])
 def test_two_batches_are_held_and_no_more(erased: bool):
-    """The one handed out last and the next, at every moment that the loader or the trainer is running."""
+    """The current and the next batch, whenever the loader or the trainer runs."""
     alive: list[weakref.ref[torch.Tensor]] = []
     held = []
 
@@ -100,7 +100,7 @@ def test_two_batches_are_held_and_no_more(erased: bool):
         alive += [weakref.ref(result.images)]
         del result
         count()
-    # What is made ahead is not counted before it is handed out, so this counts one fewer than are held.
+    # A batch counts only after its delivery, so the count is one below the number of batches in memory.
     assert max(held) == 1
 
 
@@ -186,9 +186,9 @@ def test_one_compiled_function_gives_the_same_for_every_size():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compilations = torch._dynamo.utils.counters["stats"]
-    # Not of 3 or 4: torch would take the number of images for that of channels or sides.
+    # With 3 or 4 images, torch would confuse the number of images with channels or sides.
     hosts = [batch(0, size=6), batch(1, size=6), batch(2, size=5), larger(batch(3, size=6))]
-    # Copied, as they are to a GPU: the compiler tells views of other tensors from tensors of their own.
+    # Copied as for a GPU: the compiler treats views of other tensors differently.
     hosts = [host._replace(images=host.images.clone(), boxes=BOXES.repeat(2, 1)[: len(host.labels)]) for host in hosts]
     settings = {"fill": EraseFill(0.5, seed=0)}
     eager = list(prefetched(iter(hosts), **settings))
@@ -199,7 +199,7 @@ def test_one_compiled_function_gives_the_same_for_every_size():
 
 
 def larger(host: Batch) -> Batch:
-    """The batch at twice its size: progressive sizes."""
+    """Return the batch at twice the size, as with progressive sizes."""
     images = host.images.permute(0, 2, 3, 1).repeat_interleave(2, 1).repeat_interleave(2, 2)
     return host._replace(images=images.permute(0, 3, 1, 2))
 
@@ -235,7 +235,7 @@ def test_pixels_on_a_gpu_are_those_of_torchvision():
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("default")  # The compiler has some of its own.
+@pytest.mark.filterwarnings("default")  # The compiler has threads, too.
 def test_a_compiled_gpu_erases_like_torchvision():
     hosts = [
         batch()._replace(boxes=BOXES),
@@ -262,5 +262,5 @@ def test_memory_of_a_gpu_does_not_grow_with_the_number_of_batches():
     for result in prefetched(hosts, device=device):
         result.images.mul_(2)
         torch.cuda.current_stream(device).synchronize()
-    # Two batches, and what making one of them needs.
+    # Two batches, and the memory for making one.
     assert torch.cuda.max_memory_allocated(device) - before < 5 * size

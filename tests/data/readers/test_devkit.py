@@ -88,7 +88,7 @@ def test_mat_files_are_read_as_scipy_writes_them(compressed: bool):
 
 
 def test_the_generators_table_is_complete():
-    """Or the check of numbers would have nothing to compare."""
+    """The check of numbers needs a table to compare."""
     rows = read_mat(meta_mat())["synsets"]
     leaves = {int(row["ILSVRC2012_ID"]): row["WNID"] for row in rows if row["num_children"] == 0}
     assert leaves == {number: name for name, number in ILSVRC_IDS.items()}

@@ -98,7 +98,7 @@ def test_links_are_followed(tmp_path: Path):
 
 
 def test_a_loop_of_links_is_named(tmp_path: Path):
-    """Of a class folder before training; of an image when it is read, with the error of the system."""
+    """For a class folder before training; for an image at the read, with the error of the system."""
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
     (tmp_path / "train" / "a" / "2.jpg").symlink_to("2.jpg")
     reader = FolderReader(tmp_path, "train")
@@ -154,7 +154,7 @@ def test_the_fingerprint_is_of_names_alone(tmp_path: Path):
 
 
 def test_the_fingerprint_sees_an_image_move_to_the_next_class(tmp_path: Path):
-    """The last of one class becomes the first of the next: all names, one after the other, stay as they were."""
+    """The last image of a class becomes the first of the next class. The joined names stay the same."""
     make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/3.jpg")
     before = FolderReader(tmp_path, "train").fingerprint
     (tmp_path / "train" / "a" / "2.jpg").rename(tmp_path / "train" / "b" / "2.jpg")
@@ -234,7 +234,7 @@ def test_a_file_that_went_away_is_named(tmp_path: Path):
         reader.read(1)
 
 
-# ------------------------------------------------------------------------------------------------ its index
+# ------------------------------------------------------------------------------------------------ the index
 
 
 def names(root: Path) -> list[str]:
@@ -313,7 +313,7 @@ def test_the_index_lies_outside_of_the_data(tmp_path: Path):
     assert len(list((tmp_path / "cache").glob("folder-*.index"))) == 1
 
 
-# ------------------------------------------------------------------------------------------------ the stamp
+# ------------------------------------------------------------------------------------------------ the signature
 
 
 def keep_times(folder: Path, change: Callable[[], object]) -> None:

@@ -42,7 +42,7 @@ def extracted(archives: Path, tmp_path: Path) -> Path:
     return root
 
 
-# ------------------------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------------------------ reads
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -129,7 +129,7 @@ def test_forked_processes_read_the_same(archives: Path):
     os.close(write)
 
 
-# ------------------------------------------------------------------------------------------------ when it is built
+# ------------------------------------------------------------------------------------------------ builds of the index
 
 
 def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tmp_path: Path):
@@ -144,12 +144,12 @@ def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tm
     (archives / DEVKIT.name).write_bytes(devkit(truth))
     assert len(ImagenetReader(archives, "val", cache)) == 16
     assert len(first) == 12
-    # The labels alone change: the kit is part of it.
+    # Only the labels change: the kit is a part of the signature.
     (archives / DEVKIT.name).write_bytes(devkit(truth[::-1]))
     again = ImagenetReader(archives, "val", cache)
     by_name = sorted((again.name(i), again.classes[label]) for i, label in enumerate(again.labels))
     assert [wordnet_id for _, wordnet_id in by_name] == truth[::-1]
-    # Another machine may use the first: it stays for a while, and serves the archives that it was built of.
+    # The first index stays, because another machine may use it, and serves the first archives again.
     assert built.stat().st_ino == inode
     assert len(list(cache.glob("*.index"))) == 3
 
@@ -175,7 +175,7 @@ def test_an_archive_replaced_during_the_run_is_not_read(archives: Path):
         pickle.loads(pickle.dumps(fresh)).read(0)
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 def test_missing_files_are_named_with_what_is_needed(archives: Path, tmp_path: Path):

@@ -141,7 +141,7 @@ def test_what_is_no_index_is_known(tmp_path: Path):
 
 
 def test_a_flipped_bit_in_any_column_is_found(tmp_path: Path):
-    """Of every bit of every column: a label would be another one, an image be sought elsewhere."""
+    """Each bit of each column matters: a label or an offset would change."""
     path = tmp_path / "i"
     write_index(path, contents(3))
     whole = path.read_bytes()

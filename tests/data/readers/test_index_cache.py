@@ -1,4 +1,4 @@
-"""Where indices are kept, and when they are built."""
+"""The folder of indices, and the times of builds."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
 
 
 def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
-    """A home for all, and on each machine data under one path with other times: each keeps its index, open or not."""
+    """Machines share a home, and the data of one path has other times on each: each machine keeps an index."""
     here = open_or_build(tmp_path / "i", lambda: OLD, contents)
     there = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), lambda: contents(20))
     inodes = [index.path.stat().st_ino for index in (here, there)]
@@ -100,7 +100,7 @@ def test_a_damaged_index_is_built_anew_and_said(
 
 
 def test_a_record_of_other_data_under_its_name_is_not_used(tmp_path: Path):
-    """The name has a part of the stamp, the file all of it."""
+    """The name has a part of the signature, and the file the whole signature."""
     long, other = (Signature(16 * "0" + end, 1) for end in "ab")
     open_or_build(tmp_path / "i", lambda: long, contents)
     assert len(open_or_build(tmp_path / "i", lambda: other, lambda: contents(20))) == 20
@@ -124,22 +124,22 @@ def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr() == ("", "")
 
 
-# ------------------------------------------------------------------------------------------------ other stamps
+# ------------------------------------------------------------------------------------------------ other signatures
 
 
-def test_another_stamp_costs_one_listing_and_the_index_stays(tmp_path: Path):
-    """`chown` and a copy change the stamp and no name. A running training keeps the mapped index."""
+def test_another_signature_costs_one_listing_and_the_index_stays(tmp_path: Path):
+    """`chown` and a copy change the signature and no name. A running training keeps the mapped index."""
     first = open_or_build(tmp_path / "i", lambda: OLD, contents)
     before = first.path.stat()
     build = Build(contents())
     again = open_or_build(tmp_path / "i", lambda: NEW, build)
     assert (build.count, again.path) == (1, first.path)
     assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    for stamp in (OLD, NEW):
-        open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, not_to_be_called)
+    for signature in (OLD, NEW):
+        open_or_build(tmp_path / "i", lambda signature=signature: signature, not_to_be_called)
 
 
-def test_other_names_under_a_new_stamp_leave_a_running_training_its_index(tmp_path: Path):
+def test_other_names_under_a_new_signature_leave_a_running_training_its_index(tmp_path: Path):
     first = open_or_build(tmp_path / "i", lambda: OLD, contents)
     sent = pickle.dumps(first)
     assert len(open_or_build(tmp_path / "i", lambda: NEW, lambda: contents(20))) == 20
@@ -229,7 +229,7 @@ def test_a_mark_that_cannot_be_written_is_no_error(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ processes
 
 
-def _open_in_a_process(path: Path, log: Path, begin: float, stamp: Signature) -> None:
+def _open_in_a_process(path: Path, log: Path, begin: float, signature: Signature) -> None:
     def build() -> IndexColumns:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -237,15 +237,15 @@ def _open_in_a_process(path: Path, log: Path, begin: float, stamp: Signature) ->
         return contents(1000)
 
     time.sleep(max(0.0, begin - time.time()))
-    assert_same(replace(open_or_build(path, lambda: stamp, build), notices=contents().notices), contents(1000))
+    assert_same(replace(open_or_build(path, lambda: signature, build), notices=contents().notices), contents(1000))
 
 
-@pytest.mark.parametrize("stamp", [OLD, EQUAL_TIMES])
-def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start, stamp: Signature):
+@pytest.mark.parametrize("signature", [OLD, EQUAL_TIMES])
+def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start, signature: Signature):
     """If times are not usable, this holds for the processes of one start."""
     start("a")
     context = multiprocessing.get_context("fork")
-    words = (tmp_path / "i", tmp_path / "log", time.time() + 0.2, stamp)
+    words = (tmp_path / "i", tmp_path / "log", time.time() + 0.2, signature)
     processes = [context.Process(target=_open_in_a_process, args=words) for _ in range(6)]
     for process in processes:
         process.start()
@@ -264,7 +264,7 @@ def test_without_locks_it_is_built_all_the_same(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Others have it mapped by then; over a network a file that is replaced ends who reads it."""
+    """Other processes may have mapped the file. On a network file system, a replaced file kills the readers."""
     monkeypatch.setattr(module.fcntl, "flock", lambda *_: None)
     first: list[Index] = []
 
@@ -287,8 +287,10 @@ def test_what_was_unused_for_long_is_removed_by_the_next_build(tmp_path: Path):
     ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
     files: dict[str, Path] = {}
     for number, name in enumerate(ages):
-        stamp, found = OLD._replace(digest=name), contents(20 + number)
-        files[name] = open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, lambda found=found: found).path
+        signature, found = OLD._replace(digest=name), contents(20 + number)
+        files[name] = open_or_build(
+            tmp_path / "i", lambda signature=signature: signature, lambda found=found: found
+        ).path
     for name, days in ages.items():
         mark = tmp_path / f"i-{name}.stale"
         mark.touch()
@@ -317,16 +319,16 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path):
 
 
 def test_data_that_changes_without_end_is_not_indexed(tmp_path: Path):
-    stamps = (OLD._replace(digest=str(n)) for n in range(100))
+    signatures = (OLD._replace(digest=str(n)) for n in range(100))
     build = Build(*(contents(count) for count in range(10, 30)))
     with pytest.raises(DataError, match="changed during the build of the index"):
-        open_or_build(tmp_path / "i", lambda: next(stamps), build)
+        open_or_build(tmp_path / "i", lambda: next(signatures), build)
     assert build.count == 3
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 def test_data_that_changes_once_meanwhile_is_listed_again(tmp_path: Path):
-    """The last file of a copy arrives during the listing. The second listing is kept, under the last stamp."""
+    """The last file of a copy arrives during the listing. The second listing is kept, under the last signature."""
     build = Build(contents(9), contents())
     assert len(open_or_build(tmp_path / "i", lambda: NEW if build.count else OLD, build)) == 10
     assert build.count == 2
@@ -337,7 +339,7 @@ def test_data_that_changes_once_meanwhile_is_listed_again(tmp_path: Path):
 def test_a_change_in_the_same_tick_cannot_hide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: int, at_least: float
 ):
-    """Data whose time is now may change once more without another time: the build waits until that is over."""
+    """Data with the time of now may change again with the same time, so the build waits."""
     waits: list[float] = []
     monkeypatch.setattr(module.time, "time_ns", lambda: 1_700_000_000_000_000_000 + fraction + 5_000_000)
     monkeypatch.setattr(module.time, "sleep", waits.append)
@@ -349,7 +351,7 @@ def test_a_change_in_the_same_tick_cannot_hide(
     assert len(waits) == 1
 
 
-def test_stamps_differ_with_any_fact_or_time():
+def test_signatures_differ_with_any_fact_or_time():
     base = sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
     assert base.newest == 7
     assert base == sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
@@ -361,10 +363,10 @@ def test_stamps_differ_with_any_fact_or_time():
         sign("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
         sign("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
     ]
-    assert len({base.digest, *(stamp.digest for stamp in others)}) == 7
+    assert len({base.digest, *(signature.digest for signature in others)}) == 7
 
 
-# ------------------------------------------------------------------------------------------------ where it is kept
+# ------------------------------------------------------------------------------------------------ the cache folder
 
 
 def test_the_users_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -179,7 +179,7 @@ def test_what_is_no_regular_file_is_refused_by_name(kind: bytes, words: str):
 @pytest.mark.parametrize("name", ["evil.JPEG", "e" * 150])
 @pytest.mark.parametrize(("kind", "words"), [(tarfile.SYMTYPE, "a symbolic link"), (tarfile.LNKTYPE, "a hard link")])
 def test_a_link_with_a_long_target_is_refused_by_its_name(form: int, name: str, kind: bytes, words: str):
-    """A target of over 100 bytes stands in a header of its own before the link's."""
+    """A target of more than 100 bytes has a separate header before the header of the link."""
     content = one(name, kind, form, linkname="t" * 150)
     assert b"t" * 150 in content
     assert f"x.tar: member '{name}' is {words}" in refusal(content)
@@ -212,7 +212,7 @@ def test_a_folder_and_a_file_of_one_name_are_refused():
 
 
 def test_every_cut_is_noticed():
-    """An archive cut anywhere before the mark of its end is refused, and what was cut off, or came last, is named."""
+    """An archive that is cut before the end mark is refused by the member that is cut, or by the last member."""
     content = tar({f"{n}.JPEG": bytes([n]) * (300 + 400 * n) for n in range(4)})
     whole = listing(content)
     end = -(-(whole[-1].offset + whole[-1].size) // BLOCK) * BLOCK + 2 * BLOCK
@@ -220,7 +220,7 @@ def test_every_cut_is_noticed():
     for cut in range(0, end, 64):
         message = refusal(content[:cut])
         assert "cut off" in message
-        # The last whose header is whole; the mark of the end after the last may be half there.
+        # The last member with a whole header. The end mark may be half there.
         begun = [m.name for m in whole if m.offset <= cut]
         assert (repr(begun[-1]) if begun else "its first member") in message
 

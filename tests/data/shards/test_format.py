@@ -38,7 +38,7 @@ def test_times_with_fractions_as_webdataset_writes_them_are_read(tmp_path: Path)
     with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name in ("a.jpg", "a.cls"):
             member = tarfile.TarInfo(name)
-            member.mtime, member.size = 1.5, 1  # The time goes into a header of its own.
+            member.mtime, member.size = 1.5, 1  # The time has a separate header.
             tar.addfile(member, io.BytesIO(b"1"))
     assert list_shard(tmp_path / "s.tar", 2).entries["offset"].tolist() == [1536]
 

@@ -1,4 +1,4 @@
-"""Shards are got before they are needed, no more of them than the cache has room for."""
+"""Shards are downloaded before use, as far ahead as the cache has room."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_it_goes_no_further_than_the_cache_has_room(server: Server, reader):
         time.sleep(0.5)
         assert sorted(got(server)) == [0, 1, 2]
         for ahead in range(1, 4):
-            next(iterator)  # The first is number 0, where it stands already.
+            next(iterator)  # The first key is number 0, the start position.
             until(lambda ahead=ahead: len(got(server)) >= min(ahead + 2, SHARDS))
         time.sleep(0.5)
         assert len(got(server)) == 5
@@ -106,8 +106,8 @@ def test_shards_are_got_in_the_order_of_need(server: Server, reader):
 
 @pytest.mark.parametrize("room", [5, SHARDS])
 def test_a_run_through_a_small_cache_reads_every_shard_once_an_epoch(server: Server, reader, room: int, monkeypatch):
-    """With blocks of two shards, room for them and the next two, and looking ahead: the promise of shuffle_shards."""
-    # These shards are read in milliseconds: which of them was used last has to be noted each time, and looked as often.
+    """With blocks of two shards and room for two blocks: the promise of data.shuffle_shards."""
+    # The test reads a shard in milliseconds, so times of use and positions need short intervals.
     monkeypatch.setattr(cache, "_USE_SECONDS", 0.0)
     monkeypatch.setattr(readahead, "_LOOK_SECONDS", 0.0005)
     opened = reader(room)

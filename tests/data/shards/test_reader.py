@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
-    """Images and labels of all shards, as Python's tarfile reads them."""
+    """Return images and labels of all shards, read by Python's tarfile."""
     found = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -30,7 +30,7 @@ def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------------------------ reads
 
 
 def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
@@ -41,7 +41,7 @@ def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
 
 
 def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_path: Path):
-    """Nor anything else that there is once for each image: a thousand more change nothing but digits."""
+    """The pickle has no object per image: a thousand more images change only digits."""
     reader = ShardReader(str(root), "train")
     make_shards(tmp_path / "more", per_shard=300, size=100)
     more = ShardReader(str(tmp_path / "more"), "train")
@@ -55,7 +55,7 @@ def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_p
 
 
 def test_a_forked_worker_shares_all_that_is_of_images(root: Path):
-    """What is no part of the mapped file would be memory of each process."""
+    """Data outside of the mapped file would be memory of each process."""
     reader = ShardReader(str(root), "train")
     for column in (reader.labels, reader.shard_ids):
         while isinstance(column.base, np.ndarray):
@@ -79,7 +79,7 @@ def test_shards_are_recognised(root: Path):
     assert detect_format(root, "train", "shards") == "folder"
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 def flip(path: Path, position: int) -> None:

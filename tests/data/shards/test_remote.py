@@ -73,7 +73,7 @@ def test_a_server_that_goes_on_failing_is_given_up(server: Server, tmp_path: Pat
 
 
 def test_nothing_is_tried_anew_when_the_loader_would_give_up_first(server: Server, tmp_path: Path, monkeypatch):
-    """So that what the server says is told, not that a worker hangs."""
+    """The message has the answer of the server, not a hanging worker."""
     reader = open_remote(server, tmp_path / "cache")
     server.failures = {NAMES[1]: 100}
     monkeypatch.setattr(remote, "PATIENCE", 0.0)

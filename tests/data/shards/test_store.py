@@ -1,4 +1,4 @@
-"""Where the bytes of shards come from."""
+"""Stores of shards."""
 
 from __future__ import annotations
 
