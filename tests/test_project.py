@@ -89,7 +89,6 @@ def test_no_drawer_modules():
 # Modules without a test file of their own name, and the one that tests them.
 TESTED_ELSEWHERE = {
     "run/dry_run.py": "runs/test_training.py",
-    "data/readers/table.py": "data/readers/test_readers.py",
     "process/main.py": "process/test_exit.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",

@@ -35,8 +35,8 @@ from PIL import Image, features
 
 from seresnext.data.decode.formats import JPEG, PNG
 from seresnext.data.decode.pillow import decode, is_gray, not_an_image
+from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import detect_format, open_reader
 from seresnext.data.shards.format import (
     INDEX,
     LARGEST_SHARD,

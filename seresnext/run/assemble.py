@@ -93,7 +93,9 @@ class Run:
             # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
             self.precision.place(self.model, world.device, recipe.runtime.channels_last is True)
             if previous is None:
-                notices += load_first_weights(self.model, recipe.model, lambda: has_other_labels(self.train))
+                is_real = recipe.data.format != "synthetic"
+                other_labels = lambda: is_real and has_other_labels(self.train)  # noqa: E731
+                notices += load_first_weights(self.model, recipe.model, other_labels)
         self.model.freeze(recipe.model.frozen)
         for notice in notices:
             console.line(notice)
@@ -224,7 +226,7 @@ class Run:
             self.precision,
             self._world,
             training=True,
-            tally=self._bad_images,
+            bad_images=self._bad_images,
         )
 
     def _calibration_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:

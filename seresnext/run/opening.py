@@ -11,10 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
-from seresnext.data.readers.table import open_reader
-from seresnext.data.shards.reader import ShardReader, check_cache
-from seresnext.data.shards.store import RemoteShards
+from seresnext.data.shards.reader import check_cache
 from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
@@ -87,7 +86,7 @@ def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProb
         readers[name] = None
         try:
             reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size)
-            if name == "training" and isinstance(reader, ShardReader):
+            if name == "training":
                 check_cache(reader, data.shuffle_shards)
         except Failure as failure:
             problem = StartProblem(type(failure), str(failure))
@@ -213,12 +212,7 @@ def _batch_problems(
 
 def _survey(recipe: Recipe, readers: Mapping[str, Reader], warn: Callable[[str], None]) -> dict[str, Survey]:
     """Check the images on this machine. A check of the images of a server would download every image."""
-    local = {
-        name: reader
-        for name, reader in readers.items()
-        if not isinstance(reader, SyntheticReader)
-        and not (isinstance(reader, ShardReader) and isinstance(reader.store, RemoteShards))
-    }
+    local = {name: reader for name, reader in readers.items() if reader.has_local_files}
     surveys = {name: survey(reader, recipe.data.max_pixels) for name, reader in local.items()}
     if warning := describe(surveys, local):
         warn(f"warning: {warning}")

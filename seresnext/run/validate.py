@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from seresnext.checkpoint.contents import CheckpointMetadata, part
+from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
 from seresnext.data.readers import Reader, look_alikes
 from seresnext.data.readers.class_labels import labels_by_name
-from seresnext.data.readers.table import detect_format, open_reader
 from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World

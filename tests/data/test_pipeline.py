@@ -6,9 +6,9 @@ import torch
 from seresnext.data.augment.erase import EraseFill, build_erase_fill
 from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import ImageSizeSchedule, build_image_size_schedule
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import train_keys
 from seresnext.data.pipeline import build_order, train_source
-from seresnext.data.readers.table import open_reader
 from seresnext.recipe.load import load_recipe
 
 AUGMENTED = {

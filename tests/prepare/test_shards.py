@@ -24,7 +24,7 @@ from shard_folders import make_shards
 
 from seresnext.arguments import Parser
 from seresnext.commands import prepare as commands
-from seresnext.data.readers.table import open_reader
+from seresnext.data.formats import open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest
 from seresnext.errors import DataError, UsageError
 from seresnext.prepare import shards

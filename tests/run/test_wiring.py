@@ -299,7 +299,7 @@ def test_images_are_made_as_the_recipe_says(build, monkeypatch):
     run = build("runtime.loader_timeout=77", "data.workers=3").run
     expected = {
         "workers": 3, "timeout": 77, "pin_memory": False, "device": torch.device("cpu"), "dtype": torch.float64,
-        "mean": (0.4,), "std": (0.3,), "channels_last": False, "filling": None, "compiled": False,
+        "mean": (0.4,), "std": (0.3,), "channels_last": False, "fill": None, "compiled": False,
     }  # fmt: skip
     for batches in (run._validation_batches(), run.train_batches(0, 1)):
         with batches:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.pread import open_regular, read_piece
+from seresnext.data.readers.files import open_regular, read_piece
 
 
 def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(tmp_path, monkeypatch):

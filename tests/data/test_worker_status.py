@@ -2,9 +2,8 @@ import multiprocessing
 
 import numpy as np
 
-from seresnext.data.loading import whereabouts
-from seresnext.data.loading.whereabouts import MOST_IMAGES, WorkerStatus, note_batch, set_current_images
 from seresnext.data.order import BatchKey
+from seresnext.data.worker_status import MOST_IMAGES, WorkerStatus, set_current_batch, set_current_images
 
 
 def key(step: int, replica: int) -> BatchKey:
@@ -16,7 +15,7 @@ def test_what_workers_noted_last_is_known_outside():
 
     def work(number: int) -> None:
         table.enter(number)
-        note_batch(key(5, number))
+        set_current_batch(key(5, number))
         set_current_images(range(MOST_IMAGES))
         set_current_images([number, 10**15])
 
@@ -32,17 +31,17 @@ def test_what_workers_noted_last_is_known_outside():
 
 
 def test_a_new_batch_starts_with_no_images(monkeypatch):
-    monkeypatch.setattr(whereabouts, "_own", None)
+    monkeypatch.setattr("seresnext.data.worker_status._own", None)
     table = WorkerStatus(1)
     table.enter(0)
-    note_batch(key(1, 0))
+    set_current_batch(key(1, 0))
     set_current_images([3])
-    note_batch(key(2, 1))
+    set_current_batch(key(2, 1))
     assert table.images_for(2, 1) == []
     assert table.images_for(1, 0) == []
 
 
 def test_nothing_is_noted_outside_of_workers():
-    note_batch(key(0, 0))
+    set_current_batch(key(0, 0))
     set_current_images([1, 2])
     assert WorkerStatus(1).images_of(0) == []
