@@ -89,9 +89,9 @@ def test_when_a_figure_is_reached(experiment):
 
 
 def test_mistakes(run, tmp_path):
-    with pytest.raises(UsageError, match="no experiment is called bset; there are plain, best"):
+    with pytest.raises(UsageError, match="no experiment is called bset; the names are plain, best"):
         run("bset")
-    with pytest.raises(UsageError, match="nowhere is no file"):
+    with pytest.raises(UsageError, match="nowhere is not a file"):
         run("--timm", tmp_path / "nowhere")
 
 

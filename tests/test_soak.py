@@ -38,7 +38,7 @@ def test_interrupted_it_leaves_no_process(start_command):
 def test_a_program_that_is_none(run_command):
     result = run_command([sys.executable, SOAK, "--program", "nowhere.py"])
     assert result.returncode == 2
-    assert "--program nowhere.py: there is no such file" in result.stderr
+    assert "--program nowhere.py: no such file" in result.stderr
 
 
 @pytest.fixture

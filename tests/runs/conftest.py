@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import forged
+import bad_checkpoints
 import launcher
 import pytest
 from faults import Fault, Faults
-from measured import Measurer, measurer
+from resource_probe import Probe, open_probe
 from run_folders import digest, status
 from torch import Tensor
 
@@ -83,12 +83,12 @@ def module_train(program: str, recipe: Path, images: Path) -> Callable[..., Path
 
 
 @pytest.fixture
-def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
+def train(run_command: Any, run_world: Any, train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
     """`train(output, *more, world=1) -> output`: a run of the tiny recipe that ends well."""
 
     def run(output: Path, *more: str, world: int = 1) -> Path:
         arguments = train_arguments(output, *more)
-        result = run_command([launcher.PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
+        result = run_command([launcher.PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
         assert result.returncode == 0, result.output
         return output
 
@@ -106,14 +106,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture
-def train_elsewhere(torchrun: Any, train_arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Any]:
+def train_elsewhere(run_world: Any, train_arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Any]:
     """`train_elsewhere(output, *more) -> Result`: on two ranks, each within the folder of its number."""
 
     def run(output: Path, *more: str) -> Any:
         script = tmp_path / "elsewhere.py"
         script.write_text(ELSEWHERE)
         program, *arguments = train_arguments(output, *more)
-        return torchrun(2, [script, f"{tmp_path}/", ROOT / program, *arguments], timeout=90)
+        return run_world(2, [script, f"{tmp_path}/", ROOT / program, *arguments], timeout=90)
 
     return run
 
@@ -145,14 +145,17 @@ def no_faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def start_faulty(
     start_command: Any,
+    start_world: Any,
     start_torchrun: Any,
     narrow_arguments: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., tuple[Any, Faults]]:
-    """`start_faulty(output, *faults, world=2, more=[], launch=[], prefix=[]) -> Command, Faults`: a run with faults.
+    """`start_faulty(output, *faults, world=2, more=[], options=[], launch=[], prefix=[]) -> Command, Faults`: a run
+    with faults.
 
-    `more` are further arguments of train.py, `launch` options of torchrun, `prefix` starts a world of one. That has no
-    torchrun unless `launch` is given. Where a fault comes before torch is imported, it is, by new processes.
+    `more` are arguments of train.py, `options` those of `start_world`, `launch` those of torchrun, `prefix` starts a
+    world of one. The run has torchrun if `launch` is given or a fault meets torchrun. The run has new processes if a
+    fault comes before the import of torch, since a fork has imported torch.
     """
 
     def start(
@@ -160,19 +163,21 @@ def start_faulty(
         *faults: Fault,
         world: int = 2,
         more: Sequence[str] = (),
+        options: Sequence[str] = (),
         launch: Sequence[str] = (),
         prefix: Sequence[str] = (),
-        **options: Any,
+        **start_options: Any,
     ) -> tuple[Any, Faults]:
         injected = Faults(tmp_path_factory.mktemp("faults"), faults)
         arguments = narrow_arguments(output, *more)
-        options["env"] = {**injected.environment, **options.get("env", {})}
-        imports = any(fault.at == "import" for fault in faults)
-        if world == 1 and not launch:
-            python = sys.executable if prefix or imports else launcher.PYTHON
-            return start_command([*prefix, python, *arguments], **options), injected
-        options["torchrun"] = launcher.TORCHRUN_ALONE if imports else launcher.TORCHRUN
-        return start_torchrun(world, arguments, launch=["--standalone", *launch], **options), injected
+        start_options["env"] = {**injected.environment, **start_options.get("env", {})}
+        is_new = any(fault.at == "import" for fault in faults)
+        if launch or any(fault.do.startswith("torchrun:") for fault in faults) or (is_new and world > 1):
+            return start_torchrun(world, arguments, launch=["--standalone", *launch], **start_options), injected
+        if world > 1:
+            return start_world(world, arguments, options=options, **start_options), injected
+        python = sys.executable if prefix or is_new else launcher.PYTHON
+        return start_command([*prefix, python, *arguments], **start_options), injected
 
     return start
 
@@ -206,12 +211,12 @@ def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def run_again(run_command: Any, torchrun: Any, narrow_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
+def run_again(run_command: Any, run_world: Any, narrow_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
     """`run_again(run, *more, world=1) -> Result`: the command of a faulty run once more, without faults."""
 
     def again(output: Path, *more: str, world: int = 1) -> Any:
         arguments = narrow_arguments(output, *more)
-        return run_command([launcher.PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
+        return run_command([launcher.PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
 
     return again
 
@@ -233,19 +238,19 @@ def assert_goes_on(run_again: Callable[..., Any], whole_digest: Callable[..., st
 
 
 @pytest.fixture(scope="session")
-def measure() -> Iterator[Measurer]:
-    """`measure(script, *arguments, limit=120) -> Measured`: scripts in forks of one process (tests/measured.py)."""
-    with measurer() as running:
+def measure() -> Iterator[Probe]:
+    """`measure(script, *arguments, limit=120) -> ProbeResult`: scripts, measured by tests/resource_probe.py."""
+    with open_probe() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def untrained() -> dict[str, Tensor]:
-    """The weights of an untrained model, as a checkpoint has them (tests/forged.py)."""
-    return forged.weights()
+    """The weights of an untrained model, as a checkpoint has them (tests/bad_checkpoints.py)."""
+    return bad_checkpoints.model_weights()
 
 
 @pytest.fixture(scope="session")
-def said(recipe: Path, images: Path) -> dict[str, Any]:
-    """What a checkpoint of the tiny recipe says, as plain values (tests/forged.py)."""
-    return forged.facts(recipe, images)
+def metadata(recipe: Path, images: Path) -> dict[str, Any]:
+    """What a checkpoint of the tiny recipe says, as plain values (tests/bad_checkpoints.py)."""
+    return bad_checkpoints.metadata_values(recipe, images)

@@ -7,7 +7,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import forged
+import bad_checkpoints
 import pytest
 from imagenet_archives import CLASSES, truth_of, write_archives
 from launcher import PYTHON
@@ -66,11 +66,15 @@ def test_two_ranks_train_from_archives(trained: Path, archives: Path, train, tmp
     assert len(list(cache.glob("*.index"))) == 2
 
 
-def test_validation_is_the_same_from_archives_and_folder(said, archives: Path, extracted: Path, run_command, tmp_path):
+def test_validation_is_the_same_from_archives_and_folder(
+    metadata, archives: Path, extracted: Path, run_command, tmp_path
+):
     """`--data` names a folder and no format; what lies in it is recognised."""
     data = {"data.root": str(archives), "data.format": "imagenet", "model.num_classes": 4}
     facts = {**{f"recipe.{key}": value for key, value in data.items()}, "dataset.classes": sorted(CLASSES)}
-    checkpoint = forged.forge(tmp_path / "c.safetensors", forged.weights(4), forged.changed(said, facts))
+    checkpoint = bad_checkpoints.write_checkpoint(
+        tmp_path / "c.safetensors", bad_checkpoints.model_weights(4), bad_checkpoints.changed(metadata, facts)
+    )
     reports = []
     for root in (None, extracted):
         argv = [PYTHON, "validate.py", "--checkpoint", checkpoint]

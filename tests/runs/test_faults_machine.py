@@ -139,7 +139,7 @@ def test_shared_memory_that_is_full(start_command, train_arguments, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 3, *(pytest.param(world, marks=pytest.mark.full) for world in (2, 4))])
 def test_two_trainings_in_one_folder(
-    start_faulty, run_command, torchrun, train_arguments, whole_digest, tmp_path, world
+    start_faulty, run_command, run_world, train_arguments, whole_digest, tmp_path, world
 ):
     """The second, of any size, is refused, is told by whom, and does the first no harm."""
     run, more = tmp_path / "run", SIZES[world]
@@ -151,7 +151,7 @@ def test_two_trainings_in_one_folder(
         second = run_command([PYTHON, *arguments], timeout=30)
         assert second.returncode == 2
     else:
-        second = torchrun(world, arguments, timeout=60)
+        second = run_world(world, arguments, timeout=60)
         assert second.returncode != 0
     assert f"is in use by process {first.process.pid} on {socket.gethostname()}" in one_error(second)
     assert (run / "status.json").read_bytes() == before

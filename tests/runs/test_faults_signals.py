@@ -66,10 +66,11 @@ def draw(row, column):
 
 
 EVERY_DAY = [
-    (3, "SIGUSR1", (("step:3", "torchrun"),)),
-    (2, "SIGINT", (("import", "last"),)),
-    (1, "SIGTERM", (("validate:4", "first"),)),
+    (2, "SIGUSR1", (("step:3", "torchrun"),)),
+    (1, "SIGTERM", (("import", "first"),)),
+    (3, "SIGINT", (("validate:4", "last"),)),
 ]
+SOME = [(3, "SIGUSR1", (("step:3", "torchrun"),)), (2, "SIGINT", (("import", "last"),))]
 FULL = [draw(row, column) for row in range(len(STOPS)) for column in range(len(NAMES))]
 MORE = [draw(row, len(NAMES) + row) for row in range(len(STOPS))]
 
@@ -84,7 +85,8 @@ def test_every_signal_meets_every_point_and_every_target_every_world():
 
 
 @pytest.mark.parametrize(
-    ("world", "name", "stops"), [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in [*FULL, *MORE])]
+    ("world", "name", "stops"),
+    [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in [*SOME, *FULL, *MORE])],
 )
 def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, world, name, stops):
     run = tmp_path / "run"
@@ -100,7 +102,7 @@ def ask_to_stop(start_faulty, run, world, name, point, target):
     how = {"torchrun": "torchrun", "first": "signal", "last": "group"}[target]
     # A file is written beside the training, which must not be over by then.
     waiting = [Fault("step:3", "sleep:3", rank=last)] if point.startswith("save") else []
-    launch = FORWARD if world > 1 else ()
+    launch = FORWARD if target == "torchrun" else ()
     faults = [Fault(point, f"{how}:{name}", rank=rank), *waiting]
     command, injected = start_faulty(run, *faults, world=world, more=[*SIZES[world], *SAVES], launch=launch)
     result = command.finish(timeout=90)
@@ -134,7 +136,7 @@ def test_asked_twice_it_saves_once(start_faulty, assert_goes_on, tmp_path, world
     """As schedulers do, with some time between. Only a second Ctrl-C is meant to end the run without a save."""
     run, last = tmp_path / "run", world - 1
     faults = [Fault("step:3", what, rank=last) for what in (first, "sleep:0.5", second)]
-    launch = FORWARD if world > 1 else ()
+    launch = FORWARD if first.startswith("torchrun") else ()
     command, injected = start_faulty(run, *faults, world=world, more=SIZES[world], launch=launch)
     result = command.finish(timeout=90)
     assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
@@ -206,7 +208,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-@pytest.mark.parametrize("shell", [(), pytest.param(("nohup",), marks=pytest.mark.full)], ids=["plain", "nohup"])
+@pytest.mark.full
+@pytest.mark.parametrize("shell", [(), ("nohup",)], ids=["plain", "nohup"])
 def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_goes_on, tmp_path, shell):
     """A run saves and is preempted. Under nohup, the run trains to the end."""
     run, faults = tmp_path / "run", Faults(tmp_path / "faults", [Fault("step:3", "sleep:1.5")])
@@ -275,10 +278,11 @@ def names_of(pids):
             continue
 
 
+@pytest.mark.full
 def test_a_second_ctrl_c_ends_at_once(start_faulty, assert_goes_on, tmp_path):
     """A rank that does not come to the end of its step; torchrun gets Ctrl-C twice, as from a terminal."""
     run = tmp_path / "run"
-    command, faults = start_faulty(run, Fault("step:5", "hold", rank=1))
+    command, faults = start_faulty(run, Fault("step:5", "hold", rank=1), launch=FORWARD)
     command.wait_for(faults.happened)
     command.process.send_signal(signal.SIGINT)
     time.sleep(2)

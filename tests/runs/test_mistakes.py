@@ -147,7 +147,7 @@ def test_print_recipe_and_diff(run_command):
     assert "model.name: seresnext50 -> seresnext101" in differing.stdout
 
 
-def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_arguments, images, tmp_path):
+def test_an_image_that_only_one_rank_reads_ends_the_others(run_world, train_arguments, images, tmp_path):
     broken = tmp_path / "images"
     shutil.copytree(images, broken)
     image = broken / "train" / "class_1" / "3.jpg"
@@ -156,7 +156,7 @@ def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_argum
     data[place + 5 : place + 21] = b"\xff" * 16
     image.write_bytes(data)
     run = tmp_path / "run"
-    result = torchrun(2, train_arguments(run, "--data", str(broken), "--set", "length=9st"), timeout=90)
+    result = run_world(2, train_arguments(run, "--data", str(broken), "--set", "length=9st"), timeout=90)
     assert result.returncode != 0
     assert "class_1/3.jpg" in result.stderr
     assert status(run)["state"] == "failed"

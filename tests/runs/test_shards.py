@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forged import forge
+from bad_checkpoints import write_checkpoint
 from launcher import PYTHON
 from run_folders import last_tensors, losses
 from shard_folders import Server, serve
@@ -70,10 +70,10 @@ def test_a_run_goes_on_from_the_folder_to_a_server(trained: Path, server: Server
 
 
 def test_a_checkpoint_is_validated_on_a_server(
-    untrained, said, server: Server, shards: Path, run_command, tmp_path: Path
+    untrained, metadata, server: Server, shards: Path, run_command, tmp_path: Path
 ):
     found = []
-    checkpoint = forge(tmp_path / "checkpoint.safetensors", untrained, said)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint.safetensors", untrained, metadata)
     for number, data in enumerate((str(shards), server.url)):
         report = tmp_path / f"{number}.json"
         argv = ["validate.py", "--checkpoint", checkpoint, "--data", data, "--json", report]

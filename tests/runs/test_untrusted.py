@@ -1,6 +1,6 @@
 """What strangers send, given to the commands: refused with one readable message, in little time and memory.
 
-Most cases run in forks of one process (tests/measured.py), which costs tenths of a second each and shows how much
+Most cases run in forks of one process (tests/resource_probe.py), which costs tenths of a second each and shows how much
 memory they took; a few are real commands. Beside each kind stands its control: the same file does harm elsewhere.
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 import torch
-from forged import changed, forge
-from measured import Measurer, assert_refused
+from bad_checkpoints import changed, write_checkpoint
+from resource_probe import Probe, assert_refused
 
 pytestmark = pytest.mark.runs
 
@@ -75,9 +75,17 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("kind", ["zip", "old", "protocol 4", "torchscript", "pickle"])
-def test_no_command_runs_code(measure: Measurer, images: Path, tmp_path: Path, kind: str, command: str) -> None:
+KINDS = ("zip", "old", "protocol 4", "torchscript", "pickle")
+# Each kind with each command; every day each kind with one command.
+PAIRS = [
+    pytest.param(kind, command, marks=[] if (row + column) % 3 == 0 else [pytest.mark.full])
+    for row, kind in enumerate(KINDS)
+    for column, command in enumerate(COMMANDS)
+]
+
+
+@pytest.mark.parametrize(("kind", "command"), PAIRS)
+def test_no_command_runs_code(measure: Probe, images: Path, tmp_path: Path, kind: str, command: str) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     malicious(kind, path, canary)
     for name in ("weights.pth", "weights.safetensors", "weights"):
@@ -88,8 +96,8 @@ def test_no_command_runs_code(measure: Measurer, images: Path, tmp_path: Path, k
         assert not canary.exists()
 
 
-@pytest.mark.parametrize("kind", ["zip", "old", "protocol 4", "torchscript", "pickle"])
-def test_careless_readers_run_it(measure: Measurer, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_careless_readers_run_it(measure: Probe, tmp_path: Path, kind: str) -> None:
     """The control, in a process of its own."""
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     malicious(kind, path, canary)
@@ -102,7 +110,7 @@ def test_careless_readers_run_it(measure: Measurer, tmp_path: Path, kind: str) -
     assert canary.exists()
 
 
-def test_a_model_to_start_from_runs_no_code(measure: Measurer, recipe: Path, images: Path, tmp_path: Path) -> None:
+def test_a_model_to_start_from_runs_no_code(measure: Probe, recipe: Path, images: Path, tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     malicious("zip", path, canary)
     arguments = ["train.py", "--recipe", recipe, "--data", images, "--output", tmp_path / "run"]
@@ -159,7 +167,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_small_file_takes_little(measure: Measurer, tmp_path: Path, bomb: str) -> None:
+def test_a_small_file_takes_little(measure: Probe, tmp_path: Path, bomb: str) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(BOMBS[bomb]())
     assert_refused(measure("validate.py", "--checkpoint", path), seconds=10)
@@ -169,7 +177,7 @@ def test_a_small_file_takes_little(measure: Measurer, tmp_path: Path, bomb: str)
     ("bomb", "use"),
     [("bytearray", "x"), ("tensor", "x.zero_()"), ("deflated", "x['w'].sum()"), ("stride 0", "x['w'].contiguous()")],
 )
-def test_torch_lets_it_take_much(measure: Measurer, tmp_path: Path, bomb: str, use: str) -> None:
+def test_torch_lets_it_take_much(measure: Probe, tmp_path: Path, bomb: str, use: str) -> None:
     """The control, with `weights_only=True`."""
     path = tmp_path / "weights.pth"
     path.write_bytes(BOMBS[bomb]())
@@ -201,14 +209,14 @@ HEADERS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("header", HEADERS)
-@pytest.mark.parametrize("command", ["validate", "predict"])
-def test_a_header_takes_little(measure: Measurer, images: Path, tmp_path: Path, header: str, command: str) -> None:
+@pytest.mark.parametrize("command", ["validate", pytest.param("predict", marks=pytest.mark.full)])
+def test_a_header_takes_little(measure: Probe, images: Path, tmp_path: Path, header: str, command: str) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(HEADERS[header]())
     assert_refused(measure(*COMMANDS[command](path, images)), megabytes=160, seconds=10)
 
 
-def test_the_library_lets_a_header_take_much(measure: Measurer, tmp_path: Path) -> None:
+def test_the_library_lets_a_header_take_much(measure: Probe, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(HEADERS["metadata"]())
     program = f"import safetensors; f = safetensors.safe_open({str(path)!r}, 'pt'); f.metadata()"
@@ -218,8 +226,10 @@ def test_the_library_lets_a_header_take_much(measure: Measurer, tmp_path: Path) 
 # ------------------------------------------------------------------------------------------------ real commands
 
 
-@pytest.mark.parametrize("case", ["code", "bomb", "checkpoint", "alias"])
-def test_real_commands(run_command: Any, untrained: Any, said: Any, tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    "case", ["code", *(pytest.param(c, marks=pytest.mark.full) for c in ("bomb", "checkpoint", "alias"))]
+)
+def test_real_commands(run_command: Any, untrained: Any, metadata: Any, tmp_path: Path, case: str) -> None:
     """As a user runs them: the code, one message, no traceback, and nothing done."""
     canary, path, code = tmp_path / "canary", tmp_path / "weights.pth", 4
     arguments: list[str | Path] = ["validate.py", "--checkpoint", path]
@@ -228,7 +238,9 @@ def test_real_commands(run_command: Any, untrained: Any, said: Any, tmp_path: Pa
     elif case == "bomb":
         path.write_bytes(BOMBS["bytearray"]())
     elif case == "checkpoint":
-        arguments[-1] = forge(tmp_path / "c.safetensors", untrained, changed(said, {"recipe.model.num_classes": 10**6}))
+        arguments[-1] = write_checkpoint(
+            tmp_path / "c.safetensors", untrained, changed(metadata, {"recipe.model.num_classes": 10**6})
+        )
     else:
         code, arguments = 2, ["train.py", "--recipe", tmp_path / "recipe.yaml"]
         (tmp_path / "recipe.yaml").write_text("a: &a [x]\nb: [*a, *a]")

@@ -29,11 +29,11 @@ def trained(module_train, tmp_path_factory):
 
 
 @pytest.fixture
-def validate(run_command, torchrun, tmp_path):
+def validate(run_command, run_world, tmp_path):
     def run(checkpoint, *more, world=1):
         report = tmp_path / f"report{world}.json"
         arguments = ["validate.py", "--checkpoint", str(checkpoint), "--json", str(report), *more]
-        result = run_command([PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
+        result = run_command([PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
         assert result.returncode == 0, result.output
         return json.loads(report.read_text())
 
