@@ -1,4 +1,4 @@
-"""tests/launcher.py: a fork finds what a new process finds, and ends as it does."""
+"""tests/launcher.py: a fork has the properties and the end of a new process."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ print("without a line's end", end="")
 
 @pytest.fixture
 def look(run_command, run_world, torchrun, tmp_path):
-    """`look(how, last) -> Result` of a script that tells what it finds and then does `last`."""
+    """`look(how, last) -> Result` of a script that prints the properties of the process and then does `last`."""
 
     def look(how, last):
         script = tmp_path / "look.py"
-        # Of torchrun's variables these are other ones each time, as is the mark of the process tree.
+        # These variables differ from launch to launch.
         own = {"SERESNEXT_TEST_TREE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE"}
         script.write_text(f"OWN = {own}\n{LOOK}\n{last}\n")
         start = {WORLD: partial(run_world, 1), TORCHRUN: partial(torchrun, 1)}.get(how)
@@ -90,7 +90,7 @@ def test_both_train_to_the_same_bits(torchrun, run_world, narrow_arguments, tmp_
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_failed_worker_ends_the_others(run_world, tmp_path, failing):
-    """SIGTERM ends a worker that heeds the signal, and SIGKILL the other."""
+    """SIGTERM ends one worker, and SIGKILL the worker that ignores SIGTERM."""
     script = tmp_path / "worker.py"
     script.write_text(FAILING.format(failing=failing))
     result = run_world(3, [script], options=["--shutdown-timeout=1"], timeout=20)

@@ -62,7 +62,7 @@ def test_another_order_is_another_run(trained: Path, shards: Path, train, tmp_pa
 
 
 def test_a_run_goes_on_from_the_folder_to_a_server(trained: Path, server: Server, train, tmp_path: Path):
-    """Where the shards are and how many are kept changes no number, so it need not be allowed."""
+    """The place of the shards and the size of the cache change no number, so no permission is needed."""
     checkpoint = str(trained / "checkpoints" / "step-00000004.safetensors")
     words = ("--set", f"data.cache={tmp_path}", "--set", "data.cache_size=1.0", "--resume", checkpoint)
     run = train(tmp_path / "run", *WORDS, *words, "--data", server.url)

@@ -1,4 +1,4 @@
-"""Whole training runs: the same on any number of ranks, and bit for bit the same however they were interrupted."""
+"""Whole training runs: the same on any number of ranks, and bit for bit the same after an interruption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def straight():
 
 @pytest.fixture
 def real_arguments(train_arguments):
-    """`real_arguments(output, *more) -> [...]`: train.py itself, with the network of the recipe."""
+    """`real_arguments(output, *more) -> [...]`: the real train.py and the network of the recipe."""
     return lambda *words: ["train.py", *train_arguments(*words)[1:]]
 
 
@@ -74,7 +74,7 @@ def test_resumed_from_the_middle_it_is_bit_for_bit_the_same(uninterrupted, train
 
 @pytest.mark.full
 def test_from_another_state_it_is_not_the_same(uninterrupted, train, tmp_path):
-    """The control: a run that starts afresh with another seed ends elsewhere."""
+    """The control: a run with another seed has other weights."""
     other = train(tmp_path / "run", "--set", "runtime.seed=1")
     assert not torch.equal(
         last_tensors(other)["model.last_linear.weight"], last_tensors(uninterrupted(1))["model.last_linear.weight"]
@@ -86,7 +86,7 @@ def test_from_another_state_it_is_not_the_same(uninterrupted, train, tmp_path):
 def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
     run_command, start_command, real_arguments, tmp_path, number
 ):
-    """New processes of train.py itself, with the network of the recipe."""
+    """New processes of the real train.py and the network of the recipe."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = start_command([sys.executable, *real_arguments(run)])
     command.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 1)

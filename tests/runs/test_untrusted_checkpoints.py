@@ -1,4 +1,4 @@
-"""Checkpoints of this project's own format, whole by their digest, that say what no run says: refused before it costs.
+"""Checkpoints of this project with a right digest and impossible metadata: refused before a costly step.
 
 See tests/resource_probe.py for how memory and time are known.
 """
@@ -69,7 +69,7 @@ def test_what_a_checkpoint_may_not_say(
 
 
 def test_what_it_may_say(measure: Probe, untrained: Any, metadata: Any, images: Path, tmp_path: Path) -> None:
-    """The control for all of the above; and what it says of this machine is not followed."""
+    """The control for all of the above. Settings of the machine in a checkpoint have no effect."""
     path = write_checkpoint(tmp_path / "c.safetensors", untrained, metadata)
     usual = measure("validate.py", "--checkpoint", path)
     assert usual.returncode == 0, usual.output
@@ -91,7 +91,7 @@ def test_what_it_may_say(measure: Probe, untrained: Any, metadata: Any, images: 
 def test_a_server_is_asked_when_the_user_names_it(
     measure: Probe, untrained: Any, metadata: Any, tmp_path: Path
 ) -> None:
-    """Nobody listens there: the answer shows that it was tried, and that it is not without --data."""
+    """No server listens at the address: the error shows a request with --data, and none without."""
     address = "http://127.0.0.1:9/x"
     path = write_checkpoint(
         tmp_path / "c.safetensors", untrained, changed(metadata, SAYS["a server"] | {"recipe.data.root": address})

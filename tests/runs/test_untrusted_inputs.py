@@ -1,6 +1,6 @@
 """Recipes, images and links that were made to do harm, given to the commands: refused in little time and memory.
 
-See tests/resource_probe.py for how those are known. More of images, archives and indices is in tests/data.
+tests/resource_probe.py measures both. tests/data has more tests of images, archives and indices.
 """
 
 from __future__ import annotations
