@@ -41,7 +41,10 @@ TWO_STEPS = (
 )
 # The file with the first weights is not part of the project.
 SETTINGS = {"finetune": ("model.weights=null", "model.reset_head=false")}
-SMALL = ("batch={global_size: 4, micro_size: 2}", "data.image_size=32", "data.progressive=null")
+SMALL = (
+    *("batch={global_size: 4, micro_size: 2}", "data.synthetic_images=16"),
+    *("data.image_size=32", "data.progressive=null"),
+)
 STEP = ["scripts/bench.py", "step", "--peer", "timm"]
 # Model, and options of `bench.py step`. `bench.py step` measures all precisions unless --precision is given.
 ROWS = (

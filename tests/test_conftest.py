@@ -56,7 +56,7 @@ def test_waiting_for_what_never_comes_fails(start_command):
 @pytest.mark.parametrize("start", ["run_world", "torchrun"])
 def test_a_world_has_as_many_processes(request, tmp_path, start):
     script = tmp_path / "worker.py"
-    # In one piece: torchrun lets its workers print word by word, and the two would mix.
+    # One write for each line: torchrun prints word by word, and the lines of two workers would mix.
     words = "f\"rank {os.environ['RANK']} {os.environ['CUDA_VISIBLE_DEVICES'] == ''}\\n\""
     script.write_text(f"import os\nos.write(1, {words}.encode())\n")
     result = request.getfixturevalue(start)(2, [script])
@@ -83,7 +83,7 @@ def test_tiny_images_are_jpegs_that_tell_their_class(tiny_image_folder):
 
 @pytest.mark.parametrize(("options", "outcome"), [([], "1 passed, 2 skipped"), (["--full"], "2 passed, 1 skipped")])
 def test_long_tests_run_on_request(tmp_path, run_command, options, outcome):
-    """A skipped test says how to run it, and the summary is the last line."""
+    """The reason of a skip has the command to run the test, and the summary is the last line."""
     (tmp_path / "test_it.py").write_text(MARKED)
     arguments = ["-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", ROOT / "pyproject.toml"]
     plugin = {"PYTHONPATH": str(ROOT / "tests")}

@@ -1,4 +1,4 @@
-"""The benchmark of the step, made small: its figures are measured, in the fields promised, and add up."""
+"""A small benchmark of the step: the promised figures are there and add up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = ("forward", "backward", "gradient_norm", "optimizer", "overhead")
 
 @pytest.fixture
 def bench(run_command, tmp_path: Path):
-    """`bench(*words)` -> its figures and what it printed."""
+    """`bench(*words)` -> the figures and the output."""
 
     def run(*words):
         file = tmp_path / "step.json"
@@ -99,7 +99,7 @@ def step(monkeypatch):
 
 @pytest.fixture
 def workers(step, monkeypatch):
-    """Stand-ins for the workers' processes, each with a speed of its own; what was begun and ended, in order."""
+    """Stand-ins for the workers, with different speeds; the list has the starts and ends in order."""
     seen = []
 
     class Workers:
@@ -144,7 +144,7 @@ def test_on_a_gpu_all_precisions_are_measured_beside_the_peer(step, workers, cap
         assert row["breakdown"]["overhead_share"] == pytest.approx(0.6)
         assert row["share_of_peak"] == row["images_per_second"] * figures["flops_per_image"] / 1e12
         assert row["peak_memory"] == 2**30
-    usual = rows["bf16", True]  # What recipes have on such a GPU.
+    usual = rows["bf16", True]  # The default of recipes on such a GPU.
     assert {name: figures[name] for name in usual} == usual
     assert figures["gpu"] == "a GPU"
     assert "bf16, compiled:" in capsys.readouterr().out
@@ -214,8 +214,8 @@ def flags():
 
 @pytest.mark.parametrize("kind", ["ours", "timm"])
 @pytest.mark.parametrize("tf32", [False, True])
-def test_both_contenders_round_alike(step, flags, monkeypatch, kind, tf32):
-    """The flags when the first round begins, however they were before."""
+def test_ours_and_the_peer_round_alike(step, flags, monkeypatch, kind, tf32):
+    """The flags at the first round do not depend on earlier values."""
     worker = importlib.import_module("benchmark.bench_worker")
 
     class Begun(Exception):
@@ -227,7 +227,7 @@ def test_both_contenders_round_alike(step, flags, monkeypatch, kind, tf32):
     for (module, name), value in zip(FLAGS, [not tf32, not tf32, False], strict=True):
         setattr(module, name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    # A run sets flags of its own, and its trainer's files would be left to the end of the process.
+    # A real run sets flags, and leaves open files of a trainer to the end of the process.
     monkeypatch.setattr(worker, "BenchRun", Mock(side_effect=lambda *_: make_deterministic(False) or Mock()))
     monkeypatch.setattr(worker, "RunFolder", Mock())
     monkeypatch.setattr(worker, "Rounds", begin)

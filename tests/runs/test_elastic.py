@@ -17,8 +17,8 @@ PRECISIONS = ["fp64", pytest.param("fp32", marks=full)]
 STEPS, REPLICAS = 50, 4
 # The largest relative difference of the loss of a logical replica, by the number of steps. In float64 the measured
 # difference was 2e-14. In float32 a last bit sometimes changes a sign before a ReLU or the winner of a maximum. Then
-# the runs part, faster at a higher learning rate: the difference was 2e-7 in the first 10 steps, and in 50 steps 1e-3, 5e-2
-# and 1e-1 at learning rates of 1e-4, 1e-3 and 1e-2.
+# the runs part, faster at a higher learning rate: the difference was 2e-7 in the first 10 steps, and in 50 steps 1e-3,
+# 5e-2 and 1e-1 at learning rates of 1e-4, 1e-3 and 1e-2.
 TOLERANCES = {"fp64": {STEPS: 1e-9}, "fp32": {10: 1e-5, STEPS: 1e-2}}
 RECIPE = """
 model: {{name: seresnext26, num_classes: 3, drop_rate: 0.2, drop_path_rate: 0.2}}

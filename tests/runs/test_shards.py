@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import launcher
 import pytest
 from bad_checkpoints import write_checkpoint
 from launcher import PYTHON
@@ -26,7 +25,7 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
     script = ROOT / "scripts" / "prepare_shards.py"
     options = ["--output", root, "--images-per-shard", "4", "--cache", root / "cache"]
-    subprocess.run([sys.executable, script, images, *options], check=True, capture_output=True)
+    launcher.complete(1, [script, images, *options])
     return root
 
 
