@@ -28,7 +28,7 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up annotations here.
+    sys.modules[spec.name] = module  # Where dataclasses look up what their annotations mean.
     spec.loader.exec_module(module)
     return module
 
