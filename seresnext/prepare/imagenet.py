@@ -24,15 +24,17 @@ def check_sizes(folder: Path) -> None:
         try:
             size = path.stat().st_size
         except OSError as error:
-            problems.append(f"{archive.name}: {error.strerror}; download it from image-net.org (ILSVRC 2012)")
+            problems.append(f"{archive.name}: {error.strerror}; download the file from image-net.org (ILSVRC 2012)")
             continue
         if size < archive.size:
             problems.append(
                 f"{archive.name}: {size:,} of {archive.size:,} bytes ({100 * size / archive.size:.1f} %); the download "
-                "stopped: continue it (wget --continue, curl --continue-at -)"
+                "stopped: continue the download (wget --continue, curl --continue-at -)"
             )
         elif size > archive.size:
-            problems.append(f"{archive.name}: {size:,} bytes, and {archive.size:,} are published; download it again")
+            problems.append(
+                f"{archive.name}: {size:,} bytes, and {archive.size:,} are published; download the file again"
+            )
     if problems:
         listing = "\n  ".join(problems)
         raise DataError(f"{folder} does not hold ImageNet's archives as published:\n  {listing}")
@@ -50,10 +52,12 @@ def check_md5(path: Path, archive: Archive) -> None:
                 digest.update(piece)
                 bar.update(len(piece))
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or download it again") from None
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; check the disk, or download the file again"
+        ) from None
     if digest.hexdigest() != archive.md5:
         raise DataError(
-            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; download it again"
+            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; download the file again"
         )
 
 

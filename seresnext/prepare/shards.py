@@ -3,9 +3,9 @@
 Each split gets a folder: `train-00000.tar` and so on in the layout of WebDataset (`KEY.jpg`, `KEY.cls`), and an index
 with checksums.
 
-Without options the bytes of the images stay as they are. `short_side` resizes images whose shorter side is longer
-(Pillow, antialiased) and encodes them as JPEG with 4:2:0 colour, which decodes fastest; a JPEG that is small already
-stays as it is. `quality` alone encodes every image again at the same size.
+Without options, the bytes of the images do not change. `short_side` resizes an image whose shorter side is longer
+(Pillow, antialiased) and encodes the image as JPEG with 4:2:0 colour, the fastest to decode; a smaller JPEG does not
+change. `quality` alone encodes every image again at the same size.
 
 The same images and options give the same bytes with any number of workers. After a stop, the same command keeps every
 shard that is finished and intact. A shard appears complete or not at all.
