@@ -74,7 +74,7 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
     ):
         return None
     return OutOfMemory(
-        f"out of memory ({text.splitlines()[0] if text else type(error).__name__}). Lower batch.micro_size, which does "
+        f"out of memory ({text.splitlines()[0] if text else type(error).__name__}); lower batch.micro_size, which does "
         "not change the size of a step (batch.global_size), or set runtime.grad_checkpointing=true; if the memory of "
         "the host ran out, lower data.workers"
     )

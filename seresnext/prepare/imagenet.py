@@ -32,9 +32,7 @@ def check_sizes(folder: Path) -> None:
                 "stopped: continue the download (wget --continue, curl --continue-at -)"
             )
         elif size > archive.size:
-            problems.append(
-                f"{archive.name}: {size:,} bytes, and {archive.size:,} are published; download the file again"
-            )
+            problems.append(f"{archive.name}: {size:,} bytes, and {archive.size:,} are published; repeat the download")
     if problems:
         listing = "\n  ".join(problems)
         raise DataError(f"{folder} does not hold ImageNet's archives as published:\n  {listing}")
@@ -52,12 +50,10 @@ def check_md5(path: Path, archive: Archive) -> None:
                 digest.update(piece)
                 bar.update(len(piece))
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}; check the disk, or download the file again"
-        ) from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
     if digest.hexdigest() != archive.md5:
         raise DataError(
-            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; download the file again"
+            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; repeat the download"
         )
 
 

@@ -88,7 +88,7 @@ def test_a_flipped_bit_is_found_by_its_sum(archives, monkeypatch, tmp_path):
     content = bytearray(path.read_bytes())
     content[3000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* download the file again"):
+    with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* repeat the download"):
         run(archives, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -113,7 +113,7 @@ def test_all_that_is_wrong_with_sizes_comes_at_once(archives, monkeypatch):
     assert len(lines) == 3
     assert "(50.0 %); the download stopped: continue the download" in lines[0]
     assert "ILSVRC2012_img_val.tar: No such file or directory; download the file from image-net.org" in lines[1]
-    assert "are published; download the file again" in lines[2]
+    assert "are published; repeat the download" in lines[2]
 
 
 def test_mistakes_are_messages(archives: Path, run_command: Callable, tmp_path: Path):
