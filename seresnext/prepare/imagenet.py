@@ -17,7 +17,7 @@ _PIECE = 8 << 20  # bytes of a read
 
 
 def check_sizes(folder: Path) -> None:
-    """Raise DataError that lists every missing file and every file whose size differs from the published size."""
+    """Raise DataError that lists every missing file and every file with another size than published."""
     problems = []
     for archive in ARCHIVES:
         path = folder / archive.name
