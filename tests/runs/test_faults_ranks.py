@@ -34,9 +34,10 @@ def named(result, run, rank):
         assert (str(saved[-1]) if saved else "No checkpoint") in message
 
 
-def killed(point, rank):
+def killed(point, rank, launch=()):
     def happen(faulty, run, world):
-        result = faulty(run, Fault(point, "kill", rank=rank), world=world, more=SIZES[world], timeout=80)
+        fault = Fault(point, "kill", rank=rank)
+        result = faulty(run, fault, world=world, more=SIZES[world], launch=launch, timeout=80)
         assert result.returncode != 0
         if world > 1:
             named(result, run, rank)
@@ -72,11 +73,21 @@ def without_memory(how, rank):
     return happen
 
 
+UNDER_TORCHRUN = ["--max-restarts=0"]
 REAL = "memory:20000000"  # A limit of so many bytes, and not only an error that is raised.
 EVERY_DAY = (3, [killed("reduce:5", 1)])
 FULL = [
     (1, [killed("reduce:5", 0), without_memory(REAL, 0)]),
-    (2, [killed("step:0", 0), killed("validate:4", 1), frozen(0), without_memory("memory", 1), killed("end", 0)]),
+    (
+        2,
+        [
+            killed("step:0", 0),
+            killed("validate:4", 1, UNDER_TORCHRUN),
+            frozen(0),
+            without_memory("memory", 1),
+            killed("end", 0),
+        ],
+    ),
     (3, [killed("step:0", 2), killed("validate:4", 0), frozen(1), without_memory(REAL, 2)]),
     (4, [killed("step:0", 3), killed("reduce:5", 0), frozen(3), without_memory(REAL, 0)]),
 ]
