@@ -46,8 +46,8 @@ def test_mixup_is_that_of_torchvision_with_the_same_share():
 
 def test_cutmix_is_that_of_torchvision_with_the_same_share_and_centre(monkeypatch: pytest.MonkeyPatch):
     # timm makes boxes of an odd size one pixel larger than the code of the paper's authors, which torchvision follows.
-    # torchvision pairs each image with the previous one, timm and this project with the image at the same position of the
-    # reversed batch. For two images, the pairs are equal.
+    # torchvision pairs each image with the previous one, timm and this project with the image at the same position of
+    # the reversed batch. For two images, the pairs are equal.
     images, oracle = IMAGES[:2], v2.CutMix(alpha=1.0, num_classes=5)
     for number in range(200):
         share = number / 199
