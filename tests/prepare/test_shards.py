@@ -36,7 +36,7 @@ Prepare = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`train` with 23 images of two classes: JPEGs of at most 300 x 223, one gray, one PNG, one PNG with a wrong name."""
+    """`train` with 23 images of two classes: JPEGs, one of them gray, two PNGs, one with a wrong name."""
     root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     for number in range(23):
         folder = root / "train" / f"class_{number % 2}"
