@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
 
 def digit_images(folder: Path) -> dict[int, tuple[str, int]]:
     """Return split and class of each image by index in scikit-learn's data set."""
