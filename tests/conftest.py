@@ -15,7 +15,6 @@ import sys
 import tarfile
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +66,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(skip)
     if shard := config.getoption("--shard"):
         part, count = shard
-        # A file stays whole, since tests of a file share fixtures.
-        parts = [zlib.crc32(item.nodeid.partition("::")[0].encode()) % count + 1 for item in items]
+        # A file stays whole, since tests of a file share fixtures. Neighbours, which cost alike, go to different parts.
+        names = [item.nodeid.partition("::")[0] for item in items]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        parts = [numbers[name] % count + 1 for name in names]
         config.hook.pytest_deselected(items=[item for item, of in zip(items, parts, strict=True) if of != part])
         items[:] = [item for item, of in zip(items, parts, strict=True) if of == part]
 
