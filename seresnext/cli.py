@@ -121,7 +121,8 @@ def _print_commands(name: str) -> None:
     elif name in ("-h", "--help", "prepare -h", "prepare --help"):
         print(f"usage: seresnext COMMAND ...\n\n{listing}\n\n`seresnext COMMAND --help` describes the arguments.")
     else:
-        raise UsageError(f"no command {name!r}; give one of the commands\n{listing}")
+        problem = f"there is no command {name!r}" if name else "the command is missing"
+        raise UsageError(f"{problem}; give one of the commands\n{listing}")
 
 
 def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop: StopRequest) -> int:
