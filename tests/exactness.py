@@ -245,12 +245,11 @@ def _forgetful(restore: Callable[..., None], what: str, tensors: Any, live: Any,
 
 
 def _tensors(run: Any) -> dict[str, Any]:
-    momenta = {
-        f"momentum.{name}": run.optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in run.model.named_parameters()
-    }
+    from seresnext.training.optimizer import optimizer_state
+
+    state = {f"optimizer.{name}": tensor for name, tensor in optimizer_state(run.model, run.optimizer).items()}
     ema = run.ema.model.state_dict(prefix="ema.") if run.ema else {}
-    return {**run.model.state_dict(prefix="model."), **ema, **momenta}
+    return {**run.model.state_dict(prefix="model."), **ema, **state}
 
 
 def _digests(run: Any) -> dict[str, str]:
@@ -294,7 +293,7 @@ class Lab:
         with safe_open(self.folder / run / "checkpoints" / "last.safetensors", framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
-        assert any(name.startswith("optimizer.momentum.") for name in found)
+        assert any(name.startswith("optimizer.") for name in found)
         assert any(name.startswith("ema.") for name in found)
         for name in ("step", "best", "history", "progress"):
             found[name] = metadata[name]

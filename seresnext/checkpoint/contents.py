@@ -1,7 +1,7 @@
 """What is in a checkpoint: named tensors and a few facts as text; taken from a run, and put back strictly.
 
-Learning rate, weight decay, data order and all randomness are functions of the step, so the tensors of the model, the
-optimizer's momentum, the EMA and the scaler, with the step, are the whole state of a run.
+Learning rate, weight decay, data order and all randomness are functions of the step. The whole state of a run is the
+step and the tensors of the model, the optimizer, the EMA and the scaler.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from seresnext.errors import CheckpointError
 from seresnext.weights.marks import FORMAT, check_format
@@ -29,7 +27,10 @@ _MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (traini
 _SKIP_FIELDS = {"step", "reason", "samples"}
 
 StateTensors = Mapping[str, Mapping[str, Tensor]]
-"""The live tensors of a run by prefix, `{"model": ..., "optimizer.momentum": ..., ...}`, and by name within it."""
+"""The live tensors of a run, by prefix and by name: `{"model": {"layer0.conv1.weight": ...}, "optimizer": ...}`."""
+
+STATE_PREFIXES = ("model", "ema", "optimizer", "scaler")
+"""The keys of `StateTensors`. A checkpoint has no tensor outside these."""
 
 _JSON_KINDS: dict[str, tuple[type, ...]] = {
     "recipe": (dict,),
@@ -170,25 +171,6 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under a prefix such as `model` or `ema`, without it."""
     start = prefix + "."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-
-
-def momentum_buffers(parameters: Iterable[tuple[str, Parameter]], optimizer: Optimizer) -> dict[str, Tensor]:
-    """SGD's momentum buffers by parameter name; empty for a momentum of 0.
-
-    A buffer that does not exist yet is made, of zeros: momentum * 0 + gradient is the gradient, which is what torch's
-    first step sets. So a checkpoint of step 0 has the same names as any other.
-    """
-    names = {parameter: name for name, parameter in parameters}
-    buffers = {}
-    for group in optimizer.param_groups:
-        if group["momentum"] == 0:
-            continue
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers[names[parameter]] = state["momentum_buffer"]
-    return buffers
 
 
 def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:

@@ -110,6 +110,8 @@ PositiveDuration = Annotated[Duration, PlainValidator(_read_positive_duration), 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Pair = Annotated[tuple[Annotated[Number, Field(gt=0)], Annotated[Number, Field(gt=0)]], BeforeValidator(_list_to_tuple)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_list_to_tuple)]
 ChannelMean = Annotated[
     tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1), BeforeValidator(_list_to_tuple)
 ]
@@ -316,10 +318,12 @@ class BatchSection(Section):
 class OptimizerSection(Section):
     """How weights move."""
 
-    name: Literal["sgd"] = Field(default="sgd", description="The optimizer.")
+    name: Literal["sgd", "adamw"] = Field(default="sgd", description="The optimizer.")
     lr: Number = Field(default=0.6, gt=0, description="Peak learning rate, for the global batch as it is written here.")
     momentum: Number = Field(default=0.9, ge=0, lt=1, description="Momentum.")
     nesterov: bool = Field(default=False, description="Nesterov's form of momentum.")
+    betas: Betas = Field(default=(0.9, 0.999), description="`adamw` only: decay of the two moving averages.")
+    eps: Number = Field(default=1e-8, gt=0, description="`adamw` only: added to the denominator.")
     weight_decay: Number = Field(default=1e-4, ge=0, description="L2 penalty, added to the gradient.")
     decay_norm_and_bias: bool = Field(default=True, description="Decay BatchNorm weights and all biases too.")
     clip_norm: Number | None = Field(

@@ -18,7 +18,6 @@ from seresnext.checkpoint.contents import (
     StateTensors,
     check_fits,
     load_scaler_state,
-    momentum_buffers,
     restore,
     scaler_state,
 )
@@ -56,7 +55,7 @@ from seresnext.run.trials import choose_by_trial
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_compile, resolve_precision, tune_malloc
 from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
-from seresnext.training.optimizer import build_optimizer
+from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
 from seresnext.training.plan import Progress, build_plan
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import build_schedule
@@ -248,13 +247,14 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else {},
-            "optimizer.momentum": momentum_buffers(self.model.named_parameters(), self.optimizer),
+            "optimizer": optimizer_state(self.model, self.optimizer),
             "scaler": scaler_state(step.scaler),
         }
 
     def _restore(self, saved: LoadedCheckpoint, step: TrainingStep) -> None:
         live = self._parts(step)
         restore(saved.tensors, live, str(saved.path))
+        share_step_count(self.optimizer, live["optimizer"])
         load_scaler_state(step.scaler, live["scaler"])
 
     def train_batches(self, replicas: range, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:

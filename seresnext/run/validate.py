@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint.contents import CheckpointMetadata, part
+from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, part
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
@@ -50,7 +50,6 @@ from seresnext.weights.names import listed, printable, shown_path
 # What a published file of weights does not say, and where 2 cores and 24 GiB or a GPU all do well.
 _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
-_PARTS = ("model.", "ema.", "optimizer.momentum.", "scaler.")
 # Pixels of the images of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 on a GPU, and never less than one.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
@@ -173,7 +172,7 @@ def _of_checkpoint(
     found = part(tensors, chosen)
     if not found and weights:
         raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
-    others = [printable(name) for name in tensors if not name.startswith(_PARTS)]
+    others = [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]
     if others:
         raise CheckpointError(f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}")
     # Before a model of as many classes as the recipe says is made: the tensors are no larger than the file.

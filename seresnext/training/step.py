@@ -93,7 +93,7 @@ class TrainingStep:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.SGD,
+        optimizer: torch.optim.Optimizer,
         *,
         world: World,
         replicas: int,

@@ -10,6 +10,8 @@ from torch import nn
 from seresnext.checkpoint import contents, store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.errors import CheckpointError
+from seresnext.recipe.schema import OptimizerSection
+from seresnext.training.optimizer import build_optimizer, optimizer_state
 
 FACTS = CheckpointMetadata(
     step=5,
@@ -26,12 +28,12 @@ FACTS = CheckpointMetadata(
 class Run:
     """A small training run with everything a checkpoint holds."""
 
-    def __init__(self, momentum: float = 0.9) -> None:
+    def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
         self.model.to(memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.model)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
+        self.optimizer = build_optimizer(self.model, OptimizerSection(lr=0.1, weight_decay=1e-3))
         self.scaler = torch.amp.GradScaler("cpu", growth_interval=3)
         self.step = 0
 
@@ -39,7 +41,7 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer.momentum": contents.momentum_buffers(self.model.named_parameters(), self.optimizer),
+            "optimizer": optimizer_state(self.model, self.optimizer),
             "scaler": contents.scaler_state(self.scaler),
         }
 
@@ -102,29 +104,7 @@ def test_resume_without_one_tensor_differs(dropped):
     assert not same(snapshot(straight), snapshot(resumed))
 
 
-@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}, {"nesterov": True}])
-def test_momentum_of_zeros_is_torchs_first_step(options):
-    torch.manual_seed(0)
-    plain = nn.Linear(5, 4)
-    zeros = copy.deepcopy(plain)
-    images = torch.randn(3, 5)
-    for model, prepare in ((plain, False), (zeros, True)):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-2, **options)
-        if prepare:
-            buffers = contents.momentum_buffers(model.named_parameters(), optimizer)
-            assert buffers.keys() == {"weight", "bias"}
-            assert not any(buffer.any() for buffer in buffers.values())
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(images).square().sum().backward()
-            optimizer.step()
-    assert torch.equal(plain.weight, zeros.weight)
-    assert torch.equal(plain.bias, zeros.bias)
-
-
-def test_without_momentum_or_scaler_there_is_nothing_to_save():
-    run = Run(momentum=0.0)
-    assert contents.momentum_buffers(run.model.named_parameters(), run.optimizer) == {}
+def test_without_a_scaler_there_is_nothing_to_save():
     off = torch.amp.GradScaler("cpu", enabled=False)
     assert contents.scaler_state(off) == {}
     contents.load_scaler_state(off, {})

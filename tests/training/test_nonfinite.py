@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import BatchNormStatistics, World
+from seresnext.recipe.schema import OptimizerSection
 from seresnext.runtime import PRECISIONS
 from seresnext.training import ema as ema_module
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import CrossEntropy
 from seresnext.training.nonfinite import NonFiniteStep, describe_skip, doubt_about, with_validation
-from seresnext.training.optimizer import sgd
+from seresnext.training.optimizer import build_optimizer, optimizer_state
 from seresnext.training.plan import Progress
 from seresnext.training.step import StepResult, TrainingStep
 
@@ -50,9 +51,8 @@ class Bench:
         with torch.no_grad():
             self.model[5].bias[0] = -0.0
         self.ema = Ema(self.model, 0.9, warmup=True)
-        settings = {"lr": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-2, "decay_norm_and_bias": True}
         clip_norm = options.pop("clip_norm", None)
-        self.optimizer = sgd(self.model, **settings | options)
+        self.optimizer = build_optimizer(self.model, OptimizerSection(**{"lr": 1.0, "weight_decay": 1e-2, **options}))
         self.step = TrainingStep(
             self.model,
             self.optimizer,
@@ -92,11 +92,8 @@ class Bench:
 
     def bytes(self):
         """Every bit of what training changes."""
-        momenta = {
-            f"momentum.{name}": self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.model.named_parameters()
-        }
-        tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **momenta}
+        state = optimizer_state(self.model, self.optimizer)
+        tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **state}
         return {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
 
 
@@ -105,6 +102,8 @@ VARIANTS = {
     "one replica": {"replicas": 1},
     "three replicas": {"replicas": 3},
     "nesterov": {"nesterov": True},
+    "adamw": {"name": "adamw"},
+    "adamw, fp32": {"name": "adamw", "precision": "fp32"},
     "clipped": {"clip_norm": 0.05},
     "fp32, channels_last": {"precision": "fp32", "layout": torch.channels_last},
     "bf16": {"precision": "bf16"},

@@ -14,11 +14,12 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import DDPOptions, World
 from seresnext.models import SENet
 from seresnext.randomness import torch_seed_at
+from seresnext.recipe.schema import OptimizerSection
 from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
-from seresnext.training.optimizer import sgd
+from seresnext.training.optimizer import build_optimizer
 from seresnext.training.step import PendingResult, StepResult, TrainingStep
 
 SEED, LR, SMOOTHING = 3, 0.1, 0.1
@@ -41,7 +42,7 @@ def batch(step, replica, dtype=torch.float64):
 
 
 def optimizer_of(model):
-    return sgd(model, lr=1.0, momentum=0.9, nesterov=False, weight_decay=1e-2, decay_norm_and_bias=True)
+    return build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=1e-2))
 
 
 def make(model, replicas=2, precision="fp64", **options):
