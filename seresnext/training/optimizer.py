@@ -47,7 +47,7 @@ def _sgd(groups: list[dict[str, Any]], section: OptimizerSection) -> Optimizer:
 
 
 def _adamw(groups: list[dict[str, Any]], section: OptimizerSection) -> Optimizer:
-    """Build AdamW (Loshchilov and Hutter 2019). The state exists from the start, for a restore before the first step."""
+    """Build AdamW (Loshchilov and Hutter 2019), with its state, so that a restore finds all tensors."""
     optimizer = AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
     for parameter in _parameters(optimizer):
         optimizer.state[parameter] = {

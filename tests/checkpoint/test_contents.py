@@ -186,12 +186,13 @@ def test_part_takes_one_prefix():
 
 def test_facts_survive_as_text():
     metadata = FACTS.to_metadata()
-    assert metadata["format"] == "seresnext-1"
+    assert metadata["format"] == "seresnext-2"
     assert metadata.keys() == {
         *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress"),
     }
     assert all(isinstance(text, str) for text in metadata.values())
     assert CheckpointMetadata.from_metadata({**metadata, "digest": "0"}, "file") == FACTS
+    assert CheckpointMetadata.from_metadata({**metadata, "format": "seresnext-1"}, "file") == FACTS
     shuffled = CheckpointMetadata(**{**vars(FACTS), "recipe": dict(reversed(FACTS.recipe.items()))})
     assert shuffled.to_metadata() == metadata
     assert CheckpointMetadata.from_metadata({**metadata, "best": "null"}, "file").best is None
@@ -200,7 +201,7 @@ def test_facts_survive_as_text():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "seresnext-2"}, "newer version"),
+        ({"format": "seresnext-3"}, "newer version"),
         ({"format": "seresnext-1000"}, "newer version"),
         ({"format": "seresnext-0"}, "no checkpoint of a training run"),
         ({"format": "pt"}, "no checkpoint of a training run"),

@@ -76,7 +76,7 @@ WRONG_VALUES = {
     "number for a section": ("mix: 3", "r.yaml:2: mix: expected a section of keys, found 3"),
     "list for a section": ("mix: [1]", "mix: expected a section of keys, found a list of 1"),
     "section left empty": ("logging:", "logging: expected a section of keys, found nothing", "leave the section out"),
-    "unknown word": ("optimizer: {name: sdg}", "expected sgd, found the text 'sdg'; did you mean sgd?"),
+    "unknown word": ("optimizer: {name: sdg}", "expected one of sgd, adamw, found the text 'sdg'; did you mean sgd?"),
     "unknown precision": (
         "runtime: {precision: bfloat16}",
         "one of auto, fp64, fp32, bf16, fp16",

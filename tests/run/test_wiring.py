@@ -137,7 +137,7 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 AS_BY_DEFAULT = {
     "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_run.py
     "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic", "runtime.measure",
-    "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
+    "loss.name", "optimizer.betas", "optimizer.eps", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
     "runtime.loader_timeout", "runtime.collective_timeout",
 }  # fmt: skip
 SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoint", "logging", "runtime")
@@ -222,6 +222,14 @@ OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
         ["loss={label_smoothing: 0.2}"],
         lambda built: built.step["loss"],
         CrossEntropy(0.2),
+    ),
+    "adamw": (
+        ["optimizer={name: adamw, betas: [0.7, 0.8], eps: 1e-5, weight_decay: 0.1}"],
+        lambda built: [
+            (type(built.run.optimizer), *(group[key] for key in ("betas", "eps", "weight_decay")))
+            for group in built.run.optimizer.param_groups
+        ],
+        [(torch.optim.AdamW, (0.7, 0.8), 1e-5, 0.1)],
     ),
     "rate by steps": (
         ["schedule={name: step, every: 2ep, factor: 0.3, warmup: 1st}"],

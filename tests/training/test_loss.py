@@ -1,17 +1,24 @@
 """Both losses against timm's and against their definitions."""
 
+from typing import get_args
+
 import pytest
 import timm.loss
 import torch
 import torch.nn.functional as F
 
-from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
+from seresnext.recipe.schema import LossSection
+from seresnext.training.loss import LOSSES, BinaryCrossEntropy, CrossEntropy
 
 
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
     return torch.randn(16, 10, generator=generator), torch.randint(10, (16,), generator=generator)
+
+
+def test_the_schema_has_the_names_of_the_table():
+    assert get_args(LossSection.model_fields["name"].annotation) == tuple(LOSSES)
 
 
 def test_smoothing_equals_timms(batch):
