@@ -15,7 +15,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 
 OLD_BEST, OLD, NEW = 3, 4, 8
 _DATASET = {"classes": ["a"], "num_images": 1, "fingerprint": ""}
@@ -31,18 +31,16 @@ def save(folder: Path, *steps: int, best: int | None = None) -> None:
     """Save these steps one after the other as a run does that keeps one, the last of them as the best if it is."""
     current = 0
     saver = Saver(
-        world=World(),
-        folder=folder,
-        keep=1,
-        keep_every=None,
-        goes_on=False,
-        parts=lambda: {"model": tensors_of(current)},
-        facts=lambda step, progress: CheckpointMetadata(step, {}, "", progress["best"], [], _DATASET, {}, progress),
-        say=print,
+        World(),
+        folder,
+        SavePolicy(keep=1),
+        tensors=lambda: {"model": tensors_of(current)},
+        metadata=lambda step, progress: CheckpointMetadata(step, {}, "", progress["best"], [], _DATASET, {}, progress),
+        warn=print,
     )
     with saver:
         for current in steps:
-            saver.settle()
+            saver.wait()
             saver.save(current, {"best": {"step": best, "top1": float(best)} if best else None})
         saver.finish()
 
@@ -86,7 +84,7 @@ def assert_sound(folder: Path) -> int:
 
 def assert_next_save_mends(folder: Path) -> None:
     """A run that is started again sweeps, and its save leaves what a save leaves that nothing happened to."""
-    store.sweep(folder)
+    store.remove_temporary(folder)
     save_new(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.safetensors",

@@ -133,14 +133,14 @@ class _Subject:
         """Seconds of a step."""
         start = time.perf_counter()
         # To read the report is to wait for the device.
-        self._step.read(self._number, self._step(self._batches, step=self._number, lr=1e-3, stop=False))
+        self._step(self._batches, step=self._number, lr=1e-3, stop=False).result()
         self._number += 1
         return time.perf_counter() - start
 
     def save(self, beside_steps: bool = False) -> Timed:
         """A save as the trainer makes it, and the wait for its end."""
         start = time.perf_counter()
-        self._saver.settle()
+        self._saver.wait()
         self._saver.save(self._number, asdict(Progress(step=self._number)))
         saved = time.perf_counter()
         path, last = self._folder / f"step-{self._number:08}.safetensors", self._folder / "last.safetensors"

@@ -57,10 +57,10 @@ from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
 from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
 from seresnext.training.plan import Progress, build_plan
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 from seresnext.training.schedule import build_schedule
-from seresnext.training.step import TrainingStep
-from seresnext.training.trainer import TrainData, Trainer, ValidationData
+from seresnext.training.step import StepSettings, TrainingStep
+from seresnext.training.trainer import TrainData, Trainer, Validation
 
 
 class Run:
@@ -167,8 +167,8 @@ class Run:
         step = self.build_step()
         if saved:
             world.together(lambda: self._restore(saved, step))
-        journal = RunLogger(folder.path if folder else None, self._console, world, recipe.model.num_classes)
-        world.together(lambda: journal.open(progress.step, progress.evaluated, progress.logged))
+        logger = RunLogger(folder.path if folder else None, self._console, world, recipe.model.num_classes)
+        world.together(lambda: logger.open(progress.step, progress.evaluated, progress.logged))
         models = {"model": self.model, **({"ema": self.ema.model} if self.ema else {})}
         gc.enable()  # The start is over, which train.py disabled it for.
         return Trainer(
@@ -183,12 +183,15 @@ class Run:
                 self._tally,
                 (lambda: self._calibration_batches(step.own_replicas)) if recipe.evaluation.recalibrate else None,
             ),
-            validation=ValidationData(self._validation_batches, math.ceil(len(self.val) / self._evaluation_size)),
-            models=models,
-            chosen=recipe.evaluation.weights,
-            precision=self.precision,
+            validation=Validation(
+                self._validation_batches,
+                num_batches=math.ceil(len(self.val) / self._evaluation_size),
+                models=models,
+                best_by=recipe.evaluation.weights,
+                precision=self.precision,
+            ),
             saver=self.saver(folder.checkpoints if folder else None, step),
-            journal=journal,
+            logger=logger,
             stop=stop,
         )
 
@@ -196,14 +199,12 @@ class Run:
         """What saves this run into the folder `checkpoints`; without one nothing is saved."""
         settings = self.recipe.checkpoint
         return Saver(
-            world=self._world,
-            folder=folder,
-            keep=settings.keep,
-            keep_every=self.plan.keep_every,
-            goes_on=settings.on_failure == "continue",
-            parts=lambda: self._parts(step),
-            facts=self._facts,
-            say=self._console.line,
+            self._world,
+            folder,
+            policy=SavePolicy(settings.keep, self.plan.keep_every, settings.on_failure == "continue"),
+            tensors=lambda: self._parts(step),
+            metadata=self._facts,
+            warn=self._console.line,
         )
 
     def check_fits(self, saved: LoadedCheckpoint) -> None:
@@ -231,16 +232,18 @@ class Run:
         return TrainingStep(
             self.model,
             self.optimizer,
-            world=self._world,
-            replicas=self.order.replicas,
-            precision=self.precision,
-            compiled=recipe.runtime.compile is True,
-            seed=recipe.runtime.seed,
             loss=build_loss(recipe.loss),
-            clip_norm=recipe.optimizer.clip_norm,
+            settings=StepSettings(
+                replicas=self.order.replicas,
+                seed=recipe.runtime.seed,
+                precision=self.precision,
+                compiled=recipe.runtime.compile is True,
+                clip_norm=recipe.optimizer.clip_norm,
+                ddp=build_ddp_options(recipe),
+            ),
+            world=self._world,
             mix=build_mixup_cutmix(recipe, self.plan.steps_per_epoch),
             ema=self.ema,
-            exchange=build_ddp_options(recipe),
         )
 
     def _parts(self, step: TrainingStep) -> StateTensors:

@@ -149,19 +149,19 @@ def _make_newest(
 ) -> dict[str, Any] | None:
     best, step = saved.facts.best, saved.facts.step
     with as_usage_error(folder.parent):
-        if renamed := store.set_aside_damaged(saved.damaged):
+        if renamed := store.mark_corrupt(saved.damaged):
             say(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
-        store.set_aside(folder, beyond=step)
+        store.mark_superseded(folder, beyond=step)
         newest = store.steps(folder).get(step)
         if newest is not None and is_same(newest, saved.path):
-            store.point(folder, "last", newest)
+            store.update_link(folder, "last", newest)
         if best is None:
             return None
-        places = [store.named(place, best["step"]) for place in (folder, saved.path.parent)]
+        places = [store.best_candidates(place, best["step"]) for place in (folder, saved.path.parent)]
         candidates = [saved.path, *itertools.chain.from_iterable(places)]
         source = next((path for path in candidates if _is_best(path, best)), None)
         if source is not None:
-            store.point(folder, "best", source)
+            store.update_link(folder, "best", source)
         if measures_anew:
             kept = store.retire_best(folder)
             say(
@@ -171,7 +171,7 @@ def _make_newest(
             return None
         if source is not None:
             return best
-        store.set_aside_best(folder)
+        store.supersede_best(folder)
     say(
         f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
         f"{best['step']}); the best is chosen anew from now on"

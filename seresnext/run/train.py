@@ -31,7 +31,7 @@ from seresnext.run.resume import (
     rewind_folder,
     validation_changes,
 )
-from seresnext.training.nonfinite import doubt_about
+from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
 
 
@@ -81,7 +81,7 @@ def train(
             folder.write_status("finished", progress.step, _reason(early, progress))
             if early:
                 console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
-            if doubt := doubt_about(progress):
+            if doubt := nonfinite_validation(progress):
                 console.line(f"warning: {doubt}")
             console.line(f"finished: {_best(progress, run)}; the run is in {output}")
         else:
@@ -161,12 +161,12 @@ def dry_run(loaded: LoadedRecipe, world: World, stop: StopRequest) -> None:
     console = Console(enabled=world.is_first)
     run = Run(loaded.values, {}, world, console, loaded.meant)
     console.line(run.introduction())
-    rehearsal = run.trainer(None, None, Progress(), stop).dry_run()
-    total = rehearsal.step_seconds * run.plan.total + rehearsal.validation_seconds * run.plan.evaluations
+    timings = run.trainer(None, None, Progress(), stop).dry_run()
+    total = timings.step_seconds * run.plan.total + timings.validation_seconds * run.plan.evaluations
     console.line(
-        f"one step takes {rehearsal.step_seconds:.3g} s "
-        f"({run.plan.global_size / rehearsal.step_seconds:.4g} images/s), one validation about "
-        f"{rehearsal.validation_seconds:.3g} s\n"
+        f"one step takes {timings.step_seconds:.3g} s "
+        f"({run.plan.global_size / timings.step_seconds:.4g} images/s), one validation about "
+        f"{timings.validation_seconds:.3g} s\n"
         f"peak memory of rank 0: {_peak_memory(world)}\n"
         f"estimated time for the whole run: {format_seconds(total)} ({run.plan.total} steps, "
         f"{run.plan.evaluations} validations), without checkpoints\n"
@@ -233,7 +233,7 @@ def _accepted_changes(run: Run, saved: LoadedCheckpoint, allowed: Collection[str
 
 def _reason(early: str | None, progress: Progress) -> str | None:
     """Return the reason for `status.json` of a finished run."""
-    return "; ".join(filter(None, [early, doubt_about(progress)])) or None
+    return "; ".join(filter(None, [early, nonfinite_validation(progress)])) or None
 
 
 def _best(progress: Progress, run: Run) -> str:

@@ -22,7 +22,7 @@ from seresnext.runtime import PRECISIONS, resolve_compile
 from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
 from seresnext.training.optimizer import build_optimizer
-from seresnext.training.step import TrainingStep
+from seresnext.training.step import StepSettings, TrainingStep
 
 # Part of a GPU's memory that a trial leaves free, for what it does not have: validation, collectives, fragments.
 _HEADROOM = 0.06
@@ -164,14 +164,15 @@ def _time_steps(values: dict[str, Any], world: World, steps: int) -> list[float]
     step = TrainingStep(
         model,
         build_optimizer(model, recipe.optimizer),
-        world=World(device=device),
-        replicas=1,
-        precision=precision,
-        compiled=recipe.runtime.compile is True,
-        seed=recipe.runtime.seed,
         loss=build_loss(recipe.loss),
-        clip_norm=recipe.optimizer.clip_norm,
-        mix=None,
+        settings=StepSettings(
+            replicas=1,
+            seed=recipe.runtime.seed,
+            precision=precision,
+            compiled=recipe.runtime.compile is True,
+            clip_norm=recipe.optimizer.clip_norm,
+        ),
+        world=World(device=device),
         ema=Ema(model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None,
     )
     images, labels = stand_in_batch(recipe, device)
@@ -180,7 +181,7 @@ def _time_steps(values: dict[str, Any], world: World, steps: int) -> list[float]
     for number in range(steps):
         started = time.perf_counter()
         batch = DeviceBatch(images, labels, number, 0, 0.0)
-        step.read(number, step(iter([batch]), step=number, lr=1e-3, stop=False))  # Waits for the device.
+        step(iter([batch]), step=number, lr=1e-3, stop=False).result()  # Waits for the device.
         times.append(time.perf_counter() - started)
     del ahead
     return times

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, part
+from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
@@ -169,7 +169,7 @@ def _of_checkpoint(
     chosen = weights or recipe.evaluation.weights
     if chosen == "auto":
         chosen = "ema" if recipe.ema else "model"
-    found = part(tensors, chosen)
+    found = select(tensors, chosen)
     if not found and weights:
         raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
     others = [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]

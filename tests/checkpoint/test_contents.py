@@ -177,11 +177,11 @@ def test_any_single_missing_or_extra_tensor_is_refused(name):
     contents.restore({**tensors, name: removed}, run.parts(), "file")
 
 
-def test_part_takes_one_prefix():
+def test_select_takes_one_prefix():
     tensors = {"model.a.b": torch.ones(1), "modelx.c": torch.ones(1), "ema.a.b": torch.zeros(1)}
-    assert list(contents.part(tensors, "model")) == ["a.b"]
-    assert contents.part(tensors, "ema")["a.b"] == 0
-    assert contents.part(tensors, "scaler") == {}
+    assert list(contents.select(tensors, "model")) == ["a.b"]
+    assert contents.select(tensors, "ema")["a.b"] == 0
+    assert contents.select(tensors, "scaler") == {}
 
 
 def test_facts_survive_as_text():
@@ -210,10 +210,10 @@ def test_facts_survive_as_text():
         ({"dataset": None, "best": None}, "lacks the metadata best, dataset"),
         ({"step": "-3"}, "not a number"),
         ({"step": "9" * 5000}, "not a number"),
-        ({"recipe": "{"}, "'recipe' that are not JSON"),
-        ({"recipe": "[" * 100_000}, "'recipe' that are not JSON"),
-        ({"recipe": "[]"}, "'recipe' of the kind list"),
-        ({"history": json.dumps({})}, "'history' of the kind dict"),
+        ({"recipe": "{"}, "'recipe' that is not JSON"),
+        ({"recipe": "[" * 100_000}, "'recipe' that is not JSON"),
+        ({"recipe": "[]"}, "'recipe' of the type list"),
+        ({"history": json.dumps({})}, "'history' of the type dict"),
         ({"best": json.dumps({"step": "4"})}, "no run writes"),
         ({"dataset": json.dumps({"classes": [["a"]], "num_images": 7, "fingerprint": "f"})}, "no run writes"),
         ({"dataset": json.dumps({"classes": ["a"], "num_images": True, "fingerprint": "f"})}, "no run writes"),

@@ -26,15 +26,15 @@ import torch
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 
 folder, case = Path(sys.argv[1]), sys.argv[2]
 elements, warnings = 25_000, []  # 100 kB; where the disk gets full, it has room for two of them and a bit.
 saver = Saver(
-    world=World(), folder=folder, keep=3, keep_every=None, goes_on=case != "stops",
-    parts=lambda: {"model": {"weight": torch.ones(elements)}},
-    facts=lambda step, progress: CheckpointMetadata(step, {}, "", None, [], {}, {}, progress),
-    say=warnings.append,
+    World(), folder, SavePolicy(keep=3, continue_on_failure=case != "stops"),
+    tensors=lambda: {"model": {"weight": torch.ones(elements)}},
+    metadata=lambda step, progress: CheckpointMetadata(step, {}, "", None, [], {}, {}, progress),
+    warn=warnings.append,
 )
 outcomes = []
 with saver:
@@ -51,7 +51,7 @@ with saver:
             (folder / "step-00000001.safetensors").unlink()  # Somebody makes room.
         saver.save(step, {"best": None})
         try:
-            outcomes.append(saver.settle())
+            outcomes.append(saver.wait())
         except store.SaveError as error:
             outcomes.append(str(error))
             break
@@ -103,9 +103,9 @@ def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
     assert told["outcomes"] == [True, True, False, True]
     (warning,) = told["warnings"]
     assert f"step-00000003.safetensors could not be saved: {reason}" in warning
-    assert "it needs 100," in warning
+    assert "the file needs 100," in warning
     assert "bytes are free" in warning
-    assert "training goes on without this checkpoint (checkpoint.on_failure: continue)" in warning
+    assert "Training continues without this checkpoint (checkpoint.on_failure: continue)" in warning
     assert told["names"] == OLD_ONES
     assert told["newest"] == "step-00000004.safetensors"
     assert told["complaints"] == []

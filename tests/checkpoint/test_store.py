@@ -86,7 +86,7 @@ def failing(error_number: int, times: int = 1):
 
 
 FAULTS = [
-    (os, "open", errno.EACCES, 1, "no permission"),
+    (os, "open", errno.EACCES, 1, "permission denied"),
     (os, "write", errno.ENOSPC, 1, "the disk is full"),
     (os, "write", errno.ENOSPC, 2, "the disk is full"),
     (os, "write", errno.EDQUOT, 3, "quota"),
@@ -94,7 +94,7 @@ FAULTS = [
     (os, "fsync", errno.EIO, 1, "input/output error"),
     (os, "fsync", errno.ENOSPC, 1, "the disk is full"),
     (Path, "replace", errno.EROFS, 1, "read-only"),
-    (Path, "replace", errno.EACCES, 1, "no permission"),
+    (Path, "replace", errno.EACCES, 1, "permission denied"),
 ]
 
 
@@ -189,7 +189,7 @@ def test_newest_of_nothing(tmp_path):
 def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
     for step in (1, 2, 3):
         path = save(tmp_path, step)
-    store.point(tmp_path, "last", path)
+    store.update_link(tmp_path, "last", path)
     damage(path)
     before = names(tmp_path)
     for _ in range(2):  # The folder stays unchanged until the start is accepted.
@@ -199,7 +199,7 @@ def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
         assert str(path) in warnings[0]
         assert "damaged" in warnings[0]
         assert names(tmp_path) == before
-    store.set_aside_damaged(damaged)
+    store.mark_corrupt(damaged)
     assert names(tmp_path) == [
         "last.safetensors.corrupt",
         "step-00000001.safetensors",
@@ -222,7 +222,7 @@ def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
 def test_a_copy_under_last_saves_the_day(tmp_path, monkeypatch):
     path = save(tmp_path, 1)
     monkeypatch.setattr(os, "link", failing(errno.EPERM)(os.link))
-    store.point(tmp_path, "last", path)
+    store.update_link(tmp_path, "last", path)
     damage(path)
     found, warnings, _ = store.newest_valid(tmp_path)
     assert found == tmp_path / "last.safetensors"
@@ -258,7 +258,7 @@ def test_the_step_inside_counts_and_not_the_name(tmp_path):
 
 def test_a_link_to_nothing_is_passed_over(tmp_path):
     path = save(tmp_path, 1)
-    store.point(tmp_path, "last", path)
+    store.update_link(tmp_path, "last", path)
     (tmp_path / "step-00000002.safetensors").symlink_to(tmp_path / "nowhere")
     found, (warning,), damaged = store.newest_valid(tmp_path)
     assert (found, damaged) == (path, [])
@@ -273,7 +273,7 @@ def test_a_link_to_nothing_is_passed_over(tmp_path):
 def test_a_best_that_retires_keeps_its_file(tmp_path):
     assert store.retire_best(tmp_path) is None
     for step in (1, 2):
-        store.point(tmp_path, "best", save(tmp_path, step))
+        store.update_link(tmp_path, "best", save(tmp_path, step))
         assert store.retire_best(tmp_path) == tmp_path / f"best.superseded-{step}.safetensors"
     assert [store.verify(tmp_path / f"best.superseded-{step}.safetensors")["step"] for step in (1, 2)] == ["1", "2"]
     assert not (tmp_path / "best.safetensors").exists()
@@ -331,12 +331,12 @@ def test_right_digest_over_an_empty_header_passes(tmp_path):
 
 def test_point_links_and_moves(tmp_path):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
-    store.point(tmp_path, "best", first)
+    store.update_link(tmp_path, "best", first)
     best = tmp_path / "best.safetensors"
     assert best.samefile(first)
-    store.point(tmp_path, "best", first)  # Again the same: a rename of a file to itself leaves both names.
+    store.update_link(tmp_path, "best", first)  # Again the same: a rename of a file to itself leaves both names.
     assert best.samefile(first)
-    store.point(tmp_path, "best", second)
+    store.update_link(tmp_path, "best", second)
     assert best.samefile(second)
     assert names(tmp_path) == ["best.safetensors", first.name, second.name]
 
@@ -345,7 +345,7 @@ def test_point_copies_where_links_fail(tmp_path, monkeypatch):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     for path in (first, second):
         monkeypatch.setattr(os, "link", failing(errno.EOPNOTSUPP)(os.link))
-        store.point(tmp_path, "last", path)
+        store.update_link(tmp_path, "last", path)
     last = tmp_path / "last.safetensors"
     assert not last.samefile(second)
     assert last.read_bytes() == second.read_bytes()
@@ -355,11 +355,11 @@ def test_point_copies_where_links_fail(tmp_path, monkeypatch):
 
 def test_failed_point_keeps_the_old_one(tmp_path, monkeypatch):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
-    store.point(tmp_path, "last", first)
+    store.update_link(tmp_path, "last", first)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", failing(errno.EIO)(Path.replace))
         with pytest.raises(store.SaveError, match=r"last\.safetensors could not be saved"):
-            store.point(tmp_path, "last", second)
+            store.update_link(tmp_path, "last", second)
     assert (tmp_path / "last.safetensors").samefile(first)
     assert names(tmp_path) == ["last.safetensors", first.name, second.name]
 
@@ -369,7 +369,7 @@ def test_link_left_by_a_crash_is_not_written_through(tmp_path, monkeypatch):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     os.link(first, tmp_path / ".last.safetensors.tmp")
     monkeypatch.setattr(os, "link", failing(errno.EPERM)(os.link))
-    store.point(tmp_path, "last", second)
+    store.update_link(tmp_path, "last", second)
     store.verify(first)
     assert store.read(first)[1]["step"] == "1"
 
@@ -378,8 +378,8 @@ def test_prune_keeps_the_newest_and_what_is_pointed_to(tmp_path):
     for step in (8, 9, 10, 11):
         path = save(tmp_path, step)
         if step == 8:
-            store.point(tmp_path, "best", path)
-    store.point(tmp_path, "last", path)
+            store.update_link(tmp_path, "best", path)
+    store.update_link(tmp_path, "last", path)
     kept = tmp_path / "step-00000009.safetensors"
     assert store.prune(tmp_path, 1, keep_every=3) == [tmp_path / f"step-{step:08}.safetensors" for step in (8, 10)]
     assert names(tmp_path) == ["best.safetensors", "last.safetensors", kept.name, path.name]
@@ -392,33 +392,33 @@ def test_sweep_removes_only_our_temporary_files(tmp_path):
     ours = [".best.safetensors.tmp", ".last.safetensors.tmp", ".step-00000002.safetensors.tmp"]
     for name in [*ours, ".other.tmp", "step-00000003.safetensors.tmp"]:
         (tmp_path / name).touch()
-    assert [path.name for path in store.sweep(tmp_path)] == ours
+    assert [path.name for path in store.remove_temporary(tmp_path)] == ours
     assert names(tmp_path) == [".other.tmp", "step-00000001.safetensors", "step-00000003.safetensors.tmp"]
-    assert store.sweep(tmp_path / "nowhere") == []
+    assert store.remove_temporary(tmp_path / "nowhere") == []
 
 
 def test_set_aside_takes_a_superseded_future_away(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
-    assert [path.name for path in store.set_aside(tmp_path, beyond=1)] == [
+    assert [path.name for path in store.mark_superseded(tmp_path, beyond=1)] == [
         "step-00000002.safetensors.superseded",
         "step-00000003.safetensors.superseded",
     ]
     assert store.newest_valid(tmp_path).path == tmp_path / "step-00000001.safetensors"
-    assert store.set_aside(tmp_path, beyond=1) == []
+    assert store.mark_superseded(tmp_path, beyond=1) == []
 
 
 def test_set_aside_takes_pointers_into_that_future_away(tmp_path):
     """Their steps may have been removed since; what goes on from the past must not be told that they are its best."""
     for step in (1, 2, 3):
         path = save(tmp_path, step)
-        store.point(tmp_path, "last", path)
+        store.update_link(tmp_path, "last", path)
         if step < 3:
-            store.point(tmp_path, "best", path)
+            store.update_link(tmp_path, "best", path)
     store.prune(tmp_path, 1)
     path.unlink()
     save(tmp_path, 1)
-    assert [path.name for path in store.set_aside(tmp_path, beyond=1)] == [
+    assert [path.name for path in store.mark_superseded(tmp_path, beyond=1)] == [
         "last.safetensors.superseded",
         "best.safetensors.superseded",
     ]
@@ -430,9 +430,9 @@ def test_set_aside_takes_pointers_into_that_future_away(tmp_path):
 
 
 def test_set_aside_leaves_pointers_that_are_not_later_or_say_nothing(tmp_path):
-    store.point(tmp_path, "best", save(tmp_path, 1))
+    store.update_link(tmp_path, "best", save(tmp_path, 1))
     (tmp_path / "last.safetensors").write_bytes(b"nothing")
-    assert store.set_aside(tmp_path, beyond=1) == []
+    assert store.mark_superseded(tmp_path, beyond=1) == []
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncation"])

@@ -120,7 +120,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
 def first_step(run: Run) -> None:
     step = run.build_step()
     with run.train_batches(step.own_replicas, 0, 1) as batches:
-        step.read(0, step(batches, step=0, lr=0.1, stop=False))
+        step(batches, step=0, lr=0.1, stop=False).result()
 
 
 @pytest.mark.parametrize(

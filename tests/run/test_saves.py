@@ -12,7 +12,7 @@ import pytest
 from seresnext.checkpoint import store
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.folder import RunFolder
-from seresnext.training.step import TrainingStep
+from seresnext.training.result import PendingResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 SETTINGS = ["length=6st", "evaluation.every=6st", "logging.every=1st"]
@@ -85,14 +85,14 @@ def test_asked_to_stop_during_a_write_that_write_ends_and_another_follows(
 
 def test_an_error_of_training_during_a_write_waits_for_it(train_synthetic, happened, tmp_path, monkeypatch):
     """The run has failed, and goes on from that checkpoint when it is started again."""
-    read = TrainingStep.read
+    wait = PendingResult.result
 
-    def failing(self, step, report):
-        if step == 3:
+    def failing(self):
+        if self.step == 3:
             raise RuntimeError("something broke")
-        return read(self, step, report)
+        return wait(self)
 
-    monkeypatch.setattr(TrainingStep, "read", failing)
+    monkeypatch.setattr(PendingResult, "result", failing)
     with pytest.raises(RuntimeError, match="something broke"):
         train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=3st"])
     assert happened == [("running", 0), ("begin", 3), ("end", 3)]
@@ -122,7 +122,7 @@ def test_or_it_goes_on_without(train_synthetic, meanwhile, tmp_path):
     assert status(run)["state"] == "finished"
     assert list(store.steps(run / "checkpoints")) == [4, 6]
     log = (run / "log.txt").read_text()
-    assert log.count("warning: step 2 could not be saved: the disk is full; training goes on without") == 1
+    assert log.count("warning: step 2 could not be saved: the disk is full. Training continues without") == 1
 
 
 def test_but_not_without_the_last_one(train_synthetic, happened, meanwhile, tmp_path):

@@ -19,10 +19,11 @@ from seresnext.training import ema as ema_module
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import CrossEntropy
-from seresnext.training.nonfinite import NonFiniteStep, describe_skip, doubt_about, with_validation
+from seresnext.training.nonfinite import NonFiniteStep, describe_skip, nonfinite_validation, record_validation
 from seresnext.training.optimizer import build_optimizer, optimizer_state
 from seresnext.training.plan import Progress
-from seresnext.training.step import StepResult, TrainingStep
+from seresnext.training.result import StepResult
+from seresnext.training.step import StepSettings, TrainingStep
 
 REPLICAS, LR = 2, 0.1
 
@@ -56,14 +57,9 @@ class Bench:
         self.step = TrainingStep(
             self.model,
             self.optimizer,
+            CrossEntropy(0.1),
+            settings=StepSettings(replicas, 3, PRECISIONS[precision], compiled, clip_norm),
             world=World(device=self.device),
-            replicas=replicas,
-            precision=PRECISIONS[precision],
-            compiled=compiled,
-            seed=3,
-            loss=CrossEntropy(0.1),
-            clip_norm=clip_norm,
-            mix=None,
             ema=self.ema,
         )
 
@@ -75,7 +71,7 @@ class Bench:
 
     def take(self, step, spoil=None):
         """A step. With `spoil`, `loss` or `gradient`, the last replica's is spoilt."""
-        return self.step.read(step, self.queue(step, spoil))
+        return self.queue(step, spoil).result()
 
     def queue(self, step, spoil=None):
         """A step whose report was not read."""
@@ -259,11 +255,11 @@ def test_a_loss_tells_its_micro_batches_and_a_gradient_does_not():
 def test_what_is_kept_is_plain_data_and_no_more_than_a_person_looks_at():
     skip = NonFiniteStep(5, "why", [f"{n}.jpg" for n in range(20)])
     old = [{"step": 3}]
-    assert skip.remembered(old) == [{"step": 3}, {"step": 5, "reason": "why", "samples": skip.samples[:16]}]
+    assert skip.append_to(old) == [{"step": 3}, {"step": 5, "reason": "why", "samples": skip.samples[:16]}]
     assert old == [{"step": 3}]
-    assert json.loads(json.dumps(skip.remembered(old), allow_nan=False)) == skip.remembered(old)
+    assert json.loads(json.dumps(skip.append_to(old), allow_nan=False)) == skip.append_to(old)
     many = [{"step": step} for step in range(2000)]
-    assert [entry["step"] for entry in skip.remembered(many)] == [*range(1001, 2000), 5]
+    assert [entry["step"] for entry in skip.append_to(many)] == [*range(1001, 2000), 5]
     assert skip.warning.splitlines()[-2:] == ["  15.jpg", "  and 4 more"]
     assert "more" not in NonFiniteStep(5, "why", ["0.jpg"]).warning
 
@@ -275,9 +271,9 @@ def doubt_after(losses, best=1, history=()):
     """Return the doubt about a run with these validation losses after steps 1, 2 and so on."""
     progress = Progress(history=list(history), best={"step": best, "top1": 1.0})
     for step, loss in enumerate(losses, 1):
-        progress.history = with_validation(progress.history, step, loss, progress.evaluated)
+        progress.history = record_validation(progress.history, step, loss, progress.evaluated)
         progress.evaluated = progress.step = step
-    return doubt_about(progress)
+    return nonfinite_validation(progress)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -294,11 +290,11 @@ def test_a_run_that_ends_with_a_validation_that_is_not_finite_is_in_doubt(bad):
 def test_skipped_steps_are_no_doubt():
     """An entry of a skipped step is not taken for an entry of a validation after this step."""
     skip = NonFiniteStep(2, "the loss is nan in micro-batch 1 of 2", ["a.jpg"])
-    assert doubt_after([1.0, 2.0], best=2, history=skip.remembered([])) is None
+    assert doubt_after([1.0, 2.0], best=2, history=skip.append_to([])) is None
 
 
 def test_the_history_keeps_its_size_and_is_replaced():
     history = [{"step": n, "reason": "the loss is nan", "samples": []} for n in range(1000)]
-    assert with_validation(history, 5, 1.0, 0) is history
-    longer = with_validation(history, 5, math.nan, 0)
+    assert record_validation(history, 5, 1.0, 0) is history
+    longer = record_validation(history, 5, math.nan, 0)
     assert (len(history), len(longer), longer[0]["step"], longer[-1]["step"]) == (1000, 1000, 1, 5)

@@ -11,7 +11,7 @@ from torch import nn
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 
 FIRST = World()
 DATASET = {"classes": ["a"], "num_images": 1, "fingerprint": ""}
@@ -32,18 +32,16 @@ def make(model, said, tmp_path):
     """`make(...)`: a saver that was entered."""
     entered = []
 
-    def make(world=FIRST, folder=tmp_path / "checkpoints", keep=2, keep_every=None, goes_on=False):
+    def make(world=FIRST, folder=tmp_path / "checkpoints", keep=2, keep_every=None, continue_on_failure=False):
         saver = Saver(
-            world=world,
-            folder=folder,
-            keep=keep,
-            keep_every=keep_every,
-            goes_on=goes_on,
-            parts=lambda: {"model": model.state_dict()},
-            facts=lambda step, progress: CheckpointMetadata(
+            world,
+            folder,
+            SavePolicy(keep, keep_every, continue_on_failure),
+            tensors=lambda: {"model": model.state_dict()},
+            metadata=lambda step, progress: CheckpointMetadata(
                 step, {"a": 1}, "hash", progress["best"], [], DATASET, {}, progress
             ),
-            say=said.append,
+            warn=said.append,
         )
         entered.append(saver.__enter__())
         return saver
@@ -58,10 +56,10 @@ def progress(step, best=None):
 
 
 def save(saver, step, best=None):
-    """As the trainer does; returns what `settle` says of the save before."""
-    settled = saver.settle()
+    """As the trainer does; returns what `wait` says of the save before."""
+    written = saver.wait()
     saver.save(step, progress(step, best))
-    return settled
+    return written
 
 
 def names(folder):
@@ -127,7 +125,7 @@ def test_every_n_th_stays_for_good(make, tmp_path):
 def test_the_same_step_twice_is_the_later_one(make, model, tmp_path):
     saver = make()
     save(saver, 1)
-    saver.settle()
+    saver.wait()
     with torch.no_grad():
         model.weight.fill_(7)
     save(saver, 1, best=1)
@@ -203,7 +201,7 @@ def test_one_write_at_a_time_and_the_memory_is_not_overwritten(make, model, tmp_
         assert torch.equal(tensors["model.weight"], torch.full((2, 3), float(step)))
 
 
-def test_a_save_that_was_not_settled_is_a_defect(make, monkeypatch):
+def test_a_save_that_was_not_awaited_is_a_defect(make, monkeypatch):
     """The control: whoever does not wait would copy into memory that is being written."""
     saver = make()
     with slow_disk(monkeypatch):
@@ -229,12 +227,12 @@ def test_pointers_come_after_the_checkpoint_is_durable_and_removal_last(make, tm
         real = getattr(store, name)
 
         def call(*arguments):
-            calls.append(name if name != "point" else arguments[1])
+            calls.append(name if name != "update_link" else arguments[1])
             return real(*arguments)
 
         monkeypatch.setattr(store, name, call)
 
-    for name in ("commit", "point", "prune"):
+    for name in ("commit", "update_link", "prune"):
         noted(name)
     saver = make()
     save(saver, 1, best=1)
@@ -261,7 +259,7 @@ def fail_to_save(saver):
             thread.join()
 
 
-@pytest.mark.parametrize("heard_by", ["settle", "finish"])
+@pytest.mark.parametrize("heard_by", ["wait", "finish"])
 def test_a_failure_ends_the_run(make, said, full_disk, heard_by):
     saver = make()
     fail_to_save(saver)
@@ -273,11 +271,11 @@ def test_a_failure_ends_the_run(make, said, full_disk, heard_by):
 
 
 def test_or_is_said_and_training_goes_on(make, said, full_disk, monkeypatch, tmp_path):
-    saver = make(goes_on=True)
+    saver = make(continue_on_failure=True)
     fail_to_save(saver)
-    assert saver.settle() is False
+    assert saver.wait() is False
     assert said == [
-        "warning: step 1 could not be saved: the disk is full; training goes on without this checkpoint "
+        "warning: step 1 could not be saved: the disk is full. Training continues without this checkpoint "
         "(checkpoint.on_failure: continue)"
     ]
     monkeypatch.undo()
@@ -288,7 +286,7 @@ def test_or_is_said_and_training_goes_on(make, said, full_disk, monkeypatch, tmp
 
 def test_the_last_save_of_a_run_must_not_fail(make, full_disk):
     """There is no training left that could go on without it, and what was trained is lost."""
-    saver = make(goes_on=True)
+    saver = make(continue_on_failure=True)
     save(saver, 1)
     with pytest.raises(store.SaveError, match="the disk is full"):
         saver.finish()
@@ -303,13 +301,13 @@ def test_a_failure_on_the_way_out_is_said_and_hides_nothing(make, said, full_dis
 
 
 def test_a_real_failure_leaves_the_checkpoints_before(make, said, tmp_path):
-    saver, folder = make(goes_on=True), tmp_path / "checkpoints"
+    saver, folder = make(continue_on_failure=True), tmp_path / "checkpoints"
     save(saver, 1)
-    saver.settle()
+    saver.wait()
     shutil.move(folder, tmp_path / "safe")
     folder.write_text("no folder any more")
     save(saver, 2)
-    assert saver.settle() is False
+    assert saver.wait() is False
     assert len(said) == 1
     assert "could not be saved" in said[0]
     assert store.verify(tmp_path / "safe" / step_name(1))["step"] == "1"
@@ -318,11 +316,11 @@ def test_a_real_failure_leaves_the_checkpoints_before(make, said, tmp_path):
 def test_an_old_one_that_cannot_be_removed_is_told_and_no_failed_save(make, said, tmp_path, monkeypatch):
     saver, folder = make(keep=1), tmp_path / "checkpoints"
     save(saver, 1)
-    saver.settle()
+    saver.wait()
     (folder / step_name(1)).unlink()
     (folder / step_name(1)).mkdir()  # Which no file system lets anyone unlink.
     save(saver, 2, best=2)
-    assert saver.settle() is True
+    assert saver.wait() is True
     assert len(said) == 1
     assert "an old checkpoint could not be removed" in said[0]
     assert step_name(1) in said[0]
@@ -333,10 +331,10 @@ def test_an_old_one_that_cannot_be_removed_is_told_and_no_failed_save(make, said
 
 def test_a_defect_is_no_failed_save(make, said, monkeypatch):
     monkeypatch.setattr(store, "commit", lambda *args: 1 // 0)
-    saver = make(goes_on=True)
+    saver = make(continue_on_failure=True)
     save(saver, 1)
     with pytest.raises(ZeroDivisionError):
-        saver.settle()
+        saver.wait()
 
 
 class Together(World):
@@ -348,22 +346,22 @@ class Together(World):
         return [self.verdict, value]
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_other_ranks_write_nothing_and_hear_of_a_failure(make, said, tmp_path, goes_on):
-    saver = make(world=Together(rank=1, size=2), goes_on=goes_on)
+@pytest.mark.parametrize("continue_on_failure", [False, True])
+def test_other_ranks_write_nothing_and_hear_of_a_failure(make, said, tmp_path, continue_on_failure):
+    saver = make(world=Together(rank=1, size=2), continue_on_failure=continue_on_failure)
     assert save(saver, 1)
-    assert saver.settle()
+    assert saver.wait()
     assert saver.has_failed is False
     assert not (tmp_path / "checkpoints").exists()
     failed = Together(rank=1, size=2)
     object.__setattr__(failed, "verdict", (store.SaveError, "the disk is full"))
-    saver = make(world=failed, goes_on=goes_on)
+    saver = make(world=failed, continue_on_failure=continue_on_failure)
     saver.save(1, progress(1))
-    if goes_on:
-        assert saver.settle() is False
+    if continue_on_failure:
+        assert saver.wait() is False
     else:
         with pytest.raises(store.SaveError, match="the disk is full") as caught:
-            saver.settle()
+            saver.wait()
         assert caught.value.is_shared
     with pytest.raises(store.SaveError):
         saver.finish()

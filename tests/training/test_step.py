@@ -20,7 +20,8 @@ from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.optimizer import build_optimizer
-from seresnext.training.step import PendingResult, StepResult, TrainingStep
+from seresnext.training.result import StepResult
+from seresnext.training.step import StepSettings, TrainingStep
 
 SEED, LR, SMOOTHING = 3, 0.1, 0.1
 
@@ -46,17 +47,17 @@ def optimizer_of(model):
 
 
 def make(model, replicas=2, precision="fp64", **options):
-    defaults = {"compiled": False, "loss": CrossEntropy(SMOOTHING), "clip_norm": None, "mix": None, "ema": None}
-    settings = {"world": World(), "seed": SEED, **defaults, **options}
-    return TrainingStep(model, optimizer_of(model), replicas=replicas, precision=PRECISIONS[precision], **settings)
+    own = {key: options.pop(key) for key in ("compiled", "clip_norm", "ddp") if key in options}
+    settings = StepSettings(replicas, options.pop("seed", SEED), PRECISIONS[precision], **own)
+    options = {"loss": CrossEntropy(SMOOTHING), "world": World(), **options}
+    return TrainingStep(model, optimizer_of(model), settings=settings, **options)
 
 
 def run(training_step, steps=1, replicas=2, dtype=torch.float64, stop=False):
     reports = []
     for step in range(steps):
         batches = iter([batch(step, replica, dtype) for replica in range(replicas)])
-        tensor = training_step(batches, step=step, lr=LR / (step + 1), stop=stop)
-        reports.append(training_step.read(step, tensor))
+        reports.append(training_step(batches, step=step, lr=LR / (step + 1), stop=stop).result())
     return reports
 
 
@@ -224,7 +225,7 @@ def test_an_overflow_skips_the_update_and_lowers_the_scale(model, device):
     training_step.scaler.load_state_dict({**training_step.scaler.state_dict(), "scale": 2.0**120})
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     second = iter([on_device(1, replica) for replica in range(2)])
-    report = training_step.read(1, training_step(second, step=1, lr=LR, stop=False))
+    report = training_step(second, step=1, lr=LR, stop=False).result()
     assert not math.isfinite(report.grad_norm)
     assert all(math.isfinite(loss) for loss in report.losses)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
@@ -244,7 +245,7 @@ def steps_without_waiting(training_step, batches):
         reports = [
             training_step(iter(both), step=step, lr=LR, stop=False) for step, both in enumerate(batches[1:], start=1)
         ]
-        read = [training_step.read(step, report) for step, report in enumerate(reports, start=1)]
+        read = [report.result() for report in reports]
         with pytest.raises(RuntimeError, match="synchroniz"):  # The control.
             batches[0][0].images.sum().item()
     finally:
@@ -300,11 +301,11 @@ def world_of_nccl():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("exchange", [DDPOptions(), DDPOptions(1.0, compress=True), DDPOptions(static_graph=True)])
-def test_nor_where_gradients_and_statistics_travel(model, exchange, world_of_nccl):
+@pytest.mark.parametrize("ddp", [DDPOptions(), DDPOptions(1.0, compress=True), DDPOptions(static_graph=True)])
+def test_nor_where_gradients_and_statistics_travel(model, ddp, world_of_nccl):
     device = world_of_nccl.device
     model = model.float().to(device)
-    training_step = make(model, precision="bf16", world=world_of_nccl, clip_norm=1.0, exchange=exchange)
+    training_step = make(model, precision="bf16", world=world_of_nccl, clip_norm=1.0, ddp=ddp)
     batches = [[batch(step, 0, torch.float32)] for step in range(4)]
     training_step.warm_up(*on_gpu(batches, device)[0][0][:2])
     reports = steps_without_waiting(training_step, on_gpu(batches, device))
@@ -321,21 +322,8 @@ def test_a_report_is_read_while_the_next_step_still_runs(model):
     training_step(iter(both), step=0, lr=LR, stop=False)
     report = training_step(iter([b._replace(step=1) for b in both]), step=1, lr=LR, stop=False)
     torch.cuda._sleep(10**10)  # Seconds of the device: the next step.
-    assert math.isfinite(training_step.read(1, report).loss)
+    assert math.isfinite(report.result().loss)
     assert not torch.cuda.current_stream().query()
-
-
-def test_a_report_waits_for_its_own_arrival_alone():
-    waited = []
-
-    class Arrival:
-        def synchronize(self):
-            waited.append(self)
-
-    arrival = Arrival()
-    assert PendingResult(torch.tensor([1.0, 2.0]), arrival).wait() == [1.0, 2.0]
-    assert waited == [arrival]
-    assert PendingResult.of(torch.tensor([3.0])).wait() == [3.0]
 
 
 # ------------------------------------------------------------------------------------------------ warming up

@@ -5,7 +5,7 @@ Steps, batches, saver and journal are stand-ins that note what they are asked fo
 
 import math
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,9 +21,9 @@ from seresnext.errors import DataError, TrainingStopped
 from seresnext.runtime import PRECISIONS
 from seresnext.training import trainer as trainer_module
 from seresnext.training.plan import Plan, Progress
+from seresnext.training.result import StepResult
 from seresnext.training.schedule import Schedule
-from seresnext.training.step import StepResult
-from seresnext.training.trainer import TrainData, Trainer, ValidationData
+from seresnext.training.trainer import TrainData, Trainer, Validation
 
 CLASSES = 4
 
@@ -44,15 +44,15 @@ class Steps:
     def __call__(self, batches, *, step, lr, stop, save_failed, bad_images):
         assert next(batches) == step
         self._log.append(("step", step, lr))
-        return torch.tensor([float(stop or step == self._stops_at), float(save_failed), float(bad_images)])
+        flags = bool(stop or step == self._stops_at), bool(save_failed), int(bad_images)
+        return SimpleNamespace(result=lambda: self._result(step, *flags))
 
-    def read(self, step, report):
+    def _result(self, step, stop, save_failed, bad_images):
         self._log.append(("read", step))
-        stop, save_failed, bad_images = report.bool().tolist()
         losses, grad_norm = self._loss_of(step), self._grad_norm_of(step)
         skipped = not all(map(math.isfinite, (*losses, grad_norm)))
         scale = 2.0 if self._scaled else 1.0
-        flags = {"skipped": skipped, "loss_scale": scale, "bad_images": int(bad_images)}
+        flags = {"skipped": skipped, "loss_scale": scale, "bad_images": bad_images}
         return StepResult(step, losses, grad_norm, 0.125, stop, save_failed, **flags)
 
 
@@ -79,7 +79,7 @@ class Saver:
         self.saved.append(progress)
         self.has_failed = step in self._fails_at
 
-    def settle(self):
+    def wait(self):
         failed, self.has_failed = self.has_failed, False
         return not failed
 
@@ -145,7 +145,7 @@ class Run:
         scaled=False,
         stop=None,
         weights=("model",),
-        chosen="model",
+        best_by="model",
         patience=None,
         stop_after_skips=3,
         calibrated=False,
@@ -156,7 +156,7 @@ class Run:
         self.log = []
         self.bad_at = bad_at
         self.tally = BadImageCounter(bad_allowed, World(), lambda text: self.log.append(("said", text.split()[1])))
-        self.saver, self.journal = Saver(self.log, saves_fail_at), RunLogger(self.log)
+        self.saver, self.logger = Saver(self.log, saves_fail_at), RunLogger(self.log)
         self.progress = progress or Progress()
         self.right = right
         self.starts = []
@@ -183,12 +183,9 @@ class Run:
                 self.tally,
                 self._calibration if calibrated else None,
             ),
-            validation=ValidationData(self._validation_batches, num_batches=2),
-            models=self.models,
-            chosen=chosen,
-            precision=PRECISIONS["fp32"],
+            validation=Validation(self._validation_batches, 2, self.models, best_by, PRECISIONS["fp32"]),
             saver=self.saver,
-            journal=self.journal,
+            logger=self.logger,
             stop=self.stop,
         )
 
@@ -222,7 +219,7 @@ class Run:
         return [entry[:2] for entry in self.log if entry[0] in kinds]
 
     def events(self, kind):
-        return [event for event in self.journal.events if event["event"] == kind]
+        return [event for event in self.logger.events if event["event"] == kind]
 
 
 # ------------------------------------------------------------------------------------------------ what happens when
@@ -253,8 +250,8 @@ def test_everything_in_its_order():
         ("validate", 8),
         ("save", 8),
     ]
-    assert run.journal.advanced == 8
-    assert run.journal.bars == [("train", 0, 8), ("validate", 2), ("validate", 2)]
+    assert run.logger.advanced == 8
+    assert run.logger.bars == [("train", 0, 8), ("validate", 2), ("validate", 2)]
 
 
 def test_a_report_is_read_after_the_next_step_was_queued():
@@ -326,7 +323,7 @@ def test_an_error_in_a_validation_costs_no_step(monkeypatch, fails_at, calibrate
             raise DataError("val/b/3.jpg is empty")
         return validation()
 
-    run.trainer._validation = ValidationData(failing, num_batches=2)
+    run.trainer._validation = replace(run.trainer._validation, batches=failing)
     with pytest.raises(DataError, match=r"3\.jpg"):
         run.fit()
     assert run.saver.saved[-1]["step"] == fails_at
@@ -370,7 +367,7 @@ def test_train_events():
 
 
 def test_validate_events_for_all_weights():
-    run = Run(total=4, weights=("model", "ema"), chosen="ema")
+    run = Run(total=4, weights=("model", "ema"), best_by="ema")
     run.fit()
     model, ema = run.events("validate")
     assert (model["weights"], ema["weights"]) == ("model", "ema")
@@ -415,7 +412,7 @@ def test_stopped_anywhere_and_started_again_it_says_and_saves_the_same(stops_at,
 
     def said(*runs):
         timing = {"images_per_second", "data_wait"}
-        return [{k: v for k, v in event.items() if k not in timing} for run in runs for event in run.journal.events]
+        return [{k: v for k, v in event.items() if k not in timing} for run in runs for event in run.logger.events]
 
     assert said(first, second) == said(straight)
     assert second.progress == straight.progress
@@ -431,7 +428,7 @@ def test_a_stop_during_validation_leaves_it_to_be_done():
         stop.requested = True
         return batches()
 
-    run.trainer._validation = ValidationData(interrupted, num_batches=2)
+    run.trainer._validation = replace(run.trainer._validation, batches=interrupted)
     assert run.fit() is False
     assert run.events("validate") == []
     assert (run.progress.step, run.progress.evaluated, run.progress.best) == (4, 0, None)
@@ -491,9 +488,9 @@ def test_a_skipped_step_is_said_written_and_remembered(bad):
     names = [f"4/1/{n}.jpg" for n in range(20)]
     (event,) = run.events("skipped")
     assert event == {"event": "skipped", "step": 5, "epoch": 1.25, "reason": reason, "samples": names}
-    (text,) = run.journal.texts
+    (text,) = run.logger.texts
     first, *listing = text.splitlines()
-    assert first.startswith(f"warning: {reason} in step 5: it was skipped")
+    assert first.startswith(f"warning: {reason} in step 5. The step was skipped")
     assert listing == [*(f"  {name}" for name in names[:16]), "  and 4 more"]
     entry = {"step": 5, "reason": reason, "samples": names[:16]}
     assert [(saved["step"], saved["history"]) for saved in run.saver.saved] == [
@@ -519,7 +516,7 @@ def test_the_mean_is_over_the_steps_that_were_not_skipped():
         (None, 2),
         (7.0, 0),
     ]
-    assert run.journal.advanced == 8  # They count as steps.
+    assert run.logger.advanced == 8  # They count as steps.
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
@@ -575,7 +572,7 @@ def test_a_rehearsal_takes_two_steps_and_one_batch():
     assert run.what("step", "read") == [("step", 0), ("read", 0), ("step", 1), ("read", 1)]
     assert [logits.calls for logits in run.models.values()] == [1, 1]
     assert run.what("save", "train", "validate") == []
-    assert run.journal.bars == []
+    assert run.logger.bars == []
     assert rehearsal.step_seconds > 0
     assert rehearsal.validation_seconds > 0
 
@@ -589,7 +586,7 @@ def test_a_rehearsal_of_a_run_of_one_step():
 def test_a_rehearsal_also_finds_what_is_not_finite():
     run = Run(loss_of=lambda step: (math.nan, math.nan))
     run.trainer.dry_run()
-    assert run.journal.texts[0].startswith("warning: the loss is nan in micro-batches 1, 2 of 2 in step 1")
+    assert run.logger.texts[0].startswith("warning: the loss is nan in micro-batches 1, 2 of 2 in step 1")
 
 
 # ------------------------------------------------------------------------------------------------ early stop
@@ -672,8 +669,8 @@ def test_a_failed_save_is_heard_of_with_the_next_report(monkeypatch):
     """All ranks are told by the report of a step, so none waits for one that gave up."""
     run = Run(total=8, save_every=2, evaluate_every=100, log_every=100, saves_fail_at=[4])
     settled = []
-    real = run.saver.settle
-    monkeypatch.setattr(run.saver, "settle", lambda: (settled.append((run.progress.step, real())), settled[-1][1])[1])
+    real = run.saver.wait
+    monkeypatch.setattr(run.saver, "wait", lambda: (settled.append((run.progress.step, real())), settled[-1][1])[1])
     run.fit()
     # The report of step 4, the first after the failure, is read when step 5 is under way, which tells of it, too.
     assert settled == [(2, True), (4, True), (6, False), (6, True), (6, True), (8, True), (8, True), (8, True)]

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from seresnext.checkpoint.background import Background
+from seresnext.training.saving import Background
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_process_that_ends_waits_for_it(tmp_path):
     script = f"""
 import time
 from pathlib import Path
-from seresnext.checkpoint.background import Background
+from seresnext.training.saving import Background
 
 def action():
     time.sleep(0.5)
