@@ -3,8 +3,8 @@
 The format is https://github.com/huggingface/safetensors#format: the length of the header in 8 bytes, the header as
 JSON, then the tensors. The library would copy all tensors (590 MB for SE-ResNeXt-101 with EMA) before the write. This
 module hashes and writes the tensors from their own memory. The digest is the first entry of the header, at a fixed
-offset. The hash covers zeros in place of the digest, and the digest is written before the file is synced. So a reader
-can check the digest before it parses the header.
+offset. The hash covers zeros in place of the digest, and the digest is written before the file is synced. A reader can
+check the digest before the header is parsed.
 """
 
 from __future__ import annotations

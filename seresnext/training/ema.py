@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class Ema:
     """A second model whose floating-point tensors are moving averages (Polyak and Juditsky 1992).
 
-    The decay is a function of the step number, and skipped steps count. So the EMA has no counter to save.
+    The decay is a function of the step number, and skipped steps count: the EMA has no counter to save.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
@@ -27,7 +27,7 @@ class Ema:
     def decay_at(self, step: int) -> float:
         """Return the decay for the update after step number `step` (from 0).
 
-        The warm-up is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage. So the average
+        The warm-up is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage. The average then
         forgets the random initial weights.
         """
         return min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay

@@ -17,7 +17,7 @@ from seresnext.recipe.schema import OptimizerSection
 
 # Checkpoints use these names in place of torch's.
 _SAVED_NAMES = {"momentum_buffer": "momentum"}
-# State that torch keeps once a parameter with the same value for all. A checkpoint has it once.
+# torch counts the steps of each parameter. All counts are equal, and a checkpoint holds one.
 _SHARED = "step"
 
 
@@ -35,9 +35,9 @@ def build_optimizer(model: nn.Module, section: OptimizerSection) -> Optimizer:
 
 
 def _sgd(groups: list[dict[str, Any]], section: OptimizerSection) -> Optimizer:
-    """Build SGD. Its momentum starts with zeros, which give torch's first step.
+    """Build SGD. The momentum starts with zeros: the first step is then the same as torch's.
 
-    Torch's fused kernel leaves new momentum uninitialised in a skipped first step.
+    torch would allocate the momentum in the first step, and leave the memory uninitialised if this step is skipped.
     """
     optimizer = SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=True)
     if section.momentum:

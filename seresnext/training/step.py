@@ -1,8 +1,8 @@
 """One optimizer step over one global batch.
 
 A global batch is `replicas` micro-batches, spread over the ranks. Each micro-batch is a logical replica with its own
-dropout, mixing and BatchNorm statistics. So a step is the same on any number of ranks that divides the replicas, up to
-the order of floating-point sums.
+dropout, mixing and BatchNorm statistics. A step is therefore the same on any number of ranks that divides the replicas,
+up to the order of floating-point sums.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def test_no_file(tmp_path):
 
 
 def test_the_newest_checkpoint_of_a_folder_is_named(tmp_path):
-    """The advice is followed as it stands, for a run folder and for its folder of checkpoints."""
+    """The printed argument works unchanged, for a run folder and for the checkpoint folder."""
     newest = tmp_path / "checkpoints" / "last.safetensors"
     newest.parent.mkdir()
     assert "last.safetensors" not in refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""What is inside: captured completely, restored strictly, and a run that goes on bit for bit."""
+"""The contents of a checkpoint: complete snapshot, strict restore, and a bit-exact resume."""
 
 import copy
 import json
@@ -80,7 +80,7 @@ def test_resume_is_bit_exact(tmp_path, stop):
     captured = contents.take_snapshot(stopped.parts(), facts, contents.allocate_snapshot(stopped.parts()))
     path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
     tensors, metadata = store.read(path)
-    resumed.train(2)  # Somewhere else, so that nothing is right by chance.
+    resumed.train(2)  # Move the state away, so that no value is right by chance.
     resumed.restore(tensors)
     resumed.step = CheckpointMetadata.from_metadata(metadata, "file").step
     resumed.train(8 - stop)
@@ -110,9 +110,9 @@ def test_without_a_scaler_there_is_nothing_to_save():
     contents.load_scaler_state(off, {})
 
 
-def test_scaler_goes_on_where_it_was():
+def test_the_scaler_is_restored():
     run = Run()
-    run.train(4)  # One growth after three steps, and one step towards the next.
+    run.train(4)  # One growth after three steps, and one step of the next interval.
     state = contents.scaler_state(run.scaler)
     assert state["scale"].item() == 2 * 65536
     assert state["growth_tracker"].item() == 1
@@ -121,7 +121,7 @@ def test_scaler_goes_on_where_it_was():
     assert fresh.state_dict() == run.scaler.state_dict()
 
 
-def test_capture_is_a_copy_into_kept_memory():
+def test_a_snapshot_is_a_copy_into_the_same_buffers():
     run = Run()
     buffers = contents.allocate_snapshot(run.parts())
     first = contents.take_snapshot(run.parts(), FACTS, buffers)
@@ -184,7 +184,7 @@ def test_select_takes_one_prefix():
     assert contents.select(tensors, "scaler") == {}
 
 
-def test_facts_survive_as_text():
+def test_metadata_survives_as_text():
     metadata = FACTS.to_metadata()
     assert metadata["format"] == "seresnext-2"
     assert metadata.keys() == {
@@ -286,7 +286,7 @@ def test_values_that_no_run_can_use_are_named(name, value):
 
 
 @pytest.mark.gpu
-def test_capture_and_restore_on_a_gpu():
+def test_snapshot_and_restore_on_a_gpu():
     source, target = Run().model.cuda(), Run().model.cuda()
     with torch.no_grad():
         for parameter in source.parameters():

@@ -73,7 +73,7 @@ def test_warmup_rises_linearly_and_ends_at_the_peak(name):
 
 
 def test_the_last_step_has_a_learning_rate_above_zero():
-    """The control: were the total off by one, the last step of a cosine would do nothing."""
+    """The control: if the total were wrong by one, the last step of a cosine would have rate 0."""
     schedule = Schedule("cosine", peak=0.6, total=80)
     assert schedule.lr_at(79) > 0
     assert schedule.lr_at(80) == 0
