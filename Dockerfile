@@ -1,5 +1,5 @@
 # The tested set of packages on Debian's Python 3.11. The CUDA libraries come with the torch wheels, so the image needs
-# no CUDA base; the host needs an NVIDIA driver (580 or newer) and the NVIDIA container toolkit.
+# no CUDA base. The host needs an NVIDIA driver (580 or newer) and the NVIDIA container toolkit.
 #
 #     docker build -t seresnext .
 #     docker run --rm --gpus all --ipc=host -v /path/to/imagenet:/data:ro -v "$PWD/runs":/app/runs seresnext \
@@ -12,11 +12,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /app
-# The packages first: they change seldom and are 6 GB.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN mkdir seresnext && touch seresnext/__init__.py \
+# The packages come first: they have 6 GB and rarely change.
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
+COPY seresnext/__init__.py seresnext/
+RUN mkdir -p recipes/_base \
     && pip install --no-cache-dir --constraint constraints.txt --editable ".[demo]"
 COPY . .
 
-# No entry point: `docker run ... seresnext python validate.py --checkpoint ...` works as well.
+# There is no entry point, so that `docker run ... seresnext python validate.py --checkpoint ...` works as well.
 CMD ["python", "train.py", "--help"]

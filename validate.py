@@ -1,19 +1,6 @@
-"""Measure a checkpoint on a validation split; see `python validate.py --help` and README.md."""
+"""Measure a checkpoint on a validation split: the same as `seresnext validate`. See `python validate.py --help`."""
 
-import gc
-
-from seresnext.process.exit import ProcessEnd, replace_closed_streams
-from seresnext.process.signals import die_with_launcher
+from seresnext.__main__ import main
 
 if __name__ == "__main__":
-    die_with_launcher()
-    gc.disable()  # Until the images come, as in train.py.
-    replace_closed_streams()
-    end = ProcessEnd()
-    try:
-        from seresnext.cli import validate_main
-
-        code = validate_main()
-    except KeyboardInterrupt:
-        code = 130
-    end.exit(code)
+    main("validate")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained model: sets up .venv, makes an image folder of 1,797 handwritten digits, trains
-# SE-ResNeXt-26 on it with two processes, validates the result and draws the curves. Under 5 minutes on 2 cores after
-# the set-up. Arguments go to train.py:
+# SE-ResNeXt-26 on the digits with two processes, validates the result and draws the curves. Takes less than 5 minutes on
+# 2 cores after the set-up. Arguments go to `seresnext train`:
 #
 #     bash scripts/demo.sh [--output DIR] [--set KEY=VALUE]...
 set -euo pipefail
@@ -21,7 +21,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-# What the caller named is meant from where the caller is; the defaults lie in the project.
+# Folders of the caller are relative to the caller's folder, the default folders to the project.
 [ "$output" = runs/digits ] || output=$(realpath -m -- "$output")
 [ "$data" = data/digits ] || data=$(realpath -m -- "$data")
 cd -- "$root"
@@ -32,11 +32,11 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
 
 trap 'exit 130' INT
 
-"$python" scripts/prepare_digits.py --output "$data"
+"$python" -m seresnext prepare digits --output "$data"
 "$python" -m seresnext.torchrun --standalone --nproc_per_node=2 \
-    train.py --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
-"$python" validate.py --checkpoint "$output/checkpoints/best.safetensors" --data "$data" --json "$output/validation.json"
-"$python" scripts/plot_run.py "$output"
+    -m seresnext train --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
+"$python" -m seresnext validate --checkpoint "$output/checkpoints/best.safetensors" --data "$data" --json "$output/validation.json"
+"$python" -m seresnext plot "$output"
 
 "$python" - "$output" <<'END'
 import json, sys

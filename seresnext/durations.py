@@ -1,6 +1,6 @@
-"""Durations as an author writes them, `90ep` or `2000st`, turned into steps at one place.
+"""Durations: `90ep` (epochs) or `2000st` (optimizer steps), and the conversion to steps.
 
-An epoch is a number of steps that only the assembled run knows, so a recipe keeps the author's unit.
+A recipe keeps the unit, since the number of steps in an epoch is known only in a run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read `<int>ep` or `<int>st`. Raises ValueError with a hint for anything else."""
+        """Return the duration in a text `<int>ep` or `<int>st`. Raises ValueError with a hint for other texts."""
         match = _PATTERN.fullmatch(text)
         if not match:
             raise ValueError(f"{text!r} is not a duration; write epochs as '90ep' or optimizer steps as '2000st'")
         return cls(int(match[1]), "ep" if match[2] == "ep" else "st")
 
     def steps(self, steps_per_epoch: int) -> int:
-        """The duration in optimizer steps."""
+        """Return the duration in optimizer steps."""
         return self.count * steps_per_epoch if self.unit == "ep" else self.count
 
     def __str__(self) -> str:

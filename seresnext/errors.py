@@ -6,14 +6,6 @@ commands print it without a traceback. Every other exception is a defect of this
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import os
-import re
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
 
 class Failure(Exception):
     """An expected failure. The commands print its message and exit with `exit_code`.
@@ -113,55 +105,3 @@ def for_terminal(text: object) -> str:
         character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
         for character in shown
     )
-
-
-LIGHT_PACKAGES = ("pydantic", "yaml")
-"""The packages that reading a recipe needs."""
-
-PACKAGES = (*LIGHT_PACKAGES, "numpy", "PIL", "safetensors", "tensorboard", "torch", "torchvision", "tqdm")
-"""The packages that everything else needs, without the extras."""
-
-_OLDEST_PYTHON = (3, 11)
-
-
-def require_packages(names: Sequence[str] = PACKAGES) -> None:
-    """Raise UsageError if this Python is too old, or lacks one of the packages. Import no package."""
-    is_old = sys.version_info < _OLDEST_PYTHON
-    if not is_old and all(map(importlib.util.find_spec, names)):
-        return
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    found = f"is Python {sys.version.split()[0]}, older than 3.11" if is_old else f"has no {', '.join(missing)}"
-    venv = Path(__file__).parents[1] / ".venv"
-    activate = venv / "bin" / "activate"
-    is_other = activate.exists() and Path(sys.prefix).resolve() != venv.resolve()
-    cure = f"run `source {activate}`" if is_other else "run `bash scripts/test.sh`, which makes .venv with all packages"
-    raise UsageError(f"{sys.executable} {found}; {cure}")
-
-
-_LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
-
-
-def address_in(path: str | Path) -> str | None:
-    """Return the address, such as `https://host/file`, where a path should be; None for a path.
-
-    A `Path` keeps one of the two slashes; this function restores the other.
-    """
-    text = _LOST_A_SLASH.sub(r"\1://", str(path), count=1)
-    return text if "://" in text else None
-
-
-def expand_home(path: str | Path) -> Path:
-    """Return the path with a leading `~` or `~user` replaced by the home folder, if the user exists."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError for an unknown user)
-
-
-def path_argument(text: str) -> Path:
-    """Return the path in an argument of a command, with `~` expanded: a `type` for argparse.
-
-    Raises ArgumentTypeError for an address, which `Path` would take for a local folder.
-    """
-    if address := address_in(text):
-        raise argparse.ArgumentTypeError(
-            f"{address} is an address, not a path on this machine; download the file, and give the path"
-        )
-    return expand_home(text)

@@ -1,4 +1,4 @@
-"""What is told on standard error while data is prepared: how far it is, and what was found on the way."""
+"""Progress and warnings on standard error while data is prepared, and the base of all progress bars."""
 
 from __future__ import annotations
 
@@ -13,31 +13,43 @@ from tqdm import tqdm
 
 from seresnext.errors import for_terminal
 
-# How long it goes on before it is worth telling, and how often it is then told where there is no terminal.
-_QUIET_SECONDS = 2.0
-_LINE_SECONDS = 30.0
+_QUIET_SECONDS = 2.0  # Work that takes less time is not reported.
+_LINE_SECONDS = 30.0  # the time between two lines, if there is no terminal
+
+
+class ProgressBar(tqdm):
+    """The base of all bars: tqdm without its monitor thread and without its lock between processes.
+
+    Loader workers are forked from this process, so there is no monitor thread. The monitor only helps bars that rarely
+    advance. tqdm's own lock needs a semaphore of the system.
+    """
+
+    monitor_interval = 0
+
+
+ProgressBar.set_lock(RLock())
 
 
 def warn(text: str) -> None:
-    """Say a warning; names of strangers' files may be part of it."""
+    """Print a warning. The text may contain untrusted file names."""
     print(f"warning: {for_terminal(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Tell of long work on standard error: a bar on a terminal, else a line now and then; nothing of a short one.
+    """Report the progress of long work on standard error: a bar on a terminal, else a line every 30 seconds.
 
-    Yields what is to be called with the count done since the last call.
+    Yields a function that takes the count of items done since its last call.
     """
     on_terminal, size = sys.stderr.isatty(), shutil.get_terminal_size()
-    start = told = time.monotonic()
+    start = reported = time.monotonic()
     done = 0
-    with _Tqdm(
+    with ProgressBar(
         desc=label,
         total=total,
         unit=unit,
         unit_scale=True,
-        # tqdm would draw nothing on a terminal that says it is 0 by 0, as some in containers do.
+        # Terminals in some containers report 0 x 0, and with that size tqdm draws nothing.
         ncols=size.columns,
         nrows=size.lines,
         delay=_QUIET_SECONDS,
@@ -46,21 +58,14 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
     ) as bar:
 
         def advance(count: int) -> None:
-            nonlocal done, told
+            nonlocal done, reported
             done += count
             bar.update(count)
             now = time.monotonic()
-            if not on_terminal and now - start > _QUIET_SECONDS and (told == start or now - told > _LINE_SECONDS):
-                told = now
+            if on_terminal or now - start <= _QUIET_SECONDS:
+                return
+            if reported == start or now - reported > _LINE_SECONDS:
+                reported = now
                 print(f"{label}: {100 * done / max(total, 1):.0f} %", file=sys.stderr, flush=True)
 
         yield advance
-
-
-class _Tqdm(tqdm):
-    # The monitor, a thread, only matters to bars that rarely advance, and loader workers are forked from here.
-    monitor_interval = 0
-
-
-# A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.
-_Tqdm.set_lock(RLock())

@@ -1,9 +1,9 @@
-"""Randomness with an address: never "the next number", always "the number for this image in this epoch".
+"""Randomness with an address: a draw is "the number for this image in this epoch", not "the next number".
 
-A draw is a function of (seed, purpose, where) and of nothing else, so it is the same with 0 or 16 workers, before and
-after a resume, on 1 or 8 GPUs. The generator is written out here rather than taken from a library, so that no release
-of one can change the order of a run: SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-generators", fig. 15; constants of variant 13 in Stafford's list, as in Vigna's splitmix64.c).
+A draw is a function of (seed, purpose, address) alone. The result is therefore the same with 0 or 16 workers, before
+and after a resume, on 1 or 8 GPUs. The generator is written here, so that a new version of a library cannot change a
+run: SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", fig. 15; constants of
+variant 13 in Stafford's list, as in Vigna's splitmix64.c).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _word(text: str) -> int:
 
 
 def hash_at(seed: int, *address: int | str) -> int:
-    """A 64-bit hash of an address. Words are folded in one by one, so (1, 23), (12, 3) and (23, 1) all differ."""
+    """Return a 64-bit hash of an address. Each part is hashed in turn, so (1, 23), (12, 3) and (23, 1) all differ."""
     state = _mix((seed + _GOLDEN_GAMMA) & _MASK)
     for word in address:
         number = _word(word) if isinstance(word, str) else word
@@ -48,36 +48,36 @@ class RandomStream:
         return _mix(self._state)
 
     def random(self) -> float:
-        """Uniform in [0, 1), on the 2^53 multiples of 2^-53."""
+        """Return a float, uniform in [0, 1), a multiple of 2^-53."""
         return (self._next() >> 11) * 2.0**-53
 
     def uniform(self, low: float, high: float) -> float:
-        """Uniform in [low, high)."""
+        """Return a float, uniform in [low, high)."""
         return low + (high - low) * self.random()
 
     def randint(self, count: int) -> int:
-        """Uniform in 0 .. count - 1. The bias is below count / 2^64."""
+        """Return an int, uniform in 0 .. count - 1. The bias is below count / 2^64."""
         return self._next() * count >> 64
 
     def bernoulli(self, probability: float) -> bool:
-        """True with this probability."""
+        """Return True with this probability."""
         return self.random() < probability
 
 
 def rng_at(seed: int, *address: int | str) -> RandomStream:
-    """The draws at an address, for example `rng_at(seed, "augment", epoch, image, copy)`."""
+    """Return the stream at an address, for example `rng_at(seed, "augment", epoch, image, copy)`."""
     return RandomStream(hash_at(seed, *address))
 
 
 def torch_seed_at(seed: int, *address: int | str) -> int:
-    """A seed for torch's default generators at an address: 63 bits, as `torch.manual_seed` takes."""
+    """Return a seed for torch's generators at an address: 63 bits, as `torch.manual_seed` takes."""
     return hash_at(seed, *address) >> 1
 
 
 def permutation_at(seed: int, *address: int | str, count: int) -> np.ndarray:
-    """A permutation of 0 .. count - 1 (int64) at an address: indices sorted by a keyed 64-bit hash.
+    """Return a permutation of 0 .. count - 1 (int64) at an address: the indices sorted by a keyed 64-bit hash.
 
-    Each index gets the hash that `hash_at(seed, *address)` seeds for it; equal hashes keep the order of the indices.
+    The key is `hash_at(seed, *address)`. Equal hashes keep the order of the indices.
     """
     z = (np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN_GAMMA)) + np.uint64(hash_at(seed, *address))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -14,7 +14,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from seresnext.errors import UsageError, require_packages
+from seresnext.errors import UsageError
+from seresnext.process.packages import require_packages
 
 _BY_SIGNAL = 128
 _INTERRUPTED = _BY_SIGNAL + signal.SIGINT

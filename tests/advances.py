@@ -1,4 +1,4 @@
-"""What is told of the progress of long work, for tests that it adds up: a bar that stops at 93 % looks like a fault."""
+"""A recorder of progress bars, for tests that each bar ends at 100 %."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import pytest
 
 @dataclass
 class Told:
-    """One bar: what it was begun with, and how it went on."""
+    """A recorded bar: label, total and the counts of all calls."""
 
     label: str
     total: int
     counts: list[int] = field(default_factory=list)
 
     def assert_adds_up(self, at_least: int = 2) -> None:
-        """All of the total was told, no more, in no fewer than `at_least` pieces."""
+        """Assert that the counts add up to the total, in at least `at_least` calls."""
         assert sum(self.counts) == self.total > 0
         assert sum(count > 0 for count in self.counts) >= at_least
         assert min(self.counts) >= 0
 
 
 def update_progress(module: ModuleType, patch: pytest.MonkeyPatch) -> list[Told]:
-    """The bars that a module begins with `progress` from now on."""
+    """Replace `progress` in a module, and return the list of recorded bars."""
     bars: list[Told] = []
 
     @contextmanager

@@ -272,8 +272,8 @@ def cifar10_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image folder of the demo. Not to be changed by a test."""
     root = tmp_path_factory.mktemp("digits") / "digits"
-    script = ROOT / "scripts" / "prepare_digits.py"
-    subprocess.run([sys.executable, script, "--output", root], check=True, stdout=subprocess.DEVNULL, timeout=120)
+    command = [sys.executable, "-m", "seresnext", "prepare", "digits", "--output", root]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=120)
     return root
 
 

@@ -1,8 +1,8 @@
-"""Many trainings one after the other within the same processes, which is cheaper than to start as many.
+"""Many trainings in the same processes, one after the other, to save the start of processes.
 
-As a program, under torchrun or alone: `tests/exactness.py FOLDER` does the trainings of `FOLDER/trainings.json` in run
-folders within FOLDER, each as train.py would, and writes what was seen to `FOLDER/reports.json`. The network is a
-narrow SE-ResNeXt of 4 blocks; all else is the real thing.
+As a program, with or without torchrun, `tests/exactness.py FOLDER` performs the trainings of `FOLDER/trainings.json`
+like train.py, in run folders within FOLDER, and writes observations to `FOLDER/reports.json`. The network is a narrow
+SE-ResNeXt of 4 blocks; all other code is the real code.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """One call of the command. A second one in the same run folder goes on from the first; or from a `copy_of` another.
+    """One call of the command. A second call in the same run folder, or in a `copy_of` a folder, resumes the run.
 
-    `stop_at`: the last rank is asked to stop by the time it looks that often at whether it was; `crash_at`: all ranks
-    fall over before this step (from 0). `spoilt` maps a step (from 0, as text) to `loss` or `gradient`, which is then
-    not finite in the last logical replica. `without` names what is left out of the program, for controls; `forget` what
-    of a checkpoint is not restored, tensors or a field of the progress.
+    `stop_at`: the last rank gets a stop request at this number of checks for a request. `crash_at`: all ranks crash
+    before this step (from 0). `spoilt` maps a step (from 0, as text) to `loss` or `gradient`, which is then not finite
+    in the last logical replica. `without` removes a part of the program, for controls. `forget` names tensors or a
+    field of the progress that are not restored.
     """
 
     run: str
@@ -52,11 +52,11 @@ class Training:
 
 @dataclass
 class Seen:
-    """What was seen of a training.
+    """The observations of a training.
 
-    `looks`: how often the last rank looked whether it should stop; `progress`: as it was at the end; `losses`: of each
-    step and logical replica; `inputs`: digests of what the network was given, by step and replica; `changed`: for each
-    rank, the tensors that a spoilt step changed.
+    `looks`: the number of checks for a stop request on the last rank. `progress`: the progress at the end.
+    `losses`: the losses by step and logical replica. `inputs`: digests of the inputs of the network by step and
+    replica. `changed`: for each rank, the tensors that a spoilt step changed.
     """
 
     looks: int = 0
@@ -69,11 +69,11 @@ class Seen:
 
 
 class Crash(BaseException):
-    """The end of a process, near enough: nothing of the program catches it."""
+    """A stand-in for the end of a process: no code of the program catches this exception."""
 
 
-class Looks:
-    """Stands in for StopRequest: set from the n-th look on."""
+class CountedStop:
+    """A stand-in for StopRequest with a request from the n-th check on."""
 
     def __init__(self, stop_at: int | None) -> None:
         self.count = 0
@@ -86,25 +86,25 @@ class Looks:
         return self._stop_at is not None and self.count >= self._stop_at
 
     def defer(self) -> None:
-        """Ctrl-C plays no part here."""
+        """Do nothing: no test here sends Ctrl-C."""
 
 
 def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
-    """The program's side: do the trainings on all ranks together."""
+    """Perform the trainings on all ranks of this program."""
     from seresnext.distributed import World, open_world
 
     seen = []
     with open_world() as joined:
-        # Not the joined world itself, which tells the others of a rank that falls over.
+        # A world without a heartbeat: the heartbeat would report a crashed rank to the other ranks.
         world = World(joined.rank, joined.size, joined.local_rank, joined.device)
         for training in trainings:
             if training.copy_of and world.is_first:
                 shutil.copytree(folder / training.copy_of, folder / training.run)
             world.gather(None)
             seen.append(_perform(training, world, folder))
-            gc.collect()  # Or the lock of the run folder might still be held.
+            gc.collect()  # This releases the lock of the run folder.
             if len(seen) == 1:
-                gc.freeze()  # All modules are loaded: the next ones need not look through them, for half a second each.
+                gc.freeze()  # All modules are loaded. Later collections ignore them, which saves half a second each.
     return seen
 
 
@@ -114,14 +114,14 @@ def _perform(training: Training, world: World, folder: Path) -> Seen:
     from seresnext.run import train as assembled
 
     seen = Seen()
-    stop = Looks(training.stop_at if world.rank == world.size - 1 else None)
+    stop = CountedStop(training.stop_at if world.rank == world.size - 1 else None)
     loaded = load_recipe(str(folder / "recipe.yaml"), training.settings)
     runs: list[Any] = []
     with ExitStack() as changes:
         for change in _changes(training, seen, runs):
             changes.enter_context(change)
         try:
-            assembled.train(loaded, world, stop, output=folder / training.run, resume="auto", allow_changed=())
+            assembled.train(loaded.recipe, world, stop, output=folder / training.run, resume="auto", allow_changed=())
         except (TrainingStopped, Crash) as error:
             seen.error = f"{type(error).__name__}: {error}"
     looks, inputs, changed = zip(*world.gather((stop.count, seen.inputs, seen.changed)), strict=True)
@@ -133,7 +133,7 @@ def _perform(training: Training, world: World, folder: Path) -> Seen:
 
 
 def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
-    """What is put in the place of parts of the program."""
+    """Yield the patches of the program."""
     from seresnext.data.augment.mixup import MixupCutmix
     from seresnext.distributed import BatchNormStatistics, World
     from seresnext.models import registry
@@ -219,7 +219,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
 
 
 def narrow(_: str, **options: Any) -> nn.Module:
-    """An SE-ResNeXt with a quarter of the channels: half a million weights, enough for DDP to bucket them anew."""
+    """Return an SE-ResNeXt with a quarter of the channels: half a million weights, several buckets of DDP."""
     from seresnext.models import SENet, blocks, senet
     from seresnext.models.blocks import SEResNeXtBottleneck
 
@@ -235,14 +235,14 @@ def narrow(_: str, **options: Any) -> nn.Module:
     return net
 
 
-def _forgetful(restore: Callable[..., None], what: str, tensors: Any, live: Any, source: str) -> None:
-    """Restore all tensors but those whose names begin and end as `what` says: `model/running_mean`, or `ema`."""
-    first, _, last = what.partition("/")
-    names = {f"{prefix}.{name}": tensor for prefix, part in live.items() for name, tensor in part.items()}
-    kept = {n: t.detach().clone() for n, t in names.items() if n.startswith(first + ".") and n.endswith(last)}
+def _forgetful(restore: Callable[..., None], name: str, tensors: Any, live: Any, source: str) -> None:
+    """Restore all tensors except `name`, a prefix and an ending of names: `model/running_mean`, or `ema`."""
+    first, _, last = name.partition("/")
+    live_tensors = {f"{prefix}.{name}": tensor for prefix, part in live.items() for name, tensor in part.items()}
+    kept = {n: t.detach().clone() for n, t in live_tensors.items() if n.startswith(first + ".") and n.endswith(last)}
     restore(tensors, live, source)
     for name, tensor in kept.items():
-        names[name].detach().copy_(tensor)
+        live_tensors[name].detach().copy_(tensor)
 
 
 def _tensors(run: Any) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def main() -> None:
 
 
 class Lab:
-    """A folder of runs of one world size, and what was seen of them. Their recipe is `recipe.yaml` in the folder."""
+    """A folder of runs of one world size and of one recipe, `recipe.yaml`, with the observations."""
 
     def __init__(self, world: int, folder: Path, recipe: str) -> None:
         self.world = world
@@ -282,7 +282,7 @@ class Lab:
         (folder / "recipe.yaml").write_text(recipe)
 
     def perform(self, *trainings: Training) -> None:
-        """Do the trainings in processes of their own; `seen` then has those of a run in their order."""
+        """Perform the trainings in new processes. `seen` then has the observations of each run in order."""
         (self.folder / "trainings.json").write_text(json.dumps([asdict(training) for training in trainings]))
         launcher.complete(self.world, [__file__, self.folder])
         reports = json.loads((self.folder / "reports.json").read_text())
@@ -290,7 +290,7 @@ class Lab:
             self.seen.setdefault(training.run, []).append(Seen(**report))
 
     def result(self, run: str) -> dict[str, Any]:
-        """Everything of a run that must not depend on how it came about: each tensor, number and line by its name."""
+        """Return all results of a run that must not depend on interruptions: tensors, numbers and lines by name."""
         with safe_open(self.folder / run / "checkpoints" / "last.safetensors", framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
@@ -306,7 +306,7 @@ class Lab:
         return found
 
     def differences(self, run: str, other: str) -> list[str]:
-        """The names of what differs between two runs."""
+        """Return the names of the results that differ between two runs."""
         one, two = self.result(run), self.result(other)
         assert one.keys() == two.keys()
         return [name for name in one if not _is_same(one[name], two[name])]

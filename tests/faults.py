@@ -1,8 +1,8 @@
 """Faults at named points of a real training.
 
-As a program this is train.py with faults and a narrow network: `torchrun tests/faults.py --recipe ...` does what the
-environment variable TRAIN_FAULTS says, a JSON list of faults and a folder that remembers which have happened, so that a
-process that was started again does not meet them again.
+As a program this is train.py with faults and a narrow network: `torchrun tests/faults.py --recipe ...`. The environment
+variable TRAIN_FAULTS has a JSON list of faults, and a folder for marks of the faults that have happened. A restarted
+process does not repeat a fault with a mark.
 
 Points (a number is that of completed steps):
 
@@ -10,21 +10,21 @@ Points (a number is that of completed steps):
     open       before the data are opened        reduce:N    inside step N + 1: gradients are reduced, statistics not
     warm-up    before the first pass             validate:N  inside the validation after step N
     end        after the last step, before       save:N      before the checkpoint of step N is written
-               `finished` is written             write:N     when its file is written
-    exit       after everything                  saved:N     once it is written, before `last` points to it
+               `finished` is written             write:N     when the file of the checkpoint is written
+    exit       after everything                  saved:N     after the write, before `last` points to the checkpoint
 
 Faults:
 
     kill, stop             SIGKILL or SIGSTOP to this process
     signal:NAME            a signal to this process             torchrun:NAME  to torchrun
     worker:NAME            to a loader worker of this process   group:NAME     to this process and all its workers
-    memory, memory:BYTES   an error for want of memory: raised, or real, by a limit of so many more bytes
-    error:ERRNO            what the point begins fails with this error of the operating system
+    memory, memory:BYTES   an error about memory: raised, or real, by a limit of so many more bytes
+    error:ERRNO            the operation after the point fails with this error of the operating system
     file-size:BYTES        no file may become larger
     files:N                so many files may be open
     cpu                    the soft limit of CPU time is reached; there is no hard limit
     clock:SECONDS          the wall clock jumps
-    hold, hold-until-asked wait until the test says `release`, or until this process is asked to stop
+    hold, hold-until-asked wait until the test calls `release`, or until this process has a stop request
     sleep:SECONDS          wait
 """
 
@@ -36,6 +36,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -46,15 +47,15 @@ from typing import Any
 from seresnext.checkpoint import file_format
 
 VARIABLE = "TRAIN_FAULTS"
-# Arguments with which the batch of the tests' tiny recipe divides over so many processes.
+# Arguments that make the batch of the tiny recipe divide over a number of processes.
 SIZES = {1: (), 2: (), 3: ("--set", "batch.global_size=12"), 4: ("--set", "batch.micro_size=2")}
 _WAIT = 120  # seconds that a held process waits for the test
-_FORWARDING = 1.5  # seconds until torchrun has passed a signal on, so that it comes at the point
+_FORWARDING = 1.5  # seconds until torchrun has forwarded a signal, so that the signal comes at the point
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at a point of one rank's run."""
+    """A fault at a point of the run on one rank."""
 
     at: str
     do: str
@@ -62,7 +63,7 @@ class Fault:
 
 
 class Faults:
-    """The test's side: the faults of a run and whether they have happened."""
+    """The faults of a run, in the process of the test."""
 
     def __init__(self, folder: Path, faults: Sequence[Fault]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,24 +72,24 @@ class Faults:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the command that runs this file."""
+        """The environment variable for the command that runs this file."""
         value = {"folder": str(self._folder), "faults": [asdict(fault) for fault in self._faults]}
         return {VARIABLE: json.dumps(value)}
 
     def happened(self, number: int = 0) -> bool:
-        """Whether the fault was reached."""
+        """Return whether the fault has happened."""
         return (self._folder / f"happened-{number}").exists()
 
     def pid(self, number: int = 0) -> int:
-        """The process that met it."""
+        """Return the id of the process in which the fault happened."""
         return int((self._folder / f"happened-{number}").read_text())
 
     def exit_codes(self) -> dict[int, int]:
-        """The codes that ranks exited with, of those that came to their end: torchrun tells only its own."""
+        """Return the exit codes of the ranks that ended by themselves. torchrun reports only its own exit code."""
         return {int(file.name[5:]): int(file.read_text()) for file in self._folder.glob("exit-*")}
 
     def release(self) -> None:
-        """Let go of all that hold."""
+        """Release all processes that hold."""
         (self._folder / "release").touch()
 
 
@@ -114,8 +115,8 @@ class _Injection:
                 temporary.rename(mark)
                 self._do(*fault.do.partition(":")[::2])
 
-    def _do(self, what: str, value: str) -> None:
-        match what:
+    def _do(self, action: str, value: str) -> None:
+        match action:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
@@ -154,28 +155,28 @@ class _Injection:
             case "sleep":
                 time.sleep(float(value))
             case _:
-                raise AssertionError(f"no such fault: {what}")
+                raise AssertionError(f"no such fault: {action}")
 
     def begin(self) -> None:
         (self._folder / f"begun-{self._rank}").touch()
 
     def _wait_for_all(self) -> None:
-        """Until every rank listens: a signal that finds Python itself starting up ends it."""
+        """Wait until every rank handles signals: a signal during the start of Python ends the process."""
         ranks = range(int(os.environ["WORLD_SIZE"]))
         while not all((self._folder / f"begun-{rank}").exists() for rank in ranks):
             time.sleep(0.02)
 
-    def note_exit(self, code: int) -> None:
+    def record_exit(self, code: int) -> None:
         (self._folder / f"exit-{self._rank}").write_text(str(code))
 
     def patch(self) -> None:
-        """Put the points into the program, and the narrow network."""
+        """Add the points and the narrow network to the program."""
         from exactness import narrow
 
         from seresnext.checkpoint import store
         from seresnext.distributed import BatchNormStatistics
         from seresnext.models import registry
-        from seresnext.run import opening
+        from seresnext.run import assemble
         from seresnext.run.assemble import Run
         from seresnext.run.folder import RunFolder
         from seresnext.training import trainer
@@ -183,8 +184,8 @@ class _Injection:
 
         registry.create_model = narrow
         before = self._before
-        before(opening, "open_splits", lambda *args, **options: "open")
-        before(Run, "trainer", self._go_on_from)
+        before(assemble, "open_splits", lambda *args, **options: "open")
+        before(Run, "trainer", self._resume_from)
         before(TrainingStep, "warm_up", lambda *args, **options: "warm-up")
         before(TrainingStep, "__call__", self._begin_step)
         before(BatchNormStatistics, "end_step", lambda *args, **options: f"reduce:{self._completed - 1}")
@@ -219,7 +220,7 @@ class _Injection:
 
         setattr(owner, name, reaching)
 
-    def _go_on_from(self, _run: Any, _folder: Any, _saved: Any, progress: Any, _stop: Any) -> str:
+    def _resume_from(self, _run: Any, _folder: Any, _saved: Any, progress: Any, _stop: Any) -> str:
         self._completed = progress.step
         return ""
 
@@ -229,7 +230,7 @@ class _Injection:
 
 
 def _step_of(path: Path) -> int | None:
-    """Of a checkpoint, by its name; the names of pointers tell none."""
+    """Return the step of a checkpoint by the file name, and None for `last` and `best`."""
     digits = "".join(filter(str.isdigit, path.name))
     return int(digits) if digits else None
 
@@ -245,12 +246,12 @@ def _raise(error: BaseException) -> None:
 
 
 def _children() -> list[int]:
-    """The processes that this one started: its loader workers."""
+    """Return the child processes, which are loader workers."""
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def _use_memory(more: int) -> None:
-    """Limit the memory and ask torch for more than that, and than what it keeps for another use."""
+    """Limit the memory and ask torch for more than the limit and the memory that torch keeps."""
     import torch
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -259,35 +260,30 @@ def _use_memory(more: int) -> None:
 
 
 def main() -> None:
-    """Train as train.py does, with the faults of the environment."""
+    """Train like train.py, with the faults of the environment variable."""
     value = json.loads(os.environ[VARIABLE])
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
-    from seresnext.process.exit import ProcessEnd, replace_closed_streams
-    from seresnext.process.signals import die_with_launcher, ignore_signals
+    from seresnext.process.main import run_ranks
     from seresnext.process.stop_request import StopRequest
 
-    die_with_launcher()
-    gc.disable()
-    replace_closed_streams()
-    end = ProcessEnd()
-    # As in train.py, with points in between.
-    with StopRequest() as stop:
+    def train(stop: StopRequest) -> int:
         injection = _Injection(folder, faults, lambda: stop.has_come)
         try:
             injection.begin()
             injection.reach("import")
-            from seresnext.cli import train_main
+            from seresnext.cli import main as run_command
 
             gc.freeze()
             injection.patch()
-            code = train_main(stop=stop)
+            code = run_command(["train", *sys.argv[1:]], stop)
             injection.reach("exit")
         except KeyboardInterrupt:
             code = 130
-        ignore_signals()
-    injection.note_exit(code)
-    end.exit(code)
+        injection.record_exit(code)
+        return code
+
+    run_ranks(train, saves=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from seresnext.checkpoint import file_format
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.models import create_model
-from seresnext.recipe.load import load_recipe
+from seresnext.recipe.load import load_recipe, to_values
 from seresnext.recipe.show import recipe_hash
 from seresnext.training.trainer import Progress
 
@@ -30,7 +30,7 @@ def weights(num_classes: int = 3) -> dict[str, Tensor]:
 def facts(recipe: Path, images: Path) -> dict[str, Any]:
     """What a run of a recipe would say, as plain values."""
     overrides = [f"data.root={images}", "ema=null", "evaluation.weights=model", "runtime.precision=fp32"]
-    values = load_recipe(recipe, overrides).values
+    values = to_values(load_recipe(recipe, overrides).recipe)
     classes = sorted(folder.name for folder in (images / "val").iterdir())
     return {
         "step": 8,

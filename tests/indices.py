@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from seresnext.data.readers.index import Contents, Index
+from seresnext.data.readers.index import Index, IndexColumns
 
 COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
 
 
-def contents(count: int = 10, seed: int = 0) -> Contents:
+def contents(count: int = 10, seed: int = 0) -> IndexColumns:
     rng = np.random.default_rng(seed)
     names = [b"%d.JPEG" % n for n in rng.permutation(count)]
-    return Contents(
+    return IndexColumns(
         classes=("ä", "b\udcff", "c"),
         fingerprint="f" * 64,
         files=("one.tar", "two.tar"),
@@ -26,7 +26,7 @@ def contents(count: int = 10, seed: int = 0) -> Contents:
     )
 
 
-def assert_same(index: Index, said: Contents) -> None:
+def assert_same(index: Index, said: IndexColumns) -> None:
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(index, name), getattr(said, name), name)
     for name in ("classes", "files", "fingerprint", "notices"):

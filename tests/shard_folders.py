@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import http.server
-import importlib.util
 import io
-import sys
 import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from seresnext.data.shards.reader import ShardReader
-
-
-@functools.cache
-def script() -> ModuleType:
-    """scripts/prepare_shards.py as a module."""
-    path = Path(__file__).parents[1] / "scripts" / "prepare_shards.py"
-    spec = importlib.util.spec_from_file_location("prepare_shards", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Where dataclasses look up what their annotations mean.
-    spec.loader.exec_module(module)
-    return module
+from seresnext.prepare.shards import index_existing
 
 
 def write_tar(path: Path, contents: Sequence[tuple[str, bytes] | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT):
@@ -63,7 +47,7 @@ def make_shards(root: Path, split: str = "train", shards: int = 4, per_shard: in
         write_tar(folder / f"{split}-{number:05}.tar", contents)
     classes = root / "classes.txt"
     classes.write_text("ant\nbee\ncat\n")
-    script().index_existing(folder, classes)
+    index_existing(folder, classes)
     return every
 
 

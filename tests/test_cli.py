@@ -15,9 +15,11 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import seresnext.distributed
-from seresnext import cli, errors
+from seresnext import cli
 from seresnext.distributed import World
 from seresnext.errors import UsageError
+from seresnext.process import packages
+from seresnext.process import ranks as process_ranks
 from seresnext.process.stop_request import StopRequest
 
 ROOT = Path(__file__).parents[1]
@@ -43,10 +45,11 @@ def ranks(monkeypatch):
 
 @pytest.fixture
 def fails(capsys):
-    """`fails(code, *arguments) -> stderr` of train.py, in this process."""
+    """`fails(code, *arguments) -> stderr` of a command, by default `train`, in this process."""
 
-    def run(code, *arguments, main=None):
-        found = main(arguments) if main else cli.train_main(arguments, stop=StopRequest())
+    def run(code, *arguments, stop=None):
+        words = list(arguments) if arguments[0] in ("train", "validate") else ["train", *arguments]
+        found = cli.main(words, stop or StopRequest())
         output = capsys.readouterr()
         assert (found, output.out) == (code, ""), output.err
         return output.err
@@ -58,12 +61,13 @@ def fails(capsys):
 
 LIGHT = """
 import json, sys
-from seresnext.cli import train_main, validate_main
+from seresnext.cli import COMMANDS, main
+from seresnext.process import packages
+from seresnext.process import ranks as process_ranks
 from seresnext.process.stop_request import StopRequest
 
 for command, code in json.loads(sys.argv[1]):
-    main = validate_main if "--checkpoint" in command else lambda words: train_main(words, stop=StopRequest())
-    assert main(command) == code, command
+    assert main(command, StopRequest()) == code, command
     assert not {"torch", "numpy"} & sys.modules.keys(), command
 """
 COMMANDS = [
@@ -85,7 +89,11 @@ COMMANDS = [
 
 
 def test_mistakes_are_found_before_torch_is_imported(run_command):
-    result = run_command([sys.executable, "-c", LIGHT, json.dumps(COMMANDS)])
+    commands = [(["validate" if "--checkpoint" in words else "train", *words], code) for words, code in COMMANDS]
+    commands += [([*name.split(), "--help"], 0) for name in cli.COMMANDS]
+    commands += [(["--help"], 0), (["prepare", "--help"], 0), (["--version"], 0), ([], 2), (["trian"], 2)]
+    commands += [(["prepare", "imagenet", "--nonsense"], 2)]
+    result = run_command([sys.executable, "-c", LIGHT, json.dumps(commands)])
     assert result.returncode == 0, result.output
 
 
@@ -120,16 +128,16 @@ def test_data_that_may_be_missing(fails, reached, arguments):
 def test_help_comes_once_and_is_no_failure(capsys, ranks):
     for rank in range(2):
         ranks(rank)
-        for main in (lambda: cli.train_main(["--help"], stop=StopRequest()), lambda: cli.validate_main(["--help"])):
-            assert main() == 0
+        for command in ("train", "validate"):
+            assert cli.main([command, "--help"], StopRequest()) == 0
             text = capsys.readouterr().out
             assert all(word in text for word in ("examples:", "README.md", "docs/recipe.md")) is (rank == 0)
-    assert cli.train_main(["--recipe", "seresnext50", "--print-recipe"], stop=StopRequest()) == 0
+    assert cli.main(["train", "--recipe", "seresnext50", "--print-recipe"], StopRequest()) == 0
     assert capsys.readouterr().out == ""  # This is rank 1.
 
 
 def test_help_lists_the_recipes(capsys):
-    assert cli.train_main(["--help"], stop=StopRequest()) == 0
+    assert cli.main(["train", "--help"], StopRequest()) == 0
     text = capsys.readouterr().out
     assert all(path.stem in text for path in (ROOT / "recipes").glob("*.yaml"))
     assert max(map(len, text.splitlines())) <= 120
@@ -181,7 +189,7 @@ def test_an_empty_path_is_none(fails, option, empty):
 @pytest.mark.parametrize("option", ["--checkpoint", "--data", "--json", "--split"])
 def test_an_empty_path_is_none_for_validation(fails, option):
     given = () if option == "--checkpoint" else ("--checkpoint", "README.md")
-    message = fails(2, *given, option, "", main=cli.validate_main)
+    message = fails(2, "validate", *given, option, "")
     assert f"argument {option}: " in message
     assert "empty" in message
 
@@ -194,17 +202,18 @@ def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
     assert "reached" in fails(2, "--recipe=~/own.yaml", "--data=~/images", "--resume=~/own.yaml")
     assert f" {tmp_path}/none" in fails(3, "--recipe=~/own.yaml", "--data=~/none")
     words = ["--checkpoint=~/own.yaml", "--data=~/images", "--json=~/result.json"]
-    assert "reached" in fails(2, *words, main=cli.validate_main)
-    options = cli._validate_parser().parse_args(words)
+    assert "reached" in fails(2, "validate", *words)
+    options = cli._parse("validate", cli.COMMANDS["validate"], words)
     assert (options.checkpoint, options.json) == (tmp_path / "own.yaml", tmp_path / "result.json")
     assert options.data == f"{tmp_path}/images"
-    assert cli._train_parser().parse_args(["--recipe", "x", "--output=~/run"]).output == tmp_path / "run"
+    options = cli._parse("train", cli.COMMANDS["train"], ["--recipe", "x", "--output=~/run"])
+    assert options.output == tmp_path / "run"
 
 
 def test_an_address_is_no_checkpoint(fails):
     resume = ("--recipe", "digits", "--data", "recipes", "--resume")
-    for main, words in ((cli.validate_main, ("--checkpoint",)), (None, resume)):
-        message = fails(2, *words, "https://host/file.pth", main=main)
+    for words in (("validate", "--checkpoint"), resume):
+        message = fails(2, *words, "https://host/file.pth")
         assert "https://host/file.pth" in message
         assert "download" in message
 
@@ -230,7 +239,7 @@ def test_other_ranks_wait_to_be_ended(ranks, capsys):
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         before = signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
         try:
-            assert cli.train_main(NOWHERE, stop=stop) == 3
+            assert cli.main(["train", *NOWHERE], stop) == 3
         finally:
             signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - started > 0.3
@@ -238,7 +247,7 @@ def test_other_ranks_wait_to_be_ended(ranks, capsys):
 
 
 def test_a_problem_of_one_rank_alone_is_printed_with_the_rank(fails, ranks, monkeypatch):
-    monkeypatch.setattr(cli, "_FIRST_RANKS_TIME", 0.1)
+    monkeypatch.setattr(process_ranks, "_FIRST_RANKS_TIME", 0.1)
     ranks(3)
     message = fails(3, *NOWHERE)
     assert message.startswith("error (rank 3): ")
@@ -270,9 +279,7 @@ def test_before_the_ranks_have_met_the_first_of_each_machine_prints(fails, ranks
     with StopRequest() as stop:
         if rank == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        message = fails(
-            2, "--recipe", "seresnext50", "--data", "recipes", main=lambda words: cli.train_main(words, stop=stop)
-        )
+        message = fails(2, "--recipe", "seresnext50", "--data", "recipes", stop=stop)
     assert message.startswith(start)
     assert bool(message) is bool(start)
 
@@ -286,7 +293,7 @@ def box(path, code):
 
 
 def test_the_box_has_the_message(fails, ranks, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "_FIRST_RANKS_TIME", 0.0)
+    monkeypatch.setattr(process_ranks, "_FIRST_RANKS_TIME", 0.0)
     for rank in (0, 3):
         path = tmp_path / str(rank)
         ranks(rank, TORCHELASTIC_ERROR_FILE=str(path))
@@ -300,9 +307,9 @@ def test_the_box_has_the_message(fails, ranks, monkeypatch, tmp_path):
 
 def test_the_box_has_the_traceback_of_a_defect(ranks, monkeypatch, tmp_path):
     ranks(0, TORCHELASTIC_ERROR_FILE=str(tmp_path / "file"))
-    monkeypatch.setattr(cli, "_prepare_training", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("seresnext.recipe.load.load_recipe", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cli.train_main([], stop=StopRequest())
+        cli.main(["train", *NOWHERE], StopRequest())
     assert "ZeroDivisionError: division by zero" in box(tmp_path / "file", 1)
 
 
@@ -325,9 +332,12 @@ def only(tmp_path, *names):
 
 RECIPES_ONLY = ("pydantic", "pydantic_core", "yaml", "annotated_types", "typing_extensions", "typing_inspection")
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").glob("[a-z]*.py"))
+OTHERS = ["-m seresnext prepare digits", "-m seresnext models", "-m seresnext recipe", "-m seresnext.torchrun train.py"]
 
 
-@pytest.mark.parametrize("command", ["train.py --recipe seresnext50", "validate.py --checkpoint README.md", *SCRIPTS])
+@pytest.mark.parametrize(
+    "command", ["train.py --recipe seresnext50", "validate.py --checkpoint README.md", *OTHERS, *SCRIPTS]
+)
 def test_a_python_without_packages(run_command, command):
     """-S hides the installed packages."""
     result = run_command([sys.executable, "-S", *command.split()])
@@ -335,7 +345,7 @@ def test_a_python_without_packages(run_command, command):
     (line,) = result.output.splitlines()
     assert line.startswith(f"error: {sys.executable} ")
     assert "torch" in line
-    assert "activate" in line or "bash scripts/test.sh" in line
+    assert "activate" in line or "bash scripts/setup.sh" in line
 
 
 def test_a_python_without_torch_knows_recipes(run_command, tmp_path):
@@ -355,21 +365,21 @@ def test_a_python_without_torch_knows_recipes(run_command, tmp_path):
 def test_the_cure_is_the_projects_environment(monkeypatch, tmp_path, active):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
-    monkeypatch.setattr(errors, "__file__", str(tmp_path / "seresnext" / "errors.py"))
+    monkeypatch.setattr(packages, "__file__", str(tmp_path / "seresnext" / "process" / "packages.py"))
     if active:
         monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
-    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
-        errors.require_packages()
+        packages.require_packages()
     assert (f"source {tmp_path}/.venv/bin/activate" in str(caught.value)) is not active
-    assert ("bash scripts/test.sh" in str(caught.value)) is active
+    assert ("bash scripts/setup.sh" in str(caught.value)) is active
 
 
 def test_an_old_python(monkeypatch):
-    errors.require_packages()  # The control.
-    monkeypatch.setattr(errors, "_OLDEST_PYTHON", (99, 0))
+    packages.require_packages()  # The control.
+    monkeypatch.setattr(packages, "_OLDEST_PYTHON", (99, 0))
     with pytest.raises(UsageError, match=rf"{sys.executable} is Python 3\.1"):
-        errors.require_packages()
+        packages.require_packages()
 
 
 def test_a_refusal_before_torch_stands_in_the_run_folder(fails, tmp_path):

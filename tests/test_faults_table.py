@@ -1,4 +1,4 @@
-"""FAULTS.md: all cases, and tests that exist."""
+"""docs/faults.md: all cases, and tests that exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from conftest import ROOT
 
-TABLE = (ROOT / "FAULTS.md").read_text()
+TABLE = (ROOT / "docs" / "faults.md").read_text()
 ROWS = re.findall(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", TABLE, re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""What is told of long work."""
+"""Progress reports of long work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from seresnext import progress as module
 from seresnext.progress import progress, warn
 
 
-def test_a_short_build_says_nothing(capsys: pytest.CaptureFixture[str]):
+def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]):
     with progress("index of train", 10) as advance:
         for _ in range(10):
             advance(1)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_long_build_tells_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_long_work_prints_a_line_every_30_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     with progress("index of train", 100) as advance:
@@ -30,13 +30,13 @@ def test_a_long_build_tells_now_and_then(capsys: pytest.CaptureFixture[str], mon
     assert capsys.readouterr().err.splitlines() == [f"index of train: {n} %" for n in (4, 35, 66, 97)]
 
 
-def test_a_warning_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]):
+def test_control_characters_of_a_warning_are_escaped(capsys: pytest.CaptureFixture[str]):
     warn("odd\x1b[2J is damaged")
     assert capsys.readouterr() == ("", "warning: odd\\x1b[2J is damaged\n")
 
 
-def test_a_terminal_gets_a_bar_though_it_says_it_is_0_by_0():
-    """What a new pseudo terminal says until someone sets its size."""
+def test_a_terminal_of_size_0_gets_a_bar():
+    """A new pseudo-terminal reports this size until a size is set."""
     seen, terminal = pty.openpty()
     code = "import time; from seresnext import progress; progress._QUIET_SECONDS = 0.0\n"
     code += "with progress.progress('index of train', 4) as advance: time.sleep(0.2); advance(4)"

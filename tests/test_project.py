@@ -88,18 +88,25 @@ def test_no_drawer_modules():
 
 # Modules without a test file of their own name, and the one that tests them.
 TESTED_ELSEWHERE = {
-    "run/assemble.py": "runs/test_training.py",
-    "data/pipeline.py": "run/test_parts.py",
-    "data/readers/table.py": "data/readers/test_readers.py",
-    "process/exit.py": "test_errors.py",
+    "run/dry_run.py": "runs/test_training.py",
+    "process/main.py": "process/test_exit.py",
+    "process/packages.py": "test_cli.py",
+    "process/ranks.py": "test_cli.py",
+    "arguments.py": "test_cli.py",
+    "commands/average.py": "run/test_average.py",
+    "commands/models.py": "models/test_counting.py",
+    "commands/plot.py": "report/test_plot.py",
+    "commands/predict.py": "run/test_predict.py",
+    "commands/prepare.py": "prepare/test_shards.py",
+    "commands/recipe.py": "recipe/test_show.py",
+    "commands/train.py": "test_cli.py",
+    "commands/validate.py": "test_cli.py",
+    "errors.py": "test_cli.py",
+    "models/table.py": "models/test_counting.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/blocks.py": "models/test_senet.py",
     "weights/opening.py": "weights/test_torchfile.py",
-    "recipe/explain.py": "recipe/test_errors.py",
-    "recipe/files.py": "recipe/test_load.py",
-    "recipe/reader.py": "recipe/test_load.py",
-    "recipe/schema.py": "recipe/test_recipes.py",
 }
 
 

@@ -1,6 +1,6 @@
-"""The random numbers: SplitMix64's published outputs, uniform draws, true permutations, addresses that never meet.
+"""Random numbers: SplitMix64's published outputs, uniform draws, permutations, and distinct hashes of addresses.
 
-The statistical limits are wide (a p-value of about 1e-6) and the seeds are fixed, so a test fails for a reason.
+The statistical limits are wide (a p-value of about 1e-6) and the seeds are fixed, so chance does not fail a test.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from seresnext.randomness import RandomStream, hash_at, permutation_at, rng_at, torch_seed_at
 
 
-def test_the_generator_is_splitmix64() -> None:
-    # The first outputs for seed 1234567 of Vigna's splitmix64.c, as widely published as a test of ports.
+def test_generator_is_splitmix64() -> None:
+    # The first outputs of Vigna's splitmix64.c for seed 1234567, published as a test of ports.
     draws = RandomStream(1234567)
     assert [draws._next() for _ in range(5)] == [
         6457827717110365317,
@@ -27,8 +27,8 @@ def test_the_generator_is_splitmix64() -> None:
     ]
 
 
-def test_the_numbers_never_change() -> None:
-    # Every run so far was ordered and augmented by these: a change of them is a change of every recipe's result.
+def test_numbers_never_change() -> None:
+    # These numbers order and augment every run. Another number would change the result of every recipe.
     assert hash_at(0) == 16294208416658607535
     assert hash_at(0, "augment", 3, 12345, 0) == 9036409713030079174
     assert permutation_at(7, "order", 2, count=12).tolist() == [6, 5, 8, 9, 0, 4, 7, 2, 3, 1, 11, 10]
@@ -37,7 +37,7 @@ def test_the_numbers_never_change() -> None:
 
 
 def chi_square(counts: np.ndarray) -> float:
-    """Deviation from equal counts in standard deviations of the chi-square distribution."""
+    """Return the deviation from equal counts, in standard deviations of the chi-square distribution."""
     expected = counts.sum() / counts.size
     statistic = ((counts - expected) ** 2 / expected).sum()
     freedom = counts.size - 1
@@ -56,7 +56,7 @@ def test_draws_are_uniform_along_a_stream() -> None:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_draws_are_uniform_over_neighbouring_addresses(which: int) -> None:
-    # What training uses: the first few draws at each of many addresses that differ in one small number.
+    # Training uses the first draws at many addresses that differ in one small number.
     values = []
     for image in range(30_000):
         address = [0, 0, 0]
@@ -67,7 +67,7 @@ def test_draws_are_uniform_over_neighbouring_addresses(which: int) -> None:
     assert abs(np.corrcoef(array[:-1], array[1:])[0, 1]) * np.sqrt(len(array)) < 5
 
 
-def test_every_bit_of_a_hash_is_fair_and_depends_on_every_word() -> None:
+def test_every_bit_of_a_hash_is_uniform_and_depends_on_every_part() -> None:
     def bits(*address: int | str) -> np.ndarray:
         return np.unpackbits(np.array([hash_at(*address)], dtype=">u8").view(np.uint8))
 
@@ -81,13 +81,13 @@ def test_every_bit_of_a_hash_is_fair_and_depends_on_every_word() -> None:
         assert abs(changed - 0.5) * 2 * np.sqrt(64 * 1000) < 5
 
 
-def test_a_skewed_generator_would_be_noticed() -> None:
+def test_skewed_generator_is_detected() -> None:
     rng = np.random.default_rng(0)
     assert abs(chi_square(np.histogram(rng.random(50_000), 100, (0, 1))[0])) < 5
     assert chi_square(np.histogram(rng.random(50_000) ** 1.1, 100, (0, 1))[0]) > 20
 
 
-def test_addresses_never_meet() -> None:
+def test_addresses_have_distinct_hashes() -> None:
     addresses = [
         ("a", 1, 23), ("a", 12, 3), ("a", 123), ("a", 1, 2, 3), ("a", 23, 1), ("a1", 23), ("a", "1", 23), (1, "a", 23),
         ("a",), (), ("",), ("a", 0), ("a", 0, 0), (0,), (0, 0), ("a", -1), ("b", 1, 23),
@@ -104,7 +104,7 @@ def test_draws_at_an_address_are_always_the_same() -> None:
         return [draws.random() for _ in range(4)]
 
     before = first("augment", 1, 2, 0)
-    first("augment", 9, 9, 9)  # drawing elsewhere changes nothing here
+    first("augment", 9, 9, 9)  # Draws at another address have no effect.
     assert first("augment", 1, 2, 0) == before
     assert first("augment", 1, 2, 1) != before
 
@@ -126,7 +126,7 @@ def test_uniform_is_in_range(state: int, low: float, width: float) -> None:
     assert low <= RandomStream(state).uniform(low, low + width) <= low + width
 
 
-def test_chances() -> None:
+def test_bernoulli() -> None:
     draws = RandomStream(6)
     assert not any(draws.bernoulli(0.0) for _ in range(1000))
     assert all(draws.bernoulli(1.0) for _ in range(1000))
@@ -134,7 +134,7 @@ def test_chances() -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 1000))
-def test_torch_takes_the_seeds(seed: int, step: int) -> None:
+def test_torch_seeds_are_in_range(seed: int, step: int) -> None:
     assert 0 <= torch_seed_at(seed, "step", step, 0) < 2**63
 
 
@@ -156,24 +156,24 @@ def test_a_permutation_of_imagenet() -> None:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, in standard deviations of that of two random orders."""
+    """Return Spearman's correlation, in standard deviations for two random orders."""
     return float(np.corrcoef(np.argsort(a), np.argsort(b))[0, 1] * np.sqrt(len(a) - 1))
 
 
-def test_orders_of_epochs_and_seeds_have_nothing_in_common() -> None:
+def test_orders_of_epochs_and_seeds_are_independent() -> None:
     count = 20_000
     orders = [permutation_at(seed, "order", epoch, count=count) for seed in (0, 1) for epoch in range(6)]
     plain = np.arange(count)
     for a, b in itertools.combinations([*orders, plain], 2):
         assert abs(rank_correlation(a, b)) < 5
-        assert np.sum(a == b) < 15  # fixed points of a random permutation: one, give or take one
-    # Negative control: the same order but for a tenth of its places is noticed.
+        assert np.sum(a == b) < 15  # A random permutation has 1 fixed point on average.
+    # Negative control: an order that differs in a tenth of the places is detected.
     nearly = orders[0].copy()
     nearly[: count // 10] = nearly[: count // 10][::-1]
     assert abs(rank_correlation(orders[0], nearly)) > 50
 
 
-def test_every_place_is_equally_likely_for_every_index() -> None:
+def test_every_place_is_equally_likely() -> None:
     count, epochs = 12, 6000
     places = np.zeros((count, count))
     for epoch in range(epochs):
@@ -182,12 +182,12 @@ def test_every_place_is_equally_likely_for_every_index() -> None:
         assert abs(chi_square(row)) < 6
 
 
-def test_all_orders_of_four_come_up() -> None:
+def test_all_orders_of_four_are_equally_likely() -> None:
     orders = [tuple(permutation_at(9, "order", epoch, count=4).tolist()) for epoch in range(4800)]
     counts = np.array([orders.count(order) for order in itertools.permutations(range(4))])
     assert abs(chi_square(counts)) < 5
 
 
-def test_what_an_epoch_leaves_unseen_changes() -> None:
+def test_images_after_the_last_step_differ_each_epoch() -> None:
     tails = [set(permutation_at(0, "order", epoch, count=100)[96:].tolist()) for epoch in range(50)]
     assert len({frozenset(tail) for tail in tails}) > 45

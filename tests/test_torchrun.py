@@ -9,7 +9,8 @@ import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from seresnext import errors, torchrun
+from seresnext import torchrun
+from seresnext.process import packages
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_another_error_keeps_its_traceback(ends):
 
 
 def test_a_python_without_torch(capsys, monkeypatch):
-    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
     assert torchrun.main(["train.py"]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {sys.executable} ")

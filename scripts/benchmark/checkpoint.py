@@ -22,8 +22,8 @@ import torch
 
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World, choose_device
-from seresnext.errors import path_argument
 from seresnext.metrics.console import Console
+from seresnext.paths import path_argument
 from seresnext.recipe.load import load_recipe
 from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress
@@ -105,10 +105,10 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], 
         "checkpoint.keep=1",
         "runtime.compile=false",
     ]
-    training = Run(load_recipe(arguments.model, settings).values, {}, World(device=device), Console(enabled=False))
-    step = training.build_step()
-    with training.train_batches(step.own_replicas, 0, _MOST_STEPS) as batches, training.saver(folder, step) as saver:
-        subject = _Subject(step, batches, saver, folder)
+    training = Run(load_recipe(arguments.model, settings).recipe, None, World(device=device), Console(enabled=False))
+    training.warm_up()
+    with training.train_batches(0, _MOST_STEPS) as batches, training.saver(folder) as saver:
+        subject = _Subject(training.step, batches, saver, folder)
         subject.take_step()
         idle, busy, alone = [], [], []
         for _ in range(arguments.saves):

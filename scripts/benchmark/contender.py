@@ -33,7 +33,8 @@ from seresnext.distributed import World, choose_device, open_world
 from seresnext.metrics.console import Console
 from seresnext.models.registry import canonical_name
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.recipe.load import recipe_from_values
+from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
 from seresnext.run.folder import RunFolder
 from seresnext.runtime import PRECISIONS, Precision
@@ -155,7 +156,7 @@ def _product_dtype(options: Options) -> torch.dtype:
 def run_ours(options: Options, answers: TextIO) -> None:
     """Our trainer, from its recipe on, until the input ends."""
     with open_world() as world, tempfile.TemporaryDirectory() as folder:
-        run = Run(our_recipe(options, world.size), {}, world, Console(enabled=False))
+        run = Run(our_recipe(options, world.size), None, world, Console(enabled=False))
         use_tf32(options)
         run_folder = RunFolder(Path(folder), world)
         run_folder.open()
@@ -173,8 +174,8 @@ def run_ours(options: Options, answers: TextIO) -> None:
         trainer.fit()
 
 
-def our_recipe(options: Options, ranks: int) -> dict[str, Any]:
-    """The values of the recipe: the defaults, and no validation or saving while rounds are taken."""
+def our_recipe(options: Options, ranks: int) -> Recipe:
+    """The recipe: the defaults, and no validation or saving while rounds are taken."""
     recipe = {
         "model": {"name": options.model, "drop_rate": DROP_RATE},
         "data": {
@@ -196,7 +197,7 @@ def our_recipe(options: Options, ranks: int) -> dict[str, Any]:
             **(options.runtime or {}),
         },
     }
-    return to_values(recipe_from_values(recipe, "the benchmark"))
+    return recipe_from_values(recipe, "the benchmark")
 
 
 def our_stream(run: Run, world: World, rounds: Rounds) -> Iterator[DeviceBatch]:

@@ -1,11 +1,10 @@
-"""How the index of a large dataset behaves, by simulation: no image is needed.
+"""Measure the index of large datasets with synthetic data: no image is needed.
 
     python scripts/bench.py index --json FILE
 
-Indices of ImageNet-1k (archives, image folder and shards) and of ImageNet-21k are written with made-up places and names
-(`made_up.py`), the archives themselves being files of the published size that consist of a hole. Everything that is
-timed is what training calls, in a process of its own that was forked as loader workers are, and with the index dropped
-from the page cache.
+Indices of ImageNet-1k (archives, image folder and shards) and of ImageNet-21k have synthetic offsets and names
+(`made_up.py`). The archives are holes of the published size. The measured calls are those of a training. They run in a
+forked process, like a loader worker, after the index was dropped from the page cache.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ import numpy as np
 import torch
 from benchmark.made_up import class_names, write_archives, write_folder, write_photographs, write_shards
 
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.pipeline import train_source
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import TRAIN
-from seresnext.data.readers.table import open_reader
 from seresnext.randomness import permutation_at
 from seresnext.recipe.load import load_recipe
 
 MB = 1e6
-# What the project asks of the figures.
+# Limits of the figures.
 TARGETS = {
     "archives": {"open_ms": 100, "index_mb": 30, "worker_growth_mb": 10, "worker_private_mb": 10},
     "folder": {"open_ms": 100, "index_mb": 64, "worker_growth_mb": 10, "worker_private_mb": 10},
@@ -50,14 +49,14 @@ _GLOBAL_SIZE, _MICRO_SIZE = 1024, 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `bench.py index`."""
+    """Add the options of `bench.py index`."""
     parser.add_argument("--images", type=int, default=1_281_167, metavar="N", help="images of the smaller indices")
     parser.add_argument("--large", type=int, default=14_197_122, metavar="N", help="images of the largest one")
     parser.add_argument("--samples", type=int, default=20_000, metavar="N", help="images that a worker reads")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything and print it beside what is asked for."""
+    """Measure, print and return all figures with the limits."""
     samples: int = arguments.samples
     with tempfile.TemporaryDirectory(prefix="seresnext-index-") as folder:
         root = Path(folder)
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "build": _build_figures(root / "b", arguments.images),
         }
     misses = [
-        f"{part}.{name}: {found[part][name]:.3g}, and less than {limit} is asked for"
+        f"{part}.{name}: {found[part][name]:.3g}, limit {limit}"
         for part, limits in TARGETS.items()
         for name, limit in limits.items()
         if not found[part][name] < limit
@@ -81,26 +80,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, value in figures.items():
             if not isinstance(value, dict):
                 limit = TARGETS.get(part, {}).get(name)
-                print(f"{part + '.' + name:34} {value:>14,.6g}{f'   (asked for: < {limit})' if limit else ''}")
-    print("missed: " + "; ".join(misses) if misses else "all that is asked for is met")
+                print(f"{part + '.' + name:34} {value:>14,.6g}{f'   (limit: {limit})' if limit else ''}")
+    print("above the limit: " + "; ".join(misses) if misses else "all figures are below the limits")
     return {**found, "targets": TARGETS, "missed": misses, "images": arguments.images, "samples": samples}
 
 
 def _reader_figures(write: Callable[[], tuple[Path, str, Path]], samples: int) -> dict[str, float]:
-    root, form, path = write()
+    root, format, path = write()
     size = path.stat().st_size
     _drop_from_page_cache(path)
-    figures = in_a_process(lambda: _open_and_read(root, form, samples))
+    figures = in_a_process(lambda: _open_and_read(root, format, samples))
     path.unlink()
     return {"index_mb": size / MB, **figures}
 
 
-def _open_and_read(root: Path, form: str, samples: int) -> dict[str, float]:
+def _open_and_read(root: Path, format: str, samples: int) -> dict[str, float]:
     start = time.perf_counter()
-    reader = open_reader(root, "train", form, root / "cache")
+    reader = open_reader(root, "train", format, root / "cache")
     opened = time.perf_counter() - start
     order = permutation_at(0, "order", 0, count=len(reader))
-    use = reader.name if form == "folder" else reader.read
+    use = reader.name if format == "folder" else reader.read
     worker = in_a_process(lambda: _growth_of_worker(reader, use, order, samples))
     return {"open_ms": 1e3 * opened, **worker}
 
@@ -127,7 +126,7 @@ def _growth_of_worker(
 
 
 def _loader_figures(root: Path, images: int, samples: int) -> dict[str, float]:
-    """A loader worker that reads, decodes and crops."""
+    """Return figures of a loader worker that reads, decodes and crops."""
     write_photographs(root, images)
     return in_a_process(lambda: _run_loader(root, samples))
 
@@ -154,10 +153,7 @@ def _run_loader(root: Path, samples: int) -> dict[str, float]:
 
 
 def _order_figures(images: int) -> dict[str, float]:
-    """The longest wait for a step of a run of 100 epochs, each in an order that was just made.
-
-    Each in a process of its own, with which the thread ends that computes the epoch after it.
-    """
+    """Return the longest wait for one of four steps of a run of 100 epochs, each in a new process and a new order."""
     steps = images // _GLOBAL_SIZE * 100
 
     def measure(step: int) -> dict[str, float]:
@@ -172,7 +168,7 @@ def _order_figures(images: int) -> dict[str, float]:
 
 
 def _build_figures(root: Path, images: int) -> dict[str, float]:
-    """Building: a small archive of the published form, its images of one byte, so that headers are all the work."""
+    """Return the rate of building an index, from a small archive of images of one byte: only headers cost time."""
     per_class, classes = 1000, class_names(1000)[:10]
 
     def pack(names: list[tuple[str, bytes]]) -> bytes:
@@ -204,9 +200,9 @@ def _drop_from_page_cache(path: Path) -> None:
 
 
 def memory(process: int | None = None) -> dict[str, int]:
-    """Bytes of a process (this one) in no file, `RssAnon`, and those that no other one shares, `Private_Dirty`.
+    """Return the bytes of a process (by default this one) outside of files (`RssAnon`) and unshared (`Private_Dirty`).
 
-    What a forked worker writes to, such as reference counts, was in its RssAnon before; only as private it is new.
+    A write of a forked worker, such as to a reference count, makes a page private. The page was in RssAnon before.
     """
     found = {}
     for file in ("status", "smaps_rollup"):
@@ -218,7 +214,7 @@ def memory(process: int | None = None) -> dict[str, int]:
 
 
 def in_a_process(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The figures that a forked process measures."""
+    """Return the figures that a forked process measures."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sender.send(measure()))

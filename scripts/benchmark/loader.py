@@ -1,10 +1,11 @@
-"""How many images a second the training loader makes, beside a peer's, and where the time goes.
+"""Measure the images per second of the training loader and of peers, and the time of each part of an image.
 
     python scripts/bench.py loader --data DIR [--peer PEER]... [--breakdown] --json FILE
 
-Ours and the peers take turns, an epoch each; the figure is the median of the epochs after the first. Batches are made
-as a run makes them, uint8 on the host; the peers do what their own recipes do. A peer that is not installed beside us
-is run in an environment of its own: `--peer-python dali=/path/to/venv/bin/python`.
+Our loader and the peers take turns, one epoch each. The figure is the median of the epochs after the first. Our loader
+makes the batches of a run on a GPU: uint8 on the host, sent in torch's shared memory. Each peer follows its own
+ImageNet recipe; torchvision and timm send float32 or uint8 tensors in the same shared memory. A peer that is installed
+in another environment runs there: `--peer-python dali=/path/to/venv/bin/python`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -24,54 +26,54 @@ from typing import Any
 import numpy as np
 import torch
 
-from seresnext.data.augment.crop import RandomResizedCrop
+from seresnext.data.augment.crop import RandomResizedCrop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import read_frame
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, open_decoder
-from seresnext.data.decode.resize import resize_into
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
-from seresnext.errors import DataError, UsageError, path_argument
+from seresnext.errors import DataError, UsageError
+from seresnext.paths import path_argument
 from seresnext.randomness import rng_at
 
 SIZE, MAX_PIXELS, SEED = 224, 50_000_000, 0
 TRANSFORM = RandomResizedCrop(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 PEERS = ("torchvision", "timm", "dali", "ffcv")
-# Images decoded together, as in training.
-_TOGETHER = 8
+# Images decoded in one call, as in training.
+_DECODED_TOGETHER = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `bench.py loader`."""
-    parser.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="holds the split")
+    """Add the options of `bench.py loader`."""
+    parser.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="folder with the split")
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument("--format", default="folder", choices=["folder", "imagenet", "shards"])
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="of ours and of each peer (default: 2)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images of a batch (default: 64)")
-    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="measured after the first (default: 6)")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="passes over the images an epoch")
-    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="may be given several times")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="workers of each loader (default: 2)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images per batch (default: 64)")
+    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="measured epochs (default: 6)")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="passes over the images in an epoch")
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="may be repeated")
     parser.add_argument(
-        "--peer-python", action="append", default=[], metavar="PEER=PYTHON", help="the interpreter that has a peer"
+        "--peer-python", action="append", default=[], metavar="PEER=PYTHON", help="interpreter of a peer's environment"
     )
-    parser.add_argument("--breakdown", action="store_true", help="also time the parts of one image, in one process")
+    parser.add_argument("--breakdown", action="store_true", help="also measure the parts of one image, in one process")
     parser.add_argument(
-        "--decoder", choices=["nvimgcodec", "pillow"], help="default: nvimgcodec where the extra `fast` is installed"
+        "--decoder", choices=["nvimgcodec", "pillow"], help="default: nvimgcodec if the extra `fast` is installed"
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print and return images a second of ours and of the peers, their ratio, and the breakdown."""
+    """Measure, print and return the images per second of all loaders, the ratios, and the breakdown."""
     fast = HAS_NVIMGCODEC if arguments.decoder is None else arguments.decoder == "nvimgcodec"
     pythons = _pythons(arguments.peer_python)
     if arguments.workers < 1 or arguments.epochs < 1:
-        raise UsageError("--workers and --epochs are at least 1")
+        raise UsageError("--workers or --epochs is less than 1; give at least 1")
     torch.set_num_threads(1)
     reader = open_reader(arguments.data, arguments.split, arguments.format)
     if len(reader) < arguments.batch:
-        raise DataError(f"{arguments.data} has {len(reader)} images, fewer than a batch of {arguments.batch}")
+        raise DataError(f"{arguments.data} has only {len(reader)} images; set --batch to {len(reader)} or less")
     figures: dict[str, Any] = {
         "images": len(reader),
         "workers": arguments.workers,
@@ -95,7 +97,9 @@ def _pythons(words: list[str]) -> dict[str, str]:
     pairs = [word.partition("=") for word in words]
     for peer, _, python in pairs:
         if peer not in PEERS or not Path(python).is_file():
-            raise UsageError(f"--peer-python {peer}={python}: give a peer and its interpreter, dali=VENV/bin/python")
+            raise UsageError(
+                f"--peer-python {peer}={python} is no peer with an interpreter; give for example dali=VENV/bin/python"
+            )
     return {peer: python for peer, _, python in pairs}
 
 
@@ -104,23 +108,26 @@ def _pythons(words: list[str]) -> dict[str, str]:
 
 @contextmanager
 def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> Iterator[Iterator[float]]:
-    """Images a second, epoch after epoch, by the loader that training uses."""
+    """Yield the images per second of each epoch of the training loader."""
     batch = arguments.batch
     order = Order(len(reader), batch, batch, SEED)
-    # Workers start together and hand over together: only whole rounds of batches, one of each worker, take the time
-    # that they seem to.
+    # Workers start together and deliver together, so only whole rounds (one batch per worker) are measured.
     workers = arguments.workers
     steps = -(-order.steps_per_epoch * arguments.repeat // workers) * workers
     source = TrainImages(reader, TRANSFORM, seed=SEED, max_pixels=MAX_PIXELS, fast=fast)
 
     def measure() -> Generator[float, None, None]:
-        # Each epoch on its own, so that no worker runs ahead into the turn of a peer. The clock starts after the first
-        # rounds, when all the memory of batches has been used once, and stops before the last ones.
+        # Each epoch has new workers, so that no worker runs ahead in the turn of a peer. The clock starts after the
+        # first rounds and stops before the last ones, when fewer workers are busy.
         ahead = 3 * workers
         for epoch in range(10**9):
             first = epoch * (steps + 2 * ahead)
             keys = train_keys(order, range(1), first, first + steps + 2 * ahead)
-            with open_batches(source, keys, workers=workers, timeout=600, pin_memory=False) as batches:
+            # As for a GPU: the tensors travel in shared memory. A machine without a GPU pins nothing, and torch warns.
+            with (
+                warnings.catch_warnings(action="ignore"),
+                open_batches(source, keys, workers=workers, timeout=600, pin_memory=True) as batches,
+            ):
                 for _ in range(ahead):
                     next(batches)
                 started = time.perf_counter()
@@ -137,7 +144,7 @@ def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> It
 
 @contextmanager
 def _peer_epochs(peer: str, python: str, folder: Path, arguments: argparse.Namespace) -> Iterator[Iterator[float]]:
-    """Images a second, epoch after epoch, by a peer in a process of its own, which rests between them."""
+    """Yield the images per second of each epoch of a peer. The peer's process is idle between the epochs."""
     command = [python, Path(__file__).parent / "peers.py", peer, folder, arguments.workers, arguments.batch]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -156,8 +163,8 @@ def _peer_epochs(peer: str, python: str, folder: Path, arguments: argparse.Names
             return process.stdout.readline()
 
         if answer() != "ready\n":
-            complaint = process.communicate()[1].strip().splitlines()[-1:] or ["no reason given"]
-            raise UsageError(f"the peer {peer} does not start with {python}: {complaint[0]}; see --peer-python")
+            reason = process.communicate()[1].strip().splitlines()[-1:] or ["no reason given"]
+            raise UsageError(f"the peer {peer} does not start with {python}: {reason[0]}; see --peer-python")
 
         def measure() -> Iterator[float]:
             assert process.stdin
@@ -187,7 +194,7 @@ def _measure(epochs: dict[str, Iterator[float]], count: int) -> dict[str, list[f
 
 
 def _compare(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and the median of the ratios of neighbouring epochs: what slows the machine down slows down both."""
+    """Return medians, and the median ratio of neighbouring epochs: a slow moment of the machine slows both."""
     ours = rates["ours"]
     found: dict[str, Any] = {"images_per_second": statistics.median(ours), "epochs": ours, "peer": {}, "ratio": {}}
     print(f"ours: {found['images_per_second']:.1f} images/s")
@@ -196,7 +203,7 @@ def _compare(rates: dict[str, list[float]]) -> dict[str, Any]:
             continue
         found["peer"][name] = {"images_per_second": statistics.median(theirs), "epochs": theirs}
         found["ratio"][name] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-        print(f"{name}: {statistics.median(theirs):.1f} images/s; ours is {found['ratio'][name]:.2f} times that")
+        print(f"{name}: {statistics.median(theirs):.1f} images/s; ours is {found['ratio'][name]:.2f} times as fast")
     return found
 
 
@@ -204,29 +211,29 @@ def _compare(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _breakdown(reader: Reader, fast: bool, repeats: int = 3) -> dict[str, Any]:
-    """Processor time of the parts of an image in microseconds, in one process; the least of some repeats.
+    """Return the processor time of each part of an image in microseconds, in one process: the least of all repeats.
 
-    `decoder_share` is what the decoder alone takes of all: were the rest free, a loader could be that much faster.
+    `decoder_share` is the decoder's share of the total. It limits the gain from faster other parts.
     """
     rounds = [_time_parts(reader, fast, epoch) for epoch in range(repeats)]
     parts = {name: min(one[name] for one in rounds) for name in rounds[0]}
     total = sum(parts.values())
     found = {**{name: round(value, 1) for name, value in parts.items()}, "total": round(total, 1)}
     found["decoder_share"] = round(parts["decode"] / total, 3)
-    print("microseconds of processor time an image: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    print("microseconds of processor time per image: " + ", ".join(f"{name} {value}" for name, value in found.items()))
     return found
 
 
 def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
     spent = dict.fromkeys(("read", "header", "decode", "resize", "collate"), 0.0)
     decoder = open_decoder(MAX_PIXELS, fast)
-    count = len(reader) // _TOGETHER * _TOGETHER
+    count = len(reader) // _DECODED_TOGETHER * _DECODED_TOGETHER
     clock = time.process_time
-    batch = torch.empty((_TOGETHER, SIZE, SIZE, 3), dtype=torch.uint8).share_memory_()
-    for start in range(0, count, _TOGETHER):
-        places = range(start, start + _TOGETHER)
+    batch = torch.empty((_DECODED_TOGETHER, SIZE, SIZE, 3), dtype=torch.uint8)
+    for start in range(0, count, _DECODED_TOGETHER):
+        indices = range(start, start + _DECODED_TOGETHER)
         began = clock()
-        encoded = [Encoded(reader.read(index), partial(reader.name, index)) for index in places]
+        encoded = [Encoded(reader.read(index), partial(reader.name, index)) for index in indices]
         spent["read"] += (read := clock()) - began
         frames = [read_frame(data) for data, _ in encoded]
         crops = [
@@ -239,15 +246,14 @@ def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
             encoded,
             lambda number, w, h, start=start: TRANSFORM.draw(w, h, rng_at(SEED, "augment", epoch, start + number, 0)),
         )
-        # The decoder reads the header and asks for the crop, too.
-        spent["decode"] += (decoded := clock()) - header - (header - read) * (len(crops) == _TOGETHER)
+        # The decoder also reads the header and chooses the crop.
+        spent["decode"] += (decoded := clock()) - header - (header - read) * (len(crops) == _DECODED_TOGETHER)
         for number, pixels in enumerate(results):
             if isinstance(pixels, DataError):
                 raise pixels
             resize_into(batch[number], pixels, "bilinear")
         spent["resize"] += (resized := clock()) - decoded
-        indices = np.arange(start, start + _TOGETHER)
-        key = BatchKey(0, 0, epoch, indices)
-        collate(key, batch, [False] * _TOGETHER, reader.labels)
+        key = BatchKey(0, 0, epoch, np.array(indices))
+        collate(key, batch, [False] * _DECODED_TOGETHER, reader.labels)
         spent["collate"] += clock() - resized
     return {name: 1e6 * value / count for name, value in spent.items()}

@@ -1,6 +1,6 @@
-"""Made-up data of any size for the benchmark of the index: the data is a hole, its index is as large as a real one.
+"""Synthetic data for the benchmark of the index: the data is a hole in a file, the index has the real size.
 
-Each function returns the root of the data, the form of it, and the file that is its index.
+Each `write` function returns the root of the data, the format, and the index file.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seresnext.data.readers.folder import folder_stamp
-from seresnext.data.readers.imagenet import TRAIN, archives_stamp
+from seresnext.data.readers.folder import folder_signature
+from seresnext.data.readers.imagenet import TRAIN, archives_signature
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.readers.index import Contents
-from seresnext.data.readers.index_cache import Signature, index_path, keep_index
+from seresnext.data.readers.index import IndexColumns
+from seresnext.data.readers.index_cache import Signature, index_path, save_index
 from seresnext.data.shards.format import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
 
-_MEAN_BYTES = 110_000  # Of an image of ImageNet.
+_MEAN_BYTES = 110_000  # Mean size of an image of ImageNet.
 _SHARD_BYTES = 128_000_000
 
 
 def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Path]:
-    """An archive that is a hole, and its index. Returns the root, the form of the data, and the index file."""
+    """Write an archive that is a hole, and the index."""
     root.mkdir()
     archive = root / TRAIN.name
     with archive.open("wb") as file:
         file.truncate(TRAIN.size)
     rng = np.random.default_rng(0)
     sizes = rng.gamma(4.0, _MEAN_BYTES / 4, images).astype(np.uint32)
-    contents = Contents(
+    columns = IndexColumns(
         classes=class_names(classes),
         fingerprint="0" * 64,
         label=np.sort(rng.integers(0, classes, images)),
@@ -42,29 +42,29 @@ def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Pa
         offset=rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images),
         size=sizes,
     )
-    return root, "imagenet", _keep(root, "imagenet", contents, archives_stamp([archive], official=True))
+    return root, "imagenet", _save(root, "imagenet", columns, archives_signature([archive], official=True))
 
 
 def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
-    """A thousand class folders without files, and an index that names the files they might hold."""
+    """Write a thousand class folders without files, and an index of file names."""
     classes = class_names(1000)
     for name in classes:
         (root / "train" / name).mkdir(parents=True)
     labels = np.sort(np.random.default_rng(0).integers(0, 1000, images))
     names = [f"{classes[label]}_{number % 100_000}.JPEG".encode() for number, label in enumerate(labels.tolist())]
-    contents = Contents(
+    columns = IndexColumns(
         classes=classes,
         fingerprint="0" * 64,
         label=labels,
         name_ends=np.cumsum([len(name) for name in names]),
         names=np.frombuffer(b"".join(names), np.uint8),
     )
-    return root, "folder", _keep(root, "folder", contents, folder_stamp(root / "train"))
+    return root, "folder", _save(root, "folder", columns, folder_signature(root / "train"))
 
 
-def _keep(root: Path, kind: str, contents: Contents, stamp: Signature) -> Path:
-    """Write an index where the reader of data of this kind looks for it."""
-    return keep_index(index_path(root / "cache", kind, root, "train"), contents, stamp).path
+def _save(root: Path, format: str, columns: IndexColumns, signature: Signature) -> Path:
+    """Write an index at the path where the reader of the format looks for the index."""
+    return save_index(index_path(root / "cache", format, root, "train"), columns, signature).path
 
 
 def class_names(count: int) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def class_names(count: int) -> tuple[str, ...]:
 
 
 def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
-    """Shards of the usual size that are holes, and their index. Images have few sizes: each needs the sum of a hole."""
+    """Write shards that are holes, and the index. Images have few sizes, because each size needs a checksum."""
     folder = root / "train"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -96,12 +96,12 @@ def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
     with (folder / INDEX).open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # Else it could not be dropped from the page cache.
+        os.fsync(file.fileno())  # The page cache drops only pages that are on the disk.
     return root, "shards", folder / INDEX
 
 
 def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
-    """An archive to decode: its entries, as many as ever, all lead to a few made-up JPEGs."""
+    """Write an archive whose many entries are a few synthetic JPEGs."""
     root.mkdir()
     photographs = [_photograph(number) for number in range(32)]
     archive = root / TRAIN.name
@@ -109,7 +109,7 @@ def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
     sizes = np.array([len(data) for data in photographs])
     places = np.cumsum(sizes) - sizes
     which = np.arange(images) % len(photographs)
-    contents = Contents(
+    columns = IndexColumns(
         classes=class_names(1000),
         fingerprint="0" * 64,
         label=np.sort(which % 1000),
@@ -118,11 +118,11 @@ def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
         offset=places[which],
         size=sizes[which],
     )
-    return root, "imagenet", _keep(root, "imagenet", contents, archives_stamp([archive], official=False))
+    return root, "imagenet", _save(root, "imagenet", columns, archives_signature([archive], official=False))
 
 
 def _photograph(number: int) -> bytes:
-    """A JPEG of the usual size of ImageNet's, 500 x 375, with as much detail."""
+    """Return a JPEG with the usual size (500 x 375) and detail of an image of ImageNet."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
     pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))

@@ -1,11 +1,11 @@
-"""The training loaders of torchvision, timm, NVIDIA DALI and FFCV, each as its own ImageNet recipe sets it up.
+"""The training loaders of torchvision, timm, NVIDIA DALI and FFCV, set up as in their ImageNet recipes.
 
-Random resized crop to 224 (area 0.08 to 1, ratio 3/4 to 4/3), horizontal flip, bilinear. Run as a program, this serves
-epochs to a benchmark in another environment: a peer's packages need not, and often cannot, be installed beside ours.
+Random resized crop to 224 (area 0.08 to 1, ratio 3/4 to 4/3), horizontal flip, bilinear. As a program, this module
+serves epochs to a benchmark from another environment, because some peers cannot share an environment with this project.
 
     python scripts/benchmark/peers.py PEER FOLDER WORKERS BATCH
 
-Says `ready`, then for every line that it reads runs an epoch and says its images and seconds.
+The program prints `ready`. For each line of input, it runs an epoch and prints the images and the seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Epoch = Callable[[], Iterator[int]]
-"""Begins an epoch: the number of images of each batch, as they come."""
+"""Begins an epoch, and yields the number of images of each batch."""
 
 
 def torchvision_loader(folder: Path, workers: int, batch: int) -> Epoch:
@@ -87,7 +87,7 @@ def dali_loader(folder: Path, workers: int, batch: int) -> Epoch:
             yield batch
 
     def epoch() -> Iterator[int]:
-        # Batches that were made while other loaders had their turn; the clock starts after them.
+        # DALI made these batches during the turns of other loaders. The clock starts later.
         for _ in range(3):
             built.run()
         return batches()
@@ -104,7 +104,7 @@ def ffcv_loader(folder: Path, workers: int, batch: int) -> Epoch:
     from torchvision.datasets import ImageFolder
 
     beton = Path(tempfile.mkdtemp()) / "train.beton"
-    # FFCV needs its own copy: same resolution, quality 90, smaller files than the other loaders read.
+    # FFCV reads a converted copy: same resolution, quality 90, smaller files than for the other loaders.
     content = {"image": fields.RGBImageField(write_mode="jpg", jpeg_quality=90), "label": fields.IntField()}
     writers.DatasetWriter(str(beton), content, num_workers=workers).from_indexed_dataset(ImageFolder(folder))
     crop = decoders.RandomResizedCropRGBImageDecoder((224, 224))
@@ -127,7 +127,7 @@ PEERS = {"torchvision": torchvision_loader, "timm": timm_loader, "dali": dali_lo
 
 def main() -> None:
     peer, folder, workers, batch = sys.argv[1:]
-    # What the libraries print must not be taken for an answer.
+    # Output of the libraries goes to stderr, not into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     epoch = PEERS[peer](Path(folder), int(workers), int(batch))

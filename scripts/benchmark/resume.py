@@ -21,7 +21,7 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import LoadedRecipe, load_recipe
 from seresnext.run.assemble import Run
 from seresnext.run.folder import RunFolder
-from seresnext.run.resume import find_checkpoint, restored_progress
+from seresnext.run.resume import find_checkpoint, previous_recipe, restored_progress
 from seresnext.training.plan import Progress
 
 # What the project asks of each start, in seconds.
@@ -83,7 +83,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     saved = find_checkpoint(folder.checkpoints, "auto", world, console.line)
     assert saved
     read = time.perf_counter()
-    training = Run(loaded.values, saved.facts.recipe, world, console)
+    training = Run(loaded.recipe, previous_recipe(saved.metadata), world, console)
     built = time.perf_counter()
     trainer = training.trainer(folder, saved, restored_progress(saved), StopRequest())
     restored = time.perf_counter()
@@ -108,7 +108,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
 
 
 def _make_checkpoint(loaded: LoadedRecipe, world: World, step: int, folder: RunFolder) -> None:
-    training = Run(loaded.values, {}, world, Console(enabled=False))
-    with training.saver(folder.checkpoints, training.build_step()) as saver:
+    training = Run(loaded.recipe, None, world, Console(enabled=False))
+    with training.saver(folder.checkpoints) as saver:
         saver.save(step, asdict(Progress(step=step, evaluated=step)))
         saver.finish()

@@ -24,13 +24,13 @@ from fuzzing.harness import OTHER_ENTRIES, Files, Reader, WrongResult, bytes_of,
 from fuzzing.mutations import mutate_bytes, mutate_json
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import decode
-from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, open_decoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, open_decoder
 from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.readers.index import Contents, Index, NotAnIndex, write_index
+from seresnext.data.readers.index import Index, IndexColumns, NotAnIndex, write_index
 from seresnext.data.shards.format import Manifest, Shard, index_bytes, list_shard
 from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError
@@ -236,7 +236,7 @@ def _read_shards(folder: Path, _: Files) -> None:
 def _indices() -> list[Files]:
     names = [b"1.jpg", b"\xff.jpg", b"ab.png", b"x" * 30]
     numbers = np.arange(4)
-    full = Contents(
+    full = IndexColumns(
         classes=("ant", "b\udcff"),
         fingerprint="f" * 64,
         label=np.array([0, 0, 1, 1]),
@@ -247,7 +247,7 @@ def _indices() -> list[Files]:
         names=np.frombuffer(b"".join(names), np.uint8),
         name_ends=np.cumsum([len(name) for name in names]),
     )
-    short = Contents(classes=("ant",), fingerprint="f", label=np.zeros(3, np.uint8))
+    short = IndexColumns(classes=("ant",), fingerprint="f", label=np.zeros(3, np.uint8))
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for contents in (full, short):

@@ -27,8 +27,8 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
-from seresnext.metrics.status import mark_refused, update_step
-from seresnext.recipe.load import load_recipe, recipe_from_values
+from seresnext.metrics.status import mark_refused, update_status
+from seresnext.recipe.load import load_recipe, recipe_from_values, to_values
 from seresnext.recipe.show import diff, print_recipe
 from seresnext.run.folder import RunFolder, as_usage_error
 from seresnext.run.resume import find_checkpoint
@@ -103,11 +103,11 @@ def _mutate_recipe(draws: Random, files: Files, other: Files) -> Files:
 def _load_recipe(folder: Path, _: Files) -> None:
     """Load a recipe. The printed recipe must have the same values."""
     loaded = load_recipe(folder / "recipe.yaml")
-    if recipe_from_values(loaded.values, "the values") != loaded.recipe:
+    if recipe_from_values(to_values(loaded.recipe), "the values") != loaded.recipe:
         raise WrongResult("the values of the recipe are another recipe")
     printed = folder / "printed.yaml"
     printed.write_text(print_recipe(loaded), encoding="utf-8")
-    if changes := diff(load_recipe(printed).values, loaded.values):
+    if changes := diff(to_values(load_recipe(printed).recipe), to_values(loaded.recipe)):
         raise WrongResult(f"printed, the recipe has other values: {changes[0]}")
 
 
@@ -135,7 +135,7 @@ def _override(folder: Path, files: Files) -> None:
     path = folder / "recipe.yaml"
     path.write_text(_BASE + _RECIPE.partition("\n")[2])
     loaded = load_recipe(path, [os.fsdecode(bytes_of(files, "set"))])
-    if recipe_from_values(loaded.values, "the values") != loaded.recipe:
+    if recipe_from_values(to_values(loaded.recipe), "the values") != loaded.recipe:
         raise WrongResult("the values of the recipe are another recipe")
 
 
@@ -195,8 +195,8 @@ def _start_in(folder: Path, files: Files) -> None:
         run_folder.open()
         run_folder.status()
         run_folder.is_restart(["x a:1:2"])
-        run_folder.sweep()
-        update_step(folder, STEP)
+        run_folder.remove_temporary()
+        update_status(folder, step=STEP)
         journal = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
         journal.open(STEP, STEP)
         journal.write({"event": "train", "step": 9, "epoch": 2.25, "loss": 1.0})
@@ -261,7 +261,7 @@ def _find_newest(folder: Path, files: Files) -> None:
             raise WrongResult(f"no checkpoint is found, and {', '.join(kept)} is whole")
         return
     with as_usage_error(folder):
-        store.mark_superseded(checkpoints, beyond=saved.facts.step)
+        store.mark_superseded(checkpoints, beyond=saved.metadata.step)
         store.prune(checkpoints, keep=1)
     if kept and not any((checkpoints / name).exists() for name in kept):
         raise WrongResult(f"{', '.join(kept)} was whole, and is gone")

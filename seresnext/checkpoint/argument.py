@@ -6,7 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from seresnext.errors import UsageError, address_in, expand_home
+from seresnext.errors import UsageError
+from seresnext.paths import address_in, expand_home
 
 _LONGEST = 300  # characters of a path in a message
 _NEWEST = "last.safetensors"

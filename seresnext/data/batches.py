@@ -1,38 +1,40 @@
-"""What batches are made of and by: training images, decoded and augmented, and those of evaluation."""
+"""Batches on the host: training images, cropped and augmented, and evaluation images."""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from seresnext.data.augment.crop import Crop, RandomResizedCrop, ResizeCenterCrop
+from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
 from seresnext.data.augment.erase import RandomErasing
 from seresnext.data.augment.policies import PolicyPipeline
-from seresnext.data.crops import Crops
-from seresnext.data.decode.regions import HAS_NVIMGCODEC
-from seresnext.data.decode.resize import resize_into
-from seresnext.data.loading import slots
-from seresnext.data.loading.whereabouts import set_current_images
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded, RegionDecoder, open_decoder
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.substitute import ReplacedImage
+from seresnext.data.substitute import ADVICE, ReplacedImage, candidates
+from seresnext.data.worker_status import set_current_images
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
+
+# Images that are decoded in one call. The pixels of so few images are still in the processor's cache for the resize.
+_DECODED_TOGETHER = 8
+# Seconds. A read that fails after a longer time shows a fault of the storage: the next read would take as long.
+_SLOW_FAILURE = 5.0
 
 
 class Batch(NamedTuple):
     """A batch on the host.
 
-    `images` are uint8 N C H W in channels-last memory, `labels` int64 N, `flips` bool N (the device mirrors these),
-    `indices` int64 N. `step` and `replica` say whose micro-batch it is; for evaluation, `step` counts batches. `boxes`
-    are what the device erases: int64 N 4 of top, left, height, width in the mirrored image, or None. `substitutions`
-    are bad images of training with the images that replace these; the index and the label of the bad image stay.
+    `images` are uint8 N C H W in channels-last memory, `labels` int64 N, `indices` int64 N. The device mirrors the
+    images of `flips` (bool N) and erases `boxes` (int64 N 4: top, left, height, width in the mirrored image; or None).
+    `step` and `replica` are the address of a training batch; for evaluation, `step` counts batches. `replaced` are bad
+    training images with their replacements; index and label are still the index and label of the bad image.
     `unreadable` are the bad images of an evaluation, each as index and message; the batch has black images instead.
     """
 
@@ -43,28 +45,24 @@ class Batch(NamedTuple):
     step: int
     replica: int
     boxes: Tensor | None = None
-    substitutions: tuple[ReplacedImage, ...] = ()
+    replaced: tuple[ReplacedImage, ...] = ()
     unreadable: tuple[tuple[int, str], ...] = ()
 
 
 class BatchSource(Protocol):
-    """What makes a batch of a key; it runs in a worker. An image has `image_bytes` bytes at most, or usually."""
-
-    @property
-    def image_bytes(self) -> int: ...
+    """Makes the batch of a key, in a loader worker or in the trainer's process."""
 
     def make(self, key: BatchKey) -> Batch: ...
 
     def name(self, index: int) -> str:
-        """The name of an image, for messages."""
+        """Return the name of an image, for messages."""
         ...
 
 
 class TrainImages:
-    """Training batches: decoded, randomly cropped, each image by draws at its own address.
+    """Training batches: each image is cropped and augmented by draws at the address of the image.
 
-    With `substitutes`, another image of its class takes the place of one that cannot be used. `fast` says whether
-    nvimgcodec decodes.
+    With `substitutes`, another image of the class replaces a bad image. `fast`: decode with nvimgcodec.
     """
 
     def __init__(
@@ -74,7 +72,7 @@ class TrainImages:
         *,
         seed: int,
         max_pixels: int,
-        retouch: PolicyPipeline | None = None,
+        policies: PolicyPipeline | None = None,
         erasing: RandomErasing | None = None,
         substitutes: bool = False,
         fast: bool = HAS_NVIMGCODEC,
@@ -82,21 +80,16 @@ class TrainImages:
         self._reader = reader
         self._transform = transform
         self._seed = seed
-        self._crops = Crops(reader, seed=seed, max_pixels=max_pixels, substitutes=substitutes, fast=fast)
-        self._retouch = retouch
+        self._crops = CropReader(reader, seed=seed, max_pixels=max_pixels, substitutes=substitutes, fast=fast)
+        self._policies = policies
         self._erasing = erasing
 
-    @property
-    def image_bytes(self) -> int:
-        """Of an image of a batch."""
-        return 3 * self._transform.image_size**2
-
     def name(self, index: int) -> str:
-        """The name of an image."""
+        """Return the name of an image."""
         return self._reader.name(index)
 
     def make(self, key: BatchKey) -> Batch:
-        """The batch of a key. Raises DataError naming an image that cannot be used."""
+        """Return the batch of a key. Raises DataError naming an image that cannot be used."""
         addresses = key.addresses()
         flips = [False] * len(addresses)
 
@@ -106,26 +99,22 @@ class TrainImages:
             return crop
 
         size = key.image_size or self._transform.image_size
-        images = _allocate(len(addresses), size)
-        substitutions = []
-        for position, pixels, substitution in self._crops.of(key, choose):
+        images = torch.empty((len(addresses), size, size, 3), dtype=torch.uint8)
+        replaced = []
+        for position, pixels, replacement in self._crops.read(key, choose):
             image = images[position]
             resize_into(image, pixels, self._transform.interpolation)
-            if self._retouch:
+            if self._policies:
                 draws = rng_at(self._seed, "retouch", *addresses[position])
-                image.copy_(self._retouch(image, flips[position], draws))
+                image.copy_(self._policies(image, flips[position], draws))
                 flips[position] = False
-            if substitution:
-                substitutions.append(substitution)
-        batch = collate(key, images, flips, self._reader.labels)._replace(substitutions=tuple(substitutions))
+            if replacement:
+                replaced.append(replacement)
+        batch = collate(key, images, flips, self._reader.labels)._replace(replaced=tuple(replaced))
         if self._erasing is None:
             return batch
         boxes = [self._erasing.draw(size, size, rng_at(self._seed, "erase", *address)) for address in addresses]
         return batch._replace(boxes=torch.tensor(boxes))
-
-
-# Seconds. A read that fails after a longer time shows a fault of the storage: the next read would take as long.
-_SLOW_FAILURE = 5.0
 
 
 class EvaluationImages:
@@ -136,13 +125,8 @@ class EvaluationImages:
         self._transform = transform
         self._max_pixels = max_pixels
 
-    @property
-    def image_bytes(self) -> int:
-        """Of an image of a batch."""
-        return 3 * self._transform.image_size**2
-
     def name(self, index: int) -> str:
-        """The name of an image."""
+        """Return the name of an image."""
         return self._reader.name(index)
 
     def make(self, key: BatchKey) -> Batch:
@@ -150,7 +134,8 @@ class EvaluationImages:
 
         Raises DataError when the storage does not answer.
         """
-        images = _allocate(len(key.indices), self._transform.image_size)
+        size = self._transform.image_size
+        images = torch.empty((len(key.indices), size, size, 3), dtype=torch.uint8)
         unreadable = []
         for image, index in zip(images, key.indices.tolist(), strict=True):
             set_current_images([index])
@@ -166,35 +151,79 @@ class EvaluationImages:
         return batch._replace(unreadable=tuple(unreadable))
 
 
-def _allocate(count: int, size: int) -> Tensor:
-    """Memory for a batch, uint8 N size size 3. In a worker it is shared, so that it is not copied on its way."""
-    shape = (count, size, size, 3)
-    if (memory := slots.allocate(*shape)) is not None:
-        return memory
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    try:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    except (OSError, RuntimeError) as error:
-        raise no_shared_memory(error) from None
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # pyright: ignore[reportArgumentType]
-
-
-def no_shared_memory(error: Exception) -> DataError:
-    """What to tell when a worker cannot share a batch."""
-    return DataError(
-        f"a loader worker has no shared memory for a batch ({error}); give the container more "
-        "(docker run --shm-size=16g), or lower data.workers or batch.micro_size"
-    )
-
-
 def collate(key: BatchKey, images: Tensor, flips: list[bool], labels: np.ndarray) -> Batch:
-    """The batch of a key: `images` are uint8 N H W C, `labels` those of all images of the reader."""
+    """Return the batch of a key from its images (uint8 N H W C) and the labels of all images of the reader."""
     return Batch(
         images.permute(0, 3, 1, 2),
-        torch.from_numpy(labels[key.indices].astype(np.int64)),  # Readers keep them as narrow as their file does.
+        torch.from_numpy(labels[key.indices].astype(np.int64)),  # A reader may have labels of a smaller type.
         torch.tensor(flips),
         torch.from_numpy(key.indices.copy()),
         key.step,
         key.replica,
     )
+
+
+class CroppedImage(NamedTuple):
+    """A crop (uint8 H W 3), its position in the batch, and the bad image that the crop replaces, if any."""
+
+    position: int
+    pixels: np.ndarray
+    replaced: ReplacedImage | None
+
+
+class CropReader:
+    """Reads and decodes the crops of a micro-batch.
+
+    With `substitutes`, another image of the class replaces a bad image. Otherwise a bad image raises DataError.
+    """
+
+    def __init__(
+        self, reader: Reader, *, seed: int, max_pixels: int, substitutes: bool = False, fast: bool = HAS_NVIMGCODEC
+    ) -> None:
+        self._reader = reader
+        self._seed = seed
+        self._max_pixels = max_pixels
+        self._substitutes = substitutes
+        self._fast = fast
+        self._decoder: RegionDecoder | None = None
+
+    def read(self, key: BatchKey, choose: Choose) -> Iterator[CroppedImage]:
+        """Yield the crops of a micro-batch. `choose` gets the position in the batch, width and height of an image."""
+        if self._decoder is None:
+            # Opened late: this object crosses a fork, and a decoder would not survive a fork.
+            self._decoder = open_decoder(self._max_pixels, self._fast)
+        addresses = key.addresses()
+        for start in range(0, len(addresses), _DECODED_TOGETHER):
+            part = addresses[start : start + _DECODED_TOGETHER]
+            results = self._decode([index for _, index, _ in part], lambda n, w, h, s=start: choose(s + n, w, h))
+            for number, (address, result) in enumerate(zip(part, results, strict=True)):
+                if isinstance(result, DataError):
+                    yield self._replace(start + number, address, result, choose)
+                else:
+                    yield CroppedImage(start + number, result, None)
+
+    def _decode(self, indices: list[int], choose: Choose) -> list[np.ndarray | DataError]:
+        assert self._decoder is not None
+        results: list[np.ndarray | DataError] = []
+        encoded, read = [], []
+        for number, index in enumerate(indices):
+            set_current_images([index])
+            try:
+                encoded.append(Encoded(self._reader.read(index), partial(self._reader.name, index)))
+                read.append(number)
+            except DataError as error:
+                results.append(error)
+        set_current_images(indices)
+        decoded = self._decoder(encoded, lambda n, w, h: choose(read[n], w, h))
+        for number, result in zip(read, decoded, strict=True):
+            results.insert(number, result)
+        return results
+
+    def _replace(self, position: int, address: tuple[int, int, int], error: DataError, choose: Choose) -> CroppedImage:
+        if not self._substitutes:
+            raise DataError(f"{error}, {ADVICE}")
+        for index in candidates(self._reader.labels, self._seed, address):
+            (result,) = self._decode([index], lambda _, w, h: choose(position, w, h))
+            if not isinstance(result, DataError):
+                return CroppedImage(position, result, ReplacedImage(address[1], str(error), self._reader.name(index)))
+        raise DataError(f"{error}; no image of the class could be used as a replacement")

@@ -1,4 +1,4 @@
-"""From a recipe and readers to batches on the device."""
+"""Batches on the device, built from a recipe and readers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from seresnext.data.loading.loader import open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.order import BatchKey, Order, block_shuffle
 from seresnext.data.readers import Reader
-from seresnext.data.shards.readahead import prefetch_shards
-from seresnext.data.shards.reader import ShardReader
 from seresnext.data.substitute import BadImageCounter
-from seresnext.data.synthetic import SyntheticImages, SyntheticReader
+from seresnext.data.synthetic import SyntheticImages
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.schema import Recipe
@@ -40,29 +38,33 @@ def check_same_data(world: World, *readers: Reader) -> None:
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
         rank, host = next((rank, host) for rank, (host, splits) in enumerate(seen) if splits == usual)
         raise DataError(
-            f"{', '.join(others[:4])}{more} see other images or classes under the same path than rank {rank} on "
-            f"{host}: names, sizes or the number of images differ; give all machines the same data"
+            f"{', '.join(others[:4])}{more} see other images or classes in data.root than rank {rank} on {host}: "
+            "names, "
+            "sizes or the number of images differ; give all machines the same data"
         )
 
 
 def build_order(recipe: Recipe, reader: Reader) -> Order:
-    """The order of the training images. Raises DataError when there are too few for one step."""
-    together = recipe.data.shuffle_shards
-    assert together is None or isinstance(reader, ShardReader)
+    """Return the order of the training images. Raises DataError when there are too few images for one step."""
+    shards_per_block = recipe.data.shuffle_shards
+    blocks = None
+    if shards_per_block is not None:
+        assert reader.shard_ids is not None
+        blocks = block_shuffle(reader.shard_ids, shards_per_block)
     return Order(
         len(reader),
         recipe.batch.global_size,
         recipe.batch.micro_size,
         recipe.runtime.seed,
         recipe.augment.repeats,
-        block_shuffle(reader.shard_ids, together) if together and isinstance(reader, ShardReader) else None,
+        blocks,
     )
 
 
 def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
-    """What makes training batches of keys."""
+    """Return the source of training batches."""
     data, augment = recipe.data, recipe.augment
-    if isinstance(reader, SyntheticReader):
+    if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
     transform = RandomResizedCrop(
         data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation
@@ -73,7 +75,7 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
         seed=recipe.runtime.seed,
         max_pixels=data.max_pixels,
         substitutes=data.on_error == "substitute",
-        retouch=build_policies(augment),
+        policies=build_policies(augment),
         erasing=RandomErasing(erasing.probability, erasing.scale, erasing.ratio)
         if (erasing := augment.erasing)
         else None,
@@ -81,9 +83,9 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
 
 
 def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
-    """What makes validation batches of keys."""
+    """Return the source of validation batches."""
     data = recipe.data
-    if isinstance(reader, SyntheticReader):
+    if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
     transform = ResizeCenterCrop(data.image_size, recipe.evaluation.crop_pct, recipe.evaluation.interpolation)
     return EvaluationImages(reader, transform, max_pixels=data.max_pixels)
@@ -99,35 +101,35 @@ def device_batches(
     world: World,
     *,
     training: bool = False,
-    tally: BadImageCounter | None = None,
+    bad_images: BadImageCounter | None = None,
 ) -> Iterator[Iterator[DeviceBatch]]:
-    """Batches of the keys, normalised on this rank's device, made by the recipe's number of workers from a reader.
+    """Return a context manager that gives the batches of the keys, normalised on this rank's device.
 
-    Only those of training are erased, and compiled where the recipe says so. `tally` counts images that were replaced.
+    Only training batches are erased, and prepared by compiled code if the recipe compiles. `bad_images` counts replaced
+    images.
     """
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
     with (
-        prefetch_shards(reader, keys) as keys,
+        reader.prefetch(keys) as keys,
         open_batches(source, keys, workers=data.workers, timeout=runtime.loader_timeout, pin_memory=on_gpu) as batches,
     ):
         yield prefetch(
-            tally.watch(batches) if tally else batches,
+            bad_images.watch(batches) if bad_images else batches,
             device=world.device,
             dtype=precision.weights,
             mean=data.mean,
             std=data.std,
             channels_last=runtime.channels_last is not False,
-            filling=build_erase_fill(recipe) if training else None,
+            fill=build_erase_fill(recipe) if training else None,
             compiled=training and on_gpu and runtime.compile is True,
         )
 
 
 def stand_in_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images of a micro-batch that mean nothing, of the largest size of training and as `prefetch` lays them out.
+    """Return images (zeros) and labels of a micro-batch with the largest training size, laid out as by `prefetch`.
 
-    Compiled code is for one layout of images: with another all of it would be made again at the first step. Also
-    returns their labels.
+    The layout matters for a warm-up: torch would compile again for another layout at the first step.
     """
     progressive, batch = recipe.data.progressive, recipe.batch
     size = (progressive and progressive.max_size) or recipe.data.image_size

@@ -1,9 +1,8 @@
-"""Images that cannot be used: another of the same class takes the place, is counted and told, up to a limit."""
+"""Replacement of bad images by images of the same class, and a count of bad images with a limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -12,7 +11,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
 
-# A class of which this many images in a row are bad is no class with a bad image.
+# After so many bad images of a class in a row, the whole class counts as bad.
 _MOST_TRIED = 20
 
 ADVICE = "or replace bad images by others of the class with data.on_error=substitute"
@@ -20,28 +19,28 @@ ADVICE = "or replace bad images by others of the class with data.on_error=substi
 
 
 class ReplacedImage(NamedTuple):
-    """An image that was replaced: its index, the message that names it and says why, the name of the other one."""
+    """A bad image: index, message with name and cause, and name of the replacement."""
 
     image: int
     reason: str
     replacement: str
 
 
-class Noted(Protocol):
-    """What says which of its images were replaced: a batch."""
+class HasReplaced(Protocol):
+    """A batch with replaced images."""
 
     @property
-    def substitutions(self) -> tuple[ReplacedImage, ...]: ...
+    def replaced(self) -> tuple[ReplacedImage, ...]: ...
 
 
-NotedT = TypeVar("NotedT", bound=Noted)
+BatchT = TypeVar("BatchT", bound=HasReplaced)
 
 
 def candidates(labels: np.ndarray, seed: int, address: tuple[int, int, int]) -> Iterator[int]:
-    """The images that may replace the one at an address (epoch, image, copy), in the order in which to try them.
+    """Yield the images that may replace the image at an address (epoch, image, copy), in the order of the attempts.
 
-    They are of its class and start at a place drawn for the address, so they are the same for any worker, rank and
-    resume; whether a candidate is good is a property of its file.
+    The candidates are the images of the class, from a position drawn for the address. So the replacement is the same
+    for each worker, rank and resume.
     """
     index = address[1]
     members = np.flatnonzero(labels == labels[index])
@@ -53,58 +52,59 @@ def candidates(labels: np.ndarray, seed: int, address: tuple[int, int, int]) -> 
 
 
 class BadImageCounter:
-    """Counts the images that were replaced, on all ranks together: `say` tells each once, and too many end the run.
+    """The number of different bad images of all ranks since the start of the process.
 
-    An image comes to another rank in another epoch, so what one rank alone knows is neither all nor new. A rank notes
-    what it meets, `pending` is how much of that the others have not heard of, and `share` tells them, where all of them
-    call it. The count is that of this process's life.
+    An image may come to another rank in the next epoch, so no rank can count alone. `note` collects the bad images of
+    this rank, and `share`, called by all ranks, exchanges the new ones, warns once about each, and ends the run after
+    more than `limit`.
     """
 
-    def __init__(self, limit: int, world: World, say: Callable[[str], None]) -> None:
+    def __init__(self, limit: int, world: World, warn: Callable[[str], None]) -> None:
         self._limit = limit
         self._world = world
-        self._say = say
+        self._warn = warn
         self._seen: set[int] = set()
         self._pending: dict[int, ReplacedImage] = {}
 
     @property
     def count(self) -> int:
-        """How many images were replaced so far, each counted once, that all ranks know of."""
+        """The number of bad images that all ranks know."""
         return len(self._seen)
 
     @property
     def pending(self) -> int:
-        """How many of this rank's the others do not know of."""
+        """The number of new bad images that only this rank knows."""
         return len(self._pending)
 
-    def watch(self, batches: Iterable[NotedT]) -> Iterator[NotedT]:
-        """The batches, each after its substitutions are noted."""
+    def watch(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
+        """Yield the batches, and note the replaced images of each batch."""
         for batch in batches:
-            self.note(batch.substitutions)
+            self.note(batch.replaced)
             yield batch
 
-    def note(self, substitutions: Iterable[ReplacedImage]) -> None:
-        """Note the substitutions of a batch."""
-        for substitution in substitutions:
-            if substitution.image not in self._seen:
-                self._pending[substitution.image] = substitution
+    def note(self, replaced: Iterable[ReplacedImage]) -> None:
+        """Add replaced images to the pending ones."""
+        for one in replaced:
+            if one.image not in self._seen:
+                self._pending[one.image] = one
 
     def share(self) -> None:
-        """Tell what is new on any rank, in the order of the ranks. Raises DataError on all of them for too many."""
+        """Exchange and report new bad images, in the order of the ranks. Raises DataError on all ranks for too many."""
         gathered = self._world.gather([tuple(one) for one in self._pending.values()])
         self._pending.clear()
-        for substitution in (ReplacedImage(*one) for own in gathered for one in own):
-            if substitution.image not in self._seen:
-                self._seen.add(substitution.image)
-                self._say(
-                    f"warning: {substitution.reason}; {substitution.replacement} takes its place "
-                    f"({self.count} of at most {self._limit} so far)"
+        for image, reason, replacement in (fields for of_rank in gathered for fields in of_rank):
+            if image not in self._seen:
+                self._seen.add(image)
+                self._warn(
+                    f"warning: {reason}; replaced by {replacement} "
+                    f"({self.count} bad images, at most {self._limit} allowed)"
                 )
-                self._world.together(partial(self._check, substitution.reason))
+                with self._world.agreeing():
+                    self._check(reason)
 
     def _check(self, reason: str) -> None:
         if self.count > self._limit:
             raise DataError(
-                f"{self.count} images cannot be used, more than data.max_bad_images ({self._limit}), the last: "
-                f"{reason}. Is the disk failing? Restore the images or raise the limit"
+                f"{self.count} images cannot be used, more than data.max_bad_images ({self._limit}); the last one: "
+                f"{reason}. Check the disk, restore the images, or raise data.max_bad_images"
             )

@@ -1,4 +1,4 @@
-"""Images that are made up, for benchmarks: no files, no decoding, the same pixels every time."""
+"""Synthetic images for benchmarks: no files, no decoding, and the same pixels in each run."""
 
 from __future__ import annotations
 
@@ -7,34 +7,46 @@ import torch
 
 from seresnext.data.batches import Batch
 from seresnext.data.order import BatchKey
+from seresnext.data.readers import Reader
+from seresnext.errors import DataError
 from seresnext.randomness import hash_at
 
 
-class SyntheticReader:
-    """A split that consists of numbers only. Its images cannot be read as files; `SyntheticImages` makes batches."""
+class SyntheticReader(Reader):
+    """A split of numbered images without files. `SyntheticImages` makes the batches."""
 
     def __init__(self, num_images: int, num_classes: int) -> None:
         self.classes = tuple(f"class_{label:04}" for label in range(num_classes))
-        self.labels = np.arange(num_images) % num_classes
+        self._labels = np.arange(num_images) % num_classes
         self.fingerprint = f"synthetic-{num_images}-{num_classes}"
-        self.notices: tuple[str, ...] = ()
+        self.notices = ()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each image."""
+        return self._labels
+
+    @property
+    def has_local_files(self) -> bool:
+        """False: there are no files."""
+        return False
 
     def read(self, index: int) -> bytes:
-        """Not used: there is no file."""
-        raise AssertionError("synthetic images have no bytes")
+        """Raise DataError: a synthetic image is no file."""
+        raise DataError(f"{self.name(index)} is no file; read synthetic images as batches")
 
     def name(self, index: int) -> str:
-        """`synthetic/7`."""
+        """Return a name such as `synthetic/7`."""
         return f"synthetic/{index}"
 
 
 class SyntheticImages:
-    """Batches of noise: each image is a piece of one block of noise at an offset of its own, so it costs a copy."""
+    """Batches of noise. Each image is a piece of one block of noise, so an image costs a copy."""
 
-    def __init__(self, reader: SyntheticReader, image_size: int, channels: int, seed: int) -> None:
+    def __init__(self, reader: Reader, image_size: int, channels: int, seed: int) -> None:
         self._reader = reader
         self._image_size = image_size
         self._channels = channels
@@ -44,17 +56,12 @@ class SyntheticImages:
             256, (2 * pixels,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
         )
 
-    @property
-    def image_bytes(self) -> int:
-        """Of an image of a batch."""
-        return self._channels * self._image_size**2
-
     def name(self, index: int) -> str:
-        """`synthetic/7`."""
+        """Return a name such as `synthetic/7`."""
         return self._reader.name(index)
 
     def make(self, key: BatchKey) -> Batch:
-        """The batch of a key."""
+        """Return the batch of a key."""
         size = key.image_size or self._image_size
         pixels = size * size * self._channels
         starts = [hash_at(self._seed, "synthetic", index) % pixels for index in key.indices.tolist()]

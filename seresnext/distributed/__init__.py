@@ -1,9 +1,9 @@
-"""The processes of a run: who they are, how they agree, and what they average: gradients, BatchNorm statistics."""
+"""The processes of a run: ranks and devices, agreement, heartbeats, and averages of gradients and BatchNorm."""
 
 from seresnext.distributed.batchnorm import BatchNormStatistics
 from seresnext.distributed.ddp import DDPOptions, wrap_ddp
 from seresnext.distributed.devices import choose_device
-from seresnext.distributed.launch import launcher, open_world
+from seresnext.distributed.launch import launcher_id, open_world
 from seresnext.distributed.world import World
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "DDPOptions",
     "World",
     "choose_device",
-    "launcher",
+    "launcher_id",
     "open_world",
     "wrap_ddp",
 ]

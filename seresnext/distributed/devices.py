@@ -17,8 +17,8 @@ _NO_DEVICES = ("", "-1", "NoDevFiles")
 def choose_device(wanted: str = "auto", local_rank: int = 0, local_size: int = 1) -> torch.device:
     """Return the GPU of this process, made torch's current device, or the CPU if wanted or if there is no GPU.
 
-    Raises UsageError if this machine has fewer GPUs than processes, or if the machine has GPUs and torch sees none: a
-    training on the CPU would take months, and the GPUs would be idle.
+    Raises UsageError if this machine has fewer GPUs than processes, or if torch sees none of the GPUs of this machine:
+    a training on the CPU would take months.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -27,15 +27,15 @@ def choose_device(wanted: str = "auto", local_rank: int = 0, local_size: int = 1
         return torch.device("cpu")
     if local_size > torch.cuda.device_count():
         raise UsageError(
-            f"{local_size} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; "
-            f"start with --nproc_per_node={torch.cuda.device_count()} or make more GPUs visible"
+            f"this machine has {local_size} processes, but torch sees {torch.cuda.device_count()} GPUs; start with "
+            f"--nproc_per_node={torch.cuda.device_count()}, or make more GPUs visible"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def refuse_unseen_gpus(devices: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia/version")) -> None:
-    """Raise UsageError if this machine has NVIDIA GPUs that nobody has hidden. Call this function if torch sees none.
+    """Raise UsageError if this machine has NVIDIA GPUs that are not hidden. Call this function if torch sees no GPU.
 
     Only the device files count: a container without GPUs sees the driver of the host, too.
     """
@@ -47,16 +47,16 @@ def refuse_unseen_gpus(devices: Path = Path("/dev"), driver: Path = Path("/proc/
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     if not torch.version.cuda:
-        cure = "Install a build of torch for CUDA"
+        fix = "Install a build of torch for CUDA"
     elif visible is not None:
-        cure = f"Correct CUDA_VISIBLE_DEVICES, which is {visible!r}"
+        fix = f"Correct CUDA_VISIBLE_DEVICES, which is {visible!r}"
     elif closed := [name for name in gpus if not os.access(devices / name, os.R_OK | os.W_OK)]:
-        cure = f"Let this user open {devices / closed[0]}"
+        fix = f"Let this user open {devices / closed[0]}"
     else:
-        cure = f"Update the driver, or install a torch that is built for its version of CUDA{_reason()}"
+        fix = f"Update the driver, or install a torch that is built for its version of CUDA{_reason()}"
     raise UsageError(
         f"this machine has NVIDIA GPUs ({', '.join(gpus)}; driver {_driver_version(driver)}), and torch "
-        f"{torch.__version__} ({build}) sees no GPU. {cure}; --device cpu, or an empty "
+        f"{torch.__version__} ({build}) sees no GPU. {fix}; --device cpu, or an empty "
         "CUDA_VISIBLE_DEVICES, permits the CPU"
     )
 

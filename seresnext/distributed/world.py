@@ -1,4 +1,4 @@
-"""The processes that train together. One process is a world of one, and every operation here is then a no-op."""
+"""The processes that train together. One process is a world of one, in which every operation returns its input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,13 +15,12 @@ from torch import Tensor
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.errors import Failure, out_of_memory
 
-Result = TypeVar("Result")
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others: its rank of `size`, its rank on this machine, and the device it computes on."""
+    """This process among the other processes: rank, number of ranks, rank on this machine, and device."""
 
     rank: int = 0
     size: int = 1
@@ -31,23 +30,25 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which alone writes files and speaks to the person."""
+        """Whether this is rank 0, which writes the files and prints."""
         return self.rank == 0
 
+    # ------------------------------------------------------------------------------------------------ collectives
+
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over all ranks, in place. Integers are summed exactly."""
+        """Sum a tensor over all ranks, in place. Sums of integers are exact."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. Waits for the device."""
+        """Return whether the flag is set on any rank. Wait for the device."""
         if self.size == 1:
             return flag
         return bool(self.sum_(torch.tensor(int(flag), device=self.device)).item())
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank. Plain data only; it travels as a pickle between processes of one run."""
+        """Return the value of rank 0 on every rank. The value is plain data; torch sends it as a pickle."""
         if self.size == 1:
             return value
         box = [value]
@@ -55,69 +56,71 @@ class World:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank. Plain data only."""
+        """Return the values of all ranks on every rank. The values are plain data."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
-    def note(self, doing: str) -> None:
-        """Say what this rank is doing, for the message should it be lost."""
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Run a block on every rank, and continue only if the block succeeds on all ranks.
+
+        A Failure on any rank becomes a Failure of the same class and message on every rank, with `is_shared` set. The
+        message comes from the lowest rank that failed. The block must contain no collective after a statement that
+        can fail on some ranks only: the other ranks would wait in the collective.
+        """
+        failure: Failure | None = None
+        try:
+            yield
+        except Failure as caught:
+            failure = caught
+        failures = self.gather(failure and (type(failure), str(failure)))
+        first = next(filter(None, failures), None)
+        if first:
+            kind, message = first
+            shared: Failure = kind.__new__(kind)  # `RecipeError.__init__` takes other arguments.
+            shared.args = (message,)
+            shared.is_shared = True
+            raise shared from failure
+
+    # ------------------------------------------------------------------------------------------------ lost ranks
+
+    def set_activity(self, activity: str) -> None:
+        """Set the activity of this rank. If this rank is lost, the message of the other ranks names the activity."""
         if self.heartbeat:
-            self.heartbeat.doing = doing
+            self.heartbeat.activity = activity
 
     def set_timeout(self, seconds: float) -> None:
-        """Let no rank wait longer than this for another that does not answer."""
+        """Set the time after which a rank that does not answer is lost."""
         if self.heartbeat:
             self.heartbeat.timeout = seconds
-            # The heartbeat is to come first, since it knows whom it waits for.
+            # Collectives time out after the heartbeat, because the heartbeat can name the lost rank.
             set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
             set_timeout(timedelta(seconds=seconds + 10))
 
-    def on_peer_lost(self, tell: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
-        """Call `tell` with a message, from another thread, before this process ends because of a lost rank.
+    def on_peer_lost(self, report: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
+        """Call `report` with a message, in another thread, before this process ends because of a lost rank.
 
         `advice` returns the last sentence of the message: how to resume the run.
         """
         if self.heartbeat:
-            self.heartbeat.on_peer_lost = tell
+            self.heartbeat.on_peer_lost = report
             self.heartbeat.advice = advice or self.heartbeat.advice
 
     def set_stop_check(self, is_stopping: Callable[[], bool]) -> None:
-        """Wait less long for ranks that are silent once `is_stopping()`, asked from another thread, says so."""
+        """Use a short timeout once `is_stopping()` returns True. The thread of the heartbeat calls the function."""
         if self.heartbeat:
             self.heartbeat.is_stopping = is_stopping
 
     @contextmanager
     def translate_errors(self) -> Iterator[World]:
-        """Run a block; a bare error of torch's for a lost rank or want of memory becomes the Failure that says so."""
+        """Run a block. An error of torch about a lost rank or missing memory becomes a Failure with advice."""
         try:
             yield self
         except BaseException as error:
-            explained = out_of_memory(error) or (self.heartbeat and self.heartbeat.loss(error))
+            explained = out_of_memory(error) or (self.heartbeat and self.heartbeat.explain(error))
             if explained:
                 raise explained from None
             raise
-
-    def together(self, action: Callable[[], Result]) -> Result:
-        """Run an action on every rank and go on only if it succeeded on all of them.
-
-        A failure of one rank becomes the same failure on every rank, so that none waits for a rank that gave up. The
-        lowest failing rank's message is the one that counts.
-        """
-        result: Result | None = None
-        failure: Failure | None = None
-        try:
-            result = action()
-        except Failure as caught:
-            failure = caught
-        verdicts = self.gather(failure and (type(failure), str(failure)))
-        first = next(filter(None, verdicts), None)
-        if first:
-            kind, message = first
-            shared: Failure = kind.__new__(kind)
-            shared.args = (message,)
-            shared.is_shared = True
-            raise shared from failure
-        return result  # pyright: ignore[reportReturnType]

@@ -1,6 +1,7 @@
-"""Exact evaluation of a model on a split, and BatchNorm statistics for it."""
+"""Evaluation of a model on a split, and recalibration of BatchNorm statistics."""
 
 from seresnext.evaluation.evaluate import Evaluation, evaluate
+from seresnext.evaluation.metrics import METRICS, describe_metrics
 from seresnext.evaluation.recalibrate import recalibrate
 
-__all__ = ["Evaluation", "evaluate", "recalibrate"]
+__all__ = ["METRICS", "Evaluation", "describe_metrics", "evaluate", "recalibrate"]

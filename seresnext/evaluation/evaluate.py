@@ -1,8 +1,8 @@
-"""Accuracy and loss of a model over a split: each image once, on any number of ranks.
+"""Evaluation of a model on a split. Each image counts once on any number of ranks.
 
-Batches are cut the same way at every world size and dealt to the ranks. Summed over ranks are whole numbers, and for
-the loss one number a batch, which only one rank has; these are then added up in the order of the batches. So the result
-does not depend on the number of ranks by a single bit.
+The batches are the same for every world size, and each rank evaluates some of the batches. Every metric of a batch is
+one float64 number of one rank, so the sum over the ranks is exact. `math.fsum` then adds the batches in their order.
+The result is therefore equal to the bit for any number of ranks.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.evaluation.metrics import topk_correct
+from seresnext.evaluation.metrics import METRICS
 from seresnext.runtime import Precision
 
-_MOST_LISTED = 100  # unreadable images in one message
+_MAX_LISTED = 100  # unreadable images in one message
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Top-1 and top-5 accuracy in percent (0 to 100), mean cross-entropy without smoothing, and how it was measured.
+    """The result of an evaluation.
 
-    `loss` is not finite when the model's output is not finite for some image; images with NaN count as wrong.
+    metrics: means over all images, by the names in `METRICS`. Accuracy is in percent (0 to 100).
+    images_per_second: images of all ranks over the time of the evaluation.
     """
 
-    top1: float
-    top5: float
-    loss: float
+    metrics: dict[str, float]
     num_images: int
     images_per_second: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return all numbers by name, as in `metrics.jsonl` and in the JSON file of a validation."""
+        return {**self.metrics, "num_images": self.num_images, "images_per_second": self.images_per_second}
 
 
 def evaluate(
@@ -49,19 +51,19 @@ def evaluate(
     stop_requested: Callable[[], bool] = lambda: False,
     on_round: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Evaluate a model on this rank's share of a split, and sum over the world.
+    """Evaluate a model on this rank's batches of a split, and sum over all ranks.
 
-    `num_batches` is that of the whole split; `batches` yields those numbered rank, rank + size and so on, so that ranks
-    may have one fewer than others. `on_round` is called after each. Returns None when any rank was asked to stop. The
-    model is left in the mode it was in. A process alone waits for its GPU only at the end; ranks also wait for each
-    other's answer about a stop, once a batch, which is little beside a batch.
+    `num_batches` counts the batches of the whole split. `batches` yields the batches numbered rank, rank + size, ...;
+    some ranks may have one batch fewer. `on_round` is called after each round of one batch a rank. The mode of the
+    model (training or evaluation) is restored. A single process waits for its GPU only at the end. Several ranks also
+    agree on a stop before each round, which takes little time compared with a batch.
 
-    After the last batch, raises DataError on all ranks with the unreadable images of all batches.
+    Returns None if any rank was asked to stop. Raises DataError on all ranks after the last batch if images were
+    unreadable; the message lists the unreadable images of all batches.
     """
-    correct = torch.zeros(2, dtype=torch.int64, device=world.device)
     images = 0
     unreadable: list[tuple[int, str]] = []
-    losses = torch.zeros(num_batches, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(len(METRICS), num_batches, dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
     started = time.monotonic()
@@ -71,42 +73,38 @@ def evaluate(
                 return None
             batch = next(batches, None)
             if batch is not None:
-                batch_correct, losses[batch.step] = _measure(model, batch, precision, world.device)
-                correct += batch_correct
+                sums[:, batch.step] = _measure(model, batch, precision, world.device)
                 images += len(batch.labels)
                 unreadable += batch.unreadable
             on_round()
     finally:
         model.train(was_training)
-    counts = torch.cat([correct, correct.new_tensor([images, len(unreadable)])])
-    top1, top5, images, num_unreadable = world.sum_(counts).tolist()
+    counts = torch.tensor([images, len(unreadable)], device=world.device)
+    images, num_unreadable = world.sum_(counts).tolist()
     if num_unreadable:
-        raise _refusal([image for own in world.gather(unreadable) for image in own])
+        raise _unreadable_error([image for own in world.gather(unreadable) for image in own])
+    totals = [math.fsum(by_batch) for by_batch in world.sum_(sums).tolist()]
     return Evaluation(
-        top1=100 * top1 / images,
-        top5=100 * top5 / images,
-        loss=math.fsum(world.sum_(losses).tolist()) / images,
+        metrics={name: total / images for name, total in zip(METRICS, totals, strict=True)},
         num_images=images,
         images_per_second=images / (time.monotonic() - started),
     )
 
 
-def _refusal(unreadable: list[tuple[int, str]]) -> DataError:
+def _unreadable_error(unreadable: list[tuple[int, str]]) -> DataError:
     """Return the error that every rank raises. The message lists the images in the order of the split."""
     messages = [message for _, message in sorted(unreadable)]
-    more = len(messages) - _MOST_LISTED
-    listing = "\n  ".join(messages[:_MOST_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
-    error = DataError(
-        messages[0] if len(messages) == 1 else f"{len(messages)} images to validate on cannot be used:\n  {listing}"
-    )
+    more = len(messages) - _MAX_LISTED
+    listing = "\n  ".join(messages[:_MAX_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
+    heading = f"{len(messages)} images of the validation split cannot be used:"
+    error = DataError(messages[0] if len(messages) == 1 else f"{heading}\n  {listing}")
     error.is_shared = True
     return error
 
 
 @torch.inference_mode()
-def _measure(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images right in the first 1 and in the first 5 (int64, 2), and the sum of all losses (float64)."""
+def _measure(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> Tensor:
+    """Return the sum of each metric over the images of a batch (float64, in the order of `METRICS`)."""
     with precision.autocast(device):
         logits = model(batch.images)
-    loss = F.cross_entropy(logits.double(), batch.labels, reduction="sum")
-    return topk_correct(logits, batch.labels), loss
+    return torch.stack([metric(logits, batch.labels).double() for metric in METRICS.values()])

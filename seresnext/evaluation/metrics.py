@@ -1,24 +1,40 @@
-"""Top-k accuracy as whole numbers, so that sums over batches and ranks are exact."""
+"""The metrics of an evaluation, each a sum over the images of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def topk_correct(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> Tensor:
-    """How many images have their label among the k highest logits, for each k. int64, as many as `ks`, on the device.
+def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Return the number of images with the label among the k highest logits (int64 scalar, on the device).
 
-    `logits` is N K, `labels` N (int64). Of equal logits the lower class counts as the higher, on every device
-    (`torch.topk` leaves that open). With fewer than k classes every image is correct. A NaN anywhere in an image's
-    logits makes it wrong for every k.
+    `logits` is N K, `labels` N (int64). If logits are equal, the lower class ranks first on every device; the order of
+    `torch.topk` is undefined there. With at most k classes every image is correct. An image with a NaN logit is wrong
+    for every k.
     """
     own = logits.gather(1, labels[:, None])  # N 1
     classes = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-    # NaN compares as false, which would put a NaN label first: such rows are placed behind every class.
-    place = torch.where(logits.isnan().any(1), torch.iinfo(torch.int64).max, ahead.sum(1))
-    # Not compared with a tensor of all k: the host would wait for a GPU to bring it there.
-    return torch.stack([(place < k).sum() for k in ks])
+    # Comparisons with NaN are false, so a NaN label would rank first. Rows with NaN get the last position.
+    position = torch.where(logits.isnan().any(1), torch.iinfo(torch.int64).max, ahead.sum(1))
+    return (position < k).sum()
+
+
+# Each function maps logits (N K) and labels (N) to the sum of the metric over the N images, a scalar on the device.
+# Percentages are sums of 0 and 100, whole numbers that float64 holds exactly. The loss is cross-entropy without
+# smoothing; a logit that is not finite makes the loss NaN or infinite.
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "top1": lambda logits, labels: 100 * topk_correct(logits, labels, 1),
+    "top5": lambda logits, labels: 100 * topk_correct(logits, labels, 5),
+    "loss": lambda logits, labels: F.cross_entropy(logits.double(), labels, reduction="sum"),
+}
+_TEXTS = {"top1": "top-1 {:.3f} %", "top5": "top-5 {:.3f} %"}
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Return metrics as a text: `top-1 79.080 %  top-5 94.430 %  loss 0.8310`."""
+    return "  ".join(_TEXTS.get(name, f"{name} {{:.4f}}").format(value) for name, value in metrics.items())

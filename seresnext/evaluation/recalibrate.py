@@ -1,6 +1,6 @@
-"""BatchNorm statistics measured afresh for weights that training is done with."""
+"""Recalibration of BatchNorm statistics for the final weights."""
 
-# The _foreach_ functions, one kernel for hundreds of small tensors, are what torch.optim itself is built on.
+# torch._foreach_ functions use one kernel for hundreds of small tensors. torch.optim is built on these functions.
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ def recalibrate(
     precision: Precision,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Set the running statistics of BatchNorm to the means over all micro-batches of all ranks; every rank has as many.
+    """Set the running statistics of BatchNorm to the means over all micro-batches of all ranks.
 
-    Running statistics follow weights that change; means over batches that see the same weights are nearer to what the
-    whole training split gives (Wu and Johnson 2021, arXiv:2105.07576, section 3, "PreciseBN"). They do not depend on
-    what the statistics were, and all else computes as in evaluation. Layers that do not train keep theirs. Returns
-    False, and leaves everything as it was, when any rank was asked to stop.
+    Training updates running statistics while the weights change. Means over batches with the final weights are closer
+    to the statistics of the whole training split (Wu and Johnson 2021, arXiv:2105.07576, section 3, "PreciseBN"). The
+    result does not depend on the old statistics. All other layers compute as in evaluation, and frozen BatchNorm
+    layers keep the old statistics. Every rank must have the same number of batches.
+
+    Returns False, with the model unchanged, if any rank was asked to stop.
     """
     was_training = model.training
     model.train()
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
     running = [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None]
-    # Kept for the end too: momentum, and the number of batches that training saw.
     before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
     counters = [layer.num_batches_tracked for layer in layers]
     momenta = [layer.momentum for layer in layers]
     model.eval()
     for layer in layers:
         layer.train()
-        layer.momentum = 1.0  # The statistics of a batch as they are.
+        layer.momentum = 1.0  # The running statistics are then the statistics of the last batch.
     means: list[Tensor] | None = None
     try:
-        means = _means(model, batches, running, world, precision, stop_requested)
+        means = _mean_statistics(model, batches, running, world, precision, stop_requested)
     finally:
         for buffer, value in before:
             if means is None or any(buffer is counter for counter in counters):
@@ -60,7 +61,7 @@ def recalibrate(
     return True
 
 
-def _means(
+def _mean_statistics(
     model: nn.Module,
     batches: Iterator[DeviceBatch],
     running: list[Tensor],
@@ -68,7 +69,7 @@ def _means(
     precision: Precision,
     stop_requested: Callable[[], bool],
 ) -> list[Tensor] | None:
-    """Mean statistics over the batches of all ranks, in float64; None when any rank was asked to stop."""
+    """Return the mean statistics over the batches of all ranks (float64); None if any rank was asked to stop."""
     sums = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in running]
     count = 0
     for batch in batches:

@@ -1,1 +1,1 @@
-"""What a run measures and where it says so: accuracy, speed, log files, the terminal."""
+"""The output of a run: events in files, text on the console, speed and status."""

@@ -1,7 +1,7 @@
-"""The terminal: bars where there is one, plain lines where there is none, silence on ranks other than 0.
+"""The console of rank 0: progress bars on a terminal, plain lines elsewhere.
 
-Everything said also goes to `log.txt`, with the time. Losing the terminal (a closed pipe, a dropped connection) costs
-the run nothing.
+All output except the bars also goes to `log.txt`, with the time. A lost terminal (a closed pipe, a dropped connection)
+does not end the run.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from threading import RLock
 from typing import Any, Self, TextIO
-
-from tqdm import tqdm
 
 from seresnext.errors import for_terminal
 from seresnext.metrics.speed import format_seconds
+from seresnext.progress import ProgressBar
 
-# In the order in which a line has them; other fields of an event are for programs.
+# The fields of a line, in order. A line omits the other fields of an event.
 _FIELD_TEXTS = {
     "loss": "loss {:.4f}",
     "top1": "top-1 {:.2f} %",
@@ -32,13 +30,13 @@ _FIELD_TEXTS = {
     "epoch": "epoch {:.2f}",
 }
 _LINE_FIELDS = tuple(name for name in _FIELD_TEXTS if name != "epoch")
-_BAR_FIELDS = ("loss", "images_per_second", "eta", "lr", "epoch")  # A narrow terminal cuts the last ones off.
+_BAR_FIELDS = ("loss", "images_per_second", "eta", "lr", "epoch")  # A narrow terminal cuts off the last fields.
 _BAR_WITH_TIMES = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 _BAR_WITH_TEXT = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 class Console:
-    """Says things on `stream` (standard output) and in the log file. A disabled one, for other ranks, says nothing."""
+    """Printer to `stream` (standard output) and to the log file. Other ranks have a disabled console."""
 
     def __init__(self, enabled: bool, log: Path | None = None, stream: TextIO | None = None) -> None:
         self._enabled = enabled
@@ -48,34 +46,37 @@ class Console:
         self.on_terminal = enabled and self._terminal.isatty()
 
     def line(self, text: str) -> None:
-        """Say a line (or several), above the bars if there are any."""
+        """Print a line (or several) above the bars."""
         if self._enabled:
             text = for_terminal(text)
             self._write_log(text)
-            _Tqdm.write(text, file=self._terminal)
+            ProgressBar.write(text, file=self._terminal)
             self._terminal.flush()
 
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.line(f"warning: {text}")
+
     def log(self, text: str) -> None:
-        """Write a line (or several) to the log file alone."""
+        """Write a line (or several) only to the log file."""
         if self._enabled:
             self._write_log(for_terminal(text))
 
-    def report(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
-        """Say an event of `metrics.jsonl`: a train event in the bar where one is drawn, any other as a line."""
-        said = describe(event, seconds_left)
+    def print_event(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
+        """Print an event of `metrics.jsonl`: a train event in the bar if there is a bar, other events as a line."""
         weights = event.get("weights", "model")
         name = event["event"] if weights == "model" else f"{event['event']} ({weights})"
-        line = f"{name} step {event['step']} (epoch {event['epoch']:.2f}): {said}"
-        if event["event"] == "train" and self._bars and self._bars[-1].drawn:
+        line = f"{name} step {event['step']} (epoch {event['epoch']:.2f}): {describe(event, seconds_left)}"
+        if event["event"] == "train" and self._bars and self._bars[-1].is_drawn:
             self._bars[-1].show(describe(event, seconds_left, _BAR_FIELDS))
             self._write_log(line)
         else:
             self.line(line)
 
     def bar(self, label: str, total: int, done: int = 0) -> Bar:
-        """A bar of `total` steps, `done` of them already done, for a `with` statement; nothing without a terminal.
+        """Return a bar of `total` steps, of which `done` are complete, for a `with` statement.
 
-        A bar made inside the block of another is drawn below it, and goes when its own block ends.
+        A bar inside the block of another bar is drawn below the outer bar. Nothing is drawn without a terminal.
         """
         return Bar(self, label, total, done)
 
@@ -84,35 +85,33 @@ class Console:
             return
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
-            with open(
-                self._log, "a", encoding="utf-8", errors="backslashreplace", opener=_open_without_waiting
-            ) as file:
+            with open(self._log, "a", encoding="utf-8", errors="backslashreplace", opener=_open_nonblocking) as file:
                 file.writelines(f"{now} {line}\n" for line in text.splitlines() or [""])
         except OSError as error:
-            self._log = None
-            self.line(f"warning: the log cannot be written any more ({error}); the run goes on without it")
+            path, self._log = self._log, None
+            self.warn(f"{path} cannot be written ({error.strerror}); the run continues without the log")
 
 
 class Bar:
-    """A progress bar; made by `Console.bar`."""
+    """A progress bar, built by `Console.bar`."""
 
     def __init__(self, console: Console, label: str, total: int, done: int) -> None:
         self._console = console
-        self._drawing = _Tqdm(
+        self._bar = ProgressBar(
             desc=label,
             total=total,
             initial=done,
             file=console._terminal,
             disable=not console.on_terminal,
             leave=False,
-            dynamic_ncols=console._terminal.knows_its_size(),
+            dynamic_ncols=console._terminal.has_size(),
             bar_format=_BAR_WITH_TIMES,
         )
 
     @property
-    def drawn(self) -> bool:
-        """Whether it is on a terminal (and the user has not set tqdm's TQDM_DISABLE)."""
-        return not self._drawing.disable
+    def is_drawn(self) -> bool:
+        """Return whether the bar is on a terminal. The user can disable bars with tqdm's variable TQDM_DISABLE."""
+        return not self._bar.disable
 
     def __enter__(self) -> Self:
         self._console._bars.append(self)
@@ -120,40 +119,31 @@ class Bar:
 
     def __exit__(self, *exception: object) -> None:
         self._console._bars.remove(self)
-        self._drawing.close()
+        self._bar.close()
 
     def advance(self, count: int = 1) -> None:
-        """Count steps as done. Redraws at most ten times a second."""
-        self._drawing.update(count)
+        """Advance by `count` steps. The bar is redrawn at most ten times a second."""
+        self._bar.update(count)
 
     def show(self, text: str) -> None:
-        """Show a text at the end of the bar, with its next redrawing."""
-        self._drawing.bar_format = _BAR_WITH_TEXT
-        self._drawing.set_postfix_str(text, refresh=False)
+        """Show a text at the end of the bar, from the next redraw on."""
+        self._bar.bar_format = _BAR_WITH_TEXT
+        self._bar.set_postfix_str(text, refresh=False)
 
 
 def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:
-    """Numbers of an event for people: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
+    """Return the numbers of an event as a text: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
     values = {**event, "eta": None if seconds_left is None else format_seconds(seconds_left)}
     return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
 
 
-class _Tqdm(tqdm):
-    # The monitor, a thread, only matters to bars that rarely advance, and loader workers are forked from here.
-    monitor_interval = 0
-
-
-# A lock of this process; tqdm's own reaches over processes and needs a semaphore of the system.
-_Tqdm.set_lock(RLock())
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file. A pipe that nobody reads is an OSError, not a wait without end."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open a file. A pipe without a reader raises OSError; a plain open would wait forever."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 class _LosableStream:
-    """A text stream that falls silent when its other end is gone, and never raises."""
+    """A text stream that drops all output after its other end is closed. Writing never raises."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
@@ -164,13 +154,13 @@ class _LosableStream:
 
     def fileno(self) -> int:
         if self._stream is None:
-            raise OSError("the stream is gone")
+            raise OSError("the stream is closed")
         return self._stream.fileno()
 
-    def knows_its_size(self) -> bool:
-        """Whether it is a terminal that says how large it is.
+    def has_size(self) -> bool:
+        """Return whether the stream is a terminal with a size.
 
-        Some in containers say 0 by 0. tqdm would take that for its size and draw nothing; left unasked, it draws short.
+        Terminals in some containers report 0 x 0. With that size tqdm draws nothing; without a size, a short bar.
         """
         try:
             return min(os.get_terminal_size(self.fileno())) > 0
@@ -181,7 +171,7 @@ class _LosableStream:
         if self._stream is not None:
             try:
                 self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
-            except (OSError, ValueError):  # ValueError: the stream is closed on this side.
+            except (OSError, ValueError):  # ValueError: this process has closed the stream.
                 self._lose()
 
     def flush(self) -> None:
@@ -195,9 +185,9 @@ class _LosableStream:
         stream, self._stream = self._stream, None
         assert stream is not None
         try:
-            # Python flushes standard output once more at exit, and would fail there; give it a place to write to.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-        except (OSError, ValueError):  # A stream without a file descriptor has nothing left to flush.
+            # Python flushes standard output again at exit, and the flush would fail. /dev/null accepts the output.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+        except (OSError, ValueError):  # A stream without a file descriptor is not flushed at exit.
             pass

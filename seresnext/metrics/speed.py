@@ -1,4 +1,4 @@
-"""How fast a run goes and when it will be done, by the monotonic clock only."""
+"""The speed of a run and the remaining time, measured with the monotonic clock."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Clock = Callable[[], float]
 class Speed(NamedTuple):
     """The speed over one window of steps.
 
-    images_per_second: images over the whole time, waits for data included: what the user gets.
-    data_wait: seconds a step waited for its batch, on average.
+    images_per_second: images over the whole time, including the time that steps waited for data.
+    data_wait: mean time in seconds that a step waited for its batch.
     """
 
     images_per_second: float
@@ -22,7 +22,7 @@ class Speed(NamedTuple):
 
 
 class SpeedMeter:
-    """Measures windows of training steps; what happens inside `paused()` (validation, saving) is left out."""
+    """A meter of windows of training steps. The time inside `paused()` (validation, saving) does not count."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -41,7 +41,7 @@ class SpeedMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time of the block out."""
+        """Exclude the time of the block."""
         start = self._clock()
         try:
             yield
@@ -49,7 +49,7 @@ class SpeedMeter:
             self._start += self._clock() - start
 
     def read(self) -> Speed:
-        """The speed since the last read (zeros without a step); a new window starts."""
+        """Return the speed since the last read (zeros if there was no step), and start a new window."""
         seconds = max(self._clock() - self._start, 1e-9)
         speed = Speed(self._images / seconds, self._data_wait / max(self._steps, 1))
         self._restart()
@@ -57,9 +57,9 @@ class SpeedMeter:
 
 
 class EtaClock:
-    """Seconds until the last step, from the pace of this process so far, validation and saves included.
+    """An estimator of the time until the last step, from the mean pace of this process with validations and saves.
 
-    The pace is taken from the first update on, which leaves out the first step with its compilation and warming up.
+    Measuring starts at the first update. The first step, which compiles and warms up, is therefore excluded.
     """
 
     def __init__(self, total_steps: int, clock: Clock = time.monotonic) -> None:
@@ -68,7 +68,7 @@ class EtaClock:
         self._first: tuple[int, float] | None = None
 
     def update(self, step: int) -> float | None:
-        """Seconds left after `step` completed steps; None until two different steps were seen."""
+        """Return the remaining seconds after `step` completed steps; None until a second step was seen."""
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
@@ -79,7 +79,7 @@ class EtaClock:
 
 
 def format_seconds(seconds: float) -> str:
-    """`0:07`, `12:34`, `1:02:03` or `2d 03:04:05`."""
+    """Return a time as `0:07`, `12:34`, `1:02:03` or `2d 03:04:05`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seresnext.errors import CheckpointError, address_in, expand_home
+from seresnext.errors import CheckpointError
 from seresnext.models.registry import MODELS
+from seresnext.paths import address_in, expand_home
 from seresnext.weights.names import shown_path
 
 _NAMES = ("best.safetensors", "last.safetensors")

@@ -1,1 +1,1 @@
-"""How processes start, receive signals and end."""
+"""Start, signals and end of a process."""

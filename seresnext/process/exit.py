@@ -1,4 +1,4 @@
-"""The end of a process: exit codes, standard streams that can be lost, the error file of torchrun."""
+"""The end of a process: exit codes, standard streams that may be gone, the error file of torchrun."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from typing import Any, NoReturn
 
 from seresnext.errors import Failure, for_terminal
 
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended, as in shells."""
+
+_UNWRITTEN = 120  # Python's exit code for output that could not be written.
+_STREAMS = ("standard input", "standard output", "standard error")
+
 
 def write_error_file(message: str) -> None:
     """Write the message of a failure to the error file that torchrun reads, if torchrun started this process.
 
-    The box that torchrun prints at the end then shows the message, not `<N/A>`.
+    The box that torchrun prints at the end then shows the message instead of `<N/A>`.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         details = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        temporary = Path(f"{path}.{time.monotonic_ns()}")  # torchrun fails on a part of a file.
+        temporary = Path(f"{path}.{time.monotonic_ns()}")  # torchrun fails on an incomplete file.
         with suppress(OSError):
             temporary.write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
             temporary.replace(path)
 
 
-_UNWRITTEN = 120  # The exit code of Python for output that could not be written.
-
-
-_STREAMS = ("standard input", "standard output", "standard error")
-
-
 def replace_closed_streams() -> None:
-    """Replace the standard streams by streams that print without errors. Call this before any output, and before files.
+    """Replace the standard streams by streams that print without errors. Call this before the first output or file.
 
-    A stream that was closed (`>&-`) drops all output. With the stream still closed, the next file that the command
-    opens, perhaps a checkpoint, would get the number of the stream, and printed text would go into that file. After a
-    pipe was closed (`| head`), the command finishes without output. Characters that a terminal cannot print become
-    escapes.
+    A stream that was closed (`>&-`) drops all output. If the stream stayed closed, the next file that the command
+    opens, perhaps a checkpoint, would get the number of the stream, and printed text would go into that file. After
+    the reader of a pipe has gone (`| head`), the command finishes without output. Characters that a terminal cannot
+    print become escapes.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # It takes the lowest number that is free: this one.
+            os.open(os.devnull, os.O_RDWR)  # `open` takes the lowest free number, which is this number.
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
         stream = getattr(sys, name)
         if number and stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
@@ -80,20 +80,20 @@ class _LosablePipe(io.FileIO):
 
 
 class ProcessEnd:
-    """The end of a process that spares it the interpreter's teardown.
+    """The end of a process without the interpreter's teardown.
 
-    That kills a thread which waits inside torch at the moment, and C++ answers by aborting ("terminate called without
-    an active exception"): torchrun would take a run for lost that is done. So the last of all functions that the
-    interpreter calls at exit ends the process itself, when threads were waited for and other libraries have cleaned
-    up. Make it before torch is imported, since the first to be registered is the last to be called.
+    The teardown kills a thread that waits inside torch, and C++ then aborts ("terminate called without an active
+    exception"), so torchrun would report a finished run as lost. The last exit handler therefore ends the process,
+    after threads have been joined and other libraries have cleaned up. Create this object before torch is imported:
+    the handler that is registered first is called last.
     """
 
     def __init__(self) -> None:
-        self._code = 1  # What an exception that nobody expected ends with.
+        self._code = 1  # for an unexpected exception
         atexit.register(self._end)
 
     def exit(self, code: int) -> NoReturn:
-        """End this process with a code; as `sys.exit`."""
+        """End this process with a code, like `sys.exit`."""
         self._code = code
         sys.exit(code)
 
@@ -106,13 +106,19 @@ class ProcessEnd:
         os._exit(self._code)
 
 
-def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
-    """Run a script's `main` and exit: with 0, a failure's message and code, or `interrupted` and 130 after Ctrl-C.
-
-    If standard output cannot be written, as on a full disk, exit with 120 and one line.
-    """
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's `main` and exit with `exit_code_of`."""
     replace_closed_streams()
-    code: int | str | None = 0
+    sys.exit(exit_code_of(main))
+
+
+def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> int:
+    """Run a program of one process and return the exit code: 0, the code of a failure, or 130 after Ctrl-C.
+
+    Print the message of a failure. After Ctrl-C, print `interrupted`. If standard output cannot be written (a full
+    disk), print one line and return 120.
+    """
+    code = 0
     try:
         try:
             main()
@@ -121,14 +127,14 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
             code = failure.exit_code
         except KeyboardInterrupt:
             print(interrupted, file=sys.stderr)
-            code = 130
+            code = INTERRUPTED
         except SystemExit as end:  # From argparse.
-            code = end.code
+            code = int(end.code or 0)
         sys.stdout.flush()
     except OSError as error:
         if error.filename != _STREAMS[1]:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # The interpreter flushes the stream once more at the end.
-        print(f"error: {error.filename} cannot be written: {error.strerror}; make room or redirect it", file=sys.stderr)
-        code = _UNWRITTEN
-    sys.exit(code)
+        print(f"error: {error.filename} cannot be written: {error.strerror}; redirect the output", file=sys.stderr)
+        return _UNWRITTEN
+    return code

@@ -1,7 +1,8 @@
-"""The signals that stop a training, and the processes that it starts.
+"""The signals that stop a training, and how child processes of a training react to signals.
 
-torchrun and terminals signal whole process groups. Helpers of a trainer stay at work until it has saved, and end with
-it, as a trainer does with torchrun. Imports nothing heavy: train.py listens before it imports torch.
+torchrun and terminals send signals to whole process groups. The children of a trainer keep working until the trainer
+has saved, and end with the trainer. A trainer ends with torchrun in the same way. This module imports nothing heavy:
+the handlers are installed before torch is imported.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from contextlib import contextmanager
 STOP_SIGNALS = (
     signal.SIGINT,  # Ctrl-C
     signal.SIGTERM,  # a scheduler
-    signal.SIGUSR1,  # a cluster, before the machine is taken away
+    signal.SIGUSR1,  # a cluster, before the job's time ends
     signal.SIGUSR2,  # the same, on other clusters
-    signal.SIGHUP,  # a terminal that was closed, a connection that was lost
-    signal.SIGXCPU,  # the limit of CPU time (`ulimit -St`); at the hard limit the kernel kills
+    signal.SIGHUP,  # a closed terminal, a lost connection
+    signal.SIGXCPU,  # the soft limit of CPU time (`ulimit -St`); at the hard limit the kernel kills
 )
 """The signals that request a stop of the training."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# This process and who started it, as they were when this module was imported: train.py does that first of all.
-_SELF, _STARTED_BY = os.getpid(), os.getppid()
+# This process and its parent when this module was imported, which is the first import of a command.
+_SELF, _PARENT = os.getpid(), os.getppid()
 
 
 @contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """Start processes in this block that no stop signal ends; forked workers of ours go on with `init_worker`.
+    """Start processes in this block that no stop signal ends. Forked workers call `init_worker` as well.
 
-    A compiler that died of one would take the run along before it has saved. The calling thread does not take signals
-    meanwhile; that of a StopRequest does.
+    A compiler process that a signal ended would end the run before a save. The calling thread takes no signals inside
+    the block; the thread of a StopRequest does.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -44,52 +45,53 @@ def block_stop_signals() -> Iterator[None]:
 
 
 def init_worker() -> None:
-    """In a forked worker, first of all: ignore the stop signals, and end with the parent."""
+    """Ignore the stop signals and end with the parent. A forked worker calls this first."""
     ignore_signals()
     die_with_parent(signal.SIGKILL)
 
 
 def ignore_signals() -> None:
-    """Leave what is done as it is: in the last moments of a process, when nothing is left to stop, or in a worker."""
+    """Ignore the stop signals: in loader workers, and while a process shuts down."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def die_with_parent(death_signal: signal.Signals) -> None:
-    """Ask Linux to send this process a signal when its parent ends, so that a killed launcher leaves no orphans."""
+    """Ask Linux to send this process a signal when the parent ends, so that a killed launcher leaves no orphans."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(death_signal))
-    # The parent may have ended before that. Who it was is known where multiprocessing started this process, or where
-    # this is the process that began as a command.
+    # The parent may have ended before this call. The expected parent is known if multiprocessing started this process,
+    # or if this process is the command itself.
     parent = multiprocessing.parent_process()
-    expected = parent.pid if parent else _STARTED_BY if os.getpid() == _SELF else None
+    expected = parent.pid if parent else _PARENT if os.getpid() == _SELF else None
     if expected and expected != os.getppid():
         os.kill(os.getpid(), death_signal)
 
 
 def die_with_launcher() -> None:
-    """In a process of torchrun's, before torch is imported: end at once if torchrun does; there is nothing to save yet.
+    """End a process of torchrun at once if torchrun ends. Call this before torch is imported: nothing needs a save yet.
 
-    That import takes seconds, on slow storage minutes, and what torchrun leaves behind would then look for it in vain.
+    The import takes seconds, and minutes on slow storage. A process without torchrun would then wait for a server that
+    no longer exists.
     """
     if "RANK" in os.environ:
         die_with_parent(signal.SIGKILL)
 
 
-_completing: list[None] = []
+_critical_sections: list[None] = []
 
 
 @contextmanager
 def critical_section() -> Iterator[None]:
-    """Mark what a process should not be ended in by its own threads, as the writing of a checkpoint."""
-    _completing.append(None)
+    """Mark a block in which this process must not end itself, such as the write of a checkpoint."""
+    _critical_sections.append(None)
     try:
         yield
     finally:
-        _completing.pop()
+        _critical_sections.pop()
 
 
 def in_critical_section() -> bool:
-    """Whether some thread of this process is in a block of `critical_section`."""
-    return bool(_completing)
+    """Return whether a thread of this process is inside a `critical_section`."""
+    return bool(_critical_sections)

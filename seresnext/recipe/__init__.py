@@ -1,4 +1,4 @@
-"""Recipes: what a run is, as typed data. `load_recipe` reads one, `Recipe` is what the rest of the package sees."""
+"""Recipes: everything that defines a run, as typed data. `load_recipe` reads a file and returns a `Recipe`."""
 
 from seresnext.recipe.check import check_world as check_world
 from seresnext.recipe.load import LoadedRecipe as LoadedRecipe

@@ -1,4 +1,4 @@
-"""Sizes of batches that fit a recipe, the number of processes and the number of images: advice for messages."""
+"""Batch sizes that fit the recipe, the number of processes and the number of images: advice for messages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from seresnext.recipe.schema import MAX_GLOBAL_SIZE, Recipe
 # Side of the largest image that a stage reduces to one pixel.
 _ONE_PIXEL = {"layer3": 18, "layer4": 34}
 
-Settings = Mapping[str, object]
-"""Values by key of a recipe."""
+Settings = Mapping[str, int]
+"""Batch sizes by key of a recipe."""
 
 
 def lone_stages(recipe: Recipe) -> list[str]:
@@ -27,14 +27,14 @@ def smallest_image(recipe: Recipe) -> int:
 
 
 def least_micro_size(recipe: Recipe) -> int:
-    """Return 2 where a micro-batch of one image cannot work, because of mixing or BatchNorm, and 1 otherwise."""
+    """Return 2 if mixing or BatchNorm needs two images in a micro-batch, else 1."""
     return 2 if recipe.mix.mixup or recipe.mix.cutmix or lone_stages(recipe) else 1
 
 
 def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
     """Return the micro size nearest below the recipe's that divides a process's share of the global batch.
 
-    None where the share is no whole number, or where all divisors of the share are less than half of the micro size.
+    None if the share is no whole number, or if all divisors of the share are less than half of the micro size.
     """
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
     if total % world_size:
@@ -45,7 +45,7 @@ def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
     return next((size for size in range(largest, least - 1, -1) if share % size == 0), None)
 
 
-def multiples_beside(recipe: Recipe, unit: int, most: int = MAX_GLOBAL_SIZE) -> list[int]:
+def multiples_near(recipe: Recipe, unit: int, most: int = MAX_GLOBAL_SIZE) -> list[int]:
     """Return the global sizes below and above the recipe's that are multiples of `unit` and of `augment.repeats`."""
     unit, total = math.lcm(unit, recipe.augment.repeats), recipe.batch.global_size
     return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= most]
@@ -58,17 +58,15 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
     """
     total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
     most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)
-    automatic = micro == "auto"
-    if not automatic and total <= most and total % repeats == 0 and (kept := dividing_micro_size(recipe, world_size)):
-        return {"batch.global_size": total, "batch.micro_size": kept}
-    least = least_micro_size(recipe)
-    sizes = [least] if automatic else list(_halvings(micro, least))
+    if total <= most and total % repeats == 0 and (size := dividing_micro_size(recipe, world_size)):
+        return {"batch.global_size": total, "batch.micro_size": size}
+    sizes = list(_halvings(micro, least_micro_size(recipe)))
     for limit in (min(total, most), most):
         for size in sizes:
             unit = math.lcm(size * world_size, repeats)
             if unit <= limit:
                 fitting = limit // unit * unit if limit <= total else unit
-                return {"batch.global_size": fitting, "batch.micro_size": "auto" if automatic else size}
+                return {"batch.global_size": fitting, "batch.micro_size": size}
     return None
 
 

@@ -1,8 +1,10 @@
-"""What the keys of a recipe mean for each other. A key that has no effect beside another is refused, not ignored."""
+"""Checks of keys against each other. A key without effect is refused, not ignored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from typing import Any
 
 from seresnext.errors import RecipeError
 from seresnext.recipe.batch_sizes import (
@@ -12,19 +14,34 @@ from seresnext.recipe.batch_sizes import (
     fitting_batch,
     fitting_in_words,
     in_words,
-    least_micro_size,
     lone_stages,
-    multiples_beside,
+    multiples_near,
     smallest_image,
 )
 from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.check_lengths import duration_problems
-from seresnext.recipe.problem import Problem, one_of
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe.explain import Problem, one_of
+from seresnext.recipe.reader import write_value
+from seresnext.recipe.schema import ONLY_FOR, Recipe
+
+# Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
+_FILE_KEYS = (
+    "augment.crop_scale",
+    "augment.crop_ratio",
+    "augment.flip",
+    "augment.interpolation",
+    "data.cache",
+    "data.max_pixels",
+    "data.on_error",
+    "data.train_split",
+    "data.val_split",
+    "evaluation.crop_pct",
+    "evaluation.interpolation",
+)
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
-    """Every disagreement between the keys of a recipe."""
+    """Return every disagreement between the keys of a recipe."""
     checks = (
         _model,
         image_problems,
@@ -35,34 +52,90 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
         _frozen,
         _grad_checkpointing,
         _compress_gradients,
-        _measure,
         _evaluation,
         _recalibrate,
         _checkpoint,
         duration_problems,
     )
-    return [problem for check in checks for problem in check(recipe)]
+    return [*_limited_keys(recipe, unused=False), *(problem for check in checks for problem in check(recipe))]
+
+
+def unused_settings(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield every value without effect that a user wrote for a new run. `origins` is as in `LoadedRecipe`.
+
+    The recipe in a checkpoint may have such values: earlier versions accepted them.
+    """
+    yield from _limited_keys(recipe, unused=True)
+    if recipe.data.format == "synthetic":
+        for key in _FILE_KEYS:
+            if origins.get(key) == "--set":
+                yield Problem(
+                    key,
+                    "has no effect with data.format synthetic: synthetic images have no files and are not augmented; "
+                    "remove the key",
+                    ("data.format",),
+                )
+    yield from _smoothing(recipe)
+
+
+def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
+    """Yield the missing keys of ONLY_FOR, or the keys of ONLY_FOR without effect if `unused`."""
+    for key, (other, names, example) in ONLY_FOR.items():
+        path, _, name = key.rpartition(".")
+        section: Any = reduce(getattr, path.split("."), recipe)
+        if section is None:
+            continue
+        values, default = section.model_dump(mode="json"), type(section)().model_dump(mode="json")[name]
+        value, chosen, other = values[name], values[other], f"{path}.{other}"
+        has_effect = chosen in names.split()
+        if has_effect and value is None and example and not unused:
+            yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
+        if not has_effect and value != default and unused:
+            yield Problem(
+                key,
+                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}; "
+                f"remove the key, or write the default, {write_value(default)}",
+                (other,),
+            )
+
+
+def _smoothing(recipe: Recipe) -> Iterator[Problem]:
+    """Yield a problem if a threshold makes label smoothing useless.
+
+    The threshold turns every smoothed target into 0 or 1. Smoothing then only moves the threshold (share: part of an
+    image in the mix, s: smoothing, K: classes):
+
+    share (1 - s) + s / K > threshold  <=>  share > (threshold - s / K) / (1 - s)
+    """
+    loss, num_classes = recipe.loss, recipe.model.num_classes
+    smoothing, threshold = loss.label_smoothing, loss.target_threshold
+    if loss.name != "bce" or threshold is None or not smoothing or not (recipe.mix.mixup or recipe.mix.cutmix):
+        return  # `_loss` reports the other cases.
+    same = (threshold - smoothing / num_classes) / (1 - smoothing)
+    hint = f" (a threshold of {same:.3g} then gives the same targets)" if 0 <= same < 1 else ""
+    yield Problem(
+        "loss.label_smoothing",
+        f"has no effect except to move loss.target_threshold, {threshold}, which makes every target 0 or 1, found "
+        f"{smoothing}; write 0{hint}",
+        ("loss.target_threshold",),
+    )
 
 
 def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) -> None:
-    """Raise `RecipeError` unless the logical replicas (global_size / micro_size) spread evenly over the processes.
+    """Raise `RecipeError` unless the logical replicas (global_size / micro_size) split evenly over the processes.
 
     All checks accept each advice in the message. With `num_images` no advice needs more training images.
     """
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    automatic = micro == "auto"  # Any number of processes that divides the global batch fits then.
-    if total % (world_size if automatic else micro * world_size) == 0:
+    if total % (micro * world_size) == 0:
         return
-    advice = []
-    if not automatic:
-        fitting = [str(count) for count in range(1, total // micro + 1) if total // micro % count == 0]
-        advice.append(f"start {one_of(fitting)} processes")
+    fitting = [str(count) for count in range(1, total // micro + 1) if total // micro % count == 0]
+    advice = [f"start {one_of(fitting)} processes"]
     advice += [f"set {in_words(settings)}" for settings in _sizes_for_world(recipe, world_size, num_images)]
-    parts = "" if automatic else f" in micro-batches of {micro} (batch.micro_size)"
     raise RecipeError(
         [
-            f"batch.global_size: {total} images cannot be spread over {world_size} processes{parts}; "
-            f"{', or '.join(advice) or 'start fewer processes'}"
+            f"batch.global_size: {total} images cannot be split over {world_size} processes in micro-batches of "
+            f"{micro} (batch.micro_size); {', or '.join(advice)}"
         ]
     )
 
@@ -74,8 +147,7 @@ def _sizes_for_world(recipe: Recipe, world_size: int, num_images: int | None) ->
     if fitting is None:
         return
     yield (changed := changes(recipe, fitting))
-    unit = least_micro_size(recipe) if micro == "auto" else micro
-    sizes = [size for size in multiples_beside(recipe, unit * world_size) if num_images is None or size <= num_images]
+    sizes = [size for size in multiples_near(recipe, micro * world_size) if num_images is None or size <= num_images]
     nearest = min(sizes, key=lambda size: abs(size - total), default=None)
     if nearest is not None and changed != {"batch.global_size": nearest}:
         yield {"batch.global_size": nearest}
@@ -86,19 +158,19 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if model.reset_head and model.weights is None:
         yield Problem(
             "model.reset_head",
-            "has no effect without model.weights: a fresh network has a fresh head; set it to false",
+            "has no effect without model.weights: a new network has a new head anyway; write false",
             ("model.weights",),
         )
     if model.zero_init_last and model.weights is not None:
         yield Problem(
             "model.zero_init_last",
-            "has no effect with model.weights, which replaces what it sets; set it to false",
+            "has no effect with model.weights: the loaded weights replace the zeros; write false",
             ("model.weights",),
         )
     if model.in_channels != 3 and data.format != "synthetic":
         yield Problem(
             "model.in_channels",
-            f"image files are read as RGB: must be 3, found {model.in_channels}",
+            f"must be 3, since image files are read as RGB, found {model.in_channels}",
             ("data.format",),
         )
     for name, values in (("mean", data.mean), ("std", data.std)):
@@ -115,13 +187,13 @@ def _frozen(recipe: Recipe) -> Iterator[Problem]:
     if model.frozen and model.weights is None:
         yield Problem(
             "model.frozen",
-            "needs model.weights: stages would keep the random weights they start with; set it to []",
+            "needs model.weights: without loaded weights the stages would stay random; write []",
             ("model.weights",),
         )
     if model.drop_path_rate and _all_blocks_frozen(recipe):
         yield Problem(
             "model.drop_path_rate",
-            f"has no effect where all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; write 0",
+            f"has no effect if all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; write 0",
             ("model.frozen",),
         )
 
@@ -132,14 +204,15 @@ def _grad_checkpointing(recipe: Recipe) -> Iterator[Problem]:
     if recipe.runtime.compile is True:
         yield Problem(
             "runtime.grad_checkpointing",
-            "is for models that are not compiled: what compiled code keeps, it chooses by itself; set it to false, or "
-            "runtime.compile to false or auto",
+            "is for models that are not compiled, since torch.compile decides by itself which values to recompute; "
+            "write false, or set runtime.compile to false or auto",
             ("runtime.compile",),
         )
     if _all_blocks_frozen(recipe):
         yield Problem(
             "runtime.grad_checkpointing",
-            "has no effect where all of layer1 to layer4 are in model.frozen: no gradient passes them; set it to false",
+            "has no effect if all of layer1 to layer4 are in model.frozen, since frozen blocks have no backward pass; "
+            "write false",
             ("model.frozen",),
         )
 
@@ -148,20 +221,8 @@ def _compress_gradients(recipe: Recipe) -> Iterator[Problem]:
     if recipe.runtime.compress_gradients != "none" and recipe.runtime.precision == "fp64":
         yield Problem(
             "runtime.compress_gradients",
-            "would round the gradients of fp64 to 8 bits; set it to none, or runtime.precision to another",
+            "would round the gradients of fp64 to 8 bits; write none, or change runtime.precision",
             ("runtime.precision",),
-        )
-
-
-def _measure(recipe: Recipe) -> Iterator[Problem]:
-    runtime = recipe.runtime
-    settled = runtime.channels_last != "auto", runtime.compile != "auto" or runtime.grad_checkpointing
-    if runtime.measure and all(settled):
-        yield Problem(
-            "runtime.measure",
-            "has nothing to choose: runtime.channels_last is given, and runtime.compile too or with "
-            "runtime.grad_checkpointing false; write auto for one of them, or set it to false",
-            ("runtime.channels_last", "runtime.compile", "runtime.grad_checkpointing"),
         )
 
 
@@ -171,8 +232,8 @@ def _all_blocks_frozen(recipe: Recipe) -> bool:
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    if micro != "auto" and total % micro:
-        choices = [one_of([str(size) for size in multiples_beside(recipe, micro)] or ["a smaller batch.micro_size"])]
+    if total % micro:
+        choices = [one_of([str(size) for size in multiples_near(recipe, micro)] or ["a smaller batch.micro_size"])]
         if total % recipe.augment.repeats == 0 and (smaller := dividing_micro_size(recipe)):
             choices.append(f"batch.micro_size={smaller}")
         yield Problem(
@@ -184,7 +245,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         size = smallest_image(recipe)
         yield Problem(
             "batch.micro_size",
-            f"must be at least 2, found 1: of one image of {size} pixels a side {one_of(alone)} leaves one pixel, and "
+            f"must be at least 2, found 1: {one_of(alone)} reduces one image of {size}x{size} pixels to one pixel, and "
             f"BatchNorm's variance needs more; write {fitting_in_words(recipe)}",
             ("data.progressive.min_size" if size < recipe.data.image_size else "data.image_size",),
         )
@@ -192,38 +253,18 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     optimizer = recipe.optimizer
-    if optimizer.nesterov and optimizer.momentum == 0:
-        yield Problem(
-            "optimizer.nesterov", "needs optimizer.momentum above 0; set it to false", ("optimizer.momentum",)
-        )
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        yield Problem("optimizer.nesterov", "needs optimizer.momentum above 0; write false", ("optimizer.momentum",))
     if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
         yield Problem(
             "optimizer.decay_norm_and_bias",
-            "false has no effect with optimizer.weight_decay 0; set it to true",
+            "has no effect with optimizer.weight_decay 0, found false; write true",
             ("optimizer.weight_decay",),
         )
 
 
 def _schedule(recipe: Recipe) -> Iterator[Problem]:
     schedule, peak = recipe.schedule, recipe.optimizer.lr
-    because = ("schedule.name",)
-    for name, value in (("every", schedule.every), ("factor", schedule.factor)):
-        if schedule.name == "step" and value is None:
-            example = "30ep" if name == "every" else "0.1"
-            yield Problem(f"schedule.{name}", f"is missing: schedule.name step needs it, such as {example}", because)
-        if schedule.name != "step" and value is not None:
-            yield Problem(
-                f"schedule.{name}",
-                f"is for schedule.name step and has no effect with {schedule.name}, found {value}; "
-                f"set it to null, or give the whole section, such as 'schedule={{name: cosine}}'",
-                because,
-            )
-    if schedule.name == "step" and schedule.final_lr != 0:
-        yield Problem(
-            "schedule.final_lr",
-            f"is for schedule.name cosine or linear and has no effect with {schedule.name}, found {schedule.final_lr}",
-            because,
-        )
     if schedule.name != "step" and schedule.final_lr > peak:
         yield Problem(
             "schedule.final_lr",
@@ -235,18 +276,10 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     loss, mix = recipe.loss, recipe.mix
     threshold = loss.target_threshold
-    if threshold is None:
-        return
-    if loss.name != "bce":
+    if loss.name == "bce" and threshold is not None and not mix.mixup and not mix.cutmix:
         yield Problem(
             "loss.target_threshold",
-            f"is for loss.name bce and has no effect with {loss.name}, found {threshold}; set it to null",
-            ("loss.name",),
-        )
-    elif not mix.mixup and not mix.cutmix:
-        yield Problem(
-            "loss.target_threshold",
-            f"does nothing but undo label smoothing where nothing is mixed, found {threshold}; set it to null, or "
+            f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null, or switch on "
             "mix.mixup or mix.cutmix",
             ("mix.mixup", "mix.cutmix"),
         )
@@ -256,7 +289,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluation.weights == "ema" and recipe.ema is None:
         yield Problem(
             "evaluation.weights",
-            "is ema, but ema is null, so there is no average; write auto or model, or give the ema section",
+            "is ema, but ema is null, so the run has no average; write auto or model, or give the ema section",
             ("ema",),
         )
 
@@ -267,14 +300,14 @@ def _recalibrate(recipe: Recipe) -> Iterator[Problem]:
     if recipe.early_stop is not None:
         yield Problem(
             "evaluation.recalibrate",
-            "comes before the last validation, and with early_stop none is known to be the last before it is done; "
-            "set one of the two to null",
+            "comes before the last validation, and with early_stop no validation is known in advance to be the last; "
+            "write null for one of the two",
             ("early_stop",),
         )
     if _all_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
         yield Problem(
             "evaluation.recalibrate",
-            "has no effect where all stages are in model.frozen and keep their statistics; set it to null",
+            "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null",
             ("model.frozen",),
         )
 
@@ -284,6 +317,6 @@ def _checkpoint(recipe: Recipe) -> Iterator[Problem]:
     if keep_every and (keep_every.unit != every.unit or keep_every.count % every.count):
         yield Problem(
             "checkpoint.keep_every",
-            f"must be a multiple of checkpoint.every, {every}, found {keep_every}: what is not saved cannot be kept",
+            f"must be a multiple of checkpoint.every, {every}, found {keep_every}: only saved checkpoints can be kept",
             ("checkpoint.every",),
         )

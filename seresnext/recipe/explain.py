@@ -1,15 +1,15 @@
-"""Pydantic's errors in plain words: what was expected, what was found, and what was probably meant."""
+"""Problems of a recipe in plain words: the expected value, the value found, and the closest correct name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
-from seresnext.recipe.problem import Problem
 from seresnext.recipe.reader import Node, shorten
 from seresnext.recipe.schema import Recipe, Section
 
@@ -69,6 +69,13 @@ COMMON_NAMES: dict[str, str] = {
 }
 """Names in other tools, in lower case with `_` for `-`, and the keys of a recipe with the same meaning."""
 
+REMOVED = {
+    "runtime.measure": "remove the key, and set runtime.compile and runtime.channels_last if the defaults are slow",
+    "runtime.static_graph": "remove the key; the run stays the same",
+    "batch.micro_size=auto": "write a number that fits in the memory of the GPU, such as 64",
+}
+"""Keys and values of version 0.1 that exist no more, and the fix. A saved recipe may have these keys."""
+
 # Text after a suggested key.
 _ASIDES = {
     "batch.global_size": " (all images of a step; batch.micro_size is one forward pass)",
@@ -80,8 +87,22 @@ _ASIDES = {
 _OPTIONS = {"resume": "--resume", "output": "--output", "output_dir": "--output", "device": "--device"}
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A problem of `key`, a dotted path. `related` are the keys that `key` disagrees with."""
+
+    key: str
+    message: str
+    related: tuple[str, ...] = ()
+
+
+def one_of(words: list[str]) -> str:
+    """Return `1`, `1 or 2` or `1, 2 or 3`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section class that a field holds, also where it may be null."""
+    """Return the section class of a field, also of a field that may be null."""
     for choice in (annotation, *get_args(annotation)):
         if isinstance(choice, type) and issubclass(choice, Section):
             return choice
@@ -98,38 +119,40 @@ def _walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]
 
 @cache
 def all_keys() -> dict[str, bool]:
-    """Every key of a recipe as a dotted path, and whether it is a section."""
+    """Return every key of a recipe as a dotted path. The value tells whether the key is a section."""
     return dict(_walk(Recipe))
 
 
-def _plainly(text: str) -> str:
+def _normalized(text: str) -> str:
     return text.lower().replace("-", "_").replace(" ", "_")
 
 
 def near_miss(word: str, choices: list[str]) -> str | None:
-    """The choice that was probably meant, if one is close."""
-    plain = {_plainly(choice): choice for choice in reversed(choices)}
-    close = difflib.get_close_matches(_plainly(word[:80]), list(plain), n=1, cutoff=0.6)
-    if not close:  # 'SE-ResNeXt50' and 'resnext50' are closer to a short name than their letters say
+    """Return the choice that is closest to a word, or None if no choice is close."""
+    plain = {_normalized(choice): choice for choice in reversed(choices)}
+    close = difflib.get_close_matches(_normalized(word[:80]), list(plain), n=1, cutoff=0.6)
+    if not close:  # 'SE-ResNeXt50' and 'resnext50' are close to a short name without the underscores.
         bare = {choice.replace("_", ""): original for choice, original in plain.items()}
-        close = difflib.get_close_matches(_plainly(word[:80]).replace("_", ""), list(bare), n=1, cutoff=0.75)
+        close = difflib.get_close_matches(_normalized(word[:80]).replace("_", ""), list(bare), n=1, cutoff=0.75)
         return bare[close[0]] if close else None
     return plain[close[0]]
 
 
 def unknown_key(parent: str, name: str) -> str:
-    """What to say of a key that does not exist in the section `parent` ('' is the top): where it probably belongs."""
+    """Return the message for a key that does not exist in the section `parent` ('' is the top)."""
+    if fix := REMOVED.get(f"{parent}.{name}"):
+        return f"was removed in version 0.2; {fix}"
     keys = all_keys()
     last = {key: key.rpartition(".")[2] for key in keys}
     here = {last[key]: key for key in keys if key.rpartition(".")[0] == parent}
     if "." in name and name in keys:
         section, _, key = name.rpartition(".")
-        return f"unknown key; write it inside its section, as '{section}: {{{key}: ...}}'"
-    if meant := COMMON_NAMES.get(_plainly(name)):
-        return f"unknown key; did you mean {meant}{_ASIDES.get(meant, '')}?"
-    if option := _OPTIONS.get(_plainly(name)):
+        return f"unknown key; write the key inside the section, as '{section}: {{{key}: ...}}'"
+    if common := COMMON_NAMES.get(_normalized(name)):
+        return f"unknown key; did you mean {common}{_ASIDES.get(common, '')}?"
+    if option := _OPTIONS.get(_normalized(name)):
         return f"unknown key; give {option} on the command line"
-    if same_name := [key for key in keys if last[key] == _plainly(name)]:
+    if same_name := [key for key in keys if last[key] == _normalized(name)]:
         return f"unknown key; did you mean {' or '.join(same_name)}?"
     if close := near_miss(name, list(here)):
         return f"unknown key; did you mean {here[close]}?"
@@ -177,7 +200,7 @@ _RANGES = {
 
 
 def _choices(error: ErrorDetails) -> list[str]:
-    """The words of a Literal, which pydantic only gives as text: "'a', 'b' or 'c'"."""
+    """Return the words of a Literal. Pydantic gives the words as one text: "'a', 'b' or 'c'"."""
     return error.get("ctx", {})["expected"].replace("'", "").replace(" or ", ", ").split(", ")
 
 
@@ -191,7 +214,7 @@ def _number_hint(node: Node | None) -> str:
     if isinstance(node.value, str) and node.written != node.value and node.value.replace(".", "", 1).isdigit():
         return "remove the quotes"
     if isinstance(node.value, bool):
-        return "to switch it off write 0, or null where that is allowed" if not node.value else "write the number"
+        return "write the number" if node.value else "to switch this off, write 0, or null where null is allowed"
     if isinstance(node.value, float) and node.value.is_integer():
         return f"write {int(node.value)}"
     return ""
@@ -200,7 +223,7 @@ def _number_hint(node: Node | None) -> str:
 def _text_hint(node: Node | None) -> str:
     if node is None or isinstance(node.value, dict | list):
         return ""
-    return "write a name" if node.value is None else f"to mean it as text, write '{shorten(node.written)}' in quotes"
+    return "write a name" if node.value is None else f"for text, write '{shorten(node.written)}' in quotes"
 
 
 def _message(error: ErrorDetails, node: Node | None) -> str:
@@ -237,17 +260,17 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
         case "string_too_short":
             return "must not be empty"
         case "tuple_type":
-            return _type_problem("a list of numbers", node, "write it in brackets, such as [0.08, 1.0]")
+            return _type_problem("a list of numbers", node, "write brackets, such as [0.08, 1.0]")
         case "too_short" | "too_long" | "missing":
             length = context.get("min_length", context.get("max_length", 2))
             return _type_problem(f"a list of {length} numbers", node)
         case "model_type":
-            hint = "leave the section out for its defaults" if value is None else ""
+            hint = "remove the section to use the defaults" if value is None else ""
             name = ".".join(str(step) for step in (*error["loc"], "name"))
             if isinstance(value, str) and name in all_keys():
                 hint = f"write {name}"
             if value is False:
-                hint = "write null for none, where that is allowed"
+                hint = "to switch this off, write null where null is allowed"
             return _type_problem("a section of keys", node, hint)
         case "value_error":
             reason = str(context["error"])
@@ -260,7 +283,7 @@ def _mentions(reason: str, node: Node | None) -> bool:
 
 
 def explain(error: ErrorDetails, root: Node) -> tuple[Problem, Node | None]:
-    """One error of pydantic as a problem, and the node it is about (None where something is missing)."""
+    """Return one error of pydantic as a problem, and the node with the error (None if something is missing)."""
     loc = error["loc"]
     keys = tuple(step for step in loc if isinstance(step, str))
     path = ".".join(keys)
@@ -270,8 +293,10 @@ def explain(error: ErrorDetails, root: Node) -> tuple[Problem, Node | None]:
     if error["type"] == "missing" and len(loc) == len(keys):
         if path == "model":
             path = "model.name"
-        return Problem(path, "is missing; a recipe names its model, such as 'model: {name: seresnext50}'"), None
-    if error["type"] == "missing":  # of a pair
+        return Problem(path, "is missing; write the name of the model, such as 'model: {name: seresnext50}'"), None
+    if node and (fix := REMOVED.get(f"{path}={node.value}")):
+        return Problem(path, f"{node.value} was removed in version 0.2; {fix}"), node
+    if error["type"] == "missing":  # A number of a pair is missing.
         node = _node_at(root, keys)
     index = "".join(f"[{step}]" for step in loc if isinstance(step, int) and error["type"] != "missing")
     return Problem(path + index, _message(error, node)), node or _node_at(root, keys)

@@ -1,54 +1,76 @@
-"""The files of a recipe: found by path or name, read with their bases, laid over each other."""
+"""Recipe files: lookup by path or name, reading with bases, and merging."""
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
-from seresnext.errors import RecipeError, expand_home
+from seresnext.errors import RecipeError
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml, shorten
 
-_PROJECT_RECIPES = Path(__file__).parents[2] / "recipes"
+_PACKAGE = Path(__file__).parents[1]
 _MAX_BASES_DEEP = 20
 
 
 def recipe_folders() -> list[Path]:
-    """Where recipes are looked up by name: `recipes/` here, then beside the package."""
-    folders = [Path("recipes"), _PROJECT_RECIPES]
-    return [folder for i, folder in enumerate(folders) if folder.resolve() not in [f.resolve() for f in folders[:i]]]
+    """Return the folders that are searched for a name: `recipes/` in the current folder, then the installed recipes.
+
+    An installed package contains the recipes. A clone of the repository has the recipes next to the package.
+    """
+    inside = _PACKAGE / "recipes"
+    return [Path("recipes"), inside if inside.is_dir() else _PACKAGE.parent / "recipes"]
 
 
 def recipe_names() -> list[str]:
-    """The names that `load_recipe` knows."""
+    """Return the names of all recipes in `recipe_folders()`."""
     return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a recipe: the path itself, or the name in `recipes/`, each with or without `.yaml`."""
-    name = str(name_or_path)
-    if name.startswith("~"):
-        name = str(expand_home(name))
-    spelled = [name] if name.endswith((".yaml", ".yml")) else [name + ".yaml", name]
-    candidates = [Path(text) for text in spelled]
-    if "/" not in name:
-        candidates[1:1] = [folder / spelled[0] for folder in recipe_folders()]
-    if found := next((path for path in candidates if _is_file(path)), None):
-        return found
-    names = recipe_names()
-    close = near_miss(Path(name).name.removesuffix(".yaml"), names)
+    """Return the file of a recipe, given a path or a name, with or without `.yaml`.
+
+    A path is tried first, then a name in `./recipes`, then a name among the installed recipes.
+    """
+    name = os.path.expanduser(str(name_or_path))  # noqa: PTH111 - a Path loses the `./` that excludes names
+    path = _find(name, Path())
+    if path is None:
+        raise RecipeError([_not_found(name, Path(), "the current folder")])
+    return path
+
+
+def _find(name: str, folder: Path) -> Path | None:
+    """Return the file of a recipe: a path relative to `folder`, or a name. None if there is no such file."""
+    spellings = [name] if name.endswith((".yaml", ".yml")) else [f"{name}.yaml", name]
+    folders = [folder] if name.startswith((".", "/")) else [folder, *recipe_folders()]
+    paths = [place / spelling for place in folders for spelling in spellings]
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113 - False for any bad name
+
+
+def _not_found(name: str, folder: Path, folder_name: str) -> str:
+    """Return the message for a recipe that is not found, with the closest name and all names."""
+    written, names = Path(name), recipe_names()
+    parent = (folder / name).parent
+    files = sorted(file.name for file in parent.glob("*.yaml")) if os.path.isdir(parent) else []  # noqa: PTH112
+    if close := near_miss(written.name, files):
+        close = str(written.with_name(close))
+    close = close or near_miss(written.name.removesuffix(".yaml"), names)
     hint = f"did you mean {close}? " if close else ""
-    listed = f"recipes: {', '.join(names)}" if names else "there is no recipes/ folder here"
-    raise RecipeError([f"no recipe {shorten(name)!r}: neither a file nor a name in recipes/; {hint}{listed}"])
+    known = f"recipes: {', '.join(names) or 'none'}"
+    return f"no recipe {shorten(name)!r}: {folder_name} has no such file, and no recipe has this name; {hint}{known}"
 
 
 def display(path: Path) -> str:
-    """The path as an author knows it: from the current folder where it is inside."""
+    """Return the path as a user knows it: relative to the current folder if possible."""
     resolved = path.resolve()
     return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(path)
 
 
 class RecipeFiles:
-    """Reads files with their bases, each file once. Notes problems; a file that cannot be read is None."""
+    """Reader of files with their bases. Each file is read once. A file that cannot be read is None.
+
+    Problems are appended to the list `problems`.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         self._problems = problems
@@ -81,9 +103,8 @@ class RecipeFiles:
         self._problems += problems
         if root is None or not isinstance(root.value, dict):
             found = "is empty" if root is None or root.value is None else "is not a mapping of sections"
-            self._problems.append(
-                f"{label if root is None else root.origin}: {found}; a recipe begins like 'model: ...'"
-            )
+            origin = label if root is None else root.origin
+            self._problems.append(f"{origin}: {found}; write sections, such as 'model: {{name: seresnext50}}'")
             return None
         return self._with_bases(path, root, chain)
 
@@ -104,11 +125,13 @@ class RecipeFiles:
             return None
         if not isinstance(item.value, str) or not item.value:
             found = item.written or "no name"
-            self._problems.append(f"{base.origin}: base: expected a file name or a list of them, found {found}")
+            self._problems.append(f"{base.origin}: base: expected a recipe or a list of recipes, found {found}")
             return None
-        target = path.parent / expand_home(item.value)
-        if not _is_file(target):
-            self._problems.append(f"{base.origin}: base: {self._missing(path, target, item.value)}")
+        name = os.path.expanduser(item.value)  # noqa: PTH111
+        target = _find(name, path.parent)
+        if target is None:
+            problem = _not_found(name, path.parent, f"the folder of {display(path)}")
+            self._problems.append(f"{base.origin}: base: {problem}")
             return None
         if target.resolve() in chain:
             names = " -> ".join(display(step) for step in (*chain, target))
@@ -119,22 +142,9 @@ class RecipeFiles:
             return None
         return self.read(target, chain)
 
-    def _missing(self, path: Path, target: Path, written: str) -> str:
-        there = sorted(file.name for file in target.parent.glob("*.yaml")) if target.parent.is_dir() else []
-        close = near_miss(target.name, there)
-        hint = f"did you mean {Path(written).with_name(close)}? " if close else ""
-        return f"no file {shorten(written)}; {hint}the name is relative to the folder of {display(path)}"
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
-
 
 def merge(below: Node, above: Node) -> Node:
-    """`above` laid over `below`: sections key by key, anything else replaced."""
+    """Return `below` with the values of `above`. Sections are merged key by key, other values are replaced."""
     if not isinstance(below.value, dict) or not isinstance(above.value, dict):
         return above
     merged = dict(below.value)

@@ -1,4 +1,4 @@
-"""From a file, its bases and `--set` to a checked `Recipe`, with the origin of every value and all problems at once."""
+"""Load a recipe: a file, its bases and `--set` become a checked `Recipe`. All problems are reported at once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from seresnext.errors import RecipeError, expand_home
-from seresnext.recipe.check import cross_field_problems
-from seresnext.recipe.check_written import meant_keys, written_problems
-from seresnext.recipe.explain import all_keys, explain, unknown_key
+from seresnext.errors import RecipeError
+from seresnext.paths import expand_home
+from seresnext.recipe.check import cross_field_problems, unused_settings
+from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
-from seresnext.recipe.problem import Problem
 from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, shorten, write_scalar
 from seresnext.recipe.schema import Recipe
 
@@ -24,24 +23,15 @@ _PATHS = ("data.root", "data.cache", "model.weights")
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe, its values as plain YAML data, and where each was written.
-
-    `origins` maps the dotted path of every value to `file:line`, `--set` or `default`.
-    """
+    """A recipe and its origins: the dotted path of every value, and `file:line`, `--set` or `default`."""
 
     name: str
     recipe: Recipe
-    values: dict[str, Any]
     origins: dict[str, str]
-
-    @property
-    def meant(self) -> frozenset[str]:
-        """The keys that somebody wrote for a run of this length."""
-        return meant_keys(self.origins)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe by path, or by its name in `recipes/`, and set `KEY=VALUE` overrides on it, the last one winning.
+    """Read a recipe by path or by name, and apply `KEY=VALUE` overrides. A later override wins.
 
     A mapping as VALUE replaces the whole section. Raises `RecipeError` with every problem found.
     """
@@ -56,30 +46,36 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
         node = _at(root, key)
         if node and isinstance(node.value, str) and node.value.startswith("~"):
             root = _replace(root, key.split("."), replace(node, value=str(expand_home(node.value))))
-    recipe = _validate(root, display(path), problems, for_a_run=True)
-    values = to_values(recipe)
-    return LoadedRecipe(path.stem, recipe, values, _origins(values, root))
+    recipe = _validate(root, display(path), problems, is_new=True)
+    return LoadedRecipe(path.stem, recipe, _origins(to_values(recipe), root))
 
 
 def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
-    """Check plain values, such as the recipe stored in a checkpoint. `origin` names their source in a `RecipeError`."""
+    """Check the plain values of a saved recipe. `origin` names the source in a `RecipeError`.
+
+    Keys that version 0.1 had and this version has not are dropped.
+    """
     if _count(values) > MAX_VALUES:
         raise RecipeError([f"{origin}: more than {MAX_VALUES} values; this is not a recipe"])
-    return _validate(_node_of(values, origin), origin, [])
+    root = _node_of(values, origin)
+    for section, node in root.value.items():
+        for key in [key for key in node.value if f"{section}.{key}" in REMOVED] if isinstance(node.value, dict) else ():
+            del node.value[key]
+    return _validate(root, origin, [])
 
 
 def to_values(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain YAML and JSON data: dicts, lists, text, numbers, booleans and None."""
+    """Return the recipe as plain YAML and JSON data: dicts, lists, text, numbers, booleans and None."""
     return recipe.model_dump(mode="json")
 
 
 def _override(root: Node | None, override: str, problems: list[str]) -> Node | None:
-    """The recipe with one `KEY=VALUE` set. Problems are noted also where there is no recipe to set it on."""
+    """Return the recipe with one `KEY=VALUE` applied. Problems are collected even if there is no recipe."""
     key, equals, text = override.partition("=")
     key = key.strip()
     where = f"--set {shorten(override)}"
     if not equals or not key or not text.strip():
-        problems.append(f"{where}: write KEY=VALUE, such as --set optimizer.lr=0.4 (null for nothing)")
+        problems.append(f"{where}: write KEY=VALUE, such as --set optimizer.lr=0.4 (null for no value)")
         return root
     if key not in all_keys():
         problems.append(f"{where}: {shorten(key)}: {_unknown_override(key)}")
@@ -98,15 +94,15 @@ def _override(root: Node | None, override: str, problems: list[str]) -> Node | N
 
 def _unknown_override(key: str) -> str:
     if key == "base":
-        return "belongs in the file of a recipe"
+        return "write the key in the file of a recipe"
     parent, _, name = key.rpartition(".")
     if all_keys().get(parent) is False:
-        return f"{parent} has no keys inside; set it as a whole"
+        return f"{parent} has no keys inside; set the value as a whole"
     return unknown_key(parent, name)
 
 
 def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
-    """Put `value` at `path`, leaving its siblings."""
+    """Return the tree with `value` at `path`. The siblings stay."""
     if not path:
         return value
     entries = dict(root.value) if isinstance(root.value, dict) else {}
@@ -115,7 +111,7 @@ def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
 
 
 def _at(root: Node, key: str) -> Node | None:
-    """The node at a dotted path."""
+    """Return the node at a dotted path, or None."""
     node: Node | None = root
     for step in key.split("."):
         node = node.value.get(step) if node and isinstance(node.value, dict) else None
@@ -123,7 +119,7 @@ def _at(root: Node, key: str) -> Node | None:
 
 
 def _count(value: Any) -> int:
-    """How many values plain data consist of; more than `MAX_VALUES` are not counted to the end."""
+    """Count the values in plain data. The count ends soon after `MAX_VALUES`."""
     count, left = 0, [value]
     while left and count <= MAX_VALUES:
         item = left.pop()
@@ -136,33 +132,36 @@ def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
     if depth > MAX_DEPTH:
         raise RecipeError([f"{origin}: nested deeper than {MAX_DEPTH}; this is not a recipe"])
     if isinstance(value, dict):
-        # pydantic gives no location for a key with half of a surrogate pair.
-        if odd := [key for key in map(str, value) if not key.isprintable()]:
-            raise RecipeError([f"{origin}: the key {shorten(ascii(odd[0]))} has a control character; remove the key"])
+        # Pydantic gives no location for a key with half of a surrogate pair.
+        if bad := [key for key in map(str, value) if not key.isprintable()]:
+            raise RecipeError([f"{origin}: the key {shorten(ascii(bad[0]))} has a control character; remove the key"])
         return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin)
     if isinstance(value, list):
         return Node([_node_of(item, origin, depth + 1) for item in value], origin)
     return Node(value, origin, write_scalar(value) if isinstance(value, bool | None) else repr(value))
 
 
-def _validate(root: Node, where: str, problems: list[str], for_a_run: bool = False) -> Recipe:
-    """The recipe, or a `RecipeError` with `problems` and everything else that is wrong."""
+def _validate(root: Node, where: str, problems: list[str], is_new: bool = False) -> Recipe:
+    """Return the recipe. Raise a `RecipeError` with `problems` and all other problems.
+
+    A recipe `is_new` if it comes from files and options, not from a checkpoint.
+    """
     found: list[tuple[Problem, Node | None]] = []
     unseen = 0
     try:
         recipe = Recipe.model_validate(root.plain())
     except ValidationError as error:
-        # No more than are shown: what was probably meant takes time to find.
+        # Only the errors that are shown are explained, since the search for a close name takes time.
         errors = error.errors(include_url=False)
         found = [explain(details, root) for details in errors[:_MAX_PROBLEMS]]
         unseen = len(errors) - len(found)
         recipe = _repaired(root.plain(), error)
     wrong = [problem.key.partition("[")[0] for problem, _ in found]
     if recipe:
-        written = written_problems(recipe, _origins(to_values(recipe), root)) if for_a_run else ()
-        for problem in [*cross_field_problems(recipe), *written]:
-            if not any(_overlap(key, bad) for key in (problem.key, *problem.because) for bad in wrong):
-                found.append((problem, _blamed(problem, root)))
+        unused = unused_settings(recipe, _origins(to_values(recipe), root)) if is_new else ()
+        for problem in [*cross_field_problems(recipe), *unused]:
+            if not any(_overlap(key, bad) for key in (problem.key, *problem.related) for bad in wrong):
+                found.append((problem, _written_node(problem, root)))
     shown = [_line(problem, node, where) for problem, node in found if not (node and node.broken)]
     if problems or shown:
         raise RecipeError(_cut(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])], unseen))
@@ -176,7 +175,7 @@ def _cut(problems: list[str], unseen: int = 0) -> list[str]:
 
 
 def _repaired(values: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """The recipe without its invalid values, so that the others can still be checked against each other."""
+    """Return the recipe without the invalid values, to check the other values against each other."""
     for details in error.errors(include_url=False):
         keys = [step for step in details["loc"] if isinstance(step, str)]
         section = values
@@ -195,9 +194,9 @@ def _overlap(a: str, b: str) -> bool:
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
-def _blamed(problem: Problem, root: Node) -> Node | None:
-    """The first of a problem's keys that somebody wrote."""
-    for key in (problem.key, *problem.because):
+def _written_node(problem: Problem, root: Node) -> Node | None:
+    """Return the node of the first key of a problem that stands in a file or an override."""
+    for key in (problem.key, *problem.related):
         if node := _at(root, key):
             return node
     return None

@@ -1,13 +1,13 @@
-"""YAML as recipes use it: plain data with the line of every value, and nothing that surprises.
+"""YAML for recipes: plain data, with the line of every value and without surprises.
 
-The rules, where YAML 1.1 and 1.2 or common sense differ:
-- a number with an exponent is a number (`1e-4`, `1E5`); `010`, `0x10`, `1_000` and `12:30` are refused, since readers
-  disagree about them;
-- yes, no, on and off are booleans, as in YAML 1.1; a date is text;
-- a key is text, whatever it looks like; anchors, aliases, merge keys and tags are refused.
+YAML 1.1 and YAML 1.2 disagree in some points. The rules here:
+- A number with an exponent is a number (`1e-4`, `1E5`). `010`, `0x10`, `1_000` and `12:30` are refused, since the two
+  versions read different numbers.
+- yes, no, on and off are booleans, as in YAML 1.1. A date is text.
+- A key is always text. Anchors, aliases, merge keys and tags are refused.
 
-Values are read from PyYAML's events, so nothing is ever constructed from a tag, and time and memory are bounded by the
-size of the file and by `MAX_DEPTH` and `MAX_VALUES`.
+The values are built from PyYAML's events, so no tag can construct an object. `MAX_BYTES`, `MAX_DEPTH` and `MAX_VALUES`
+bound time and memory.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _REFUSED = [
-    (re.compile(r"[-+]?0[0-9]+"), "begins with 0, which some readers take for octal; write it without the 0"),
-    (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+"), "is not decimal; write it in decimal"),
+    (
+        re.compile(r"[-+]?0[0-9]+"),
+        "begins with 0, which some YAML readers take for octal; write the number without the 0",
+    ),
+    (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+"), "is not decimal; write a decimal number"),
     (re.compile(r"(?=.*_)[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?"), "has underscores; write the digits alone"),
     (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "is a base-60 number to some readers; write a plain number"),
 ]
@@ -53,8 +56,8 @@ _REFUSED = [
 class Node:
     """A value of a recipe: None, a bool, a number, text, a list of nodes or a dict of nodes.
 
-    `origin` is where it was written, `written` a scalar as its author spelled it; `broken` marks a value that was
-    already complained about.
+    `origin` is the file and line, or `--set`. `written` is the spelling of a scalar in the file. `broken` marks a value
+    whose problem is already reported.
     """
 
     value: Any
@@ -63,7 +66,7 @@ class Node:
     broken: bool = False
 
     def plain(self) -> Any:
-        """The value without its origins."""
+        """Return the value without origins."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -72,17 +75,17 @@ class Node:
 
 
 class Unreadable(Exception):
-    """The rest of the text cannot be read."""
+    """A problem after which the rest of the text cannot be read."""
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, used for its events only. Its own ideas of numbers and tags are never asked."""
+    """PyYAML's safe loader, used for its events only: PyYAML's rules for numbers and tags have no effect."""
 
 
 class _ValueLoader(RecipeLoader):
-    """A loader for one value of the command line, where `#` begins no comment.
+    """A loader for one value of the command line: `#` does not begin a comment.
 
-    The scanner decides by `peek` and copies text by `prefix`: `peek` gives a letter for `#`, and `prefix` the `#`.
+    The scanner calls `peek` for decisions and `prefix` for the text. `peek` returns a letter in place of `#`.
     """
 
     def peek(self, index: int = 0) -> str:
@@ -91,12 +94,12 @@ class _ValueLoader(RecipeLoader):
 
 
 def read_scalar(text: str) -> tuple[Any, str | None]:
-    """The value of an unquoted scalar, and what is wrong with it."""
+    """Return the value of an unquoted scalar, and the problem with the scalar or None."""
     if text in _WORDS:
         return _WORDS[text], None
-    for pattern, complaint in _REFUSED:
+    for pattern, problem in _REFUSED:
         if pattern.fullmatch(text):
-            return text, f"{shorten(text)} {complaint} (or in quotes, if it is text)"
+            return text, f"{shorten(text)} {problem} (or in quotes, if this is text)"
     if _INT.fullmatch(text):
         if len(text) > MAX_DIGITS:
             return text, f"{shorten(text)} has {len(text)} digits"
@@ -109,7 +112,7 @@ def read_scalar(text: str) -> tuple[Any, str | None]:
 
 
 def write_scalar(value: Any) -> str:
-    """A scalar as `read_scalar` reads it, or in quotes."""
+    """Return a scalar as text that `read_scalar` reads, in quotes if necessary."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -121,22 +124,31 @@ def write_scalar(value: Any) -> str:
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).strip()
 
 
+def write_value(value: Any) -> str:
+    """Return plain data as YAML on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {write_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(write_value, value)) + "]"
+    return write_scalar(value)
+
+
 def _has_control(text: str) -> bool:
-    """Line breaks, escapes for terminals, halves of surrogate pairs: nothing that a name or a path should hold."""
+    """Return whether a text has a line break, a terminal escape or half of a surrogate pair."""
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def shorten(text: str, width: int = 60) -> str:
-    """The text, or its beginning where it is long."""
+    """Return the text, or the beginning of a long text."""
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def decode_bytes(data: bytes) -> str:
-    """The text of a file. Raises `Unreadable` with `LINE: what is wrong`."""
+    """Return the text of a file. Raises `Unreadable` with `LINE: PROBLEM`."""
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable("1: begins with a byte order mark; save the file as UTF-8 without one")
     if b"\0" in data:
-        raise Unreadable(f"{data[: data.index(0)].count(10) + 1}: contains a NUL byte, so it is not a text file")
+        raise Unreadable(f"{data[: data.index(0)].count(10) + 1}: contains a NUL byte, so this is not a text file")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -145,7 +157,7 @@ def decode_bytes(data: bytes) -> str:
 
 
 class _Builder:
-    """Builds nodes from events, noting every problem that leaves the rest readable."""
+    """Builder of nodes from events. Collects every problem after which the rest can still be read."""
 
     def __init__(self, text: str, origin_of: Callable[[int], str], root_path: str, loader: type[RecipeLoader]) -> None:
         self._loader_class = loader
@@ -156,7 +168,7 @@ class _Builder:
         self.problems: list[str] = []
 
     def build(self) -> Node | None:
-        """The root, or None for an empty text. Raises `Unreadable` where the text is not YAML."""
+        """Return the root, or None for an empty text. Raises `Unreadable` if the text is not YAML."""
         try:
             self._loader = self._loader_class(self._text)
         except yaml.reader.ReaderError as error:
@@ -189,7 +201,7 @@ class _Builder:
     def _where(self, event: yaml.Event) -> str:
         return self._origin_of(event.start_mark.line + 1)
 
-    def _complain(self, event: yaml.Event, path: str, message: str) -> None:
+    def _report(self, event: yaml.Event, path: str, message: str) -> None:
         self.problems.append(f"{self._where(event)}: {path}{': ' if path else ''}{message}")
 
     def _node(self, event: Any, path: str, depth: int) -> Node:
@@ -200,11 +212,11 @@ class _Builder:
             raise Unreadable(f"{self._where(event)}: nested deeper than {MAX_DEPTH}; this is not a recipe")
         where = self._where(event)
         if isinstance(event, yaml.AliasEvent):
-            self._complain(
-                event, path, f"alias *{shorten(event.anchor)}; recipes have none, use 'base:' to share values"
+            self._report(
+                event, path, f"alias *{shorten(event.anchor)}; aliases are not allowed, use 'base:' to share values"
             )
             return Node(None, where, broken=True)
-        broken = self._refuse_decorations(event, path)
+        broken = self._report_anchor_and_tag(event, path)
         if isinstance(event, yaml.SequenceStartEvent):
             items = []
             while not isinstance(item := self._loader.get_event(), yaml.SequenceEndEvent):
@@ -214,23 +226,23 @@ class _Builder:
             return Node(self._mapping(path, depth), where, broken=broken)
         return self._scalar(event, path, broken)
 
-    def _refuse_decorations(self, event: Any, path: str) -> bool:
+    def _report_anchor_and_tag(self, event: Any, path: str) -> bool:
         if event.anchor is not None:
-            message = f"anchor &{shorten(event.anchor)}; recipes have none, use 'base:' to share values"
-            self._complain(event, path, message)
+            message = f"anchor &{shorten(event.anchor)}; anchors are not allowed, use 'base:' to share values"
+            self._report(event, path, message)
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self._complain(event, path, f"tag {shorten(tag)}; recipes have none, write the value alone")
+            self._report(event, path, f"tag {shorten(tag)}; tags are not allowed, write the value alone")
         return event.anchor is not None or event.tag is not None
 
     def _scalar(self, event: Any, path: str, broken: bool) -> Node:
-        value, complaint = read_scalar(event.value) if event.style is None else (event.value, None)
+        value, problem = read_scalar(event.value) if event.style is None else (event.value, None)
         if isinstance(value, str) and _has_control(value):
-            complaint = "text with a line break or another control character"
-        if complaint:
-            self._complain(event, path, complaint)
+            problem = "text with a line break or another control character"
+        if problem:
+            self._report(event, path, problem)
         written = event.value if event.style is None else repr(event.value)
-        return Node(value, self._where(event), written, broken or complaint is not None)
+        return Node(value, self._where(event), written, broken or problem is not None)
 
     def _mapping(self, path: str, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
@@ -238,18 +250,18 @@ class _Builder:
         while not isinstance(event := self._loader.get_event(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise Unreadable(f"{self._where(event)}: a key must be text")
-            self._refuse_decorations(event, path)
+            self._report_anchor_and_tag(event, path)
             key = event.value
             key_path = shorten(f"{path}.{key}" if path else key)
             node = self._node(self._loader.get_event(), key_path, depth + 1)
             if _has_control(key):
-                self._complain(event, path, f"key {shorten(repr(key))} with a line break or another control character")
+                self._report(event, path, f"key {shorten(repr(key))} with a line break or another control character")
             elif key in entries:
-                self._complain(event, key_path, f"duplicate key, first written in line {first[key]}")
+                self._report(event, key_path, f"duplicate key, first written in line {first[key]}")
             elif key == "<<":
-                self._complain(event, path, "merge key '<<'; recipes have none, use 'base:' to share values")
+                self._report(event, path, "merge key '<<'; merge keys are not allowed, use 'base:' to share values")
             else:
-                # A value is where its key is: that is the line to go to, however the value is laid out.
+                # The line of a value is the line of the key.
                 entries[key] = Node(node.value, self._where(event), node.written, node.broken)
                 first[key] = event.start_mark.line + 1
         return entries
@@ -260,23 +272,23 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     if "'\\t'" in problem:
         return "a tab; indent and separate with spaces"
     if problem == "mapping values are not allowed here":
-        return "a ':' that cannot be here; check the indentation, and put text that contains ': ' in quotes"
+        return "unexpected ':'; check the indentation, and put text that contains ': ' in quotes"
     if problem.startswith("expected '<document start>'"):
         return "text after the end of the value; put all of the text in quotes"
     return f"not readable as YAML: {problem}" + (f" ({error.context})" if error.context else "")
 
 
 def read_yaml(text: str, origin_of: Callable[[int], str]) -> tuple[Node | None, list[str]]:
-    """Read one document. `origin_of` names a line.
+    """Read one document. `origin_of` names a line, such as `my.yaml:3`.
 
-    Returns the root (None for an empty text) and the problems found. Raises `Unreadable` with one located message for
-    text that is no YAML.
+    Returns the root (None for an empty text) and the problems found. Raises `Unreadable` with a located message if the
+    text is not YAML.
     """
     builder = _Builder(text, origin_of, "", RecipeLoader)
     return builder.build(), builder.problems
 
 
 def read_value(text: str, key: str) -> tuple[Node | None, list[str]]:
-    """Read the VALUE of `--set KEY=VALUE`, as `read_yaml` does, except that ` #` begins no comment."""
+    """Read the VALUE of `--set KEY=VALUE` like `read_yaml`. ` #` does not begin a comment here."""
     builder = _Builder(text, lambda line: "--set", key, _ValueLoader)
     return builder.build(), builder.problems

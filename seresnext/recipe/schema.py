@@ -1,7 +1,10 @@
-"""What a recipe may say: every key, its type, its range and its meaning.
+"""The keys of a recipe: name, type, range, default and meaning.
 
-The schema is strict: `'5'` is not 5, `true` is not 1, an unknown key is an error. An int is welcome where a float is
-expected. What one key means for another is in check.py; how a file becomes this is in load.py.
+The schema is strict: `'5'` is not 5, `true` is not 1, and an unknown key is an error. An int is accepted as a float.
+check.py checks keys against each other. load.py turns a file into a `Recipe`.
+
+The names of models, optimizers, schedules, losses and formats are the names of the tables in the code. The names are
+repeated here because this package does not import torch. A test compares each list with the table.
 """
 
 from __future__ import annotations
@@ -18,9 +21,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
-    ValidatorFunctionWrapHandler,
     WithJsonSchema,
-    WrapValidator,
 )
 
 from seresnext.durations import Duration
@@ -32,14 +33,20 @@ ModelName = Literal[
     "legacy_seresnext26_32x4d",
     "legacy_seresnext50_32x4d",
     "legacy_seresnext101_32x4d",
+    "seresnext50_32x4d",
+    "seresnext101_32x4d",
 ]
+DataFormat = Literal["folder", "imagenet", "shards", "synthetic"]
+OptimizerName = Literal["sgd", "adamw"]
+ScheduleName = Literal["step", "cosine", "linear"]
+LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 MAX_DURATION = 10**9
-"""The longest duration a recipe may ask for, in its own unit."""
+"""The longest duration, in epochs or in steps."""
 
 MAX_PIXELS = 500_000_000
-"""The largest image that a recipe may allow: 1.5 GB decoded. The largest cameras of telephones have 200 million."""
+"""The upper limit of `data.max_pixels`: 1.5 GB decoded. The largest phone cameras have 200 million pixels."""
 
 MAX_GLOBAL_SIZE = 10**7
 """The largest global batch."""
@@ -49,14 +56,14 @@ def _read_duration(value: Any) -> Duration:
     if isinstance(value, Duration):
         return value
     if isinstance(value, str):
-        if len(value) > len(f"{MAX_DURATION} optimizer steps"):  # more than int() should be asked to read
+        if len(value) > len(f"{MAX_DURATION} optimizer steps"):  # int() of a very long text is slow
             raise ValueError("a duration is short, such as '90ep' (epochs) or '2000st' (optimizer steps)")
         duration = Duration.parse(value)
         if duration.count > MAX_DURATION:
             raise ValueError(f"a duration is at most {MAX_DURATION}")
         return duration
     if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f"a duration needs its unit; write '{value}ep' for epochs or '{value}st' for optimizer steps")
+        raise ValueError(f"a duration needs a unit; write '{value}ep' for epochs or '{value}st' for optimizer steps")
     raise ValueError("expected a duration such as '90ep' (epochs) or '2000st' (optimizer steps)")
 
 
@@ -75,28 +82,19 @@ def _read_erasing_value(value: Any) -> float | str:
     raise ValueError("expected a finite number or 'random'")
 
 
-def _number_or_auto(value: Any, read_number: ValidatorFunctionWrapHandler) -> Any:
-    return value if value == "auto" else read_number(value)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
 def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 def _without_control_characters(text: str) -> str:
-    if any(
-        unicodedata.category(character) in ("Cc", "Cs") for character in text
-    ):  # A YAML file has none at this point.
+    # A checkpoint's JSON may contain such characters. The reader of YAML has already refused them.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise ValueError("text with a line break or another control character")
     return text
 
 
 def _not_a_number(value: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):  # 1 == True, so a Literal would let it in
+    if isinstance(value, int | float) and not isinstance(value, bool):  # 1 == True, so a Literal accepts 1
         raise ValueError("expected 'auto', true or false")
     return value
 
@@ -109,9 +107,9 @@ AnyDuration = Annotated[Duration, PlainValidator(_read_duration), *_DURATION_TEX
 PositiveDuration = Annotated[Duration, PlainValidator(_read_positive_duration), *_DURATION_TEXT]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Pair = Annotated[tuple[Annotated[Number, Field(gt=0)], Annotated[Number, Field(gt=0)]], BeforeValidator(_list_to_tuple)]
+Positive = Annotated[Number, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_list_to_tuple)]
+Pair = Annotated[tuple[Positive, Positive], BeforeValidator(_list_to_tuple)]
 ChannelMean = Annotated[
     tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1), BeforeValidator(_list_to_tuple)
 ]
@@ -121,377 +119,398 @@ ChannelStd = Annotated[
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 Stage = Literal["layer0", "layer1", "layer2", "layer3", "layer4"]
 
+ONLY_FOR = {
+    "augment.policy.num_ops": ("name", "randaugment", "2"),
+    "augment.policy.magnitude": ("name", "randaugment", "9"),
+    "data.cache_size": ("format", "shards", None),
+    "data.max_bad_images": ("on_error", "substitute", None),
+    "data.shuffle_shards": ("format", "shards", None),
+    "data.synthetic_images": ("format", "synthetic", "5000"),
+    "loss.target_threshold": ("name", "bce", None),
+    "optimizer.momentum": ("name", "sgd", None),
+    "optimizer.nesterov": ("name", "sgd", None),
+    "optimizer.betas": ("name", "adamw", None),
+    "optimizer.eps": ("name", "adamw", None),
+    "schedule.every": ("name", "step", "30ep"),
+    "schedule.factor": ("name", "step", "0.1"),
+    "schedule.final_lr": ("name", "cosine linear", None),
+}
+"""Keys that have an effect for some values of another key in the section only.
+
+For each key: the other key, the values, and an example if these values require the key. check.py refuses a missing key,
+and a key without effect whose value is not the default.
+"""
+
 
 class Section(BaseModel):
-    """What all sections share: unknown keys refused, types strict, values frozen."""
+    """Base of all sections: unknown keys are refused, types are strict, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelSection(Section):
-    """Which network."""
+    """The network."""
 
-    name: ModelName = Field(description="The network; the short names and the `legacy_` names mean the same three.")
+    name: ModelName = Field(
+        description="The network. `seresnext50` is short for `legacy_seresnext50_32x4d`, and so on for 26 and 101. "
+        "`seresnext50_32x4d` and `seresnext101_32x4d` are timm's newer networks with padding in the stem's pooling."
+    )
     num_classes: int = Field(
-        default=1000, ge=2, le=1_000_000, description="Outputs of the classifier; must match the class folders."
+        default=1000, ge=2, le=1_000_000, description="Outputs of the classifier: the number of class folders."
     )
     in_channels: int = Field(
-        default=3, ge=1, le=1024, description="Channels of an image; image folders are read as RGB, 3."
+        default=3, ge=1, le=1024, description="Channels of an image. Image files are read as RGB: 3."
     )
     drop_rate: Number = Field(default=0.2, ge=0, lt=1, description="Dropout before the classifier.")
     weights: Text | None = Field(
-        default=None, description="A file of weights to start from, or null for a fresh network."
+        default=None, description="File of weights to start from. null: random initial weights."
     )
     reset_head: bool = Field(
-        default=False, description="Start the classifier afresh and load all else from `model.weights`."
+        default=False, description="Load all of `model.weights` except the classifier, which starts random."
     )
-    zero_init_last: bool = Field(default=False, description="Start the last BatchNorm weight of every block at zero.")
+    zero_init_last: bool = Field(
+        default=False, description="Initialise the weight of the last BatchNorm in every block to zero."
+    )
     drop_path_rate: Number = Field(
-        default=0.0, ge=0, lt=1, description="Stochastic depth: chance to skip the last block; earlier ones have less."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Stochastic depth: probability to skip the last block. It falls linearly towards the first block.",
     )
     frozen: Annotated[tuple[Stage, ...], BeforeValidator(_list_to_tuple)] = Field(
-        default=(), description="Stages that keep their loaded weights and statistics."
+        default=(), description="Stages whose loaded weights and BatchNorm statistics do not change."
     )
 
 
 class ProgressiveSection(Section):
-    """Smaller training images at first. The size rises by steps of 32 pixels, evaluation is at `image_size`."""
+    """Smaller training images at the start. The size grows in steps of 32 pixels. Validation uses `image_size`."""
 
     min_size: int | None = Field(default=None, ge=16, le=4096, description="Side of a training image at the start.")
     max_size: int | None = Field(
-        default=None, ge=16, le=4096, description="Side of a training image at the end; null: `data.image_size`."
+        default=None, ge=16, le=4096, description="Side of a training image at the end. null: `data.image_size`."
     )
-    start_ramp: AnyDuration = Field(default=Duration(0, "ep"), description="`min_size` until here.")
-    end_ramp: PositiveDuration | None = Field(default=None, description="`max_size` from here on.")
+    start_ramp: AnyDuration = Field(default=Duration(0, "ep"), description="When the size starts to grow.")
+    end_ramp: PositiveDuration | None = Field(default=None, description="When the size reaches `max_size`.")
 
 
 class DataSection(Section):
-    """Where images come from."""
+    """The images."""
 
     root: Text = Field(
         default="data/imagenet",
-        description="Folder that holds one folder a split; for `shards` also an address, `https://...` or `s3://...`.",
+        description="Folder with one folder for each split. For `shards` also an address: `https://...`, `s3://...`.",
     )
-    format: Literal["folder", "imagenet", "shards", "synthetic"] = Field(
+    format: DataFormat = Field(
         default="folder",
-        description="`folder`: ROOT/SPLIT/CLASS/IMAGE; `imagenet`: the challenge's archives as downloaded; `shards`: "
-        "tar files of scripts/prepare_shards.py; `synthetic`: made-up images, for benchmarks.",
+        description="`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
+        "`shards`: tar files of `seresnext prepare shards`. `synthetic`: generated images, for benchmarks.",
     )
     cache: Text | None = Field(
-        default=None, description="Folder for the index of the data; null: seresnext in the user's cache folder."
+        default=None, description="Folder for the index of the data. null: `seresnext` in the user's cache folder."
     )
     cache_size: Number = Field(
         default=200.0,
         gt=0,
         le=1e9,
-        description="GB (10^9 bytes) of shards from a server that are kept in the folder; only for `shards`.",
+        description="`shards` only: GB (10^9 bytes) of downloaded shards to keep in the cache folder.",
     )
     shuffle_shards: int | None = Field(
         default=None,
         ge=1,
         le=65_536,
-        description="Mix the images of so many shards at a time, so that a smaller cache will do; null: of all.",
+        description="`shards` only: shuffle images within blocks of this many shards, for data larger than the cache. "
+        "null: all.",
     )
-    train_split: Text = Field(default="train", description="Folder under the root to train on.")
-    val_split: Text = Field(default="val", description="Folder under the root to validate on.")
+    train_split: Text = Field(default="train", description="Folder of the training images under the root.")
+    val_split: Text = Field(default="val", description="Folder of the validation images under the root.")
     image_size: int = Field(
-        default=224, ge=16, le=4096, description="Side of the square image the network sees, in pixels."
+        default=224, ge=16, le=4096, description="Side of the square input of the network, in pixels."
     )
     progressive: ProgressiveSection | None = Field(
         default=None,
-        description="Smaller training images at first (each size is compiled anew); null: `image_size` throughout.",
+        description="Smaller training images at the start. Each size is compiled once. null: always `image_size`.",
     )
     workers: int = Field(
-        default=8, ge=0, le=256, description="Loader processes per rank; 0 loads in the training process."
+        default=8, ge=0, le=256, description="Loader processes per rank. 0: load in the training process."
     )
     on_error: Literal["raise", "substitute"] = Field(
         default="raise",
-        description="A training image that cannot be used: `raise` stops the run and names it, `substitute` takes "
-        "another of its class and says so. Validation always stops.",
+        description="Action for a bad training image. `raise`: stop and name the image. `substitute`: warn, and use "
+        "another image of the same class. A bad validation image always stops the run.",
     )
     max_bad_images: int = Field(
         default=100,
         ge=0,
         le=10**9,
-        description="How many images `substitute` replaces, over all ranks; one more stops the run.",
+        description="`substitute` only: how many bad images are replaced, over all ranks. One more stops the run.",
     )
     mean: ChannelMean = Field(
-        default=(0.485, 0.456, 0.406), description="Mean of each channel, of pixels scaled to 0..1."
+        default=(0.485, 0.456, 0.406), description="Mean of each channel, for pixels scaled to 0..1."
     )
     std: ChannelStd = Field(
-        default=(0.229, 0.224, 0.225), description="Deviation of each channel, of pixels scaled to 0..1."
+        default=(0.229, 0.224, 0.225), description="Standard deviation of each channel, for pixels scaled to 0..1."
     )
     max_pixels: int = Field(
-        default=50_000_000, ge=1, le=MAX_PIXELS, description="An image with more pixels than this is an error."
+        default=50_000_000, ge=1, le=MAX_PIXELS, description="Largest image, in pixels. A larger image is an error."
     )
     synthetic_images: int | None = Field(
-        default=None, ge=1, le=10**7, description="How many images `format: synthetic` makes up."
+        default=None, ge=1, le=10**7, description="`synthetic` only: how many images to generate."
     )
 
 
 class PolicySection(Section):
-    """Operations on a training image, such as shearing and posterizing, drawn for each."""
+    """Random operations on a training image, such as shear and posterize."""
 
     name: Literal["randaugment", "trivialaugment"] = Field(
-        default="randaugment", description="Which; operations and magnitudes are torchvision's."
+        default="randaugment", description="The policy. Operations and magnitudes are torchvision's."
     )
-    num_ops: int | None = Field(default=None, ge=1, le=14, description="`randaugment` only: operations on an image.")
+    num_ops: int | None = Field(default=None, ge=1, le=14, description="`randaugment` only: operations per image.")
     magnitude: int | None = Field(
-        default=None, ge=0, description="`randaugment` only: how strong, 0 to num_magnitude_bins - 1."
+        default=None, ge=0, description="`randaugment` only: strength, from 0 to num_magnitude_bins - 1."
     )
-    num_magnitude_bins: int = Field(default=31, ge=2, le=10_000, description="How many magnitudes there are.")
+    num_magnitude_bins: int = Field(default=31, ge=2, le=10_000, description="Number of magnitudes.")
 
 
 class ColorJitterSection(Section):
-    """Brightness and the like of a training image, each by a factor drawn uniformly around 1, in a random order."""
+    """Random changes of colour: factors drawn uniformly around 1, applied in random order."""
 
-    brightness: Number = Field(default=0.0, ge=0, description="Factor in 1 - x .. 1 + x; 0 is off.")
-    contrast: Number = Field(default=0.0, ge=0, description="Factor in 1 - x .. 1 + x; 0 is off.")
-    saturation: Number = Field(default=0.0, ge=0, description="Factor in 1 - x .. 1 + x; 0 is off.")
-    hue: Number = Field(default=0.0, ge=0, le=0.5, description="Turn in -x .. x, of a whole one; 0 is off.")
+    brightness: Number = Field(default=0.0, ge=0, description="x: factor from 1 - x to 1 + x. 0: off.")
+    contrast: Number = Field(default=0.0, ge=0, description="x: factor from 1 - x to 1 + x. 0: off.")
+    saturation: Number = Field(default=0.0, ge=0, description="x: factor from 1 - x to 1 + x. 0: off.")
+    hue: Number = Field(default=0.0, ge=0, le=0.5, description="x: rotation of -x to x full turns. 0: off.")
 
 
 class ErasingSection(Section):
-    """Random erasing: a box of a normalised training image is overwritten."""
+    """Random erasing: a rectangle of a normalised training image is overwritten."""
 
-    probability: Number = Field(default=0.25, gt=0, le=1, description="Chance that an image has a box erased.")
-    scale: Pair = Field(default=(0.02, 0.33), description="Area of the box, as a part of the image: [low, high].")
-    ratio: Pair = Field(default=(0.3, 3.3), description="Height by width of the box: [low, high].")
+    probability: Number = Field(default=0.25, gt=0, le=1, description="Probability to erase in an image.")
+    scale: Pair = Field(default=(0.02, 0.33), description="Area of the rectangle / area of the image: [low, high].")
+    ratio: Pair = Field(default=(0.3, 3.3), description="Height / width of the rectangle: [low, high].")
     value: Annotated[
         float | str,
         PlainValidator(_read_erasing_value),
         WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "random"}]}),
-    ] = Field(default=0.0, description="What is written, in normalised pixels: 0 is the mean; random: normal noise.")
+    ] = Field(default=0.0, description="Fill, in normalised pixels. 0: the mean colour. `random`: normal noise.")
 
 
 class AugmentSection(Section):
-    """What happens to a training image."""
+    """Augmentation of training images."""
 
     crop_scale: Pair = Field(
-        default=(0.08, 1.0), description="Area of the random crop, as a part of the image: [low, high]."
+        default=(0.08, 1.0), description="Area of the random crop / area of the image: [low, high]."
     )
-    crop_ratio: Pair = Field(default=(0.75, 4 / 3), description="Width by height of the random crop: [low, high].")
-    flip: Number = Field(default=0.5, ge=0, le=1, description="Chance of a horizontal flip.")
-    interpolation: Interpolation = Field(default="bilinear", description="How a crop is resized, and sheared.")
-    policy: PolicySection | None = Field(default=None, description="RandAugment or TrivialAugment, or null for none.")
+    crop_ratio: Pair = Field(default=(0.75, 4 / 3), description="Width / height of the random crop: [low, high].")
+    flip: Number = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    interpolation: Interpolation = Field(
+        default="bilinear", description="Interpolation for resizing a crop and for the operations of `policy`."
+    )
+    policy: PolicySection | None = Field(default=None, description="RandAugment or TrivialAugment. null: off.")
     color_jitter: ColorJitterSection | None = Field(
-        default=None, description="Changes of colour, after the policy; null for none."
+        default=None, description="Random changes of colour, after the policy. null: off."
     )
-    erasing: ErasingSection | None = Field(default=None, description="Random erasing, or null for none.")
+    erasing: ErasingSection | None = Field(default=None, description="Random erasing. null: off.")
     repeats: int = Field(
         default=1,
         ge=1,
         le=10**7,
-        description="Repeated augmentation: copies of an image in a global batch; an epoch shows fewer images.",
+        description="Repeated augmentation: copies of each image in a global batch. An epoch then shows fewer images.",
     )
 
 
 class MixSection(Section):
-    """Mixing pairs of images of a micro-batch."""
+    """Mixup and CutMix within a micro-batch."""
 
-    mixup: Number = Field(default=0.0, ge=0, description="Alpha of mixup; 0 is off.")
-    cutmix: Number = Field(default=0.0, ge=0, description="Alpha of CutMix; 0 is off.")
-    off_after: PositiveDuration | None = Field(
-        default=None, description="Mix until here, then no more; null: to the end."
-    )
+    mixup: Number = Field(default=0.0, ge=0, description="Alpha of mixup. 0: off.")
+    cutmix: Number = Field(default=0.0, ge=0, description="Alpha of CutMix. 0: off.")
+    off_after: PositiveDuration | None = Field(default=None, description="When mixing ends. null: never.")
 
 
 class BatchSection(Section):
-    """How many images a step sees. Accumulation = global_size / (micro_size x ranks), derived."""
+    """Batch sizes. Accumulation is global_size / (micro_size x ranks)."""
 
     global_size: int = Field(
         default=1024, ge=1, le=MAX_GLOBAL_SIZE, description="Images of one optimizer step, over all ranks."
     )
-    micro_size: Annotated[
-        int,  # Or `auto`, until that is settled.
-        Field(ge=1),
-        WrapValidator(_number_or_auto),
-        PlainSerializer(_as_it_is),
-        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
-    ] = Field(
-        default=128,
-        description="Images of one forward pass on one rank; BatchNorm sees these. auto: the largest power of two that "
-        "fits in the memory of the GPU, found before the first step and kept.",
+    micro_size: int = Field(
+        default=128, ge=1, description="Images of one forward pass on one rank. BatchNorm statistics are over these."
     )
 
 
 class OptimizerSection(Section):
-    """How weights move."""
+    """Optimizer."""
 
-    name: Literal["sgd", "adamw"] = Field(default="sgd", description="The optimizer.")
-    lr: Number = Field(default=0.6, gt=0, description="Peak learning rate, for the global batch as it is written here.")
-    momentum: Number = Field(default=0.9, ge=0, lt=1, description="Momentum.")
-    nesterov: bool = Field(default=False, description="Nesterov's form of momentum.")
-    betas: Betas = Field(default=(0.9, 0.999), description="`adamw` only: decay of the two moving averages.")
-    eps: Number = Field(default=1e-8, gt=0, description="`adamw` only: added to the denominator.")
-    weight_decay: Number = Field(default=1e-4, ge=0, description="L2 penalty, added to the gradient.")
-    decay_norm_and_bias: bool = Field(default=True, description="Decay BatchNorm weights and all biases too.")
+    name: OptimizerName = Field(
+        default="sgd", description="`sgd`: SGD with momentum. `adamw`: AdamW. Both are torch's."
+    )
+    lr: Number = Field(
+        default=0.6, gt=0, description="Peak learning rate for this global_size. The run never rescales the rate."
+    )
+    momentum: Number = Field(default=0.9, ge=0, lt=1, description="`sgd` only: momentum.")
+    nesterov: bool = Field(default=False, description="`sgd` only: Nesterov momentum.")
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(_list_to_tuple)] = Field(
+        default=(0.9, 0.999), description="`adamw` only: decay of the averages of gradients and squared gradients."
+    )
+    eps: Number = Field(default=1e-8, gt=0, description="`adamw` only: added to the denominator of the update.")
+    weight_decay: Number = Field(
+        default=1e-4, ge=0, description="`sgd`: L2 penalty, added to the gradient. `adamw`: decoupled decay, times lr."
+    )
+    decay_norm_and_bias: bool = Field(default=True, description="Apply weight decay to BatchNorm weights and biases.")
     clip_norm: Number | None = Field(
-        default=None, gt=0, description="Scale gradients down to this total norm; null: never."
+        default=None, gt=0, description="Largest total norm of the gradients; larger ones are scaled down. null: off."
     )
     stop_after_skips: int = Field(
         default=10,
         ge=1,
-        description="How many updates in a row may be skipped because the loss or the gradient is not finite; the last "
-        "of them ends the run.",
+        description="A step whose loss or gradient is not finite is skipped. This many skips in a row end the run.",
     )
 
 
 class ScheduleSection(Section):
-    """Learning rate as a function of the step."""
+    """Learning rate schedule."""
 
-    name: Literal["step", "cosine", "linear"] = Field(
-        default="step", description="Falling by steps, along a half cosine, or along a line."
+    name: ScheduleName = Field(
+        default="step", description="Shape of the decay: `step` by step, `cosine` (half a period) or `linear`."
     )
     every: PositiveDuration | None = Field(
-        default=None, description="`step` only: how often the rate falls; 30ep without the section."
+        default=None, description="`step` only: interval between decays. 30ep if the recipe has no schedule section."
     )
     factor: Number | None = Field(
-        default=None, gt=0, lt=1, description="`step` only: what it is multiplied by; 0.1 without the section."
+        default=None, gt=0, lt=1, description="`step` only: factor of a decay. 0.1 if there is no schedule section."
     )
-    warmup: AnyDuration = Field(default=Duration(0, "ep"), description="Linear rise at the start; 0ep is none.")
-    final_lr: Number = Field(default=0.0, ge=0, description="`cosine` and `linear`: the learning rate at the end.")
+    warmup: AnyDuration = Field(default=Duration(0, "ep"), description="Linear warmup at the start. 0ep: none.")
+    final_lr: Number = Field(default=0.0, ge=0, description="`cosine` and `linear`: learning rate at the end.")
 
 
 class LossSection(Section):
-    """What is minimised."""
+    """Training loss."""
 
-    name: Literal["cross_entropy", "bce"] = Field(
-        default="cross_entropy", description="Over all classes at once, or binary for each (bce)."
+    name: LossName = Field(
+        default="cross_entropy", description="`cross_entropy`: softmax over all classes. `bce`: binary, each class."
     )
-    label_smoothing: Number = Field(default=0.1, ge=0, lt=1, description="Part of the target spread over all classes.")
+    label_smoothing: Number = Field(
+        default=0.1, ge=0, lt=1, description="Share of the target that is spread evenly over all classes."
+    )
     target_threshold: Number | None = Field(
-        default=None, ge=0, lt=1, description="`bce` only: mixed targets above this become 1, others 0; null: as mixed."
+        default=None, ge=0, lt=1, description="`bce` only: mixed targets above this become 1, others 0. null: off."
     )
 
 
 class EmaSection(Section):
-    """A moving average of the weights."""
+    """Exponential moving average (EMA) of the weights."""
 
-    decay: Number = Field(default=0.9999, gt=0, lt=1, description="Decay of the average, per optimizer step.")
-    warmup: bool = Field(default=True, description="Let the decay rise from small at the start.")
+    decay: Number = Field(default=0.9999, gt=0, lt=1, description="Decay per optimizer step.")
+    warmup: bool = Field(default=True, description="Use a smaller decay in the first steps.")
 
 
 class RecalibrateSection(Section):
-    """After the last step, BatchNorm statistics of the final weights are measured over training images."""
+    """BatchNorm statistics of the final weights, computed over training images after the last step."""
 
     images: int = Field(
         default=50_000,
         ge=1,
         le=10**9,
-        description="Over how many, rounded up to global batches: augmented and not mixed.",
+        description="How many images, rounded up to global batches. The images are augmented and not mixed.",
     )
 
 
 class EvaluationSection(Section):
     """Validation."""
 
-    every: PositiveDuration = Field(default=Duration(1, "ep"), description="How often to validate during training.")
+    every: PositiveDuration = Field(default=Duration(1, "ep"), description="Interval between validations.")
     batch_size: int | None = Field(
-        default=None, ge=1, le=10**6, description="Images of one forward pass on one rank; null: micro_size."
+        default=None, ge=1, le=10**6, description="Images of one forward pass on one rank. null: `batch.micro_size`."
     )
     crop_pct: Number = Field(
-        default=0.875, ge=0.1, le=1, description="Side of the centre crop by the resized shorter side."
+        default=0.875, ge=0.1, le=1, description="Side of the centre crop / shorter side of the resized image."
     )
-    interpolation: Interpolation = Field(default="bilinear", description="How an image is resized.")
+    interpolation: Interpolation = Field(default="bilinear", description="Interpolation for resizing an image.")
     weights: Literal["auto", "model", "ema"] = Field(
-        default="auto", description="Which weights choose `best`; auto: the average where there is one."
+        default="auto", description="Weights that choose `best`. auto: the EMA if there is one, else the model."
     )
     recalibrate: RecalibrateSection | None = Field(
-        default=None, description="BatchNorm statistics measured anew before the last validation; null: as trained."
+        default=None, description="Recompute BatchNorm statistics before the last validation. null: off."
     )
 
 
 class EarlyStopSection(Section):
-    """The end of a run that does not get better."""
+    """Early stopping."""
 
     patience: PositiveDuration = Field(
-        default=Duration(10, "ep"), description="Training ends when a validation finds the best one this old."
+        default=Duration(10, "ep"), description="Training ends if the best validation is this old."
     )
 
 
 class CheckpointSection(Section):
-    """What is saved when."""
+    """Checkpoints."""
 
     every: PositiveDuration = Field(
-        default=Duration(1, "ep"), description="How often to save; also before each validation."
+        default=Duration(1, "ep"),
+        description="Interval between checkpoints. A checkpoint is also saved before each validation.",
     )
     keep: int = Field(
-        default=3, ge=1, le=10**9, description="How many of the newest checkpoints stay; `last` and `best` always do."
+        default=3, ge=1, le=10**9, description="How many of the newest checkpoints stay. `last` and `best` always stay."
     )
     keep_every: PositiveDuration | None = Field(
-        default=None, description="Checkpoints that stay for good: those after every so long, such as 10ep."
+        default=None, description="Interval between checkpoints that are never deleted, such as 10ep. null: none."
     )
-    on_failure: Literal["stop", "continue"] = Field(default="stop", description="What a failed save does to the run.")
+    on_failure: Literal["stop", "continue"] = Field(default="stop", description="Action after a failed save.")
 
 
 class LoggingSection(Section):
-    """What is written down when."""
+    """Logging."""
 
-    every: PositiveDuration = Field(default=Duration(50, "st"), description="How often to write a line of metrics.")
+    every: PositiveDuration = Field(default=Duration(50, "st"), description="Interval between lines of metrics.")
 
 
 class RuntimeSection(Section):
-    """How the machine is used. Every `auto` is settled once, at a fresh start, and stored."""
+    """Use of the machine. `auto` is resolved at a fresh start, and the resolved value is stored."""
 
-    seed: int = Field(default=0, ge=0, lt=2**63, description="The one seed of everything random.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 on CUDA 8.0 and newer, fp16 on older, fp32 on CPU."
+        default="auto", description="auto: bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on CPU."
     )
     compile: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
-        default="auto", description="torch.compile; auto: where it can work."
+        default="auto", description="torch.compile. auto: true on CUDA."
     )
     grad_checkpointing: bool = Field(
-        default=False, description="Compute blocks again in the backward pass: less memory, about a third more time."
+        default=False,
+        description="Recompute blocks in the backward pass: less memory, about a third more time.",
     )
     channels_last: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
-        default=True, description="NHWC memory layout; auto: true, or what `measure` finds."
+        default=True, description="NHWC memory layout. auto: true."
     )
-    measure: bool = Field(
-        default=False,
-        description="Time a few steps at a fresh start to settle `compile` and `channels_last`, where they are auto.",
-    )
-    bucket_mb: Number = Field(
-        default=25.0,
-        gt=0,
-        le=1024,
-        description="MiB of gradients that ranks average at a time, beside the backward pass.",
-    )
+    bucket_mb: Number = Field(default=25.0, gt=0, le=1024, description="MiB of gradients that DDP averages at a time.")
     compress_gradients: Literal["none", "bf16"] = Field(
-        default="none", description="bf16: ranks send each other gradients rounded to 8 bits, half as many bytes."
+        default="none", description="bf16: DDP sends gradients rounded to bf16, which halves the bytes."
     )
-    static_graph: bool = Field(
-        default=False, description="Spare DDP its search for parameters that a step did not use; there are none here."
+    deterministic: bool = Field(
+        default=False, description="Use deterministic kernels only: a repeated run on CUDA gives the same bits."
     )
-    deterministic: bool = Field(default=False, description="Only deterministic kernels; the same bits again on CUDA.")
     loader_timeout: int = Field(
-        default=600, ge=1, le=10**7, description="Seconds without a batch after which a hung loader is an error."
+        default=600, ge=1, le=10**7, description="Seconds without a batch after which the run ends with an error."
     )
     collective_timeout: int = Field(
-        default=600, ge=1, description="Seconds after which a process that does not answer ends the run."
+        default=600, ge=1, description="Seconds without an answer after which a rank counts as lost."
     )
 
 
 class Recipe(Section):
-    """A whole recipe."""
+    """A recipe: everything that defines a run."""
 
-    model: ModelSection = Field(description="Which network.")
-    data: DataSection = Field(default=DataSection(), description="Where images come from.")
-    augment: AugmentSection = Field(default=AugmentSection(), description="What happens to a training image.")
-    mix: MixSection = Field(default=MixSection(), description="Mixing pairs of images of a micro-batch.")
-    batch: BatchSection = Field(default=BatchSection(), description="How many images a step sees.")
-    length: PositiveDuration = Field(default=Duration(100, "ep"), description="How long to train.")
-    optimizer: OptimizerSection = Field(default=OptimizerSection(), description="How weights move.")
-    schedule: ScheduleSection = Field(
-        default=ScheduleSection(name="step", every=Duration(30, "ep"), factor=0.1),
-        description="Learning rate as a function of the step.",
-    )
-    loss: LossSection = Field(default=LossSection(), description="What is minimised.")
-    ema: EmaSection | None = Field(default=None, description="A moving average of the weights, or null for none.")
-    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="Validation.")
+    model: ModelSection
+    data: DataSection = DataSection()
+    augment: AugmentSection = AugmentSection()
+    mix: MixSection = MixSection()
+    batch: BatchSection = BatchSection()
+    length: PositiveDuration = Field(default=Duration(100, "ep"), description="Length of the training.")
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection(name="step", every=Duration(30, "ep"), factor=0.1)
+    loss: LossSection = LossSection()
+    ema: EmaSection | None = Field(default=None, description="Moving average of the weights. null: off.")
+    evaluation: EvaluationSection = EvaluationSection()
     early_stop: EarlyStopSection | None = Field(
-        default=None, description="End before `length` when validation stalls; null: never."
+        default=None, description="End before `length` if validation stops improving. null: off."
     )
-    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is saved when.")
-    logging: LoggingSection = Field(default=LoggingSection(), description="What is written down when.")
-    runtime: RuntimeSection = Field(default=RuntimeSection(), description="How the machine is used.")
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    runtime: RuntimeSection = RuntimeSection()

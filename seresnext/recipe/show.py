@@ -1,4 +1,4 @@
-"""Recipes as text: the resolved recipe with origins, differences, a hash, the JSON schema and the reference table."""
+"""Recipes as text: YAML with origins, differences, hash, JSON schema and reference table."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from seresnext.recipe.load import LoadedRecipe
-from seresnext.recipe.reader import write_scalar
+from seresnext.recipe.load import LoadedRecipe, to_values
+from seresnext.recipe.reader import write_value
 from seresnext.recipe.schema import Recipe
 
 SCHEMA_LINE = "# yaml-language-server: $schema="
 
 
 def print_recipe(loaded: LoadedRecipe) -> str:
-    """The resolved recipe as YAML that loads again, each value with its origin in a comment."""
-    lines = [(text, loaded.origins.get(key, "")) for key, text in _yaml_lines(loaded.values)]
+    """Return the resolved recipe as YAML with the origin of each value in a comment. The text loads again."""
+    lines = [(text, loaded.origins.get(key, "")) for key, text in _yaml_lines(to_values(loaded.recipe))]
     width = max(len(text) for text, origin in lines if origin and len(text) <= 60)
     shown = [f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines]
-    return "\n".join([f"# {loaded.name}, resolved: every value and where it comes from.", *shown]) + "\n"
+    return "\n".join([f"# {loaded.name}, resolved: every value and its origin.", *shown]) + "\n"
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Plain values as YAML that loads again, without comments."""
+    """Return plain values as YAML without comments. The text loads again."""
     return "".join(text + "\n" for _, text in _yaml_lines(values))
 
 
@@ -33,20 +33,11 @@ def _yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> I
             yield prefix + key, f"{indent}{key}:"
             yield from _yaml_lines(value, f"{prefix}{key}.", indent + "  ")
         else:
-            yield prefix + key, f"{indent}{key}: {_flow(value)}"
-
-
-def _flow(value: Any) -> str:
-    """A value on one line, as YAML reads it."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    return write_scalar(value)
+            yield prefix + key, f"{indent}{key}: {write_value(value)}"
 
 
 def diff(a_values: dict[str, Any], b_values: dict[str, Any]) -> list[str]:
-    """What differs between two recipes' values, a line each: `optimizer.lr: 0.6 -> 0.4`."""
+    """Return the differences between the values of two recipes, a line each: `optimizer.lr: 0.6 -> 0.4`."""
     return [f"{key}: {a} -> {b}" for key, a, b in _differences(a_values, b_values, "")]
 
 
@@ -56,28 +47,29 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")
             continue
-        old, new = (_flow(values[key]) if key in values else "(absent)" for values in (a, b))
+        old, new = (write_value(values[key]) if key in values else "(absent)" for values in (a, b))
         if old != new:
             yield prefix + key, old, new
 
 
 def recipe_hash(values: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the values as canonical JSON: sorted keys, no spaces. Equal values, equal hash, in any order."""
+    """Return the SHA-256 (hex) of the values as canonical JSON: sorted keys, no spaces. The order has no effect."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema that editors check recipe files against.
+    """Return the JSON schema with which editors check recipe files.
 
-    Nothing is required in one file, since a base may give it, and `base` is a key of files only.
+    No key is required in a file, since a base may give the key. `base` is a key of files only.
     """
     schema = _for_editors(Recipe.model_json_schema())
     file_name = {"type": "string", "minLength": 1}
     schema["properties"] = {
         "base": {
             "anyOf": [file_name, {"type": "array", "items": file_name}],
-            "description": "Recipes to build on, relative to this file; later ones win, and this file over all.",
+            "description": "Recipes to build on, by path (relative to this file) or by name. A later base overrides an "
+            "earlier one, and this file overrides all.",
         },
         **schema["properties"],
     }
@@ -85,7 +77,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _for_editors(part: Any) -> Any:
-    """Without `required` and titles, and with default durations as the text an author writes."""
+    """Return a part of the schema without `required` and titles. Default durations become text, such as `1ep`."""
     if isinstance(part, list):
         return [_for_editors(item) for item in part]
     if not isinstance(part, dict):
@@ -94,12 +86,12 @@ def _for_editors(part: Any) -> Any:
         return f"{part['count']}{part['unit']}"
     dropped = {"required"} | ({"title"} if isinstance(part.get("title"), str) else set())
     if "$ref" in part:
-        dropped.add("default")  # of a section: its fields say it
+        dropped.add("default")  # The fields of the section have the defaults.
     return {key: _for_editors(value) for key, value in part.items() if key not in dropped}
 
 
 def recipe_reference() -> str:
-    """Every key as a Markdown table: key, type, default, meaning."""
+    """Return every key as a Markdown table: key, type, default, meaning."""
     schema = json_schema()
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in schema["properties"].items():
@@ -122,7 +114,7 @@ def _section(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | 
 
 
 def _row(key: str, field: dict[str, Any]) -> str:
-    default = f"`{_flow(field['default'])}`" if "default" in field else "(none)"
+    default = f"`{write_value(field['default'])}`" if "default" in field else "(none)"
     if key == "model.name":
         default = "(must be given)"
     return f"| `{key}` | {_type(field)} | {default} | {field['description']} |"
@@ -132,7 +124,7 @@ def _type(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_type(choice) for choice in field["anyOf"])
     if "enum" in field or "const" in field:
-        return ", ".join(f"`{_flow(choice)}`" for choice in field.get("enum", [field.get("const")]))
+        return ", ".join(f"`{write_value(choice)}`" for choice in field.get("enum", [field.get("const")]))
     if field["type"] == "array":
         items = field.get("prefixItems") or [field["items"]]
         count = f"{len(items)} " if "prefixItems" in field else ""

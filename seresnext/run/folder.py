@@ -1,4 +1,4 @@
-"""The folder that holds everything about one run, and the promise that only one training writes to it."""
+"""The run folder: all files of one run, and a lock so that only one training writes to the folder."""
 
 from __future__ import annotations
 
@@ -7,31 +7,22 @@ import fcntl
 import itertools
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from seresnext.checkpoint import store
 from seresnext.distributed import World
-from seresnext.errors import UsageError
+from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.console import Console
-from seresnext.metrics.sinks import check_metrics
-from seresnext.metrics.status import mark_refused, read_small_json, read_status, write_atomically, write_status
+from seresnext.metrics.jsonlines import check_metrics
+from seresnext.metrics.small_files import read_small_json, write_atomically
+from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
 from seresnext.weights.names import printable
 
-# Fields of `describe_environment` that may change the last bits of a number; packages and the commit may, too.
-_BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
-_PACKAGES_FOR_BITS = ("seresnext", "torch", "torchvision", "numpy", "pillow")
-_PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
 # The files of a run and of this project's tools, which `set_aside` moves. All others are the user's.
 RUN_FILES = (
     "recipe.yaml",
@@ -40,7 +31,7 @@ RUN_FILES = (
     "tensorboard",
     "log.txt",
     "checkpoints",
-    "curves.png",  # scripts/plot_run.py
+    "curves.png",  # seresnext plot
     "validation.json",  # scripts/demo.sh
     "report",  # validate.py --report
 )
@@ -58,18 +49,20 @@ class RunFolder:
         self._lock: IO[bytes] | None = None
         self._made: list[Path] = []  # by `open`, the innermost first
         self._had_run = True
-        self._may_go = False  # whether `discard` removes the files that `open` made
+        self._may_discard = False
 
     @property
     def checkpoints(self) -> Path:
         """The folder of `step-*.safetensors`, `last` and `best`."""
         return self.path / "checkpoints"
 
+    # ------------------------------------------------------------------------------------------------ open and lock
+
     def open(self) -> str | None:
         """Make the folder and lock it.
 
         Returns a warning for the user, if any. Raises UsageError when the folder cannot be written or another
-        training holds it.
+        training holds the lock.
         """
         if not self._world.is_first:
             return None
@@ -77,12 +70,12 @@ class RunFolder:
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             lock, notice = self._locked()
             self._had_run = any((self.path / name).exists() for name in _RUN_MARKS)
-            self._may_go = not self._had_run and notice is None
+            self._may_discard = not self._had_run and notice is None
             self.checkpoints.mkdir(exist_ok=True)
-        with suppress(OSError):  # On a full disk whoever comes second is not told who holds it, and that is all.
+        with suppress(OSError):  # On a full disk the file cannot name the holder. The lock works without the name.
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        self._lock = lock  # Held as long as the file is open; the kernel lets go of it however the process ends.
+        self._lock = lock  # The kernel releases the lock when the file is closed or the process ends.
         return notice
 
     def _locked(self) -> tuple[IO[bytes], str | None]:
@@ -116,14 +109,14 @@ class RunFolder:
 
     def accept(self) -> None:
         """Keep the folder, because a run begins here: from now on `discard` removes nothing."""
-        self._may_go = False
+        self._may_discard = False
 
     def discard(self) -> bool:
         """Remove the files that `open` made, unless a run was here before or `accept` was called.
 
         Returns whether the files were removed.
         """
-        if not self._may_go or self._lock is None:
+        if not self._may_discard or self._lock is None:
             return False
         with suppress(OSError):  # Other files stay, and so do the folders that contain other files.
             for name in ("status.json", "log.txt"):
@@ -134,6 +127,18 @@ class RunFolder:
                 folder.rmdir()
         self._lock.close()
         return True
+
+    def is_restart(self, launchers: list[str | None]) -> bool:
+        """Return whether this start is a torchrun restart of the launch that began the run in this folder.
+
+        `launchers` has the launcher of each rank. One launcher in common is enough: machines join and leave a launch,
+        and each machine counts its own restarts.
+        """
+        environment = read_small_json(self.path / "environment.json")
+        known = environment.get("launch") if isinstance(environment, dict) else None
+        return isinstance(known, list) and any(name in known for name in launchers if name is not None)
+
+    # ------------------------------------------------------------------------------------------------ files
 
     def check_writable(self, moves_files: bool = False) -> None:
         """Raise UsageError unless the files of a run can be written here. Call this before any file changes.
@@ -164,10 +169,10 @@ class RunFolder:
             for path in moving:
                 path.rename(target / path.name)
             if not any(entry.is_file() for entry in target.rglob("*")):
-                shutil.rmtree(target)  # Nothing was there but empty folders.
+                shutil.rmtree(target)  # The earlier run had only empty folders.
             self.checkpoints.mkdir()
 
-    def sweep(self) -> None:
+    def remove_temporary(self) -> None:
         """Remove the temporary files of an interrupted save."""
         if self._world.is_first:
             with as_usage_error(self.path):
@@ -175,112 +180,70 @@ class RunFolder:
 
     def write_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, the recipe as this run resolved it."""
-        if self._world.is_first:
-            with as_usage_error(self.path):
-                write_atomically(self.path / "recipe.yaml", text)
+        self._write("recipe.yaml", text)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Write `environment.json`."""
+        self._write("environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
         if self._world.is_first:
             with as_usage_error(self.path):
-                write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+                write_atomically(self.path / name, text)
 
-    def is_restart(self, launchers: list[str | None]) -> bool:
-        """Whether torchrun now repeats a start that has begun the run here: one of its launchers was there, too.
+    # ------------------------------------------------------------------------------------------------ status
 
-        `launchers` are those of all ranks. Machines come and go within a launch, and each counts restarts by itself,
-        so neither rank 0's launcher nor its count would tell.
-        """
-        environment = read_small_json(self.path / "environment.json")
-        known = environment.get("launch") if isinstance(environment, dict) else None
-        return isinstance(known, list) and any(name in known for name in launchers if name is not None)
+    def status(self) -> dict[str, Any]:
+        """Return the content of `status.json`, empty if there is none."""
+        return read_status(self.path)
 
     def write_status(self, state: str, step: int, reason: str | None = None) -> None:
         """Write `status.json`. States are running, preempted, finished and failed."""
         if self._world.is_first:
             write_status(self.path, self._world, state, step, reason)
 
-    def status(self) -> dict[str, Any]:
-        """What `status.json` says; empty when there is none."""
-        return read_status(self.path)
+    def update_status(self, **fields: Any) -> None:
+        """Update fields of a running run: `step`, `saved_step`, `total_steps`, `best`."""
+        if self._world.is_first:
+            update_status(self.path, **fields)
 
+    @contextmanager
+    def tracking_status(self, console: Console, step: Callable[[], int]) -> Iterator[None]:
+        """Write the status `running` before a block, and `failed` with the reason if the block raises.
 
-def describe_environment(world: World) -> dict[str, Any]:
-    """What a run's numbers may depend on besides its recipe, as plain data."""
-    on_gpu = world.device.type == "cuda"
-    return {
-        "command": sys.argv,
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "cuda": torch.version.cuda if on_gpu else None,
-        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-        "gpu": torch.cuda.get_device_name(world.device) if on_gpu else None,
-        "world_size": world.size,
-        "threads": torch.get_num_threads(),
-        "cpu": _cpu_model(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpus": os.cpu_count(),
-        "git_commit": _git_commit(),
-    }
+        The status changes as soon as the folder is locked: a reader must not take the end of an earlier start for the
+        end of this start. The log gets the reason, too. A refused start leaves no folder if no run was there before.
+        """
+        world = self._world
 
+        def fail(reason: str) -> None:
+            # Any rank may write the failure. The first reason stays, and so does the end of a saved or finished run.
+            if self.status().get("state", "running") == "running":
+                write_status(self.path, world, "failed", step(), reason)
 
-def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return a line with the differences that may change the last bits of a number; None if there is none.
+        def on_peer_lost(reason: str) -> None:
+            console.log(f"error: {reason}")
+            fail(f"rank {world.rank}: {reason}")
 
-    `before` comes from a checkpoint, perhaps an older one: fields that are absent there are passed over.
-    """
-    old, new = _bits(before), _bits(now)
-    changes = [
-        f"{name} {printable(old[name], longest=80)} -> {printable(new[name], longest=80)}"
-        for name in new
-        if name in old and old[name] != new[name]
-    ]
-    if not changes:
-        return None
-    return f"numbers may differ in their last bits, because this differs from the checkpoint's: {'; '.join(changes)}"
-
-
-def _bits(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that the last bits of a number may depend on, by names for a message."""
-    packages = environment.get("packages")
-    found = {name: environment[name] for name in _BITS if name in environment}
-    found |= {name: packages[name] for name in _PACKAGES_FOR_BITS if isinstance(packages, dict) and name in packages}
-    commit = environment.get("git_commit")
-    found |= {"git_commit": commit} if commit is not None else {}  # Another machine may have no git.
-    return {name: value for name, value in found.items() if isinstance(value, str | int | None)}
-
-
-def check_output(path: Path, data: Sequence[Path]) -> None:
-    """Raise UsageError for a run folder that is or lies inside a folder of the data, or has one where a run writes."""
-    try:
-        for folder in data:
-            if lies_in(path, folder) or any(lies_in(folder, path / name) for name in RUN_FILES):
-                raise UsageError(
-                    f"the run folder {path} and the data in {folder} overlap, and a run moves and removes files in the "
-                    "run folder; choose another folder with --output"
-                )
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL character.
-        raise UsageError(f"--output {printable(path)} cannot be used ({error}); choose another folder") from None
-
-
-def lies_in(path: Path, folder: Path) -> bool:
-    """Return whether a path is a folder or lies inside the folder. Links are resolved; both may be missing."""
-    path, folder = (Path(os.path.realpath(place)) for place in (path, folder))
-    # One folder may have two names without a link: a mount, or a file system that takes capitals for small letters.
-    return any(
-        place == folder or (place.exists() and folder.exists() and place.samefile(folder))
-        for place in (path, *path.parents)
-    )
-
-
-def is_same(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file or folder. A path that cannot be followed leads to none."""
-    try:
-        return path.samefile(other)
-    except OSError:
-        return False
+        self.write_status("running", step())
+        world.on_peer_lost(on_peer_lost, lambda: resume_point(self.path))
+        try:
+            world.broadcast(None)  # No rank writes a failure before rank 0 has written `running`.
+            with world.translate_errors():
+                yield
+                world.broadcast(None)  # No rank leaves before rank 0 has written the end.
+        except BaseException as error:
+            reason, is_shared = f"{type(error).__name__}: {error}", world.size == 1
+            if isinstance(error, Failure):
+                reason, is_shared = str(error), error.is_shared or is_shared
+                error.is_recorded = True
+            # Rank 0 writes a failure that all ranks share, and the message names no rank.
+            if world.is_first or not is_shared:
+                is_refusal = isinstance(error, UsageError | DataError | CheckpointError)
+                if not (is_refusal and self.discard()):
+                    console.log(f"error: {reason}")
+                    fail(reason if is_shared else f"rank {world.rank}: {reason}")
+            raise
 
 
 def record_refusal(path: Path, reason: str) -> None:
@@ -298,61 +261,11 @@ def record_refusal(path: Path, reason: str) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            except OSError:  # A file system without locks: a run that reads `running` may be.
+            except OSError:  # In a file system without locks, a training may use a folder with the status `running`.
                 if read_status(path).get("state") == "running":
                     return
         Console(enabled=True, log=path / "log.txt").log(f"error: {reason}")
         mark_refused(path, reason)
-
-
-@contextmanager
-def as_usage_error(folder: Path) -> Iterator[None]:
-    """Run a block that writes in a run folder before training; what the system refuses becomes a UsageError."""
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(
-            f"cannot write to the run folder {folder}: {error.filename or folder} is not a folder; choose another "
-            "with --output"
-        ) from None
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UsageError(
-            f"cannot write to the run folder {folder}: {error.strerror or error}{where}; {store.free_space(folder)}; "
-            "make room there, or choose another with --output"
-        ) from None
-
-
-def _cpu_model() -> str | None:
-    """Return the model of the processor, if the system gives the name."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` when the working tree differs from it."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
 
 
 def resume_point(folder: Path) -> str:
@@ -367,3 +280,55 @@ def resume_point(folder: Path) -> str:
     if saved:
         return f"A resume continues from {saved[-1]}"
     return "No checkpoint of this run is saved yet, so a resume starts where this run started"
+
+
+# ------------------------------------------------------------------------------------------------ checks of paths
+
+
+def check_output(path: Path, data: Sequence[Path]) -> None:
+    """Raise UsageError if a run folder and a folder of the data overlap, so that a run would move data files."""
+    try:
+        for folder in data:
+            if lies_in(path, folder) or any(lies_in(folder, path / name) for name in RUN_FILES):
+                raise UsageError(
+                    f"the run folder {path} and the data in {folder} overlap, and a run moves and removes files in the "
+                    "run folder; choose another folder with --output"
+                )
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL character.
+        raise UsageError(f"--output {printable(path)} cannot be used ({error}); choose another folder") from None
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or lies inside the folder. Links are resolved; both may be missing."""
+    path, folder = (Path(os.path.realpath(place)) for place in (path, folder))
+    # Without a link a folder has two names through a mount, or on a file system that ignores case.
+    return any(
+        place == folder or (place.exists() and folder.exists() and place.samefile(folder))
+        for place in (path, *path.parents)
+    )
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file or folder. A path that cannot be followed leads to none."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
+@contextmanager
+def as_usage_error(folder: Path) -> Iterator[None]:
+    """Turn an error of the operating system, in a block that writes in a run folder, into a UsageError."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"cannot write to the run folder {folder}: {error.filename or folder} is not a folder; choose another "
+            "with --output"
+        ) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UsageError(
+            f"cannot write to the run folder {folder}: {error.strerror or error}{where}; {store.free_space(folder)}; "
+            "make room there, or choose another with --output"
+        ) from None

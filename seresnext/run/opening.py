@@ -10,12 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
-from seresnext.data.readers.table import open_reader
-from seresnext.data.shards.reader import ShardReader, check_cache
-from seresnext.data.shards.store import RemoteShards
+from seresnext.data.shards.reader import check_cache
 from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
@@ -43,37 +41,35 @@ class StartProblem:
 
 
 def open_splits(
-    recipe: Recipe,
-    world: World,
-    say: Callable[[str], None],
-    settled: Mapping[str, Any],
-    meant: Collection[str],
+    recipe: Recipe, previous: Recipe | None, world: World, warn: Callable[[str], None]
 ) -> tuple[Reader, Reader]:
     """Open the training and the validation split. Warn about turned, transparent and shared images.
 
-    `settled` has the values of a resumed run, else nothing. `meant` has the keys that a user wrote for a run of this
-    length. Raises one Failure on all ranks that lists all problems: DataError if any problem concerns the data.
+    `previous` is the recipe of the run to resume, and None for a fresh start. Raises one Failure on all ranks that
+    lists all problems: DataError if any problem concerns the data.
     """
     readers, own = _open_both(recipe)
     problems = _seen_by_all(own, world)
     if world.is_first:
-        world.note("the look at the images")
-        problems += _compare(recipe, readers, world.size, say, settled, meant)
+        world.set_activity("the check of the images")
+        problems += _compare(recipe, previous, readers, world.size, warn)
     problems = world.broadcast(problems)
-    world.together(lambda: _refuse(problems, "this run"))
+    with world.agreeing():
+        _refuse(problems, "this run")
     train, val = readers.values()
     assert train is not None
     assert val is not None
     return train, val
 
 
-def look_at_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, say: Callable[[str], None]) -> None:
+def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
     """Warn about turned and transparent images of splits, by name. Raises DataError for images that cannot be used."""
     problems: list[StartProblem] = []
     if world.is_first:
-        problems = [_unusable(name, result) for name, result in _survey(recipe, readers, say).items() if result.errors]
+        problems = [_unusable(name, result) for name, result in _survey(recipe, readers, warn).items() if result.errors]
     problems = world.broadcast(problems)
-    world.together(lambda: _refuse(problems, "this validation"))
+    with world.agreeing():
+        _refuse(problems, "this validation")
 
 
 def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProblem]]:
@@ -81,8 +77,8 @@ def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProb
     data = recipe.data
     if data.format == "synthetic":
         assert data.synthetic_images is not None
-        made_up = SyntheticReader(data.synthetic_images, recipe.model.num_classes)
-        return {"training": made_up, "validation": made_up}, []
+        synthetic = SyntheticReader(data.synthetic_images, recipe.model.num_classes)
+        return {"training": synthetic, "validation": synthetic}, []
     readers: dict[str, Reader | None] = {}
     problems: list[StartProblem] = []
     cache = Path(data.cache) if data.cache else None
@@ -90,7 +86,7 @@ def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProb
         readers[name] = None
         try:
             reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size)
-            if name == "training" and isinstance(reader, ShardReader):
+            if name == "training":
                 check_cache(reader, data.shuffle_shards)
         except Failure as failure:
             problem = StartProblem(type(failure), str(failure))
@@ -113,27 +109,26 @@ def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
 
 def _compare(
     recipe: Recipe,
+    previous: Recipe | None,
     readers: Mapping[str, Reader | None],
     world_size: int,
-    say: Callable[[str], None],
-    settled: Mapping[str, Any],
-    meant: Collection[str],
+    warn: Callable[[str], None],
 ) -> list[StartProblem]:
     """Return the problems that rank 0 finds in the splits that could be opened."""
     train, val = readers["training"], readers["validation"]
     problems: list[StartProblem] = []
     opened = {name: reader for name, reader in readers.items() if reader is not None}
     for notice in dict.fromkeys(notice for reader in opened.values() for notice in reader.notices):
-        say(f"warning: {notice}")
+        warn(f"warning: {notice}")
     if train is not None and val is not None:
-        _warn_of_same_images(recipe, train, say)
+        _warn_of_same_images(recipe, train, warn)
         try:
             check_same_classes(train, val)
         except DataError as error:
             problems.append(StartProblem(DataError, str(error)))
     for reader in list(opened.values())[:1]:
-        problems += _classes_problem(recipe, reader, settled)
-    surveys = _survey(recipe, opened, say)
+        problems += _classes_problem(recipe, previous, reader)
+    surveys = _survey(recipe, opened, warn)
     bad = 0
     images = []
     for name, result in surveys.items():
@@ -141,14 +136,14 @@ def _compare(
             images.append(_unusable(name, result, ADVICE if name == "training" else ""))
             bad += len(result.errors) if name == "training" else 0
     if train is not None:
-        problems += _batch_problems(recipe, len(train), bad, world_size, settled, meant)
+        problems += _batch_problems(recipe, previous, len(train), bad, world_size)
     problems += images
-    if not settled:
+    if previous is None:
         problems += _weights_problems(recipe, problems)
     return problems
 
 
-def _warn_of_same_images(recipe: Recipe, train: Reader, say: Callable[[str], None]) -> None:
+def _warn_of_same_images(recipe: Recipe, train: Reader, warn: Callable[[str], None]) -> None:
     """Warn if the validation measures training images: one split for both, or folders that are links."""
     data = recipe.data
     folders = [Path(data.root) / split for split in (data.train_split, data.val_split)]
@@ -162,12 +157,12 @@ def _warn_of_same_images(recipe: Recipe, train: Reader, say: Callable[[str], Non
         same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
     else:
         return
-    say(f"warning: {same}: the validation measures training images; set data.val_split to a split of other images")
+    warn(f"warning: {same}, so the validation measures training images; set data.val_split to a split of other images")
 
 
-def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any]) -> Iterator[StartProblem]:
+def _classes_problem(recipe: Recipe, previous: Recipe | None, reader: Reader) -> Iterator[StartProblem]:
     found, wanted = len(reader.classes), recipe.model.num_classes
-    trained = settled["model"]["num_classes"] if settled else found
+    trained = previous.model.num_classes if previous else found
     if found not in (wanted, trained):
         yield StartProblem(
             DataError,
@@ -182,14 +177,16 @@ def _classes_problem(recipe: Recipe, reader: Reader, settled: Mapping[str, Any])
 
 
 def _batch_problems(
-    recipe: Recipe, num_images: int, bad: int, world_size: int, settled: Mapping[str, Any], meant: Collection[str]
+    recipe: Recipe, previous: Recipe | None, num_images: int, bad: int, world_size: int
 ) -> Iterator[StartProblem]:
     """Yield problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
     data, total = recipe.data, recipe.batch.global_size
     usable = num_images - bad
     sizes = fitting_batch(recipe, world_size, usable)
     allowed = [
-        key for key, value in (sizes or {}).items() if settled and settled["batch"][key.partition(".")[2]] != value
+        key
+        for key, value in (sizes or {}).items()
+        if previous and getattr(previous.batch, key.removeprefix("batch.")) != value
     ]
     permission = f"; for the run that is resumed, with --allow-changed {','.join(allowed)}" if allowed else ""
     if usable < total:
@@ -208,22 +205,17 @@ def _batch_problems(
             yield from (StartProblem(RecipeError, f"{text}{permission}", sizes or {}) for text in error.problems)
     if sizes and (steps := usable // int(str(sizes["batch.global_size"]))):
         try:
-            check_lengths(recipe, steps, meant)
+            check_lengths(recipe, steps)
         except RecipeError as error:
             yield from (StartProblem(RecipeError, text) for text in error.problems)
 
 
-def _survey(recipe: Recipe, readers: Mapping[str, Reader], say: Callable[[str], None]) -> dict[str, Survey]:
-    """Look at the images on this machine. A look at the images of a server would download every image."""
-    local = {
-        name: reader
-        for name, reader in readers.items()
-        if not isinstance(reader, SyntheticReader)
-        and not (isinstance(reader, ShardReader) and isinstance(reader.store, RemoteShards))
-    }
+def _survey(recipe: Recipe, readers: Mapping[str, Reader], warn: Callable[[str], None]) -> dict[str, Survey]:
+    """Check the images on this machine. A check of the images of a server would download every image."""
+    local = {name: reader for name, reader in readers.items() if reader.has_local_files}
     surveys = {name: survey(reader, recipe.data.max_pixels) for name, reader in local.items()}
     if warning := describe(surveys, local):
-        say(f"warning: {warning}")
+        warn(f"warning: {warning}")
     return surveys
 
 
@@ -233,9 +225,11 @@ def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
     lines = [*result.errors[:_IMAGES_LISTED], *[f"and {more} more"] * (more > 0)]
     if len(lines) == 1:
         return StartProblem(DataError, f"{lines[0]}, {advice}" if advice else lines[0])
-    of = f"{result.seen:,} {name} images" + (f" looked at (of {result.total:,})" if result.seen < result.total else "")
+    images = f"{result.seen:,} {name} images" + (
+        f" checked (of {result.total:,})" if result.seen < result.total else ""
+    )
     lines[0:0] = [
-        f"{len(result.errors)} of {of} cannot be used" + (f"; repair each image, {advice}:" if advice else ":")
+        f"{len(result.errors)} of {images} cannot be used" + (f"; repair each image, {advice}:" if advice else ":")
     ]
     return StartProblem(DataError, "\n  ".join(lines))
 

@@ -1,4 +1,4 @@
-"""Where a run starts: from nothing, or from a checkpoint that belongs to the same run."""
+"""The start of a run: a fresh start, or a resume from a checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
 from seresnext.training.plan import Progress
 from seresnext.weights.names import listed, printable
 
-# Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
+# Keys that change no number of a run, only loading, logging and saving. These keys may change on a resume.
 FREE_KEYS = frozenset(
     {
         "data.root",
@@ -60,7 +61,7 @@ MEASURE_KEYS = frozenset(
 
 _MOST_LISTED = 50  # changes in one message: a screen
 
-# In the metadata of a file of scripts/average_checkpoints.py: the names of the checkpoints it is the mean of.
+# The metadata key of a file that `seresnext average` wrote: the names of the averaged checkpoints.
 AVERAGED = "averaged"
 
 
@@ -70,44 +71,49 @@ class LoadedCheckpoint:
 
     path: Path
     tensors: dict[str, Tensor]
-    facts: CheckpointMetadata
+    metadata: CheckpointMetadata
     damaged: Sequence[Path] = ()
 
 
 def find_checkpoint(
-    folder: Path, resume: str, world: World, say: Callable[[str], None], restarted: bool = False
+    folder: Path, resume: str, world: World, report: Callable[[str], None], restarted: bool = False
 ) -> LoadedCheckpoint | None:
     """Return the checkpoint to resume from, read by every rank, or None for a fresh start. The folder does not change.
 
-    `resume` is `auto` (the newest valid one of the folder, if any), `never`, or a file. The option is for the first
-    start of a launch: a start that torchrun repeats (`restarted`) resumes from the last save of the launch. Raises
-    CheckpointError on all ranks when there are checkpoints and none is valid, or when ranks read different files.
+    `resume` is `auto` (the newest valid checkpoint of the folder, if any), `never`, or a file. The option counts for
+    the first start of a launch: a torchrun restart (`restarted`) resumes from the last save of the launch. Raises
+    CheckpointError on all ranks if there are checkpoints and none is valid, or if ranks read different files.
     """
-    chosen, damaged = world.together(lambda: _choose(folder, resume, restarted, say) if world.is_first else (None, []))
-    path: Path | None = world.broadcast(chosen)
+    path: Path | None = None
+    damaged: Sequence[Path] = []
+    with world.agreeing():
+        if world.is_first:
+            path, damaged = _choose(folder, resume, restarted, report)
+    path = world.broadcast(path)
     if path is None:
         return None
-    tensors, metadata = world.together(lambda: store.read(path))
-    digests = world.gather(metadata["digest"])
-    world.together(lambda: _check_usable(path, metadata, digests))
-    return LoadedCheckpoint(
-        path, tensors, world.together(lambda: CheckpointMetadata.from_metadata(metadata, str(path))), damaged
-    )
+    with world.agreeing():
+        tensors, texts = store.read(path)
+    digests = world.gather(texts["digest"])
+    with world.agreeing():
+        _check_usable(path, texts, digests)
+        metadata = CheckpointMetadata.from_metadata(texts, str(path))
+    return LoadedCheckpoint(path, tensors, metadata, damaged)
 
 
 def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -> None:
-    """Raise CheckpointError for weights alone, and for a file that is another one on another rank."""
+    """Raise CheckpointError for a file without training state, and for files that differ between ranks."""
     if AVERAGED in metadata:
         raise CheckpointError(
-            f"{path} is an average of checkpoints, weights alone: a run cannot go on from it; to start a new one from "
-            f"these weights, set model.weights={path}"
+            f"{path} is an average of checkpoints, without the state of a training, so no run can resume from the "
+            f"file; to start a new run from these weights, set model.weights={path}"
         )
     if len(set(digests)) > 1:
-        raise CheckpointError(f"{path} is not the same file on every rank; is the run folder on a shared file system?")
+        raise CheckpointError(f"{path} is not the same file on every rank; put the run folder on a shared file system")
 
 
 def _choose(
-    folder: Path, resume: str, restarted: bool, say: Callable[[str], None]
+    folder: Path, resume: str, restarted: bool, report: Callable[[str], None]
 ) -> tuple[Path | None, Sequence[Path]]:
     """Return the checkpoint to resume from, and the damaged files that were skipped."""
     file = None if resume in ("auto", "never") else checkpoint_argument(resume)
@@ -118,7 +124,7 @@ def _choose(
     except OSError as error:
         raise UsageError(f"{folder} cannot be read ({error.strerror}); make the folder readable") from None
     for warning in newest.warnings:
-        say(f"warning: {warning}")
+        report(f"warning: {warning}")
     if file and (newest.path is None or _step(newest.path) < _step(file)):
         return file, []
     return newest.path, newest.damaged
@@ -129,42 +135,47 @@ def _step(path: Path) -> int:
 
 
 def rewind_folder(
-    saved: LoadedCheckpoint, folder: Path, world: World, say: Callable[[str], None], measures_anew: bool = False
+    checkpoint: LoadedCheckpoint,
+    folder: Path,
+    world: World,
+    report: Callable[[str], None],
+    validation_changed: bool = False,
 ) -> dict[str, Any] | None:
     """Make a run folder agree with the checkpoint that the run resumes from. Return the best so far, on every rank.
 
     Damaged checkpoints are renamed to `.corrupt`, later checkpoints to `.superseded`: the run repeats the later steps.
     If a crash came between a save and the update of `last`, `last` is updated now. A best checkpoint that the folder
-    lacks is taken from the folder of the resumed checkpoint. If the file of the best is gone, the best starts over.
-    The best also starts over if validation `measures_anew`: other images, or measured in another way. The file of the
-    old best then stays under another name.
+    lacks is taken from the folder of the resumed checkpoint. The best starts over if its file is gone, or if the
+    validation changed (other images or another measure). The file of the old best then stays under another name.
     """
-    return world.broadcast(
-        world.together(lambda: _make_newest(saved, folder, say, measures_anew) if world.is_first else None)
-    )
+    best = None
+    with world.agreeing():
+        if world.is_first:
+            best = _rewind(checkpoint, folder, report, validation_changed)
+    return world.broadcast(best)
 
 
-def _make_newest(
-    saved: LoadedCheckpoint, folder: Path, say: Callable[[str], None], measures_anew: bool
+def _rewind(
+    checkpoint: LoadedCheckpoint, folder: Path, report: Callable[[str], None], validation_changed: bool
 ) -> dict[str, Any] | None:
-    best, step = saved.facts.best, saved.facts.step
+    best, step = checkpoint.metadata.best, checkpoint.metadata.step
     with as_usage_error(folder.parent):
-        if renamed := store.mark_corrupt(saved.damaged):
-            say(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
+        if renamed := store.mark_corrupt(checkpoint.damaged):
+            report(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
         store.mark_superseded(folder, beyond=step)
         newest = store.steps(folder).get(step)
-        if newest is not None and is_same(newest, saved.path):
+        if newest is not None and is_same(newest, checkpoint.path):
             store.update_link(folder, "last", newest)
         if best is None:
             return None
-        places = [store.best_candidates(place, best["step"]) for place in (folder, saved.path.parent)]
-        candidates = [saved.path, *itertools.chain.from_iterable(places)]
+        places = [store.best_candidates(place, best["step"]) for place in (folder, checkpoint.path.parent)]
+        candidates = [checkpoint.path, *itertools.chain.from_iterable(places)]
         source = next((path for path in candidates if _is_best(path, best)), None)
         if source is not None:
             store.update_link(folder, "best", source)
-        if measures_anew:
+        if validation_changed:
             kept = store.retire_best(folder)
-            say(
+            report(
                 f"validation changed: the best so far (top-1 {best['top1']:.2f} % after step {best['step']}) is not "
                 f"compared with later validations; the file of the old best is {kept.name if kept else 'gone'}"
             )
@@ -172,36 +183,36 @@ def _make_newest(
         if source is not None:
             return best
         store.supersede_best(folder)
-    say(
+    report(
         f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
-        f"{best['step']}); the best is chosen anew from now on"
+        f"{best['step']}); the best starts over now"
     )
     return None
 
 
 def _is_best(path: Path, best: dict[str, Any]) -> bool:
-    """Whether this file is the run as it was when it was validated best, and valid."""
+    """Return whether a file is a valid checkpoint of this best validation."""
     try:
-        facts = CheckpointMetadata.from_metadata(store.verify(path), str(path))
+        metadata = CheckpointMetadata.from_metadata(store.verify(path), str(path))
     except CheckpointError:
         return False
-    return facts.step == best["step"] and facts.best == best
+    return metadata.step == best["step"] and metadata.best == best
 
 
-def previous_values(saved: CheckpointMetadata) -> dict[str, Any]:
-    """The values of a saved recipe; empty if it is no recipe that this version reads.
+def previous_recipe(metadata: CheckpointMetadata) -> Recipe | None:
+    """Return the recipe of a checkpoint, or None if this version cannot read the recipe.
 
-    A key that has come into recipes since has its default, which stands for what a recipe without it always meant.
+    A key that is newer than the checkpoint has its default, which stands for the behaviour without the key.
     """
     try:
-        return to_values(recipe_from_values(saved.recipe, "the saved recipe"))
+        return recipe_from_values(metadata.recipe, "the saved recipe")
     except RecipeError:
-        return {}
+        return None
 
 
-def restored_progress(saved: LoadedCheckpoint) -> Progress:
-    """What the loop carried from step to step. Raises CheckpointError for what no loop wrote."""
-    found = {**saved.facts.progress, "history": saved.facts.history}
+def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
+    """Return the progress in a checkpoint. Raises CheckpointError for values that no run writes."""
+    found = {**checkpoint.metadata.progress, "history": checkpoint.metadata.history}
     usual = asdict(Progress())
     odd = [name for name, value in found.items() if name not in usual or not _is_alike(value, usual[name])]
     odd += sorted(usual.keys() - found.keys())
@@ -212,10 +223,10 @@ def restored_progress(saved: LoadedCheckpoint) -> Progress:
         and (type(best.get("step")), type(best.get("weights"))) == (int, str)
     ):
         odd.append("best")
-    # These stand in the file twice.
-    odd += [name for name in ("step", "best") if name in found and found[name] != getattr(saved.facts, name)]
-    if odd or not all(isinstance(event, dict) for event in saved.facts.history):
-        raise CheckpointError(f"{saved.path} has progress in it that no run writes: {printable(odd)}")
+    # The file has these values twice.
+    odd += [name for name in ("step", "best") if name in found and found[name] != getattr(checkpoint.metadata, name)]
+    if odd or not all(isinstance(event, dict) for event in checkpoint.metadata.history):
+        raise CheckpointError(f"{checkpoint.path} has progress values that no run writes: {printable(odd)}")
     return Progress(**found)
 
 
@@ -223,40 +234,45 @@ def _is_alike(value: Any, usual: Any) -> bool:
     return usual is None or type(value) is type(usual)
 
 
-def keep_first_settings(
-    values: dict[str, Any], settled: Mapping[str, Any], allowed: Collection[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a resumed run with the old values of FIRST_KEYS, and a notice for each old value kept.
+def keep_first_settings(recipe: Recipe, previous: Recipe | None, allowed: Collection[str]) -> tuple[Recipe, list[str]]:
+    """Return the recipe of a resumed run with the old values of FIRST_KEYS, and a notice for each old value kept.
 
     A key that is not `allowed` to change gets the new value, which `check_compatible` refuses.
     """
+    if previous is None:
+        return recipe, []
+    kept: dict[str, Any] = {}
     notices = []
-    for key in FIRST_KEYS if settled else ():
-        section, _, name = key.partition(".")
-        old, new = settled[section][name], values[section][name]
+    for key in FIRST_KEYS:
+        name = key.removeprefix("model.")
+        old, new = getattr(previous.model, name), getattr(recipe.model, name)
         if old != new and _is_allowed(key, allowed):
-            values = {**values, section: {**values[section], name: old}}
+            kept[name] = old
             notices.append(
                 f"{key} stays {printable(old)}: the key has an effect on a fresh start only, and this run is resumed; "
                 f"{printable(new)} is not used"
             )
-    return values, notices
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=kept)}), notices
 
 
 def check_compatible(
-    saved: CheckpointMetadata, values: dict[str, Any], dataset: dict[str, Any], allowed: Collection[str], source: Path
+    checkpoint: LoadedCheckpoint, recipe: Recipe, dataset: dict[str, Any], allowed: Collection[str]
 ) -> list[str]:
-    """Compare a checkpoint with the recipe and the data of a start. Returns the changes that are allowed, for a notice.
+    """Compare a checkpoint with the recipe and the data of a start. Return the changes that are allowed.
 
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises one error with all differences:
     DataError for changed data, UsageError for a changed recipe alone.
     """
+    source, metadata = checkpoint.path, checkpoint.metadata
+    previous = previous_recipe(metadata)
     try:
-        changes = diff(previous_values(saved) or saved.recipe, values)
+        changes = diff(to_values(previous) if previous else metadata.recipe, to_values(recipe))
     except (RecursionError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{source} has something in it that is no recipe") from error
+        raise CheckpointError(
+            f"{source} has a recipe that cannot be read; use another checkpoint of the run"
+        ) from error
     refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
-    problems, keys = _data_changes(saved.dataset, dataset, allowed, source)
+    problems, keys = _data_changes(metadata.dataset, dataset, allowed, source)
     error = DataError if problems else UsageError
     if refused:
         lines = [printable(line, longest=1000) for line in listed(refused, _MOST_LISTED)]
@@ -295,10 +311,10 @@ def _data_changes(
     return problems, keys
 
 
-def validation_changes(saved: CheckpointMetadata, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
-    """Return whether new validations cannot be compared with the validation that chose the best of a checkpoint."""
+def changes_validation(metadata: CheckpointMetadata, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:
+    """Return whether changes make new validations incomparable with the best validation of a checkpoint."""
     keys = {change.partition(":")[0] for change in changes}
-    return _differs(saved.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)
+    return _differs(metadata.dataset.get("val") or {}, dataset["val"]) or not keys.isdisjoint(MEASURE_KEYS)
 
 
 def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -315,6 +331,6 @@ def _class_changes(old: list[str], new: list[str], source: Path) -> str:
     parts = [f"gone: {', '.join(gone[:10])}"] * bool(gone) + [f"new: {', '.join(added[:10])}"] * bool(added)
     parts = parts or ["the same names in another order"]
     return (
-        f"the class folders are not those of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)})"
+        f"the class folders are not the class folders of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)})"
         f"{look_alikes(gone, added)}"
     )

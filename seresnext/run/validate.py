@@ -1,7 +1,7 @@
 """A validation: a checkpoint of a run, or a published file of weights, measured on a split.
 
-A checkpoint may come from a stranger. What it says of images and of the model is needed; what it says of this machine
-(where to keep an index, which server to ask, how many processes and how much memory to use) is not followed.
+A checkpoint may come from a stranger. Its settings of images and model count. Its settings of the machine do not: the
+folder of the index, the server of the images, the number of processes, the memory.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
+from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
 from seresnext.data.readers import Reader, look_alikes
 from seresnext.data.readers.class_labels import labels_by_name
-from seresnext.data.readers.table import detect_format, open_reader
 from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
-from seresnext.evaluation import Evaluation, evaluate
+from seresnext.evaluation import Evaluation, describe_metrics, evaluate
 from seresnext.metrics.console import Console
 from seresnext.models import (
     Preprocessing,
@@ -40,25 +40,25 @@ from seresnext.models import (
     load_weights,
     published_preprocessing,
 )
-from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
-from seresnext.run.opening import look_at_images
+from seresnext.run.opening import check_images
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
 from seresnext.weights import read_weights
 from seresnext.weights.names import listed, printable, shown_path
 
-# What a published file of weights does not say, and where 2 cores and 24 GiB or a GPU all do well.
+# Settings that a published file of weights lacks. The values suit 2 cores with 24 GiB, and a GPU.
 _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
-# Pixels of the images of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 on a GPU, and never less than one.
+# The most pixels of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 images on a GPU.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What is measured: tensors, the recipe that says how, and what else the file tells.
+    """The weights of a file: tensors, the recipe, the name of the weights (`model` or `ema`), and the class names.
 
-    `classes` is None where the file does not name them.
+    `classes` is None if the file has no class names.
     """
 
     tensors: dict[str, Tensor]
@@ -72,42 +72,46 @@ def validate(
 ) -> None:
     """Measure a file of weights and print top-1, top-5, loss and images per second.
 
-    Everything not given comes from the file. Raises CheckpointError for a file that is refused, DataError for a split
-    that cannot be used, UsageError for weights that the file does not have.
+    An argument that is None comes from the file. Raises CheckpointError for a file that is refused, DataError for a
+    split that cannot be used, UsageError for weights that the file lacks.
     """
-    checkpoint = world.together(lambda: find_weights(checkpoint))
-    subject = world.together(lambda: read_subject(checkpoint, weights, world))
-    recipe = subject.recipe
-    if data is None and is_remote(recipe.data.root):
-        raise CheckpointError(
-            f"{shown_path(checkpoint)} names a server for its images, {recipe.data.root}, and a file's word is not "
-            f"enough to ask one: if you know it, give --data {recipe.data.root}"
-        )
-    root, split = data or recipe.data.root, split or recipe.data.val_split
+    with world.agreeing():
+        checkpoint = find_weights(checkpoint)
+        loaded = read_subject(checkpoint, weights, world)
+        recipe = loaded.recipe
+        if data is None and is_remote(recipe.data.root):
+            raise CheckpointError(
+                f"{shown_path(checkpoint)} has the images of a server, {recipe.data.root}, and a checkpoint must not "
+                f"choose the server; if you trust the server, give --data {recipe.data.root}"
+            )
+        root, split = data or recipe.data.root, split or recipe.data.val_split
+        reader = _open_split(loaded, root, split)
     console = Console(enabled=world.is_first)
-    reader = world.together(lambda: _open(recipe, root, split, subject))
     for notice in reader.notices:
         console.line(f"warning: {notice}")
-    world.together(lambda: check_same_data(world, reader))
-    labels, notice = world.together(lambda: _labels(reader, root, split, subject))
-    look_at_images(recipe, {split: reader}, world, console.line)
+    with world.agreeing():
+        check_same_data(world, reader)
+        labels, notice = _labels(loaded, reader, root, split)
+    check_images(recipe, {split: reader}, world, console.line)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
-    # Before its weights come: weights in fp64 would be rounded on their way through a model in fp32.
+    # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
     precision.place(model, world.device, recipe.runtime.channels_last is not False)
-    for note in world.together(lambda: load_weights(model, subject.tensors, shown_path(checkpoint))):
+    with world.agreeing():
+        notes = load_weights(model, loaded.tensors, shown_path(checkpoint))
+    for note in notes:
         console.line(note)
     make_deterministic(recipe.runtime.deterministic)
     size = _batch_size(recipe, world)
     num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
-    console.line(f"{section.name} ({subject.weights} weights) from {checkpoint}")
+    console.line(f"{section.name} ({loaded.weights} weights) from {checkpoint}")
     console.line(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
     if notice:
         console.line(f"note: {shown_path(checkpoint)} has no class names; {notice}")
     source = validation_source(recipe, reader)
-    gc.enable()  # The start is over, which validate.py disabled it for.
+    gc.enable()  # The garbage collector is off during the start of the process (validate.py).
     with (
         device_batches(source, reader, keys, recipe, precision, world) as batches,
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,
@@ -120,19 +124,21 @@ def validate(
             precision=precision,
             on_round=bar.advance,
         )
-    assert result is not None, "nothing asks a validation to stop"
-    _tell(result, section.num_classes, console)
+    assert result is not None, "a validation has no stop request"
+    _print_result(result, section.num_classes, console)
     if json_file and world.is_first:
-        _write(json_file, _report(result, subject, checkpoint))
+        _write_json(json_file, _to_json(result, loaded, checkpoint))
 
 
 def read_subject(path: Path, weights: str | None, world: World) -> LoadedWeights:
-    """Read a checkpoint of a run, or bare published weights. Raises CheckpointError or UsageError."""
+    """Return the weights of a checkpoint, or of a published file. Raises CheckpointError or UsageError."""
     tensors, metadata = read_weights(path)
     if metadata:
         return _of_checkpoint(path, tensors, metadata, weights, world)
     if weights == "ema":
-        raise UsageError(f"--weights ema: {shown_path(path)} is a bare file of weights, with no average beside them")
+        raise UsageError(
+            f"--weights ema: {shown_path(path)} is a file of plain weights, without an average; use --weights model"
+        )
     name, num_classes, in_channels = _recognised(tensors, shown_path(path))
     preprocessing = published_preprocessing(name)
     values = {
@@ -163,7 +169,7 @@ def _of_checkpoint(
     source = shown_path(path)
     facts = CheckpointMetadata.from_metadata(metadata, source)
     try:
-        recipe = _for_this_machine(recipe_from_values(facts.recipe, source), source, world)
+        recipe = _for_this_machine(recipe_from_values(facts.recipe, source), world)
     except RecipeError as error:
         raise CheckpointError(f"{source} has a recipe that cannot be used: {error}") from None
     chosen = weights or recipe.evaluation.weights
@@ -171,30 +177,33 @@ def _of_checkpoint(
         chosen = "ema" if recipe.ema else "model"
     found = select(tensors, chosen)
     if not found and weights:
-        raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
+        raise UsageError(
+            f"--weights {chosen}: {source} has no such weights, because the run had no average; use --weights model"
+        )
     others = [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]
     if others:
         raise CheckpointError(f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}")
-    # Before a model of as many classes as the recipe says is made: the tensors are no larger than the file.
+    # This check comes before the model is made: the recipe may ask for any number of classes, but the tensors are no
+    # larger than the file.
     section = recipe.model
-    said, have = (canonical_name(section.name), section.num_classes, section.in_channels), _recognised(found, source)
-    if said != have:
+    of_recipe = (canonical_name(section.name), section.num_classes, section.in_channels)
+    of_tensors = _recognised(found, source)
+    if of_recipe != of_tensors:
         names = ("model", "classes", "channels")
-        differences = [f"{name} {a} and {b}" for name, a, b in zip(names, said, have, strict=True) if a != b]
-        raise CheckpointError(f"{source} contradicts itself, in its recipe and its tensors: {', '.join(differences)}")
+        differences = [f"{name} {a} and {b}" for name, a, b in zip(names, of_recipe, of_tensors, strict=True) if a != b]
+        raise CheckpointError(f"recipe and tensors of {source} contradict each other: {', '.join(differences)}")
     return LoadedWeights(found, recipe, chosen, facts.dataset["classes"])
 
 
-def _for_this_machine(recipe: Recipe, source: str, world: World) -> Recipe:
-    """The recipe of a file with what concerns the machine and not the result made fit for this one."""
-    values = to_values(recipe)
-    # A run on GPUs may be measured on a machine without, and the other way round.
+def _for_this_machine(recipe: Recipe, world: World) -> Recipe:
+    """Return the recipe of a file with the settings of this machine: precision, workers, cache."""
     precision = recipe.runtime.precision
     if precision == "auto" or (world.device.type == "cpu" and precision in ("bf16", "fp16")):
-        values["runtime"]["precision"] = resolve_precision("auto", world.device)
-    values["data"]["workers"] = min(recipe.data.workers, len(os.sched_getaffinity(0)))
-    values["data"]["cache"] = None
-    return recipe_from_values(values, source)
+        precision = resolve_precision("auto", world.device)
+    runtime = recipe.runtime.model_copy(update={"precision": precision})
+    workers = min(recipe.data.workers, len(os.sched_getaffinity(0)))
+    data = recipe.data.model_copy(update={"workers": workers, "cache": None})
+    return recipe.model_copy(update={"runtime": runtime, "data": data})
 
 
 def _batch_size(recipe: Recipe, world: World) -> int:
@@ -202,30 +211,32 @@ def _batch_size(recipe: Recipe, world: World) -> int:
     return max(1, min(size, _MOST_PIXELS[world.device.type] // recipe.data.image_size**2))
 
 
-def _open(recipe: Recipe, root: str, split: str, subject: LoadedWeights) -> Reader:
+def _open_split(loaded: LoadedWeights, root: str, split: str) -> Reader:
+    """Return the reader of a split. Raises DataError for classes that are not the classes of the model."""
+    recipe = loaded.recipe
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
     cache = Path(recipe.data.cache) if recipe.data.cache else None
     reader = open_reader(root, split, detect_format(root, split, recipe.data.format), cache, recipe.data.cache_size)
-    if subject.classes is not None and list(reader.classes) != subject.classes:
-        there, here = set(subject.classes), set(reader.classes)
+    if loaded.classes is not None and list(reader.classes) != loaded.classes:
+        there, here = set(loaded.classes), set(reader.classes)
         raise DataError(
             f"{root}/{split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
             f"only here: {_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean "
-            f"the same{look_alikes(here - there, there - here)}; give the data it was trained for with --data DIR"
+            f"the same{look_alikes(here - there, there - here)}; give data of the model's classes with --data DIR"
         )
     if len(reader.classes) != recipe.model.num_classes:
         raise DataError(
-            f"{root}/{split} has {len(reader.classes)} class folders, the model {recipe.model.num_classes} classes; "
-            "give the data it was trained for with --data DIR"
+            f"{root}/{split} has {len(reader.classes)} class folders, and the model has {recipe.model.num_classes} "
+            "classes; give data of the model's classes with --data DIR"
         )
     return reader
 
 
-def _labels(reader: Reader, root: str, split: str, subject: LoadedWeights) -> tuple[list[int] | None, str | None]:
+def _labels(loaded: LoadedWeights, reader: Reader, root: str, split: str) -> tuple[list[int] | None, str | None]:
     """Return the model's label of each class of the data (None if the labels agree), and a notice for the user."""
-    if subject.classes is not None or isinstance(reader, SyntheticReader):
+    if loaded.classes is not None or isinstance(reader, SyntheticReader):
         return None, None
     labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
     return None if labels == list(range(len(labels))) else labels, notice
@@ -247,33 +258,28 @@ def _listing(names: set[str], most: int = 5) -> str:
     return ", ".join(printable(name) for name in sorted(names)[:most]) or "-"
 
 
-def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
-    if not math.isfinite(result.loss):
+def _print_result(result: Evaluation, num_classes: int, console: Console) -> None:
+    if not all(map(math.isfinite, result.metrics.values())):
         console.line("warning: the output of the model is not finite for some images")
     # With five classes or fewer, top-5 is always 100 %.
-    top5 = f"top-5 {result.top5:.3f} %  " if num_classes > 5 else ""
-    console.line(
-        f"top-1 {result.top1:.3f} %  {top5}loss {result.loss:.4f}  "
-        f"({result.num_images:,} images, {result.images_per_second:.1f} images/s)"
-    )
+    shown = {name: value for name, value in result.metrics.items() if name != "top5" or num_classes > 5}
+    speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
+    console.line(f"{describe_metrics(shown)}  ({speed})")
 
 
-def _report(result: Evaluation, subject: LoadedWeights, checkpoint: Path) -> dict[str, Any]:
-    measured = asdict(result)
-    if not math.isfinite(result.loss):
-        measured["loss"] = None
+def _to_json(result: Evaluation, loaded: LoadedWeights, checkpoint: Path) -> dict[str, Any]:
     return {
-        **measured,
-        "model": subject.recipe.model.name,
-        "weights": subject.weights,
+        **{name: value if math.isfinite(value) else None for name, value in result.to_dict().items()},
+        "model": loaded.recipe.model.name,
+        "weights": loaded.weights,
         "checkpoint": str(checkpoint),
-        "preprocessing": asdict(Preprocessing.of_recipe(subject.recipe)),
+        "preprocessing": asdict(Preprocessing.of_recipe(loaded.recipe)),
     }
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
+def _write_json(path: Path, report: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:
-        raise Failure(f"the result cannot be written to {path}: {error.strerror}") from None
+        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with --json") from None

@@ -1,4 +1,4 @@
-"""How a model runs on its device: precision, memory format, compilation, determinism."""
+"""Settings of a model on a device: precision, memory format, compilation, determinism."""
 
 from seresnext.runtime.compilation import compile_forward, resolve_compile
 from seresnext.runtime.determinism import make_deterministic

@@ -1,4 +1,4 @@
-"""Bit-for-bit repeatable kernels."""
+"""Deterministic kernels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 
 def make_deterministic(enabled: bool) -> None:
-    """Choose kernels that give the same bits every time, or those that are fastest.
+    """Select deterministic kernels if `enabled`, else the fastest kernels.
 
-    On the CPU kernels repeat their bits anyway. On CUDA the deterministic ones are slower: cuDNN may not time its
-    candidates, and cuBLAS needs a fixed workspace (CUBLAS_WORKSPACE_CONFIG, cuBLAS documentation, "Results
+    CPU kernels are always deterministic. On CUDA deterministic kernels are slower: cuDNN cannot benchmark several
+    kernels, and cuBLAS needs a fixed workspace (CUBLAS_WORKSPACE_CONFIG, cuBLAS documentation, "Results
     reproducibility").
     """
     torch.backends.cudnn.benchmark = not enabled
-    # fp32 means IEEE single precision here; torch would let cuDNN round inputs of convolutions to TF32.
+    # fp32 means IEEE single precision. By default torch lets cuDNN round the inputs of convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = False
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

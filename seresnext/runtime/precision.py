@@ -1,4 +1,4 @@
-"""In which number format a model computes and keeps its weights."""
+"""The number formats of weights and of computation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from seresnext.errors import UsageError
 
 @dataclass(frozen=True)
 class Precision:
-    """The format of the weights, and that of convolutions and matrix products where it differs (autocast)."""
+    """The format of the weights, and the format of convolutions and matrix products if different (autocast)."""
 
     name: str
     weights: torch.dtype = torch.float32
     autocast_to: torch.dtype | None = None
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The context in which a forward pass runs."""
+        """Return the context for a forward pass."""
         if self.autocast_to is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.autocast_to)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """A gradient scaler, at work only in fp16, whose smallest normal number is 6e-5."""
+        """Return a gradient scaler, enabled only for fp16: the smallest normal number of fp16 is 6e-5."""
         return torch.amp.GradScaler(device.type, enabled=self.autocast_to is torch.float16)
 
     def place(self, model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-        """Move a model to its device, format and memory layout, in place."""
+        """Move a model to a device, to the format of the weights and to a memory layout, in place."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return model.to(device=device, dtype=self.weights).to(memory_format=layout)
 
@@ -44,15 +44,15 @@ PRECISIONS = {
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
-    """Turn `auto` into what suits the device: bf16 on CUDA 8.0 and newer, fp16 on older, fp32 on the CPU.
+    """Return the name of a precision. `auto` is bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on the CPU.
 
-    Raises UsageError for bf16 on a GPU that has none.
+    Raises UsageError for bf16 on a GPU that does not support bf16.
     """
     has_bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
     if requested == "bf16" and not has_bf16:
         raise UsageError(
-            f"runtime.precision is bf16, which {torch.cuda.get_device_name(device)} lacks (it needs compute capability "
-            "8.0); set runtime.precision to fp16 or auto"
+            f"runtime.precision is bf16, but {torch.cuda.get_device_name(device)} does not support bf16 (compute "
+            "capability 8.0 or newer does); set runtime.precision to fp16 or auto"
         )
     if requested != "auto":
         return requested

@@ -16,7 +16,7 @@ from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata, Snapshot, StateTensors, allocate_snapshot, take_snapshot
 from seresnext.distributed import World
 from seresnext.errors import Failure
-from seresnext.metrics.status import update_progress
+from seresnext.metrics.status import update_status
 from seresnext.process.signals import critical_section
 
 
@@ -129,7 +129,8 @@ class Saver:
         After a failed write, raises store.SaveError on all ranks. With `continue_on_failure`, warns instead.
         """
         try:
-            self._world.together(self._join)
+            with self._world.agreeing():
+                self._join()
         except store.SaveError as error:
             if not self._policy.continue_on_failure:
                 raise
@@ -141,7 +142,8 @@ class Saver:
 
     def finish(self) -> None:
         """Wait on all ranks for the last save of a run. Raises store.SaveError, also with `continue_on_failure`."""
-        self._world.together(self._join)
+        with self._world.agreeing():
+            self._join()
 
     def _join(self) -> None:
         self._background.wait()
@@ -157,7 +159,7 @@ class Saver:
             store.update_link(self._folder, "last", path)
             if is_best:
                 store.update_link(self._folder, "best", path)
-        update_progress(self._folder.parent, saved_step=snapshot.step, best=best)
+        update_status(self._folder.parent, saved_step=snapshot.step, best=best)
         try:
             store.prune(self._folder, self._policy.keep, self._policy.keep_every)
         except OSError as error:

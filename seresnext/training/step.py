@@ -66,7 +66,6 @@ class TrainingStep:
         self._accumulation = settings.replicas // world.size
         self._statistics = BatchNormStatistics(model, self._accumulation)
         self._ddp = wrap_ddp(model, settings.ddp) if world.size > 1 else None
-        self._warm_up_passes = settings.ddp.passes_to_settle if world.size > 1 else 1
         forward = self._ddp or model
         self._forward = compile_forward(forward) if settings.compiled else forward
 
@@ -81,16 +80,14 @@ class TrainingStep:
 
         DDP reduces all gradients in one bucket in its first iteration and makes new buckets then
         (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Buckets decide the order of sums. Without the warm-up,
-        the first step of a resumed run would add in another order than the uninterrupted run. A static graph takes two
-        passes.
+        the first step of a resumed run would add in another order than the uninterrupted run.
         """
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        for _ in range(self._warm_up_passes):
-            with self._compiling():
-                with self._settings.precision.autocast(self._world.device):
-                    loss = self._loss(self._forward(images), labels)
-                loss.backward()
-            self._optimizer.zero_grad()
+        with self._compiling():
+            with self._settings.precision.autocast(self._world.device):
+                loss = self._loss(self._forward(images), labels)
+            loss.backward()
+        self._optimizer.zero_grad()
         with torch.no_grad():
             for name, buffer in self._model.named_buffers():
                 buffer.copy_(buffers[name])

@@ -153,7 +153,7 @@ class Trainer:
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then finish the step before, whose result has arrived by now."""
         step = self.progress.step
-        self._world.note(f"step {step + 1}")
+        self._world.set_activity(f"step {step + 1}")
         pending = self._step(
             batches,
             step=step,
@@ -243,7 +243,7 @@ class Trainer:
         """Validate all models and record the best. After a stop request, the resumed run repeats the validation."""
         progress, validation = self.progress, self._validation
         self._finish_step()
-        self._world.note(f"the validation after step {progress.step}")
+        self._world.set_activity(f"the validation after step {progress.step}")
         results = {}
         with self._speed.paused():
             if progress.step == self._plan.total and not self._recalibrate():
@@ -266,13 +266,18 @@ class Trainer:
                     return
         for weights, result in results.items():
             epoch = progress.step / self._plan.steps_per_epoch
-            event = {"event": "validate", "step": progress.step, "epoch": epoch, **asdict(result), "weights": weights}
+            event = {"event": "validate", "step": progress.step, "epoch": epoch, **result.to_dict(), "weights": weights}
             self._logger.write(event)
-        result = results[validation.best_by]
-        progress.history = record_validation(progress.history, progress.step, result.loss, progress.evaluated)
+        metrics = results[validation.best_by].metrics
+        progress.history = record_validation(progress.history, progress.step, metrics["loss"], progress.evaluated)
         progress.evaluated = progress.step
-        if progress.best is None or result.top1 > progress.best["top1"]:
-            best = {"step": progress.step, "top1": result.top1, "top5": result.top5, "weights": validation.best_by}
+        if progress.best is None or metrics["top1"] > progress.best["top1"]:
+            best = {
+                "step": progress.step,
+                "top1": metrics["top1"],
+                "top5": metrics["top5"],
+                "weights": validation.best_by,
+            }
             progress.best = best
 
     def _recalibrate(self) -> bool:
@@ -301,7 +306,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._finish_step()
-        self._world.note(f"the save after step {self.progress.step}")
+        self._world.set_activity(f"the save after step {self.progress.step}")
         with self._speed.paused():
             self._wait_for_save()
             self._saver.save(self.progress.step, asdict(self.progress))

@@ -1,4 +1,4 @@
-"""What the tests of the data share: some real photographs, and a source of batches that decodes nothing."""
+"""Shared fixtures: real photographs, and a source of batches without decoding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from shard_folders import Server, make_shards, serve
 
 from seresnext.data.batches import Batch
-from seresnext.data.loading.whereabouts import set_current_images
+from seresnext.data.formats import open_reader
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 from seresnext.data.shards import remote
+from seresnext.data.worker_status import set_current_images
 
 _ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample.tar"
 
@@ -59,12 +59,10 @@ def server(shard_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
 
 
 class Numbers:
-    """Batches whose pixels are the numbers of their images; `act(key)` is called for each in the worker."""
+    """Batches with the image numbers as pixels. The worker calls `act(key)` for each batch."""
 
     def __init__(self, act: Callable[[BatchKey], object]) -> None:
         self._act = act
-
-    image_bytes = 48
 
     def name(self, index: int) -> str:
         return f"number {index}"

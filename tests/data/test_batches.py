@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
-from seresnext.data.batches import EvaluationImages, TrainImages
-from seresnext.data.decode.regions import HAS_NVIMGCODEC
+from seresnext.data.batches import CroppedImage, CropReader, EvaluationImages, TrainImages
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import evaluation_keys, train_keys
-from seresnext.data.order import Order
+from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
 
@@ -82,7 +82,7 @@ def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: R
 
 
 def damaged_folder(root: Path, damage: bytes) -> Reader:
-    """Eight images of two classes and of one gray each, the fourth of them damaged."""
+    """Write eight images of two classes, each in one gray, and damage the fourth."""
     for number in range(8):
         path = root / "train" / f"class_{number // 4}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,13 +134,111 @@ def test_or_another_of_its_class_stands_in_the_same_on_all_ranks(tmp_path: Path)
         (whole,) = (source.make(key) for key in train_keys(Order(8, 8, 8, seed=0), range(1), epoch, epoch + 1))
         parts = [source.make(key) for key in train_keys(Order(8, 8, 2, seed=0), range(4), epoch, epoch + 1)]
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-        (substitution,) = whole.substitutions
-        assert [substitution] == [one for part in parts for one in part.substitutions]
-        assert (substitution.image, substitution.reason[:25]) == (3, "train/class_0/3.jpg is em")
+        (replaced,) = whole.replaced
+        assert [replaced] == [one for part in parts for one in part.replaced]
+        assert (replaced.image, replaced.reason[:25]) == (3, "train/class_0/3.jpg is em")
         place = whole.indices.tolist().index(3)
         assert int(whole.labels[place]) == 0
-        replacements.append(substitution.replacement)
+        replacements.append(replaced.replacement)
         grays.append(round(float(whole.images[place].double().mean())))
     assert set(replacements) <= {f"train/class_0/{number}.jpg" for number in range(3)}
     assert len(set(replacements)) > 1
     assert grays == [30 * int(Path(name).stem) for name in replacements]
+
+
+# --------------------------------------------------------------------------------------------------------- crops
+
+
+@pytest.fixture
+def root(tiny_image_folder, tmp_path: Path) -> Path:
+    """Three classes of 8 images, of this test's own."""
+    source = tiny_image_folder()
+    for path in sorted(source.glob("train/*/*")):
+        copy = tmp_path / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def crops(
+    reader: Reader, indices: list[int], fast: bool, substitutes: bool = True, epoch: int = 0
+) -> list[CroppedImage]:
+    source = CropReader(reader, seed=0, max_pixels=10**6, substitutes=substitutes, fast=fast)
+    key = BatchKey(0, 0, epoch, np.array(indices))
+    return sorted(source.read(key, lambda position, *_: Crop(position % 10, 3, 20, 30, False)))
+
+
+BAD = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-200]),
+    "undecodable": lambda path: path.write_bytes(b"no image" * 50),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+def path_of(root: Path, reader: Reader, index: int) -> Path:
+    return root / reader.name(index)
+
+
+@pytest.mark.parametrize("fast", DECODERS)
+def test_all_crops_come_with_their_place(root: Path, fast: bool):
+    reader = open_reader(root, "train")
+    found = crops(reader, [5, 3, 5, *range(20)], fast)
+    assert [crop.position for crop in found] == list(range(23))
+    assert all(crop.pixels.shape == (30, 20, 3) and crop.replaced is None for crop in found)
+    np.testing.assert_array_equal(found[0].pixels, crops(reader, [5], fast)[0].pixels)
+
+
+@pytest.mark.parametrize("fast", DECODERS)
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_named(root: Path, kind: str, fast: bool):
+    reader = open_reader(root, "train")
+    BAD[kind](path_of(root, reader, 9))
+    with pytest.raises(DataError, match=rf"{reader.name(9)}.*data\.on_error=substitute"):
+        crops(reader, list(range(24)), fast, substitutes=False)
+
+
+@pytest.mark.parametrize("fast", DECODERS)
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_replaced_by_one_of_its_class(root: Path, kind: str, fast: bool):
+    reader = open_reader(root, "train")
+    before = crops(reader, list(range(24)), fast)
+    BAD[kind](path_of(root, reader, 9))
+    after = crops(reader, list(range(24)), fast)
+    for position, (one, other) in enumerate(zip(before, after, strict=True)):
+        if position != 9:
+            np.testing.assert_array_equal(one.pixels, other.pixels)
+    substitution = after[9].replaced
+    assert substitution is not None
+    assert substitution.image == 9
+    assert reader.name(9) in substitution.reason
+    # CroppedImage at the place of the bad one: the same crop of another image.
+    names = [reader.name(index) for index in range(24)]
+    other = names.index(substitution.replacement)
+    assert other != 9
+    assert reader.labels[other] == reader.labels[9]
+    np.testing.assert_array_equal(after[9].pixels, crops(reader, [0] * 9 + [other], fast)[9].pixels)
+    assert len({crops(reader, [9], fast, epoch=epoch)[0].replaced for epoch in range(9)}) > 2
+
+
+@pytest.mark.parametrize("fast", DECODERS)
+def test_replacements_that_are_bad_too_are_passed_over(root: Path, fast: bool):
+    reader = open_reader(root, "train")
+    for index in range(8, 16):
+        if index != 12:
+            BAD["empty"](path_of(root, reader, index))
+    for crop in crops(reader, [8, 9, 10], fast):
+        assert crop.replaced is not None
+        assert crop.replaced.replacement == reader.name(12)
+    BAD["empty"](path_of(root, reader, 12))
+    with pytest.raises(DataError, match=f"{reader.name(9)} is empty.*no image of the class"):
+        crops(reader, [9], fast)
+
+
+@pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
+def test_both_decoders_give_the_same_crops_and_replacements(root: Path):
+    reader = open_reader(root, "train")
+    BAD["truncated"](path_of(root, reader, 4))
+    for one, other in zip(crops(reader, list(range(24)), True), crops(reader, list(range(24)), False), strict=True):
+        assert one.replaced == other.replaced
+        np.testing.assert_array_equal(one.pixels, other.pixels)

@@ -1,6 +1,6 @@
-"""With every augmentation on, a run is the same whatever loads it: workers, ranks, and where it starts.
+"""With all augmentations, a run is the same for any number of workers and ranks and any start step.
 
-What is compared is each image with its copy and a hash of its pixels, and each micro-batch as the model sees it:
+The tests compare each image, with copy number and hash of the pixels, and each micro-batch as the model sees it:
 mirrored, normalised, erased and mixed.
 """
 
@@ -70,7 +70,7 @@ def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
         RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear"),
         seed=seed,
         max_pixels=10**6,
-        retouch=PolicyPipeline(
+        policies=PolicyPipeline(
             (RandAugment(2, 9, 31), TrivialAugment(31), ColorJitter(0.4, 0.4, 0.4, 0.1)), "bilinear"
         ),
         erasing=RandomErasing(0.5, (0.02, 0.33), (0.3, 3.3)),
@@ -79,7 +79,7 @@ def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
 
 @dataclass(frozen=True)
 class Seen:
-    """One micro-batch: where it belongs, its images with copies and hashes of pixels and boxes, and what was fed."""
+    """One micro-batch: step and replica, images with copies and hashes of pixels and boxes, and the model's input."""
 
     step: int
     replica: int
@@ -119,7 +119,7 @@ def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, see
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             channels_last=True,
-            filling=EraseFill("random", seed),
+            fill=EraseFill("random", seed),
         ):
             images, targets = mix(batch.images, batch.labels, step=batch.step, replica=batch.replica)
             fed.append((batch.step, batch.replica, digest(images) + digest(targets)))
@@ -129,7 +129,7 @@ def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, see
 def run(
     *, workers: int = 0, world: int = 1, start: int = 0, seed: int = 5, kind: type[TrainImages] = TrainImages
 ) -> list[Seen]:
-    """What all ranks of a world see, global batch after global batch."""
+    """Return the micro-batches of all ranks of a world, in the order of global batches."""
     count = GLOBAL // MICRO // world
     ranks = [
         rank_sees(source(kind, seed), range(rank * count, (rank + 1) * count), start, workers, seed, world)
@@ -140,7 +140,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def straight() -> list[Seen]:
-    """The run in one process, without workers, from its first step."""
+    """Return the run in one process, without workers, from the first step."""
     return run()
 
 
@@ -157,7 +157,7 @@ def test_everything_is_on(straight: list[Seen]):
         source().make(key) for key in train_keys(Order(IMAGES, GLOBAL, MICRO, 5, REPEATS), range(4), 0, TOTAL, RAMP)
     ]
     assert {batch.images.shape[2:] for batch in made} == {(size, size) for size in sizes}
-    assert not any(batch.flips.any() for batch in made)  # Mirrored before they were retouched.
+    assert not any(batch.flips.any() for batch in made)  # Mirrored before the policies.
     boxes = torch.cat([batch.boxes for batch in made if batch.boxes is not None])
     assert 0.3 < (boxes[:, 2] > 0).double().mean() < 0.7
 
@@ -185,7 +185,7 @@ def test_another_seed_is_another_run(straight: list[Seen]):
 
 
 class ByProcess(TrainImages):
-    """What must not be: draws that know which process makes them."""
+    """A wrong source: draws depend on the process."""
 
     def make(self, key: BatchKey) -> Batch:
         self._seed = os.getpid()
@@ -193,7 +193,7 @@ class ByProcess(TrainImages):
 
 
 class InTurn(TrainImages):
-    """What must not be: draws one after the other, as of a stream that is read along the way."""
+    """A wrong source: draws come from a stream, one after the other."""
 
     _calls = 0
 
@@ -238,7 +238,7 @@ def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
         for settings in (
             {},
             {"erasing": RandomErasing(1.0, (0.1, 0.2), (1.0, 2.0))},
-            {"retouch": PolicyPipeline((), "bilinear")},
+            {"policies": PolicyPipeline((), "bilinear")},
         )
     )
     assert plain.boxes is None

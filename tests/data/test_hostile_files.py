@@ -24,14 +24,14 @@ import pytest
 from imagenet_archives import tar, write_archives
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.jpeg import MOST_SCANS, read_frame
 from seresnext.data.decode.pillow import decode
-from seresnext.data.decode.regions import Encoded, open_decoder
+from seresnext.data.decode.regions import Crop, Encoded, open_decoder
 from seresnext.data.readers.devkit import read_mat, read_validation_classes
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, ImagenetReader
-from seresnext.data.readers.index import Contents, Index, NotAnIndex, write_index
+from seresnext.data.readers.index import Index, IndexColumns, NotAnIndex, write_index
 from seresnext.data.readers.tarfiles import members
 from seresnext.data.shards import format
 from seresnext.data.shards.reader import ShardReader
@@ -40,7 +40,7 @@ from seresnext.errors import DataError
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Of this process, whatever else the machine does."""
+    """Return the processor time of this process."""
     start = time.process_time()
     yield
     assert time.process_time() - start < seconds
@@ -50,7 +50,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def progressive(side: int, scans: int) -> bytes:
-    """A gray JPEG of so many scans: one of its own, which says that nothing follows, repeated."""
+    """Return a gray JPEG of so many scans: one scan, repeated."""
     buffer = io.BytesIO()
     Image.new("L", (side, side), 77).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
@@ -68,7 +68,7 @@ def test_a_jpeg_of_many_scans() -> None:
     with within(0.5), pytest.raises(DataError, match=r"many\.jpg has more than 100 scans"):
         decode(many, "many.jpg", 10**6)
     decoder = open_decoder(10**6)
-    with within(0.5):  # The other decoder hands it to Pillow.
+    with within(0.5):  # The other decoder leaves the image to Pillow.
         (found,) = decoder([Encoded(many, lambda: "many.jpg")], lambda *_: Crop(0, 0, 64, 64, False))
     assert isinstance(found, DataError)
     start = time.process_time()
@@ -80,7 +80,7 @@ def test_a_jpeg_of_many_scans() -> None:
 
 
 def png(width: int, height: int, *chunks: bytes) -> bytes:
-    """A gray PNG whose pixels are all black."""
+    """Return a black gray PNG."""
     buffer = io.BytesIO()
     Image.new("1", (width, height)).save(buffer, "PNG")
     data = buffer.getvalue()
@@ -92,7 +92,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def test_an_image_a_thousand_times_as_long_as_wide() -> None:
-    """40,000 pixels in 200 bytes, whose shorter side of 1 would become 256."""
+    """Return 40,000 pixels in 200 bytes. The resize would turn the shorter side of 1 into 256."""
     data = png(40_000, 1)
     transform = ResizeCenterCrop(224, 0.875, "bilinear")
     assert decode(data, "long.png", 50_000_000).size == (40_000, 1)
@@ -179,7 +179,7 @@ def listed(content: bytes) -> list[str]:
 
 
 def test_extensions_without_end() -> None:
-    """Each adds to what is known of the member to come: looked at anew each time, they take their number squared."""
+    """Header extensions add up for the next member. Parsing all of them again each time would take quadratic time."""
     body = b"".join(b"13 k%07d=\n" % number for number in range(80))
     one = header("pax", len(body), b"x") + body + bytes(-len(body) % 512)
     end = tar({"a.jpg": b"a"})
@@ -223,7 +223,7 @@ def matrix(*elements: bytes) -> bytes:
 
 def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
     assert read_validation_classes(devkit(tmp_path, b"490\n1\n"))[1] == "n02119789"
-    with within(2), pytest.raises(DataError, match="not the kit's"):
+    with within(2), pytest.raises(DataError, match="more than the kit's"):
         read_validation_classes(devkit(tmp_path, b"1 " * 10_000_000))
     with within(3), pytest.raises(DataError, match="unpacks to more than 64 MiB"):
         read_validation_classes(devkit(tmp_path, bytes(100 << 20)))
@@ -231,7 +231,7 @@ def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
 
 
 def test_a_table_of_classes_that_unpacks_to_much(tmp_path: Path) -> None:
-    """What cannot be read of it settles nothing, and takes little."""
+    """An unreadable table is ignored, and takes little time and memory."""
     bomb = zlib.compress(bytes(30 << 20), 9)
     packed = bytes(126) + b"IM" + (struct.pack("<II", 15, len(bomb)) + bomb) * 100
     with within(1), pytest.raises(ValueError, match="more than a table"):
@@ -246,7 +246,7 @@ def test_a_table_of_classes_that_unpacks_to_much(tmp_path: Path) -> None:
 
 
 def test_a_short_element_has_four_bytes_at_most() -> None:
-    """Each of many short elements could else claim 65,535 bytes of the elements behind it."""
+    """Without a limit, each of many short elements could claim 65,535 bytes of the next elements."""
     for size, is_bad in ((4, False), (5, True), (65_535, True)):
         table = bytes(126) + b"IM" + struct.pack("<I", size << 16 | 1) * 2
         with within(1), pytest.raises(ValueError, match="four bytes") if is_bad else nullcontext():
@@ -257,7 +257,7 @@ def test_a_short_element_has_four_bytes_at_most() -> None:
 
 
 def shards(folder: Path, **changes: object) -> Path:
-    """A split of one shard, whose index says something else."""
+    """Return a split of one shard with a changed index."""
     listing = np.array([(512, 1, 0, 0, 0)], format.ENTRY)
     content = format.index_bytes([listing])
     name = changes.pop("name", "a.tar")
@@ -291,7 +291,7 @@ def shards(folder: Path, **changes: object) -> Path:
     ],
 )
 def test_a_list_of_shards_that_names_other_things(tmp_path: Path, changes: dict) -> None:
-    """Its checksums become names of files in the cache folder."""
+    """Checksums become names of files in the cache folder."""
     with pytest.raises(DataError, match=r"index\.json") as caught:
         ShardReader(str(shards(tmp_path, **changes)), "val")
     assert "\x1b" not in str(caught.value)
@@ -412,7 +412,7 @@ def test_a_list_of_images_without_end(tmp_path: Path, other: str) -> None:
         ShardReader(str(tmp_path), "val")
 
 
-CONTENTS = Contents(
+CONTENTS = IndexColumns(
     classes=("cat", "dog"),
     fingerprint="f",
     label=np.array([0, 1]),
@@ -422,7 +422,7 @@ CONTENTS = Contents(
 
 
 def forged(path: Path, change: Callable[[dict], object]) -> Path:
-    """An index whose header says something else; all checksums are right."""
+    """Write an index with a changed header and right checksums."""
     write_index(path, CONTENTS)
     raw = path.read_bytes()
     length = int.from_bytes(raw[8:16], "little")

@@ -1,6 +1,6 @@
-"""Orders as uniform sampling gives them: classes of a batch, epochs that know nothing of each other.
+"""The order is uniform sampling: the classes of a batch, and independent epochs.
 
-The measures are compared with those of NumPy's shuffles, and with orders that are known to be bad.
+The controls are NumPy's shuffles, and orders that are known to be bad.
 """
 
 import math
@@ -38,7 +38,7 @@ def unshuffled(seed: int) -> list[np.ndarray]:
 
 
 def buffered(seed: int) -> list[np.ndarray]:
-    """The usual stream: what comes next is drawn from a buffer of the next 500 images."""
+    """A usual stream: the next image is drawn from a buffer of the next 500 images."""
     rng, epochs = np.random.default_rng(seed), []
     for _ in range(EPOCHS):
         buffer, epoch = list(range(500)), []
@@ -76,7 +76,7 @@ def correlation(epochs: list[np.ndarray]) -> float:
 
 
 def companions(epochs: list[np.ndarray]) -> float:
-    """How many pairs of images share a batch in one epoch and in the next, as a part of what chance gives."""
+    """Return the number of pairs that share a batch in two consecutive epochs, relative to chance."""
     batches = np.stack([np.argsort(epoch) // BATCH for epoch in epochs])
     shared = 0.0
     for one, other in pairwise(batches):
@@ -87,7 +87,7 @@ def companions(epochs: list[np.ndarray]) -> float:
 
 
 def neighbours(epochs: list[np.ndarray]) -> float:
-    """Rank correlation of an image's place with the next image's, meaned over epochs; times its deviation's inverse."""
+    """Return the mean rank correlation of the positions of neighbouring images, in deviations."""
     rho = [np.corrcoef(np.argsort(epoch)[:-1], np.argsort(epoch)[1:])[0, 1] for epoch in epochs]
     return float(np.mean(rho) * math.sqrt(EPOCHS * IMAGES))
 
@@ -136,7 +136,7 @@ def test_an_image_may_come_at_any_place():
 
 
 def test_classes_of_a_micro_batch_vary_as_when_drawn_without_replacement():
-    """Neither too evenly nor too unevenly: the variance is that of the hypergeometric distribution."""
+    """The variance is the variance of the hypergeometric distribution."""
     counts = [np.bincount(LABELS[part], minlength=CLASSES) for e in ours(1) for part in e.reshape(-1, 25)]
     share = 1 / CLASSES
     expected = 25 * share * (1 - share) * (IMAGES - 25) / (IMAGES - 1)

@@ -35,7 +35,7 @@ def test_an_image_alone_in_its_class_has_no_candidates():
 
 
 class Ranks(World):
-    """Rank 0 of two; the other one tells `theirs` when it is asked."""
+    """Rank 0 of two ranks; the other rank shares `theirs`."""
 
     theirs: ClassVar[list[list[ReplacedImage]]] = []
 
@@ -53,8 +53,8 @@ def test_each_image_is_counted_and_told_once():
         tally.share()
         assert (tally.count, tally.pending) == (2, 0)
     assert said == [
-        "warning: train/a/7.jpg is empty; train/a/2.jpg takes its place (1 of at most 5 so far)",
-        "warning: train/b/8.jpg is empty; train/b/3.jpg takes its place (2 of at most 5 so far)",
+        "warning: train/a/7.jpg is empty; replaced by train/a/2.jpg (1 bad images, at most 5 allowed)",
+        "warning: train/b/8.jpg is empty; replaced by train/b/3.jpg (2 bad images, at most 5 allowed)",
     ]
 
 
@@ -78,7 +78,7 @@ def test_what_other_ranks_met_is_told_and_counted_too():
     tally.note([own])
     tally.share()
     assert [text[:16] for text in said] == ["warning: 4.jpg i", "warning: 9.jpg i"]
-    tally.note([other])  # In another epoch it is this rank's.
+    tally.note([other])  # In another epoch, this rank reads the image.
     assert tally.pending == 0
     tally.share()
     assert tally.count == len(said) == 2

@@ -12,7 +12,7 @@ from shard_folders import make_shards
 
 from seresnext.data import survey as survey_module
 from seresnext.data.decode.pillow import decode
-from seresnext.data.readers.table import open_reader
+from seresnext.data.formats import open_reader
 from seresnext.data.survey import describe, survey
 from seresnext.errors import DataError
 

@@ -51,5 +51,7 @@ def test_the_reader_says_what_it_is():
     assert reader.classes == ("class_0000", "class_0001")
     assert reader.fingerprint != SyntheticReader(6, 2).fingerprint
     assert reader.name(3) == "synthetic/3"
+    with pytest.raises(DataError, match="synthetic/3 is no file"):
+        reader.read(3)
     with pytest.raises(DataError, match="5 training images"):
         Order(len(reader), 8, 8, seed=0)

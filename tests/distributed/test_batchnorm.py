@@ -13,7 +13,7 @@ from seresnext.distributed import BatchNormStatistics, World
 def model():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    net(torch.randn(8, 3, 6, 6) * 3)  # Running statistics that are not the initial ones.
+    net(torch.randn(8, 3, 6, 6) * 3)  # Return a model whose running statistics differ from the initial values.
     return net
 
 
@@ -43,8 +43,8 @@ def test_updates_are_averaged_from_the_steps_old_statistics(model, micro_batches
             assert torch.allclose(getattr(model[layer], name), expected, rtol=1e-6)
 
 
-def test_the_plain_way_differs(model, micro_batches):
-    """The control: without the statistics' help, each micro-batch goes on from the one before."""
+def test_plain_batchnorm_differs(model, micro_batches):
+    """Control: plain BatchNorm starts each micro-batch from the result of the micro-batch before."""
     plain = copy.deepcopy(model)
     for images in micro_batches:
         plain(images)
@@ -67,7 +67,7 @@ def test_one_micro_batch_is_plain_batchnorm(model, micro_batches):
 
 
 def test_layers_in_evaluation_mode_keep_their_statistics_to_the_bit(model, micro_batches):
-    """The seventh part of seven times a number is not always the number."""
+    """In floating point 7 * x / 7 is not always x."""
     model[1].eval()
     numbers = torch.rand(1000, generator=torch.Generator().manual_seed(2))
     inexact = [x for x in numbers if sum([x] * 7) / 7 != x]
@@ -87,7 +87,7 @@ def test_a_model_whose_layers_are_all_frozen(model, micro_batches):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_step_can_be_undone_to_the_bit(model, micro_batches, accumulation):
-    """Statistics that are no numbers any more, too; counts as well, and layers in evaluation mode stay out of it."""
+    """This includes NaN and the counts. Layers in evaluation mode do not change."""
     model[1].running_mean[0] = -0.0
     before = [buffer.numpy().tobytes() for buffer in model.buffers()]
     statistics = BatchNormStatistics(model, accumulation)
@@ -101,7 +101,7 @@ def test_a_step_can_be_undone_to_the_bit(model, micro_batches, accumulation):
         statistics.undo_if(torch.tensor(skip))
         after = [buffer.numpy().tobytes() for buffer in model.buffers()]
         assert (after == before) == bool(skip)
-    assert model[4].running_var.isnan().all()  # The control: what the skipped step would have left.
+    assert model[4].running_var.isnan().all()  # Control: the statistics after the same step without a skip.
 
 
 def test_without_batchnorm_there_is_nothing_to_undo():

@@ -1,4 +1,4 @@
-"""Gradients of two real processes, against the mean of what each computes by itself."""
+"""Gradients of two real processes, against the mean of the gradients of each process."""
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ EXCHANGES = {
     "plain": DDPOptions(),
     "small buckets": DDPOptions(bucket_mb=0.001),
     "compressed": DDPOptions(compress=True),
-    "static graph": DDPOptions(static_graph=True),
 }
 
 def gradients(model):
@@ -37,7 +36,7 @@ with open_world() as world:
     for name, exchange in EXCHANGES.items():
         shared = copy.deepcopy(model)
         ddp = wrap_ddp(shared, exchange)
-        backward(ddp, first)  # DDP makes its buckets anew after its first step, and a static graph learns its order.
+        backward(ddp, first)  # DDP rebuilds its buckets after the first step.
         ddp.zero_grad()
         found[name] = []
         for accumulated in ([second], [first, second]):
@@ -54,7 +53,7 @@ with open_world() as world:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What both ranks found."""
+    """Return the folder of the results of both ranks."""
     return tmp_path_factory.mktemp("gradients")
 
 
@@ -69,12 +68,12 @@ def found(ranks, torchrun):
 
 
 def mean(found, case):
-    """The gradients of a case (0: one micro-batch, 1: two) that two ranks should see."""
+    """Return the expected gradients of a case (0: one micro-batch, 1: two)."""
     return [(one + other) / 2 for one, other in zip(*(rank["own"][case] for rank in found), strict=True)]
 
 
 def rounded_mean(found, case):
-    """The same, of numbers of 8 bits that are added up in 8 bits."""
+    """Return the expected gradients if gradients are rounded to 8 bits and summed in 8 bits."""
     own = [[gradient.bfloat16() / 2 for gradient in rank["own"][case]] for rank in found]
     return [(one + other).float() for one, other in zip(*own, strict=True)]
 
@@ -84,7 +83,7 @@ def equal(ours, theirs):
 
 
 @pytest.mark.parametrize("case", [0, 1], ids=["one micro-batch", "accumulated"])
-@pytest.mark.parametrize("name", ["plain", "small buckets", "static graph"])
+@pytest.mark.parametrize("name", ["plain", "small buckets"])
 def test_all_ranks_see_the_mean(found, name, case):
     for rank in found:
         assert equal(rank[name][case], mean(found, case))
@@ -92,7 +91,7 @@ def test_all_ranks_see_the_mean(found, name, case):
 
 
 @pytest.mark.parametrize("case", [0, 1], ids=["one micro-batch", "accumulated"])
-def test_compressed_they_see_the_mean_of_rounded_gradients(found, case):
+def test_compressed_gradients_are_the_mean_of_rounded_gradients(found, case):
     for rank in found:
         assert equal(rank["compressed"][case], rounded_mean(found, case))
         assert not equal(rank["compressed"][case], mean(found, case))
@@ -100,8 +99,8 @@ def test_compressed_they_see_the_mean_of_rounded_gradients(found, case):
             torch.testing.assert_close(ours, exact, rtol=0.02, atol=float(exact.abs().max()) / 100)
 
 
-def test_buckets_have_the_size_that_was_asked_for(found):
+def test_buckets_have_the_size_of_the_options(found):
     for rank in found:
-        # Three layers with 216 + 8 + 8 + 8 + 6400 + 50 numbers: one bucket by default, else no two tensors above 1 KB.
+        # The layers have 216 + 8 + 8 + 8 + 6400 + 50 numbers: one bucket by default, and more with a limit of 1 KB.
         assert rank["buckets"]["plain"] == 1
         assert rank["buckets"]["small buckets"] > 1

@@ -68,11 +68,11 @@ def test_a_device_that_may_not_be_opened(machine, monkeypatch):
     assert "dev/nvidia0" in machine()
 
 
-def test_no_driver_to_be_seen(machine):
+def test_no_visible_driver(machine):
     assert "driver unknown" in machine(driver="")
 
 
-def test_where_there_is_no_gpu_none_is_missed(machine):
+def test_a_machine_without_a_gpu_uses_the_cpu(machine):
     """A container without a GPU has the driver of the host in /proc, too."""
     assert machine(gpus=0) == ""
 
@@ -81,7 +81,7 @@ def test_where_there_is_no_gpu_none_is_missed(machine):
     ("visible", "hidden"),
     [("", True), ("-1", True), (" ", True), ("-1,0", True), ("NoDevFiles", True), ("9", False), ("0,1", False)],
 )
-def test_gpus_that_somebody_has_hidden(machine, monkeypatch, visible, hidden):
+def test_hidden_gpus_are_not_used(machine, monkeypatch, visible, hidden):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     message = machine()
     assert (message == "") is hidden

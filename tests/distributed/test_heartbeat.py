@@ -1,4 +1,4 @@
-"""Signs of life: who is lost, who failed with what, and that a rank that is merely busy is neither."""
+"""Heartbeats: a lost rank and a failed rank are named, and a busy rank is not."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed b
 
 @pytest.fixture
 def hearts():
-    """`hearts(3, timeout=1)`: the heartbeats of three ranks, beating; they end with the test."""
+    """`hearts(3, timeout=1)`: start the heartbeats of three ranks, which end with the test."""
     made = []
 
     def make(size, timeout=1.0):
@@ -34,16 +34,16 @@ def hearts():
 
 
 def freeze(heart):
-    """What a rank that no longer runs looks like from outside."""
+    """Stop the beats, like a rank that is killed or frozen."""
     heart._ended.set()
     heart._thread.join()
 
 
 def lost(hearts):
-    """What every one of these ranks says of a failed collective, asked at the same time."""
+    """Return the message of each of these ranks after a failed collective, all at the same time."""
     said = {}
     threads = [
-        threading.Thread(target=lambda heart=heart: said.update({heart._rank: heart.loss(RuntimeError(GLOO))}))
+        threading.Thread(target=lambda heart=heart: said.update({heart._rank: heart.explain(RuntimeError(GLOO))}))
         for heart in hearts
     ]
     for thread in threads:
@@ -55,7 +55,7 @@ def lost(hearts):
 
 @pytest.fixture
 def ended(monkeypatch):
-    """`ended(heart) -> [...]`: what it said when it ended its process, which it may take three timeouts to do."""
+    """`ended(heart) -> [...]`: wait for the end of the process, at most three timeouts, and return the messages."""
     exits = threading.Event()
     monkeypatch.setattr("seresnext.distributed.heartbeat.os._exit", lambda code: exits.set())
 
@@ -72,7 +72,7 @@ def ended(monkeypatch):
 
 def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
     ranks = hearts(4)
-    ranks[0].doing = "step 7"
+    ranks[0].activity = "step 7"
     for rank in ranks:
         rank.advice = lambda: "A resume continues from step-7"
     time.sleep(0.5)
@@ -87,42 +87,42 @@ def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
 
 def test_a_failed_rank_is_quoted(hearts):
     ranks = hearts(3)
-    ranks[1].doing = "step 3"
+    ranks[1].activity = "step 3"
     ranks[1].stop("MemoryError")
     said = lost([ranks[0], ranks[2]])
     assert str(said[0]).startswith("rank 1 ")
     assert "step 3: MemoryError" in str(said[0])
-    assert [said[0].is_said, said[2].is_said] == [True, True]  # It has said so itself.
+    assert [said[0].is_said, said[2].is_said] == [True, True]  # The failed rank prints its own failure.
 
 
-def test_a_rank_that_left_for_anothers_sake_is_not_blamed(hearts):
+def test_a_rank_that_ended_because_of_a_lost_rank_is_not_named(hearts):
     ranks = hearts(3)
     freeze(ranks[1])
     ranks[2].stop("")
-    assert str(lost([ranks[0]])[0]).startswith("rank 1 no longer answers, last heard of in the start; it was")
+    assert str(lost([ranks[0]])[0]).startswith("rank 1 no longer answers, last seen in the start; the rank was killed")
 
 
-def test_ranks_that_all_answer_say_where_they_are(hearts):
-    """The control: nobody is lost, and nobody is named as lost."""
+def test_a_deadlock_names_the_activity_of_each_rank(hearts):
+    """Control: no rank is lost, and no rank is named as lost."""
     ranks = hearts(2)
-    ranks[0].doing, ranks[1].doing = "step 5", "the save after step 4"
+    ranks[0].activity, ranks[1].activity = "step 5", "the save after step 4"
     time.sleep(0.5)
-    assert "all of them answer: rank 0 in step 5, rank 1 in the save after step 4" in str(lost(ranks[:1])[0])
+    assert "waits for another: rank 0 in step 5, rank 1 in the save after step 4" in str(lost(ranks[:1])[0])
 
 
 @pytest.mark.parametrize("waiting", [0, 1])
-def test_a_rank_that_others_waited_for_in_vain_ends_too(hearts, ended, waiting):
-    """Wherever it is, and though nobody is lost; the first says so, be it the one that waited or the other."""
+def test_a_deadlock_ends_all_ranks(hearts, ended, waiting):
+    """The lowest rank prints the message, whether it waited in a collective or not."""
     ranks = hearts(2)
     (found,) = lost([ranks[waiting]]).values()
     ranks[waiting].stop(found.end)
     told = ended(ranks[1 - waiting])
     assert [found.is_said, told == []] == ([False, True] if waiting == 0 else [True, False])
-    assert all("all of them answer: rank 0 in the start, rank 1 in the start" in message for message in told)
+    assert all("waits for another: rank 0 in the start, rank 1 in the start" in message for message in told)
 
 
-def test_a_rank_that_others_left_well_goes_on(hearts, ended):
-    """The control."""
+def test_a_rank_continues_after_the_good_end_of_others(hearts, ended):
+    """Control for the test above."""
     ranks = hearts(2)
     ranks[0].stop("")
     with pytest.raises(TimeoutError):
@@ -133,10 +133,10 @@ def test_other_errors_are_left_alone(hearts):
     (alone,) = hearts(1)
     for error in (RuntimeError("shapes do not match"), ZeroDivisionError(), KeyboardInterrupt()):
         assert not is_of_collective(error)
-        assert alone.loss(error) is None
+        assert alone.explain(error) is None
 
 
-def test_a_store_that_went_away_is_said():
+def test_a_lost_store_is_reported():
     class Gone:
         def set(self, *words):
             raise dist.DistNetworkError("connection reset")
@@ -145,13 +145,13 @@ def test_a_store_that_went_away_is_said():
 
     heart = Heartbeat(Gone(), 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
     heart.start()
-    assert "the process that keeps the ranks together is gone" in str(heart.loss(RuntimeError(GLOO)))
+    assert "the process that connects the ranks" in str(heart.explain(RuntimeError(GLOO)))
     heart.stop("")
-    assert isinstance(heart.loss(dist.DistBackendError("nccl")), RankLost)
+    assert isinstance(heart.explain(dist.DistBackendError("nccl")), RankLost)
 
 
 class Moody:
-    """A store that fails on some of its calls."""
+    """A store that fails on some calls."""
 
     def __init__(self, fails):
         self._store = dist.HashStore()
@@ -171,7 +171,7 @@ class Moody:
         return function(*words)
 
 
-def test_one_error_of_the_store_mutes_nobody():
+def test_beats_continue_after_one_error_of_the_store():
     heart = Heartbeat(Moody(lambda call: call == 2), 0, 1, 1.0)  # pyright: ignore[reportArgumentType]
     heart.start()
     time.sleep(1.5)
@@ -180,8 +180,8 @@ def test_one_error_of_the_store_mutes_nobody():
     heart.stop("")
 
 
-def test_a_store_that_stays_away_is_given_up_after_the_timeout():
-    """The control; and not asked all the time, since torch logs each failure."""
+def test_beats_stop_if_the_store_is_gone_for_the_timeout():
+    """Control. The store is not called all the time, because torch logs each failure."""
     store = Moody(lambda call: True)
     heart = Heartbeat(store, 0, 1, 1.0)  # pyright: ignore[reportArgumentType]
     heart.start()
@@ -191,8 +191,8 @@ def test_a_store_that_stays_away_is_given_up_after_the_timeout():
     heart.stop("")
 
 
-# Each case is two ranks in one process, a fork since the import of torch takes seconds. The main thread waits for ever,
-# as in a collective of a rank that froze.
+# Each case is two ranks in one process. The process is a fork, because the import of torch takes seconds. The main
+# thread waits, as in a collective with a frozen rank.
 SILENCE = """
 import os, sys, time
 import torch.distributed as dist
@@ -240,13 +240,13 @@ CASES = {
     "freezes: 0.5": True,
     "leaves: 0.5": False,
     "stays: 0.5": False,
-    # torchrun told to stop, and would kill before the timeout. Who is healthy has all the time of that for a save.
+    # After a stop request torchrun kills before the timeout. Healthy ranks have all that time for a save.
     "freezes, stop: 60": True,
     "freezes: 60": False,
     "freezes, stop, writes: 60": False,
     "leaves, stop: 60": False,
     "stays, stop: 60": False,
-    # Who failed has said why by itself.
+    # A failed rank prints its own failure.
     "fails: 60": True,
     "fails, writes: 60": False,
 }
@@ -254,7 +254,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def silences(tmp_path_factory):
-    """How each case ended: its exit code, and what was printed on stdout and stderr."""
+    """Return the exit code, stdout and stderr of each case."""
     folder = tmp_path_factory.mktemp("silences")
     words = [sys.executable, "-c", SILENCE, folder, *CASES]
     result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)

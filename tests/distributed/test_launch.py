@@ -1,4 +1,4 @@
-"""From the environment to a world: none, torchrun's, and one that is neither."""
+"""The world for an environment of torchrun, for no such environment, and for a broken one."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.distributed import World, launch, launcher, open_world
+from seresnext.distributed import World, launch, launcher_id, open_world
 from seresnext.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 @pytest.fixture
 def environment(monkeypatch):
-    """`environment(rank, size, local rank, local size)` sets what torchrun sets; None is not set."""
+    """`environment(rank, size, local rank, local size)` sets the variables of torchrun, except those that are None."""
 
     def pretend(*values):
         for name, value in zip(NAMES, values, strict=True):
@@ -30,7 +30,7 @@ def environment(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for name in ("die_with_parent", "die_with_launcher"):  # Or it would stay so for all tests.
+    for name in ("die_with_parent", "die_with_launcher"):  # A death signal would stay for all tests.
         monkeypatch.setattr(launch, name, lambda *death_signal: None)
     pretend(None, None, None, None)
     return pretend
@@ -74,7 +74,7 @@ def test_an_environment_that_is_not_torchruns(environment, values, message):
 
 @pytest.fixture
 def gpus(environment, monkeypatch):
-    """`gpus(2)` makes torch see two GPUs; gives the list of those that were chosen."""
+    """`gpus(2)` makes torch see two GPUs and returns the list of chosen GPUs."""
     chosen = []
 
     def pretend(count):
@@ -93,7 +93,7 @@ def test_alone_the_first_gpu(gpus):
     assert chosen == [0]
 
 
-def test_the_cpu_where_that_is_wanted(gpus):
+def test_the_device_cpu(gpus):
     chosen = gpus(2)
     with open_world("cpu") as world:
         assert world.device == torch.device("cpu")
@@ -103,16 +103,16 @@ def test_the_cpu_where_that_is_wanted(gpus):
 def test_more_processes_than_gpus(gpus, environment):
     chosen = gpus(2)
     environment(3, 4, 3, 4)
-    with pytest.raises(UsageError, match=r"4 processes on this machine, but torch sees 2 GPUs.*--nproc_per_node=2"):
+    with pytest.raises(UsageError, match=r"4 processes, but torch sees 2 GPUs.*--nproc_per_node=2"):
         open_world().__enter__()
     assert chosen == []
 
 
 class Still:
-    """A heartbeat of a rank that has no others."""
+    """A heartbeat that does nothing."""
 
     def __init__(self, *settings):
-        self.loss = self.stop = lambda *words: None
+        self.explain = self.stop = lambda *words: None
 
     def start(self):
         pass
@@ -141,11 +141,11 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
 
     with pytest.raises(ZeroDivisionError), open_world() as world:
         body(world)
-    assert left == [1]  # Also after an error: a group that is left open can keep a process from ending.
+    assert left == [1]  # The group is destroyed after an error, too: an open group can keep a process from ending.
     ((backend,), options) = joined[0]
     assert (options["rank"], options["world_size"]) == (3, 4)
     options["store"].set("address", "mine")
-    assert store.get("start-2/address") == b"mine"  # Not where the first start of this launch left its own.
+    assert store.get("start-2/address") == b"mine"  # The first start of this launch used another prefix.
     if count:
         assert chosen == [1]
         assert backend == "cpu:gloo,cuda:nccl"
@@ -158,7 +158,7 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
 
 
 @pytest.mark.parametrize(("local_size", "number"), [(4, signal.SIGTERM), (2, signal.SIGKILL)])
-def test_without_its_launcher_a_run_of_one_machine_saves_and_a_part_of_a_larger_one_ends(
+def test_a_dead_launcher_stops_a_run_on_one_machine_and_kills_a_process_of_several_machines(
     gpus, environment, monkeypatch, local_size, number
 ):
     gpus(0)
@@ -171,7 +171,7 @@ def test_without_its_launcher_a_run_of_one_machine_saves_and_a_part_of_a_larger_
         assert asked == [number]
 
 
-def test_others_that_cannot_be_met(environment, monkeypatch):
+def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):
     def refuse(*args, **options):
         raise torch.distributed.DistNetworkError("The server socket has failed to listen: address in use\nmore")
 
@@ -183,11 +183,11 @@ def test_others_that_cannot_be_met(environment, monkeypatch):
         open_world().__enter__()
 
 
-def test_a_launcher_is_told_from_the_next(monkeypatch):
+def test_the_id_of_a_launcher_is_unique(monkeypatch):
     """Users repeat an --rdzv-id, torchrun's default id is `none`, and process ids repeat, too."""
     name = "100"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
-    code = "from seresnext.distributed import launcher; print(launcher(), launcher())"
+    code = "from seresnext.distributed import launcher_id; print(launcher_id(), launcher_id())"
     starts = []
     for _ in range(2):
         shell = [
@@ -199,9 +199,9 @@ def test_a_launcher_is_told_from_the_next(monkeypatch):
     (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
     assert one == f"{name} {again}"
     assert one != other
-    known = launcher()
+    known = launcher_id()
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert launcher() != known
-    assert re.fullmatch(rf"{name} .*:1:\d+", launcher())
+    assert launcher_id() != known
+    assert re.fullmatch(rf"{name} .*:1:\d+", launcher_id())
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert launcher() is None
+    assert launcher_id() is None

@@ -1,4 +1,4 @@
-"""What ranks do together: nothing in a world of one, and agreement of two processes over gloo."""
+"""Collectives and agreement: a world of one returns its input, and two processes agree over gloo."""
 
 import json
 
@@ -11,7 +11,7 @@ from seresnext.errors import CheckpointError, DataError, Failure, OutOfMemory, R
 # ------------------------------------------------------------------------------------------------ a world of one
 
 
-def test_alone_everything_is_as_it_was():
+def test_a_world_of_one_returns_its_input():
     world = World()
     assert (world.rank, world.size, world.is_first, world.device.type) == (0, 1, True, "cpu")
     tensor = torch.tensor([1, 2])
@@ -22,17 +22,15 @@ def test_alone_everything_is_as_it_was():
     value = {"a": [1]}
     assert world.broadcast(value) is value
     assert world.gather(value) == [value]
-    assert world.together(lambda: value) is value
-
-
-def fail(failure):
-    raise failure
+    with world.agreeing():
+        inside = value
+    assert inside is value
 
 
 @pytest.mark.parametrize("failure", [DataError("no images"), CheckpointError("damaged"), RecipeError(["one", "two"])])
-def test_alone_a_failure_keeps_class_and_message(failure):
-    with pytest.raises(Failure) as caught:
-        World().together(lambda: fail(failure))
+def test_in_a_world_of_one_a_failure_keeps_class_and_message(failure):
+    with pytest.raises(Failure) as caught, World().agreeing():
+        raise failure
     assert type(caught.value) is type(failure)
     assert str(caught.value) == str(failure)
     assert caught.value.exit_code == failure.exit_code
@@ -40,9 +38,9 @@ def test_alone_a_failure_keeps_class_and_message(failure):
     assert caught.value.__cause__ is failure
 
 
-def test_alone_a_defect_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        World().together(lambda: 1 // 0)
+def test_in_a_world_of_one_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), World().agreeing():
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_alone_a_defect_keeps_its_traceback():
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
     ],
 )
-def test_want_of_memory_comes_with_advice(error):
+def test_an_error_about_memory_becomes_a_failure_with_advice(error):
     with (
         pytest.raises(OutOfMemory, match=r"out of memory \(.*lower batch\.micro_size") as caught,
         World().translate_errors(),
@@ -62,7 +60,7 @@ def test_want_of_memory_comes_with_advice(error):
     assert caught.value.exit_code == 1
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_do_not_change():
     for error in (RuntimeError("shapes differ"), DataError("no images"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, World().translate_errors():
             raise error
@@ -83,15 +81,12 @@ from seresnext.distributed import open_world
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, TrainingStopped
 
 
-def fail(failure):
-    raise failure
-
-
-def together(world, failures):
-    def action():
-        return fail(failures[world.rank]) if world.rank in failures else f"result {world.rank}"
+def agree(world, failures):
     try:
-        return world.together(action)
+        with world.agreeing():
+            if world.rank in failures:
+                raise failures[world.rank]
+            return f"result {world.rank}"
     except Failure as failure:
         return [type(failure).__name__, str(failure), failure.is_shared, failure.exit_code]
 
@@ -105,11 +100,11 @@ with open_world() as world:
         "any": [world.any(flag) for flag in (False, rank == 0, rank == 1, True)],
         "broadcast": world.broadcast({"from": rank, "list": [rank, None]}),
         "gather": world.gather(f"value {rank}"),
-        "nobody fails": together(world, {}),
-        "rank 0 fails": together(world, {0: DataError("rank 0 has no images")}),
-        "rank 1 fails": together(world, {1: CheckpointError("rank 1 is damaged")}),
-        "both fail": together(world, {0: TrainingStopped("zero"), 1: DataError("one")}),
-        "recipe": together(world, {1: RecipeError(["first", "second"])}),
+        "nobody fails": agree(world, {}),
+        "rank 0 fails": agree(world, {0: DataError("rank 0 has no images")}),
+        "rank 1 fails": agree(world, {1: CheckpointError("rank 1 is damaged")}),
+        "both fail": agree(world, {0: TrainingStopped("zero"), 1: DataError("one")}),
+        "recipe": agree(world, {1: RecipeError(["first", "second"])}),
         "afterwards": world.gather(rank),
     }
     Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(report))
@@ -128,7 +123,7 @@ def test_two_processes_agree(torchrun, tmp_path):
     assert [report.pop("nobody fails") for report in reports] == ["result 0", "result 1"]
     assert reports[0] == reports[1]
     report = reports[0]
-    assert report["sum"] == [2**61 + 1, 1]  # Floats of 64 bits have 53 for the digits.
+    assert report["sum"] == [2**61 + 1, 1]  # A float of 64 bits has 53 bits of digits.
     assert report["sum of floats"] == [0.5]
     assert report["any"] == [False, True, True, True]
     assert report["broadcast"] == {"from": 0, "list": [0, None]}

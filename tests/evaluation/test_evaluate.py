@@ -1,4 +1,4 @@
-"""Evaluation against a plain loop, image by image, and the same to the last bit on any number of ranks."""
+"""Evaluation equals a plain loop over images, to the bit on any number of ranks."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.evaluation import evaluate
+from seresnext.evaluation import METRICS, evaluate
 from seresnext.runtime import PRECISIONS
 
 NUM_IMAGES, NUM_CLASSES = 23, 7
@@ -26,7 +26,7 @@ def model():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, NUM_CLASSES)
     )
-    net(torch.randn(8, 3, 6, 6) * 3)  # Running statistics that are not the initial ones.
+    net(torch.randn(8, 3, 6, 6) * 3)  # This updates the running statistics.
     return net
 
 
@@ -41,7 +41,7 @@ def labels():
 
 
 def batches(images, labels, size=5):
-    """Batches as validation gets them; the last one is short."""
+    """Yield the batches of a validation. The last batch is short."""
     for number, start in enumerate(range(0, len(images), size)):
         yield DeviceBatch(images[start : start + size], labels[start : start + size], number, 0, 0.0)
 
@@ -54,7 +54,7 @@ def measure(model, images, labels, size=5, **options):
 
 @torch.no_grad()
 def plain_loop(model, images, labels):
-    """Correct in the first 1 and 5, and the mean loss, by sorting the logits of one image after the other."""
+    """Return the correct images in the first 1 and 5 and the mean loss. Sorts the logits of each image."""
     model.eval()
     logits = torch.cat([model(image[None]) for image in images])
     ranking = logits.argsort(1, descending=True)
@@ -63,22 +63,22 @@ def plain_loop(model, images, labels):
     return top1, top5, float(F.cross_entropy(logits.double(), labels))
 
 
-# ------------------------------------------------------------------------------------------------ what is measured
+# ------------------------------------------------------------------------------------------------ metrics
 
 
-def test_the_numbers_are_those_of_a_plain_loop(model, images, labels):
+def test_metrics_equal_a_plain_loop(model, images, labels):
     top1, top5, loss = plain_loop(model, images, labels)
     assert 0 < top1 < top5 < NUM_IMAGES
     result = measure(model, images, labels)
-    assert result.top1 == 100 * top1 / NUM_IMAGES
-    assert result.top5 == 100 * top5 / NUM_IMAGES
-    assert result.loss == pytest.approx(loss, abs=1e-6)
+    assert result.metrics["top1"] == 100 * top1 / NUM_IMAGES
+    assert result.metrics["top5"] == 100 * top5 / NUM_IMAGES
+    assert result.metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert result.num_images == NUM_IMAGES
     assert result.images_per_second > 0
 
 
 def test_a_mean_of_batch_means_would_differ(model, images, labels):
-    """The control: what many a script does wrong when the last batch is short."""
+    """The control: means of batch means are wrong if the last batch is short."""
     _, _, loss = plain_loop(model, images, labels)
     model.eval()
     with torch.no_grad():
@@ -87,19 +87,19 @@ def test_a_mean_of_batch_means_would_differ(model, images, labels):
 
 
 @pytest.mark.parametrize("size", [1, 4, NUM_IMAGES])
-def test_the_size_of_batches_does_not_count(model, images, labels, size):
+def test_batch_size_does_not_change_metrics(model, images, labels, size):
     result = measure(model.double(), images.double(), labels, size)
     other = measure(model.double(), images.double(), labels, 5)
-    assert (result.top1, result.top5, result.loss) == (other.top1, other.top5, other.loss)
+    assert result.metrics == other.metrics
 
 
 def test_fewer_than_five_classes(images):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    assert measure(model, images, torch.zeros(NUM_IMAGES, dtype=torch.long)).top5 == 100
+    assert measure(model, images, torch.zeros(NUM_IMAGES, dtype=torch.long)).metrics["top5"] == 100
 
 
-def test_the_precision_is_that_of_the_recipe(images, labels):
-    """An identity that tells what it was computed in."""
+def test_the_model_computes_in_the_precision_of_the_recipe(images, labels):
+    """A spy records the dtype of the logits."""
 
     class Spy(nn.Module):
         def __init__(self):
@@ -119,28 +119,40 @@ def test_the_precision_is_that_of_the_recipe(images, labels):
     assert spy.seen == torch.bfloat16
 
 
-# ------------------------------------------------------------------------------------------------ the model's mode
+def test_a_new_metric_is_one_row_of_the_table(monkeypatch, model, images, labels):
+    monkeypatch.setitem(METRICS, "label_mean", lambda logits, labels: labels.sum())
+    result = measure(model, images, labels)
+    assert list(result.metrics) == list(METRICS)
+    assert result.metrics["label_mean"] == int(labels.sum()) / NUM_IMAGES
+    assert result.to_dict() == {
+        **result.metrics,
+        "num_images": NUM_IMAGES,
+        "images_per_second": result.images_per_second,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ mode of the model
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_evaluated_and_left_as_it_was(model, images, labels, training):
+def test_the_model_runs_in_evaluation_mode_and_stays_unchanged(model, images, labels, training):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train(training)
     state = torch.get_rng_state()
     first, second = (measure(model, images, labels) for _ in range(2))
     assert model.training is training
     assert model[1].training is training
-    assert first.loss == second.loss  # Dropout would make them differ.
+    assert first.metrics["loss"] == second.metrics["loss"]  # With dropout the losses would differ.
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_training_mode_would_have_been_noticed(model, images, labels):
-    """The control for the test above: in training mode, dropout and batch statistics change both loss and buffers."""
+def test_training_mode_would_change_loss_and_buffers(model, images, labels):
+    """The control for the test above."""
     model.eval = lambda: model.train()
     before = model[1].running_mean.clone()
     first, second = (measure(model, images, labels) for _ in range(2))
-    assert first.loss != second.loss
+    assert first.metrics["loss"] != second.metrics["loss"]
     assert not torch.equal(model[1].running_mean, before)
 
 
@@ -167,31 +179,35 @@ def right():
     return 9.0 * F.one_hot(labels, 8), labels
 
 
-def test_nan_is_wrong_and_shows_in_the_loss(right):
+def test_nan_is_wrong_and_makes_the_loss_nan(right):
     logits, labels = right
-    assert measure(Fixed(), logits, labels).top1 == 100
+    assert measure(Fixed(), logits, labels).metrics["top1"] == 100
     logits[3] = math.nan
     result = measure(Fixed(), logits, labels)
-    assert (result.top1, result.top5) == (87.5, 87.5)
-    assert math.isnan(result.loss)
-    logits[3], logits[5, 7] = 0, math.nan  # One NaN, and not at the label.
+    assert (result.metrics["top1"], result.metrics["top5"]) == (87.5, 87.5)
+    assert math.isnan(result.metrics["loss"])
+    logits[3], logits[5, 7] = 0, math.nan  # One NaN, at another class than the label.
     result = measure(Fixed(), logits, labels)
-    assert result.top1 == 75
-    assert math.isnan(result.loss)
+    assert result.metrics["top1"] == 75
+    assert math.isnan(result.metrics["loss"])
 
 
-def test_an_infinite_loss_shows(right):
+def test_an_infinite_loss_stays_infinite(right):
     logits, labels = right
     logits[2, 2] = -math.inf
-    assert measure(Fixed(), logits, labels).loss == math.inf
+    assert measure(Fixed(), logits, labels).metrics["loss"] == math.inf
 
 
 def test_large_losses_do_not_overflow(right):
     logits, labels = right
     logits[0, 1] = 5000
-    assert measure(Fixed(), logits, labels).loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)))
+    assert measure(Fixed(), logits, labels).metrics["loss"] == pytest.approx(
+        float(F.cross_entropy(logits.double(), labels))
+    )
     logits[0, 1] = 3e38
-    assert measure(Fixed(), logits, labels).loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)))
+    assert measure(Fixed(), logits, labels).metrics["loss"] == pytest.approx(
+        float(F.cross_entropy(logits.double(), labels))
+    )
 
 
 # ------------------------------------------------------------------------------------------------ ranks
@@ -199,7 +215,7 @@ def test_large_losses_do_not_overflow(right):
 
 @dataclass(frozen=True)
 class Threads:
-    """What ranks that are threads of this process share."""
+    """The data that ranks, here threads of this process, share."""
 
     size: int
     barrier: threading.Barrier = field(init=False)
@@ -211,7 +227,7 @@ class Threads:
 
 @dataclass(frozen=True)
 class ThreadWorld(World):
-    """A world whose ranks are threads: each adds up all tensors, in the order of the ranks."""
+    """A world of threads. Each rank adds all tensors in the order of the ranks."""
 
     shared: Threads | None = None
 
@@ -231,7 +247,7 @@ class ThreadWorld(World):
 
 
 def over_ranks(model, images, labels, size, stop_at=None):
-    """The results of all ranks; `stop_at` is the round in which the last rank asks for a stop."""
+    """Return the results of all ranks. The last rank requests a stop in round `stop_at`."""
     every = list(batches(images, labels))
     shared, results, rounds = Threads(size), {}, []
 
@@ -258,7 +274,7 @@ def over_ranks(model, images, labels, size, stop_at=None):
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_any_number_of_ranks_gets_the_same_bits(model, images, labels, size):
-    """5 batches, the last of them short: with 2, 3 and 4 ranks, some get one batch fewer."""
+    """With 5 batches and 2, 3 or 4 ranks, some ranks get one batch fewer. The last batch is short."""
     model.eval()
     expected = asdict(measure(model, images, labels))
     results, rounds = over_ranks(model, images, labels, size)
@@ -271,7 +287,7 @@ def test_any_number_of_ranks_gets_the_same_bits(model, images, labels, size):
 # ------------------------------------------------------------------------------------------------ stopping
 
 
-def test_a_stop_gives_up_at_once(model, images, labels):
+def test_a_stop_ends_the_evaluation_at_once(model, images, labels):
     seen = []
     stops = iter([False, True])
     result = measure(model, images, labels, stop_requested=lambda: next(stops), on_round=lambda: seen.append(1))
@@ -290,8 +306,8 @@ def test_a_stop_of_one_rank_stops_all(model, images, labels):
 # ------------------------------------------------------------------------------------------------ waiting
 
 
-class Waiting(TorchFunctionMode):
-    """Notes every call that makes the host and a GPU wait for each other, when each batch is done."""
+class SyncRecorder(TorchFunctionMode):
+    """A recorder of the calls that make the host wait for a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -304,15 +320,15 @@ class Waiting(TorchFunctionMode):
 
 
 def test_the_host_waits_at_the_end_only(model, images, labels):
-    with Waiting() as waiting:
+    with SyncRecorder() as waiting:
         measure(model, images, labels, on_round=lambda: waiting.by_round.append(list(waiting.calls)))
     assert waiting.by_round == [[]] * 5
-    assert waiting.calls == ["new_tensor", "tolist", "tolist"]
+    assert waiting.calls == ["tensor", "tolist", "tolist"]
 
 
 @pytest.mark.gpu
 def test_a_process_alone_waits_for_its_gpu_at_the_end_only(model, images, labels):
-    """Whatever waits after the first batch and before the end of the last is an error."""
+    """A wait between the first batch and the end of the last batch is an error."""
     device = torch.device("cuda", 0)
     every = [b._replace(images=b.images.to(device), labels=b.labels.to(device)) for b in batches(images, labels)]
     rounds = []
@@ -375,7 +391,7 @@ def refused(model, images, labels, size, bad, batch_size=2):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_all_unreadable_images_are_named_at_once_on_every_rank(model, images, labels, size):
-    """The error comes after the last batch and lists the images in their order, from all ranks."""
+    """The error comes after the last batch and lists the images of all ranks in the order of the split."""
     bad = [21, 2, 3, 8, 13]
     errors, rounds = refused(model, images, labels, size, bad)
     assert len({str(error) for error in errors.values()}) == 1
@@ -392,8 +408,8 @@ def test_one_unreadable_image_is_named_by_its_own_message(model, images, labels)
     assert [str(error) for error in errors.values()] == ["val/7.jpg is empty"] * 2
 
 
-def test_of_many_unreadable_images_the_first_are_named_and_all_counted(monkeypatch, model, images, labels):
-    monkeypatch.setattr(sys.modules["seresnext.evaluation.evaluate"], "_MOST_LISTED", 4)
+def test_a_long_list_of_unreadable_images_is_cut_and_counted(monkeypatch, model, images, labels):
+    monkeypatch.setattr(sys.modules["seresnext.evaluation.evaluate"], "_MAX_LISTED", 4)
     errors, _ = refused(model, images, labels, 3, range(NUM_IMAGES))
     heading, *lines = str(errors[0]).splitlines()
     assert heading.startswith(f"{NUM_IMAGES} images")

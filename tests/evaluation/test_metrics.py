@@ -1,22 +1,30 @@
-"""Top-k counts against timm's and against sorting by hand."""
+"""Top-k counts equal timm's and a plain sort."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.utils import accuracy as timm_accuracy
 from torch import Tensor
 
-from seresnext.evaluation.metrics import topk_correct
+from seresnext.evaluation.metrics import METRICS, describe_metrics, topk_correct
+
+
+def correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> list[int]:
+    """Return the number of correct images for each k."""
+    counts = [topk_correct(logits, labels, k) for k in ks]
+    assert all(count.dtype == torch.int64 and count.shape == () for count in counts)
+    return [int(count) for count in counts]
 
 
 def by_hand(logits: Tensor, labels: Tensor, k: int) -> int:
-    """Sort each row by logit, then by class, and look for the label."""
-    correct = 0
+    """Count the labels in the first k classes of each row, sorted by logit and then by class."""
+    count = 0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         if any(value != value for value in row):
             continue
         best = sorted(range(len(row)), key=lambda number: (-row[number], number))[:k]
-        correct += label in best
-    return correct
+        count += label in best
+    return count
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -25,52 +33,66 @@ def test_equals_sorting_by_hand(dtype, classes):
     generator = torch.Generator().manual_seed(classes)
     logits = torch.randn(64, classes, generator=generator).to(dtype)
     labels = torch.randint(classes, (64,), generator=generator)
-    correct = topk_correct(logits, labels)
-    assert correct.dtype == torch.int64
-    assert correct.tolist() == [by_hand(logits, labels, 1), by_hand(logits, labels, 5)]
+    assert correct(logits, labels) == [by_hand(logits, labels, 1), by_hand(logits, labels, 5)]
 
 
 def test_equals_timm():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(500, 20, generator=generator), torch.randint(20, (500,), generator=generator)
     top1, top5 = (float(percent) for percent in timm_accuracy(logits, labels, topk=(1, 5)))
-    assert (topk_correct(logits, labels) / 5).tolist() == pytest.approx([top1, top5])
+    assert [count / 5 for count in correct(logits, labels)] == pytest.approx([top1, top5])
 
 
 def test_other_ks():
     logits, labels = torch.eye(4), torch.tensor([0, 0, 3, 3])
     expected = [by_hand(logits, labels, k) for k in (1, 2, 3, 4)]
-    assert topk_correct(logits, labels, (1, 2, 3, 4)).tolist() == expected
+    assert correct(logits, labels, (1, 2, 3, 4)) == expected
     assert expected[0] < expected[-1] == 4
 
 
 def test_fewer_classes_than_k_are_all_correct():
-    assert topk_correct(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])).tolist()[1] == 6
+    assert correct(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]))[1] == 6
 
 
 def test_lower_class_wins_ties():
     logits = torch.zeros(3, 8)
-    assert topk_correct(logits, torch.tensor([0, 1, 7])).tolist() == [1, 2]
+    assert correct(logits, torch.tensor([0, 1, 7])) == [1, 2]
     generator = torch.Generator().manual_seed(1)
     logits = torch.randint(3, (200, 12), generator=generator).float()
     labels = torch.randint(12, (200,), generator=generator)
-    assert topk_correct(logits, labels).tolist() == [by_hand(logits, labels, 1), by_hand(logits, labels, 5)]
+    assert correct(logits, labels) == [by_hand(logits, labels, 1), by_hand(logits, labels, 5)]
 
 
 @pytest.mark.parametrize("where", [0, 1, slice(None)])
 def test_nan_is_wrong(where):
     logits = torch.tensor([[9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     label = torch.tensor([0])
-    assert topk_correct(logits, label).tolist() == [1, 1]
+    assert correct(logits, label) == [1, 1]
     logits[0, where] = float("nan")
-    assert topk_correct(logits, label).tolist() == [0, 0]
-    assert topk_correct(logits[:, :3], label).tolist() == [0, 0]
+    assert correct(logits, label) == [0, 0]
+    assert correct(logits[:, :3], label) == [0, 0]
 
 
 def test_infinite_logits():
     logits = torch.tensor([[float("inf"), 1.0], [float("-inf"), 1.0]])
-    assert topk_correct(logits, torch.tensor([0, 0]), (1,)).tolist() == [1]
+    assert correct(logits, torch.tensor([0, 0]), (1,)) == [1]
 
 
 def test_no_images():
-    assert topk_correct(torch.empty(0, 10), torch.empty(0, dtype=torch.int64)).tolist() == [0, 0]
+    assert correct(torch.empty(0, 10), torch.empty(0, dtype=torch.int64)) == [0, 0]
+
+
+def test_metrics_are_exact_sums():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(100, 20, generator=generator), torch.randint(20, (100,), generator=generator)
+    sums = {name: metric(logits, labels) for name, metric in METRICS.items()}
+    assert [int(sums["top1"]), int(sums["top5"])] == [100 * count for count in correct(logits, labels)]
+    assert sums["loss"].dtype == torch.float64
+    assert float(sums["loss"]) == pytest.approx(100 * float(F.cross_entropy(logits, labels)), rel=1e-5)
+
+
+def test_metrics_as_text():
+    assert describe_metrics({"top1": 79.08, "top5": 94.43, "loss": 0.831}) == (
+        "top-1 79.080 %  top-5 94.430 %  loss 0.8310"
+    )
+    assert describe_metrics({"calibration_error": 0.5}) == "calibration_error 0.5000"

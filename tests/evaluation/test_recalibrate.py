@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew, against torch's own `update_bn`."""
+"""Recalibrated BatchNorm statistics equal those of torch's `update_bn`."""
 
 import copy
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ def model():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     net = net.double()
-    net(torch.randn(8, 3, 6, 6).double() * 3)  # Running statistics that are not the initial ones.
+    net(torch.randn(8, 3, 6, 6).double() * 3)  # This updates the running statistics.
     return net
 
 
@@ -57,7 +57,7 @@ def test_nothing_else_changes(model, batches):
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
 
 
-def test_again_gives_the_same_bits(model, batches):
+def test_a_second_call_gives_the_same_bits(model, batches):
     run(model, batches)
     once = copy.deepcopy(statistics(model))
     run(model, batches)
@@ -65,7 +65,7 @@ def test_again_gives_the_same_bits(model, batches):
 
 
 def test_ranks_add_up(model, batches):
-    """Each rank sums its own; the stand-in for a world gives back the sum over both."""
+    """The fake worlds record the sum of each rank, and then return the sum over both ranks."""
     alone, sums = copy.deepcopy(model), []
     run(alone, batches)
     for rank in range(2):
@@ -78,7 +78,7 @@ def test_ranks_add_up(model, batches):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
-def test_a_stop_leaves_everything_as_it_was(model, batches):
+def test_a_stop_leaves_the_model_unchanged(model, batches):
     before = copy.deepcopy(model.state_dict())
     answers = iter([False, False, True])
     assert run(model, batches, stop_requested=lambda: next(answers)) is False
@@ -89,7 +89,7 @@ def test_a_stop_leaves_everything_as_it_was(model, batches):
 
 def test_dropout_is_off_and_frozen_layers_stay(batches):
     class Frozen(nn.Module):
-        """A frozen layer as a network with frozen stages has it."""
+        """A network with a frozen layer."""
 
         def __init__(self):
             super().__init__()

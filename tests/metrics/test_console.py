@@ -1,4 +1,4 @@
-"""The console on a pipe, on a real pseudo-terminal, without anyone listening, and on other ranks."""
+"""The console on a pipe, on a real pseudo-terminal, on a closed terminal, and on other ranks."""
 
 import io
 import os
@@ -20,12 +20,12 @@ VALIDATE = {"event": "validate", "step": 100, "epoch": 1.0, "loss": 2.5, "top1":
 
 
 class Terminal:
-    """A pseudo-terminal whose other side is read all the time."""
+    """A pseudo-terminal. A thread reads all output."""
 
     def __init__(self, rows: int = 24, columns: int = 100) -> None:
         self._reader, self._writer = os.openpty()
         termios.tcsetwinsize(self._writer, (rows, columns))
-        self._seen = b""
+        self._output = b""
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
         self.stream = os.fdopen(self._writer, "w", encoding="utf-8")
@@ -33,19 +33,19 @@ class Terminal:
     def _listen(self) -> None:
         try:
             while chunk := os.read(self._reader, 4096):
-                self._seen += chunk
-        except OSError:  # What reading a pseudo-terminal says when its other side is closed.
+                self._output += chunk
+        except OSError:  # Reading fails after the writing side is closed.
             pass
 
     def close(self) -> str:
         self.stream.close()
         self._thread.join()
         os.close(self._reader)
-        return self._seen.decode()
+        return self._output.decode()
 
 
 def screen(text: str) -> list[str]:
-    """What stays on a screen that knows carriage return, line feed and cursor up: tqdm's whole vocabulary."""
+    """Return the final lines of a screen that knows carriage return, line feed and cursor up, as tqdm uses."""
     rows, row, column = [""], 0, 0
     for token in re.findall(r"\x1b\[A|\r|\n|[^\x1b\r\n]+", text):
         if token == "\x1b[A":
@@ -66,13 +66,13 @@ def run_epoch(console: Console) -> None:
     with console.bar("train", 4) as bar:
         for _ in range(4):
             bar.advance()
-        console.report(TRAIN, seconds_left=3723)
+        console.print_event(TRAIN, seconds_left=3723)
         bar.advance(0)
         console.line("warning: above the bar")
         with console.bar("validate", 2) as inner:
             inner.advance()
             console.line("inside")
-        console.report(VALIDATE)
+        console.print_event(VALIDATE)
     console.line("end")
 
 
@@ -94,7 +94,7 @@ def test_plain_lines_without_a_terminal(tmp_path):
 
 
 def test_a_log_that_is_a_pipe_without_a_reader_is_a_warning(tmp_path):
-    """A plain open of such a pipe waits without end."""
+    """A plain open of such a pipe waits forever."""
     os.mkfifo(tmp_path / "log.txt")
     stream = io.StringIO()
     console = Console(True, tmp_path / "log.txt", stream)
@@ -111,7 +111,7 @@ def test_bars_on_a_terminal(tmp_path):
     seen = terminal.close()
     assert "train:  " in seen
     assert "validate:  " in seen
-    # The train event is in the bar, and only there; every line stays on the screen, and no bar does.
+    # The train event is only in the bar. At the end the screen has all lines and no bar.
     assert screen(seen) == [
         "start",
         "warning: above the bar",
@@ -123,11 +123,11 @@ def test_bars_on_a_terminal(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 80), (50, 200), (0, 0), (0, 80), (24, 0)])
-def test_bar_shows_what_users_watch(rows, columns):
+def test_bar_shows_loss_speed_and_time(rows, columns):
     terminal = Terminal(rows, columns)
     console = Console(True, None, terminal.stream)
     with console.bar("train", 10000, done=4000) as bar:
-        console.report(TRAIN, seconds_left=3723)
+        console.print_event(TRAIN, seconds_left=3723)
         time.sleep(0.2)
         bar.advance(2000)
     seen = terminal.close()
@@ -147,7 +147,7 @@ def test_other_ranks_are_silent(tmp_path, capfd):
     assert not console.on_terminal
 
 
-def test_log_goes_on_when_the_stream_is_closed(tmp_path):
+def test_log_continues_after_the_stream_is_closed(tmp_path):
     stream = io.StringIO()
     console = Console(True, tmp_path / "log.txt", stream)
     console.line("one")
@@ -183,7 +183,7 @@ console.line("done")
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_broken_pipe_does_not_end_a_process(tmp_path, unbuffered):
-    """As `train.py | head -1`: the reader goes after a line. Exit code 0, and no word of Python's at exit."""
+    """Like `train.py | head -1`: the reader exits after a line. The exit code is 0, and Python prints no error."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "log.txt")],
         stdout=subprocess.PIPE,
@@ -194,10 +194,10 @@ def test_broken_pipe_does_not_end_a_process(tmp_path, unbuffered):
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    complaints = process.stderr.read()
+    errors = process.stderr.read()
     process.stderr.close()
     assert process.wait(60) == 0
-    assert complaints == b""
+    assert errors == b""
     assert (tmp_path / "log.txt").read_text().endswith("done\n")
 
 
@@ -210,7 +210,7 @@ def test_text_the_terminal_cannot_show(tmp_path):
     assert "größe \\udcff" in (tmp_path / "log.txt").read_text()
 
 
-def test_log_that_cannot_be_written_is_said_once(tmp_path):
+def test_log_that_cannot_be_written_is_one_warning(tmp_path):
     stream = io.StringIO()
     console = Console(True, tmp_path / "missing" / "log.txt", stream)
     console.line("one")
@@ -220,12 +220,12 @@ def test_log_that_cannot_be_written_is_said_once(tmp_path):
     assert len(lines) == 3
 
 
-def test_describe_leaves_out_what_is_not_there():
+def test_describe_omits_missing_fields():
     assert describe({"loss": float("nan"), "lr": None, "weights": "ema"}) == "loss nan"
     assert describe({"data_wait": 0.0123, "grad_norm": 2.0}) == "data wait 0.012 s, gradient norm 2.000"
 
 
-def test_nothing_that_is_said_steers_the_terminal(tmp_path):
+def test_control_characters_are_escaped(tmp_path):
     stream = io.StringIO()
     Console(enabled=True, log=tmp_path / "log.txt", stream=stream).line("a\x1b[2J\rb\x9b\u202e\udc80\nü 日本")
     for text in (stream.getvalue(), (tmp_path / "log.txt").read_text()):

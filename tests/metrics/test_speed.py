@@ -1,4 +1,4 @@
-"""Speed and time left by a clock that the test moves."""
+"""Speed and remaining time, measured with a fake clock."""
 
 import inspect
 
@@ -27,7 +27,7 @@ def test_speed_of_a_window():
     assert measured.data_wait == pytest.approx(0.1)
 
 
-def test_next_window_starts_anew():
+def test_each_window_starts_at_zero():
     clock = FakeClock()
     meter = SpeedMeter(clock)
     clock.now += 1
@@ -38,7 +38,7 @@ def test_next_window_starts_anew():
     assert meter.read().images_per_second == pytest.approx(5)
 
 
-def test_pauses_are_left_out_also_when_they_fail():
+def test_pauses_do_not_count_even_after_an_error():
     clock = FakeClock()
     meter = SpeedMeter(clock)
     clock.now += 1
@@ -58,7 +58,7 @@ def test_empty_window():
     assert SpeedMeter(FakeClock()).read() == (0.0, 0.0)
 
 
-def test_time_left_leaves_the_first_step_out():
+def test_eta_excludes_the_first_step():
     clock = FakeClock()
     eta = EtaClock(total_steps=100, clock=clock)
     clock.now += 60  # compilation
@@ -69,7 +69,7 @@ def test_time_left_leaves_the_first_step_out():
     assert eta.update(100) == 0
 
 
-def test_time_left_after_a_resume_counts_own_steps_only():
+def test_eta_after_a_resume_counts_steps_of_this_process():
     clock = FakeClock()
     eta = EtaClock(total_steps=1000, clock=clock)
     eta.update(900)
@@ -78,7 +78,7 @@ def test_time_left_after_a_resume_counts_own_steps_only():
 
 
 def test_wall_clock_is_not_used():
-    """Wall time jumps with the network's clock; only these two functions may be called."""
+    """Wall time can jump when the clock of the machine is set."""
     assert inspect.signature(SpeedMeter).parameters["clock"].default is speed.time.monotonic
     assert inspect.signature(EtaClock).parameters["clock"].default is speed.time.monotonic
     assert "time.time" not in inspect.getsource(speed)

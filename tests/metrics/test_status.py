@@ -1,4 +1,4 @@
-"""How a run is, in its folder: true at any time, also on a full disk, and never half there for a reader."""
+"""`status.json` is true at any time, also on a full disk, and a reader never finds a part."""
 
 import errno
 import json
@@ -14,9 +14,7 @@ from seresnext.distributed import World
 from seresnext.metrics.status import (
     mark_refused,
     read_status,
-    update_progress,
-    update_step,
-    write_atomically,
+    update_status,
     write_status,
 )
 from seresnext.run.folder import resume_point
@@ -26,7 +24,7 @@ def write(folder, state, step=0, reason=None):
     write_status(folder, World(), state, step, reason)
 
 
-def test_status_says_how_it_is(tmp_path):
+def test_status_has_state_process_and_times(tmp_path):
     assert read_status(tmp_path) == {}
     write(tmp_path, "running", 12)
     write(tmp_path, "failed", 13, "out of memory")
@@ -50,16 +48,16 @@ def test_status_says_how_it_is(tmp_path):
 
 def test_saved_step_total_and_best_stay_until_the_end(tmp_path):
     best = {"step": 10, "top1": 62.5, "top5": 75.0, "weights": "ema"}
-    update_progress(tmp_path, saved_step=10)
-    assert read_status(tmp_path) == {}  # There is no run.
+    update_status(tmp_path, saved_step=10)
+    assert read_status(tmp_path) == {}  # The folder has no run.
     write(tmp_path, "running", 0)
     started = read_status(tmp_path)["started"]
-    update_progress(tmp_path, step=12, saved_step=None, total_steps=100)
-    update_progress(tmp_path, saved_step=10, best=best)
+    update_status(tmp_path, step=12, saved_step=None, total_steps=100)
+    update_status(tmp_path, saved_step=10, best=best)
     found = read_status(tmp_path)
     assert (found["step"], found["saved_step"], found["total_steps"], found["best"]) == (12, 10, 100, best)
     write(tmp_path, "failed", 13, "rank 1: gone")
-    update_progress(tmp_path, saved_step=13)  # This write ends after another rank has failed.
+    update_status(tmp_path, saved_step=13)  # This write ends after another rank has failed.
     found = read_status(tmp_path)
     assert (found["state"], found["reason"], found["saved_step"]) == ("failed", "rank 1: gone", 13)
     assert (found["step"], found["total_steps"], found["best"], found["started"]) == (13, 100, best, started)
@@ -69,7 +67,7 @@ def test_two_threads_of_a_process_lose_no_field(tmp_path):
     """The training thread writes steps, and the checkpoint thread writes saves."""
     write(tmp_path, "running", 0)
     threads = [
-        threading.Thread(target=lambda name=name: [update_progress(tmp_path, **{name: n}) for n in range(200)])
+        threading.Thread(target=lambda name=name: [update_status(tmp_path, **{name: n}) for n in range(200)])
         for name in ("step", "saved_step", "total_steps")
     ]
     for thread in threads:
@@ -96,7 +94,7 @@ def test_the_point_of_a_resume(tmp_path):
 
 @pytest.fixture
 def refuse(monkeypatch):
-    """`refuse(number)`: no file can be put in the place of another, for this reason."""
+    """`refuse(number)` lets every replacement of a file fail with this errno."""
 
     def set_up(number):
         def fail(*args):
@@ -132,24 +130,24 @@ def test_on_a_full_disk_it_is_written_over_the_old_one(tmp_path, refuse, capsys,
     assert "status.json cannot be written" in capsys.readouterr().err
 
 
-def test_the_step_of_a_run_that_goes_on(tmp_path, refuse, capsys):
-    update_step(tmp_path, 3)
+def test_only_a_running_run_gets_a_new_step(tmp_path, refuse, capsys):
+    update_status(tmp_path, step=3)
     assert read_status(tmp_path) == {}
     write(tmp_path, "running", 3)
-    update_step(tmp_path, 4)
+    update_status(tmp_path, step=4)
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 4)
-    write(tmp_path, "failed", 4, "rank 1: out of memory")  # As another rank does.
-    update_step(tmp_path, 5)
+    write(tmp_path, "failed", 4, "rank 1: out of memory")  # Another rank failed.
+    update_status(tmp_path, step=5)
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("failed", 4)
     write(tmp_path, "running", 5)
     refuse(errno.ENOSPC)
-    update_step(tmp_path, 6)
+    update_status(tmp_path, step=6)
     assert read_status(tmp_path)["step"] == 5
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("state", ["preempted", "running", "finished", "failed", None])
-def test_a_refused_start_ends_what_was_to_go_on(tmp_path, state):
+def test_a_refused_restart_is_a_failure(tmp_path, state):
     if state:
         write(tmp_path, state, 7, "as before")
     before = read_status(tmp_path)
@@ -166,44 +164,25 @@ def test_a_refused_start_ends_what_was_to_go_on(tmp_path, state):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", None, b"[" * 100_000, b" " * (1 << 20) + b"{}"])
-def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
+def test_an_unreadable_status_is_empty(tmp_path, content):
     if content is not None:
         (tmp_path / "status.json").write_bytes(content)
     assert read_status(tmp_path) == {}
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
-def test_a_status_without_end_is_none(tmp_path, target):
+def test_a_status_without_end_is_empty(tmp_path, target):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "status.json").symlink_to(tmp_path / target)
     assert read_status(tmp_path) == {}
 
 
-def test_of_a_status_by_others_only_plain_values_are_kept(tmp_path):
+def test_status_of_a_stranger_keeps_only_plain_values(tmp_path):
     """The next write repeats the values, so JSON must be able to hold each value."""
     deep = "[" * 500 + "]" * 500
     fields = f'"best": {{"step": {deep}}}, "saved_step": "x", "other": {deep}, "started": 3, "total_steps": 7'
     (tmp_path / "status.json").write_text(f'{{"state": "running", {fields}}}')
     assert read_status(tmp_path) == {"state": "running", "total_steps": 7}
-    update_step(tmp_path, 4)
+    update_status(tmp_path, step=4)
     write(tmp_path, "failed", 4)
     assert (read_status(tmp_path)["total_steps"], read_status(tmp_path)["best"]) == (7, None)
-
-
-def test_a_reader_never_sees_a_part(tmp_path):
-    target, texts, seen = tmp_path / "file", ["a" * 200_000, "b" * 100_000], set()
-    write_atomically(target, texts[0])
-    done = threading.Event()
-
-    def read():
-        while not done.is_set():
-            seen.add(target.read_text())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(200):
-        write_atomically(target, texts[number % 2])
-    done.set()
-    reader.join()
-    assert seen <= set(texts)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

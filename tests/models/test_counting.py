@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seresnext.models import MODELS, create_model
-from seresnext.models.__main__ import main
 from seresnext.models.counting import count_bytes, count_multiply_adds, count_parameters
+from seresnext.models.table import print_models
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_counting_leaves_no_trace() -> None:
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    main()
+    print_models()
     rows = [re.split(r"\s{1,}", line) for line in capsys.readouterr().out.splitlines() if line.startswith("legacy")]
     expected = "legacy_seresnext50_32x4d 27,559,896 4.23 G 110,512,904 79.08 94.43 {weights_file} (110,559,176)"
     assert " ".join(rows[1]) == expected.format(weights_file="se_resnext50_32x4d-a260b3a4.pth")
@@ -56,7 +56,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.full
 def test_module_runs(run_command) -> None:
-    result = run_command([sys.executable, "-m", "seresnext.models"], cwd=Path(__file__).parents[2])
+    result = run_command([sys.executable, "-m", "seresnext", "models"], cwd=Path(__file__).parents[2])
     assert result.returncode == 0
     assert result.stderr == ""
     assert "16,790,280" in result.stdout

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from seresnext.checkpoint import file_format
+from seresnext.data.readers.class_labels import has_other_labels
 from seresnext.errors import CheckpointError
 from seresnext.models import (
     MODELS,
@@ -22,6 +24,10 @@ from seresnext.models import (
     load_weights,
     published_preprocessing,
 )
+from seresnext.models.pretrained import load_first_weights
+from seresnext.models.registry import build_model
+from seresnext.recipe.load import load_recipe
+from seresnext.runtime import PRECISIONS
 from seresnext.weights.marks import FORMAT
 
 NAME = "legacy_seresnext26_32x4d"
@@ -338,3 +344,52 @@ def test_poisoned_weights(tmp_path: Path, state: State) -> None:
     torch.save(state | {"last_linear.bias": torch.full((1000,), float("nan"))}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"last_linear\.bias has values that are not finite"):
         load_pretrained(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["seresnext26", "seresnext50", "seresnext101"])
+def test_the_seed_recipes_validate_as_the_published_weights_were(name):
+    assert Preprocessing.of_recipe(load_recipe(name).recipe) == published_preprocessing(name)
+
+
+# ------------------------------------------------------------------------------------------------ first weights
+
+
+def test_weights_in_double_precision_are_not_rounded(tmp_path):
+    section = load_recipe("digits").recipe.model
+    torch.manual_seed(0)
+    source = build_model(section).double()
+    exact = torch.tensor(1 / 3, dtype=torch.float64)
+    source.last_linear.weight.data.fill_(exact)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    section = section.model_copy(update={"weights": str(tmp_path / "weights.safetensors")})
+    model = PRECISIONS["fp64"].place(build_model(section), torch.device("cpu"), channels_last=False)
+    assert load_first_weights(model, section, lambda: False) == []
+    assert model.last_linear.weight[0, 0] == exact
+    assert exact.float().double() != exact  # The control: in float32 it would be another number.
+
+
+@pytest.mark.parametrize(
+    ("classes", "reset_head", "warned"),
+    [
+        ([f"{n}" for n in range(12)], False, True),
+        ([f"{n}" for n in range(12)], True, False),
+        ([f"{n:02d}" for n in range(12)], False, False),
+        (list("abcdefghijkl"), False, False),
+    ],
+)
+def test_a_classifier_whose_labels_are_others_is_reported(tmp_path, classes, reset_head, warned):
+    """A run orders labels as text: 0, 1, 10 ... A bare file of other tools may order labels by number."""
+    section = load_recipe("digits", ["model.num_classes=12"]).recipe.model
+    model = build_model(section)
+    (tmp_path / "run").mkdir()
+    save_file(model.state_dict(), tmp_path / "run" / "best.safetensors", {"format": "pt"})
+    section = section.model_copy(update={"weights": str(tmp_path / "run"), "reset_head": reset_head})
+    reader = SimpleNamespace(classes=tuple(sorted(classes)))
+    notes = load_first_weights(model, section, lambda: has_other_labels(reader))
+    assert any("model.reset_head=true" in note and "best.safetensors" in note for note in notes) is warned
+
+
+def test_an_address_of_weights_is_refused(tmp_path):
+    section = load_recipe("digits", ["model.weights=http://host//a/w.pth"]).recipe.model
+    with pytest.raises(CheckpointError, match=r"http://host//a/w\.pth"):
+        load_first_weights(build_model(section), section, lambda: False)

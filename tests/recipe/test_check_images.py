@@ -9,7 +9,7 @@ from seresnext.recipe import load_recipe
 from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.load import recipe_from_values
 
-# Overrides of recipes/seresnext50.yaml, and parts of the one problem they make; then what to change to make it good.
+# Overrides of recipes/seresnext50.yaml; parts of the one problem that results; the override that fixes the problem.
 DISAGREEMENTS = {
     "sizes without a start": (
         ["data.progressive={end_ramp: 60ep}"],
@@ -95,17 +95,17 @@ DISAGREEMENTS = {
 
 
 @pytest.mark.parametrize("case", DISAGREEMENTS)
-def test_disagreement_and_its_cure(case: str) -> None:
-    overrides, fragments, cure = DISAGREEMENTS[case]
+def test_disagreement_and_fix(case: str) -> None:
+    overrides, fragments, fix = DISAGREEMENTS[case]
     with pytest.raises(RecipeError) as caught:
         load_recipe("seresnext50", overrides)
     assert len(caught.value.problems) == 1, caught.value.problems
     for fragment in fragments:
         assert fragment in caught.value.problems[0]
-    assert list(image_problems(load_recipe("seresnext50", [*overrides, cure]).recipe)) == []
+    assert list(image_problems(load_recipe("seresnext50", [*overrides, fix]).recipe)) == []
 
 
-def test_all_are_told_at_once() -> None:
+def test_all_problems_come_at_once() -> None:
     changes = [
         "augment.policy={name: randaugment, magnitude: 40}",
         "augment.repeats=3",
@@ -119,20 +119,20 @@ def test_all_are_told_at_once() -> None:
         assert any(f"{key}: " in problem for problem in caught.value.problems), key
 
 
-def test_advice_on_repeats_of_a_huge_batch_takes_no_time() -> None:
+def test_advice_on_repeats_of_a_huge_batch_is_quick() -> None:
     with pytest.raises(RecipeError, match=r"augment\.repeats: must divide"):
         load_recipe("seresnext50", ["batch={global_size: 9999991, micro_size: 9999991}", "augment.repeats=2"])
 
 
-def test_an_address_that_is_none() -> None:
-    with pytest.raises(RecipeError, match=r"data\.root: is no address"):
+def test_invalid_address() -> None:
+    with pytest.raises(RecipeError, match=r"data\.root: is not a valid address"):
         load_recipe("seresnext50", ["data.root=https://[x/y", "data.format=shards"])
     assert load_recipe("seresnext50", ["data.root='photos [x/y'"]).recipe.data.root == "photos [x/y"
 
 
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\x00", "\ud800", "x" * 4097])
-def test_paths_are_one_line_and_no_novel(text: str) -> None:
-    """From JSON, as a checkpoint has its recipe: YAML would not let them pass."""
+def test_paths_are_one_short_line(text: str) -> None:
+    """The text comes from the JSON of a checkpoint. The reader of YAML refuses such text itself."""
     values = {"model": {"name": "seresnext50"}, "data": {"root": text}}
     with pytest.raises(RecipeError, match=r"data\.root: ") as caught:
         recipe_from_values(values, "file")

@@ -1,4 +1,4 @@
-"""Recipes are found by path and by name, and laid over their bases. What can be wrong about files: test_errors.py."""
+"""Lookup of recipes by path and by name, and merging with bases. Wrong files: test_errors.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError, UsageError
-from seresnext.recipe import load_recipe
+from seresnext.recipe import files, load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,30 +26,73 @@ def write(name: str, text: str) -> Path:
 
 
 @pytest.mark.parametrize("spelling", ["seresnext50", "seresnext50.yaml", str(ROOT / "recipes" / "seresnext50")])
-def test_a_recipe_is_found_by_name_from_any_folder(spelling: str) -> None:
+def test_recipe_is_found_by_name_from_any_folder(spelling: str) -> None:
     loaded = load_recipe(spelling)
     assert loaded.name == "seresnext50"
     assert loaded.recipe.model.name == "seresnext50"
 
 
 @pytest.mark.parametrize("spelling", ["mine.yaml", "mine", "./mine", Path("mine.yaml")])
-def test_a_recipe_is_found_by_path(spelling: str | Path) -> None:
+def test_recipe_is_found_by_path(spelling: str | Path) -> None:
     write("mine.yaml", "model: {name: seresnext26}")
     assert load_recipe(spelling).name == "mine"
 
 
-def test_recipes_here_come_before_those_beside_the_package() -> None:
+def test_order_of_lookup() -> None:
+    """A path comes first, then a name in `./recipes`, then an installed recipe."""
+    assert load_recipe("digits").recipe.length == Duration(8, "ep")
     write("recipes/digits.yaml", "model: {name: seresnext26}\nlength: 77ep")
     assert load_recipe("digits").recipe.length == Duration(77, "ep")
+    write("digits.yaml", "model: {name: seresnext26}\nlength: 78ep")
+    assert load_recipe("digits").recipe.length == Duration(78, "ep")
+    assert load_recipe("recipes/digits").recipe.length == Duration(77, "ep")
 
 
-def test_a_folder_is_no_recipe_and_does_not_hide_one() -> None:
+def test_order_of_lookup_of_a_base() -> None:
+    """A path relative to the file comes first, then a name in `./recipes`, then an installed recipe."""
+    mine = write("mine/mine.yaml", "base: digits\ndata: {root: here}")
+    assert load_recipe(mine).recipe.length == Duration(8, "ep")
+    write("recipes/digits.yaml", "model: {name: seresnext26}\nlength: 77ep")
+    assert load_recipe(mine).recipe.length == Duration(77, "ep")
+    write("mine/digits.yaml", "model: {name: seresnext26}\nlength: 78ep")
+    loaded = load_recipe(mine)
+    assert loaded.recipe.length == Duration(78, "ep")
+    assert loaded.origins["length"] == "mine/digits.yaml:2"
+
+
+def test_parts_of_installed_recipes_are_bases_too() -> None:
+    write("mine.yaml", "base: _base/strong.yaml\nmodel: {name: seresnext26}")
+    assert load_recipe("mine").recipe.length == Duration(120, "ep")
+
+
+@pytest.mark.parametrize("name", ["./digits", "../digits.yaml", "/digits"])
+def test_a_name_that_begins_like_a_path_is_a_path_only(name: str) -> None:
+    with pytest.raises(RecipeError, match="no recipe"):
+        load_recipe(name)
+
+
+def test_recipes_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel has the recipes in the package. A folder `recipes` next to the package is not read."""
+    package = tmp_path / "site-packages" / "seresnext"
+    write(str(package / "recipes" / "only_here.yaml"), "base: _base/b.yaml\nmodel: {name: seresnext26}")
+    write(str(package / "recipes" / "_base" / "b.yaml"), "length: 5ep")
+    write(str(package.parent / "recipes" / "of_another_package.yaml"), "model: {name: seresnext26}")
+    monkeypatch.setattr(files, "_PACKAGE", package)
+    assert load_recipe("only_here").recipe.length == Duration(5, "ep")
+    write("recipes/local.yaml", "model: {name: seresnext26}")
+    with pytest.raises(RecipeError, match=r"did you mean only_here\? recipes: local, only_here$"):
+        load_recipe("only_her")
+    with pytest.raises(RecipeError, match="no recipe 'of_another_package'"):
+        load_recipe("of_another_package")
+
+
+def test_folder_does_not_hide_a_recipe() -> None:
     Path("digits").mkdir()
     assert load_recipe("digits").recipe.model.num_classes == 10
 
 
 @pytest.mark.parametrize("name", ["seresnxt50", "SE-ResNeXt-50", "seresnext50.yml"])
-def test_an_unknown_name_gets_near_misses_and_the_list(name: str) -> None:
+def test_unknown_name_gets_a_near_miss_and_the_list(name: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(name)
     assert isinstance(caught.value, UsageError)
@@ -66,7 +109,7 @@ def test_names_that_cannot_be_files(name: str) -> None:
         load_recipe(name)
 
 
-def test_bases_are_laid_over_each_other_key_by_key() -> None:
+def test_bases_are_merged_key_by_key() -> None:
     write("_base/one.yaml", "optimizer: {lr: 0.1, momentum: 0.1, weight_decay: 0.1}\nlength: 1ep\nema: {decay: 0.5}")
     write("_base/two.yaml", "optimizer: {momentum: 0.2, weight_decay: 0.2}\nlength: 2ep")
     write(
@@ -85,21 +128,21 @@ def test_bases_are_laid_over_each_other_key_by_key() -> None:
     assert origins["optimizer.nesterov"] == "default"
 
 
-def test_a_base_may_have_a_base_and_be_shared() -> None:
+def test_base_may_have_a_base_and_be_shared() -> None:
     write("a.yaml", "optimizer: {lr: 0.1, momentum: 0.1}")
     write("b.yaml", "base: a.yaml\noptimizer: {lr: 0.2}")
     write("c.yaml", "base: a.yaml\nloss: {label_smoothing: 0.2}")
-    # c brings a's lr again, so it wins over b's: a file stands for everything it resolves to.
+    # c contains the lr of a, so this lr wins over the lr of b.
     write("mine.yaml", "base: [b.yaml, c.yaml]\nmodel: {name: seresnext26}")
     assert load_recipe("mine.yaml").recipe.optimizer.lr == 0.1
     assert load_recipe("mine.yaml").recipe.loss.label_smoothing == 0.2
 
 
-def test_null_takes_a_section_away_and_a_section_takes_null_away() -> None:
+def test_null_replaces_a_section_and_a_section_replaces_null() -> None:
     write("on.yaml", "ema: {decay: 0.5}\nmodel: {name: seresnext26}")
     write("off.yaml", "base: on.yaml\nema: null")
     write("again.yaml", "base: off.yaml\nema: {warmup: false}")
     assert load_recipe("off.yaml").recipe.ema is None
     ema = load_recipe("again.yaml").recipe.ema
     assert ema is not None
-    assert (ema.decay, ema.warmup) == (0.9999, False)  # not the 0.5 that was taken away
+    assert (ema.decay, ema.warmup) == (0.9999, False)  # The 0.5 was removed by null.

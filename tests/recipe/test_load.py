@@ -1,4 +1,4 @@
-"""Overrides, origins, and recipes from plain values. What can be wrong: test_errors.py."""
+"""Overrides, origins, and recipes from plain values. Mistakes: test_errors.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_no_torch_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_overrides_win_and_the_last_one_most() -> None:
+def test_overrides_win_and_the_last_one_wins() -> None:
     loaded = load_recipe("seresnext50", ["optimizer.lr=1e-1", "optimizer.lr=4e-1", "length=3st", "data.root='10'"])
     assert loaded.recipe.optimizer.lr == 0.4
     assert loaded.recipe.length == Duration(3, "st")
@@ -35,7 +35,7 @@ def test_overrides_win_and_the_last_one_most() -> None:
     assert loaded.recipe.optimizer.momentum == 0.9
 
 
-def test_an_override_may_set_a_whole_section_or_reach_into_an_absent_one() -> None:
+def test_override_of_a_section_and_of_a_key_in_an_absent_section() -> None:
     cosine = load_recipe("seresnext50", ["schedule={name: cosine, warmup: 5ep}"]).recipe.schedule
     assert (cosine.name, cosine.every, cosine.factor, cosine.warmup) == ("cosine", None, None, Duration(5, "ep"))
     ema = load_recipe("seresnext50", ["ema.decay=0.9"]).recipe.ema
@@ -52,7 +52,7 @@ def test_a_value_may_hold_equals_signs() -> None:
 @pytest.mark.parametrize("text", ["runs/best #2.pth", "#1", "photos # of 2026/"])
 def test_a_value_may_hold_number_signs(text: str) -> None:
     assert load_recipe("seresnext50", [f"data.root={text}"]).recipe.data.root == text
-    assert load_recipe("seresnext50", [f"data.root={write_scalar(text)}"]).recipe.data.root == text  # as --data does
+    assert load_recipe("seresnext50", [f"data.root={write_scalar(text)}"]).recipe.data.root == text  # --data does this.
 
 
 def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,13 +62,13 @@ def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "house" / "base.yaml").write_text("model: {name: seresnext26, weights: ~/w.pth}\ndata: {cache: ~}\n")
     (tmp_path / "mine.yaml").write_text("base: ~/base.yaml\ndata:\n  root: ~/photos\n  train_split: ~x\n")
     loaded = load_recipe("mine.yaml")
-    assert loaded.values["model"]["weights"] == f"{tmp_path}/house/w.pth"
-    assert loaded.values["data"]["root"] == f"{tmp_path}/house/photos"
+    assert loaded.recipe.model.weights == f"{tmp_path}/house/w.pth"
+    assert loaded.recipe.data.root == f"{tmp_path}/house/photos"
     assert loaded.origins["data.root"] == "mine.yaml:3"
-    assert (loaded.values["data"]["cache"], loaded.values["data"]["train_split"]) == (None, "~x")
-    assert load_recipe("~/base", ["data.cache='~/c'"]).values["data"]["cache"] == f"{tmp_path}/house/c"
+    assert (loaded.recipe.data.cache, loaded.recipe.data.train_split) == (None, "~x")
+    assert load_recipe("~/base", ["data.cache='~/c'"]).recipe.data.cache == f"{tmp_path}/house/c"
     for root in ("a/~", "./~", "~nobody-of-this-name/a"):
-        assert load_recipe("mine.yaml", [f"data.root={root}"]).values["data"]["root"] == root
+        assert load_recipe("mine.yaml", [f"data.root={root}"]).recipe.data.root == root
     stored = {"model": {"name": "seresnext26"}, "data": {"root": "~/a"}}
     assert recipe_from_values(stored, "a checkpoint").data.root == "~/a"
 
@@ -82,7 +82,7 @@ def test_every_value_has_an_origin() -> None:
         ]
 
     loaded = load_recipe("seresnext101", ["ema.decay=0.9"])
-    assert sorted(loaded.origins) == sorted(paths(loaded.values))
+    assert sorted(loaded.origins) == sorted(paths(to_values(loaded.recipe)))
     written = (ROOT / "recipes/seresnext101.yaml").read_text().splitlines()
     line = written.index("  name: seresnext101") + 1
     assert loaded.origins["model.name"] == f"{ROOT}/recipes/seresnext101.yaml:{line}"
@@ -92,9 +92,16 @@ def test_every_value_has_an_origin() -> None:
 
 
 def test_values_make_the_same_recipe() -> None:
-    loaded = load_recipe("digits")
-    assert recipe_from_values(loaded.values, "a checkpoint") == loaded.recipe
-    assert to_values(loaded.recipe) == loaded.values
+    recipe = load_recipe("digits").recipe
+    assert recipe_from_values(to_values(recipe), "a checkpoint") == recipe
+
+
+def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
+    recipe = load_recipe("digits").recipe
+    values = to_values(recipe)
+    old = {**values, "runtime": {**values["runtime"], "measure": True, "static_graph": True}}
+    assert recipe_from_values(old, "a checkpoint") == recipe
+    assert old["runtime"]["measure"]  # The caller's values do not change.
 
 
 WRONG_STORED = {
@@ -118,7 +125,7 @@ def test_wrong_stored_values(case: str) -> None:
     assert fragment in caught.value.problems[0]
 
 
-def test_stored_values_nested_without_end() -> None:
+def test_stored_values_nested_too_deep() -> None:
     values: dict = {}
     for _ in range(500):
         values = {"model": values}

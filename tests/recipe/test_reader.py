@@ -1,4 +1,4 @@
-"""The scalars of recipes, against what PyYAML and float() say, and the time that hostile texts may take."""
+"""Scalars of recipes compared with PyYAML and float(), and the time for hostile texts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_scalars(text: str, value: object) -> None:
 
 
 @given(st.floats(allow_nan=False))
-def test_every_float_is_read_as_it_is_written(value: float) -> None:
+def test_float_round_trip(value: float) -> None:
     if math.isfinite(value):
         assert read_scalar(write_scalar(value)) == (value, None)
 
@@ -52,24 +52,24 @@ def test_every_exponent_form_is_a_float(digits: int, exponent: int, letter: str,
 
 
 @given(st.text().filter(lambda text: text.isprintable()))
-def test_any_text_is_read_as_it_is_written(text: str) -> None:
+def test_text_round_trip(text: str) -> None:
     for document in (f"key: {write_scalar(text)}\n", f"key: [{write_scalar(text)}]\n"):
         root, problems = read_yaml(document, str)
         assert problems == []
         assert root is not None
         assert root.plain() in ({"key": text}, {"key": [text]})
-        assert yaml.safe_load(document) in ({"key": text}, {"key": [text]})  # and by every other reader
+        assert yaml.safe_load(document) in ({"key": text}, {"key": [text]})  # Other readers agree.
 
 
 @given(st.text().filter(lambda text: text.isprintable()))
-def test_any_text_is_read_as_it_is_written_on_the_command_line(text: str) -> None:
+def test_text_round_trip_on_the_command_line(text: str) -> None:
     root, problems = read_value(write_scalar(text), "data.root")
     assert root is not None
     assert (root.plain(), problems) == (text, [])
 
 
 @given(st.lists(st.from_regex(r"[A-Za-z/#][A-Za-z0-9/._#-]*", fullmatch=True), min_size=1), st.sampled_from("[{ "))
-def test_a_number_sign_on_the_command_line_cuts_nothing(words: list[str], within: str) -> None:
+def test_number_sign_on_the_command_line_is_no_comment(words: list[str], within: str) -> None:
     text = " #".join(words)
     value, expected = {"[": (f"[x, {text}]", ["x", text]), "{": (f"{{x: {text}}}", {"x": text})}.get(
         within, (text, text)
@@ -91,13 +91,13 @@ def test_text_after_the_end_of_a_value_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["5", "-0", "0.1", "1.5e+3", "true", "Off", "null", "~", "abc", "a b", "'5'", '"x"', "[1, a]"]
 )
-def test_plain_values_mean_what_pyyaml_says(text: str) -> None:
+def test_plain_values_are_read_as_by_pyyaml(text: str) -> None:
     root, problems = read_yaml(text, str)
     assert root is not None
     assert (root.plain(), problems) == (yaml.safe_load(text), [])
 
 
-def test_lines_are_those_of_the_keys() -> None:
+def test_line_of_a_value_is_the_line_of_the_key() -> None:
     root, problems = read_yaml("# 1\na:\n  b: 1\n\n  c:\n    - 2\n  d: {e:\n   4}\n", "line {}".format)
     assert problems == []
     assert root is not None
@@ -114,7 +114,7 @@ def test_decoding() -> None:
         decode_bytes(b"a\n\xff")
 
 
-# Each as long as a recipe may be. The regular expressions and PyYAML's scanner must not take the square of that.
+# Texts of the maximum length. The time of regular expressions and of PyYAML's scanner must not grow quadratically.
 LONG = {
     "comment": "#" * MAX_BYTES,
     "empty lines": "\n" * MAX_BYTES,
@@ -143,7 +143,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("case", LONG)
-def test_a_long_text_takes_seconds_at_most(case: str) -> None:
+def test_long_text_takes_seconds_at_most(case: str) -> None:
     start = time.perf_counter()
     try:
         _, problems = read_yaml(LONG[case], str)

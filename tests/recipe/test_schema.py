@@ -1,7 +1,8 @@
-"""The schema itself: strict types, the design's defaults, and the same models as the code."""
+"""The schema: strict types, defaults, and the same names as the tables in the code."""
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import get_args
 
 import pytest
@@ -9,10 +10,11 @@ from pydantic import ValidationError
 
 from seresnext.durations import Duration
 from seresnext.recipe import Recipe, load_recipe, to_values
-from seresnext.recipe.schema import ErasingSection, ModelName, OptimizerSection, RuntimeSection
+from seresnext.recipe.explain import section_of
+from seresnext.recipe.schema import ONLY_FOR, ErasingSection, OptimizerSection, RuntimeSection
 
 
-def test_defaults_are_those_of_the_design() -> None:
+def test_defaults() -> None:
     values = to_values(Recipe.model_validate({"model": {"name": "seresnext101"}}))
     wanted = {
         "model": {"name": "seresnext101", "num_classes": 1000, "drop_rate": 0.2, "weights": None, "reset_head": False},
@@ -38,11 +40,15 @@ def test_defaults_are_those_of_the_design() -> None:
     assert values["ema"] is None
 
 
-def test_model_names_are_those_of_the_code() -> None:
-    from seresnext.models import MODELS
-    from seresnext.models.registry import canonical_name
-
-    assert {canonical_name(name) for name in get_args(ModelName)} == set(MODELS)
+@pytest.mark.parametrize("key", ONLY_FOR)
+def test_limited_key_and_its_values_exist(key: str) -> None:
+    other, names, example = ONLY_FOR[key]
+    path, _, name = key.rpartition(".")
+    section = reduce(lambda section, step: section_of(section.model_fields[step].annotation), path.split("."), Recipe)
+    assert set(names.split()) < set(get_args(section.model_fields[other].annotation))
+    field = section.model_fields[name]
+    assert example is None or field.default is None
+    assert all(f"`{word}`" in field.description for word in names.split())
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_strictness(key: str, value: object) -> None:
         OptimizerSection.model_validate({key: value})
 
 
-def test_a_whole_number_is_welcome_where_a_float_is_expected() -> None:
+def test_int_is_accepted_as_a_float() -> None:
     lr = OptimizerSection.model_validate({"lr": 1}).lr
     assert type(lr) is float
 
@@ -78,7 +84,7 @@ def test_compile_takes_no_other_value(value: object) -> None:
         RuntimeSection.model_validate({"compile": value})
 
 
-def test_durations_are_values_in_python_and_text_outside() -> None:
+def test_duration_is_text_in_plain_values() -> None:
     recipe = load_recipe("digits", ["length=12st"]).recipe
     assert recipe.length == Duration(12, "st")
     assert to_values(recipe)["length"] == "12st"
@@ -92,11 +98,11 @@ def test_a_recipe_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(("value", "read"), [(1, 1.0), (-2.5, -2.5), ("random", "random")])
-def test_what_is_erased_with_is_a_number_or_noise(value: object, read: object) -> None:
+def test_erasing_value_is_a_number_or_random(value: object, read: object) -> None:
     assert ErasingSection.model_validate({"value": value}).value == read
 
 
 @pytest.mark.parametrize("value", ["noise", True, None, float("nan"), [0, 0, 0]])
-def test_nothing_else_is_erased_with(value: object) -> None:
+def test_wrong_erasing_value(value: object) -> None:
     with pytest.raises(ValidationError, match="number or 'random'"):
         ErasingSection.model_validate({"value": value})

@@ -1,4 +1,4 @@
-"""Whole runs within the test's process: a small network, made-up images."""
+"""Whole runs within the test's process: a small network and synthetic images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SYNTHETIC = [
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[pytest.MonkeyPatch]:
-    """A network of four narrow blocks. No lock, which would be held to the end of the process."""
+    """Replace the network by four narrow blocks. No run folder is locked: locks last to the end of the process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "seresnext.models.registry.create_model",
@@ -44,15 +44,20 @@ def load_synthetic() -> Callable[[list[str]], LoadedRecipe]:
 def train_synthetic(
     narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]
 ) -> Callable[..., Path]:
-    """`train_synthetic(output, settings, stop=StopRequest()) -> output`: as train.py would, going on if it can."""
+    """`train_synthetic(output, settings, stop=StopRequest()) -> output`: train like train.py, resuming if possible."""
 
     def run(output: Path, settings: list[str], stop: StopRequest | None = None) -> Path:
         try:
             train(
-                load_synthetic(settings), World(), stop or StopRequest(), output=output, resume="auto", allow_changed=()
+                load_synthetic(settings).recipe,
+                World(),
+                stop or StopRequest(),
+                output=output,
+                resume="auto",
+                allow_changed=(),
             )
         finally:
-            gc.collect()  # The files that this leaves, of TensorBoard, belong to this test.
+            gc.collect()  # Close the files of TensorBoard within this test.
         return output
 
     return run

@@ -1,4 +1,4 @@
-"""The run folder: one training at a time, nothing of an earlier run lost, and small files that are never half there."""
+"""The run folder: one training at a time, no loss of an earlier run, and atomic writes of small files."""
 
 import errno
 import fcntl
@@ -12,23 +12,21 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.status import read_status, write_status
+from seresnext.run.environment import describe_environment
 from seresnext.run.folder import (
     RUN_FILES,
     RunFolder,
     check_output,
-    compare_environments,
-    describe_environment,
     record_refusal,
 )
 
 ROOT = Path(__file__).parents[2]
 
-# The lock is held as long as its file is open, and nothing closes it but the end of the folder or of the process.
+# The lock is held while its file is open. Only the end of the folder object or of the process closes the file.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*lock:ResourceWarning")
 
 
@@ -58,19 +56,19 @@ def test_opening_makes_the_folder(path):
     assert folder.checkpoints.is_dir()
 
 
-def test_a_second_training_is_refused_and_told_who_is_there(path):
+def test_a_second_training_is_refused_and_the_message_names_the_holder(path):
     first = opened(path)
     with pytest.raises(UsageError) as caught:
         opened(path)
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     assert f"{path} is in use by {holder}" in str(caught.value)
-    with pytest.raises(UsageError):  # Also not to set it aside.
+    with pytest.raises(UsageError):  # A start with --resume never is refused, too.
         opened(path, fresh=True)
     assert first.checkpoints.is_dir()
 
 
 def test_the_folder_is_free_once_the_training_is_gone(path):
-    opened(path)  # Let go of at once.
+    opened(path)  # The lock is released at once.
     opened(path)
 
 
@@ -132,7 +130,7 @@ def test_a_refused_start_leaves_a_folder_in_use(path, why, monkeypatch):
     assert listing(path) == before
 
 
-def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
+def test_a_removed_lock_file_is_replaced(path, monkeypatch):
     """A refused start removes the folder after a second start opened the lock. The second start makes both again."""
     first, real = opened(path), fcntl.flock
     waiting = [first]
@@ -150,7 +148,7 @@ def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
 
 
 @pytest.mark.parametrize("state", ["preempted", "finished", "failed", "running"])
-def test_a_refusal_before_the_folder_is_held_stands_in_it(path, state):
+def test_a_refusal_before_the_lock_is_recorded(path, state):
     path.mkdir(parents=True)
     record_refusal(path, "no run was here")
     assert listing(path) == []
@@ -173,12 +171,12 @@ def test_a_refusal_is_not_recorded_in_a_folder_in_use(path):
 @pytest.mark.parametrize("what", ["a folder", "endless", "too large"])
 def test_metrics_that_cannot_be_continued_are_found_first(path, what):
     folder = opened(path)
-    folder.check_writable()  # The control.
+    folder.check_writable()  # Control.
     assert listing(path) == ["lock"]
     metrics = path / "metrics.jsonl"
     if what == "too large":
         metrics.touch()
-        os.truncate(metrics, (1 << 30) + 1)  # A hole, which takes no space.
+        os.truncate(metrics, (1 << 30) + 1)  # A sparse file takes no space.
     else:
         metrics.mkdir() if what == "a folder" else metrics.symlink_to("/dev/zero")
     with pytest.raises(UsageError, match=r"metrics\.jsonl"):
@@ -211,7 +209,7 @@ def test_a_run_folder_among_the_data_is_refused(tmp_path):
     check_output(data, [])  # Synthetic images, or images of a server.
 
 
-# ------------------------------------------------------------------------------------------------ starting afresh
+# ------------------------------------------------------------------------------------------------ fresh starts
 
 
 def test_an_earlier_run_is_set_aside_whole(path):
@@ -231,7 +229,7 @@ def test_an_earlier_run_is_set_aside_whole(path):
     assert (path / "earlier-1" / "recipe.yaml").read_text() == "recipe 1"
     assert (path / "earlier-2" / "recipe.yaml").read_text() == "recipe 2"
     assert folder.checkpoints.is_dir()
-    with pytest.raises(UsageError):  # The lock outlives the setting aside.
+    with pytest.raises(UsageError):  # The lock stays when the earlier run is moved.
         opened(path)
 
 
@@ -258,7 +256,7 @@ def test_only_what_a_run_writes_is_set_aside(path):
     assert listing(other) == ["lock", "log.txt"]
 
 
-def test_going_on_leaves_everything(path):
+def test_a_resume_moves_no_file(path):
     opened(path).write_recipe("recipe")
     opened(path)
     assert listing(path) == ["lock", "recipe.yaml"]
@@ -269,7 +267,7 @@ def test_going_on_leaves_everything(path):
 
 @pytest.fixture
 def launched(path, monkeypatch):
-    """`launched(name, launcher) -> known`: a start under torchrun, which says whether it repeats one, and begins."""
+    """`launched(name, launcher) -> known`: start a run under torchrun, and return whether the start is a restart."""
 
     def start(*launchers):
         folder = opened(path)
@@ -281,7 +279,7 @@ def launched(path, monkeypatch):
 
 
 def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(launched):
-    """Machines come and go, and rank 0 may be on another one each time."""
+    """Machines join and leave a launch, and rank 0 may move to another machine."""
     assert not launched("a 1:1:1")
     assert launched("a 1:1:1", "a 2:2:2")
     assert launched("a 2:2:2")
@@ -294,7 +292,7 @@ ENVIRONMENTS = [b"", b"[]", b"{}", b'{"launch": "a 1:1:1"}', b'{"launch": null}'
 
 
 @pytest.mark.parametrize("content", ENVIRONMENTS, ids=lambda content: content[:30])
-def test_an_environment_that_tells_of_no_launch(path, content):
+def test_an_environment_without_a_launch(path, content):
     folder = opened(path)
     (path / "environment.json").write_bytes(content)
     assert not folder.is_restart(["a 1:1:1"])
@@ -325,41 +323,7 @@ def test_other_ranks_write_nothing(path):
     assert not path.exists()
 
 
-# ------------------------------------------------------------------------------------------------ environment
-
-
-def test_the_environment_is_this_one():
-    environment = describe_environment(World(0, 2))
-    assert json.loads(json.dumps(environment)) == environment
-    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert environment["packages"]["seresnext"]
-    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert (environment["world_size"], environment["gpu"], environment["cuda"]) == (2, None, None)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert environment["git_commit"] is None or environment["git_commit"].removesuffix("-dirty") == head
-
-
-def test_a_changed_environment_is_one_line():
-    """Fields that the checkpoint lacks, or that change no number, are not compared."""
-    now = json.loads(json.dumps(describe_environment(World())))
-    assert compare_environments(now, now) is None
-    assert compare_environments({}, now) is None
-    assert compare_environments({**now, "host": "other", "command": [], "cpus": 3, "git_commit": None}, now) is None
-    packages = {**now["packages"], "torch": "2.9.9", "pydantic": "1"}
-    line = compare_environments({**now, "threads": 77, "gpu": "H200", "packages": packages, "world_size": 8}, now)
-    for words in ("threads 77 -> ", "torch 2.9.9 -> ", "gpu H200 -> None", "world_size 8 -> 1"):
-        assert words in line
-    assert "pydantic" not in line
-    assert "cpu_capability" in now
-    hostile = {"threads": "\x1b[2J" * 10**5, "packages": 3, "cpu": {"a": [[]]}, "git_commit": "x", "platform": None}
-    line = compare_environments(hostile, {**now, "git_commit": "y"})
-    assert len(line) < 1000
-    assert line.isprintable()
-
-
-def test_no_git_is_no_error(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert describe_environment(World())["git_commit"] is None
+# ------------------------------------------------------------------------------------------------ errors of the system
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
@@ -386,22 +350,22 @@ def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
     assert (path / "recipe.yaml").read_text() == "old"
 
 
-def test_leftovers_are_swept_unless_the_system_refuses(path, monkeypatch):
+def test_temporary_files_are_removed_unless_the_system_refuses(path, monkeypatch):
     folder = opened(path)
     leftover = folder.checkpoints / ".step-00000001.safetensors.tmp"
     leftover.touch()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda self, **options: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
         with pytest.raises(UsageError, match="read-only"):
-            folder.sweep()
-    RunFolder(path, World(rank=1, size=2)).sweep()
+            folder.remove_temporary()
+    RunFolder(path, World(rank=1, size=2)).remove_temporary()
     assert leftover.exists()
-    folder.sweep()
+    folder.remove_temporary()
     assert not leftover.exists()
 
 
 def test_a_lock_without_room_for_its_holder_holds(path):
-    """A full disk: the second training is refused all the same."""
+    """The lock works on a full disk, too."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     path.mkdir(parents=True)
@@ -413,7 +377,7 @@ def no_locks(file, operation):
     raise OSError(errno.ENOLCK, "No locks available")
 
 
-def test_a_file_system_without_locks_is_told(path, monkeypatch):
+def test_a_file_system_without_locks_is_a_notice(path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", no_locks)
     notice = RunFolder(path, World()).open()
     assert "No locks available" in notice

@@ -1,5 +1,5 @@
-"""Every item of a checkpoint is needed: without any one of them a run is not gone on with, and with the value that a
-fresh run begins with in its place, it does not go on as it would have."""
+"""Every item of a checkpoint is needed. A resume without an item is refused; with the item of a fresh run, the resumed
+run differs from the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from seresnext.runtime import Precision
 from seresnext.training.step import TrainingStep
 from seresnext.training.trainer import Progress
 
-# A run leaves its files to the end of its process.
+# The files of a run stay open to the end of the process.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
-# The run that is taken apart was saved right after validation, between two lines of metrics, and its last step was the
-# second that was skipped. The step after that is skipped, too.
+# The checkpoint under test was saved right after a validation, between two lines of metrics. The last step before and
+# the first step after the save are skipped.
 STOPPED, TOTAL, SKIPPED = 5, 8, (1, 4, 5)
 SETTINGS = [f"length={TOTAL}st", "evaluation.every=5st", "checkpoint={every: 3st, keep: 9}", "logging.every=3st"]
 
 
 @pytest.fixture(scope="module")
-def go_on(narrow: pytest.MonkeyPatch, train_synthetic: Callable[..., Path]) -> Callable[[Path], Path]:
-    """`go_on(output) -> output`: the run, whose losses are no numbers in the steps to be skipped."""
+def resume(narrow: pytest.MonkeyPatch, train_synthetic: Callable[..., Path]) -> Callable[[Path], Path]:
+    """`resume(output) -> output`: start or resume the run. Losses of the skipped steps are NaN."""
     real = TrainingStep._forward_backward
 
     def spoilt(self, batch):
@@ -45,15 +45,15 @@ def go_on(narrow: pytest.MonkeyPatch, train_synthetic: Callable[..., Path]) -> C
         return loss * math.nan if batch.step in SKIPPED else loss
 
     narrow.setattr(TrainingStep, "_forward_backward", spoilt)
-    # That of fp16, which is slow on a CPU.
+    # The scaler of fp16 with fp32: fp16 is slow on a CPU.
     narrow.setattr(Precision, "scaler", lambda self, device: torch.amp.GradScaler(device.type, growth_interval=2))
     return lambda output: train_synthetic(output, SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def whole(go_on: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from its beginning to its end."""
-    return go_on(tmp_path_factory.mktemp("whole"))
+def whole(resume: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train without an interruption."""
+    return resume(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +62,30 @@ def saved(whole: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def fresh(go_on: Callable[[Path], Path], load_synthetic: Callable[[list[str]], LoadedRecipe]) -> dict[str, Tensor]:
-    """What the tensors of a run are before its first step."""
-    run = Run(load_synthetic(SETTINGS).values, {}, World(), Console(enabled=False))
-    live = run._parts(run.build_step())
+def fresh(resume: Callable[[Path], Path], load_synthetic: Callable[[list[str]], LoadedRecipe]) -> dict[str, Tensor]:
+    """Return the tensors of a run before the first step."""
+    run = Run(load_synthetic(SETTINGS).recipe, None, World(), Console(enabled=False))
+    run.warm_up()
+    live = run.state()
     return {f"{prefix}.{name}": tensor for prefix, tensors in live.items() for name, tensor in tensors.items()}
 
 
 @pytest.fixture
-def go_on_from(go_on: Callable[[Path], Path], tmp_path: Path) -> Callable[..., Path]:
-    """`go_on_from(tensors, metadata) -> output`: from a checkpoint with these contents, whole as a file in any case."""
+def resume_from(resume: Callable[[Path], Path], tmp_path: Path) -> Callable[..., Path]:
+    """`resume_from(tensors, metadata) -> output`: resume from a checkpoint with this content and a right digest."""
 
     def start(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
         folder = tmp_path / "run" / "checkpoints"
         folder.mkdir(parents=True)
         metadata = {name: text for name, text in metadata.items() if name != "digest"}
         file_format.write_synced(folder / f"step-{STOPPED:08}.safetensors", *file_format.header(tensors, metadata))
-        return go_on(tmp_path / "run")
+        return resume(tmp_path / "run")
 
     return start
 
 
 def traces(run: Path) -> list[Any]:
-    """What a run leaves from the stop on: its checkpoints, but for when and where they were written, and metrics."""
+    """Return the checkpoints and the metrics of a run after the stop, without times and places."""
     found = []
     for step, path in store.steps(run / "checkpoints").items():
         if step > STOPPED:
@@ -99,19 +100,19 @@ def traces(run: Path) -> list[Any]:
     return [*found, later, len(early)]
 
 
-def went_on_alike(run: Path, whole: Path) -> bool:
-    """The validation at the stop is the whole run's alone: one that went on has no reason to repeat it."""
+def is_equal(run: Path, whole: Path) -> bool:
+    """Return whether a resumed run equals the whole run, and did not repeat the validation at the stop."""
     *mine, my_validations = traces(run)
     *theirs, _ = traces(whole)
     return mine == theirs and my_validations == 0
 
 
-def test_with_all_of_it_the_run_goes_on_bit_for_bit(go_on_from, whole, saved):
-    assert went_on_alike(go_on_from(*saved), whole)
+def test_with_every_item_the_resumed_run_is_equal_bit_for_bit(resume_from, whole, saved):
+    assert is_equal(resume_from(*saved), whole)
 
 
-def test_the_run_has_something_in_every_field(saved):
-    """Or the tests below would show nothing."""
+def test_every_field_differs_from_a_fresh_run(saved):
+    """Without different values the tests below prove nothing."""
     facts = CheckpointMetadata.from_metadata(saved[1], "file")
     at_first = asdict(Progress())
     assert {**facts.progress, "history": facts.history}.keys() == at_first.keys()
@@ -151,27 +152,27 @@ def test_every_tensor_is_of_one_kind(saved):
 
 
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensors_that_are_missing_are_refused(go_on_from, saved, kind):
-    """Each kind, and of each one alone is enough."""
+def test_tensors_that_are_missing_are_refused(resume_from, saved, kind):
+    """One missing tensor of each kind is enough."""
     tensors, metadata = saved
     name = chosen(tensors, kind)[-1]
     with pytest.raises(Failure, match="missing from the file") as refusal:
-        go_on_from({key: tensor for key, tensor in tensors.items() if key != name}, metadata)
+        resume_from({key: tensor for key, tensor in tensors.items() if key != name}, metadata)
     assert name in str(refusal.value)
     assert refusal.value.exit_code == 4
 
 
-# Of each part of a run one, the others on request; and the average has the model's counts, which every update copies.
+# Every day one kind of each part is tested. The counts of the average equal the counts of the model.
 EVERY_DAY = ["weights", "BatchNorm variances", "averaged weights", "momentum of weights", "loss scale"]
 ON_REQUEST = sorted(TENSORS.keys() - {*EVERY_DAY, "averaged BatchNorm counts"})
 
 
 @pytest.mark.parametrize("kind", [*EVERY_DAY, *(pytest.param(kind, marks=pytest.mark.full) for kind in ON_REQUEST)])
-def test_tensors_of_a_fresh_run_in_their_place_are_seen(go_on_from, whole, saved, fresh, kind):
+def test_tensors_of_a_fresh_run_change_the_result(resume_from, whole, saved, fresh, kind):
     tensors, metadata = saved
     replaced = {**tensors, **{name: fresh[name] for name in chosen(tensors, kind)}}
     assert any(not torch.equal(replaced[name], tensors[name]) for name in tensors)
-    assert not went_on_alike(go_on_from(replaced, metadata), whole)
+    assert not is_equal(resume_from(replaced, metadata), whole)
 
 
 # ------------------------------------------------------------------------------------------------ facts
@@ -185,10 +186,10 @@ def test_every_text_is_named_here(saved):
 
 
 @pytest.mark.parametrize("name", METADATA)
-def test_texts_that_are_missing_are_refused(go_on_from, saved, name):
+def test_texts_that_are_missing_are_refused(resume_from, saved, name):
     tensors, metadata = saved
     with pytest.raises(Failure) as refusal:
-        go_on_from(tensors, {key: text for key, text in metadata.items() if key != name})
+        resume_from(tensors, {key: text for key, text in metadata.items() if key != name})
     assert refusal.value.exit_code == 4
 
 
@@ -197,26 +198,26 @@ def with_progress(metadata: dict[str, str], progress: dict[str, Any]) -> dict[st
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_progress_that_is_missing_is_refused(go_on_from, saved, name):
+def test_progress_that_is_missing_is_refused(resume_from, saved, name):
     tensors, metadata = saved
     progress = json.loads(metadata["progress"])
     del progress[name]
     with pytest.raises(Failure, match=name) as refusal:
-        go_on_from(tensors, with_progress(metadata, progress))
+        resume_from(tensors, with_progress(metadata, progress))
     assert refusal.value.exit_code == 4
 
 
 @pytest.mark.parametrize("name", [*FIELDS, "history"])
-def test_progress_of_a_fresh_run_in_its_place_is_seen(go_on_from, whole, saved, name):
+def test_progress_of_a_fresh_run_changes_the_result(resume_from, whole, saved, name):
     tensors, metadata = saved
     at_first = asdict(Progress())[name]
     if name == "history":
         metadata = {**metadata, "history": json.dumps(at_first)}
     else:
         metadata = with_progress(metadata, {**json.loads(metadata["progress"]), name: at_first})
-    start = partial(go_on_from, tensors, metadata)
-    if name in ("step", "best"):  # They stand in the file twice.
+    start = partial(resume_from, tensors, metadata)
+    if name in ("step", "best"):  # The file has these values twice.
         with pytest.raises(Failure):
             start()
     else:
-        assert not went_on_alike(start(), whole)
+        assert not is_equal(start(), whole)

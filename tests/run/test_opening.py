@@ -22,7 +22,7 @@ from seresnext.models.registry import build_model
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
 from seresnext.run import opening
-from seresnext.run.opening import StartProblem, look_at_images, open_splits
+from seresnext.run.opening import StartProblem, check_images, open_splits
 from seresnext.run.train import train
 
 SMALL = [
@@ -45,15 +45,15 @@ class Ranks(World):
 
 @pytest.fixture
 def photos(tiny_image_folder, tmp_path: Path) -> Path:
-    """55 images to train on and 12 to validate on, in three classes, of this test's own."""
+    """Copy 55 training and 12 validation images, in three classes."""
     root = shutil.copytree(tiny_image_folder(3, 19, 40, 4), tmp_path / "photos")
     for number in range(2):
         (root / "train" / "class_0" / f"{number}.jpg").unlink()
     return root
 
 
-def opened(*settings: str, world: World | None = None, say=print, settled=None, meant=()):
-    return open_splits(load_recipe("digits", settings).recipe, world or World(), say, settled or {}, meant)
+def opened(*settings: str, world: World | None = None, warn=print, previous=None):
+    return open_splits(load_recipe("digits", settings).recipe, previous, world or World(), warn)
 
 
 def refusal(root: Path, *settings: str, **options) -> Exception:
@@ -70,6 +70,19 @@ def break_image(root: Path, name: str) -> None:
     (root / name).write_bytes((root / name).read_bytes()[:500])
 
 
+def test_both_splits_and_the_model_have_the_same_classes(photos):
+    few = ("batch={global_size: 8, micro_size: 8}",)
+    train_split, val_split = opened(f"data.root={photos}", *few, "model.num_classes=3")
+    assert train_split.classes == val_split.classes == ("class_0", "class_1", "class_2")
+    assert "model.num_classes=3" in str(refusal(photos, *few))
+
+
+def test_synthetic_data_needs_no_files():
+    train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=100")
+    assert len(train_split) == len(val_split) == 100
+    assert len(train_split.classes) == 10
+
+
 def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_path, capsys):
     """The test repairs the validation image by hand. The settings of the error message then start the run."""
     good = (photos / "val" / "class_1" / "0.jpg").read_bytes()
@@ -81,7 +94,7 @@ def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_p
 
     def start(settings: list[str]) -> None:
         loaded = load_recipe("finetune", [*common, *settings])
-        train(loaded, World(), StopRequest(), output=output, resume="auto", allow_changed=())
+        train(loaded.recipe, World(), StopRequest(), output=output, resume="auto", allow_changed=())
 
     with pytest.raises(DataError) as caught:
         start([])
@@ -135,7 +148,7 @@ def test_both_splits_and_their_root(photos):
     assert "'a'" in error
     assert "'b'" in error
     nowhere = str(refusal(photos / "nowhere"))
-    assert nowhere.count("nowhere") == 1  # Once for both splits, and without a rank.
+    assert nowhere.count("nowhere") == 1  # The message has the folder once, and no rank.
     assert "rank" not in nowhere
 
 
@@ -165,11 +178,11 @@ def test_many_bad_images_are_listed_up_to_a_limit(photos):
 
 
 def test_lengths_that_the_advised_batch_changes_are_reported_as_well(photos):
-    """One epoch has one step, so the warmup of two steps is longer than the run."""
-    late = ("length=1ep", "schedule={name: cosine, warmup: 2st}")
-    error = refusal(photos, "model.num_classes=3", *late, meant=["schedule.warmup"])
+    """One epoch has one step, so the ramp would end before its start."""
+    ramp = "data.progressive={min_size: 16, start_ramp: 3ep, end_ramp: 2st}"
+    error = refusal(photos, "model.num_classes=3", ramp)
     assert isinstance(error, DataError)
-    assert "schedule.warmup" in str(error)
+    assert "data.progressive.start_ramp" in str(error)
 
 
 def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
@@ -189,13 +202,15 @@ def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
 
 def test_a_resumed_run_gets_no_advice_to_change_the_classes(photos):
     """The next start would refuse such a change."""
-    settled = load_recipe("digits", ["model.num_classes=2", "batch={global_size: 8, micro_size: 8}"]).values
+    small = "batch={global_size: 8, micro_size: 8}"
+    previous = load_recipe("digits", ["model.num_classes=2", small]).recipe
     settings = ("model.num_classes=2", "batch={global_size: 64, micro_size: 32}", "model.weights=none.pth")
-    error = str(refusal(photos, *settings, settled=settled))
+    error = str(refusal(photos, *settings, previous=previous))
     assert "new run" in error
     assert "none.pth" not in error  # Only the first start reads model.weights.
     assert "--allow-changed batch.global_size,batch.micro_size" in error
-    wrong = refusal(photos, "model.num_classes=3", settings[1], settled=settled | {"model": {"num_classes": 3}})
+    previous = load_recipe("digits", ["model.num_classes=3", small]).recipe
+    wrong = refusal(photos, "model.num_classes=3", settings[1], previous=previous)
     assert "new run" not in str(wrong)
 
 
@@ -211,7 +226,7 @@ def test_only_the_machine_that_differs_is_named():
     assert seen([], [two], []) == ["rank 1 on host1: two"]
 
 
-def test_the_copy_that_differs_is_named_also_where_it_is_that_of_rank_0():
+def test_the_copy_that_differs_is_named_even_on_rank_0():
     def check(*lengths: int) -> None:
         world = Ranks(size=len(lengths))
         readers = [SyntheticReader(length, 2) for length in lengths]
@@ -230,7 +245,7 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     def warnings(root: Path, *settings: str) -> list[str]:
         few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
         lines: list[str] = []
-        opened(f"data.root={root}", *few, *settings, say=lines.append)
+        opened(f"data.root={root}", *few, *settings, warn=lines.append)
         return lines
 
     assert warnings(photos) == []
@@ -251,20 +266,20 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     assert "class_1" not in some
 
 
-def test_turned_images_are_a_warning_and_synthetic_ones_are_not_looked_at(photos, monkeypatch):
+def test_turned_images_are_a_warning_and_synthetic_images_are_not_checked(photos, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("train/class_0/5.jpg", "val/class_2/1.jpg"):
         Image.open(photos / name).save(photos / name, exif=exif)
     few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
     lines: list[str] = []
-    opened(f"data.root={photos}", *few, say=lines.append)
+    opened(f"data.root={photos}", *few, warn=lines.append)
     (line,) = lines
     assert "1 of 55 training" in line
     assert "1 of 12 validation" in line
     monkeypatch.setattr(opening, "survey", None)
     made_up = ["data.format=synthetic", "data.synthetic_images=64"]
-    opened(*made_up, say=lines.append)
+    opened(*made_up, warn=lines.append)
     remote = ShardReader.__new__(ShardReader)
     remote.store = RemoteShards.__new__(RemoteShards)
     assert opening._survey(load_recipe("digits").recipe, {"training": remote}, lines.append) == {}
@@ -275,11 +290,11 @@ def test_a_validation_names_all_its_bad_images(photos):
     recipe = load_recipe("digits", [f"data.root={photos}"]).recipe
     reader = opening.open_reader(photos, "val")
     lines: list[str] = []
-    look_at_images(recipe, {"val": reader}, World(), lines.append)
+    check_images(recipe, {"val": reader}, World(), lines.append)
     for number in (0, 2):
         break_image(photos, f"val/class_1/{number}.jpg")
     with pytest.raises(DataError) as caught:
-        look_at_images(recipe, {"val": reader}, World(), lines.append)
+        check_images(recipe, {"val": reader}, World(), lines.append)
     for words in ("2 of 12 val", "class_1/0.jpg", "class_1/2.jpg"):
         assert words in str(caught.value)
     assert "substitute" not in str(caught.value)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seresnext import cli
 from seresnext.checkpoint import file_format, store
-from seresnext.cli import train_main
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.status import read_status
@@ -42,7 +42,7 @@ def load(images: Path, *settings: str) -> LoadedRecipe:
 
 def start(run: Path, images: Path, *settings: str, resume: str = "auto", allowed: tuple[str, ...] = ()) -> None:
     try:
-        train(load(images, *settings), World(), StopRequest(), output=run, resume=resume, allow_changed=allowed)
+        train(load(images, *settings).recipe, World(), StopRequest(), output=run, resume=resume, allow_changed=allowed)
     finally:
         gc.collect()
 
@@ -108,7 +108,7 @@ REWRITTEN = {
 }
 
 
-@pytest.mark.parametrize("file", [FIRST, LAST])  # In the middle, and when the run is complete.
+@pytest.mark.parametrize("file", [FIRST, LAST])  # A checkpoint in the middle, and the last checkpoint.
 @pytest.mark.parametrize("case", REWRITTEN)
 def test_a_checkpoint_that_is_refused(run: Path, images: Path, case: str, file: str) -> None:
     if case == "a variance" and file == FIRST:
@@ -147,7 +147,7 @@ def assert_recorded(run: Path, words: str) -> None:
     ],
 )
 def test_a_start_that_is_refused(run, images, tmp_path, settings, allowed, resume, words, error) -> None:
-    """The folder also has a damaged checkpoint, which the start passes over, and an unfinished save."""
+    """The folder also has a damaged checkpoint, which the start skips, and an unfinished save."""
     damage(run / "checkpoints" / LAST)
     (run / "checkpoints" / ".last.safetensors.tmp").touch()
     settings = [setting.format(tmp=tmp_path, run=run) for setting in settings]
@@ -177,7 +177,10 @@ def test_no_folder_is_made(narrow: pytest.MonkeyPatch, images: Path, tmp_path: P
     run = tmp_path / "runs" / "new"
     if made:
         run.mkdir(parents=True)
-    settings = {"data": ["model.num_classes=4"], "recipe": ["batch.micro_size=auto"]}
+    settings = {
+        "data": ["model.num_classes=4"],
+        "recipe": ["data.progressive={min_size: 16, start_ramp: 2ep, end_ramp: 4st}"],
+    }
     settings["checkpoint"] = ["model.weights=nowhere.pth"]
     resume = "nowhere.safetensors" if refusal == "resume" else "auto"
     with pytest.MonkeyPatch.context() as patch:
@@ -196,7 +199,7 @@ def test_the_command_refuses_an_output_that_is_no_text_or_among_the_data(
     before = contents(images)
     for output, words in (("", "--output"), (" ", "--output"), (f"{images}/train", "/train"), (f"{images}", "data")):
         arguments = ["--recipe", "digits", "--data", str(images), "--output", output, "--resume", "never"]
-        assert train_main(arguments, stop=StopRequest()) == 2
+        assert cli.main(["train", *arguments], StopRequest()) == 2
         assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
     assert contents(images) == before
@@ -211,9 +214,9 @@ def test_the_command_records_what_it_refuses_before_a_run_is_known(
     wrong = ["--recipe", "digits", "--set", "optimizer.learning=3"]
     for folder, more in ((run, ["--output", str(run)]), (default, [])):
         before = contents(folder)
-        assert train_main([*wrong, *more, "--print-recipe"], stop=StopRequest()) == 2
+        assert cli.main(["train", *wrong, *more, "--print-recipe"], StopRequest()) == 2
         assert read_status(folder)["state"] == "finished"
-        assert train_main([*wrong, *more], stop=StopRequest()) == 2
+        assert cli.main(["train", *wrong, *more], StopRequest()) == 2
         assert_recorded(folder, "optimizer.learning")
         assert contents(folder) == before
 
@@ -261,7 +264,7 @@ def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path
     assert [line["num_images"] for line in measured if line["event"] == "validate"] == [12, 12, 12, 12, 13, 13]
     assert len(measured) == len(lines)
     start(run, copy)
-    assert "best.superseded" not in capsys.readouterr().out  # Once.
+    assert "best.superseded" not in capsys.readouterr().out  # The file is renamed only once.
 
 
 def test_a_checkpoint_of_0_1_0_resumes_with_a_line(run: Path, images: Path, capsys) -> None:

@@ -1,7 +1,8 @@
-"""Which checkpoint a run goes on from, and under which changes it does not."""
+"""The checkpoint that a run resumes from, and the changes that prevent a resume."""
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,18 +10,20 @@ import torch
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
+from seresnext.durations import Duration
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.recipe.explain import all_keys
-from seresnext.recipe.load import load_recipe
+from seresnext.recipe.load import load_recipe, to_values
 from seresnext.run.resume import (
     FIRST_KEYS,
     FREE_KEYS,
     MEASURE_KEYS,
+    LoadedCheckpoint,
+    changes_validation,
     check_compatible,
     find_checkpoint,
     keep_first_settings,
     rewind_folder,
-    validation_changes,
 )
 
 DATASET = {
@@ -31,9 +34,12 @@ DATASET = {
 }
 
 
+def digits():
+    return load_recipe("digits").recipe
+
+
 def facts(step, best=None):
-    values = load_recipe("digits").values
-    return CheckpointMetadata(step, values, "hash", best, [], copy.deepcopy(DATASET), {}, {"step": step})
+    return CheckpointMetadata(step, to_values(digits()), "hash", best, [], copy.deepcopy(DATASET), {}, {"step": step})
 
 
 def save(folder, step, best=None):
@@ -55,32 +61,32 @@ def test_the_newest_is_taken(tmp_path):
     for step in (9, 10):
         save(tmp_path, step)
     saved, said = find(tmp_path)
-    assert saved.facts.step == 10
+    assert saved.metadata.step == 10
     assert torch.equal(saved.tensors["model.weight"], torch.full((3,), 10.0))
     assert said == []
 
 
-def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path):
     save(tmp_path, 9)
     path = save(tmp_path, 10)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     saved, said = find(tmp_path)
-    assert saved.facts.step == 9
+    assert saved.metadata.step == 9
     assert len(said) == 1
     assert "step-00000010" in said[0]
 
 
-def test_when_all_are_damaged_nothing_starts_from_zero(tmp_path):
+def test_if_all_are_damaged_the_start_is_refused(tmp_path):
     path = save(tmp_path, 9)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="step-00000009"):
         find(tmp_path)
 
 
-def test_nor_when_started_again(tmp_path):
-    """As torchrun does by itself: by then the names say that they are damaged."""
+def test_if_all_are_damaged_each_restart_is_refused(tmp_path):
+    """torchrun restarts a failed start by itself."""
     path = save(tmp_path, 9)
     path.write_bytes(path.read_bytes()[:-1])
     for _ in range(3):
@@ -88,14 +94,14 @@ def test_nor_when_started_again(tmp_path):
             find(tmp_path)
     assert find(tmp_path, "never") == (None, [])
     save(tmp_path, 10)
-    assert find(tmp_path)[0].facts.step == 10
+    assert find(tmp_path)[0].metadata.step == 10
 
 
 def test_never_and_a_named_file(tmp_path):
     older = save(tmp_path, 9)
     save(tmp_path, 10)
     assert find(tmp_path, "never")[0] is None
-    assert find(tmp_path, str(older))[0].facts.step == 9
+    assert find(tmp_path, str(older))[0].metadata.step == 9
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in (tmp_path / "other.safetensors", tmp_path / "link", "x" * 5000, "a\0b", tmp_path, ""):
         with pytest.raises(UsageError, match=r"--resume .*\. Give ") as refusal:
@@ -128,14 +134,14 @@ def test_an_address_is_not_resumed_from(tmp_path, monkeypatch):
     assert find(tmp_path, f"~/{path.name}")[0].path == path
 
 
-def test_what_torchrun_starts_again_goes_on_from_what_it_saved(tmp_path):
-    """`--resume` says where a launch begins, not where it begins again."""
+def test_a_restart_resumes_from_the_last_save_of_the_launch(tmp_path):
+    """`--resume` counts for the first start of a launch, not for a restart."""
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     start = save(elsewhere, 7)
 
     def again(resume):
         found = find_checkpoint(folder, resume, World(), print, restarted=True)
-        return found and found.facts.step
+        return found and found.metadata.step
 
     assert [again("never"), again(str(start))] == [None, 7]
     save(folder, 6)
@@ -145,7 +151,7 @@ def test_what_torchrun_starts_again_goes_on_from_what_it_saved(tmp_path):
 
 
 class TwoRanks(World):
-    """A world in which another rank read another file under the same name."""
+    """A world of two ranks that read different files under the same name."""
 
     other = None
 
@@ -159,7 +165,7 @@ def test_ranks_that_see_different_files_refuse(tmp_path):
         find_checkpoint(tmp_path, "auto", TwoRanks(), print)
 
 
-def test_going_back_sets_later_checkpoints_aside(tmp_path):
+def test_a_resume_from_an_older_checkpoint_renames_later_checkpoints(tmp_path):
     best = {"step": 8, "top1": 50.0}
     save(tmp_path, 8, best)
     older = save(tmp_path, 9, best)
@@ -174,15 +180,15 @@ def test_going_back_sets_later_checkpoints_aside(tmp_path):
 
 
 def with_best(folder, best_step=8, step=9):
-    """A checkpoint whose best is an older one, as a run leaves them: `best` points to it."""
+    """Save a best checkpoint and a newer checkpoint. Return the newer path, the best path and the best."""
     best = {"step": best_step, "top1": 50.0, "weights": "ema"}
     path = save(folder, best_step, best)
     store.update_link(folder, "best", path)
     return save(folder, step, best), path, best
 
 
-def go_on(file, folder):
-    """What the best is, and what was said, of a run that goes on from a file."""
+def resume_from(file, folder):
+    """Resume from a file. Return the best and the printed lines."""
     folder.mkdir(parents=True, exist_ok=True)
     said = []
     best = rewind_folder(find(folder, str(file))[0], folder, World(), said.append)
@@ -190,14 +196,14 @@ def go_on(file, folder):
 
 
 def test_the_best_comes_along_into_another_folder(tmp_path):
-    """Also from a folder in which only `best` still names it."""
+    """This works also if only `best` still points to the file."""
     newest, path, best = with_best(tmp_path / "old")
-    assert go_on(newest, tmp_path / "new") == (best, [])
+    assert resume_from(newest, tmp_path / "new") == (best, [])
     assert store.verify(tmp_path / "new" / "best.safetensors")["step"] == "8"
     path.unlink()
-    assert go_on(newest, tmp_path / "newer") == (best, [])
+    assert resume_from(newest, tmp_path / "newer") == (best, [])
     assert store.verify(tmp_path / "newer" / "best.safetensors")["step"] == "8"
-    assert go_on(tmp_path / "old" / "best.safetensors", tmp_path / "newest") == (best, [])
+    assert resume_from(tmp_path / "old" / "best.safetensors", tmp_path / "newest") == (best, [])
     assert store.verify(tmp_path / "newest" / "best.safetensors")["step"] == "8"
 
 
@@ -213,26 +219,26 @@ def test_a_best_without_a_file_is_none(tmp_path, harm):
     if harm == "another run's":
         save(tmp_path / "new", 8, {**best, "top1": 60.0})
         store.update_link(tmp_path / "new", "best", tmp_path / "new" / "step-00000008.safetensors")
-    found, (warning,) = go_on(newest, tmp_path / "new")
+    found, (warning,) = resume_from(newest, tmp_path / "new")
     assert found is None
     assert "no valid checkpoint is left of the best validation so far (top-1 50.00 % after step 8)" in warning
     assert not (tmp_path / "new" / "best.safetensors").exists()
 
 
-def test_the_best_of_before_the_one_that_was_lost(tmp_path):
-    """The newest is damaged, and the best by then another one: that of the older checkpoint is pruned."""
+def test_a_pruned_best_of_an_older_checkpoint_starts_over(tmp_path):
+    """The newest checkpoint is damaged, and the best of the older checkpoint is pruned."""
     older, path, best = with_best(tmp_path)
     save(tmp_path, 10, {**best, "step": 10, "top1": 60.0})
     store.update_link(tmp_path, "best", tmp_path / "step-00000010.safetensors")
     path.unlink()
-    found, (warning,) = go_on(older, tmp_path)
+    found, (warning,) = resume_from(older, tmp_path)
     assert found is None
     assert "after step 8" in warning
     assert not (tmp_path / "best.safetensors").exists()
 
 
 def test_a_best_of_another_measure_stays_under_another_name(tmp_path):
-    """This holds for a second change, too. A retired file is neither the best nor the newest checkpoint."""
+    """This holds for a second change, too. A retired file does not count as best or newest checkpoint."""
     for number, step in ((1, 9), (2, 12)):
         newest, _, _ = with_best(tmp_path, best_step=step - 1, step=step)
         said = []
@@ -241,124 +247,138 @@ def test_a_best_of_another_measure_stays_under_another_name(tmp_path):
         assert not (tmp_path / "best.safetensors").exists()
     kept = [store.verify(tmp_path / f"best.superseded-{number}.safetensors")["step"] for number in (1, 2)]
     assert kept == ["8", "11"]
-    assert find(tmp_path)[0].facts.step == 12
+    assert find(tmp_path)[0].metadata.step == 12
 
 
 def changed(key, value):
-    values = copy.deepcopy(load_recipe("digits").values)
-    *sections, name = key.split(".")
-    target = values
-    for section in sections:
-        target = target[section]
-    target[name] = value
-    return values
+    section, name = key.split(".")
+    recipe = digits()
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
 
 
-def test_the_same_recipe_and_data_pass(tmp_path):
-    assert check_compatible(facts(3), load_recipe("digits").values, DATASET, [], tmp_path) == []
+def check(metadata, recipe, dataset, allowed):
+    return check_compatible(LoadedCheckpoint(Path("old.safetensors"), {}, metadata), recipe, dataset, allowed)
+
+
+def test_the_same_recipe_and_data_pass():
+    assert check(facts(3), digits(), DATASET, []) == []
 
 
 def test_a_changed_key_is_refused_with_old_and_new(tmp_path):
     values = changed("optimizer.lr", 0.5)
     with pytest.raises(UsageError, match=r"optimizer\.lr: [0-9.]+ -> 0\.5") as caught:
-        check_compatible(facts(3), values, DATASET, [], tmp_path)
+        check(facts(3), values, DATASET, [])
     assert "--allow-changed optimizer.lr" in str(caught.value)
     with pytest.raises(UsageError, match=r"--allow-changed length,optimizer\.lr$"):
-        check_compatible(facts(3), values, DATASET, ["length"], tmp_path)
-    assert len(check_compatible(facts(3), values, DATASET, ["optimizer.lr"], tmp_path)) == 1
-    assert len(check_compatible(facts(3), values, DATASET, ["optimizer"], tmp_path)) == 1
+        check(facts(3), values, DATASET, ["length"])
+    assert len(check(facts(3), values, DATASET, ["optimizer.lr"])) == 1
+    assert len(check(facts(3), values, DATASET, ["optimizer"])) == 1
     with pytest.raises(UsageError):
-        check_compatible(facts(3), values, DATASET, ["optimizer.l"], tmp_path)
+        check(facts(3), values, DATASET, ["optimizer.l"])
 
 
-def test_the_advice_for_many_changes_is_followed_as_it_stands(tmp_path):
-    values = load_recipe("digits").values
-    values = {**values, "model": {f"a{number}": 1 for number in range(60)}, "data": {"b": 1}}
+def test_the_advice_for_many_changes_works_unchanged(tmp_path):
+    old = facts(3)
+    old.recipe["model"] |= {f"a{number}": 1 for number in range(60)}
+    old.recipe["data"]["b"] = 1
     with pytest.raises(UsageError, match="more") as refusal:
-        check_compatible(facts(3), values, DATASET, [], tmp_path)
+        check(old, digits(), DATASET, [])
     allowed = str(refusal.value).rpartition("--allow-changed ")[2].split(",")
     assert allowed == ["data", "model"]
-    assert len(check_compatible(facts(3), values, DATASET, allowed, tmp_path)) > 60
+    assert len(check(old, digits(), DATASET, allowed)) > 60
 
 
 def test_a_key_that_is_newer_than_the_checkpoint_is_no_change_at_its_default(tmp_path):
     old = facts(3)
     for section, key in (("augment", "policy"), ("augment", "repeats"), ("data", "progressive")):
         del old.recipe[section][key]
-    assert check_compatible(old, load_recipe("digits").values, DATASET, [], tmp_path) == []
+    assert check(old, digits(), DATASET, []) == []
     values = changed("augment.repeats", 2)
     with pytest.raises(UsageError, match=r"augment\.repeats: 1 -> 2"):
-        check_compatible(old, values, DATASET, [], tmp_path)
+        check(old, values, DATASET, [])
 
 
-def test_keys_that_no_recipe_has_any_more_are_shown(tmp_path):
+def test_unknown_keys_of_the_old_recipe_are_shown(tmp_path):
     old = facts(3)
     old.recipe["optimizer"]["gone"] = 1
     with pytest.raises(UsageError, match=r"optimizer\.gone: 1 -> \(absent\)"):
-        check_compatible(old, load_recipe("digits").values, DATASET, [], tmp_path)
+        check(old, digits(), DATASET, [])
 
 
-@pytest.mark.parametrize("key", sorted(FREE_KEYS))
-def test_keys_that_no_number_depends_on_may_change(key, tmp_path):
-    assert key in all_keys()
-    assert len(check_compatible(facts(3), changed(key, "other"), DATASET, [], tmp_path)) == 1
+FREE = {
+    "data.root": "other", "data.cache": "other", "data.cache_size": 7.0, "data.workers": 99,
+    "data.on_error": "substitute", "data.max_bad_images": 6, "checkpoint.every": Duration(77, "st"),
+    "checkpoint.keep": 99, "checkpoint.keep_every": Duration(77, "st"), "checkpoint.on_failure": "continue",
+    "logging.every": Duration(77, "st"), "optimizer.stop_after_skips": 7, "runtime.loader_timeout": 77,
+    "runtime.collective_timeout": 77,
+}  # fmt: skip
+
+
+def test_the_free_keys_are_keys():
+    assert FREE.keys() == FREE_KEYS
+    assert set(all_keys()) >= FREE_KEYS
+
+
+@pytest.mark.parametrize(("key", "value"), FREE.items())
+def test_keys_that_no_number_depends_on_may_change(key, value):
+    assert len(check(facts(3), changed(key, value), DATASET, [])) == 1
 
 
 def test_changed_images_and_classes_are_refused(tmp_path):
-    values = load_recipe("digits").values
+    values = digits()
     other = {**DATASET, "fingerprint": "xyz", "num_images": 11}
     with pytest.raises(DataError, match="10 training images then, 11 now"):
-        check_compatible(facts(3), values, other, [], tmp_path)
-    assert check_compatible(facts(3), values, other, ["dataset"], tmp_path) == []
+        check(facts(3), values, other, [])
+    assert check(facts(3), values, other, ["dataset"]) == []
     with pytest.raises(DataError, match="--allow-changed length,dataset"):
-        check_compatible(facts(3), values, other, ["length"], tmp_path)
+        check(facts(3), values, other, ["length"])
     both = {**other, "classes": ["cat", "fox"]}
     with pytest.raises(DataError, match=r"gone: dog; new: fox(?s:.*)11 now(?s:.*)--allow-changed classes,dataset"):
-        check_compatible(facts(3), values, both, [], tmp_path)  # One error has both.
+        check(facts(3), values, both, [])  # One error has both changes.
     renamed = {**DATASET, "classes": ["cat", "fox"]}
     with pytest.raises(DataError, match="gone: dog; new: fox"):
-        check_compatible(facts(3), values, renamed, ["dataset"], tmp_path)
-    assert check_compatible(facts(3), values, renamed, ["dataset", "classes"], tmp_path) == []
+        check(facts(3), values, renamed, ["dataset"])
+    assert check(facts(3), values, renamed, ["dataset", "classes"]) == []
 
 
 def test_all_that_changed_is_refused_at_once_and_the_permission_is_accepted(tmp_path):
-    """One change after the other would be an advice that the next start refuses."""
-    values = {**changed("optimizer.lr", 0.5), "length": "3ep"}
+    """Otherwise the next start would refuse the advice of this start."""
+    values = changed("optimizer.lr", 0.5).model_copy(update={"length": Duration(3, "ep")})
     other = {**DATASET, "fingerprint": "xyz", "num_images": 11, "classes": ["cat", "fox"]}
     with pytest.raises(DataError) as refusal:
-        check_compatible(facts(3), values, other, ["data.mean"], tmp_path)
+        check(facts(3), values, other, ["data.mean"])
     message = str(refusal.value)
     for fact in ("optimizer.lr: ", "length: ", "gone: dog; new: fox", "11 now"):
         assert fact in message
     permitted = re.search(r"--allow-changed (\S+)", message)[1].split(",")
     assert permitted[0] == "data.mean"
-    assert len(check_compatible(facts(3), values, other, permitted, tmp_path)) == 2
+    assert len(check(facts(3), values, other, permitted)) == 2
 
 
 def test_changed_validation_images_are_refused(tmp_path):
-    values, old = load_recipe("digits").values, facts(3)
+    values, old = digits(), facts(3)
     other = {**DATASET, "val": {"num_images": 4, "fingerprint": "xyz"}}
     with pytest.raises(DataError, match="validation") as refusal:
-        check_compatible(old, values, other, [], tmp_path)
+        check(old, values, other, [])
     assert "--allow-changed dataset" in str(refusal.value)
-    assert check_compatible(old, values, other, ["dataset"], tmp_path) == []
-    assert [validation_changes(old, dataset, []) for dataset in (DATASET, other)] == [False, True]
+    assert check(old, values, other, ["dataset"]) == []
+    assert [changes_validation(old, dataset, []) for dataset in (DATASET, other)] == [False, True]
     del old.dataset["val"]  # Version 0.1.0 wrote no `val`.
-    assert check_compatible(old, values, other, [], tmp_path) == []
-    assert not validation_changes(old, other, [])
+    assert check(old, values, other, []) == []
+    assert not changes_validation(old, other, [])
 
 
-def test_a_change_of_how_validation_measures_is_one(tmp_path):
+def test_a_change_of_the_crop_changes_the_validation(tmp_path):
     values = changed("evaluation.crop_pct", 0.5)
-    changes = check_compatible(facts(3), values, DATASET, ["evaluation.crop_pct"], tmp_path)
-    assert validation_changes(facts(3), DATASET, changes)
-    assert not validation_changes(facts(3), DATASET, ["data.workers: 1 -> 2"])
+    changes = check(facts(3), values, DATASET, ["evaluation.crop_pct"])
+    assert changes_validation(facts(3), DATASET, changes)
+    assert not changes_validation(facts(3), DATASET, ["data.workers: 1 -> 2"])
     assert set(all_keys()) >= MEASURE_KEYS
 
 
 @pytest.mark.parametrize(("key", "value"), [*zip(FIRST_KEYS, ["other.pth", True, True], strict=True)])
-def test_what_a_fresh_start_alone_obeys_is_not_recorded(key, value, tmp_path):
-    values, old = changed(key, value), load_recipe("digits").values
+def test_keys_of_a_fresh_start_keep_the_old_value(key, value, tmp_path):
+    values, old = changed(key, value), digits()
     assert old != values
     for allowed in ([key], ["model"]):
         kept, (notice,) = keep_first_settings(values, old, allowed)
@@ -367,5 +387,5 @@ def test_what_a_fresh_start_alone_obeys_is_not_recorded(key, value, tmp_path):
         assert str(value) in notice
     assert keep_first_settings(values, old, []) == (values, [])  # check_compatible then refuses the change:
     with pytest.raises(UsageError, match=key):
-        check_compatible(facts(3), values, DATASET, [], tmp_path)
-    assert keep_first_settings(values, {}, [key]) == (values, [])  # A fresh start.
+        check(facts(3), values, DATASET, [])
+    assert keep_first_settings(values, None, [key]) == (values, [])  # A fresh start.

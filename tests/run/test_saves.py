@@ -20,7 +20,7 @@ SETTINGS = ["length=6st", "evaluation.every=6st", "logging.every=1st"]
 
 @pytest.fixture
 def happened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
-    """What happens, in order: writes that begin and end, which take their time, and what status.json is made to say."""
+    """Record in order: begin and end of each write, and each state of status.json."""
     seen: list[tuple[str, object]] = []
     commit, write_status = store.commit, RunFolder.write_status
 
@@ -53,7 +53,7 @@ def test_a_run_is_finished_when_its_last_checkpoint_is_on_the_disk(train_synthet
 
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """`meanwhile(step, action)`: do something within the write of a step."""
+    """`meanwhile(step, action)`: call an action within the write of a step."""
 
     def set_action(step: int, action: Callable[[], object]) -> None:
         real = store.commit
@@ -68,11 +68,9 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ob
     return set_action
 
 
-def test_asked_to_stop_during_a_write_that_write_ends_and_another_follows(
-    train_synthetic, happened, meanwhile, tmp_path
-):
+def test_a_stop_request_during_a_write_waits_and_saves_again(train_synthetic, happened, meanwhile, tmp_path):
     stop = StopRequest()
-    meanwhile(2, lambda: setattr(stop, "signal", "SIGTERM"))  # As a signal's handler does.
+    meanwhile(2, lambda: setattr(stop, "signal", "SIGTERM"))  # like the handler of a signal
     run = train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=2st"], stop)
     state, stopped_at = happened[-1]
     assert state == "preempted"
@@ -84,7 +82,7 @@ def test_asked_to_stop_during_a_write_that_write_ends_and_another_follows(
 
 
 def test_an_error_of_training_during_a_write_waits_for_it(train_synthetic, happened, tmp_path, monkeypatch):
-    """The run has failed, and goes on from that checkpoint when it is started again."""
+    """The run has failed, and the next start resumes from that checkpoint."""
     wait = PendingResult.result
 
     def failing(self):
@@ -116,7 +114,7 @@ def test_a_write_that_fails_ends_the_run_within_two_steps(train_synthetic, happe
     assert list(store.steps(run / "checkpoints")) == []
 
 
-def test_or_it_goes_on_without(train_synthetic, meanwhile, tmp_path):
+def test_a_failed_write_may_be_allowed(train_synthetic, meanwhile, tmp_path):
     meanwhile(2, refuse)
     run = train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint={every: 2st, on_failure: continue}"])
     assert status(run)["state"] == "finished"
@@ -125,8 +123,8 @@ def test_or_it_goes_on_without(train_synthetic, meanwhile, tmp_path):
     assert log.count("warning: step 2 could not be saved: the disk is full. Training continues without") == 1
 
 
-def test_but_not_without_the_last_one(train_synthetic, happened, meanwhile, tmp_path):
-    """Finished is what can be used. It is tried twice, and the same command tries again."""
+def test_a_failed_last_write_is_never_allowed(train_synthetic, happened, meanwhile, tmp_path):
+    """A finished run has its last checkpoint. The save is tried twice, and the same command tries again."""
     meanwhile(6, refuse)
     settings = [*SETTINGS, "checkpoint={every: 2st, on_failure: continue}"]
     run = tmp_path / "run"

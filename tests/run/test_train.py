@@ -1,4 +1,4 @@
-"""What `status.json` tells of a run: of this start, from the moment the folder is held, whatever was there before."""
+"""`status.json` of a run: the status of this start, from the lock of the folder to the end."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from seresnext.data.survey import Survey
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, OutOfMemory, UsageError
 from seresnext.evaluation import evaluate
-from seresnext.metrics import logger as journal_module
-from seresnext.metrics.status import read_status, update_progress, write_status
+from seresnext.metrics import status as status_module
+from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.models import SENet
 from seresnext.process.stop_request import StopRequest
 from seresnext.run import opening
@@ -41,7 +41,7 @@ def stopped(train_synthetic, tmp_path_factory):
 
 @pytest.fixture
 def preempted(stopped, tmp_path):
-    """A run of two steps that says that it was stopped after the first."""
+    """Return a run of two steps with the status `preempted` after the first step."""
     return shutil.copytree(stopped, tmp_path / "run")
 
 
@@ -51,7 +51,7 @@ def without_memory(*_, **__):
 
 @pytest.mark.parametrize("why", ["damaged", "changed", "memory"])
 def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypatch, why):
-    """Else a job that goes by it would queue itself again without end."""
+    """Otherwise a job script that reads the status would queue the run forever."""
     settings, error, words = SETTINGS, CheckpointError, "none of the 1 checkpoints"
     if why == "damaged":
         (preempted / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
@@ -69,20 +69,20 @@ def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypat
     assert f" error: {message.splitlines()[0]}" in (preempted / "log.txt").read_text()
 
 
-def test_a_start_that_is_refused_the_folder_leaves_the_status(preempted, load_synthetic, monkeypatch):
-    """It is that of the training that holds it."""
+def test_a_start_without_the_lock_leaves_the_status(preempted, load_synthetic, monkeypatch):
+    """The status belongs to the training that holds the lock."""
 
     def refuse(self):
         raise UsageError("in use")
 
     monkeypatch.setattr(RunFolder, "open", refuse)
-    before = read_status(preempted)
+    recipe, before = load_synthetic(SETTINGS).recipe, read_status(preempted)
     with pytest.raises(UsageError, match="in use"):
-        train(load_synthetic(SETTINGS), World(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+        train(recipe, World(), StopRequest(), output=preempted, resume="auto", allow_changed=())
     assert read_status(preempted) == before
 
 
-def test_what_goes_wrong_after_the_end_does_not_undo_it(preempted, train_synthetic, monkeypatch):
+def test_an_error_after_the_end_leaves_the_status(preempted, train_synthetic, monkeypatch):
     write = RunFolder.write_status
 
     def write_and_fail(self, state, step, reason=None):
@@ -96,7 +96,7 @@ def test_what_goes_wrong_after_the_end_does_not_undo_it(preempted, train_synthet
     assert read_status(preempted)["state"] == "finished"
 
 
-def test_the_step_is_that_of_the_last_log(preempted, train_synthetic, monkeypatch):
+def test_the_status_has_the_step_of_the_last_log(preempted, train_synthetic, monkeypatch):
     commit, seen = store.commit, []
 
     def looking(folder, step, *rest):
@@ -109,7 +109,7 @@ def test_the_step_is_that_of_the_last_log(preempted, train_synthetic, monkeypatc
     assert set(seen) == {(2, "running", 2)}
 
 
-def test_a_best_without_a_file_is_said_and_chosen_anew(preempted, train_synthetic, capsys):
+def test_a_best_without_a_file_is_a_warning_and_starts_over(preempted, train_synthetic, capsys):
     """In a new folder, from a checkpoint whose best was pruned."""
     file = preempted / "checkpoints" / "step-00000001.safetensors"
     tensors, metadata = store.read(file)
@@ -147,27 +147,28 @@ def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_sy
     assert status["started"] <= status["updated"]
 
 
-def test_a_fresh_start_forgets_what_another_run_saved(preempted, load_synthetic, narrow, monkeypatch):
+def test_a_fresh_start_clears_the_progress_of_another_run(preempted, load_synthetic, narrow, monkeypatch):
     """The folder has the status of another run, and the start has --resume never."""
+    recipe = load_synthetic(SETTINGS).recipe
     write_status(preempted, World(), "running", 1, None)
-    update_progress(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
+    update_status(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
     monkeypatch.setattr(TrainingStep, "__call__", without_memory)
     with pytest.raises(OutOfMemory):
-        train(load_synthetic(SETTINGS), World(), StopRequest(), output=preempted, resume="never", allow_changed=())
+        train(recipe, World(), StopRequest(), output=preempted, resume="never", allow_changed=())
     status = read_status(preempted)
     assert (status["state"], status["saved_step"], status["total_steps"], status["best"]) == ("failed", None, 2, None)
 
 
 def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
     """If rank 0 is killed before the final status is written, another rank must still be there to write `failed`."""
-    states = []
+    recipe, states = load_synthetic(SETTINGS).recipe, []
 
     class Watched(World):
         def broadcast(self, value):
             states.append(read_status(preempted)["state"])
             return value
 
-    train(load_synthetic(SETTINGS), Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+    train(recipe, Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
     assert states[-2:] == ["running", "finished"]
 
 
@@ -181,9 +182,8 @@ def validated_with(monkeypatch, losses):
     def evaluate_with(*arguments, **options):
         calls.append(None)
         result = evaluate(*arguments, **options)
-        return result and replace(
-            result, loss=losses[(len(calls) - 1) // 2]
-        )  # Model and average are validated in turn.
+        loss = losses[(len(calls) - 1) // 2]  # Model and average are validated in turn.
+        return result and replace(result, metrics={**result.metrics, "loss": loss})
 
     monkeypatch.setattr(trainer_module, "evaluate", evaluate_with)
 
@@ -193,14 +193,14 @@ def test_a_validation_loss_that_is_not_finite_stands_in_the_end(train_synthetic,
     run, settings = tmp_path / "run", ["length=4st", "evaluation.every=1st", "logging.every=1st"]
     stop = StopRequest()
     validated_with(monkeypatch, [1.0, math.nan, math.nan, math.nan])
-    note = journal_module.update_step
+    update = status_module.update_status
 
-    def note_and_stop(folder, step):
-        note(folder, step)
+    def update_and_stop(folder, step):
+        update(folder, step=step)
         if step == 3:
             stop.signal = "SIGTERM"
 
-    monkeypatch.setattr(journal_module, "update_step", note_and_stop)
+    monkeypatch.setattr(status_module, "update_status", update_and_stop)
     train_synthetic(run, settings, stop)
     assert read_status(run)["state"] == "preempted"
     validated_with(monkeypatch, [math.nan] * 3)
@@ -214,7 +214,7 @@ def test_a_validation_loss_that_is_not_finite_stands_in_the_end(train_synthetic,
 
 
 def test_a_validation_that_is_finite_leaves_no_reason(train_synthetic, tmp_path, capsys):
-    """The control. The largest of 3 classes has 6 of the 16 images."""
+    """Control. The largest of 3 classes has 6 of the 16 images."""
     run = train_synthetic(tmp_path / "run", SETTINGS)
     assert read_status(run)["reason"] is None
     (finished,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished: best top-1")]

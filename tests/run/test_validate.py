@@ -95,7 +95,7 @@ def measured(file: Path, root: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("by_bias")
 @pytest.mark.parametrize("count", [12, 1000])
-def test_labels_of_a_bare_file_are_those_that_numbers_name(
+def test_numbered_folders_give_the_labels_of_a_file_without_class_names(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """`7`, `007` and the WordNet id of label 7 give the same result. The oracle is the sum over the labels."""
@@ -145,7 +145,7 @@ def checkpoint(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Callab
 
 
 @pytest.mark.usefixtures("by_bias")
-def test_the_classes_of_a_checkpoint_are_its_own(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:
+def test_a_checkpoint_has_its_class_names(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:
     """A run on numbered folders has labels in text order, and the checkpoint names the classes."""
     names = ["10", "2", "9"]
     file = checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", *names)
@@ -163,7 +163,7 @@ def test_a_run_folder_is_its_best(tmp_path: Path, capsys: Any, checkpoint: Calla
     validate(tmp_path / "run", World(), None, None, None, tmp_path / "report.json")
     out = capsys.readouterr().out
     assert str(best) in out
-    assert "top-5" not in out  # There are three classes.
+    assert "top-5" not in out  # Three classes have no top-5.
     assert json.loads((tmp_path / "report.json").read_text())["top5"] == 100
 
 
@@ -187,7 +187,7 @@ def test_six_classes_have_a_top_5(tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("metadata", [{"format": "seresnext-9"}, {"format": "seresnext-1"}])
-def test_marks_of_this_project_are_no_bare_weights(tmp_path: Path, metadata: dict[str, str]) -> None:
+def test_the_format_of_a_checkpoint_is_refused_for_plain_weights(tmp_path: Path, metadata: dict[str, str]) -> None:
     save_file(weights(3), tmp_path / "w.safetensors", metadata)
     with pytest.raises(Failure) as caught:
         validate(tmp_path / "w.safetensors", World(), str(tmp_path), None, None, None)

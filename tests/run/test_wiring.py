@@ -1,4 +1,4 @@
-"""Each key of a recipe reaches the object that obeys it: no value here is a default, and no two are alike."""
+"""Each key of a recipe reaches the object that uses the key. No value here is a default, and all values differ."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ SETTINGS = [
     "checkpoint={every: 3st, keep: 9, keep_every: 6st, on_failure: continue}",
     "logging.every=11st",
     "runtime={seed: 12, precision: fp64, compile: false, grad_checkpointing: true, channels_last: false, "
-    "bucket_mb: 13, compress_gradients: none, static_graph: true, deterministic: false}",
+    "bucket_mb: 13, compress_gradients: none, deterministic: false}",
 ]
 
 
 class Two(World):
-    """Two ranks, of which the other does what this one does."""
+    """A world of two ranks with equal values."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
@@ -65,7 +65,7 @@ class Two(World):
 
 @dataclass(frozen=True)
 class Built:
-    """A run, and what its step, trainer, saver and tally were made of."""
+    """A run, and the arguments of its step, trainer, saver and counter."""
 
     run: Run
     step: dict[str, Any]
@@ -78,7 +78,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Built]:
-    """`build(*changes)`: a run of two ranks with all settings above and some others."""
+    """`build(*changes)`: a run of two ranks with the settings above and these changes."""
 
     def make(*changes: str) -> Built:
         seen: dict[str, Any] = {}
@@ -106,10 +106,11 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
                 patch.setattr(run_module, name, recorded(name))
             patch.setattr(step_module, "wrap_ddp", wrap_ddp)
             patch.setattr("seresnext.run.assemble.build_model", build_model)
-            patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # It takes a while.
-            values = load_synthetic([*SETTINGS, *changes]).values
-            values["data"]["max_bad_images"] = 6  # Of image files, so that the command line refuses it here.
-            run = Run(values, {}, Two(0, 2), Console(enabled=False))
+            patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
+            recipe = load_synthetic([*SETTINGS, *changes]).recipe
+            # A recipe of synthetic images with this key is refused.
+            data = recipe.data.model_copy(update={"max_bad_images": 6})
+            run = Run(recipe.model_copy(update={"data": data}), None, Two(0, 2), Console(enabled=False))
             run.trainer(None, None, Progress(), StopRequest())
         return Built(
             run,
@@ -135,19 +136,19 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 
 # ------------------------------------------------------------------------------------------------ the recipe above
 
-# A key that is settled here for another reason, or that a default stands for.
+# Keys that have the default for another reason.
 AS_BY_DEFAULT = {
-    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_run.py
-    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic", "runtime.measure",
+    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_assemble.py
+    "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic",
     "optimizer.betas", "optimizer.eps", "loss.name",
-    "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # in other runs below
+    "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # other values below
     "runtime.loader_timeout", "runtime.collective_timeout",
 }  # fmt: skip
 SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoint", "logging", "runtime")
 
 
 def test_no_value_is_a_default(load_synthetic):
-    """Or a key that goes nowhere would not show."""
+    """With a default a key that is not connected would pass."""
     recipe = load_synthetic(SETTINGS).recipe
     usual = Recipe.model_validate({"model": {"name": "seresnext26"}})
     same = {
@@ -185,7 +186,7 @@ def test_the_step(built):
     assert step["mix"] == MixupCutmix(num_classes=5, seed=12, mixup=0.2, cutmix=0.7, last_step=14)
     assert step["ema"] is run.ema is not None
     assert (run.ema.decay_at(0), run.ema.decay_at(99)) == (0.6, 0.6)
-    ddp = DDPOptions(bucket_mb=13, compress=False, static_graph=True)
+    ddp = DDPOptions(bucket_mb=13, compress=False)
     assert step["settings"] == StepSettings(4, 12, PRECISIONS["fp64"], compiled=False, clip_norm=1.5, ddp=ddp)
     assert built.ddp == ddp
 
@@ -215,7 +216,7 @@ def test_calibration_takes_the_images_asked_for(built, monkeypatch):
     monkeypatch.setattr(built.run, "train_batches", lambda *words: asked.append(words))
     built.trainer["train"].calibration()
     built.trainer["train"].batches(2)
-    assert asked == [(range(2), 15, 18), (range(2), 2, 15)]  # 17 images are 3 steps of 8.
+    assert asked == [(15, 18), (2, 15)]  # 17 images are 3 steps of 8.
 
 
 # ------------------------------------------------------------------------------------------------ other values
@@ -287,14 +288,14 @@ def test_other_values(build, case):
 
 
 def test_compiled_and_deterministic(build, monkeypatch):
-    """Neither is done here: one takes minutes, the other stays on for the whole process."""
+    """Both are replaced here: one takes minutes, the other lasts to the end of the process."""
     asked = SimpleNamespace(compiled=0, deterministic=None)
 
     def compile_forward(model):
         asked.compiled += 1
         return model
 
-    monkeypatch.setattr("seresnext.run.assemble.resolve_compile", lambda requested, device: (requested is True, None))
+    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested is True, None))
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
     built = build("runtime={compile: true, deterministic: true, precision: fp32}")
@@ -316,8 +317,8 @@ def test_images_are_made_as_the_recipe_says(build, monkeypatch):
     run = build("runtime.loader_timeout=77", "data.workers=3").run
     expected = {
         "workers": 3, "timeout": 77, "pin_memory": False, "device": torch.device("cpu"), "dtype": torch.float64,
-        "mean": (0.4,), "std": (0.3,), "channels_last": False, "filling": None, "compiled": False,
+        "mean": (0.4,), "std": (0.3,), "channels_last": False, "fill": None, "compiled": False,
     }  # fmt: skip
-    for batches in (run._validation_batches(), run.train_batches(range(2), 0, 1)):
+    for batches in (run._validation_batches(), run.train_batches(0, 1)):
         with batches:
             assert given == expected

@@ -77,8 +77,6 @@ def _trainings(world: int) -> list[Training]:
     if world == 3:
         cold = [Training("cold"), Training("cold-killed", crash_at=3), Training("cold-killed")]
         trainings += [replace(training, without="warm_up") for training in cold]
-        static = [Training("static"), Training("static-killed", crash_at=3), Training("static-killed")]
-        trainings += [replace(training, settings=("runtime.static_graph=true",)) for training in static]
     if world == 1:
         # Who forgets that the third step was validated does so again, to the same end; but after the fourth it is late.
         trainings += [Training("saved", crash_at=4)]
@@ -180,11 +178,6 @@ def test_without_the_throw_away_pass_three_ranks_differ(labs):
     """The control: DDP adds up the first step after a resume in another order, which a world of two would not show."""
     lab = labs(3)
     assert len(lab.differences("cold-killed", "cold")) > 100
-
-
-def test_a_static_graph_settles_before_the_first_step_too(labs):
-    """DDP makes its buckets one step later then, so that one throw-away pass would not do."""
-    assert labs(3).differences("static-killed", "static") == []
 
 
 @pytest.mark.parametrize("what", FORGOTTEN)

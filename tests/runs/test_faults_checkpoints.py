@@ -67,7 +67,7 @@ def test_a_damaged_newest_is_passed_over(stopped, run_again, whole_digest, damag
     result = run_again(stopped)
     assert result.returncode == 0, result.output
     assert "warning" in result.stdout
-    assert "going on from" in result.stdout
+    assert "resuming from" in result.stdout
     assert "step-00000004.safetensors, after step 4 of 8" in result.stdout
     assert "step-00000006.safetensors.corrupt" in names(stopped)
     assert digest(stopped) == whole_digest(1)
@@ -126,7 +126,7 @@ def test_ranks_that_see_different_files_refuse(stopped, train_elsewhere, tmp_pat
     assert result.returncode != 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1, result.output
-    assert "is not the same file on every rank; is the run folder on a shared file system?" in errors[0]
+    assert "is not the same file on every rank" in errors[0]
     assert status(tmp_path / "0" / "run")["state"] == "failed"
 
 

@@ -26,7 +26,7 @@ def errors(result):
 def named(result, run, rank):
     """The one error of the others, and the status, say which rank was lost."""
     (error,) = errors(result)
-    assert f"rank {rank} no longer answers, last heard of in" in error
+    assert f"rank {rank} no longer answers, last seen in" in error
     assert status(run)["state"] == "failed"
     assert f"rank {rank} no longer answers" in status(run)["reason"]
     saved = list(store.steps(run / "checkpoints").values())
@@ -112,7 +112,7 @@ def test_ranks_that_wait_in_vain_say_where_they_are(faulty, assert_goes_on, tmp_
         result = faulty(run, Fault("validate:4", "hold", rank=rank), more=more, timeout=60)
         (error,) = errors(result)
         places = "rank 0 in the validation after step 4, rank 1 in the validation after step 4"
-        assert f"all of them answer: {places}" in error
+        assert f"waits for another: {places}" in error
         assert status(run)["state"] == "failed"
         assert places in status(run)["reason"]
         assert "forcefully exiting" not in result.stderr  # It ended by itself, before torchrun's 30 s.
@@ -155,7 +155,7 @@ def test_torchrun_starts_a_killed_run_again(faulty, whole_digest, tmp_path, worl
     more = [*SIZES[world], "--resume", "never"]
     result = faulty(run, *faults, world=world, launch=["--max-restarts=3"], more=more, timeout=180)
     assert result.returncode == 0, result.output
-    assert result.stdout.count("going on from") == 2
+    assert result.stdout.count("resuming from") == 2
     assert status(run)["state"] == "finished"
     assert digest(run) == whole_digest(world, *SIZES[world])
     assert not (run / "earlier-1").exists()
@@ -167,7 +167,7 @@ def test_torchrun_does_not_start_a_preempted_run_again(start_faulty, assert_goes
     command, _ = start_faulty(run, Fault("step:3", "signal:SIGTERM", rank=1), launch=["--max-restarts=3"])
     result = command.finish(timeout=60)
     assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output
-    assert "going on from" not in result.stdout
+    assert "resuming from" not in result.stdout
     assert_goes_on(run)
 
 
@@ -206,7 +206,7 @@ def test_a_run_goes_on_with_the_machines_there_are(start_node, run_again, tmp_pa
     assert result.returncode == 0, result.output
     assert second.alive() == []
     assert (status(run)["state"], status(run)["world_size"]) == ("finished", 1)
-    assert result.stdout.count("going on from") == 2
+    assert result.stdout.count("resuming from") == 2
     assert not (run / "earlier-1").exists()
     whole = tmp_path / "whole"
     assert run_again(whole, *more).returncode == 0

@@ -11,8 +11,9 @@ import lzma
 from pathlib import Path
 
 import launcher
-import prepare_digits
 import pytest
+
+from seresnext.prepare.digits import write_digits
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "digits-0.1.0.safetensors.xz"
@@ -27,7 +28,7 @@ TWO_IMAGES = 0.6
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "digits"
-    prepare_digits.write_digits(folder)
+    write_digits(folder)
     return folder
 
 

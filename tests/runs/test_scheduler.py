@@ -84,5 +84,5 @@ def test_a_job_that_is_refused_does_not_go_by_how_the_one_before_ended(start_fau
         (tmp_path / "programs" / "torchrun").write_text("#!/bin/sh\nexec /no/python\n")
     result = start_job(run, *more).finish(timeout=240)
     assert result.returncode == 1, result.output
-    assert ("nothing began" if why == "no python" else "the run is failed") in result.stdout
+    assert ("the run is failed" if why == "all damaged" else "nothing began") in result.stdout
     assert not (tmp_path / "asked").exists()

@@ -24,9 +24,9 @@ WORDS = ("--set", "data.format=shards", "--set", "data.shuffle_shards=2", "--set
 def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images in shards of four."""
     root = tmp_path_factory.mktemp("shards")
-    script = ROOT / "scripts" / "prepare_shards.py"
+    command = [sys.executable, "-m", "seresnext", "prepare", "shards"]
     options = ["--output", root, "--images-per-shard", "4", "--cache", root / "cache"]
-    subprocess.run([sys.executable, script, images, *options], check=True, capture_output=True)
+    subprocess.run([*command, images, *options], check=True, cwd=ROOT, capture_output=True)
     return root
 
 

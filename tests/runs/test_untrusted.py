@@ -67,9 +67,15 @@ def torchscript(canary: Path) -> bytes:
 
 COMMANDS = {
     "validate": lambda file, folder: ("validate.py", "--checkpoint", file),
-    "predict": lambda file, folder: ("scripts/predict.py", "--checkpoint", file, folder / "val/class_0/0.jpg"),
+    "predict": lambda file, folder: (
+        "seresnext/__main__.py",
+        "predict",
+        "--checkpoint",
+        file,
+        folder / "val/class_0/0.jpg",
+    ),
     "average": lambda file, folder: (
-        *("scripts/average_checkpoints.py", file, file.parent / "none", "--output"),
+        *("seresnext/__main__.py", "average", file, file.parent / "none", "--output"),
         file.parent / "mean.safetensors",
     ),
 }

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.runs
 
 
 def predict(file: Path, images: Path) -> tuple[str | Path, ...]:
-    return "scripts/predict.py", "--checkpoint", file, images / "val/class_0/0.jpg"
+    return "seresnext/__main__.py", "predict", "--checkpoint", file, images / "val/class_0/0.jpg"
 
 
 SAYS = {
@@ -91,8 +91,9 @@ def test_a_server_is_asked_when_the_user_names_it(measure: Measurer, untrained: 
     address = "http://127.0.0.1:9/x"
     path = forge(tmp_path / "c.safetensors", untrained, changed(said, SAYS["a server"] | {"recipe.data.root": address}))
     assert "not enough to ask one" in assert_refused(measure("validate.py", "--checkpoint", path))
-    program = "import sys, seresnext.data.shards.remote as r; r.ATTEMPTS = 1; from seresnext.cli import validate_main;"
-    program += f"sys.exit(validate_main(['--checkpoint', {str(path)!r}, '--data', {address!r}]))"
+    program = "import sys, seresnext.data.shards.remote as r; r.ATTEMPTS = 1; from seresnext import cli;"
+    program += "from seresnext.process.stop_request import StopRequest;"
+    program += f"sys.exit(cli.main(['validate', '--checkpoint', {str(path)!r}, '--data', {address!r}], StopRequest()))"
     told = measure("-c", program)
     assert "cannot be read" in assert_refused(told, code=3)
 
@@ -120,7 +121,7 @@ def test_tensors_that_are_no_weights(measure: Measurer, untrained: Any, said: An
     assert_refused(measure("validate.py", "--checkpoint", path), megabytes=300)
     other = forge(tmp_path / "d.safetensors", untrained, said)
     output = tmp_path / "mean.safetensors"
-    average = measure("scripts/average_checkpoints.py", path, other, "--output", output)
+    average = measure("seresnext/__main__.py", "average", path, other, "--output", output)
     if case not in ("variance", "bytes", "of another part"):  # The mean is refused where it is used.
         assert_refused(average, megabytes=500)
         assert not output.exists()
@@ -129,7 +130,7 @@ def test_tensors_that_are_no_weights(measure: Measurer, untrained: Any, said: An
 def test_names_of_classes_do_not_steer_the_terminal(
     measure: Measurer, untrained: Any, said: Any, images: Path, tmp_path: Path
 ) -> None:
-    """In the answers of predict.py, and where other classes are there than were trained on."""
+    """In the answers of `predict`, and where other classes are there than were trained on."""
     names = ["\x1b[2Jcat\n 99.9 %  dog", "\x9b\u202e", "x" * 10**5]
     path = forge(tmp_path / "c.safetensors", untrained, changed(said, {"dataset.classes": names}))
     answer = measure(*predict(path, images))

@@ -127,7 +127,8 @@ def test_links_and_pipes(measure: Measurer, images: Path, tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.pth")
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
     for name in ("loop.pth", "pipe.pth", "zero.safetensors", "none.pth", "."):
-        for script, *more in (["validate.py"], ["scripts/predict.py", images / "val/class_0/0.jpg"]):
-            assert_refused(measure(script, "--checkpoint", tmp_path / name, *more, limit=10), seconds=5)
+        for command, *more in (["validate"], ["predict", images / "val/class_0/0.jpg"]):
+            words = ("seresnext/__main__.py", command, "--checkpoint", tmp_path / name, *more)
+            assert_refused(measure(*words, limit=10), seconds=5)
     for name in ("loop.pth", "pipe.pth"):
         assert_refused(measure("train.py", "--recipe", tmp_path / name, limit=10), code=2, seconds=5)

@@ -1,4 +1,4 @@
-"""torch.compile: when, and that the compiled model is the eager one."""
+"""torch.compile: the choice by recipe and device, and equal results of compiled and eager models."""
 
 import shutil
 
@@ -14,7 +14,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture
 def compilers(monkeypatch):
-    """`compilers("g++")` makes these the only programs that are installed."""
+    """`compilers("g++")` pretends that only these programs are installed."""
 
     def pretend(*names):
         monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in names else None)
@@ -33,19 +33,19 @@ def compilers(monkeypatch):
         (False, GPU, False),
     ],
 )
-def test_when(compilers, requested, device, expected):
+def test_compile_by_recipe_and_device(compilers, requested, device, expected):
     compilers("g++")
     assert resolve_compile(requested, device) == (expected, None)
 
 
 @pytest.mark.parametrize("name", ["c++", "g++", "clang++"])
-def test_any_compiler_will_do(compilers, name):
+def test_any_cpp_compiler_is_enough(compilers, name):
     compilers(name)
     assert resolve_compile(True, CPU) == (True, None)
 
 
 @pytest.mark.parametrize(("requested", "device"), [("auto", GPU), (True, GPU), (True, CPU)])
-def test_without_a_compiler_it_is_eager_and_says_so(compilers, requested, device):
+def test_without_a_compiler_the_model_is_eager_with_a_notice(compilers, requested, device):
     compilers("gcc")  # A C compiler is not enough.
     compiled, notice = resolve_compile(requested, device)
     assert compiled is False
@@ -54,7 +54,7 @@ def test_without_a_compiler_it_is_eager_and_says_so(compilers, requested, device
 
 
 @pytest.mark.parametrize(("requested", "device"), [("auto", CPU), (False, GPU), (False, CPU)])
-def test_nothing_is_said_where_nothing_was_asked_for(compilers, requested, device):
+def test_no_notice_without_a_request(compilers, requested, device):
     compilers()
     assert resolve_compile(requested, device) == (False, None)
 
@@ -69,9 +69,9 @@ class Net(nn.Module):
         return self.drop(self.norm(x).relu() + 1)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of torch's own, in its compiler.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's compiler
 @pytest.mark.parametrize("device", [CPU, pytest.param(GPU, marks=pytest.mark.gpu)], ids=["cpu", "gpu"])
-def test_the_compiled_model_is_the_eager_one_with_its_dropout(device):
+def test_the_compiled_model_equals_the_eager_model_with_dropout(device):
     if not resolve_compile(True, device)[0]:
         pytest.skip("needs a C++ compiler")
     model = Net().to(device)
@@ -85,9 +85,9 @@ def test_the_compiled_model_is_the_eager_one_with_its_dropout(device):
         return forward(images), model.norm.running_var.clone()
 
     eager, fast = run(model, 5), run(compiled, 5)
-    assert torch.equal(eager[0] == 0, fast[0] == 0)  # The same elements were dropped,
+    assert torch.equal(eager[0] == 0, fast[0] == 0)  # The same elements are dropped.
     assert 0.4 < float((eager[0] == 0).float().mean()) < 0.6
-    for one, other in zip(eager, fast, strict=True):  # and the rest is the same but for rounding.
+    for one, other in zip(eager, fast, strict=True):  # Other elements differ only by rounding.
         torch.testing.assert_close(one, other)
     assert not torch.equal(run(compiled, 6)[0] == 0, eager[0] == 0)
 
@@ -97,9 +97,9 @@ class Pool(nn.Module):
         return x.mean((2, 3)) * x.shape[3]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of torch's own, in its compiler.
-def test_each_size_of_images_is_compiled_by_itself():
-    """Ten sizes, more than torch compiles unless told to; code for one size does not know which came before."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's compiler
+def test_each_image_size_is_compiled_once():
+    """Ten sizes exceed torch's default limit. Code for a size does not depend on the sizes before."""
     if not resolve_compile(True, CPU)[0]:
         pytest.skip("needs a C++ compiler")
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Switches of torch that decide whether kernels repeat their bits."""
+"""The switches of torch for deterministic kernels."""
 
 import os
 
@@ -12,7 +12,7 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 @pytest.fixture(autouse=True)
 def switches(monkeypatch):
-    """The switches before the test, set back after it."""
+    """Restore the switches after the test."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     monkeypatch.setenv(CUBLAS, "")
@@ -44,7 +44,7 @@ def test_fp32_is_no_tf32(enabled):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_a_workspace_of_the_users_is_kept(monkeypatch):
+def test_the_users_workspace_is_kept(monkeypatch):
     monkeypatch.setenv(CUBLAS, ":16:8")
     make_deterministic(True)
     assert os.environ[CUBLAS] == ":16:8"
@@ -52,7 +52,7 @@ def test_a_workspace_of_the_users_is_kept(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("enabled", [True, False])
-def test_what_has_no_deterministic_kernel_is_refused(enabled):
+def test_an_operation_without_a_deterministic_kernel_is_refused(enabled):
     make_deterministic(enabled)
     images = torch.randn(1, 1, 4, 4, device="cuda", requires_grad=True)
     pooled = torch.nn.functional.adaptive_avg_pool2d(images, 3)

@@ -1,4 +1,4 @@
-"""Precisions: what a model computes in, what it keeps, and what suits a device."""
+"""Precisions: formats of weights and of computation, and `auto` by device."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ def test_formats(name, weights, product, scaled):
     images = torch.randn(2, 3, 8, 8, dtype=precision.weights)
     with precision.autocast(CPU):
         assert model(images).dtype == product
-    assert model(images).dtype == weights  # Outside of the block.
+    assert model(images).dtype == weights  # outside of autocast
     assert {p.dtype for p in model.parameters()} == {weights}
     assert precision.scaler(CPU).is_enabled() is scaled
 
 
-def test_every_precision_of_a_recipe_is_one():
+def test_the_schema_accepts_the_names_of_the_table():
     allowed = set(RuntimeSection.model_fields["precision"].annotation.__args__)
     assert allowed == {"auto", *PRECISIONS}
     assert all(precision.name == name for name, precision in PRECISIONS.items())
@@ -56,7 +56,7 @@ def test_place_lays_out_weights_in_place(channels_last):
 
 @pytest.fixture
 def capability(monkeypatch):
-    """`capability(8, 0)` makes torch tell of a GPU of this compute capability."""
+    """`capability(8, 0)` pretends that the GPU has this compute capability."""
 
     def pretend(*version):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: version)
@@ -79,15 +79,15 @@ def test_auto_on_the_cpu():
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_what_a_recipe_asks_for_is_kept(capability, name):
+def test_an_explicit_precision_is_kept(capability, name):
     assert resolve_precision(name, CPU) == name
     capability(9, 0)
     assert resolve_precision(name, GPU) == name
 
 
-def test_bf16_on_a_gpu_without_it(capability):
+def test_bf16_on_an_old_gpu_is_refused(capability):
     capability(7, 5)
-    with pytest.raises(UsageError, match=r"Old GPU lacks .*set runtime.precision to fp16 or auto"):
+    with pytest.raises(UsageError, match=r"bf16, but Old GPU .*set runtime.precision to fp16 or auto"):
         resolve_precision("bf16", GPU)
     assert resolve_precision("fp16", GPU) == "fp16"
 

@@ -7,8 +7,9 @@ import timm.loss
 import torch
 import torch.nn.functional as F
 
+from seresnext.recipe.load import load_recipe
 from seresnext.recipe.schema import LossSection
-from seresnext.training.loss import LOSSES, BinaryCrossEntropy, CrossEntropy
+from seresnext.training.loss import LOSSES, BinaryCrossEntropy, CrossEntropy, build_loss
 
 
 @pytest.fixture
@@ -88,3 +89,9 @@ def test_binary_cross_entropy_of_half_precision_is_finite_and_of_double_is_doubl
     logits, labels = batch
     assert BinaryCrossEntropy()(torch.tensor([[60000.0, 60000.0]]).half(), torch.tensor([1])) == 60000.0
     assert BinaryCrossEntropy(0.1)(logits.double(), labels).dtype == torch.float64
+
+
+def test_the_loss_of_a_recipe():
+    assert build_loss(load_recipe("seresnext50").recipe.loss) == CrossEntropy(0.1)
+    changes = ["loss={name: bce, label_smoothing: 0, target_threshold: 0.2}", "mix.mixup=0.2"]
+    assert build_loss(load_recipe("seresnext50", changes).recipe.loss) == BinaryCrossEntropy(0.0, 0.2)

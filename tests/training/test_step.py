@@ -301,7 +301,7 @@ def world_of_nccl():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("ddp", [DDPOptions(), DDPOptions(1.0, compress=True), DDPOptions(static_graph=True)])
+@pytest.mark.parametrize("ddp", [DDPOptions(), DDPOptions(1.0, compress=True)])
 def test_nothing_waits_for_a_gpu_in_a_group(model, ddp, world_of_nccl):
     device = world_of_nccl.device
     model = model.float().to(device)

@@ -1,1 +1,1 @@
-"""Changes of training images: crop, flip, colours, erased boxes, mixed images."""
+"""Augmentations of training images: crop, flip, colours, erased boxes, mixed images."""

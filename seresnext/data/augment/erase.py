@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al. 2020): a box of a normalised image is overwritten, on the device."""
+"""Random erasing (Zhong et al. 2020): overwrite a box of a normalised image, on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seresnext.recipe.schema import Recipe
 _ATTEMPTS = 10
 
 
-class Box(NamedTuple):
+class EraseBox(NamedTuple):
     """A rectangle of an image, in pixels."""
 
     top: int
@@ -24,46 +24,46 @@ class Box(NamedTuple):
     width: int
 
 
-_NOTHING = Box(0, 0, 0, 0)
+_NO_BOX = EraseBox(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """How often to erase, and how large a box.
+    """Probability and size of a box to erase.
 
-    `scale` is the range of the box's area by the image's, `ratio` that of its height by its width.
+    `scale` is the range of the box's share of the image's area, `ratio` the range of height / width.
     """
 
     probability: float
     scale: tuple[float, float]
     ratio: tuple[float, float]
 
-    def draw(self, height: int, width: int, draws: RandomStream) -> Box:
-        """The box to erase from one image; of no size for none. The algorithm is torchvision's RandomErasing."""
+    def draw(self, height: int, width: int, draws: RandomStream) -> EraseBox:
+        """Return the box to erase from an image, or an empty box. The algorithm is torchvision's RandomErasing."""
         if not draws.bernoulli(self.probability):
-            return _NOTHING
+            return _NO_BOX
         low, high = (math.log(ratio) for ratio in self.ratio)
         for _ in range(_ATTEMPTS):
             area = height * width * draws.uniform(*self.scale)
             ratio = math.exp(draws.uniform(low, high))
             h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if h < height and w < width:
-                return Box(draws.randint(height - h + 1), draws.randint(width - w + 1), h, w)
-        return _NOTHING
+                return EraseBox(draws.randint(height - h + 1), draws.randint(width - w + 1), h, w)
+        return _NO_BOX
 
 
 @dataclass(frozen=True)
 class EraseFill:
-    """What boxes are overwritten with: a number in units of normalised pixels, or normal noise for `random`.
+    """The new content of erased boxes: a number in units of normalised pixels, or normal noise for `random`.
 
-    The noise of a micro-batch is drawn on its device at the address (seed, "erase", step, replica).
+    The noise of a micro-batch is drawn on the device at the address (seed, "erase", step, replica).
     """
 
     value: float | str
     seed: int
 
     def like(self, images: Tensor, dtype: torch.dtype, step: int, replica: int) -> Tensor:
-        """The filling for images (N C H W), as `erase` takes it."""
+        """Return the fill for images (N C H W), as `erase` takes it."""
         if self.value != "random":
             return torch.full((), float(self.value), dtype=dtype, device=images.device)
         generator = torch.Generator(images.device).manual_seed(torch_seed_at(self.seed, "erase", step, replica))
@@ -71,8 +71,11 @@ class EraseFill:
 
 
 def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
-    """Images (N C H W) with their boxes (int N 4: top, left, height, width) overwritten by `value`, of any shape that
-    broadcasts to the images. Nothing here waits for the device, so that it can be compiled."""
+    """Return images (N C H W) with boxes (int N 4: top, left, height, width) overwritten by `value`.
+
+    `value` has any shape that broadcasts to the images. The function never waits for the device, so torch can compile
+    it.
+    """
     top, left, height, width = boxes.view(-1, 4, 1).unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
@@ -82,6 +85,6 @@ def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
 
 
 def build_erase_fill(recipe: Recipe) -> EraseFill | None:
-    """What the boxes of random erasing are filled with, or None when nothing is erased."""
+    """Return the fill of random erasing, or None for a recipe without erasing."""
     erasing = recipe.augment.erasing
     return EraseFill(erasing.value, recipe.runtime.seed) if erasing else None

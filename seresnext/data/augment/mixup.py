@@ -1,4 +1,4 @@
-"""Mixing pairs of images of a micro-batch: mixup and CutMix, on the device."""
+"""Mixup and CutMix: mix pairs of images of a micro-batch, on the device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from seresnext.recipe.schema import Recipe
 class MixupCutmix:
     """Mixup (Zhang et al. 2018) with Beta(mixup, mixup), CutMix (Yun et al. 2019) with Beta(cutmix, cutmix), or either.
 
-    With both, each micro-batch takes one of the two at even odds. Each image is mixed with its counterpart in the
-    reversed micro-batch. `last_step` is the step after which (from 0, exclusive) nothing is mixed, None for never.
+    With both, each micro-batch uses one of them with probability 1/2. Each image is mixed with the image at the same
+    position of the reversed micro-batch. Mixing ends before step `last_step` (None: never).
     """
 
     num_classes: int
@@ -27,7 +27,7 @@ class MixupCutmix:
     last_step: int | None
 
     def __call__(self, images: Tensor, labels: Tensor, *, step: int, replica: int) -> tuple[Tensor, Tensor]:
-        """Mixed images N C H W and soft targets N K; unchanged once mixing is over."""
+        """Return mixed images N C H W and soft targets N K; after `last_step`, the arguments."""
         if self.last_step is not None and step >= self.last_step:
             return images, labels
         draws = rng_at(self.seed, "mix", step, replica)
@@ -42,10 +42,10 @@ class MixupCutmix:
 
 
 def cut_mix(images: Tensor, share: float, draws: RandomStream) -> tuple[Tensor, float]:
-    """Put a box of the reversed batch into images (N C H W); returns the share of pixels that stayed.
+    """Return images (N C H W) with a box from the reversed batch, and the share of pixels outside of the box.
 
-    The box has the images' shape and `1 - share` of their area, its centre anywhere, and is cut off at the border
-    (Yun et al. 2019, eq. 2 and appendix A, algorithm A1).
+    The box has the images' shape, `1 - share` of the area and a random centre, and is cut off at the border (Yun et al.
+    2019, eq. 2 and appendix A, algorithm A1).
     """
     height, width = images.shape[2:]
     side = math.sqrt(1 - share)
@@ -59,13 +59,13 @@ def cut_mix(images: Tensor, share: float, draws: RandomStream) -> tuple[Tensor, 
 
 
 def beta(draws: RandomStream, alpha: float) -> float:
-    """A draw from Beta(alpha, alpha), as a ratio of two gamma draws; by logarithms, since small alphas underflow."""
+    """Return a draw from Beta(alpha, alpha): the ratio of two gamma draws, by logarithms, as small alphas underflow."""
     one, other = _log_gamma(draws, alpha), _log_gamma(draws, alpha)
     return 1 / (1 + math.exp(min(other - one, 700.0)))
 
 
 def _log_gamma(draws: RandomStream, alpha: float) -> float:
-    """The logarithm of a draw from Gamma(alpha, 1) (Marsaglia and Tsang 2000, with their boost for alpha < 1)."""
+    """Return the logarithm of a draw from Gamma(alpha, 1) (Marsaglia and Tsang 2000, with the boost for alpha < 1)."""
     if alpha < 1:
         return _log_gamma(draws, alpha + 1) + math.log(1 - draws.random()) / alpha
     d = alpha - 1 / 3
@@ -78,7 +78,7 @@ def _log_gamma(draws: RandomStream, alpha: float) -> float:
 
 
 def build_mixup_cutmix(recipe: Recipe, steps_per_epoch: int) -> MixupCutmix | None:
-    """The mixing of a recipe, or None when it has none."""
+    """Return mixup and CutMix of a recipe, or None for a recipe without."""
     mix = recipe.mix
     if not mix.mixup and not mix.cutmix:
         return None

@@ -1,4 +1,4 @@
-"""Progressive resizing: small images first, larger ones later, as a function of the step."""
+"""Progressive resizing: the training image size as a function of the step."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from seresnext.recipe.schema import Recipe
 
-_MULTIPLE = 32  # By which the network divides the side of an image.
+_MULTIPLE = 32  # The network divides the side of an image by 32.
 
 
 @dataclass(frozen=True)
 class ImageSizeSchedule:
     """The side of a training image in pixels: `min_size` before step `start`, `max_size` from step `end` on.
 
-    Between them it lies on the straight line, rounded to a multiple of 32, as in FFCV's ImageNet recipes
-    (rn50_configs, `resolution`), where the steps are epochs.
+    Between `start` and `end` the size grows linearly, rounded to a multiple of 32, as in FFCV's ImageNet recipes
+    (rn50_configs, `resolution`), which count epochs.
     """
 
     min_size: int
@@ -23,7 +23,7 @@ class ImageSizeSchedule:
     end: int
 
     def size_at(self, step: int) -> int:
-        """The side of the images of a step (from 0), in pixels."""
+        """Return the side of the images of a step (from 0), in pixels."""
         if step >= self.end:
             return self.max_size
         if step < self.start:
@@ -33,7 +33,7 @@ class ImageSizeSchedule:
 
 
 def build_image_size_schedule(recipe: Recipe, steps_per_epoch: int) -> ImageSizeSchedule | None:
-    """The size of training images as a function of the step, or None when it is always the same."""
+    """Return the size schedule of a recipe, or None for a constant size."""
     section = recipe.data.progressive
     if section is None:
         return None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 MOST_SCANS = 100
-"""Of a progressive JPEG, which has ten or so. A scan of few bytes goes over all pixels: a megabyte takes an hour."""
+"""Most scans of a progressive JPEG; usual are ten. A scan of few bytes covers all pixels: a megabyte takes an hour."""
 
 _SOS, _DHT, _DRI = 0xDA, 0xC4, 0xDD
 _APP0, _APP2, _APP13, _ADOBE = 0xE0, 0xE2, 0xED, 0xEE
@@ -25,7 +25,7 @@ _PROGRESSIVE = 0xC2
 _USUAL = frozenset((0xDB, _DHT, *range(_APP0, 0xF0), 0xFE))
 # Sampling factors of the first component where the others have 1 x 1: 4:4:4, 4:2:2, 4:2:0.
 _LUMA_SAMPLINGS = frozenset((0x11, 0x21, 0x22))
-# Of the end of a file; what follows the last marker, some programs pad.
+# Bytes at the end of a file that must hold the end mark. Some programs pad the file.
 _TAIL = 64
 _END = b"\xff\xd9"
 _SEQUENTIAL_SCAN = b"\0\x3f\0"  # All 64 coefficients with all bits.
@@ -176,7 +176,7 @@ def _end_of_scan(data: bytes, position: int, interval: int) -> int:
     if len(data) - position < 2:
         return len(data)
     if not interval:
-        # Two thirds of the time of a regular expression.
+        # Takes two thirds of the time of a regular expression.
         coded = np.frombuffer(data, np.uint8, offset=position)
         return position + int(((coded[:-1] == 0xFF) & (coded[1:] != 0)).argmax())
     found = _OTHER_MARKER.search(data, position)

@@ -1,4 +1,4 @@
-"""Parts of encoded images, decoded without the rest where that can be done exactly.
+"""Regions of encoded images, decoded without the rest of the image if the pixels stay exact.
 
 nvimgcodec (the `fast` extra) skips the pixels outside of a region. For a JPEG that `is_plain` (jpeg.py) nvimgcodec and
 Pillow give the same pixels. Pillow decodes all other images, decides whether a file is an image, and decodes all images
@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from seresnext.data.augment.crop import Crop
 from seresnext.data.decode.jpeg import read_frame
 from seresnext.data.decode.pillow import decode
 from seresnext.errors import DataError
@@ -28,13 +27,23 @@ HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") is not None and (
 )
 """Whether the `fast` extra is installed."""
 
-# A region that starts at the left edge and is one pixel wide comes out of libjpeg-turbo without its neighbours' share
-# of the colours. Pieces this small cost Pillow nothing.
+# libjpeg-turbo decodes a region of one pixel at the left edge without the colours of the neighbours. Pillow decodes
+# small regions at low cost.
 _LEAST_SIDE = 16
 
 
+class Crop(NamedTuple):
+    """A rectangle of an image in pixels. With `flip`, the crop is mirrored afterwards."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
+
+
 class Encoded(NamedTuple):
-    """The bytes of an image file, and what gives its name for messages."""
+    """The bytes of an image file, and a function that returns the name for messages."""
 
     data: bytes
     naming: Callable[[], str]
@@ -46,17 +55,17 @@ class Encoded(NamedTuple):
 
 
 Choose = Callable[[int, int, int], Crop]
-"""The region of an image, given its number in the batch, its width and its height."""
+"""Returns the region of an image from the number in the batch, width and height."""
 
 
 class RegionDecoder(Protocol):
-    """Decodes a region of each image: uint8 H W 3, or the error that says why not."""
+    """Decodes a region of each image: returns uint8 H W 3, or the error."""
 
     def __call__(self, images: Sequence[Encoded], choose: Choose) -> list[np.ndarray | DataError]: ...
 
 
 def open_decoder(max_pixels: int, fast: bool = HAS_NVIMGCODEC) -> RegionDecoder:
-    """A decoder for this process; it must not be handed to a child. Larger images than `max_pixels` are refused."""
+    """Return a decoder for this process, not for a child. Images of more than `max_pixels` pixels are refused."""
     return _Nvimgcodec(max_pixels) if fast else _Pillow(max_pixels)
 
 
@@ -83,7 +92,7 @@ class _Nvimgcodec:
         self._pillow = _Pillow(max_pixels)
         with _silence():
             nvimgcodec: Any = importlib.import_module("nvidia.nvimgcodec")
-            # Its defaults are not Pillow's: colours not interpolated, pictures turned as their EXIF says.
+            # By default, nvimgcodec does not interpolate colours, and turns images by EXIF. Pillow does the opposite.
             self._decoder = nvimgcodec.Decoder(
                 device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
                 backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
@@ -111,7 +120,7 @@ class _Nvimgcodec:
         for number, shape, pixels in zip(numbers, shapes, decoded, strict=True):
             if pixels is not None and pixels.shape == shape:
                 results[number] = np.asarray(pixels)
-        # What was not decoded so far goes to Pillow, which knows how to say what is wrong with an image.
+        # Pillow decodes the other images, and raises the errors.
         return [
             self._pillow.one(images[number], number, choose) if result is None else result
             for number, result in enumerate(results)
@@ -120,17 +129,17 @@ class _Nvimgcodec:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Drop what is written to the terminal: nvimgcodec complains of decoders for GPUs that it does not find."""
+    """Drop all output to the terminal: nvimgcodec prints warnings about missing decoders for GPUs."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
+    saved = [(number, os.dup(number)) for number in (1, 2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        for number, _ in kept:
+        for number, _ in saved:
             os.dup2(nowhere, number)
         yield
     finally:
-        for number, copy in kept:
+        for number, copy in saved:
             os.dup2(copy, number)
             os.close(copy)
         os.close(nowhere)

@@ -1,4 +1,4 @@
-"""From uint8 batches on the host to normalised batches on the device, one batch ahead."""
+"""Preparation of batches on the device, one batch ahead: copy, mirror, normalise, erase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seresnext.data.batches import Batch
 class DeviceBatch(NamedTuple):
     """A batch on the device: `images` N C H W normalised, `labels` int64 N; `data_wait` in seconds.
 
-    `unreadable` is copied from the batch on the host.
+    `unreadable` is a copy of the field of the host's batch.
     """
 
     images: Tensor
@@ -36,34 +36,33 @@ def prefetch(
     mean: Sequence[float],
     std: Sequence[float],
     channels_last: bool,
-    filling: EraseFill | None = None,
+    fill: EraseFill | None = None,
     compiled: bool = False,
 ) -> Iterator[DeviceBatch]:
-    """Copy, mirror, normalise and erase batches on the device, one ahead of the one in use.
+    """Yield batches that were copied to the device, mirrored, normalised and erased, one batch ahead of use.
 
-    On CUDA this happens on a stream of its own beside the training step; on the CPU the same code runs without
-    streams. Two batches are held, the one handed out last and the next. `mean` and `std` are of pixels scaled to 0..1,
-    `filling` is for the boxes of batches that have some, `compiled` makes one kernel of it all. `data_wait` is how long
-    the loader was waited for.
+    On CUDA, a separate stream does this during the training step; on the CPU, the same code runs without streams. Two
+    batches are in memory, the current and the next. `mean` and `std` are for pixels in 0..1. `fill` is for batches with
+    boxes. `compiled` fuses the work into one kernel. `data_wait` is the wait for the loader.
     """
-    prepare = _Preparation(device, dtype, mean, std, channels_last, filling, compiled)
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
-    if side:
-        side.wait_stream(torch.cuda.current_stream(device))  # It reads the mean and deviation made on this one.
+    prepare = _Preparation(device, dtype, mean, std, channels_last, fill, compiled)
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream:
+        stream.wait_stream(torch.cuda.current_stream(device))  # The current stream made the mean and the deviation.
     upcoming: DeviceBatch | None = None
     while True:
         started = time.monotonic()
         batch = next(batches, None)
         waited = time.monotonic() - started
-        with torch.cuda.stream(side) if side else nullcontext():
+        with torch.cuda.stream(stream) if stream else nullcontext():
             following = prepare(batch, waited) if batch else None
         del batch
         if upcoming is not None:
             yield upcoming
         if following is None:
             return
-        if side:
-            torch.cuda.current_stream(device).wait_stream(side)
+        if stream:
+            torch.cuda.current_stream(device).wait_stream(stream)
             for tensor in (following.images, following.labels):
                 tensor.record_stream(torch.cuda.current_stream(device))
         upcoming = following
@@ -77,7 +76,7 @@ class _Preparation:
         mean: Sequence[float],
         std: Sequence[float],
         channels_last: bool,
-        filling: EraseFill | None,
+        fill: EraseFill | None,
         compiled: bool,
     ) -> None:
         self._device = device
@@ -85,7 +84,7 @@ class _Preparation:
         # (x / 255 - mean) / std, as one subtraction and one division.
         self._mean = 255 * torch.tensor(mean, dtype=dtype, device=device).view(1, -1, 1, 1)
         self._std = 255 * torch.tensor(std, dtype=dtype, device=device).view(1, -1, 1, 1)
-        self._filling = filling
+        self._fill = fill
         # One kernel for all sizes: the last batch of an epoch may be short, and progressive sizes grow.
         self._normalise = torch.compile(_normalise, dynamic=True) if compiled else _normalise
 
@@ -93,12 +92,12 @@ class _Preparation:
         images, flips, labels = (
             tensor.to(self._device, non_blocking=True) for tensor in (batch.images, batch.flips, batch.labels)
         )
-        boxes = filling = None
+        boxes = fill = None
         if batch.boxes is not None:
-            assert self._filling is not None, "boxes to erase, and nothing to fill them with"
+            assert self._fill is not None, "boxes to erase need a fill"
             boxes = batch.boxes.to(self._device, non_blocking=True)
-            filling = self._filling.like(images, self._mean.dtype, batch.step, batch.replica)
-        images = self._normalise(images, flips, self._mean, self._std, self._layout, boxes, filling)
+            fill = self._fill.like(images, self._mean.dtype, batch.step, batch.replica)
+        images = self._normalise(images, flips, self._mean, self._std, self._layout, boxes, fill)
         return DeviceBatch(images, labels, batch.step, batch.replica, waited, batch.unreadable)
 
 
@@ -109,11 +108,11 @@ def _normalise(
     std: Tensor,
     layout: torch.memory_format,
     boxes: Tensor | None,
-    filling: Tensor | None,
+    fill: Tensor | None,
 ) -> Tensor:
     """Mirror, cast, lay out, normalise and erase uint8 images (N C H W)."""
     images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
     images = images.to(dtype=mean.dtype, memory_format=layout).sub_(mean).div_(std)
-    if boxes is not None and filling is not None:
-        images = erase(images, boxes, filling).contiguous(memory_format=layout)
+    if boxes is not None and fill is not None:
+        images = erase(images, boxes, fill).contiguous(memory_format=layout)
     return images

@@ -1,13 +1,15 @@
-"""Where encoded images come from. A reader knows names, labels and bytes; decoding is not its matter."""
+"""Readers: names, labels and encoded bytes of the images of a split. A reader decodes nothing."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
 
+from seresnext.data.order import BatchKey
 from seresnext.errors import DataError
 
 _ALIKE_LISTED = 5
@@ -17,8 +19,9 @@ class Reader(Protocol):
     """One split of a dataset: random access to encoded images by index.
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
-    of the content of the split. `notices` are warnings that each start prints, such as the number of files that are
-    passed over. A reader can be sent to a worker process cheaply, because no reader holds an object per image.
+    of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
+    A reader can be sent to a worker process cheaply, because no reader holds an object per image. A new reader
+    subclasses this class.
     """
 
     classes: tuple[str, ...]
@@ -28,15 +31,29 @@ class Reader(Protocol):
     @property
     def labels(self) -> np.ndarray: ...
 
+    @property
+    def has_local_files(self) -> bool:
+        """Whether the images are files of this machine, so that a read costs no download."""
+        return True
+
+    @property
+    def shard_ids(self) -> np.ndarray | None:
+        """The shard number of each image (int N); None for data without shards."""
+        return None
+
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The encoded image. Raises DataError naming the file."""
+        """Return the encoded image. Raises DataError naming the file."""
         ...
 
     def name(self, index: int) -> str:
-        """The name of an image, for messages."""
+        """Return the name of an image, for messages."""
         ...
+
+    def prefetch(self, keys: Iterable[BatchKey]) -> AbstractContextManager[Iterable[BatchKey]]:
+        """Return a context manager that gives the same keys. Inside, a reader may download images of later keys."""
+        return nullcontext(keys)
 
 
 def check_same_classes(train: Reader, val: Reader) -> None:
@@ -49,8 +66,8 @@ def check_same_classes(train: Reader, val: Reader) -> None:
     parts += [f"only in validation: {_listing(only_val)}"] * bool(only_val)
     raise DataError(
         f"the class folders of training ({len(train.classes)}) and validation ({len(val.classes)}) differ: "
-        f"{'; '.join(parts)}; labels would not mean the same{look_alikes(only_train, only_val)}. Give validation the "
-        "class folders of training"
+        f"{'; '.join(parts)}; a label would stand for two classes{look_alikes(only_train, only_val)}. Give validation "
+        "the class folders of training"
     )
 
 
@@ -59,9 +76,12 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     found = len(reader.classes)
     if found == num_classes:
         return
-    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two: add class folders, or"
+    advice = (
+        f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add class folders, or"
+    )
     raise DataError(
-        f"{root} has {found} class folders, the recipe says {num_classes}; {advice} point data.root at the right folder"
+        f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} point data.root at the right "
+        "folder"
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.synthetic import SyntheticReader
 from seresnext.errors import DataError
 from seresnext.weights.names import printable
 
@@ -14,8 +13,8 @@ from seresnext.weights.names import printable
 def labels_by_name(classes: Sequence[str], where: str) -> tuple[list[int], str | None]:
     """Return the label of each class folder of the data `where`, and a notice for the user.
 
-    Numbers from 0 are labels. A model of 1000 classes is taken for a model of ImageNet, where a label is the place of a
-    WordNet id. Raises DataError for 1000 classes of other names, since no label is known for these names.
+    Numbers from 0 are labels. A model of 1000 classes counts as a model of ImageNet, where a label is the position of a
+    WordNet id. Raises DataError for 1000 classes of other names, because the labels of these names are unknown.
     """
     count = len(classes)
     numbers = [int(name) for name in classes if len(name) < 300 and name.isascii() and name.isdigit()]
@@ -27,8 +26,8 @@ def labels_by_name(classes: Sequence[str], where: str) -> tuple[list[int], str |
     if count == len(places):
         others = ", ".join(printable(name) for name in sorted(set(classes) - places.keys())[:3])
         raise DataError(
-            f"{where} has {count} class folders, and a file of weights without class names is for ImageNet's "
-            f"WordNet ids or the numbers 0 to {count - 1}, not for {others}; rename each folder to the label"
+            f"{where} has {count} class folders such as {others}, and a file of weights without class names needs "
+            f"ImageNet's WordNet ids or the numbers 0 to {count - 1}; rename each folder to its WordNet id or label"
         )
     first = ", ".join(printable(name) for name in classes[:3])
     notice = f"the class folders of {where} are taken in text order: labels 0, 1 and so on are {first} ..."
@@ -37,8 +36,6 @@ def labels_by_name(classes: Sequence[str], where: str) -> tuple[list[int], str |
 
 def has_other_labels(reader: Reader) -> bool:
     """Return whether labels of a file without class names stand for other classes than the labels of the data."""
-    if isinstance(reader, SyntheticReader):
-        return False
     try:
         return labels_by_name(reader.classes, "the data")[0] != list(range(len(reader.classes)))
     except DataError:

@@ -1,4 +1,4 @@
-"""The development kit of ILSVRC 2012, read where it lies packed: what is on the 50,000 validation images."""
+"""The classes of the 50,000 validation images, read from the packed development kit of ILSVRC 2012."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from seresnext.data.readers.files import open_regular
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.readers.pread import open_regular
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SYNSETS = "meta.mat"
-# The kit unpacks to some MiB; more is not the kit, whatever it is. The same for its table of classes, and for 50,000
-# lines of at most five characters.
+# Limits against bombs. The kit unpacks to some MiB, and the truth has 50,000 lines of at most five characters.
 _MOST_BYTES = 64 << 20
 _MOST_BYTES_OF_SYNSETS = 16 << 20
 _MOST_BYTES_OF_TRUTH = 1 << 20
 
 
 def read_validation_classes(devkit: Path) -> list[str]:
-    """The WordNet id of each validation image, in the order of their numbers.
+    """Return the WordNet id of each validation image, in the order of the image numbers.
 
-    Raises DataError for a kit that cannot be read, or one that numbers the classes otherwise than that of 2012.
+    Raises DataError for a kit that cannot be read, or that has other class numbers than the kit of 2012.
     """
     content = _unpack(devkit)
 
@@ -40,18 +39,22 @@ def read_validation_classes(devkit: Path) -> list[str]:
     for member in members(read, 0, len(content), str(devkit)):
         name = member.name.rpartition("/")[2]
         if name in (_GROUND_TRUTH, _SYNSETS) and found.setdefault(name, member) is not member:
-            raise DataError(f"{devkit} holds two files {name}; which one is meant cannot be known")
+            raise DataError(f"{devkit} holds two files {name}; get ILSVRC2012_devkit_t12.tar.gz again")
     if _GROUND_TRUTH not in found:
-        raise DataError(f"{devkit} holds no {_GROUND_TRUTH}; it should be ILSVRC2012_devkit_t12.tar.gz")
+        raise DataError(f"{devkit} holds no {_GROUND_TRUTH}; get ILSVRC2012_devkit_t12.tar.gz")
     if found[_GROUND_TRUTH].size > _MOST_BYTES_OF_TRUTH:
-        raise DataError(f"{devkit}: {_GROUND_TRUTH} has {found[_GROUND_TRUTH].size} bytes, so it is not the kit's")
+        raise DataError(
+            f"{devkit}: {_GROUND_TRUTH} has {found[_GROUND_TRUTH].size} bytes, more than the kit's; get the kit again"
+        )
     if _SYNSETS in found:
         _check_numbers(read(*found[_SYNSETS][1:3]), devkit)
     wordnet_ids = {str(row.ilsvrc_id): row.wordnet_id for row in imagenet_classes()}
     lines = read(*found[_GROUND_TRUTH][1:3]).decode("ascii", "replace").split()
     for number, line in enumerate(lines, 1):
         if line not in wordnet_ids:
-            raise DataError(f"{devkit}: {_GROUND_TRUTH}:{number} says {line[:20]!a}, which is no class from 1 to 1000")
+            raise DataError(
+                f"{devkit}: {_GROUND_TRUTH}:{number} has {line[:20]!a}, no class from 1 to 1000; get the kit again"
+            )
     return [wordnet_ids[line] for line in lines]
 
 
@@ -61,31 +64,34 @@ def _unpack(devkit: Path) -> bytes:
             content = file.read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{devkit} cannot be read: {reason}; it should be ILSVRC2012_devkit_t12.tar.gz") from None
+        raise DataError(f"{devkit} cannot be read: {reason}; get ILSVRC2012_devkit_t12.tar.gz") from None
     if len(content) > _MOST_BYTES:
-        raise DataError(f"{devkit} unpacks to more than {_MOST_BYTES >> 20} MiB, so it is not the development kit")
+        raise DataError(
+            f"{devkit} unpacks to more than {_MOST_BYTES >> 20} MiB, which the development kit does not; get the kit "
+            "again"
+        )
     return content
 
 
 def _check_numbers(meta: bytes, devkit: Path) -> None:
-    """Compare the kit's own table of classes with ours: kits of other years number them otherwise."""
+    """Raise DataError if the kit's table of classes differs from ours: kits of other years have other numbers."""
     try:
         synsets = read_mat(meta)["synsets"]
         theirs = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, struct.error, zlib.error):
-        # A file of a form we do not know settles nothing; the table that we have does not come from it.
+        # A table in an unknown form cannot be compared. The labels come from our own table.
         return
     for row in imagenet_classes():
         if theirs.get(row.ilsvrc_id, row.wordnet_id) != row.wordnet_id:
             raise DataError(
-                f"{devkit}: {_SYNSETS} says that class {row.ilsvrc_id} is {theirs[row.ilsvrc_id]}, and in 2012 it was "
-                f"{row.wordnet_id}: this is the kit of another year. Get ILSVRC2012_devkit_t12.tar.gz"
+                f"{devkit} is the kit of another year: in {_SYNSETS}, class {row.ilsvrc_id} is {theirs[row.ilsvrc_id]} "
+                f"instead of {row.wordnet_id}; get ILSVRC2012_devkit_t12.tar.gz"
             )
 
 
 # ------------------------------------------------------------------------------------------------ MAT-files
-# Version 5, as MathWorks' "MAT-File Format" describes it, and of that only what a table of synsets needs: structures of
-# texts and numbers. scipy reads all of it, and would be a dependency for this one file.
+# Version 5 of MathWorks' "MAT-File Format", as far as a table of synsets needs it: structures of texts and numbers.
+# scipy reads the whole format, and would be a dependency for one file.
 
 _NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _TEXTS = {4: "utf-16-le", 16: "utf-8", 17: "utf-16-le"}
@@ -95,10 +101,10 @@ _HEADER = 128
 
 
 def read_mat(content: bytes) -> dict[str, Any]:
-    """The variables of a MAT-file: arrays of structures as lists of dictionaries, texts, numbers (arrays, or one).
+    """Return the variables of a MAT-file: lists of dictionaries for arrays of structures, texts, arrays, numbers.
 
-    Raises ValueError, KeyError, IndexError, struct.error or zlib.error for what it is not made for, and ValueError for
-    what unpacks to more than a table of synsets.
+    Raises ValueError, KeyError, IndexError, struct.error or zlib.error for an unknown form, and ValueError for a file
+    that unpacks to more than a table of synsets.
     """
     if content[126:128] != b"IM":
         raise ValueError("not a little-endian MAT-file of version 5")
@@ -109,7 +115,7 @@ def read_mat(content: bytes) -> dict[str, Any]:
 
 
 def _decompressed(content: bytes) -> bytes:
-    """The variables of a file, which are compressed one by one."""
+    """Return the variables of a file. Each variable is compressed alone."""
     parts, room = [], _MOST_BYTES_OF_SYNSETS
     for kind, body in _elements(content):
         if kind == _COMPRESSED:
@@ -125,7 +131,7 @@ def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
     while position + 8 <= len(content):
         kind, size = struct.unpack_from("<II", content, position)
         if kind >> 16:
-            # A short element: size and kind share the first four bytes, and the content is in the next four.
+            # A short element: kind and size in four bytes, then the content in four bytes.
             if kind >> 16 > 4:
                 raise ValueError("a short element of more than four bytes")
             yield kind & 0xFFFF, content[position + 4 : position + 4 + (kind >> 16)]
@@ -137,7 +143,7 @@ def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _matrix(content: bytes) -> tuple[str, Any]:
     parts = list(_elements(content))
-    if not parts:  # How an empty matrix may be written.
+    if not parts:  # An empty matrix may have no parts.
         return "", np.empty(0)
     flags, shape, name = (body for _, body in parts[:3])
     kind, title = flags[0], name.decode("ascii")
@@ -147,7 +153,7 @@ def _matrix(content: bytes) -> tuple[str, Any]:
         fields = [names[i : i + width].partition(b"\0")[0].decode("ascii") for i in range(0, len(names), width)]
         values = [_matrix(body)[1] for _, body in parts[5:]]
         if len(values) != len(fields) * int(np.prod(np.frombuffer(shape, "<i4"))):
-            raise ValueError("a structure with another number of values than it says")
+            raise ValueError("a structure with a wrong number of values")
         starts = range(0, len(values), max(len(fields), 1))
         return title, [dict(zip(fields, values[start:], strict=False)) for start in starts]
     if kind == _TEXT:

@@ -10,33 +10,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seresnext.data.readers.index import Contents, fingerprint_of
-from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, stamp_of
-from seresnext.data.readers.pread import open_regular
-from seresnext.data.readers.tarfiles import LARGEST_IMAGE
+from seresnext.data.readers import Reader
+from seresnext.data.readers.files import LARGEST_IMAGE, open_regular
+from seresnext.data.readers.index import IndexColumns, fingerprint_of
+from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
 from seresnext.progress import progress
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
-# How many problems a message lists; a wrong folder has a thousand of the same.
+# Problems that a message lists. A wrong folder has a thousand of one kind.
 _LISTED = 20
 _ENDINGS_LISTED = 5
 
 
-class FolderReader:
-    """One split of an image folder. A class is a folder, its label the place of its name among the sorted names.
+class FolderReader(Reader):
+    """One split of an image folder. A class is a folder, and the label is the position among the sorted names.
 
-    Names starting with a dot are passed over (`.ipynb_checkpoints` is the usual one), and files with other endings than
-    images have, which `notices` count. File names are kept in an index in the cache folder (`cache`, or the user's):
-    1.28 million Python strings would be copied into every worker by reference counting alone. Raises DataError when
-    this is no such folder.
+    Names that start with a dot (`.ipynb_checkpoints`) are skipped. Files with other endings are skipped and counted in
+    `notices`. File names are kept in an index in the folder `cache` (by default, the user's cache folder): reference
+    counting would copy 1.28 million Python strings into every worker. Raises DataError for any other layout.
     """
 
     def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
         self._folder = _split_folder(root, split)
         self._index = open_or_build(
             index_path(cache, "folder", root, split),
-            lambda: folder_stamp(self._folder),
+            lambda: folder_signature(self._folder),
             lambda: _scan_split(self._folder),
         )
         self.classes = self._index.classes
@@ -48,22 +47,22 @@ class FolderReader:
 
     @property
     def labels(self) -> np.ndarray:
-        """The label of each image; a part of the mapped index, which processes share."""
+        """The label of each image, in the mapped index that all processes share."""
         return self._index.label
 
     def name(self, index: int) -> str:
-        """The path of an image below the root of the data."""
+        """Return the path of an image below the root of the data."""
         return f"{self._folder.name}/{self.classes[self.labels[index]]}/{self._index.stored_name(index)}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image file. Raises DataError naming a file that cannot be read."""
-        # No pathlib and no buffering: for each of 1.28 million images an epoch they cost as much as the reading itself.
+        """Return the bytes of an image file. Raises DataError naming a file that cannot be read."""
+        # Without pathlib and buffering, which would take as long as the read itself.
         path = f"{self._folder}/{self.classes[self.labels[index]]}/{self._index.stored_name(index)}"
         try:
             with io.FileIO(open_regular(path)) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > LARGEST_IMAGE:
-                    raise DataError(f"{path} has {size} bytes, more than an image may have; remove the file")
+                    raise DataError(f"{path} has {size} bytes, more than {LARGEST_IMAGE}; remove the file")
                 return file.readall()
         except OSError as error:
             advice = "restore the file"
@@ -74,8 +73,8 @@ class FolderReader:
             raise DataError(f"{path} cannot be read: {error.strerror}; {advice}") from None
 
 
-def folder_stamp(folder: Path) -> Signature:
-    """Return a stamp that changes when a class folder comes or goes, or when a file in a class folder does.
+def folder_signature(folder: Path) -> Signature:
+    """Return a signature that changes when a class folder, or a file in one, is added or removed.
 
     A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a
     mounted object store keeps no times of folders.
@@ -84,35 +83,38 @@ def folder_stamp(folder: Path) -> Signature:
     try:
         times = [Times.of((folder / name).stat()) for name in classes]
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}; was it just removed?") from None
+        raise DataError(
+            f"{error.filename} cannot be read: {error.strerror}; restore the folder or start again"
+        ) from None
     shows_changes = all(len(set(column)) > 1 for column in zip(*times, strict=True))
-    return stamp_of("folder", classes, loose, sorted(others.items()), times=times, shows_changes=shows_changes)
+    return sign("folder", classes, loose, sorted(others.items()), times=times, shows_changes=shows_changes)
 
 
-def _scan_split(folder: Path) -> Contents:
-    """List all images of a split. Raises DataError with everything that is wrong with it."""
+def _scan_split(folder: Path) -> IndexColumns:
+    """List all images of a split. Raises one DataError for all problems of the split."""
     classes, loose, others = _scan(folder)
     problems = []
     if loose:
         problems.append(
-            f"{len(loose)} images lie outside of class folders ({loose[0]} for one); the layout is "
+            f"{len(loose)} images are outside of class folders, such as {loose[0]}; the layout is "
             f"{folder.name}/CLASS/IMAGE, with a folder for each class, also for validation"
         )
     elif not classes:
-        problems.append(f"it holds no class folders; the layout is {folder.name}/CLASS/IMAGE")
+        problems.append(f"there are no class folders; the layout is {folder.name}/CLASS/IMAGE")
     names: list[bytes] = []
     lengths: list[np.ndarray] = []
     with progress(f"index of {folder.name}", len(classes), " classes") as advance:
         for class_name in classes:
-            nested, found, passed_over = _scan(folder / class_name)
-            others += passed_over
+            nested, found, skipped = _scan(folder / class_name)
+            others += skipped
             if nested:
                 problems.append(
-                    f"{class_name} holds the folder {nested[0]}; images lie right in their class folder: move them "
-                    "there, or move the folder away"
+                    f"{class_name} holds the folder {nested[0]}; move the images of this folder up into the class "
+                    "folder, or "
+                    "move the folder away"
                 )
             elif not found:
-                there = f"; it holds {_counted(passed_over)}" if passed_over else ""
+                there = f"; found {_counted(skipped)}" if skipped else ""
                 problems.append(
                     f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); add some or remove the folder"
                 )
@@ -127,32 +129,32 @@ def _scan_split(folder: Path) -> Contents:
     counts = np.array([len(each) for each in lengths])
     ends = np.cumsum(np.concatenate(lengths))
     block = b"".join(names)
-    return Contents(
+    return IndexColumns(
         classes=classes,
         fingerprint=fingerprint_of(classes, counts, ends, block),
         label=np.repeat(np.arange(len(classes)), counts),
         name_ends=ends,
         names=np.frombuffer(block, np.uint8),
-        notices=(_passed_over(others),) if others else (),
+        notices=(_count_skipped(others),) if others else (),
     )
 
 
-def _passed_over(others: Counter[str]) -> str:
-    return f"{others.total()} files are passed over ({_counted(others)}); images are {', '.join(_ENDINGS)}"
+def _count_skipped(others: Counter[str]) -> str:
+    return f"{others.total()} files are skipped ({_counted(others)}); images are {', '.join(_ENDINGS)}"
 
 
 def _split_folder(root: Path, split: str) -> Path:
     if not root.is_dir():
-        raise DataError(f"there is no folder {root}; give the folder that holds train/ and val/ with --data DIR")
+        raise DataError(f"there is no folder {root}; give the folder of train/ and val/ with --data DIR")
     splits = _scan(root).folders
     if split not in splits:
-        there = f"it holds {', '.join(splits[:10])}" if splits else "it holds no folders"
-        raise DataError(f"{root} has no split {split!r} ({there}); its splits are folders such as train/ and val/")
+        there = f"found {', '.join(splits[:10])}" if splits else "found no folders"
+        raise DataError(f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/")
     return root / split
 
 
 class _Entries(NamedTuple):
-    """What is in a folder, without hidden names: folders and images, sorted, and the endings of all other files."""
+    """The contents of a folder without hidden names: folders and images, sorted, and endings of all other files."""
 
     folders: tuple[str, ...]
     images: list[str]
@@ -166,7 +168,7 @@ def _scan(folder: Path) -> _Entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                # A link that is called as an image is not followed: in a folder of links each costs a system call.
+                # A link with the name of an image is not followed. Each link would cost a system call.
                 is_image = _is_image(entry.name)
                 if entry.is_dir(follow_symlinks=not is_image):
                     folders.append(entry.name)

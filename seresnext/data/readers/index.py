@@ -1,7 +1,7 @@
-"""What is where in a split: columns of numbers in one memory-mapped file, built once and shared by all processes.
+"""The index of a split: label, offset, size and name of each image, as columns of one memory-mapped file.
 
-A file of 1.28 million entries opens in milliseconds, costs no Python object per image, and its pages are the kernel's:
-loader workers add nothing to them. Where such files are kept and when they are built is told in `index_cache`.
+An index of 1.28 million images opens in milliseconds and costs no Python object per image. All processes share the
+pages of the file. `index_cache` decides where index files lie and when they are built.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 
 from seresnext.errors import DataError
 
-# The file: this mark, the length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns. The
-# header holds the CRC-32 of each column.
+# The file: this mark, length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns.
+# The header holds the CRC-32 of each column.
 _MARK = b"SRXINDEX"
 VERSION = 4
 """Version of the file format. An index of another version is built again."""
@@ -33,13 +33,13 @@ _NONE = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What an index says. N images lie in M files; `names` and the last three may be empty where a reader has no need.
+class IndexColumns:
+    """The contents of an index of N images in M files. A reader may leave columns other than `label` empty.
 
-    `label`, `file_id`, `offset` and `size` (bytes) have N entries each. `names` (uint8) are all names, one after the
-    other, and `name_ends` (N) says where each ends. `files` are M names, `classes` those of the labels. The fingerprint
-    identifies the images, independent of place and format of the storage. `notices` are warnings that each start
-    prints, such as the number of files that are passed over.
+    `label`, `file_id`, `offset` and `size` (bytes) have N entries each. `names` (uint8) are all names, joined, and
+    `name_ends` (N) the end of each name. `files` are M names, `classes` the names of the labels. The fingerprint
+    identifies the images, independent of path and format. `notices` are warnings that each start prints, such as the
+    number of skipped files.
     """
 
     classes: tuple[str, ...]
@@ -55,12 +55,12 @@ class Contents:
 
 
 class NotAnIndex(Exception):
-    """A file is missing, damaged, or of another version: it has to be built anew. Never seen by the user."""
+    """A file is missing, damaged, or of another version, and must be built again. Users never see this error."""
 
 
 @dataclass(frozen=True)
-class Index(Contents):
-    """An open index: its arrays are views of the file. It travels to another process as its path."""
+class Index(IndexColumns):
+    """An open index. The arrays are views of the file. Pickle stores only the path and the digest."""
 
     path: Path = Path()
     digest: str = ""
@@ -69,7 +69,7 @@ class Index(Contents):
         return len(self.label)
 
     def stored_name(self, index: int) -> str:
-        """The name of an image. Only for an index with names."""
+        """Return the name of an image from an index with names."""
         start = int(self.name_ends[index - 1]) if index else 0
         return os.fsdecode(self.names[start : int(self.name_ends[index])].tobytes())
 
@@ -78,9 +78,9 @@ class Index(Contents):
 
     @classmethod
     def open(cls, path: Path) -> Index:
-        """Map an index file into memory. Raises NotAnIndex when it is none, or not as it was written.
+        """Map an index file into memory. Raises NotAnIndex for any other file, and for a damaged index.
 
-        All of it is read for that: a bit that flipped in a label would train with the label of another class.
+        The whole file is read for this check: a flipped bit in a label would train with another class.
         """
         try:
             raw = np.asarray(np.memmap(path, np.uint8, "r"))
@@ -93,7 +93,7 @@ class Index(Contents):
                 raise NotAnIndex(f"{path} has a damaged header")
             header = json.loads(text)
             if header["version"] != VERSION or header["bytes"] != len(raw):
-                raise NotAnIndex(f"{path} is of another version, or cut off")
+                raise NotAnIndex(f"{path} has another version or is cut off")
             columns = {name: _column(raw, name, *where) for name, *where in header["columns"]}
             classes, files, notices = (tuple(header[name]) for name in ("classes", "files", "notices"))
             digest, fingerprint = header["digest"], header["fingerprint"]
@@ -117,19 +117,19 @@ class Index(Contents):
         )
 
 
-def _column(raw: np.ndarray, name: str, kind: str, count: int, place: int, checksum: int) -> np.ndarray:
-    """A column of a mapped file. Raises ValueError for one that is not in it, of no whole numbers, or damaged."""
+def _column(raw: np.ndarray, name: str, kind: str, count: int, position: int, checksum: int) -> np.ndarray:
+    """Return a column of a mapped file. Raises ValueError for a wrong position or type, and for damage."""
     size = count * np.dtype(kind).itemsize if kind in _KINDS else -1
-    if not 0 <= place <= place + size <= len(raw):
-        raise ValueError("a column lies outside of the file")
-    content = raw[place : place + size]
+    if not 0 <= position <= position + size <= len(raw):
+        raise ValueError("a column is outside of the file")
+    content = raw[position : position + size]
     if zlib.crc32(content.data) != checksum:
-        raise ValueError(f"the column {name!r} is not what was written (another checksum)")
+        raise ValueError(f"the column {name!r} is damaged (another checksum)")
     return content.view(kind)
 
 
 def _check_columns(columns: dict[str, np.ndarray], num_classes: int, num_files: int) -> None:
-    """Raise ValueError for numbers that would be looked up where nothing is."""
+    """Raise ValueError for numbers out of range, and for columns of different lengths."""
     if columns.keys() != set(_COLUMNS):
         raise ValueError("other columns")
     if len(columns["names"]) and not len(columns["name_ends"]):
@@ -146,49 +146,49 @@ def _reopen(path: Path, digest: str) -> Index:
     try:
         index = Index.open(path)
     except NotAnIndex as error:
-        raise DataError(f"the index went away or was damaged while it was in use: {error}; start again") from None
+        raise DataError(f"the index was removed or damaged during the run: {error}; start again") from None
     if index.digest != digest:
         raise DataError(f"the index {path} was replaced during the run; start again")
     return index
 
 
-def digest_of(contents: Contents) -> str:
+def digest_of(columns: IndexColumns) -> str:
     """Return the SHA-256 of the contents of an index, equal for two equal listings."""
-    facts = [VERSION, contents.fingerprint, contents.classes, contents.files, contents.notices]
+    facts = [VERSION, columns.fingerprint, columns.classes, columns.files, columns.notices]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, column in _narrow(contents).items():
+    for name, column in _narrow(columns).items():
         digest.update(f"\0{name} {column.dtype.str} {len(column)}\0".encode())
         digest.update(column.data)
     return digest.hexdigest()
 
 
-def _narrow(contents: Contents) -> dict[str, np.ndarray]:
+def _narrow(columns: IndexColumns) -> dict[str, np.ndarray]:
     """Return the columns, each with the smallest type for the numbers of the column."""
-    columns: dict[str, np.ndarray] = {}
+    narrow: dict[str, np.ndarray] = {}
     for name in _COLUMNS:
-        column: np.ndarray = getattr(contents, name)
+        column: np.ndarray = getattr(columns, name)
         kind = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
-        columns[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
-    return columns
+        narrow[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
+    return narrow
 
 
-def write_index(path: Path, contents: Contents) -> None:
+def write_index(path: Path, columns: IndexColumns) -> None:
     """Write an index file. A write that fails leaves no part of the file under `path`."""
-    columns, digest = _narrow(contents), digest_of(contents)
-    checksums = {name: zlib.crc32(column.data) for name, column in columns.items()}
+    narrow, digest = _narrow(columns), digest_of(columns)
+    checksums = {name: zlib.crc32(column.data) for name, column in narrow.items()}
 
     def header(first: int) -> tuple[bytes, int]:
-        table, place = [], first
-        for name, column in columns.items():
-            place = -(-place // _ALIGNMENT) * _ALIGNMENT
-            table.append((name, column.dtype.str, len(column), place, checksums[name]))
-            place += column.nbytes
-        facts = {"version": VERSION, "bytes": place, "columns": table, "digest": digest}
-        facts |= {"fingerprint": contents.fingerprint, "classes": contents.classes, "files": contents.files}
-        facts |= {"notices": contents.notices}
-        return json.dumps(facts).encode(), place
+        table, position = [], first
+        for name, column in narrow.items():
+            position = -(-position // _ALIGNMENT) * _ALIGNMENT
+            table.append((name, column.dtype.str, len(column), position, checksums[name]))
+            position += column.nbytes
+        facts = {"version": VERSION, "bytes": position, "columns": table, "digest": digest}
+        facts |= {"fingerprint": columns.fingerprint, "classes": columns.classes, "files": columns.files}
+        facts |= {"notices": columns.notices}
+        return json.dumps(facts).encode(), position
 
-    # The header holds places, which begin where it ends: leave room for their digits.
+    # The positions in the header begin after the header, so leave room for their digits.
     room = len(_MARK) + 16 + len(header(0)[0]) + 256
     text, total = header(room)
     descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
@@ -196,8 +196,8 @@ def write_index(path: Path, contents: Contents) -> None:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)
             file.write(_MARK + np.array([len(text), zlib.crc32(text)], "<u8").tobytes() + text)
-            for (_, _, _, place, _), column in zip(json.loads(text)["columns"], columns.values(), strict=True):
-                file.seek(place)
+            for (_, _, _, position, _), column in zip(json.loads(text)["columns"], narrow.values(), strict=True):
+                file.seek(position)
                 file.write(column.data)
             file.truncate(total)
             file.flush()
@@ -209,9 +209,9 @@ def write_index(path: Path, contents: Contents) -> None:
 
 
 def fingerprint_of(classes: Sequence[str], counts: np.ndarray, name_ends: np.ndarray, names: bytes) -> str:
-    """SHA-256 over class names, the number of images of each class, and all file names in the order of the index.
+    """Return the SHA-256 of class names, numbers of images per class, and all file names in the order of the index.
 
-    Neither folders nor archives come into it: the same images have one fingerprint, however they are stored.
+    The same images have the same fingerprint in folders and in archives.
     """
     digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogateescape"))
     for column in (counts, name_ends):

@@ -1,11 +1,11 @@
 """The cache of indices. A machine builds the index of a split once, and again after the data changed.
 
-The index lies in a cache folder outside of the data. The stamp of the data shows changes: size and times of archives,
-or names and times of class folders. A start compares stamps and does not look at every file.
+The index lies in a cache folder outside of the data. The signature of the data shows changes: size and times of
+archives, or names and times of class folders. A start compares signatures and does not look at every file.
 
 The name of an index file contains the digest of the content, so no other index replaces a file in use. A record is a
-small file that names the index of a stamp. A stamp without a record costs one listing of the data. A listing that finds
-the content of an existing index adds a record and no index.
+small file that names the index of a signature. A signature without a record costs one listing of the data. A listing
+that finds the content of an existing index adds a record and no index.
 
 Some times show no changes: equal times of all folders (a mounted object store, an archive unpacked with fixed times),
 and times that are always now. One process of the machine lists such data at each start, and writes a record for this
@@ -26,20 +26,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from seresnext.data.readers.index import VERSION, Contents, Index, NotAnIndex, digest_of, write_index
-from seresnext.distributed import launcher
+from seresnext.data.readers.index import VERSION, Index, IndexColumns, NotAnIndex, digest_of, write_index
+from seresnext.distributed import launcher_id
 from seresnext.errors import DataError
 from seresnext.progress import warn
 
 # A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
 _FINE_TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_100_000_000
-# When what a killed build left is removed, and when an index that nothing opened since: longer than runs usually take.
+# Ages at which the leftovers of a killed build, and an unused index, are removed. Few runs take longer.
 _LEFT_SECONDS = 3600
 _UNUSED_SECONDS = 30 * 86_400
-# An index's time of last use is set at most this often.
+# The time of last use of an index is set at most this often.
 _USE_SECONDS = 86_400
-# How often data that changes meanwhile is listed before the start is given up.
+# Listings of data that changes meanwhile, before the start fails.
 _MOST_LISTINGS = 3
 _MOST_RECORD_BYTES = 4096
 
@@ -67,17 +67,17 @@ class Times(NamedTuple):
         return cls(status.st_mtime_ns, status.st_ctime_ns)
 
 
-def stamp_of(*facts: object, times: Sequence[Times], shows_changes: bool = True) -> Signature:
-    """Return the stamp of facts (plain data) and of times."""
+def sign(*facts: object, times: Sequence[Times], shows_changes: bool = True) -> Signature:
+    """Return the signature of facts (plain data) and of times."""
     text = json.dumps([VERSION, facts, times])
     newest = max((max(each) for each in times), default=0)
     return Signature(hashlib.sha256(text.encode()).hexdigest(), newest, shows_changes)
 
 
 def cache_folder(cache: Path | None) -> Path:
-    """The folder `cache`, by default `$XDG_CACHE_HOME/seresnext` or `~/.cache/seresnext`, which is made.
+    """Create and return the folder `cache`, by default `$XDG_CACHE_HOME/seresnext` or `~/.cache/seresnext`.
 
-    Raises DataError when there is no such folder and none can be made.
+    Raises DataError when the folder cannot be created.
     """
     folder = cache
     try:
@@ -90,59 +90,59 @@ def cache_folder(cache: Path | None) -> Path:
 
 
 def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
-    """Return the path of the index of a split in the folder of `cache_folder`, to be completed by a digest."""
+    """Return the path of the index of a split in the folder of `cache_folder`, without the digest in the name."""
     where = hashlib.sha256(f"{kind}\0{root.resolve()}\0{split}".encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder(cache) / f"{kind}-{where[:32]}.index"
 
 
-def _completed(path: Path, digest: str, suffix: str = ".index") -> Path:
+def _signed_path(path: Path, digest: str, suffix: str = ".index") -> Path:
     return path.with_name(f"{path.stem}-{digest[:16]}{suffix}")
 
 
 def _no_cache(folder: Path | None, error: Exception) -> DataError:
     reason = getattr(error, "strerror", None) or error
-    place = folder or "the home folder"
     return DataError(
-        f"the index of the data cannot be kept in {place}: {reason}; give a folder that can be written with data.cache"
+        f"the index of the data cannot be kept in {folder or 'the home folder'}: {reason}; set data.cache to a "
+        "folder that can be written"
     )
 
 
-def open_or_build(path: Path, stamp: Callable[[], Signature], build: Callable[[], Contents]) -> Index:
+def open_or_build(path: Path, signature: Callable[[], Signature], build: Callable[[], IndexColumns]) -> Index:
     """Return the index of data for a path of `index_path`; call `build` to list the data where no index fits.
 
     One process of the machine lists, and the others wait. Raises DataError when the cache cannot be written, or when
     the data changes during the listing.
     """
-    if (index := _recorded(path, stamp())) is not None:
+    if (index := _recorded(path, signature())) is not None:
         return index
     with _locked(path):
         # Another process may have listed the data in the meantime.
-        if (index := _recorded(path, stamp())) is not None:
+        if (index := _recorded(path, signature())) is not None:
             return index
         _sweep(path)
         start = time.monotonic()
-        contents, known = _list(path, stamp, build)
+        columns, known = _list(path, signature, build)
         try:
-            index = keep_index(path, contents, known)
+            index = save_index(path, columns, known)
             return index if known else _record_start(path, index, time.monotonic() - start)
         except OSError as error:
             raise _no_cache(path.parent, error) from None
 
 
-def keep_index(path: Path, contents: Contents, stamp: Signature | None) -> Index:
-    """Return the index with these contents, after writing a missing one, and record the index for a stamp."""
-    digest = digest_of(contents)
-    file = _completed(path, digest)
+def save_index(path: Path, columns: IndexColumns, signature: Signature | None) -> Index:
+    """Return the index with these columns, after writing a missing one, and record the index for a signature."""
+    digest = digest_of(columns)
+    file = _signed_path(path, digest)
     file.with_suffix(".stale").unlink(missing_ok=True)
     try:
         index = _open(path, digest)  # A valid file is not replaced: other processes may have mapped the file.
     except NotAnIndex as error:
         if file.exists():
             warn(f"{error}; the index is built again")
-        write_index(file, contents)
+        write_index(file, columns)
         index = Index.open(file)
-    if stamp:
-        _record(path, stamp.digest, index)
+    if signature:
+        _record(path, signature.digest, index)
     return index
 
 
@@ -153,33 +153,33 @@ def mark_stale(index: Index) -> None:
 
 
 def _list(
-    path: Path, stamp: Callable[[], Signature], build: Callable[[], Contents]
-) -> tuple[Contents, Signature | None]:
-    """List data that does not change meanwhile; return the contents, and a stamp that shows later changes or None."""
+    path: Path, signature: Callable[[], Signature], build: Callable[[], IndexColumns]
+) -> tuple[IndexColumns, Signature | None]:
+    """List data that does not change meanwhile. Return columns, and a signature that shows later changes or None."""
     last = ""
     for _ in range(_MOST_LISTINGS):
-        before = stamp()
+        before = signature()
         if _is_fresh(before):
             # A change in the same tick of the clock would leave no trace.
             time.sleep(_tick(before) / 1e9)
-            before = stamp()
-        contents = build()
-        if stamp().digest == before.digest:
-            return contents, before if before.shows_changes else None
-        digest = digest_of(contents)
+            before = signature()
+        columns = build()
+        if signature().digest == before.digest:
+            return columns, before if before.shows_changes else None
+        digest = digest_of(columns)
         # The times may always be now. Two listings that agree show that no name changed.
-        if digest == last or _completed(path, digest).exists():
-            return contents, None
+        if digest == last or _signed_path(path, digest).exists():
+            return columns, None
         last = digest
     raise DataError("the data changed during the build of the index; start again when no program writes to the data")
 
 
-def _recorded(path: Path, stamp: Signature) -> Index | None:
-    """Return the index that a record names for this stamp or for this start, or None."""
+def _recorded(path: Path, signature: Signature) -> Index | None:
+    """Return the index that a record names for this signature or for this start, or None."""
     start = _this_start()
-    for key in [stamp.digest] * stamp.shows_changes + [start] * bool(start):
+    for key in [signature.digest] * signature.shows_changes + [start] * bool(start):
         with suppress(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, NotAnIndex):
-            known = _completed(path, key, ".record")
+            known = _signed_path(path, key, ".record")
             with known.open("rb") as file:
                 record = json.loads(file.read(_MOST_RECORD_BYTES))
             if record["key"] == key:
@@ -190,9 +190,9 @@ def _recorded(path: Path, stamp: Signature) -> Index | None:
 
 
 def _record(path: Path, key: str, index: Index, seconds: float = 0.0) -> None:
-    """Record an index for a stamp or start. A record that is half written counts as none."""
+    """Record an index for a signature or a start. A record that is half written counts as none."""
     text = json.dumps({"key": key, "index": index.digest, "seconds": seconds})
-    _completed(path, key, ".record").write_text(text)
+    _signed_path(path, key, ".record").write_text(text)
 
 
 def _record_start(path: Path, index: Index, seconds: float) -> Index:
@@ -208,14 +208,14 @@ def _noticed(index: Index, seconds: float) -> Index:
 
 def _this_start() -> str:
     """Return a digest of this start under torchrun, the same for all ranks of a machine; empty without torchrun."""
-    launch = launcher()
+    launch = launcher_id()
     if launch is None:
         return ""
     return hashlib.sha256(f"{launch} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}".encode()).hexdigest()
 
 
 def _open(path: Path, digest: str) -> Index:
-    file = _completed(path, digest)
+    file = _signed_path(path, digest)
     if file.with_suffix(".stale").exists():
         raise NotAnIndex(f"{file} names files that are missing")
     index = Index.open(file)
@@ -233,9 +233,9 @@ def _use(file: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what builds that were killed left behind, and what is of the same data as it was long ago.
+    """Remove leftovers of killed builds, and indices and records of this data that were not used for a long time.
 
-    A build without locks may still be at work on a young file, and another machine use a young index.
+    A young file may belong to a build without locks, and a young index to another machine.
     """
     for left in path.parent.glob(f"{path.stem}*"):
         with suppress(OSError):
@@ -243,25 +243,25 @@ def _sweep(path: Path) -> None:
                 left.unlink()
 
 
-def _tick(stamp: Signature) -> int:
-    return _FINE_TICK_NS if stamp.newest % 1_000_000_000 else _COARSE_TICK_NS
+def _tick(signature: Signature) -> int:
+    return _FINE_TICK_NS if signature.newest % 1_000_000_000 else _COARSE_TICK_NS
 
 
-def _is_fresh(stamp: Signature) -> bool:
-    return abs(time.time_ns() - stamp.newest) < _tick(stamp)
+def _is_fresh(signature: Signature) -> bool:
+    return abs(time.time_ns() - signature.newest) < _tick(signature)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # One lock a machine: machines that share the cache may have other data under the same path.
-    lock = _completed(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
+    # One lock per machine: machines that share the cache may have different data under the same path.
+    lock = _signed_path(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
     try:
-        lock.touch()  # In use: not to be swept away.
+        lock.touch()  # Keeps `_sweep` away.
         file = lock.open("a")
     except OSError as error:
         raise _no_cache(path.parent, error) from None
     with file:
-        # A network file system may have no locks: then each process builds its own, and the last to be renamed stays.
+        # A network file system may have no locks. Then each process builds an index, and the last rename wins.
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,33 +1,28 @@
-"""Tar archives read at offsets: where their members lie, and bytes of files that no process shares a handle of.
+"""Members of tar archives: name, offset and size.
 
-Nothing is ever extracted, and no name inside an archive becomes a path on disk. The headers are those of POSIX.1-1988
-(ustar), POSIX.1-2001 (pax) and GNU tar, as their manuals and tar(5) describe them. What an archive of images has no use
-for is refused with the name of the member: links, devices, sparse files, two members of one name, members cut off.
+Nothing is ever extracted, and no name inside an archive becomes a path on disk. The headers are ustar (POSIX.1-1988),
+pax (POSIX.1-2001) and GNU tar (see tar(5)). A member that an archive of images does not need is refused by name: a
+link, a device, a sparse file, a second member of the same name, a member that is cut off.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from seresnext.data.readers.pread import open_regular, read_piece
 from seresnext.errors import DataError
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
-# Longest header extension that is read; a path has at most 4096 bytes.
+# Most bytes of a header extension; a path has at most 4096 bytes.
 _LONGEST_EXTENSION = 1 << 20
-_MOST_DIGITS = 20  # of a size; `int` raises ValueError for thousands of digits
-# Extensions of one member: a long name, a long size and a comment are three.
+_MOST_DIGITS = 20  # Digits of a size; `int` raises ValueError for thousands of digits.
+# Header extensions of one member: a long name, a long size and a comment are three.
 _MOST_EXTENSIONS = 8
-# How much filling may follow the end of an archive: tar's records are 10 KiB unless told otherwise.
-_MOST_FILLING = 16 << 20
-
-LARGEST_IMAGE = 512 << 20
-"""Bytes of an encoded image that are read into memory: what the largest that Pillow opens takes uncompressed."""
+# Zeros after the end of an archive. By default, tar fills up to 10 KiB.
+_MOST_PADDING = 16 << 20
 
 _REFUSED = {
     b"1": "is a hard link",
@@ -41,13 +36,13 @@ _REFUSED = {
 }
 
 ReadAt = Callable[[int, int], bytes]
-"""`read(offset, count)`: bytes of an archive, fewer than asked for only at its end."""
+"""`read(offset, count)` returns bytes of an archive, fewer than `count` only at the end."""
 
 
 class Member(NamedTuple):
-    """A regular file in an archive: its name, and where its bytes lie in the file that holds the archive.
+    """A regular file in an archive: name, and offset and size of the bytes in the archive's file.
 
-    `is_plain` says that its name stands in the 512 bytes before it, where `header_name` finds it.
+    `is_plain`: the 512 bytes before the offset hold the name, and `header_name` finds it there.
     """
 
     name: str
@@ -57,7 +52,7 @@ class Member(NamedTuple):
 
 
 def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member]:
-    """The regular files of the tar archive at `start` to `end` of a file, in the archive's order. Folders are passed.
+    """Yield the regular files of the tar archive from `start` to `end` of a file, in order. Folders are skipped.
 
     Raises DataError naming `archive` and the member that is hostile, odd or cut off.
     """
@@ -69,19 +64,21 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
     while True:
         block = read(position, BLOCK) if position + BLOCK <= end else b""
         if len(block) < BLOCK:
-            raise DataError(f"{archive} ends after {last}, without the mark of its end: it is cut off; get it again")
+            raise DataError(f"{archive} is cut off after {last}: the end mark is missing; get the archive again")
         if block == _ZEROS:
             _check_end(read, position + BLOCK, end, archive, last)
             return
         if not _checksum_fits(block):
-            raise DataError(f"{archive} has a damaged header after {last}; get it again")
+            raise DataError(f"{archive} has a damaged header after {last}; get the archive again")
         kind = block[156:157]
         name = extension.get("path") or header_name(block)
         where = f"{archive}: member {_shown(name)}"
         size = int(extension["size"]) if "size" in extension else _number(block[124:136], where)
         data = position + BLOCK
         if data + size > end:
-            raise DataError(f"{where} is cut off: {size} bytes, and {max(end - data, 0)} are there; get it again")
+            raise DataError(
+                f"{where} is cut off: {max(end - data, 0)} of {size} bytes are there; get the archive again"
+            )
         if kind in (b"L", b"K", b"x", b"g"):
             extensions += 1
             if extensions > _MOST_EXTENSIONS:
@@ -91,15 +88,15 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
             continue
         _check_name(name, where)
         if kind in _REFUSED:
-            raise DataError(f"{where} {_REFUSED[kind]}; only regular files are read")
+            raise DataError(f"{where} {_REFUSED[kind]}; make an archive of regular files only")
         if any(key.startswith("GNU.sparse.") for key in extension):
-            raise DataError(f"{where} is a sparse file; only regular files are read")
+            raise DataError(f"{where} is a sparse file; make an archive of regular files only")
         is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
         if not is_folder and kind not in (b"0", b"\0"):
-            raise DataError(f"{where} is of the unknown type {kind!r}; only regular files are read")
+            raise DataError(f"{where} is of the unknown type {kind!r}; make an archive of regular files only")
         plain = posixpath.normpath(name)
         if plain in seen:
-            raise DataError(f"{where} is there twice; which one is meant cannot be known")
+            raise DataError(f"{where} is there twice; make an archive with one member of each name")
         seen.add(plain)
         last = f"member {_shown(name)}"
         if not is_folder:
@@ -109,9 +106,9 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
 
 
 def header_name(block: bytes) -> str:
-    """The name that a header of 512 bytes gives its member."""
+    """Return the name in a member's header of 512 bytes."""
     name = block[:100].partition(b"\0")[0]
-    # GNU tar, which marks its headers otherwise, keeps other things where POSIX has the first part of a long name.
+    # POSIX has the first part of a long name at 345. GNU tar has another mark, and other contents there.
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].partition(b"\0")[0] + b"/" + name
     return os.fsdecode(name)
@@ -126,7 +123,7 @@ def _checksum_fits(block: bytes) -> bool:
 
 
 def _number(text: bytes, where: str) -> int:
-    """A size: octal digits, or big-endian bytes behind a first one of 0x80 (GNU, for 8 GiB and more)."""
+    """Return a size from octal digits, or from big-endian bytes after 0x80 (GNU, for 8 GiB and more)."""
     if text[0] == 0x80:
         return int.from_bytes(text[1:], "big")
     digits = text.strip(b" \0")
@@ -137,16 +134,16 @@ def _number(text: bytes, where: str) -> int:
 
 def _extension_size(size: int, where: str) -> int:
     if size > _LONGEST_EXTENSION:
-        raise DataError(f"{where} has a header extension of {size} bytes; that is no archive of images")
+        raise DataError(f"{where} has a header extension of {size} bytes; give an archive of images")
     return size
 
 
 def _read_extension(content: bytes, kind: bytes, where: str) -> dict[str, str]:
-    """What an extension says of the next member: its path, its size, or that it is sparse."""
+    """Return the settings of the next member in a header extension: path, size, and marks of a sparse file."""
     if kind == b"L":
         return {"path": os.fsdecode(content.partition(b"\0")[0])}
     if kind == b"K":
-        return {}  # Where a link leads: the link itself comes next, and is refused by its name.
+        return {}  # The target of a link. The next member is the link, which is refused.
     found: dict[str, str] = {}
     start = 0
     while start < len(content):
@@ -159,29 +156,29 @@ def _read_extension(content: bytes, kind: bytes, where: str) -> dict[str, str]:
         found[os.fsdecode(key)] = os.fsdecode(value)
         start = end
     if kind == b"g":
-        # Of all members to come; comments are usual, and nothing else has a meaning for more than one file.
+        # A global extension holds for all later members. Comments are usual; one path or size for all is not.
         if {"path", "size"} & found.keys():
-            raise DataError(f"{where} names all members to come alike; that is no archive of images")
+            raise DataError(f"{where} gives all later members the same path or size; give an archive of images")
         return {}
     size = found.get("size", "0")
     if not (size.isdecimal() and len(size) <= _MOST_DIGITS):
-        raise DataError(f"{where} has the size {size!r:.60}, which no file has; get the archive again")
+        raise DataError(f"{where} has the size {size!r:.60}, which is no size of a file; get the archive again")
     return found
 
 
 def _check_name(name: str, where: str) -> None:
     parts = name.split("/")
     if not name or "\0" in name:
-        raise DataError(f"{where} has no usable name")
+        raise DataError(f"{where} has no usable name; get the archive again")
     if name.startswith("/") or ".." in parts:
-        raise DataError(f"{where} points outside of the archive")
+        raise DataError(f"{where} has a name that leads outside of the archive; do not use this archive")
 
 
 def _check_end(read: ReadAt, position: int, end: int, archive: str, last: str) -> None:
     if position + BLOCK > end or read(position, BLOCK) != _ZEROS:
-        raise DataError(f"{archive} ends after {last} with half of the mark of its end: it is cut off; get it again")
-    if end - position > _MOST_FILLING or any(read(position, end - position)):
-        raise DataError(f"{archive} holds more behind its end, after {last}; are there two archives in one file?")
+        raise DataError(f"{archive} is cut off after {last}: half of the end mark is missing; get the archive again")
+    if end - position > _MOST_PADDING or any(read(position, end - position)):
+        raise DataError(f"{archive} has more data after the end mark, after {last}; give one archive per file")
 
 
 def _padded(size: int) -> int:
@@ -189,60 +186,5 @@ def _padded(size: int) -> int:
 
 
 def _shown(name: str) -> str:
-    """A name for a message: quoted, on one line, not too long, and nothing that a terminal would act on."""
+    """Return a name for a message: quoted, in one line, short, and without control characters."""
     return ascii(name if len(name) <= 200 else f"{name[:197]}...")
-
-
-class ChangedFile(OSError):
-    """A file is not the one that its index was built of."""
-
-
-class FilesAtOffsets:
-    """Files that are read at offsets, each opened when a process first needs it.
-
-    A process that was forked opens its own: no handle is shared, and `os.pread` moves no position. Files whose size and
-    time (nanoseconds) are not the `expected` ones are refused, so that no index is used for another file.
-    """
-
-    def __init__(self, paths: Sequence[Path], expected: Sequence[tuple[int, int]]) -> None:
-        self._paths = tuple(paths)
-        self._expected = tuple(expected)
-        self._process = os.getpid()
-        self._descriptors: dict[int, int] = {}
-
-    def read(self, file_id: int, offset: int, size: int) -> bytes:
-        """Bytes of a file. Raises OSError, also when it ends before them or has changed."""
-        data = read_piece(self._descriptor(file_id), offset, size)
-        if len(data) < size:
-            raise ChangedFile(0, "it ends too early", str(self._paths[file_id]))
-        return data
-
-    def close(self) -> None:
-        """Close what this process opened, or inherited by a fork."""
-        descriptors, self._descriptors = self._descriptors, {}
-        for descriptor in descriptors.values():
-            os.close(descriptor)
-
-    def _descriptor(self, file_id: int) -> int:
-        if self._process != os.getpid():
-            self.close()
-            self._process = os.getpid()
-        found = self._descriptors.get(file_id)
-        if found is not None:
-            return found
-        descriptor = open_regular(self._paths[file_id])
-        now = os.fstat(descriptor)
-        if (now.st_size, now.st_mtime_ns) != self._expected[file_id]:
-            os.close(descriptor)
-            raise ChangedFile(0, "it has changed since its index was read", str(self._paths[file_id]))
-        # Another thread may have been first; the handle of the second is given back.
-        kept = self._descriptors.setdefault(file_id, descriptor)
-        if kept != descriptor:
-            os.close(descriptor)
-        return kept
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_paths": self._paths, "_expected": self._expected, "_process": -1, "_descriptors": {}}
-
-    def __del__(self) -> None:
-        self.close()

@@ -1,4 +1,4 @@
-"""A bounded folder of local copies of a server's shards, which several processes share."""
+"""A bounded cache folder of a server's shards, shared by several processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from seresnext.data.readers.pread import read_piece
+from seresnext.data.readers.files import read_piece
 from seresnext.data.shards.remote import Remote
 from seresnext.errors import DataError
 from seresnext.progress import warn
 
-# How long to wait for room while all of the cache is being read or written, and how often to look.
+# Time limit and interval of the wait for room, while other processes read or write the whole cache.
 _ROOM_SECONDS, _LOOK_SECONDS = 240.0, 0.05
-# A shard's time of last use is set at most this often by a process; finer does not matter for which goes first.
+# A process sets the time of last use of a shard at most this often.
 _USE_SECONDS = 1.0
 
 
@@ -36,9 +36,9 @@ class CachedFile(Protocol):
 class ShardCache:
     """Local copies of shards in one folder, at most `limit` bytes of them, shared by all processes of a machine.
 
-    A copy is named by its checksum and appears complete or not at all. When there is no room, the copies that were not
-    used for the longest time go, except those that a process reads just then. All agreement is by locks on files, which
-    end with the process that holds them.
+    A copy is named by its checksum, and appears under this name only when it is complete. To make room, the least
+    recently used copies are removed, except copies that a process reads at this moment. Processes use file locks, which
+    end with the process.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -55,10 +55,11 @@ class ShardCache:
         largest = max((file.bytes for file in files), default=0)
         if largest > self.limit:
             raise DataError(
-                f"{where}: the largest shard has {largest} bytes, and data.cache_size is {self.limit} bytes; raise it"
+                f"{where}: the largest shard has {largest} bytes, and data.cache_size is {self.limit} bytes; raise "
+                "data.cache_size"
             )
 
-    def keep_aside(self, remote: Remote, name: str, sha256: str, most: int) -> Path:
+    def fetch_index(self, remote: Remote, name: str, sha256: str, most: int) -> Path:
         """Return the path of a local copy of an index of at most `most` bytes, outside of the limit of the cache.
 
         A damaged copy is downloaded again. Raises DataError when no download has this checksum.
@@ -67,37 +68,37 @@ class ShardCache:
         if _is_whole(path, sha256):
             return path
         with _lock(self._folder / f"{sha256}.lock"):
-            # Another process may have got it in the meantime.
+            # Another process may have downloaded the index in the meantime.
             if not _is_whole(path, sha256):
                 if path.exists():
-                    warn(f"{path} is damaged (another checksum); it is got again")
+                    warn(f"{path} is damaged (another checksum) and is downloaded again")
                 part = path.with_suffix(".new")
                 remote.copy(name, part, sha256, most=most)
                 part.replace(path)
         return path
 
     def has(self, shard: CachedFile) -> bool:
-        """Whether there is a copy of a shard now."""
+        """Return whether there is a copy of a shard now."""
         return self._path(shard).exists()
 
     def read(self, remote: Remote, shard: CachedFile, offset: int, size: int) -> bytes:
-        """Bytes of a shard, which is got first if it is not here."""
+        """Return bytes of a shard, after a download if there is no copy."""
         while True:
             try:
                 descriptor = os.open(self._path(shard), os.O_RDONLY)
             except FileNotFoundError:
-                self.get(remote, shard)
+                self.fetch(remote, shard)
                 continue
             try:
-                # Shared by readers; who makes room must have it alone.
+                # Readers share the lock. `_remove_unless_read` needs the lock alone.
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                self._note_use(shard)
+                self._set_use(shard)
                 return read_piece(descriptor, offset, size)
             finally:
                 os.close(descriptor)
 
-    def get(self, remote: Remote, shard: CachedFile) -> None:
-        """Get a shard unless it is here. One process does, others wait for it. Raises DataError when it cannot."""
+    def fetch(self, remote: Remote, shard: CachedFile) -> None:
+        """Download a shard without a copy. One process downloads, the others wait. Raises DataError on failure."""
         path = self._path(shard)
         with _lock(path.with_suffix(".lock")):
             if path.exists():
@@ -112,8 +113,8 @@ class ShardCache:
                 part.unlink(missing_ok=True)
 
     def touch(self, shard: CachedFile) -> None:
-        """Say that a shard will be needed again soon."""
-        self._note_use(shard)
+        """Mark a shard as used, so that the copy stays for a while."""
+        self._set_use(shard)
 
     def drop(self, shard: CachedFile) -> None:
         """Remove the copy of a shard."""
@@ -122,18 +123,18 @@ class ShardCache:
     def _path(self, shard: CachedFile) -> Path:
         return self._folder / f"{shard.sha256}.tar"
 
-    def _note_use(self, shard: CachedFile) -> None:
+    def _set_use(self, shard: CachedFile) -> None:
         now = time.time_ns()
         if now - self._used.get(shard.sha256, 0) > 1e9 * _USE_SECONDS:
             self._used[shard.sha256] = now
             with suppress(FileNotFoundError):
-                # The system's own time stamps move on by ticks of up to 10 ms, in which shards would be used at once.
+                # The system's own clock for files has ticks of up to 10 ms, too coarse for an order of use.
                 os.utime(self._path(shard), ns=(now, now))
 
     def _make_room(self, shard: CachedFile) -> Path:
-        """Remove copies until a shard fits, and reserve its place with an empty file that has the size in its name."""
+        """Remove copies until a shard fits. Return an empty file that reserves the size in its name."""
         part = self._folder / f"{shard.sha256}.{shard.bytes}.part"
-        part.unlink(missing_ok=True)  # Of a process that died: the lock of this shard is ours.
+        part.unlink(missing_ok=True)  # A leftover of a process that died, because this process holds the shard's lock.
         deadline = time.monotonic() + _ROOM_SECONDS
         while True:
             with _lock(self._folder / "room.lock"):
@@ -145,13 +146,13 @@ class ShardCache:
                     return part
             if time.monotonic() > deadline:
                 raise DataError(
-                    f"the cache {self._folder} had no room for a shard for {_ROOM_SECONDS:.0f} s: all of it is being "
-                    "read or written; raise data.cache_size"
+                    f"the cache {self._folder} had no room for a shard for {_ROOM_SECONDS:.0f} s, because other "
+                    "processes read or write all of the cache; raise data.cache_size"
                 )
             time.sleep(_LOOK_SECONDS)
 
     def _evict(self, size: int) -> bool:
-        """Whether `size` bytes fit now, after removing what has to go. Only under the lock of the room."""
+        """Remove copies until `size` bytes fit, and return whether they fit. The caller holds the lock of the room."""
         taken, copies = 0, []
         for entry in self._folder.iterdir():
             if entry.suffix == ".part":
@@ -169,19 +170,19 @@ class ShardCache:
         return taken + size <= self.limit
 
     def _reserved(self, part: Path) -> int:
-        """Bytes that a download in progress will take; 0 for what a process that died has left, which is removed."""
+        """Return the bytes of a download in progress. Remove the leftover of a process that died, and return 0."""
         sha256, size, _ = part.name.split(".")
         with _try_lock(part.with_name(f"{sha256}.lock")) as is_free:
             if is_free:
                 with suppress(FileNotFoundError):
                     part.unlink()
                     return 0
-        # Also when it has just become a copy, which was perhaps not counted as one.
+        # The download may just have become a copy that the caller did not count.
         return int(size)
 
 
 def _is_whole(path: Path, sha256: str) -> bool:
-    """Whether there is a file, and with this checksum."""
+    """Return whether there is a file with this checksum."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -206,7 +207,7 @@ def _remove_unless_read(path: Path) -> bool:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock alone; wait for it."""
+    """Wait for a lock and hold it alone."""
     try:
         file = path.open("a")
     except OSError as error:
@@ -218,7 +219,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock alone if nobody has it; yields whether."""
+    """Hold a free lock alone. Yield whether the lock was free."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,6 +231,7 @@ def _try_lock(path: Path) -> Iterator[bool]:
 
 def _no_cache(folder: Path, error: OSError) -> DataError:
     return DataError(
-        f"shards cannot be kept in {folder}: {error.strerror or error}; give a folder on a local disk with room for "
-        "data.cache_size with data.cache"
+        f"shards cannot be kept in {folder}: {error.strerror or error}; set data.cache to a folder on a local disk "
+        "with "
+        "room for data.cache_size"
     )

@@ -1,7 +1,7 @@
-"""The files of a folder of shards: what they say, how they are listed.
+"""The files of a folder of shards, as `scripts/prepare_shards.py` writes them.
 
-`*.tar` in the layout of WebDataset (`KEY.jpg` and `KEY.cls`, the label in digits), `index.json` with classes, options
-and all SHA-256, and `index.npy` with place, label and CRC-32 of every image. `scripts/prepare_shards.py` writes them.
+`*.tar` has the layout of WebDataset (`KEY.jpg` and `KEY.cls`, the label in digits). `index.json` has classes, options
+and the SHA-256 of all files, `index.npy` the offset, label and CRC-32 of each image.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.data.readers.pread import open_regular, read_piece
+from seresnext.data.readers.files import open_regular, read_piece
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
 
 MANIFEST = "index.json"
 INDEX = "index.npy"
 ENTRY = np.dtype([("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4"), ("shard", "<u2"), ("label", "<u2")])
-"""An image: where it lies in which shard, its size in bytes, the CRC-32 of its bytes, its label. 20 MB for ImageNet."""
+"""An image: offset in the shard, size in bytes, CRC-32 of the bytes, shard number, label. 20 MB for ImageNet."""
 
 LARGEST_SHARD = 2**32 - 1
 MOST_SHARDS = MOST_CLASSES = 2**16
 
 MOST_MANIFEST_BYTES = 64 << 20
-"""Of `index.json`; 65,536 shards and as many classes take less."""
+"""Most bytes of `index.json`. 65,536 shards and as many classes need less."""
 
 _FORMAT = "seresnext-shards-1"
 # The start of an .npy file (numpy.lib.format, version 1.0): this mark, the length of the header, the header.
@@ -49,7 +49,7 @@ _MOST_DIGITS = 5
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name, its size in bytes, how many images it holds, and its SHA-256."""
+    """One tar file: name, size in bytes, number of images, and SHA-256."""
 
     name: str
     bytes: int
@@ -59,7 +59,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `index.json` says. `options` tells how the shards were made and is for people and for the script."""
+    """The contents of `index.json`. `options` of `scripts/prepare_shards.py` made the shards."""
 
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
@@ -68,33 +68,33 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of classes, shards and index: which images these are, in which order."""
+        """The SHA-256 of classes, shards and index: the images and their order."""
         facts = [self.classes, [vars(shard) for shard in self.shards], self.index_sha256]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def check_types(self) -> None:
-        """Raise TypeError or ValueError for what is of another kind than it says: checksums become names of files."""
+        """Raise TypeError or ValueError for a wrong type or value: checksums become names of files."""
         sums = [self.index_sha256, *(shard.sha256 for shard in self.shards)]
         if not all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums):
-            raise ValueError("it has checksums that are no SHA-256")
+            raise ValueError("a checksum is no SHA-256")
         if not all(isinstance(name, str) for name in (*self.classes, *(shard.name for shard in self.shards))):
-            raise TypeError("it has names that are no text")
+            raise TypeError("a name is no text")
         numbers = [number for shard in self.shards for number in (shard.bytes, shard.images)]
         if not all(type(number) is int and 0 <= number <= LARGEST_SHARD for number in numbers):
-            raise ValueError("it has sizes that no shard has")
+            raise ValueError("a size or number is out of range")
         if max(len(self.shards), len(self.classes)) > MOST_SHARDS or not isinstance(self.options, dict):
-            raise ValueError("it has too many shards or classes, or no options")
+            raise ValueError("too many shards or classes, or no options")
         if not all(shard.name.isprintable() for shard in self.shards):
-            raise ValueError("it has names that cannot be shown")
+            raise ValueError("a name has control characters")
 
     @property
     def num_images(self) -> int:
-        """Images of all shards."""
+        """The number of images in all shards."""
         return sum(shard.images for shard in self.shards)
 
     def to_text(self) -> str:
-        """The text of `index.json`, the same for the same contents."""
-        said = {
+        """Return the text of `index.json`, the same for the same contents."""
+        fields = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
             "num_images": self.num_images,
@@ -103,47 +103,54 @@ class Manifest:
             "classes": self.classes,
             "shards": [vars(shard) for shard in self.shards],
         }
-        return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_text(cls, text: str | bytes, where: str) -> Manifest:
-        """Read `index.json`. Raises DataError naming `where` when it is damaged or of another version."""
+        """Read `index.json`. Raises DataError naming `where` for a damaged index or another version."""
         try:
             if len(text) > MOST_MANIFEST_BYTES:
-                raise ValueError(f"it has more than {MOST_MANIFEST_BYTES} bytes")
-            said = json.loads(text)
-            if said["format"] != _FORMAT:
-                raise DataError(f"{where} is of the format {said['format']!r:.60}, and this version reads {_FORMAT!r}")
+                raise ValueError(f"more than {MOST_MANIFEST_BYTES} bytes")
+            fields = json.loads(text)
+            if fields["format"] != _FORMAT:
+                raise DataError(
+                    f"{where} has the format {fields['format']!r:.60}, and this version reads {_FORMAT!r}; prepare "
+                    "the shards again"
+                )
             manifest = cls(
-                tuple(said["classes"]),
-                tuple(Shard(**shard) for shard in said["shards"]),
-                said["index_sha256"],
-                said["options"],
+                tuple(fields["classes"]),
+                tuple(Shard(**shard) for shard in fields["shards"]),
+                fields["index_sha256"],
+                fields["options"],
             )
             manifest.check_types()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{where} is no index of shards ({type(error).__name__}: {str(error)[:200]})") from None
+            raise DataError(
+                f"{where} is no index of shards ({type(error).__name__}: {str(error)[:200]}); get the file again"
+            ) from None
         for shard in manifest.shards:
             if posixpath.basename(shard.name) != shard.name or not shard.name.endswith(".tar"):
-                raise DataError(f"{where} names the shard {shard.name!r}; a shard is a .tar file beside its index")
-        if manifest.fingerprint != said.get("fingerprint"):
-            raise DataError(f"{where} was changed since it was written: its fingerprint is another; prepare it again")
+                raise DataError(
+                    f"{where} names the shard {shard.name!r}; a shard must be a .tar file in the folder of the index"
+                )
+        if manifest.fingerprint != fields.get("fingerprint"):
+            raise DataError(f"{where} was changed after it was written (another fingerprint); prepare the shards again")
         return manifest
 
 
-class Listing(NamedTuple):
-    """The images of a shard (ENTRY), and the shard's SHA-256."""
+class ShardListing(NamedTuple):
+    """The images of a shard (`entries`, of type ENTRY), and the SHA-256 of the file."""
 
     entries: np.ndarray
     sha256: str
 
 
-def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | None = None) -> Listing:
-    """The images of a shard, in their order, and the checksum of the file.
+def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | None = None) -> ShardListing:
+    """Return the images of a shard, in order, and the checksum of the file.
 
     Raises DataError naming a file that cannot be read, a member that is hostile, cut off or duplicate
-    (readers/tarfiles.py), an image without label, a label without image, or a label that no class has. `advance` is
-    called with numbers of images.
+    (readers/tarfiles.py), an image without label, a label without image, or a label out of range. `advance` is called
+    with numbers of images.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -154,14 +161,14 @@ def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | 
 
 def _list_shard(
     file: io.BufferedReader, path: Path, num_classes: int, advance: Callable[[int], object] | None
-) -> Listing:
+) -> ShardListing:
     found: list[tuple[int, int, int, int, int]] = []
     seen: set[str] = set()
     group: dict[str, Member] = {}
     key = ""
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST_SHARD:
-        raise DataError(f"{path} has {size} bytes; a shard has at most 4 GiB: write more and smaller shards")
+        raise DataError(f"{path} has {size} bytes, and a shard has at most 4 GiB; write more and smaller shards")
 
     def read(offset: int, count: int) -> bytes:
         return read_piece(file.fileno(), offset, count)
@@ -179,17 +186,22 @@ def _list_shard(
         if own != key:
             close_group()
             if own in seen:
-                raise DataError(f"{path}: member {member.name!r} is apart from the other members of the key {own!r}")
+                raise DataError(
+                    f"{path}: member {member.name!r} is separated from the other members of the key {own!r}; sort "
+                    "the archive by name"
+                )
             seen.add(own)
             key, group = own, {}
         kind = "image" if ending.lower() in _IMAGES else ending.lower()
         if kind in group:
-            raise DataError(f"{path}: member {member.name!r} is a second image of the key {own!r}")
+            raise DataError(
+                f"{path}: member {member.name!r} is a second image of the key {own!r}; write one image per key"
+            )
         group[kind] = member
     close_group()
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Listing(np.array(found, ENTRY), digest)
+    return ShardListing(np.array(found, ENTRY), digest)
 
 
 def _entry(
@@ -198,19 +210,19 @@ def _entry(
     image, label = group.get("image"), group.get("cls")
     first = next(iter(group.values()))
     if image is None:
-        raise DataError(f"{path}: member {first.name!r} has no image {key}.jpg or {key}.png beside it")
+        raise DataError(f"{path}: member {first.name!r} has no image; add {key}.jpg or {key}.png after the member")
     if label is None:
-        raise DataError(f"{path}: member {image.name!r} has no label {key}.cls beside it")
+        raise DataError(f"{path}: member {image.name!r} has no label; add {key}.cls after the member")
     text = read(label.offset, label.size).strip() if label.size <= 2 * _MOST_DIGITS else b""
     if not (text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < num_classes):
         raise DataError(
-            f"{path}: member {label.name!r} is no label: {text!r} is not a number from 0 to {num_classes - 1}"
+            f"{path}: member {label.name!r} has the label {text!r}; write a number from 0 to {num_classes - 1}"
         )
     return image.offset, image.size, zlib.crc32(read(image.offset, image.size)), 0, int(text)
 
 
 def index_bytes(listings: Sequence[np.ndarray]) -> bytes:
-    """The contents of `index.npy` for the images of all shards."""
+    """Return the contents of `index.npy` for the images of all shards."""
     entries = np.concatenate(listings)
     entries["shard"] = np.repeat(np.arange(len(listings)), [len(listing) for listing in listings])
     buffer = io.BytesIO()
@@ -240,5 +252,5 @@ def map_index(path: Path) -> np.ndarray:
             raise ValueError(f"the header states {count} images, the file has {size} bytes")
         if not count:
             return np.empty(0, ENTRY)
-        # A plain view: looking up an entry of a memmap costs several times as much.
+        # A plain array: access to an entry of a memmap takes several times as long.
         return np.asarray(np.memmap(file, ENTRY, "r", offset, (count,)))

@@ -1,8 +1,7 @@
-"""Shards of a server that the next batches need, got before they need them by a process of its own."""
+"""Downloads of a server's shards ahead of use, in a separate process."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,32 +12,29 @@ from typing import Any
 import numpy as np
 
 from seresnext.data.order import BatchKey
-from seresnext.data.readers import Reader
-from seresnext.data.shards.reader import ShardReader
 from seresnext.data.shards.store import RemoteShards
 from seresnext.errors import DataError
 from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
 
 _DOWNLOADS = 4
-# The part of the cache that shards for batches to come may take; the rest is for those in use and for other splits.
+# The share of the cache for shards of later batches. The rest is for shards in use, and for other splits.
 _SHARE_OF_CACHE = 0.75
 _LOOK_SECONDS = 0.05
 
 
 @contextmanager
-def prefetch_shards(reader: Reader, keys: Iterable[BatchKey]) -> Iterator[Iterable[BatchKey]]:
-    """The same keys, while a process of its own gets the shards that they will need; it ends with the block.
+def prefetch_shards(
+    store: RemoteShards, shard_ids: np.ndarray, keys: Iterable[BatchKey]
+) -> Iterator[Iterable[BatchKey]]:
+    """Yield the same keys. Until the end of the block, a process downloads the shards of later keys.
 
-    It goes ahead as far as the cache has room, and changes nothing but the time that batches take. Readers that need no
-    server get their keys back.
+    `shard_ids` (int N) has the shard number of each image. The process downloads as far ahead as the cache has room,
+    and changes nothing but the time of a batch.
     """
-    if not isinstance(reader, ShardReader) or not isinstance(reader.store, RemoteShards) or sys.platform != "linux":
-        yield keys
-        return
     position = FORK.Value("q", 0, lock=False)
-    # A fork copies the iterator of the keys as it stands: both sides go through all of them.
-    process = FORK.Process(target=_run, args=(reader, reader.store, keys, position), daemon=True)
+    # A fork copies the iterator of the keys, so both processes see all keys.
+    process = FORK.Process(target=_run, args=(store, shard_ids, keys, position), daemon=True)
     with block_stop_signals():
         process.start()
     try:
@@ -54,25 +50,25 @@ def _counted(keys: Iterable[BatchKey], position: Any) -> Iterator[BatchKey]:
         yield key
 
 
-def _run(reader: ShardReader, store: RemoteShards, keys: Iterable[BatchKey], position: Synchronized) -> None:
+def _run(store: RemoteShards, shard_ids: np.ndarray, keys: Iterable[BatchKey], position: Synchronized) -> None:
     init_worker()
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        fetch_ahead(store, reader.shard_ids, keys, position, pool)
+        fetch_ahead(store, shard_ids, keys, position, pool)
 
 
 def fetch_ahead(
     store: RemoteShards, shard_ids: np.ndarray, keys: Iterable[BatchKey], position: Any, pool: ThreadPoolExecutor
 ) -> None:
-    """Get the shards of the keys in their order, as far ahead of key number `position.value` as the cache has room.
+    """Download the shards of the keys, in order, as far ahead of key number `position.value` as the cache has room.
 
-    What cannot be got is left to the worker that needs it, which then says why.
+    A failed download is left to the worker that needs the shard, and that worker raises the error.
     """
     bound = store.cache.limit * _SHARE_OF_CACHE
-    last_use: dict[int, int] = {}  # Of each shard the number of the last key known to need it.
+    last_use: dict[int, int] = {}  # For each shard, the number of the last known key with this shard.
     running: dict[int, Future[None]] = {}
     for number, key in enumerate(keys):
         if number < position.value:
-            continue  # Overtaken: to get what this batch had would push out what those to come need.
+            continue  # The batch is made already. A download would remove shards of later batches.
         needed = shard_ids[key.indices]
         _, first = np.unique(needed, return_index=True)
         for shard in needed[np.sort(first)].tolist():
@@ -86,7 +82,7 @@ def fetch_ahead(
                 _forget(last_use, position.value)
                 _collect(running)
             if shard not in running:
-                running[shard] = pool.submit(store.cache.get, store.remote, file)
+                running[shard] = pool.submit(store.cache.fetch, store.remote, file)
 
 
 def _bytes(store: RemoteShards, shards: Iterable[int]) -> int:

@@ -1,7 +1,4 @@
-"""Images in plain tar files of a hundred megabytes or so, beside an index: on a disk, or on a server.
-
-What the files are is told in `shard_files`. Nothing is extracted: an image is a piece of a shard, read at its offset.
-"""
+"""The reader of images in tar shards with an index (`format`), on a disk or on a server. Nothing is extracted."""
 
 from __future__ import annotations
 
@@ -9,26 +6,30 @@ import hashlib
 import math
 import os
 import zlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from seresnext.data.order import BatchKey
+from seresnext.data.readers import Reader
+from seresnext.data.readers.files import LARGEST_IMAGE, open_regular
 from seresnext.data.readers.index_cache import cache_folder
-from seresnext.data.readers.pread import open_regular
-from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.data.shards.cache import ShardCache
 from seresnext.data.shards.format import INDEX, MANIFEST, MOST_MANIFEST_BYTES, Manifest, largest_index, map_index
+from seresnext.data.shards.readahead import prefetch_shards
 from seresnext.data.shards.remote import Remote, is_remote
 from seresnext.data.shards.store import LocalShards, RemoteShards, ShardStore
 from seresnext.errors import DataError
 
 
-class ShardReader:
+class ShardReader(Reader):
     """One split in shards. `root` is a folder, or an address such as `https://host/path` or `s3://bucket/prefix`.
 
-    Image `i` of the split is the i-th of the shards, one after the other. From a server whole shards are kept in the
-    folder `cache`, at most `cache_size` bytes of them. Raises DataError for what is missing, damaged or changed.
+    Images are numbered through all shards. The folder `cache` keeps whole shards of a server, at most `cache_size`
+    bytes. Raises DataError for a file that is missing, damaged or changed.
     """
 
     def __init__(self, root: str, split: str, cache: Path | None = None, cache_size: int = 0) -> None:
@@ -36,12 +37,12 @@ class ShardReader:
         if is_remote(root):
             remote = Remote(root, split)
             text = remote.read(MANIFEST)
-            self.manifest = Manifest.from_text(text, remote.place(MANIFEST))
+            self.manifest = Manifest.from_text(text, remote.address(MANIFEST))
             shared = ShardCache(cache_folder(cache), cache_size)
             most = largest_index(self.manifest.num_images)
-            self._path = shared.keep_aside(remote, INDEX, self.manifest.index_sha256, most)
+            self._path = shared.fetch_index(remote, INDEX, self.manifest.index_sha256, most)
             self.store = RemoteShards(remote, shared, self.manifest.shards)
-            where = remote.place("")
+            where = remote.address("")
         else:
             folder = _split_folder(Path(root), split)
             where = str(folder)
@@ -58,46 +59,57 @@ class ShardReader:
         self._index = _open_index(self._path, self.manifest, where)
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
-        self.notices: tuple[str, ...] = ()
+        self.notices = ()
 
     def __len__(self) -> int:
         return len(self._index)
 
     @property
     def labels(self) -> np.ndarray:
-        """The label of each image (uint16 N); a part of the mapped index, which processes share."""
+        """The label of each image (uint16 N), in the mapped index that all processes share."""
         return self._index["label"]
 
     @property
+    def has_local_files(self) -> bool:
+        """Whether the shards are in a local folder."""
+        return isinstance(self.store, LocalShards)
+
+    @property
     def shard_ids(self) -> np.ndarray:
-        """Which shard each image is in (uint16 N)."""
+        """The shard number of each image (uint16 N)."""
         return self._index["shard"]
 
     def name(self, index: int) -> str:
-        """`train/train-00012.tar, image 12345`; its key in the shard begins with that number."""
+        """Return a name such as `train/train-00012.tar, image 12345`. The key in the shard begins with this number."""
         return f"{self._split}/{self.manifest.shards[self._index['shard'][index]].name}, image {index}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image, as its CRC-32 says they were. Raises DataError naming the shard and the image."""
+        """Return the bytes of an image, checked by CRC-32. Raises DataError naming the shard and the image."""
         offset, size, crc32, shard, _ = self._index[index].item()
         try:
             data = self.store.read(shard, offset, size)
-            if zlib.crc32(data) != crc32 and self.store.renew(shard):
+            if zlib.crc32(data) != crc32 and self.store.discard(shard):
                 data = self.store.read(shard, offset, size)
         except OSError as error:
             raise DataError(
-                f"{self.store.place(shard)} cannot be read (image {index}): {error.strerror or error}; was the data "
-                "changed during the run?"
+                f"{self.store.location(shard)} cannot be read (image {index}): {error.strerror or error}; get "
+                "the shard again"
             ) from None
         if zlib.crc32(data) != crc32:
             raise DataError(
-                f"{self.store.place(shard)} is damaged: image {index} is not what was written (another checksum); get "
+                f"{self.store.location(shard)} is damaged (image {index} has another checksum); get "
                 "the shard again, or run scripts/prepare_shards.py with the same arguments again"
             )
         return data
 
+    def prefetch(self, keys: Iterable[BatchKey]) -> AbstractContextManager[Iterable[BatchKey]]:
+        """Return a context manager that gives the same keys. Inside, a process downloads the shards of later keys."""
+        if isinstance(self.store, RemoteShards):
+            return prefetch_shards(self.store, self.shard_ids, keys)
+        return nullcontext(keys)
+
     def __getstate__(self) -> dict[str, Any]:
-        # The numbers stay in their file: another process maps it anew.
+        # Another process maps the index file again.
         return {name: value for name, value in self.__dict__.items() if name != "_index"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,16 +120,16 @@ class ShardReader:
 def _split_folder(root: Path, split: str) -> Path:
     folder = root / split
     if not root.is_dir():
-        raise DataError(f"there is no folder {root}; give the folder that holds {split}/ with --data DIR")
+        raise DataError(f"there is no folder {root}; give the folder of {split}/ with --data DIR")
     if not folder.is_dir():
-        raise DataError(f"{root} has no split {split!r}; its splits are folders such as train/ and val/")
+        raise DataError(f"{root} has no split {split!r}; a split is a folder such as train/ or val/")
     if not (folder / MANIFEST).is_file():
         shards = next(folder.glob("*.tar"), None)
         if shards is None:
             raise DataError(f"{folder} holds no shards; write some with scripts/prepare_shards.py")
         raise DataError(
-            f"{folder} holds shards without {MANIFEST}; if their writing was cut off, run scripts/prepare_shards.py "
-            f"again; for shards of other origin run python scripts/prepare_shards.py --index {folder}"
+            f"{folder} holds shards without {MANIFEST}; if scripts/prepare_shards.py was stopped, run it again; for "
+            f"shards of another tool, run python scripts/prepare_shards.py --index {folder}"
         )
     return folder
 
@@ -127,43 +139,52 @@ def _check_sum(path: Path, manifest: Manifest) -> None:
         with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > largest_index(manifest.num_images):
-                raise DataError(f"{path} is no list of {manifest.num_images} images ({size} bytes); get the file again")
+                raise DataError(
+                    f"{path} is too large for {manifest.num_images} images ({size} bytes); get the file again"
+                )
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the file again") from None
     if digest != manifest.index_sha256:
-        raise DataError(f"{path} is damaged or of other shards (another checksum than in {MANIFEST}); get both again")
+        raise DataError(
+            f"{path} is damaged or belongs to other shards (another checksum than in {MANIFEST}); get both files again"
+        )
 
 
 def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
-    """The index in a file that has the right checksum. Anyone can have computed that, so what it says is checked."""
+    """Map an index with the right checksum, and check the entries: a hostile file can have a right checksum, too."""
     try:
         index = map_index(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: {INDEX} is no list of images ({error}); get the file again") from None
     if not len(index):
-        raise DataError(f"{where} holds no images")
+        raise DataError(f"{where} holds no images; prepare the shards again")
     counts = np.bincount(index["shard"], minlength=len(manifest.shards))
     if len(counts) > len(manifest.shards) or counts.tolist() != [shard.images for shard in manifest.shards]:
-        raise DataError(f"{where}: {INDEX} and {MANIFEST} do not agree; get both again")
+        raise DataError(f"{where}: {INDEX} and {MANIFEST} disagree on the number of images; get both files again")
     if int(index["size"].max()) > LARGEST_IMAGE:
-        raise DataError(f"{where}: {INDEX} has an image of {int(index['size'].max())} bytes, so it is none")
+        raise DataError(
+            f"{where}: {INDEX} has an image of {int(index['size'].max())} bytes, more than {LARGEST_IMAGE}; get both "
+            "files again"
+        )
     if int(index["label"].max()) >= len(manifest.classes):
-        raise DataError(f"{where}: {INDEX} has labels that none of the {len(manifest.classes)} classes has")
+        raise DataError(
+            f"{where}: {INDEX} has a label beyond the {len(manifest.classes)} classes; get both files again"
+        )
     return index
 
 
 def is_shards(root: str, split: str) -> bool:
-    """Whether a root is an address, or its split a folder of shards with their index."""
+    """Return whether the root is an address, or the split a folder of shards with an index."""
     return is_remote(root) or (Path(root) / split / MANIFEST).is_file()
 
 
-def check_cache(reader: ShardReader, together: int | None) -> None:
-    """Raise DataError when training on a server's shards would get the same ones again and again.
+def check_cache(reader: Reader, shards_per_block: int | None) -> None:
+    """Raise DataError if training would download the same shards of a server again and again.
 
-    `together` is how many shards the order mixes at a time (`data.shuffle_shards`), None for all.
+    `shards_per_block` is `data.shuffle_shards`, None for all shards.
     """
-    if not isinstance(reader.store, RemoteShards):
+    if not isinstance(reader, ShardReader) or not isinstance(reader.store, RemoteShards):
         return
     sizes, limit = [shard.bytes for shard in reader.store.shards], reader.store.cache.limit
     if sum(sizes) <= limit:
@@ -173,15 +194,16 @@ def check_cache(reader: ShardReader, together: int | None) -> None:
     advice = [f"raise data.cache_size to {math.ceil(sum(sizes) / 1e8) / 10}"]
     if fitting:
         advice.append(f"set data.shuffle_shards to {fitting} or less")
-    if together is None:
+    if shards_per_block is None:
         raise DataError(
-            f"the shards of {reader.store.remote.place('')} have {sum(sizes) / 1e9:.3g} GB, and data.cache_size is "
-            f"{limit / 1e9:.3g} GB: in an order that mixes all shards nearly every step would need shards that are not "
-            f"in the cache; {', or '.join(advice)}"
+            f"the shards of {reader.store.remote.address('')} have {sum(sizes) / 1e9:.3g} GB, and data.cache_size is "
+            f"{limit / 1e9:.3g} GB: in an order that mixes all shards, nearly every step would wait for a download; "
+            f"{', or '.join(advice)}"
         )
-    # Those that are mixed now, and the next ones.
-    if 2 * together * largest > limit:
+    # Room for the shards of this block and of the next one.
+    if 2 * shards_per_block * largest > limit:
         raise DataError(
-            f"data.shuffle_shards {together} needs room for twice as many shards, {2 * together * largest / 1e9:.3g} "
-            f"GB, and data.cache_size is {limit / 1e9:.3g} GB; {', or '.join(advice)}"
+            f"data.shuffle_shards {shards_per_block} needs room for twice as many shards, "
+            f"{2 * shards_per_block * largest / 1e9:.3g} GB, and data.cache_size is {limit / 1e9:.3g} GB; "
+            f"{', or '.join(advice)}"
         )

@@ -1,7 +1,7 @@
-"""Files of a server through fsspec.
+"""Files of a server through fsspec (extra `remote`).
 
-Needs the extra `remote`. Credentials are found where fsspec's libraries look for them (environment, netrc, their own
-configuration files), never in an address, and no message shows any.
+Credentials come from the places where fsspec's libraries look (environment, netrc, configuration files of the cloud),
+never from an address, and no message shows them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from seresnext.errors import DataError
 T = TypeVar("T")
 
 ATTEMPTS = 5
-"""How often something is tried before it is given up."""
+"""Number of attempts."""
 
 PATIENCE = 200.0
-"""Seconds after which nothing is tried anew. The loader gives a worker up after `runtime.loader_timeout`, 600 by
-default, and could then not tell what the server said."""
+"""Seconds after which there is no new attempt. `runtime.loader_timeout` (by default 600) is longer, so that the error
+message has the answer of the server."""
 
 FIRST_PAUSE = 1.0
-"""Seconds before the second attempt, at the most; each later pause may be twice as long as the one before."""
+"""Longest pause before the second attempt, in seconds. Each later pause may be twice as long."""
 
 _CHUNK = 8 << 20
 _MOST_BYTES_AT_ONCE = 256 << 20
@@ -36,18 +36,18 @@ _FINAL_ANSWERS = (400, 401, 403, 404, 410)
 
 
 def is_remote(root: str) -> bool:
-    """Whether a root is an address and not a folder."""
+    """Return whether a root is an address and not a folder."""
     return "://" in root
 
 
 def shown_url(url: str) -> str:
-    """An address without user, password and query, for messages."""
+    """Return an address without user, password and query, for messages."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class _Refused(Exception):
-    """What will not change by trying again."""
+    """A failure that another attempt would not change."""
 
 
 class Remote:
@@ -57,26 +57,26 @@ class Remote:
         parts = urlsplit(root)
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise DataError(
-                f"{shown_url(root)}: data.root has a user, a password or a query in it, and is stored in every "
-                "checkpoint; give credentials through the environment, ~/.netrc or the cloud's own configuration"
+                f"{shown_url(root)}: data.root has a user, a password or a query, and every checkpoint stores "
+                "data.root; give credentials in the environment, ~/.netrc or the configuration of the cloud"
             )
         self._url = f"{root.rstrip('/')}/{folder}/"
         self._scheme = parts.scheme
 
-    def place(self, name: str) -> str:
-        """The address of a file, for messages."""
+    def address(self, name: str) -> str:
+        """Return the address of a file, for messages."""
         return self._url + name
 
     def read(self, name: str) -> bytes:
-        """A small file. Raises DataError naming its address when it cannot be had."""
+        """Return a small file. Raises DataError naming the address of a file that cannot be read."""
 
         def attempt() -> bytes:
             content = b"".join(self._chunks(name, _MOST_BYTES_AT_ONCE))
             if len(content) > _MOST_BYTES_AT_ONCE:
-                raise _Refused(f"it has more than {_MOST_BYTES_AT_ONCE} bytes")
+                raise _Refused(f"the file has more than {_MOST_BYTES_AT_ONCE} bytes")
             return content
 
-        return self._persistently(name, attempt)
+        return self._retry(name, attempt)
 
     def copy(self, name: str, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
         """Write a file to `target`. Raises DataError when the file is incomplete or has another checksum.
@@ -94,15 +94,15 @@ class Remote:
             if size is not None and count != size:
                 raise OSError(f"{count} bytes came instead of {size}")
             if digest.hexdigest() != sha256:
-                raise OSError("its checksum is another than its index says")
+                raise OSError("the checksum is not the one in the index")
 
-        self._persistently(name, attempt)
+        self._retry(name, attempt)
 
     def _chunks(self, name: str, most: int | None) -> Iterator[bytes]:
-        """The contents of a file, in order, until just beyond `most` bytes."""
+        """Yield the contents of a file, in order, until more than `most` bytes were read."""
         file_system = _file_system(self._scheme)
-        # One request for all of it where that can be read as it comes; ranges of it elsewhere. A size that is given,
-        # any but 0, keeps fsspec from asking for it first and taking every failure of that for a missing file.
+        # One request for the whole file where fsspec can stream, else requests for ranges. With a size (any but 0),
+        # fsspec does not request the size first. fsspec would report each failure of that request as a missing file.
         as_stream = {"block_size": 0, "size": 1} if self._scheme in ("http", "https") else {"cache_type": "none"}
         count = 0
         with file_system.open(self._url + name, "rb", **as_stream) as file:
@@ -112,28 +112,32 @@ class Remote:
                 if most is not None and count > most:
                     return
 
-    def _persistently(self, name: str, attempt: Callable[[], T]) -> T:
+    def _retry(self, name: str, attempt: Callable[[], T]) -> T:
         reason = ""
         number, began = 0, time.monotonic()
         while number < ATTEMPTS and (number == 0 or time.monotonic() - began < PATIENCE):
             number += 1
             if number > 1:
-                # Not all at once: what failed for one process failed for its neighbours, too.
+                # Random pauses, because a failure usually hits many processes at once.
                 time.sleep(FIRST_PAUSE * 2 ** (number - 2) * (0.5 + 0.5 * random.random()))
             try:
                 return attempt()
             except ImportError as error:
                 raise DataError(
-                    f"{self.place(name)} needs the extra `remote` ({error.name or error}): pip install -e '.[remote]'"
+                    f"{self.address(name)} needs the extra `remote` ({error.name or error}); run pip install -e "
+                    "'.[remote]'"
                 ) from None
-            except Exception as error:  # Each of fsspec's libraries has its own kinds.
+            except Exception as error:  # Each of fsspec's libraries raises other types.
                 if isinstance(error, TypeError | AttributeError | AssertionError):
-                    raise  # Ours.
+                    raise  # A bug of this project.
                 reason = _reason(error)
                 if _is_final(error):
-                    raise DataError(f"{self.place(name)} cannot be read: {reason}") from None
+                    fix = "" if isinstance(error, _Refused) else "; check data.root and the credentials"
+                    raise DataError(f"{self.address(name)} cannot be read: {reason}{fix}") from None
         seconds = time.monotonic() - began
-        raise DataError(f"{self.place(name)} cannot be read, in {number} attempts and {seconds:.0f} s: {reason}")
+        raise DataError(
+            f"{self.address(name)} cannot be read, in {number} attempts and {seconds:.0f} s: {reason}; check the server"
+        )
 
 
 def _write(file: BinaryIO, chunk: bytes) -> None:
@@ -141,7 +145,7 @@ def _write(file: BinaryIO, chunk: bytes) -> None:
         file.write(chunk)
         file.flush()
     except OSError as error:
-        raise _Refused(f"its copy cannot be written to {Path(file.name).parent}: {error.strerror}") from None
+        raise _Refused(f"the copy cannot be written to {Path(file.name).parent}: {error.strerror}") from None
 
 
 def _file_system(scheme: str) -> Any:
@@ -152,14 +156,14 @@ def _file_system(scheme: str) -> Any:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
-        # `trust_env` is for proxies and ~/.netrc. Compressed on its way, a file would have another length.
+        # `trust_env` reads proxies and ~/.netrc. A compressed transfer would have another length.
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
         options["headers"] = {"Accept-Encoding": "identity"}
     if scheme == "s3":
         options["config_kwargs"] = {
             "connect_timeout": _CONNECT_SECONDS,
             "read_timeout": _SILENT_SECONDS,
-            "retries": {"total_max_attempts": 1},  # The attempts are ours.
+            "retries": {"total_max_attempts": 1},  # `Remote` repeats attempts.
         }
     try:
         file_system = fsspec.filesystem(scheme, **options)
@@ -167,7 +171,7 @@ def _file_system(scheme: str) -> Any:
             file_system.retries = 1
         return file_system
     except ValueError:
-        raise _Refused(f"{scheme}:// is no kind of address that is known; give https://, s3:// or gs://") from None
+        raise _Refused(f"{scheme}:// is an unknown kind of address; give https://, s3:// or gs://") from None
 
 
 def _is_final(error: Exception) -> bool:
@@ -179,7 +183,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line, without whatever a library put into its message that looks like an address."""
+    """Return the cause in one line, without anything that looks like an address."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, _Refused):

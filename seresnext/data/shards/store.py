@@ -1,4 +1,4 @@
-"""Where the bytes of shards come from: a folder, or a server through a cache."""
+"""Stores of shards: a local folder, or a server behind a cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from seresnext.data.readers.pread import open_regular, read_piece
+from seresnext.data.readers.files import read_at
 from seresnext.data.shards.cache import ShardCache
 from seresnext.data.shards.format import MOST_CLASSES, Shard, list_shard
 from seresnext.data.shards.remote import Remote
@@ -15,73 +15,64 @@ from seresnext.errors import DataError
 
 
 class ShardStore(Protocol):
-    """Where the bytes of shards are."""
+    """Reads shards by number."""
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Bytes of a shard, fewer where it ends. Raises DataError or OSError."""
+        """Return bytes of a shard, fewer at the end. Raises DataError or OSError."""
         ...
 
-    def renew(self, shard: int) -> bool:
-        """Get a damaged shard again; False when there is nowhere to get it from."""
+    def discard(self, shard: int) -> bool:
+        """Remove a damaged copy, so that the next read downloads the shard. Return False without a server."""
         ...
 
-    def place(self, shard: int) -> str:
-        """Path or address of a shard, for messages."""
+    def location(self, shard: int) -> str:
+        """Return the path or address of a shard, for messages."""
         ...
 
 
 class LocalShards:
-    """Shards in a folder. Raises DataError when one is missing or has another size than its index says."""
+    """Shards in a folder. Raises DataError for a missing shard, and for one with another size than in the index."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
-        # No pathlib: for a thousand shards it costs more than the looking.
+        # Without pathlib, which takes longer than the check of a thousand shards.
         self._paths = tuple(f"{folder}/{shard.name}" for shard in shards)
         for path, shard in zip(self._paths, shards, strict=True):
             _check_file(path, shard)
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Bytes of a shard. No handle is kept: there may be more shards than a process may have files open."""
+        """Return bytes of a shard. The file is closed again: a process may not open all shards at once."""
         return read_at(self._paths[shard], offset, size)
 
-    def renew(self, shard: int) -> bool:
-        """False: there is only this one."""
+    def discard(self, shard: int) -> bool:
+        """Return False, because there is no other copy."""
         return False
 
-    def place(self, shard: int) -> str:
-        """The path of a shard."""
+    def location(self, shard: int) -> str:
+        """Return the path of a shard."""
         return self._paths[shard]
 
 
 class RemoteShards:
-    """Shards on a server, each got whole when it is first needed."""
+    """Shards on a server. The first read of a shard downloads the whole shard."""
 
     def __init__(self, remote: Remote, cache: ShardCache, shards: Sequence[Shard]) -> None:
         self.remote = remote
         self.cache = cache
         self.shards = tuple(shards)
-        cache.check_room(shards, remote.place(""))
+        cache.check_room(shards, remote.address(""))
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Bytes of a shard."""
+        """Return bytes of a shard."""
         return self.cache.read(self.remote, self.shards[shard], offset, size)
 
-    def renew(self, shard: int) -> bool:
-        """Throw away the local copy of a shard, so that the next read gets it again."""
+    def discard(self, shard: int) -> bool:
+        """Remove the local copy of a shard, and return True."""
         self.cache.drop(self.shards[shard])
         return True
 
-    def place(self, shard: int) -> str:
-        """The address of a shard."""
-        return self.remote.place(self.shards[shard].name)
-
-
-def read_at(path: str | Path, offset: int, size: int) -> bytes:
-    """`size` bytes of a file from `offset` on, fewer where it ends. Raises OSError."""
-    descriptor = open_regular(path)
-    try:
-        return read_piece(descriptor, offset, size)
-    finally:
-        os.close(descriptor)
+    def location(self, shard: int) -> str:
+        """Return the address of a shard."""
+        return self.remote.address(self.shards[shard].name)
 
 
 def _check_file(path: str, shard: Shard) -> None:
@@ -93,6 +84,6 @@ def _check_file(path: str, shard: Shard) -> None:
             "same arguments again"
         ) from None
     if size != shard.bytes:
-        # What is wrong with it may say more than a number.
+        # The listing may find the cause, and raise a better message.
         list_shard(Path(path), MOST_CLASSES)
-        raise DataError(f"{path} has {size} bytes, and its index says {shard.bytes}; get the shard again")
+        raise DataError(f"{path} has {size} bytes, in the index {shard.bytes}; get the shard again")

@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from seresnext.data.augment.erase import Box, EraseFill, RandomErasing, erase
+from seresnext.data.augment.erase import EraseBox, EraseFill, RandomErasing, erase
 from seresnext.randomness import rng_at
 
 IMAGES = torch.rand(5, 3, 17, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-BOXES = [Box(0, 0, 0, 0), Box(3, 4, 5, 6), Box(0, 0, 17, 23), Box(16, 22, 1, 1), Box(2, 0, 9, 1)]
+BOXES = [
+    EraseBox(0, 0, 0, 0),
+    EraseBox(3, 4, 5, 6),
+    EraseBox(0, 0, 17, 23),
+    EraseBox(16, 22, 1, 1),
+    EraseBox(2, 0, 9, 1),
+]
 USUAL = RandomErasing(0.25, (0.02, 0.33), (0.3, 3.3))
 
 
@@ -18,10 +24,10 @@ USUAL = RandomErasing(0.25, (0.02, 0.33), (0.3, 3.3))
 @pytest.mark.parametrize("noise", [False, True])
 def test_pixels_are_those_of_torchvision_with_the_same_boxes(noise: bool, channels_last: bool):
     images = IMAGES.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    filling = torch.randn(IMAGES.shape, dtype=torch.float64) if noise else torch.tensor(0.7, dtype=torch.float64)
-    erased = erase(images, torch.tensor(BOXES), filling)
+    fill = torch.randn(IMAGES.shape, dtype=torch.float64) if noise else torch.tensor(0.7, dtype=torch.float64)
+    erased = erase(images, torch.tensor(BOXES), fill)
     for image, own, (top, left, height, width), result in zip(
-        images, filling.expand(IMAGES.shape), BOXES, erased, strict=True
+        images, fill.expand(IMAGES.shape), BOXES, erased, strict=True
     ):
         value = own[:, top : top + height, left : left + width]
         assert torch.equal(result, v2.functional.erase(image, top, left, height, width, value))
@@ -108,11 +114,9 @@ def test_a_box_belongs_to_its_address():
 
 
 def test_noise_belongs_to_its_step_and_replica_and_is_normal():
-    filling = EraseFill("random", seed=3)
+    fill = EraseFill("random", seed=3)
     images = torch.zeros(8, 3, 64, 64, dtype=torch.uint8)
-    one, again, step, replica = (
-        filling.like(images, torch.float32, *where) for where in [(0, 0), (0, 0), (1, 0), (0, 1)]
-    )
+    one, again, step, replica = (fill.like(images, torch.float32, *where) for where in [(0, 0), (0, 0), (1, 0), (0, 1)])
     assert torch.equal(one, again)
     assert not torch.equal(one, step)
     assert not torch.equal(one, replica)
@@ -123,8 +127,8 @@ def test_noise_belongs_to_its_step_and_replica_and_is_normal():
 
 
 def test_a_number_fills_all_channels():
-    filling = EraseFill(-1.5, seed=0).like(IMAGES, torch.float64, 0, 0)
-    erased = erase(IMAGES, torch.tensor(BOXES), filling)
+    fill = EraseFill(-1.5, seed=0).like(IMAGES, torch.float64, 0, 0)
+    erased = erase(IMAGES, torch.tensor(BOXES), fill)
     assert (erased[2] == -1.5).all()
 
 

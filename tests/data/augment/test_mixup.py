@@ -19,7 +19,7 @@ def mix(**changed: object) -> MixupCutmix:
 
 
 def share_of(targets: Tensor) -> float:
-    """What the first image kept, told by its target."""
+    """Return the share of the first image, from the target."""
     return targets[0, 0].item()
 
 
@@ -34,20 +34,20 @@ def test_mixup_is_that_of_timm_with_the_same_share():
 
 
 def test_mixup_is_that_of_torchvision_with_the_same_share():
-    # Of two images torchvision, which pairs each with the one before it, makes the same pairs.
+    # For two images, torchvision makes the same pairs.
     images, labels, oracle = IMAGES[:2], LABELS[:2], v2.MixUp(alpha=0.4, num_classes=5)
     for step in range(20):
         mixed, targets = mix(mixup=0.4)(images, labels, step=step, replica=1)
         params = {"lam": share_of(targets), "labels": labels, "batch_size": 2}
         torch.testing.assert_close(mixed, oracle.transform(images, params), rtol=0, atol=1e-15)
-        # Their targets are of single precision.
+        # torchvision's targets are in single precision.
         torch.testing.assert_close(targets, oracle.transform(labels, params).double(), rtol=0, atol=1e-7)
 
 
 def test_cutmix_is_that_of_torchvision_with_the_same_share_and_centre(monkeypatch: pytest.MonkeyPatch):
     # timm makes boxes of an odd size one pixel larger than the code of the paper's authors, which torchvision follows.
-    # torchvision pairs each image with the one before it, timm and this project with its counterpart in the reversed
-    # batch; of two images both make the same pairs.
+    # torchvision pairs each image with the previous one. timm and this project pair it with the image at the same place
+    # of the reversed batch. For two images, the pairs are equal.
     images, oracle = IMAGES[:2], v2.CutMix(alpha=1.0, num_classes=5)
     for number in range(200):
         share = number / 199

@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from seresnext.data.augment.policies import (
     OPERATIONS,
+    AugmentOp,
     ColorJitter,
-    Operation,
     Policy,
     PolicyPipeline,
     RandAugment,
@@ -62,7 +62,7 @@ def test_pixels_are_those_of_torchvision(photographs: list[bytes], name: str, in
     for image in (NOISE, photograph(photographs)):
         results = set()
         for magnitude in magnitudes.tolist():
-            ours = apply(image, Operation(name, magnitude), interpolation)
+            ours = apply(image, AugmentOp(name, magnitude), interpolation)
             theirs = oracle(image, magnitude, InterpolationMode(interpolation))
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs), err_msg=f"{name} {magnitude}")
             assert ours.mode == "RGB"
@@ -72,7 +72,7 @@ def test_pixels_are_those_of_torchvision(photographs: list[bytes], name: str, in
         assert len(results) >= len(magnitudes) - 2
 
 
-# What torchvision calls the operations, and how its magnitude becomes the parameter of its functional operation.
+# torchvision's name of each operation, and the parameter of the functional operation for a magnitude.
 NAMES: dict[str, tuple[str, Callable[[float], float]]] = {
     "Identity": ("identity", lambda _: 0),
     "ShearX": ("shear_x", lambda m: math.degrees(math.atan(m))),
@@ -92,13 +92,13 @@ NAMES: dict[str, tuple[str, Callable[[float], float]]] = {
 }
 
 
-def torchvisions(oracle: v2.Transform, size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
-    """The operations of `count` images, as torchvision draws them."""
+def torchvisions(oracle: v2.Transform, size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list[AugmentOp]:
+    """Return the operations of `count` images, drawn by torchvision."""
     seen = []
 
     def note(image: Image.Image, name: str, magnitude: float, **_: object) -> Image.Image:
         ours, parameter = NAMES[name]
-        seen.append(Operation(ours, parameter(magnitude)))
+        seen.append(AugmentOp(ours, parameter(magnitude)))
         return image
 
     monkeypatch.setattr(oracle, "_apply_image_or_video_transform", note)
@@ -108,7 +108,7 @@ def torchvisions(oracle: v2.Transform, size: int, count: int, monkeypatch: pytes
     return seen
 
 
-def rounded(operations: list[Operation]) -> Counter[tuple[str, float]]:
+def rounded(operations: list[AugmentOp]) -> Counter[tuple[str, float]]:
     """How often which, with magnitudes to 3 digits: torchvision's are made in single precision. -0 is 0."""
     return Counter((name, round(magnitude, 3) + 0.0) for name, magnitude in operations)
 
@@ -132,7 +132,7 @@ def test_operations_are_drawn_as_by_torchvision(case: str, size: int, monkeypatc
     theirs = rounded(torchvisions(oracle, size, count, monkeypatch))
     assert set(ours) == set(theirs)
     assert ours.total() == theirs.total()
-    # Two samples of one distribution (chi-square of homogeneity), beyond its mean by less than 4 deviations.
+    # Assert that two samples have one distribution: chi-square of homogeneity, below the mean plus 4 deviations.
     statistic = sum((ours[what] - theirs[what]) ** 2 / (ours[what] + theirs[what]) for what in ours)
     freedom = len(ours) - 1
     assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
@@ -209,15 +209,15 @@ def pixels_of(image: Image.Image) -> torch.Tensor:
 class Fixed:
     """A policy that draws nothing."""
 
-    def __init__(self, *operations: Operation) -> None:
+    def __init__(self, *operations: AugmentOp) -> None:
         self._operations = list(operations)
 
-    def draw(self, size: int, draws: RandomStream) -> list[Operation]:
+    def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
         return self._operations
 
 
 def test_an_image_is_mirrored_before_it_is_retouched():
-    policy: Policy = Fixed(Operation("shear_x", 20.0), Operation("posterize", 3.0))
+    policy: Policy = Fixed(AugmentOp("shear_x", 20.0), AugmentOp("posterize", 3.0))
     retouched = PolicyPipeline((policy,), "bilinear")(pixels_of(NOISE), True, rng_at(0))
     mirrored = F.horizontal_flip(NOISE)
     sheared = F.affine(mirrored, 0.0, [0, 0], 1.0, [20.0, 0.0], interpolation=InterpolationMode.BILINEAR, center=[0, 0])
@@ -245,7 +245,7 @@ def test_the_whole_of_torchvisions_training_transform_after_the_crop():
 
 def test_nothing_to_do_is_only_the_mirror():
     pixels = pixels_of(NOISE)
-    retouch = PolicyPipeline((Fixed(Operation("identity", 0)),), "bilinear")
+    retouch = PolicyPipeline((Fixed(AugmentOp("identity", 0)),), "bilinear")
     assert torch.equal(retouch(pixels, False, rng_at(0)), pixels)
     assert torch.equal(retouch(pixels, True, rng_at(0)), pixels.flip(1))
 

@@ -9,7 +9,7 @@ from seresnext.data.augment.progressive import ImageSizeSchedule
 def test_sizes_are_those_of_ffcv(low: int, high: int, start: int, end: int):
     ramp = ImageSizeSchedule(low, high, start, end)
     for step in range(80):
-        # `ImageNetTrainer.get_resolution`, whose steps are epochs.
+        # `ImageNetTrainer.get_resolution`, which counts epochs.
         expected = int(np.round(np.interp(step, [start, end], [low, high]) / 32)) * 32
         if step <= start:
             expected = low

@@ -18,7 +18,7 @@ def jpeg(mode: str = "RGB", **options: object) -> bytes:
 
 
 def adobe(transform: int) -> bytes:
-    """A JPEG whose colours are as an Adobe marker says."""
+    """Return a JPEG with the colour transform of an Adobe marker."""
     data = jpeg()
     return data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]) + data[2:]
 
@@ -125,7 +125,7 @@ def scan(first: int, last: int, high: int, low: int, coded: bytes = b"\x55\xff\0
 
 
 def gray(*parts: bytes, marker: int = 0xC2) -> bytes:
-    """Return a gray JPEG of these parts. It has no tables, since no decoder reads the file."""
+    """Return a gray JPEG of these parts. The JPEG has no tables, because no decoder reads the file."""
     return b"\xff\xd8" + segment(marker, b"\x08\0\x18\0\x14\1\1\x11\0") + b"".join(parts) + b"\xff\xd9"
 
 

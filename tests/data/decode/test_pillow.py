@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, ResizeCenterCrop
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import decode, is_gray
-from seresnext.data.decode.regions import Encoded, open_decoder
+from seresnext.data.decode.regions import Crop, Encoded, open_decoder
 from seresnext.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
@@ -64,7 +64,7 @@ def test_gray_of_16_bits_keeps_its_high_byte():
     decoded = np.asarray(decode(encoded(Image.fromarray(gray), "PNG"), "any", 1000))
     np.testing.assert_array_equal(decoded, np.repeat((gray >> 8)[..., None], 3, axis=2))
     assert decoded.max() == 255
-    assert len(np.unique(decoded)) > 200  # Pillow's own conversion would clip nearly all of it to white.
+    assert len(np.unique(decoded)) > 200  # Pillow's own conversion would clip nearly all pixels to white.
 
 
 def test_the_content_decides_not_the_name():
@@ -110,7 +110,7 @@ def test_a_palette_that_is_missing_is_named():
 
 
 def test_too_many_pixels_are_refused_from_the_header_alone():
-    # A PNG that says 30000 x 30000 and holds nothing: to decode it would be another error.
+    # A PNG with a header of 30000 x 30000 and no pixels. A decode would raise another error.
     size = (9000).to_bytes(4)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
     with pytest.raises(DataError, match=r"bomb.png has 9000 x 9000 pixels, more than data.max_pixels \(50000000\)"):

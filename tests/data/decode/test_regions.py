@@ -1,4 +1,4 @@
-"""Regions are Pillow's crops, pixel for pixel, whoever decodes them."""
+"""Regions are equal to Pillow's crops, pixel for pixel, with both decoders."""
 
 import io
 import random
@@ -14,9 +14,8 @@ from damaged import damaged
 from hypothesis import given, settings, strategies
 from PIL import Image, ImageFile
 
-from seresnext.data.augment.crop import Crop
 from seresnext.data.decode.jpeg import Frame, read_frame
-from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder, open_decoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder, open_decoder
 from seresnext.errors import DataError
 
 DECODERS = [
@@ -270,7 +269,7 @@ def test_what_cannot_be_decoded_is_named_and_the_others_are_decoded(decoder: Reg
 def test_opening_and_decoding_say_nothing_on_the_terminal():
     program = (
         "from seresnext.data.decode.regions import open_decoder, Encoded\n"
-        "from seresnext.data.augment.crop import Crop\n"
+        "from seresnext.data.decode.regions import Crop\n"
         "import io; from PIL import Image; file = io.BytesIO(); Image.new('RGB', (40, 40)).save(file, 'JPEG')\n"
         "print(open_decoder(10**6, True)([Encoded(file.getvalue(), str)], lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
     )

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from seresnext.data.augment.crop import RandomResizedCrop
+from seresnext.data.augment.erase import RandomErasing
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, BatchSource, TrainImages
 from seresnext.data.decode.regions import HAS_NVIMGCODEC
+from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import evaluation_keys, open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
-from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 from seresnext.process.signals import STOP_SIGNALS
 
@@ -30,7 +31,7 @@ TOTAL = 9  # Steps of the tests' runs: three epochs of three.
 
 def read_all(source: BatchSource, keys: Iterator[BatchKey], workers: int = 0) -> list[Batch]:
     with open_batches(source, keys, workers=workers, timeout=60, pin_memory=False) as batches:
-        return [Batch(*(part.clone() if isinstance(part, torch.Tensor) else part for part in b)) for b in batches]
+        return list(batches)
 
 
 Seen = list[tuple[int, int, int, bool, str]]
@@ -48,7 +49,7 @@ def seen(batches: list[Batch]) -> Seen:
 
 
 def train(reader: Reader, *, workers: int = 0, world: int = 1, start: int = 0, seed: int = 5) -> Seen:
-    """What all ranks of a world see, global batch after global batch."""
+    """Return the images of all ranks of a world, in the order of global batches."""
     ranks = []
     for rank in range(world):
         order = Order(len(reader), global_size=8, micro_size=2, seed=seed)
@@ -108,7 +109,7 @@ def test_another_seed_is_another_run(reader: Reader, straight: Seen):
 
 def test_draws_that_belong_to_a_worker_would_be_told_from_ours(reader: Reader):
     class ByWorker(TrainImages):
-        """What must not be: crops drawn one after the other from the generator that a worker happens to have."""
+        """A wrong source: crops are drawn from the generator of the worker."""
 
         def make(self, key: BatchKey) -> Batch:
             self._seed = int(torch.randint(2**30, ()))
@@ -214,13 +215,13 @@ def test_workers_die_with_a_trainer_that_is_killed(start_command, tmp_path: Path
     assert command.alive() == []
 
 
-# ------------------------------------------------------------------------------------------------- what goes wrong
+# ------------------------------------------------------------------------------------------------- failures
 
 
 def fails(
     numbers, act: Callable[[BatchKey], object], *, workers: int = 2, timeout: int = 60, pin_memory: bool = False
 ) -> DataError:
-    """The error of a stream whose worker does `act`; no worker is left."""
+    """Return the error of batches whose worker calls `act`, and assert that all workers ended."""
     before = children()
     with (
         pytest.raises(DataError) as caught,
@@ -282,10 +283,10 @@ def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(numbers
             os.kill(os.getpid(), signal.SIGKILL)
 
     error = str(fails(numbers, act))
-    # Which batch was next when it died depends on the speed of the others.
-    assert "a loader worker died while the batch of step" in error
+    # The speed of the other workers decides which batch was next.
+    assert "a loader worker died while the trainer waited for the batch of step" in error
     assert "(pid" in error
-    assert "Images that it had in hand: number 12, number 13, number 14, number 15." in error
+    assert "reading these images: number 12, number 13, number 14, number 15." in error
     assert "lower data.workers" in error
     assert "--shm-size" in error
 
@@ -300,15 +301,15 @@ def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(numbe
         with open_batches(numbers(act), evaluation_keys(40, 4, 0, 1), workers=2, timeout=60, pin_memory=False) as b:
             next(b)
             deadline = time.monotonic() + 20
-            while time.monotonic() < deadline:  # Here torch raises it, amid the code of the trainer.
+            while time.monotonic() < deadline:  # Torch raises the error here.
                 time.sleep(0.05)
 
-    with pytest.raises(DataError, match=r"a loader worker died while the batch of step 1, replica 0 was.*Killed"):
+    with pytest.raises(DataError, match=r"a loader worker died .* the batch of step 1, replica 0: .*Killed"):
         train()
 
 
 def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(numbers):
-    """As a training worker during validation: torch raises its death in the inner block."""
+    """For example a training worker during validation: torch raises the error in the inner block."""
 
     def act(key: BatchKey) -> None:
         if key.step == 3:
@@ -330,7 +331,7 @@ def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(num
                     raise
 
     before = children()
-    with pytest.raises(DataError, match=r"while the batch of step 1, replica 0 was.*in hand: number 12, number 13"):
+    with pytest.raises(DataError, match=r"the batch of step 1, replica 0: .*these images: number 12, number 13"):
         train()
     assert "is killed by signal" in left[0]
     assert children() - before == set()
@@ -339,20 +340,20 @@ def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(num
 def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(numbers):
     started = time.monotonic()
     error = str(fails(numbers, lambda key: time.sleep(600 * (key.step == 3)), timeout=1))
-    assert "no loader worker answered while the batch of step 3, replica 0 was awaited" in error
-    assert "has in hand: number 12, number 13, number 14, number 15." in error
+    assert "no loader worker answered while the trainer waited for the batch of step 3, replica 0:" in error
+    assert "reading these images: number 12, number 13, number 14, number 15." in error
     assert "runtime.loader_timeout" in error
     assert time.monotonic() - started < 12
 
 
 @pytest.mark.parametrize("pin_memory", [False, pytest.param(True, marks=pytest.mark.gpu)])
 def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(numbers, pin_memory: bool):
-    """What it has sent must not need its help to be received: torch fetches tensors so, and waits without end."""
+    """Received batches must not need the worker: torch receives a tensor by a handshake, and waits without end."""
     before = children()
 
     def freeze(key: BatchKey) -> None:
         if key.step == 3:
-            time.sleep(0.5)  # The batch before has left it.
+            time.sleep(0.5)  # The worker has sent the batch before.
             os.kill(os.getpid(), signal.SIGSTOP)
 
     def is_frozen(pid: int) -> bool:
@@ -370,7 +371,7 @@ def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(numbe
             received.extend(batch.step for batch in batches)
 
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"^no loader worker answered while the batch of step \d, replica 0 was"):
+    with pytest.raises(DataError, match=r"^no loader worker answered .* the batch of step \d, replica 0:"):
         read()
     assert time.monotonic() - started < 20
     assert children() - before == set()
@@ -384,7 +385,7 @@ def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(numbers):
     os.register_at_fork(after_in_child=lambda: armed and os.kill(os.getpid(), signal.SIGTERM))
     try:
         assert len(read_all(numbers(lambda key: None), evaluation_keys(40, 4, 0, 1), 2)) == 10
-        # The control: it ends a child that does not put it off.
+        # The control: the signal ends a child that does not block it.
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
         child.start()
         child.join(10)
@@ -395,21 +396,25 @@ def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(numbers):
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
 def test_batches_that_go_to_a_gpu_need_shared_memory_and_say_so(numbers):
-    # A limit on the size of files is one on shared memory, too; the worker alone gets it.
+    # A limit on the size of files also limits shared memory. Only the worker has the limit.
     error = str(fails(numbers, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)), pin_memory=True))
     assert "no shared memory" in error
     assert "--shm-size" in error
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_images_that_outgrow_their_place_come_as_they_are(reader: Reader, workers: int):
-    """Progressive sizes may end above the recipe's own, which the shared memory is laid out for."""
-    order, ramp = Order(len(reader), 8, 4, seed=0), ImageSizeSchedule(16, 96, 0, 6)
-    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
-    keys = list(train_keys(order, range(2), 0, 9, ramp))
-    sizes = [key.image_size for key in keys]
-    assert sizes[0] == TRANSFORM.image_size < 96 == sizes[-1]
-    batches = read_all(source, iter(keys), workers)
-    assert [batch.images.shape for batch in batches] == [(4, 3, size, size) for size in sizes]
-    for batch, key in zip(batches, keys, strict=True):
-        assert torch.equal(batch.images, source.make(key).images)
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+@pytest.mark.parametrize(("workers", "pin_memory"), [(0, False), (1, False), (3, False), (3, True)])
+def test_batches_of_growing_images_arrive_unchanged(reader: Reader, workers: int, pin_memory: bool):
+    """Through pipes and through shared memory: every field, with pixels in channels-last memory."""
+    order, sizes = Order(len(reader), 8, 4, seed=0), ImageSizeSchedule(16, 96, 0, 6)
+    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6, erasing=RandomErasing(1.0, (0.1, 0.2), (1, 2)))
+    keys = list(train_keys(order, range(2), 0, 9, sizes))
+    assert keys[0].image_size == TRANSFORM.image_size < 96 == keys[-1].image_size
+    with open_batches(source, iter(keys), workers=workers, timeout=60, pin_memory=pin_memory) as batches:
+        received = list(batches)
+    assert len(received) == len(keys)
+    for batch, key in zip(received, keys, strict=True):
+        expected = source.make(key)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for value, wanted in zip(batch, expected, strict=True):
+            assert torch.equal(value, wanted) if isinstance(wanted, torch.Tensor) else value == wanted

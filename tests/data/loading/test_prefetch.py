@@ -83,7 +83,7 @@ def test_one_batch_is_ready_ahead():
 
 @pytest.mark.parametrize("erased", [False, True])
 def test_two_batches_are_held_and_no_more(erased: bool):
-    """The one handed out last and the next, at every moment that the loader or the trainer is running."""
+    """The current and the next batch, whenever the loader or the trainer runs."""
     alive: list[weakref.ref[torch.Tensor]] = []
     held = []
 
@@ -96,11 +96,11 @@ def test_two_batches_are_held_and_no_more(erased: bool):
             host = batch(step)
             yield host._replace(boxes=torch.tensor([[1, 2, 3, 4]] * 4)) if erased else host
 
-    for result in prefetched(hosts(), filling=EraseFill("random", 0)):
+    for result in prefetched(hosts(), fill=EraseFill("random", 0)):
         alive += [weakref.ref(result.images)]
         del result
         count()
-    # What is made ahead is not counted before it is handed out, so this counts one fewer than are held.
+    # A batch counts only after its delivery, so the count is one below the number of batches in memory.
     assert max(held) == 1
 
 
@@ -146,8 +146,8 @@ def erased(host: Batch, value: float) -> torch.Tensor:
     """Mirrored, normalised and erased by torchvision."""
     assert host.boxes is not None
     images = zip(expected(host, torch.float32), host.boxes.tolist(), strict=True)
-    filling = torch.tensor([[[value]]])
-    return torch.stack([v2.functional.erase(image, *box, filling.expand(3, *box[2:])) for image, box in images])
+    fill = torch.tensor([[[value]]])
+    return torch.stack([v2.functional.erase(image, *box, fill.expand(3, *box[2:])) for image, box in images])
 
 
 BOXES = torch.tensor([[0, 0, 0, 0], [2, 3, 4, 5], [0, 0, 13, 9], [12, 8, 1, 1]])
@@ -156,7 +156,7 @@ BOXES = torch.tensor([[0, 0, 0, 0], [2, 3, 4, 5], [0, 0, 13, 9], [12, 8, 1, 1]])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_boxes_are_erased_from_mirrored_normalised_images_as_by_torchvision(channels_last: bool):
     host = batch()._replace(boxes=BOXES)
-    (result,) = prefetched(iter([host]), filling=EraseFill(0.25, seed=0), channels_last=channels_last)
+    (result,) = prefetched(iter([host]), fill=EraseFill(0.25, seed=0), channels_last=channels_last)
     torch.testing.assert_close(result.images, erased(host, 0.25), rtol=0, atol=1e-6)
     assert (result.images[2] == 0.25).all()
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -166,7 +166,7 @@ def test_boxes_are_erased_from_mirrored_normalised_images_as_by_torchvision(chan
 def test_noise_stands_where_the_boxes_are_and_belongs_to_the_micro_batch():
     host = batch()._replace(boxes=BOXES)
     noisy, again, other = (
-        next(prefetched(iter([host._replace(replica=replica)]), filling=EraseFill("random", seed=0))).images
+        next(prefetched(iter([host._replace(replica=replica)]), fill=EraseFill("random", seed=0))).images
         for replica in (7, 7, 8)
     )
     assert torch.equal(noisy, again)
@@ -186,11 +186,11 @@ def test_one_compiled_function_gives_the_same_for_every_size():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compilations = torch._dynamo.utils.counters["stats"]
-    # Not of 3 or 4: torch would take the number of images for that of channels or sides.
+    # With 3 or 4 images, torch would confuse the number of images with channels or sides.
     hosts = [batch(0, size=6), batch(1, size=6), batch(2, size=5), larger(batch(3, size=6))]
-    # Copied, as they are to a GPU: the compiler tells views of other tensors from tensors of their own.
+    # Copied as for a GPU: the compiler treats views of other tensors differently.
     hosts = [host._replace(images=host.images.clone(), boxes=BOXES.repeat(2, 1)[: len(host.labels)]) for host in hosts]
-    settings = {"filling": EraseFill(0.5, seed=0)}
+    settings = {"fill": EraseFill(0.5, seed=0)}
     eager = list(prefetched(iter(hosts), **settings))
     for result, host in zip(prefetched(iter(hosts), compiled=True, **settings), eager, strict=True):
         torch.testing.assert_close(result.images, host.images, rtol=0, atol=1e-6)
@@ -199,7 +199,7 @@ def test_one_compiled_function_gives_the_same_for_every_size():
 
 
 def larger(host: Batch) -> Batch:
-    """The batch at twice its size: progressive sizes."""
+    """Return the batch at twice the size, as with progressive sizes."""
     images = host.images.permute(0, 2, 3, 1).repeat_interleave(2, 1).repeat_interleave(2, 2)
     return host._replace(images=images.permute(0, 3, 1, 2))
 
@@ -235,7 +235,7 @@ def test_pixels_on_a_gpu_are_those_of_torchvision():
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("default")  # The compiler has some of its own.
+@pytest.mark.filterwarnings("default")  # The compiler has threads, too.
 def test_a_compiled_gpu_erases_like_torchvision():
     hosts = [
         batch()._replace(boxes=BOXES),
@@ -244,7 +244,7 @@ def test_a_compiled_gpu_erases_like_torchvision():
     ]
     device = torch.device("cuda")
     for result, host in zip(
-        prefetched(iter(hosts), device=device, filling=EraseFill(0.5, seed=0), compiled=True), hosts, strict=True
+        prefetched(iter(hosts), device=device, fill=EraseFill(0.5, seed=0), compiled=True), hosts, strict=True
     ):
         torch.testing.assert_close(result.images.cpu(), erased(host, 0.5), rtol=0, atol=1e-5)
         assert result.images.is_contiguous(memory_format=torch.channels_last)
@@ -262,5 +262,5 @@ def test_memory_of_a_gpu_does_not_grow_with_the_number_of_batches():
     for result in prefetched(hosts, device=device):
         result.images.mul_(2)
         torch.cuda.current_stream(device).synchronize()
-    # Two batches, and what making one of them needs.
+    # Two batches, and the memory for making one.
     assert torch.cuda.max_memory_allocated(device) - before < 5 * size

@@ -53,7 +53,7 @@ def test_endings_in_any_case_count_and_hidden_entries_do_not(tmp_path: Path):
 
 def passed_over(root: Path, split: str = "train") -> list[str]:
     """Return the warnings of a reader about files, without warnings about times, which depend on the clock."""
-    return [notice for notice in FolderReader(root, split).notices if "passed over" in notice]
+    return [notice for notice in FolderReader(root, split).notices if "skipped" in notice]
 
 
 def test_files_that_are_passed_over_are_reported_at_each_start(tmp_path: Path):
@@ -82,7 +82,7 @@ def test_many_endings_are_counted_together(tmp_path: Path):
 
 def test_a_folder_that_is_called_as_an_image_is_none(tmp_path: Path):
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg/3.txt")
-    with pytest.raises(DataError, match=r"b holds the folder 2\.jpg; images lie right in their class folder"):
+    with pytest.raises(DataError, match=r"b holds the folder 2\.jpg; move the images of this folder"):
         FolderReader(tmp_path, "train")
     make(tmp_path, "val/a/1.jpg", "val/b.png/1.jpg")
     assert FolderReader(tmp_path, "val").classes == ("a", "b.png")
@@ -98,7 +98,7 @@ def test_links_are_followed(tmp_path: Path):
 
 
 def test_a_loop_of_links_is_named(tmp_path: Path):
-    """Of a class folder before training; of an image when it is read, with the error of the system."""
+    """For a class folder before training; for an image at the read, with the error of the system."""
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
     (tmp_path / "train" / "a" / "2.jpg").symlink_to("2.jpg")
     reader = FolderReader(tmp_path, "train")
@@ -154,7 +154,7 @@ def test_the_fingerprint_is_of_names_alone(tmp_path: Path):
 
 
 def test_the_fingerprint_sees_an_image_move_to_the_next_class(tmp_path: Path):
-    """The last of one class becomes the first of the next: all names, one after the other, stay as they were."""
+    """The last image of a class becomes the first of the next class. The joined names stay the same."""
     make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/3.jpg")
     before = FolderReader(tmp_path, "train").fingerprint
     (tmp_path / "train" / "a" / "2.jpg").rename(tmp_path / "train" / "b" / "2.jpg")
@@ -168,13 +168,13 @@ def test_the_fingerprint_sees_where_a_name_ends(tmp_path: Path):
 
 
 def test_a_missing_root_and_a_missing_split_say_what_is_there(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no folder .*nowhere; give the folder that holds train/ and val/"):
+    with pytest.raises(DataError, match=r"no folder .*nowhere; give the folder of train/ and val/"):
         FolderReader(tmp_path / "nowhere", "train")
     make(tmp_path, "training/a/1.jpg", "test/a/1.jpg", ".hidden/a/1.jpg")
-    with pytest.raises(DataError, match=r"no split 'train' \(it holds test, training\)"):
+    with pytest.raises(DataError, match=r"no split 'train' \(found test, training\)"):
         FolderReader(tmp_path, "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="it holds no folders"):
+    with pytest.raises(DataError, match="found no folders"):
         FolderReader(tmp_path / "empty", "train")
     with pytest.raises(DataError, match="there is no folder"):
         FolderReader(make(tmp_path, "imagenet.tar") / "imagenet.tar", "train")
@@ -182,7 +182,7 @@ def test_a_missing_root_and_a_missing_split_say_what_is_there(tmp_path: Path):
 
 def test_a_flat_validation_folder_says_that_classes_are_folders(tmp_path: Path):
     make(tmp_path, "val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG")
-    with pytest.raises(DataError, match=r"2 images lie outside of class folders \(ILSVRC2012_val_00000001.*val/CLASS"):
+    with pytest.raises(DataError, match=r"2 images are outside of class folders, such as ILSVRC2012_val_0.*val/CLASS"):
         FolderReader(tmp_path, "val")
 
 
@@ -202,7 +202,7 @@ def test_all_problems_of_a_split_come_at_once(tmp_path: Path):
     assert "loose.png" in lines[0]
     assert lines[1].startswith("empty has no images")
     assert lines[2].startswith("nested holds the folder more")
-    assert lines[3].startswith("texts has no images (.jpeg, .jpg, .png; it holds 1 .txt)")
+    assert lines[3].startswith("texts has no images (.jpeg, .jpg, .png; found 1 .txt)")
 
 
 def test_a_thousand_problems_are_counted(tmp_path: Path):
@@ -234,7 +234,7 @@ def test_a_file_that_went_away_is_named(tmp_path: Path):
         reader.read(1)
 
 
-# ------------------------------------------------------------------------------------------------ its index
+# ------------------------------------------------------------------------------------------------ the index
 
 
 def names(root: Path) -> list[str]:
@@ -301,7 +301,7 @@ def test_every_change_of_files_and_classes_is_seen(tmp_path: Path):
     (tmp_path / "train/c").rename(tmp_path / "train/A")
     assert names(tmp_path) == ["A/4.jpg", "a/0.jpg", "b/2.jpg"]
     make(tmp_path, "train/loose.jpg")
-    with pytest.raises(DataError, match=r"1 images lie outside of class folders \(loose.jpg"):
+    with pytest.raises(DataError, match=r"1 images are outside of class folders, such as loose.jpg"):
         names(tmp_path)
 
 
@@ -313,7 +313,7 @@ def test_the_index_lies_outside_of_the_data(tmp_path: Path):
     assert len(list((tmp_path / "cache").glob("folder-*.index"))) == 1
 
 
-# ------------------------------------------------------------------------------------------------ the stamp
+# ------------------------------------------------------------------------------------------------ the signature
 
 
 def keep_times(folder: Path, change: Callable[[], object]) -> None:

@@ -12,11 +12,11 @@ import torchvision
 from advances import update_progress
 from imagenet_archives import CLASSES, devkit, jpeg, tar, train_archive, truth_of, val_archive, write_archives
 
+from seresnext.data.formats import open_reader
 from seresnext.data.readers import imagenet as module
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, DEVKIT, TRAIN, VAL, ImagenetReader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.readers.table import open_reader
 from seresnext.errors import DataError
 
 
@@ -42,7 +42,7 @@ def extracted(archives: Path, tmp_path: Path) -> Path:
     return root
 
 
-# ------------------------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------------------------ reads
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -129,7 +129,7 @@ def test_forked_processes_read_the_same(archives: Path):
     os.close(write)
 
 
-# ------------------------------------------------------------------------------------------------ when it is built
+# ------------------------------------------------------------------------------------------------ builds of the index
 
 
 def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tmp_path: Path):
@@ -144,12 +144,12 @@ def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tm
     (archives / DEVKIT.name).write_bytes(devkit(truth))
     assert len(ImagenetReader(archives, "val", cache)) == 16
     assert len(first) == 12
-    # The labels alone change: the kit is part of it.
+    # Only the labels change: the kit is a part of the signature.
     (archives / DEVKIT.name).write_bytes(devkit(truth[::-1]))
     again = ImagenetReader(archives, "val", cache)
     by_name = sorted((again.name(i), again.classes[label]) for i, label in enumerate(again.labels))
     assert [wordnet_id for _, wordnet_id in by_name] == truth[::-1]
-    # Another machine may use the first: it stays for a while, and serves the archives that it was built of.
+    # The first index stays, because another machine may use it, and serves the first archives again.
     assert built.stat().st_ino == inode
     assert len(list(cache.glob("*.index"))) == 3
 
@@ -175,7 +175,7 @@ def test_an_archive_replaced_during_the_run_is_not_read(archives: Path):
         pickle.loads(pickle.dumps(fresh)).read(0)
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 def test_missing_files_are_named_with_what_is_needed(archives: Path, tmp_path: Path):
@@ -184,7 +184,7 @@ def test_missing_files_are_named_with_what_is_needed(archives: Path, tmp_path: P
     (archives / DEVKIT.name).unlink()
     with pytest.raises(DataError, match=r"ILSVRC2012_devkit_t12.tar.gz cannot be read: No such file"):
         ImagenetReader(archives, "val")
-    with pytest.raises(DataError, match="splits train and val, not 'test'"):
+    with pytest.raises(DataError, match="no split 'test'; give train or val"):
         ImagenetReader(archives, "test")
 
 
@@ -213,16 +213,16 @@ def test_what_is_wrong_inside_a_class_is_named(tmp_path: Path):
     (tmp_path / TRAIN.name).write_bytes(tar({"n01440764.tar": buffer.getvalue()}))
     assert "n01440764.tar: member 'b.JPEG' is a symbolic link" in refusal(tmp_path)
     (tmp_path / TRAIN.name).write_bytes(tar({"n01440764.tar": inner[:1024]}))
-    assert "n01440764.tar ends after member 'a.JPEG', without the mark of its end" in refusal(tmp_path)
+    assert "n01440764.tar is cut off after member 'a.JPEG'" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train/n01440764.tar": b""}, "member 'train/n01440764.tar' is no class"),
-        ({"n01440764_10026.JPEG": b""}, "member 'n01440764_10026.JPEG' is no class"),
+        ({"train/n01440764.tar": b""}, "member 'train/n01440764.tar' is no archive of a class"),
+        ({"n01440764_10026.JPEG": b""}, "member 'n01440764_10026.JPEG' is no archive of a class"),
         ({"n01440764.tar": tar({})}, "n01440764.tar holds no images"),
-        ({"n01440764.tar": tar({"deep/a.JPEG": b"1"})}, "member 'deep/a.JPEG' lies in a folder"),
+        ({"n01440764.tar": tar({"deep/a.JPEG": b"1"})}, "member 'deep/a.JPEG' is in a folder"),
         ({}, "holds no images"),
     ],
 )
@@ -234,18 +234,18 @@ def test_archives_of_another_form_are_refused(tmp_path: Path, content: dict[str,
 def test_validation_images_must_be_those_of_the_kit(archives: Path):
     truth = truth_of()
     (archives / DEVKIT.name).write_bytes(devkit(truth[:-1]))
-    assert "holds 12 images, and the development kit names the classes of 11" in refusal(archives, "val")
+    assert "holds 12 images, and the development kit the classes of 11" in refusal(archives, "val")
     (archives / DEVKIT.name).write_bytes(devkit(truth))
     images = {f"ILSVRC2012_val_{n:08}.JPEG": jpeg(n) for n in range(1, 13)}
     for old, new in [("00000005", "00000013"), ("00000001", "1"), ("00000012", "00000012x")]:
         changed = {name.replace(old, new): data for name, data in images.items()}
         (archives / VAL.name).write_bytes(tar(changed))
-        assert "labels go by these numbers" in refusal(archives, "val")
+        assert "labels follow these numbers" in refusal(archives, "val")
 
 
 def test_published_archives_must_hold_what_they_are_known_to(archives: Path):
     message = refusal(archives, official=True)
-    assert "has 4 classes and not the challenge's 1000; missing: n01443537, n01484850" in message
+    assert "has 4 classes, the challenge 1000 (missing: n01443537, n01484850" in message
     assert "has 4 classes" in refusal(archives, "val", official=True)
 
 
@@ -253,12 +253,12 @@ def test_counts_of_published_archives(tmp_path: Path):
     """All 1,000 classes, and then the number of images: both are asked of an archive of the published size alone."""
     ids = all_ids()
     (tmp_path / TRAIN.name).write_bytes(tar({f"{name}.tar": tar({"a.JPEG": b"1"}) for name in ids}))
-    assert "holds 1,000 images, and the challenge has 1,281,167" in refusal(tmp_path, official=True)
+    assert "holds 1,000 images, the challenge 1,281,167" in refusal(tmp_path, official=True)
     assert len(ImagenetReader(tmp_path, "train").classes) == 1000
     odd = [*ids[:-1], "n99999999"]
     (tmp_path / TRAIN.name).write_bytes(tar({f"{name}.tar": tar({"a.JPEG": b"1"}) for name in odd}))
     message = refusal(tmp_path, official=True)
-    assert "missing: n15075141; not of the challenge: n99999999" in message
+    assert "missing: n15075141; unknown: n99999999" in message
 
 
 def test_each_class_has_fifty_validation_images(tmp_path: Path):
@@ -271,7 +271,7 @@ def test_each_class_has_fifty_validation_images(tmp_path: Path):
     assert reader.classes[0] == "n01440764"
     truth[0] = truth[-1]
     (tmp_path / DEVKIT.name).write_bytes(devkit(truth))
-    assert "n01440764 has 49 images to validate on, and not 50" in refusal(tmp_path, "val", official=True)
+    assert "n01440764 has 49 images, not 50" in refusal(tmp_path, "val", official=True)
     assert len(ImagenetReader(tmp_path, "val", official=False)) == 50_000
 
 
@@ -283,7 +283,7 @@ def test_a_size_decides_whether_counts_are_known(archives: Path, monkeypatch: py
     assert len(ImagenetReader(archives, "train").classes) == 4
     published = TRAIN._replace(size=(archives / TRAIN.name).stat().st_size)
     monkeypatch.setattr(module, "_SPLITS", {"train": (published,)})
-    assert "has 4 classes and not the challenge's 1000" in refusal(archives)
+    assert "has 4 classes, the challenge 1000" in refusal(archives)
 
 
 def test_an_image_folder_is_asked_for_where_archives_are(archives: Path):

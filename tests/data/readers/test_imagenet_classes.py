@@ -59,7 +59,7 @@ def test_numbers_that_the_challenge_lists(number: int, wordnet_id: str, name: st
 
 
 def test_the_source_is_named():
-    lines = (files("seresnext.data") / "imagenet_classes.tsv").read_text().splitlines()
+    lines = (files("seresnext.data.readers") / "imagenet_classes.tsv").read_text().splitlines()
     head = " ".join(line for line in lines if line.startswith("#"))
     assert "WordNet 3.0" in head
     assert "meta.mat" in head

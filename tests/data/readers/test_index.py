@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from indices import COLUMNS, assert_same, contents
 
 from seresnext.data.readers import index as module
-from seresnext.data.readers.index import Contents, Index, NotAnIndex, digest_of, fingerprint_of, write_index
+from seresnext.data.readers.index import Index, IndexColumns, NotAnIndex, digest_of, fingerprint_of, write_index
 from seresnext.errors import DataError
 
 # ------------------------------------------------------------------------------------------------ the file
@@ -39,7 +39,7 @@ def test_columns_are_as_narrow_as_they_can_be(tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("index") / "i"
     values = np.linspace(0, largest, count).astype(np.uint64)
     values[-1] = largest
-    write_index(path, Contents(("a",), "", np.zeros(count, np.int64), offset=values))
+    write_index(path, IndexColumns(("a",), "", np.zeros(count, np.int64), offset=values))
     index = Index.open(path)
     np.testing.assert_array_equal(index.offset, values)
     assert index.offset.dtype.itemsize == np.min_scalar_type(largest).itemsize
@@ -79,10 +79,10 @@ def test_an_index_that_went_away_or_was_damaged_does_not_arrive(tmp_path: Path):
     write_index(path, contents())
     sent = pickle.dumps(Index.open(path))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="damaged while it was in use"):
+    with pytest.raises(DataError, match="was removed or damaged during the run"):
         pickle.loads(sent)
     path.unlink()
-    with pytest.raises(DataError, match=r"went away or was damaged while it was in use: .*i: .*No such file"):
+    with pytest.raises(DataError, match=r"was removed or damaged during the run: .*i: .*No such file"):
         pickle.loads(sent)
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_index_is_known(tmp_path: Path):
 
 
 def test_a_flipped_bit_in_any_column_is_found(tmp_path: Path):
-    """Of every bit of every column: a label would be another one, an image be sought elsewhere."""
+    """Each bit of each column matters: a label or an offset would change."""
     path = tmp_path / "i"
     write_index(path, contents(3))
     whole = path.read_bytes()
@@ -151,7 +151,7 @@ def test_a_flipped_bit_in_any_column_is_found(tmp_path: Path):
         for position in range(place, place + count * np.dtype(kind).itemsize):
             for bit in range(8):
                 path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
-                with pytest.raises(NotAnIndex, match=f"the column '{name}' is not what was written"):
+                with pytest.raises(NotAnIndex, match=f"the column '{name}' is damaged"):
                     Index.open(path)
     path.write_bytes(whole)
     assert_same(Index.open(path), contents(3))

@@ -1,4 +1,4 @@
-"""Where indices are kept, and when they are built."""
+"""The folder of indices, and the times of builds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from indices import assert_same, contents
 
 from seresnext.data.readers import index_cache as module
-from seresnext.data.readers.index import Contents, Index
-from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, stamp_of
+from seresnext.data.readers.index import Index, IndexColumns
+from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
 
 OLD = Signature("old", 1)
@@ -40,11 +40,11 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 class Build:
     """A listing that finds `found` and counts the calls."""
 
-    def __init__(self, *found: Contents) -> None:
+    def __init__(self, *found: IndexColumns) -> None:
         self._found = list(found)
         self.count = 0
 
-    def __call__(self) -> Contents:
+    def __call__(self) -> IndexColumns:
         self.count += 1
         return self._found[min(self.count, len(self._found)) - 1]
 
@@ -52,7 +52,7 @@ class Build:
 def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
     built: list[str] = []
 
-    def build(name: str, said: Contents) -> Contents:
+    def build(name: str, said: IndexColumns) -> IndexColumns:
         built.append(name)
         return said
 
@@ -67,7 +67,7 @@ def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
 
 
 def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
-    """A home for all, and on each machine data under one path with other times: each keeps its index, open or not."""
+    """Machines share a home, and the data of one path has other times on each: each machine keeps an index."""
     here = open_or_build(tmp_path / "i", lambda: OLD, contents)
     there = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), lambda: contents(20))
     inodes = [index.path.stat().st_ino for index in (here, there)]
@@ -78,7 +78,7 @@ def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
     assert_same(here, contents())
 
 
-def not_to_be_called() -> Contents:
+def not_to_be_called() -> IndexColumns:
     raise AssertionError("it is built again")
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_index_is_built_anew_and_said(
 
 
 def test_a_record_of_other_data_under_its_name_is_not_used(tmp_path: Path):
-    """The name has a part of the stamp, the file all of it."""
+    """The name has a part of the signature, and the file the whole signature."""
     long, other = (Signature(16 * "0" + end, 1) for end in "ab")
     open_or_build(tmp_path / "i", lambda: long, contents)
     assert len(open_or_build(tmp_path / "i", lambda: other, lambda: contents(20))) == 20
@@ -124,22 +124,22 @@ def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr() == ("", "")
 
 
-# ------------------------------------------------------------------------------------------------ other stamps
+# ------------------------------------------------------------------------------------------------ other signatures
 
 
-def test_another_stamp_costs_one_listing_and_the_index_stays(tmp_path: Path):
-    """`chown` and a copy change the stamp and no name. A running training keeps the mapped index."""
+def test_another_signature_costs_one_listing_and_the_index_stays(tmp_path: Path):
+    """`chown` and a copy change the signature and no name. A running training keeps the mapped index."""
     first = open_or_build(tmp_path / "i", lambda: OLD, contents)
     before = first.path.stat()
     build = Build(contents())
     again = open_or_build(tmp_path / "i", lambda: NEW, build)
     assert (build.count, again.path) == (1, first.path)
     assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    for stamp in (OLD, NEW):
-        open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, not_to_be_called)
+    for signature in (OLD, NEW):
+        open_or_build(tmp_path / "i", lambda signature=signature: signature, not_to_be_called)
 
 
-def test_other_names_under_a_new_stamp_leave_a_running_training_its_index(tmp_path: Path):
+def test_other_names_under_a_new_signature_leave_a_running_training_its_index(tmp_path: Path):
     first = open_or_build(tmp_path / "i", lambda: OLD, contents)
     sent = pickle.dumps(first)
     assert len(open_or_build(tmp_path / "i", lambda: NEW, lambda: contents(20))) == 20
@@ -229,23 +229,23 @@ def test_a_mark_that_cannot_be_written_is_no_error(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ processes
 
 
-def _open_in_a_process(path: Path, log: Path, begin: float, stamp: Signature) -> None:
-    def build() -> Contents:
+def _open_in_a_process(path: Path, log: Path, begin: float, signature: Signature) -> None:
+    def build() -> IndexColumns:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(0.3)
         return contents(1000)
 
     time.sleep(max(0.0, begin - time.time()))
-    assert_same(replace(open_or_build(path, lambda: stamp, build), notices=contents().notices), contents(1000))
+    assert_same(replace(open_or_build(path, lambda: signature, build), notices=contents().notices), contents(1000))
 
 
-@pytest.mark.parametrize("stamp", [OLD, EQUAL_TIMES])
-def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start, stamp: Signature):
+@pytest.mark.parametrize("signature", [OLD, EQUAL_TIMES])
+def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start, signature: Signature):
     """If times are not usable, this holds for the processes of one start."""
     start("a")
     context = multiprocessing.get_context("fork")
-    words = (tmp_path / "i", tmp_path / "log", time.time() + 0.2, stamp)
+    words = (tmp_path / "i", tmp_path / "log", time.time() + 0.2, signature)
     processes = [context.Process(target=_open_in_a_process, args=words) for _ in range(6)]
     for process in processes:
         process.start()
@@ -264,11 +264,11 @@ def test_without_locks_it_is_built_all_the_same(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Others have it mapped by then; over a network a file that is replaced ends who reads it."""
+    """Other processes may have mapped the file. On a network file system, a replaced file kills the readers."""
     monkeypatch.setattr(module.fcntl, "flock", lambda *_: None)
     first: list[Index] = []
 
-    def build() -> Contents:
+    def build() -> IndexColumns:
         first.append(open_or_build(tmp_path / "i", lambda: OLD, contents))
         return contents()
 
@@ -287,8 +287,10 @@ def test_what_was_unused_for_long_is_removed_by_the_next_build(tmp_path: Path):
     ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
     files: dict[str, Path] = {}
     for number, name in enumerate(ages):
-        stamp, found = OLD._replace(digest=name), contents(20 + number)
-        files[name] = open_or_build(tmp_path / "i", lambda stamp=stamp: stamp, lambda found=found: found).path
+        signature, found = OLD._replace(digest=name), contents(20 + number)
+        files[name] = open_or_build(
+            tmp_path / "i", lambda signature=signature: signature, lambda found=found: found
+        ).path
     for name, days in ages.items():
         mark = tmp_path / f"i-{name}.stale"
         mark.touch()
@@ -317,16 +319,16 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path):
 
 
 def test_data_that_changes_without_end_is_not_indexed(tmp_path: Path):
-    stamps = (OLD._replace(digest=str(n)) for n in range(100))
+    signatures = (OLD._replace(digest=str(n)) for n in range(100))
     build = Build(*(contents(count) for count in range(10, 30)))
     with pytest.raises(DataError, match="changed during the build of the index"):
-        open_or_build(tmp_path / "i", lambda: next(stamps), build)
+        open_or_build(tmp_path / "i", lambda: next(signatures), build)
     assert build.count == 3
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 def test_data_that_changes_once_meanwhile_is_listed_again(tmp_path: Path):
-    """The last file of a copy arrives during the listing. The second listing is kept, under the last stamp."""
+    """The last file of a copy arrives during the listing. The second listing is kept, under the last signature."""
     build = Build(contents(9), contents())
     assert len(open_or_build(tmp_path / "i", lambda: NEW if build.count else OLD, build)) == 10
     assert build.count == 2
@@ -337,7 +339,7 @@ def test_data_that_changes_once_meanwhile_is_listed_again(tmp_path: Path):
 def test_a_change_in_the_same_tick_cannot_hide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: int, at_least: float
 ):
-    """Data whose time is now may change once more without another time: the build waits until that is over."""
+    """Data with the time of now may change again with the same time, so the build waits."""
     waits: list[float] = []
     monkeypatch.setattr(module.time, "time_ns", lambda: 1_700_000_000_000_000_000 + fraction + 5_000_000)
     monkeypatch.setattr(module.time, "sleep", waits.append)
@@ -349,22 +351,22 @@ def test_a_change_in_the_same_tick_cannot_hide(
     assert len(waits) == 1
 
 
-def test_stamps_differ_with_any_fact_or_time():
-    base = stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+def test_signatures_differ_with_any_fact_or_time():
+    base = sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
     assert base.newest == 7
-    assert base == stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    assert base == sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
     others = [
-        stamp_of("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
-        stamp_of("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
-        stamp_of("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
-        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
-        stamp_of("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
-        stamp_of("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
+        sign("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
+        sign("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
+        sign("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
+        sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
+        sign("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
+        sign("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
     ]
-    assert len({base.digest, *(stamp.digest for stamp in others)}) == 7
+    assert len({base.digest, *(signature.digest for signature in others)}) == 7
 
 
-# ------------------------------------------------------------------------------------------------ where it is kept
+# ------------------------------------------------------------------------------------------------ the cache folder
 
 
 def test_the_users_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -393,7 +395,7 @@ def test_each_split_of_each_folder_has_its_own(tmp_path: Path):
 
 def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot be kept in .*file: File exists; give a folder .* data.cache"):
+    with pytest.raises(DataError, match=r"cannot be kept in .*file: File exists; set data.cache to a folder"):
         index_path(tmp_path / "file", "folder", tmp_path, "train")
     with pytest.raises(DataError, match=r"cannot be kept in .*gone: No such file or directory; .* data.cache"):
         open_or_build(tmp_path / "gone" / "i", lambda: OLD, contents)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagenet_archives import tar
 
-from seresnext.data.readers.tarfiles import BLOCK, FilesAtOffsets, Member, header_name, members
+from seresnext.data.readers.files import FilesAtOffsets
+from seresnext.data.readers.tarfiles import BLOCK, Member, header_name, members
 from seresnext.errors import DataError
 
 
@@ -178,7 +179,7 @@ def test_what_is_no_regular_file_is_refused_by_name(kind: bytes, words: str):
 @pytest.mark.parametrize("name", ["evil.JPEG", "e" * 150])
 @pytest.mark.parametrize(("kind", "words"), [(tarfile.SYMTYPE, "a symbolic link"), (tarfile.LNKTYPE, "a hard link")])
 def test_a_link_with_a_long_target_is_refused_by_its_name(form: int, name: str, kind: bytes, words: str):
-    """A target of over 100 bytes stands in a header of its own before the link's."""
+    """A target of more than 100 bytes has a separate header before the header of the link."""
     content = one(name, kind, form, linkname="t" * 150)
     assert b"t" * 150 in content
     assert f"x.tar: member '{name}' is {words}" in refusal(content)
@@ -191,7 +192,7 @@ def test_sparse_files_of_pax_are_refused_by_name():
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "a/.."])
 def test_names_that_lead_outside_are_refused(name: str):
-    assert refusal(one(name)).startswith(f"x.tar: member '{name}' points outside")
+    assert refusal(one(name)).startswith(f"x.tar: member '{name}' has a name that leads outside")
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "./a"), ("b/a", "b//a")])
@@ -211,7 +212,7 @@ def test_a_folder_and_a_file_of_one_name_are_refused():
 
 
 def test_every_cut_is_noticed():
-    """An archive cut anywhere before the mark of its end is refused, and what was cut off, or came last, is named."""
+    """An archive that is cut before the end mark is refused by the member that is cut, or by the last member."""
     content = tar({f"{n}.JPEG": bytes([n]) * (300 + 400 * n) for n in range(4)})
     whole = listing(content)
     end = -(-(whole[-1].offset + whole[-1].size) // BLOCK) * BLOCK + 2 * BLOCK
@@ -219,7 +220,7 @@ def test_every_cut_is_noticed():
     for cut in range(0, end, 64):
         message = refusal(content[:cut])
         assert "cut off" in message
-        # The last whose header is whole; the mark of the end after the last may be half there.
+        # The last member with a whole header. The end mark may be half there.
         begun = [m.name for m in whole if m.offset <= cut]
         assert (repr(begun[-1]) if begun else "its first member") in message
 
@@ -227,7 +228,7 @@ def test_every_cut_is_noticed():
 def test_a_size_beyond_the_archive_names_the_member():
     content = one("bad.JPEG")
     place = content.index(b"bad.JPEG") + 124
-    assert "member 'bad.JPEG' is cut off: 8589934591 bytes" in refusal(resealed(content, place, b"77777777777\0"))
+    assert "member 'bad.JPEG' is cut off: 8704 of 858993" in refusal(resealed(content, place, b"77777777777\0"))
     assert "member 'bad.JPEG' is cut off" in refusal(resealed(content, place, b"\x80" + b"\xff" * 11))
     for text in (b"\xff" * 12, b"-0000000001\0", b"0x1\0\0\0\0\0\0\0\0\0"):
         assert "member 'bad.JPEG' has the size" in refusal(resealed(content, place, text))
@@ -241,7 +242,7 @@ def test_a_damaged_header_says_after_what():
 
 def test_two_archives_in_one_file_are_not_half_read():
     content = tar({"a": b"1"})
-    assert "holds more behind its end, after member 'a'" in refusal(content + content)
+    assert "has more data after the end mark, after member 'a'" in refusal(content + content)
 
 
 def test_header_extensions_are_bounded_and_whole():
@@ -260,7 +261,7 @@ def test_one_name_for_all_members_is_refused():
     entry.type, record = tarfile.XGLTYPE, b"10 path=a\n"
     entry.size = len(record)
     content = entry.tobuf(tarfile.USTAR_FORMAT) + record.ljust(BLOCK, b"\0") + tar({"b": b"1"})
-    assert "names all members to come alike" in refusal(content)
+    assert "gives all later members the same" in refusal(content)
 
 
 def test_a_name_cannot_write_on_the_terminal():

@@ -62,7 +62,7 @@ def test_a_shard_in_use_is_not_removed(server: Server, tmp_path: Path, monkeypat
     assert isinstance(reader.store, RemoteShards)
     read_all(reader, [0, PER_SHARD])
     used, free = (tmp_path / "cache" / "shards" / f"{shard.sha256}.tar" for shard in reader.store.shards[:2])
-    os.utime(used, (1, 1))  # Its turn to go, were it not in use.
+    os.utime(used, (1, 1))  # The copy would be removed next if it were not in use.
     with used.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         reader.read(2 * PER_SHARD)
@@ -123,7 +123,7 @@ def test_a_damaged_copy_of_the_index_is_got_again(
     assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
     path.write_bytes(harm(whole))
     reader = open_remote(server, tmp_path / "cache")
-    assert capsys.readouterr().err == f"warning: {path} is damaged (another checksum); it is got again\n"
+    assert capsys.readouterr().err == f"warning: {path} is damaged (another checksum) and is downloaded again\n"
     assert (path.read_bytes(), len(reader)) == (whole, SHARDS * PER_SHARD)
     open_remote(server, tmp_path / "cache")
     assert server.requests["index.npy"] == 2
@@ -134,9 +134,7 @@ def test_an_index_that_is_damaged_on_the_server_is_an_error(shard_root: Path, se
     open_remote(server, tmp_path / "cache")
     kept_index(tmp_path / "cache").write_bytes(b"damaged")
     server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1]}
-    with pytest.raises(
-        DataError, match=r"train/index\.npy cannot be read.*its checksum is another than its index says"
-    ):
+    with pytest.raises(DataError, match=r"train/index\.npy cannot be read.*the checksum is not the one in the index"):
         open_remote(server, tmp_path / "cache")
     server.replaced = {}
     assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
@@ -175,7 +173,7 @@ for index in np.random.default_rng(seed).integers(0, len(reader), 120).tolist():
 @pytest.mark.parametrize("room", [2, SHARDS])
 def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path, room: int):
     expected = [hashlib.sha256(data).hexdigest() for data in read_all(ShardReader(str(shard_root), "train"))]
-    server.seconds = 0.01  # So that downloads overlap.
+    server.seconds = 0.01  # Downloads overlap.
     command = [sys.executable, "-c", CHILD, server.url, str(tmp_path / "cache"), str(room * SHARD_BYTES)]
     children = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(2)]
     for child in children:

@@ -38,7 +38,7 @@ def test_times_with_fractions_as_webdataset_writes_them_are_read(tmp_path: Path)
     with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name in ("a.jpg", "a.cls"):
             member = tarfile.TarInfo(name)
-            member.mtime, member.size = 1.5, 1  # The time goes into a header of its own.
+            member.mtime, member.size = 1.5, 1  # The time has a separate header.
             tar.addfile(member, io.BytesIO(b"1"))
     assert list_shard(tmp_path / "s.tar", 2).entries["offset"].tolist() == [1536]
 
@@ -66,16 +66,16 @@ GOOD = [("a.jpg", b"one"), ("a.cls", b"1")]
         ([*GOOD, special("pipe.jpg", tarfile.FIFOTYPE)], "'pipe.jpg' is a FIFO"),
         ([*GOOD, special("holes.jpg", tarfile.GNUTYPE_SPARSE)], "'holes.jpg' is a sparse file"),
         ([*GOOD, *GOOD], "'a.jpg' is there twice"),
-        ([*GOOD, ("/etc/b.jpg", b"x")], "'/etc/b.jpg' points outside"),
-        ([*GOOD, ("../b.jpg", b"x")], "'../b.jpg' points outside"),
-        ([*GOOD, ("b.jpg", b"x")], "'b.jpg' has no label b.cls beside it"),
-        ([*GOOD, ("b.cls", b"0")], "'b.cls' has no image b.jpg"),
+        ([*GOOD, ("/etc/b.jpg", b"x")], "'/etc/b.jpg' has a name that leads outside"),
+        ([*GOOD, ("../b.jpg", b"x")], "'../b.jpg' has a name that leads outside"),
+        ([*GOOD, ("b.jpg", b"x")], "'b.jpg' has no label; add b.cls"),
+        ([*GOOD, ("b.cls", b"0")], "'b.cls' has no image; add b.jpg"),
         ([*GOOD, ("b.jpg", b"x"), ("b.png", b"x"), ("b.cls", b"0")], "'b.png' is a second image of the key 'b'"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"3")], "'b.cls' is no label: b'3' is not a number from 0 to 2"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"-1")], "'b.cls' is no label"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"9" * 5000)], "'b.cls' is no label"),
-        ([GOOD[0], ("b.jpg", b"x"), ("b.cls", b"1"), GOOD[1]], "'a.jpg' has no label a.cls beside it"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"1"), ("a.json", b"{}")], "'a.json' is apart from"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"3")], "'b.cls' has the label b'3'; write a number from 0 to 2"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"-1")], "'b.cls' has the label"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"9" * 5000)], "'b.cls' has the label"),
+        ([GOOD[0], ("b.jpg", b"x"), ("b.cls", b"1"), GOOD[1]], "'a.jpg' has no label; add a.cls"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"1"), ("a.json", b"{}")], "'a.json' is separated from"),
     ],
 )
 def test_a_hostile_or_odd_member_is_refused_by_name(tmp_path: Path, contents: list, message: str):

@@ -1,4 +1,4 @@
-"""Shards are got before they are needed, no more of them than the cache has room for."""
+"""Shards are downloaded before use, as far ahead as the cache has room."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shard_folders import Server, make_shards, serve
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order, block_shuffle
 from seresnext.data.shards import cache, readahead, remote
-from seresnext.data.shards.readahead import fetch_ahead, prefetch_shards
+from seresnext.data.shards.readahead import fetch_ahead
 from seresnext.data.shards.reader import ShardReader
 from seresnext.data.shards.store import RemoteShards
 
@@ -49,20 +49,20 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_shards_come_without_being_read_and_keys_stay_the_same(server: Server, reader):
     expected = [key.indices.tolist() for key in evaluation_keys(48, 5, 0, 1)]
-    with prefetch_shards(reader(20), evaluation_keys(48, 5, 0, 1)) as keys:
+    with reader(20).prefetch(evaluation_keys(48, 5, 0, 1)) as keys:
         until(lambda: len(got(server)) == SHARDS)
         assert [key.indices.tolist() for key in keys] == expected
     assert max(server.requests.values()) == 1
 
 
 def test_it_goes_no_further_than_the_cache_has_room(server: Server, reader):
-    with prefetch_shards(reader(4), evaluation_keys(48, 6, 0, 1)) as keys:  # A key, a shard; 3 of 4 may be ahead.
+    with reader(4).prefetch(evaluation_keys(48, 6, 0, 1)) as keys:  # A key, a shard; 3 of 4 may be ahead.
         iterator = iter(keys)
         until(lambda: len(got(server)) == 3)
         time.sleep(0.5)
         assert sorted(got(server)) == [0, 1, 2]
         for ahead in range(1, 4):
-            next(iterator)  # The first is number 0, where it stands already.
+            next(iterator)  # The first key is number 0, the start position.
             until(lambda ahead=ahead: len(got(server)) >= min(ahead + 2, SHARDS))
         time.sleep(0.5)
         assert len(got(server)) == 5
@@ -72,7 +72,7 @@ def test_the_process_ends_with_the_block(server: Server, reader):
     opened = reader(20)
     server.seconds = 5
     started = time.monotonic()
-    with prefetch_shards(opened, evaluation_keys(48, 5, 0, 1)):
+    with opened.prefetch(evaluation_keys(48, 5, 0, 1)):
         until(lambda: len(got(server)) > 0)
     assert time.monotonic() - started < 4
 
@@ -80,7 +80,7 @@ def test_the_process_ends_with_the_block(server: Server, reader):
 def test_a_server_that_fails_leaves_the_message_to_who_reads(server: Server, reader, monkeypatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
     server.failures = {"train-00000.tar": 100}
-    with prefetch_shards(reader(20), evaluation_keys(48, 5, 0, 1)) as keys:
+    with reader(20).prefetch(evaluation_keys(48, 5, 0, 1)) as keys:
         until(lambda: len(got(server)) == SHARDS)
         assert len(list(keys)) == 10
 
@@ -88,7 +88,7 @@ def test_a_server_that_fails_leaves_the_message_to_who_reads(server: Server, rea
 def test_local_shards_need_none(tmp_path: Path):
     make_shards(tmp_path)
     keys = evaluation_keys(24, 5, 0, 1)
-    with prefetch_shards(ShardReader(str(tmp_path), "train"), keys) as same:
+    with ShardReader(str(tmp_path), "train").prefetch(keys) as same:
         assert same is keys
 
 
@@ -106,14 +106,14 @@ def test_shards_are_got_in_the_order_of_need(server: Server, reader):
 
 @pytest.mark.parametrize("room", [5, SHARDS])
 def test_a_run_through_a_small_cache_reads_every_shard_once_an_epoch(server: Server, reader, room: int, monkeypatch):
-    """With blocks of two shards, room for them and the next two, and looking ahead: the promise of shuffle_shards."""
-    # These shards are read in milliseconds: which of them was used last has to be noted each time, and looked as often.
+    """With blocks of two shards and room for two blocks: the promise of data.shuffle_shards."""
+    # The test reads a shard in milliseconds, so times of use and positions need short intervals.
     monkeypatch.setattr(cache, "_USE_SECONDS", 0.0)
     monkeypatch.setattr(readahead, "_LOOK_SECONDS", 0.0005)
     opened = reader(room)
     order = Order(48, 6, 6, seed=0, blocks=block_shuffle(opened.shard_ids, 2))
     local = ShardReader(str(server.folder), "train")
-    with prefetch_shards(opened, train_keys(order, range(1), 0, 16)) as keys:
+    with opened.prefetch(train_keys(order, range(1), 0, 16)) as keys:
         for key in keys:
             time.sleep(0.02)  # A step: without any, the trainer would overtake who looks ahead.
             for index in key.indices.tolist():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_folders import SHARDS, Server, images, make_shards, open_remote, script, write_tar
+from shard_folders import SHARDS, Server, images, make_shards, open_remote, write_tar
 
-from seresnext.data.readers.table import detect_format, open_reader
+from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest, Shard
 from seresnext.data.shards.reader import ShardReader, check_cache
 from seresnext.errors import DataError
+from seresnext.prepare.shards import index_existing
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
-    """Images and labels of all shards, as Python's tarfile reads them."""
+    """Return images and labels of all shards, read by Python's tarfile."""
     found = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -30,7 +31,7 @@ def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------------------------ reads
 
 
 def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
@@ -41,7 +42,7 @@ def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
 
 
 def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_path: Path):
-    """Nor anything else that there is once for each image: a thousand more change nothing but digits."""
+    """The pickle has no object per image: a thousand more images change only digits."""
     reader = ShardReader(str(root), "train")
     make_shards(tmp_path / "more", per_shard=300, size=100)
     more = ShardReader(str(tmp_path / "more"), "train")
@@ -55,7 +56,7 @@ def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_p
 
 
 def test_a_forked_worker_shares_all_that_is_of_images(root: Path):
-    """What is no part of the mapped file would be memory of each process."""
+    """Data outside of the mapped file would be memory of each process."""
     reader = ShardReader(str(root), "train")
     for column in (reader.labels, reader.shard_ids):
         while isinstance(column.base, np.ndarray):
@@ -79,7 +80,7 @@ def test_shards_are_recognised(root: Path):
     assert detect_format(root, "train", "shards") == "folder"
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 def flip(path: Path, position: int) -> None:
@@ -92,7 +93,7 @@ def test_a_flipped_bit_in_an_image_is_found_when_it_is_read(root: Path):
     path = root / "train" / "train-00001.tar"
     flip(path, 600)
     reader = ShardReader(str(root), "train")
-    with pytest.raises(DataError, match=r"train-00001\.tar is damaged: image 6 is not what was written"):
+    with pytest.raises(DataError, match=r"train-00001\.tar is damaged \(image 6 has another checksum"):
         reader.read(6)
     flip(path, 600)
     assert reader.read(6)
@@ -115,10 +116,10 @@ def append_link(path: Path) -> None:
         (Path.unlink, r"train-00002\.tar cannot be read: No such file.*get the shard again"),
         (lambda path: path.write_bytes(path.read_bytes()[:3000]), r"train-00002\.tar: member '0012\.jpg' is cut off"),
         (append_link, r"train-00002\.tar: member 'evil' is a symbolic link"),
-        (lambda path: flip(path.with_name("index.npy"), 200), r"index\.npy is damaged or of other shards"),
+        (lambda path: flip(path.with_name("index.npy"), 200), r"index\.npy is damaged or belongs to other shards"),
         (lambda path: path.with_name("index.npy").unlink(), r"index\.npy cannot be read: No such file"),
         (lambda path: path.with_name(MANIFEST).write_text("{"), r"index\.json is no index of shards"),
-        (lambda path: path.with_name(MANIFEST).write_text('{"format": "other"}'), "is of the format 'other'"),
+        (lambda path: path.with_name(MANIFEST).write_text('{"format": "other"}'), "has the format 'other'"),
         (lambda path: path.with_name(MANIFEST).unlink(), r"holds shards without index\.json.*--index"),
     ],
 )
@@ -132,9 +133,9 @@ def test_harm_is_named(root: Path, harm: Callable[[Path], object], message: str)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"ant"', '"asp"', "was changed since it was written"),
-        ("train-00000.tar", "../train-00000.tar", "a shard is a .tar file beside its index"),
-        ("train-00000.tar", "/etc/passwd", "a shard is a .tar file beside its index"),
+        ('"ant"', '"asp"', "was changed after it was written"),
+        ("train-00000.tar", "../train-00000.tar", "a shard must be a .tar file"),
+        ("train-00000.tar", "/etc/passwd", "a shard must be a .tar file"),
         ('"images": 6', '"images": "6"', "fingerprint|no index"),
     ],
 )
@@ -150,7 +151,7 @@ def test_an_index_whose_counts_disagree_is_refused(root: Path):
     true = Manifest.from_text(path.read_text(), "")
     wrong = [Shard(s.name, s.bytes, s.images + (i == 0) - (i == 1), s.sha256) for i, s in enumerate(true.shards)]
     path.write_text(Manifest(true.classes, tuple(wrong), true.index_sha256, {}).to_text())
-    with pytest.raises(DataError, match=r"index\.npy and index\.json do not agree"):
+    with pytest.raises(DataError, match=r"index\.npy and index\.json disagree"):
         ShardReader(str(root), "train")
 
 
@@ -175,7 +176,7 @@ def test_shards_of_other_origin_get_an_index(tmp_path: Path):
     write_tar(folder / "b.tar", [("2.jpg", data[2]), ("2.cls", b"0"), ("3.jpg", data[3]), ("3.cls", b"1")])
     write_tar(folder / "a.tar", [("0.jpg", data[0]), ("0.cls", b"1"), ("1.jpg", data[1]), ("1.cls", b"0")])
     (tmp_path / "classes").write_text("ant\nbee\n")
-    script().index_existing(folder, tmp_path / "classes")
+    index_existing(folder, tmp_path / "classes")
     reader = ShardReader(str(tmp_path), "train")
     assert [reader.read(i) for i in range(4)] == data
     assert reader.labels.tolist() == [1, 0, 0, 1]

@@ -73,7 +73,7 @@ def test_a_server_that_goes_on_failing_is_given_up(server: Server, tmp_path: Pat
 
 
 def test_nothing_is_tried_anew_when_the_loader_would_give_up_first(server: Server, tmp_path: Path, monkeypatch):
-    """So that what the server says is told, not that a worker hangs."""
+    """The message has the answer of the server, not a hanging worker."""
     reader = open_remote(server, tmp_path / "cache")
     server.failures = {NAMES[1]: 100}
     monkeypatch.setattr(remote, "PATIENCE", 0.0)
@@ -116,7 +116,7 @@ def test_a_truncated_download_is_refused_and_got_again(server: Server, tmp_path:
     [
         (lambda data: data[:-512], "40448 bytes came instead of 40960"),
         (lambda data: data + bytes(10**7), "bytes came instead of 40960"),
-        (lambda data: b"x" + data[1:], "its checksum is another than its index says"),
+        (lambda data: b"x" + data[1:], "the checksum is not the one in the index"),
     ],
 )
 def test_another_content_is_refused(shard_root: Path, server: Server, tmp_path: Path, change, message: str):
@@ -138,7 +138,7 @@ def test_a_damaged_index_is_refused(shard_root: Path, server: Server, tmp_path: 
 
 @pytest.mark.parametrize("root", ["https://ann:secret@host/x", "https://host/x?token=secret", "s3://k:secret@b/x"])
 def test_credentials_in_an_address_are_refused_and_not_shown(root: str):
-    with pytest.raises(DataError, match="give credentials through the environment") as caught:
+    with pytest.raises(DataError, match="give credentials in the environment") as caught:
         Remote(root, "train")
     assert "secret" not in str(caught.value)
     assert "secret" not in shown_url(root)
@@ -150,7 +150,7 @@ def test_what_a_library_says_is_shown_without_addresses():
 
 
 def test_an_unknown_kind_of_address_is_told(tmp_path: Path):
-    with pytest.raises(DataError, match=r"gopher:// is no kind of address that is known"):
+    with pytest.raises(DataError, match=r"gopher:// is an unknown kind of address"):
         ShardReader("gopher://host/x", "train", tmp_path, 10**6)
 
 

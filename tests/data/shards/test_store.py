@@ -1,4 +1,4 @@
-"""Where the bytes of shards come from."""
+"""Stores of shards."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from shard_folders import NAMES, SHARD_BYTES, Server, downloads, open_remote
 
+from seresnext.data.readers.files import read_at
 from seresnext.data.shards.reader import ShardReader
-from seresnext.data.shards.store import LocalShards, read_at
+from seresnext.data.shards.store import LocalShards
 from seresnext.errors import DataError
 
 
@@ -25,8 +26,8 @@ def test_a_folder_is_checked_when_it_is_opened_and_read_in_place(shard_root: Pat
     folder = shard_root / "train"
     store = LocalShards(folder, shards)
     assert store.read(2, 512, 1000) == (folder / NAMES[2]).read_bytes()[512:1512]
-    assert store.place(1) == str(folder / NAMES[1])
-    assert not store.renew(1)
+    assert store.location(1) == str(folder / NAMES[1])
+    assert not store.discard(1)
     (folder / NAMES[1]).unlink()
     with pytest.raises(DataError, match=rf"{NAMES[1]} cannot be read: No such file.*prepare_shards"):
         LocalShards(folder, shards)

@@ -1,0 +1,64 @@
+"""Arguments of the commands: a parser whose errors one rank prints, and hints for options of other tools."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from seresnext.errors import UsageError
+from seresnext.process.ranks import is_first_rank
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises UsageError. Options cannot be abbreviated.
+
+    `hint` returns what an error adds for unknown words.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.hint: Callable[[Sequence[str]], str] = lambda words: ""
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return the options. Raises UsageError that names all unknown words, and SystemExit after --help."""
+        options, unknown = self.parse_known_args(words)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self.hint(unknown)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
+
+    def print_help(self, file: Any = None) -> None:
+        if is_first_rank():
+            super().print_help(file)
+
+
+def add_device(parser: Parser) -> None:
+    """Add the option `--device`."""
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: use no GPU")
+
+
+def key_hints(words: Sequence[str]) -> str:
+    """Return the `--set` options for unknown arguments that mean a key of the recipe, such as `--lr 0.3`."""
+    from seresnext.recipe.explain import COMMON_NAMES, all_keys
+
+    keys = [key for key, is_section in all_keys().items() if not is_section]
+    hints = []
+    for place, word in enumerate(words):
+        name, equals, value = word.lstrip("-").partition("=")
+        if not equals and not word.startswith("-"):
+            continue
+        name = name.replace("-", "_")
+        common = COMMON_NAMES.get(name)
+        found = [common] if common in keys else [key for key in keys if name in (key, key.rpartition(".")[2])]
+        if len(found) != 1:
+            continue
+        if not equals:
+            following = words[place + 1 : place + 2]
+            value = following[0] if following and not following[0].startswith("--") else "VALUE"
+        if found[0] in ("length", "schedule.warmup") and value.isdecimal():
+            value += "st" if "step" in name else "ep"
+        hints.append(f"--set {found[0]}={value}")
+    return f"; write keys of the recipe as {' '.join(hints)}" if hints else ""

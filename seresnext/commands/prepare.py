@@ -1,0 +1,103 @@
+"""`seresnext prepare`: make image folders and shards, and check downloads."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from seresnext.arguments import Parser
+from seresnext.errors import UsageError
+from seresnext.paths import path_argument
+from seresnext.process.packages import require_packages
+
+
+def digits_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare digits`."""
+    parser.add_argument("--output", type=path_argument, default=Path("data/digits"), metavar="DIR")
+
+
+def digits(options: Namespace) -> None:
+    """Write the image folder."""
+    require_packages()
+    from seresnext.prepare.digits import prepare_digits
+
+    prepare_digits(options.output)
+
+
+def cifar10_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare cifar10`."""
+    parser.add_argument("archive", type=path_argument, metavar="cifar-10-binary.tar.gz")
+    parser.add_argument("--output", type=path_argument, default=Path("data/cifar10"), metavar="DIR")
+
+
+def cifar10(options: Namespace) -> None:
+    """Write the image folder."""
+    require_packages()
+    from seresnext.prepare.cifar10 import prepare_cifar10
+
+    prepare_cifar10(options.archive, options.output)
+
+
+def imagenet_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare imagenet`."""
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="the folder with the three downloads")
+    parser.add_argument("--cache", type=path_argument, metavar="DIR", help="the folder of the index: data.cache")
+    parser.add_argument("--skip-md5", action="store_true", help="compare sizes only")
+
+
+def imagenet(options: Namespace) -> None:
+    """Check the downloads and build the index."""
+    require_packages()
+    from seresnext.prepare.imagenet import prepare_imagenet
+
+    prepare_imagenet(options.folder, options.cache, options.skip_md5)
+
+
+def shards_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare shards`."""
+    parser.epilog = """examples:
+  seresnext prepare shards DATA --output DIR --short-side 256 --quality 90
+  seresnext prepare shards --index FOLDER --classes FILE      (shards of another tool)
+
+The same command again continues after a stop. docs/shards.md describes shards."""
+    add = parser.add_argument
+    add("data", nargs="?", type=path_argument, metavar="DATA", help="an image folder, or ImageNet's archives")
+    add("--output", type=path_argument, metavar="DIR", help="the folder of the shards")
+    add("--split", action="append", metavar="NAME", help="repeatable (default: train and val)")
+    add("--format", choices=("folder", "imagenet"), default="folder", help="default: as DATA looks")
+    add("--short-side", type=int, metavar="PIXELS", help="resize larger images to this shorter side")
+    add("--quality", type=int, metavar="1-95", help="of JPEG; 90 with --short-side")
+    add("--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="default: bilinear")
+    add("--seed", type=int, default=0, help="of the order of the images (default: 0)")
+    add("--shard-size", type=int, default=128, metavar="MB", help="the approximate size of a shard (default: 128)")
+    add("--images-per-shard", type=int, metavar="N", help="an exact number instead of a size")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    add("--max-pixels", type=int, default=50_000_000, metavar="N", help="a larger image is an error")
+    add("--cache", type=path_argument, metavar="DIR", help="the folder of the index of DATA: data.cache")
+    add("--index", type=path_argument, metavar="FOLDER", help="write the index of existing shards")
+    add("--classes", type=path_argument, metavar="FILE", help="for --index: a class name a line, by label")
+
+
+def shards(options: Namespace) -> None:
+    """Write the shards, or the index of existing shards. Raises UsageError for options that do not fit together."""
+    if options.index:
+        if not options.classes:
+            raise UsageError("--index needs --classes FILE")
+    elif not options.data or not options.output:
+        raise UsageError("DATA or --output is missing; give DATA and --output DIR")
+    for name in ("short_side", "quality", "shard_size", "images_per_shard", "workers"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if options.quality is not None and options.quality > 95:
+        raise UsageError(f"--quality {options.quality}: must be at most 95; above 95, JPEG files only grow")
+    if options.short_side and options.quality is None:
+        options.quality = 90
+    require_packages()
+    from seresnext.prepare.shards import index_existing, prepare_shards
+
+    if options.index:
+        index_existing(options.index, options.classes)
+    else:
+        prepare_shards(options)

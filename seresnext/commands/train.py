@@ -1,0 +1,117 @@
+"""`seresnext train`: train a model by a recipe."""
+
+from __future__ import annotations
+
+import textwrap
+from argparse import Namespace
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seresnext.arguments import Parser, add_device, key_hints
+from seresnext.errors import Failure
+from seresnext.paths import check_data_folder, path_argument, text_argument
+from seresnext.process.packages import LIGHT_PACKAGES, require_packages
+from seresnext.process.ranks import is_first_rank
+from seresnext.process.stop_request import StopRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from seresnext.distributed import World
+    from seresnext.recipe import LoadedRecipe
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the arguments. The help lists the recipes."""
+    require_packages(LIGHT_PACKAGES)
+    from seresnext.recipe.files import recipe_names
+
+    parser.hint = key_hints
+    parser.epilog = f"""examples:
+  seresnext train --recipe seresnext50 --data /path/to/imagenet --dry-run
+  torchrun --nproc_per_node=8 -m seresnext train --recipe seresnext50 --data /path/to/imagenet --output runs/first
+  seresnext train --recipe digits --set optimizer.lr=0.1 --set length=20ep
+
+Alone the command uses one process; under torchrun, one for each GPU. `python train.py` is the same command. The same
+command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
+{textwrap.fill(f"Recipes by name: {', '.join(recipe_names()) or 'none'}.", 119)}"""
+    add = parser.add_argument
+    add("--recipe", required=True, type=text_argument, metavar="RECIPE", help="a recipe's path, or a recipe's name")
+    add("--data", type=text_argument, metavar="DIR", help="the folder with the splits; the same as data.root")
+    add("--output", type=path_argument, metavar="DIR", help="the run folder (default: runs/<recipe>)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
+    add(
+        "--resume",
+        default="auto",
+        type=text_argument,
+        metavar="auto|never|FILE",
+        help="auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's "
+        "files aside; FILE: resume from this checkpoint",
+    )
+    add(
+        "--allow-changed",
+        action="append",
+        default=[],
+        metavar="KEY,...",
+        help="recipe keys (or `dataset`, `classes`) that may differ from those the run was started with",
+    )
+    add_device(parser)
+    add("--print-recipe", action="store_true", help="print the resolved recipe and stop")
+    add("--diff", type=text_argument, metavar="RECIPE", help="print how another recipe differs and stop")
+    add("--dry-run", action="store_true", help="build everything, take two steps, estimate the time, leave nothing")
+
+
+def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | None:
+    """Read the recipe and return the training of a rank. For `--print-recipe` and `--diff`, print and return None."""
+    from seresnext.checkpoint.argument import checkpoint_argument
+    from seresnext.recipe.load import load_recipe, to_values
+    from seresnext.recipe.reader import write_scalar
+    from seresnext.recipe.show import diff, print_recipe
+
+    data = [] if options.data is None else [f"data.root={write_scalar(options.data)}"]
+    loaded = load_recipe(options.recipe, options.set + data)
+    if options.diff or options.print_recipe:
+        if is_first_rank() and options.diff:
+            differences = diff(to_values(loaded.recipe), to_values(load_recipe(options.diff).recipe))
+            print("\n".join(differences) or "the two recipes are the same")
+        elif is_first_rank():
+            print(print_recipe(loaded), end="")
+        return None
+    if loaded.recipe.data.format != "synthetic":
+        check_data_folder(loaded.recipe.data.root)
+    if options.resume not in ("auto", "never"):
+        checkpoint_argument(options.resume)
+    return partial(_train, options, loaded, stop)
+
+
+def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: World) -> None:
+    from seresnext.run.dry_run import dry_run
+    from seresnext.run.train import train
+
+    world.set_stop_check(lambda: stop.has_come)
+    if options.dry_run:
+        dry_run(loaded.recipe, world, stop)
+        return
+    allowed = [key for keys in options.allow_changed for key in keys.split(",") if key]
+    train(loaded.recipe, world, stop, output=_run_folder(options), resume=options.resume, allow_changed=allowed)
+
+
+def _run_folder(options: Namespace) -> Path:
+    return options.output or Path("runs") / Path(options.recipe).stem
+
+
+def record_refusal(options: Namespace, failure: Failure) -> None:
+    """Write a failure into the folder of the run that the options continue.
+
+    A status that stayed `preempted` would let a job script queue itself again without end. If the options cannot be
+    parsed, the folder is not known, and nothing is written.
+    """
+    if "resume" not in options or options.print_recipe or options.diff or options.dry_run:
+        return
+    if _run_folder(options).is_dir():
+        with suppress(ImportError):  # This Python may lack torch.
+            from seresnext.run.folder import record_refusal
+
+            record_refusal(_run_folder(options), str(failure))

@@ -1,0 +1,57 @@
+"""Paths that a user gives: addresses in place of paths, and the home folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from seresnext.errors import DataError
+
+_LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
+
+
+def address_in(path: str | Path) -> str | None:
+    """Return the address, such as `https://host/file`, where a path should be; None for a path.
+
+    A `Path` keeps one of the two slashes; this function restores the other.
+    """
+    text = _LOST_A_SLASH.sub(r"\1://", str(path), count=1)
+    return text if "://" in text else None
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return the path with a leading `~` or `~user` replaced by the home folder, if the user exists."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError for an unknown user)
+
+
+def path_argument(text: str) -> Path:
+    """Return the path in an argument of a command, with `~` expanded: a `type` for argparse.
+
+    Raises ArgumentTypeError for an empty text, which `Path` would take for the working folder, and for an address,
+    which `Path` would take for a local folder.
+    """
+    if address := address_in(text):
+        raise argparse.ArgumentTypeError(
+            f"{address} is an address, not a path on this machine; download the file, and give the path"
+        )
+    return expand_home(not_empty(text))
+
+
+def text_argument(text: str) -> str:
+    """Return the text of an argument: a name, a path or an address. In a path `~` is expanded."""
+    return str(expand_home(text)) if not_empty(text).startswith("~") else text
+
+
+def not_empty(text: str) -> str:
+    """Return the text of an argument. Raises ArgumentTypeError if the text is empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty; give a value, or omit the option")
+    return text
+
+
+def check_data_folder(root: str) -> None:
+    """Raise DataError if the folder of the data does not exist. An address is checked later."""
+    if not address_in(root) and not os.path.isdir(root):  # noqa: PTH112 (raises nothing)
+        raise DataError(f"there is no folder {root}; give the folder that holds train/ and val/ with --data DIR")

@@ -1,0 +1,1 @@
+"""Preparation of image folders and shards."""

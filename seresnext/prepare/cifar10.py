@@ -1,0 +1,79 @@
+"""An image folder of CIFAR-10: 50,000 images for training, 10,000 for validation, as 32 x 32 PNG files.
+
+The source is the "binary version" that the authors publish, which has no Python pickles. The archive is read as a
+stream and never unpacked.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from seresnext.errors import DataError
+
+# A record: one byte of label, then 1,024 bytes each of red, green and blue (https://www.cs.toronto.edu/~kriz/cifar.html).
+RECORD = 1 + 3 * 32 * 32
+BATCHES = {f"data_batch_{number}.bin": "train" for number in range(1, 6)} | {"test_batch.bin": "val"}
+CLASS_NAMES = "batches.meta.txt"
+MAX_BYTES = 64 << 20  # of a file in the archive; a batch has 31 MB
+
+
+def read_archive(archive: Path) -> dict[str, bytes]:
+    """Return the six batches and the class names, by file name. Raises DataError for another archive."""
+    found = {}
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                if member.isfile() and (name in BATCHES or name == CLASS_NAMES):
+                    content = tar.extractfile(member)
+                    assert content is not None  # It is a regular file.
+                    found[name] = content.read(MAX_BYTES)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{archive} cannot be read: {error}; download the archive again") from None
+    missing = sorted({*BATCHES, CLASS_NAMES} - found.keys())
+    if missing:
+        raise DataError(f"{archive} lacks {', '.join(missing)}; give CIFAR-10's cifar-10-binary.tar.gz")
+    return found
+
+
+def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
+    """Write `train/<class>/` and `val/<class>/`. Return the number of images of each split."""
+    classes = found[CLASS_NAMES].decode("ascii", "replace").split()
+    for name in classes:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise DataError(f"{CLASS_NAMES} has {name!a:.60}, not a class name; give CIFAR-10's archive")
+    counts = {"train": 0, "val": 0}
+    for name, split in BATCHES.items():
+        data = np.frombuffer(found[name], np.uint8)
+        if data.size % RECORD:
+            raise DataError(f"{name} is cut off: {data.size} bytes are not a multiple of {RECORD}; download it again")
+        records = data.reshape(-1, RECORD)
+        if records.size and records[:, 0].max() >= len(classes):
+            raise DataError(f"{name} has label {records[:, 0].max()} of {len(classes)} classes; download it again")
+        for record in records:
+            target = folder / split / classes[record[0]]
+            target.mkdir(parents=True, exist_ok=True)
+            pixels = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)  # 32 32 3
+            Image.fromarray(np.ascontiguousarray(pixels)).save(target / f"{counts[split]:05}.png")
+            counts[split] += 1
+    return counts
+
+
+def prepare_cifar10(archive: Path, output: Path) -> None:
+    """Write the folder, complete or not at all. Raises DataError for another archive, or if `output` exists."""
+    if output.exists():
+        raise DataError(f"{output} exists already; move it away or give another --output")
+    found = read_archive(archive)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=output.parent) as temporary:
+        complete = Path(temporary) / "cifar10"
+        counts = write_images(found, complete)
+        complete.rename(output)
+    print(f"{output}: wrote {counts['train']:,} training and {counts['val']:,} validation images")

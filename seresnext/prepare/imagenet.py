@@ -1,0 +1,75 @@
+"""Check of the downloads of ImageNet-1k, and their index, so that training starts at once. Nothing is extracted.
+
+Sizes are compared first, then MD5 sums: 155 GB are read, which takes some minutes from a fast disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+from seresnext.data.readers.imagenet import ARCHIVES, Archive, ImagenetReader
+from seresnext.errors import DataError
+
+_PIECE = 8 << 20  # bytes of a read
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise DataError that lists every missing file and every file whose size differs from the published size."""
+    problems = []
+    for archive in ARCHIVES:
+        path = folder / archive.name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            problems.append(f"{archive.name}: {error.strerror}; download it from image-net.org (ILSVRC 2012)")
+            continue
+        if size < archive.size:
+            problems.append(
+                f"{archive.name}: {size:,} of {archive.size:,} bytes ({100 * size / archive.size:.1f} %); the download "
+                "stopped: continue it (wget --continue, curl --continue-at -)"
+            )
+        elif size > archive.size:
+            problems.append(f"{archive.name}: {size:,} bytes, and {archive.size:,} are published; download it again")
+    if problems:
+        listing = "\n  ".join(problems)
+        raise DataError(f"{folder} does not hold ImageNet's archives as published:\n  {listing}")
+
+
+def check_md5(path: Path, archive: Archive) -> None:
+    """Raise DataError if the MD5 sum of a file differs from the published sum. Show a progress bar on a terminal."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with (
+            path.open("rb", buffering=0) as file,
+            tqdm(desc=f"MD5 of {path.name}", total=archive.size, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                bar.update(len(piece))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or download it again") from None
+    if digest.hexdigest() != archive.md5:
+        raise DataError(
+            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; download it again"
+        )
+
+
+def prepare_imagenet(folder: Path, cache: Path | None, skip_md5: bool) -> None:
+    """Check the three archives in a folder and build the index of both splits. Raises DataError.
+
+    `cache` is the folder of the index, the recipe's `data.cache`.
+    """
+    check_sizes(folder)
+    print(f"{folder}: all three files have the published sizes", flush=True)
+    if not skip_md5:
+        for archive in sorted(ARCHIVES, key=lambda archive: archive.size):
+            check_md5(folder / archive.name, archive)
+            print(f"{archive.name}: MD5 as published", flush=True)
+    for split in ("val", "train"):
+        reader = ImagenetReader(folder, split, cache, official=True)
+        print(f"{split}: {len(reader):,} images of {len(reader.classes):,} classes", flush=True)
+    option = f" --set data.cache={cache}" if cache else ""
+    print(f"ready: seresnext train --recipe seresnext50 --data {folder} --set data.format=imagenet{option}")

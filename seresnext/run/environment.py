@@ -1,0 +1,103 @@
+"""The machine and the software of a run, and the differences that may change the last bits of a number."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seresnext.distributed import World
+from seresnext.weights.names import printable
+
+_PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
+# Fields and packages that may change the last bits of a number; the commit may, too.
+_BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
+_PACKAGES_FOR_BITS = ("seresnext", "torch", "torchvision", "numpy", "pillow")
+
+
+def describe_environment(world: World) -> dict[str, Any]:
+    """Return everything besides the recipe that the numbers of a run may depend on, as plain data."""
+    on_gpu = world.device.type == "cuda"
+    return {
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "gpu": torch.cuda.get_device_name(world.device) if on_gpu else None,
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpus": os.cpu_count(),
+        "git_commit": _git_commit(),
+    }
+
+
+def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return a line with the differences that may change the last bits of a number; None if there is none.
+
+    `before` comes from a checkpoint. Fields that an older checkpoint lacks are not compared.
+    """
+    old, new = _bits(before), _bits(now)
+    changes = [
+        f"{name} {printable(old[name], longest=80)} -> {printable(new[name], longest=80)}"
+        for name in new
+        if name in old and old[name] != new[name]
+    ]
+    if not changes:
+        return None
+    return f"numbers may differ in their last bits, because this differs from the checkpoint: {'; '.join(changes)}"
+
+
+def _bits(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that the last bits of a number may depend on, by names for a message."""
+    packages = environment.get("packages")
+    found = {name: environment[name] for name in _BITS if name in environment}
+    found |= {name: packages[name] for name in _PACKAGES_FOR_BITS if isinstance(packages, dict) and name in packages}
+    commit = environment.get("git_commit")
+    found |= {"git_commit": commit} if commit is not None else {}  # Another machine may have no git.
+    return {name: value for name, value in found.items() if isinstance(value, str | int | None)}
+
+
+def _cpu_model() -> str | None:
+    """Return the model of the processor, if the system gives the name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of this code, with `-dirty` if the working tree has other changes."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,39 @@
+"""Every `auto` of a recipe, resolved for this device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seresnext.distributed import World
+from seresnext.recipe.schema import Recipe
+from seresnext.runtime import resolve_compile, resolve_precision
+
+
+def resolve_auto(recipe: Recipe, previous: Recipe | None, world: World) -> tuple[Recipe, list[str]]:
+    """Return a recipe with every `auto` replaced, and notices for the user.
+
+    An `auto` takes the value of `previous`, the recipe of the run to resume, or else the value that suits this device.
+    Raises UsageError for a value that this device does not support.
+    """
+
+    def value(section: str, key: str) -> Any:
+        own = getattr(getattr(recipe, section), key)
+        return getattr(getattr(previous, section), key) if own == "auto" and previous else own
+
+    runtime = recipe.runtime
+    # Compiled code chooses by itself which activations to keep, so checkpointing excludes compilation.
+    wants_compile = False if runtime.compile == "auto" and runtime.grad_checkpointing else value("runtime", "compile")
+    compiles, notice = resolve_compile(wants_compile, world.device)
+    weights = value("evaluation", "weights")
+    if weights == "auto":
+        weights = "ema" if recipe.ema else "model"
+    changes = {
+        "runtime": {
+            "precision": resolve_precision(value("runtime", "precision"), world.device),
+            "compile": compiles,
+            "channels_last": value("runtime", "channels_last") is not False,
+        },
+        "evaluation": {"weights": weights},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in changes.items()}
+    return recipe.model_copy(update=sections), [notice] if notice else []

@@ -1,0 +1,126 @@
+"""`seresnext prepare imagenet` on small archives, which stand in for the published ones where a test says so."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from advances import Told
+from imagenet_archives import CLASSES, write_archives
+
+from seresnext.data.readers import imagenet
+from seresnext.errors import DataError
+from seresnext.prepare import imagenet as script
+from seresnext.prepare.imagenet import prepare_imagenet
+
+COMMAND = [sys.executable, "-m", "seresnext", "prepare", "imagenet"]
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    return write_archives(tmp_path / "archives")
+
+
+@pytest.fixture
+def as_published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the small archives be the published ones: sizes, sums and counts."""
+    facts = [
+        imagenet.Archive(known.name, len(content), hashlib.md5(content).hexdigest())
+        for known in imagenet.ARCHIVES
+        for content in [(archives / known.name).read_bytes()]
+    ]
+    monkeypatch.setattr(script, "ARCHIVES", tuple(facts))
+    rows = tuple(row for row in imagenet.imagenet_classes() if row.wordnet_id in CLASSES)
+    monkeypatch.setattr(imagenet, "imagenet_classes", lambda: rows)
+    monkeypatch.setattr(imagenet, "_OFFICIAL_COUNTS", {"train": 20, "val": 12})
+    monkeypatch.setattr(imagenet, "_VAL_PER_CLASS", 3)
+
+
+def run(folder: Path, cache: Path | None = None, skip_md5: bool = False) -> None:
+    prepare_imagenet(folder, cache, skip_md5)
+
+
+@pytest.mark.usefixtures("as_published")
+def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path, capsys):
+    run(archives, tmp_path / "cache")
+    out, err = capsys.readouterr()
+    assert out.count("MD5 as published") == 3
+    assert "train: 20 images of 4 classes" in out
+    assert "val: 12 images of 4 classes" in out
+    assert f"--data {archives} --set data.format=imagenet --set data.cache={tmp_path / 'cache'}" in out
+    assert err == ""
+    assert len(list((tmp_path / "cache").glob("*.index"))) == 2
+    # What was built is what training uses: it is not built again.
+    monkeypatch.setattr(imagenet.ImagenetReader, "_build", None)
+    assert len(imagenet.ImagenetReader(archives, "train", tmp_path / "cache", official=True)) == 20
+
+
+@pytest.mark.usefixtures("as_published")
+def test_all_bytes_of_a_sum_are_told(archives, monkeypatch):
+    bars: list[Told] = []
+
+    class Bar:
+        def __init__(self, *, desc: str, total: int, **_: object) -> None:
+            bars.append(Told(desc, total))
+            self.update = bars[-1].counts.append
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(script, "tqdm", Bar)
+    monkeypatch.setattr(script, "_PIECE", 100)
+    run(archives)
+    assert {bar.label for bar in bars} == {f"MD5 of {archive.name}" for archive in imagenet.ARCHIVES}
+    for bar in bars:
+        assert bar.total == (archives / bar.label.removeprefix("MD5 of ")).stat().st_size
+        bar.assert_adds_up()
+
+
+@pytest.mark.usefixtures("as_published")
+def test_a_flipped_bit_is_found_by_its_sum(archives, monkeypatch, tmp_path):
+    path = archives / imagenet.TRAIN.name
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* download it again"):
+        run(archives, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("as_published")
+def test_sums_can_be_skipped(archives, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "check_md5", None)
+    run(archives, skip_md5=True)
+    assert "MD5" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("as_published")
+def test_all_that_is_wrong_with_sizes_comes_at_once(archives, monkeypatch):
+    half = (archives / imagenet.TRAIN.name).read_bytes()
+    (archives / imagenet.TRAIN.name).write_bytes(half[: len(half) // 2])
+    (archives / imagenet.VAL.name).unlink()
+    with (archives / imagenet.DEVKIT.name).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError) as caught:
+        run(archives)
+    lines = str(caught.value).split("\n  ")[1:]
+    assert len(lines) == 3
+    assert "(50.0 %); the download stopped: continue it" in lines[0]
+    assert "ILSVRC2012_img_val.tar: No such file or directory; download it from image-net.org" in lines[1]
+    assert "are published; download it again" in lines[2]
+
+
+def test_mistakes_are_messages(archives: Path, run_command: Callable, tmp_path: Path):
+    result = run_command([*COMMAND, archives])
+    assert result.returncode == 3
+    assert "of 147,897,477,120 bytes (0.0 %)" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = run_command([*COMMAND, tmp_path / "nowhere"])
+    assert result.returncode == 3
+    assert result.stderr.count("No such file or directory") == 3

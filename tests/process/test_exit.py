@@ -1,0 +1,191 @@
+"""The end of a process: closed streams, full disks, threads that wait inside torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from seresnext.process.exit import replace_closed_streams
+
+replace_closed_streams()
+with Path(sys.argv[1]).open("w") as checkpoint:
+    assert checkpoint.fileno() > 2
+    print("said")
+    print("said", file=sys.stderr, flush=True)
+    checkpoint.write("numbers")
+"""
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", ""])
+def test_nothing_that_is_said_goes_into_a_file(run_command, tmp_path, redirection):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = f"{sys.executable} {tmp_path}/script.py {tmp_path}/checkpoint {redirection}"
+    result = run_command(["bash", "-c", command])
+    assert result.returncode == 0, result.output
+    assert (tmp_path / "checkpoint").read_text() == "numbers"
+    assert result.stdout == ("" if ">&-" in redirection.replace("2>&-", "") else "said\n")
+    assert result.stderr == ("" if "2>&-" in redirection else "said\n")
+
+
+WAITS_IN_TORCH = """
+import sys, threading, time
+from seresnext.process.exit import ProcessEnd
+
+end = ProcessEnd() if sys.argv[1] == "end" else sys
+import torch.distributed as dist
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+asked = threading.Event()
+
+def ask():
+    while True:
+        store.multi_get(["key"])
+        asked.set()
+
+store.set("key", "value")
+threading.Thread(target=ask, daemon=True).start()
+asked.wait()
+print("done")
+end.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("how", "code", "expected"), [("end", 0, 0), ("end", 3, 3), ("sys", 0, -6)])
+def test_a_thread_that_waits_inside_torch_does_not_change_how_a_process_ends(
+    run_command, tmp_path, how, code, expected
+):
+    """The last case is the negative control: the interpreter's own end aborts."""
+    (tmp_path / "script.py").write_text(WAITS_IN_TORCH)
+    result = run_command([sys.executable, str(tmp_path / "script.py"), how, str(code)])
+    assert result.returncode == expected, result.output
+    assert (result.stdout == "done\n") if how == "end" else ("terminate called" in result.stderr)
+
+
+END = """
+import atexit, sys, threading, time
+from seresnext.process.exit import ProcessEnd
+
+end = ProcessEnd()
+atexit.register(lambda: print("cleaned up"))
+threading.Thread(target=lambda: (time.sleep(0.2), print("waited for"))).start()
+if sys.argv[1] == "raise":
+    raise ValueError("a defect")
+end.exit(5)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", 5), ("raise", 1)])
+def test_the_end_waits_for_threads_cleans_up_and_writes_everything(run_command, tmp_path, how, code):
+    (tmp_path / "script.py").write_text(END)
+    result = run_command([sys.executable, str(tmp_path / "script.py"), how])
+    assert result.returncode == code
+    assert result.stdout == "waited for\ncleaned up\n"
+    assert ("a defect" in result.stderr) == (how == "raise")
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from seresnext.errors import UsageError
+from seresnext.process.exit import run_script
+
+def main():
+    print("x" * int(sys.argv[2]))
+    if sys.argv[1] == "refuse":
+        raise UsageError("refused")
+    if sys.argv[1] == "defect":
+        Path("/dev/full").write_text("x")
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("options", ["", "-u"])
+@pytest.mark.parametrize("size", [3, 100_000])
+@pytest.mark.parametrize("how", ["end", "refuse"])
+def test_a_script_on_a_full_disk_ends_with_one_line(run_command, tmp_path, options, size, how):
+    (tmp_path / "script.py").write_text(FULL_DISK)
+    command = f"env -u PYTHONUNBUFFERED {sys.executable} {options} {tmp_path}/script.py {how} {size} >/dev/full"
+    result = run_command(["bash", "-c", command])
+    assert result.returncode == 120, result.output
+    *others, line = result.stderr.splitlines()
+    assert "standard output" in line
+    assert "No space left" in line
+    assert all(other.startswith("error: refused") for other in others)
+
+
+def test_the_error_of_another_file_keeps_its_traceback(run_command, tmp_path):
+    (tmp_path / "script.py").write_text(FULL_DISK)
+    result = run_command([sys.executable, tmp_path / "script.py", "defect", "3"])
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "/dev/full" in result.stderr
+
+
+def test_output_that_cannot_be_written_is_not_taken_for_success(run_command, tmp_path):
+    (tmp_path / "script.py").write_text(END.replace("end.exit(5)", "print('said'); end.exit(0)"))
+    command = f"env -u PYTHONUNBUFFERED {sys.executable} {tmp_path}/script.py exit >/dev/full"
+    assert run_command(["bash", "-c", command]).returncode == 120
+
+
+PRINTS = """
+import sys
+from seresnext.errors import UsageError
+from seresnext.process.exit import run_script
+
+def main():
+    print("K\\xe4fer \\u732b \\udc80", flush=True)
+    for number in range(30_000):
+        print(number)
+    raise UsageError("no K\\xe4fer \\u732b")
+
+run_script(main)
+"""
+SHOWN = {
+    "utf-8": "K\xe4fer \u732b \\udc80",
+    "latin-1": "K\xe4fer \\u732b \\udc80",
+    "ascii": "K\\xe4fer \\u732b \\udc80",
+}
+
+
+@pytest.mark.parametrize("encoding", list(SHOWN))
+@pytest.mark.parametrize(("options", "pipe"), [("", ""), ("", "| head -n 1"), ("-u", "| head -n 1")])
+def test_scripts_print_under_any_encoding_and_to_a_closed_pipe(tmp_path, encoding, options, pipe):
+    (tmp_path / "script.py").write_text(PRINTS)
+    command = f"set -o pipefail; {sys.executable} {options} {tmp_path}/script.py {pipe}"
+    result = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=60
+    )
+    assert result.returncode == 2, result.stderr
+    lines = result.stdout.decode(encoding).splitlines()
+    assert lines[0] == SHOWN[encoding]
+    assert len(lines) == (1 if pipe else 30_001)
+    error = result.stderr.decode(encoding)
+    assert error == f"error: no {SHOWN[encoding].removesuffix(' ' + chr(92) + 'udc80')}\n"
+
+
+def test_every_program_ends_so():
+    """A program is a script, or a `__main__` of the package."""
+    programs = [*(ROOT / "scripts").glob("[a-z]*.py"), *(ROOT / "seresnext").rglob("__main__.py")]
+    assert len(programs) > 5
+    for program in programs:
+        last = program.read_text(encoding="utf-8").rpartition("__main__")[2]
+        assert "    run_script(main" in last or "    main()" in last, program
+
+
+@pytest.mark.parametrize("program", ["-m seresnext recipe --reference", "train.py --recipe cifar10 --print-recipe"])
+def test_a_pipe_that_closes_is_no_error(run_command, program):
+    command = f"set -o pipefail; {sys.executable} -u {program} | head -n 1"
+    result = run_command(["bash", "-c", command])
+    assert result.returncode == 0, result.output
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""

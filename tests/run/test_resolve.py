@@ -1,0 +1,52 @@
+"""Every `auto` of a recipe becomes a value: the previous value of the run, or else the value for this device."""
+
+import pytest
+
+from seresnext.distributed import World
+from seresnext.recipe.load import load_recipe
+from seresnext.recipe.schema import Recipe
+from seresnext.run.resolve import resolve_auto
+
+
+def seresnext50(*settings: str) -> Recipe:
+    return load_recipe("seresnext50", settings).recipe
+
+
+def resolved(recipe: Recipe, previous: Recipe | None = None) -> Recipe:
+    return resolve_auto(recipe, previous, World())[0]
+
+
+def test_on_the_cpu():
+    recipe, notices = resolve_auto(seresnext50(), None, World())
+    assert (recipe.runtime.precision, recipe.runtime.compile, recipe.evaluation.weights) == ("fp32", False, "model")
+    assert notices == []
+
+
+def test_only_the_auto_values_change():
+    recipe = seresnext50("runtime.precision=fp64", "runtime.compile=false", "evaluation.weights=model")
+    assert resolved(recipe) == recipe
+
+
+def test_the_previous_value_of_the_run_stays():
+    previous = seresnext50("runtime.precision=fp64", "runtime.compile=false", "evaluation.weights=model")
+    assert resolved(seresnext50(), previous).runtime.precision == "fp64"
+
+
+def test_a_value_that_is_not_auto_wins_over_the_previous_value():
+    previous = seresnext50("runtime.precision=fp64", "runtime.compile=false")
+    assert resolved(seresnext50("runtime.precision=fp32"), previous).runtime.precision == "fp32"
+
+
+def test_the_weights_of_an_average_are_validated():
+    assert resolved(seresnext50("ema={decay: 0.9}")).evaluation.weights == "ema"
+
+
+def test_gradient_checkpointing_is_eager(monkeypatch: pytest.MonkeyPatch):
+    """This holds also if `auto` compiles on this device, or compiled before."""
+    monkeypatch.setattr(
+        "seresnext.run.resolve.resolve_compile", lambda requested, device: (requested in (True, "auto"), None)
+    )
+    assert resolved(seresnext50()).runtime.compile is True
+    recipe = seresnext50("runtime.grad_checkpointing=true")
+    for previous in (None, seresnext50("runtime.compile=true", "runtime.precision=fp32")):
+        assert resolved(recipe, previous).runtime.compile is False
