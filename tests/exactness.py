@@ -141,6 +141,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     from seresnext.run import train as assembled
     from seresnext.training import step as step_module
     from seresnext.training.ema import Ema
+    from seresnext.training.result import PendingResult
     from seresnext.training.step import TrainingStep
 
     class Run(run_module.Run):
@@ -154,7 +155,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
                 setattr(progress, training.forget, getattr(type(progress)(), training.forget))
             return super().trainer(folder, saved, progress, stop)
 
-    call, read, forward_backward = TrainingStep.__call__, TrainingStep.read, TrainingStep._forward_backward
+    call, wait, forward_backward = TrainingStep.__call__, PendingResult.result, TrainingStep._forward_backward
     spoilt = training.spoilt or {}
 
     def watched_call(self: TrainingStep, batches: Any, *, step: int, **options: Any) -> Any:
@@ -168,8 +169,8 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
         seen.changed.append([name for name in before if after[name] != before[name]])
         return report
 
-    def watched_read(self: TrainingStep, step: int, report: Any) -> Any:
-        result = read(self, step, report)
+    def watched_result(self: PendingResult) -> Any:
+        result = wait(self)
         seen.losses.append(list(result.losses))
         return result
 
@@ -195,7 +196,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     yield patch.object(registry, "create_model", narrow)
     yield patch.object(assembled, "Run", Run)
     yield patch.object(TrainingStep, "__call__", watched_call)
-    yield patch.object(TrainingStep, "read", watched_read)
+    yield patch.object(PendingResult, "result", watched_result)
     yield patch.object(TrainingStep, "_forward_backward", spoiling)
     yield patch.object(MixupCutmix, "__call__", watched_mix)
     if training.without == "warm_up":
@@ -245,12 +246,11 @@ def _forgetful(restore: Callable[..., None], name: str, tensors: Any, live: Any,
 
 
 def _tensors(run: Any) -> dict[str, Any]:
-    momenta = {
-        f"momentum.{name}": run.optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in run.model.named_parameters()
-    }
+    from seresnext.training.optimizer import optimizer_state
+
+    state = {f"optimizer.{name}": tensor for name, tensor in optimizer_state(run.model, run.optimizer).items()}
     ema = run.ema.model.state_dict(prefix="ema.") if run.ema else {}
-    return {**run.model.state_dict(prefix="model."), **ema, **momenta}
+    return {**run.model.state_dict(prefix="model."), **ema, **state}
 
 
 def _digests(run: Any) -> dict[str, str]:
@@ -294,7 +294,7 @@ class Lab:
         with safe_open(self.folder / run / "checkpoints" / "last.safetensors", framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
-        assert any(name.startswith("optimizer.momentum.") for name in found)
+        assert any(name.startswith("optimizer.") for name in found)
         assert any(name.startswith("ema.") for name in found)
         for name in ("step", "best", "history", "progress"):
             found[name] = metadata[name]

@@ -191,7 +191,7 @@ class _Injection:
         before(BatchNormStatistics, "end_step", lambda *args, **options: f"reduce:{self._completed - 1}")
         before(store, "commit", lambda folder, step, *args, **options: f"save:{step}")
         before(file_format, "write_synced", lambda path, *args, **options: f"write:{_step_of(path)}")
-        before(store, "point", lambda folder, name, path: f"saved:{_step_of(path)}")
+        before(store, "update_link", lambda folder, name, path: f"saved:{_step_of(path)}")
         before(RunFolder, "write_status", lambda folder, state, *args: "end" if state == "finished" else "")
         evaluate = trainer.evaluate
 

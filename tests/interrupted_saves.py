@@ -14,7 +14,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 
 OLD_BEST, OLD, NEW = 3, 4, 8
 _DATASET = {"classes": ["a"], "num_images": 1, "fingerprint": ""}
@@ -30,18 +30,16 @@ def save(folder: Path, *steps: int, best: int | None = None) -> None:
     """Save steps in their order, as a run that keeps one checkpoint does. `best` is the step of the best validation."""
     current = 0
     saver = Saver(
-        world=World(),
-        folder=folder,
-        keep=1,
-        keep_every=None,
-        goes_on=False,
-        parts=lambda: {"model": tensors_of(current)},
-        facts=lambda step, progress: CheckpointMetadata(step, {}, "", progress["best"], [], _DATASET, {}, progress),
-        say=print,
+        World(),
+        folder,
+        SavePolicy(keep=1),
+        tensors=lambda: {"model": tensors_of(current)},
+        metadata=lambda step, progress: CheckpointMetadata(step, {}, "", progress["best"], [], _DATASET, {}, progress),
+        warn=print,
     )
     with saver:
         for current in steps:
-            saver.settle()
+            saver.wait()
             saver.save(current, {"best": {"step": best, "top1": float(best)} if best else None})
         saver.finish()
 
@@ -85,7 +83,7 @@ def assert_sound(folder: Path) -> int:
 
 def assert_next_save_mends(folder: Path) -> None:
     """Check that the next run and its save leave the same files as an uninterrupted save."""
-    store.sweep(folder)
+    store.remove_temporary(folder)
     save_new(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.safetensors",

@@ -136,14 +136,14 @@ class _Subject:
         """Train one step and return the seconds."""
         start = time.perf_counter()
         # Reading the result waits for the device.
-        self._step.read(self._number, self._step(self._batches, step=self._number, lr=1e-3, stop=False))
+        self._step(self._batches, step=self._number, lr=1e-3, stop=False).result()
         self._number += 1
         return time.perf_counter() - start
 
     def save(self, beside_steps: bool = False) -> Timed:
         """Save like the trainer, and wait for the end of the write."""
         start = time.perf_counter()
-        self._saver.settle()
+        self._saver.wait()
         self._saver.save(self._number, asdict(Progress(step=self._number)))
         saved = time.perf_counter()
         path, last = self._folder / f"step-{self._number:08}.safetensors", self._folder / "last.safetensors"

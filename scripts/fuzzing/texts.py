@@ -249,7 +249,7 @@ def _find_newest(folder: Path, files: Files) -> None:
     for name in files:
         (folder / name).rename(checkpoints / name)
     with as_usage_error(folder):
-        store.sweep(checkpoints)
+        store.remove_temporary(checkpoints)
     try:
         saved = find_checkpoint(checkpoints, "auto", world, console.line)
     except CheckpointError:
@@ -261,7 +261,7 @@ def _find_newest(folder: Path, files: Files) -> None:
             raise WrongResult(f"no checkpoint is found, and {', '.join(kept)} is whole")
         return
     with as_usage_error(folder):
-        store.set_aside(checkpoints, beyond=saved.metadata.step)
+        store.mark_superseded(checkpoints, beyond=saved.metadata.step)
         store.prune(checkpoints, keep=1)
     if kept and not any((checkpoints / name).exists() for name in kept):
         raise WrongResult(f"{', '.join(kept)} was whole, and is gone")

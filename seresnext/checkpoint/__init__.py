@@ -1,1 +1,1 @@
-"""Checkpoints: `store` keeps the files of a run safe on disk, `contents` knows what is inside one."""
+"""Checkpoints: `store` manages the files, `contents` the tensors and metadata, `file_format` writes one file."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a user names with `--resume FILE`. This module imports no torch: mistakes show at once."""
+"""The checkpoint argument `--resume FILE`. This module does not import torch, so that a mistake is reported at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def checkpoint_argument(given: str) -> Path:
     For a run folder the message names the newest checkpoint of the folder.
     """
     if address := address_in(given):
-        raise UsageError(f"--resume {address} is an address; download the checkpoint, and give the path of the file")
+        raise UsageError(f"--resume {address} is an address. Download the checkpoint, and give the path of the file")
     path = expand_home(given)
     try:
         mode = path.stat().st_mode
@@ -33,6 +33,6 @@ def checkpoint_argument(given: str) -> Path:
         reason = "not a file"
         for newest in (path / "checkpoints" / _NEWEST, path / _NEWEST):
             if os.path.isfile(newest):  # noqa: PTH113 (raises nothing)
-                raise UsageError(f"--resume {path} is a folder; give a checkpoint of the folder: --resume {newest}")
+                raise UsageError(f"--resume {path} is a folder. Give a checkpoint of the folder: --resume {newest}")
     shown = given if len(given) <= _LONGEST else f"{given[:_LONGEST]}..."
-    raise UsageError(f"--resume {shown}: {reason}; give auto, never, or the path of a checkpoint")
+    raise UsageError(f"--resume {shown}: {reason}. Give auto, never, or the path of a checkpoint")

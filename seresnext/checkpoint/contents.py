@@ -1,7 +1,7 @@
-"""What is in a checkpoint: named tensors and a few facts as text; taken from a run, and put back strictly.
+"""The contents of a checkpoint: named tensors and metadata, their snapshot, checks and strict restore.
 
-Learning rate, weight decay, data order and all randomness are functions of the step, so the tensors of the model, the
-optimizer's momentum, the EMA and the scaler, with the step, are the whole state of a run.
+Learning rate, weight decay, data order and all randomness are functions of the step. The whole state of a run is the
+step and the tensors of the model, the optimizer, the EMA and the scaler.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from seresnext.errors import CheckpointError
 from seresnext.weights.marks import FORMAT, check_format
 from seresnext.weights.names import listed, printable
 
-_MOST_LISTED = 50  # disagreements in one message: a screen
-_DEEPEST = 32  # levels of nesting in a fact; a recipe has 4
-_LARGEST = 2**64  # a whole number in a fact; steps and seeds are smaller
-_MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/skipping.py)
+_MOST_LISTED = 50  # lines in one message: a screen
+_DEEPEST = 32  # levels of nesting in a value; a recipe has 4
+_LARGEST = 2**64  # a whole number in a value; steps and seeds are smaller
+_MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/nonfinite.py)
 _SKIP_FIELDS = {"step", "reason", "samples"}
 
 StateTensors = Mapping[str, Mapping[str, Tensor]]
-"""The live tensors of a run by prefix, `{"model": ..., "optimizer.momentum": ..., ...}`, and by name within it."""
+"""The live tensors of a run, by prefix and by name: `{"model": {"layer0.conv1.weight": ...}, "optimizer": ...}`."""
+
+STATE_PREFIXES = ("model", "ema", "optimizer", "scaler")
+"""The keys of `StateTensors`. A checkpoint has no tensor outside these."""
 
 _JSON_KINDS: dict[str, tuple[type, ...]] = {
     "recipe": (dict,),
@@ -43,12 +44,12 @@ _JSON_KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a checkpoint says in words: the metadata of the file, apart from format and digest.
+    """The metadata of a checkpoint, without format and digest.
 
     `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps. `dataset` has
-    `classes`, `num_images` and `fingerprint` of the training split, and under `val` the number and the fingerprint of
-    the validation split (0.1.0 wrote no `val`). `progress` has the other values that the training loop carries from
-    step to step. All values are plain JSON data; floats come back bit for bit.
+    `classes`, `num_images` and `fingerprint` of the training split, and in `val` the number and the fingerprint of the
+    validation split (0.1.0 wrote no `val`). `progress` has the other values of the training loop. All values are plain
+    JSON data; floats are restored bit for bit.
     """
 
     step: int
@@ -61,7 +62,7 @@ class CheckpointMetadata:
     progress: dict[str, Any]
 
     def to_metadata(self) -> dict[str, str]:
-        """The metadata strings, the same for equal facts."""
+        """Return the metadata as strings. Equal metadata gives equal strings."""
         values = asdict(self)
         texts = {"format": FORMAT, "step": str(self.step), "recipe_hash": self.recipe_hash}
         for name in _JSON_KINDS:
@@ -72,82 +73,80 @@ class CheckpointMetadata:
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> CheckpointMetadata:
         """Read the metadata strings of the file `source`.
 
-        Raises CheckpointError for other formats, and for values that no run writes.
+        Raises CheckpointError for unknown formats, and for values that no run writes.
         """
         check_format(metadata.get("format"), source)
         missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
         if missing:
-            raise CheckpointError(f"{source} lacks the metadata {', '.join(sorted(missing))}")
+            raise _error(source, f"lacks the metadata {', '.join(sorted(missing))}")
         if not re.fullmatch(r"[0-9]{1,18}", metadata["step"]):
-            raise CheckpointError(f"{source} has the step {printable(metadata['step'])}, which is not a number")
+            raise _error(source, f"has the step {printable(metadata['step'])}, which is not a number")
         values = {name: _parsed(metadata, name, kinds, source) for name, kinds in _JSON_KINDS.items()}
-        facts = cls(step=int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
-        if odd := facts._odd():
-            raise CheckpointError(
-                f"{source} has metadata that no run writes: {', '.join(odd)}; use another checkpoint of the run"
-            )
-        return facts
+        found = cls(step=int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
+        if invalid := found._invalid():
+            raise _error(source, f"has metadata that no run writes: {', '.join(invalid)}")
+        return found
 
-    def _odd(self) -> list[str]:
-        """Return the names of the facts with values that no run writes."""
-        sound = {
+    def _invalid(self) -> list[str]:
+        """Return the names of the fields with values that no run writes."""
+        valid = {
             "recipe_hash": re.fullmatch(r"[0-9A-Za-z]{0,128}", self.recipe_hash) is not None,
             "best": self.best is None or _is_best(self.best, self.step),
             "history": len(self.history) <= _MOST_SKIPS and all(_is_skip(entry, self.step) for entry in self.history),
             "dataset": _is_dataset(self.dataset),
             "progress": _is_progress(self.progress, self.step),
         }
-        return [name for name, is_sound in sound.items() if not is_sound]
+        return [name for name, is_valid in valid.items() if not is_valid]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one step, in memory that training does not touch: what `store.commit` writes."""
+    """A copy of a run at one step, in memory that training does not change. `store.commit` writes a snapshot."""
 
     step: int
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
 
-def allocate_snapshot(parts: StateTensors) -> dict[str, Tensor]:
-    """Memory on the CPU for the captures of a run.
+def allocate_snapshot(state: StateTensors) -> dict[str, Tensor]:
+    """Allocate buffers on the CPU for the snapshots of a run.
 
-    It is written to, so that the system hands it out now and not in the first capture. Pinned memory lets the copies
-    from a GPU be queued at once. The order is always N C H W, also for channels_last.
+    The buffers are filled with zeros, so that the system assigns the memory now and not in the first snapshot. Copies
+    from a GPU to pinned memory are asynchronous. The layout is N C H W, also for channels_last.
     """
     return {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).zero_()
-        for name, tensor in _flat(parts).items()
+        for name, tensor in _flat(state).items()
     }
 
 
-def take_snapshot(parts: StateTensors, facts: CheckpointMetadata, buffers: dict[str, Tensor]) -> Snapshot:
-    """Copy the run into buffers that `allocate_snapshot` made. The next snapshot overwrites them."""
-    live = _flat(parts)
-    assert buffers.keys() == live.keys(), "one set of buffers serves one run"
+def take_snapshot(state: StateTensors, metadata: CheckpointMetadata, buffers: dict[str, Tensor]) -> Snapshot:
+    """Copy the run into the buffers of `allocate_snapshot`. The next snapshot overwrites the buffers."""
+    live = _flat(state)
+    assert buffers.keys() == live.keys(), "the buffers belong to another run"
     for name, tensor in live.items():
         buffers[name].copy_(tensor.detach(), non_blocking=True)
     if any(tensor.is_cuda for tensor in live.values()):
         torch.cuda.synchronize()
-    return Snapshot(facts.step, dict(buffers), facts.to_metadata())
+    return Snapshot(metadata.step, dict(buffers), metadata.to_metadata())
 
 
-def restore(tensors: Mapping[str, Tensor], parts: StateTensors, source: str) -> None:
-    """Copy the tensors of the file `source` into the live ones, all of them or none.
+def restore(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
+    """Copy the tensors of the file `source` into the live tensors, all or none.
 
-    Raises CheckpointError, before anything is changed, that lists the tensors that are missing, unknown, or of another
-    shape or dtype.
+    Raises CheckpointError before a change if tensors are missing, unknown, or of another shape or dtype. The message
+    lists these tensors.
     """
-    live = _flat(parts)
+    live = _flat(state)
     _refuse(_disagreements(tensors, live), source)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
 
 
-def check_fits(tensors: Mapping[str, Tensor], parts: StateTensors, source: str) -> None:
-    """Raise CheckpointError unless the tensors of the file `source` fit `parts`, and a run can use the values."""
-    _refuse(_disagreements(tensors, _flat(parts)), source)
+def check_fits(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
+    """Raise CheckpointError unless the tensors of the file `source` fit `state`, and a run can use the values."""
+    _refuse(_disagreements(tensors, _flat(state)), source)
     check_values(tensors, source)
 
 
@@ -162,37 +161,18 @@ def check_values(tensors: Mapping[str, Tensor], source: str) -> None:
     if bad:
         listing = "\n  ".join(listed(sorted(bad), _MOST_LISTED))
         raise CheckpointError(
-            f"{source} has values that no run can use:\n  {listing}\nuse an older checkpoint of the run"
+            f"{source} has values that no run can use:\n  {listing}\nUse an older checkpoint of the run"
         )
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix such as `model` or `ema`, without it."""
+def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors with a prefix such as `model` or `ema`, under names without the prefix."""
     start = prefix + "."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def momentum_buffers(parameters: Iterable[tuple[str, Parameter]], optimizer: Optimizer) -> dict[str, Tensor]:
-    """SGD's momentum buffers by parameter name; empty for a momentum of 0.
-
-    A buffer that does not exist yet is made, of zeros: momentum * 0 + gradient is the gradient, which is what torch's
-    first step sets. So a checkpoint of step 0 has the same names as any other.
-    """
-    names = {parameter: name for name, parameter in parameters}
-    buffers = {}
-    for group in optimizer.param_groups:
-        if group["momentum"] == 0:
-            continue
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers[names[parameter]] = state["momentum_buffer"]
-    return buffers
-
-
 def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
-    """The loss scale and the steps since it last changed; empty for a scaler that is off."""
+    """Return the loss scale and the number of steps since its last change. Empty for a disabled scaler."""
     state = scaler.state_dict()
     if not state:
         return {}
@@ -203,14 +183,18 @@ def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
 
 
 def load_scaler_state(scaler: torch.amp.GradScaler, state: Mapping[str, Tensor]) -> None:
-    """Put back what `scaler_state` gave, after `restore` filled it."""
+    """Restore the scaler from a `scaler_state` that `restore` has filled."""
     if state:
         numbers = {"scale": float(state["scale"]), "_growth_tracker": int(state["growth_tracker"])}
         scaler.load_state_dict({**scaler.state_dict(), **numbers})
 
 
-def _flat(parts: StateTensors) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for prefix, tensors in parts.items() for name, tensor in tensors.items()}
+def _error(source: str, problem: str) -> CheckpointError:
+    return CheckpointError(f"{source} {problem}. Use another checkpoint of the run")
+
+
+def _flat(state: StateTensors) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for prefix, tensors in state.items() for name, tensor in tensors.items()}
 
 
 def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
@@ -291,11 +275,11 @@ def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], sou
     try:
         value = json.loads(metadata[name])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} has metadata '{name}' that are not JSON: {error}") from error
+        raise _error(source, f"has metadata '{name}' that is not JSON: {error}") from error
     if not isinstance(value, kinds):
-        raise CheckpointError(f"{source} has metadata '{name}' of the kind {type(value).__name__}")
+        raise _error(source, f"has metadata '{name}' of the type {type(value).__name__}")
     if flaw := _flaw(value):
-        raise CheckpointError(f"{source} has metadata '{name}' with {flaw}, which no run writes")
+        raise _error(source, f"has metadata '{name}' with {flaw}, which no run writes")
     return value
 
 

@@ -1,7 +1,7 @@
-"""The checkpoints of a run in their folder: each appears whole or not at all, and a good one is there at any instant.
+"""The checkpoint folder of a run. A file appears complete or not at all, and a valid checkpoint exists at any time.
 
-`step-00001234.safetensors` for each step kept, and `last.safetensors` and `best.safetensors`, which are second names
-of two of them.
+The folder has `step-00001234.safetensors` for each step that is kept. `last.safetensors` and `best.safetensors` are
+second names (hard links) of two of these files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors\.tmp")
 
 
 class SaveError(Failure):
-    """A checkpoint could not be written. What was in the folder before is still there."""
+    """A failed write of a checkpoint. The older files in the folder are unchanged."""
 
 
 class Newest(NamedTuple):
@@ -51,11 +51,11 @@ class Newest(NamedTuple):
 def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """Write the checkpoint of `step` and return its path. Equal content gives equal bytes.
 
-    A temporary file in the same folder is written, synced and renamed, then the folder is synced: a crash or a power
-    cut at any moment leaves the old files and either all of the new one or nothing under its name. Tensors are on the
-    CPU. Raises SaveError, with the temporary file removed, when the disk is full or anything else fails.
+    A temporary file in the same folder is written, synced and renamed, then the folder is synced. A crash or a power
+    cut at any time leaves the old files, and the new file complete or absent. The tensors must be on the CPU. Raises
+    SaveError if the write fails, for example on a full disk; the temporary file is then removed.
     """
-    assert metadata.get("step") == str(step), "the metadata belong to another step"
+    assert metadata.get("step") == str(step), "the metadata belongs to another step"
     header, order = file_format.header(tensors, metadata)
     size = len(header) + sum(tensor.nbytes for tensor in order)
     path = folder / f"step-{step:08d}.safetensors"
@@ -67,41 +67,41 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
         temporary.replace(path)
         _sync_folder(folder)
     except OSError as error:
-        _discard(temporary)  # before the free space is looked at
-        raise SaveError(_why_not_saved(path, size, error)) from error
+        _discard(temporary)  # before the message reads the free space
+        raise _save_error(path, size, error) from error
     finally:
         _discard(temporary)
     return path
 
 
-def point(folder: Path, name: Pointer, path: Path) -> None:
-    """Make `<name>.safetensors` the same file as `path`: a hard link put in place by a rename, a copy where links fail.
+def update_link(folder: Path, name: Pointer, path: Path) -> None:
+    """Make `<name>.safetensors` a hard link to `path`, or a copy on a file system without hard links.
 
-    The old pointer is there until the new one is. Raises SaveError.
+    A rename puts the new link in place, so the old link exists until then. Raises SaveError.
     """
     pointer = folder / f"{name}.safetensors"
     temporary = _temporary(pointer)
     size = path.stat().st_size
     try:
-        # A link left by a crash must go first: opened for writing, it would be the old checkpoint itself.
+        # Remove a link that a crash left. To open this link for writing would overwrite the old checkpoint.
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
-        except OSError:  # Not every file system has hard links, and each says so with another error number.
+        except OSError:  # File systems without hard links raise different error numbers.
             _copy_synced(path, temporary)
         temporary.replace(pointer)
         _sync_folder(folder)
     except OSError as error:
-        raise SaveError(_why_not_saved(pointer, size, error)) from error
+        raise _save_error(pointer, size, error) from error
     finally:
-        # Also after success: a rename between two names of one file does nothing and leaves both (rename(2)).
+        # Also after success: a rename between two links of one file does nothing and leaves both (rename(2)).
         _discard(temporary)
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints and those of each `keep_every`-th step; returns what was removed.
+    """Remove all checkpoints but the `keep` newest and those of every `keep_every`-th step. Return the removed paths.
 
-    What `last` and `best` point to stays reachable under those names. The newest is never removed. Raises OSError.
+    The files of `last` and `best` stay reachable under these names. The newest is never removed. Raises OSError.
     """
     assert keep >= 1
     old = list(steps(folder).items())[:-keep]
@@ -111,36 +111,36 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
     return removed
 
 
-def sweep(folder: Path) -> list[Path]:
-    """Remove the temporary files that a crashed run left; returns them. For the start of a run, when nobody writes."""
+def remove_temporary(folder: Path) -> list[Path]:
+    """Remove the temporary files of a crashed run. Return their paths. Call this while no other process writes."""
     leftovers = [path for path in _entries(folder) if _TEMPORARY_NAME.fullmatch(path.name)]
     for path in leftovers:
         path.unlink(missing_ok=True)
     return leftovers
 
 
-def set_aside(folder: Path, beyond: int) -> list[Path]:
-    """Rename the checkpoints of later steps than `beyond`, pointers too, to `.superseded`; returns the new names.
+def mark_superseded(folder: Path, beyond: int) -> list[Path]:
+    """Rename the checkpoints and links of steps after `beyond` to `.superseded`. Return the new names.
 
-    For a run that goes on from an older checkpoint: the later ones belong to a past that will not happen again, and
-    as the newest by number they would be resumed from, and kept by `prune` in place of the new ones.
+    A run that resumes from an older checkpoint repeats the later steps, so later checkpoints are obsolete. Under old
+    names, a resume would choose an obsolete checkpoint, and `prune` would remove new checkpoints first.
     """
     later = [path for step, path in steps(folder).items() if step > beyond]
     later += [pointer for pointer in _pointers(folder) if _step_of(pointer) > beyond]
     return [_renamed(path, ".superseded") for path in later]
 
 
-def set_aside_best(folder: Path) -> None:
-    """Rename `best` to `.superseded`, if there is one. The resumed run has another best, or none."""
+def supersede_best(folder: Path) -> None:
+    """Rename `best` to `.superseded`, if `best` exists. The resumed run has another best, or none."""
     pointer = folder / "best.safetensors"
     if os.path.lexists(pointer):
         _renamed(pointer, ".superseded")
 
 
 def retire_best(folder: Path) -> Path | None:
-    """Rename `best` to the first free `best.superseded-<n>.safetensors`; returns the new name, None without a `best`.
+    """Rename `best` to the first free `best.superseded-<n>.safetensors`. Return the new name, or None without `best`.
 
-    For a run with a changed validation: the old best stays, also when the validation changes a second time.
+    A run with a changed validation starts a new best. The old best stays, also if the validation changes again.
     """
     pointer = folder / "best.safetensors"
     if not os.path.lexists(pointer):
@@ -149,8 +149,8 @@ def retire_best(folder: Path) -> Path | None:
     return pointer.rename(next(name for name in names if not os.path.lexists(name)))
 
 
-def set_aside_damaged(damaged: Iterable[Path]) -> list[Path]:
-    """Rename files that `newest_valid` found damaged to `.corrupt`; returns the new names.
+def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
+    """Rename files that `newest_valid` found damaged to `.corrupt`. Return the new names.
 
     `newest_valid` no longer reports renamed files, and `prune` does not count renamed files as kept.
     """
@@ -165,14 +165,14 @@ def is_name_of_run(path: Path) -> bool:
     return _STEP_NAME.fullmatch(path.name) is not None or path.name in [f"{name}.safetensors" for name in POINTERS]
 
 
-def named(folder: Path, step: int) -> list[Path]:
-    """The files of a folder that by their names may be the best checkpoint of a run, if it is that of `step`."""
+def best_candidates(folder: Path, step: int) -> list[Path]:
+    """Return the files of a folder that may be the best checkpoint of a run, if the best is of `step`."""
     paths = [folder / f"step-{step:08d}.safetensors", folder / "best.safetensors"]
     return [path for path in paths if path.is_file()]
 
 
 def steps(folder: Path) -> dict[int, Path]:
-    """The checkpoints in the folder by step, oldest first (by number: step 100000000 comes after 99999999)."""
+    """Return the checkpoints in the folder by step, in the order of the numbers (100000000 comes after 99999999)."""
     found = {}
     for path in _entries(folder):
         if match := _STEP_NAME.fullmatch(path.name):
@@ -181,16 +181,16 @@ def steps(folder: Path) -> dict[int, Path]:
 
 
 def verify(path: Path) -> dict[str, str]:
-    """Check every byte of a checkpoint against its digest and return its metadata.
+    """Check every byte of a checkpoint against the digest, and return the metadata.
 
-    Raises CheckpointError naming the file when it is damaged, cut short, not a checkpoint, or cannot be read.
+    Raises CheckpointError for a file that is damaged, truncated, no checkpoint, or not readable.
     """
     _verify_digest(path)
     return read_header(path).metadata
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors (on the CPU) and metadata of a checkpoint, digest checked. Raises CheckpointError."""
+    """Check the digest, and return the tensors (on the CPU) and metadata of a checkpoint. Raises CheckpointError."""
     _verify_digest(path)
     return read_safetensors(path)
 
@@ -198,9 +198,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def newest_valid(folder: Path) -> Newest:
     """Return the checkpoint of the latest step with a right digest, and a warning for each file that was skipped.
 
-    The candidates are `step-*`, `last` and `best`: a pointer may be a copy, and the only file left. The folder does not
-    change. Raises CheckpointError when there are checkpoints and none is valid, or when only renamed damaged files are
-    left: the run must not start from nothing without a notice, also not in a restart by torchrun.
+    The candidates are `step-*`, `last` and `best`; a link may be a copy, and the only file left. The folder does not
+    change. Raises CheckpointError if there are checkpoints and none is valid, or if only files renamed to `.corrupt`
+    are left: a run must not silently start from nothing, also not in a restart by torchrun.
     """
     warnings: list[str] = []
     damaged: list[Path] = []
@@ -209,33 +209,33 @@ def newest_valid(folder: Path) -> Newest:
             file_format.verify_digest(names[0])
         except CheckpointError as error:
             damaged += names
-            warnings.append(f"{error}; the checkpoint before it is tried")
+            warnings.append(f"{error}; trying the previous checkpoint")
         except OSError as error:
-            # Nothing says that the content is bad, so the file keeps its name.
-            warnings.append(f"{names[0]} cannot be read ({error.strerror}); the checkpoint before it is tried")
+            # The content may be good, so the file keeps the name.
+            warnings.append(f"{names[0]} cannot be read ({error.strerror}); trying the previous checkpoint")
         else:
             return Newest(names[0], warnings, damaged)
     warnings = warnings or [
-        f"{path} was found damaged before" for path in _entries(folder) if path.suffix == ".corrupt"
+        f"{path} was found damaged earlier" for path in _entries(folder) if path.suffix == ".corrupt"
     ]
     if warnings:
         listing = "\n  ".join(warnings)
         raise CheckpointError(
             f"none of the {len(warnings)} checkpoints in {folder} is valid:\n  {listing}\n"
-            "restore one of them from a backup, or start again from nothing with --resume never"
+            "Restore one of them from a backup, or start from the beginning with --resume never"
         )
     return Newest(None, [], [])
 
 
 def free_space(folder: Path) -> str:
-    """How much room the disk of a folder has, in words for a message."""
+    """Return the free space on the disk of a folder, as words of a message."""
     try:
         return f"{shutil.disk_usage(folder).free:,} bytes are free"
     except OSError:
         return "the free space is unknown"
 
 
-# Parts of the above
+# Helpers
 
 
 def _verify_digest(path: Path) -> None:
@@ -253,29 +253,29 @@ def _copy_synced(source: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in the folder survive a power cut."""
+    """Sync the folder, so that renames survive a power cut."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # The answer of file systems that cannot sync a folder, fsync(2).
+        if error.errno != errno.EINVAL:  # File systems that cannot sync a folder raise EINVAL, fsync(2).
             raise
     finally:
         os.close(file)
 
 
-def _why_not_saved(path: Path, size: int, error: OSError) -> str:
+def _save_error(path: Path, size: int, error: OSError) -> SaveError:
     reason = {
         errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EFBIG: "the file would be larger than the limit for a file here (see ulimit -f)",
+        errno.EDQUOT: "the disk quota is exceeded",
+        errno.EFBIG: "the file would be larger than the limit for a file (see ulimit -f)",
         errno.EIO: "the disk reported an input/output error",
         errno.EROFS: "the file system is read-only",
-        errno.EACCES: "there is no permission to write there",
+        errno.EACCES: "permission denied",
     }.get(error.errno or 0, error.strerror or str(error))
-    return (
-        f"{path} could not be saved: {reason}; it needs {size:,} bytes, {free_space(path.parent)}; "
-        "the checkpoints saved before it are as they were"
+    return SaveError(
+        f"{path} could not be saved: {reason}; the file needs {size:,} bytes, {free_space(path.parent)}; older "
+        "checkpoints are unchanged"
     )
 
 
@@ -289,7 +289,7 @@ def _candidates(folder: Path) -> list[list[Path]]:
         try:
             status = path.stat()
             identity: object = (status.st_dev, status.st_ino)
-        except OSError:  # A link to nothing: reading the file gives the reason.
+        except OSError:  # A broken link. Reading the file gives the reason.
             identity = path
         groups.setdefault(identity, []).append(path)
     return sorted(groups.values(), key=lambda names: max(map(_claimed_step, names)), reverse=True)
@@ -307,7 +307,7 @@ def _pointers(folder: Path) -> list[Path]:
 
 
 def _step_of(path: Path) -> int:
-    """The step that a checkpoint says it is of, -1 where it says nothing."""
+    """Return the step in the header of a checkpoint, or -1 if the header has no step."""
     try:
         return int(read_header(path).metadata["step"])
     except (CheckpointError, KeyError, ValueError):
@@ -323,7 +323,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _discard(temporary: Path) -> None:
-    with suppress(OSError):  # What made the write fail may do the same here; the next start sweeps.
+    with suppress(OSError):  # This may fail like the write. The next start removes the file.
         temporary.unlink(missing_ok=True)
 
 

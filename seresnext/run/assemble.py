@@ -18,7 +18,6 @@ from seresnext.checkpoint.contents import (
     StateTensors,
     check_fits,
     load_scaler_state,
-    momentum_buffers,
     restore,
     scaler_state,
 )
@@ -57,12 +56,12 @@ from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
 from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
-from seresnext.training.optimizer import build_optimizer
+from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
 from seresnext.training.plan import Progress, build_plan
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 from seresnext.training.schedule import build_schedule
-from seresnext.training.step import TrainingStep
-from seresnext.training.trainer import TrainData, Trainer, ValidationData
+from seresnext.training.step import StepSettings, TrainingStep
+from seresnext.training.trainer import TrainData, Trainer, Validation
 
 
 class Run:
@@ -104,16 +103,18 @@ class Run:
         self.step = TrainingStep(
             self.model,
             self.optimizer,
-            world=world,
-            replicas=self.order.replicas,
-            precision=self.precision,
-            compiled=recipe.runtime.compile is True,
-            seed=recipe.runtime.seed,
             loss=build_loss(recipe.loss),
-            clip_norm=recipe.optimizer.clip_norm,
+            settings=StepSettings(
+                replicas=self.order.replicas,
+                seed=recipe.runtime.seed,
+                precision=self.precision,
+                compiled=recipe.runtime.compile is True,
+                clip_norm=recipe.optimizer.clip_norm,
+                ddp=build_ddp_options(recipe),
+            ),
+            world=world,
             mix=build_mixup_cutmix(recipe, self.plan.steps_per_epoch),
             ema=self.ema,
-            exchange=build_ddp_options(recipe),
         )
         self._bad_images = BadImageCounter(recipe.data.max_bad_images, world, console.line)
 
@@ -126,11 +127,11 @@ class Run:
         """
         recipe = self.recipe
         self.warm_up()
-        journal = RunLogger(folder.path if folder else None, self._console, self._world, recipe.model.num_classes)
+        logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe.model.num_classes)
         with self._world.agreeing():
             if checkpoint:
                 self._restore(checkpoint)
-            journal.open(progress.step, progress.evaluated, progress.logged)
+            logger.open(progress.step, progress.evaluated, progress.logged)
         gc.enable()  # The garbage collector is off during the start of the process (train.py).
         return Trainer(
             world=self._world,
@@ -144,12 +145,15 @@ class Run:
                 self._bad_images,
                 self._calibration_batches if recipe.evaluation.recalibrate else None,
             ),
-            validation=ValidationData(self._validation_batches, math.ceil(len(self.val) / self._evaluation_size)),
-            models={"model": self.model, **({"ema": self.ema.model} if self.ema else {})},
-            chosen=recipe.evaluation.weights,
-            precision=self.precision,
+            validation=Validation(
+                self._validation_batches,
+                num_batches=math.ceil(len(self.val) / self._evaluation_size),
+                models={"model": self.model, **({"ema": self.ema.model} if self.ema else {})},
+                best_by=recipe.evaluation.weights,
+                precision=self.precision,
+            ),
             saver=self.saver(folder.checkpoints if folder else None),
-            journal=journal,
+            logger=logger,
             stop=stop,
         )
 
@@ -161,14 +165,12 @@ class Run:
         """Return the saver of checkpoints into the folder `checkpoints`. Without a folder the saver writes nothing."""
         settings = self.recipe.checkpoint
         return Saver(
-            world=self._world,
-            folder=folder,
-            keep=settings.keep,
-            keep_every=self.plan.keep_every,
-            goes_on=settings.on_failure == "continue",
-            parts=self.state,
-            facts=self._metadata,
-            say=self._console.line,
+            self._world,
+            folder,
+            policy=SavePolicy(settings.keep, self.plan.keep_every, settings.on_failure == "continue"),
+            tensors=self.state,
+            metadata=self._metadata,
+            warn=self._console.line,
         )
 
     # ------------------------------------------------------------------------------------------------ state
@@ -178,7 +180,7 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else {},
-            "optimizer.momentum": momentum_buffers(self.model.named_parameters(), self.optimizer),
+            "optimizer": optimizer_state(self.model, self.optimizer),
             "scaler": scaler_state(self.step.scaler),
         }
 
@@ -198,6 +200,7 @@ class Run:
     def _restore(self, checkpoint: LoadedCheckpoint) -> None:
         live = self.state()
         restore(checkpoint.tensors, live, str(checkpoint.path))
+        share_step_count(self.optimizer, live["optimizer"])
         load_scaler_state(self.step.scaler, live["scaler"])
 
     def _metadata(self, step: int, progress: dict[str, Any]) -> CheckpointMetadata:

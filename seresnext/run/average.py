@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seresnext import weights as weight_files
 from seresnext.checkpoint import file_format, store
-from seresnext.checkpoint.contents import CheckpointMetadata, check_values, part
+from seresnext.checkpoint.contents import CheckpointMetadata, check_values, select
 from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError
 from seresnext.models import find_weights
 from seresnext.recipe.load import recipe_from_values, to_values
@@ -39,7 +39,7 @@ def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, Chec
     except RecipeError as error:
         raise CheckpointError(f"{path} has a recipe that cannot be used: {error}") from None
     chosen = facts.recipe["evaluation"]["weights"] if weights == "auto" else weights
-    found = part(tensors, chosen)
+    found = select(tensors, chosen)
     if not found and weights == "auto":
         raise CheckpointError(f"{path} has no weights in it")
     if not found:

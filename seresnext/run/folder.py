@@ -176,7 +176,7 @@ class RunFolder:
         """Remove the temporary files of an interrupted save."""
         if self._world.is_first:
             with as_usage_error(self.path):
-                store.sweep(self.checkpoints)
+                store.remove_temporary(self.checkpoints)
 
     def write_recipe(self, text: str) -> None:
         """Write `recipe.yaml`, the recipe as this run resolved it."""

@@ -160,19 +160,19 @@ def _rewind(
 ) -> dict[str, Any] | None:
     best, step = checkpoint.metadata.best, checkpoint.metadata.step
     with as_usage_error(folder.parent):
-        if renamed := store.set_aside_damaged(checkpoint.damaged):
+        if renamed := store.mark_corrupt(checkpoint.damaged):
             report(f"warning: damaged checkpoints were renamed: {', '.join(path.name for path in renamed)}")
-        store.set_aside(folder, beyond=step)
+        store.mark_superseded(folder, beyond=step)
         newest = store.steps(folder).get(step)
         if newest is not None and is_same(newest, checkpoint.path):
-            store.point(folder, "last", newest)
+            store.update_link(folder, "last", newest)
         if best is None:
             return None
-        places = [store.named(place, best["step"]) for place in (folder, checkpoint.path.parent)]
+        places = [store.best_candidates(place, best["step"]) for place in (folder, checkpoint.path.parent)]
         candidates = [checkpoint.path, *itertools.chain.from_iterable(places)]
         source = next((path for path in candidates if _is_best(path, best)), None)
         if source is not None:
-            store.point(folder, "best", source)
+            store.update_link(folder, "best", source)
         if validation_changed:
             kept = store.retire_best(folder)
             report(
@@ -182,7 +182,7 @@ def _rewind(
             return None
         if source is not None:
             return best
-        store.set_aside_best(folder)
+        store.supersede_best(folder)
     report(
         f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
         f"{best['step']}); the best starts over now"

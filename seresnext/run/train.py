@@ -25,7 +25,7 @@ from seresnext.run.resume import (
     restored_progress,
     rewind_folder,
 )
-from seresnext.training.nonfinite import doubt_about
+from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
 
 
@@ -71,8 +71,8 @@ def train(
             early = _finish(run, folder, progress)
             if early:
                 console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
-            if doubt := doubt_about(progress):
-                console.line(f"warning: {doubt}")
+            if warning := nonfinite_validation(progress):
+                console.line(f"warning: {warning}")
             console.line(f"finished: {_best(run, progress)}; the run is in {output}")
         else:
             signals = _signals_in_words(world.gather(stop.signal))
@@ -142,7 +142,9 @@ def _finish(run: Run, folder: RunFolder, progress: Progress) -> str | None:
     early, early_stop = None, run.recipe.early_stop
     if early_stop and progress.step < run.plan.total:
         early = f"validation has not improved for {early_stop.patience} (early_stop.patience)"
-    folder.write_status("finished", progress.step, "; ".join(filter(None, [early, doubt_about(progress)])) or None)
+    folder.write_status(
+        "finished", progress.step, "; ".join(filter(None, [early, nonfinite_validation(progress)])) or None
+    )
     return early
 
 

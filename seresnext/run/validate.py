@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint.contents import CheckpointMetadata, part
+from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
@@ -50,7 +50,6 @@ from seresnext.weights.names import listed, printable, shown_path
 # Settings that a published file of weights lacks. The values suit 2 cores with 24 GiB, and a GPU.
 _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
-_PARTS = ("model.", "ema.", "optimizer.momentum.", "scaler.")
 # The most pixels of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 images on a GPU.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
@@ -176,12 +175,12 @@ def _of_checkpoint(
     chosen = weights or recipe.evaluation.weights
     if chosen == "auto":
         chosen = "ema" if recipe.ema else "model"
-    found = part(tensors, chosen)
+    found = select(tensors, chosen)
     if not found and weights:
         raise UsageError(
             f"--weights {chosen}: {source} has no such weights, because the run had no average; use --weights model"
         )
-    others = [printable(name) for name in tensors if not name.startswith(_PARTS)]
+    others = [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]
     if others:
         raise CheckpointError(f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}")
     # This check comes before the model is made: the recipe may ask for any number of classes, but the tensors are no

@@ -1,1 +1,1 @@
-"""Training: schedule, optimizer, loss, the step, and the loop around it."""
+"""Training: the loop (`trainer`), one optimizer step (`step`), and the objects of both."""

@@ -1,6 +1,6 @@
 """Exponential moving average of weights and BatchNorm statistics."""
 
-# The function that torch.optim.SGD(fused=True) is built on has no public name.
+# torch._fused_sgd_ is the kernel of torch.optim.SGD(fused=True), and has no public name.
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """A second model whose floating-point tensors follow the trained ones (Polyak and Juditsky 1992).
+    """A second model whose floating-point tensors are moving averages (Polyak and Juditsky 1992).
 
-    The decay is a function of the number of completed optimizer steps, skipped ones too: there is no counter to save.
+    The decay is a function of the step number, and skipped steps count: the EMA has no counter to save.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
@@ -21,38 +21,39 @@ class Ema:
         self._decay = decay
         self._warmup = warmup
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
-        self._averaged = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-        self._copied = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def decay_at(self, step: int) -> float:
-        """The decay for the update after step number `step` (from 0).
+        """Return the decay for the update after step number `step` (from 0).
 
-        Warm-up is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage, so that the first
-        random weights are forgotten.
+        The warm-up is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage. The average then
+        forgets the random initial weights.
         """
         return min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
 
     @torch.no_grad()
     def update(self, step: int, skip: Tensor | None = None) -> None:
-        """Move towards the trained weights as they are after step number `step` (from 0).
+        """Move the average towards the trained weights after step number `step` (from 0).
 
-        Where `skip`, a float32 number on the device, is 1, the average keeps every bit, without waiting for the number.
-        Moving by 1 - decay is a step of SGD with that learning rate down the gradient `average - weights`, so torch's
-        fused SGD does it, which can be told on the device not to: as weight decay of 1, less the weights.
+        If `skip`, a float32 number on the device, is 1, the average keeps every bit. The host does not wait for `skip`.
+        The update is a step of SGD with learning rate 1 - decay and gradient `average - weights`. torch's fused SGD
+        kernel can skip on the device. For the kernel, `average` is a weight decay of 1, and the gradient is `-weights`.
         """
-        mine, theirs = zip(*self._averaged, strict=True)
+        average, trained = zip(*self._averaged, strict=True)
         torch._fused_sgd_(
-            list(mine),
-            list(theirs),
+            list(average),
+            list(trained),
             [],
             weight_decay=1.0,
             momentum=0.0,
             lr=1 - self.decay_at(step),
             dampening=0.0,
             nesterov=False,
-            maximize=True,  # The sign of `theirs`.
+            maximize=True,  # negates the gradient
             is_first_step=False,
             found_inf=skip,
         )
-        for counter, other in self._copied:  # Of BatchNorm, whose own are as they were before a step that is skipped.
-            counter.copy_(other)
+        # The counters of BatchNorm. A skipped step has already undone its change of the counters.
+        for own, counter in self._copied:
+            own.copy_(counter)

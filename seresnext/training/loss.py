@@ -1,17 +1,22 @@
-"""The losses that training can minimise. Each is called with logits (N K) and labels (N) or soft targets (N K).
+"""The losses. Each is called with logits (N K) and labels (N) or soft targets (N K), and returns one number.
 
-They compute in float32 at least, whatever precision the forward pass used: exponentials and their sum overflow in half
-precision. Smoothing mixes every target with the uniform distribution (Szegedy et al. 2016, section 7).
+A loss computes in float32 or float64, also after a forward pass in half precision, where exponentials and their sum
+overflow. Label smoothing mixes every target with the uniform distribution (Szegedy et al. 2016, section 7).
+
+To add a loss, write its class, enter the class in `LOSSES`, and add the name to the recipe's `LossSection`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from seresnext.recipe.schema import LossSection
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,24 +26,24 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss, one number."""
-        return F.cross_entropy(_precise(logits), targets, label_smoothing=self.label_smoothing)
+        """Return the loss of a batch."""
+        return F.cross_entropy(_in_full_precision(logits), targets, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Every class asked for by itself: binary cross-entropy, summed over classes and averaged over images.
+    """One yes/no question for each class: binary cross-entropy, summed over classes and averaged over images.
 
-    Wightman et al. 2021, "ResNet strikes back" (arXiv:2110.00476), section 3. Of two mixed images both are then there,
-    rather than each in part: with `target_threshold`, targets above it become 1 and all others 0.
+    Wightman et al. 2021, "ResNet strikes back" (arXiv:2110.00476), section 3. With `target_threshold`, targets above
+    the threshold become 1 and all others 0: both classes of a mixed image are present, not each in part.
     """
 
     label_smoothing: float = 0.0
     target_threshold: float | None = None
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss, one number."""
-        logits = _precise(logits)
+        """Return the loss of a batch."""
+        logits = _in_full_precision(logits)
         num_classes = logits.shape[1]
         if targets.ndim == 1:
             targets = F.one_hot(targets, num_classes)
@@ -48,15 +53,17 @@ class BinaryCrossEntropy:
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
 
 
-Loss = CrossEntropy | BinaryCrossEntropy
-
-
-def _precise(logits: Tensor) -> Tensor:
+def _in_full_precision(logits: Tensor) -> Tensor:
     return logits if logits.itemsize > 4 else logits.float()
 
 
+LOSSES: dict[str, Callable[[LossSection], Loss]] = {
+    "cross_entropy": lambda section: CrossEntropy(section.label_smoothing),
+    "bce": lambda section: BinaryCrossEntropy(section.label_smoothing, section.target_threshold),
+}
+"""The builders by the recipe's `loss.name`."""
+
+
 def build_loss(section: LossSection) -> Loss:
-    """What training minimises."""
-    if section.name == "bce":
-        return BinaryCrossEntropy(section.label_smoothing, section.target_threshold)
-    return CrossEntropy(section.label_smoothing)
+    """Build the loss of a recipe."""
+    return LOSSES[section.name](section)

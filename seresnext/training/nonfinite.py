@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: skipped steps, the end after too many of these, and validations."""
+"""Losses and gradients that are not finite: skipped steps, the end after too many of them, and validations."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from typing import Any
 
 from seresnext.errors import TrainingStopped
 from seresnext.training.plan import Progress
-from seresnext.training.step import StepResult
+from seresnext.training.result import StepResult
 
-# How many samples a message and a checkpoint name; a person looks at a few, and `metrics.jsonl` has the rest.
-_NAMED_SAMPLES = 16
-# How many skipped steps a checkpoint remembers, the latest, so that it stays small whatever happens.
-_REMEMBERED = 1000
-_VALIDATION = "the validation loss"  # The reason of a validation begins with these words.
+_NAMED_SAMPLES = 16  # samples in a message and in a checkpoint; `metrics.jsonl` has all
+_LONGEST_HISTORY = 1000  # entries in a checkpoint, the latest ones, so that the file stays small
+_VALIDATION = "the validation loss"  # the first words of the reason of a validation
 
 
 @dataclass(frozen=True)
 class NonFiniteStep:
-    """A step that changed nothing: its number, counted from 1, why, and the samples that may be the cause."""
+    """A step that changed nothing: the number, counted from 1, the reason, and the samples that may be the cause."""
 
     step: int
     reason: str
@@ -28,30 +26,30 @@ class NonFiniteStep:
 
     @property
     def warning(self) -> str:
-        """For the person at the terminal."""
+        """Return the warning for the terminal."""
         return (
-            f"warning: {self.reason} in step {self.step}: it was skipped, and the model is as before it. "
-            f"Its samples:\n  {self._listing()}"
+            f"warning: {self.reason} in step {self.step}. The step was skipped: the model is unchanged. "
+            f"Samples of the step:\n  {self._listing()}"
         )
 
     @property
     def event(self) -> dict[str, Any]:
-        """For `metrics.jsonl`."""
+        """Return the event for `metrics.jsonl`."""
         return {"event": "skipped", "step": self.step, "reason": self.reason, "samples": self.samples}
 
-    def remembered(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The history of a run, as its checkpoints have it, with this step; a new list."""
+    def append_to(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a new history of the run, with this step at the end, in the form of a checkpoint."""
         entry = {"step": self.step, "reason": self.reason, "samples": self.samples[:_NAMED_SAMPLES]}
-        return [*history, entry][-_REMEMBERED:]
+        return [*history, entry][-_LONGEST_HISTORY:]
 
-    def give_up(self, in_a_row: int) -> TrainingStopped:
-        """What to raise when it is one too many."""
+    def to_error(self, in_a_row: int) -> TrainingStopped:
+        """Return the error that ends the run after `in_a_row` skipped steps."""
         skipped = "step was" if in_a_row == 1 else f"{in_a_row} steps in a row were"
         return TrainingStopped(
-            f"{self.reason} in step {self.step}; {skipped} skipped, after which the run gives up "
-            f"(optimizer.stop_after_skips). A resume continues from the last checkpoint and meets the same "
-            f"images. The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
-            f"(schedule.warmup) or fp16; clipping (optimizer.clip_norm) may help. Its samples:\n  {self._listing()}"
+            f"{self.reason} in step {self.step}; {skipped} skipped, the limit of optimizer.stop_after_skips. Lower the "
+            "learning rate (optimizer.lr), warm up longer (schedule.warmup), clip gradients (optimizer.clip_norm), or "
+            "avoid fp16 (runtime.precision). A resume continues from the last checkpoint and gets the same images. "
+            f"Samples of the step:\n  {self._listing()}"
         )
 
     def _listing(self) -> str:
@@ -59,23 +57,40 @@ class NonFiniteStep:
         return "\n  ".join(self.samples[:_NAMED_SAMPLES]) + (f"\n  and {more} more" if more > 0 else "")
 
 
-def with_validation(
+def describe_skip(result: StepResult, names: Callable[[int, int], list[str]]) -> NonFiniteStep:
+    """Describe why a step was skipped. `names(step, replica)` gives the samples.
+
+    A loss belongs to one micro-batch. The gradient belongs to all micro-batches, so all samples are named.
+    """
+    count = len(result.losses)
+    bad = [replica for replica, loss in enumerate(result.losses) if not math.isfinite(loss)]
+    if bad:
+        numbers = ", ".join(str(replica + 1) for replica in bad)
+        batches = "micro-batch" if len(bad) == 1 else "micro-batches"
+        reason = f"the loss is {result.losses[bad[0]]} in {batches} {numbers} of {count}"
+    else:
+        reason = f"the gradient's norm is {result.grad_norm}"
+    samples = [name for replica in bad or range(count) for name in names(result.step, replica)]
+    return NonFiniteStep(result.step + 1, reason, samples)
+
+
+def record_validation(
     history: list[dict[str, Any]], step: int, loss: float, validated_before: int
 ) -> list[dict[str, Any]]:
     """Return the history of a run, with a new entry for the validation after `step` if the loss is not finite.
 
-    `validated_before` is the step of the previous validation. The entry has the fields of a skipped step, because older
-    versions know no other entry, and no samples.
+    `validated_before` is the step of the previous validation. The entry has the fields of a skipped step, because
+    version 0.1.0 knows no other entry, and no samples.
     """
     if math.isfinite(loss):
         return history
     reasons = _validations(history)
     reason = reasons.get(validated_before, f"{_VALIDATION} is not finite since step {step}")
-    return [*history, {"step": step, "reason": reason, "samples": []}][-_REMEMBERED:]
+    return [*history, {"step": step, "reason": reason, "samples": []}][-_LONGEST_HISTORY:]
 
 
-def doubt_about(progress: Progress) -> str | None:
-    """Return the reason to doubt a finished run: the loss of the last or the best validation is not finite."""
+def nonfinite_validation(progress: Progress) -> str | None:
+    """Return a warning about a finished run if the loss of the last or of the best validation is not finite."""
     reasons = _validations(progress.history)
     if progress.evaluated in reasons:
         return reasons[progress.evaluated]
@@ -87,20 +102,3 @@ def _validations(history: list[dict[str, Any]]) -> dict[int, str]:
     """Return the reasons of the validations in a history, by step."""
     reasons = [(entry.get("step"), str(entry.get("reason"))) for entry in history]
     return {step: reason for step, reason in reasons if isinstance(step, int) and reason.startswith(_VALIDATION)}
-
-
-def describe_skip(report: StepResult, names: Callable[[int, int], list[str]]) -> NonFiniteStep:
-    """Why a step was skipped. `names` gives the samples of (step, replica).
-
-    A loss tells its micro-batch. A gradient is that of all of them, whichever it came from.
-    """
-    count = len(report.losses)
-    bad = [replica for replica, loss in enumerate(report.losses) if not math.isfinite(loss)]
-    if bad:
-        numbers = ", ".join(str(replica + 1) for replica in bad)
-        batches = "micro-batch" if len(bad) == 1 else "micro-batches"
-        reason = f"the loss is {report.losses[bad[0]]} in {batches} {numbers} of {count}"
-    else:
-        reason = f"the gradient's norm is {report.grad_norm}"
-    samples = [name for replica in bad or range(count) for name in names(report.step, replica)]
-    return NonFiniteStep(report.step + 1, reason, samples)

@@ -1,4 +1,4 @@
-"""What a run will do and how far it has come, in optimizer steps."""
+"""The plan and the progress of a run, in optimizer steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from seresnext.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """How long everything is, in optimizer steps. `global_size` is the images of one step.
+    """The lengths and intervals of a run, in optimizer steps. `global_size` is the number of images of a step.
 
-    `patience` is how old the best validation may grow before training ends (None: as it likes). `keep_every`: the
-    checkpoints after every so many steps stay for good (None: no more than the newest). `stop_after_skips`: how many
-    steps in a row may be skipped, the last of them ending the run.
+    Training ends early if the best validation is `patience` steps old (None: never). Checkpoints of every
+    `keep_every`-th step are kept (None: only the newest). `stop_after_skips` skipped steps in a row end the run.
     """
 
     total: int
@@ -30,15 +29,15 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """How many validations the run has."""
+        """Return the number of validations of the run."""
         return math.ceil(self.total / self.evaluate_every)
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether something done every so many steps is due after `step` completed steps; at the end it always is."""
+        """Return whether an action is due after `step` completed steps: every `every` steps, and at the end."""
         return step % every == 0 or step == self.total
 
     def has_stalled(self, progress: Progress) -> bool:
-        """Whether the last validation found the best one too old."""
+        """Return whether the best validation is older than the patience, at the last validation."""
         return (
             self.patience is not None
             and progress.best is not None
@@ -46,19 +45,18 @@ class Plan:
         )
 
     def is_complete(self, progress: Progress) -> bool:
-        """Whether nothing is left to do: the end, whichever, is reached and validated."""
+        """Return whether the end, planned or early, is reached and validated."""
         at_end = progress.step == self.total or self.has_stalled(progress)
         return at_end and progress.step == progress.evaluated
 
 
 @dataclass
 class Progress:
-    """Everything the loop carries from step to step besides tensors. Every checkpoint holds all of it.
+    """The state of the training loop without tensors. Every checkpoint holds all fields.
 
-    `step` counts completed steps, skipped ones too; `evaluated` is the step after which validation last ran to its end;
-    the `unlogged` fields are the losses since the last line of metrics and the steps skipped, so that a resumed run
-    writes the same next line. `history` has the skipped steps and the validations with a loss that is not finite
-    (training/skipping.py). A new entry makes a new list.
+    `step` counts completed and skipped steps. `evaluated` is the step of the last complete validation. The `unlogged`
+    fields are sums since the last line of metrics, so that a resumed run writes the same next line. `history` has the
+    skipped steps and the validations with a loss that is not finite (nonfinite.py). A new entry makes a new list.
     """
 
     step: int = 0
@@ -72,12 +70,12 @@ class Progress:
 
     @property
     def logged(self) -> int:
-        """The step of the last `train` event, 0 before the first."""
+        """Return the step of the last `train` event, 0 before the first."""
         return self.step - self.unlogged_steps - self.unlogged_skips
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
-    """All lengths of a recipe in optimizer steps."""
+    """Build the plan of a recipe: convert all durations to optimizer steps."""
     return Plan(
         total=recipe.length.steps(steps_per_epoch),
         steps_per_epoch=steps_per_epoch,

@@ -1,4 +1,8 @@
-"""The learning rate as a function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a function of the step. A schedule has no state, so a checkpoint does not hold one.
+
+To add a schedule, write its function, enter the function in `SCHEDULES`, and add the name to the recipe's
+`ScheduleSection`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,12 @@ from seresnext.training.plan import Plan
 
 @dataclass(frozen=True)
 class Schedule:
-    """A peak learning rate, a linear warm-up to it, and a shape that leads down from it. Lengths in optimizer steps."""
+    """A linear warm-up to a peak learning rate, then a decay. All lengths are in optimizer steps.
 
-    shape: str
+    `every` and `factor` belong to the decay `step`, `final` to `cosine` and `linear`.
+    """
+
+    name: str
     peak: float
     total: int
     warmup: int = 0
@@ -23,42 +30,47 @@ class Schedule:
     final: float = 0.0
 
     def lr_at(self, step: int) -> float:
-        """The learning rate that step number `step` (from 0) uses.
+        """Return the learning rate of step number `step` (from 0).
 
-        Warm-up is linear and reaches the peak with its last step (Goyal et al. 2017, section 2.2).
+        The last step of the warm-up has the peak (Goyal et al. 2017, section 2.2).
         """
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        return SHAPES[self.shape](self, step)
+        return SCHEDULES[self.name](self, step)
 
 
 def _step(schedule: Schedule, step: int) -> float:
-    """Multiplied by `factor` after each `every` steps, counted from the start of training (He et al. 2016)."""
+    """Multiply by `factor` after each `every` steps, counted from the start of training (He et al. 2016)."""
     return schedule.peak * schedule.factor ** (step // schedule.every)
 
 
 def _cosine(schedule: Schedule, step: int) -> float:
-    """Half a cosine from the end of the warm-up to the end of training (Loshchilov and Hutter 2017, eq. 5)."""
-    progress = (step - schedule.warmup) / max(1, schedule.total - schedule.warmup)
-    return schedule.final + (schedule.peak - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
+    """Follow half a cosine from the end of the warm-up to the end of training (Loshchilov and Hutter 2017, eq. 5)."""
+    return schedule.final + (schedule.peak - schedule.final) * (1 + math.cos(math.pi * _progress(schedule, step))) / 2
 
 
 def _linear(schedule: Schedule, step: int) -> float:
-    """A straight line from the end of the warm-up to the end of training."""
-    progress = (step - schedule.warmup) / max(1, schedule.total - schedule.warmup)
-    return schedule.peak + (schedule.final - schedule.peak) * progress
+    """Follow a straight line from the end of the warm-up to the end of training."""
+    return schedule.peak + (schedule.final - schedule.peak) * _progress(schedule, step)
 
 
-SHAPES: dict[str, Callable[[Schedule, int], float]] = {"step": _step, "cosine": _cosine, "linear": _linear}
+def _progress(schedule: Schedule, step: int) -> float:
+    return (step - schedule.warmup) / max(1, schedule.total - schedule.warmup)
+
+
+SCHEDULES: dict[str, Callable[[Schedule, int], float]] = {"step": _step, "cosine": _cosine, "linear": _linear}
+"""The decays after the warm-up, by the recipe's `schedule.name`."""
 
 
 def build_schedule(recipe: Recipe, plan: Plan) -> Schedule:
-    """The learning rate of a recipe as a function of the step."""
+    """Build the schedule of a recipe."""
     section = recipe.schedule
-    lengths = {"total": plan.total, "warmup": section.warmup.steps(plan.steps_per_epoch)}
-    if section.name == "step":
-        assert section.every is not None
-        assert section.factor is not None
-        falls = {"every": section.every.steps(plan.steps_per_epoch), "factor": section.factor}
-        return Schedule("step", recipe.optimizer.lr, **lengths, **falls)
-    return Schedule(section.name, recipe.optimizer.lr, **lengths, final=section.final_lr)
+    return Schedule(
+        section.name,
+        peak=recipe.optimizer.lr,
+        total=plan.total,
+        warmup=section.warmup.steps(plan.steps_per_epoch),
+        every=section.every.steps(plan.steps_per_epoch) if section.every else 1,
+        factor=section.factor or 1.0,
+        final=section.final_lr,
+    )

@@ -1,4 +1,4 @@
-"""The run, in order: step, log, save, evaluate, until the end or until asked to stop."""
+"""The training loop: step, log, save, evaluate, until the end of the plan or a stop request."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import EtaClock, SpeedMeter
 from seresnext.process.stop_request import StopRequest
 from seresnext.runtime import Precision
-from seresnext.training.nonfinite import describe_skip, with_validation
+from seresnext.training.nonfinite import describe_skip, record_validation
 from seresnext.training.plan import Plan, Progress
+from seresnext.training.result import PendingResult, StepResult
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
-from seresnext.training.step import PendingResult, StepResult, TrainingStep
+from seresnext.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
 class DryRunTimings:
-    """How long things took, in seconds: one step, and by the time of one batch all validation of one time."""
+    """The seconds of one step, and of one whole validation, estimated from one batch."""
 
     step_seconds: float
     validation_seconds: float
@@ -36,32 +37,35 @@ class DryRunTimings:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The training stream: batches from a step on, and the names of the samples of (step, replica) for messages.
+    """The training stream: `batches(step)` from a step on, and `names(step, replica)` of the samples, for messages.
 
-    `tally` counts the images that were replaced.
-    `calibration` are the batches that BatchNorm is recalibrated with after the last step, None for no recalibration.
+    `bad_images` counts the replaced images. `calibration` gives the batches for the recalibration of BatchNorm after
+    the last step. None: no recalibration.
     """
 
     batches: Callable[[int], AbstractContextManager[Iterator[DeviceBatch]]]
     names: Callable[[int, int], list[str]]
-    tally: BadImageCounter
+    bad_images: BadImageCounter
     calibration: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]] | None = None
 
 
 @dataclass(frozen=True)
-class ValidationData:
-    """The validation split: this rank's batches from the first on, and the number of batches of all ranks."""
+class Validation:
+    """The validation: this rank's batches, the number of batches of all ranks, and the models to measure.
+
+    `models` has `model`, and `ema` if the run has an EMA. The top-1 accuracy of the model `best_by` decides which
+    checkpoint is the best.
+    """
 
     batches: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]]
     num_batches: int
+    models: dict[str, nn.Module]
+    best_by: str
+    precision: Precision
 
 
 class Trainer:
-    """A run: its plan, its progress and what they act on.
-
-    `models` are what validation looks at, by the name of their weights (`model`, and `ema` if there is one); `chosen`
-    names the one whose top-1 accuracy decides which checkpoint is the best.
-    """
+    """A run in progress: the plan, the progress, and the objects that the loop works with."""
 
     def __init__(
         self,
@@ -72,12 +76,9 @@ class Trainer:
         step: TrainingStep,
         schedule: Schedule,
         train: TrainData,
-        validation: ValidationData,
-        models: dict[str, nn.Module],
-        chosen: str,
-        precision: Precision,
+        validation: Validation,
         saver: Saver,
-        journal: RunLogger,
+        logger: RunLogger,
         stop: StopRequest,
     ) -> None:
         self.progress = progress
@@ -87,184 +88,176 @@ class Trainer:
         self._schedule = schedule
         self._train = train
         self._validation = validation
-        self._models = models
-        self._chosen = chosen
-        self._precision = precision
         self._saver = saver
-        self._journal = journal
+        self._logger = logger
         self._stop = stop
         self._stopping = False
-        self._saved = replace(progress)
-        self._durable = replace(progress)
-        self._unread: tuple[int, PendingResult] | None = None
-        self._report: StepResult | None = None
+        self._last_submitted = replace(progress)
+        self._last_written = replace(progress)
+        self._pending: PendingResult | None = None
+        self._result: StepResult | None = None
         self._speed = SpeedMeter()
         self._eta = EtaClock(plan.total)
 
     def fit(self) -> bool:
-        """Train to the end of the plan, which may come early, or until asked to stop. Returns whether it was reached.
+        """Train until the plan is complete, or until a stop request. Return whether the plan is complete.
 
-        Raises TrainingStopped when too many steps in a row were skipped, and store.SaveError when a checkpoint could
-        not be written and the recipe does not go on without, or when it is the last one.
+        Raises TrainingStopped after too many skipped steps in a row. Raises store.SaveError if a checkpoint cannot be
+        written: the last one, or any if `checkpoint.on_failure` is `stop`.
         """
         progress = self.progress
         with self._saver:
-            self._train_on()
-            self._settle()
-            # Also when the save that just failed was the last, and when nothing was done: a run that is asked to stop
-            # before its first step has a checkpoint, too.
-            if progress != self._saved or progress.step == 0:
+            self._run_steps()
+            self._wait_for_save()
+            # The last save may have failed. A run that is stopped before its first step also gets a checkpoint.
+            if progress != self._last_submitted or progress.step == 0:
                 self._save()
             self._saver.finish()
         return not self._stopping
 
-    def _train_on(self) -> None:
-        """Steps, and what is due after each, to the end or until asked to stop."""
+    def _run_steps(self) -> None:
+        """Take the steps, and do what is due after each."""
         progress, plan = self.progress, self._plan
-        self._stopping = self._world.any(self._stop.requested)  # Already, before the first step.
+        self._stopping = self._world.any(self._stop.requested)
         if self._stopping:
             return
-        with self._train.batches(progress.step) as batches, self._journal.training(progress.step, plan.total):
-            self._save_and_evaluate()  # A run that was stopped during validation has that still to do.
+        with self._train.batches(progress.step) as batches, self._logger.training(progress.step, plan.total):
+            self._save_and_evaluate()  # A run that was stopped during a validation repeats this validation.
             while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
                 self._take_step(batches)
                 if plan.is_due(plan.log_every, progress.step):
                     self._log()
                 self._save_and_evaluate()
-            self._read()
-            self._train.tally.share()
+            self._finish_step()
+            self._train.bad_images.share()
 
     def dry_run(self) -> DryRunTimings:
-        """Take two steps and validate one batch, and say how long the second step and the batch took."""
+        """Take two steps and validate one batch. Return the times of the second step and of a whole validation."""
         seconds = []
         with self._train.batches(self.progress.step) as batches:
             for _ in range(min(2, self._plan.total)):
                 started = time.monotonic()
                 self._take_step(batches)
-                self._read()
+                self._finish_step()
                 seconds.append(time.monotonic() - started)
-        with self._validation.batches() as batches:
+        validation = self._validation
+        with validation.batches() as batches:
             own = list(itertools.islice(batches, 1))
             started = time.monotonic()
-            for model in self._models.values():
-                first = min(self._world.size, self._validation.num_batches)
-                evaluate(model, iter(own), num_batches=first, world=self._world, precision=self._precision)
-            validation = (time.monotonic() - started) * math.ceil(self._validation.num_batches / self._world.size)
-        return DryRunTimings(seconds[-1], validation)
+            for model in validation.models.values():
+                first = min(self._world.size, validation.num_batches)
+                evaluate(model, iter(own), num_batches=first, world=self._world, precision=validation.precision)
+            one_round = time.monotonic() - started
+        return DryRunTimings(seconds[-1], one_round * math.ceil(validation.num_batches / self._world.size))
 
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
-        """Queue a step, then read the report of the one before it, which by then costs hardly any waiting."""
+        """Queue a step, then finish the step before, whose result has arrived by now."""
         step = self.progress.step
         self._world.set_activity(f"step {step + 1}")
-        report = self._step(
+        pending = self._step(
             batches,
             step=step,
             lr=self._schedule.lr_at(step),
             stop=self._stop.requested,
             save_failed=self._saver.has_failed,
-            bad_images=self._train.tally.pending,
+            bad_images=self._train.bad_images.pending,
         )
         self.progress.step += 1
-        self._read()
-        self._unread = (step, report)
+        self._finish_step()
+        self._pending = pending
 
-    def _read(self) -> None:
-        """Take in the report not read so far. All ranks do so at the same place and see the same numbers."""
-        if self._unread is None:
+    def _finish_step(self) -> None:
+        """Process the pending result, if there is one. All ranks do so at the same place and see the same numbers."""
+        if self._pending is None:
             return
-        report = self._step.read(*self._unread)
-        self._unread = None
-        if report.save_failed:
-            self._settle()
-        if report.bad_images:
-            self._train.tally.share()
-        self._report = report
-        self._stopping = self._stopping or report.stop
-        if report.skipped:
-            self._take_note_of_skip(report)
+        result = self._result = self._pending.result()
+        self._pending = None
+        if result.save_failed:
+            self._wait_for_save()
+        if result.bad_images:
+            self._train.bad_images.share()
+        self._stopping = self._stopping or result.stop
+        if result.skipped:
+            self._count_skip(result)
         else:
-            self.progress.unlogged_loss += report.loss
+            self.progress.unlogged_loss += result.loss
             self.progress.unlogged_steps += 1
             self.progress.skips_in_a_row = 0
-        self._speed.add(self._plan.global_size, report.data_wait)
-        self._journal.advance()
+        self._speed.add(self._plan.global_size, result.data_wait)
+        self._logger.advance()
+
+    def _count_skip(self, result: StepResult) -> None:
+        """Warn about a skipped step. Raise TrainingStopped after too many in a row, on all ranks at the same place.
+
+        A step that overflowed in fp16 is only counted.
+        """
+        progress = self.progress
+        progress.unlogged_skips += 1
+        if result.overflowed:
+            return
+        progress.skips_in_a_row += 1
+        skip = describe_skip(result, self._train.names)
+        progress.history = skip.append_to(progress.history)
+        self._logger.write({**skip.event, "epoch": skip.step / self._plan.steps_per_epoch}, text=skip.warning)
+        if progress.skips_in_a_row >= self._plan.stop_after_skips:
+            raise skip.to_error(progress.skips_in_a_row)
 
     def _log(self) -> None:
-        self._read()
-        report, progress = self._report, self.progress
-        assert report is not None
+        self._finish_step()
+        result, progress = self._result, self.progress
+        assert result is not None
         speed = self._speed.read()
-        self._journal.write(
+        self._logger.write(
             {
                 "event": "train",
                 "step": progress.step,
                 "epoch": progress.step / self._plan.steps_per_epoch,
                 "loss": progress.unlogged_loss / progress.unlogged_steps if progress.unlogged_steps else None,
                 "skipped": progress.unlogged_skips,
-                "lr": self._schedule.lr_at(report.step),
+                "lr": self._schedule.lr_at(result.step),
                 "images_per_second": speed.images_per_second,
                 "data_wait": speed.data_wait,
-                "grad_norm": report.grad_norm,
+                "grad_norm": result.grad_norm,
             },
             self._eta.update(progress.step),
         )
         progress.unlogged_loss, progress.unlogged_steps, progress.unlogged_skips = 0.0, 0, 0
 
-    def _take_note_of_skip(self, report: StepResult) -> None:
-        """Say which step was skipped and why; after too many in a row end the run, on all ranks at the same place.
-
-        Those that the scaler of fp16 skips while it looks for its scale are no fault of the run's, and only counted.
-        """
-        progress = self.progress
-        progress.unlogged_skips += 1
-        if report.overflowed:
-            return
-        progress.skips_in_a_row += 1
-        skip = describe_skip(report, self._train.names)
-        progress.history = skip.remembered(progress.history)
-        self._journal.write({**skip.event, "epoch": skip.step / self._plan.steps_per_epoch}, text=skip.warning)
-        if progress.skips_in_a_row >= self._plan.stop_after_skips:
-            raise skip.give_up(progress.skips_in_a_row)
-
     def _save_and_evaluate(self) -> None:
         """Save and validate after this step, if due.
 
-        The save comes first, and is written during the validation: an error in a validation then costs no step. A new
-        best is saved once more, in the same file, while the model still has the validated weights.
+        The save comes first, so that an error in the validation loses no step; the file is written during the
+        validation. A new best is saved again in the same file, while the model still has the validated weights.
         """
         progress, plan = self.progress, self._plan
         evaluates = progress.step not in (0, progress.evaluated) and plan.is_due(plan.evaluate_every, progress.step)
         saves = progress.step > 0 and (evaluates or plan.is_due(plan.save_every, progress.step))
-        if saves and progress.step != self._saved.step:
+        if saves and progress.step != self._last_submitted.step:
             self._save()
         if evaluates:
             self._evaluate()
-            if self._is_new_best():
+            if progress.best != self._last_submitted.best:
                 self._save()
 
     def _evaluate(self) -> None:
-        """Validate all candidates and remember the best; a stop leaves the validation to be done."""
-        progress = self.progress
-        self._read()
+        """Validate all models and record the best. After a stop request, the resumed run repeats the validation."""
+        progress, validation = self.progress, self._validation
+        self._finish_step()
         self._world.set_activity(f"the validation after step {progress.step}")
         results = {}
         with self._speed.paused():
             if progress.step == self._plan.total and not self._recalibrate():
                 self._stopping = True
                 return
-            num_batches = self._validation.num_batches
-            rounds = math.ceil(num_batches / self._world.size)
-            for weights, model in self._models.items():
-                with (
-                    self._validation.batches() as batches,
-                    self._journal.validation(rounds) as advance,
-                ):
+            rounds = math.ceil(validation.num_batches / self._world.size)
+            for weights, model in validation.models.items():
+                with validation.batches() as batches, self._logger.validation(rounds) as advance:
                     results[weights] = evaluate(
                         model,
                         batches,
-                        num_batches=num_batches,
+                        num_batches=validation.num_batches,
                         world=self._world,
-                        precision=self._precision,
+                        precision=validation.precision,
                         stop_requested=self._stop_requested,
                         on_round=advance,
                     )
@@ -274,55 +267,56 @@ class Trainer:
         for weights, result in results.items():
             epoch = progress.step / self._plan.steps_per_epoch
             event = {"event": "validate", "step": progress.step, "epoch": epoch, **result.to_dict(), "weights": weights}
-            self._journal.write(event)
-        chosen = results[self._chosen].metrics
-        progress.history = with_validation(progress.history, progress.step, chosen["loss"], progress.evaluated)
+            self._logger.write(event)
+        metrics = results[validation.best_by].metrics
+        progress.history = record_validation(progress.history, progress.step, metrics["loss"], progress.evaluated)
         progress.evaluated = progress.step
-        if progress.best is None or chosen["top1"] > progress.best["top1"]:
-            best = {"step": progress.step, "top1": chosen["top1"], "top5": chosen["top5"], "weights": self._chosen}
+        if progress.best is None or metrics["top1"] > progress.best["top1"]:
+            best = {
+                "step": progress.step,
+                "top1": metrics["top1"],
+                "top5": metrics["top5"],
+                "weights": validation.best_by,
+            }
             progress.best = best
 
     def _recalibrate(self) -> bool:
-        """Before the last validation measure the statistics of all candidates anew, if the recipe wants it.
+        """Measure the BatchNorm statistics of all models again, if the recipe asks for this. Return False after a stop.
 
-        The result does not depend on the old statistics, so a run that is stopped here does it again. Returns False
-        when it was stopped.
+        The new statistics do not depend on the old ones, so a resumed run repeats the recalibration.
         """
         if self._train.calibration is None:
             return True
-        for model in self._models.values():
+        for model in self._validation.models.values():
             with self._train.calibration() as batches:
                 done = recalibrate(
                     model,
                     batches,
                     world=self._world,
-                    precision=self._precision,
+                    precision=self._validation.precision,
                     stop_requested=self._stop_requested,
                 )
                 if not done:
                     return False
-        self._train.tally.share()
+        self._train.bad_images.share()
         return True
 
     def _stop_requested(self) -> bool:
         return self._stop.requested or self._stopping
 
-    def _is_new_best(self) -> bool:
-        return self.progress.best != self._saved.best
-
     def _save(self) -> None:
-        self._read()
+        self._finish_step()
         self._world.set_activity(f"the save after step {self.progress.step}")
         with self._speed.paused():
-            self._settle()
+            self._wait_for_save()
             self._saver.save(self.progress.step, asdict(self.progress))
-        self._saved = replace(self.progress)
+        self._last_submitted = replace(self.progress)
 
-    def _settle(self) -> None:
-        """Wait for the last save. If it failed and the run goes on, the best is again the best there is a file of."""
-        if self._saver.settle():
-            self._durable = self._saved
+    def _wait_for_save(self) -> None:
+        """Wait for the last save. If the save failed and training continues, go back to the best that has a file."""
+        if self._saver.wait():
+            self._last_written = self._last_submitted
             return
-        if self.progress.best == self._saved.best:
-            self.progress.best = self._durable.best
-        self._saved = self._durable
+        if self.progress.best == self._last_submitted.best:
+            self.progress.best = self._last_written.best
+        self._last_submitted = self._last_written

@@ -16,7 +16,13 @@ from pathlib import Path
 from seresnext.errors import CheckpointError
 from seresnext.weights.names import printable
 
-FORMAT = "seresnext-1"
+FORMAT = "seresnext-2"
+"""The format of new files. It rises with every version whose files an older version cannot read.
+
+A checkpoint holds the whole recipe, and a version refuses recipe keys that it does not know. Version 0.1.0 wrote
+`seresnext-1`; each file of 0.2.0 has keys that came later, such as `optimizer.betas`.
+"""
+READABLE_FORMATS = ("seresnext-1", FORMAT)
 HEADER_START = b'{"__metadata__":{"digest":"'
 DIGEST_ZEROS = b"0" * 64
 """The digest field while the digest is computed."""
@@ -34,17 +40,18 @@ def is_checkpoint(metadata: Mapping[str, str]) -> bool:
 
 
 def check_format(found: str | None, source: str) -> None:
-    """Raise CheckpointError unless the metadata `format` of the file `source` is `FORMAT`."""
-    if found == FORMAT:
+    """Raise CheckpointError unless this version reads the metadata `format` of the file `source`."""
+    if found in READABLE_FORMATS:
         return
     match = re.fullmatch(r"seresnext-([0-9]{1,9})", found or "")
     if match and int(match[1]) > int(FORMAT.removeprefix("seresnext-")):
         raise CheckpointError(
-            f"{source} has the format {found}, this program reads {FORMAT}: a newer version wrote the file; "
-            "update this program to use the file"
+            f"{source} has the format {found}, which a newer version wrote; this version reads formats up to {FORMAT}. "
+            "Update this program to use the file"
         )
     raise CheckpointError(
-        f"{source} has the format {printable(found)}, not {FORMAT}: the file is no checkpoint of a training run"
+        f"{source} has the format {printable(found)}, so the file is no checkpoint of a training run. Use a checkpoint "
+        f"of the format {FORMAT}"
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from seresnext.checkpoint import file_format
-from seresnext.checkpoint.background import Background
 from seresnext.models import SENet
+from seresnext.training.saving import Background
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCRIPT = SCRIPTS / "bench.py"

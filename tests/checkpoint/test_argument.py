@@ -26,11 +26,11 @@ def test_a_file(tmp_path, monkeypatch):
 def test_no_file(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for given in (tmp_path / "other", tmp_path / "link", "x" * 5000, "a\0b", tmp_path, "/dev/null", ""):
-        assert "give auto, never, or the path" in refusal(given)
+        assert "Give auto, never, or the path" in refusal(given)
 
 
 def test_the_newest_checkpoint_of_a_folder_is_named(tmp_path):
-    """The advice is followed as it stands, for a run folder and for its folder of checkpoints."""
+    """The printed argument works unchanged, for a run folder and for the checkpoint folder."""
     newest = tmp_path / "checkpoints" / "last.safetensors"
     newest.parent.mkdir()
     assert "last.safetensors" not in refusal(tmp_path)
@@ -41,4 +41,4 @@ def test_the_newest_checkpoint_of_a_folder_is_named(tmp_path):
 
 def test_an_address():
     assert "https://host//last.safetensors" in refusal("https://host//last.safetensors")
-    assert "download" in refusal("s3:/bucket/last.safetensors")
+    assert "Download" in refusal("s3:/bucket/last.safetensors")

@@ -1,4 +1,4 @@
-"""What is inside: captured completely, restored strictly, and a run that goes on bit for bit."""
+"""The contents of a checkpoint: complete snapshot, strict restore, and a bit-exact resume."""
 
 import copy
 import json
@@ -10,6 +10,8 @@ from torch import nn
 from seresnext.checkpoint import contents, store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.errors import CheckpointError
+from seresnext.recipe.schema import OptimizerSection
+from seresnext.training.optimizer import build_optimizer, optimizer_state
 
 FACTS = CheckpointMetadata(
     step=5,
@@ -26,12 +28,12 @@ FACTS = CheckpointMetadata(
 class Run:
     """A small training run with everything a checkpoint holds."""
 
-    def __init__(self, momentum: float = 0.9) -> None:
+    def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
         self.model.to(memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.model)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
+        self.optimizer = build_optimizer(self.model, OptimizerSection(lr=0.1, weight_decay=1e-3))
         self.scaler = torch.amp.GradScaler("cpu", growth_interval=3)
         self.step = 0
 
@@ -39,7 +41,7 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer.momentum": contents.momentum_buffers(self.model.named_parameters(), self.optimizer),
+            "optimizer": optimizer_state(self.model, self.optimizer),
             "scaler": contents.scaler_state(self.scaler),
         }
 
@@ -78,7 +80,7 @@ def test_resume_is_bit_exact(tmp_path, stop):
     captured = contents.take_snapshot(stopped.parts(), facts, contents.allocate_snapshot(stopped.parts()))
     path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
     tensors, metadata = store.read(path)
-    resumed.train(2)  # Somewhere else, so that nothing is right by chance.
+    resumed.train(2)  # Move the state away, so that no value is right by chance.
     resumed.restore(tensors)
     resumed.step = CheckpointMetadata.from_metadata(metadata, "file").step
     resumed.train(8 - stop)
@@ -102,37 +104,15 @@ def test_resume_without_one_tensor_differs(dropped):
     assert not same(snapshot(straight), snapshot(resumed))
 
 
-@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}, {"nesterov": True}])
-def test_momentum_of_zeros_is_torchs_first_step(options):
-    torch.manual_seed(0)
-    plain = nn.Linear(5, 4)
-    zeros = copy.deepcopy(plain)
-    images = torch.randn(3, 5)
-    for model, prepare in ((plain, False), (zeros, True)):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-2, **options)
-        if prepare:
-            buffers = contents.momentum_buffers(model.named_parameters(), optimizer)
-            assert buffers.keys() == {"weight", "bias"}
-            assert not any(buffer.any() for buffer in buffers.values())
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(images).square().sum().backward()
-            optimizer.step()
-    assert torch.equal(plain.weight, zeros.weight)
-    assert torch.equal(plain.bias, zeros.bias)
-
-
-def test_without_momentum_or_scaler_there_is_nothing_to_save():
-    run = Run(momentum=0.0)
-    assert contents.momentum_buffers(run.model.named_parameters(), run.optimizer) == {}
+def test_without_a_scaler_there_is_nothing_to_save():
     off = torch.amp.GradScaler("cpu", enabled=False)
     assert contents.scaler_state(off) == {}
     contents.load_scaler_state(off, {})
 
 
-def test_scaler_goes_on_where_it_was():
+def test_the_scaler_is_restored():
     run = Run()
-    run.train(4)  # One growth after three steps, and one step towards the next.
+    run.train(4)  # One growth after three steps, and one step of the next interval.
     state = contents.scaler_state(run.scaler)
     assert state["scale"].item() == 2 * 65536
     assert state["growth_tracker"].item() == 1
@@ -141,7 +121,7 @@ def test_scaler_goes_on_where_it_was():
     assert fresh.state_dict() == run.scaler.state_dict()
 
 
-def test_capture_is_a_copy_into_kept_memory():
+def test_a_snapshot_is_a_copy_into_the_same_buffers():
     run = Run()
     buffers = contents.allocate_snapshot(run.parts())
     first = contents.take_snapshot(run.parts(), FACTS, buffers)
@@ -197,21 +177,22 @@ def test_any_single_missing_or_extra_tensor_is_refused(name):
     contents.restore({**tensors, name: removed}, run.parts(), "file")
 
 
-def test_part_takes_one_prefix():
+def test_select_takes_one_prefix():
     tensors = {"model.a.b": torch.ones(1), "modelx.c": torch.ones(1), "ema.a.b": torch.zeros(1)}
-    assert list(contents.part(tensors, "model")) == ["a.b"]
-    assert contents.part(tensors, "ema")["a.b"] == 0
-    assert contents.part(tensors, "scaler") == {}
+    assert list(contents.select(tensors, "model")) == ["a.b"]
+    assert contents.select(tensors, "ema")["a.b"] == 0
+    assert contents.select(tensors, "scaler") == {}
 
 
-def test_facts_survive_as_text():
+def test_metadata_survives_as_text():
     metadata = FACTS.to_metadata()
-    assert metadata["format"] == "seresnext-1"
+    assert metadata["format"] == "seresnext-2"
     assert metadata.keys() == {
         *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress"),
     }
     assert all(isinstance(text, str) for text in metadata.values())
     assert CheckpointMetadata.from_metadata({**metadata, "digest": "0"}, "file") == FACTS
+    assert CheckpointMetadata.from_metadata({**metadata, "format": "seresnext-1"}, "file") == FACTS
     shuffled = CheckpointMetadata(**{**vars(FACTS), "recipe": dict(reversed(FACTS.recipe.items()))})
     assert shuffled.to_metadata() == metadata
     assert CheckpointMetadata.from_metadata({**metadata, "best": "null"}, "file").best is None
@@ -220,7 +201,7 @@ def test_facts_survive_as_text():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "seresnext-2"}, "newer version"),
+        ({"format": "seresnext-3"}, "newer version"),
         ({"format": "seresnext-1000"}, "newer version"),
         ({"format": "seresnext-0"}, "no checkpoint of a training run"),
         ({"format": "pt"}, "no checkpoint of a training run"),
@@ -229,10 +210,10 @@ def test_facts_survive_as_text():
         ({"dataset": None, "best": None}, "lacks the metadata best, dataset"),
         ({"step": "-3"}, "not a number"),
         ({"step": "9" * 5000}, "not a number"),
-        ({"recipe": "{"}, "'recipe' that are not JSON"),
-        ({"recipe": "[" * 100_000}, "'recipe' that are not JSON"),
-        ({"recipe": "[]"}, "'recipe' of the kind list"),
-        ({"history": json.dumps({})}, "'history' of the kind dict"),
+        ({"recipe": "{"}, "'recipe' that is not JSON"),
+        ({"recipe": "[" * 100_000}, "'recipe' that is not JSON"),
+        ({"recipe": "[]"}, "'recipe' of the type list"),
+        ({"history": json.dumps({})}, "'history' of the type dict"),
         ({"best": json.dumps({"step": "4"})}, "no run writes"),
         ({"dataset": json.dumps({"classes": [["a"]], "num_images": 7, "fingerprint": "f"})}, "no run writes"),
         ({"dataset": json.dumps({"classes": ["a"], "num_images": True, "fingerprint": "f"})}, "no run writes"),
@@ -305,7 +286,7 @@ def test_values_that_no_run_can_use_are_named(name, value):
 
 
 @pytest.mark.gpu
-def test_capture_and_restore_on_a_gpu():
+def test_snapshot_and_restore_on_a_gpu():
     source, target = Run().model.cuda(), Run().model.cuda()
     with torch.no_grad():
         for parameter in source.parameters():

@@ -1,8 +1,7 @@
-"""A process killed at any moment of a save leaves the old checkpoint or the new one, and never none.
+"""A process killed at any time during a save leaves the old or the new checkpoint.
 
-The moments are the system calls that change the disk: the process ends before each, and in the middle of each write. By
-functions of Python that kill their process, which works everywhere, and once more by strace, which also sees what
-Python does by itself.
+The process is killed before each system call that changes the disk, and in the middle of each write. One test patches
+Python's functions, which works everywhere. Another test uses strace, which also sees Python's own calls.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ COMMIT = store.commit
 
 @pytest.fixture(params=["links", "copies"])
 def links(request, monkeypatch) -> bool:
-    """On a file system with hard links, and on one without."""
+    """A file system with hard links, and a file system without."""
     if request.param == "copies":
 
         def no_links(*_, **__):
@@ -49,7 +48,7 @@ def folder(tmp_path):
     make_old(tmp_path / "old")
 
     def make(number: object) -> Path:
-        # With its links: `last` and `best` are other names of the same files.
+        # Keep the links: `last` and `best` are names of the same files.
         subprocess.run(["cp", "-a", tmp_path / "old", tmp_path / f"run-{number}"], check=True)
         return tmp_path / f"run-{number}"
 
@@ -57,7 +56,7 @@ def folder(tmp_path):
 
 
 def trap(number: int, when: str, calls: list[str]) -> None:
-    """Let the process be killed at its `number`-th call that changes the disk; `calls` notes those that were made."""
+    """Kill the process at the `number`-th call that changes the disk. `calls` records the calls."""
 
     def trapped(name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object, **options: object) -> object:
@@ -79,7 +78,7 @@ def trap(number: int, when: str, calls: list[str]) -> None:
 
 
 def killed_at(number: int, when: str, run: Path) -> int:
-    """How a process ends that is killed at a call of its save."""
+    """Return how a process ends that is killed at a call of the save."""
 
     def save() -> None:
         trap(number, when, [])
@@ -92,7 +91,7 @@ def calls_of_a_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     with monkeypatch.context() as patch:
         for name in CALLS:
-            patch.setattr(os, name, getattr(os, name))  # So that it is put back.
+            patch.setattr(os, name, getattr(os, name))  # so that monkeypatch restores the function
         trap(0, "before", calls)
         save_new(folder)
     return calls
@@ -102,7 +101,7 @@ def calls_of_a_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_killed_at_any_call_the_old_or_the_new_is_there(links, folder, monkeypatch, when):
     calls = calls_of_a_save(folder("whole"), monkeypatch)
     assert {"write", "pwrite", "fsync", "replace", "unlink"} <= set(calls)
-    # The file, its name, and each of two pointers: with links its name, with copies also its content.
+    # The file, the name, and each of two links: the name, and for copies also the content.
     assert calls.count("fsync") == (4 if links else 6)
     found = []
     for number, name in enumerate(calls, 1):
@@ -112,7 +111,7 @@ def test_killed_at_any_call_the_old_or_the_new_is_there(links, folder, monkeypat
         assert killed_at(number, when, run) == KILLED
         found.append(assert_sound(run))
         assert_next_save_mends(run)
-    # The old one until the new one has its name, and the new one ever after.
+    # The old checkpoint until the new one has its name, then the new checkpoint.
     assert found == sorted(found)
     assert set(found) == ({OLD} if when == "half" else {OLD, NEW})
 
@@ -121,14 +120,14 @@ def test_killed_at_any_call_the_old_or_the_new_is_there(links, folder, monkeypat
 
 
 def removing_first(run: Path, *content: Any) -> Path:
-    """A save that makes room before it writes."""
+    """A wrong save that removes old files before the write."""
     for path in [*store.steps(run).values(), run / "last.safetensors"]:
         path.unlink(missing_ok=True)
     return COMMIT(run, *content)
 
 
 def writing_in_place(run: Path, step: int, tensors: Any, metadata: Any) -> Path:
-    """A save without a temporary file."""
+    """A wrong save without a temporary file."""
     path = run / f"step-{step:08}.safetensors"
     path.unlink(missing_ok=True)
     file_format.write_synced(path, *file_format.header(tensors, metadata))
@@ -156,7 +155,7 @@ TRACED = "openat,write,pwrite64,fsync,/^rename,/^link,/^unlink"
 
 
 def traced(child: Child, options: list[str], log: Path) -> int:
-    """Let a child run under strace."""
+    """Run a child process under strace."""
     strace = subprocess.Popen(
         ["strace", "-f", "-y", "-o", log, *options, "-p", str(child.pid)],
         stdout=subprocess.DEVNULL,
@@ -181,7 +180,7 @@ def traced(child: Child, options: list[str], log: Path) -> int:
 
 @needs_strace
 def test_killed_by_strace_at_any_system_call(links, folder, tmp_path):
-    """strace counts each kind of call by itself, and the kinds are those that a trace of the save shows."""
+    """strace counts each kind of call separately. A trace of the save gives the kinds."""
     run = folder("whole")
     assert traced(Child(lambda: save_new(run)), ["-e", f"trace={TRACED}"], tmp_path / "trace") == 0
     kinds = re.findall(r"^\d+ +(\w+)\(", (tmp_path / "trace").read_text(), re.MULTILINE)
@@ -199,7 +198,7 @@ def test_killed_by_strace_at_any_system_call(links, folder, tmp_path):
 
 @needs_strace
 def test_the_order_of_system_calls(folder, tmp_path):
-    """Data before the name, the name before what points to it, and nothing old goes before all of that."""
+    """Data before the name, the name before the links, and removals at the end."""
     run = folder("traced")
     assert traced(Child(lambda: save_new(run)), ["-e", f"trace={TRACED}"], tmp_path / "trace") == 0
     order = []
@@ -229,7 +228,7 @@ def test_the_order_of_system_calls(folder, tmp_path):
         ),
         ("unlink", f"step-{OLD:08}.safetensors"),
     ]
-    # Without removals of temporary files that are not there, and one entry for writes in a row.
+    # Removals of missing temporary files are left out. Writes in a row are one entry.
     seen = [entry for entry in order if not (entry[0] == "unlink" and entry[1].startswith("."))]
     seen = [entry for entry, before in zip(seen, [None, *seen], strict=False) if entry != before]
     assert seen == whole

@@ -1,4 +1,4 @@
-"""The file format: the safetensors library is the reader that must agree, and no damage may pass."""
+"""The file format: the safetensors library reads the same, and every damage is found."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def test_layout_is_the_librarys_own(tmp_path):
     parts = json.loads(ours[8 : 8 + length])
     assert all(parts[name]["data_offsets"][0] % tensor.element_size() == 0 for name, tensor in tensors.items())
     assert len(ours) - length == len(library) - library_length
-    # Within one width the library orders by dtype, we by name, so only the sizes can be compared in general.
+    # Among equal widths the library orders by dtype and this project by name, so the sizes are compared.
     one_kind = {"b": torch.arange(5.0), "a": torch.arange(3.0)}
     ours = write(tmp_path / "ours", one_kind).read_bytes()
     save_file(one_kind, tmp_path / "library")
@@ -128,7 +128,7 @@ def test_every_truncation_and_addition_is_found(tmp_path):
         file_format.verify_digest(path)
 
 
-def test_other_safetensors_files_are_not_ours(tmp_path):
+def test_other_safetensors_files_are_no_checkpoints(tmp_path):
     save_file({"a": torch.ones(100)}, tmp_path / "a", {"digest": "0" * 64, "step": "1"})
     with pytest.raises(CheckpointError, match=r"not a checkpoint|is damaged"):
         file_format.verify_digest(tmp_path / "a")

@@ -1,6 +1,6 @@
-"""Real disks that refuse: full, read-only, with a limit for a file. The errors are the kernel's, not ours.
+"""Real disks that are full, read-only, or have a limit for files. The errors come from the kernel.
 
-A process in a mount namespace of its own gets small disks in memory; where that is not allowed, the tests are skipped.
+A process in a new mount namespace gets small disks in memory. The tests are skipped if the system forbids namespaces.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import needs
 
-# What is done on the small disk, and said about it as one JSON object a line.
+# The program on the small disk. The output is one JSON object.
 SCRIPT = """
 import errno, json, os, resource, subprocess, sys
 from pathlib import Path
@@ -26,15 +26,15 @@ import torch
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 
 folder, case = Path(sys.argv[1]), sys.argv[2]
 elements, warnings = 25_000, []  # 100 kB; where the disk gets full, it has room for two of them and a bit.
 saver = Saver(
-    world=World(), folder=folder, keep=3, keep_every=None, goes_on=case != "stops",
-    parts=lambda: {"model": {"weight": torch.ones(elements)}},
-    facts=lambda step, progress: CheckpointMetadata(step, {}, "", None, [], {}, {}, progress),
-    say=warnings.append,
+    World(), folder, SavePolicy(keep=3, continue_on_failure=case != "stops"),
+    tensors=lambda: {"model": {"weight": torch.ones(elements)}},
+    metadata=lambda step, progress: CheckpointMetadata(step, {}, "", None, [], {}, {}, progress),
+    warn=warnings.append,
 )
 outcomes = []
 with saver:
@@ -51,7 +51,7 @@ with saver:
             (folder / "step-00000001.safetensors").unlink()  # Somebody makes room.
         saver.save(step, {"best": None})
         try:
-            outcomes.append(saver.settle())
+            outcomes.append(saver.wait())
         except store.SaveError as error:
             outcomes.append(str(error))
             break
@@ -98,24 +98,24 @@ OLD_ONES = ["last.safetensors", "step-00000001.safetensors", "step-00000002.safe
     ],
 )
 def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
-    """The third of four saves fails. No part of it is left, the message says why, and the fourth works again."""
-    told = on_a_small_disk(tmp_path, case)
-    assert told["outcomes"] == [True, True, False, True]
-    (warning,) = told["warnings"]
+    """The third of four saves fails: no part of the file is left, the message has the reason, the fourth works."""
+    report = on_a_small_disk(tmp_path, case)
+    assert report["outcomes"] == [True, True, False, True]
+    (warning,) = report["warnings"]
     assert f"step-00000003.safetensors could not be saved: {reason}" in warning
-    assert "it needs 100," in warning
+    assert "the file needs 100," in warning
     assert "bytes are free" in warning
-    assert "training goes on without this checkpoint (checkpoint.on_failure: continue)" in warning
-    assert told["names"] == OLD_ONES
-    assert told["newest"] == "step-00000004.safetensors"
-    assert told["complaints"] == []
-    assert not any(name.startswith(".") for name in told["files"])
+    assert "Training continues without this checkpoint (checkpoint.on_failure: continue)" in warning
+    assert report["names"] == OLD_ONES
+    assert report["newest"] == "step-00000004.safetensors"
+    assert report["complaints"] == []
+    assert not any(name.startswith(".") for name in report["files"])
 
 
 def test_or_it_stops(tmp_path):
-    told = on_a_small_disk(tmp_path, "stops")
-    assert told["outcomes"][:2] == [True, True]
-    assert "step-00000003.safetensors could not be saved: the disk is full" in told["outcomes"][2]
-    assert told["files"] == OLD_ONES
-    assert told["newest"] == "step-00000002.safetensors"
-    assert os.strerror(errno.ENOSPC) not in told["outcomes"][2]  # In our words.
+    report = on_a_small_disk(tmp_path, "stops")
+    assert report["outcomes"][:2] == [True, True]
+    assert "step-00000003.safetensors could not be saved: the disk is full" in report["outcomes"][2]
+    assert report["files"] == OLD_ONES
+    assert report["newest"] == "step-00000002.safetensors"
+    assert os.strerror(errno.ENOSPC) not in report["outcomes"][2]  # a message of this project

@@ -1,8 +1,8 @@
-"""A power cut at any moment of a save leaves the old checkpoint or the new one.
+"""A power cut at any time during a save leaves the old or the new checkpoint.
 
-A killed process loses nothing that the kernel has; a power cut does. What a file holds is certain only once the file is
-synced, and what a folder says of its names once the folder is: until then any of the changes may be on the disk and any
-may not be. A disk that keeps such books, around the real one, gives all the folders that a power cut may leave behind.
+A power cut loses data that a killed process leaves in the kernel. The content of a file is safe after the file is
+synced, and the names in a folder after the folder is synced. Before, any subset of the changes may be on the disk. A
+simulated disk around the real one lists all folders that a power cut may leave.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Folder = dict[str, bytes]
 
 
 class Disk:
-    """What is certain of a folder, and what is not yet. `forgets` syncs of `files` or of the `folder`: the controls."""
+    """The safe and the unsafe changes of a folder. Controls: `forgets` drops syncs of `files` or of the `folder`."""
 
     def __init__(self, folder: Path, forgets: str | None = None) -> None:
         self._forgets = forgets
@@ -34,7 +34,7 @@ class Disk:
         self.states: list[Folder] = []
 
     def names(self, change: dict[str, int | None]) -> None:
-        """Names that together get other files, or none."""
+        """Names that change together."""
         self._changes.append(change)
         self._now.update(change)  # pyright: ignore[reportCallIssue]
         self._note()
@@ -52,7 +52,7 @@ class Disk:
         self._note()
 
     def sync(self, name: str | None) -> None:
-        """Of a file, or without a name of the folder."""
+        """Sync a file, or the folder if there is no name."""
         if name and self._forgets != "files":
             self._synced[self.file(name)] = self._files[self.file(name)]
         elif not name and self._forgets != "folder":
@@ -65,7 +65,7 @@ class Disk:
         self.states += [state for state in self.possible() if state not in self.states]
 
     def possible(self) -> Iterator[Folder]:
-        """Every folder that a power cut now may leave."""
+        """Return every folder that a power cut may leave now."""
         for happened in itertools.product([False, True], repeat=len(self._changes)):
             names: dict[str, int | None] = dict(self._certain)
             for change in itertools.compress(self._changes, happened):
@@ -83,7 +83,7 @@ class Disk:
 def possible_folders(
     folder: Path, monkeypatch: pytest.MonkeyPatch, forgets: str | None = None
 ) -> tuple[list[Folder], list[Folder]]:
-    """Save into a folder. Return the folders that a power cut may leave, at any time and after the save is over."""
+    """Save into a folder. Return the folders that a power cut may leave, during and after the save."""
     disk = Disk(folder, forgets)
 
     def path_of(file: int) -> Path:
@@ -110,7 +110,7 @@ def possible_folders(
 
     def replaced(source, target):
         REAL["replace"](source, target)
-        if not Path(source).exists():  # Of two names of one file, a rename removes none.
+        if not Path(source).exists():  # A rename between two names of one file removes no name.
             disk.names({Path(target).name: disk.file(Path(source).name), Path(source).name: None})
 
     def linked(source, target):
@@ -147,19 +147,19 @@ def lay_out(state: Folder, folder: Path) -> Path:
     return folder
 
 
-def test_whatever_the_disk_had_the_old_or_the_new_is_there(tmp_path, monkeypatch):
+def test_a_power_cut_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch):
     make_old(tmp_path / "run")
     states, after = possible_folders(tmp_path / "run", monkeypatch)
     found = [assert_sound(lay_out(state, tmp_path / str(number))) for number, state in enumerate(states)]
     assert len(found) > 15
     assert set(found) == {OLD, NEW}
-    assert {found[states.index(state)] for state in after} == {NEW}  # A save that is over survives.
+    assert {found[states.index(state)] for state in after} == {NEW}  # A complete save survives.
     for number in range(0, len(states), 10):
         assert_next_save_mends(tmp_path / str(number))
 
 
 @pytest.mark.parametrize("forgets", ["files", "folder"])
-def test_without_a_sync_it_would_not_be(tmp_path, monkeypatch, forgets):
+def test_a_missing_sync_can_lose_both(tmp_path, monkeypatch, forgets):
     """The control: each kind of sync is needed."""
     make_old(tmp_path / "run")
     lost = 0

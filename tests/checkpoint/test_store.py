@@ -1,4 +1,4 @@
-"""The folder of checkpoints: whatever fails, and whenever, a good file stays and the message says what happened."""
+"""The checkpoint folder: after any failure a valid file stays, and the message has the reason."""
 
 import errno
 import hashlib
@@ -48,7 +48,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 
 def test_order_of_the_durable_write(tmp_path, monkeypatch):
-    """The file is synced before it gets its name, and the name before the commit returns."""
+    """The file is synced before the rename, and the folder is synced before the commit returns."""
     calls = []
     real_fsync, real_replace = os.fsync, Path.replace
 
@@ -68,7 +68,7 @@ def test_order_of_the_durable_write(tmp_path, monkeypatch):
 
 
 def failing(error_number: int, times: int = 1):
-    """A function that fails on its `times`-th call, and one that counts how often it was called."""
+    """Return a wrapper that fails on the `times`-th call."""
 
     def make(real):
         calls = 0
@@ -86,7 +86,7 @@ def failing(error_number: int, times: int = 1):
 
 
 FAULTS = [
-    (os, "open", errno.EACCES, 1, "no permission"),
+    (os, "open", errno.EACCES, 1, "permission denied"),
     (os, "write", errno.ENOSPC, 1, "the disk is full"),
     (os, "write", errno.ENOSPC, 2, "the disk is full"),
     (os, "write", errno.EDQUOT, 3, "quota"),
@@ -94,7 +94,7 @@ FAULTS = [
     (os, "fsync", errno.EIO, 1, "input/output error"),
     (os, "fsync", errno.ENOSPC, 1, "the disk is full"),
     (Path, "replace", errno.EROFS, 1, "read-only"),
-    (Path, "replace", errno.EACCES, 1, "no permission"),
+    (Path, "replace", errno.EACCES, 1, "permission denied"),
 ]
 
 
@@ -110,7 +110,7 @@ def test_failed_commit_leaves_the_folder_as_it_was(tmp_path, monkeypatch, owner,
     assert failure.value.exit_code == 1
     assert names(tmp_path) == ["step-00000001.safetensors"]
     store.verify(tmp_path / "step-00000001.safetensors")
-    save(tmp_path, 2)  # The negative control: without the fault it works.
+    save(tmp_path, 2)  # The control: without the fault the save works.
     assert list(store.steps(tmp_path)) == [1, 2]
 
 
@@ -146,7 +146,7 @@ def test_short_writes_are_finished(tmp_path, monkeypatch):
 
 
 def test_limit_for_a_file_of_the_system(tmp_path):
-    """A real limit: ulimit -f of 4 KiB in a process of its own."""
+    """A real limit: ulimit -f of 4 KiB in a child process."""
     save(tmp_path, 1)
     script = f"""
 import resource, torch
@@ -186,10 +186,10 @@ def test_newest_of_nothing(tmp_path):
     assert store.newest_valid(tmp_path) == (None, [], [])
 
 
-def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
+def test_a_damaged_newest_is_skipped_with_a_warning(tmp_path):
     for step in (1, 2, 3):
         path = save(tmp_path, step)
-    store.point(tmp_path, "last", path)
+    store.update_link(tmp_path, "last", path)
     damage(path)
     before = names(tmp_path)
     for _ in range(2):  # The folder stays unchanged until the start is accepted.
@@ -199,7 +199,7 @@ def test_damaged_newest_is_passed_over_with_a_warning(tmp_path):
         assert str(path) in warnings[0]
         assert "damaged" in warnings[0]
         assert names(tmp_path) == before
-    store.set_aside_damaged(damaged)
+    store.mark_corrupt(damaged)
     assert names(tmp_path) == [
         "last.safetensors.corrupt",
         "step-00000001.safetensors",
@@ -219,10 +219,10 @@ def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
     assert failure.value.exit_code == 4
 
 
-def test_a_copy_under_last_saves_the_day(tmp_path, monkeypatch):
+def test_a_copy_under_last_is_found(tmp_path, monkeypatch):
     path = save(tmp_path, 1)
     monkeypatch.setattr(os, "link", failing(errno.EPERM)(os.link))
-    store.point(tmp_path, "last", path)
+    store.update_link(tmp_path, "last", path)
     damage(path)
     found, warnings, _ = store.newest_valid(tmp_path)
     assert found == tmp_path / "last.safetensors"
@@ -230,12 +230,12 @@ def test_a_copy_under_last_saves_the_day(tmp_path, monkeypatch):
 
 
 def separate(folder, step, name):
-    """Write a checkpoint under the name of a pointer only, as on a file system without links."""
+    """Write a checkpoint under the name of a link only, as on a file system without hard links."""
     return save(folder, step).rename(folder / f"{name}.safetensors")
 
 
 def test_the_newest_by_step_wins_among_all_names(tmp_path):
-    """A pointer may have the only copy. Files that were set aside are no candidates."""
+    """A link may be the only copy. Renamed files are no candidates."""
     best, last = separate(tmp_path, 7, "best"), separate(tmp_path, 9, "last")
     for name in ("step-00000011.safetensors.superseded", "best.superseded-1.safetensors", "earlier-1"):
         save(tmp_path, 11).rename(tmp_path / name)
@@ -256,9 +256,9 @@ def test_the_step_inside_counts_and_not_the_name(tmp_path):
     assert store.newest_valid(tmp_path).path == newest
 
 
-def test_a_link_to_nothing_is_passed_over(tmp_path):
+def test_a_broken_link_is_skipped(tmp_path):
     path = save(tmp_path, 1)
-    store.point(tmp_path, "last", path)
+    store.update_link(tmp_path, "last", path)
     (tmp_path / "step-00000002.safetensors").symlink_to(tmp_path / "nowhere")
     found, (warning,), damaged = store.newest_valid(tmp_path)
     assert (found, damaged) == (path, [])
@@ -270,10 +270,10 @@ def test_a_link_to_nothing_is_passed_over(tmp_path):
         store.newest_valid(tmp_path)
 
 
-def test_a_best_that_retires_keeps_its_file(tmp_path):
+def test_retire_best_keeps_the_file(tmp_path):
     assert store.retire_best(tmp_path) is None
     for step in (1, 2):
-        store.point(tmp_path, "best", save(tmp_path, step))
+        store.update_link(tmp_path, "best", save(tmp_path, step))
         assert store.retire_best(tmp_path) == tmp_path / f"best.superseded-{step}.safetensors"
     assert [store.verify(tmp_path / f"best.superseded-{step}.safetensors")["step"] for step in (1, 2)] == ["1", "2"]
     assert not (tmp_path / "best.safetensors").exists()
@@ -301,7 +301,7 @@ def test_verify_names_the_file(tmp_path):
 
 
 def forged(text: bytes) -> bytes:
-    """A file with this header and a right digest, as an attacker can make."""
+    """Return a file with this header and a right digest, as an attacker can make."""
     blank = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(blank).hexdigest().encode()
     return blank.replace(b"0" * 64, digest, 1)
@@ -322,30 +322,30 @@ def test_forged_files_are_refused(tmp_path, rest):
 
 
 def test_right_digest_over_an_empty_header_passes(tmp_path):
-    """The negative control of the forgeries: they fail for their content, not for how the test makes them."""
+    """The control: forged files fail because of the content, not because of the way the test makes the file."""
     path = tmp_path / "a"
     path.write_bytes(forged(START + b'"}}'))
     assert store.verify(path).keys() == {"digest"}
     assert store.read(path)[0] == {}
 
 
-def test_point_links_and_moves(tmp_path):
+def test_update_link_replaces_the_link(tmp_path):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
-    store.point(tmp_path, "best", first)
+    store.update_link(tmp_path, "best", first)
     best = tmp_path / "best.safetensors"
     assert best.samefile(first)
-    store.point(tmp_path, "best", first)  # Again the same: a rename of a file to itself leaves both names.
+    store.update_link(tmp_path, "best", first)  # The same again: a rename of a file to itself leaves both names.
     assert best.samefile(first)
-    store.point(tmp_path, "best", second)
+    store.update_link(tmp_path, "best", second)
     assert best.samefile(second)
     assert names(tmp_path) == ["best.safetensors", first.name, second.name]
 
 
-def test_point_copies_where_links_fail(tmp_path, monkeypatch):
+def test_update_link_copies_if_links_fail(tmp_path, monkeypatch):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     for path in (first, second):
         monkeypatch.setattr(os, "link", failing(errno.EOPNOTSUPP)(os.link))
-        store.point(tmp_path, "last", path)
+        store.update_link(tmp_path, "last", path)
     last = tmp_path / "last.safetensors"
     assert not last.samefile(second)
     assert last.read_bytes() == second.read_bytes()
@@ -353,23 +353,23 @@ def test_point_copies_where_links_fail(tmp_path, monkeypatch):
     assert len(names(tmp_path)) == 3
 
 
-def test_failed_point_keeps_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_update_keeps_the_old_link(tmp_path, monkeypatch):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
-    store.point(tmp_path, "last", first)
+    store.update_link(tmp_path, "last", first)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", failing(errno.EIO)(Path.replace))
         with pytest.raises(store.SaveError, match=r"last\.safetensors could not be saved"):
-            store.point(tmp_path, "last", second)
+            store.update_link(tmp_path, "last", second)
     assert (tmp_path / "last.safetensors").samefile(first)
     assert names(tmp_path) == ["last.safetensors", first.name, second.name]
 
 
 def test_link_left_by_a_crash_is_not_written_through(tmp_path, monkeypatch):
-    """The temporary name may be a second name of an old checkpoint; a copy must not open that file for writing."""
+    """The temporary name may be a link to an old checkpoint. A copy must not write through this link."""
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     os.link(first, tmp_path / ".last.safetensors.tmp")
     monkeypatch.setattr(os, "link", failing(errno.EPERM)(os.link))
-    store.point(tmp_path, "last", second)
+    store.update_link(tmp_path, "last", second)
     store.verify(first)
     assert store.read(first)[1]["step"] == "1"
 
@@ -378,8 +378,8 @@ def test_prune_keeps_the_newest_and_what_is_pointed_to(tmp_path):
     for step in (8, 9, 10, 11):
         path = save(tmp_path, step)
         if step == 8:
-            store.point(tmp_path, "best", path)
-    store.point(tmp_path, "last", path)
+            store.update_link(tmp_path, "best", path)
+    store.update_link(tmp_path, "last", path)
     kept = tmp_path / "step-00000009.safetensors"
     assert store.prune(tmp_path, 1, keep_every=3) == [tmp_path / f"step-{step:08}.safetensors" for step in (8, 10)]
     assert names(tmp_path) == ["best.safetensors", "last.safetensors", kept.name, path.name]
@@ -387,38 +387,38 @@ def test_prune_keeps_the_newest_and_what_is_pointed_to(tmp_path):
     assert store.prune(tmp_path, 5) == []
 
 
-def test_sweep_removes_only_our_temporary_files(tmp_path):
+def test_remove_temporary_removes_only_temporary_files_of_checkpoints(tmp_path):
     save(tmp_path, 1)
     ours = [".best.safetensors.tmp", ".last.safetensors.tmp", ".step-00000002.safetensors.tmp"]
     for name in [*ours, ".other.tmp", "step-00000003.safetensors.tmp"]:
         (tmp_path / name).touch()
-    assert [path.name for path in store.sweep(tmp_path)] == ours
+    assert [path.name for path in store.remove_temporary(tmp_path)] == ours
     assert names(tmp_path) == [".other.tmp", "step-00000001.safetensors", "step-00000003.safetensors.tmp"]
-    assert store.sweep(tmp_path / "nowhere") == []
+    assert store.remove_temporary(tmp_path / "nowhere") == []
 
 
-def test_set_aside_takes_a_superseded_future_away(tmp_path):
+def test_mark_superseded_renames_later_steps(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
-    assert [path.name for path in store.set_aside(tmp_path, beyond=1)] == [
+    assert [path.name for path in store.mark_superseded(tmp_path, beyond=1)] == [
         "step-00000002.safetensors.superseded",
         "step-00000003.safetensors.superseded",
     ]
     assert store.newest_valid(tmp_path).path == tmp_path / "step-00000001.safetensors"
-    assert store.set_aside(tmp_path, beyond=1) == []
+    assert store.mark_superseded(tmp_path, beyond=1) == []
 
 
-def test_set_aside_takes_pointers_into_that_future_away(tmp_path):
-    """Their steps may have been removed since; what goes on from the past must not be told that they are its best."""
+def test_mark_superseded_renames_later_links(tmp_path):
+    """The step files of later links may be removed already. A resumed run must not keep a later best."""
     for step in (1, 2, 3):
         path = save(tmp_path, step)
-        store.point(tmp_path, "last", path)
+        store.update_link(tmp_path, "last", path)
         if step < 3:
-            store.point(tmp_path, "best", path)
+            store.update_link(tmp_path, "best", path)
     store.prune(tmp_path, 1)
     path.unlink()
     save(tmp_path, 1)
-    assert [path.name for path in store.set_aside(tmp_path, beyond=1)] == [
+    assert [path.name for path in store.mark_superseded(tmp_path, beyond=1)] == [
         "last.safetensors.superseded",
         "best.safetensors.superseded",
     ]
@@ -429,15 +429,15 @@ def test_set_aside_takes_pointers_into_that_future_away(tmp_path):
     ]
 
 
-def test_set_aside_leaves_pointers_that_are_not_later_or_say_nothing(tmp_path):
-    store.point(tmp_path, "best", save(tmp_path, 1))
+def test_mark_superseded_keeps_other_links(tmp_path):
+    store.update_link(tmp_path, "best", save(tmp_path, 1))
     (tmp_path / "last.safetensors").write_bytes(b"nothing")
-    assert store.set_aside(tmp_path, beyond=1) == []
+    assert store.mark_superseded(tmp_path, beyond=1) == []
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncation"])
-def test_any_damage_of_the_newest_leads_to_the_one_before(tmp_path, damage):
-    """200 of each, at random and at the ends; found by what a run does when it starts."""
+def test_any_damage_of_the_newest_leads_to_the_previous_checkpoint(tmp_path, damage):
+    """200 of each kind, at random places and at the ends, found by the start of a run."""
     old, newest = save(tmp_path, 1), save(tmp_path, 2)
     content = newest.read_bytes()
     draw = random.Random(0)

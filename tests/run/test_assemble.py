@@ -115,7 +115,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
 def first_step(run: Run) -> None:
     run.warm_up()
     with run.train_batches(0, 1) as batches:
-        run.step.read(0, run.step(batches, step=0, lr=0.1, stop=False))
+        run.step(batches, step=0, lr=0.1, stop=False).result()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def facts(step, best=None):
 
 def save(folder, step, best=None):
     path = store.commit(folder, step, {"model.weight": torch.ones(3) * step}, facts(step, best).to_metadata())
-    store.point(folder, "last", path)
+    store.update_link(folder, "last", path)
     return path
 
 
@@ -104,7 +104,7 @@ def test_never_and_a_named_file(tmp_path):
     assert find(tmp_path, str(older))[0].metadata.step == 9
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in (tmp_path / "other.safetensors", tmp_path / "link", "x" * 5000, "a\0b", tmp_path, ""):
-        with pytest.raises(UsageError, match=r"--resume .*; give ") as refusal:
+        with pytest.raises(UsageError, match=r"--resume .*\. Give ") as refusal:
             find(tmp_path, str(name))
         assert len(str(refusal.value)) < 500
 
@@ -183,7 +183,7 @@ def with_best(folder, best_step=8, step=9):
     """Save a best checkpoint and a newer checkpoint. Return the newer path, the best path and the best."""
     best = {"step": best_step, "top1": 50.0, "weights": "ema"}
     path = save(folder, best_step, best)
-    store.point(folder, "best", path)
+    store.update_link(folder, "best", path)
     return save(folder, step, best), path, best
 
 
@@ -218,7 +218,7 @@ def test_a_best_without_a_file_is_none(tmp_path, harm):
         pointer.unlink()
     if harm == "another run's":
         save(tmp_path / "new", 8, {**best, "top1": 60.0})
-        store.point(tmp_path / "new", "best", tmp_path / "new" / "step-00000008.safetensors")
+        store.update_link(tmp_path / "new", "best", tmp_path / "new" / "step-00000008.safetensors")
     found, (warning,) = resume_from(newest, tmp_path / "new")
     assert found is None
     assert "no valid checkpoint is left of the best validation so far (top-1 50.00 % after step 8)" in warning
@@ -229,7 +229,7 @@ def test_a_pruned_best_of_an_older_checkpoint_starts_over(tmp_path):
     """The newest checkpoint is damaged, and the best of the older checkpoint is pruned."""
     older, path, best = with_best(tmp_path)
     save(tmp_path, 10, {**best, "step": 10, "top1": 60.0})
-    store.point(tmp_path, "best", tmp_path / "step-00000010.safetensors")
+    store.update_link(tmp_path, "best", tmp_path / "step-00000010.safetensors")
     path.unlink()
     found, (warning,) = resume_from(older, tmp_path)
     assert found is None

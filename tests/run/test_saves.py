@@ -12,7 +12,7 @@ import pytest
 from seresnext.checkpoint import store
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.folder import RunFolder
-from seresnext.training.step import TrainingStep
+from seresnext.training.result import PendingResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 SETTINGS = ["length=6st", "evaluation.every=6st", "logging.every=1st"]
@@ -83,14 +83,14 @@ def test_a_stop_request_during_a_write_waits_and_saves_again(train_synthetic, ha
 
 def test_an_error_of_training_during_a_write_waits_for_it(train_synthetic, happened, tmp_path, monkeypatch):
     """The run has failed, and the next start resumes from that checkpoint."""
-    read = TrainingStep.read
+    wait = PendingResult.result
 
-    def failing(self, step, report):
-        if step == 3:
+    def failing(self):
+        if self.step == 3:
             raise RuntimeError("something broke")
-        return read(self, step, report)
+        return wait(self)
 
-    monkeypatch.setattr(TrainingStep, "read", failing)
+    monkeypatch.setattr(PendingResult, "result", failing)
     with pytest.raises(RuntimeError, match="something broke"):
         train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=3st"])
     assert happened == [("running", 0), ("begin", 3), ("end", 3)]
@@ -120,7 +120,7 @@ def test_a_failed_write_may_be_allowed(train_synthetic, meanwhile, tmp_path):
     assert status(run)["state"] == "finished"
     assert list(store.steps(run / "checkpoints")) == [4, 6]
     log = (run / "log.txt").read_text()
-    assert log.count("warning: step 2 could not be saved: the disk is full; training goes on without") == 1
+    assert log.count("warning: step 2 could not be saved: the disk is full. Training continues without") == 1
 
 
 def test_a_failed_last_write_is_never_allowed(train_synthetic, happened, meanwhile, tmp_path):

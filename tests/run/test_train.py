@@ -129,7 +129,7 @@ def test_a_best_without_a_file_is_a_warning_and_starts_over(preempted, train_syn
 
 
 def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
-    point, seen = store.point, []
+    point, seen = store.update_link, []
 
     def looking(folder, name, path):
         point(folder, name, path)
@@ -137,7 +137,7 @@ def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_sy
             status = read_status(preempted)
             seen.append((name, status["saved_step"], status["total_steps"]))
 
-    monkeypatch.setattr(store, "point", looking)
+    monkeypatch.setattr(store, "update_link", looking)
     train_synthetic(preempted, SETTINGS)
     assert seen[0] == ("last", 1, 2)  # Step 2 counts as saved when the write is complete.
     status = read_status(preempted)

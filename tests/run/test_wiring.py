@@ -26,7 +26,9 @@ from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.plan import Plan, Progress
+from seresnext.training.saving import SavePolicy
 from seresnext.training.schedule import Schedule
+from seresnext.training.step import StepSettings
 
 SETTINGS = [
     "model={name: seresnext26, num_classes: 5, in_channels: 1, drop_rate: 0.3, zero_init_last: true, "
@@ -70,7 +72,7 @@ class Built:
     trainer: dict[str, Any]
     saver: dict[str, Any]
     tally: tuple[Any, ...]
-    exchange: DDPOptions
+    ddp: DDPOptions
     drawn_from: int
 
 
@@ -91,7 +93,7 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
             return construct
 
         def wrap_ddp(model: SENet, options: DDPOptions) -> SENet:
-            seen["exchange"] = options
+            seen["ddp"] = options
             return model
 
         def build_model(*words: Any) -> SENet:
@@ -116,7 +118,7 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
             seen["Trainer"],
             seen["Saver"],
             seen["BadImageCounter"],
-            seen["exchange"],
+            seen["ddp"],
             seen["drawn_from"],
         )
 
@@ -138,8 +140,8 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 AS_BY_DEFAULT = {
     "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_assemble.py
     "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic",
-    "runtime.measure", "runtime.static_graph",
-    "loss.name", "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # other values below
+    "optimizer.betas", "optimizer.eps", "loss.name",
+    "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # other values below
     "runtime.loader_timeout", "runtime.collective_timeout",
 }  # fmt: skip
 SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoint", "logging", "runtime")
@@ -181,13 +183,12 @@ def test_the_optimizer(built):
 def test_the_step(built):
     run, step = built.run, built.step
     assert step["loss"] == BinaryCrossEntropy(0.0, 0.25)
-    assert step["clip_norm"] == 1.5
     assert step["mix"] == MixupCutmix(num_classes=5, seed=12, mixup=0.2, cutmix=0.7, last_step=14)
     assert step["ema"] is run.ema is not None
     assert (run.ema.decay_at(0), run.ema.decay_at(99)) == (0.6, 0.6)
-    assert (step["seed"], step["replicas"], step["compiled"]) == (12, 4, False)
-    assert step["precision"] is PRECISIONS["fp64"]
-    assert built.exchange == DDPOptions(bucket_mb=13, compress=False)
+    ddp = DDPOptions(bucket_mb=13, compress=False)
+    assert step["settings"] == StepSettings(4, 12, PRECISIONS["fp64"], compiled=False, clip_norm=1.5, ddp=ddp)
+    assert built.ddp == ddp
 
 
 def test_the_trainer(built):
@@ -197,16 +198,17 @@ def test_the_trainer(built):
         total=15, steps_per_epoch=5, log_every=11, evaluate_every=10, save_every=3, keep_every=6, global_size=8,
         patience=None, stop_after_skips=7,
     )  # fmt: skip
-    assert trainer["models"] == {"model": built.run.model, "ema": built.run.ema.model}
-    assert trainer["chosen"] == "model"
-    assert trainer["precision"] is PRECISIONS["fp64"]
-    assert trainer["validation"].num_batches == 14  # 40 images in batches of 3
+    validation = trainer["validation"]
+    assert validation.models == {"model": built.run.model, "ema": built.run.ema.model}
+    assert validation.best_by == "model"
+    assert validation.precision is PRECISIONS["fp64"]
+    assert validation.num_batches == 14  # 40 images by 3.
     assert trainer["train"].calibration is not None
     assert built.tally[0] == 6
 
 
 def test_the_saver(built):
-    assert (built.saver["keep"], built.saver["keep_every"], built.saver["goes_on"]) == (9, 6, True)
+    assert built.saver["policy"] == SavePolicy(9, 6, continue_on_failure=True)
 
 
 def test_calibration_takes_the_images_asked_for(built, monkeypatch):
@@ -225,6 +227,14 @@ OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
         lambda built: built.step["loss"],
         CrossEntropy(0.2),
     ),
+    "adamw": (
+        ["optimizer={name: adamw, betas: [0.7, 0.8], eps: 1e-5, weight_decay: 0.1}"],
+        lambda built: [
+            (type(built.run.optimizer), *(group[key] for key in ("betas", "eps", "weight_decay")))
+            for group in built.run.optimizer.param_groups
+        ],
+        [(torch.optim.AdamW, (0.7, 0.8), 1e-5, 0.1)],
+    ),
     "rate by steps": (
         ["schedule={name: step, every: 2ep, factor: 0.3, warmup: 1st}"],
         lambda built: built.trainer["schedule"],
@@ -241,8 +251,12 @@ OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
         10,
     ),
     "average with a warm-up": (["ema={decay: 0.6}"], lambda built: built.run.ema and built.run.ema.decay_at(0), 0.1),
-    "no average": (["ema=null"], lambda built: (built.step["ema"], list(built.trainer["models"])), (None, ["model"])),
-    "average chooses": (["evaluation={weights: auto}"], lambda built: built.trainer["chosen"], "ema"),
+    "no average": (
+        ["ema=null"],
+        lambda built: (built.step["ema"], list(built.trainer["validation"].models)),
+        (None, ["model"]),
+    ),
+    "average chooses": (["evaluation={weights: auto}"], lambda built: built.trainer["validation"].best_by, "ema"),
     "all decay": (
         ["optimizer.decay_norm_and_bias=true"],
         lambda built: [group["weight_decay"] for group in built.run.optimizer.param_groups],
@@ -250,7 +264,7 @@ OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
     ),
     "compressed": (
         ["runtime={compress_gradients: bf16, precision: fp32, compile: false}"],
-        lambda built: built.exchange,
+        lambda built: built.ddp,
         DDPOptions(compress=True),
     ),
     "in NHWC": (
@@ -258,7 +272,11 @@ OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
         lambda built: built.run.model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last),
         True,
     ),
-    "stop at a failed save": (["checkpoint={every: 1ep}"], lambda built: built.saver["goes_on"], False),
+    "stop at a failed save": (
+        ["checkpoint={every: 1ep}"],
+        lambda built: built.saver["policy"].continue_on_failure,
+        False,
+    ),
     "no recalibration": (["evaluation={every: 1ep}"], lambda built: built.trainer["train"].calibration, None),
 }
 
@@ -281,7 +299,7 @@ def test_compiled_and_deterministic(build, monkeypatch):
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
     built = build("runtime={compile: true, deterministic: true, precision: fp32}")
-    assert built.step["compiled"] is True
+    assert built.step["settings"].compiled is True
     assert (asked.compiled, asked.deterministic) == (1, True)
     build()
     assert (asked.compiled, asked.deterministic) == (1, False)

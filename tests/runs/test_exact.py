@@ -44,6 +44,8 @@ FORGOTTEN = [
     "model/num_batches_tracked", "optimizer.momentum/last_linear.bias", "ema/layer3.0.bn2.weight", "ema/running_var",
     "step", "evaluated", "best", "unlogged_loss", "unlogged_steps", "unlogged_skips", "history",
 ]  # fmt: skip
+ADAMW = ("optimizer.name=adamw",)
+FORGOTTEN_OF_ADAMW = ["optimizer.exp_avg/last_linear.bias", "optimizer.exp_avg_sq/bn1.weight", "optimizer/step"]
 
 
 def _evaluation_size(world: int) -> int:
@@ -66,6 +68,12 @@ def _trainings(world: int) -> list[Training]:
         # After the sixth step; in the second round of the validation; after the validation, before a save.
         Training("later", crash_at=6), Training("later", stop_at=5), Training("later", crash_at=6), Training("later"),
     ]  # fmt: skip
+    trainings += [
+        Training("adamw", settings=ADAMW),
+        Training("adamw stopped", settings=ADAMW, stop_at=4), Training("adamw stopped", settings=ADAMW),
+        Training("adamw killed", settings=ADAMW, crash_at=3),
+        Training("adamw resumed", settings=ADAMW, copy_of="adamw killed"),
+    ]  # fmt: skip
     if world == 3:
         cold = [Training("cold"), Training("cold-killed", crash_at=3), Training("cold-killed")]
         trainings += [replace(training, without="warm_up") for training in cold]
@@ -75,9 +83,13 @@ def _trainings(world: int) -> list[Training]:
         for what in FORGOTTEN:
             copied = "saved" if what == "evaluated" else "killed"
             trainings.append(Training(f"without {what}", copy_of=copied, forget=what))
+        for what in FORGOTTEN_OF_ADAMW:
+            trainings.append(Training(f"without {what}", settings=ADAMW, copy_of="adamw killed", forget=what))
     trainings = [replace(training, spoilt=SPOILT) for training in trainings]
     short = {"settings": ("length=2st", "schedule.warmup=0ep"), "spoilt": SPOILT}
     trainings += [Training(without, without=without, **short) for without in ("skip_if", "undo_if", "ema")]
+    short["settings"] += ADAMW
+    trainings.append(Training("adamw skip_if", without="skip_if", **short))
     in_a_row = {"2": "loss", "3": "gradient"}
     return [*trainings, Training("stopped", spoilt=in_a_row, settings=("optimizer.stop_after_skips=2",))]
 
@@ -139,6 +151,13 @@ def test_it_is_bit_for_bit_the_uninterrupted_one(lab, run):
     assert lab.differences(run, "whole") == []
 
 
+@pytest.mark.parametrize("run", ["adamw stopped", "adamw resumed"])
+def test_an_interrupted_run_with_adamw_is_bit_for_bit_the_uninterrupted_one(lab, run):
+    assert lab.differences(run, "adamw") == []
+    names = {"optimizer.step", *(f"optimizer.{state}.layer0.bn1.weight" for state in ("exp_avg", "exp_avg_sq"))}
+    assert names < lab.result(run).keys()
+
+
 def test_all_ranks_have_the_same_bits(lab):
     assert [run for run, seen in lab.seen.items() if not all(each.same_on_all_ranks for each in seen)] == []
 
@@ -167,7 +186,20 @@ def test_without_an_item_of_state_it_is_another_run(labs, what):
     assert labs(1).differences(f"without {what}", "whole") != []
 
 
+@pytest.mark.parametrize("what", FORGOTTEN_OF_ADAMW)
+def test_without_an_item_of_adamws_state_the_run_differs(labs, what):
+    """The controls for AdamW."""
+    assert labs(1).differences(f"without {what}", "adamw") != []
+
+
 # ------------------------------------------------------------------------------------------------ skipped steps
+
+
+def test_adamw_skips_a_step_without_a_change(lab):
+    """Neither weights, nor averages, nor the step count change. Two of seven steps are not counted."""
+    (seen,) = lab.seen["adamw"]
+    assert seen.changed == [[]] * (2 * lab.world)
+    assert lab.result("adamw")["optimizer.step"] == 5
 
 
 def test_all_ranks_skip_what_is_not_finite_on_one(lab):
@@ -189,6 +221,15 @@ def test_all_ranks_skip_what_is_not_finite_on_one(lab):
     means = [(line["loss"], line["skipped"]) for line in lines if line["event"] == "train"]
     usual = [math.fsum(losses) / len(losses) for losses in seen.losses]
     assert means == [(sum(usual[i] for i in (0, 2, 3)) / 3, 1), (sum(usual[i] for i in (5, 6)) / 2, 1)]
+
+
+def test_without_skip_if_adamw_changes_weights_and_step_count(lab):
+    """The control for AdamW."""
+    (seen,) = lab.seen["adamw skip_if"]
+    assert len(seen.changed) == lab.world
+    for names in seen.changed:
+        assert {name.split(".")[0] for name in names} == {"optimizer", "model"}
+        assert {"optimizer.step", "model.layer0.bn1.weight"} < {*names}
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_save_that_fails(faulty, whole_digest, tmp_path, world, stopping, pass
     result = faulty(run, Fault("write:6", f"error:{passing}", rank=0), world=world, more=more, timeout=90)
     assert result.returncode == 0, result.output
     assert "could not be saved" in result.output
-    assert "training goes on without this checkpoint" in result.stdout
+    assert "Training continues without this checkpoint" in result.stdout
     assert list(store.steps(run / "checkpoints")) == [2, 4, 8]
     assert not list((run / "checkpoints").glob(".*"))
     assert digest(run) == whole_digest(world, *SIZES[world])
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full(faulty, tmp_path):
     result = faulty(run, world=1, more=["--set", "checkpoint.every=1st"], prefix=prefix)
     assert result.returncode == 1, result.output
     assert re.search(
-        r"could not be saved: the disk is full; it needs [\d,]+ bytes, [\d,]+ bytes are free", one_error(result)
+        r"could not be saved: the disk is full; the file needs [\d,]+ bytes, [\d,]+ bytes are free", one_error(result)
     )
     seen = tmp_path / "seen"
     assert store.newest_valid(seen / "checkpoints").warnings == []

@@ -1,4 +1,4 @@
-"""The moving average against torch's AveragedModel and its warm-up against the formula."""
+"""The EMA against torch's AveragedModel, and the warm-up against the formula."""
 
 import copy
 
@@ -20,11 +20,11 @@ def move(model):
             tensor.add_(torch.ones_like(tensor))
 
 
-def test_it_follows_weights_and_buffers_as_torchs_does():
+def test_weights_and_buffers_equal_torchs():
     model = net()
     ema = Ema(model, 0.9, warmup=False)
     reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    reference.update_parameters(model)  # Its first update only copies.
+    reference.update_parameters(model)  # The first update of AveragedModel only copies.
     for step in range(5):
         move(model)
         ema.update(step)
@@ -43,14 +43,14 @@ def test_warmup_decay():
     assert ema.decay_at(10_000) == 0.99
 
 
-def test_it_is_for_evaluation_only():
+def test_the_model_is_in_evaluation_mode():
     ema = Ema(net(), 0.9, warmup=False)
     assert not ema.model.training
     assert not any(p.requires_grad for p in ema.model.parameters())
 
 
-def test_a_skipped_update_keeps_every_bit_and_the_next_goes_on():
-    """Minus zero too, which moving by nothing would turn into zero."""
+def test_a_skipped_update_keeps_every_bit():
+    """Also of minus zero, which an update by zero would change to zero."""
     model = net()
     ema, other = Ema(model, 0.9, warmup=True), Ema(model, 0.9, warmup=True)
     for average in (ema, other):

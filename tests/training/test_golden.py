@@ -38,7 +38,7 @@ def loss_curve(*changes: str) -> list[float]:
     run = Run(loaded.recipe, None, World(), Console(enabled=False))
     step = run.trainer(None, None, Progress(), StopRequest())
     losses = []
-    step._journal.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]
+    step._logger.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]
     step.fit()
     return [event["loss"] for event in losses if event["event"] == "train"]
 
@@ -49,14 +49,14 @@ def curve() -> list[float]:
 
 
 def test_the_golden_curve(curve):
-    """Equal to ten digits: the order of sums differs between processors and releases of torch, no more than that."""
+    """Equal to ten digits. The order of sums differs between processors and releases of torch."""
     golden = [float(line) for line in GOLDEN.read_text().splitlines()]
     assert len(golden) == 8
     assert curve == pytest.approx(golden, rel=1e-10)
 
 
 def test_a_changed_weight_decay_moves_it(curve):
-    """The control: the smallest of the recipe's influences is seen."""
+    """The control: the smallest influence in the recipe changes the curve."""
     other = loss_curve("optimizer.weight_decay=2e-4")
     assert other[0] == pytest.approx(curve[0], rel=1e-12)
     assert other[-1] != pytest.approx(curve[-1], rel=1e-10)

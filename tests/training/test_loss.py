@@ -1,4 +1,6 @@
-"""Both losses against timm's and against their definitions."""
+"""The losses against timm's and against the definitions."""
+
+from typing import get_args
 
 import pytest
 import timm.loss
@@ -6,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from seresnext.recipe.load import load_recipe
-from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy, build_loss
+from seresnext.recipe.schema import LossSection
+from seresnext.training.loss import LOSSES, BinaryCrossEntropy, CrossEntropy, build_loss
 
 
 @pytest.fixture
@@ -15,12 +18,16 @@ def batch():
     return torch.randn(16, 10, generator=generator), torch.randint(10, (16,), generator=generator)
 
 
+def test_the_schema_has_the_names_of_the_table():
+    assert get_args(LossSection.model_fields["name"].annotation) == tuple(LOSSES)
+
+
 def test_smoothing_equals_timms(batch):
     logits, labels = batch
     assert torch.allclose(CrossEntropy(0.1)(logits, labels), timm.loss.LabelSmoothingCrossEntropy(0.1)(logits, labels))
 
 
-def test_without_smoothing_it_is_plain_cross_entropy(batch):
+def test_no_smoothing_gives_plain_cross_entropy(batch):
     logits, labels = batch
     assert torch.equal(CrossEntropy(0.0)(logits, labels), F.cross_entropy(logits, labels))
     assert not torch.allclose(CrossEntropy(0.1)(logits, labels), F.cross_entropy(logits, labels))
@@ -70,7 +77,7 @@ def test_binary_cross_entropy_of_mixed_targets_equals_timms(batch, threshold):
 
 
 def test_a_threshold_decides_which_of_two_images_count(batch):
-    """The control: below the smaller share both do, above it one, and neither is the loss without a threshold."""
+    """The control: both count below the smaller share, one above, and a loss without threshold differs."""
     logits, labels = batch
     mixed = 0.7 * F.one_hot(labels, 10) + 0.3 * F.one_hot(labels.flip(0), 10)
     values = [BinaryCrossEntropy(0.0, threshold)(logits, mixed).item() for threshold in (None, 0.2, 0.5)]

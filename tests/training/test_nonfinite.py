@@ -1,4 +1,4 @@
-"""Steps that change nothing because a number was not finite: weights, momentum, statistics, average, all to the bit."""
+"""Skipped steps change no bit of weights, optimizer state, BatchNorm statistics and EMA."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import BatchNormStatistics, World
+from seresnext.recipe.schema import OptimizerSection
 from seresnext.runtime import PRECISIONS
 from seresnext.training import ema as ema_module
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import CrossEntropy
-from seresnext.training.nonfinite import NonFiniteStep, describe_skip, doubt_about, with_validation
-from seresnext.training.optimizer import sgd
+from seresnext.training.nonfinite import NonFiniteStep, describe_skip, nonfinite_validation, record_validation
+from seresnext.training.optimizer import build_optimizer, optimizer_state
 from seresnext.training.plan import Progress
-from seresnext.training.step import StepResult, TrainingStep
+from seresnext.training.result import StepResult
+from seresnext.training.step import StepSettings, TrainingStep
 
 REPLICAS, LR = 2, 0.1
 
 
 class Bench:
-    """A small network in training, and ways to spoil a step of it."""
+    """A small network in training, with methods to spoil a step."""
 
     def __init__(
         self,
@@ -50,20 +52,14 @@ class Bench:
         with torch.no_grad():
             self.model[5].bias[0] = -0.0
         self.ema = Ema(self.model, 0.9, warmup=True)
-        settings = {"lr": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-2, "decay_norm_and_bias": True}
         clip_norm = options.pop("clip_norm", None)
-        self.optimizer = sgd(self.model, **settings | options)
+        self.optimizer = build_optimizer(self.model, OptimizerSection(**{"lr": 1.0, "weight_decay": 1e-2, **options}))
         self.step = TrainingStep(
             self.model,
             self.optimizer,
+            CrossEntropy(0.1),
+            settings=StepSettings(replicas, 3, PRECISIONS[precision], compiled, clip_norm),
             world=World(device=self.device),
-            replicas=replicas,
-            precision=PRECISIONS[precision],
-            compiled=compiled,
-            seed=3,
-            loss=CrossEntropy(0.1),
-            clip_norm=clip_norm,
-            mix=None,
             ema=self.ema,
         )
 
@@ -74,11 +70,11 @@ class Bench:
         return DeviceBatch(images.to(memory_format=self.layout), labels, step, replica, 0.0)
 
     def take(self, step, spoil=None):
-        """A step. With `spoil`, `loss` or `gradient`, the last replica's is spoilt."""
-        return self.step.read(step, self.queue(step, spoil))
+        """Take a step and return the result. `spoil` is `loss` or `gradient`, of the last replica."""
+        return self.queue(step, spoil).result()
 
     def queue(self, step, spoil=None):
-        """A step whose report was not read."""
+        """Queue a step and return the pending result."""
         batches = [self.batch(step, replica) for replica in range(self.replicas)]
         hook = None
         if spoil == "loss":
@@ -91,12 +87,9 @@ class Bench:
         return report
 
     def bytes(self):
-        """Every bit of what training changes."""
-        momenta = {
-            f"momentum.{name}": self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.model.named_parameters()
-        }
-        tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **momenta}
+        """Return the bytes of all tensors that training changes."""
+        state = optimizer_state(self.model, self.optimizer)
+        tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **state}
         return {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
 
 
@@ -105,6 +98,8 @@ VARIANTS = {
     "one replica": {"replicas": 1},
     "three replicas": {"replicas": 3},
     "nesterov": {"nesterov": True},
+    "adamw": {"name": "adamw"},
+    "adamw, fp32": {"name": "adamw", "precision": "fp32"},
     "clipped": {"clip_norm": 0.05},
     "fp32, channels_last": {"precision": "fp32", "layout": torch.channels_last},
     "bf16": {"precision": "bf16"},
@@ -116,7 +111,7 @@ VARIANTS = {
 @pytest.mark.parametrize("spoil", ["loss", "gradient"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_spoilt_step_changes_nothing(variant, spoil, device):
-    """And the steps after it are those of a run that never had it."""
+    """The later steps equal the steps of a run without the spoilt step."""
     bench, other = (Bench(**VARIANTS[variant], device=device) for _ in range(2))
     for step in range(2):
         bench.take(step)
@@ -127,7 +122,7 @@ def test_a_spoilt_step_changes_nothing(variant, spoil, device):
     assert report.skipped
     assert math.isfinite(report.loss) == (spoil == "gradient")
     assert not math.isfinite(report.grad_norm)
-    if variant == "fp16":  # Its scaler is told of either.
+    if variant == "fp16":  # The scaler lowers the scale after both kinds.
         assert bench.step.scaler.get_scale() == other.step.scaler.get_scale() / 2
         other.step.scaler.load_state_dict(bench.step.scaler.state_dict())
     for step in (3, 4):
@@ -143,7 +138,7 @@ def test_the_first_step_may_be_spoilt():
 
 
 class Operations(TorchDispatchMode):
-    """Notes what is computed."""
+    """Records the names of the operations."""
 
     def __init__(self):
         super().__init__()
@@ -155,8 +150,8 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_nothing_of_it_waits_for_the_device(precision):
-    """No number is asked for before the report is read."""
+def test_a_skip_does_not_wait_for_the_device(precision):
+    """The host reads no number before it reads the result."""
     bench = Bench(precision=precision, clip_norm=1.0)
     with Operations() as operations:
         for step, spoil in enumerate((None, "loss", "gradient")):
@@ -164,10 +159,10 @@ def test_nothing_of_it_waits_for_the_device(precision):
         assert "aten::_fused_sgd_" in operations.names
         assert "aten::_local_scalar_dense" not in operations.names
         torch.ones(1).item()
-        assert "aten::_local_scalar_dense" in operations.names  # The control: that is what asking is.
+        assert "aten::_local_scalar_dense" in operations.names  # The control: this is how a read shows.
 
 
-def test_compiled_it_is_the_same():
+def test_compiled_steps_are_the_same():
     bench = Bench(precision="fp32", compiled=True)
     bench.take(0)
     before = bench.bytes()
@@ -178,8 +173,8 @@ def test_compiled_it_is_the_same():
 
 
 @pytest.mark.parametrize("part", ["model.0.weight", "momentum.0.weight", "model.1.running_var", "ema.5.weight"])
-def test_each_part_needs_its_own_help(monkeypatch, part):
-    """The controls: without one of the three, what it guards is spoilt, and no more than what depends on that."""
+def test_each_part_needs_a_guard(monkeypatch, part):
+    """The controls: without one of the three guards, the guarded state is spoilt, and only this state."""
     kind = part.partition(".")[0] if "running" not in part else "statistics"
     if kind == "statistics":
         monkeypatch.setattr(BatchNormStatistics, "undo_if", lambda self, skip: None)
@@ -197,8 +192,8 @@ def test_each_part_needs_its_own_help(monkeypatch, part):
     assert (after["model.1.num_batches_tracked"] != before["model.1.num_batches_tracked"]) == (kind == "statistics")
 
 
-def test_nothing_is_skipped_where_all_is_finite():
-    """Bit for bit the run of an optimizer and an average that nobody tells to skip."""
+def test_finite_steps_are_not_skipped():
+    """Bit for bit the run of an optimizer and an EMA without a skip flag."""
     bench, plain = Bench(), Bench()
     told = copy.deepcopy(bench.bytes())
     with pytest.MonkeyPatch.context() as patch:
@@ -214,7 +209,7 @@ def test_nothing_is_skipped_where_all_is_finite():
     assert bench.bytes() == plain.bytes() != told
 
 
-def test_the_scaler_lowers_its_scale_and_is_to_blame_until_it_is_one():
+def test_the_scaler_lowers_the_scale_and_overflows_above_one():
     bench = Bench(precision="fp16")
     bench.take(0)
     state = bench.step.scaler.state_dict()
@@ -241,14 +236,14 @@ def test_overflows(report, expected):
     assert report.overflowed is expected
 
 
-# ------------------------------------------------------------------------------------------------ what is said of it
+# ------------------------------------------------------------------------------------------------ messages
 
 
 def names(step, replica):
     return [f"{step}/{replica}/{n}.jpg" for n in range(2)]
 
 
-def test_a_loss_tells_its_micro_batches_and_a_gradient_does_not():
+def test_a_loss_names_micro_batches_and_a_gradient_does_not():
     report = StepResult(4, (1.0, math.nan, math.inf), math.nan, 0.0, False, skipped=True)
     skip = describe_skip(report, names)
     assert (skip.step, skip.reason) == (5, "the loss is nan in micro-batches 2, 3 of 3")
@@ -257,14 +252,14 @@ def test_a_loss_tells_its_micro_batches_and_a_gradient_does_not():
     assert (skip.reason, len(skip.samples)) == ("the gradient's norm is inf", 4)
 
 
-def test_what_is_kept_is_plain_data_and_no_more_than_a_person_looks_at():
+def test_the_history_is_short_plain_data():
     skip = NonFiniteStep(5, "why", [f"{n}.jpg" for n in range(20)])
     old = [{"step": 3}]
-    assert skip.remembered(old) == [{"step": 3}, {"step": 5, "reason": "why", "samples": skip.samples[:16]}]
+    assert skip.append_to(old) == [{"step": 3}, {"step": 5, "reason": "why", "samples": skip.samples[:16]}]
     assert old == [{"step": 3}]
-    assert json.loads(json.dumps(skip.remembered(old), allow_nan=False)) == skip.remembered(old)
+    assert json.loads(json.dumps(skip.append_to(old), allow_nan=False)) == skip.append_to(old)
     many = [{"step": step} for step in range(2000)]
-    assert [entry["step"] for entry in skip.remembered(many)] == [*range(1001, 2000), 5]
+    assert [entry["step"] for entry in skip.append_to(many)] == [*range(1001, 2000), 5]
     assert skip.warning.splitlines()[-2:] == ["  15.jpg", "  and 4 more"]
     assert "more" not in NonFiniteStep(5, "why", ["0.jpg"]).warning
 
@@ -272,34 +267,34 @@ def test_what_is_kept_is_plain_data_and_no_more_than_a_person_looks_at():
 # ------------------------------------------------------------------------------------------------ validations
 
 
-def doubt_after(losses, best=1, history=()):
-    """Return the doubt about a run with these validation losses after steps 1, 2 and so on."""
+def warning_after(losses, best=1, history=()):
+    """Return the warning about a run with these validation losses after steps 1, 2 and so on."""
     progress = Progress(history=list(history), best={"step": best, "top1": 1.0})
     for step, loss in enumerate(losses, 1):
-        progress.history = with_validation(progress.history, step, loss, progress.evaluated)
+        progress.history = record_validation(progress.history, step, loss, progress.evaluated)
         progress.evaluated = progress.step = step
-    return doubt_about(progress)
+    return nonfinite_validation(progress)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_run_that_ends_with_a_validation_that_is_not_finite_is_in_doubt(bad):
-    assert doubt_after([1.0, 2.0]) is None
-    assert doubt_after([]) is None
-    assert "since step 2" in doubt_after([1.0, bad])
-    assert "since step 2" in doubt_after([1.0, bad, bad, bad])
-    assert "since step 4" in doubt_after([1.0, bad, 3.0, bad, bad])
-    assert doubt_after([1.0, bad, 3.0]) is None
-    assert "step 2" in doubt_after([1.0, bad, 3.0], best=2)
+def test_a_warning_about_a_last_validation_that_is_not_finite(bad):
+    assert warning_after([1.0, 2.0]) is None
+    assert warning_after([]) is None
+    assert "since step 2" in warning_after([1.0, bad])
+    assert "since step 2" in warning_after([1.0, bad, bad, bad])
+    assert "since step 4" in warning_after([1.0, bad, 3.0, bad, bad])
+    assert warning_after([1.0, bad, 3.0]) is None
+    assert "step 2" in warning_after([1.0, bad, 3.0], best=2)
 
 
-def test_skipped_steps_are_no_doubt():
-    """An entry of a skipped step is not taken for an entry of a validation after this step."""
+def test_skipped_steps_give_no_warning():
+    """An entry of a skipped step is no entry of a validation after this step."""
     skip = NonFiniteStep(2, "the loss is nan in micro-batch 1 of 2", ["a.jpg"])
-    assert doubt_after([1.0, 2.0], best=2, history=skip.remembered([])) is None
+    assert warning_after([1.0, 2.0], best=2, history=skip.append_to([])) is None
 
 
 def test_the_history_keeps_its_size_and_is_replaced():
     history = [{"step": n, "reason": "the loss is nan", "samples": []} for n in range(1000)]
-    assert with_validation(history, 5, 1.0, 0) is history
-    longer = with_validation(history, 5, math.nan, 0)
+    assert record_validation(history, 5, 1.0, 0) is history
+    longer = record_validation(history, 5, math.nan, 0)
     assert (len(history), len(longer), longer[0]["step"], longer[-1]["step"]) == (1000, 1000, 1, 5)

@@ -1,4 +1,4 @@
-"""Saving: the right tensors under the right names, the best where it belongs, and failures that all ranks hear of."""
+"""Saving: tensors and names, the links `last` and `best`, and failures on all ranks."""
 
 import shutil
 import threading
@@ -11,7 +11,7 @@ from torch import nn
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import Saver
+from seresnext.training.saving import SavePolicy, Saver
 
 FIRST = World()
 DATASET = {"classes": ["a"], "num_images": 1, "fingerprint": ""}
@@ -29,21 +29,19 @@ def said():
 
 @pytest.fixture
 def make(model, said, tmp_path):
-    """`make(...)`: a saver that was entered."""
+    """`make(...)`: a saver in its context."""
     entered = []
 
-    def make(world=FIRST, folder=tmp_path / "checkpoints", keep=2, keep_every=None, goes_on=False):
+    def make(world=FIRST, folder=tmp_path / "checkpoints", keep=2, keep_every=None, continue_on_failure=False):
         saver = Saver(
-            world=world,
-            folder=folder,
-            keep=keep,
-            keep_every=keep_every,
-            goes_on=goes_on,
-            parts=lambda: {"model": model.state_dict()},
-            facts=lambda step, progress: CheckpointMetadata(
+            world,
+            folder,
+            SavePolicy(keep, keep_every, continue_on_failure),
+            tensors=lambda: {"model": model.state_dict()},
+            metadata=lambda step, progress: CheckpointMetadata(
                 step, {"a": 1}, "hash", progress["best"], [], DATASET, {}, progress
             ),
-            say=said.append,
+            warn=said.append,
         )
         entered.append(saver.__enter__())
         return saver
@@ -58,10 +56,10 @@ def progress(step, best=None):
 
 
 def save(saver, step, best=None):
-    """As the trainer does; returns what `settle` says of the save before."""
-    settled = saver.settle()
+    """Save as the trainer does. Return the result of `wait` for the previous save."""
+    written = saver.wait()
     saver.save(step, progress(step, best))
-    return settled
+    return written
 
 
 def names(folder):
@@ -72,7 +70,7 @@ def step_name(step):
     return f"step-{step:08}.safetensors"
 
 
-def test_a_save_is_the_run_as_it_is(make, model, tmp_path):
+def test_a_save_has_the_current_tensors(make, model, tmp_path):
     saver = make()
     for step in (1, 2):
         with torch.no_grad():
@@ -89,7 +87,7 @@ def test_a_save_is_the_run_as_it_is(make, model, tmp_path):
         assert (facts.step, facts.progress, facts.recipe_hash) == (step, progress(step), "hash")
 
 
-def test_last_and_best_point_where_they_should(make, tmp_path):
+def test_last_and_best_link_to_the_right_files(make, tmp_path):
     """The model is best after step 2 and is not validated, or not better, after the others."""
     saver, folder = make(keep=1), tmp_path / "checkpoints"
     save(saver, 1)
@@ -106,7 +104,7 @@ def test_last_and_best_point_where_they_should(make, tmp_path):
     assert store.verify(folder / "best.safetensors")["step"] == "4"
 
 
-def test_as_many_stay_as_the_recipe_keeps(make, tmp_path):
+def test_keep_newest(make, tmp_path):
     saver = make(keep=3)
     for step in range(1, 7):
         save(saver, step)
@@ -114,7 +112,7 @@ def test_as_many_stay_as_the_recipe_keeps(make, tmp_path):
     assert list(store.steps(tmp_path / "checkpoints")) == [4, 5, 6]
 
 
-def test_every_n_th_stays_for_good(make, tmp_path):
+def test_keep_every(make, tmp_path):
     saver = make(keep=1, keep_every=4)
     for step in range(1, 12):
         save(saver, step, best=6 if step >= 6 else None)
@@ -124,10 +122,10 @@ def test_every_n_th_stays_for_good(make, tmp_path):
     assert store.verify(folder / "best.safetensors")["step"] == "6"
 
 
-def test_the_same_step_twice_is_the_later_one(make, model, tmp_path):
+def test_a_second_save_of_a_step_replaces_the_first(make, model, tmp_path):
     saver = make()
     save(saver, 1)
-    saver.settle()
+    saver.wait()
     with torch.no_grad():
         model.weight.fill_(7)
     save(saver, 1, best=1)
@@ -148,7 +146,7 @@ def test_without_a_folder_nothing_is_saved(make, tmp_path):
 
 @contextmanager
 def slow_disk(monkeypatch):
-    """Writes begin, and end when the event that is given here is set. Gives also the steps whose write has begun."""
+    """Writes that end when the event is set. Also a list of the steps whose writes have started."""
     may_end, begun, real = threading.Event(), [], store.commit
 
     def commit(folder, step, *content):
@@ -164,7 +162,7 @@ def slow_disk(monkeypatch):
             may_end.set()
 
 
-def test_training_goes_on_during_a_write_and_does_not_change_it(make, model, tmp_path, monkeypatch):
+def test_training_continues_during_a_write_and_does_not_change_the_file(make, model, tmp_path, monkeypatch):
     saver = make()
     with torch.no_grad():
         model.weight.fill_(1)
@@ -181,7 +179,7 @@ def test_training_goes_on_during_a_write_and_does_not_change_it(make, model, tmp
 
 
 def test_one_write_at_a_time_and_the_memory_is_not_overwritten(make, model, tmp_path, monkeypatch):
-    """A save during a write waits for it, and only then copies the tensors."""
+    """A save waits for the previous write before the tensors are copied."""
     saver = make()
     with torch.no_grad():
         model.weight.fill_(1)
@@ -203,8 +201,8 @@ def test_one_write_at_a_time_and_the_memory_is_not_overwritten(make, model, tmp_
         assert torch.equal(tensors["model.weight"], torch.full((2, 3), float(step)))
 
 
-def test_a_save_that_was_not_settled_is_a_defect(make, monkeypatch):
-    """The control: whoever does not wait would copy into memory that is being written."""
+def test_a_save_without_a_wait_is_refused(make, monkeypatch):
+    """The control: a save without a wait would overwrite memory during the write."""
     saver = make()
     with slow_disk(monkeypatch):
         saver.save(1, progress(1))
@@ -229,12 +227,12 @@ def test_pointers_come_after_the_checkpoint_is_durable_and_removal_last(make, tm
         real = getattr(store, name)
 
         def call(*arguments):
-            calls.append(name if name != "point" else arguments[1])
+            calls.append(name if name != "update_link" else arguments[1])
             return real(*arguments)
 
         monkeypatch.setattr(store, name, call)
 
-    for name in ("commit", "point", "prune"):
+    for name in ("commit", "update_link", "prune"):
         noted(name)
     saver = make()
     save(saver, 1, best=1)
@@ -254,14 +252,14 @@ def full_disk(monkeypatch):
 
 
 def fail_to_save(saver):
-    """A save whose write is over."""
+    """Save, and let the write end."""
     save(saver, 1)
     for thread in threading.enumerate():
         if thread.name == "checkpoint":
             thread.join()
 
 
-@pytest.mark.parametrize("heard_by", ["settle", "finish"])
+@pytest.mark.parametrize("heard_by", ["wait", "finish"])
 def test_a_failure_ends_the_run(make, said, full_disk, heard_by):
     saver = make()
     fail_to_save(saver)
@@ -272,12 +270,12 @@ def test_a_failure_ends_the_run(make, said, full_disk, heard_by):
     assert saver.has_failed is False
 
 
-def test_or_is_said_and_training_goes_on(make, said, full_disk, monkeypatch, tmp_path):
-    saver = make(goes_on=True)
+def test_a_failure_is_a_warning_if_training_continues(make, said, full_disk, monkeypatch, tmp_path):
+    saver = make(continue_on_failure=True)
     fail_to_save(saver)
-    assert saver.settle() is False
+    assert saver.wait() is False
     assert said == [
-        "warning: step 1 could not be saved: the disk is full; training goes on without this checkpoint "
+        "warning: step 1 could not be saved: the disk is full. Training continues without this checkpoint "
         "(checkpoint.on_failure: continue)"
     ]
     monkeypatch.undo()
@@ -287,14 +285,14 @@ def test_or_is_said_and_training_goes_on(make, said, full_disk, monkeypatch, tmp
 
 
 def test_the_last_save_of_a_run_must_not_fail(make, full_disk):
-    """There is no training left that could go on without it, and what was trained is lost."""
-    saver = make(goes_on=True)
+    """After the last step no training can continue without the checkpoint."""
+    saver = make(continue_on_failure=True)
     save(saver, 1)
     with pytest.raises(store.SaveError, match="the disk is full"):
         saver.finish()
 
 
-def test_a_failure_on_the_way_out_is_said_and_hides_nothing(make, said, full_disk):
+def test_a_failure_at_exit_is_a_warning_and_hides_no_exception(make, said, full_disk):
     saver = make()
     save(saver, 1)
     with pytest.raises(KeyError), saver:
@@ -302,27 +300,27 @@ def test_a_failure_on_the_way_out_is_said_and_hides_nothing(make, said, full_dis
     assert said == ["warning: step 1 could not be saved: the disk is full"]
 
 
-def test_a_real_failure_leaves_the_checkpoints_before(make, said, tmp_path):
-    saver, folder = make(goes_on=True), tmp_path / "checkpoints"
+def test_a_real_failure_leaves_older_checkpoints(make, said, tmp_path):
+    saver, folder = make(continue_on_failure=True), tmp_path / "checkpoints"
     save(saver, 1)
-    saver.settle()
+    saver.wait()
     shutil.move(folder, tmp_path / "safe")
     folder.write_text("no folder any more")
     save(saver, 2)
-    assert saver.settle() is False
+    assert saver.wait() is False
     assert len(said) == 1
     assert "could not be saved" in said[0]
     assert store.verify(tmp_path / "safe" / step_name(1))["step"] == "1"
 
 
-def test_an_old_one_that_cannot_be_removed_is_told_and_no_failed_save(make, said, tmp_path, monkeypatch):
+def test_a_failed_removal_is_a_warning_and_no_failed_save(make, said, tmp_path, monkeypatch):
     saver, folder = make(keep=1), tmp_path / "checkpoints"
     save(saver, 1)
-    saver.settle()
+    saver.wait()
     (folder / step_name(1)).unlink()
-    (folder / step_name(1)).mkdir()  # Which no file system lets anyone unlink.
+    (folder / step_name(1)).mkdir()  # No file system unlinks a folder.
     save(saver, 2, best=2)
-    assert saver.settle() is True
+    assert saver.wait() is True
     assert len(said) == 1
     assert "an old checkpoint could not be removed" in said[0]
     assert step_name(1) in said[0]
@@ -331,16 +329,16 @@ def test_an_old_one_that_cannot_be_removed_is_told_and_no_failed_save(make, said
     assert len(said) == 1
 
 
-def test_a_defect_is_no_failed_save(make, said, monkeypatch):
+def test_other_exceptions_are_raised(make, said, monkeypatch):
     monkeypatch.setattr(store, "commit", lambda *args: 1 // 0)
-    saver = make(goes_on=True)
+    saver = make(continue_on_failure=True)
     save(saver, 1)
     with pytest.raises(ZeroDivisionError):
-        saver.settle()
+        saver.wait()
 
 
 class Together(World):
-    """Rank 1 of two, where rank 0 tells how its save went."""
+    """Rank 1 of two. Rank 0 reports the outcome of the save."""
 
     verdict = None
 
@@ -348,22 +346,22 @@ class Together(World):
         return [self.verdict, value]
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_other_ranks_write_nothing_and_hear_of_a_failure(make, said, tmp_path, goes_on):
-    saver = make(world=Together(rank=1, size=2), goes_on=goes_on)
+@pytest.mark.parametrize("continue_on_failure", [False, True])
+def test_other_ranks_write_nothing_and_get_the_failure(make, said, tmp_path, continue_on_failure):
+    saver = make(world=Together(rank=1, size=2), continue_on_failure=continue_on_failure)
     assert save(saver, 1)
-    assert saver.settle()
+    assert saver.wait()
     assert saver.has_failed is False
     assert not (tmp_path / "checkpoints").exists()
     failed = Together(rank=1, size=2)
     object.__setattr__(failed, "verdict", (store.SaveError, "the disk is full"))
-    saver = make(world=failed, goes_on=goes_on)
+    saver = make(world=failed, continue_on_failure=continue_on_failure)
     saver.save(1, progress(1))
-    if goes_on:
-        assert saver.settle() is False
+    if continue_on_failure:
+        assert saver.wait() is False
     else:
         with pytest.raises(store.SaveError, match="the disk is full") as caught:
-            saver.settle()
+            saver.wait()
         assert caught.value.is_shared
     with pytest.raises(store.SaveError):
         saver.finish()

@@ -1,10 +1,13 @@
 """Schedules against torch's own schedulers, step by step."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR, StepLR
 
-from seresnext.training.schedule import SHAPES, Schedule
+from seresnext.recipe.schema import ScheduleSection
+from seresnext.training.schedule import SCHEDULES, Schedule
 
 
 def lrs_of_torch(scheduler_of, steps, peak=0.6):
@@ -16,6 +19,10 @@ def lrs_of_torch(scheduler_of, steps, peak=0.6):
         optimizer.step()
         scheduler.step()
     return lrs
+
+
+def test_the_schema_has_the_names_of_the_table():
+    assert get_args(ScheduleSection.model_fields["name"].annotation) == tuple(SCHEDULES)
 
 
 def test_step_equals_torch_step_lr():
@@ -58,15 +65,15 @@ def test_linear_after_warmup_equals_torch_sequence():
     assert [schedule.lr_at(step) for step in range(80)] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_warmup_rises_linearly_and_ends_at_the_peak(shape):
-    schedule = Schedule(shape, peak=0.5, total=100, warmup=8, every=30, factor=0.1)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_warmup_rises_linearly_and_ends_at_the_peak(name):
+    schedule = Schedule(name, peak=0.5, total=100, warmup=8, every=30, factor=0.1)
     assert [schedule.lr_at(step) for step in range(8)] == pytest.approx([0.5 * (n + 1) / 8 for n in range(8)])
     assert schedule.lr_at(8) == 0.5
 
 
 def test_the_last_step_has_a_learning_rate_above_zero():
-    """The control: were the total off by one, the last step of a cosine would do nothing."""
+    """The control: if the total were wrong by one, the last step of a cosine would have rate 0."""
     schedule = Schedule("cosine", peak=0.6, total=80)
     assert schedule.lr_at(79) > 0
     assert schedule.lr_at(80) == 0

@@ -1,4 +1,4 @@
-"""One optimizer step against the same step written out by hand: micro-batch by micro-batch, on copies of the model."""
+"""An optimizer step against the same step by hand: micro-batch by micro-batch, on copies of the model."""
 
 import copy
 import math
@@ -14,12 +14,14 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import DDPOptions, World
 from seresnext.models import SENet
 from seresnext.randomness import torch_seed_at
+from seresnext.recipe.schema import OptimizerSection
 from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
-from seresnext.training.optimizer import sgd
-from seresnext.training.step import PendingResult, StepResult, TrainingStep
+from seresnext.training.optimizer import build_optimizer
+from seresnext.training.result import StepResult
+from seresnext.training.step import StepSettings, TrainingStep
 
 SEED, LR, SMOOTHING = 3, 0.1, 0.1
 
@@ -30,7 +32,7 @@ def model():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 5)
     ).double()
-    net(torch.randn(8, 3, 6, 6).double() * 3)  # Running statistics that are not the initial ones.
+    net(torch.randn(8, 3, 6, 6).double() * 3)  # Make the running statistics different from the initial ones.
     return net
 
 
@@ -41,26 +43,26 @@ def batch(step, replica, dtype=torch.float64):
 
 
 def optimizer_of(model):
-    return sgd(model, lr=1.0, momentum=0.9, nesterov=False, weight_decay=1e-2, decay_norm_and_bias=True)
+    return build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=1e-2))
 
 
 def make(model, replicas=2, precision="fp64", **options):
-    defaults = {"compiled": False, "loss": CrossEntropy(SMOOTHING), "clip_norm": None, "mix": None, "ema": None}
-    settings = {"world": World(), "seed": SEED, **defaults, **options}
-    return TrainingStep(model, optimizer_of(model), replicas=replicas, precision=PRECISIONS[precision], **settings)
+    own = {key: options.pop(key) for key in ("compiled", "clip_norm", "ddp") if key in options}
+    settings = StepSettings(replicas, options.pop("seed", SEED), PRECISIONS[precision], **own)
+    options = {"loss": CrossEntropy(SMOOTHING), "world": World(), **options}
+    return TrainingStep(model, optimizer_of(model), settings=settings, **options)
 
 
 def run(training_step, steps=1, replicas=2, dtype=torch.float64, stop=False):
     reports = []
     for step in range(steps):
         batches = iter([batch(step, replica, dtype) for replica in range(replicas)])
-        tensor = training_step(batches, step=step, lr=LR / (step + 1), stop=stop)
-        reports.append(training_step.read(step, tensor))
+        reports.append(training_step(batches, step=step, lr=LR / (step + 1), stop=stop).result())
     return reports
 
 
 def by_hand(model, optimizer, step, replicas=2, clip_norm=None, mix=None):
-    """A step on the model: gradients and BatchNorm statistics are means over copies that saw one micro-batch each."""
+    """Take a step: average gradients and BatchNorm statistics over copies, each with one micro-batch."""
     losses, copies = [], []
     for replica in range(replicas):
         alone = copy.deepcopy(model)
@@ -93,7 +95,7 @@ def differences(model, other, rtol=1e-12):
     return [name for name in ours if not torch.allclose(ours[name], theirs[name], rtol=rtol, atol=1e-14)]
 
 
-# ------------------------------------------------------------------------------------------------ what a step does
+# ------------------------------------------------------------------------------------------------ a step by hand
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
@@ -112,8 +114,8 @@ def test_steps_are_those_written_by_hand(model, replicas):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_one_large_batch_is_another_step(model):
-    """The control: BatchNorm over both micro-batches at once, and another dropout."""
+def test_one_large_batch_gives_another_step(model):
+    """The control: BatchNorm over both micro-batches at once, and different dropout."""
     other = copy.deepcopy(model)
     run(make(model))
     joined = [torch.cat(parts) for parts in zip(*(batch(0, replica)[:2] for replica in range(2)), strict=True)]
@@ -122,8 +124,8 @@ def test_one_large_batch_is_another_step(model):
     assert set(differences(model, other, rtol=1e-6)) >= {"0.weight", "1.running_var", "5.weight"}
 
 
-def test_randomness_is_that_of_step_and_replica_alone(model):
-    """Whatever was drawn from torch's generator before, dropout is the same; another seed is another dropout."""
+def test_randomness_depends_on_step_and_replica_alone(model):
+    """Earlier draws from torch's generator do not change dropout; another seed does."""
     once, twice, thrice = (copy.deepcopy(model) for _ in range(3))
     run(make(once))
     torch.randn(1000)
@@ -181,7 +183,7 @@ def test_a_stop_is_reported(model):
     assert [report.stop for report in run(make(model))] == [False]
 
 
-def test_batches_of_another_step_are_a_defect(model):
+def test_batches_of_another_step_are_refused(model):
     with pytest.raises(AssertionError):
         make(model)(iter([batch(1, 0), batch(1, 1)]), step=0, lr=LR, stop=False)
     with pytest.raises(AssertionError):
@@ -196,7 +198,7 @@ def test_the_mean_loss_of_a_report():
 # ------------------------------------------------------------------------------------------------ precision
 
 
-def test_half_precision_scales_the_gradient_and_takes_it_back(model):
+def test_half_precision_scales_and_unscales_the_gradient(model):
     model = model.float()
     other = copy.deepcopy(model)
     training_step = make(model, precision="fp16")
@@ -223,7 +225,7 @@ def test_an_overflow_skips_the_update_and_lowers_the_scale(model, device):
     training_step.scaler.load_state_dict({**training_step.scaler.state_dict(), "scale": 2.0**120})
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     second = iter([on_device(1, replica) for replica in range(2)])
-    report = training_step.read(1, training_step(second, step=1, lr=LR, stop=False))
+    report = training_step(second, step=1, lr=LR, stop=False).result()
     assert not math.isfinite(report.grad_norm)
     assert all(math.isfinite(loss) for loss in report.losses)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
@@ -235,15 +237,15 @@ def test_other_precisions_do_not_scale(model):
 
 
 def steps_without_waiting(training_step, batches):
-    """Reports of the steps after the first, while whatever waits for the GPU is an error."""
-    training_step(iter(batches[0]), step=0, lr=LR, stop=False)  # Libraries get ready.
+    """Return the results of the steps after the first. A wait for the GPU raises an error."""
+    training_step(iter(batches[0]), step=0, lr=LR, stop=False)  # Libraries initialise.
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         reports = [
             training_step(iter(both), step=step, lr=LR, stop=False) for step, both in enumerate(batches[1:], start=1)
         ]
-        read = [training_step.read(step, report) for step, report in enumerate(reports, start=1)]
+        read = [report.result() for report in reports]
         with pytest.raises(RuntimeError, match="synchroniz"):  # The control.
             batches[0][0].images.sum().item()
     finally:
@@ -269,7 +271,7 @@ def test_nothing_in_a_step_waits_for_a_gpu(model, precision):
 @pytest.mark.gpu
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("loss", [CrossEntropy(0.1), BinaryCrossEntropy(0.0, 0.2)], ids=["cross_entropy", "bce"])
-def test_nor_in_one_of_the_network_with_all_techniques(loss, checkpointing):
+def test_nothing_waits_for_a_gpu_with_all_techniques(loss, checkpointing):
     device = torch.device("cuda", 0)
     network = SENet((1, 1, 1, 1), num_classes=5, drop_rate=0.2, drop_path_rate=0.2, zero_init_last=True).to(device)
     network.grad_checkpointing = checkpointing
@@ -291,7 +293,7 @@ def test_nor_in_one_of_the_network_with_all_techniques(loss, checkpointing):
 
 @pytest.fixture
 def world_of_nccl():
-    """A rank of two whose group is real but has no other: NCCL wants a GPU for each."""
+    """Rank 0 of two, with a real group of one rank, because NCCL needs a GPU for each rank."""
     device = torch.device("cuda", 0)
     dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
     yield World(0, 2, device=device)
@@ -299,11 +301,11 @@ def world_of_nccl():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("exchange", [DDPOptions(), DDPOptions(1.0, compress=True)])
-def test_nor_where_gradients_and_statistics_travel(model, exchange, world_of_nccl):
+@pytest.mark.parametrize("ddp", [DDPOptions(), DDPOptions(1.0, compress=True)])
+def test_nothing_waits_for_a_gpu_in_a_group(model, ddp, world_of_nccl):
     device = world_of_nccl.device
     model = model.float().to(device)
-    training_step = make(model, precision="bf16", world=world_of_nccl, clip_norm=1.0, exchange=exchange)
+    training_step = make(model, precision="bf16", world=world_of_nccl, clip_norm=1.0, ddp=ddp)
     batches = [[batch(step, 0, torch.float32)] for step in range(4)]
     training_step.warm_up(*on_gpu(batches, device)[0][0][:2])
     reports = steps_without_waiting(training_step, on_gpu(batches, device))
@@ -313,34 +315,21 @@ def test_nor_where_gradients_and_statistics_travel(model, exchange, world_of_ncc
 
 
 @pytest.mark.gpu
-def test_a_report_is_read_while_the_next_step_still_runs(model):
+def test_a_result_is_read_while_the_next_step_runs(model):
     device = torch.device("cuda", 0)
     training_step = make(model.float().to(device), precision="fp32", world=World(device=device))
     (both,) = on_gpu([[batch(0, replica, torch.float32) for replica in range(2)]], device)
     training_step(iter(both), step=0, lr=LR, stop=False)
     report = training_step(iter([b._replace(step=1) for b in both]), step=1, lr=LR, stop=False)
-    torch.cuda._sleep(10**10)  # Seconds of the device: the next step.
-    assert math.isfinite(training_step.read(1, report).loss)
+    torch.cuda._sleep(10**10)  # Keep the device busy for seconds, in place of the next step.
+    assert math.isfinite(report.result().loss)
     assert not torch.cuda.current_stream().query()
 
 
-def test_a_report_waits_for_its_own_arrival_alone():
-    waited = []
-
-    class Arrival:
-        def synchronize(self):
-            waited.append(self)
-
-    arrival = Arrival()
-    assert PendingResult(torch.tensor([1.0, 2.0]), arrival).wait() == [1.0, 2.0]
-    assert waited == [arrival]
-    assert PendingResult.of(torch.tensor([3.0])).wait() == [3.0]
+# ------------------------------------------------------------------------------------------------ warm-up
 
 
-# ------------------------------------------------------------------------------------------------ warming up
-
-
-def test_warming_up_leaves_no_trace(model):
+def test_warm_up_changes_nothing(model):
     other = copy.deepcopy(model)
     training_step = make(model)
     training_step.warm_up(*batch(9, 1)[:2])
@@ -351,8 +340,8 @@ def test_warming_up_leaves_no_trace(model):
     assert differences(model, other, rtol=0) == []
 
 
-def test_warming_up_did_something(model):
-    """The control: without being put back, the statistics would be others."""
+def test_warm_up_without_restore_changes_statistics(model):
+    """The control: without the restore, the statistics would differ."""
     seen = []
     model[1].register_forward_hook(lambda layer, *_: seen.append(layer.running_mean.clone()))
     before = model[1].running_mean.clone()
@@ -376,7 +365,7 @@ def test_ranks_share_the_replicas(model, monkeypatch):
     assert shares == [[0, 1], [2, 3], [4, 5]]
     assert wrapped == [DDPOptions()] * 3
     assert list(make(model, replicas=6).own_replicas) == [0, 1, 2, 3, 4, 5]
-    assert len(wrapped) == 3  # Alone, the model is not wrapped.
+    assert len(wrapped) == 3  # One rank does not wrap the model.
     with pytest.raises(AssertionError):
         make(model, replicas=4, world=World(0, 3))
 

@@ -1,11 +1,11 @@
-"""The loop: what happens when, what is carried from step to step, and what ends it.
+"""The training loop: the order of actions, the state between steps, and the end of a run.
 
-Steps, batches, saver and journal are stand-ins that note what they are asked for; the model's images are its logits.
+Steps, batches, saver and logger are stand-ins that record the calls. The images of the model are the logits.
 """
 
 import math
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,17 +21,17 @@ from seresnext.errors import DataError, TrainingStopped
 from seresnext.runtime import PRECISIONS
 from seresnext.training import trainer as trainer_module
 from seresnext.training.plan import Plan, Progress
+from seresnext.training.result import StepResult
 from seresnext.training.schedule import Schedule
-from seresnext.training.step import StepResult
-from seresnext.training.trainer import TrainData, Trainer, ValidationData
+from seresnext.training.trainer import TrainData, Trainer, Validation
 
 CLASSES = 4
 
 
 class Steps:
-    """Steps whose losses are `loss_of(step)` for each of two replicas; reports are read one at a time, in order.
+    """Steps with the losses `loss_of(step)` of two replicas. Results are read one at a time, in order.
 
-    Those that are not finite are skipped; `scaled` says that the scaler of fp16 has a scale above 1.
+    Steps with a loss or gradient that is not finite are skipped. `scaled`: the scale of fp16 is above 1.
     """
 
     def __init__(self, log, loss_of, grad_norm_of, stops_at, scaled):
@@ -44,20 +44,20 @@ class Steps:
     def __call__(self, batches, *, step, lr, stop, save_failed, bad_images):
         assert next(batches) == step
         self._log.append(("step", step, lr))
-        return torch.tensor([float(stop or step == self._stops_at), float(save_failed), float(bad_images)])
+        flags = bool(stop or step == self._stops_at), bool(save_failed), int(bad_images)
+        return SimpleNamespace(result=lambda: self._result(step, *flags))
 
-    def read(self, step, report):
+    def _result(self, step, stop, save_failed, bad_images):
         self._log.append(("read", step))
-        stop, save_failed, bad_images = report.bool().tolist()
         losses, grad_norm = self._loss_of(step), self._grad_norm_of(step)
         skipped = not all(map(math.isfinite, (*losses, grad_norm)))
         scale = 2.0 if self._scaled else 1.0
-        flags = {"skipped": skipped, "loss_scale": scale, "bad_images": int(bad_images)}
+        flags = {"skipped": skipped, "loss_scale": scale, "bad_images": bad_images}
         return StepResult(step, losses, grad_norm, 0.125, stop, save_failed, **flags)
 
 
 class Saver:
-    """Writes take no time; those of the steps in `fails_at` fail, and the run goes on."""
+    """Writes end at once. Writes of the steps in `fails_at` fail, and the run continues."""
 
     def __init__(self, log, fails_at=()):
         self._log = log
@@ -79,7 +79,7 @@ class Saver:
         self.saved.append(progress)
         self.has_failed = step in self._fails_at
 
-    def settle(self):
+    def wait(self):
         failed, self.has_failed = self.has_failed, False
         return not failed
 
@@ -117,7 +117,7 @@ class RunLogger:
 
 
 class Logits(nn.Module):
-    """The images are the logits. Notes how often it was asked."""
+    """A model that returns the images as logits, and counts the calls."""
 
     def __init__(self):
         super().__init__()
@@ -129,7 +129,7 @@ class Logits(nn.Module):
 
 
 class Run:
-    """A trainer among its stand-ins, and their common log. `right` is how many of 8 images are right, by step."""
+    """A trainer with stand-ins, and one log. `right` gives the number of correct images of 8, by step."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Run:
         scaled=False,
         stop=None,
         weights=("model",),
-        chosen="model",
+        best_by="model",
         patience=None,
         stop_after_skips=3,
         calibrated=False,
@@ -155,8 +155,10 @@ class Run:
     ):
         self.log = []
         self.bad_at = bad_at
-        self.tally = BadImageCounter(bad_allowed, World(), lambda text: self.log.append(("said", text.split()[1])))
-        self.saver, self.journal = Saver(self.log, saves_fail_at), RunLogger(self.log)
+        self.bad_images = BadImageCounter(
+            bad_allowed, World(), lambda text: self.log.append(("warned", text.split()[1]))
+        )
+        self.saver, self.logger = Saver(self.log, saves_fail_at), RunLogger(self.log)
         self.progress = progress or Progress()
         self.right = right
         self.starts = []
@@ -180,17 +182,17 @@ class Run:
             train=TrainData(
                 self._train_batches,
                 lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)],
-                self.tally,
+                self.bad_images,
                 self._calibration if calibrated else None,
             ),
-            validation=ValidationData(self._validation_batches, num_batches=2),
-            models=self.models,
-            chosen=chosen,
-            precision=PRECISIONS["fp32"],
+            validation=Validation(self._validation_batches, 2, self.models, best_by, PRECISIONS["fp32"]),
             saver=self.saver,
-            journal=self.journal,
+            logger=self.logger,
             stop=self.stop,
         )
+
+    def _warn(self, text):
+        self.log.append(("warned", text.split()[1]))
 
     @contextmanager
     def _train_batches(self, step):
@@ -199,7 +201,7 @@ class Run:
 
     def _fetch(self, step):
         if step in self.bad_at:
-            self.tally.note([ReplacedImage(step, f"{step}.jpg is empty", "other.jpg")])
+            self.bad_images.note([ReplacedImage(step, f"{step}.jpg is empty", "other.jpg")])
         return step
 
     @contextmanager
@@ -222,10 +224,10 @@ class Run:
         return [entry[:2] for entry in self.log if entry[0] in kinds]
 
     def events(self, kind):
-        return [event for event in self.journal.events if event["event"] == kind]
+        return [event for event in self.logger.events if event["event"] == kind]
 
 
-# ------------------------------------------------------------------------------------------------ what happens when
+# ------------------------------------------------------------------------------------------------ order of actions
 
 
 def test_everything_in_its_order():
@@ -241,7 +243,7 @@ def test_everything_in_its_order():
         ("save", 4),
         ("evaluate", 4),
         ("validate", 4),
-        ("save", 4),  # This is the new best.
+        ("save", 4),  # the new best
         ("step", 4),
         ("step", 5),
         ("train", 6),
@@ -253,12 +255,12 @@ def test_everything_in_its_order():
         ("validate", 8),
         ("save", 8),
     ]
-    assert run.journal.advanced == 8
-    assert run.journal.bars == [("train", 0, 8), ("validate", 2), ("validate", 2)]
+    assert run.logger.advanced == 8
+    assert run.logger.bars == [("train", 0, 8), ("validate", 2), ("validate", 2)]
 
 
-def test_a_report_is_read_after_the_next_step_was_queued():
-    """Or the device would stand still between steps. A log line, a validation and a save need it at once."""
+def test_a_result_is_read_after_the_next_step_was_queued():
+    """The device is then busy between steps. A log line, a validation and a save need the result at once."""
     run = Run(total=6, log_every=4, evaluate_every=100, save_every=100)
     run.fit()
     assert run.what("step", "read", "train")[:9] == [
@@ -297,7 +299,7 @@ def test_each_step_at_its_learning_rate():
 
 
 def test_each_validation_is_saved_before_and_a_new_best_once_more():
-    """6 of 8 right, then 4, then 8: the second is no new best."""
+    """6 of 8 are correct, then 4, then 8: the second validation is no new best."""
     right = {2: 6, 4: 4, 6: 8}
     run = Run(total=6, evaluate_every=2, save_every=100, right=right.__getitem__)
     run.fit()
@@ -326,7 +328,7 @@ def test_an_error_in_a_validation_costs_no_step(monkeypatch, fails_at, calibrate
             raise DataError("val/b/3.jpg is empty")
         return validation()
 
-    run.trainer._validation = ValidationData(failing, num_batches=2)
+    run.trainer._validation = replace(run.trainer._validation, batches=failing)
     with pytest.raises(DataError, match=r"3\.jpg"):
         run.fit()
     assert run.saver.saved[-1]["step"] == fails_at
@@ -352,7 +354,7 @@ def test_an_equal_accuracy_is_no_new_best():
     assert run.progress.best["step"] == 2
 
 
-# ------------------------------------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------------------------------------ events
 
 
 def test_train_events():
@@ -361,16 +363,16 @@ def test_train_events():
     events = run.events("train")
     assert [event["step"] for event in events] == [2, 4, 5]
     assert [event["epoch"] for event in events] == [0.5, 1.0, 1.25]
-    # The losses of step s are s and s + 1; a line has the mean over its window.
+    # The losses of step s are s and s + 1. A line has the mean since the last line.
     assert [event["loss"] for event in events] == [1.0, 3.0, 4.5]
-    assert [event["lr"] for event in events] == [0.5, 0.125, 0.0625]  # Of the last step taken, not of the next one.
+    assert [event["lr"] for event in events] == [0.5, 0.125, 0.0625]  # of the last step, not of the next
     assert [event["grad_norm"] for event in events] == [0.1, 0.3, 0.4]
     assert [event["data_wait"] for event in events] == [0.125] * 3
     assert all(event["images_per_second"] > 0 for event in events)
 
 
 def test_validate_events_for_all_weights():
-    run = Run(total=4, weights=("model", "ema"), chosen="ema")
+    run = Run(total=4, weights=("model", "ema"), best_by="ema")
     run.fit()
     model, ema = run.events("validate")
     assert (model["weights"], ema["weights"]) == ("model", "ema")
@@ -381,7 +383,7 @@ def test_validate_events_for_all_weights():
     assert [logits.calls for logits in run.models.values()] == [2, 2]
 
 
-# ------------------------------------------------------------------------------------------------ going on
+# ------------------------------------------------------------------------------------------------ resume
 
 
 def progress_of(saved):
@@ -390,8 +392,8 @@ def progress_of(saved):
 
 @pytest.mark.parametrize("bad", [(), (1, 2, 4)])
 @pytest.mark.parametrize("stops_at", range(7))
-def test_stopped_anywhere_and_started_again_it_says_and_saves_the_same(stops_at, bad):
-    """Windows of the log, the best and the plan go on as if nothing had happened; skipped steps are remembered."""
+def test_a_stopped_and_resumed_run_logs_and_saves_the_same(stops_at, bad):
+    """Log windows, best and plan continue without a difference. The history has the skipped steps."""
     settings = {
         "loss_of": lambda step: (math.nan if step in bad else float(step), 1.0),
         "total": 8,
@@ -405,7 +407,7 @@ def test_stopped_anywhere_and_started_again_it_says_and_saves_the_same(stops_at,
     first = Run(**settings, stops_at=stops_at)
     assert first.fit() is False
     stopped_at = first.progress.step
-    # The stop is read when the next step is under way, or before that where something else needs the report.
+    # The stop is read after the next step was queued, or before, if something else needs the result.
     is_needed = (stops_at + 1) % 2 == 0 or (stops_at + 1) % 3 == 0
     assert stopped_at == stops_at + (1 if is_needed else 2)
     assert first.saver.saved[-1] == asdict(first.progress)
@@ -415,7 +417,7 @@ def test_stopped_anywhere_and_started_again_it_says_and_saves_the_same(stops_at,
 
     def said(*runs):
         timing = {"images_per_second", "data_wait"}
-        return [{k: v for k, v in event.items() if k not in timing} for run in runs for event in run.journal.events]
+        return [{k: v for k, v in event.items() if k not in timing} for run in runs for event in run.logger.events]
 
     assert said(first, second) == said(straight)
     assert second.progress == straight.progress
@@ -431,7 +433,7 @@ def test_a_stop_during_validation_leaves_it_to_be_done():
         stop.requested = True
         return batches()
 
-    run.trainer._validation = ValidationData(interrupted, num_batches=2)
+    run.trainer._validation = replace(run.trainer._validation, batches=interrupted)
     assert run.fit() is False
     assert run.events("validate") == []
     assert (run.progress.step, run.progress.evaluated, run.progress.best) == (4, 0, None)
@@ -443,8 +445,8 @@ def test_a_stop_during_validation_leaves_it_to_be_done():
     assert [event["step"] for event in again.events("validate")] == [4, 8]
 
 
-def test_a_best_found_by_a_validation_that_was_left_to_be_done_is_saved_at_its_step():
-    """`best` can only point to a checkpoint of the very step: the weights of the next one are others."""
+def test_a_best_of_a_repeated_validation_is_saved_at_the_same_step():
+    """`best` must link to a checkpoint of the same step, because the next step changes the weights."""
     run = Run(right=lambda step: 8 - step, progress=Progress(step=4), save_every=100)
     run.fit()
     assert bests(run) == [(4, 4), (8, 4), (8, 4)]
@@ -479,21 +481,21 @@ def told(run):
 
 
 def losses(*bad, value=math.nan):
-    """1 for both replicas, and `value` for the second one in the steps `bad` (from 0)."""
+    """Return a loss function: 1 for both replicas, and `value` for the second in the steps `bad` (from 0)."""
     return lambda step: (1.0, value if step in bad else 1.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_skipped_step_is_said_written_and_remembered(bad):
+def test_a_skipped_step_is_printed_logged_and_saved(bad):
     run = Run(loss_of=losses(4, value=bad))
     assert run.fit() is True
     reason = f"the loss is {bad} in micro-batch 2 of 2"
     names = [f"4/1/{n}.jpg" for n in range(20)]
     (event,) = run.events("skipped")
     assert event == {"event": "skipped", "step": 5, "epoch": 1.25, "reason": reason, "samples": names}
-    (text,) = run.journal.texts
+    (text,) = run.logger.texts
     first, *listing = text.splitlines()
-    assert first.startswith(f"warning: {reason} in step 5: it was skipped")
+    assert first.startswith(f"warning: {reason} in step 5. The step was skipped")
     assert listing == [*(f"  {name}" for name in names[:16]), "  and 4 more"]
     entry = {"step": 5, "reason": reason, "samples": names[:16]}
     assert [(saved["step"], saved["history"]) for saved in run.saver.saved] == [
@@ -510,7 +512,7 @@ def test_a_gradient_may_come_from_any_micro_batch():
 
 
 def test_the_mean_is_over_the_steps_that_were_not_skipped():
-    """The losses of step s are s and s + 1; a window of skipped steps alone has no mean."""
+    """The losses of step s are s and s + 1. A window of skipped steps alone has no mean."""
     run = Run(log_every=2, loss_of=lambda s: (float(s), math.nan if s in (1, 4, 5) else s + 1.0), stop_after_skips=9)
     run.fit()
     assert [(event["loss"], event["skipped"]) for event in run.events("train")] == [
@@ -519,11 +521,11 @@ def test_the_mean_is_over_the_steps_that_were_not_skipped():
         (None, 2),
         (7.0, 0),
     ]
-    assert run.journal.advanced == 8  # They count as steps.
+    assert run.logger.advanced == 8  # Skipped steps count as steps.
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_so_many_in_a_row_end_the_run(limit):
+def test_too_many_skips_in_a_row_end_the_run(limit):
     run = Run(log_every=1, save_every=1, loss_of=losses(0, 2, 4, 5, 6), stop_after_skips=limit)
     message = told(run)
     last = {1: 0, 2: 5, 3: 6}[limit]
@@ -532,21 +534,21 @@ def test_so_many_in_a_row_end_the_run(limit):
     assert "optimizer.lr" in message
     assert "optimizer.stop_after_skips" in message
     assert message.splitlines()[1:] == [*(f"  {last}/1/{n}.jpg" for n in range(16)), "  and 4 more"]
-    # Also where a log line and a save were due right after the step.
+    # Also if a log line and a save are due after the step.
     steps = list(range(1, last + 1))
     assert run.what("train") == [("train", number) for number in steps]
     assert list(dict.fromkeys(run.what("save"))) == [("save", number) for number in steps]
     assert run.what("skipped")[-1] == ("skipped", last + 1)
 
 
-def test_a_save_looks_at_the_last_loss_first():
-    """Where nothing else is due after the step, its report has not been read yet."""
+def test_a_save_reads_the_last_result_first():
+    """If nothing else is due after the step, the result has not been read yet."""
     run = Run(log_every=100, evaluate_every=100, save_every=3, loss_of=losses(5), stop_after_skips=1)
     assert "in step 6" in told(run)
     assert run.what("save") == [("save", 3)]
 
 
-def test_in_a_row_goes_over_a_resume():
+def test_skips_in_a_row_are_counted_across_a_resume():
     first = Run(save_every=1, loss_of=losses(2, 3, 4), stops_at=3)
     assert first.fit() is False
     saved = first.saver.saved[-1]
@@ -555,8 +557,8 @@ def test_in_a_row_goes_over_a_resume():
     assert "in step 5; 3 steps in a row" in told(second)
 
 
-def test_steps_that_the_scaler_skips_are_counted_and_nothing_else():
-    """The scaler of fp16 takes care of gradients that overflow; they neither end the run nor break a row."""
+def test_overflows_are_only_counted():
+    """The scaler of fp16 handles overflows. Overflows do not end the run, and do not reset the count in a row."""
     run = Run(scaled=True, grad_norm_of=lambda step: math.inf if step in (1, 2, 3, 4) else 1.0)
     assert run.fit() is True
     assert run.what("skipped") == []
@@ -566,36 +568,36 @@ def test_steps_that_the_scaler_skips_are_counted_and_nothing_else():
     assert "the loss is nan" in told(between)
 
 
-# ------------------------------------------------------------------------------------------------ rehearsal
+# ------------------------------------------------------------------------------------------------ dry run
 
 
-def test_a_rehearsal_takes_two_steps_and_one_batch():
+def test_a_dry_run_takes_two_steps_and_one_batch():
     run = Run(weights=("model", "ema"))
-    rehearsal = run.trainer.dry_run()
+    dry_run = run.trainer.dry_run()
     assert run.what("step", "read") == [("step", 0), ("read", 0), ("step", 1), ("read", 1)]
     assert [logits.calls for logits in run.models.values()] == [1, 1]
     assert run.what("save", "train", "validate") == []
-    assert run.journal.bars == []
-    assert rehearsal.step_seconds > 0
-    assert rehearsal.validation_seconds > 0
+    assert run.logger.bars == []
+    assert dry_run.step_seconds > 0
+    assert dry_run.validation_seconds > 0
 
 
-def test_a_rehearsal_of_a_run_of_one_step():
+def test_a_dry_run_of_a_run_of_one_step():
     run = Run(total=1)
     run.trainer.dry_run()
     assert run.what("step") == [("step", 0)]
 
 
-def test_a_rehearsal_also_finds_what_is_not_finite():
+def test_a_dry_run_finds_a_loss_that_is_not_finite():
     run = Run(loss_of=lambda step: (math.nan, math.nan))
     run.trainer.dry_run()
-    assert run.journal.texts[0].startswith("warning: the loss is nan in micro-batches 1, 2 of 2 in step 1")
+    assert run.logger.texts[0].startswith("warning: the loss is nan in micro-batches 1, 2 of 2 in step 1")
 
 
 # ------------------------------------------------------------------------------------------------ early stop
 
 
-def test_it_ends_when_the_best_is_too_old():
+def test_an_early_end_when_the_best_is_too_old():
     run = Run(total=20, evaluate_every=2, patience=4, right=lambda step: {2: 3, 4: 5}.get(step, 4))
     assert run.fit() is True
     assert run.progress.step == run.progress.evaluated == 8
@@ -603,14 +605,14 @@ def test_it_ends_when_the_best_is_too_old():
     assert run.saver.saved[-1]["step"] == 8
 
 
-def test_it_goes_on_while_it_gets_better_or_without_patience():
+def test_no_early_end_while_validation_improves_or_without_patience():
     for patience, right in ((None, lambda step: 1), (4, lambda step: step // 4)):
         run = Run(total=20, evaluate_every=2, patience=patience, right=right)
         run.fit()
         assert run.progress.step == 20
 
 
-def test_interrupted_before_its_early_end_it_ends_at_the_same_step():
+def test_an_interrupted_run_has_the_same_early_end():
     options = {"total": 20, "evaluate_every": 2, "patience": 4, "right": lambda step: {2: 3, 4: 5}.get(step, 4)}
     first = Run(**options, stops_at=5)
     assert first.fit() is False
@@ -632,7 +634,7 @@ def test_statistics_are_measured_once_before_the_last_validation(monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_stop_while_they_are_measured_leaves_the_validation_to_be_done(monkeypatch):
+def test_a_stop_during_recalibration_leaves_the_validation_to_be_done(monkeypatch):
     monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: False)
     run = Run(calibrated=True)
     assert run.fit() is False
@@ -643,23 +645,23 @@ def test_a_stop_while_they_are_measured_leaves_the_validation_to_be_done(monkeyp
     assert again.what("calibrate", "evaluate") == [("calibrate", 8), ("evaluate", 8)]
 
 
-# ------------------------------------------------------------------------------------------------ saves that fail
+# ------------------------------------------------------------------------------------------------ failed saves
 
 
-def test_every_save_is_waited_for_at_the_end():
+def test_the_end_waits_for_every_save():
     run = Run()
     run.fit()
     assert run.what("save", "finish")[-3:] == [("save", 8), ("save", 8), ("finish", 8)]
     assert run.saver.is_entered is False
 
 
-def test_bad_images_are_told_with_the_report_of_the_step_after():
+def test_bad_images_are_reported_with_the_next_result():
     run = Run(bad_at=(2, 7), log_every=100)
     run.fit()
-    log = run.what("step", "read", "said")
-    assert log.index(("said", "2.jpg")) == log.index(("read", 3)) + 1
-    assert log[-1] == ("said", "7.jpg")  # The last step's, which no step's report tells of.
-    assert run.tally.count == 2
+    log = run.what("step", "read", "warned")
+    assert log.index(("warned", "2.jpg")) == log.index(("read", 3)) + 1
+    assert log[-1] == ("warned", "7.jpg")  # The image of the last step, which no later result reports.
+    assert run.bad_images.count == 2
 
 
 def test_too_many_bad_images_end_the_run():
@@ -669,24 +671,24 @@ def test_too_many_bad_images_end_the_run():
 
 
 def test_a_failed_save_is_heard_of_with_the_next_report(monkeypatch):
-    """All ranks are told by the report of a step, so none waits for one that gave up."""
+    """The result of a step informs all ranks, so no rank waits for a rank that has stopped."""
     run = Run(total=8, save_every=2, evaluate_every=100, log_every=100, saves_fail_at=[4])
     settled = []
-    real = run.saver.settle
-    monkeypatch.setattr(run.saver, "settle", lambda: (settled.append((run.progress.step, real())), settled[-1][1])[1])
+    real = run.saver.wait
+    monkeypatch.setattr(run.saver, "wait", lambda: (settled.append((run.progress.step, real())), settled[-1][1])[1])
     run.fit()
-    # The report of step 4, the first after the failure, is read when step 5 is under way, which tells of it, too.
+    # The result of step 4, the first after the failure, is read after step 5 was queued with the same flag.
     assert settled == [(2, True), (4, True), (6, False), (6, True), (6, True), (8, True), (8, True), (8, True)]
     assert run.what("save") == [("save", 2), ("save", 4), ("save", 6), ("save", 8), ("save", 8)]
 
 
 def bests(run):
-    """The saves of a run, each with the step of the best so far."""
+    """Return the saves of a run, each with the step of the best so far."""
     return [(saved["step"], saved["best"] and saved["best"]["step"]) for saved in run.saver.saved]
 
 
-def test_a_best_that_could_not_be_saved_is_none():
-    """The best is what there is a file of: a later validation may beat that, though it does not beat the lost one."""
+def test_a_best_without_a_file_is_dropped():
+    """The best must have a file. A later validation can beat this best without beating the lost best."""
     right = {2: 3, 4: 8, 6: 5, 8: 1}
     run = Run(total=8, evaluate_every=2, save_every=100, right=right.__getitem__, saves_fail_at=[4])
     run.fit()
@@ -697,14 +699,14 @@ def test_a_best_that_could_not_be_saved_is_none():
     assert lost.progress.best["step"] == 2
 
 
-def test_a_better_one_found_meanwhile_stays_the_best():
+def test_a_better_best_found_during_the_write_stays():
     run = Run(total=4, evaluate_every=1, save_every=100, right={1: 3, 2: 5, 3: 7, 4: 1}.__getitem__, saves_fail_at=[2])
     run.fit()
     assert bests(run)[::2] == [(1, None), (2, 1), (3, 1), (4, 3)]
     assert bests(run)[1::2] == [(1, 1), (2, 2), (3, 3), (4, 3)]
 
 
-def test_a_last_save_that_failed_is_tried_again_and_then_ends_the_run():
+def test_a_failed_last_save_is_repeated_and_then_ends_the_run():
     run = Run(saves_fail_at=[8])
     with pytest.raises(SaveError, match="the last one"):
         run.fit()
@@ -712,7 +714,7 @@ def test_a_last_save_that_failed_is_tried_again_and_then_ends_the_run():
     assert run.saver.is_entered is False
 
 
-def test_an_error_leaves_the_saver():
+def test_an_error_exits_the_saver():
     run = Run(loss_of=losses(5), stop_after_skips=1)
     told(run)
     assert run.saver.is_entered is False

@@ -48,6 +48,11 @@ def test_a_checkpoint_is_one_under_any_name(tmp_path: Path, name: str) -> None:
     assert {key: value for key, value in found.items() if key != "digest"} == OURS
 
 
+def test_files_of_version_0_1_0_are_read(tmp_path: Path) -> None:
+    _, found = read_weights(write(tmp_path / "old.safetensors", format="seresnext-1"))
+    assert found["format"] == "seresnext-1"
+
+
 def test_every_byte_of_a_checkpoint_counts(tmp_path: Path) -> None:
     """Each byte changed in turn: refused, and never read as bare weights."""
     whole = write(tmp_path / "whole.safetensors").read_bytes()
@@ -58,7 +63,7 @@ def test_every_byte_of_a_checkpoint_counts(tmp_path: Path) -> None:
             read_weights(path)
 
 
-@pytest.mark.parametrize("version", ["seresnext-2", "seresnext-99", "seresnext-x"])
+@pytest.mark.parametrize("version", ["seresnext-3", "seresnext-99", "seresnext-x"])
 def test_other_versions_are_refused(tmp_path: Path, version: str) -> None:
     with pytest.raises(CheckpointError, match=version):
         read_weights(write(tmp_path / "new.safetensors", format=version))

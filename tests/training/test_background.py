@@ -1,4 +1,4 @@
-"""Work beside training: one at a time, and what goes wrong in it is heard of."""
+"""The background thread: one action at a time, and exceptions are raised by `wait`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from seresnext.checkpoint.background import Background
+from seresnext.training.saving import Background
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def raising(error: BaseException):
     return action
 
 
-def test_work_runs_beside_the_caller(background):
+def test_the_action_runs_in_another_thread(background):
     begun, may_end, threads = threading.Event(), threading.Event(), []
-    others = set(threading.enumerate())  # Such as the compiler's, of tests before.
+    others = set(threading.enumerate())  # for example of the compiler, from other tests
 
     def action() -> None:
         begun.set()
@@ -34,13 +34,13 @@ def test_work_runs_beside_the_caller(background):
         threads.append(threading.current_thread())
 
     background.start(action)
-    assert begun.wait(60)  # While it is under way, the caller goes on.
+    assert begun.wait(60)  # The caller continues during the action.
     assert threads == []
     may_end.set()
     background.wait()
     assert threads[0] is not threading.current_thread()
     threads[0].join()
-    assert set(threading.enumerate()) <= others  # Nothing is left for a fork to mind.
+    assert set(threading.enumerate()) <= others  # No thread is left when the loader forks.
 
 
 def test_waiting_for_nothing(background):
@@ -49,7 +49,7 @@ def test_waiting_for_nothing(background):
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt(), ZeroDivisionError()])
-def test_what_goes_wrong_is_raised_once_by_wait(background, error):
+def test_wait_raises_the_exception_once(background, error):
     background.start(raising(error))
     with pytest.raises(type(error)) as caught:
         background.wait()
@@ -92,19 +92,19 @@ def test_success_is_no_failure(background):
     assert background.has_failed is False
 
 
-def test_a_second_one_before_the_first_was_waited_for_is_a_defect(background):
+def test_a_second_action_needs_a_wait_for_the_first(background):
     background.start(lambda: None)
     with pytest.raises(AssertionError):
         background.start(lambda: None)
     background.wait()
 
 
-def test_a_process_that_ends_waits_for_it(tmp_path):
-    """Also when nobody did: after an exception that ends the process."""
+def test_the_process_waits_for_the_thread_at_exit(tmp_path):
+    """Also without a call of `wait`, after an exception that ends the process."""
     script = f"""
 import time
 from pathlib import Path
-from seresnext.checkpoint.background import Background
+from seresnext.training.saving import Background
 
 def action():
     time.sleep(0.5)
