@@ -32,6 +32,8 @@ ModelName = Literal[
     "legacy_seresnext26_32x4d",
     "legacy_seresnext50_32x4d",
     "legacy_seresnext101_32x4d",
+    "seresnext50_32x4d",
+    "seresnext101_32x4d",
 ]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -129,7 +131,10 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which network."""
 
-    name: ModelName = Field(description="The network; the short names and the `legacy_` names mean the same three.")
+    name: ModelName = Field(
+        description="Network. The short names mean the `legacy_` names. `seresnext50_32x4d` and `seresnext101_32x4d` "
+        "are timm's newer networks, whose stem pools with padding."
+    )
     num_classes: int = Field(
         default=1000, ge=2, le=1_000_000, description="Outputs of the classifier; must match the class folders."
     )

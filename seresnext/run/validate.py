@@ -10,15 +10,13 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from seresnext.checkpoint.contents import CheckpointMetadata, part
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
@@ -28,44 +26,21 @@ from seresnext.data.readers.table import detect_format, open_reader
 from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
+from seresnext.errors import CheckpointError, DataError, Failure
 from seresnext.evaluation import Evaluation, evaluate
 from seresnext.metrics.console import Console
-from seresnext.models import (
-    Preprocessing,
-    canonical_name,
-    create_model,
-    find_weights,
-    identify_model,
-    load_weights,
-    published_preprocessing,
-)
+from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.run.opening import look_at_images
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
-from seresnext.weights import read_weights
-from seresnext.weights.names import listed, printable, shown_path
+from seresnext.weights.names import printable, shown_path
 
 # What a published file of weights does not say, and where 2 cores and 24 GiB or a GPU all do well.
 _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
-_PARTS = ("model.", "ema.", "optimizer.momentum.", "scaler.")
 # Pixels of the images of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 on a GPU, and never less than one.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
-
-
-@dataclass(frozen=True)
-class LoadedWeights:
-    """What is measured: tensors, the recipe that says how, and what else the file tells.
-
-    `classes` is None where the file does not name them.
-    """
-
-    tensors: dict[str, Tensor]
-    recipe: Recipe
-    weights: str
-    classes: list[str] | None
 
 
 def validate(
@@ -77,8 +52,7 @@ def validate(
     that cannot be used, UsageError for weights that the file does not have.
     """
     checkpoint = world.together(lambda: find_weights(checkpoint))
-    subject = world.together(lambda: read_subject(checkpoint, weights, world))
-    recipe = subject.recipe
+    subject, recipe = world.together(lambda: read_subject(checkpoint, weights, world))
     if data is None and is_remote(recipe.data.root):
         raise CheckpointError(
             f"{shown_path(checkpoint)} names a server for its images, {recipe.data.root}, and a file's word is not "
@@ -97,7 +71,7 @@ def validate(
     precision = PRECISIONS[recipe.runtime.precision]
     # Before its weights come: weights in fp64 would be rounded on their way through a model in fp32.
     precision.place(model, world.device, recipe.runtime.channels_last is not False)
-    for note in world.together(lambda: load_weights(model, subject.tensors, shown_path(checkpoint))):
+    for note in world.together(lambda: subject.load_into(model)):
         console.line(note)
     make_deterministic(recipe.runtime.deterministic)
     size = _batch_size(recipe, world)
@@ -124,20 +98,18 @@ def validate(
     assert result is not None, "nothing asks a validation to stop"
     _tell(result, section.num_classes, console)
     if json_file and world.is_first:
-        _write(json_file, _report(result, subject, checkpoint))
+        _write(json_file, _report(result, subject.weights, recipe, checkpoint))
 
 
-def read_subject(path: Path, weights: str | None, world: World) -> LoadedWeights:
-    """Read a checkpoint of a run, or bare published weights. Raises CheckpointError or UsageError."""
-    tensors, metadata = read_weights(path)
-    if metadata:
-        return _of_checkpoint(path, tensors, metadata, weights, world)
-    if weights == "ema":
-        raise UsageError(f"--weights ema: {shown_path(path)} is a bare file of weights, with no average beside them")
-    name, num_classes, in_channels = _recognised(tensors, shown_path(path))
-    preprocessing = published_preprocessing(name)
+def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedWeights, Recipe]:
+    """Return the weights in a file and the recipe of the validation. Raise CheckpointError or UsageError."""
+    loaded = open_weights(path, weights)
+    model = loaded.identify()
+    if loaded.recipe is not None:
+        return loaded, _for_this_machine(loaded.recipe, loaded.source, world)
+    preprocessing = loaded.preprocessing
     values = {
-        "model": {"name": name, "num_classes": num_classes, "in_channels": in_channels},
+        "model": model._asdict(),
         "data": {
             "image_size": preprocessing.image_size,
             "mean": list(preprocessing.mean),
@@ -148,48 +120,13 @@ def read_subject(path: Path, weights: str | None, world: World) -> LoadedWeights
         "batch": {"global_size": _PUBLISHED_BATCH, "micro_size": _PUBLISHED_BATCH},
         "runtime": {"precision": resolve_precision("auto", world.device)},
     }
-    return LoadedWeights(tensors, recipe_from_values(values, "published weights"), "model", None)
-
-
-def _recognised(tensors: Mapping[str, Tensor], source: str) -> tuple[str, int, int]:
-    try:
-        return identify_model(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-
-
-def _of_checkpoint(
-    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], weights: str | None, world: World
-) -> LoadedWeights:
-    source = shown_path(path)
-    facts = CheckpointMetadata.from_metadata(metadata, source)
-    try:
-        recipe = _for_this_machine(recipe_from_values(facts.recipe, source), source, world)
-    except RecipeError as error:
-        raise CheckpointError(f"{source} has a recipe that cannot be used: {error}") from None
-    chosen = weights or recipe.evaluation.weights
-    if chosen == "auto":
-        chosen = "ema" if recipe.ema else "model"
-    found = part(tensors, chosen)
-    if not found and weights:
-        raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
-    others = [printable(name) for name in tensors if not name.startswith(_PARTS)]
-    if others:
-        raise CheckpointError(f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}")
-    # Before a model of as many classes as the recipe says is made: the tensors are no larger than the file.
-    section = recipe.model
-    said, have = (canonical_name(section.name), section.num_classes, section.in_channels), _recognised(found, source)
-    if said != have:
-        names = ("model", "classes", "channels")
-        differences = [f"{name} {a} and {b}" for name, a, b in zip(names, said, have, strict=True) if a != b]
-        raise CheckpointError(f"{source} contradicts itself, in its recipe and its tensors: {', '.join(differences)}")
-    return LoadedWeights(found, recipe, chosen, facts.dataset["classes"])
+    return loaded, recipe_from_values(values, "published weights")
 
 
 def _for_this_machine(recipe: Recipe, source: str, world: World) -> Recipe:
-    """The recipe of a file with what concerns the machine and not the result made fit for this one."""
+    """Return the recipe of a file with settings for this machine. These settings do not change the result."""
     values = to_values(recipe)
-    # A run on GPUs may be measured on a machine without, and the other way round.
+    # A run on GPUs can be measured on a machine without a GPU, and the other way round.
     precision = recipe.runtime.precision
     if precision == "auto" or (world.device.type == "cpu" and precision in ("bf16", "fp16")):
         values["runtime"]["precision"] = resolve_precision("auto", world.device)
@@ -259,16 +196,16 @@ def _tell(result: Evaluation, num_classes: int, console: Console) -> None:
     )
 
 
-def _report(result: Evaluation, subject: LoadedWeights, checkpoint: Path) -> dict[str, Any]:
+def _report(result: Evaluation, weights: str, recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
     measured = asdict(result)
     if not math.isfinite(result.loss):
         measured["loss"] = None
     return {
         **measured,
-        "model": subject.recipe.model.name,
-        "weights": subject.weights,
+        "model": recipe.model.name,
+        "weights": weights,
         "checkpoint": str(checkpoint),
-        "preprocessing": asdict(Preprocessing.of_recipe(subject.recipe)),
+        "preprocessing": asdict(Preprocessing.of_recipe(recipe)),
     }
 
 

@@ -142,7 +142,7 @@ WHOLE_RECIPES = {
     "no name": ("model: {num_classes: 2}", "r.yaml: model.name: is missing"),
     "model by a near name": ("model: {name: resnext50}", "r.yaml:1: model.name: ", "did you mean seresnext50?"),
     "model by the paper's name": ("model: {name: SE-ResNeXt-101}", "did you mean seresnext101?"),
-    "model by timm's name": ("model: {name: seresnext50_32x4d}", "did you mean legacy_seresnext50_32x4d?"),
+    "model by timm's name": ("model: {name: legacy_seresnext26}", "did you mean legacy_seresnext26_32x4d?"),
     "model unlike any": ("model: {name: vit}", "r.yaml:1: model.name: expected one of seresnext26, seresnext50"),
     "too few classes": (
         "model:\n  name: seresnext26\n  num_classes: 1",

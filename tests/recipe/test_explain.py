@@ -17,7 +17,7 @@ from seresnext.recipe.schema import ModelName
         ("SE-ResNeXt-50", "seresnext50"),
         ("se_resnext101", "seresnext101"),
         ("resnext26", "seresnext26"),
-        ("seresnext101_32x4d", "legacy_seresnext101_32x4d"),
+        ("seresnext101_32x4", "seresnext101_32x4d"),
         ("legacy-seresnext26-32x4d", "legacy_seresnext26_32x4d"),
         ("vit_base_patch16_224", None),
         ("", None),

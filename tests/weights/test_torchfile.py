@@ -89,7 +89,7 @@ def test_one_storage_cut_into_tensors(tmp_path: Path, new_format: bool) -> None:
     assert_same(read_torch_file(path), {"a": flat[:4].view(2, 2), "b": flat[4:]})
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.weights_bytes])
 def test_files_as_published(name: str, tmp_path: Path, save_as_published) -> None:
     """Written as the published ones were, files have their size to the byte, which shows that the format is right."""
     state = create_model(name).state_dict()
