@@ -24,9 +24,9 @@ from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.distributed import choose_device
 from seresnext.errors import CheckpointError, DataError, UsageError, path_argument
 from seresnext.models import Preprocessing, SENet, build_pretrained, open_weights
+from seresnext.printable import printable, shown_path
 from seresnext.process.exit import run_script
 from seresnext.recipe.schema import DataSection
-from seresnext.weights.names import printable, shown_path
 
 BATCH_SIZE = 32
 MAX_PIXELS = DataSection.model_fields["max_pixels"].default

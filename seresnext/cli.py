@@ -29,10 +29,10 @@ from seresnext.errors import (
     UsageError,
     address_in,
     expand_home,
-    for_terminal,
     path_argument,
     require_packages,
 )
+from seresnext.printable import for_terminal
 from seresnext.process.exit import write_error_file
 from seresnext.process.stop_request import StopRequest
 

@@ -98,23 +98,6 @@ _NO_MEMORY = (
     # When cuDNN times its engines, torch passes over each that memory is too small for, and says this if none is left.
     "unable to find an engine to execute this computation",
 )
-_LONGEST_TEXT = 100_000  # characters of a message; more tells nobody more
-
-
-def for_terminal(text: object) -> str:
-    """Text for a terminal or a log, line by line as it is: what else would steer a terminal is shown as an escape.
-
-    Messages quote names that files made by strangers have: of classes, of tensors, of the files themselves.
-    """
-    shown = str(text)
-    if len(shown) > _LONGEST_TEXT:
-        shown = f"{shown[:_LONGEST_TEXT]}... (and {len(shown) - _LONGEST_TEXT:,} more characters)"
-    return "".join(
-        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
-        for character in shown
-    )
-
-
 LIGHT_PACKAGES = ("pydantic", "yaml")
 """The packages that reading a recipe needs."""
 

@@ -11,7 +11,7 @@ from threading import RLock
 
 from tqdm import tqdm
 
-from seresnext.errors import for_terminal
+from seresnext.printable import for_terminal
 
 # How long it goes on before it is worth telling, and how often it is then told where there is no terminal.
 _QUIET_SECONDS = 2.0

@@ -19,8 +19,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from seresnext.errors import CheckpointError
+from seresnext.printable import listed, printable
 from seresnext.weights.marks import FORMAT, check_format
-from seresnext.weights.names import listed, printable
 
 _MOST_LISTED = 50  # disagreements in one message: a screen
 _DEEPEST = 32  # levels of nesting in a fact; a recipe has 4

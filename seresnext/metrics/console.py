@@ -16,8 +16,8 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
-from seresnext.errors import for_terminal
 from seresnext.metrics.speed import format_seconds
+from seresnext.printable import for_terminal
 
 # In the order in which a line has them; other fields of an event are for programs.
 _FIELD_TEXTS = {

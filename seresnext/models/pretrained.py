@@ -20,10 +20,11 @@ from seresnext.models.locate import find_weights
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
 from seresnext.models.timm_names import from_timm_names, has_timm_names
+from seresnext.printable import listed, printable, shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import ModelSection, Recipe
 from seresnext.weights import read_weights
-from seresnext.weights.names import listed, model_tensors, printable, shown_path
+from seresnext.weights.names import model_tensors
 
 STEM = "layer0.conv1.weight"
 HEAD = ("last_linear.weight", "last_linear.bias")

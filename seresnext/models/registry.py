@@ -8,8 +8,8 @@ from typing import Literal
 
 from seresnext.errors import UsageError
 from seresnext.models.senet import SENet, StemPool
+from seresnext.printable import printable
 from seresnext.recipe.schema import ModelSection
-from seresnext.weights.names import printable
 
 
 @dataclass(frozen=True)

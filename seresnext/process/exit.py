@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from seresnext.errors import Failure, for_terminal
+from seresnext.errors import Failure
+from seresnext.printable import for_terminal
 
 
 def write_error_file(message: str) -> None:

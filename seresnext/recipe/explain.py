@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
+from seresnext.printable import shorten
 from seresnext.recipe.problem import Problem
-from seresnext.recipe.reader import Node, shorten
+from seresnext.recipe.reader import Node
 from seresnext.recipe.schema import Recipe, Section
 
 COMMON_NAMES: dict[str, str] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from seresnext.errors import RecipeError, expand_home
+from seresnext.printable import shorten
 from seresnext.recipe.explain import near_miss
-from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml, shorten
+from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml
 
 _PROJECT_RECIPES = Path(__file__).parents[2] / "recipes"
 _MAX_BASES_DEEP = 20

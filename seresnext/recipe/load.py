@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from seresnext.errors import RecipeError, expand_home
+from seresnext.printable import shorten
 from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.check_written import meant_keys, written_problems
 from seresnext.recipe.explain import all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
 from seresnext.recipe.problem import Problem
-from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, shorten, write_scalar
+from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, write_scalar
 from seresnext.recipe.schema import Recipe
 
 _MAX_PROBLEMS = 100

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from seresnext.printable import shorten
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 10
 MAX_VALUES = 1_000
@@ -124,11 +126,6 @@ def write_scalar(value: Any) -> str:
 def _has_control(text: str) -> bool:
     """Line breaks, escapes for terminals, halves of surrogate pairs: nothing that a name or a path should hold."""
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-
-
-def shorten(text: str, width: int = 60) -> str:
-    """The text, or its beginning where it is long."""
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def decode_bytes(data: bytes) -> str:

@@ -26,7 +26,7 @@ from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.sinks import check_metrics
 from seresnext.metrics.status import mark_refused, read_small_json, read_status, write_atomically, write_status
-from seresnext.weights.names import printable
+from seresnext.printable import printable
 
 # Fields of `describe_environment` that may change the last bits of a number; packages and the commit may, too.
 _BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")

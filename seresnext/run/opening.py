@@ -27,7 +27,7 @@ from seresnext.recipe.check import check_world
 from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.schema import Recipe
 from seresnext.run.folder import is_same
-from seresnext.weights.opening import open_regular
+from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
 
@@ -246,7 +246,7 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
         return
     try:
         path = find_weights(section.weights)
-        open_regular(path).close()
+        open_file(path).close()
         if not others:
             return  # `load_first_weights` reads the file.
         loaded = open_weights(path)

@@ -16,11 +16,11 @@ from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
+from seresnext.printable import listed, printable
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
 from seresnext.training.plan import Progress
-from seresnext.weights.names import listed, printable
 
 # Keys that no number of a run depends on: how it is fed, watched and kept. They may change on resume without asking.
 FREE_KEYS = frozenset(

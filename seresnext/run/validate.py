@@ -30,11 +30,11 @@ from seresnext.errors import CheckpointError, DataError, Failure
 from seresnext.evaluation import Evaluation, evaluate
 from seresnext.metrics.console import Console
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
+from seresnext.printable import printable, shown_path
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.run.opening import look_at_images
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
-from seresnext.weights.names import printable, shown_path
 
 # What a published file of weights does not say, and where 2 cores and 24 GiB or a GPU all do well.
 _PUBLISHED_BATCH = 64

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import time
 from collections import OrderedDict
@@ -72,7 +73,7 @@ def test_torch_lets_such_calls_pass(tmp_path: Path, save_pickle) -> None:
     ],
 )
 def test_impossible_tensors(tensor_pickle, numel: int, offset: int, shape: tuple, stride: tuple) -> None:
-    assert refusal(tensor_pickle(numel, offset, shape, stride)).startswith("it")
+    assert re.match("(a tensor|the storage) ", refusal(tensor_pickle(numel, offset, shape, stride)))
 
 
 @pytest.mark.usefixtures("little_memory")

@@ -83,14 +83,14 @@ def test_a_zip_in_a_zip(tmp_path: Path, members: dict[str, bytes]) -> None:
         assert archive.read("archive/data.pkl") == members["archive/data.pkl"]
         assert archive.testzip() is None
     assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
-    assert "a second one could hide" in refusal(path)
+    assert "could hide" in refusal(path)
 
 
 def test_a_second_pickle_in_capitals(tmp_path: Path, members: dict[str, bytes]) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(zipped({**members, "archive/DATA.PKL": BOMB}))
     assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
-    assert "not one that torch.save wrote" in refusal(path)
+    assert "not a zip of torch.save" in refusal(path)
 
 
 def test_only_what_torch_writes_is_in_a_zip(tmp_path: Path, members: dict[str, bytes]) -> None:
@@ -99,7 +99,7 @@ def test_only_what_torch_writes_is_in_a_zip(tmp_path: Path, members: dict[str, b
     assert read_torch_file(path)["w"].tolist() == [1, 1, 1]
     for name in ("archive/more", "archive/data/x", "archive/data/0/0", "archive/data/\u0661"):
         path.write_bytes(zipped({**members, name: b""}))
-        assert "not one that torch.save wrote" in refusal(path)
+        assert "not a zip of torch.save" in refusal(path)
 
 
 def test_a_list_of_members_without_end(tmp_path: Path, members: dict[str, bytes]) -> None:
@@ -128,10 +128,10 @@ FLOAT = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
         (f'{{"w": {FLOAT}, "w": {FLOAT.replace("F32", "I32")}}}', "name w twice"),
         (f'{{"__metadata__": {{"step": "1", "step": "2"}}, "w": {FLOAT}}}', "name step twice"),
         (f'{{"__metadata__": {{}}, "w": {FLOAT}, "__metadata__": {{}}}}', "name __metadata__ twice"),
-        (f'{{"w": {FLOAT[:-1]}, "more": 1}}}}', "what the tensor w is"),
+        (f'{{"w": {FLOAT[:-1]}, "more": 1}}}}', "for the tensor w"),
         (f'{{"w": {FLOAT.replace("[1]", json.dumps([1] * 1000))}}}', "1,000 dimensions"),
         ('{"w": {"dtype": "F32", "shape": [0, 4611686018427387904], "data_offsets": [0, 0]}}', "no file can hold"),
-        (f'{{"w": {FLOAT.replace("[1]", "[true]")}}}', "what the tensor w is"),
+        (f'{{"w": {FLOAT.replace("[1]", "[true]")}}}', "for the tensor w"),
         ('["__metadata__"]', "no mapping"),
         ("[" * 100_000, "recursion"),
         ('{"a":' * 100_000, "recursion"),

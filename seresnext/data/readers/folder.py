@@ -15,6 +15,7 @@ from seresnext.data.readers.index_cache import Signature, Times, index_path, mar
 from seresnext.data.readers.pread import open_regular
 from seresnext.data.readers.tarfiles import LARGEST_IMAGE
 from seresnext.errors import DataError
+from seresnext.printable import printable
 from seresnext.progress import progress
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
@@ -182,14 +183,9 @@ def _scan(folder: Path) -> _Entries:
 def _counted(endings: Counter[str]) -> str:
     """Return the most frequent endings, in the same order for any order of files: `120 .webp, 3 .txt`."""
     most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_ENDINGS_LISTED]
-    parts = [f"{count} {_shown(ending) or 'without ending'}" for ending, count in most]
+    parts = [f"{count} {printable(ending) or 'without ending'}" for ending, count in most]
     rest = endings.total() - sum(count for _, count in most)
     return ", ".join(parts + [f"{rest} others"] * bool(rest))
-
-
-def _shown(ending: str) -> str:
-    """Return an ending in one line that can be printed."""
-    return ending if ending.isprintable() else ascii(ending)[1:-1]
 
 
 def _is_image(name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from seresnext.data.readers.pread import open_regular, read_piece
 from seresnext.errors import DataError
+from seresnext.printable import printable
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -77,7 +78,7 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
             raise DataError(f"{archive} has a damaged header after {last}; get it again")
         kind = block[156:157]
         name = extension.get("path") or header_name(block)
-        where = f"{archive}: member {_shown(name)}"
+        where = f"{archive}: member {printable(repr(name))}"
         size = int(extension["size"]) if "size" in extension else _number(block[124:136], where)
         data = position + BLOCK
         if data + size > end:
@@ -101,7 +102,7 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
         if plain in seen:
             raise DataError(f"{where} is there twice; which one is meant cannot be known")
         seen.add(plain)
-        last = f"member {_shown(name)}"
+        last = f"member {printable(repr(name))}"
         if not is_folder:
             yield Member(plain, data, size, is_plain=name == plain and "path" not in extension)
         position = data + (0 if is_folder else _padded(size))
@@ -186,11 +187,6 @@ def _check_end(read: ReadAt, position: int, end: int, archive: str, last: str) -
 
 def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
-
-
-def _shown(name: str) -> str:
-    """A name for a message: quoted, on one line, not too long, and nothing that a terminal would act on."""
-    return ascii(name if len(name) <= 200 else f"{name[:197]}...")
 
 
 class ChangedFile(OSError):
