@@ -1,4 +1,4 @@
-"""`scripts/average_checkpoints.py`: means against numpy's, and what it refuses."""
+"""`scripts/average_checkpoints.py`: means against numpy's, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = ["ant", "bee", "cat"]
 
 
 def checkpoint(folder: Path, step: int, *changes: str, classes=CLASSES, parts=("layer0.", "last_linear.")) -> Path:
-    """A checkpoint of a run with an average, of weights drawn by the step; of some layers only, to be quick."""
+    """Write a checkpoint of a run with an average. The step is the seed of the weights. Few layers, to be quick."""
     settings = ["model.num_classes=3", "ema={decay: 0.9}", "evaluation.weights=ema"]
     values = to_values(load_recipe("digits", [*settings, *changes]).recipe)
     torch.manual_seed(step)
@@ -57,7 +57,7 @@ def three(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture
 def average(monkeypatch, tmp_path):
-    """The script's `main` with arguments, in this process."""
+    """Return the script's `main` with arguments, in this process."""
     spec = importlib.util.spec_from_file_location("average_checkpoints", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""`scripts/predict.py` as a user starts it, beside timm's network."""
+"""`scripts/predict.py` as a user starts it. Oracle: timm's network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 
 @pytest.fixture(scope="module")
 def oracle() -> torch.nn.Module:
-    """timm's network with five classes, and statistics that are not those of a fresh one."""
+    """Return timm's network with five classes and with statistics as after some training."""
     torch.manual_seed(0)
     model = timm.create_model("legacy_seresnext26_32x4d", num_classes=len(CLASSES), drop_rate=0.0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`python -m seresnext.models`: the table of the models."""
+"""`python -m seresnext.models`: the table of models."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The file of weights for a path that a user gives."""
+"""The search for the file of weights at a path from the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMES = ("best.safetensors", "last.safetensors")
 def find_weights(given: str | Path) -> Path:
     """Return the file of weights for a path: the file, or the checkpoint `best` of a run folder, or else `last`.
 
-    `~` is expanded. Raises CheckpointError for an address, for a folder without checkpoints, and for a published file
+    `~` is expanded. Raise CheckpointError for an address, for a folder without checkpoints, and for a published file
     that does not exist.
     """
     if address := address_in(given):

@@ -21,7 +21,7 @@ HEADER_START = b'{"__metadata__":{"digest":"'
 DIGEST_ZEROS = b"0" * 64
 """The digest field while the digest is computed."""
 DIGEST_OFFSET = 8 + len(HEADER_START)
-CHUNK = 8 << 20  # bytes; large enough that system calls cost nothing, small enough to stay in cache while hashed
+CHUNK = 8 << 20  # bytes; large enough to make system calls cheap, small enough to stay in the cache during hashing
 
 
 def is_checkpoint(metadata: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""Oracle: torch's own flop counter, and the numbers of the design."""
+"""Oracle: torch's own flop counter, and the published numbers of parameters."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Loading weights: what fits, what is refused and with which words. Oracle: timm for adapted stems."""
+"""Loading weights: files that fit, files that are refused, and messages. Oracle: timm for adapted stems."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def trained() -> SENet:
-    """Not to be changed by a test."""
+    """Return a model with random statistics. Tests must not change the model."""
     torch.manual_seed(0)
     model = create_model(NAME)
     for name, buffer in model.named_buffers():
@@ -49,7 +49,7 @@ def state(trained: SENet) -> State:
 
 @pytest.fixture(scope="module")
 def fresh() -> Callable[..., SENet]:
-    """Models other than the trained one, without the time that initialisation takes."""
+    """Return a function that builds further models without the slow initialisation."""
 
     def make(name: str = NAME, num_classes: int = 1000, in_channels: int = 3) -> SENet:
         with torch.device("meta"):
@@ -64,7 +64,7 @@ def fresh() -> Callable[..., SENet]:
 
 
 def refusal(model: SENet, tensors: Mapping[str, Tensor], **options: bool) -> str:
-    """The message, after checking that the model is as before."""
+    """Return the message of a refusal. The model must not change."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"weights\.pth") as caught:
         load_weights(model, tensors, "weights.pth", **options)
@@ -77,7 +77,7 @@ def same(model: SENet, state: Mapping[str, Tensor], but: tuple[str, ...] = ()) -
     return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if name not in but)
 
 
-# ------------------------------------------------------------------------------------------------ what loads
+# ------------------------------------------------------------------------------------------------ files that load
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "ema.", "model.module."])
@@ -105,7 +105,7 @@ def test_half_precision_files(fresh: Callable[..., SENet], state: State) -> None
     assert torch.equal(model.last_linear.weight, state["last_linear.weight"].half().float())
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: State) -> None:
@@ -134,7 +134,7 @@ def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: Stat
 
 
 def test_another_model(fresh: Callable[..., SENet], state: State) -> None:
-    """The cure stands in the first line, and a few tensors show the fault; `status.json` holds the whole message."""
+    """The first line has the fix, and a few tensors show the fault: `status.json` holds the whole message."""
     first, *others = refusal(fresh("seresnext50", num_classes=10), state).split("\n  ")
     assert "weights.pth" in first
     assert f"model.name={NAME}" in first
@@ -278,7 +278,7 @@ def test_the_recipe_of_a_checkpoint_names_the_stem(tmp_path: Path) -> None:
 
 def test_odd_shapes_are_not_identified(state: State) -> None:
     for name in ("layer0.conv1.weight", "last_linear.weight"):
-        # The last two, of no numbers, would be a model of a billion classes or channels.
+        # The last two are empty, and announce a model of a billion classes or channels.
         others = (torch.zeros(0, 0), torch.zeros(64, 0, 7, 7), torch.zeros(2**30, 0), torch.zeros(64, 2**30, 0, 0))
         for tensor in (torch.tensor(1.0), *others):
             with pytest.raises(CheckpointError):
@@ -309,7 +309,7 @@ def test_model_to_fine_tune(tmp_path: Path, state: State) -> None:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], recipe: Any) -> None:
-    """Write a checkpoint of a run. A recipe that is a text is written as it is."""
+    """Write a checkpoint of a run. A recipe that is a text is written unchanged."""
     dataset = {"classes": [str(n) for n in range(1000)], "num_images": 1, "fingerprint": ""}
     texts = CheckpointMetadata(3, {}, "", None, [], dataset, {}, {}).to_metadata()
     texts["recipe"] = recipe if isinstance(recipe, str) else json.dumps(recipe)
@@ -318,7 +318,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], recipe: Any) -> 
 
 @pytest.mark.parametrize(("part", "other"), [("ema", "model"), ("model", "ema")])
 def test_checkpoint_of_a_run(tmp_path: Path, state: State, part: str, other: str) -> None:
-    """The weights and the preprocessing that the run validated with."""
+    """The file gives the weights and the preprocessing of the run's validation."""
     recipe = {
         "model": {"name": "seresnext26"},
         "data": {"image_size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
