@@ -54,7 +54,7 @@ def new_format(request: pytest.FixtureRequest) -> bool:
     return request.param == "zip"
 
 
-# ------------------------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------------------------ files that are read
 
 
 def test_state_dicts_of_both_formats(tmp_path: Path, new_format: bool) -> None:
@@ -109,7 +109,7 @@ def test_link_is_followed(tmp_path: Path) -> None:
     assert_same(read_torch_file(tmp_path / "link"), small_state())
 
 
-# ------------------------------------------------------------------------------------------------ what runs code
+# ------------------------------------------------------------------------------------------------ code
 
 
 class Touch:
@@ -173,7 +173,7 @@ def test_tar(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-# ------------------------------------------------------------------------------------------------ what takes memory
+# ------------------------------------------------------------------------------------------------ memory
 
 
 def floats(count: int) -> bytes:
@@ -234,7 +234,7 @@ def test_deeply_nested_order(tmp_path: Path, save_pickle, tensor_pickle) -> None
     assert "list of storages" in refusal(tmp_path / "file")
 
 
-# ------------------------------------------------------------------------------------------------ what is damaged
+# ------------------------------------------------------------------------------------------------ damage
 
 
 def test_truncation_anywhere(tmp_path: Path, new_format: bool) -> None:
@@ -293,7 +293,7 @@ def test_members_that_torch_would_not_read(tmp_path: Path, how: str) -> None:
     assert "content of memory" in refusal(path)
 
 
-# ------------------------------------------------------------------------------------------------ what else there is
+# ------------------------------------------------------------------------------------------------ other files
 
 
 @pytest.mark.parametrize(
