@@ -33,7 +33,10 @@ def from_timm_names(tensors: Mapping[str, T], source: str) -> dict[str, T]:
 
 
 def timm_state_dict(model: SENet) -> dict[str, Tensor]:
-    """Return the state dict of a model under timm's names, for `load_state_dict` of timm's model of the same name."""
+    """Return the state dict of a model under timm's names, for `load_state_dict` of timm's model of the same name.
+
+    Use these names for a bare file of weights. A bare file with this project's names counts as a `legacy_` model.
+    """
     if model.stem_pool == "ceil":
         return dict(model.state_dict())
     return {_replace(name.replace(_OURS, _TIMMS), _PREFIXES): tensor for name, tensor in model.state_dict().items()}
