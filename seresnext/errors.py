@@ -90,18 +90,3 @@ _NO_MEMORY = (
     # engine is left.
     "unable to find an engine to execute this computation",
 )
-_LONGEST_TEXT = 100_000  # characters of a message
-
-
-def for_terminal(text: object) -> str:
-    """Return text for a terminal or a log. Lines stay; other control characters become escapes.
-
-    Messages quote names from untrusted files: names of classes, of tensors, of the files themselves.
-    """
-    shown = str(text)
-    if len(shown) > _LONGEST_TEXT:
-        shown = f"{shown[:_LONGEST_TEXT]}... (and {len(shown) - _LONGEST_TEXT:,} more characters)"
-    return "".join(
-        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
-        for character in shown
-    )

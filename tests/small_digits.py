@@ -33,12 +33,12 @@ def small(_: str, num_classes: int = 10, in_channels: int = 3, **options: Any) -
 def main(command: str, arguments: list[str]) -> int:
     """Run the command. Return the exit code."""
     from seresnext import cli
-    from seresnext.models import registry
+    from seresnext.models import pretrained, registry
     from seresnext.process.stop_request import StopRequest
     from seresnext.run import validate
 
     registry.create_model = validate.create_model = small
-    validate.identify_model = lambda tensors: ("legacy_seresnext26_32x4d", 10, 3)
+    pretrained.identify_model = lambda *_: pretrained.ModelSizes("legacy_seresnext26_32x4d", 10, 3)
     with StopRequest() as stop:
         return cli.main([command, *arguments], stop)
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from seresnext.errors import for_terminal
+from seresnext.printable import for_terminal
 from seresnext.process.fork import FORK
 
 Files = Mapping[str, bytes | str]

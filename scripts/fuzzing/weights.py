@@ -27,7 +27,7 @@ from seresnext.checkpoint.contents import CheckpointMetadata, check_fits, load_s
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.metrics.console import Console, describe
-from seresnext.models import SENet, load_pretrained, load_weights, pretrained
+from seresnext.models import SENet, load_pretrained, pretrained
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import recipe_hash
 from seresnext.run.resume import check_compatible, find_checkpoint, previous_recipe, restored_progress, rewind_folder
@@ -43,7 +43,7 @@ class StandIn(SENet):
 
     def __init__(self, num_classes: int = len(CLASSES), in_channels: int = 3) -> None:
         nn.Module.__init__(self)
-        self.num_classes, self.in_channels, self._frozen = num_classes, in_channels, ()
+        self.num_classes, self.in_channels, self.stem_pool, self._frozen = num_classes, in_channels, "ceil", ()
         stem, squeeze = nn.Conv2d(in_channels, 64, 7, bias=False), nn.Conv2d(256, 16, 1)
         grouped = nn.Conv2d(128, 128, 3, groups=32, bias=False)
         first = nn.Sequential(OrderedDict(conv2=grouped, se_module=nn.Sequential(OrderedDict(fc1=squeeze))))
@@ -171,10 +171,9 @@ def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
 def _validate(folder: Path, files: Files) -> None:
     """Read a file of weights as validate.py does, up to the model that is measured."""
     (name,) = files
-    subject = read_subject(folder / name, None, World())
-    section = subject.recipe.model
-    model = StandIn(section.num_classes, section.in_channels)
-    load_weights(model, subject.tensors, name)
+    subject, recipe = read_subject(folder / name, None, World())
+    model = StandIn(recipe.model.num_classes, recipe.model.in_channels)
+    subject.load_into(model)
     _check_numbers(model.state_dict())
     if subject.classes is not None:
         json.dumps(subject.classes).encode()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from seresnext.errors import CheckpointError
+from seresnext.printable import listed, printable
 from seresnext.weights.marks import FORMAT, check_format
-from seresnext.weights.names import listed, printable
 
 _MOST_LISTED = 50  # lines in one message: a screen
 _DEEPEST = 32  # levels of nesting in a value; a recipe has 4

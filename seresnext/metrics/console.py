@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from seresnext.errors import for_terminal
 from seresnext.metrics.speed import format_seconds
+from seresnext.printable import for_terminal
 from seresnext.progress import ProgressBar
 
 # The fields of a line, in order. A line omits the other fields of an event.

@@ -1,26 +1,34 @@
-"""SE-ResNeXt: the networks, their table, their published weights."""
+"""SE-ResNeXt: the networks, the table of models, and published weights."""
 
 from seresnext.models.locate import find_weights
 from seresnext.models.pretrained import (
+    LoadedWeights,
     Preprocessing,
+    build_pretrained,
     identify_model,
     load_pretrained,
     load_weights,
+    open_weights,
     published_preprocessing,
 )
 from seresnext.models.registry import MODELS, Architecture, canonical_name, create_model
 from seresnext.models.senet import SENet
+from seresnext.models.timm_names import timm_state_dict
 
 __all__ = [
     "MODELS",
     "Architecture",
+    "LoadedWeights",
     "Preprocessing",
     "SENet",
+    "build_pretrained",
     "canonical_name",
     "create_model",
     "find_weights",
     "identify_model",
     "load_pretrained",
     "load_weights",
+    "open_weights",
     "published_preprocessing",
+    "timm_state_dict",
 ]

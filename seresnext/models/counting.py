@@ -7,25 +7,25 @@ from torch import Tensor, nn
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers training changes."""
+    """Return the number of trainable numbers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_bytes(model: nn.Module) -> int:
-    """Bytes of everything a state dict holds, BatchNorm's statistics included."""
+    """Return the bytes of a state dict, with BatchNorm's statistics."""
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def count_multiply_adds(model: nn.Module, in_channels: int = 3, image_size: int = 224) -> int:
-    """Multiplications (each with an addition) in the convolutions and linear layers for one square image.
+    """Return the multiply-adds of convolutions and linear layers for one square image.
 
-    The convention of the ResNet and SENet papers, which call it FLOPs. BatchNorm, activations and pooling are left out.
-    The model is run, in evaluation mode, on the device it is on; on `torch.device("meta")` that costs nothing.
+    This is the convention of the ResNet and SENet papers, which say FLOPs: without BatchNorm, activations and pooling.
+    The model runs in evaluation mode on its device. On `torch.device("meta")` the run costs nothing.
     """
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        # Every output channel at every place is a dot product with the weights of that channel.
+        # Each number of the output is a dot product with the weights of one channel.
         nonlocal total
         assert isinstance(module, nn.Conv2d | nn.Linear)
         total += output.numel() * module.weight[0].numel()

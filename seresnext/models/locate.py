@@ -7,7 +7,7 @@ from pathlib import Path
 from seresnext.errors import CheckpointError
 from seresnext.models.registry import MODELS
 from seresnext.paths import address_in, expand_home
-from seresnext.weights.names import shown_path
+from seresnext.printable import shown_path
 
 _NAMES = ("best.safetensors", "last.safetensors")
 

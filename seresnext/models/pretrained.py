@@ -1,42 +1,48 @@
-"""Trained weights with what they need to mean something: the network, the classes, and how images are prepared.
+"""Trained weights: open a file, find out which model it holds, and load it into a model.
 
-Loading is strict. A file fits wholly or is refused with everything that is wrong in one error; the exceptions are few,
-asked for or announced, and listed at `load_weights`.
+Loading is strict. A file is loaded completely or refused, with all problems in one error. `load_weights` lists the
+exceptions.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seresnext.errors import CheckpointError, RecipeError
+from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
+from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.models.locate import find_weights
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
+from seresnext.models.timm_names import from_timm_names, has_timm_names
+from seresnext.printable import listed, printable, shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import ModelSection, Recipe
 from seresnext.weights import read_weights
-from seresnext.weights.names import listed, model_tensors, printable, shown_path
+from seresnext.weights.names import model_tensors
 
 STEM = "layer0.conv1.weight"
 HEAD = ("last_linear.weight", "last_linear.bias")
+_EXCITATION = "layer1.0.se_module.fc1.weight"
 _MOST_LISTED = 10  # tensors of one kind in a message
 
-# Mean and deviation of ImageNet's training pixels by channel, scaled to 0..1, as all three weights expect them.
+# Mean and deviation of ImageNet's training pixels by channel, scaled to 0..1. All published weights expect these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input: resize so that the shorter side is `image_size / crop_pct` pixels, cut
-    the central square of `image_size`, scale to 0..1, subtract `mean` and divide by `std` by channel."""
+    """The steps from an image to the network's input.
+
+    Resize the image so that the shorter side has `image_size / crop_pct` pixels. Cut out the central square of
+    `image_size`. Scale to 0..1. Subtract `mean` and divide by `std`, by channel.
+    """
 
     image_size: int
     crop_pct: float
@@ -46,87 +52,203 @@ class Preprocessing:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Preprocessing:
-        """What a run under this recipe validates with."""
+        """Return the preprocessing of a run's validation."""
         data, evaluation = recipe.data, recipe.evaluation
         return cls(data.image_size, evaluation.crop_pct, evaluation.interpolation, data.mean, data.std)
 
 
 def published_preprocessing(name: str) -> Preprocessing:
-    """What the published weights of a model were evaluated with (timm's `default_cfgs`). Raises UsageError."""
-    interpolation = MODELS[canonical_name(name)].interpolation
-    return Preprocessing(224, 0.875, interpolation, IMAGENET_MEAN, IMAGENET_STD)
+    """Return the preprocessing for a model's published weights (timm's `default_cfgs`). Raise UsageError."""
+    row = MODELS[canonical_name(name)]
+    return Preprocessing(row.image_size, row.crop_pct, row.interpolation, IMAGENET_MEAN, IMAGENET_STD)
+
+
+class ModelSizes(NamedTuple):
+    """The name of a model, the number of classes and the number of input channels."""
+
+    name: str
+    num_classes: int
+    in_channels: int
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The weights of one model from a file, and the recipe and metadata if the file is a checkpoint of this project.
+
+    `source` is the path, for messages. `weights` says which weights of the checkpoint these are, `model` or `ema`.
+    """
+
+    source: str
+    tensors: dict[str, Tensor]
+    weights: str = "model"
+    recipe: Recipe | None = None
+    metadata: CheckpointMetadata | None = None
+
+    def identify(self) -> ModelSizes:
+        """Return the model of these weights. Raise CheckpointError if the recipe names another model or other sizes.
+
+        Call this before building a model of the recipe's sizes. The tensors are no larger than the file; the numbers in
+        a recipe can be.
+        """
+        try:
+            found = identify_model(self.tensors, self._model_name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.source}: {error}") from None
+        if self.recipe is not None:
+            section = self.recipe.model
+            recorded = ModelSizes(canonical_name(section.name), section.num_classes, section.in_channels)
+            fields = zip(("model", "classes", "channels"), recorded, found, strict=True)
+            if differences := [f"{field} {one} and {other}" for field, one, other in fields if one != other]:
+                raise CheckpointError(
+                    f"{self.source} contradicts itself: recipe and tensors have {', '.join(differences)}; "
+                    "use another checkpoint"
+                )
+        return found
+
+    def load_into(self, model: SENet, reset_head: bool = False) -> list[str]:
+        """Load these weights into a model, as `load_weights` does."""
+        return load_weights(model, self.tensors, self.source, reset_head, self._model_name)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Return the names of the classes, None if the file has none."""
+        return None if self.metadata is None else self.metadata.dataset["classes"]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Return the preprocessing of the run, or of the published weights for a bare file."""
+        if self.recipe is not None:
+            return Preprocessing.of_recipe(self.recipe)
+        return published_preprocessing(self.identify().name)
+
+    @property
+    def _model_name(self) -> str | None:
+        return None if self.recipe is None else self.recipe.model.name
+
+
+def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
+    """Return the weights in a file: a published `.pth`, another torch or safetensors file, or a checkpoint of a run.
+
+    A run folder stands for the best checkpoint in the folder. `weights` chooses `model` or `ema` of a checkpoint; by
+    default the recipe decides. The digest of a checkpoint is always checked. Raise CheckpointError for a file that is
+    refused, UsageError for weights that the file does not have.
+    """
+    path = find_weights(path)
+    source = shown_path(path)
+    tensors, texts = read_weights(path)
+    if not texts:
+        if weights == "ema":
+            raise UsageError(f"--weights ema: {source} is a bare file of weights without an average; give a checkpoint")
+        return LoadedWeights(source, model_tensors(tensors, source))
+    metadata = CheckpointMetadata.from_metadata(texts, source)
+    try:
+        recipe = recipe_from_values(metadata.recipe, source)
+    except RecipeError as error:
+        raise CheckpointError(f"{source} has a recipe that cannot be used: {error}") from None
+    chosen = weights or recipe.evaluation.weights
+    if chosen == "auto":
+        chosen = "ema" if recipe.ema else "model"
+    found = select(tensors, chosen)
+    if not found and weights:
+        raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
+    if not found:
+        raise CheckpointError(f"{source} has no {chosen} weights; use another checkpoint of the run")
+    if others := [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]:
+        raise CheckpointError(
+            f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}; use another checkpoint"
+        )
+    return LoadedWeights(source, found, chosen, recipe, metadata)
+
+
+def build_pretrained(
+    loaded: LoadedWeights, num_classes: int | None = None, in_channels: int | None = None, drop_rate: float = 0.0
+) -> SENet:
+    """Return a model with the loaded weights, in evaluation mode. The options are as in `load_pretrained`."""
+    name, file_classes, file_channels = loaded.identify()
+    if num_classes is None:
+        num_classes = file_classes
+    model = create_model(name, num_classes, file_channels if in_channels is None else in_channels, drop_rate)
+    loaded.load_into(model, reset_head=num_classes != file_classes)
+    return model.eval()
 
 
 def load_pretrained(
     path: str | Path, num_classes: int | None = None, in_channels: int | None = None, drop_rate: float = 0.0
 ) -> tuple[SENet, Preprocessing]:
-    """The trained model in a file, in evaluation mode, and how to prepare images for it.
+    """Return the trained model in a file (see `open_weights`), in evaluation mode, and the preprocessing of its images.
 
-    The file is a published `.pth`, another torch or safetensors file with the state dict of one of `MODELS`, or a
-    checkpoint of this project, whose recipe tells between model and EMA, and the preprocessing; for other files it is
-    the published one. A run folder means the best checkpoint in the folder. The model, the classes and the channels are
-    read from the tensors.
-
-    `num_classes` or `in_channels` other than the file's give a model to fine-tune: its classifier is new, its stem is
-    adapted as by `load_weights`. Raises CheckpointError.
+    The tensors give the model, the classes and the channels. Another `num_classes` or `in_channels` gives a model to
+    fine-tune: the classifier is untrained, and the stem is adapted as in `load_weights`. Raise CheckpointError.
     """
-    path = find_weights(path)
-    source = shown_path(path)
-    tensors, metadata = read_weights(path)
-    recipe = _recorded_recipe(metadata, source) if metadata else None
-    if recipe is not None and recipe.evaluation.weights == "model":
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
-    try:
-        name, file_classes, file_channels = identify_model(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-    if num_classes is None:
-        num_classes = file_classes
-    model = create_model(name, num_classes, file_channels if in_channels is None else in_channels, drop_rate)
-    load_weights(model, tensors, source, reset_head=num_classes != file_classes)
-    return model.eval(), Preprocessing.of_recipe(recipe) if recipe else published_preprocessing(name)
+    loaded = open_weights(path)
+    return build_pretrained(loaded, num_classes, in_channels, drop_rate), loaded.preprocessing
 
 
-def identify_model(tensors: Mapping[str, Tensor]) -> tuple[str, int, int]:
-    """The model that tensors belong to, by their keys and shapes: its name, number of classes and of input channels.
+def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Callable[[], bool]) -> list[str]:
+    """Load the file `model.weights` of a recipe, if there is one. Return notes for the user.
 
-    Tensors may be named as in `load_weights`, which is also the one to say whether all of them are there and fit.
-    Raises CheckpointError for anything but one of `MODELS` with its classifier.
+    `has_other_labels()` returns whether the labels of the data differ from the labels of a file without class names.
+    Raise CheckpointError if the file is refused or does not fit.
     """
-    tensors = model_tensors(tensors, "the file")
+    if section.weights is None:
+        return []
+    loaded = open_weights(section.weights)
+    notes = loaded.load_into(model, section.reset_head)
+    if loaded.metadata is None and not section.reset_head and has_other_labels():
+        notes.append(
+            f"warning: the classifier of {loaded.source} is kept, but the class folders of the data are labelled in "
+            "text order; rename the folders to numbers of one width (007), or set model.reset_head=true"
+        )
+    return notes
+
+
+def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = None) -> ModelSizes:
+    """Return the model, the classes and the channels of weights, from their names and shapes.
+
+    The names may have the prefixes that `load_weights` removes. timm's names without `legacy_` mean a padded stem. A
+    checkpoint of this project has the same names for both stems: the stem is the stem of `recorded_name`, the model in
+    the recipe. A bare file with these names has timm's `legacy_` names, and so the rounded stem.
+
+    Raise CheckpointError unless the tensors are one of `MODELS` with a classifier. This function does not check that
+    all tensors are there and fit; `load_weights` does.
+    """
+    tensors, stem_pool = _our_names(tensors, "the file", recorded_name)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     # A ResNeXt without squeeze-and-excitation, or an SE-ResNet without groups, can have the same number of blocks.
-    marks = {"layer1.0.conv2.weight": (128, 4, 3, 3), "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)}
-    # Whole, also where one number would do: a model of so many classes or channels is made before its weights come.
+    marks = {"layer1.0.conv2.weight": (128, 4, 3, 3), _EXCITATION: (16, 256, 1, 1)}
+    # All lengths are checked: the model is built with these classes and channels before the weights are loaded.
     stem, head = shapes.get(STEM, ()), shapes.get(HEAD[0], ())
     if marks.items() <= shapes.items() and _is(stem, (64, None, 7, 7)) and _is(head, (None, 2048)):
         blocks = tuple(_count_blocks(shapes, f"layer{stage}.") for stage in (1, 2, 3, 4))
-        for name, architecture in MODELS.items():
-            if blocks == architecture.blocks:
-                return name, head[0], stem[1]
-    message = f"these tensors are the weights of none of {', '.join(MODELS)}"
-    if "layer1.0.se.fc1.weight" in shapes:
-        message += (
-            "; they look like timm's seresnext models without `legacy_`, whose stem pools in another way: "
-            "renamed, these weights would load and give wrong results"
-        )
-    raise CheckpointError(message)
+        for name, row in MODELS.items():
+            if (row.blocks, row.stem_pool) == (blocks, stem_pool):
+                return ModelSizes(name, head[0], stem[1])
+    raise CheckpointError(f"these tensors are the weights of none of {', '.join(MODELS)}; use a file of one of these")
 
 
-def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset_head: bool = False) -> list[str]:
-    """Copy tensors into the model, all or none; returns what the user should be told, a sentence each.
+def load_weights(
+    model: SENet,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    reset_head: bool = False,
+    recorded_name: str | None = None,
+) -> list[str]:
+    """Copy all tensors into the model, or none. Return notes for the user, one sentence each.
 
-    Prefixes of wrappers are taken off the names, and of a checkpoint of this project the EMA weights are taken if there
-    are any, else the model's. Then every tensor must be there and no other, of the right shape and kind, finite, and
-    variances not negative; one CheckpointError lists all that is wrong with `source`. Three things are allowed:
+    Prefixes of wrappers are removed from the names, and timm's names are translated. From a checkpoint of this project
+    the EMA weights are taken if there are any, otherwise the model's. `recorded_name` is the model in the recipe of a
+    checkpoint (see `identify_model`). `source` is the file, for messages.
 
-    - `num_batches_tracked` may be absent and is 0 then: the files of 50 and 101 are older than it.
-    - With `reset_head` the classifier of the file, if any, is ignored, and the model keeps the one it has.
-    - The stem of a file for RGB is adapted to a model with another number of channels: for one channel the filters are
-      summed up, which for a grey image is exactly what they give for it as RGB; for `n` channels the three are taken in
-      turn and scaled by 3/n to keep the size of the output, a mere starting point. timm's `adapt_input_conv` does this.
+    Every tensor must be there and no other, with the right shape and kind, finite, and variances not negative. The stem
+    of file and model must pool in the same way. One CheckpointError lists all problems. Three things are allowed:
+
+    - `num_batches_tracked` may be missing, and is then 0: the files of 50 and 101 are older than this tensor.
+    - With `reset_head` the classifier of the file, if any, is ignored, and the model keeps its own.
+    - The stem of a file for RGB is adapted to a model with other channels. For one channel the filters are summed: a
+      grey image gives exactly the output that it gives as RGB. For `n` channels the three filters are repeated in turn
+      and scaled by 3/n to keep the size of the output, as a starting point. timm's `adapt_input_conv` does the same.
     """
-    given = model_tensors(tensors, source)
+    given, stem_pool = _our_names(tensors, source, recorded_name)
     wanted = model.state_dict()
     notes = []
     if reset_head:
@@ -135,7 +257,7 @@ def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset
         wanted = {name: tensor for name, tensor in wanted.items() if name not in HEAD}
     if STEM in given and given[STEM].shape == (64, 3, 7, 7) and model.in_channels != 3:
         given[STEM] = _for_channels(given[STEM], model.in_channels)
-        how = "added up to one" if model.in_channels == 1 else "repeated in turn"
+        how = "summed" if model.in_channels == 1 else "repeated in turn"
         notes.append(
             f"{source} is for RGB and the model for {model.in_channels} channels: the filters of the stem are {how}"
         )
@@ -144,8 +266,10 @@ def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset
             given.setdefault(name, torch.zeros_like(tensor))
 
     problems = _problems(given, wanted)
+    if _EXCITATION in given and stem_pool != model.stem_pool:
+        problems.insert(0, [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"])
     if problems:
-        advice = _advice(model, tensors, reset_head)
+        advice = _advice(model, tensors, reset_head, recorded_name)
         # The first line has the fix, so a few tensors are enough to show the fault.
         kinds = [[line for kind in problems for line in kind]] if advice else problems
         lines = [line for kind in kinds for line in listed(kind, _MOST_LISTED)]
@@ -155,19 +279,16 @@ def load_weights(model: SENet, tensors: Mapping[str, Tensor], source: str, reset
     return notes
 
 
-def _recorded_recipe(metadata: Mapping[str, str], source: str) -> Recipe:
-    """The recipe in the metadata of a checkpoint."""
-    try:
-        values = json.loads(metadata.get("recipe", ""))
-        if not isinstance(values, dict):
-            raise ValueError("it is no mapping")
-        return recipe_from_values(values, source)
-    except (ValueError, RecursionError, RecipeError) as error:
-        raise CheckpointError(f"{source} has a damaged recipe in it: {printable(error, longest=2000)}") from error
+def _our_names(tensors: Mapping[str, Tensor], source: str, recorded_name: str | None) -> tuple[dict[str, Tensor], str]:
+    """Return the model's tensors under this project's names, and the pooling of the stem."""
+    found = model_tensors(tensors, source)
+    if has_timm_names(found):
+        return from_timm_names(found, source), "padded"
+    return found, MODELS[canonical_name(recorded_name)].stem_pool if recorded_name else "ceil"
 
 
 def _is(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    """Whether a shape is the wanted one, with any length but 0 for None."""
+    """Return whether a shape is the wanted one. None stands for any length but 0."""
     return len(shape) == len(wanted) and all(
         length == other or (other is None and length > 0) for length, other in zip(shape, wanted, strict=True)
     )
@@ -178,7 +299,7 @@ def _count_blocks(names: Iterable[str], stage: str) -> int:
 
 
 def _problems(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[list[str]]:
-    """Everything wrong with the given tensors, a list for each kind; empty where nothing is."""
+    """Return the problems of the given tensors, one list for each kind of problem."""
     missing = [f"missing: {name}" for name in wanted if name not in given]
     unexpected = [f"unexpected: {printable(name)}" for name in given if name not in wanted]
     unfit = []
@@ -193,21 +314,22 @@ def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
         return f"has the shape {tuple(tensor.shape)}, in the model {tuple(target.shape)}"
     if tensor.is_floating_point() != target.is_floating_point():
         return f"has the type {tensor.dtype}, in the model {target.dtype}"
-    if not tensor.to(target.dtype).isfinite().all():  # 1e300 in float64 is finite and no number in float32.
+    if not tensor.to(target.dtype).isfinite().all():  # 1e300 is finite in float64 and infinite in float32.
         return "has values that are not finite"
     if name.endswith("running_var") and (tensor < 0).any():
         return "has negative variances"
     return None
 
 
-def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool) -> list[str]:
-    """What the user may have meant, if the file is of another model or of other classes."""
+def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recorded_name: str | None) -> list[str]:
+    """Return fixes, if the file is of another model or has other classes."""
     try:
-        name, num_classes, _ = identify_model(tensors)
+        name, num_classes, _ = identify_model(tensors, recorded_name)
     except CheckpointError:
         return []
     advice = []
-    if MODELS[name].blocks != tuple(len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)):
+    row, blocks = MODELS[name], tuple(len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4))
+    if (row.blocks, row.stem_pool) != (blocks, model.stem_pool):
         advice.append(f"the file is of a {name}, set model.name={name}")
     if num_classes != model.num_classes and not reset_head:
         advice.append(
@@ -224,26 +346,7 @@ def _head_note(model: SENet, given: Mapping[str, Tensor], source: str) -> str:
 
 
 def _for_channels(filters: Tensor, in_channels: int) -> Tensor:
-    """Filters 64 3 7 7 for red, green and blue as filters 64 in_channels 7 7."""
+    """Return filters 64 3 7 7 for red, green and blue as filters 64 in_channels 7 7."""
     if in_channels == 1:
         return filters.sum(1, keepdim=True)
     return filters[:, [channel % 3 for channel in range(in_channels)]] * (3 / in_channels)
-
-
-def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Callable[[], bool]) -> list[str]:
-    """Load the file of weights that the recipe names, if any; returns what the user should be told.
-
-    `has_other_labels()` returns whether the labels of the data differ from the labels of a file without class names.
-    Raises CheckpointError when the file is refused or does not fit.
-    """
-    if section.weights is None:
-        return []
-    path = find_weights(section.weights)
-    tensors, metadata = read_weights(path)
-    notes = load_weights(model, tensors, shown_path(path), section.reset_head)
-    if not metadata and not section.reset_head and has_other_labels():
-        notes.append(
-            f"warning: the classifier of {shown_path(path)} is kept, but the class folders of the data are labelled in "
-            "text order; rename the folders to numbers of one width (007), or set model.reset_head=true"
-        )
-    return notes

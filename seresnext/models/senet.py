@@ -1,8 +1,10 @@
-"""SE-ResNeXt as its published weights need it, to the rounding of the stem's pooling.
+"""SE-ResNeXt, in the form of Hu et al. and in timm's newer form.
 
-The layer names, and so the keys of a state dict, are those of Cadene's pretrained-models.pytorch, which converted the
-weights of Hu et al. from Caffe. timm calls these networks `legacy_seresnext*`. Its `seresnext*` are others: they pad
-the stem's pooling instead of rounding its size up, so weights renamed for them load, and give wrong results.
+The layer names, and so the keys of a state dict, come from Cadene's pretrained-models.pytorch, which converted the
+weights of Hu et al. from Caffe. timm calls these networks `legacy_seresnext*`.
+
+timm's `seresnext*` differ in the pooling of the stem (`stem_pool`). All shapes are equal, so weights of one form load
+into the other form and give wrong results. `pretrained.load_weights` refuses such weights.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +22,21 @@ from torch.utils.checkpoint import checkpoint
 
 from seresnext.models.blocks import EXPANSION, SEResNeXtBottleneck
 
+StemPool = Literal["ceil", "padded"]
+"""How the stem's pooling treats the border. `ceil`, Caffe's way: the size is rounded up, the last window overlaps the
+border. `padded`: one pixel of padding on each side."""
+
 
 class SENet(nn.Module):
-    """Images N C H W to logits N num_classes. H and W are free; 224 is what the published weights were trained on.
+    """A network from images N C H W to logits N num_classes.
 
-    `blocks` counts the bottlenecks of the four stages. `drop_rate` is the dropout before the classifier. With
-    `zero_init_last` every block starts as the identity, the weight of its last BatchNorm being 0 (Goyal et al. 2017,
-    arXiv:1706.02677, section 5.1). `drop_path_rate` is that of the last block, those before have less in proportion to
-    their number (Huang et al. 2016, arXiv:1603.09382, eq. 4). With 0 classes there is no classifier and the output is
+    H and W are free. The published weights were trained on 224. `blocks` counts the bottlenecks of the four stages.
+    `drop_rate` is the dropout before the classifier. With 0 classes the network has no classifier, and the output is
     N 2048.
+
+    `zero_init_last` sets the weight of the last BatchNorm of every block to 0, so that every block starts as the
+    identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1). `drop_path_rate` is the rate of the last block. The
+    rates of the earlier blocks grow linearly to this rate (Huang et al. 2016, arXiv:1603.09382, eq. 4).
 
     With `grad_checkpointing` set, training keeps only the input of each block and computes the rest again in the
     backward pass: less memory, about a third more time, the same numbers.
@@ -41,6 +50,7 @@ class SENet(nn.Module):
         drop_rate: float = 0.0,
         zero_init_last: bool = False,
         drop_path_rate: float = 0.0,
+        stem_pool: StemPool = "ceil",
         cardinality: int = 32,
         base_width: int = 4,
         reduction: int = 16,
@@ -50,6 +60,7 @@ class SENet(nn.Module):
         self.num_classes = num_classes
         self.num_features = 512 * EXPANSION
         self.drop_rate = drop_rate
+        self.stem_pool = stem_pool
         self.grad_checkpointing = False
         self._frozen: tuple[str, ...] = ()
         self.layer0 = nn.Sequential(
@@ -59,8 +70,8 @@ class SENet(nn.Module):
                 relu1=nn.ReLU(inplace=True),
             )
         )
-        # Caffe rounds sizes up: 112 becomes 56 without padding, and the last window looks over the edge.
-        self.pool0 = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+        is_padded = stem_pool == "padded"
+        self.pool0 = nn.MaxPool2d(kernel_size=3, stride=2, padding=int(is_padded), ceil_mode=not is_padded)
         block = partial(SEResNeXtBottleneck, cardinality=cardinality, base_width=base_width, reduction=reduction)
         rates = (drop_path_rate * number / sum(blocks) for number in range(1, sum(blocks) + 1))
         self.layer1 = _stage(block, rates, in_channels=64, channels=64, count=blocks[0], stride=1)
@@ -71,11 +82,11 @@ class SENet(nn.Module):
         self._initialise(zero_init_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, N num_classes, of images N C H W."""
+        """Return logits, N num_classes, for images N C H W."""
         return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last feature map, N 2048 h w, of images N C H W: h and w are 7 for 224, in general about H/32, W/32."""
+        """Return the last feature map, N 2048 h w, for images N C H W: h is about H/32, and 7 for 224."""
         x = self.layer0(images)  # N 64 H/2 W/2
         x = self.pool0(x)  # N 64 H/4 W/4
         x = self._run(self.layer1, x)  # N 256 H/4 W/4
@@ -84,26 +95,26 @@ class SENet(nn.Module):
         return self._run(self.layer4, x)  # N 2048 H/32 W/32
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, N num_classes, of features N 2048 h w; with `pre_logits` what the classifier would see, N 2048."""
+        """Return logits, N num_classes, for features N 2048 h w; with `pre_logits` the classifier's input, N 2048."""
         x = features.mean((2, 3))  # N 2048
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.last_linear(x)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new, untrained classifier in place, or none at all for 0 classes. Make the optimizer afterwards."""
+        """Replace the classifier by an untrained one, or by none for 0 classes. Build the optimizer afterwards."""
         like = next(self.parameters())
         self.num_classes = num_classes
         self.last_linear = _classifier(self.num_features, num_classes).to(like.device, like.dtype)
 
     def freeze(self, stages: Sequence[str]) -> None:
-        """Train these of `layer0` to `layer4` no more: no gradients, and BatchNorm keeps to the statistics it has."""
+        """Stop the training of stages among `layer0` to `layer4`: no gradients, and BatchNorm's statistics stay."""
         self._frozen = tuple(stages)
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SENet:
-        """Set the mode of everything but the frozen stages, which stay in evaluation mode."""
+        """Set the mode of all modules, except for the frozen stages, which stay in evaluation mode."""
         super().train(mode)
         for name in self._frozen:
             self.get_submodule(name).eval()
@@ -117,11 +128,11 @@ class SENet(nn.Module):
         return x
 
     def _initialise(self, zero_init_last: bool) -> None:
-        """Kaiming normal by fan-out for every convolution (He et al. 2015, arXiv:1502.01852, eq. 14).
+        """Draw the weights of every convolution: Kaiming normal by fan-out (He et al. 2015, arXiv:1502.01852, eq. 14).
 
-        As timm does (`timm/models/senet.py`, `_weight_init`): squeeze-and-excitation included, torch's defaults for all
-        else, and torch's notion of fan-out, which counts the outputs of all groups, so that the 3x3 start smaller
-        by the root of the cardinality. Cadene's file leaves all to torch's defaults; it was for loading weights only.
+        timm does the same (`timm/models/senet.py`, `_weight_init`), also for squeeze-and-excitation. All other layers
+        have torch's defaults. torch's fan-out counts the outputs of all groups, so the 3x3 weights are smaller by the
+        root of the cardinality.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -138,20 +149,20 @@ def _stage(
     count: int,
     stride: int,
 ) -> nn.Sequential:
-    """`count` blocks of 4*channels outputs; the first one may shrink the map. Takes their drop path rates in turn."""
+    """Return `count` blocks with 4*channels outputs. The first has the stride. Each takes the next drop path rate."""
     first = block(in_channels, channels, stride, drop_path_rate=next(rates))
     rest = (block(channels * EXPANSION, channels, 1, drop_path_rate=next(rates)) for _ in range(count - 1))
     return nn.Sequential(first, *rest)
 
 
 def _recomputation(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a block's forward pass and of its recomputation, for `checkpoint`."""
+    """Return the contexts of a block's forward pass and of the recomputation, for `checkpoint`."""
     return nullcontext(), _unchanged_statistics(block)
 
 
 @contextmanager
 def _unchanged_statistics(block: nn.Module) -> Iterator[None]:
-    """Take back what BatchNorm makes of its running statistics: the forward pass has already updated them."""
+    """Restore BatchNorm's running statistics at the end: the forward pass has already updated the statistics."""
     before = [(buffer, buffer.clone()) for buffer in block.buffers()]
     try:
         yield

@@ -17,9 +17,11 @@ def print_models() -> None:
             model = create_model(name)
         print(
             f"{name:<25} {count_parameters(model):>10,} {count_multiply_adds(model) / 1e9:>11.2f} G "
-            f"{count_bytes(model):>16,} {row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file} ({row.weights_bytes:,})"
+            f"{count_bytes(model):>16,} {row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file}"
+            + (f" ({row.weights_bytes:,})" if row.weights_bytes else "")
         )
     print(
         "\nMultiply-adds: convolutions and linear layers, one image of 224x224. Bytes of weights: float32, with the\n"
-        "statistics of BatchNorm. Accuracies: as published, percent of ImageNet's validation set."
+        "statistics of BatchNorm. Accuracies: as published, percent of ImageNet's validation set, one centre crop of\n"
+        "224x224, and of 288x288 for seresnext50_32x4d."
     )

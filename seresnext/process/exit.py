@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from seresnext.errors import Failure, for_terminal
+from seresnext.errors import Failure
+from seresnext.printable import for_terminal
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended, as in shells."""

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from seresnext.errors import Failure, for_terminal
+from seresnext.errors import Failure
+from seresnext.printable import for_terminal
 from seresnext.process.exit import write_error_file
 
 # Seconds for the first rank of a machine to print a failure that all ranks see. Then torchrun ends the other ranks.

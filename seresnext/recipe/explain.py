@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
-from seresnext.recipe.reader import Node, shorten
+from seresnext.printable import shorten
+from seresnext.recipe.reader import Node
 from seresnext.recipe.schema import Recipe, Section
 
 COMMON_NAMES: dict[str, str] = {

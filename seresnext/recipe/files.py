@@ -6,8 +6,9 @@ import os.path
 from pathlib import Path
 
 from seresnext.errors import RecipeError
+from seresnext.printable import shorten
 from seresnext.recipe.explain import near_miss
-from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml, shorten
+from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml
 
 _PACKAGE = Path(__file__).parents[1]
 _MAX_BASES_DEEP = 20

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from seresnext.errors import RecipeError
 from seresnext.paths import expand_home
+from seresnext.printable import shorten
 from seresnext.recipe.check import cross_field_problems, unused_settings
 from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
-from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, shorten, write_scalar
+from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, write_scalar
 from seresnext.recipe.schema import Recipe
 
 _MAX_PROBLEMS = 100

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from seresnext.printable import shorten
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 10
 MAX_VALUES = 1_000
@@ -136,11 +138,6 @@ def write_value(value: Any) -> str:
 def _has_control(text: str) -> bool:
     """Return whether a text has a line break, a terminal escape or half of a surrogate pair."""
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-
-
-def shorten(text: str, width: int = 60) -> str:
-    """Return the text, or the beginning of a long text."""
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def decode_bytes(data: bytes) -> str:

@@ -15,74 +15,67 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext import weights as weight_files
 from seresnext.checkpoint import file_format, store
-from seresnext.checkpoint.contents import CheckpointMetadata, check_values, select
-from seresnext.errors import CheckpointError, Failure, RecipeError, UsageError
-from seresnext.models import find_weights
-from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.checkpoint.contents import CheckpointMetadata, check_values
+from seresnext.errors import CheckpointError, Failure, UsageError
+from seresnext.models import LoadedWeights, find_weights, open_weights
+from seresnext.recipe.load import to_values
 from seresnext.recipe.show import diff, recipe_hash
 from seresnext.run.resume import AVERAGED, FREE_KEYS
 
 
-def read_weights(path: Path, weights: str) -> tuple[dict[str, Tensor], str, CheckpointMetadata]:
-    """Return the weights of a checkpoint, their kind, and the facts. Raises CheckpointError or UsageError."""
-    tensors, metadata = weight_files.read_weights(path)
-    if not metadata:
+def read_checkpoint(path: Path, weights: str | None) -> tuple[LoadedWeights, CheckpointMetadata]:
+    """Return the weights of a checkpoint and the metadata. Raise CheckpointError or UsageError."""
+    loaded = open_weights(path, weights)
+    if loaded.metadata is None or loaded.recipe is None:
         raise CheckpointError(
-            f"{path} is a bare file of weights without a recipe, not a checkpoint of this project; give checkpoints of "
-            "one recipe"
+            f"{loaded.source} is a bare file of weights without a recipe, not a checkpoint of this project; give "
+            "checkpoints of one recipe"
         )
-    facts = CheckpointMetadata.from_metadata(metadata, str(path))
-    try:
-        facts = replace(facts, recipe=to_values(recipe_from_values(facts.recipe, str(path))))
-    except RecipeError as error:
-        raise CheckpointError(f"{path} has a recipe that cannot be used: {error}") from None
-    chosen = facts.recipe["evaluation"]["weights"] if weights == "auto" else weights
-    found = select(tensors, chosen)
-    if not found and weights == "auto":
-        raise CheckpointError(f"{path} has no weights in it")
-    if not found:
-        raise UsageError(f"--weights {chosen}: {path} has no such weights; the run had no average (ema)")
-    check_values(found, str(path))
-    return found, chosen, facts
+    check_values(loaded.tensors, loaded.source)
+    return loaded, replace(loaded.metadata, recipe=to_values(loaded.recipe))
 
 
 def refuse_others(first: CheckpointMetadata, other: CheckpointMetadata, source: Path, against: Path) -> None:
-    """Raise CheckpointError unless both come from one recipe and one set of classes."""
+    """Raise CheckpointError unless both checkpoints have one recipe and the same classes."""
     changes = [line for line in diff(first.recipe, other.recipe) if line.partition(":")[0] not in FREE_KEYS]
     if first.dataset["classes"] != other.dataset["classes"]:
-        changes.append("the classes are others")
+        changes.append("the classes differ")
     if changes:
         listing = "\n  ".join(changes)
-        raise CheckpointError(f"{source} cannot be averaged with {against}, its recipe is another:\n  {listing}")
+        raise CheckpointError(
+            f"{source} cannot be averaged with {against}: the recipes differ; give checkpoints of one run:\n  {listing}"
+        )
 
 
-def average(paths: Sequence[Path], weights: str) -> tuple[dict[str, Tensor], CheckpointMetadata]:
-    """The mean weights of all checkpoints, and the facts of the newest, for a file that has nothing but `model`."""
+def average(paths: Sequence[Path], weights: str | None) -> tuple[dict[str, Tensor], CheckpointMetadata]:
+    """Return the mean weights of all checkpoints as `model.*`, and the metadata of the newest checkpoint."""
     sums: dict[str, Tensor] = {}
     newest: dict[str, Tensor] = {}
     first: CheckpointMetadata | None = None
-    facts: CheckpointMetadata | None = None
+    metadata: CheckpointMetadata | None = None
     for path in paths:
-        tensors, weights, found = read_weights(path, weights)
-        if first is None or facts is None:
-            first = facts = found
+        loaded, found = read_checkpoint(path, weights)
+        tensors = loaded.tensors
+        if first is None or metadata is None:
+            first = metadata = found
             sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
         refuse_others(first, found, path, paths[0])
         if {name: tensor.shape for name, tensor in tensors.items()} != {name: sums[name].shape for name in sums}:
-            raise CheckpointError(f"{path} cannot be averaged with {paths[0]}, it has other tensors")
-        if found.step >= facts.step:
-            facts, newest = found, tensors
+            raise CheckpointError(
+                f"{path} cannot be averaged with {paths[0]}, the tensors differ; give checkpoints of one run"
+            )
+        if found.step >= metadata.step:
+            metadata, newest = found, tensors
         for name, tensor in tensors.items():
             sums[name] += tensor
-    assert facts is not None
+    assert metadata is not None
     means = {
         f"model.{name}": (sums[name] / len(paths)).to(tensor.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in newest.items()
     }
-    recipe = {**facts.recipe, "ema": None, "evaluation": {**facts.recipe["evaluation"], "weights": "model"}}
-    return means, replace(facts, recipe=recipe, recipe_hash=recipe_hash(recipe), best=None, progress={})
+    recipe = {**metadata.recipe, "ema": None, "evaluation": {**metadata.recipe["evaluation"], "weights": "model"}}
+    return means, replace(metadata, recipe=recipe, recipe_hash=recipe_hash(recipe), best=None, progress={})
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -98,15 +91,17 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
 
 
 def average_checkpoints(arguments: Namespace) -> None:
-    """Write the mean of checkpoints to a new file. `arguments` are those of the command."""
+    """Write the mean of checkpoints to a new file. `arguments` come from the command line."""
     paths, output = [find_weights(path) for path in arguments.checkpoints], arguments.output
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
-        raise UsageError("give two checkpoints or more, each once")
+        raise UsageError("too few checkpoints, or one twice; give two checkpoints or more, each once")
     if output.suffix != ".safetensors" or output.exists():
-        raise UsageError(f"--output {output}: must be a new file with the ending .safetensors")
-    if store.is_name_of_run(output):  # A run with this file in the run folder would resume from the file.
+        raise UsageError(
+            f"--output {output}: the file exists or has another ending; give a new file with the ending .safetensors"
+        )
+    if store.is_name_of_run(output):  # A run would resume from such a file in the run folder.
         raise UsageError(f"--output {output}: this name is reserved for the checkpoints of a run; give another name")
-    tensors, facts = average(paths, arguments.weights)
+    tensors, metadata = average(paths, None if arguments.weights == "auto" else arguments.weights)
     sources = json.dumps([path.name for path in paths])
-    write(output, tensors, {**facts.to_metadata(), AVERAGED: sources})
-    print(f"{output}: the mean of {len(paths)} checkpoints, the newest of step {facts.step}")
+    write(output, tensors, {**metadata.to_metadata(), AVERAGED: sources})
+    print(f"{output}: the mean of {len(paths)} checkpoints, the newest of step {metadata.step}")

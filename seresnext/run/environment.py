@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from seresnext.distributed import World
-from seresnext.weights.names import printable
+from seresnext.printable import printable
 
 _PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
 # Fields and packages that may change the last bits of a number; the commit may, too.

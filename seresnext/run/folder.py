@@ -21,7 +21,7 @@ from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.small_files import read_small_json, write_atomically
 from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
-from seresnext.weights.names import printable
+from seresnext.printable import printable
 
 # The files of a run and of this project's tools, which `set_aside` moves. All others are the user's.
 RUN_FILES = (

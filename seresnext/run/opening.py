@@ -19,14 +19,13 @@ from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
-from seresnext.models import find_weights, identify_model
+from seresnext.models import find_weights, open_weights
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
 from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.schema import Recipe
 from seresnext.run.folder import is_same
-from seresnext.weights import read_weights
-from seresnext.weights.opening import open_regular
+from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
 
@@ -241,10 +240,10 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
         return
     try:
         path = find_weights(section.weights)
-        open_regular(path).close()
+        open_file(path).close()
         if not others:
             return  # `load_first_weights` reads the file.
-        tensors, _ = read_weights(path)
+        loaded = open_weights(path)
     except CheckpointError as error:
         yield StartProblem(
             CheckpointError, f"{error} (model.weights); set model.weights to the path of a file of weights"
@@ -253,7 +252,7 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
     wanted = {key: value for problem in others for key, value in problem.settings.items()}
     num_classes = wanted.get("model.num_classes", section.num_classes)
     with suppress(CheckpointError):
-        found = identify_model(tensors)[1]
+        found = loaded.identify().num_classes
         if found != num_classes and not section.reset_head:
             yield StartProblem(
                 CheckpointError,

@@ -16,12 +16,12 @@ from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
+from seresnext.printable import listed, printable
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
 from seresnext.training.plan import Progress
-from seresnext.weights.names import listed, printable
 
 # Keys that change no number of a run, only loading, logging and saving. These keys may change on a resume.
 FREE_KEYS = frozenset(

@@ -10,15 +10,13 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
@@ -28,43 +26,21 @@ from seresnext.data.readers.class_labels import labels_by_name
 from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
+from seresnext.errors import CheckpointError, DataError, Failure
 from seresnext.evaluation import Evaluation, describe_metrics, evaluate
 from seresnext.metrics.console import Console
-from seresnext.models import (
-    Preprocessing,
-    canonical_name,
-    create_model,
-    find_weights,
-    identify_model,
-    load_weights,
-    published_preprocessing,
-)
+from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
+from seresnext.printable import printable, shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
 from seresnext.run.opening import check_images
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
-from seresnext.weights import read_weights
-from seresnext.weights.names import listed, printable, shown_path
 
 # Settings that a published file of weights lacks. The values suit 2 cores with 24 GiB, and a GPU.
 _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
 # The most pixels of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 images on a GPU.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
-
-
-@dataclass(frozen=True)
-class LoadedWeights:
-    """The weights of a file: tensors, the recipe, the name of the weights (`model` or `ema`), and the class names.
-
-    `classes` is None if the file has no class names.
-    """
-
-    tensors: dict[str, Tensor]
-    recipe: Recipe
-    weights: str
-    classes: list[str] | None
 
 
 def validate(
@@ -77,15 +53,14 @@ def validate(
     """
     with world.agreeing():
         checkpoint = find_weights(checkpoint)
-        loaded = read_subject(checkpoint, weights, world)
-        recipe = loaded.recipe
+        loaded, recipe = read_subject(checkpoint, weights, world)
         if data is None and is_remote(recipe.data.root):
             raise CheckpointError(
                 f"{shown_path(checkpoint)} has the images of a server, {recipe.data.root}, and a checkpoint must not "
                 f"choose the server; if you trust the server, give --data {recipe.data.root}"
             )
         root, split = data or recipe.data.root, split or recipe.data.val_split
-        reader = _open_split(loaded, root, split)
+        reader = _open_split(loaded, recipe, root, split)
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
         console.line(f"warning: {notice}")
@@ -99,7 +74,7 @@ def validate(
     # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
     precision.place(model, world.device, recipe.runtime.channels_last is not False)
     with world.agreeing():
-        notes = load_weights(model, loaded.tensors, shown_path(checkpoint))
+        notes = loaded.load_into(model)
     for note in notes:
         console.line(note)
     make_deterministic(recipe.runtime.deterministic)
@@ -127,22 +102,18 @@ def validate(
     assert result is not None, "a validation has no stop request"
     _print_result(result, section.num_classes, console)
     if json_file and world.is_first:
-        _write_json(json_file, _to_json(result, loaded, checkpoint))
+        _write_json(json_file, _to_json(result, loaded.weights, recipe, checkpoint))
 
 
-def read_subject(path: Path, weights: str | None, world: World) -> LoadedWeights:
-    """Return the weights of a checkpoint, or of a published file. Raises CheckpointError or UsageError."""
-    tensors, metadata = read_weights(path)
-    if metadata:
-        return _of_checkpoint(path, tensors, metadata, weights, world)
-    if weights == "ema":
-        raise UsageError(
-            f"--weights ema: {shown_path(path)} is a file of plain weights, without an average; use --weights model"
-        )
-    name, num_classes, in_channels = _recognised(tensors, shown_path(path))
-    preprocessing = published_preprocessing(name)
+def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedWeights, Recipe]:
+    """Return the weights in a file and the recipe of the validation. Raise CheckpointError or UsageError."""
+    loaded = open_weights(path, weights)
+    model = loaded.identify()
+    if loaded.recipe is not None:
+        return loaded, _for_this_machine(loaded.recipe, world)
+    preprocessing = loaded.preprocessing
     values = {
-        "model": {"name": name, "num_classes": num_classes, "in_channels": in_channels},
+        "model": model._asdict(),
         "data": {
             "image_size": preprocessing.image_size,
             "mean": list(preprocessing.mean),
@@ -153,46 +124,7 @@ def read_subject(path: Path, weights: str | None, world: World) -> LoadedWeights
         "batch": {"global_size": _PUBLISHED_BATCH, "micro_size": _PUBLISHED_BATCH},
         "runtime": {"precision": resolve_precision("auto", world.device)},
     }
-    return LoadedWeights(tensors, recipe_from_values(values, "published weights"), "model", None)
-
-
-def _recognised(tensors: Mapping[str, Tensor], source: str) -> tuple[str, int, int]:
-    try:
-        return identify_model(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-
-
-def _of_checkpoint(
-    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], weights: str | None, world: World
-) -> LoadedWeights:
-    source = shown_path(path)
-    facts = CheckpointMetadata.from_metadata(metadata, source)
-    try:
-        recipe = _for_this_machine(recipe_from_values(facts.recipe, source), world)
-    except RecipeError as error:
-        raise CheckpointError(f"{source} has a recipe that cannot be used: {error}") from None
-    chosen = weights or recipe.evaluation.weights
-    if chosen == "auto":
-        chosen = "ema" if recipe.ema else "model"
-    found = select(tensors, chosen)
-    if not found and weights:
-        raise UsageError(
-            f"--weights {chosen}: {source} has no such weights, because the run had no average; use --weights model"
-        )
-    others = [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]
-    if others:
-        raise CheckpointError(f"{source} has tensors that no run saves: {', '.join(listed(others, most=5))}")
-    # This check comes before the model is made: the recipe may ask for any number of classes, but the tensors are no
-    # larger than the file.
-    section = recipe.model
-    of_recipe = (canonical_name(section.name), section.num_classes, section.in_channels)
-    of_tensors = _recognised(found, source)
-    if of_recipe != of_tensors:
-        names = ("model", "classes", "channels")
-        differences = [f"{name} {a} and {b}" for name, a, b in zip(names, of_recipe, of_tensors, strict=True) if a != b]
-        raise CheckpointError(f"recipe and tensors of {source} contradict each other: {', '.join(differences)}")
-    return LoadedWeights(found, recipe, chosen, facts.dataset["classes"])
+    return loaded, recipe_from_values(values, "published weights")
 
 
 def _for_this_machine(recipe: Recipe, world: World) -> Recipe:
@@ -211,9 +143,8 @@ def _batch_size(recipe: Recipe, world: World) -> int:
     return max(1, min(size, _MOST_PIXELS[world.device.type] // recipe.data.image_size**2))
 
 
-def _open_split(loaded: LoadedWeights, root: str, split: str) -> Reader:
+def _open_split(loaded: LoadedWeights, recipe: Recipe, root: str, split: str) -> Reader:
     """Return the reader of a split. Raises DataError for classes that are not the classes of the model."""
-    recipe = loaded.recipe
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
@@ -267,13 +198,13 @@ def _print_result(result: Evaluation, num_classes: int, console: Console) -> Non
     console.line(f"{describe_metrics(shown)}  ({speed})")
 
 
-def _to_json(result: Evaluation, loaded: LoadedWeights, checkpoint: Path) -> dict[str, Any]:
+def _to_json(result: Evaluation, weights: str, recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
     return {
         **{name: value if math.isfinite(value) else None for name, value in result.to_dict().items()},
-        "model": loaded.recipe.model.name,
-        "weights": loaded.weights,
+        "model": recipe.model.name,
+        "weights": weights,
         "checkpoint": str(checkpoint),
-        "preprocessing": asdict(Preprocessing.of_recipe(loaded.recipe)),
+        "preprocessing": asdict(Preprocessing.of_recipe(recipe)),
     }
 
 

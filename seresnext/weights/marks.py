@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from seresnext.errors import CheckpointError
-from seresnext.weights.names import printable
+from seresnext.files import NotRegularError, open_regular
+from seresnext.printable import printable
 
 FORMAT = "seresnext-2"
 """The format of new files. It rises with every version whose files an older version cannot read.
@@ -27,7 +27,7 @@ HEADER_START = b'{"__metadata__":{"digest":"'
 DIGEST_ZEROS = b"0" * 64
 """The digest field while the digest is computed."""
 DIGEST_OFFSET = 8 + len(HEADER_START)
-CHUNK = 8 << 20  # bytes; large enough that system calls cost nothing, small enough to stay in cache while hashed
+CHUNK = 8 << 20  # bytes; large enough to make system calls cheap, small enough to stay in the cache during hashing
 
 
 def is_checkpoint(metadata: Mapping[str, str]) -> bool:
@@ -58,13 +58,14 @@ def check_format(found: str | None, source: str) -> None:
 def verify_digest(path: Path) -> None:
     """Check every byte of the file against the digest in the file.
 
-    Raises CheckpointError for a file that is damaged or not from this project. Raises OSError for a file that cannot be
+    Raise CheckpointError for a file that is damaged or not from this project. Raise OSError for a file that cannot be
     read, which is not the same as damaged.
     """
-    # An open of a named pipe without O_NONBLOCK waits for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
+    try:
+        descriptor = open_regular(path)
+    except NotRegularError as error:
+        raise CheckpointError(f"{path} is not a regular file") from error
+    with os.fdopen(descriptor, "rb") as file:
         start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
         claimed = start[DIGEST_OFFSET:]
         if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):

@@ -1,12 +1,12 @@
-"""What a pickle of torch says, found out without executing it.
+"""The content of a torch pickle, found without executing the pickle.
 
-A pickle is a program for a stack machine, and most of its language exists to import and call things. torch.save needs
-little of it to write a dict of tensors, so this module is that machine with that little: it decodes with `pickletools`,
-which runs nothing, knows a dozen global names, and turns a tensor into a description of where its numbers lie. Anything
-else is refused. Because the result is known before a byte is allocated for a tensor, sizes can be checked first.
+A pickle is a program for a stack machine, and most instructions exist to import and call things. torch.save needs few
+instructions to write a dict of tensors. This module is a machine with these instructions only. `pickletools` decodes
+and runs nothing. The machine knows a dozen global names and turns a tensor into a description of the place of the
+numbers. Everything else is refused. Sizes are checked before a byte is allocated for a tensor.
 
-Compare `torch/_weights_only_unpickler.py`, which lets more pass: `bytearray` and `torch.Tensor`, for example, whose
-arguments make a file of a few hundred bytes take any amount of memory.
+`torch/_weights_only_unpickler.py` allows more, for example `bytearray` and `torch.Tensor`: a file of a few hundred
+bytes can then take any amount of memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from seresnext.weights.names import printable
+from seresnext.printable import printable
 
 # The published SE-ResNeXt-101 takes 23,000 instructions.
 _MOST_INSTRUCTIONS = 1_000_000
@@ -38,19 +38,19 @@ _DTYPES = {
     "torch.BoolStorage": torch.bool,
 }
 _ORDERED_DICT = "collections.OrderedDict"
-# Without `_v2` is torch before 0.4, which wrote the published files of SE-ResNeXt-50 and 101.
+# torch before 0.4 writes the name without `_v2`, as in the published files of SE-ResNeXt-50 and 101.
 _REBUILD_TENSOR = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 _GLOBALS = {*_DTYPES, _ORDERED_DICT, *_REBUILD_TENSOR, _REBUILD_PARAMETER}
 
 
 class PickleRefused(ValueError):
-    """The pickle is damaged, or has something that plain weights do not have."""
+    """A pickle that is damaged, or has something that plain weights do not have."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of numbers in the file, by the key it is stored under."""
+    """A sequence of numbers in the file, with the key of the sequence."""
 
     key: str
     dtype: torch.dtype
@@ -63,7 +63,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor: all or a part of a storage. `offset` and `stride` count elements."""
+    """A tensor: a whole storage or a part. `offset` and `stride` count elements."""
 
     storage: Storage
     offset: int
@@ -79,7 +79,7 @@ class StoredTensor:
 
 
 class Description(NamedTuple):
-    """A pickle's value, with `StoredTensor` for tensors and `dict` for every dict, and all storages it names."""
+    """The value of a pickle, with `StoredTensor` for tensors and `dict` for every dict, and all storages."""
 
     value: Any
     storages: dict[str, Storage]
@@ -91,23 +91,23 @@ class _Global:
 
 
 def describe(stream: BinaryIO) -> Description:
-    """Read one pickle from the stream, which is then just behind it. Raises ValueError, mostly PickleRefused."""
+    """Read one pickle, and leave the stream at the end of the pickle. Raise ValueError, mostly PickleRefused."""
     machine = _Machine()
-    with warnings.catch_warnings(action="ignore"):  # The decoder warns of backslashes in what is no text.
+    with warnings.catch_warnings(action="ignore"):  # The decoder warns of backslashes.
         for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
             if count == _MOST_INSTRUCTIONS:
-                raise PickleRefused(f"its pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
+                raise PickleRefused(f"the pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
             try:
                 machine.execute(opcode.name, argument)
-            except (IndexError, KeyError) as error:  # The stack, a memo or a tuple lacks what the instruction needs.
-                raise PickleRefused(f"its pickle is damaged at byte {position}, {opcode.name}") from error
+            except (IndexError, KeyError) as error:  # The stack, a memo or a tuple lacks an operand.
+                raise PickleRefused(f"the pickle is damaged at byte {position}, {opcode.name}") from error
     if not machine.has_one_value:
-        raise PickleRefused("its pickle is damaged: it does not leave one value")
+        raise PickleRefused("the pickle is damaged: the result is not one value")
     return Description(machine.pop(), machine.storages)
 
 
 class _Machine:
-    """The stack machine. MARK starts a new stack on top, as in CPython, so nothing can reach below it."""
+    """The stack machine. MARK starts a new stack, as in CPython: no instruction reaches below the mark."""
 
     def __init__(self) -> None:
         self.storages: dict[str, Storage] = {}
@@ -127,7 +127,7 @@ class _Machine:
         match opcode:
             case "PROTO":
                 if argument != 2:
-                    raise PickleRefused(f"its pickle has protocol {argument}; torch.save writes 2")
+                    raise PickleRefused(f"the pickle has protocol {argument}; torch.save writes 2")
             case "STOP":
                 pass
             case "NONE":
@@ -174,7 +174,7 @@ class _Machine:
             case "BUILD":
                 _check_attributes(pop(), self._stack[-1])
             case _:
-                raise PickleRefused(f"its pickle has the instruction {opcode}, which plain weights do not need")
+                raise PickleRefused(f"the pickle has the instruction {opcode}, which plain weights do not need")
 
     def _pop_to_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._below.pop()
@@ -182,77 +182,79 @@ class _Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if not isinstance(self._stack[-1], list):
-            raise PickleRefused("its pickle is damaged: it appends to what is no list")
+            raise PickleRefused("the pickle is damaged: an append to a value that is no list")
         self._stack[-1].extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise PickleRefused("its pickle is damaged: it sets items of what is no dict")
+            raise PickleRefused("the pickle is damaged: items are set in a value that is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # No tuples: hashing one that holds itself twice, fifty times over, would never end. No long numbers: a
-            # million of them can have one hash.
+            # No tuples: the hash of a tuple that nests itself twice, in fifty levels, would take for ever. No long
+            # numbers: a million long numbers can have one hash.
             if not isinstance(key, str | int) or (isinstance(key, int) and not -(2**31) <= key < 2**31):
-                raise PickleRefused(f"it has a dict with a key that is a {type(key).__name__} or a very long number")
+                raise PickleRefused(f"a dict has a key that is a {type(key).__name__} or a very long number")
             target[key] = value
 
     def _storage(self, identifier: Any) -> Storage:
-        """The storage of a persistent id `("storage", type, key, device, numel)`.
+        """Return the storage of a persistent id `("storage", type, key, device, numel)`.
 
-        Files that are not zip have a sixth value, None except for views of storages, which torch gave up before 1.0.
+        Files that are not zip have a sixth value. The value is None except for views of storages, which torch gave up
+        before 1.0.
         """
         match identifier:
             case ("storage", _Global(name=kind), str(key), str(), int(numel), *rest) if kind in _DTYPES:
                 pass
             case _:
-                raise PickleRefused("it refers to something outside the pickle that is no storage")
+                raise PickleRefused("the pickle refers to an outside object that is no storage")
         if rest not in ([], [None]) or numel < 0:
-            raise PickleRefused(f"its storage {printable(key)} is a view of another or has a negative size")
+            raise PickleRefused(f"the storage {printable(key)} is a view of another or has a negative size")
         storage = Storage(key, _DTYPES[kind], numel)
         if self.storages.setdefault(key, storage) != storage:
-            raise PickleRefused(f"its storage {printable(key)} is declared twice, differently")
+            raise PickleRefused(f"the storage {printable(key)} is declared twice, with different sizes or types")
         return storage
 
 
 def _allowed_global(name: str) -> _Global:
     if name not in _GLOBALS:
         raise PickleRefused(
-            f"it would import {printable(name)}, and weights need no such thing; "
-            "if the file is a training checkpoint you trust, save its state_dict alone"
+            f"the pickle would import {printable(name)}, which weights do not need; "
+            "if the file is a training checkpoint that you trust, save the state_dict alone"
         )
     return _Global(name)
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What calling a global gives: a dict, or the description of a tensor."""
+    """Return the result of a call of a global: a dict, or the description of a tensor."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-        raise PickleRefused("its pickle calls what is no function")
+        raise PickleRefused("the pickle calls a value that is no function")
     match function.name, arguments:
         case "collections.OrderedDict", ():
             return {}
         case "torch._utils._rebuild_tensor", (Storage() as storage, offset, shape, stride):
             return _tensor(storage, offset, shape, stride)
-        # ... then requires_grad, hooks (a dict) and, since torch 1.13, flags (None or a dict). Weights have neither.
+        # Further arguments: requires_grad, hooks (a dict) and, since torch 1.13, flags (None or a dict). Weights have
+        # no hooks and no flags.
         case "torch._utils._rebuild_tensor_v2", (Storage() as storage, offset, shape, stride, bool(), *rest):
             if rest[0] != {} or rest[1:] not in ([], [None], [{}]):
-                raise PickleRefused("it has a tensor with hooks or flags")
+                raise PickleRefused("the pickle has a tensor with hooks or flags")
             return _tensor(storage, offset, shape, stride)
         case "torch._utils._rebuild_parameter", (StoredTensor() as tensor, bool(), hooks) if hooks == {}:
             return tensor
         case _:
-            raise PickleRefused(f"its pickle calls {function.name} in a way torch.save never does")
+            raise PickleRefused(f"the pickle calls {function.name} in a way that torch.save never does")
 
 
 def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-    """A tensor whose elements lie in its storage, side by side, each once."""
+    """Return a tensor whose elements lie in the storage without gaps and without overlap."""
     if not _whole_numbers((offset,)) or not _whole_numbers(shape) or not _whole_numbers(stride):
-        raise PickleRefused("it has a tensor whose offset, shape or stride are not whole numbers")
+        raise PickleRefused("a tensor has an offset, a shape or strides that are not whole numbers")
     if len(shape) > _MOST_DIMENSIONS or len(shape) != len(stride):
-        raise PickleRefused(f"it has a tensor of {len(shape):,} dimensions and {len(stride):,} strides")
+        raise PickleRefused(f"a tensor has {len(shape):,} dimensions and {len(stride):,} strides")
     if not _is_dense(shape, stride, storage.numel - offset):
         raise PickleRefused(
-            f"it has a tensor of shape {printable(shape)} and stride {printable(stride)}, starting at {offset}, "
-            f"which overlaps itself, has gaps or does not fit its storage of {storage.numel:,} elements"
+            f"a tensor of shape {printable(shape)} and stride {printable(stride)}, starting at {offset}, overlaps "
+            f"itself, has gaps or does not fit the storage of {storage.numel:,} elements"
         )
     return StoredTensor(storage, offset, shape, stride)
 
@@ -262,8 +264,8 @@ def _whole_numbers(values: Any) -> bool:
 
 
 def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...], room: int) -> bool:
-    """Whether the elements fill the first of `room` places without overlap, in whatever order of the dimensions."""
-    if 0 in shape:  # Nothing, of which there is still not more along any dimension than any file can hold.
+    """Return whether the elements fill the first of `room` places without overlap, in any order of the dimensions."""
+    if 0 in shape:  # The tensor is empty. Its dimensions still have limits.
         return room >= 0 and max(shape) <= _LONGEST_DIMENSION and max(stride) <= _LONGEST_DIMENSION
     count = 1
     for step, length in sorted(zip(stride, shape, strict=True)):
@@ -272,12 +274,12 @@ def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...], room: int) -> boo
         if step != count:
             return False
         count *= length
-        if count > room:  # Here and not after the loop: the product of a thousand lengths is a very long number.
+        if count > room:  # Inside the loop: the product of a thousand lengths is a very long number.
             return False
     return count <= room
 
 
 def _check_attributes(state: Any, target: Any) -> None:
-    """state_dict() hangs the versions of its modules on the dict; nothing else has attributes."""
+    """Raise PickleRefused unless these are the module versions that state_dict() sets on a dict."""
     if not isinstance(target, dict) or not isinstance(state, dict) or state.keys() != {"_metadata"}:
-        raise PickleRefused("it sets attributes of an object, and plain weights have none")
+        raise PickleRefused("the pickle sets attributes of an object; plain weights have none")

@@ -12,8 +12,8 @@ from datetime import datetime
 
 import pytest
 
-from seresnext.errors import for_terminal
 from seresnext.metrics.console import Console, describe
+from seresnext.printable import for_terminal
 
 TRAIN = {"event": "train", "step": 50, "epoch": 0.5, "loss": 6.9078, "lr": 0.6, "images_per_second": 812.34}
 VALIDATE = {"event": "validate", "step": 100, "epoch": 1.0, "loss": 2.5, "top1": 50.0, "top5": 75.125, "num_images": 8}

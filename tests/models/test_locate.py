@@ -1,4 +1,4 @@
-"""The file that a path for weights stands for."""
+"""The file of weights for a path."""
 
 from __future__ import annotations
 

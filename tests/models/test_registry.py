@@ -1,8 +1,10 @@
 import pytest
 import timm
+import torch
 
 from seresnext.errors import UsageError
 from seresnext.models import MODELS, canonical_name, create_model
+from seresnext.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
 from seresnext.models.registry import SHORT_NAMES
 
 
@@ -40,5 +42,16 @@ def test_preprocessing_and_names_are_those_of_timm() -> None:
         config = timm.get_pretrained_cfg(name)
         assert config is not None
         assert row.interpolation == config.interpolation
+        assert row.image_size == (config.test_input_size or config.input_size)[-1]
+        assert row.crop_pct == (config.test_crop_pct or config.crop_pct)
         assert config.input_size == (3, 224, 224)
-        assert config.crop_pct == 0.875
+        assert (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
+        if row.stem_pool == "padded":
+            assert row.weights_url == config.url
+
+
+def test_parameters_are_counted_as_in_timm() -> None:
+    for name, row in MODELS.items():
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        assert row.params == sum(parameter.numel() for parameter in model.parameters())

@@ -93,8 +93,8 @@ def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
     other.hardlink_to(two[1])
     average(two[0], tmp_path / "run")
     mean = tmp_path / "mean.safetensors"
-    subject = read_subject(mean, None, World())
-    assert (subject.weights, subject.classes, subject.recipe.ema) == ("model", CLASSES, None)
+    subject, recipe = read_subject(mean, None, World())
+    assert (subject.weights, subject.classes, recipe.ema) == ("model", CLASSES, None)
     model = create_model("seresnext26", 3)
     assert load_weights(model, load_file(mean), "mean") == []
     with pytest.raises(CheckpointError, match=r"no run can resume from.*set model\.weights="):
@@ -130,7 +130,7 @@ def test_what_is_refused(average, three, tmp_path, run_command):
             "damaged.safetensors",
         ]
     (tmp_path / "mean.safetensors").touch()
-    with pytest.raises(Failure, match="must be a new file"):
+    with pytest.raises(Failure, match="give a new file"):
         average(*three)
     result = run_command([*COMMAND, three[0], other_classes, "--output", tmp_path / "x.safetensors"])
     assert result.returncode == 4

@@ -17,6 +17,7 @@ from seresnext.evaluation import evaluate
 from seresnext.metrics import status as status_module
 from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.models import SENet
+from seresnext.models.pretrained import ModelSizes
 from seresnext.process.stop_request import StopRequest
 from seresnext.run import opening
 from seresnext.run import validate as validation_module
@@ -249,7 +250,8 @@ def test_unreadable_images_of_a_validation_are_named_at_once_and_cost_no_step(
     status = read_status(run)
     assert (status["state"], status["saved_step"]) == ("failed", 2)
     # validate.py names these images, too, but cannot recognise the narrow network by the tensors.
-    monkeypatch.setattr(validation_module, "_recognised", lambda *_: ("legacy_seresnext26_32x4d", 3, 3))
+    sizes = ModelSizes("legacy_seresnext26_32x4d", 3, 3)
+    monkeypatch.setattr("seresnext.models.pretrained.identify_model", lambda *_: sizes)
     monkeypatch.setattr(validation_module, "create_model", lambda _, *sizes: SENet((1, 1, 1, 1), *sizes, cardinality=1))
     with pytest.raises(DataError, match=r"class_0/1\.jpg[^$]*class_2/3\.jpg"):
         validate(run / "checkpoints" / "last.safetensors", World(), str(broken), None, None, None)

@@ -36,7 +36,7 @@ def by_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(SENet, "forward", forward)
     small = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    monkeypatch.setattr(module, "published_preprocessing", lambda name: small)
+    monkeypatch.setattr("seresnext.models.pretrained.published_preprocessing", lambda name: small)
     monkeypatch.setattr(module, "_PUBLISHED_WORKERS", 0)
 
 

@@ -1,4 +1,4 @@
-"""Writers of the old torch format: for files as they were published, and for files that nobody should read."""
+"""Writers of the old torch format: for files like the published files, and for hostile files."""
 
 import gc
 import io
@@ -21,7 +21,7 @@ SYSTEM = {
 
 
 class _StatePickler(pickle.Pickler):
-    """Pickles tensors as torch 0.3 did, by `_rebuild_tensor`, or as since 0.4, by `_rebuild_tensor_v2`."""
+    """A pickler that writes tensors like torch 0.3 (`_rebuild_tensor`) or like torch 0.4 (`_rebuild_tensor_v2`)."""
 
     def __init__(self, file: io.BytesIO, v2: bool) -> None:
         super().__init__(file, protocol=2)
@@ -39,7 +39,7 @@ class _StatePickler(pickle.Pickler):
     def persistent_id(self, obj: object) -> object:
         if not isinstance(obj, _Stored):
             return None
-        # Keys were addresses, of 14 digits on Linux; they count in the size of the file.
+        # Keys were addresses, of 14 digits on Linux. The length of a key counts in the size of the file.
         key = str(10**13 + len(self.storages))
         self.storages[key] = obj.tensor
         kind = {torch.float32: torch.FloatStorage, torch.int64: torch.LongStorage}[obj.tensor.dtype]
@@ -53,7 +53,7 @@ class _Stored:
 
 @pytest.fixture(scope="session")
 def save_as_published() -> Callable[..., None]:
-    """`save(tensors, path, v2)`: as the published files were written, 50 and 101 without v2, 26 with."""
+    """Return `save(tensors, path, v2)`, which writes like the published files: 50 and 101 without v2, 26 with v2."""
 
     def save(tensors: Mapping[str, torch.Tensor], path: Path, v2: bool) -> None:
         with path.open("wb") as file:
@@ -73,7 +73,7 @@ def save_as_published() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def save_pickle() -> Callable[..., None]:
-    """`save(state, path, keys=None, storages=b"")`: an old file with any bytes in place of the state's pickle."""
+    """Return `save(state, path, keys=None, storages=b"")`, which writes an old file with any bytes as the pickle."""
 
     def save(state: bytes, path: Path, keys: object = None, storages: bytes = b"") -> None:
         head = b"".join(pickle.dumps(value, protocol=2) for value in (MAGIC, 1001, SYSTEM))
@@ -84,7 +84,7 @@ def save_pickle() -> Callable[..., None]:
 
 @pytest.fixture
 def tensor_pickle() -> Callable[..., bytes]:
-    """`tensor_pickle(numel, offset, shape, stride)`: `{"w": tensor}` of a float storage with the key "0"."""
+    """Return `tensor_pickle(numel, offset, shape, stride)`: `{"w": tensor}` of a float storage with the key "0"."""
 
     def whole(number: int) -> bytes:
         return b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
@@ -104,7 +104,7 @@ def tensor_pickle() -> Callable[..., bytes]:
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """Address space for 300 MB more than now."""
+    """Limit the address space to 300 MB more than now."""
     gc.collect()
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)

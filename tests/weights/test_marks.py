@@ -1,4 +1,4 @@
-"""Which files are checkpoints of this project, and that a damaged one is never taken for bare weights."""
+"""Marks of checkpoints: a damaged checkpoint never counts as bare weights."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_files_of_version_0_1_0_are_read(tmp_path: Path) -> None:
 
 
 def test_every_byte_of_a_checkpoint_counts(tmp_path: Path) -> None:
-    """Each byte changed in turn: refused, and never read as bare weights."""
+    """A change of any byte is refused, and the file is never read as bare weights."""
     whole = write(tmp_path / "whole.safetensors").read_bytes()
     path = tmp_path / "damaged.safetensors"
     for place in range(len(whole)):

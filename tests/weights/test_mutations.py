@@ -1,7 +1,7 @@
-"""Files changed at random: each is refused, or what is read of it is what was written.
+"""Files changed at random: each file is refused, or the original content is read.
 
-The old format has no checksum over its numbers: there another number may be read, but no other name, shape or type.
-Runs longer with --full.
+The old format has no checksum over the numbers: other numbers can be read, but no other name, shape or type. The tests
+run longer with --full.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from seresnext.weights.pickles import describe
 TENSORS = {"conv.weight": torch.arange(24.0).view(2, 3, 4), "n": torch.tensor(7), "half": torch.ones(4).half()}
 EXAMPLES = {"some": 150, "many": 2000}
 HOW_OFTEN = [pytest.param("some"), pytest.param("many", marks=pytest.mark.full)]
-# No shrinking: a file is as good an example as a shorter one, and each try costs a read.
+# No shrinking: a shorter file is no better example, and each try costs a read.
 OPTIONS: dict[str, Any] = {
     "deadline": None,
     "phases": (Phase.explicit, Phase.generate),
     "suppress_health_check": [HealthCheck.function_scoped_fixture],
 }
 
-# Where, how much, and what is done there: bytes are replaced, put in, cut out, or repeated.
+# Place, amount and kind of a change: bytes are replaced, inserted, removed or repeated.
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["replace", "insert", "cut", "repeat", "flip"]),
@@ -103,7 +103,7 @@ def test_altered_files(tmp_path: Path, kind: str, often: str) -> None:
         data = altered(whole, changes)
         path.write_bytes(data)
         try:
-            with warnings.catch_warnings(action="ignore"):  # Of zipfile, for a name that is there twice.
+            with warnings.catch_warnings(action="ignore"):  # zipfile warns of a name that occurs twice.
                 tensors, _ = read()
         except CheckpointError as error:
             assert str(error).isprintable()  # noqa: PT017
@@ -133,7 +133,7 @@ PIECES = [
 
 @pytest.mark.parametrize("often", HOW_OFTEN)
 def test_programs_at_random(often: str) -> None:
-    """Whatever is put together of instructions is a value or a ValueError, and imports nothing."""
+    """Random instructions give a value or a ValueError, and import nothing."""
     outcomes = set()
 
     @settings(max_examples=10 * EXAMPLES[often], **OPTIONS)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import time
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from seresnext.weights.pickles import PickleRefused, Storage, StoredTensor, desc
 
 
 def refusal(program: bytes) -> str:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the decoder raises plain ones)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the decoder raises plain errors)
         describe(io.BytesIO(program))
     return str(caught.value)
 
@@ -50,7 +51,7 @@ def test_calls_that_allocate(name: str) -> None:
 
 
 def test_torch_lets_such_calls_pass(tmp_path: Path, save_pickle) -> None:
-    """Why the files are looked through first: in 150 bytes it would find room for any number instead of 12,345,678."""
+    """The control: 150 bytes make torch allocate any number of bytes, here 12,345,678."""
     save_pickle(b"\x80\x02cbuiltins\nbytearray\n" + long(12_345_678) + b"\x85R.", tmp_path / "bomb", [])
     assert (tmp_path / "bomb").stat().st_size < 250
     assert len(torch.load(tmp_path / "bomb", weights_only=True)) == 12_345_678
@@ -72,7 +73,7 @@ def test_torch_lets_such_calls_pass(tmp_path: Path, save_pickle) -> None:
     ],
 )
 def test_impossible_tensors(tensor_pickle, numel: int, offset: int, shape: tuple, stride: tuple) -> None:
-    assert refusal(tensor_pickle(numel, offset, shape, stride)).startswith("it")
+    assert re.match("(a tensor|the storage) ", refusal(tensor_pickle(numel, offset, shape, stride)))
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -133,7 +134,7 @@ def test_storage_declared_twice(tensor_pickle) -> None:
 
 
 def test_attributes() -> None:
-    """An OrderedDict whose `items` is something else would break whoever reads it."""
+    """An OrderedDict with another `items` would break its readers."""
     program = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb."
     with pytest.raises(PickleRefused, match="attributes"):
         describe(io.BytesIO(program))

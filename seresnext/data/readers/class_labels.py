@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError
-from seresnext.weights.names import printable
+from seresnext.printable import printable
 
 
 def labels_by_name(classes: Sequence[str], where: str) -> tuple[list[int], str | None]:

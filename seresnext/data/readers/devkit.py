@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.data.readers.files import open_regular
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
+from seresnext.files import open_regular
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SYNSETS = "meta.mat"

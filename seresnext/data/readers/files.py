@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seresnext.files import open_regular
+
 LARGEST_IMAGE = 512 << 20
 """Most bytes of an encoded image that are read: the size of the largest image that Pillow opens, uncompressed."""
-
-
-def open_regular(path: str | Path) -> int:
-    """Open a file for reading and return the descriptor. Raises OSError, also for a folder, a pipe or a device.
-
-    An ordinary open of a pipe waits for a writer, and a device may have no end.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "a folder, a pipe or a device, not a file", str(path))
-    return descriptor
 
 
 def read_piece(descriptor: int, offset: int, size: int) -> bytes:

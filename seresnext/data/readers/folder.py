@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import LARGEST_IMAGE, open_regular
+from seresnext.data.readers.files import LARGEST_IMAGE
 from seresnext.data.readers.index import IndexColumns, fingerprint_of
 from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
+from seresnext.files import open_regular
+from seresnext.printable import printable
 from seresnext.progress import progress
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
@@ -183,14 +185,9 @@ def _scan(folder: Path) -> _Entries:
 def _counted(endings: Counter[str]) -> str:
     """Return the most frequent endings, in the same order for any order of files: `120 .webp, 3 .txt`."""
     most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_ENDINGS_LISTED]
-    parts = [f"{count} {_shown(ending) or 'without ending'}" for ending, count in most]
+    parts = [f"{count} {printable(ending) or 'without ending'}" for ending, count in most]
     rest = endings.total() - sum(count for _, count in most)
     return ", ".join(parts + [f"{rest} others"] * bool(rest))
-
-
-def _shown(ending: str) -> str:
-    """Return an ending in one line that can be printed."""
-    return ending if ending.isprintable() else ascii(ending)[1:-1]
 
 
 def _is_image(name: str) -> bool:

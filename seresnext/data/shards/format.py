@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.data.readers.files import open_regular, read_piece
+from seresnext.data.readers.files import read_piece
 from seresnext.data.readers.tarfiles import Member, members
 from seresnext.errors import DataError
+from seresnext.files import open_regular
 
 MANIFEST = "index.json"
 INDEX = "index.npy"

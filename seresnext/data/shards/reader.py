@@ -15,7 +15,7 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import LARGEST_IMAGE, open_regular
+from seresnext.data.readers.files import LARGEST_IMAGE
 from seresnext.data.readers.index_cache import cache_folder
 from seresnext.data.shards.cache import ShardCache
 from seresnext.data.shards.format import INDEX, MANIFEST, MOST_MANIFEST_BYTES, Manifest, largest_index, map_index
@@ -23,6 +23,7 @@ from seresnext.data.shards.readahead import prefetch_shards
 from seresnext.data.shards.remote import Remote, is_remote
 from seresnext.data.shards.store import LocalShards, RemoteShards, ShardStore
 from seresnext.errors import DataError
+from seresnext.files import open_regular
 
 
 class ShardReader(Reader):

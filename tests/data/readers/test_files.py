@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.files import open_regular, read_piece
+from seresnext.data.readers.files import read_piece
+from seresnext.files import open_regular
 
 
 def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(tmp_path, monkeypatch):
