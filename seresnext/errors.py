@@ -10,13 +10,13 @@ from __future__ import annotations
 class Failure(Exception):
     """An expected failure. The commands print the message and exit with `exit_code`.
 
-    `is_shared`: every rank raises the failure at the same place, so rank 0 alone prints the message. `is_said`: another
-    process prints the message. `is_recorded`: the run folder, if there is one, has the message.
+    `is_shared`: every rank raises the failure at the same place, so rank 0 alone prints the message. `is_printed`:
+    another process prints the message. `is_recorded`: the run folder, if there is one, has the message.
     """
 
     exit_code = 1
     is_shared = False
-    is_said = False
+    is_printed = False
     is_recorded = False
 
 

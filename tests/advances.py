@@ -11,7 +11,7 @@ import pytest
 
 
 @dataclass
-class Told:
+class RecordedBar:
     """A recorded bar: label, total and the counts of all calls."""
 
     label: str
@@ -25,13 +25,13 @@ class Told:
         assert min(self.counts) >= 0
 
 
-def update_progress(module: ModuleType, patch: pytest.MonkeyPatch) -> list[Told]:
+def record_bars(module: ModuleType, patch: pytest.MonkeyPatch) -> list[RecordedBar]:
     """Replace `progress` in a module, and return the list of recorded bars."""
-    bars: list[Told] = []
+    bars: list[RecordedBar] = []
 
     @contextmanager
     def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-        bars.append(Told(label, total))
+        bars.append(RecordedBar(label, total))
         yield bars[-1].counts.append
 
     patch.setattr(module, "progress", progress)

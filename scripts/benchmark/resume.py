@@ -80,7 +80,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     folder.path.mkdir()
     _make_checkpoint(loaded, world, step, folder)
     begin = time.perf_counter()
-    saved = find_checkpoint(folder.checkpoints, "auto", world, console.line)
+    saved = find_checkpoint(folder.checkpoints, "auto", world, console.print)
     assert saved
     read = time.perf_counter()
     training = Run(loaded.recipe, previous_recipe(saved.metadata), world, console)

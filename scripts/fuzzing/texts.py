@@ -197,10 +197,10 @@ def _start_in(folder: Path, files: Files) -> None:
         run_folder.is_restart(["x a:1:2"])
         run_folder.remove_temporary()
         update_status(folder, step=STEP)
-        journal = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
-        journal.open(STEP, STEP)
-        journal.write({"event": "train", "step": 9, "epoch": 2.25, "loss": 1.0})
-        journal.close()
+        logger = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
+        logger.open(STEP, STEP)
+        logger.write({"event": "train", "step": 9, "epoch": 2.25, "loss": 1.0})
+        logger.close()
     finally:
         if held:
             held.close()
@@ -251,7 +251,7 @@ def _find_newest(folder: Path, files: Files) -> None:
     with as_usage_error(folder):
         store.remove_temporary(checkpoints)
     try:
-        saved = find_checkpoint(checkpoints, "auto", world, console.line)
+        saved = find_checkpoint(checkpoints, "auto", world, console.print)
     except CheckpointError:
         if not kept:
             raise

@@ -132,7 +132,7 @@ def _resume(folder: Path, files: Files) -> None:
     checkpoints.mkdir()
     (name,) = files
     (folder / name).rename(checkpoints / name)
-    saved = find_checkpoint(checkpoints, "auto", world, console.line)
+    saved = find_checkpoint(checkpoints, "auto", world, console.print)
     if saved is None:
         raise WrongResult("the checkpoint is not found")
     progress = restored_progress(saved)
@@ -143,7 +143,7 @@ def _resume(folder: Path, files: Files) -> None:
         parts = {**parts, "ema": {}, "scaler": {}}
     live = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in parts.items()}
     check_fits(saved.tensors, live, str(saved.path))
-    progress.best = rewind_folder(saved, checkpoints, world, console.line)
+    progress.best = rewind_folder(saved, checkpoints, world, console.print)
     restore(saved.tensors, live, str(saved.path))
     load_scaler_state(torch.amp.GradScaler("cpu"), live["scaler"])
     _check_numbers({f"{part}.{name}": tensor for part, named in live.items() for name, tensor in named.items()})
@@ -151,7 +151,7 @@ def _resume(folder: Path, files: Files) -> None:
     plan.is_complete(progress)
     loss = progress.unlogged_loss / progress.unlogged_steps if progress.unlogged_steps else None
     event = {"event": "train", "step": progress.step, "epoch": progress.step / plan.steps_per_epoch, "loss": loss}
-    console.line(describe({**event, **(progress.best or {})}))
+    console.print(describe({**event, **(progress.best or {})}))
     carried = {name: value for name, value in asdict(progress).items() if name != "history"}
     facts = CheckpointMetadata(progress.step, values, "", progress.best, progress.history, dataset, {}, carried)
     facts.to_metadata()

@@ -96,7 +96,7 @@ class Heartbeat:
             lost = RankLost(
                 "the process that connects the ranks has ended: torchrun, or rank 0 without torchrun. " + self.advice()
             )
-            lost.is_said = self._rank != 0
+            lost.is_printed = self._rank != 0
             return lost
         silent = {rank for rank, beat in enumerate(before) if beat.count == after[rank].count}
         return self._describe(silent - {self._rank}, after)
@@ -136,7 +136,7 @@ class Heartbeat:
             self._exit(self._describe(silent, beats))
 
     def _exit(self, lost: RankLost) -> None:
-        if not lost.is_said:
+        if not lost.is_printed:
             self.on_peer_lost(str(lost))
             print(f"error (rank {self._rank}): {lost}", file=sys.stderr, flush=True)
         write_error_file(str(lost))
@@ -158,7 +158,7 @@ class Heartbeat:
         lost.end = _DEADLOCK if is_deadlock else ""
         # The lowest remaining rank prints the message. If ranks failed and none is silent, the failed ranks print.
         left = set(range(self._size)) - silent - failed.keys()
-        lost.is_said = self._rank != min(left) or (bool(failed) and not silent)
+        lost.is_printed = self._rank != min(left) or (bool(failed) and not silent)
         return lost
 
     def _publish(self, end: str | None) -> None:

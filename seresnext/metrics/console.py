@@ -45,7 +45,7 @@ class Console:
         self._bars: list[Bar] = []
         self.on_terminal = enabled and self._terminal.isatty()
 
-    def line(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line (or several) above the bars."""
         if self._enabled:
             text = for_terminal(text)
@@ -55,7 +55,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self.line(f"warning: {text}")
+        self.print(f"warning: {text}")
 
     def log(self, text: str) -> None:
         """Write a line (or several) only to the log file."""
@@ -71,7 +71,7 @@ class Console:
             self._bars[-1].show(describe(event, seconds_left, _BAR_FIELDS))
             self._write_log(line)
         else:
-            self.line(line)
+            self.print(line)
 
     def bar(self, label: str, total: int, done: int = 0) -> Bar:
         """Return a bar of `total` steps, of which `done` are complete, for a `with` statement.

@@ -58,7 +58,7 @@ class RunLogger:
         if text is None:
             self.console.print_event({k: v for k, v in event.items() if k not in self._hidden}, seconds_left)
         else:
-            self.console.line(text)
+            self.console.print(text)
         if event["event"] == "validate" and not math.isfinite(event["loss"]):
             self.console.warn(
                 f"the validation loss after step {event['step']} is {event['loss']} ({event['weights']} weights). The "

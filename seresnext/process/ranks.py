@@ -46,7 +46,7 @@ def print_failure(failure: Failure, has_world: bool, is_stopping: Callable[[], b
             deadline = time.monotonic() + _FIRST_RANKS_TIME if _is_of_torchrun() else 0.0
             while not (prints := time.monotonic() >= deadline) and not is_stopping():
                 time.sleep(_CHECK_EVERY)
-    if prints and not failure.is_said:
+    if prints and not failure.is_printed:
         rank = f" (rank {os.environ['RANK']})" if names_rank and "RANK" in os.environ else ""
         with suppress(OSError):  # The terminal may be gone.
             print(f"error{rank}: {message}", file=sys.stderr, flush=True)

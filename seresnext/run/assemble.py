@@ -79,7 +79,7 @@ class Run:
         self.recipe = recipe
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
-        self.train, self.val = open_splits(recipe, previous, world, console.line)
+        self.train, self.val = open_splits(recipe, previous, world, console.print)
         with world.agreeing():
             check_same_data(world, self.train, self.val)
             self.order = build_order(recipe, self.train)
@@ -90,14 +90,14 @@ class Run:
             self.model = build_model(recipe.model)
             self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
             # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
-            self.precision.place(self.model, world.device, recipe.runtime.channels_last is True)
+            self.precision.apply_to(self.model, world.device, recipe.runtime.channels_last is True)
             if previous is None:
                 is_real = recipe.data.format != "synthetic"
                 other_labels = lambda: is_real and has_other_labels(self.train)  # noqa: E731
                 notices += load_first_weights(self.model, recipe.model, other_labels)
         self.model.freeze(recipe.model.frozen)
         for notice in notices:
-            console.line(notice)
+            console.print(notice)
         self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.step = TrainingStep(
@@ -116,7 +116,7 @@ class Run:
             mix=build_mixup_cutmix(recipe, self.plan.steps_per_epoch),
             ema=self.ema,
         )
-        self._bad_images = BadImageCounter(recipe.data.max_bad_images, world, console.line)
+        self._bad_images = BadImageCounter(recipe.data.max_bad_images, world, console.print)
 
     def trainer(
         self, folder: RunFolder | None, checkpoint: LoadedCheckpoint | None, progress: Progress, stop: StopRequest
@@ -170,7 +170,7 @@ class Run:
             policy=SavePolicy(settings.keep, self.plan.keep_every, settings.on_failure == "continue"),
             tensors=self.state,
             metadata=self._metadata,
-            warn=self._console.line,
+            warn=self._console.print,
         )
 
     # ------------------------------------------------------------------------------------------------ state

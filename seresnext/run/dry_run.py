@@ -22,10 +22,10 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
     """
     console = Console(enabled=world.is_first)
     run = Run(recipe, None, world, console)
-    console.line(run.introduction())
+    console.print(run.introduction())
     timings = run.trainer(None, None, Progress(), stop).dry_run()
     total = timings.step_seconds * run.plan.total + timings.validation_seconds * run.plan.evaluations
-    console.line(
+    console.print(
         f"one step takes {timings.step_seconds:.3g} s "
         f"({run.plan.global_size / timings.step_seconds:.4g} images/s), one validation about "
         f"{timings.validation_seconds:.3g} s\n"

@@ -51,7 +51,7 @@ def train(
     stop.defer()
     console = Console(enabled=world.is_first, log=output / "log.txt")
     if notice:
-        console.line(f"warning: {notice}")
+        console.print(f"warning: {notice}")
     last_step = folder.status().get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
     with folder.tracking_status(console, lambda: progress.step):
@@ -59,25 +59,25 @@ def train(
         if run.plan.is_complete(progress):
             early = _finish(run, folder, progress)
             why = f" ({early})" if early else ""
-            console.line(f"{output} is finished: {progress.step} steps{why}, {_best(run, progress)}; nothing to do")
+            console.print(f"{output} is finished: {progress.step} steps{why}, {_best(run, progress)}; nothing to do")
             return
         trainer = run.trainer(folder, checkpoint, progress, stop)
-        console.line(run.introduction())
+        console.print(run.introduction())
         if checkpoint:
-            console.line(f"resuming from {checkpoint.path}, after step {progress.step} of {run.plan.total}")
+            console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {run.plan.total}")
         saved_step = progress.step if checkpoint else None
         folder.update_status(step=progress.step, saved_step=saved_step, total_steps=run.plan.total, best=progress.best)
         if trainer.fit():
             early = _finish(run, folder, progress)
             if early:
-                console.line(f"training ends after step {progress.step} of {run.plan.total}: {early}")
+                console.print(f"training ends after step {progress.step} of {run.plan.total}: {early}")
             if warning := nonfinite_validation(progress):
-                console.line(f"warning: {warning}")
-            console.line(f"finished: {_best(run, progress)}; the run is in {output}")
+                console.print(f"warning: {warning}")
+            console.print(f"finished: {_best(run, progress)}; the run is in {output}")
         else:
             signals = _signals_in_words(world.gather(stop.signal))
             folder.write_status("preempted", progress.step, f"stopped by {signals}")
-            console.line(
+            console.print(
                 f"stopped after step {progress.step} of {run.plan.total} by {signals}, and saved; the same command "
                 "resumes the run"
             )
@@ -93,7 +93,7 @@ def _begin(
     """
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
-    checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.line, restarted=restarted)
+    checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted=restarted)
     previous = previous_recipe(checkpoint.metadata) if checkpoint else None
     recipe, notices = keep_first_settings(recipe, previous, allow_changed)
     run = Run(recipe, previous, world, console)
@@ -112,13 +112,13 @@ def _begin(
             folder.set_aside()
     if checkpoint:
         for line in [*notices, *(f"changed on resume: {change}" for change in changes)]:
-            console.line(line)
+            console.print(line)
         if world.is_first and (difference := compare_environments(checkpoint.metadata.environment, run.environment)):
-            console.line(difference)
+            console.print(difference)
         if checkpoint.metadata.dataset.get("val") is None:
-            console.line(f"{checkpoint.path} has no record of the validation images, so the images are not compared")
+            console.print(f"{checkpoint.path} has no record of the validation images, so the images are not compared")
         validation_changed = changes_validation(checkpoint.metadata, run.dataset, changes)
-        progress.best = rewind_folder(checkpoint, folder.checkpoints, world, console.line, validation_changed)
+        progress.best = rewind_folder(checkpoint, folder.checkpoints, world, console.print, validation_changed)
         if validation_changed and progress.evaluated == progress.step > 0:
             progress.evaluated -= 1  # The validation after this step runs again.
     if not run.plan.is_complete(progress):

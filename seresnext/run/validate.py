@@ -63,28 +63,28 @@ def validate(
         reader = _open_split(loaded, recipe, root, split)
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
-        console.line(f"warning: {notice}")
+        console.print(f"warning: {notice}")
     with world.agreeing():
         check_same_data(world, reader)
         labels, notice = _labels(loaded, reader, root, split)
-    check_images(recipe, {split: reader}, world, console.line)
+    check_images(recipe, {split: reader}, world, console.print)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
     precision = PRECISIONS[recipe.runtime.precision]
     # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
-    precision.place(model, world.device, recipe.runtime.channels_last is not False)
+    precision.apply_to(model, world.device, recipe.runtime.channels_last is not False)
     with world.agreeing():
         notes = loaded.load_into(model)
     for note in notes:
-        console.line(note)
+        console.print(note)
     make_deterministic(recipe.runtime.deterministic)
     size = _batch_size(recipe, world)
     num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
-    console.line(f"{section.name} ({loaded.weights} weights) from {checkpoint}")
-    console.line(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
+    console.print(f"{section.name} ({loaded.weights} weights) from {checkpoint}")
+    console.print(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
     if notice:
-        console.line(f"note: {shown_path(checkpoint)} has no class names; {notice}")
+        console.print(f"note: {shown_path(checkpoint)} has no class names; {notice}")
     source = validation_source(recipe, reader)
     gc.enable()  # The garbage collector is off during the start of the process (validate.py).
     with (
@@ -191,11 +191,11 @@ def _listing(names: set[str], most: int = 5) -> str:
 
 def _print_result(result: Evaluation, num_classes: int, console: Console) -> None:
     if not all(map(math.isfinite, result.metrics.values())):
-        console.line("warning: the output of the model is not finite for some images")
+        console.print("warning: the output of the model is not finite for some images")
     # With five classes or fewer, top-5 is always 100 %.
     shown = {name: value for name, value in result.metrics.items() if name != "top5" or num_classes > 5}
     speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
-    console.line(f"{describe_metrics(shown)}  ({speed})")
+    console.print(f"{describe_metrics(shown)}  ({speed})")
 
 
 def _to_json(result: Evaluation, weights: str, recipe: Recipe, checkpoint: Path) -> dict[str, Any]:

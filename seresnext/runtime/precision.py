@@ -29,7 +29,7 @@ class Precision:
         """Return a gradient scaler, enabled only for fp16: the smallest normal number of fp16 is 6e-5."""
         return torch.amp.GradScaler(device.type, enabled=self.autocast_to is torch.float16)
 
-    def place(self, model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    def apply_to(self, model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
         """Move a model to a device, to the format of the weights and to a memory layout, in place."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return model.to(device=device, dtype=self.weights).to(memory_format=layout)

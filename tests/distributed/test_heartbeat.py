@@ -82,7 +82,7 @@ def test_a_silent_rank_is_named_by_the_first_that_is_left(hearts):
     assert message.startswith("rank 0 ")
     assert "step 7" in message
     assert message.endswith("A resume continues from step-7")
-    assert {rank: message.is_said for rank, message in said.items()} == {1: False, 2: True, 3: True}
+    assert {rank: message.is_printed for rank, message in said.items()} == {1: False, 2: True, 3: True}
 
 
 def test_a_failed_rank_is_quoted(hearts):
@@ -92,7 +92,7 @@ def test_a_failed_rank_is_quoted(hearts):
     said = lost([ranks[0], ranks[2]])
     assert str(said[0]).startswith("rank 1 ")
     assert "step 3: MemoryError" in str(said[0])
-    assert [said[0].is_said, said[2].is_said] == [True, True]  # The failed rank prints its own failure.
+    assert [said[0].is_printed, said[2].is_printed] == [True, True]  # The failed rank prints its own failure.
 
 
 def test_a_rank_that_ended_because_of_a_lost_rank_is_not_named(hearts):
@@ -117,7 +117,7 @@ def test_a_deadlock_ends_all_ranks(hearts, ended, waiting):
     (found,) = lost([ranks[waiting]]).values()
     ranks[waiting].stop(found.end)
     told = ended(ranks[1 - waiting])
-    assert [found.is_said, told == []] == ([False, True] if waiting == 0 else [True, False])
+    assert [found.is_printed, told == []] == ([False, True] if waiting == 0 else [True, False])
     assert all("waits for another: rank 0 in the start, rank 1 in the start" in message for message in told)
 
 

@@ -62,18 +62,18 @@ def screen(text: str) -> list[str]:
 
 
 def run_epoch(console: Console) -> None:
-    console.line("start")
+    console.print("start")
     with console.bar("train", 4) as bar:
         for _ in range(4):
             bar.advance()
         console.print_event(TRAIN, seconds_left=3723)
         bar.advance(0)
-        console.line("warning: above the bar")
+        console.print("warning: above the bar")
         with console.bar("validate", 2) as inner:
             inner.advance()
-            console.line("inside")
+            console.print("inside")
         console.print_event(VALIDATE)
-    console.line("end")
+    console.print("end")
 
 
 def test_plain_lines_without_a_terminal(tmp_path):
@@ -98,8 +98,8 @@ def test_a_log_that_is_a_pipe_without_a_reader_is_a_warning(tmp_path):
     os.mkfifo(tmp_path / "log.txt")
     stream = io.StringIO()
     console = Console(True, tmp_path / "log.txt", stream)
-    console.line("start")
-    console.line("end")
+    console.print("start")
+    console.print("end")
     warning, start, end = stream.getvalue().splitlines()
     assert "log" in warning
     assert [start, end] == ["start", "end"]
@@ -150,7 +150,7 @@ def test_other_ranks_are_silent(tmp_path, capfd):
 def test_log_continues_after_the_stream_is_closed(tmp_path):
     stream = io.StringIO()
     console = Console(True, tmp_path / "log.txt", stream)
-    console.line("one")
+    console.print("one")
     stream.close()
     run_epoch(console)
     assert (tmp_path / "log.txt").read_text().count("\n") == 7
@@ -165,7 +165,7 @@ def test_terminal_that_hangs_up(tmp_path):
         os.close(reader)
         for _ in range(1000):
             bar.advance()
-        console.line("still here")
+        console.print("still here")
     assert "still here" in (tmp_path / "log.txt").read_text()
     stream.close()
 
@@ -176,8 +176,8 @@ from pathlib import Path
 from seresnext.metrics.console import Console
 console = Console(True, Path(sys.argv[1]))
 for number in range(2000):
-    console.line("x" * 100)
-console.line("done")
+    console.print("x" * 100)
+console.print("done")
 """
 
 
@@ -204,8 +204,8 @@ def test_broken_pipe_does_not_end_a_process(tmp_path, unbuffered):
 def test_text_the_terminal_cannot_show(tmp_path):
     raw = io.BytesIO()
     console = Console(True, tmp_path / "log.txt", io.TextIOWrapper(raw, encoding="ascii"))
-    console.line("größe \udcff")
-    console.line("next")
+    console.print("größe \udcff")
+    console.print("next")
     assert raw.getvalue() == b"gr\\xf6\\xdfe \\udcff\nnext\n"
     assert "größe \\udcff" in (tmp_path / "log.txt").read_text()
 
@@ -213,8 +213,8 @@ def test_text_the_terminal_cannot_show(tmp_path):
 def test_log_that_cannot_be_written_is_one_warning(tmp_path):
     stream = io.StringIO()
     console = Console(True, tmp_path / "missing" / "log.txt", stream)
-    console.line("one")
-    console.line("two")
+    console.print("one")
+    console.print("two")
     lines = stream.getvalue().splitlines()
     assert [line for line in lines if "warning" not in line] == ["one", "two"]
     assert len(lines) == 3
@@ -227,7 +227,7 @@ def test_describe_omits_missing_fields():
 
 def test_control_characters_are_escaped(tmp_path):
     stream = io.StringIO()
-    Console(enabled=True, log=tmp_path / "log.txt", stream=stream).line("a\x1b[2J\rb\x9b\u202e\udc80\nü 日本")
+    Console(enabled=True, log=tmp_path / "log.txt", stream=stream).print("a\x1b[2J\rb\x9b\u202e\udc80\nü 日本")
     for text in (stream.getvalue(), (tmp_path / "log.txt").read_text()):
         assert all(character.isprintable() or character == "\n" for character in text)
         assert r"a\x1b[2J\rb\x9b\u202e\udc80" in text

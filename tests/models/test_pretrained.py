@@ -400,7 +400,7 @@ def test_weights_in_double_precision_are_not_rounded(tmp_path):
     source.last_linear.weight.data.fill_(exact)
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     section = section.model_copy(update={"weights": str(tmp_path / "weights.safetensors")})
-    model = PRECISIONS["fp64"].place(build_model(section), torch.device("cpu"), channels_last=False)
+    model = PRECISIONS["fp64"].apply_to(build_model(section), torch.device("cpu"), channels_last=False)
     assert load_first_weights(model, section, lambda: False) == []
     assert model.last_linear.weight[0, 0] == exact
     assert exact.float().double() != exact  # The control: in float32 it would be another number.

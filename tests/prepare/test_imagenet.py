@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from advances import Told
+from advances import RecordedBar
 from imagenet_archives import CLASSES, write_archives
 
 from seresnext.data.readers import imagenet
@@ -60,11 +60,11 @@ def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path
 
 @pytest.mark.usefixtures("as_published")
 def test_the_progress_of_a_sum_adds_up(archives, monkeypatch):
-    bars: list[Told] = []
+    bars: list[RecordedBar] = []
 
     class Bar:
         def __init__(self, *, desc: str, total: int, **_: object) -> None:
-            bars.append(Told(desc, total))
+            bars.append(RecordedBar(desc, total))
             self.update = bars[-1].counts.append
 
         def __enter__(self) -> Bar:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from advances import update_progress
+from advances import record_bars
 from conftest import Result
 from PIL import Image
 from shard_folders import make_shards
@@ -168,7 +168,7 @@ def test_a_second_run_writes_only_damaged_shards(photographs, prepare, tmp_path)
 
 def test_the_progress_of_shards_adds_up(photographs, monkeypatch, tmp_path):
     """The progress counts all shards: existing shards, and one that is written again."""
-    bars = update_progress(shards, monkeypatch)
+    bars = record_bars(shards, monkeypatch)
     arguments = ["--output", tmp_path, "--split", "train", "--images-per-shard", 5, "--workers", 2]
     write(photographs, *arguments)
     (tmp_path / "train" / "train-00001.tar").unlink()
@@ -190,7 +190,7 @@ def test_ignored_files_are_reported_each_time(photographs, monkeypatch, tmp_path
 
 def test_the_progress_of_an_index_adds_up(monkeypatch, tmp_path):
     make_shards(tmp_path)
-    bars = update_progress(shards, monkeypatch)
+    bars = record_bars(shards, monkeypatch)
     shards.index_existing(tmp_path / "train", tmp_path / "classes.txt")
     (bar,) = bars
     assert bar.total == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.tar"))

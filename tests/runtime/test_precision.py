@@ -23,7 +23,7 @@ GPU = torch.device("cuda")
 )
 def test_formats(name, weights, product, scaled):
     precision = PRECISIONS[name]
-    model = precision.place(nn.Conv2d(3, 4, 3), CPU, channels_last=True)
+    model = precision.apply_to(nn.Conv2d(3, 4, 3), CPU, channels_last=True)
     images = torch.randn(2, 3, 8, 8, dtype=precision.weights)
     with precision.autocast(CPU):
         assert model(images).dtype == product
@@ -39,10 +39,10 @@ def test_the_schema_accepts_the_names_of_the_table():
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_place_lays_out_weights_in_place(channels_last):
+def test_apply_to_lays_out_weights_in_place(channels_last):
     model = nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    placed = PRECISIONS["fp64"].place(model, CPU, channels_last)
+    placed = PRECISIONS["fp64"].apply_to(model, CPU, channels_last)
     assert placed is model
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last) is channels_last
     assert model[0].weight.is_contiguous() is not channels_last
@@ -96,6 +96,6 @@ def test_bf16_on_an_old_gpu_is_refused(capability):
 def test_auto_on_this_gpu():
     precision = PRECISIONS[resolve_precision("auto", torch.device("cuda"))]
     assert (precision.name == "bf16") is torch.cuda.is_bf16_supported(including_emulation=False)
-    model = precision.place(nn.Conv2d(3, 4, 3), GPU, channels_last=True)
+    model = precision.apply_to(nn.Conv2d(3, 4, 3), GPU, channels_last=True)
     with precision.autocast(GPU):
         assert model(torch.randn(2, 3, 8, 8, device=GPU)).dtype == precision.autocast_to

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
-from advances import update_progress
+from advances import record_bars
 
 from seresnext.data.readers import folder as module
 from seresnext.data.readers.folder import FolderReader
@@ -280,7 +280,7 @@ def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, listings: list[
 
 
 def test_all_classes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bars = update_progress(module, monkeypatch)
+    bars = record_bars(module, monkeypatch)
     FolderReader(make(tmp_path, *(f"train/{name}/{n}.jpg" for name in "abcde" for n in range(3))), "train")
     (bar,) = bars
     assert (bar.label, bar.total) == ("index of train", 5)

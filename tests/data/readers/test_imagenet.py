@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
-from advances import update_progress
+from advances import record_bars
 from imagenet_archives import CLASSES, devkit, jpeg, tar, train_archive, truth_of, val_archive, write_archives
 
 from seresnext.data.formats import open_reader
@@ -156,7 +156,7 @@ def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tm
 
 @pytest.mark.parametrize(("split", "pieces"), [("train", len(CLASSES)), ("val", 12)])
 def test_progress_covers_the_whole_archive(archives: Path, monkeypatch: pytest.MonkeyPatch, split: str, pieces: int):
-    bars = update_progress(module, monkeypatch)
+    bars = record_bars(module, monkeypatch)
     reader = ImagenetReader(archives, split)
     (bar,) = bars
     assert bar.label == f"index of {reader._path.name}"
