@@ -1,4 +1,4 @@
-"""Refuse a Python without the needed packages with one line instead of a traceback. Each script imports this first."""
+"""Refuse a Python without the packages with one line instead of a traceback. Each script imports this module first."""
 
 import sys
 from pathlib import Path

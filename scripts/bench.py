@@ -1,9 +1,9 @@
-"""Measure a part of the project, beside its peers where it has any.
+"""Measure a part of the project, and the peers of the part.
 
-    python scripts/bench.py loader|index|checkpoint|resume --json FILE [options of the part; see --help after its name]
+    python scripts/bench.py loader|index|step|checkpoint|resume --json FILE [OPTIONS]
+    python scripts/bench.py PART --help                                        # the options of a part
 
-Machines drift, so a peer is measured in turns with ours, within one run. What was measured on which machine is written
-to FILE as one JSON object.
+Machines drift, so ours and the peers take turns within one run. FILE gets the figures, and the machine, as JSON.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import _python  # noqa: F401
 from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 
-# Each is a module of scripts/benchmark with `add_arguments(parser)` and `run(arguments) -> dict`.
+# Each part is a module of scripts/benchmark with `add_arguments(parser)` and `run(arguments) -> dict`.
 PARTS = {
     "loader": "images a second of the training loader",
-    "index": "how the index of a large dataset behaves",
+    "index": "time and memory of the index of a large dataset",
     "step": "images a second of training, and the parts of a step",
-    "checkpoint": "how long a save holds training up",
-    "resume": "how soon a run that is started again takes its first step",
+    "checkpoint": "seconds that training waits for a save",
+    "resume": "seconds from a loaded checkpoint to the first step",
 }
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores and versions, for whoever reads the figures elsewhere."""
+    """Return the processor, the cores and the versions of this machine."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -49,8 +49,8 @@ def main() -> None:
     chosen = next((word for word in sys.argv[1:] if word in PARTS), None)
     for name, help_text in PARTS.items():
         subparser = subparsers.add_parser(name, help=help_text)
-        subparser.add_argument("--json", type=path_argument, metavar="FILE", help="where to write the figures")
-        if name == chosen:  # The others may need packages that are not there.
+        subparser.add_argument("--json", type=path_argument, metavar="FILE", help="write the figures to FILE")
+        if name == chosen:  # Another part may need packages that are missing.
             part = importlib.import_module(f"benchmark.{name}")
             part.add_arguments(subparser)
             subparser.set_defaults(run=part.run)

@@ -1,11 +1,10 @@
-"""Train the small experiments of EXPERIMENTS.md, one after the other, and say how far each came and how soon.
+"""Train the small experiments of the documents one after the other, and print accuracies and times.
 
     python scripts/experiment.py plain best --data cifar10-small --output DIR [--seeds 0 1] [--timm TRAIN_PY]
 
-DIR gets a run folder for each name and seed, and `results.json`, to which every run is added as soon as it is done;
-runs that are in it are not done again. `--timm` is the train.py of timm's repository (the package does not have it),
-which is trained on the same images first. Times count from the start of a process to the line that tells of a
-validation.
+DIR gets a run folder for each name and seed, and `results.json` with all finished runs. A run in `results.json` is not
+trained again. `--timm` is the file train.py of timm's repository, which the package lacks; it trains first, on the same
+images. A time runs from the start of a process to the printed line of a validation.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from seresnext.process.exit import run_script
 
 ROOT = Path(__file__).parents[1]
 
-# What timm is told below, in our words; on top of the recipe `cifar10`, whatever that says. One process has two logical
-# replicas, whose BatchNorm sees 32 images each.
+# The settings of TIMM below, as settings on top of the recipe `cifar10`. One process has two logical replicas, and
+# BatchNorm sees the 32 images of a replica.
 PLAIN = (
     "batch={global_size: 64, micro_size: 32}",
     "optimizer={lr: 0.05, weight_decay: 1e-4}",
@@ -73,34 +72,36 @@ TIMM = (
     "--crop-pct 1.0 --batch-size 64 --opt sgd --momentum 0.9 --lr 0.05 --sched cosine --epochs 8 --warmup-epochs 1 "
     "--scale 0.35 1.0 --smoothing 0.1 --weight-decay 1e-4 --device cpu --workers 1"
 )
-# A validation, as each tells of it. Ours: top-1, top-5 and whose weights are in metrics.jsonl; timm's last line of one.
+# The printed lines of a validation. Our figures are in metrics.jsonl; timm's are in the last line of a validation.
 OURS_VALIDATED = re.compile(r"^validate (\(ema\) )?step ")
 TIMM_VALIDATED = re.compile(r"^Test: \[ *(\d+)/\1\].*Acc@1: +\S+ \( *([\d.]+)\)  Acc@5: +\S+ \( *([\d.]+)\)")
 
 
 class ExperimentFailed(Failure):
-    """A training that ended otherwise than well."""
+    """A training that failed."""
 
 
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(EXPERIMENTS)} (default: all)")
     parser.add_argument(
         "--data", type=path_argument, required=True, metavar="DIR", help="folder with `train` and `val`"
     )
-    parser.add_argument("--output", type=path_argument, required=True, metavar="DIR", help="where the runs go")
+    parser.add_argument("--output", type=path_argument, required=True, metavar="DIR", help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: the cores")
-    parser.add_argument("--timm", type=path_argument, metavar="TRAIN_PY", help="timm's train.py, to be trained, too")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument(
+        "--timm", type=path_argument, metavar="TRAIN_PY", help="train.py of timm's repository, trained first"
+    )
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in EXPERIMENTS]:
-        raise UsageError(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+        raise UsageError(f"no experiment is called {', '.join(unknown)}; the names are {', '.join(EXPERIMENTS)}")
     for folder in (options.data / "train", options.data / "val"):
         if not folder.is_dir():
-            raise UsageError(f"{folder} is no folder; --data is one with `train` and `val`")
+            raise UsageError(f"{folder} is not a folder; --data takes a folder with `train` and `val`")
     if options.timm and not options.timm.is_file():
-        raise UsageError(f"{options.timm} is no file; --timm is train.py of timm's repository")
+        raise UsageError(f"{options.timm} is not a file; --timm takes train.py of timm's repository")
 
     names = [*(["timm"] if options.timm else []), *(options.names or EXPERIMENTS)]
     results = Results(options.output / "results.json")
@@ -116,24 +117,24 @@ def main() -> None:
 
 
 class Results:
-    """What the runs came to, in a file."""
+    """The results of the runs, in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
 
     def find(self, name: str, seed: int) -> dict[str, Any] | None:
-        """The row of a run, None if it has not been done."""
+        """Return the row of a run, or None for a run without a result."""
         return next((row for row in self._rows if (row["name"], row["seed"]) == (name, seed)), None)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row."""
+        """Add a row to the file."""
         self._rows.append(row)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(self._rows, indent=1) + "\n")
 
     def table(self, names: list[str], seeds: list[int]) -> str:
-        """The rows of these runs as Markdown: the last validation, and when timm's figure was reached."""
+        """Return the rows of these runs as Markdown: the last validation, and the seconds until timm's top-1."""
         lines = [
             "| experiment | seed | top-1 | top-5 | s | processor s | timm's top-1 reached after, s |",
             "|---|---|---|---|---|---|---|",
@@ -152,61 +153,63 @@ class Results:
 
 
 def reached_after(row: dict[str, Any], top1: float) -> float | None:
-    """Seconds from the start of a run to the first validation with at least this accuracy."""
+    """Return the seconds from the start of a run to the first validation with this accuracy, or None."""
     return next((seen["seconds"] for seen in row["validations"] if seen["top1"] >= top1), None)
 
 
 def train_ours(name: str, seed: int, output: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Train by train.py, on one process, and return its times and validations."""
+    """Train by train.py in one process, and return the times and validations."""
     command = [sys.executable, str(ROOT / "train.py"), "--recipe", "cifar10", "--data", str(options.data)]
     command += ["--output", str(output), "--resume", "never", "--set", f"runtime.seed={seed}"]
     command += [word for setting in EXPERIMENTS[name] for word in ("--set", setting)]
-    told, times = watch(f"{name}-{seed}", command, options.threads)
+    lines, times = watch(f"{name}-{seed}", command, options.threads)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["event"] == "validate"]
-    when = [seconds for seconds, line in told if OURS_VALIDATED.match(line)]
+    when = [seconds for seconds, line in lines if OURS_VALIDATED.match(line)]
     seen = [
         {"seconds": seconds, "epoch": row["epoch"], "top1": row["top1"], "top5": row["top5"], "weights": row["weights"]}
         for seconds, row in zip(when, rows, strict=True)
     ]
-    # Of the weights that choose the best checkpoint: the average where there is one.
+    # The validations of the weights that choose the best checkpoint: the average if the run has one.
     chosen = rows[-1]["weights"] if len({row["weights"] for row in rows}) == 1 else "ema"
     return {**times, "command": command[1:], "validations": [one for one in seen if one["weights"] == chosen]}
 
 
 def train_timm(name: str, seed: int, output: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Train by timm's train.py, and return its times and validations."""
+    """Train by timm's train.py, and return the times and validations."""
     command = [sys.executable, str(options.timm), "--data-dir", str(options.data), *TIMM.split(), "--seed", str(seed)]
     command += ["--output", str(output), "--experiment", name]
-    told, times = watch(f"{name}-{seed}", command, options.threads)
-    found = [(seconds, match) for seconds, line in told if (match := TIMM_VALIDATED.match(line))]
+    lines, times = watch(f"{name}-{seed}", command, options.threads)
+    found = [(seconds, match) for seconds, line in lines if (match := TIMM_VALIDATED.match(line))]
     validations = [
         {"seconds": seconds, "epoch": number, "top1": float(match[2]), "top5": float(match[3]), "weights": "model"}
         for number, (seconds, match) in enumerate(found, 1)
     ]
     if not validations:
         raise ExperimentFailed(
-            f"timm's train.py told of no validation; it ended with {told[-1][1] if told else 'nothing'}"
+            f"timm's train.py printed no validation; the last line is {lines[-1][1]!r}"
+            if lines
+            else "timm's train.py printed nothing"
         )
     return {**times, "command": command[1:], "validations": validations}
 
 
 def watch(label: str, command: list[str], threads: int) -> tuple[list[tuple[float, str]], dict[str, float]]:
-    """Run a command to its end: its lines with the seconds since its start, and its wall and processor time."""
+    """Run a command. Return the lines with the seconds since the start, and the wall and processor time."""
     began, used = time.monotonic(), _children_seconds()
-    told: list[tuple[float, str]] = []
+    lines: list[tuple[float, str]] = []
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
         assert process.stdout
         for line in process.stdout:
-            told.append((time.monotonic() - began, line.rstrip("\n")))
+            lines.append((time.monotonic() - began, line.rstrip("\n")))
             if OURS_VALIDATED.match(line) or TIMM_VALIDATED.match(line):
-                print(f"{label}, {told[-1][0]:.0f} s: {line.rstrip()}", flush=True)
+                print(f"{label}, {lines[-1][0]:.0f} s: {line.rstrip()}", flush=True)
     if process.returncode:
-        raise ExperimentFailed(f"{label} ended with {process.returncode}: {told[-1][1] if told else 'nothing said'}")
-    return told, {"seconds": time.monotonic() - began, "processor_seconds": _children_seconds() - used}
+        raise ExperimentFailed(f"{label} ended with {process.returncode}: {lines[-1][1] if lines else 'no output'}")
+    return lines, {"seconds": time.monotonic() - began, "processor_seconds": _children_seconds() - used}
 
 
 def _children_seconds() -> float:

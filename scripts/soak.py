@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill a small training again and again, at random, and see that it ends as if nothing had happened.
+"""Kill a small training again and again at random, and compare the result with an undisturbed training.
 
     python scripts/soak.py --kills 20 --world 2
 
@@ -39,9 +39,9 @@ from seresnext.process.signals import STOP_SIGNALS
 ROOT = Path(__file__).parents[1]
 MARK = "SERESNEXT_SOAK"
 SIGNALS = (signal.SIGKILL, *STOP_SIGNALS)
-MOST_STEPS = 12  # Steps of a life before its kill, which may come a little later: there is room for one life more.
-STARTING = 8.0  # Seconds in which a kill meets a life that starts.
-PATIENCE = 90.0  # Seconds that a life may take to end; torchrun alone waits 30 for a process that does not.
+MOST_STEPS = 12  # Steps of a life before a kill. A kill may come later, so the run has room for one more life.
+STARTING = 8.0  # A kill of a starting life comes within so many seconds.
+PATIENCE = 90.0  # Seconds that a life may take to end. torchrun waits 30 s for a process that does not end.
 RECIPE = """
 model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
 data: {image_size: 32, workers: 1}
@@ -56,19 +56,19 @@ runtime: {precision: fp32, collective_timeout: 20}
 
 
 class SoakFailed(Failure):
-    """A life that did not end, left processes, or a run that ended otherwise."""
+    """A life that did not end or left processes, or a run with another result."""
 
 
 def main() -> None:
     """Parse the command line and soak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default: 20)")
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="number of kills (default: 20)")
     parser.add_argument("--world", type=int, default=2, metavar="N", help="processes (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the kills (default: 0)")
-    parser.add_argument("--program", default="train.py", help="what trains (default: train.py)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the kills (default: 0)")
+    parser.add_argument("--program", default="train.py", help="program that trains (default: train.py)")
     options = parser.parse_args()
     if not (ROOT / options.program).is_file():
-        parser.error(f"--program {options.program}: there is no such file")
+        parser.error(f"--program {options.program}: no such file; name a file in {ROOT}")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), options.kills, options.world, options.seed, options.program)
         try:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 class Soak:
-    """A run that is killed, and one beside it that is not."""
+    """A run with kills, and the same run without kills."""
 
     def __init__(self, folder: Path, kills: int, world: int, seed: int, program: str) -> None:
         self._folder = folder
@@ -93,7 +93,7 @@ class Soak:
         (folder / "recipe.yaml").write_text(f"{RECIPE}{batch}\nlength: {(kills + 1) * MOST_STEPS}st\n")
 
     def run(self) -> None:
-        """Kill as often as asked, go on to the end, and compare. Raises SoakFailed."""
+        """Kill the run, resume to the end, and compare. Raises SoakFailed."""
         started = time.monotonic()
         for number in range(1, self._kills + 1):
             self._live_and_be_killed(number)
@@ -102,11 +102,11 @@ class Soak:
         print(f"{self._kills} kills, {time.monotonic() - started - whole_seconds:.0f} s")
         print(f"killed:      {digest(killed)}\nundisturbed: {digest(whole)}")
         if killed != whole:
-            raise SoakFailed(f"the run that was killed ended otherwise:\n{differences(killed, whole)}")
+            raise SoakFailed(f"the run with kills has another result:\n{differences(killed, whole)}")
         print("the same, to the bit")
 
     def end(self) -> None:
-        """Leave no process behind, also after Ctrl-C."""
+        """Kill all processes of this soak, also after Ctrl-C."""
         while left := self._alive():
             for pid in left:
                 with suppress(ProcessLookupError):
@@ -119,7 +119,7 @@ class Soak:
         return time.monotonic() - started, contents(output)
 
     def _live(self, output: Path) -> None:
-        """Train to the end."""
+        """Train to the end. Raises SoakFailed."""
         process = self._start(output)
         code = process.wait()
         if code or state(output)["state"] != "finished":
@@ -134,27 +134,27 @@ class Soak:
             steps, seconds = self._draws.randint(1, MOST_STEPS), PATIENCE
         wait_until(lambda: process.poll() is not None or last_step(self._output) >= first + steps, seconds)
         if process.poll() is not None:
-            raise SoakFailed(f"it ended by itself before kill {number}:\n{self._said()}")
+            raise SoakFailed(f"the run ended by itself before kill {number}:\n{self._said()}")
         pid, who, sent = self._choose(process.pid, has_workers=not starting)
         at, killed = last_step(self._output), time.monotonic()
         try:
             os.kill(pid, sent)
         except ProcessLookupError:
-            raise SoakFailed(f"{who} was gone before kill {number}:\n{self._said()}") from None
+            raise SoakFailed(f"{who} ended before kill {number}:\n{self._said()}") from None
         wait_until(lambda: process.poll() is not None and not self._alive(), PATIENCE)
         seconds = time.monotonic() - killed
         verdict = self._verdict(process, seconds)
         print(f"kill {number}: {sent.name} to {who} after step {at}: {verdict}", flush=True)
         if who.startswith("a loader worker") and state(self._output)["state"] != "failed":
-            raise SoakFailed(f"the loss of a loader worker is no failure of the run, it says:\n{self._said()}")
+            raise SoakFailed(f"the run lost a loader worker and is not `failed`:\n{self._said()}")
 
     def _choose(self, launcher: int, *, has_workers: bool) -> tuple[int, str, signal.Signals]:
-        """A process, its name, and the signal that it gets."""
+        """Return a process, the name of the process, and a signal."""
         sent, chosen = self._draws.choice(SIGNALS), self._draws.randrange(self._world + 2)
         ranks = children(launcher) if self._world > 1 else []
         if chosen > self._world and has_workers:
             rank = self._draws.randrange(self._world)
-            # The first child reads training images as long as the run trains; those of a validation come and go.
+            # The first child reads training images for the whole run. Workers of a validation end with the validation.
             workers = children(ranks[rank] if rank < len(ranks) else launcher)
             if workers:
                 return workers[0], f"a loader worker of rank {rank}", signal.SIGKILL
@@ -187,7 +187,7 @@ class Soak:
         return (self._folder / "said.txt").read_text(errors="replace")[-5000:]
 
     def _alive(self) -> list[int]:
-        """All processes of this soak, wherever they were adopted: each has inherited the mark."""
+        """Return the ids of all processes of this soak; each process inherits the mark."""
         needle = f"{MARK}={self._mark}".encode()
         return [
             pid for pid in processes() if needle in read(pid, "environ") and b"State:\tZ" not in read(pid, "status")
@@ -195,7 +195,7 @@ class Soak:
 
 
 def make_images(root: Path) -> None:
-    """Three classes of noise, each around a colour of its own."""
+    """Write images of three classes: noise around the colour of the class."""
     for split, count in (("train", 16), ("val", 5)):
         for label in range(3):
             folder = root / split / f"class_{label}"
@@ -207,7 +207,7 @@ def make_images(root: Path) -> None:
 
 
 def contents(run: Path) -> dict[str, str]:
-    """The tensors of the last checkpoint, as digests, and the lines of the metrics without how long things took."""
+    """Return digests of the tensors of the last checkpoint, and the lines of the metrics without speeds and times."""
     found = {}
     for name, array in sorted(load_file(run / "checkpoints" / "last.safetensors").items()):
         found[name] = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
@@ -220,19 +220,19 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def digest(found: dict[str, str]) -> str:
-    """Of all contents."""
+    """Return the digest of all contents."""
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def differences(one: dict[str, str], other: dict[str, str], most: int = 20) -> str:
-    """What is not the same in both, a line each."""
+    """Return the differences of two contents, one in a line."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     lines = [f"{name}: {one.get(name)}, undisturbed {other.get(name)}" for name in names[:most]]
     return "\n".join([*lines, *([f"and {len(names) - most} more"] if len(names) > most else [])])
 
 
 def state(run: Path) -> dict[str, object]:
-    """What `status.json` says, which may not be there yet."""
+    """Return `status.json`, or a stand-in before the file exists."""
     try:
         return json.loads((run / "status.json").read_text())
     except FileNotFoundError:
@@ -240,7 +240,7 @@ def state(run: Path) -> dict[str, object]:
 
 
 def last_step(run: Path) -> int:
-    """The last step in the metrics."""
+    """Return the last step in the metrics."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
@@ -249,19 +249,19 @@ def last_step(run: Path) -> int:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait for the condition, no longer than this."""
+    """Wait for the condition, at most `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def processes() -> list[int]:
-    """All process ids."""
+    """Return all process ids."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def read(pid: int, name: str) -> bytes:
-    """A file about a process; empty when that has ended or is somebody else's."""
+    """Return a file of /proc about a process. Empty after the end, and for a process of another user."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -269,7 +269,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def children(pid: int) -> list[int]:
-    """Ids of the child processes, in the order in which they were started: the ranks of torchrun."""
+    """Return the ids of the child processes by age: for torchrun, the ranks."""
     return sorted(int(child) for child in read(pid, f"task/{pid}/children").split())
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The tests, from a fresh clone: sets up .venv and runs pytest. Under 20 minutes on 2 cores after the set-up.
+# Run the tests with pytest, from a fresh clone too: sets up .venv first.
 #
-#     bash scripts/test.sh [--full] [--gpu] [PYTEST ARGUMENTS]...
+#     bash scripts/test.sh [--full] [--gpu] [--shard I/N] [PYTEST ARGUMENTS]...
 #
-# --full also runs the long tests, such as every fault at every number of processes: under 60 minutes on 2 cores.
-# --gpu also runs the tests that need a CUDA device.
+# The everyday tests take at most 5 minutes on 2 cores. --full adds the long tests, such as every fault at every number
+# of processes: at most 35 minutes. --gpu adds the tests that need a CUDA device. --shard 2/4 runs the second quarter of
+# the test files.
 set -euo pipefail
 # shellcheck source=scripts/_environment.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_environment.sh"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of one process: its line in the help, its arguments, its work."""
+    """A command of one process: the line in the help, the arguments, the work."""
 
     summary: str
     add_arguments: Callable[[Parser], None]
@@ -44,8 +44,8 @@ class Command:
 class RankedCommand:
     """A command of many ranks.
 
-    `prepare` works without torch, and returns the job of a rank, or None if nothing is left to do. `record_refusal`
-    writes a failure down that no run folder has yet.
+    `prepare` works without torch, and returns the job of a rank, or None if the command is done. `record_refusal`
+    writes a failure into the run folder.
     """
 
     summary: str
@@ -121,7 +121,8 @@ def _print_commands(name: str) -> None:
     elif name in ("-h", "--help", "prepare -h", "prepare --help"):
         print(f"usage: seresnext COMMAND ...\n\n{listing}\n\n`seresnext COMMAND --help` describes the arguments.")
     else:
-        raise UsageError(f"no command {name!r}; give one of the commands\n{listing}")
+        problem = f"there is no command {name!r}" if name else "the command is missing"
+        raise UsageError(f"{problem}; give one of the commands\n{listing}")
 
 
 def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop: StopRequest) -> int:
@@ -157,7 +158,7 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
             command.record_refusal(options, failure)
         return failure.exit_code
     except KeyboardInterrupt:
-        print("interrupted; nothing was changed since the last save", file=sys.stderr)
+        print("interrupted; nothing changed after the last save", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as end:  # After --help.
         return int(end.code or 0)

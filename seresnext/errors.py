@@ -1,14 +1,14 @@
-"""What can go wrong, by whose fault it is. Each class is one exit code of the commands.
+"""The expected failures. Each class has an exit code of the commands.
 
-A subclass of `Failure` carries a message for the person at the terminal: what is wrong, where, and what to do. The
-commands print it without a traceback. Every other exception is a defect of this project and keeps its traceback.
+The message of a `Failure` states the problem with the place, and the fix. The commands print the message without a
+traceback. Every other exception is a defect of this project and keeps the traceback.
 """
 
 from __future__ import annotations
 
 
 class Failure(Exception):
-    """An expected failure. The commands print its message and exit with `exit_code`.
+    """An expected failure. The commands print the message and exit with `exit_code`.
 
     `is_shared`: every rank raises the failure at the same place, so rank 0 alone prints the message. `is_said`: another
     process prints the message. `is_recorded`: the run folder, if there is one, has the message.
@@ -21,13 +21,13 @@ class Failure(Exception):
 
 
 class UsageError(Failure):
-    """The command line, the recipe or the run folder cannot be used as given."""
+    """A command line, recipe or run folder that cannot be used as given."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe has problems. All of them, each a line with file, path, value and hint."""
+    """All problems of a recipe, each a line with file, path, value and hint."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -36,48 +36,47 @@ class RecipeError(UsageError):
 
 
 class DataError(Failure):
-    """Images, labels or classes are missing, unreadable or not those the run was started with."""
+    """Images, labels or classes that are missing, unreadable or different from those at the start of the run."""
 
     exit_code = 3
 
 
 class CheckpointError(Failure):
-    """A file of weights is damaged, hostile, or does not fit the model."""
+    """A file of weights that is damaged, hostile, or does not fit the model."""
 
     exit_code = 4
 
 
 class TrainingStopped(Failure):
-    """Training met something it must not go on from, such as a loss that is not finite. All ranks see it together."""
+    """A training that must not continue, for example because the loss is not finite. All ranks raise the failure."""
 
     is_shared = True
 
 
 class RankLost(Failure):
-    """Another process of the run was killed, froze or failed, and this one cannot go on without it.
+    """The loss of another rank, which was killed, froze or failed. This rank cannot continue without that rank.
 
-    `end` is what the other ranks are to know of how this one ended: nothing, where they see for themselves.
+    `end` is the reason that this rank publishes for the other ranks; empty if the other ranks find the reason.
     """
 
     end = ""
 
 
 class OutOfMemory(Failure):
-    """There is not enough memory for what the recipe asks for, on the device or on the host."""
+    """A recipe that needs more memory than the device or the host has."""
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """The failure that an error for want of memory stands for, or None."""
+    """Return the failure for an error that means that memory ran out, or None for another error."""
     text = str(error)
-    wants = isinstance(error, MemoryError) or (
+    if not isinstance(error, MemoryError) and not (
         isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
-    )
-    if not wants:
+    ):
         return None
     return OutOfMemory(
         f"out of memory ({text.splitlines()[0] if text else type(error).__name__}); lower batch.micro_size, which does "
-        "not change the size of a step (batch.global_size), set runtime.grad_checkpointing=true, or, where the host's "
-        "memory is short, lower data.workers"
+        "not change the size of a step (batch.global_size), or set runtime.grad_checkpointing=true; if the memory of "
+        "the host ran out, lower data.workers"
     )
 
 
@@ -87,16 +86,17 @@ _NO_MEMORY = (
     "bad_alloc",  # C++
     "STATUS_ALLOC_FAILED",  # cuBLAS, and cuDNN before 9
     "ALLOCATION_FAILED",  # cuDNN
-    # When cuDNN times its engines, torch passes over each that memory is too small for, and says this if none is left.
+    # cuDNN times the available engines. Torch skips each engine that memory is too small for, and raises this if no
+    # engine is left.
     "unable to find an engine to execute this computation",
 )
-_LONGEST_TEXT = 100_000  # characters of a message; more tells nobody more
+_LONGEST_TEXT = 100_000  # characters of a message
 
 
 def for_terminal(text: object) -> str:
-    """Text for a terminal or a log, line by line as it is: what else would steer a terminal is shown as an escape.
+    """Return text for a terminal or a log. Lines stay; other control characters become escapes.
 
-    Messages quote names that files made by strangers have: of classes, of tensors, of the files themselves.
+    Messages quote names from untrusted files: names of classes, of tensors, of the files themselves.
     """
     shown = str(text)
     if len(shown) > _LONGEST_TEXT:

@@ -24,7 +24,7 @@ _LOGGER, _REPETITIONS = "torch.distributed.elastic.multiprocessing.api", ("Sendi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run torchrun. Returns the exit code."""
+    """Run torchrun and return the exit code."""
     try:
         require_packages()
     except UsageError as error:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger(_LOGGER).addFilter(lambda record: not str(record.msg).startswith(_REPETITIONS))
     try:
         options = parse_args(arguments)
-        options.signals_to_handle = ",".join(filter(_is_heard, options.signals_to_handle.split(",")))
+        options.signals_to_handle = ",".join(filter(_is_handled, options.signals_to_handle.split(",")))
         run(options)
     except SignalException as stopped:
         return _BY_SIGNAL + stopped.sigval
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_heard(name: str) -> bool:
+def _is_handled(name: str) -> bool:
     """Return whether a signal was not ignored at the start, as SIGHUP is under nohup."""
     number = getattr(signal, name, None)  # torchrun refuses an unknown name.
     return number in (None, signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN

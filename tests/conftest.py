@@ -1,11 +1,12 @@
-"""What the tests share: image folders, and processes that never outlive their test.
+"""Options and fixtures for all tests: image folders, and processes that never outlive a test.
 
-`run_command`, `start_command` and `torchrun` start whole process trees. torchrun puts each worker into a session of its
-own, so a process group does not hold the tree together; an environment variable that every descendant inherits does.
+`run_command`, `start_command`, `run_world` and `torchrun` start process trees. torchrun starts each worker in a new
+session, so a process group does not hold a tree together. An environment variable that each descendant inherits does.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import signal
@@ -28,17 +29,27 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 TREE_MARK = "SERESNEXT_TEST_TREE"
 
 
-# Markers of tests that run only when the option of the same name is given, and why they do not otherwise.
+# Markers of tests that run only if the option of the same name is given, and the reason for the skip.
 ON_REQUEST = {"gpu": "needs a CUDA device", "full": "takes long"}
+# An everyday test may take so many seconds on an idle machine. A longer test is marked `full`.
+LIMIT_SECONDS = 5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     for name, why in ON_REQUEST.items():
         parser.addoption(f"--{name}", action="store_true", help=f"also run the tests marked {name} ({why})")
+    parser.addoption("--shard", type=_shard, metavar="I/N", help="run part I of N parts of the test files")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, count = text.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N, such as 2/4")
+    return int(part), int(count)
 
 
 def pytest_sessionstart() -> None:
-    """Take signals as a terminal's program does, also in processes that the tests start.
+    """Take signals as the program of a terminal does, also in processes that the tests start.
 
     A shell lets a background job ignore Ctrl-C, and `nohup` lets a program ignore a closed terminal.
     """
@@ -53,26 +64,47 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if name in item.keywords:
                     item.add_marker(skip)
+    if shard := config.getoption("--shard"):
+        part, count = shard
+        # A file stays whole, since tests of a file share fixtures. Neighbours, which cost alike, go to different parts.
+        names = [item.nodeid.partition("::")[0] for item in items]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        parts = [numbers[name] % count + 1 for name in names]
+        config.hook.pytest_deselected(items=[item for item, of in zip(items, parts, strict=True) if of != part])
+        items[:] = [item for item, of in zip(items, parts, strict=True) if of == part]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that are too long for every day. This is no failure, since a busy machine makes each test long.
+
+    Fixtures do not count: many tests share the cost of a fixture.
+    """
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    for report in reports:
+        if report.when == "call" and report.duration > LIMIT_SECONDS and "full" not in report.keywords:
+            terminalreporter.write_line(
+                f"{report.nodeid} took {report.duration:.1f} s; make it shorter than {LIMIT_SECONDS} s or mark it full"
+            )
 
 
 def pytest_collection_finish() -> None:
-    """Collect no garbage among what all tests have imported: it stays, and half a second goes by each time."""
+    """Keep the garbage collector from scanning the imported modules, which takes half a second each time."""
     gc.freeze()
 
 
 def needs(is_there: bool, reason: str) -> pytest.MarkDecorator:
-    """Skip where the machine lacks what a test needs; but in CI, where nobody reads of skips, let it run and fail."""
+    """Return a mark that skips a test on a machine that cannot run the test. In CI the test runs, and fails."""
     return pytest.mark.skipif(not is_there and not in_ci(), reason=reason)
 
 
 def in_ci() -> bool:
-    """Whether this is a machine of continuous integration, by the variable that all of them set."""
+    """Return whether this machine runs continuous integration; all of these machines set the variable."""
     return os.environ.get("CI") == "true"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache folder, for these tests and what they start: no test leaves an index in the real one."""
+    """Replace the cache folder of the user, so that no test leaves an index in the real folder."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -84,7 +116,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended. `output` is what it wrote to stdout and stderr, one after the other."""
+    """The end of a command. `output` is stdout followed by stderr."""
 
     returncode: int
     stdout: str
@@ -97,7 +129,7 @@ class Result:
 
 
 class Command:
-    """A running process tree, its output kept in two files."""
+    """A running process tree. Two files keep the output."""
 
     def __init__(self, argv: Sequence[str | Path], folder: Path, env: Mapping[str, str], cwd: Path) -> None:
         self.argv = [str(word) for word in argv]
@@ -109,42 +141,45 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What has been written so far."""
+        """The output so far."""
         return "".join(file.read_text(errors="replace") for file in (self._stdout, self._stderr))
 
     def alive(self) -> list[int]:
-        """Process ids of everything of this tree that still runs, wherever it was adopted."""
+        """Return the ids of all running processes of this tree, also of processes that another process adopted."""
         found = [self.process.pid] if self.process.poll() is None else []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) not in found:
                 try:
                     if self._is_ours(entry) and "\nState:\tZ" not in (entry / "status").read_text():
                         found.append(int(entry.name))
-                except OSError:  # It ended while we looked, or it is another user's.
+                except OSError:  # The process has ended, or belongs to another user.
                     continue
         return found
 
     def _is_ours(self, process: Path) -> bool:
-        """By the environment that it was started with; a fork's is that of what it is a fork of, but not its stderr."""
+        """Return whether a process belongs to this tree: by the first environment, or by stderr.
+
+        For a fork, /proc shows the environment of the process that forked.
+        """
         return (
             f"{TREE_MARK}={self._mark}".encode() in (process / "environ").read_bytes()
             or (process / "fd" / "2").readlink() == self._stderr
         )
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
-        """Wait until `condition()` holds; fail if the command ends or the time is over before."""
+        """Wait until `condition()` holds. Fail if the command ends first, or after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not condition():
             if self.process.poll() is not None and not condition():
                 pytest.fail(
-                    f"{self._name()} ended with {self.process.returncode} before what was waited for:\n{self.output}"
+                    f"{self._name()} ended with {self.process.returncode} before the condition held:\n{self.output}"
                 )
             if time.monotonic() > deadline:
-                pytest.fail(f"{self._name()}: waited {timeout} s in vain:\n{self.output}")
+                pytest.fail(f"{self._name()}: the condition did not hold within {timeout} s:\n{self.output}")
             time.sleep(0.05)
 
     def finish(self, timeout: float = 120, grace: float = 10) -> Result:
-        """Wait for the end. Fail if that takes over `timeout` seconds or processes are left `grace` seconds later."""
+        """Wait for the end. Fail after `timeout` seconds, or if a process is left `grace` seconds later."""
         try:
             returncode = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -160,7 +195,7 @@ class Command:
         )
 
     def kill(self) -> None:
-        """End the whole tree at once."""
+        """Kill all processes of the tree."""
         while pids := self.alive():
             for pid in pids:
                 try:
@@ -180,9 +215,9 @@ RunCommand = Callable[..., Result]
 
 @pytest.fixture
 def start_command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCommand]:
-    """`start_command(argv, env={}, cwd=project root) -> Command`, killed with all its descendants when the test ends.
+    """`start_command(argv, env={}, cwd=project root) -> Command`; the end of the test kills the tree.
 
-    Children see no CUDA device unless the test is marked `gpu`, use one thread, and no packages of the user's.
+    Children see a CUDA device only if the test is marked `gpu`, use one thread, and none of the user's own packages.
     """
     commands: list[Command] = []
     children = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONNOUSERSITE": "1"}
@@ -209,9 +244,32 @@ def run_command(start_command: StartCommand) -> RunCommand:
 
 
 @pytest.fixture
+def start_world(start_command: StartCommand) -> StartCommand:
+    """`start_world(nproc, args, options=[], env={}, cwd=project root) -> Command`: `args` on `nproc` local processes.
+
+    The processes have the environment of torchrun's workers and cost less. Tests of torchrun use `start_torchrun`.
+    `options`: `--shutdown-timeout=SECONDS`.
+    """
+
+    def start(nproc: int, args: Sequence[str | Path], options: Sequence[str] = (), **start_options: object) -> Command:
+        return start_command([launcher.WORLD, f"--nproc_per_node={nproc}", *options, *args], **start_options)
+
+    return start
+
+
+@pytest.fixture
+def run_world(start_world: StartCommand) -> RunCommand:
+    """`run_world(nproc, args, timeout=180, options=[], env={}, cwd=project root) -> Result`, like `run_command`."""
+
+    def run(nproc: int, args: Sequence[str | Path], timeout: float = 180, **options: object) -> Result:
+        return start_world(nproc, args, **options).finish(timeout)
+
+    return run
+
+
+@pytest.fixture
 def start_torchrun(start_command: StartCommand) -> StartCommand:
-    """`start_torchrun(nproc, args, launch=["--standalone"], env={}, cwd=project root) -> Command`: `args` on `nproc`
-    local processes.
+    """`start_torchrun(nproc, args, launch=["--standalone"], env={}, cwd=project root) -> Command`: PyTorch's torchrun.
 
     `launch` are options of torchrun. `--standalone` picks a free port, so that runs at the same time do not clash.
     """
@@ -252,7 +310,7 @@ def _extract(archive: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def imagenet_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """500 real ImageNet photographs, one a class, as `train` and once more as `val`. Not to be changed by a test."""
+    """500 real ImageNet photographs of 500 classes, as `train` and again as `val`. Tests must not change the folder."""
     root = tmp_path_factory.mktemp("imagenet")
     _extract("imagenet-sample.tar", root).rename(root / "train")
     for source in sorted((root / "train").glob("*/*")):
@@ -264,13 +322,13 @@ def imagenet_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5,000 training and 1,000 validation photographs of CIFAR-10 in `train` and `val`. Not to be changed by a test."""
+    """5,000 photographs of CIFAR-10 in `train` and 1,000 in `val`. Tests must not change the folder."""
     return _extract("cifar10-small.tar", tmp_path_factory.mktemp("cifar10"))
 
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image folder of the demo. Not to be changed by a test."""
+    """The image folder of the demo. Tests must not change the folder."""
     root = tmp_path_factory.mktemp("digits") / "digits"
     command = [sys.executable, "-m", "seresnext", "prepare", "digits", "--output", root]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=120)
@@ -281,8 +339,8 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_image_folder(classes=3, per_class=8, size=40, val_per_class=4) -> root` with `train` and `val`.
 
-    JPEGs of a gradient in a direction and colour of the class, with noise, so that a model can learn them. The same
-    arguments give the same folder within a session: a test that changes images copies it first.
+    Each JPEG is a gradient with noise; the class gives the direction and the colour, so a model can learn the classes.
+    The same arguments give the same folder within a session. A test that changes images copies the folder first.
     """
     made: dict[tuple[int, ...], Path] = {}
 

@@ -45,7 +45,7 @@ def _cut_tail_and_end(data: bytearray, draws: random.Random) -> None:
 
 
 def _segment(data: bytearray, draws: random.Random) -> None:
-    """Change bytes in or just behind the head of a segment, such as a table, a frame, a scan or a length."""
+    """Change bytes in the head of a segment or just behind it: a table, a frame, a scan, a length."""
     starts = [match.start() for match in _SEGMENT.finditer(data)]
     start = draws.choice(starts)
     for _ in range(draws.choice((1, 1, 4))):

@@ -38,7 +38,7 @@ def tar(members: Sequence[tuple[str, bytes]] | Mapping[str, bytes], form: int = 
 
 
 def train_archive(classes: Sequence[str] = CLASSES, per_class: int = 5) -> bytes:
-    """The training archive; classes and images are in the order given, which is not that of their names."""
+    """Write the training archive. Classes and images have the given order, which differs from the order of names."""
     return tar(
         [
             (f"{name}.tar", tar([(f"{name}_{17 * n % 100_003}.JPEG", jpeg(label, n)) for n in range(per_class)]))
@@ -48,13 +48,13 @@ def train_archive(classes: Sequence[str] = CLASSES, per_class: int = 5) -> bytes
 
 
 def val_archive(count: int) -> bytes:
-    """The validation archive: `count` images, not in the order of their numbers."""
+    """Write the validation archive: `count` images, in another order than the numbers."""
     numbers = np.random.default_rng(0).permutation(count) + 1
     return tar([(f"ILSVRC2012_val_{n:08}.JPEG", jpeg(99, int(n))) for n in numbers])
 
 
 def meta_mat(numbers: Mapping[str, int] = ILSVRC_IDS) -> bytes:
-    """The kit's table of synsets, a MAT-file: 1,000 classes and two synsets above them."""
+    """Return the table of synsets of the kit, a MAT-file: 1,000 classes and two parent synsets."""
     from scipy.io import savemat
 
     fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O"), ("children", "O")]
@@ -86,13 +86,13 @@ def devkit(truth: Sequence[str], meta: bytes | None = None, folder: str = "ILSVR
 
 
 def truth_of(classes: Sequence[str] = CLASSES, per_class: int = 3) -> list[str]:
-    """Classes of validation images in the order of their numbers, mixed."""
+    """Return mixed classes for the validation images, in the order of the image numbers."""
     names = [name for name in classes for _ in range(per_class)]
     return [names[place] for place in np.random.default_rng(1).permutation(len(names))]
 
 
 def write_archives(root: Path, classes: Sequence[str] = CLASSES, per_class: int = 5, val_per_class: int = 3) -> Path:
-    """All three files in a folder; returns it."""
+    """Write all three files into a folder. Returns the folder."""
     root.mkdir(parents=True, exist_ok=True)
     truth = truth_of(classes, val_per_class)
     (root / "ILSVRC2012_img_train.tar").write_bytes(train_archive(classes, per_class))

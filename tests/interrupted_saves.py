@@ -1,5 +1,4 @@
-"""A save that something happens to: a folder of checkpoints with an old state, a save that makes a new one, and what
-must hold of the folder whatever became of the save."""
+"""A save that is interrupted: a folder with an old state, the save of a new state, and checks of the result."""
 
 from __future__ import annotations
 
@@ -23,12 +22,12 @@ _PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, ctypes.c_ulong(-1)  # linux/prctl.h
 
 
 def tensors_of(step: int) -> dict[str, Tensor]:
-    """The state of a run after a step."""
+    """Return the state of a run after a step."""
     return {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)}
 
 
 def save(folder: Path, *steps: int, best: int | None = None) -> None:
-    """Save these steps one after the other as a run does that keeps one, the last of them as the best if it is."""
+    """Save steps in their order, as a run that keeps one checkpoint does. `best` is the step of the best validation."""
     current = 0
     saver = Saver(
         World(),
@@ -46,18 +45,18 @@ def save(folder: Path, *steps: int, best: int | None = None) -> None:
 
 
 def make_old(folder: Path) -> None:
-    """The state before the save: the newest checkpoint, and an older one that is there as the best only."""
+    """Make the state before the save: the newest checkpoint, and an older checkpoint that is kept as the best."""
     save(folder, OLD_BEST, best=OLD_BEST)
     save(folder, OLD, best=OLD_BEST)
 
 
 def save_new(folder: Path) -> None:
-    """The save that something happens to. It is the new best, and the old one is removed in its course."""
+    """Save the new state, which is also the new best. The save removes the old best."""
     save(folder, NEW, best=NEW)
 
 
 def step_in(path: Path) -> int:
-    """The step of a checkpoint. Fails unless it is whole and has the tensors of that step."""
+    """Return the step of a checkpoint. Fail unless the file is whole and has the tensors of that step."""
     tensors, metadata = store.read(path)
     facts = CheckpointMetadata.from_metadata(metadata, str(path))
     for name, tensor in tensors_of(facts.step).items():
@@ -66,9 +65,9 @@ def step_in(path: Path) -> int:
 
 
 def assert_sound(folder: Path) -> int:
-    """The old or the new is there, nothing under a name of ours is damaged, and the run can go on.
+    """Check that the old or the new checkpoint exists, and that no file of the folder is damaged.
 
-    Returns the step that a run would go on from.
+    Returns the step that a run would resume from.
     """
     for path in [*store.steps(folder).values(), *folder.glob("last.safetensors"), *folder.glob("best.safetensors")]:
         step_in(path)
@@ -83,7 +82,7 @@ def assert_sound(folder: Path) -> int:
 
 
 def assert_next_save_mends(folder: Path) -> None:
-    """A run that is started again sweeps, and its save leaves what a save leaves that nothing happened to."""
+    """Check that the next run and its save leave the same files as an uninterrupted save."""
     store.remove_temporary(folder)
     save_new(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -95,7 +94,7 @@ def assert_next_save_mends(folder: Path) -> None:
 
 
 class Child:
-    """A forked process that waits for `go` and then does something."""
+    """A forked process that waits for `go` and then runs the action."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         reader, self._writer = os.pipe()
@@ -111,12 +110,12 @@ class Child:
         os.close(reader)
 
     def go(self) -> int:
-        """Let it run to its end. Returns its exit code, negative for a signal."""
+        """Start the action and wait for the end. Returns the exit code, negative for a signal."""
         os.write(self._writer, b"!")
         os.close(self._writer)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def kill_self() -> None:
-    """The end of this process, and of all its threads, here."""
+    """Kill this process with all threads."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,9 +1,14 @@
-"""Programs as the tests start them: as forks of one process that has imported what they import, which takes seconds.
+"""Programs that the tests start as forks of one process, which has imported torch and this package already.
 
-A fork has a process id, an environment, a session, streams and an end of its own, and runs the program's own file. The
-workers of a torchrun are forks, too: made before it has threads and sockets, they wait until it starts them. `start`
-takes `TORCHRUN` or `PYTHON` as the first word of a command for this, `TORCHRUN_ALONE` for one whose workers are new
-processes, `OWN_TORCHRUN` for `python -m seresnext.torchrun`, and any other command unchanged.
+A new process needs seconds for these imports. Each fork has a process id, environment, session, streams and end like a
+new process, and runs the file of the program. `start` knows these first words of a command:
+
+    PYTHON         one process; a script or `-m MODULE` follows
+    WORLD          the processes of a world, with the environment and the store that workers of torchrun have
+    TORCHRUN       PyTorch's torchrun, which starts the workers as new processes
+    OWN_TORCHRUN   `python -m seresnext.torchrun`, which does the same
+
+tests/runs/test_launcher.py compares a fork with a new process.
 """
 
 from __future__ import annotations
@@ -21,16 +26,18 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing import forkserver, process, resource_tracker
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 from unittest.mock import patch
 
-TORCHRUN = "torchrun, forked"
-TORCHRUN_ALONE = "torchrun, forked, that starts new processes"
-OWN_TORCHRUN = "seresnext.torchrun, forked"
 PYTHON = "python, forked"
+WORLD = "world, forked"
+TORCHRUN = "torchrun, forked"
+OWN_TORCHRUN = "seresnext.torchrun, forked"
 QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 ROOT = Path(__file__).parents[1]
 _PRELOADED = ["torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard", "PIL.JpegImagePlugin"]
@@ -40,14 +47,14 @@ _FORKS.set_forkserver_preload(_PRELOADED)
 
 
 class Fork:
-    """A running fork, with what the tests use of `subprocess.Popen`."""
+    """A running fork, with the part of `subprocess.Popen` that the tests use."""
 
     def __init__(
         self, argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
     ) -> None:
         arguments = (argv[0], list(argv[1:]), stdout.name, stderr.name, dict(env), cwd)
         self._process = _FORKS.Process(target=_begin, args=arguments, daemon=True)
-        with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # OpenMP reads it when it is loaded.
+        with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # OpenMP reads the variable when it is loaded.
             forkserver.ensure_running()
         self._process.start()
         assert self._process.pid
@@ -74,8 +81,8 @@ class Fork:
 def start(
     argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
 ) -> subprocess.Popen[bytes] | Fork:
-    """Start a command in a session of its own, with nothing to read."""
-    if argv[0] in (TORCHRUN, TORCHRUN_ALONE, OWN_TORCHRUN, PYTHON):
+    """Start a command in a new session, with an empty stdin."""
+    if argv[0] in (PYTHON, WORLD, TORCHRUN, OWN_TORCHRUN):
         return Fork(argv, stdout, stderr, env, cwd)
     return subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
@@ -83,23 +90,22 @@ def start(
 
 
 def complete(world: int, words: Sequence[str | Path]) -> None:
-    """Run a script in so many processes to its end, which must be a good one. Raises subprocess.TimeoutExpired."""
-    torchrun = [TORCHRUN, "--standalone", f"--nproc_per_node={world}"]
-    argv = [*(torchrun if world > 1 else [PYTHON]), *map(str, words)]
-    with tempfile.NamedTemporaryFile() as said:
-        started = start(argv, said, said, {**os.environ, **QUIET}, ROOT)
+    """Run a script in so many processes, and check that all end with 0. Raises subprocess.TimeoutExpired."""
+    argv = [*([WORLD, f"--nproc_per_node={world}"] if world > 1 else [PYTHON]), *map(str, words)]
+    with tempfile.NamedTemporaryFile() as output:
+        started = start(argv, output, output, {**os.environ, **QUIET}, ROOT)
         try:
             code = started.wait(900)
         finally:
-            started.send_signal(signal.SIGKILL)  # Nothing if it has ended.
-        assert code == 0, Path(said.name).read_text(errors="replace")
+            started.send_signal(signal.SIGKILL)  # Does nothing after the end.
+        assert code == 0, Path(output.name).read_text(errors="replace")
 
 
 # ------------------------------------------------------------------------------------------------ in the fork
 
 
 def _begin(program: str, words: list[str], stdout: str, stderr: str, env: dict[str, str], cwd: Path) -> None:
-    """What a new process would find."""
+    """Give this fork the properties of a new process, and run the program."""
     os.setsid()
     for number, path in enumerate((os.devnull, stdout, stderr)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY)
@@ -107,39 +113,40 @@ def _begin(program: str, words: list[str], stdout: str, stderr: str, env: dict[s
         os.close(file)
     os.chdir(cwd)
     if program == PYTHON:
-        _be_python(words, env)
-    _set_environment(env)
+        _run_python(words, env)
     gc.disable()
+    if program == WORLD:
+        _run_world(words, env)
+    _set_environment(env)
     sys.argv = ["torchrun", *words]
-    from torch.distributed.run import main
-
-    _heed_shutdown_timeout(words)
-    if program in (TORCHRUN, OWN_TORCHRUN):
-        _start_forks(words)
     if program == OWN_TORCHRUN:
         from seresnext import torchrun
 
         sys.exit(torchrun.main())
+    from torch.distributed.run import main
+
     main()
 
 
-def _be_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Run a script as the main program of this process, from beginning to end."""
+def _run_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Run a script, or `-m` and a module, as the main program of this process, and end the process."""
     os.closerange(3, 1024)
     _set_environment(env)
-    process.current_process()._config["daemon"] = False  # It may have children
-    process._parent_process = None  # and is none of multiprocessing's.
+    process.current_process()._config["daemon"] = False  # A daemon may not have children.
+    process._parent_process = None
     resource_tracker._resource_tracker = resource_tracker.ResourceTracker()
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(open(number, "wb", buffering=0, closefd=False), write_through=True)  # noqa: SIM115
         for number in (1, 2)
     )
-    sys.argv = list(words)
-    sys.path.insert(0, str(Path(words[0]).resolve().parent))
+    is_module = words[0] == "-m"
+    sys.argv = list(words[1:] if is_module else words)
+    sys.path.insert(0, str(Path.cwd()) if is_module else str(Path(words[0]).resolve().parent))
+    run = partial(runpy.run_module, alter_sys=True) if is_module else runpy.run_path
     code = 1
     try:
-        code = exit_code_of(lambda: runpy.run_path(words[0], run_name="__main__"))
+        code = exit_code_of(lambda: run(sys.argv[0], run_name="__main__"))
         threading._shutdown()
         atexit._run_exitfuncs()
     finally:
@@ -147,7 +154,7 @@ def _be_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
 
 
 def exit_code_of(program: Callable[[], object]) -> int:
-    """What a process ends with whose main program this is; it says what that ended of."""
+    """Run the main program of a process, print the error that ends it, and return the exit code."""
     try:
         program()
     except SystemExit as end:
@@ -167,44 +174,69 @@ def _set_environment(env: Mapping[str, str]) -> None:
     os.environ.update(env)
 
 
-def _heed_shutdown_timeout(words: Sequence[str]) -> None:
-    """torch 2.14 does where torchrun was told to stop; where a worker failed it waits 30 s, whatever it was told."""
-    from torch.distributed.elastic.multiprocessing.api import PContext
-
-    for word in words:
-        option, _, seconds = word.partition("=")
-        if option == "--shutdown-timeout":
-            assert PContext.close.__defaults__ == (None, 30)
-            PContext.close.__defaults__ = (None, int(seconds))
+# ------------------------------------------------------------------------------------------------ a world
 
 
-# ------------------------------------------------------------------------------------------------ torchrun's workers
+def _run_world(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Run a script in every process of a world, as torchrun does on one machine, and end with 0 or 1.
+
+    A failed worker ends the others: SIGTERM, and SIGKILL after `--shutdown-timeout` seconds. Signals to this process
+    are not passed on.
+    """
+    from torch.distributed import TCPStore
+
+    options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    script = next(number for number, word in enumerate(words) if not word.startswith("--"))
+    size = int(options["nproc_per_node"])
+    # The workers are forked first: a process with threads and sockets should not fork.
+    workers = [_Worker() for _ in range(size)]
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    world = _environment_of_world(size, store.port)
+    for rank, worker in enumerate(workers):
+        worker.begin(
+            words[script:], {**env, **world, "RANK": f"{rank}", "ROLE_RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+        )
+    while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+        time.sleep(0.02)
+    _end(workers, float(options.get("shutdown-timeout", 30)))
+    os._exit(any(worker.returncode for worker in workers))
 
 
-def _start_forks(words: Sequence[str]) -> None:
-    """Let torchrun take forks of this process as its workers, for as many restarts as it may make."""
-    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+def _environment_of_world(size: int, port: int) -> dict[str, str]:
+    """Return the variables that torchrun gives to all workers alike."""
+    ones = ("ROLE_WORLD_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    return {
+        **dict.fromkeys(ones, str(size)),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": str(uuid.uuid4()),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    }
 
-    options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
-    count = int(options["--nproc_per_node"]) * (1 + int(options.get("--max-restarts", 0)))
-    waiting = [_Worker() for _ in range(count)]
-    as_ever = SubprocessHandler._popen
 
-    def popen(self: SubprocessHandler, args: tuple[str, ...], env: dict[str, str]) -> Any:
-        if not waiting or self._stdout or self._stderr:
-            return as_ever(self, args, env)
-        worker = waiting.pop(0)
-        worker.begin(args, env)
-        return worker
-
-    SubprocessHandler._popen = popen
+def _end(workers: Sequence[_Worker], timeout: float) -> None:
+    """End the workers that still run."""
+    deadline = time.monotonic() + timeout
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for worker in workers:
+            if worker.poll() is None:
+                if number == signal.SIGKILL:
+                    print(f"forcefully exiting process {worker.pid}", file=sys.stderr, flush=True)
+                os.kill(worker.pid, number)
+        while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        deadline += timeout
 
 
 class _Worker:
-    """A fork that waits to be told its program, and ends when nobody is left to tell it.
-
-    It has what torchrun uses of `subprocess.Popen`.
-    """
+    """A fork that waits for a program, and ends together with the parent process."""
 
     def __init__(self) -> None:
         reader, self._writer = os.pipe()
@@ -217,26 +249,17 @@ class _Worker:
             with os.fdopen(reader, "rb") as pipe:
                 order = pipe.read()
             if order:
-                _be_python(*pickle.loads(order))
+                _run_python(*pickle.loads(order))
             os._exit(0)
         os.close(reader)
 
-    def begin(self, args: Sequence[str], env: Mapping[str, str]) -> None:
-        """Run `python -u script ...`."""
-        assert args[:2] == (sys.executable, "-u"), args
+    def begin(self, words: Sequence[str], env: Mapping[str, str]) -> None:
+        """Run a script with arguments."""
         with os.fdopen(self._writer, "wb") as pipe:
-            pipe.write(pickle.dumps((args[2:], dict(env))))
+            pipe.write(pickle.dumps((list(words), dict(env))))
 
     def poll(self) -> int | None:
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
-
-    def wait(self, timeout: float) -> int:
-        deadline = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("a worker", timeout)
-            time.sleep(0.02)
-        return code

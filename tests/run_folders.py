@@ -1,4 +1,4 @@
-"""What tests read of a run folder."""
+"""Readers of a run folder for tests."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, uint8
 
-# Of a checkpoint, beside its numbers.
-OTHER_FACTS = ("digest", "environment", "recipe", "recipe_hash")
+# Metadata that differ between runs with the same numbers.
+OTHER_METADATA = ("digest", "environment", "recipe", "recipe_hash")
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of `metrics.jsonl` of one kind, without how long things took."""
+    """Return the events of one kind in `metrics.jsonl`, without times and speeds."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timing = {"images_per_second", "data_wait"}
     return [{k: v for k, v in line.items() if k not in timing} for line in lines if line["event"] == kind]
 
 
 def losses(run: Path) -> list[float]:
-    """The training losses of a run, step by step."""
+    """Return the training losses of a run, step by step."""
     return [event["loss"] for event in events(run, "train")]
 
 
 def last_tensors(run: Path) -> dict[str, Tensor]:
-    """The tensors of the last checkpoint of a run."""
+    """Return the tensors of the last checkpoint of a run."""
     return load_file(run / "checkpoints" / "last.safetensors")
 
 
 def status(run: Path) -> dict[str, Any]:
-    """What `status.json` of a run says."""
+    """Return `status.json` of a run."""
     return json.loads((run / "status.json").read_text())
 
 
 def digest(run: Path) -> str:
-    """Of all that a run's numbers are: its last checkpoint and metrics, without times, places, versions, recipe."""
+    """Return a digest of the last checkpoint and the metrics of a run, without times, paths, versions and recipe."""
     total = hashlib.sha256()
     path = run / "checkpoints" / "last.safetensors"
     tensors = load_file(path)
@@ -47,6 +47,6 @@ def digest(run: Path) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.flatten().view(dtype=uint8).numpy().tobytes())
     with safe_open(path, "pt") as file:
-        facts = {key: value for key, value in file.metadata().items() if key not in OTHER_FACTS}
-    total.update(json.dumps([facts, events(run, "train"), events(run, "validate")], sort_keys=True).encode())
+        metadata = {key: value for key, value in file.metadata().items() if key not in OTHER_METADATA}
+    total.update(json.dumps([metadata, events(run, "train"), events(run, "validate")], sort_keys=True).encode())
     return total.hexdigest()

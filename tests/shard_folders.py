@@ -1,4 +1,4 @@
-"""Shards for tests, written with Python's tarfile, and a server for them that can be told to fail."""
+"""Shards for tests, written with Python's tarfile, and a server for shards that can fail on request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seresnext.prepare.shards import index_existing
 
 
 def write_tar(path: Path, contents: Sequence[tuple[str, bytes] | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT):
-    """A tar file of names with bytes, and of members of other kinds as they are."""
+    """Return a tar file of names with bytes; members of other kinds go in unchanged."""
     with tarfile.open(path, "w", format=form) as tar:
         for item in contents:
             if isinstance(item, tarfile.TarInfo):
@@ -52,16 +52,16 @@ def make_shards(root: Path, split: str = "train", shards: int = 4, per_shard: in
 
 
 class Server:
-    """What a running server was asked for, and what it shall do wrong. Ranges are ignored."""
+    """The requests of a running server, and the errors to make. The server ignores ranges."""
 
     def __init__(self, folder: Path) -> None:
         self.url = ""
         self.folder = folder
         self.requests: Counter[str] = Counter()
-        self.failures: dict[str, int] = {}  # Of a file name how many more requests fail.
+        self.failures: dict[str, int] = {}  # How many more requests of a file name fail.
         self.status = 503
-        self.cut: dict[str, int] = {}  # Of a file name how many bytes are sent of those that were announced.
-        self.replaced: dict[str, bytes] = {}  # Of a file name other contents.
+        self.cut: dict[str, int] = {}  # How many of the announced bytes of a file name are sent.
+        self.replaced: dict[str, bytes] = {}  # Other contents of a file name.
         self.seconds = 0.0  # How long an answer takes.
 
 
@@ -88,7 +88,7 @@ def serve(folder: Path) -> Iterator[Server]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            with suppress(ConnectionError):  # Whoever asked is gone.
+            with suppress(ConnectionError):  # The client is gone.
                 self.wfile.write(content[: server.cut.get(name, len(content))])
 
         def log_message(self, format: str, *args: object) -> None:
@@ -108,7 +108,7 @@ def serve(folder: Path) -> Iterator[Server]:
 
 
 SHARDS, PER_SHARD = 4, 6
-SHARD_BYTES = 40_960  # Of each of these shards: 6 images of 4 kB, rounded up to tar's records.
+SHARD_BYTES = 40_960  # The size of each of these shards: 6 images of 4 kB, rounded up to tar's records.
 NAMES = [f"train-{number:05}.tar" for number in range(SHARDS)]
 
 
@@ -118,7 +118,7 @@ def open_remote(server: Server, cache: Path, shards: float = SHARDS) -> ShardRea
 
 
 def read_all(reader: ShardReader, order: list[int] | None = None) -> list[bytes]:
-    """All images, in their order or another one."""
+    """Return all images, in the order of names or another order."""
     return [reader.read(i) for i in order or range(len(reader))]
 
 

@@ -125,7 +125,7 @@ def test_data_that_may_be_missing(fails, reached, arguments):
     assert reached == ["cpu" if "cpu" in arguments else "auto"]
 
 
-def test_help_comes_once_and_is_no_failure(capsys, ranks):
+def test_one_rank_prints_the_help(capsys, ranks):
     for rank in range(2):
         ranks(rank)
         for command in ("train", "validate"):
@@ -179,7 +179,7 @@ def test_options_of_other_tools(fails, words, hint):
 
 @pytest.mark.parametrize("option", ["--output", "--data", "--recipe", "--resume", "--diff"])
 @pytest.mark.parametrize("empty", ["", " "])
-def test_an_empty_path_is_none(fails, option, empty):
+def test_an_empty_path_is_refused(fails, option, empty):
     given = () if option == "--recipe" else ("--recipe", "seresnext50")
     message = fails(2, *given, option, empty)
     assert f"argument {option}: " in message
@@ -187,7 +187,7 @@ def test_an_empty_path_is_none(fails, option, empty):
 
 
 @pytest.mark.parametrize("option", ["--checkpoint", "--data", "--json", "--split"])
-def test_an_empty_path_is_none_for_validation(fails, option):
+def test_an_empty_path_is_refused_in_validation(fails, option):
     given = () if option == "--checkpoint" else ("--checkpoint", "README.md")
     message = fails(2, "validate", *given, option, "")
     assert f"argument {option}: " in message
@@ -210,7 +210,7 @@ def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
     assert options.output == tmp_path / "run"
 
 
-def test_an_address_is_no_checkpoint(fails):
+def test_an_address_is_refused_as_a_checkpoint(fails):
     resume = ("--recipe", "digits", "--data", "recipes", "--resume")
     for words in (("validate", "--checkpoint"), resume):
         message = fails(2, *words, "https://host/file.pth")
@@ -255,7 +255,7 @@ def test_a_problem_of_one_rank_alone_is_printed_with_the_rank(fails, ranks, monk
 
 
 @pytest.mark.parametrize(("rank", "start"), [(0, "error: "), (8, ""), (11, "")])
-def test_machines_meet_before_one_fails(fails, ranks, monkeypatch, rank, start):
+def test_machines_meet_before_a_failure_is_raised(fails, ranks, monkeypatch, rank, start):
     """Other machines may have the folder, and would wait for the ranks of this machine."""
     met = []
 
@@ -362,7 +362,7 @@ def test_a_python_without_torch_knows_recipes(run_command, tmp_path):
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_the_cure_is_the_projects_environment(monkeypatch, tmp_path, active):
+def test_the_message_names_the_projects_environment(monkeypatch, tmp_path, active):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
     monkeypatch.setattr(packages, "__file__", str(tmp_path / "seresnext" / "process" / "packages.py"))
@@ -382,7 +382,7 @@ def test_an_old_python(monkeypatch):
         packages.require_packages()
 
 
-def test_a_refusal_before_torch_stands_in_the_run_folder(fails, tmp_path):
+def test_a_refusal_before_torch_is_recorded_in_the_run_folder(fails, tmp_path):
     (tmp_path / "status.json").write_text('{"state": "preempted", "step": 3}')
     fails(3, *NOWHERE, "--output", str(tmp_path))
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"

@@ -1,9 +1,12 @@
-"""The tests' own instruments: they must see what they are there to see."""
+"""The fixtures and options of tests/conftest.py: leftover processes and slow commands fail a test."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import pytest
 from conftest import ROOT, needs
@@ -50,12 +53,13 @@ def test_waiting_for_what_never_comes_fails(start_command):
         command.wait_for(lambda: "more" in command.output, timeout=10)
 
 
-def test_torchrun_starts_as_many_workers_and_ends_them(torchrun, tmp_path):
+@pytest.mark.parametrize("start", ["run_world", "torchrun"])
+def test_a_world_has_as_many_processes(request, tmp_path, start):
     script = tmp_path / "worker.py"
-    # In one piece: torchrun lets its workers print word by word, and the two would mix.
+    # One write for each line: torchrun prints word by word, and the lines of two workers would mix.
     words = "f\"rank {os.environ['RANK']} {os.environ['CUDA_VISIBLE_DEVICES'] == ''}\\n\""
     script.write_text(f"import os\nos.write(1, {words}.encode())\n")
-    result = torchrun(2, [script])
+    result = request.getfixturevalue(start)(2, [script])
     assert result.returncode == 0, result.output
     assert sorted(line for line in result.stdout.splitlines() if "rank" in line) == ["rank 0 True", "rank 1 True"]
 
@@ -79,7 +83,7 @@ def test_tiny_images_are_jpegs_that_tell_their_class(tiny_image_folder):
 
 @pytest.mark.parametrize(("options", "outcome"), [([], "1 passed, 2 skipped"), (["--full"], "2 passed, 1 skipped")])
 def test_long_tests_run_on_request(tmp_path, run_command, options, outcome):
-    """A skipped test says how to run it, and the summary is the last line."""
+    """The reason of a skip has the command to run the test, and the summary is the last line."""
     (tmp_path / "test_it.py").write_text(MARKED)
     arguments = ["-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", ROOT / "pyproject.toml"]
     plugin = {"PYTHONPATH": str(ROOT / "tests")}
@@ -87,6 +91,40 @@ def test_long_tests_run_on_request(tmp_path, run_command, options, outcome):
     assert result.returncode == 0, result.output
     assert outcome in result.stdout.splitlines()[-1]
     assert ("takes long: bash scripts/test.sh --full runs it" in result.stdout) is not bool(options)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_shards_are_disjoint_and_complete(count):
+    files = [f"tests/test_{number}.py" for number in range(20)]
+    items = [SimpleNamespace(nodeid=f"{file}::test_{name}", keywords=()) for file in files for name in "ab"]
+    found = []
+    for part in range(1, count + 1):
+        chosen = list(items)
+        options = {"--shard": (part, count), "--full": True, "--gpu": True}
+        config = SimpleNamespace(getoption=options.get, hook=SimpleNamespace(pytest_deselected=lambda items: None))
+        conftest.pytest_collection_modifyitems(config, chosen)
+        assert 0 < len(chosen) < len(items)
+        found += chosen
+    assert sorted(item.nodeid for item in found) == sorted(item.nodeid for item in items)
+    assert len({item.nodeid.partition("::")[0] for item in chosen}) == len(chosen) / 2  # Files stay whole.
+
+
+@pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "1/x", "-1/2"])
+def test_a_shard_that_does_not_exist(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="I/N"):
+        conftest._shard(text)
+
+
+def test_long_tests_without_the_mark_are_named():
+    durations = {"short": 4.9, "long": 5.1, "marked": 9.0}
+    reports = [
+        SimpleNamespace(nodeid=name, when="call", duration=seconds, keywords={"full"} if name == "marked" else ())
+        for name, seconds in durations.items()
+    ]
+    lines = []
+    conftest.pytest_terminal_summary(SimpleNamespace(stats={"passed": reports}, write_line=lines.append))
+    (line,) = lines
+    assert line.startswith("long took 5.1 s")
 
 
 MARKED = """

@@ -13,6 +13,7 @@ SCRIPTS = ROOT / "scripts"
 
 
 @pytest.mark.runs
+@pytest.mark.full
 @pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="demo.sh uses .venv, and these tests run elsewhere")
 def test_demo_at_reduced_length(run_command, tmp_path, digits_folder):
     argv = ["bash", SCRIPTS / "demo.sh", "--output", "run", "--data", digits_folder, "--set", "length=6st"]

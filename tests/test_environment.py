@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 
 
-# Answers the questions that the set-up asks, notes installations, and is its own virtual environment.
+# Answers the questions of the set-up, records installations, and is also the Python of the virtual environment.
 STAND_IN = """#!/bin/bash
 case "$*" in
     *version_info*) [ -z "$STAND_IN_OLD" ] ;;
@@ -40,7 +40,7 @@ class SetUp:
         bin_folder.mkdir()
         (bin_folder / "python3").write_text(STAND_IN)
         (bin_folder / "python3").chmod(0o755)
-        # python3.11 and its like would be found as well: the path holds the stand-in and the tools that scripts use.
+        # The path has only the stand-in and the tools that the scripts use, so that no other Python is found.
         for tool in ("bash", "cat", "cksum", "cp", "dirname", "flock", "head", "mkdir", "rm", "sleep", "tail", "tee"):
             (bin_folder / tool).symlink_to(shutil.which(tool) or tool)
         (bin_folder / "touch").symlink_to(shutil.which("touch") or "touch")
@@ -106,7 +106,7 @@ def test_an_interrupted_installation_is_repeated_from_the_start(set_up):
     while not (set_up.log.exists() and "pip" in set_up.log.read_text()):
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.5)  # The pip has only begun to say that it works, and bash may miss a signal while it starts one.
+    time.sleep(0.5)  # bash may miss a signal while bash starts pip.
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode != 0
@@ -143,7 +143,7 @@ def test_a_moved_project_gets_a_new_environment(set_up, tmp_path):
     assert set_up.calls() == ["venv", "pip"]
 
 
-def test_an_environment_that_is_linked_to_is_not_emptied(set_up, tmp_path):
+def test_a_linked_environment_is_not_emptied(set_up, tmp_path):
     set_up.run()
     set_up.calls()
     (set_up.project / ".venv").rename(tmp_path / "shared")
@@ -155,7 +155,7 @@ def test_an_environment_that_is_linked_to_is_not_emptied(set_up, tmp_path):
     assert ".venv is a link" in err
     assert sorted((tmp_path / "shared").rglob("*")) == before
     assert set_up.calls() == []
-    (set_up.project / ".venv").unlink()  # As it says.
+    (set_up.project / ".venv").unlink()  # as the message says
     assert set_up.run()[0] == 0
 
 

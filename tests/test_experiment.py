@@ -1,4 +1,4 @@
-"""scripts/experiment.py: what it trains, what it takes from what the trainings say, and what it keeps."""
+"""scripts/experiment.py: the trainings, the figures from the printed lines, and the results file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from seresnext.errors import UsageError
 from seresnext.recipe.load import load_recipe
 
-# As timm's train.py says it, for two epochs; in the second one the mean of all batches is what counts.
+# The output of timm's train.py for two epochs. The mean of all batches, in parentheses, counts.
 TIMM_SAYS = """
 import sys, time
 assert sys.argv[sys.argv.index("--lr") + 1] == "0.05"
@@ -89,9 +89,9 @@ def test_when_a_figure_is_reached(experiment):
 
 
 def test_mistakes(run, tmp_path):
-    with pytest.raises(UsageError, match="no experiment is called bset; there are plain, best"):
+    with pytest.raises(UsageError, match="no experiment is called bset; the names are plain, best"):
         run("bset")
-    with pytest.raises(UsageError, match="nowhere is no file"):
+    with pytest.raises(UsageError, match="nowhere is not a file"):
         run("--timm", tmp_path / "nowhere")
 
 

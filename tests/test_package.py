@@ -1,4 +1,4 @@
-"""The package as others install it: the wheel, the public names, and every module without the extras."""
+"""The installed package: the wheel, the public names, and every module without the extras."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAIN = ("-m", "seresnext", "train", "--recipe", "digits", "--device", "cpu", "-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that has the wheel of this project installed, and nothing else."""
+    """A folder with the installed wheel of this project and no other package."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("seresnext", "recipes"):

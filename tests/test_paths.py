@@ -11,14 +11,14 @@ from seresnext.paths import address_in, expand_home, path_argument
 
 
 @pytest.mark.parametrize("given", ["http://h/a", "https://h//a?x=//", "s3://b/a", "hf://a", "simplecache::s3://b/a"])
-def test_an_address_is_no_path(given):
+def test_an_address_is_not_a_path(given):
     assert address_in(given) == given
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         path_argument(given)
     assert given in str(caught.value)
 
 
-def test_the_slash_that_a_path_loses_is_put_back():
+def test_the_lost_slash_of_an_address_is_restored():
     assert address_in(Path("https://host/a/b.pth")) == "https://host/a/b.pth"
     for path in ("a", "/a/b", "./https/a", "a:/b", "https:", "C:\\a"):
         assert address_in(path) is None

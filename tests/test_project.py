@@ -1,4 +1,4 @@
-"""Rules that hold for the whole project: floors, mirrored tests, pinned packages, and what no file may contain."""
+"""Rules for the whole project: import rules, mirrored tests, pinned packages, and forbidden contents of files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tracked_files() -> list[Path]:
 
 
 def lint_imports(project: Path) -> subprocess.CompletedProcess[str]:
-    """Check the import rules of a copy of the project, and not of the installed one."""
+    """Check the import rules of a copy of the project, not of the installed project."""
     return subprocess.run(
         [Path(sys.executable).parent / "lint-imports", "--no-cache", "--no-logo"],
         cwd=project,
@@ -77,7 +77,7 @@ def test_a_new_module_must_choose_its_floor(copied_project):
     assert "seresnext.utils" in result.stdout + result.stderr
 
 
-def test_no_drawer_modules():
+def test_no_module_is_named_utils():
     names = {path.stem for path in (ROOT / "seresnext").rglob("*.py")}
     names |= {path.name for path in (ROOT / "seresnext").rglob("*") if path.is_dir()}
     assert not names & {"utils", "common", "helpers", "base", "core"}
@@ -86,7 +86,7 @@ def test_no_drawer_modules():
 # ------------------------------------------------------------------------------------------------ tests mirror modules
 
 
-# Modules without a test file of their own name, and the one that tests them.
+# Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
     "run/dry_run.py": "runs/test_training.py",
     "process/main.py": "process/test_exit.py",
@@ -133,7 +133,7 @@ def pins() -> dict[str, Requirement]:
 
 
 def needed(requirements: list[str]) -> set[str]:
-    """Names of all packages that the requirements bring in here, directly or through others."""
+    """Return the names of all packages that the requirements bring in here, directly or indirectly."""
     found: set[str] = set()
     seen: set[tuple[str, frozenset[str]]] = set()
     queue = [Requirement(text) for text in requirements]
@@ -170,7 +170,7 @@ def test_pins_are_exact_versions_from_an_index():
 
 # ------------------------------------------------------------------------------------------------ files and words
 
-# Folders of one particular machine, and addresses of package indexes: neither is the same for the next person.
+# Folders and package indexes of one machine.
 _LOCAL = re.compile(r"(?<![\w.$}])/(work|root|home/\w+|opt/pypi|Users/\w+)/|file://|https?://[\w.]*pypi[\w.]*/simple")
 
 
@@ -178,7 +178,7 @@ def local_words(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if _LOCAL.search(line)]
 
 
-def test_no_file_knows_this_machine():
+def test_no_file_names_a_machine_path():
     found = []
     for path in tracked_files():
         if path == Path(__file__):
@@ -208,7 +208,7 @@ def code_blocks(document: str) -> str:
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_what_a_document_names_exists(document):
+def test_files_named_in_a_document_exist(document):
     text = (ROOT / document).read_text()
     named = set(re.findall(r"(?:scripts|recipes|tests|docs|\.ci|\.github)/[\w./-]*\w", text))
     named |= set(re.findall(r"\b(?:train|validate)\.py\b", text))

@@ -1,9 +1,9 @@
-"""How long a save holds training up, beside how long a synchronous one would: with digest and sync to the disk.
+"""Measure how long training waits for a save, and how long a synchronous save takes, with digest and sync to the disk.
 
     python scripts/bench.py checkpoint --folder DIR --json FILE
 
-A run on made-up images saves through the code of training, in turns while nothing else is done and while steps go on
-being taken. The disk is that of the folder, so give one where checkpoints will be.
+A run on synthetic images saves through the code of training. Saves of an idle run and saves during steps take turns.
+DIR should be on the disk of the checkpoints.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from seresnext.training.plan import Progress
 from seresnext.training.saving import Saver
 from seresnext.training.step import TrainingStep
 
-# What the project asks of the ratio of the stall to a synchronous write.
+# The largest ratio of the stall to a synchronous write that the project accepts.
 TARGET = 0.2
 _MOST_STEPS = 10_000
 
@@ -38,19 +38,22 @@ _MOST_STEPS = 10_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench.py checkpoint`."""
     parser.add_argument(
-        "--folder", type=path_argument, metavar="DIR", help="the disk to write to (default: the temporary one)"
+        "--folder",
+        type=path_argument,
+        metavar="DIR",
+        help="folder on the disk to measure (default: temporary)",
     )
     parser.add_argument("--model", default="seresnext101", metavar="NAME", help="default: seresnext101")
-    parser.add_argument("--image-size", type=int, default=64, metavar="N", help="of the steps (default: 64)")
-    parser.add_argument("--saves", type=int, default=5, metavar="N", help="of each kind (default: 5)")
+    parser.add_argument("--image-size", type=int, default=64, metavar="N", help="image size of the steps (default: 64)")
+    parser.add_argument("--saves", type=int, default=5, metavar="N", help="saves of each kind (default: 5)")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="of the steps on a CPU (default: one less than there are cores)"
+        "--threads", type=int, metavar="N", help="threads of the steps on a CPU (default: all cores but one)"
     )
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A save: seconds that training waited, seconds of the write after that, and the steps taken meanwhile."""
+    """A save: seconds of the stall, seconds of the write after the stall, and the seconds of each step meanwhile."""
 
     stall: float
     write: float
@@ -58,7 +61,7 @@ class Timed:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print and return the figures; where there are several measurements, their median."""
+    """Measure, print and return the figures. A figure of several measurements is the median."""
     torch.set_num_threads(arguments.threads or max(1, len(os.sched_getaffinity(0)) - 1))
     with tempfile.TemporaryDirectory(prefix="seresnext-checkpoint-", dir=arguments.folder) as name:
         folder = Path(name)
@@ -86,14 +89,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{name:28} {shown:>12}{f'   (asked for: at most {TARGET})' if name == 'ratio' else ''}")
     is_met = figures["ratio"] <= TARGET
     print(
-        f"the target is {'met' if is_met else 'NOT met'}: a save holds training up for {stall / write:.1%} of its write"
+        f"the target is {'met' if is_met else 'NOT met'}: training waits for {stall / write:.1%} of the time of a write"
     )
     more = {"target": TARGET, "is_met": is_met, "model": arguments.model, "threads": torch.get_num_threads()}
     return {**figures, **more}
 
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], list[Timed], list[float]]:
-    """Saves that nothing is done beside, saves beside steps, and the seconds of steps beside nothing."""
+    """Return saves of an idle run, saves during steps, and the seconds of steps without a save."""
     device = choose_device()
     settings = [
         "data.format=synthetic",
@@ -120,7 +123,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], 
 
 
 class _Subject:
-    """Steps and saves of a run, timed."""
+    """The timed steps and saves of a run."""
 
     def __init__(self, step: TrainingStep, batches: Iterator[DeviceBatch], saver: Saver, folder: Path) -> None:
         self._step = step
@@ -130,15 +133,15 @@ class _Subject:
         self._number = 0
 
     def take_step(self) -> float:
-        """Seconds of a step."""
+        """Train one step and return the seconds."""
         start = time.perf_counter()
-        # To read the report is to wait for the device.
+        # Reading the result waits for the device.
         self._step(self._batches, step=self._number, lr=1e-3, stop=False).result()
         self._number += 1
         return time.perf_counter() - start
 
     def save(self, beside_steps: bool = False) -> Timed:
-        """A save as the trainer makes it, and the wait for its end."""
+        """Save like the trainer, and wait for the end of the write."""
         start = time.perf_counter()
         self._saver.wait()
         self._saver.save(self._number, asdict(Progress(step=self._number)))
@@ -148,5 +151,5 @@ class _Subject:
         while beside_steps and not (path.exists() and last.exists() and last.samefile(path)):
             steps.append(self.take_step())
         self._saver.finish()
-        # In the last of the steps the write came to its end.
+        # The write ended during the last step.
         return Timed(saved - start, time.perf_counter() - saved, steps[:-1])

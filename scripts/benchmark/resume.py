@@ -1,9 +1,9 @@
-"""How soon a run that is started again takes its first step, at several places of an epoch: nothing is replayed.
+"""Measure the time from a loaded checkpoint to the first step, at several steps of an epoch. A resume replays nothing.
 
     python scripts/bench.py resume --json FILE
 
-Checkpoints of a run over as many images as ImageNet has are made up, each after another step, and gone on from by the
-code of training. Timed is what comes between a checkpoint that was read and the first step's forward pass.
+The run has as many synthetic images as ImageNet has images. The code of training resumes from checkpoints of several
+steps. The time runs from the end of reading the checkpoint to the forward pass of the first step.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from seresnext.run.folder import RunFolder
 from seresnext.run.resume import find_checkpoint, previous_recipe, restored_progress
 from seresnext.training.plan import Progress
 
-# What the project asks of each start, in seconds.
+# The most seconds of a start that the project accepts.
 TARGET = 2.0
 _EPOCHS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench.py resume`."""
-    parser.add_argument("--images", type=int, default=1_281_167, metavar="N", help="of the simulated training split")
+    parser.add_argument("--images", type=int, default=1_281_167, metavar="N", help="images of the training split")
     parser.add_argument("--model", default="seresnext101", metavar="NAME", help="default: seresnext101")
-    parser.add_argument("--workers", type=int, default=8, metavar="N", help="of the loader (default: 8)")
+    parser.add_argument("--workers", type=int, default=8, metavar="N", help="loader workers (default: 8)")
 
 
 class _FirstStep(Exception):
-    """The first step has its batch."""
+    """The first step has received a batch."""
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print and return the seconds for each step at which the run goes on."""
+    """Measure, print and return the seconds for each step to resume from."""
     settings = [
         "data.format=synthetic",
         f"data.synthetic_images={arguments.images}",
         f"data.workers={arguments.workers}",
-        "data.image_size=32",  # What a step costs is not what is measured here.
+        "data.image_size=32",  # The cost of a step is not measured.
         "batch={global_size: 1024, micro_size: 8}",
         f"length={_EPOCHS}ep",
         "runtime.compile=false",

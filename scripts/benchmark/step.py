@@ -1,13 +1,13 @@
-"""How many images a second training takes, beside timm's model in a plain loop, and where the time goes.
+"""Measure the images per second of training, those of timm's model in a plain loop, and the parts of a step.
 
     python scripts/bench.py step --model seresnext50 --size 224 --micro 16 --json FILE [--peer timm]
     python scripts/bench.py step --ranks 2 ...
 
-Each contender has processes of its own and they take turns, a round of a few steps each, so what slows the machine down
-slows down all. The real trainer runs, with its log, reports and preparation of images; the images come from memory.
-With `--ranks` the processes of one run are compared with as many runs of one process each, all at once.
+Ours and the peer train in separate processes and take turns, a round of a few steps each, so that a slow machine slows
+down both. The real trainer runs, with log, reports and preparation of images; the images come from memory. With
+`--ranks`, a run of several processes takes turns with as many runs of one process, which run at the same time.
 
-On a GPU all precisions are measured unless one is given; the figures beside that table are those of its row that
+On a GPU a table has all precisions unless one is given. The other figures then repeat the row of the precision that
 recipes have by default.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark.contender import PARTS, Options
+from benchmark.bench_worker import PARTS, Options
 
 from seresnext.errors import UsageError
 from seresnext.models import create_model
@@ -62,11 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print and return images a second of ours and of the peer, their ratio, and the breakdown."""
+    """Measure, print and return the images per second of ours and of the peer, the ratio, and the breakdown."""
     if min(arguments.steps, arguments.rounds, arguments.ranks, arguments.micro) < 1:
         raise UsageError("--steps, --rounds, --ranks and --micro are at least 1")
     if arguments.ranks > 1 and arguments.peer:
-        raise UsageError("--peer is for one process; with --ranks a run is compared with runs of one process")
+        raise UsageError("--peer is for one process; remove --peer or --ranks")
     on_gpu = torch.cuda.is_available()
     options = _options(arguments)
     figures: dict[str, Any] = {**asdict(options), "ranks": arguments.ranks, "gpu": _gpu() if on_gpu else None}
@@ -76,26 +76,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if on_gpu and arguments.precision is None and arguments.ranks == 1:
         return {**figures, **_measure_table(options, arguments, figures["flops_per_image"])}
     with ExitStack() as stack:
-        contenders = {"ours": stack.enter_context(Contender(options, arguments.ranks, together=True))}
+        workers = {"ours": stack.enter_context(Workers(options, arguments.ranks, together=True))}
         for peer in arguments.peer:
-            contenders[peer] = stack.enter_context(Contender(replace(options, kind=peer), 1))
+            workers[peer] = stack.enter_context(Workers(replace(options, kind=peer), 1))
         if arguments.ranks > 1:
-            contenders["independent"] = stack.enter_context(Contender(options, arguments.ranks))
-        return {**figures, **_measure(contenders, arguments, figures["flops_per_image"], on_gpu)}
+            workers["independent"] = stack.enter_context(Workers(options, arguments.ranks))
+        return {**figures, **_measure(workers, arguments, figures["flops_per_image"], on_gpu)}
 
 
 def _measure(
-    contenders: dict[str, Contender], arguments: argparse.Namespace, flops_per_image: int, on_gpu: bool
+    workers: dict[str, Workers], arguments: argparse.Namespace, flops_per_image: int, on_gpu: bool
 ) -> dict[str, Any]:
-    rounds = take_turns(contenders, 1 + arguments.rounds)
-    parts = contenders["ours"].round(parts=True) if on_gpu else None
+    rounds = take_turns(workers, 1 + arguments.rounds)
+    parts = workers["ours"].round(parts=True) if on_gpu else None
     figures = summarise(rounds, flops_per_image)
     figures["breakdown"] = breakdown([parts] if parts else rounds["ours"], arguments.steps)
     return figures
 
 
 def training_flops(model: str, size: int) -> int:
-    """Operations of a training step for one image: the backward pass does twice the products of the forward pass."""
+    """Return the operations of a training step for one image. The backward pass has twice the forward products."""
     with torch.device("meta"):
         return 2 * 3 * count_multiply_adds(create_model(model), image_size=size)
 
@@ -121,8 +121,8 @@ def _options(arguments: argparse.Namespace) -> Options:
 # ----------------------------------------------------------------------------------------------------- rounds
 
 
-class Contender:
-    """Processes that train a round when told to, all at once: of one run (`together`) or each for itself."""
+class Workers:
+    """Processes that train a round at the same time: the ranks of one run (`together`), or separate runs."""
 
     def __init__(self, options: Options, count: int, together: bool = False) -> None:
         environments: list[dict[str, str]] = [{} for _ in range(count)]
@@ -133,23 +133,23 @@ class Contender:
             sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
             for rank, environment in enumerate(environments):
                 environment |= {**shared, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(Path(__file__).parent / "contender.py"), json.dumps(asdict(options))]
+        command = [sys.executable, str(Path(__file__).parent / "bench_worker.py"), json.dumps(asdict(options))]
         self._kind = options.kind
-        # A file, since nobody reads while a round is taken, and a full pipe would stop the contender.
-        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        # A full pipe would stop a worker, since nobody reads stderr during a round.
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._processes = [
             subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._complaints,
+                stderr=self._stderr,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(options.threads), **environment},
             )
             for environment in environments
         ]
 
-    def __enter__(self) -> Contender:
+    def __enter__(self) -> Workers:
         try:
             for process in self._processes:
                 self._answer(process, "ready")
@@ -163,10 +163,10 @@ class Contender:
             process.kill()
         for process in self._processes:
             process.communicate()
-        self._complaints.close()
+        self._stderr.close()
 
     def round(self, parts: bool = False) -> Answers:
-        """Take a round; what each process says of it. With `parts` a GPU is waited for in each part of a step."""
+        """Train a round and return the figures of each process. With `parts`, each part of a step waits for the GPU."""
         for process in self._processes:
             assert process.stdin
             process.stdin.write("parts\n" if parts else "\n")
@@ -179,25 +179,25 @@ class Contender:
         if not line or expected not in (None, line):
             process.kill()
             process.communicate()
-            self._complaints.seek(0)
-            complaint = self._complaints.read().strip().splitlines()[-1:] or ["no reason given"]
-            raise UsageError(f"{self._kind} does not train: {complaint[0]}")
+            self._stderr.seek(0)
+            reason = self._stderr.read().strip().splitlines()[-1:] or ["no reason printed"]
+            raise UsageError(f"{self._kind} does not train: {reason[0]}")
         return line
 
 
-def take_turns(contenders: dict[str, Contender], count: int) -> dict[str, list[Answers]]:
-    """Rounds of all contenders in turns, without the first."""
-    rounds: dict[str, list[Answers]] = {name: [] for name in contenders}
+def take_turns(workers: dict[str, Workers], count: int) -> dict[str, list[Answers]]:
+    """Return the rounds of all workers, which take turns, without the first round."""
+    rounds: dict[str, list[Answers]] = {name: [] for name in workers}
     for number in range(count):
-        for name, contender in contenders.items():
-            rounds[name].append(contender.round())
+        for name, worker in workers.items():
+            rounds[name].append(worker.round())
         words = ", ".join(f"{name} {rate(taken[-1]):.2f}" for name, taken in rounds.items())
         print(f"round {number}{' (not counted)' if number == 0 else ''}: {words} images/s", flush=True)
     return {name: taken[1:] for name, taken in rounds.items()}
 
 
 def rate(answers: Answers) -> float:
-    """Images a second of all processes of a round."""
+    """Return the images per second of all processes of a round."""
     return sum(one["images"] / one["seconds"] for one in answers)
 
 
@@ -205,7 +205,7 @@ def rate(answers: Answers) -> float:
 
 
 def summarise(rounds: dict[str, list[Answers]], flops_per_image: int) -> dict[str, Any]:
-    """Medians, and the medians of the ratios of neighbouring rounds."""
+    """Return medians, and the median of the ratios of neighbouring rounds."""
     rates = {name: [rate(answers) for answers in taken] for name, taken in rounds.items()}
     ours = statistics.median(rates["ours"])
     product = statistics.median(sum(one["matrix_product"] for one in answers) for answers in rounds["ours"])
@@ -228,13 +228,13 @@ def summarise(rounds: dict[str, list[Answers]], flops_per_image: int) -> dict[st
         theirs = statistics.median(rates[name])
         found["peer"][name] = {"images_per_second": theirs, "rounds": rates[name], "peak_memory": memory[name]}
         found["ratio"][name] = statistics.median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
-        times = f"ours is {found['ratio'][name]:.3f} times that"
+        times = f"ratio {found['ratio'][name]:.3f}"
         print(f"{name}: {theirs:.2f} images/s, {memory[name] / 2**30:.2f} GiB; {times}")
     return found
 
 
 def breakdown(rounds: list[Answers], steps: int) -> dict[str, float]:
-    """Milliseconds of the parts of a step in the median round of rank 0; `overhead` is what is no part."""
+    """Return the milliseconds of each part of a step in the median round of rank 0; `overhead` is the rest."""
     by_speed = sorted((answers[0] for answers in rounds), key=lambda one: one["seconds"])
     median = by_speed[(len(by_speed) - 1) // 2]
     overhead = median["seconds"] - sum(median[name] for name in PARTS)
@@ -249,9 +249,9 @@ def breakdown(rounds: list[Answers], steps: int) -> dict[str, float]:
 
 
 def _measure_table(options: Options, arguments: argparse.Namespace, flops_per_image: int) -> dict[str, Any]:
-    """Precisions, eager and compiled: images a second, share of the matrix product's speed (MFU), memory, the peers.
+    """Measure all precisions, eager and compiled: images per second, share of the matrix product (MFU), memory, peers.
 
-    A peer, eager always, has one process for the rows of a precision, and takes turns with ours in each of them.
+    A peer is always eager. One process of a peer serves all rows of a precision.
     """
     device = torch.device("cuda")
     compiler, notice = resolve_compile(True, device)
@@ -263,10 +263,10 @@ def _measure_table(options: Options, arguments: argparse.Namespace, flops_per_im
     for precision in TABLE:
         row = replace(options, precision="fp32" if precision == "tf32" else precision, tf32=precision == "tf32")
         with ExitStack() as stack:
-            peers = {peer: stack.enter_context(Contender(replace(row, kind=peer), 1)) for peer in arguments.peer}
+            peers = {peer: stack.enter_context(Workers(replace(row, kind=peer), 1)) for peer in arguments.peer}
             for compiled in compiles:
                 print(f"{precision}, {'compiled' if compiled else 'eager'}:")
-                with Contender(replace(row, compile=compiled), 1) as ours:
+                with Workers(replace(row, compile=compiled), 1) as ours:
                     figures = _measure({"ours": ours, **peers}, arguments, flops_per_image, on_gpu=True)
                 rows.append({"precision": precision, "compiled": compiled, **figures})
     usual = resolve_precision("auto", device)

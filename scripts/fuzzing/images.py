@@ -359,7 +359,7 @@ def _decode(_: Path, files: Files) -> None:
     image = decode(data, "image", MAX_PIXELS)
     if any(size != image.size for size in sizes):
         raise WrongResult(f"sizes {sizes}, decoded {image.size}")
-    ResizeCenterCrop(24, 0.875, "bilinear").of_file(data, "image", MAX_PIXELS)
+    ResizeCenterCrop(24, 0.875, "bilinear").decode_and_crop(data, "image", MAX_PIXELS)
 
 
 READERS = {

@@ -141,7 +141,9 @@ class EvaluationImages:
             set_current_images([index])
             started = time.monotonic()
             try:
-                image.copy_(self._transform.of_file(self._reader.read(index), self.name(index), self._max_pixels))
+                image.copy_(
+                    self._transform.decode_and_crop(self._reader.read(index), self.name(index), self._max_pixels)
+                )
             except DataError as error:
                 if time.monotonic() - started > _SLOW_FAILURE:
                     raise

@@ -39,8 +39,7 @@ def check_same_data(world: World, *readers: Reader) -> None:
         rank, host = next((rank, host) for rank, (host, splits) in enumerate(seen) if splits == usual)
         raise DataError(
             f"{', '.join(others[:4])}{more} see other images or classes in data.root than rank {rank} on {host}: "
-            "names, "
-            "sizes or the number of images differ; give all machines the same data"
+            "names, sizes or the number of images differ; give all machines the same data"
         )
 
 

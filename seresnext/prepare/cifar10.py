@@ -36,7 +36,7 @@ def read_archive(archive: Path) -> dict[str, bytes]:
                     assert content is not None  # It is a regular file.
                     found[name] = content.read(MAX_BYTES)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{archive} cannot be read: {error}; download the archive again") from None
+        raise DataError(f"{archive} cannot be read: {error}; repeat the download") from None
     missing = sorted({*BATCHES, CLASS_NAMES} - found.keys())
     if missing:
         raise DataError(f"{archive} lacks {', '.join(missing)}; give CIFAR-10's cifar-10-binary.tar.gz")
@@ -53,10 +53,10 @@ def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
     for name, split in BATCHES.items():
         data = np.frombuffer(found[name], np.uint8)
         if data.size % RECORD:
-            raise DataError(f"{name} is cut off: {data.size} bytes are not a multiple of {RECORD}; download it again")
+            raise DataError(f"{name} is cut off: {data.size} bytes are not a multiple of {RECORD}; repeat the download")
         records = data.reshape(-1, RECORD)
         if records.size and records[:, 0].max() >= len(classes):
-            raise DataError(f"{name} has label {records[:, 0].max()} of {len(classes)} classes; download it again")
+            raise DataError(f"{name} has label {records[:, 0].max()} of {len(classes)} classes; repeat the download")
         for record in records:
             target = folder / split / classes[record[0]]
             target.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write_images(found: dict[str, bytes], folder: Path) -> dict[str, int]:
 def prepare_cifar10(archive: Path, output: Path) -> None:
     """Write the folder, complete or not at all. Raises DataError for another archive, or if `output` exists."""
     if output.exists():
-        raise DataError(f"{output} exists already; move it away or give another --output")
+        raise DataError(f"{output} exists already; move the folder away or give another --output")
     found = read_archive(archive)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=output.parent) as temporary:

@@ -55,7 +55,7 @@ def prepare_digits(output: Path) -> None:
         if (train, val) != (1797 - VALIDATION_IMAGES, VALIDATION_IMAGES):
             raise DataError(
                 f"{output} exists, but is not the folder of digits ({train} and {val} images, not 1,437 and 360); "
-                "move it away or give another --output"
+                "move the folder away or give another --output"
             )
         print(f"{output}: {train} training and {val} validation images are there already")
         return

@@ -17,22 +17,22 @@ _PIECE = 8 << 20  # bytes of a read
 
 
 def check_sizes(folder: Path) -> None:
-    """Raise DataError that lists every missing file and every file whose size differs from the published size."""
+    """Raise DataError that lists every missing file and every file with another size than published."""
     problems = []
     for archive in ARCHIVES:
         path = folder / archive.name
         try:
             size = path.stat().st_size
         except OSError as error:
-            problems.append(f"{archive.name}: {error.strerror}; download it from image-net.org (ILSVRC 2012)")
+            problems.append(f"{archive.name}: {error.strerror}; download the file from image-net.org (ILSVRC 2012)")
             continue
         if size < archive.size:
             problems.append(
                 f"{archive.name}: {size:,} of {archive.size:,} bytes ({100 * size / archive.size:.1f} %); the download "
-                "stopped: continue it (wget --continue, curl --continue-at -)"
+                "stopped: continue the download (wget --continue, curl --continue-at -)"
             )
         elif size > archive.size:
-            problems.append(f"{archive.name}: {size:,} bytes, and {archive.size:,} are published; download it again")
+            problems.append(f"{archive.name}: {size:,} bytes, and {archive.size:,} are published; repeat the download")
     if problems:
         listing = "\n  ".join(problems)
         raise DataError(f"{folder} does not hold ImageNet's archives as published:\n  {listing}")
@@ -50,10 +50,10 @@ def check_md5(path: Path, archive: Archive) -> None:
                 digest.update(piece)
                 bar.update(len(piece))
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or download it again") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
     if digest.hexdigest() != archive.md5:
         raise DataError(
-            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; download it again"
+            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; repeat the download"
         )
 
 

@@ -3,9 +3,9 @@
 Each split gets a folder: `train-00000.tar` and so on in the layout of WebDataset (`KEY.jpg`, `KEY.cls`), and an index
 with checksums.
 
-Without options the bytes of the images stay as they are. `short_side` resizes images whose shorter side is longer
-(Pillow, antialiased) and encodes them as JPEG with 4:2:0 colour, which decodes fastest; a JPEG that is small already
-stays as it is. `quality` alone encodes every image again at the same size.
+Without options, the bytes of the images do not change. `short_side` resizes an image with a longer shorter side
+(Pillow, antialiased) and encodes the image as JPEG with 4:2:0 colour, the fastest to decode; a smaller JPEG does not
+change. `quality` alone encodes every image again at the same size.
 
 The same images and options give the same bytes with any number of workers. After a stop, the same command keeps every
 shard that is finished and intact. A shard appears complete or not at all.
@@ -56,9 +56,9 @@ from seresnext.randomness import permutation_at
 from seresnext.run.folder import lies_in
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Bytes that a tar file needs for an image beside the image's own: two headers, a label, and padding.
+# Bytes that a tar file needs for an image, in addition to the image: two headers, a label, and padding.
 _TAR_BYTES = 512 + 256 + 512 + 512
-# Images whose mean size gives the number of images of a shard.
+# The mean size of so many images gives the number of images of a shard.
 _SAMPLE = 64
 _WORK = ".progress"  # the folder of unfinished shards, and of a note for each finished shard
 _LISTED = 10  # names in a message

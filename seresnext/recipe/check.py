@@ -94,7 +94,7 @@ def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
             yield Problem(
                 key,
                 f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}; "
-                f"remove the key, or write the default, {write_value(default)}",
+                f"write the default, {write_value(default)}, or remove the key",
                 (other,),
             )
 

@@ -58,9 +58,10 @@ def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
     if _count(values) > MAX_VALUES:
         raise RecipeError([f"{origin}: more than {MAX_VALUES} values; this is not a recipe"])
     root = _node_of(values, origin)
-    for section, node in root.value.items():
-        for key in [key for key in node.value if f"{section}.{key}" in REMOVED] if isinstance(node.value, dict) else ():
-            del node.value[key]
+    for key in REMOVED:
+        section, _, name = key.partition(".")
+        if (node := _at(root, section)) and isinstance(node.value, dict):
+            node.value.pop(name, None)
     return _validate(root, origin, [])
 
 

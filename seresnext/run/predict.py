@@ -33,7 +33,7 @@ def load_image(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Ten
     """Return a file as the model's input, float32 3 H W. Raises DataError naming the file."""
     transform = ResizeCenterCrop(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
     try:
-        image = transform.of_file(path.read_bytes(), str(path), max_pixels)
+        image = transform.decode_and_crop(path.read_bytes(), str(path), max_pixels)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except DataError as error:  # Here the option sets the limit; its default is the key of the checkpoint's recipe.

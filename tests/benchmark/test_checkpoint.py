@@ -1,4 +1,4 @@
-"""The benchmark of saves, made small: its figures are measured, and a saver that is waited for misses the target."""
+"""A small benchmark of saves: the figures are measured, and a synchronous saver misses the target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seresnext.training.saving import Background
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCRIPT = SCRIPTS / "bench.py"
-SLOW = 3.0  # seconds of a write, for a disk that is slow beside any machine these tests run on
+SLOW = 3.0  # seconds of a write, for a disk slower than any machine of these tests
 
 
 @pytest.mark.full
@@ -30,7 +30,7 @@ def test_figures_are_measured_and_written(run_command, tmp_path: Path):
     result = run_command([sys.executable, SCRIPT, "checkpoint", *words])
     assert result.returncode == 0, result.output
     figures = json.loads(file.read_text())
-    # Weights, their average and momentum, in float32, and what BatchNorm counts.
+    # Weights, average and momentum in float32, and the counters of BatchNorm.
     assert figures["bytes"] == pytest.approx(3 * 4 * 16_790_280, rel=0.01)
     assert 0 < figures["stall_seconds"] <= figures["longest_stall_seconds"]
     assert figures["ratio"] == pytest.approx(figures["stall_seconds"] / figures["write_seconds"])
@@ -52,7 +52,7 @@ class Synchronous(Background):
 @pytest.mark.full
 @pytest.mark.parametrize("synchronous", [False, True])
 def test_a_write_is_part_of_the_stall_only_where_training_waits_for_it(monkeypatch, tmp_path, capsys, synchronous):
-    """The control is a synchronous saver: the verdict on it has to be the other one."""
+    """The control is a synchronous saver, with the opposite verdict."""
     write = file_format.write_synced
 
     def slow(*arguments: Any) -> None:

@@ -115,7 +115,7 @@ def test_a_list_of_strings_would_be_seen_to_grow(script: ModuleType):
     assert figures["worker_private_mb"] > script.TARGETS["archives"]["worker_private_mb"]
 
 
-def test_a_miss_is_told(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_a_miss_is_reported(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setitem(script.TARGETS["archives"], "index_mb", 0.001)
     monkeypatch.setattr(script, "_loader_figures", lambda *_: {"worker_growth_mb": 0.0})
     assert len(measure(script)["missed"]) == 1

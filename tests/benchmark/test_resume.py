@@ -22,7 +22,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 IMAGES = 1_281_167
 EPOCH = IMAGES // 1024
 PLACES = [0, 1, 30 * EPOCH + EPOCH // 2, 31 * EPOCH - 1, 31 * EPOCH, 100 * EPOCH - 1]
-# Micro-batches, of 8 images, that may be made until the first step begins. It needs one, and a queue looks a few ahead.
+# Micro-batches, of 8 images, that may be made before the first step. The step needs one, and a queue a few more.
 FEW = 8
 
 
@@ -85,12 +85,12 @@ def test_nothing_is_replayed(script: ModuleType, monkeypatch: pytest.MonkeyPatch
     for counts in count(script, monkeypatch):
         assert 1 <= counts["micro_batch"] <= FEW
         assert 1 <= counts["make"] <= FEW
-        assert 1 <= counts["_permute"] <= 2  # This epoch's, and the next one's beside it.
+        assert 1 <= counts["_permute"] <= 2  # The permutations of this epoch and the next.
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_replay_would_be_seen(script: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    """The control: a run that asks for all steps of the epoch up to its place, as some samplers do."""
+    """The control: a run that reads all steps of the epoch before the first, as some samplers do."""
     keys = assemble.train_keys
 
     def replaying(order: Order, replicas: range, start: int, *rest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The benchmark of the step, made small: its figures are measured, in the fields promised, and add up."""
+"""A small benchmark of the step: the promised figures are there and add up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = ("forward", "backward", "gradient_norm", "optimizer", "overhead")
 
 @pytest.fixture
 def bench(run_command, tmp_path: Path):
-    """`bench(*words)` -> its figures and what it printed."""
+    """`bench(*words)` -> the figures and the output."""
 
     def run(*words):
         file = tmp_path / "step.json"
@@ -98,11 +98,11 @@ def step(monkeypatch):
 
 
 @pytest.fixture
-def contenders(step, monkeypatch):
-    """Stand-ins for the contenders' processes, each with a speed of its own; what was begun and ended, in order."""
+def workers(step, monkeypatch):
+    """Stand-ins for the workers, with different speeds; the list has the starts and ends in order."""
     seen = []
 
-    class Contender:
+    class Workers:
         def __init__(self, options, count, together=False):
             self.name = (options.kind, "tf32" if options.tf32 else options.precision, options.compile)
             assert (count, options.tf32 and options.precision) in ((1, False), (1, "fp32"))
@@ -121,7 +121,7 @@ def contenders(step, monkeypatch):
             spent = dict.fromkeys(step.PARTS, 0.1 if parts else 0.0)
             return [{"images": images, "seconds": 1.0, "peak_memory": 2**30, "matrix_product": 1e12, **spent}]
 
-    monkeypatch.setattr(step, "Contender", Contender)
+    monkeypatch.setattr(step, "Workers", Workers)
     return seen
 
 
@@ -131,7 +131,7 @@ def table(step, *words):
     return step.run(parser.parse_args([*SMALL, *words]))
 
 
-def test_on_a_gpu_all_precisions_are_measured_beside_the_peer(step, contenders, capsys):
+def test_on_a_gpu_all_precisions_are_measured_beside_the_peer(step, workers, capsys):
     figures = table(step, "--peer", "timm")
     rows = {(row["precision"], row["compiled"]): row for row in figures["table"]}
     assert list(rows) == [(precision, compiled) for precision in step.TABLE for compiled in (False, True)]
@@ -144,40 +144,40 @@ def test_on_a_gpu_all_precisions_are_measured_beside_the_peer(step, contenders, 
         assert row["breakdown"]["overhead_share"] == pytest.approx(0.6)
         assert row["share_of_peak"] == row["images_per_second"] * figures["flops_per_image"] / 1e12
         assert row["peak_memory"] == 2**30
-    usual = rows["bf16", True]  # What recipes have on such a GPU.
+    usual = rows["bf16", True]  # The default of recipes on such a GPU.
     assert {name: figures[name] for name in usual} == usual
     assert figures["gpu"] == "a GPU"
     assert "bf16, compiled:" in capsys.readouterr().out
 
 
-def test_a_peer_has_one_process_for_the_rows_of_a_precision(step, contenders):
+def test_a_peer_has_one_process_for_the_rows_of_a_precision(step, workers):
     table(step, "--peer", "timm")
     peer, eager, compiled = ("timm", "fp32", "auto"), ("ours", "fp32", False), ("ours", "fp32", True)
-    assert contenders[:6] == [
+    assert workers[:6] == [
         ("begin", *peer), ("begin", *eager), ("end", *eager), ("begin", *compiled), ("end", *compiled), ("end", *peer),
     ]  # fmt: skip
-    assert len(contenders) == 24
+    assert len(workers) == 24
 
 
 @pytest.mark.parametrize(("compile", "rows"), [("true", [True] * 4), ("false", [False] * 4)])
-def test_a_table_heeds_compile(step, contenders, compile, rows):
+def test_a_table_heeds_compile(step, workers, compile, rows):
     figures = table(step, "--compile", compile)
     assert [row["compiled"] for row in figures["table"]] == rows
     assert (figures["compiled"], figures["peer"], figures["ratio"]) == (rows[0], {}, {})
 
 
-def test_without_a_compiler_nothing_is_called_compiled(step, contenders, monkeypatch, capsys):
+def test_without_a_compiler_nothing_is_called_compiled(step, workers, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert [row["compiled"] for row in table(step)["table"]] == [False] * 4
     assert "no C++ compiler found" in capsys.readouterr().out
     assert [row["compiled"] for row in table(step, "--compile", "true")["table"]] == [False] * 4
 
 
-def test_a_precision_that_is_given_makes_no_table(step, contenders):
+def test_a_precision_that_is_given_makes_no_table(step, workers):
     figures = table(step, "--precision", "tf32", "--peer", "timm")
     assert "table" not in figures
     assert (figures["precision"], figures["images_per_second"], figures["ratio"]["timm"]) == ("tf32", 20, 4)
-    assert {name[2] for name in contenders} == {"tf32"}
+    assert {name[2] for name in workers} == {"tf32"}
 
 
 @pytest.mark.gpu
@@ -214,9 +214,9 @@ def flags():
 
 @pytest.mark.parametrize("kind", ["ours", "timm"])
 @pytest.mark.parametrize("tf32", [False, True])
-def test_both_contenders_round_alike(step, flags, monkeypatch, kind, tf32):
-    """The flags when the first round begins, however they were before."""
-    contender = importlib.import_module("benchmark.contender")
+def test_ours_and_the_peer_round_alike(step, flags, monkeypatch, kind, tf32):
+    """The flags at the first round do not depend on earlier values."""
+    worker = importlib.import_module("benchmark.bench_worker")
 
     class Begun(Exception):
         """The rounds would begin."""
@@ -227,13 +227,13 @@ def test_both_contenders_round_alike(step, flags, monkeypatch, kind, tf32):
     for (module, name), value in zip(FLAGS, [not tf32, not tf32, False], strict=True):
         setattr(module, name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    # A run sets flags of its own, and its trainer's files would be left to the end of the process.
-    monkeypatch.setattr(contender, "Run", Mock(side_effect=lambda *_: make_deterministic(False) or Mock()))
-    monkeypatch.setattr(contender, "RunFolder", Mock())
-    monkeypatch.setattr(contender, "Rounds", begin)
-    options = contender.Options(
+    # A real run sets flags, and leaves open files of a trainer to the end of the process.
+    monkeypatch.setattr(worker, "BenchRun", Mock(side_effect=lambda *_: make_deterministic(False) or Mock()))
+    monkeypatch.setattr(worker, "RunFolder", Mock())
+    monkeypatch.setattr(worker, "Rounds", begin)
+    options = worker.Options(
         kind=kind, model="seresnext26", size=32, micro=2, steps=1, threads=1, compile=False, tf32=tf32
     )
     with pytest.raises(Begun):
-        {"ours": contender.run_ours, "timm": contender.run_timm}[kind](options, sys.stdout)
+        {"ours": worker.run_ours, "timm": worker.run_timm}[kind](options, sys.stdout)
     assert flags() == [tf32, tf32, True]

@@ -35,7 +35,7 @@ def test_a_batch_is_as_promised(reader: Reader):
 
 @pytest.mark.parametrize("fast", DECODERS)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_pixels_of_photographs_are_those_of_pillow(photographs: list[bytes], tmp_path: Path, interpolation, fast):
+def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: Path, interpolation, fast):
     """From the file to the batch: the crop that is drawn at the image's address, cut and resized by Pillow."""
     for number, data in enumerate(photographs):
         (folder := tmp_path / "train" / f"class_{number % 2}").mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def test_pixels_of_photographs_are_those_of_pillow(photographs: list[bytes], tmp
         assert sum(difference > levels for difference in control) >= 15
 
 
-def test_evaluation_images_are_those_of_the_transform_and_not_mirrored(reader: Reader):
+def test_evaluation_images_equal_the_transform_and_not_mirrored(reader: Reader):
     transform = ResizeCenterCrop(16, 0.875, "bicubic")
     source = EvaluationImages(reader, transform, max_pixels=10**6)
     batches = [source.make(key) for key in evaluation_keys(len(reader), 10, 0, 1)]
@@ -126,7 +126,7 @@ def test_a_storage_that_does_not_answer_is_not_waited_for_image_by_image(tmp_pat
         )
 
 
-def test_or_another_of_its_class_stands_in_the_same_on_all_ranks(tmp_path: Path):
+def test_a_bad_image_is_replaced_by_the_same_image_on_all_ranks(tmp_path: Path):
     reader = damaged_folder(tmp_path, b"")
     source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6, substitutes=True)
     grays, replacements = [], []
@@ -222,7 +222,7 @@ def test_a_bad_image_is_replaced_by_one_of_its_class(root: Path, kind: str, fast
 
 
 @pytest.mark.parametrize("fast", DECODERS)
-def test_replacements_that_are_bad_too_are_passed_over(root: Path, fast: bool):
+def test_replacements_that_are_bad_too_are_skipped(root: Path, fast: bool):
     reader = open_reader(root, "train")
     for index in range(8, 16):
         if index != 12:

@@ -207,7 +207,7 @@ class InTurn(TrainImages):
     ("kind", "other"),
     [(ByProcess, {"workers": 3}), (InTurn, {"workers": 3}), (InTurn, {"world": 2}), (InTurn, {"start": 4})],
 )
-def test_draws_that_belong_to_something_else_would_be_told(kind: type[TrainImages], other: dict[str, int]):
+def test_draws_that_depend_on_something_else_give_another_run(kind: type[TrainImages], other: dict[str, int]):
     def alone(**settings: int) -> list[Seen]:
         InTurn._calls = 0
         return run(kind=kind, **settings)

@@ -97,8 +97,8 @@ def test_an_image_a_thousand_times_as_long_as_wide() -> None:
     transform = ResizeCenterCrop(224, 0.875, "bilinear")
     assert decode(data, "long.png", 50_000_000).size == (40_000, 1)
     with within(0.5), pytest.raises(DataError, match=r"long\.png .* resized to 10240000 x 256, more than data"):
-        transform.of_file(data, "long.png", 50_000_000)
-    assert transform.of_file(png(100, 1), "less.png", 50_000_000).shape == (224, 224, 3)
+        transform.decode_and_crop(data, "long.png", 50_000_000)
+    assert transform.decode_and_crop(png(100, 1), "less.png", 50_000_000).shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
@@ -302,7 +302,7 @@ def test_a_list_of_shards_that_is_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 10**6, "[]", "7", '{"format": "seresnext-shards-1"}', "{" * 100])
-def test_a_list_of_shards_that_is_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_list_of_shards_is_refused(tmp_path: Path, text: str) -> None:
     (shards(tmp_path) / "val" / "index.json").write_text(text)
     with within(2), pytest.raises(DataError, match=r"index\.json is no index of shards"):
         ShardReader(str(tmp_path), "val")
@@ -319,7 +319,7 @@ def test_a_list_of_shards_that_is_none(tmp_path: Path, text: str) -> None:
     ],
     ids=["floats", "two dimensions", "none", "an image of 4 GB", "label"],
 )
-def test_a_list_of_images_that_is_none(tmp_path: Path, array: np.ndarray) -> None:
+def test_a_damaged_list_of_images_is_refused(tmp_path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
@@ -457,7 +457,7 @@ def forged(path: Path, change: Callable[[dict], object]) -> Path:
         lambda said: said["columns"].__setitem__(0, ["label", "u1,(", 2, said["columns"][0][3], 0]),
     ],
 )
-def test_an_index_that_says_something_else_is_built_anew(tmp_path: Path, change: Callable[[dict], object]) -> None:
+def test_an_index_with_a_wrong_header_is_built_again(tmp_path: Path, change: Callable[[dict], object]) -> None:
     assert len(Index.open(forged(tmp_path / "index", lambda said: None))) == 2
     with pytest.raises(NotAnIndex) as caught:
         Index.open(forged(tmp_path / "index", change))

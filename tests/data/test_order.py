@@ -35,7 +35,7 @@ def test_a_global_batch_does_not_depend_on_the_size_of_its_micro_batches():
         np.testing.assert_array_equal(np.concatenate(parts), coarse.micro_batch(step, 0).indices)
 
 
-def test_a_micro_batch_is_a_function_of_its_step_whatever_was_asked_before():
+def test_a_micro_batch_is_a_function_of_its_step_in_any_order():
     straight, jumping = (Order(num_images=50, global_size=8, micro_size=4, seed=7) for _ in range(2))
     expected = {(step, r): straight.micro_batch(step, r) for step in range(30) for r in range(2)}
     for step, replica in [(29, 1), (0, 0), (13, 1), (5, 0), (6, 1), (29, 0)]:
@@ -59,7 +59,7 @@ def test_another_seed_is_another_order():
     assert one.micro_batch(0, 0).indices.tolist() != other.micro_batch(0, 0).indices.tolist()
 
 
-def test_too_few_images_for_one_step_says_both_sizes():
+def test_too_few_images_for_one_step_are_reported_with_both_sizes():
     with pytest.raises(DataError, match=r"15 training images.*batch.global_size: 16"):
         Order(num_images=15, global_size=16, micro_size=8, seed=0)
     assert Order(num_images=16, global_size=16, micro_size=8, seed=0).steps_per_epoch == 1

@@ -143,7 +143,7 @@ def test_classes_of_a_micro_batch_vary_as_when_drawn_without_replacement():
     assert np.var(counts, axis=0).mean() == pytest.approx(expected, rel=0.05)
 
 
-def test_what_an_epoch_leaves_out_is_uniform_too():
+def test_the_remainder_of_an_epoch_is_uniform():
     left_out = np.zeros(105)
     for seed in range(20):
         order = Order(105, 20, 20, seed)

@@ -43,7 +43,7 @@ class Ranks(World):
         return [value, [tuple(one) for one in self.theirs.pop(0)]] if isinstance(value, list) else [value]
 
 
-def test_each_image_is_counted_and_told_once():
+def test_each_image_is_counted_and_reported_once():
     said: list[str] = []
     tally = BadImageCounter(5, World(), said.append)
     for _ in range(3):
@@ -70,7 +70,7 @@ def test_beyond_the_limit_the_run_stops(limit: int):
     assert len(said) == limit + 1
 
 
-def test_what_other_ranks_met_is_told_and_counted_too():
+def test_bad_images_of_other_ranks_are_reported_and_counted():
     own, other, third = (ReplacedImage(number, f"{number}.jpg is empty", "other.jpg") for number in (4, 9, 11))
     said: list[str] = []
     tally = BadImageCounter(2, Ranks(), said.append)

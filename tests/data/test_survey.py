@@ -57,7 +57,7 @@ def exif_behind_pixels(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", [None, 0, *range(1, 9), 9])
-def test_turned_images_are_those_that_pillow_turns(form, orientation):
+def test_turned_images_are_the_ones_that_pillow_turns(form, orientation):
     data = encoded(form=form, orientation=orientation)
     image = Image.open(io.BytesIO(data))
     turned = np.asarray(ImageOps.exif_transpose(image)).tobytes() != np.asarray(image).tobytes()
@@ -121,7 +121,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", [*BROKEN, *GOOD])
-def test_images_that_cannot_be_used_are_those_that_the_decoder_refuses(kind):
+def test_images_that_cannot_be_used_are_the_ones_that_the_decoder_refuses(kind):
     data = (BROKEN | GOOD)[kind]
     found = survey(Images(encoded(), data), 10**6)
     assert found.seen == 2

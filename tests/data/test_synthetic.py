@@ -8,7 +8,7 @@ from seresnext.data.synthetic import SyntheticImages, SyntheticReader
 from seresnext.errors import DataError
 
 
-def test_batches_are_made_like_those_of_files():
+def test_batches_have_the_form_of_batches_of_files():
     reader = SyntheticReader(num_images=20, num_classes=3)
     batch = SyntheticImages(reader, image_size=8, channels=3, seed=0).make(Order(20, 8, 4, seed=0).micro_batch(1, 1))
     assert batch.images.shape == (4, 3, 8, 8)
@@ -45,7 +45,7 @@ def test_making_images_leaves_torchs_randomness_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_reader_says_what_it_is():
+def test_the_synthetic_reader_has_the_fields_of_a_reader():
     reader = SyntheticReader(5, 2)
     np.testing.assert_array_equal(reader.labels, [0, 1, 0, 1, 0])
     assert reader.classes == ("class_0000", "class_0001")

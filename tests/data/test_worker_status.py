@@ -10,7 +10,7 @@ def key(step: int, replica: int) -> BatchKey:
     return BatchKey(step, replica, 0, np.arange(4))
 
 
-def test_what_workers_noted_last_is_known_outside():
+def test_the_last_record_of_each_worker_is_visible_outside():
     table = WorkerStatus(3)
 
     def work(number: int) -> None:
@@ -41,7 +41,7 @@ def test_a_new_batch_starts_with_no_images(monkeypatch):
     assert table.images_for(1, 0) == []
 
 
-def test_nothing_is_noted_outside_of_workers():
+def test_nothing_is_recorded_outside_of_workers():
     set_current_batch(key(0, 0))
     set_current_images([1, 2])
     assert WorkerStatus(1).images_of(0) == []

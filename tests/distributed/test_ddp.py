@@ -58,11 +58,11 @@ def ranks(tmp_path_factory):
 
 
 @pytest.fixture
-def found(ranks, torchrun):
+def found(ranks, run_world):
     if not list(ranks.iterdir()):
         script = ranks / "ranks.py"
         script.write_text(SCRIPT)
-        result = torchrun(2, [script, ranks])
+        result = run_world(2, [script, ranks])
         assert result.returncode == 0, result.output
     return [torch.load(ranks / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

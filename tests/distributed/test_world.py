@@ -112,10 +112,10 @@ assert not torch.distributed.is_initialized()
 """
 
 
-def test_two_processes_agree(torchrun, tmp_path):
+def test_two_processes_agree(run_world, tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)
-    result = torchrun(2, [script, tmp_path])
+    result = run_world(2, [script, tmp_path])
     assert result.returncode == 0, result.output
     reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
 

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
 
 def digit_images(folder: Path) -> dict[int, tuple[str, int]]:
-    """Of each image, by its index in scikit-learn's set: its split and its class."""
+    """Return split and class of each image by index in scikit-learn's data set."""
     return {int(path.stem): (path.parts[-3], int(path.parts[-2])) for path in folder.glob("*/*/*.png")}
 
 

@@ -1,4 +1,4 @@
-"""`seresnext prepare imagenet` on small archives, which stand in for the published ones where a test says so."""
+"""`seresnext prepare imagenet` on small archives, in place of the published archives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def archives(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def as_published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the small archives be the published ones: sizes, sums and counts."""
+    """Let sizes, sums and counts of the small archives be the published figures."""
     facts = [
         imagenet.Archive(known.name, len(content), hashlib.md5(content).hexdigest())
         for known in imagenet.ARCHIVES
@@ -53,13 +53,13 @@ def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path
     assert f"--data {archives} --set data.format=imagenet --set data.cache={tmp_path / 'cache'}" in out
     assert err == ""
     assert len(list((tmp_path / "cache").glob("*.index"))) == 2
-    # What was built is what training uses: it is not built again.
+    # Training uses the index and does not build a second one.
     monkeypatch.setattr(imagenet.ImagenetReader, "_build", None)
     assert len(imagenet.ImagenetReader(archives, "train", tmp_path / "cache", official=True)) == 20
 
 
 @pytest.mark.usefixtures("as_published")
-def test_all_bytes_of_a_sum_are_told(archives, monkeypatch):
+def test_the_progress_of_a_sum_adds_up(archives, monkeypatch):
     bars: list[Told] = []
 
     class Bar:
@@ -83,12 +83,12 @@ def test_all_bytes_of_a_sum_are_told(archives, monkeypatch):
 
 
 @pytest.mark.usefixtures("as_published")
-def test_a_flipped_bit_is_found_by_its_sum(archives, monkeypatch, tmp_path):
+def test_a_flipped_bit_changes_the_sum(archives, monkeypatch, tmp_path):
     path = archives / imagenet.TRAIN.name
     content = bytearray(path.read_bytes())
     content[3000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* download it again"):
+    with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* repeat the download"):
         run(archives, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -101,7 +101,7 @@ def test_sums_can_be_skipped(archives, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("as_published")
-def test_all_that_is_wrong_with_sizes_comes_at_once(archives, monkeypatch):
+def test_all_wrong_sizes_are_in_one_message(archives, monkeypatch):
     half = (archives / imagenet.TRAIN.name).read_bytes()
     (archives / imagenet.TRAIN.name).write_bytes(half[: len(half) // 2])
     (archives / imagenet.VAL.name).unlink()
@@ -111,9 +111,9 @@ def test_all_that_is_wrong_with_sizes_comes_at_once(archives, monkeypatch):
         run(archives)
     lines = str(caught.value).split("\n  ")[1:]
     assert len(lines) == 3
-    assert "(50.0 %); the download stopped: continue it" in lines[0]
-    assert "ILSVRC2012_img_val.tar: No such file or directory; download it from image-net.org" in lines[1]
-    assert "are published; download it again" in lines[2]
+    assert "(50.0 %); the download stopped: continue the download" in lines[0]
+    assert "ILSVRC2012_img_val.tar: No such file or directory; download the file from image-net.org" in lines[1]
+    assert "are published; repeat the download" in lines[2]
 
 
 def test_mistakes_are_messages(archives: Path, run_command: Callable, tmp_path: Path):

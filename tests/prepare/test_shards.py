@@ -36,7 +36,7 @@ Prepare = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`train` with 23 images of two classes: JPEGs of 300 x 200 and less, one gray, one PNG, one called wrongly."""
+    """`train` with 23 images of two classes: JPEGs of at most 300 x 223, one gray, one PNG, one PNG named .jpg."""
     root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     for number in range(23):
         folder = root / "train" / f"class_{number % 2}"
@@ -70,7 +70,7 @@ def write(*arguments: object) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The files of a folder and what is in them."""
+    """Return the digest of each file of a folder."""
     assert not (folder / ".progress").exists()
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
@@ -83,7 +83,7 @@ def members(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def test_shards_hold_the_images_as_they_are_in_the_order_of_the_seed(photographs, prepare, tmp_path):
+def test_shards_have_unchanged_images_in_the_order_of_the_seed(photographs, prepare, tmp_path):
     out = tmp_path / "out"
     result = prepare(photographs, "--output", out, "--split", "train", "--images-per-shard", 5, "--seed", 3)
     assert "23 images in 5 shards" in result.stdout
@@ -93,16 +93,16 @@ def test_shards_hold_the_images_as_they_are_in_the_order_of_the_seed(photographs
     assert [reader.read(i) for i in range(23)] == [source.read(i) for i in order]
     assert reader.labels.tolist() == [source.labels[i] for i in order]
     assert reader.classes == source.classes
-    found = members(out / "train")  # With tarfile, and the layout of WebDataset.
+    found = members(out / "train")  # read with tarfile, in the layout of WebDataset
     for place, image in enumerate(order):
         stem = f"{place:09}-{Path(source.name(image)).stem}"
-        ending = "png" if stem.endswith(("05", "06")) else "jpg"  # By content, not by name.
+        ending = "png" if stem.endswith(("05", "06")) else "jpg"  # by content, not by name
         assert found[f"{stem}.{ending}"] == source.read(image)
         assert found[f"{stem}.cls"] == b"%d" % source.labels[image]
     assert len(found) == 46
 
 
-def test_the_manifest_tells_checksums_classes_counts_and_options(photographs, prepare, tmp_path):
+def test_the_manifest_has_checksums_classes_counts_and_options(photographs, prepare, tmp_path):
     arguments = ("--split", "train", "--images-per-shard", 10, "--short-side", 100)
     prepare(photographs, "--output", tmp_path / "out", *arguments)
     folder = tmp_path / "out" / "train"
@@ -148,7 +148,7 @@ def test_large_images_become_small_ones_and_small_jpegs_stay(photographs, prepar
         assert difference.mean() < 4
 
 
-def test_a_second_time_nothing_is_written_and_damage_is_mended(photographs, prepare, tmp_path):
+def test_a_second_run_writes_only_damaged_shards(photographs, prepare, tmp_path):
     arguments = (photographs, "--output", tmp_path / "out", "--split", "train", "--images-per-shard", 5)
     prepare(*arguments)
     folder = tmp_path / "out" / "train"
@@ -166,8 +166,8 @@ def test_a_second_time_nothing_is_written_and_damage_is_mended(photographs, prep
     assert changed == {"train-00001.tar", "train-00003.tar"}
 
 
-def test_all_images_are_told(photographs, monkeypatch, tmp_path):
-    """Of all shards, also of those that are there already, and one that is written anew."""
+def test_the_progress_of_shards_adds_up(photographs, monkeypatch, tmp_path):
+    """The progress counts all shards: existing shards, and one that is written again."""
     bars = update_progress(shards, monkeypatch)
     arguments = ["--output", tmp_path, "--split", "train", "--images-per-shard", 5, "--workers", 2]
     write(photographs, *arguments)
@@ -175,10 +175,10 @@ def test_all_images_are_told(photographs, monkeypatch, tmp_path):
     write(photographs, *arguments)
     assert [(bar.label, bar.total) for bar in bars] == [(str(tmp_path / "train"), 23)] * 2
     for bar in bars:
-        bar.assert_adds_up(1)  # It is looked at five times a second; this takes less.
+        bar.assert_adds_up(1)  # The progress is read five times a second, and this run takes less.
 
 
-def test_files_that_are_passed_over_are_reported_each_time(photographs, monkeypatch, tmp_path, capsys):
+def test_ignored_files_are_reported_each_time(photographs, monkeypatch, tmp_path, capsys):
     shutil.copytree(photographs, tmp_path / "data")
     (tmp_path / "data" / "train" / "class_0" / "photo.heic").write_bytes(b"")
     arguments = ["--output", tmp_path / "out", "--split", "train", "--images-per-shard", 20, "--workers", 1]
@@ -188,7 +188,7 @@ def test_files_that_are_passed_over_are_reported_each_time(photographs, monkeypa
         assert line.startswith(f"warning: {tmp_path}/data/train: ")
 
 
-def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):
+def test_the_progress_of_an_index_adds_up(monkeypatch, tmp_path):
     make_shards(tmp_path)
     bars = update_progress(shards, monkeypatch)
     shards.index_existing(tmp_path / "train", tmp_path / "classes.txt")
@@ -197,7 +197,7 @@ def test_all_bytes_of_shards_of_others_are_told(monkeypatch, tmp_path):
     bar.assert_adds_up(4)
 
 
-def test_an_interrupted_run_goes_on(photographs, prepare, start_command, tmp_path):
+def test_an_interrupted_run_continues(photographs, prepare, start_command, tmp_path):
     arguments = [photographs, "--output", tmp_path / "out", "--split", "train", "--images-per-shard", 1]
     options = ["--short-side", "190", "--workers", "1", "--cache", tmp_path / "cache"]
     command = start_command([*COMMAND, *arguments, *options])
@@ -208,7 +208,7 @@ def test_an_interrupted_run_goes_on(photographs, prepare, start_command, tmp_pat
     os.kill(command.process.pid, signal.SIGINT)
     result = command.finish()
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
-    if result.returncode:  # Else it was faster.
+    if result.returncode:  # The command may have finished before the signal.
         assert result.returncode == 130
         assert "the same command continues" in result.stderr
         assert "Traceback" not in result.stderr
@@ -220,7 +220,7 @@ def test_an_interrupted_run_goes_on(photographs, prepare, start_command, tmp_pat
     assert contents(folder) == contents(tmp_path / "new" / "train")
 
 
-def test_other_options_do_not_mix_with_shards_that_are_there(photographs, prepare, tmp_path):
+def test_other_options_do_not_mix_with_existing_shards(photographs, prepare, tmp_path):
     arguments = (photographs, "--output", tmp_path, "--split", "train")
     prepare(*arguments)
     before = contents(tmp_path / "train")
@@ -231,7 +231,7 @@ def test_other_options_do_not_mix_with_shards_that_are_there(photographs, prepar
 
 
 def interrupt(folder: Path) -> None:
-    """Leave a folder of finished shards as a run does that was stopped before its index."""
+    """Turn finished shards into the folder of a run that was stopped before the index was written."""
     (folder / ".progress").mkdir()
     for shard in manifest(folder).shards:
         note = {"made_by": "whom it was", **vars(shard)}
@@ -300,7 +300,7 @@ def test_a_bad_image_is_named(photographs, prepare, tmp_path):
     assert "train/a/bad.jpg is no JPEG or PNG image that can be decoded" in result.stderr
 
 
-def test_about_so_many_megabytes_make_a_shard(photographs, prepare, tmp_path):
+def test_a_shard_has_about_the_requested_size(photographs, prepare, tmp_path):
     big = tmp_path / "data" / "train" / "a"
     big.mkdir(parents=True)
     for number in range(40):
@@ -326,7 +326,7 @@ def test_an_index_of_other_shards_is_written(prepare, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_list_of_classes_may_begin_with_a_mark(tmp_path, encoding):
+def test_a_list_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     (tmp_path / "classes.txt").write_text("K\xe4fer\r\n\r\nWanze\n", encoding, newline="")
     assert shards.read_classes(tmp_path / "classes.txt") == ("K\xe4fer", "Wanze")
 
@@ -335,7 +335,7 @@ def test_a_list_of_classes_may_begin_with_a_mark(tmp_path, encoding):
     ("encoding", "place"),
     [("latin-1", r"classes\.txt:2 .*0xe4"), ("utf-16", r"classes\.txt:1 .*0xff"), (None, "No such")],
 )
-def test_a_list_of_classes_in_other_letters_is_refused(tmp_path, encoding, place):
+def test_a_list_of_classes_in_another_encoding_is_refused(tmp_path, encoding, place):
     if encoding:
         (tmp_path / "classes.txt").write_text("Ameise\nK\xe4fer\n", encoding)
     with pytest.raises(DataError, match=place):

@@ -63,7 +63,7 @@ end.exit(int(sys.argv[2]))
 def test_a_thread_that_waits_inside_torch_does_not_change_how_a_process_ends(
     run_command, tmp_path, how, code, expected
 ):
-    """The last case is the negative control: the interpreter's own end aborts."""
+    """The last case is the negative control: the interpreter's teardown aborts."""
     (tmp_path / "script.py").write_text(WAITS_IN_TORCH)
     result = run_command([sys.executable, str(tmp_path / "script.py"), how, str(code)])
     assert result.returncode == expected, result.output
@@ -131,7 +131,7 @@ def test_the_error_of_another_file_keeps_its_traceback(run_command, tmp_path):
     assert "/dev/full" in result.stderr
 
 
-def test_output_that_cannot_be_written_is_not_taken_for_success(run_command, tmp_path):
+def test_output_that_cannot_be_written_is_an_error(run_command, tmp_path):
     (tmp_path / "script.py").write_text(END.replace("end.exit(5)", "print('said'); end.exit(0)"))
     command = f"env -u PYTHONUNBUFFERED {sys.executable} {tmp_path}/script.py exit >/dev/full"
     assert run_command(["bash", "-c", command]).returncode == 120
@@ -173,17 +173,17 @@ def test_scripts_print_under_any_encoding_and_to_a_closed_pipe(tmp_path, encodin
     assert error == f"error: no {SHOWN[encoding].removesuffix(' ' + chr(92) + 'udc80')}\n"
 
 
-def test_every_program_ends_so():
+def test_every_program_ends_with_run_script_or_main():
     """A program is a script, or a `__main__` of the package."""
     programs = [*(ROOT / "scripts").glob("[a-z]*.py"), *(ROOT / "seresnext").rglob("__main__.py")]
-    assert len(programs) > 5
+    assert len(programs) >= 5
     for program in programs:
         last = program.read_text(encoding="utf-8").rpartition("__main__")[2]
         assert "    run_script(main" in last or "    main()" in last, program
 
 
 @pytest.mark.parametrize("program", ["-m seresnext recipe --reference", "train.py --recipe cifar10 --print-recipe"])
-def test_a_pipe_that_closes_is_no_error(run_command, program):
+def test_a_closed_pipe_is_not_an_error(run_command, program):
     command = f"set -o pipefail; {sys.executable} -u {program} | head -n 1"
     result = run_command(["bash", "-c", command])
     assert result.returncode == 0, result.output

@@ -15,7 +15,7 @@ import pytest
 from seresnext.process import fork
 from seresnext.process.fork import FORK
 
-# In this process the first fork hangs in place of the deadlock; a file remembers that this has happened.
+# The first fork of this process hangs, in place of the deadlock. A file records the hang.
 HANGS_ONCE = """
 import os, sys, time
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_the_last_attempt_is_not_checked(monkeypatch):
     assert process.exitcode == 0
 
 
-def test_a_process_that_ends_at_once_is_no_hang():
+def test_a_process_that_ends_at_once_does_not_count_as_hanging():
     process = FORK.Process(target=os._exit, args=(7,), daemon=True)
     started = time.monotonic()
     process.start()
@@ -115,6 +115,6 @@ def test_no_descriptor_is_left_open():
     assert count() == before
 
 
-def test_it_is_a_context_of_multiprocessing():
+def test_fork_is_a_context_of_multiprocessing():
     assert FORK.get_start_method() == "fork"
     assert isinstance(FORK, type(multiprocessing.get_context("fork")).__mro__[1])

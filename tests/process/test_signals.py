@@ -1,4 +1,4 @@
-"""Processes that a training starts outlive the signals that stop it, and end with it."""
+"""Child processes of a training survive the stop signals, and end with the training."""
 
 import multiprocessing
 import os
@@ -17,12 +17,12 @@ from seresnext.process.stop_request import StopRequest
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize(("spared", "survives"), [(True, True), (False, False)])
-def test_children_are_spared(spared, survives, number):
-    """The signal still reaches this process: a thread takes the signal."""
+@pytest.mark.parametrize(("blocked", "survives"), [(True, True), (False, False)])
+def test_stop_signals_do_not_end_blocked_children(blocked, survives, number):
+    """The signal still reaches this process, by the thread of the StopRequest."""
     with StopRequest() as stop:
         stop.defer()
-        with block_stop_signals() if spared else nullcontext():
+        with block_stop_signals() if blocked else nullcontext():
             child = subprocess.Popen(
                 [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1
             )
@@ -53,7 +53,7 @@ def is_running(pid):
 
 
 def orphan(begin):
-    """The process id of a child that called `begin` and whose parent then ended."""
+    """Return the process id of a child that called `begin`. The parent of the child has ended."""
     receiver, sender = os.pipe()
     middle = os.fork()
     if middle == 0:
@@ -73,7 +73,7 @@ def orphan(begin):
 
 
 def wait_for_the_end(pid, seconds):
-    """Whether a process is there after so many seconds; it is not there after the test."""
+    """Return whether a process still runs after so many seconds, and kill the process."""
     deadline = time.monotonic() + seconds
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -92,7 +92,7 @@ def test_a_child_ends_with_its_parent(begin, survives):
     assert wait_for_the_end(orphan(begin), 0.5 if survives else 10) is survives
 
 
-def test_a_child_that_asks_when_its_parent_has_ended_ends_too():
+def test_a_child_of_an_ended_parent_ends_too():
     receiver, sender = os.pipe()
 
     def work(parent):
@@ -113,7 +113,7 @@ def test_a_child_that_asks_when_its_parent_has_ended_ends_too():
     assert not wait_for_the_end(pid, 10)
 
 
-# A process of torchrun's, whose launcher ends before, or while, it imports torch.
+# A process of torchrun. The launcher ends before the import of torch, or during the import.
 BEGINNING = """
 import os, sys, time
 if sys.argv[1] == "late":

@@ -1,4 +1,4 @@
-"""Signals ask; they do not interrupt."""
+"""A stop signal is a request, and does not interrupt the training."""
 
 import os
 import signal
@@ -28,15 +28,15 @@ def test_a_signal_is_remembered(stop, number):
         assert stop.signal == number.name
 
 
-def test_all_that_ends_a_process_from_outside_is_a_request():
-    """A closed terminal and the limit of CPU time are requests, too. SIGQUIT is not: it asks for a quick end."""
+def test_the_stop_signals():
+    """A closed terminal and the limit of CPU time are requests, too. SIGQUIT is not a request, but ends a process."""
     names = {number.name for number in STOP_SIGNALS}
     assert names == {"SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"}
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(stop, number):
-    """nohup ignores SIGHUP. SIGINT and SIGTERM are taken, since shells make background jobs ignore SIGINT."""
+    """nohup ignores SIGHUP. SIGINT and SIGTERM are handled, since shells make background jobs ignore SIGINT."""
     is_taken = number in (signal.SIGINT, signal.SIGTERM)
     before = signal.signal(number, signal.SIG_IGN)
     try:
@@ -56,7 +56,7 @@ def test_the_first_signal_is_the_reason(stop):
         assert stop.signal == "SIGUSR1"
 
 
-def test_handlers_and_the_thread_are_put_back(stop):
+def test_leaving_restores_the_handlers_and_ends_the_thread(stop):
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     threads = set(threading.enumerate())
     wakeup = signal.set_wakeup_fd(-1)
@@ -70,13 +70,13 @@ def test_handlers_and_the_thread_are_put_back(stop):
     assert not thread.is_alive()
 
 
-def test_before_there_is_anything_to_save_ctrl_c_interrupts(monkeypatch):
+def test_ctrl_c_interrupts_before_training_begins(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with StopRequest() as stop:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)  # A scheduler is not so impatient.
+        os.kill(os.getpid(), signal.SIGTERM)  # the signal of a scheduler
         assert stop.signal == "SIGTERM"
 
 
@@ -87,8 +87,8 @@ def test_a_process_of_torchrun_defers_from_the_start(monkeypatch):
         assert stop.signal == "SIGINT"
 
 
-# Waits for a mutex that it holds already: for ever and outside of Python, as in a collective that never returns. Or is
-# healthy: looks at the request, saves, and exits with 0.
+# A stuck process waits outside of Python for a mutex that the process holds, as in a collective that never returns. A
+# healthy process reads the request, saves, and exits with 0.
 STUCK = """
 import ctypes, os, sys, time
 from seresnext.process.signals import critical_section
@@ -137,21 +137,21 @@ def send(command, *signals_and_pauses):
 
 def test_a_second_ctrl_c_ends_a_process_that_is_stuck(start_stuck):
     command = start_stuck("stuck", "0")
-    send(command, signal.SIGINT, 0.05, signal.SIGINT, 1)  # At first the same request comes twice.
+    send(command, signal.SIGINT, 0.05, signal.SIGINT, 1)  # the same request twice
     assert command.process.poll() is None
     send(command, signal.SIGINT)
     assert command.finish(timeout=5).returncode == 130
 
 
 def test_a_sigterm_after_ctrl_c_leaves_the_time_for_a_save(start_stuck):
-    """Slurm can be told to send the one some time before the other."""
+    """Slurm can send SIGINT some time before SIGTERM."""
     command = start_stuck("healthy", "2")
     send(command, signal.SIGINT, 0.6, signal.SIGTERM)
     result = command.finish(timeout=10)
     assert (result.returncode, result.stdout) == (0, "ready\nsaved by SIGINT True\n")
 
 
-# By torchrun the second Ctrl-C comes as SIGTERM; a first one that went to all may come once more, late.
+# torchrun sends the second Ctrl-C as SIGTERM, and may pass on the first Ctrl-C once more.
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("what", "code"), [("stuck", 130), ("healthy", 0)])
 def test_under_torchrun_only_who_is_stuck_ends_at_once(start_stuck, second, what, code):
@@ -162,29 +162,29 @@ def test_under_torchrun_only_who_is_stuck_ends_at_once(start_stuck, second, what
     assert ("saved" in result.stdout) is (code == 0)
 
 
-def test_who_waits_for_a_write_is_not_stuck(start_stuck):
+def test_a_process_that_writes_is_not_stuck(start_stuck):
     command = start_stuck("writes", "0", env=OF_TORCHRUN)
     send(command, signal.SIGINT, 0.6, signal.SIGTERM)
     assert command.finish(timeout=20).returncode == 0
 
 
-def test_only_ctrl_c_and_sigterm_urge(start_stuck):
-    """A closed terminal after Ctrl-C, for one, leaves the time that a save takes."""
+def test_only_ctrl_c_and_sigterm_end_a_stuck_process(start_stuck):
+    """A closed terminal after Ctrl-C, for example, leaves time for a save."""
     command = start_stuck("stuck", "0", env=OF_TORCHRUN)
     others = [number for number in STOP_SIGNALS if number not in (signal.SIGINT, signal.SIGTERM)]
     send(command, signal.SIGINT, 0.6, *others, 2)
     assert command.process.poll() is None
 
 
-def test_the_first_signal_alone_ends_nobody_who_is_stuck(start_stuck):
+def test_the_first_signal_does_not_end_a_stuck_process(start_stuck):
     """The control."""
     command = start_stuck("stuck", "0", env=OF_TORCHRUN)
     send(command, signal.SIGINT, 2)
     assert command.process.poll() is None
 
 
-def test_signals_that_ask_for_nothing_are_no_request(stop):
-    """As that of the end of a loader worker, for which torch has a handler."""
+def test_other_signals_are_not_requests(stop):
+    """Torch has a handler for the end of a loader worker."""
     before = signal.signal(signal.SIGCHLD, lambda number, frame: None)
     try:
         with stop:

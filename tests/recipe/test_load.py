@@ -108,6 +108,7 @@ WRONG_STORED = {
     "unknown key": ({"model": {"name": "seresnext26"}, "lr": 1}, "last.safetensors: lr: unknown key"),
     "nothing": ({}, "last.safetensors: model.name: is missing"),
     "wrong type": ({"model": {"name": 5}}, "last.safetensors: model.name: expected one of"),
+    "a list for a section": ({"model": {"name": "seresnext26"}, "runtime": [1]}, "runtime: expected a section of keys"),
     "disagreement": ({"model": {"name": "seresnext26", "reset_head": True}}, "last.safetensors: model.reset_head: "),
     "huge": ({"model": {"name": "seresnext26"}, "optimizer": {"lr": 10**400}}, "optimizer.lr: is too large"),
     "half a character": ({"model": {"name": "seresnext26"}, "\ud800": 1}, r"last.safetensors: the key '\ud800'"),

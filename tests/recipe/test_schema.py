@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import reduce
 from typing import get_args
 
@@ -11,7 +12,17 @@ from pydantic import ValidationError
 from seresnext.durations import Duration
 from seresnext.recipe import Recipe, load_recipe, to_values
 from seresnext.recipe.explain import section_of
-from seresnext.recipe.schema import ONLY_FOR, ErasingSection, OptimizerSection, RuntimeSection
+from seresnext.recipe.schema import (
+    ONLY_FOR,
+    DataFormat,
+    ErasingSection,
+    LossName,
+    ModelName,
+    OptimizerName,
+    OptimizerSection,
+    RuntimeSection,
+    ScheduleName,
+)
 
 
 def test_defaults() -> None:
@@ -23,7 +34,7 @@ def test_defaults() -> None:
         "batch": {"global_size": 1024, "micro_size": 128},
         "optimizer": {
             "name": "sgd", "lr": 0.6, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4,
-            "decay_norm_and_bias": True, "clip_norm": None,
+            "decay_norm_and_bias": True, "clip_norm": None, "betas": [0.9, 0.999], "eps": 1e-8,
         },
         "schedule": {"name": "step", "every": "30ep", "factor": 0.1, "warmup": "0ep"},
         "loss": {"label_smoothing": 0.1},
@@ -38,6 +49,23 @@ def test_defaults() -> None:
         assert values[section] | keys == values[section]
     assert values["length"] == "100ep"
     assert values["ema"] is None
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        ("models.registry.MODELS", ModelName),
+        ("training.optimizer.OPTIMIZERS", OptimizerName),
+        ("training.schedule.SCHEDULES", ScheduleName),
+        ("training.loss.LOSSES", LossName),
+        ("data.formats.READERS", DataFormat),
+    ],
+)
+def test_names_are_the_names_of_the_table(table: str, names: object) -> None:
+    module, _, name = table.rpartition(".")
+    found = set(getattr(importlib.import_module(f"seresnext.{module}"), name))
+    others = {"MODELS": {"seresnext26", "seresnext50", "seresnext101"}, "READERS": {"synthetic"}}
+    assert set(get_args(names)) == found | others.get(name, set())
 
 
 @pytest.mark.parametrize("key", ONLY_FOR)

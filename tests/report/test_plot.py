@@ -40,7 +40,7 @@ def test_curves_become_a_picture(run_folder, run_command):
     with Image.open(run_folder / "curves.png") as image:
         assert image.width > 800
         pixels = np.asarray(image.convert("RGB"))
-    # matplotlib's first three colours: training (left panel), model and average (both panels).
+    # The first three colours of matplotlib: training is in the left panel, model and average in both.
     for colour, in_both in (((31, 119, 180), False), ((255, 127, 14), True), ((44, 160, 44), True)):
         rows, columns = np.nonzero((pixels == colour).all(-1))
         assert len(rows) > 100

@@ -1,4 +1,4 @@
-"""`seresnext average`: means against numpy's, and what it refuses."""
+"""`seresnext average`: means compared with numpy's, and refused files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = ["ant", "bee", "cat"]
 
 
 def checkpoint(folder: Path, step: int, *changes: str, classes=CLASSES, parts=("layer0.", "last_linear.")) -> Path:
-    """A checkpoint of a run with an average, of weights drawn by the step; of some layers only, to be quick."""
+    """Write a checkpoint with `ema` weights. The step seeds the weights; only some layers, to be quick."""
     settings = ["model.num_classes=3", "ema={decay: 0.9}", "evaluation.weights=ema"]
     values = to_values(load_recipe("digits", [*settings, *changes]).recipe)
     torch.manual_seed(step)

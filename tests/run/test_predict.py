@@ -1,4 +1,4 @@
-"""`seresnext predict` as a user starts it, beside timm's network."""
+"""`seresnext predict` compared with timm's network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 
 @pytest.fixture(scope="module")
 def oracle() -> torch.nn.Module:
-    """timm's network with five classes, and statistics that are not those of a fresh one."""
+    """timm's network with five classes and statistics of one training step."""
     torch.manual_seed(0)
     model = timm.create_model("legacy_seresnext26_32x4d", num_classes=len(CLASSES), drop_rate=0.0)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from forged import facts, forge, weights
+from bad_checkpoints import metadata_values, model_weights, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -133,13 +133,13 @@ def checkpoint(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Callab
     """`checkpoint(path, *names)`: a checkpoint of 3 classes of the tiny images, or of these names."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text("model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\n")
-    values = facts(recipe, tiny_image_folder(val_per_class=1))
+    values = metadata_values(recipe, tiny_image_folder(val_per_class=1))
 
     def write(path: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if names:
             values["dataset"]["classes"] = list(names)
-        return forge(path, weights(3), values)
+        return write_checkpoint(path, model_weights(3), values)
 
     return write
 
@@ -188,7 +188,7 @@ def test_six_classes_have_a_top_5(tmp_path: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize("metadata", [{"format": "seresnext-9"}, {"format": "seresnext-1"}])
 def test_the_format_of_a_checkpoint_is_refused_for_plain_weights(tmp_path: Path, metadata: dict[str, str]) -> None:
-    save_file(weights(3), tmp_path / "w.safetensors", metadata)
+    save_file(model_weights(3), tmp_path / "w.safetensors", metadata)
     with pytest.raises(Failure) as caught:
         validate(tmp_path / "w.safetensors", World(), str(tmp_path), None, None, None)
     assert caught.value.exit_code == 4

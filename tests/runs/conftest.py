@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import forged
+import bad_checkpoints
 import launcher
 import pytest
 from faults import Fault, Faults
-from measured import Measurer, measurer
+from resource_probe import Probe, open_probe
 from run_folders import digest, status
 from torch import Tensor
 
 from seresnext.checkpoint import store
 
 ROOT = Path(__file__).parents[2]
-# train.py with a network that writes a hundredth of the bytes, and with the faults that are asked for.
+# train.py with the requested faults, and with a narrow network: a checkpoint has a hundredth of the bytes.
 NARROW = str(ROOT / "tests" / "faults.py")
 RECIPE = """
 model: {name: seresnext26, num_classes: 3, drop_rate: 0.2}
@@ -39,7 +39,7 @@ runtime: {precision: fp64}
 
 @pytest.fixture(scope="session")
 def images(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3 classes, 24 images to train and 13 to validate, which 3 ranks do not divide."""
+    """3 classes, 24 training images, and 13 validation images, which 3 ranks do not divide."""
     root = tmp_path_factory.mktemp("images") / "root"
     shutil.copytree(tiny_image_folder(classes=3, per_class=8, size=40, val_per_class=4), root)
     extra = root / "val" / "class_0" / "extra.jpg"
@@ -49,7 +49,7 @@ def images(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe's file."""
+    """The file of the recipe."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE)
     return path
@@ -57,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(request: pytest.FixtureRequest) -> str:
-    """What the fixtures below start: train.py, or in modules marked so the one with the narrow network."""
+    """The program of the fixtures below: train.py, or tests/faults.py in modules marked `narrow`."""
     return NARROW if request.node.get_closest_marker("narrow") else "train.py"
 
 
@@ -73,7 +73,7 @@ def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., l
 
 @pytest.fixture(scope="module")
 def module_train(program: str, recipe: Path, images: Path) -> Callable[..., Path]:
-    """Like `train` with one process, for fixtures that last for a module."""
+    """`module_train(output, *more) -> output`: like `train` with one process, for fixtures of a module."""
 
     def run(output: Path, *more: str) -> Path:
         launcher.complete(1, [program, "--recipe", recipe, "--data", images, "--output", output, *more])
@@ -83,19 +83,19 @@ def module_train(program: str, recipe: Path, images: Path) -> Callable[..., Path
 
 
 @pytest.fixture
-def train(run_command: Any, torchrun: Any, train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
-    """`train(output, *more, world=1) -> output`: a run of the tiny recipe that ends well."""
+def train(run_command: Any, run_world: Any, train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
+    """`train(output, *more, world=1) -> output`: train the tiny recipe; the exit code must be 0."""
 
     def run(output: Path, *more: str, world: int = 1) -> Path:
         arguments = train_arguments(output, *more)
-        result = run_command([launcher.PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
+        result = run_command([launcher.PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
         assert result.returncode == 0, result.output
         return output
 
     return run
 
 
-# A rank on another machine: the same relative paths are other files there.
+# A rank on another machine: a relative path leads to another file there.
 ELSEWHERE = f"""
 import os, runpy, sys
 os.chdir(sys.argv[1] + os.environ["RANK"])
@@ -106,14 +106,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture
-def train_elsewhere(torchrun: Any, train_arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Any]:
-    """`train_elsewhere(output, *more) -> Result`: on two ranks, each within the folder of its number."""
+def train_elsewhere(run_world: Any, train_arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Any]:
+    """`train_elsewhere(output, *more) -> Result`: train on two ranks, each in a folder named by the rank."""
 
     def run(output: Path, *more: str) -> Any:
         script = tmp_path / "elsewhere.py"
         script.write_text(ELSEWHERE)
         program, *arguments = train_arguments(output, *more)
-        return torchrun(2, [script, f"{tmp_path}/", ROOT / program, *arguments], timeout=90)
+        return run_world(2, [script, f"{tmp_path}/", ROOT / program, *arguments], timeout=90)
 
     return run
 
@@ -125,7 +125,7 @@ SMALL = ("--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2") 
 
 @pytest.fixture
 def narrow_arguments(train_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """`narrow_arguments(output, *more) -> [...]`: of a run with faults, the program first."""
+    """`narrow_arguments(output, *more) -> [...]`: the arguments of a run with faults, the program first."""
 
     def arguments(output: Path, *more: str) -> list[str]:
         return [NARROW, *train_arguments(output, *SMALL, *more)[1:]]
@@ -135,7 +135,7 @@ def narrow_arguments(train_arguments: Callable[..., list[str]]) -> Callable[...,
 
 @pytest.fixture(scope="session", autouse=True)
 def no_faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing happens to a run of that program unless a test asks for it."""
+    """Give tests/faults.py an empty list of faults, unless a test has another."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in Faults(tmp_path_factory.mktemp("no-faults"), ()).environment.items():
             patch.setenv(name, value)
@@ -145,14 +145,16 @@ def no_faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def start_faulty(
     start_command: Any,
+    start_world: Any,
     start_torchrun: Any,
     narrow_arguments: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., tuple[Any, Faults]]:
-    """`start_faulty(output, *faults, world=2, more=[], launch=[], prefix=[]) -> Command, Faults`: a run with faults.
+    """`start_faulty(output, *faults, world=2, more=[], options=[], launch=[], prefix=[]) -> Command, Faults`.
 
-    `more` are further arguments of train.py, `launch` options of torchrun, `prefix` starts a world of one. That has no
-    torchrun unless `launch` is given. Where a fault comes before torch is imported, it is, by new processes.
+    `more` are arguments of train.py, `options` of `start_world`, `launch` of torchrun, `prefix` starts a
+    world of one. The run has torchrun if `launch` is given or a fault meets torchrun. The run has new processes if a
+    fault comes before the import of torch, since a fork has imported torch.
     """
 
     def start(
@@ -160,26 +162,28 @@ def start_faulty(
         *faults: Fault,
         world: int = 2,
         more: Sequence[str] = (),
+        options: Sequence[str] = (),
         launch: Sequence[str] = (),
         prefix: Sequence[str] = (),
-        **options: Any,
+        **start_options: Any,
     ) -> tuple[Any, Faults]:
         injected = Faults(tmp_path_factory.mktemp("faults"), faults)
         arguments = narrow_arguments(output, *more)
-        options["env"] = {**injected.environment, **options.get("env", {})}
-        imports = any(fault.at == "import" for fault in faults)
-        if world == 1 and not launch:
-            python = sys.executable if prefix or imports else launcher.PYTHON
-            return start_command([*prefix, python, *arguments], **options), injected
-        options["torchrun"] = launcher.TORCHRUN_ALONE if imports else launcher.TORCHRUN
-        return start_torchrun(world, arguments, launch=["--standalone", *launch], **options), injected
+        start_options["env"] = {**injected.environment, **start_options.get("env", {})}
+        is_new = any(fault.at == "import" for fault in faults)
+        if launch or any(fault.do.startswith("torchrun:") for fault in faults) or (is_new and world > 1):
+            return start_torchrun(world, arguments, launch=["--standalone", *launch], **start_options), injected
+        if world > 1:
+            return start_world(world, arguments, options=options, **start_options), injected
+        python = sys.executable if prefix or is_new else launcher.PYTHON
+        return start_command([*prefix, python, *arguments], **start_options), injected
 
     return start
 
 
 @pytest.fixture
 def faulty(start_faulty: Any) -> Callable[..., Any]:
-    """`faulty(output, *faults, timeout=120, world=2, ...) -> Result`: such a run to its end; all faults happened."""
+    """`faulty(output, *faults, timeout=120, world=2, ...) -> Result`: a run whose faults all happen."""
 
     def run(output: Path, *faults: Fault, timeout: float = 120, **options: Any) -> Any:
         command, injected = start_faulty(output, *faults, **options)
@@ -192,7 +196,7 @@ def faulty(start_faulty: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`whole_digest(world, *more) -> digest` of such a run when nothing happens to it."""
+    """`whole_digest(world, *more) -> digest` of an undisturbed run of the same program."""
     known: dict[tuple[int, tuple[str, ...]], str] = {}
 
     def get(world: int, *more: str) -> str:
@@ -206,19 +210,19 @@ def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def run_again(run_command: Any, torchrun: Any, narrow_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
-    """`run_again(run, *more, world=1) -> Result`: the command of a faulty run once more, without faults."""
+def run_again(run_command: Any, run_world: Any, narrow_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
+    """`run_again(run, *more, world=1) -> Result`: the command of a faulty run again, without faults."""
 
     def again(output: Path, *more: str, world: int = 1) -> Any:
         arguments = narrow_arguments(output, *more)
-        return run_command([launcher.PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
+        return run_command([launcher.PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
 
     return again
 
 
 @pytest.fixture
-def assert_goes_on(run_again: Callable[..., Any], whole_digest: Callable[..., str]) -> Callable[..., None]:
-    """`assert_goes_on(run, world=2, *more)`: the newest checkpoint is valid; the run ends as if nothing was."""
+def assert_resumes(run_again: Callable[..., Any], whole_digest: Callable[..., str]) -> Callable[..., None]:
+    """`assert_resumes(run, world=2, *more)`: the newest checkpoint is valid; the resumed run has the same digest."""
 
     def check(run: Path, world: int = 2, *more: str) -> None:
         newest = store.newest_valid(run / "checkpoints")
@@ -233,19 +237,19 @@ def assert_goes_on(run_again: Callable[..., Any], whole_digest: Callable[..., st
 
 
 @pytest.fixture(scope="session")
-def measure() -> Iterator[Measurer]:
-    """`measure(script, *arguments, limit=120) -> Measured`: scripts in forks of one process (tests/measured.py)."""
-    with measurer() as running:
+def measure() -> Iterator[Probe]:
+    """`measure(script, *arguments, limit=120) -> ProbeResult`: scripts, measured by tests/resource_probe.py."""
+    with open_probe() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def untrained() -> dict[str, Tensor]:
-    """The weights of an untrained model, as a checkpoint has them (tests/forged.py)."""
-    return forged.weights()
+    """The tensors of an untrained model, by the names in a checkpoint."""
+    return bad_checkpoints.model_weights()
 
 
 @pytest.fixture(scope="session")
-def said(recipe: Path, images: Path) -> dict[str, Any]:
-    """What a checkpoint of the tiny recipe says, as plain values (tests/forged.py)."""
-    return forged.facts(recipe, images)
+def metadata(recipe: Path, images: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint of the tiny recipe, as plain values."""
+    return bad_checkpoints.metadata_values(recipe, images)

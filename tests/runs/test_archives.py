@@ -1,4 +1,4 @@
-"""Training and validation of whole processes from ImageNet's archives as they are downloaded."""
+"""Training and validation from ImageNet's archives as downloaded, in whole processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import forged
+import bad_checkpoints
 import pytest
 from imagenet_archives import CLASSES, truth_of, write_archives
 from launcher import PYTHON
@@ -59,18 +59,22 @@ def test_a_run_goes_on_from_archives_to_the_folder(trained: Path, extracted: Pat
 
 
 def test_two_ranks_train_from_archives(trained: Path, archives: Path, train, tmp_path: Path):
-    """They share one index, which one of them builds."""
+    """The ranks share one index, which one rank builds."""
     cache = tmp_path / "cache"
     words = (*WORDS, "--data", str(archives), "--set", f"data.cache={cache}")
     assert losses(train(tmp_path / "run", *words, world=2)) == pytest.approx(losses(trained), rel=1e-9)
     assert len(list(cache.glob("*.index"))) == 2
 
 
-def test_validation_is_the_same_from_archives_and_folder(said, archives: Path, extracted: Path, run_command, tmp_path):
-    """`--data` names a folder and no format; what lies in it is recognised."""
+def test_validation_is_the_same_from_archives_and_folder(
+    metadata, archives: Path, extracted: Path, run_command, tmp_path
+):
+    """`--data` names a folder and no format; the content of the folder decides."""
     data = {"data.root": str(archives), "data.format": "imagenet", "model.num_classes": 4}
     facts = {**{f"recipe.{key}": value for key, value in data.items()}, "dataset.classes": sorted(CLASSES)}
-    checkpoint = forged.forge(tmp_path / "c.safetensors", forged.weights(4), forged.changed(said, facts))
+    checkpoint = bad_checkpoints.write_checkpoint(
+        tmp_path / "c.safetensors", bad_checkpoints.model_weights(4), bad_checkpoints.changed(metadata, facts)
+    )
     reports = []
     for root in (None, extracted):
         argv = [PYTHON, "validate.py", "--checkpoint", checkpoint]

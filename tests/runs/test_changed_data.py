@@ -25,7 +25,7 @@ def set_fixed_times(data: Path) -> None:
 
 
 def test_new_images_are_trained_and_one_rank_lists(
-    torchrun: Callable, train_arguments: Callable, data: Path, tmp_path: Path
+    run_world: Callable, train_arguments: Callable, data: Path, tmp_path: Path
 ):
     cache = tmp_path / "cache"
     settings = ("--data", str(data), "--set", f"data.cache={cache}", "--set", "length=1st", "--resume", "never")
@@ -34,7 +34,7 @@ def test_new_images_are_trained_and_one_rank_lists(
         if number == 25:
             shutil.copy(data / "train" / "class_0" / "0.jpg", data / "train" / "class_0" / "new.jpg")
         set_fixed_times(data)
-        result = torchrun(2, train_arguments(tmp_path / "run", *settings))
+        result = run_world(2, train_arguments(tmp_path / "run", *settings))
         assert result.returncode == 0, result.output
         assert f"\n{number} training and 13 validation images" in result.stdout
         for split in ("train", "val"):

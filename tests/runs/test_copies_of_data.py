@@ -1,4 +1,4 @@
-"""Machines with copies of the data of their own, here one folder a rank: all of them have to be the same."""
+"""Machines with own copies of the data, here one folder a rank: all copies must be the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def copies(images: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def launch(train_elsewhere, copies: Path) -> Callable:
-    """`launch()`: three steps of training, each rank with its own copy."""
+    """`launch()`: three steps of training, each rank with another copy."""
     return lambda: train_elsewhere(copies / "run", "--data", "data", "--set", "length=3st")
 
 

@@ -15,10 +15,10 @@ full = pytest.mark.full
 WORLDS = [2, pytest.param(4, marks=full)]
 PRECISIONS = ["fp64", pytest.param("fp32", marks=full)]
 STEPS, REPLICAS = 50, 4
-# How far the loss of a logical replica may be off, relatively, by the number of steps. In float64 it was 2e-14. In
-# float32 a last bit now and then changes a sign before a ReLU or the winner of a maximum, and from there the runs part,
-# the faster the higher the learning rate: it was 2e-7 in the first 10 steps, and in 50 1e-3, 5e-2 and 1e-1 at learning
-# rates of 1e-4, 1e-3 and 1e-2.
+# The largest relative difference of the loss of a logical replica, by the number of steps. In float64 the measured
+# difference was 2e-14. In float32 a last bit sometimes changes a sign before a ReLU or the winner of a maximum. Then
+# the runs part, faster at a higher learning rate: the difference was 2e-7 in the first 10 steps, and in 50 steps 1e-3,
+# 5e-2 and 1e-1 at learning rates of 1e-4, 1e-3 and 1e-2.
 TOLERANCES = {"fp64": {STEPS: 1e-9}, "fp32": {10: 1e-5, STEPS: 1e-2}}
 RECIPE = """
 model: {{name: seresnext26, num_classes: 3, drop_rate: 0.2, drop_path_rate: 0.2}}
@@ -80,7 +80,7 @@ def test_losses_agree_step_by_step(elastic, world, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("world", WORLDS)
 def test_each_replica_is_given_the_same(elastic, world, precision):
-    """Images, crops, flips, erased boxes and their filling, mixing and its targets: every bit."""
+    """Images, crops, flips, erased boxes and fill, mixing and targets: every bit."""
     (alone,), (together,) = (elastic(size, precision).seen["whole"] for size in (1, world))
     assert len(alone.inputs) == STEPS * REPLICAS == len(set(alone.inputs.values()))
     assert together.inputs == alone.inputs
@@ -100,7 +100,7 @@ def test_weights_statistics_and_average_agree_at_the_end(elastic, world):
 
 
 def test_dropout_by_rank_is_another_run(elastic):
-    """The control: drawn by the place within a rank and not by the logical replica."""
+    """The control draws by the position within a rank, not by the logical replica."""
     (alone,), (one,), (other,) = elastic(1).seen["one"], elastic(2).seen["one"], elastic(2).seen["own_dropout"]
     assert one.losses == alone.losses
     assert other.losses[0][:2] == alone.losses[0][:2]
@@ -108,7 +108,7 @@ def test_dropout_by_rank_is_another_run(elastic):
 
 
 def test_statistics_of_one_rank_are_others(elastic):
-    """The control: BatchNorm's as rank 0 has them."""
+    """The control: the BatchNorm statistics of rank 0."""
     name = "model.layer4.0.bn2.running_var"
     alone, one = (elastic(size).result("one")[name] for size in (1, 2))
     assert torch.allclose(one, alone, rtol=1e-12)

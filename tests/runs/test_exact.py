@@ -1,7 +1,7 @@
 """Bit for bit: a run interrupted anywhere and resumed is the uninterrupted one, at every world size.
 
-All trainings of a world size are done by one set of processes (tests/exactness.py). Each of these runs has a step whose
-loss and one whose gradient is not finite, in the last logical replica alone.
+One set of processes does all trainings of a world size (tests/exactness.py). In each run the loss of one step and the
+gradient of another are not finite, in the last logical replica alone.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ FORGOTTEN_OF_ADAMW = ["optimizer.exp_avg/last_linear.bias", "optimizer.exp_avg_s
 
 
 def _evaluation_size(world: int) -> int:
-    """Images of a batch of validation: so few that it takes some rounds, and one process alone not very many."""
+    """Return the images of a validation batch. A validation has some rounds, and few in one process."""
     return 2 if world == 1 else 1
 
 
 def _trainings(world: int) -> list[Training]:
-    """The trainings of the tests that all worlds have, in an order in which each finds what it goes on from."""
+    """Return the trainings of all worlds. A training that resumes comes after the training that saved."""
     rounds = math.ceil(9 / _evaluation_size(world) / world)  # of a validation, for each of two sets of weights
     trainings = [
         Training("whole"),
-        # Before the first step; after the third, whose validation is then to be done; in its second round.
+        # Stops before the first step; after the third, before the validation; in the second round of a validation.
         Training("before", stop_at=1), Training("before"),
         Training("epoch", stop_at=4), Training("epoch"),
         Training("twice", stop_at=6), Training("twice", stop_at=2 * rounds + 3),
         Training("twice", settings=("data.workers=2",)),
         # As by a kill between the third step, saved for the best validation, and the fourth.
         Training("killed", crash_at=3), Training("resumed", copy_of="killed"),
-        # After the sixth; in the second round of its validation; when that was done, but nothing was saved since.
+        # After the sixth step; in the second round of the validation; after the validation, before a save.
         Training("later", crash_at=6), Training("later", stop_at=5), Training("later", crash_at=6), Training("later"),
     ]  # fmt: skip
     trainings += [
@@ -78,7 +78,7 @@ def _trainings(world: int) -> list[Training]:
         cold = [Training("cold"), Training("cold-killed", crash_at=3), Training("cold-killed")]
         trainings += [replace(training, without="warm_up") for training in cold]
     if world == 1:
-        # Who forgets that the third step was validated does so again, to the same end; but after the fourth it is late.
+        # A run that forgets the validation of step 3 repeats it to the same end; after step 4 the run differs.
         trainings += [Training("saved", crash_at=4)]
         for what in FORGOTTEN:
             copied = "saved" if what == "evaluated" else "killed"
@@ -103,7 +103,7 @@ def labs(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.TempPa
         if world not in made:
             images = tmp_path_factory.mktemp("images") / "root"
             shutil.copytree(tiny_image_folder(classes=3, per_class=4 * world + 1, size=40, val_per_class=3), images)
-            # The same images for all classes: one in three is right, whatever the network says, and the first
+            # All classes have the same images: every network has one of three right, and the first
             # validation stays the best.
             for label in (1, 2):
                 shutil.rmtree(images / "val" / f"class_{label}")
@@ -125,7 +125,7 @@ def lab(request: pytest.FixtureRequest, labs: Callable[[int], Lab]) -> Lab:
 
 
 def test_the_uninterrupted_run(lab):
-    """What all others are measured by."""
+    """All other runs are compared with this run."""
     (seen,) = lab.seen["whole"]
     assert (len(seen.losses), seen.error, status(lab.folder / "whole")["state"]) == (7, None, "finished")
     assert all(len(losses) == 2 * lab.world for losses in seen.losses)
@@ -133,7 +133,7 @@ def test_the_uninterrupted_run(lab):
 
 
 def test_interrupted_it_was_where_it_should_be(lab):
-    """Or the tests below would not show what they say."""
+    """The tests below depend on these steps."""
     stopped = {run: [(seen.progress["step"], seen.progress["evaluated"]) for seen in lab.seen[run]] for run in lab.seen}
     assert stopped["before"] == [(0, 0), (7, 7)]
     assert stopped["epoch"] == [(3, 0), (7, 7)]
@@ -182,7 +182,7 @@ def test_without_the_throw_away_pass_three_ranks_differ(labs):
 
 @pytest.mark.parametrize("what", FORGOTTEN)
 def test_without_an_item_of_state_it_is_another_run(labs, what):
-    """The controls: what a checkpoint holds is all needed."""
+    """The controls: a resume needs each item of a checkpoint."""
     assert labs(1).differences(f"without {what}", "whole") != []
 
 
@@ -203,7 +203,7 @@ def test_adamw_skips_a_step_without_a_change(lab):
 
 
 def test_all_ranks_skip_what_is_not_finite_on_one(lab):
-    """A loss that is not finite in one step, and in another a gradient whose loss is: not a bit changes on any rank."""
+    """In one step a loss is not finite, in another only a gradient: not a bit changes on any rank."""
     (seen,) = lab.seen["whole"]
     assert seen.changed == [[]] * (2 * lab.world)
     bad = [[replica for replica, loss in enumerate(losses) if not math.isfinite(loss)] for losses in seen.losses]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.runs
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """Where the run that `stopped` copies is, once the first test that needs it has made it."""
+    """The folder of the run that `stopped` copies. The first test that needs the run makes it."""
     return tmp_path_factory.mktemp("original") / "run"
 
 
@@ -37,7 +37,7 @@ def names(run):
 
 
 def cut(path, share):
-    """Make a file shorter, as a full disk or a copy that was broken off would; all its names show it."""
+    """Cut a file, as a full disk or an aborted copy does. All hard links show the change."""
     with path.open("r+b") as file:
         file.truncate(int(path.stat().st_size * share))
 
@@ -75,7 +75,7 @@ def test_a_damaged_newest_is_passed_over(stopped, run_again, whole_digest, damag
 
 @pytest.mark.parametrize("world", [3, *(pytest.param(world, marks=pytest.mark.full) for world in (2, 4))])
 def test_in_every_world(start_faulty, run_again, whole_digest, tmp_path, world):
-    """The newest is damaged, all ranks go on from the one before, and what is kept is what the recipe keeps."""
+    """The newest is damaged, all ranks resume from the checkpoint before, and the recipe decides the files to keep."""
     run = tmp_path / "run"
     more = ["--set", f"batch.global_size={4 * world}", "--set", "length=6st"]
     more += ["--set", "checkpoint={every: 1st, keep: 2, keep_every: 2st}"]
@@ -131,7 +131,7 @@ def test_ranks_that_see_different_files_refuse(stopped, train_elsewhere, tmp_pat
 
 
 def test_all_damaged_is_refused_once(stopped, run_again):
-    """Under torchrun: rank 0 finds it out, all ranks end, and one speaks."""
+    """In a world: rank 0 notices the damage, all ranks end, and one prints the error."""
     for path in (stopped / "checkpoints").glob("step-*"):
         flip(path, 0.9)
     before = (stopped / "metrics.jsonl").read_bytes()
@@ -142,7 +142,7 @@ def test_all_damaged_is_refused_once(stopped, run_again):
     assert "none of the 2 checkpoints" in errors[0]
     assert f"{ROOT}/seresnext" not in result.stderr
     assert (stopped / "metrics.jsonl").read_bytes() == before
-    assert run_again(stopped).returncode == 4  # And again, now that their names say that they are damaged.
+    assert run_again(stopped).returncode == 4  # Again, after the names were marked as damaged.
 
 
 @pytest.mark.full

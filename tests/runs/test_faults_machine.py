@@ -22,7 +22,7 @@ SMALL_DISK = 12 << 20  # bytes: two checkpoints of the narrow model and a part o
 
 
 def one_error(result):
-    """What our program said is wrong, once and without a traceback of its own."""
+    """Return the one error line of our program. A traceback of our program fails the test."""
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert f"{ROOT}/seresnext" not in result.stderr, result.output
     return line
@@ -36,7 +36,7 @@ needs_mounts = needs(can_mount(), "needs `unshare -rm`, a namespace to mount a s
 
 
 def small_disk(folder, size):
-    """A command prefix: what follows sees a disk of `size` bytes at `folder`, and so do its children, nobody else."""
+    """Return a command prefix: only the command and its descendants see a disk of `size` bytes at `folder`."""
     folder.mkdir(exist_ok=True)
     script = f'mount -t tmpfs -o size={size} none "{folder}" && exec "$@"'
     return ["unshare", "-rm", "sh", "-c", script, "sh"]
@@ -46,8 +46,8 @@ def small_disk(folder, size):
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(3, marks=pytest.mark.full)])
-def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path, world):
-    """RLIMIT_FSIZE, as a quota would: the checkpoint before stays, nothing half-written does, and the run can go on."""
+def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_resumes, tmp_path, world):
+    """RLIMIT_FSIZE, like a quota: the checkpoint before stays, no partial file stays, and the run can resume."""
     run = tmp_path / "run"
     fault = Fault("save:8", "file-size:1000000", rank=0)
     result = faulty(run, fault, world=world, more=SIZES[world], timeout=60)
@@ -57,7 +57,7 @@ def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path
     assert "could not be saved" in status(run)["reason"]
     assert list(store.steps(run / "checkpoints")) == [4]
     assert not list((run / "checkpoints").glob(".*"))
-    assert_goes_on(run, world, *SIZES[world])
+    assert_resumes(run, world, *SIZES[world])
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_a_file_that_may_not_grow_stops_the_run(faulty, assert_goes_on, tmp_path
     ],
 )
 def test_a_save_that_fails(faulty, whole_digest, tmp_path, world, stopping, passing):
-    """All ranks stop, and started again, where the recipe wants it, all go on when that save fails once more.
+    """All ranks stop. With `checkpoint.on_failure=continue`, all ranks continue after the next failed save.
 
-    No validation comes with it: the best stays what it was.
+    The failed save has no validation, so the best checkpoint stays.
     """
     run = tmp_path / "run"
     more = [*SIZES[world], "--set", "checkpoint.every=2st"]
@@ -95,9 +95,9 @@ def test_a_save_that_fails(faulty, whole_digest, tmp_path, world, stopping, pass
 @needs_mounts
 @pytest.mark.full
 def test_a_disk_that_is_full(faulty, tmp_path):
-    """A real one, small, that everything of the run lies on. The run ends as failed and says for want of what.
+    """A real, small disk holds the whole run. The run ends as failed, and the error names the disk.
 
-    So it does when it is started again, as torchrun would, and by then nothing at all fits on the disk any more.
+    A second start, as by torchrun, ends in the same way when not one byte is free.
     """
     disk = tmp_path / "disk"
     look = (
@@ -139,9 +139,9 @@ def test_shared_memory_that_is_full(start_command, train_arguments, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 3, *(pytest.param(world, marks=pytest.mark.full) for world in (2, 4))])
 def test_two_trainings_in_one_folder(
-    start_faulty, run_command, torchrun, train_arguments, whole_digest, tmp_path, world
+    start_faulty, run_command, run_world, train_arguments, whole_digest, tmp_path, world
 ):
-    """The second, of any size, is refused, is told by whom, and does the first no harm."""
+    """The second training is refused, names the first, and does not disturb the first."""
     run, more = tmp_path / "run", SIZES[world]
     first, faults = start_faulty(run, Fault("step:3", "hold"), world=1, more=more)
     first.wait_for(faults.happened)
@@ -151,7 +151,7 @@ def test_two_trainings_in_one_folder(
         second = run_command([PYTHON, *arguments], timeout=30)
         assert second.returncode == 2
     else:
-        second = torchrun(world, arguments, timeout=60)
+        second = run_world(world, arguments, timeout=60)
         assert second.returncode != 0
     assert f"is in use by process {first.process.pid} on {socket.gethostname()}" in one_error(second)
     assert (run / "status.json").read_bytes() == before
@@ -209,7 +209,7 @@ def test_metrics_that_cannot_be_read_are_said_before_training(run_command, train
 
 @pytest.mark.full
 @pytest.mark.parametrize("seconds", [-86_400, 31_536_000])
-def test_a_clock_that_jumps(start_faulty, assert_goes_on, tmp_path, seconds):
+def test_a_clock_that_jumps(start_faulty, assert_resumes, tmp_path, seconds):
     """Checkpoints are ordered by step and durations taken from another clock: the jump shows nowhere."""
     run = tmp_path / "run"
     faults = [Fault("step:2", f"clock:{seconds}"), Fault("step:6", "signal:SIGTERM")]
@@ -221,7 +221,7 @@ def test_a_clock_that_jumps(start_faulty, assert_goes_on, tmp_path, seconds):
     speeds = re.findall(r"([\d.]+) images/s", result.stdout)
     assert speeds
     assert all(0 < float(speed) < 1000 for speed in speeds)
-    assert_goes_on(run, 1)
+    assert_resumes(run, 1)
 
 
 @pytest.mark.full
@@ -259,11 +259,11 @@ def test_few_descriptors(run_command, narrow_arguments, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
-def test_a_loader_worker_that_is_lost(faulty, assert_goes_on, tmp_path, name):
+def test_a_loader_worker_that_is_lost(faulty, assert_resumes, tmp_path, name):
     run = tmp_path / "run"
     more = ["--set", "runtime.loader_timeout=5"]
     result = faulty(run, Fault("step:3", f"worker:{name}", rank=1), more=more, timeout=90)
     assert result.returncode not in (0, -signal.SIGKILL)
     assert "loader worker" in one_error(result)
     assert status(run)["state"] == "failed"
-    assert_goes_on(run)
+    assert_resumes(run)

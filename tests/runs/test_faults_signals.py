@@ -17,9 +17,9 @@ from seresnext.process.signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.runs
 
-# torchrun passes on these and no others, so that SIGUSR1 would end it alone.
+# torchrun forwards only the listed signals. By default SIGUSR1 ends torchrun alone.
 FORWARD = ("--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS))
-# Where a signal comes, and how many steps are complete when the run stops.
+# The point of a signal, and the possible numbers of completed steps when the run stops.
 POINTS = {
     "import": {0},
     "open": {0},
@@ -36,12 +36,12 @@ POINTS = {
 SAVES = ("--set", "checkpoint.every=2st")
 WORLDS = (1, 2, 3, 4)
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
-# These signals share their code: each meets a third of the points, and all three together meet every point.
+# These signals share code: each meets a third of the points, and all three together meet every point.
 OTHERS = ("SIGHUP", "SIGUSR2", "SIGXCPU")
-# Which process gets it: torchrun, the first rank, or the last one with its loader workers, which must not die of it
-# before the save.
+# The process that gets the signal: torchrun, the first rank, or the last rank with the loader workers, which must live
+# until the save.
 TARGETS = ("torchrun", "first", "last")
-# A run is stopped at one point after the other, and goes on each time.
+# A run is stopped at one point after the other, and resumes each time.
 STOPS = (
     ("import", "step:0", "validate:4", "reduce:5"),
     ("open", "save:2", "validate:8"),
@@ -53,23 +53,24 @@ def draw(row, column):
     """World, signal, and the points and targets of a run: each signal meets each point, and each target each world."""
     world, name = WORLDS[(row + column) % 4], (*NAMES, *OTHERS)[column]
     if (world, name, row) == (1, "SIGINT", 0):
-        world = 2  # Alone and so early, Ctrl-C ends it: nothing is begun.
+        world = 2  # Ctrl-C ends a single process that has begun nothing.
     stops = []
     for number, point in enumerate(STOPS[row]):
         target = TARGETS[(row + column + number) % 3]
         if world == 1 and target == "torchrun":
             target = "last"
         if point.startswith("save") and target == "last":
-            target = "first"  # It alone writes.
+            target = "first"  # Rank 0 alone writes.
         stops.append((point, target))
     return world, name, tuple(stops)
 
 
 EVERY_DAY = [
-    (3, "SIGUSR1", (("step:3", "torchrun"),)),
-    (2, "SIGINT", (("import", "last"),)),
-    (1, "SIGTERM", (("validate:4", "first"),)),
+    (2, "SIGUSR1", (("step:3", "torchrun"),)),
+    (1, "SIGTERM", (("import", "first"),)),
+    (3, "SIGINT", (("validate:4", "last"),)),
 ]
+SOME = [(3, "SIGUSR1", (("step:3", "torchrun"),)), (2, "SIGINT", (("import", "last"),))]
 FULL = [draw(row, column) for row in range(len(STOPS)) for column in range(len(NAMES))]
 MORE = [draw(row, len(NAMES) + row) for row in range(len(STOPS))]
 
@@ -84,29 +85,30 @@ def test_every_signal_meets_every_point_and_every_target_every_world():
 
 
 @pytest.mark.parametrize(
-    ("world", "name", "stops"), [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in [*FULL, *MORE])]
+    ("world", "name", "stops"),
+    [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in [*SOME, *FULL, *MORE])],
 )
-def test_asked_to_stop(start_faulty, assert_goes_on, tmp_path, world, name, stops):
+def test_asked_to_stop(start_faulty, assert_resumes, tmp_path, world, name, stops):
     run = tmp_path / "run"
     for point, target in stops:
         ask_to_stop(start_faulty, run, world, name, point, target)
-    assert_goes_on(run, world, *SIZES[world])
+    assert_resumes(run, world, *SIZES[world])
 
 
 def ask_to_stop(start_faulty, run, world, name, point, target):
-    """Start or go on, to be asked at a point. Rank 0 alone saves."""
+    """Start or resume, and ask to stop at a point. Rank 0 alone saves."""
     last = world - 1
     rank = 0 if target == "first" or point.startswith("save") else last
     how = {"torchrun": "torchrun", "first": "signal", "last": "group"}[target]
-    # A file is written beside the training, which must not be over by then.
+    # The write is in the background, and training must not end before the signal.
     waiting = [Fault("step:3", "sleep:3", rank=last)] if point.startswith("save") else []
-    launch = FORWARD if world > 1 else ()
+    launch = FORWARD if target == "torchrun" else ()
     faults = [Fault(point, f"{how}:{name}", rank=rank), *waiting]
     command, injected = start_faulty(run, *faults, world=world, more=[*SIZES[world], *SAVES], launch=launch)
     result = command.finish(timeout=90)
     assert injected.happened(), result.output
     assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
-    assert (result.returncode == 0) is (target != "torchrun")  # torchrun, when signalled, reports 1 whatever happened.
+    assert (result.returncode == 0) is (target != "torchrun")  # After a signal torchrun always ends with 1.
     assert [line for line in result.stderr.splitlines() if line.startswith("error")] == []
     assert status(run)["state"] == "preempted"
     assert name in status(run)["reason"]
@@ -130,17 +132,17 @@ def ask_to_stop(start_faulty, run, world, name, point, target):
         ),
     ],
 )
-def test_asked_twice_it_saves_once(start_faulty, assert_goes_on, tmp_path, world, first, second):
-    """As schedulers do, with some time between. Only a second Ctrl-C is meant to end the run without a save."""
+def test_asked_twice_it_saves_once(start_faulty, assert_resumes, tmp_path, world, first, second):
+    """Two signals, as from schedulers. A second Ctrl-C alone ends the run without a save."""
     run, last = tmp_path / "run", world - 1
     faults = [Fault("step:3", what, rank=last) for what in (first, "sleep:0.5", second)]
-    launch = FORWARD if world > 1 else ()
+    launch = FORWARD if first.startswith("torchrun") else ()
     command, injected = start_faulty(run, *faults, world=world, more=SIZES[world], launch=launch)
     result = command.finish(timeout=90)
     assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
     assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
     assert sorted(store.steps(run / "checkpoints")) == [4]
-    assert_goes_on(run, world, *SIZES[world])
+    assert_resumes(run, world, *SIZES[world])
 
 
 @pytest.mark.full
@@ -176,15 +178,15 @@ def test_torchrun_passes_on_that_its_terminal_was_closed(faulty, tmp_path):
 
 
 @pytest.mark.full
-def test_a_signal_that_torchrun_does_not_handle_still_saves(start_faulty, assert_goes_on, tmp_path):
-    """Without --signals-to-handle SIGUSR1 ends torchrun itself. Its ranks notice, save and end."""
+def test_a_signal_that_torchrun_does_not_handle_still_saves(start_faulty, assert_resumes, tmp_path):
+    """By default SIGUSR1 ends torchrun. The ranks notice, save and end."""
     run = tmp_path / "run"
     command, faults = start_faulty(run, Fault("step:3", "torchrun:SIGUSR1", rank=1))
     result = command.finish(timeout=60)
     assert result.returncode == -signal.SIGUSR1
     assert faults.exit_codes() == {0: 0, 1: 0}
     assert status(run)["state"] == "preempted"
-    assert_goes_on(run)
+    assert_resumes(run)
 
 
 # Like a terminal emulator: start a session, and close the window later.
@@ -206,8 +208,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-@pytest.mark.parametrize("shell", [(), pytest.param(("nohup",), marks=pytest.mark.full)], ids=["plain", "nohup"])
-def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_goes_on, tmp_path, shell):
+@pytest.mark.full
+@pytest.mark.parametrize("shell", [(), ("nohup",)], ids=["plain", "nohup"])
+def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_resumes, tmp_path, shell):
     """A run saves and is preempted. Under nohup, the run trains to the end."""
     run, faults = tmp_path / "run", Faults(tmp_path / "faults", [Fault("step:3", "sleep:1.5")])
     program = [sys.executable, *narrow_arguments(run)]
@@ -220,7 +223,7 @@ def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_goes_
     else:
         assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
         assert "SIGHUP" in status(run)["reason"]
-    assert_goes_on(run, 1)
+    assert_resumes(run, 1)
 
 
 def test_the_limit_of_cpu_time_is_reached(faulty, tmp_path):
@@ -275,10 +278,11 @@ def names_of(pids):
             continue
 
 
-def test_a_second_ctrl_c_ends_at_once(start_faulty, assert_goes_on, tmp_path):
-    """A rank that does not come to the end of its step; torchrun gets Ctrl-C twice, as from a terminal."""
+@pytest.mark.full
+def test_a_second_ctrl_c_ends_at_once(start_faulty, assert_resumes, tmp_path):
+    """A rank is held within a step; torchrun gets Ctrl-C twice, as from a terminal."""
     run = tmp_path / "run"
-    command, faults = start_faulty(run, Fault("step:5", "hold", rank=1))
+    command, faults = start_faulty(run, Fault("step:5", "hold", rank=1), launch=FORWARD)
     command.wait_for(faults.happened)
     command.process.send_signal(signal.SIGINT)
     time.sleep(2)
@@ -288,4 +292,4 @@ def test_a_second_ctrl_c_ends_at_once(start_faulty, assert_goes_on, tmp_path):
     result = command.finish(timeout=10, grace=5)
     assert time.monotonic() - asked < 10
     assert result.returncode != 0
-    assert_goes_on(run)
+    assert_resumes(run)

@@ -34,7 +34,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """The file, in the folder of its run."""
+    """The file, in the folder of a run."""
     path = tmp_path / "run" / "checkpoints" / "step-00000088.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(lzma.decompress(GOLDEN.read_bytes()))

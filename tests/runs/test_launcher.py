@@ -1,12 +1,13 @@
-"""tests/launcher.py: a fork finds what a new process finds, and ends as it does."""
+"""tests/launcher.py: a fork has the properties and the end of a new process."""
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import pytest
-from launcher import PYTHON, TORCHRUN, TORCHRUN_ALONE
+from launcher import PYTHON, TORCHRUN, WORLD
 from run_folders import digest
 
 pytestmark = pytest.mark.runs
@@ -39,16 +40,17 @@ print("without a line's end", end="")
 
 
 @pytest.fixture
-def look(run_command, start_torchrun, tmp_path):
-    """`look(how, last) -> Result` of a script that tells what it finds and then does `last`."""
+def look(run_command, run_world, torchrun, tmp_path):
+    """`look(how, last) -> Result` of a script that prints the properties of the process and then does `last`."""
 
     def look(how, last):
         script = tmp_path / "look.py"
-        # Of torchrun's variables these are other ones each time, as is the mark of the process tree.
+        # These variables differ from launch to launch.
         own = {"SERESNEXT_TEST_TREE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE"}
         script.write_text(f"OWN = {own}\n{LOOK}\n{last}\n")
-        if how in (TORCHRUN, TORCHRUN_ALONE):
-            return start_torchrun(1, [script, "--word", "a b"], torchrun=how, env={"GIVEN": "x"}).finish(60)
+        start = {WORLD: partial(run_world, 1), TORCHRUN: partial(torchrun, 1)}.get(how)
+        if start:
+            return start([script, "--word", "a b"], env={"GIVEN": "x"})
         return run_command([how, script, "--word", "a b"], env={"GIVEN": "x"})
 
     return look
@@ -68,16 +70,41 @@ def test_a_fork_of_python_is_as_a_new_one(look, end):
 
 def test_a_worker_that_is_a_fork_is_as_a_new_one(look):
     last = "import torch; print(torch.get_num_threads(), torch.__config__.parallel_info())"
-    new, fork = (look(how, last) for how in (TORCHRUN_ALONE, TORCHRUN))
+    new, fork = (look(how, last) for how in (TORCHRUN, WORLD))
     assert fork.returncode == new.returncode == 0
     ours, theirs = (json.loads(result.stdout.splitlines()[0]) for result in (fork, new))
+    assert ours.pop("environment").items() ^ theirs.pop("environment").items() == set()
     assert ours == theirs
     assert fork.stdout.splitlines()[1:] == new.stdout.splitlines()[1:]
 
 
 @pytest.mark.full
-def test_both_train_to_the_same_bits(torchrun, narrow_arguments, tmp_path):
-    runs = {how: tmp_path / str(number) for number, how in enumerate((TORCHRUN, TORCHRUN_ALONE))}
-    for how, run in runs.items():
-        assert torchrun(2, narrow_arguments(run), torchrun=how).returncode == 0
-    assert digest(runs[TORCHRUN]) == digest(runs[TORCHRUN_ALONE])
+def test_both_train_to_the_same_bits(torchrun, run_world, narrow_arguments, tmp_path):
+    digests = []
+    for number, start in enumerate((torchrun, run_world)):
+        result = start(2, narrow_arguments(tmp_path / str(number)))
+        assert result.returncode == 0, result.output
+        digests.append(digest(tmp_path / str(number)))
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failed_worker_ends_the_others(run_world, tmp_path, failing):
+    """SIGTERM ends one worker, and SIGKILL the worker that ignores SIGTERM."""
+    script = tmp_path / "worker.py"
+    script.write_text(FAILING.format(failing=failing))
+    result = run_world(3, [script], options=["--shutdown-timeout=1"], timeout=20)
+    assert result.returncode == 1
+    assert result.stderr.count("forcefully exiting") == 1
+    assert result.seconds < 10
+
+
+FAILING = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+if rank == {failing}:
+    sys.exit(3)
+if rank == 2:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(60)
+"""

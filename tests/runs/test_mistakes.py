@@ -45,7 +45,7 @@ def test_a_global_batch_that_does_not_divide(fails):
 
 
 def test_a_refused_start_ends_what_was_to_go_on(fails, tmp_path):
-    """A job that goes by `status.json` must not queue itself again for a recipe that is refused each time."""
+    """A job script that reads `status.json` must not queue the job again for a refused recipe."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "status.json").write_text('{"state": "preempted", "step": 3}')
@@ -147,7 +147,7 @@ def test_print_recipe_and_diff(run_command):
     assert "model.name: seresnext50 -> seresnext101" in differing.stdout
 
 
-def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_arguments, images, tmp_path):
+def test_an_image_that_only_one_rank_reads_ends_the_others(run_world, train_arguments, images, tmp_path):
     broken = tmp_path / "images"
     shutil.copytree(images, broken)
     image = broken / "train" / "class_1" / "3.jpg"
@@ -156,7 +156,7 @@ def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_argum
     data[place + 5 : place + 21] = b"\xff" * 16
     image.write_bytes(data)
     run = tmp_path / "run"
-    result = torchrun(2, train_arguments(run, "--data", str(broken), "--set", "length=9st"), timeout=90)
+    result = run_world(2, train_arguments(run, "--data", str(broken), "--set", "length=9st"), timeout=90)
     assert result.returncode != 0
     assert "class_1/3.jpg" in result.stderr
     assert status(run)["state"] == "failed"
@@ -165,7 +165,10 @@ def test_an_image_that_only_one_rank_reads_ends_the_others(torchrun, train_argum
 
 @pytest.mark.parametrize(
     "command",
-    [["train.py", "--recipe", "seresnext26", "--data", "recipes", "--output"], ["validate.py", "--checkpoint"]],
+    [
+        ["train.py", "--recipe", "seresnext26", "--data", "recipes", "--output"],
+        pytest.param(["validate.py", "--checkpoint"], marks=pytest.mark.full),
+    ],
     ids=["train", "validate"],
 )
 def test_ctrl_c_while_torch_is_imported(start_command, command, tmp_path):
@@ -193,7 +196,7 @@ def test_never_moves_a_run_only_once_the_new_one_can_start(fails, module_train, 
 
 @pytest.mark.full
 def test_never_is_heeded_by_each_launch_of_one_name(torchrun, train_arguments, tmp_path):
-    """On several machines people give a launch a name, and often the same one again: that is no restart of it."""
+    """Launches on several machines have a name, often the same name again: that is no restart."""
     run = tmp_path / "run"
     named = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=100"]
     short = ("--set", "length=1st", "--set", "schedule.warmup=0ep", "--resume", "never")
@@ -226,7 +229,7 @@ SHORT = ("--set", "length=1st", "--set", "schedule.warmup=0ep")
     ids=["one more", "another name", "another class"],
 )  # fmt: skip
 def test_data_that_changed_between_two_starts(fails, one_step, images, tmp_path, change, words):
-    """The control is the copy that did not change: it is the same data, wherever it lies."""
+    """The control is the copy without a change: the same data in another folder."""
     run = shutil.copytree(one_step, tmp_path / "run")
     copy = shutil.copytree(images, tmp_path / "images")
     data = ("--data", str(copy))

@@ -1,4 +1,4 @@
-"""The job for Slurm, with a stand-in for Slurm: told in time it saves and queues again, until it is finished."""
+"""The Slurm job, with a stand-in for Slurm: the job saves on the signal and queues again until the run is finished."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JOB = ROOT / "scripts" / "slurm" / "train.sbatch"
 
 @pytest.fixture
 def start_job(start_command, narrow_arguments, tmp_path):
-    """`start_job(output, *more, faults={})`: the job as Slurm starts it, on two GPUs that are not there."""
+    """`start_job(output, *more, faults={})`: the job as Slurm starts jobs, with two imaginary GPUs."""
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import launcher
 import pytest
-from forged import forge
+from bad_checkpoints import write_checkpoint
 from launcher import PYTHON
 from run_folders import last_tensors, losses
 from shard_folders import Server, serve
@@ -24,9 +23,9 @@ WORDS = ("--set", "data.format=shards", "--set", "data.shuffle_shards=2", "--set
 def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images in shards of four."""
     root = tmp_path_factory.mktemp("shards")
-    command = [sys.executable, "-m", "seresnext", "prepare", "shards"]
+    command = [ROOT / "seresnext" / "__main__.py", "prepare", "shards"]
     options = ["--output", root, "--images-per-shard", "4", "--cache", root / "cache"]
-    subprocess.run([*command, images, *options], check=True, cwd=ROOT, capture_output=True)
+    launcher.complete(1, [*command, images, *options])
     return root
 
 
@@ -62,7 +61,7 @@ def test_another_order_is_another_run(trained: Path, shards: Path, train, tmp_pa
 
 
 def test_a_run_goes_on_from_the_folder_to_a_server(trained: Path, server: Server, train, tmp_path: Path):
-    """Where the shards are and how many are kept changes no number, so it need not be allowed."""
+    """The place of the shards and the size of the cache change no number, so no permission is needed."""
     checkpoint = str(trained / "checkpoints" / "step-00000004.safetensors")
     words = ("--set", f"data.cache={tmp_path}", "--set", "data.cache_size=1.0", "--resume", checkpoint)
     run = train(tmp_path / "run", *WORDS, *words, "--data", server.url)
@@ -70,10 +69,10 @@ def test_a_run_goes_on_from_the_folder_to_a_server(trained: Path, server: Server
 
 
 def test_a_checkpoint_is_validated_on_a_server(
-    untrained, said, server: Server, shards: Path, run_command, tmp_path: Path
+    untrained, metadata, server: Server, shards: Path, run_command, tmp_path: Path
 ):
     found = []
-    checkpoint = forge(tmp_path / "checkpoint.safetensors", untrained, said)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint.safetensors", untrained, metadata)
     for number, data in enumerate((str(shards), server.url)):
         report = tmp_path / f"{number}.json"
         argv = ["validate.py", "--checkpoint", checkpoint, "--data", data, "--json", report]

@@ -1,4 +1,4 @@
-"""Techniques in whole runs: the same on any number of ranks and however they were interrupted."""
+"""Techniques in whole runs: the same on any number of ranks, with and without interruptions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_resumed_it_is_bit_for_bit_the_same(checkpointed, train, tmp_path):
 
 @pytest.fixture(scope="module")
 def frozen(checkpointed, module_train, tmp_path_factory):
-    """A run on the weights of another, and the arguments that it was made with."""
+    """A run that starts from the weights of another run, and the arguments of the run."""
     weights = checkpointed / "checkpoints" / "last.safetensors"
     options = sets(f"model.weights={weights}", "model.reset_head=true", "model.frozen=[layer0, layer1]")
     return module_train(tmp_path_factory.mktemp("frozen") / "run", *options), options

@@ -1,4 +1,4 @@
-"""Whole training runs: the same on any number of ranks, and bit for bit the same however they were interrupted."""
+"""Whole training runs: the same on any number of ranks, and bit for bit the same after an interruption."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from launcher import PYTHON
 from run_folders import events, last_tensors, losses, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.narrow]
 
 
 @pytest.fixture(scope="module")
 def straight():
     """Uninterrupted runs by world size, made once."""
     return {}
+
+
+@pytest.fixture
+def real_arguments(train_arguments):
+    """`real_arguments(output, *more) -> [...]`: the real train.py and the network of the recipe."""
+    return lambda *words: ["train.py", *train_arguments(*words)[1:]]
 
 
 @pytest.fixture
@@ -68,19 +74,21 @@ def test_resumed_from_the_middle_it_is_bit_for_bit_the_same(uninterrupted, train
 
 @pytest.mark.full
 def test_from_another_state_it_is_not_the_same(uninterrupted, train, tmp_path):
-    """The control: a run that starts afresh with another seed ends elsewhere."""
+    """The control: a run with another seed has other weights."""
     other = train(tmp_path / "run", "--set", "runtime.seed=1")
     assert not torch.equal(
         last_tensors(other)["model.last_linear.weight"], last_tensors(uninterrupted(1))["model.last_linear.weight"]
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
-    uninterrupted, train, start_command, train_arguments, tmp_path, number
+    run_command, start_command, real_arguments, tmp_path, number
 ):
-    run = tmp_path / "run"
-    command = start_command([sys.executable, *train_arguments(run)])
+    """New processes of the real train.py and the network of the recipe."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = start_command([sys.executable, *real_arguments(run)])
     command.wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) >= 1)
     command.process.send_signal(number)
     result = command.finish()
@@ -91,9 +99,10 @@ def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
     stopped_at = status(run)["step"]
     assert 0 < stopped_at < 8
     assert (run / "checkpoints" / f"step-{stopped_at:08}.safetensors").exists()
-    train(run)
-    assert status(run)["state"] == "finished"
-    assert_same_bits(run, uninterrupted(1))
+    for output in (run, whole):
+        assert run_command([sys.executable, *real_arguments(output)]).returncode == 0
+        assert status(output)["state"] == "finished"
+    assert_same_bits(run, whole)
 
 
 @pytest.mark.full
@@ -142,14 +151,14 @@ def test_tensorboard_has_what_the_metrics_have(uninterrupted):
     assert any("top5" in tag for tag in tags)
 
 
-def test_fine_tuning_starts_from_published_weights(uninterrupted, run_command, train_arguments, tmp_path):
+def test_fine_tuning_starts_from_published_weights(run_command, real_arguments, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("legacy_seresnext26_32x4d", num_classes=1000)
     weights = tmp_path / "published.pth"
     torch.save(model.state_dict(), weights, _use_new_zipfile_serialization=False)
     run = tmp_path / "run"
     settings = (f"model.weights={weights}", "length=1st", "schedule.warmup=0ep", "optimizer.lr=1e-30", "ema=null")
-    arguments = train_arguments(run, *(word for setting in settings for word in ("--set", setting)))
+    arguments = real_arguments(run, *(word for setting in settings for word in ("--set", setting)))
     refused = run_command([PYTHON, *arguments])
     assert refused.returncode == 4
     assert "model.reset_head=true" in refused.stderr
@@ -164,11 +173,13 @@ def test_fine_tuning_starts_from_published_weights(uninterrupted, run_command, t
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", [("precision=fp32", "compile=false"), ("precision=bf16", "compile=true")], ids="-".join)
-def test_on_a_gpu_a_resumed_run_is_bit_for_bit_the_same(train, tmp_path, how):
+def test_on_a_gpu_a_resumed_run_is_bit_for_bit_the_same(run_command, real_arguments, tmp_path, how):
     settings = ("runtime.deterministic=true", *(f"runtime.{setting}" for setting in how))
     changes = [word for setting in settings for word in ("--set", setting)]
-    whole = train(tmp_path / "whole", *changes)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     middle = whole / "checkpoints" / "step-00000004.safetensors"
-    resumed = train(tmp_path / "resumed", *changes, "--resume", str(middle))
+    for output, more in ((whole, []), (resumed, ["--resume", str(middle)])):
+        result = run_command([PYTHON, *real_arguments(output, *changes, *more)], timeout=300)
+        assert result.returncode == 0, result.output
     one, other = last_tensors(whole), last_tensors(resumed)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -1,6 +1,6 @@
 """Recipes, images and links that were made to do harm, given to the commands: refused in little time and memory.
 
-See tests/measured.py for how those are known. More of images, archives and indices is in tests/data.
+tests/resource_probe.py measures both. tests/data has more tests of images, archives and indices.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forged import changed, forge
-from measured import Measurer, assert_refused
+from bad_checkpoints import changed, write_checkpoint
 from PIL import Image
+from resource_probe import Probe, assert_refused
 
 pytestmark = pytest.mark.runs
 
@@ -45,14 +45,14 @@ RECIPES: dict[str, Callable[[], str]] = {
 
 
 @pytest.mark.parametrize("case", RECIPES)
-def test_recipes(measure: Measurer, tmp_path: Path, case: str) -> None:
+def test_recipes(measure: Probe, tmp_path: Path, case: str) -> None:
     canary, path = tmp_path / "canary", tmp_path / "recipe.yaml"
     path.write_text(RECIPES[case]().replace("{canary}", str(canary)))
     assert_refused(measure("train.py", "--recipe", path, "--print-recipe"), code=2, seconds=30)
     assert not canary.exists()
 
 
-def test_other_readers_of_yaml(measure: Measurer, tmp_path: Path) -> None:
+def test_other_readers_of_yaml(measure: Probe, tmp_path: Path) -> None:
     """The control: 400 bytes that a list of all values would need a gigabyte of values for, and a command that runs."""
     canary, path = tmp_path / "canary", tmp_path / "recipe.yaml"
     path.write_text(RECIPES["aliases"]())
@@ -98,14 +98,14 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("case", PICTURES)
-def test_images(measure: Measurer, untrained: Any, said: Any, images: Path, tmp_path: Path, case: str) -> None:
+def test_images(measure: Probe, untrained: Any, metadata: Any, images: Path, tmp_path: Path, case: str) -> None:
     root = tmp_path / "root"
     shutil.copytree(images / "val", root / "val")
     victim = root / "val" / "class_1" / "2.jpg"
     victim.write_bytes(PICTURES[case]())
     assert victim.stat().st_size < 400_000
-    values = changed(said, {"recipe.data.workers": 0})
-    path = forge(tmp_path / "c.safetensors", untrained, values)
+    values = changed(metadata, {"recipe.data.workers": 0})
+    path = write_checkpoint(tmp_path / "c.safetensors", untrained, values)
     usual = measure("validate.py", "--checkpoint", path)
     result = measure("validate.py", "--checkpoint", path, "--data", root)
     assert result.megabytes < usual.megabytes + 100
@@ -113,7 +113,7 @@ def test_images(measure: Measurer, untrained: Any, said: Any, images: Path, tmp_
         assert "class_1/2.jpg" in assert_refused(result, code=3, megabytes=usual.megabytes + 100)
 
 
-def test_pillow_alone_takes_much(measure: Measurer, tmp_path: Path) -> None:
+def test_pillow_alone_takes_much(measure: Probe, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(PICTURES["13,000 x 13,000"]())
     program = (
@@ -122,7 +122,7 @@ def test_pillow_alone_takes_much(measure: Measurer, tmp_path: Path) -> None:
     assert measure("-c", program).megabytes > 600
 
 
-def test_links_and_pipes(measure: Measurer, images: Path, tmp_path: Path) -> None:
+def test_links_and_pipes(measure: Probe, images: Path, tmp_path: Path) -> None:
     (tmp_path / "loop.pth").symlink_to("loop.pth")
     os.mkfifo(tmp_path / "pipe.pth")
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")

@@ -1,4 +1,4 @@
-"""validate.py as a user runs it: exact on any number of ranks, and right by an independent measurement."""
+"""validate.py as a command: exact on any number of ranks, and equal to an independent measurement."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def trained(module_train, tmp_path_factory):
 
 
 @pytest.fixture
-def validate(run_command, torchrun, tmp_path):
+def validate(run_command, run_world, tmp_path):
     def run(checkpoint, *more, world=1):
         report = tmp_path / f"report{world}.json"
         arguments = ["validate.py", "--checkpoint", str(checkpoint), "--json", str(report), *more]
-        result = run_command([PYTHON, *arguments]) if world == 1 else torchrun(world, arguments)
+        result = run_command([PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
         assert result.returncode == 0, result.output
         return json.loads(report.read_text())
 
@@ -41,7 +41,7 @@ def validate(run_command, torchrun, tmp_path):
 
 
 def test_it_is_exact_on_1_2_and_3_ranks(trained, validate):
-    """13 images in 7 batches: neither 2 nor 3 ranks divide them."""
+    """13 images in 7 batches, which 2 and 3 ranks do not divide."""
     checkpoint = trained / "checkpoints" / "last.safetensors"
     one, two, three = (validate(checkpoint, world=world) for world in (1, 2, 3))
     assert one["num_images"] == 13

@@ -67,7 +67,7 @@ class ResizeCenterCrop:
     crop_pct: float
     interpolation: str
 
-    def of_file(self, data: bytes, name: str, max_pixels: int) -> Tensor:
+    def decode_and_crop(self, data: bytes, name: str, max_pixels: int) -> Tensor:
         """Return the centre crop of an encoded image, uint8 H W C.
 
         Raises DataError as `decode` does, and for a long image that would have more than `max_pixels` pixels after the

@@ -110,8 +110,7 @@ def _scan_split(folder: Path) -> IndexColumns:
             if nested:
                 problems.append(
                     f"{class_name} holds the folder {nested[0]}; move the images of this folder up into the class "
-                    "folder, or "
-                    "move the folder away"
+                    "folder, or move the folder away"
                 )
             elif not found:
                 there = f"; found {_counted(skipped)}" if skipped else ""

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 from seresnext.data.readers.files import read_piece
+from seresnext.data.shards.format import Shard
 from seresnext.data.shards.remote import Remote
 from seresnext.errors import DataError
 from seresnext.progress import warn
@@ -20,17 +20,6 @@ from seresnext.progress import warn
 _ROOM_SECONDS, _LOOK_SECONDS = 240.0, 0.05
 # A process sets the time of last use of a shard at most this often.
 _USE_SECONDS = 1.0
-
-
-class CachedFile(Protocol):
-    """A file of a known size and content."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
 
 
 class ShardCache:
@@ -50,7 +39,7 @@ class ShardCache:
         except OSError as error:
             raise _no_cache(self._folder, error) from None
 
-    def check_room(self, files: Sequence[CachedFile], where: str) -> None:
+    def check_room(self, files: Sequence[Shard], where: str) -> None:
         """Raise DataError when the largest of the files is larger than the whole cache."""
         largest = max((file.bytes for file in files), default=0)
         if largest > self.limit:
@@ -77,11 +66,11 @@ class ShardCache:
                 part.replace(path)
         return path
 
-    def has(self, shard: CachedFile) -> bool:
+    def has(self, shard: Shard) -> bool:
         """Return whether there is a copy of a shard now."""
         return self._path(shard).exists()
 
-    def read(self, remote: Remote, shard: CachedFile, offset: int, size: int) -> bytes:
+    def read(self, remote: Remote, shard: Shard, offset: int, size: int) -> bytes:
         """Return bytes of a shard, after a download if there is no copy."""
         while True:
             try:
@@ -92,12 +81,12 @@ class ShardCache:
             try:
                 # Readers share the lock. `_remove_unless_read` needs the lock alone.
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                self._set_use(shard)
+                self.touch(shard)
                 return read_piece(descriptor, offset, size)
             finally:
                 os.close(descriptor)
 
-    def fetch(self, remote: Remote, shard: CachedFile) -> None:
+    def fetch(self, remote: Remote, shard: Shard) -> None:
         """Download a shard without a copy. One process downloads, the others wait. Raises DataError on failure."""
         path = self._path(shard)
         with _lock(path.with_suffix(".lock")):
@@ -112,18 +101,15 @@ class ShardCache:
             finally:
                 part.unlink(missing_ok=True)
 
-    def touch(self, shard: CachedFile) -> None:
-        """Mark a shard as used, so that the copy stays for a while."""
-        self._set_use(shard)
-
-    def drop(self, shard: CachedFile) -> None:
+    def drop(self, shard: Shard) -> None:
         """Remove the copy of a shard."""
         self._path(shard).unlink(missing_ok=True)
 
-    def _path(self, shard: CachedFile) -> Path:
+    def _path(self, shard: Shard) -> Path:
         return self._folder / f"{shard.sha256}.tar"
 
-    def _set_use(self, shard: CachedFile) -> None:
+    def touch(self, shard: Shard) -> None:
+        """Set the time of last use of a shard to now, so that the copy stays for a while."""
         now = time.time_ns()
         if now - self._used.get(shard.sha256, 0) > 1e9 * _USE_SECONDS:
             self._used[shard.sha256] = now
@@ -131,7 +117,7 @@ class ShardCache:
                 # The system's own clock for files has ticks of up to 10 ms, too coarse for an order of use.
                 os.utime(self._path(shard), ns=(now, now))
 
-    def _make_room(self, shard: CachedFile) -> Path:
+    def _make_room(self, shard: Shard) -> Path:
         """Remove copies until a shard fits. Return an empty file that reserves the size in its name."""
         part = self._folder / f"{shard.sha256}.{shard.bytes}.part"
         part.unlink(missing_ok=True)  # A leftover of a process that died, because this process holds the shard's lock.
@@ -232,6 +218,5 @@ def _try_lock(path: Path) -> Iterator[bool]:
 def _no_cache(folder: Path, error: OSError) -> DataError:
     return DataError(
         f"shards cannot be kept in {folder}: {error.strerror or error}; set data.cache to a folder on a local disk "
-        "with "
-        "room for data.cache_size"
+        "with room for data.cache_size"
     )

@@ -51,7 +51,7 @@ class Replay:
         return self.random() < probability
 
 
-def test_crops_are_those_of_torchvision_from_the_same_uniform_numbers(monkeypatch: pytest.MonkeyPatch):
+def test_crops_equal_torchvision_from_the_same_uniform_numbers(monkeypatch: pytest.MonkeyPatch):
     transform = train_transform()
     rng = np.random.default_rng(0)
     fallbacks = 0
@@ -123,7 +123,7 @@ SIZES = [(500, 375), (375, 500), (101, 57), (57, 101), (33, 32), (32, 32), (36, 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("image_size", "crop_pct"), [(32, 0.875), (31, 0.9), (32, 1.0), (33, 0.7)])
-def test_evaluation_pixels_are_those_of_torchvision(image_size: int, crop_pct: float, interpolation: str):
+def test_evaluation_pixels_equal_torchvision(image_size: int, crop_pct: float, interpolation: str):
     oracle = transforms.Compose(
         [
             transforms.Resize(math.floor(image_size / crop_pct), InterpolationMode(interpolation)),
@@ -137,7 +137,7 @@ def test_evaluation_pixels_are_those_of_torchvision(image_size: int, crop_pct: f
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_evaluation_pixels_of_photographs_are_those_of_timm(photographs: list[bytes], interpolation: str):
+def test_evaluation_pixels_of_photographs_equal_timm(photographs: list[bytes], interpolation: str):
     create_transform = pytest.importorskip("timm.data").create_transform
     oracle = create_transform(224, interpolation=interpolation, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
     transform = ResizeCenterCrop(224, 0.875, interpolation)

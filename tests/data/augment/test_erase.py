@@ -22,7 +22,7 @@ USUAL = RandomErasing(0.25, (0.02, 0.33), (0.3, 3.3))
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("noise", [False, True])
-def test_pixels_are_those_of_torchvision_with_the_same_boxes(noise: bool, channels_last: bool):
+def test_pixels_equal_torchvision_with_the_same_boxes(noise: bool, channels_last: bool):
     images = IMAGES.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     fill = torch.randn(IMAGES.shape, dtype=torch.float64) if noise else torch.tensor(0.7, dtype=torch.float64)
     erased = erase(images, torch.tensor(BOXES), fill)
@@ -61,7 +61,7 @@ class Replay:
 
 
 @pytest.mark.parametrize("scale", [(0.02, 0.33), (0.5, 1.0)])
-def test_boxes_are_those_of_torchvision_from_the_same_uniform_numbers(
+def test_boxes_equal_torchvision_from_the_same_uniform_numbers(
     scale: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ):
     always = RandomErasing(1.0, scale, (0.3, 3.3))

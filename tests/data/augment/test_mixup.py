@@ -23,7 +23,7 @@ def share_of(targets: Tensor) -> float:
     return targets[0, 0].item()
 
 
-def test_mixup_is_that_of_timm_with_the_same_share():
+def test_mixup_equals_timm_with_the_same_share():
     timm_mixup = pytest.importorskip("timm.data.mixup")
     for step in range(5):
         images, targets = mix(mixup=0.4)(IMAGES, LABELS, step=step, replica=1)
@@ -33,7 +33,7 @@ def test_mixup_is_that_of_timm_with_the_same_share():
         torch.testing.assert_close(images, IMAGES * share + IMAGES.flip(0) * (1 - share), rtol=0, atol=1e-15)
 
 
-def test_mixup_is_that_of_torchvision_with_the_same_share():
+def test_mixup_equals_torchvision_with_the_same_share():
     # For two images, torchvision makes the same pairs.
     images, labels, oracle = IMAGES[:2], LABELS[:2], v2.MixUp(alpha=0.4, num_classes=5)
     for step in range(20):
@@ -44,10 +44,10 @@ def test_mixup_is_that_of_torchvision_with_the_same_share():
         torch.testing.assert_close(targets, oracle.transform(labels, params).double(), rtol=0, atol=1e-7)
 
 
-def test_cutmix_is_that_of_torchvision_with_the_same_share_and_centre(monkeypatch: pytest.MonkeyPatch):
+def test_cutmix_equals_torchvision_with_the_same_share_and_centre(monkeypatch: pytest.MonkeyPatch):
     # timm makes boxes of an odd size one pixel larger than the code of the paper's authors, which torchvision follows.
-    # torchvision pairs each image with the previous one. timm and this project pair it with the image at the same place
-    # of the reversed batch. For two images, the pairs are equal.
+    # torchvision pairs each image with the previous one, timm and this project with the image at the same position of
+    # the reversed batch. For two images, the pairs are equal.
     images, oracle = IMAGES[:2], v2.CutMix(alpha=1.0, num_classes=5)
     for number in range(200):
         share = number / 199

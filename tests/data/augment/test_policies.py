@@ -57,7 +57,7 @@ def photograph(photographs: list[bytes]) -> Image.Image:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_pixels_are_those_of_torchvision(photographs: list[bytes], name: str, interpolation: str):
+def test_pixels_equal_torchvision(photographs: list[bytes], name: str, interpolation: str):
     oracle, magnitudes = ORACLES[name]
     for image in (NOISE, photograph(photographs)):
         results = set()
@@ -138,7 +138,7 @@ def test_operations_are_drawn_as_by_torchvision(case: str, size: int, monkeypatc
     assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
 
 
-def test_another_policy_would_be_told(monkeypatch: pytest.MonkeyPatch):
+def test_another_policy_is_distinguished(monkeypatch: pytest.MonkeyPatch):
     drawn = rounded([o for n in range(8000) for o in RandAugment(2, 9, 31).draw(224, rng_at(0, n))])
     other = rounded(torchvisions(v2.RandAugment(2, 10, 31), 224, 8000, monkeypatch))
     assert set(drawn) != set(other)
@@ -159,7 +159,7 @@ NAMES_OF_OURS = [ours for ours, _ in NAMES.values()]
 # --------------------------------------------------------------------------------------------- colour jitter
 
 
-def test_jittered_pixels_are_those_of_torchvision_with_the_same_factors(photographs: list[bytes]):
+def test_jittered_pixels_equal_torchvision_with_the_same_factors(photographs: list[bytes]):
     settings = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.2}
     order = list(settings)
     oracle, image = v2.ColorJitter(**settings), photograph(photographs)
@@ -172,7 +172,7 @@ def test_jittered_pixels_are_those_of_torchvision_with_the_same_factors(photogra
         np.testing.assert_array_equal(ours.numpy(), np.asarray(theirs))
 
 
-def test_factors_and_orders_are_those_of_torchvision():
+def test_factors_and_orders_equal_torchvision():
     settings = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.2, "hue": 0.1}
     count = 4000
     drawn = [dict(ColorJitter(**settings).draw(32, rng_at(0, n))) for n in range(count)]
@@ -194,7 +194,7 @@ def test_factors_and_orders_are_those_of_torchvision():
     assert abs(np.corrcoef([f["brightness"] for f in drawn], [f["contrast"] for f in drawn])[0, 1]) < 0.06
 
 
-def test_what_is_off_is_not_done():
+def test_without_augmentation_nothing_changes():
     assert [name for name, _ in ColorJitter(0, 0.4, 0, 0).draw(32, rng_at(0))] == ["contrast"]
     assert ColorJitter(0, 0, 0, 0).draw(32, rng_at(0)) == []
 
@@ -216,7 +216,7 @@ class Fixed:
         return self._operations
 
 
-def test_an_image_is_mirrored_before_it_is_retouched():
+def test_an_image_is_mirrored_before_the_policies():
     policy: Policy = Fixed(AugmentOp("shear_x", 20.0), AugmentOp("posterize", 3.0))
     retouched = PolicyPipeline((policy,), "bilinear")(pixels_of(NOISE), True, rng_at(0))
     mirrored = F.horizontal_flip(NOISE)

@@ -6,7 +6,7 @@ from seresnext.data.augment.progressive import ImageSizeSchedule
 
 @pytest.mark.parametrize(("low", "high"), [(160, 192), (128, 224), (32, 512)])
 @pytest.mark.parametrize(("start", "end"), [(0, 60), (35, 50), (10, 11)])
-def test_sizes_are_those_of_ffcv(low: int, high: int, start: int, end: int):
+def test_sizes_equal_ffcv(low: int, high: int, start: int, end: int):
     ramp = ImageSizeSchedule(low, high, start, end)
     for step in range(80):
         # `ImageNetTrainer.get_resolution`, which counts epochs.

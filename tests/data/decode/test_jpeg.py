@@ -72,11 +72,11 @@ def test_odd_jpegs_are_not_plain(data: bytes):
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n" + bytes(40), jpeg()[:150], b"<html>" * 9])
-def test_what_is_no_jpeg_has_no_frame(data: bytes):
+def test_other_files_have_no_frame(data: bytes):
     assert read_frame(data) is None
 
 
-def test_sizes_of_photographs_are_those_of_pillow(photographs: list[bytes]):
+def test_sizes_of_photographs_equal_pillow(photographs: list[bytes]):
     for data in photographs:
         frame = read_frame(data)
         assert frame is not None

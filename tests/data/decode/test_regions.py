@@ -92,7 +92,7 @@ def test_pictures_are_not_turned(decoder: RegionDecoder, orientation: int):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "LA", "RGBA"])
-def test_pngs_whatever_they_are_called(decoder: RegionDecoder, mode: str):
+def test_pngs_with_any_file_name(decoder: RegionDecoder, mode: str):
     assert_is_pillows(decoder, encoded(PICTURE.convert(mode), "PNG"))
 
 
@@ -254,7 +254,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
     ],
     ids=["empty", "html", "short JPEG", "header", "short PNG"],
 )
-def test_what_cannot_be_decoded_is_named_and_the_others_are_decoded(decoder: RegionDecoder, data: bytes, what: str):
+def test_one_bad_image_is_named_and_the_others_are_decoded(decoder: RegionDecoder, data: bytes, what: str):
     crop = Crop(0, 0, 40, 30, False)  # Far above what is missing.
     good = Encoded(encoded(PICTURE), lambda: "good.jpg")
     before, error, after = decoder([good, Encoded(data, lambda: "train/cat/7.jpg"), good], lambda *_: crop)

@@ -107,7 +107,7 @@ def test_another_seed_is_another_run(reader: Reader, straight: Seen):
     assert train(reader, seed=6) != straight
 
 
-def test_draws_that_belong_to_a_worker_would_be_told_from_ours(reader: Reader):
+def test_draws_of_a_worker_give_another_run(reader: Reader):
     class ByWorker(TrainImages):
         """A wrong source: crops are drawn from the generator of the worker."""
 
@@ -308,7 +308,7 @@ def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(numbe
         train()
 
 
-def test_a_worker_that_dies_beside_those_of_another_block_is_told_by_its_own(numbers):
+def test_a_worker_that_dies_during_another_block_is_reported_by_its_own_block(numbers):
     """For example a training worker during validation: torch raises the error in the inner block."""
 
     def act(key: BatchKey) -> None:
@@ -395,7 +395,7 @@ def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(numbers):
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
-def test_batches_that_go_to_a_gpu_need_shared_memory_and_say_so(numbers):
+def test_batches_that_go_to_a_gpu_need_shared_memory_with_a_message(numbers):
     # A limit on the size of files also limits shared memory. Only the worker has the limit.
     error = str(fails(numbers, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)), pin_memory=True))
     assert "no shared memory" in error

@@ -41,7 +41,7 @@ def expected(host: Batch, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_images_are_those_of_torchvision(dtype: torch.dtype, tolerance: float, channels_last: bool):
+def test_images_equal_torchvision(dtype: torch.dtype, tolerance: float, channels_last: bool):
     (result,) = prefetched(iter([batch()]), dtype=dtype, channels_last=channels_last)
     torch.testing.assert_close(result.images, expected(batch(), dtype), rtol=0, atol=tolerance)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -163,7 +163,7 @@ def test_boxes_are_erased_from_mirrored_normalised_images_as_by_torchvision(chan
     assert result.images.is_contiguous(memory_format=layout)
 
 
-def test_noise_stands_where_the_boxes_are_and_belongs_to_the_micro_batch():
+def test_noise_fills_the_boxes_and_depends_on_the_micro_batch():
     host = batch()._replace(boxes=BOXES)
     noisy, again, other = (
         next(prefetched(iter([host._replace(replica=replica)]), fill=EraseFill("random", seed=0))).images
@@ -228,7 +228,7 @@ def test_a_gpu_computes_the_same_from_pinned_batches_of_workers_under_load():
 
 
 @pytest.mark.gpu
-def test_pixels_on_a_gpu_are_those_of_torchvision():
+def test_pixels_on_a_gpu_equal_torchvision():
     (result,) = prefetched(iter([batch()]), device=torch.device("cuda"))
     assert result.images.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result.images.cpu(), expected(batch(), torch.float32), rtol=0, atol=1e-6)

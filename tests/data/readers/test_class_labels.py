@@ -23,7 +23,7 @@ def test_numbers_are_labels(count: int, width: int) -> None:
     assert "here/val" in notice
 
 
-def test_wordnet_ids_are_as_they_sort() -> None:
+def test_wordnet_ids_are_sorted() -> None:
     assert labels_by_name(WORDNET, "here") == (list(range(1000)), None)
     turned = WORDNET[::-1]  # Shards may list classes in another order.
     assert labels_by_name(turned, "here") == ([999 - place for place in range(1000)], None)

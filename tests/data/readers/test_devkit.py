@@ -47,7 +47,7 @@ def test_a_number_that_is_no_class_is_named_with_its_line(tmp_path: Path, line: 
         read_validation_classes(kit(tmp_path, gzip.compress(content)))
 
 
-def test_what_is_no_kit(tmp_path: Path):
+def test_other_files_are_no_kit(tmp_path: Path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_validation_classes(tmp_path / "ILSVRC2012_devkit_t12.tar.gz")
     with pytest.raises(DataError, match="cannot be read: Not a gzipped file"):

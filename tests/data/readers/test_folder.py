@@ -26,7 +26,7 @@ def make(root: Path, *files: str) -> Path:
     return root
 
 
-def test_samples_and_labels_are_those_of_torchvision(tmp_path: Path):
+def test_samples_and_labels_equal_torchvision(tmp_path: Path):
     make(tmp_path, *(f"train/{c}/{n}.JPEG" for c in ("n2", "n10", "N3", "ä") for n in (10, 9, 2)))
     ours, theirs = FolderReader(tmp_path, "train"), torchvision.datasets.ImageFolder(tmp_path / "train")
     assert list(ours.classes) == theirs.classes
@@ -34,7 +34,7 @@ def test_samples_and_labels_are_those_of_torchvision(tmp_path: Path):
     assert [ours.read(i).decode() for i in range(len(ours))] == [ours.name(i) for i in range(len(ours))]
 
 
-def test_real_images_are_those_of_torchvision(imagenet_sample: Path):
+def test_real_images_equal_torchvision(imagenet_sample: Path):
     ours, theirs = FolderReader(imagenet_sample, "val"), torchvision.datasets.ImageFolder(imagenet_sample / "val")
     assert (len(ours), list(ours.classes)) == (500, theirs.classes)
     assert [(str(imagenet_sample / ours.name(i)), label) for i, label in enumerate(ours.labels)] == theirs.samples
@@ -56,7 +56,7 @@ def passed_over(root: Path, split: str = "train") -> list[str]:
     return [notice for notice in FolderReader(root, split).notices if "skipped" in notice]
 
 
-def test_files_that_are_passed_over_are_reported_at_each_start(tmp_path: Path):
+def test_files_that_are_skipped_are_reported_at_each_start(tmp_path: Path):
     made = ["a/1.jpg", "a/2.webp", "b/1.png", "b/3.WEBP", "b/4.webp", "b/5.bmp", "b/README", "classes.csv", "b/.6.webp"]
     make(tmp_path, *(f"train/{name}" for name in made))
     counts = "3 .webp, 1 without ending, 1 .bmp, 1 .csv"
@@ -80,7 +80,7 @@ def test_many_endings_are_counted_together(tmp_path: Path):
     assert said.isprintable()
 
 
-def test_a_folder_that_is_called_as_an_image_is_none(tmp_path: Path):
+def test_a_folder_with_the_name_of_an_image_is_refused(tmp_path: Path):
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg/3.txt")
     with pytest.raises(DataError, match=r"b holds the folder 2\.jpg; move the images of this folder"):
         FolderReader(tmp_path, "train")
@@ -126,7 +126,7 @@ def test_a_reader_holds_no_object_per_image(tmp_path: Path):
     assert max(len(value) for value in kept if isinstance(value, list | tuple | dict)) == 1
 
 
-def test_the_fingerprint_tells_what_the_split_consists_of(tmp_path: Path):
+def test_the_fingerprint_depends_on_the_images_and_classes(tmp_path: Path):
     def fingerprint(name: str, *files: str) -> str:
         return FolderReader(make(tmp_path / name, *files), "train").fingerprint
 
@@ -167,7 +167,7 @@ def test_the_fingerprint_sees_where_a_name_ends(tmp_path: Path):
     assert one.fingerprint != other.fingerprint
 
 
-def test_a_missing_root_and_a_missing_split_say_what_is_there(tmp_path: Path):
+def test_a_missing_root_and_a_missing_split_list_the_folders(tmp_path: Path):
     with pytest.raises(DataError, match=r"no folder .*nowhere; give the folder of train/ and val/"):
         FolderReader(tmp_path / "nowhere", "train")
     make(tmp_path, "training/a/1.jpg", "test/a/1.jpg", ".hidden/a/1.jpg")
@@ -279,7 +279,7 @@ def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, listings: list[
     assert (again.fingerprint, len(again)) == (first.fingerprint, 3)
 
 
-def test_all_classes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_all_classes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bars = update_progress(module, monkeypatch)
     FolderReader(make(tmp_path, *(f"train/{name}/{n}.jpg" for name in "abcde" for n in range(3))), "train")
     (bar,) = bars
@@ -420,7 +420,7 @@ def test_other_owners_or_times_do_not_replace_the_index(tmp_path: Path):
 
 
 @pytest.mark.parametrize("gone", ["a/1.jpg", "a"])
-def test_a_missing_file_is_listed_no_more_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
+def test_a_missing_file_is_not_listed_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
     """No time shows the removal. Workers of the same run can still open the index."""
     make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
     monkeypatch.setattr(Times, "of", classmethod(lambda cls, status: cls(status.st_ino, status.st_ino)))

@@ -46,7 +46,7 @@ def extracted(archives: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_images_and_labels_are_those_of_the_extracted_folder(archives: Path, extracted: Path, split: str):
+def test_images_and_labels_equal_the_extracted_folder(archives: Path, extracted: Path, split: str):
     ours, theirs = ImagenetReader(archives, split), torchvision.datasets.ImageFolder(extracted / split)
     assert list(ours.classes) == theirs.classes == sorted(CLASSES)
     assert ours.labels.tolist() == theirs.targets
@@ -92,7 +92,7 @@ def test_an_archive_replaced_with_its_size_and_time_kept_is_seen(tmp_path: Path)
     assert [size for size, _ in seen] == [20480, 20480]
 
 
-def test_nothing_is_written_beside_the_archives(archives: Path):
+def test_nothing_is_written_to_the_folder_of_the_archives(archives: Path):
     before = {path.name: path.stat().st_mtime_ns for path in archives.iterdir()}
     reader = ImagenetReader(archives, "train")
     reader.read(0)
@@ -155,7 +155,7 @@ def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tm
 
 
 @pytest.mark.parametrize(("split", "pieces"), [("train", len(CLASSES)), ("val", 12)])
-def test_all_of_an_archive_is_told(archives: Path, monkeypatch: pytest.MonkeyPatch, split: str, pieces: int):
+def test_progress_covers_the_whole_archive(archives: Path, monkeypatch: pytest.MonkeyPatch, split: str, pieces: int):
     bars = update_progress(module, monkeypatch)
     reader = ImagenetReader(archives, split)
     (bar,) = bars
@@ -201,7 +201,7 @@ def test_every_cut_of_the_training_archive_is_noticed(tmp_path: Path):
         assert "cut off" in refusal(tmp_path)
 
 
-def test_what_is_wrong_inside_a_class_is_named(tmp_path: Path):
+def test_faults_inside_a_class_are_named(tmp_path: Path):
     inner = tar([("a.JPEG", b"1"), ("a.JPEG", b"2")])
     (tmp_path / TRAIN.name).write_bytes(tar({"n01440764.tar": inner}))
     assert "ILSVRC2012_img_train.tar: n01440764.tar: member 'a.JPEG' is there twice" in refusal(tmp_path)
@@ -231,7 +231,7 @@ def test_archives_of_another_form_are_refused(tmp_path: Path, content: dict[str,
     assert message in refusal(tmp_path)
 
 
-def test_validation_images_must_be_those_of_the_kit(archives: Path):
+def test_validation_images_must_match_the_kit(archives: Path):
     truth = truth_of()
     (archives / DEVKIT.name).write_bytes(devkit(truth[:-1]))
     assert "holds 12 images, and the development kit the classes of 11" in refusal(archives, "val")
@@ -243,7 +243,7 @@ def test_validation_images_must_be_those_of_the_kit(archives: Path):
         assert "labels follow these numbers" in refusal(archives, "val")
 
 
-def test_published_archives_must_hold_what_they_are_known_to(archives: Path):
+def test_published_archives_must_hold_the_published_classes(archives: Path):
     message = refusal(archives, official=True)
     assert "has 4 classes, the challenge 1000 (missing: n01443537, n01484850" in message
     assert "has 4 classes" in refusal(archives, "val", official=True)

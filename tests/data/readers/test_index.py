@@ -20,7 +20,7 @@ from seresnext.errors import DataError
 # ------------------------------------------------------------------------------------------------ the file
 
 
-def test_what_is_written_is_read(tmp_path: Path):
+def test_a_written_index_is_read(tmp_path: Path):
     said = contents()
     write_index(tmp_path / "i", said)
     index = Index.open(tmp_path / "i")
@@ -74,7 +74,7 @@ def test_an_index_that_was_replaced_does_not_arrive(tmp_path: Path):
     assert_same(pickle.loads(sent), contents())
 
 
-def test_an_index_that_went_away_or_was_damaged_does_not_arrive(tmp_path: Path):
+def test_a_removed_or_damaged_index_is_an_error_in_another_process(tmp_path: Path):
     path = tmp_path / "i"
     write_index(path, contents())
     sent = pickle.dumps(Index.open(path))
@@ -123,7 +123,7 @@ def test_an_index_cut_to_any_length_is_no_index(tmp_path: Path):
     assert_same(Index.open(path), contents())
 
 
-def test_what_is_no_index_is_known(tmp_path: Path):
+def test_other_files_are_no_index(tmp_path: Path):
     path = tmp_path / "i"
     with pytest.raises(NotAnIndex):
         Index.open(path)
@@ -157,7 +157,7 @@ def test_a_flipped_bit_in_any_column_is_found(tmp_path: Path):
     assert_same(Index.open(path), contents(3))
 
 
-def test_an_index_of_another_version_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_index_of_another_version_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "VERSION", 0)
         write_index(tmp_path / "i", contents())

@@ -49,7 +49,7 @@ class Build:
         return self._found[min(self.count, len(self._found)) - 1]
 
 
-def test_it_is_built_once_and_again_when_the_data_changed(tmp_path: Path):
+def test_the_index_is_built_once_and_again_after_a_change(tmp_path: Path):
     built: list[str] = []
 
     def build(name: str, said: IndexColumns) -> IndexColumns:
@@ -85,7 +85,7 @@ def not_to_be_called() -> IndexColumns:
 @pytest.mark.parametrize(
     "harm", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b""]
 )
-def test_a_damaged_index_is_built_anew_and_said(
+def test_a_damaged_index_is_built_again_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[bytes], bytes]
 ):
     path = open_or_build(tmp_path / "i", lambda: OLD, contents).path
@@ -255,7 +255,7 @@ def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start,
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
 
-def test_without_locks_it_is_built_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_index_is_built_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(file: object, how: int) -> None:
         raise OSError(37, "No locks available")
 
@@ -283,7 +283,7 @@ def age(path: Path, days: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_what_was_unused_for_long_is_removed_by_the_next_build(tmp_path: Path):
+def test_unused_indices_are_removed_by_the_next_build(tmp_path: Path):
     ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
     files: dict[str, Path] = {}
     for number, name in enumerate(ages):
@@ -310,7 +310,7 @@ def test_what_was_unused_for_long_is_removed_by_the_next_build(tmp_path: Path):
     assert len(list(tmp_path.glob("*.lock"))) == 1
 
 
-def test_what_a_killed_build_left_is_removed(tmp_path: Path):
+def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path):
     for name, hours in (("i-old.x.tmp", 2), ("i-old.y.tmp", 0), ("j-old.x.tmp", 2)):
         (tmp_path / name).write_text("half")
         age(tmp_path / name, hours / 24)

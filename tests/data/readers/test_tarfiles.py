@@ -65,7 +65,7 @@ NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=[
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
     st.integers(0, 2000),
 )
-def test_members_are_those_of_the_standard_library(contents: dict[str, bytes], form: int, before: int):
+def test_members_equal_the_standard_library(contents: dict[str, bytes], form: int, before: int):
     archive = tar(contents, form)
     content = bytes(before) + archive + b"unrelated"
     found = listing(content, before, before + len(archive))
@@ -85,7 +85,7 @@ def test_a_long_name_of_posix_is_split():
     assert member.name == name
 
 
-def test_folders_are_passed_over():
+def test_folders_are_skipped():
     assert [m.name for m in listing(one("folder", tarfile.DIRTYPE))] == ["first.JPEG", "last.JPEG"]
 
 
@@ -107,7 +107,7 @@ def test_a_size_of_many_gibibytes_is_understood():
     assert (member.offset, member.size) == (BLOCK, size)
 
 
-def test_comments_for_all_members_are_passed_over():
+def test_comments_for_all_members_are_skipped():
     buffer = io.BytesIO()
     headers = {"comment": "made by git archive"}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers) as archive:
@@ -169,7 +169,7 @@ def test_sparse_files_of_the_program_tar_are_refused(tmp_path: Path, form: str):
         (b"Z", "is of the unknown type b'Z'"),
     ],
 )
-def test_what_is_no_regular_file_is_refused_by_name(kind: bytes, words: str):
+def test_special_files_are_refused_by_name(kind: bytes, words: str):
     content = one("evil.JPEG", size=0, linkname="/etc/passwd")
     place = content.index(b"evil.JPEG") + 156
     assert f"x.tar: member 'evil.JPEG' {words}" in refusal(resealed(content, place, kind))
@@ -234,7 +234,7 @@ def test_a_size_beyond_the_archive_names_the_member():
         assert "member 'bad.JPEG' has the size" in refusal(resealed(content, place, text))
 
 
-def test_a_damaged_header_says_after_what():
+def test_a_damaged_header_is_reported_with_the_member_before():
     content = bytearray(one("bad.JPEG"))
     content[content.index(b"bad.JPEG")] ^= 1
     assert "damaged header after member 'first.JPEG'" in refusal(bytes(content))
@@ -291,7 +291,7 @@ def opened(tmp_path: Path) -> FilesAtOffsets:
     return FilesAtOffsets([path], [(status.st_size, status.st_mtime_ns)])
 
 
-def test_bytes_are_read_where_they_lie(tmp_path: Path):
+def test_bytes_are_read_in_place(tmp_path: Path):
     files = opened(tmp_path)
     assert files.read(0, 300, 3) == bytes([44, 45, 46])
     assert files.read(0, 5, 0) == b""

@@ -40,7 +40,7 @@ def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(shard_root: Path, ser
     assert (server.requests.total() == before + 1) is (room == SHARDS)  # With room for all only the manifest again.
 
 
-def test_the_cache_keeps_to_its_size_and_drops_what_was_unused_longest(server: Server, tmp_path: Path):
+def test_the_cache_keeps_its_size_and_drops_the_least_recently_used(server: Server, tmp_path: Path):
     cache = tmp_path / "cache"
     reader = open_remote(server, cache, 2.9)
     assert isinstance(reader.store, RemoteShards)
@@ -73,7 +73,7 @@ def test_a_shard_in_use_is_not_removed(server: Server, tmp_path: Path, monkeypat
     assert not used.exists()
 
 
-def test_no_room_at_all_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_room_at_all_is_reported(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache, "_ROOM_SECONDS", 0.2)
     reader = open_remote(server, tmp_path / "cache", 1)
     reader.read(0)
@@ -88,13 +88,13 @@ def test_a_cache_smaller_than_a_shard_is_refused(server: Server, tmp_path: Path)
         open_remote(server, tmp_path / "cache", 0.5)
 
 
-def test_a_cache_that_cannot_be_written_is_told(server: Server, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_reported(server: Server, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):
         open_remote(server, tmp_path / "file")
 
 
-def test_what_a_killed_download_left_is_cleared_away(server: Server, tmp_path: Path):
+def test_leftovers_of_a_killed_download_are_removed(server: Server, tmp_path: Path):
     folder = tmp_path / "cache" / "shards"
     folder.mkdir(parents=True)
     left = folder / f"{'0' * 64}.{3 * SHARD_BYTES}.part"
@@ -114,7 +114,7 @@ def kept_index(cache: Path) -> Path:
 @pytest.mark.parametrize(
     "harm", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5], lambda _: b""]
 )
-def test_a_damaged_copy_of_the_index_is_got_again(
+def test_a_damaged_copy_of_the_index_is_downloaded_again(
     shard_root: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm
 ):
     open_remote(server, tmp_path / "cache")

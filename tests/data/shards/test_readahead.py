@@ -55,7 +55,7 @@ def test_shards_come_without_being_read_and_keys_stay_the_same(server: Server, r
     assert max(server.requests.values()) == 1
 
 
-def test_it_goes_no_further_than_the_cache_has_room(server: Server, reader):
+def test_downloads_stop_when_the_cache_is_full(server: Server, reader):
     with reader(4).prefetch(evaluation_keys(48, 6, 0, 1)) as keys:  # A key, a shard; 3 of 4 may be ahead.
         iterator = iter(keys)
         until(lambda: len(got(server)) == 3)
@@ -92,7 +92,7 @@ def test_local_shards_need_none(tmp_path: Path):
         assert same is keys
 
 
-def test_shards_are_got_in_the_order_of_need(server: Server, reader):
+def test_shards_are_downloaded_in_the_order_of_need(server: Server, reader):
     opened = reader(20)
     assert isinstance(opened.store, RemoteShards)
     order = Order(48, 6, 6, seed=1, blocks=block_shuffle(opened.shard_ids, 1))

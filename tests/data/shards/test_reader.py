@@ -34,7 +34,7 @@ def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
 # ------------------------------------------------------------------------------------------------ reads
 
 
-def test_images_and_labels_are_those_that_tarfile_finds(root: Path):
+def test_images_and_labels_equal_tarfile(root: Path):
     reader = open_reader(root, "train", "shards")
     assert [(reader.read(i), int(reader.labels[i])) for i in range(len(reader))] == tar_contents(root / "train")
     assert (len(reader), reader.classes) == (24, ("ant", "bee", "cat"))

@@ -60,7 +60,7 @@ def test_a_server_that_fails_at_first_is_asked_again(server: Server, tmp_path: P
     assert server.requests[MANIFEST] == 2
 
 
-def test_a_server_that_goes_on_failing_is_given_up(server: Server, tmp_path: Path):
+def test_a_server_that_keeps_failing_is_an_error(server: Server, tmp_path: Path):
     reader = open_remote(server, tmp_path / "cache")
     server.failures = {NAMES[1]: 100}
     with pytest.raises(DataError) as caught:
@@ -72,7 +72,7 @@ def test_a_server_that_goes_on_failing_is_given_up(server: Server, tmp_path: Pat
     assert len(copies(tmp_path / "cache")) == 1
 
 
-def test_nothing_is_tried_anew_when_the_loader_would_give_up_first(server: Server, tmp_path: Path, monkeypatch):
+def test_no_attempt_begins_after_the_limit_of_the_loader(server: Server, tmp_path: Path, monkeypatch):
     """The message has the answer of the server, not a hanging worker."""
     reader = open_remote(server, tmp_path / "cache")
     server.failures = {NAMES[1]: 100}
@@ -91,7 +91,7 @@ def test_an_answer_that_is_final_is_not_asked_for_again(server: Server, tmp_path
     assert downloads(server)[0] == 1
 
 
-def test_no_server_is_told_with_the_address(tmp_path: Path):
+def test_no_server_is_reported_with_the_address(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -99,7 +99,7 @@ def test_no_server_is_told_with_the_address(tmp_path: Path):
             ShardReader(url, "train", tmp_path, 10**6)
 
 
-def test_a_truncated_download_is_refused_and_got_again(server: Server, tmp_path: Path):
+def test_a_truncated_download_is_refused_and_downloaded_again(server: Server, tmp_path: Path):
     reader = open_remote(server, tmp_path / "cache")
     server.cut = {NAMES[0]: 5000}
     with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read, in 5 attempts and "):
@@ -144,17 +144,17 @@ def test_credentials_in_an_address_are_refused_and_not_shown(root: str):
     assert "secret" not in shown_url(root)
 
 
-def test_what_a_library_says_is_shown_without_addresses():
+def test_messages_of_a_library_are_shown_without_addresses():
     error = OSError("no answer from https://ann:secret@host/x?token=secret today")
     assert remote._reason(error) == "no answer from (address) today"
 
 
-def test_an_unknown_kind_of_address_is_told(tmp_path: Path):
+def test_an_unknown_kind_of_address_is_reported(tmp_path: Path):
     with pytest.raises(DataError, match=r"gopher:// is an unknown kind of address"):
         ShardReader("gopher://host/x", "train", tmp_path, 10**6)
 
 
-def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(DataError, match=r"needs the extra `remote`.*pip install"):
         ShardReader("https://host/x", "train", tmp_path, 10**6)
@@ -215,7 +215,7 @@ def test_a_bucket_gives_what_the_folder_holds(s3: Path, tmp_path: Path):
     assert len(copies(tmp_path)) == 2
 
 
-def test_a_file_that_a_bucket_has_not_is_told(s3: Path, tmp_path: Path):
+def test_a_file_missing_in_a_bucket_is_reported(s3: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"s3://bucket/other/train/index\.json cannot be read: there is no such file"):
         ShardReader("s3://bucket/other", "train", tmp_path, 10**6)
 

@@ -13,7 +13,7 @@ from seresnext.data.shards.store import LocalShards
 from seresnext.errors import DataError
 
 
-def test_bytes_of_a_file_are_those_at_their_place(tmp_path: Path):
+def test_bytes_of_a_file_are_read_at_the_offset(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(bytes(range(200)))
     assert read_at(path, 50, 20) == bytes(range(50, 70))
@@ -33,7 +33,7 @@ def test_a_folder_is_checked_when_it_is_opened_and_read_in_place(shard_root: Pat
         LocalShards(folder, shards)
 
 
-def test_a_damaged_copy_is_got_again(shard_root: Path, server: Server, tmp_path: Path):
+def test_a_damaged_copy_is_downloaded_again(shard_root: Path, server: Server, tmp_path: Path):
     reader = open_remote(server, tmp_path / "cache")
     good = reader.read(0)
     (path,) = (tmp_path / "cache" / "shards").glob("*.tar")

@@ -1,4 +1,4 @@
-"""Checkpoints as a stranger could make them: whole by their digest, and with anything inside."""
+"""Checkpoints with a right digest and any content, as an attacker can write them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from seresnext.recipe.show import recipe_hash
 from seresnext.training.trainer import Progress
 
 
-def weights(num_classes: int = 3) -> dict[str, Tensor]:
-    """The weights of an untrained model, as a checkpoint has them."""
+def model_weights(num_classes: int = 3) -> dict[str, Tensor]:
+    """Return the tensors of an untrained model by their names in a checkpoint."""
     torch.manual_seed(0)
     model = create_model("seresnext26", num_classes)
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def facts(recipe: Path, images: Path) -> dict[str, Any]:
-    """What a run of a recipe would say, as plain values."""
+def metadata_values(recipe: Path, images: Path) -> dict[str, Any]:
+    """Return the metadata that a run of a recipe writes, as plain values."""
     overrides = [f"data.root={images}", "ema=null", "evaluation.weights=model", "runtime.precision=fp32"]
     values = to_values(load_recipe(recipe, overrides).recipe)
     classes = sorted(folder.name for folder in (images / "val").iterdir())
@@ -45,7 +45,7 @@ def facts(recipe: Path, images: Path) -> dict[str, Any]:
 
 
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with values put at dotted paths."""
+    """Return a copy with other values at dotted paths."""
     result = copy.deepcopy(dict(values))
     for path, value in changes.items():
         *folders, last = path.split(".")
@@ -56,8 +56,8 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def forge(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], **metadata: str) -> Path:
-    """Write a checkpoint with the right digest. `metadata` are texts that replace those of `values`."""
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], **metadata: str) -> Path:
+    """Write a checkpoint with the right digest. The texts of `metadata` replace the texts of `values`."""
     texts = {**CheckpointMetadata(**values).to_metadata(), **metadata}
     path.unlink(missing_ok=True)
     file_format.write_synced(path, *file_format.header(tensors, texts))
@@ -65,5 +65,5 @@ def forge(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], 
 
 
 def json_text(value: Any) -> str:
-    """JSON that may hold numbers which are not finite, as a stranger's may."""
+    """Return JSON that may hold numbers that are not finite."""
     return json.dumps(value, allow_nan=True)

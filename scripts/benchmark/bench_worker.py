@@ -1,10 +1,9 @@
-"""One side of the benchmark of the step: trains rounds of steps when told to, and says how long they took.
+"""A process of the benchmark of the step: trains a round of steps for each line of stdin, and prints the figures.
 
-    python scripts/benchmark/contender.py OPTIONS_AS_JSON
+    python scripts/benchmark/bench_worker.py OPTIONS_AS_JSON
 
-`ours` is the real trainer: a run assembled from a recipe, whose stream of images comes from memory. `timm` is timm's
-model in a plain loop. Says `ready` after the first steps; then for every line that it reads runs a round and says its
-figures as a line of JSON.
+`ours` is the real trainer on a run of a recipe, with images from memory. `timm` is timm's model in a plain loop. The
+process prints `ready` after the first steps, and then a line of JSON for each round.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,13 +42,13 @@ from seresnext.training.plan import Progress
 PARTS: tuple[str, ...] = ("forward", "backward", "gradient_norm", "optimizer")
 NEVER = f"{10**8}st"
 DROP_RATE = 0.2
-# The rounds before the first one that counts: memory grows to its peak, compiled code is made, DDP orders its buckets.
+# Before the first round: memory grows to the peak, torch compiles, DDP orders the buckets.
 WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a contender trains. `compile` and `channels_last` are ours; `tf32` is for measuring only."""
+    """The training of a worker. `compile` and `channels_last` concern `ours`; only the benchmark has `tf32`."""
 
     kind: str
     model: str
@@ -65,23 +64,37 @@ class Options:
 
 
 class Clock:
-    """Seconds spent in parts of the step. For a GPU each part waits for the device, so it is on only in some rounds."""
+    """Seconds of the parts of a step. On a GPU each part waits for the device, so only some rounds enable the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.enabled = device.type == "cpu"
         self.spent = dict.fromkeys(PARTS, 0.0)
+        self._began: tuple[str, float] | None = None
 
     def now(self) -> float:
-        """The time when everything queued so far is done."""
+        """Return the time, after the device has done all queued work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
+    def begin(self, part: str) -> None:
+        """Begin a part that another function ends by `end`."""
+        if self.enabled:
+            self._began = (part, self.now())
+
+    def end(self) -> None:
+        """End the part that `begin` began, if one is open."""
+        if self.enabled and self._began:
+            part, began = self._began
+            self.spent[part] += self.now() - began
+        self._began = None
+
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with its time added to a part."""
+        """Return a function that also adds the time of a call to a part. A call ends an open part."""
 
         def wrapped(*words: Any, **named: Any) -> Any:
+            self.end()
             if not self.enabled:
                 return function(*words, **named)
             began = self.now()
@@ -93,7 +106,7 @@ class Clock:
 
 
 class Rounds:
-    """The far end of the benchmark: when to go, and what to tell."""
+    """The rounds that the benchmark requests on stdin, and the answers."""
 
     def __init__(self, options: Options, clock: Clock, device: torch.device, answers: TextIO) -> None:
         self._options = options
@@ -102,9 +115,9 @@ class Rounds:
         self._answers = answers
 
     def __iter__(self) -> Iterator[int]:
-        """The number of steps to take, again and again: first of those that do not count. Ends with the input."""
+        """Yield the number of steps of each round, first of the warm-up. End with the input."""
         yield WARM_UP_STEPS
-        self._say("ready")
+        self._answer("ready")
         for line in sys.stdin:
             self._clock.enabled = self._device.type == "cpu" or line == "parts\n"
             self._clock.spent = dict.fromkeys(PARTS, 0.0)
@@ -114,14 +127,17 @@ class Rounds:
             images = self._options.steps * self._options.micro
             figures = {"images": images, "seconds": seconds, "peak_memory": peak_memory(self._device)}
             figures["matrix_product"] = matrix_product_flops(self._device, _product_dtype(self._options))
-            self._say(json.dumps({**figures, **self._clock.spent}))
+            self._answer(json.dumps({**figures, **self._clock.spent}))
 
-    def _say(self, line: str) -> None:
+    def _answer(self, line: str) -> None:
         print(line, file=self._answers, flush=True)
 
 
 def matrix_product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product, two for a multiply-add: the most to be had in practice."""
+    """Return the operations per second of a large square matrix product, the practical maximum.
+
+    A multiply-add is two operations.
+    """
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     times = []
@@ -134,14 +150,14 @@ def matrix_product_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the whole process on the CPU, of what torch allocated on a GPU."""
+    """Return the bytes of the whole process on the CPU, or of torch's allocations on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def use_tf32(options: Options) -> None:
-    """Let products and convolutions of fp32 round to TF32, or not: torch alone would let convolutions do so."""
+    """Allow or forbid TF32 in products and convolutions of fp32. By default torch allows TF32 in convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
 
 
@@ -154,28 +170,39 @@ def _product_dtype(options: Options) -> torch.dtype:
 
 
 def run_ours(options: Options, answers: TextIO) -> None:
-    """Our trainer, from its recipe on, until the input ends."""
+    """Train by the trainer of the project until the input ends.
+
+    The forward part is the time from the delivery of a batch to the start of the backward pass.
+    """
     with open_world() as world, tempfile.TemporaryDirectory() as folder:
-        run = Run(our_recipe(options, world.size), None, world, Console(enabled=False))
+        run = BenchRun(our_recipe(options, world.size), None, world, Console(enabled=False))
         use_tf32(options)
         run_folder = RunFolder(Path(folder), world)
         run_folder.open()
         trainer = run.trainer(run_folder, None, Progress(), StopRequest())
         clock = Clock(world.device)
         rounds = Rounds(options, clock, world.device, answers)
-        step: Any = trainer._step
-        step._forward = clock.timed("forward", step._forward)
-        step._loss = clock.timed("forward", step._loss)
         Tensor.backward = clock.timed("backward", Tensor.backward)  # pyright: ignore[reportAttributeAccessIssue]
         seresnext.training.step.get_total_norm = clock.timed("gradient_norm", seresnext.training.step.get_total_norm)
         for name in ("step", "zero_grad"):
             setattr(run.optimizer, name, clock.timed("optimizer", getattr(run.optimizer, name)))
-        trainer._train = replace(trainer._train, batches=lambda start: nullcontext(our_stream(run, world, rounds)))
+        run.stream = our_stream(run, world, rounds, clock)
         trainer.fit()
 
 
+class BenchRun(Run):
+    """A run with training batches from `stream`."""
+
+    stream: Iterator[DeviceBatch]
+
+    def train_batches(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *_: Any
+    ) -> AbstractContextManager[Iterator[DeviceBatch]]:
+        return nullcontext(self.stream)
+
+
 def our_recipe(options: Options, ranks: int) -> Recipe:
-    """The recipe: the defaults, and no validation or saving while rounds are taken."""
+    """Return the recipe: the defaults, without validations and saves during the rounds."""
     recipe = {
         "model": {"name": options.model, "drop_rate": DROP_RATE},
         "data": {
@@ -200,8 +227,8 @@ def our_recipe(options: Options, ranks: int) -> Recipe:
     return recipe_from_values(recipe, "the benchmark")
 
 
-def our_stream(run: Run, world: World, rounds: Rounds) -> Iterator[DeviceBatch]:
-    """Batches as the loader hands them over, uint8 and the same ones again, through the real preparation."""
+def our_stream(run: Run, world: World, rounds: Rounds, clock: Clock) -> Iterator[DeviceBatch]:
+    """Yield one uint8 batch again and again, as the loader delivers batches, through the real preparation."""
     recipe = run.recipe
     data, micro = recipe.data, run.plan.global_size // world.size
     images = torch.randint(256, (micro, data.image_size, data.image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -219,14 +246,16 @@ def our_stream(run: Run, world: World, rounds: Rounds) -> Iterator[DeviceBatch]:
     )
     for steps in rounds:
         for _ in range(steps):
-            yield next(prepared)
+            batch = next(prepared)
+            clock.begin("forward")
+            yield batch
 
 
 # ------------------------------------------------------------------------------------------------------- timm
 
 
 def run_timm(options: Options, answers: TextIO) -> None:
-    """timm's model of the same name, eager, with the loop that everybody writes, until the input ends."""
+    """Train timm's model of the same name, eager, in a plain loop until the input ends."""
     timm: Any = importlib.import_module("timm")
     device = choose_device()
     precision: Precision = PRECISIONS[options.precision]
@@ -249,7 +278,7 @@ def run_timm(options: Options, answers: TextIO) -> None:
 
 def main() -> None:
     options = Options(**json.loads(sys.argv[1]))
-    # What the libraries print must not be taken for an answer.
+    # Output of the libraries goes to stderr, since stdout holds the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(options.threads)

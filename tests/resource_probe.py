@@ -1,7 +1,7 @@
-"""Commands run in forks of one process that has imported everything, with the memory and the time that each took.
+"""Runs commands in forks of one process that has imported torch, and measures the memory and time of each command.
 
-Started as a program it is that process: it reads a line of JSON for each command and answers with one. Importing torch
-takes seconds, and this way once for many commands; what a fork adds to its memory is the command's own.
+As a program, this file is that process, which answers each line of JSON with a line. The import of torch takes seconds,
+and happens once for many commands. The memory that a fork adds belongs to the command.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """How a command ended: exit code (negative: the signal), output, seconds of CPU, and MB added at the peak."""
+class ProbeResult:
+    """The end of a command: exit code (negative: the signal), output, CPU seconds, and MB added at the peak."""
 
     returncode: int
     stdout: str
@@ -40,34 +40,34 @@ class Measured:
         return self.stdout + self.stderr
 
 
-class Measurer:
-    """Runs scripts of the project. `limit` seconds end a command, and 8 GB of address space beyond the imports'."""
+class Probe:
+    """Runs scripts of the project. A command may take `limit` seconds and 8 GB of address space beyond the imports."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def __call__(self, *argv: str | Path, limit: int = 120) -> Measured:
+    def __call__(self, *argv: str | Path, limit: int = 120) -> ProbeResult:
         assert self._process.stdin
         assert self._process.stdout
         print(json.dumps({"argv": [str(word) for word in argv], "limit": limit}), file=self._process.stdin, flush=True)
-        return Measured(**json.loads(self._process.stdout.readline()))
+        return ProbeResult(**json.loads(self._process.stdout.readline()))
 
 
 @contextlib.contextmanager
-def measurer() -> Iterator[Measurer]:
-    """The process, started for a block and ended with it."""
+def open_probe() -> Iterator[Probe]:
+    """Start the process for a block, and kill it at the end of the block."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
     ) as process:
         try:
-            yield Measurer(process)
+            yield Probe(process)
         finally:
             process.kill()
 
 
-def assert_refused(result: Measured, code: int = 4, megabytes: float = 100, seconds: float = 20) -> str:
-    """Returns the message, which is one, is short, and has nothing in it that steers a terminal."""
+def assert_refused(result: ProbeResult, code: int = 4, megabytes: float = 100, seconds: float = 20) -> str:
+    """Check that a command printed one short message without terminal control codes. Returns the message."""
     assert result.returncode == code, result.output[-2000:]
     message = result.stderr
     assert message.startswith("error: ")
@@ -80,7 +80,7 @@ def assert_refused(result: Measured, code: int = 4, megabytes: float = 100, seco
 
 
 def _peak() -> int:
-    """Bytes that this process had at most since the last reset."""
+    """Return the peak memory of this process in bytes since the last reset."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -100,7 +100,7 @@ def _child(argv: Sequence[str], limit: int, out: IO[bytes], err: IO[bytes], repo
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (8 << 30), resource.RLIM_INFINITY))
     signal.alarm(limit)
-    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew here.
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
     before = _peak()
     code = 1
     try:
@@ -112,7 +112,7 @@ def _child(argv: Sequence[str], limit: int, out: IO[bytes], err: IO[bytes], repo
         os._exit(code)
 
 
-def _run(argv: Sequence[str], limit: int) -> Measured:
+def _run(argv: Sequence[str], limit: int) -> ProbeResult:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         read, write = os.pipe()
         pid = os.fork()
@@ -124,7 +124,7 @@ def _run(argv: Sequence[str], limit: int) -> Measured:
         os.close(read)
         out.seek(0)
         err.seek(0)
-        return Measured(
+        return ProbeResult(
             os.waitstatus_to_exitcode(status),
             out.read().decode(errors="replace"),
             err.read().decode(errors="replace"),
@@ -139,7 +139,7 @@ def _serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w")  # What a command says goes elsewhere.
+    answers = os.fdopen(os.dup(1), "w")  # The output of a command goes to files.
     for line in sys.stdin:
         print(json.dumps(vars(_run(**json.loads(line)))), file=answers, flush=True)
 

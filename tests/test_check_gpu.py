@@ -1,0 +1,90 @@
+"""`scripts/check_gpu.sh` on a machine without a GPU: the Python that runs, the parts, and the report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+SCRIPT = ROOT / "scripts" / "check_gpu.sh"
+
+
+@pytest.fixture
+def check_gpu(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import check_gpu
+
+    return check_gpu
+
+
+@pytest.fixture
+def main(check_gpu, monkeypatch, tmp_path):
+    """`main(*words) -> report`: the parts are stand-ins, and `tests` fails."""
+
+    def fails(check):
+        assert not (tmp_path / "report.md").exists()
+        return False, ["- FAILED tests/test_x.py"]
+
+    def passes(check):
+        assert "## tests: FAILED" in (tmp_path / "report.md").read_text()  # The report is written after each part.
+        return True, ["a figure"]
+
+    monkeypatch.setattr(check_gpu, "PARTS", {"tests": fails, "table": passes})
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["check_gpu.py", "--report", str(tmp_path / "report.md"), *words])
+        check_gpu.main()
+
+    return run
+
+
+def test_the_report_has_each_part_and_a_failure_fails_the_check(check_gpu, main, tmp_path):
+    with pytest.raises(check_gpu.CheckFailed, match="failed: tests; see "):
+        main("--device", "cpu")
+    report = (tmp_path / "report.md").read_text()
+    assert f"torch {torch.__version__}" in report
+    assert "- FAILED tests/test_x.py" in report
+    assert "## table: passed, 0 s\n\na figure\n" in report
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--device", "cpu", "tabel"], "tabel is not a part; the parts are tests, table"), ([], "no CUDA device")],
+)
+def test_mistakes(check_gpu, main, monkeypatch, words, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(check_gpu.UsageError, match=message):
+        main(*words)
+
+
+def test_the_given_python_runs_and_nothing_is_installed(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", SCRIPT, "--device", "cpu", "table"],
+        env={**os.environ, "PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [str(Path(SCRIPT).with_suffix(".py")), "--device", "cpu", "table"]
+    assert done.stderr == ""
+
+
+@pytest.mark.runs
+@pytest.mark.full
+def test_all_parts_run_on_a_cpu(run_command, tmp_path):
+    report = tmp_path / "report.md"
+    command = ["bash", SCRIPT, "--device", "cpu", "--report", report]
+    result = run_command(command, env={"PYTHON": sys.executable}, timeout=900)
+    assert result.returncode == 0, result.output
+    text = report.read_text()
+    assert text.count(": passed, ") == 4
+    assert all(f"| `{path.stem}` | " in text for path in (ROOT / "recipes").glob("*.yaml"))
+    assert "| `seresnext26` | fp32 | no | " in text
