@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure
@@ -65,7 +66,7 @@ def image_folder(root: Path, names: list[str], counts: list[int]) -> Path:
     return root
 
 
-class InMemory:
+class InMemory(Reader):
     """A reader like one of `image_folder`, without thousands of files."""
 
     fingerprint = ""
@@ -74,11 +75,15 @@ class InMemory:
     def __init__(self, names: list[str], counts: list[int]) -> None:
         many = dict(zip(names, counts, strict=True))
         self.classes = tuple(sorted(names))
-        self.labels = np.repeat(np.arange(len(names)), [many[name] for name in self.classes])
+        self._labels = np.repeat(np.arange(len(names)), [many[name] for name in self.classes])
         self._png = png()
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self._labels
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
 
     def read(self, index: int) -> bytes:
         return self._png
