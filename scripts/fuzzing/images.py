@@ -224,7 +224,7 @@ def _mutate_shards(draws: Random, files: Files, other: Files) -> Files:
 
 
 def _read_shards(folder: Path, _: Files) -> None:
-    """Read a split, and read the first shard as scripts/prepare_shards.py --index does."""
+    """Read a split, and read the first shard as seresnext prepare shards --index does."""
     _read_all(ShardReader(str(folder), "val"))
     list_shard(folder / "val" / _SHARDS[0], 3)
 

@@ -78,12 +78,12 @@ class InMemory(Reader):
         self._labels = np.repeat(np.arange(len(names)), [many[name] for name in self.classes])
         self._png = png()
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
     @property
     def labels(self) -> np.ndarray:
         return self._labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
     def read(self, index: int) -> bytes:
         return self._png

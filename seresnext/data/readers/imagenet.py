@@ -152,7 +152,7 @@ def _status(path: Path) -> os.stat_result:
         raise DataError(
             f"{path} cannot be read: {error.strerror}; data.format imagenet needs "
             f"{', '.join(archive.name for archive in ARCHIVES)} in one folder, as image-net.org gives them "
-            "(scripts/prepare_imagenet.py checks them)"
+            "(seresnext prepare imagenet checks them)"
         ) from None
 
 

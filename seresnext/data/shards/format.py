@@ -1,4 +1,4 @@
-"""The files of a folder of shards, as `scripts/prepare_shards.py` writes them.
+"""The files of a folder of shards, as `seresnext prepare shards` writes them.
 
 `*.tar` has the layout of WebDataset (`KEY.jpg` and `KEY.cls`, the label in digits). `index.json` has classes, options
 and the SHA-256 of all files, `index.npy` the offset, label and CRC-32 of each image.
@@ -60,7 +60,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of `index.json`. `options` of `scripts/prepare_shards.py` made the shards."""
+    """The contents of `index.json`. `options` of `seresnext prepare shards` made the shards."""
 
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]

@@ -99,7 +99,7 @@ class ShardReader(Reader):
         if zlib.crc32(data) != crc32:
             raise DataError(
                 f"{self.store.location(shard)} is damaged (image {index} has another checksum); get "
-                "the shard again, or run scripts/prepare_shards.py with the same arguments again"
+                "the shard again, or run seresnext prepare shards with the same arguments again"
             )
         return data
 
@@ -127,10 +127,10 @@ def _split_folder(root: Path, split: str) -> Path:
     if not (folder / MANIFEST).is_file():
         shards = next(folder.glob("*.tar"), None)
         if shards is None:
-            raise DataError(f"{folder} holds no shards; write some with scripts/prepare_shards.py")
+            raise DataError(f"{folder} holds no shards; write some with seresnext prepare shards")
         raise DataError(
-            f"{folder} holds shards without {MANIFEST}; if scripts/prepare_shards.py was stopped, run it again; for "
-            f"shards of another tool, run python scripts/prepare_shards.py --index {folder}"
+            f"{folder} holds shards without {MANIFEST}; if seresnext prepare shards was stopped, run it again; for "
+            f"shards of another tool, run seresnext prepare shards --index {folder}"
         )
     return folder
 

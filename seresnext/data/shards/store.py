@@ -80,7 +80,7 @@ def _check_file(path: str, shard: Shard) -> None:
         size = os.stat(path).st_size  # noqa: PTH116
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror}; get the shard again, or run scripts/prepare_shards.py with the "
+            f"{path} cannot be read: {error.strerror}; get the shard again, or run seresnext prepare shards with the "
             "same arguments again"
         ) from None
     if size != shard.bytes:

@@ -160,7 +160,7 @@ def test_a_wrong_folder_is_explained(root: Path, tmp_path: Path):
     for folder, split, message in [
         (tmp_path / "nowhere", "train", "there is no folder"),
         (root, "val", "has no split 'val'"),
-        (tmp_path / "empty", "train", r"holds no shards; write some with scripts/prepare_shards\.py"),
+        (tmp_path / "empty", "train", r"holds no shards; write some with seresnext prepare shards"),
     ]:
         with pytest.raises(DataError, match=message):
             ShardReader(str(folder), split)
