@@ -18,6 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import _python
+
+from seresnext.process.exit import run_script
+
 ROOT = Path(__file__).parents[1]
 TREES = ("seresnext", "scripts", "tests", "docs", "README.md", "CONTRIBUTING.md")
 
@@ -71,11 +75,11 @@ class Line(NamedTuple):
 def lines_of(path: Path) -> Iterator[Line]:
     """Yield the comments, docstrings and messages of a Python file, or the prose of a Markdown file."""
     source = path.read_text(encoding="utf-8")
-    found = _python(source) if path.suffix == ".py" else _markdown(source)
+    found = _code_texts(source) if path.suffix == ".py" else _document_texts(source)
     yield from (Line(f"{path}:{number}", text) for number, text in found)
 
 
-def _python(source: str) -> Iterator[tuple[int, str]]:
+def _code_texts(source: str) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string.lstrip("#! ")
@@ -100,7 +104,7 @@ def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
             yield part.lineno, part.value
 
 
-def _markdown(source: str) -> Iterator[tuple[int, str]]:
+def _document_texts(source: str) -> Iterator[tuple[int, str]]:
     is_code = False
     for number, line in enumerate(source.splitlines(), 1):
         if line.lstrip().startswith("```"):
@@ -122,19 +126,20 @@ def problems_of(lines: list[Line]) -> list[str]:
     return found
 
 
-def main() -> int:
-    """Check each tree. Return the exit code."""
+def main() -> None:
+    """Check each tree."""
     trees = [Path(word) for word in sys.argv[1:]] or [ROOT / name for name in TREES]
-    code = 0
+    has_problems = False
     for tree in trees:
         files = [tree] if tree.is_file() else sorted([*tree.rglob("*.py"), *tree.rglob("*.md")])
         problems = problems_of([line for file in files for line in lines_of(file)])
         for problem in problems:
             print(f"{tree.name}: {problem}")
-        code = code or int(bool(problems))
-    print("the words are plain" if not code else "rewrite the lines above")
-    return code
+        has_problems = has_problems or bool(problems)
+    print("rewrite the lines above" if has_problems else "the words are plain")
+    if has_problems:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

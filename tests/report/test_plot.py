@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from seresnext.errors import DataError
-from seresnext.recipe.load import load_recipe
+from seresnext.recipe.load import load_recipe, to_values
 from seresnext.recipe.show import to_yaml
 from seresnext.report import plot
 
@@ -97,7 +97,7 @@ def test_before_the_first_validation_the_panel_has_a_text(drawn):
 
 def test_the_label_of_the_training_loss_has_label_smoothing(drawn, tmp_path):
     recipe = load_recipe("cifar10", ["loss.label_smoothing=0.15"])
-    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe.values))
+    (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(recipe.recipe)))
     smoothing = plot.read_smoothing(tmp_path / "recipe.yaml")
     (line,) = drawn({"train.loss": ([1], [2])}, smoothing).axes[0].lines
     assert "label smoothing 0.15" in line.get_label()
