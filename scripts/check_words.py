@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import _python
+import _python  # noqa: F401
 
 from seresnext.process.exit import run_script
 

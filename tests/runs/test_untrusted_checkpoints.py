@@ -102,7 +102,7 @@ def test_a_server_is_asked_when_the_user_names_it(
     path = write_checkpoint(
         tmp_path / "c.safetensors", untrained, changed(metadata, SAYS["a server"] | {"recipe.data.root": address})
     )
-    assert "not enough to ask one" in assert_refused(measure("validate.py", "--checkpoint", path))
+    assert "must not choose the server" in assert_refused(measure("validate.py", "--checkpoint", path))
     program = "import sys, seresnext.data.shards.remote as r; r.ATTEMPTS = 1; from seresnext import cli;"
     program += "from seresnext.process.stop_request import StopRequest;"
     program += f"sys.exit(cli.main(['validate', '--checkpoint', {str(path)!r}, '--data', {address!r}], StopRequest()))"

@@ -35,7 +35,7 @@ def test_only_a_regular_file_is_opened(tmp_path):
     (tmp_path / "device").symlink_to("/dev/zero")
     before = sorted(Path("/proc/self/fd").iterdir())
     for name in ("pipe", "device", "."):
-        with pytest.raises(OSError, match="not a file"):
+        with pytest.raises(OSError, match="not a regular file"):
             open_regular(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "nothing")
