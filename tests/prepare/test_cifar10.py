@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launcher import PYTHON
 from PIL import Image
 
-COMMAND = [sys.executable, "-m", "seresnext", "prepare", "cifar10"]
+COMMAND = [PYTHON, "-m", "seresnext", "prepare", "cifar10"]
 
 
 def cifar10_archive(path: Path, batches: dict[str, bytes]) -> Path:

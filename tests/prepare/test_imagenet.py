@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from advances import RecordedBar
 from imagenet_archives import CLASSES, write_archives
+from launcher import PYTHON
 
 from seresnext.data.readers import imagenet
 from seresnext.errors import DataError
 from seresnext.prepare import imagenet as script
 from seresnext.prepare.imagenet import prepare_imagenet
 
-COMMAND = [sys.executable, "-m", "seresnext", "prepare", "imagenet"]
+COMMAND = [PYTHON, "-m", "seresnext", "prepare", "imagenet"]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from advances import record_bars
 from conftest import Result
+from launcher import PYTHON
 from PIL import Image
 from shard_folders import make_shards
 
@@ -30,7 +30,7 @@ from seresnext.errors import DataError, UsageError
 from seresnext.prepare import shards
 from seresnext.randomness import permutation_at
 
-COMMAND = [sys.executable, "-m", "seresnext", "prepare", "shards"]
+COMMAND = [PYTHON, "-m", "seresnext", "prepare", "shards"]
 Prepare = Callable[..., Result]
 
 
