@@ -3,15 +3,17 @@
 #
 #     bash scripts/test.sh [--full] [--gpu] [--shard I/N] [PYTEST ARGUMENTS]...
 #
-# Two processes share the test files. The everyday tests take at most 5 minutes on 2 cores. --full adds the long tests,
-# such as every fault at every number of processes: at most 35 minutes. --gpu adds the tests that need a CUDA device, in
-# one process. --shard 2/4 runs the second quarter of the test files.
+# The everyday tests take at most 5 minutes on 2 cores. --full adds the long tests, such as every fault at every number
+# of processes: at most 35 minutes. --gpu adds the tests that need a CUDA device, in one process. --shard 2/4 runs the
+# second quarter of the test files. The files are shared by one process more than there are cores, at most 8, since many
+# tests wait.
 set -euo pipefail
 # shellcheck source=scripts/_environment.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_environment.sh"
 
 # From anywhere, `tests/...` means the project's; pytest finds its settings there.
 cd -- "$root"
-processes=2
+cores=$(nproc 2>/dev/null || echo 1)
+processes=$((cores < 7 ? cores + 1 : 8))
 [[ " $* " != *" --gpu "* ]] || processes=0
 exec "$python" -m pytest --numprocesses "$processes" --dist loadfile "$@"

@@ -23,7 +23,7 @@ case "$*" in
     *ensurepip*) [ -z "$STAND_IN_NO_VENV" ] ;;
     "-m venv --clear "*) rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && echo venv >>"$STAND_IN_LOG" ;;
     "-m pip install "*) echo pip >>"$STAND_IN_LOG"; echo "$STAND_IN_PIP_SAYS"; ${STAND_IN_PIP:-true} ;;
-    "-m pytest"*) echo "pytest $3" ;;
+    "-m pytest"*) echo "pytest ${!#}" ;;
     *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
 """

@@ -29,7 +29,7 @@ def test_a_folder_is_checked_when_it_is_opened_and_read_in_place(shard_root: Pat
     assert store.location(1) == str(folder / NAMES[1])
     assert not store.discard(1)
     (folder / NAMES[1]).unlink()
-    with pytest.raises(DataError, match=rf"{NAMES[1]} cannot be read: No such file.*prepare_shards"):
+    with pytest.raises(DataError, match=rf"{NAMES[1]} cannot be read: No such file.*prepare shards"):
         LocalShards(folder, shards)
 
 
