@@ -124,8 +124,8 @@ class Remote:
                 return attempt()
             except ImportError as error:
                 raise DataError(
-                    f"{self.address(name)} needs the extra `remote` ({error.name or error}); run pip install -e "
-                    "'.[remote]'"
+                    f"{self.address(name)} needs the extra `remote` ({error.name or error}); run "
+                    '`pip install "seresnext[remote]"`'
                 ) from None
             except Exception as error:  # Each of fsspec's libraries raises other types.
                 if isinstance(error, TypeError | AttributeError | AssertionError):
