@@ -24,7 +24,7 @@ def zipped() -> bytes:
         (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
         (b"GIF89a", "a GIF image"),
         (b"MM\0*\0\0\0\x08", "a TIFF image"),
-        (gzip.compress(b"a"), "a gzip archive"),
+        (gzip.compress(b"a", mtime=0), "a gzip archive"),
         (zipped(), "a zip archive"),
         (b"%PDF-1.7", "a PDF document"),
         (b"\n <!DOCTYPE html><html>", "an HTML page"),
