@@ -63,6 +63,8 @@ class Timed:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return the figures. A figure of several measurements is the median."""
     torch.set_num_threads(arguments.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="seresnext-checkpoint-", dir=arguments.folder) as name:
         folder = Path(name)
         idle, busy, alone = _measure(folder, arguments)
