@@ -81,6 +81,7 @@ class Leaking:
         self._kept.append(memory)
 
 
+@pytest.mark.full
 def test_a_reader_that_leaks_is_seen_to_grow_and_missed(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -36,7 +36,11 @@ def mixed_up(model: nn.Module) -> None:
                 uniform(module.running_var, 0.5, 1.5)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# The 101 differ from the 50 in the number of blocks only.
+LONG = [pytest.param(name, marks=pytest.mark.full) if "101" in name else name for name in MODELS]
+
+
+@pytest.fixture(scope="module", params=LONG)
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Return this project's model and timm's model with the same weights."""
     torch.manual_seed(0)

@@ -134,6 +134,7 @@ def test_the_first_step_uses_the_graph_of_the_warm_up(make_run, graphs, settings
     assert graphs.frame_count == 1
 
 
+@pytest.mark.full
 def test_another_layout_would_be_compiled_again(make_run, graphs, monkeypatch):
     """Control for the test above."""
     images = stand_in_batch

@@ -159,7 +159,8 @@ def test_a_killed_rank_is_named_by_one_that_waits_elsewhere(faulty, assert_resum
 # ------------------------------------------------------------------------------------------------ restarts
 
 
-@pytest.mark.parametrize("world", [1, *(pytest.param(world, marks=pytest.mark.full) for world in (2, 3, 4))])
+@pytest.mark.full
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_torchrun_starts_a_killed_run_again(faulty, whole_digest, tmp_path, world):
     """Twice, at other steps, and each time from the last good step; `--resume never` is for the first start only."""
     run = tmp_path / "run"

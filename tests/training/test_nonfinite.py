@@ -162,6 +162,7 @@ def test_a_skip_does_not_wait_for_the_device(precision):
         assert "aten::_local_scalar_dense" in operations.names  # The control: this is how a read shows.
 
 
+@pytest.mark.full
 def test_compiled_steps_are_the_same():
     bench = Bench(precision="fp32", compiled=True)
     bench.take(0)

@@ -170,7 +170,7 @@ for index in np.random.default_rng(seed).integers(0, len(reader), 120).tolist():
 """
 
 
-@pytest.mark.parametrize("room", [2, SHARDS])
+@pytest.mark.parametrize("room", [2, pytest.param(SHARDS, marks=pytest.mark.full)])
 def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path, room: int):
     expected = [hashlib.sha256(data).hexdigest() for data in read_all(ShardReader(str(shard_root), "train"))]
     server.seconds = 0.01  # Downloads overlap.
