@@ -223,6 +223,14 @@ def test_readme_starts_with_the_two_commands():
     assert [line.split("#")[0].strip() for line in commands[:2]] == ["bash scripts/demo.sh", "bash scripts/test.sh"]
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/clusters.md"])
+def test_commands_of_documents_end_without_a_traceback_after_ctrl_c(document):
+    """torchrun prints a traceback after Ctrl-C. `python -m seresnext.torchrun` does not."""
+    commands = [line for line in code_blocks(document).splitlines() if "--nproc_per_node" in line]
+    assert commands
+    assert [line for line in commands if "python -m seresnext.torchrun" not in line] == []
+
+
 def test_readme_recipe_names_exist():
     names = re.findall(r"--recipe[ =]([\w.]+)", code_blocks("README.md"))
     assert names

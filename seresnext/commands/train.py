@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.hint = key_hints
     parser.epilog = f"""examples:
   seresnext train --recipe seresnext50 --data /path/to/imagenet --dry-run
-  torchrun --nproc_per_node=8 -m seresnext train --recipe seresnext50 --data /path/to/imagenet --output runs/first
+  python -m seresnext.torchrun --nproc_per_node=8 -m seresnext train --recipe seresnext50 --data /path/to/imagenet
   seresnext train --recipe digits --set optimizer.lr=0.1 --set length=20ep
 
 Alone the command uses one process; under torchrun, one for each GPU. `python train.py` is the same command. The same
