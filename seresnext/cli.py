@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import average, models, plot, predict, prepare, recipe, train, validate
+from seresnext.commands import average, compare, models, plot, predict, prepare, recipe, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import require_packages
@@ -63,6 +63,7 @@ COMMANDS: dict[str, Command | RankedCommand] = {
         validate.add_arguments,
         validate.prepare,
     ),
+    "compare": Command("compare the predictions of two models", compare.add_arguments, compare.run),
     "predict": Command("classify images with a trained or published model", predict.add_arguments, predict.run),
     "prepare digits": Command(
         "make an image folder of scikit-learn's handwritten digits", prepare.digits_arguments, prepare.digits
