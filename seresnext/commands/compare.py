@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from dataclasses import asdict
 
-from seresnext.arguments import Parser
+from seresnext.arguments import Parser, table_argument
 from seresnext.errors import Failure
 from seresnext.paths import path_argument
 from seresnext.printable import printable
@@ -22,8 +22,8 @@ def add_arguments(parser: Parser) -> None:
   seresnext validate --checkpoint runs/friday --table friday.parquet
   seresnext compare monday.parquet friday.parquet"""
     add = parser.add_argument
-    add("first", type=path_argument, metavar="A", help="a table of `seresnext validate --table`")
-    add("second", type=path_argument, metavar="B", help="a table of the same images by another model")
+    add("first", type=table_argument, metavar="A", help="a table of `seresnext validate --table`")
+    add("second", type=table_argument, metavar="B", help="a table of the same images by another model")
     add("--json", type=path_argument, metavar="FILE", help="also write the result, with all changed images")
 
 

@@ -43,7 +43,9 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     ]
     np.fill_diagonal(confusion, 0)
     true, predicted = np.nonzero(confusion)
-    pairs = [(classes[t], classes[p], int(confusion[t, p])) for t, p in zip(true, predicted, strict=True)]
+    pairs = [
+        (classes[t], classes[p], int(confusion[t, p])) for t, p in zip(true.tolist(), predicted.tolist(), strict=True)
+    ]
     summary["confusion"] = [list(pair) for pair in sorted(pairs, key=lambda pair: -pair[2])]
     if calibration := calibrate(logits, labels):
         summary["calibration"] = {
@@ -70,4 +72,9 @@ def describe_summary(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"lowest recall: {listing}")
         listing = ", ".join(f"{printable(true)} as {printable(other)} ({n})" for true, other, n in pairs[:_LISTED])
         lines.append(f"most confused: {listing}")
+    if real := summary.get("real_labels"):
+        lines.append(
+            f"reassessed labels: top-1 {real['top1']:.3f} % of {real['num_images']:,} images "
+            f"(95 % interval {real['interval'][0]:.2f} to {real['interval'][1]:.2f} %)"
+        )
     return lines

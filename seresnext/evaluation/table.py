@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.errors import DataError, Failure, UsageError
+from seresnext.errors import DataError, Failure
 from seresnext.evaluation.statistics import Floats, Ints
 from seresnext.process.packages import extra
 
@@ -54,8 +54,7 @@ class PredictionTable:
         return np.array([label == row[0] for label, row in zip(self.labels, self.predictions, strict=True)], dtype=bool)
 
     def write(self, path: Path) -> None:
-        """Write a Parquet or CSV file, by the ending of the name. Raise Failure, or UsageError for another ending."""
-        check_table_name(path)
+        """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise Failure."""
         temporary = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,6 @@ class PredictionTable:
     @classmethod
     def read(cls, path: Path) -> PredictionTable:
         """Return the table in a file that `write` wrote. Raise DataError for another file."""
-        check_table_name(path)
         try:
             columns = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
             names = [f"{{}}_{n + 1}" for n in range(TOP) if f"prediction_{n + 1}" in columns]
@@ -112,12 +110,6 @@ class PredictionTable:
             raise DataError(
                 f"{path} is no table of predictions; write one with `seresnext validate --table {path.name}`"
             ) from None
-
-
-def check_table_name(path: Path) -> None:
-    """Raise UsageError unless the ending of a table's name is known."""
-    if path.suffix not in (".csv", ".parquet"):
-        raise UsageError(f"{path} has no known ending for a table; give a name that ends in .parquet or .csv")
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:

@@ -104,3 +104,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"{report['difference']:+.3f} percentage points" in printed
     assert len(report["changes"]) == report["gained"] + report["lost"]
     assert main([*words[:2], str(tmp_path / "none.csv")], StopRequest()) == 3
+    assert main([*words[:2], str(tmp_path / "A.txt")], StopRequest()) == 2

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from seresnext.errors import DataError, Failure, UsageError
+from seresnext.errors import DataError, Failure
 from seresnext.evaluation.table import PredictionTable
 
 CLASSES = ["cat", 'd,o"g', "füchs\n", "<b>", "e", "f"]
@@ -87,11 +87,9 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
             PredictionTable.read(tmp_path / name)
 
 
-def test_a_missing_file_and_another_ending(tmp_path: Path, logits: torch.Tensor) -> None:
+def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path: Path, logits: torch.Tensor) -> None:
     with pytest.raises(DataError, match=r"missing\.csv cannot be read"):
         PredictionTable.read(tmp_path / "missing.csv")
-    with pytest.raises(UsageError, match=r"ends in \.parquet or \.csv"):
-        PredictionTable.read(tmp_path / "t.txt")
     (tmp_path / "file").touch()
     with pytest.raises(Failure, match="--table"):
         _table(logits).write(tmp_path / "file" / "t.csv")
