@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from seresnext.recipe.schema import MAX_GLOBAL_SIZE, Recipe
 
@@ -45,10 +45,10 @@ def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
     return next((size for size in range(largest, least - 1, -1) if share % size == 0), None)
 
 
-def multiples_near(recipe: Recipe, unit: int, most: int = MAX_GLOBAL_SIZE) -> list[int]:
+def multiples_near(recipe: Recipe, unit: int) -> list[int]:
     """Return the global sizes below and above the recipe's that are multiples of `unit` and of `augment.repeats`."""
     unit, total = math.lcm(unit, recipe.augment.repeats), recipe.batch.global_size
-    return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= most]
+    return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= MAX_GLOBAL_SIZE]
 
 
 def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> Settings | None:
@@ -60,7 +60,10 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
     most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)
     if total <= most and total % repeats == 0 and (size := dividing_micro_size(recipe, world_size)):
         return {"batch.global_size": total, "batch.micro_size": size}
-    sizes = list(_halvings(micro, least_micro_size(recipe)))
+    least = least_micro_size(recipe)
+    sizes = [max(micro, least)]
+    while sizes[-1] > least:
+        sizes.append(max(sizes[-1] // 2, least))
     for limit in (min(total, most), most):
         for size in sizes:
             unit = math.lcm(size * world_size, repeats)
@@ -86,11 +89,3 @@ def fitting_in_words(recipe: Recipe) -> str:
 def in_words(settings: Settings) -> str:
     """Return `batch.global_size=32 and batch.micro_size=16`."""
     return " and ".join(f"{key}={value}" for key, value in settings.items())
-
-
-def _halvings(size: int, least: int) -> Iterator[int]:
-    """Yield a size, a half, a quarter, and so on, then `least`."""
-    while size > least:
-        yield size
-        size //= 2
-    yield least
