@@ -39,10 +39,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     """
     path = find_recipe(name_or_path)
     problems: list[str] = []
-    root = RecipeFiles(problems).read(path)
+    files = RecipeFiles(problems)
+    root = files.read(path)
     for override in overrides:
         root = _override(root, override, problems)
-    if root is None:
+    if not files.are_read:
         raise RecipeError(_cut(problems))
     for key in _PATHS:
         node = root.at(key.split("."))
@@ -72,8 +73,8 @@ def to_values(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def _override(root: Node | None, override: str, problems: list[str]) -> Node | None:
-    """Return the recipe with one `KEY=VALUE` applied. Problems are collected even if there is no recipe."""
+def _override(root: Node, override: str, problems: list[str]) -> Node:
+    """Return the recipe with one `KEY=VALUE` applied."""
     key, equals, text = override.partition("=")
     key = key.strip()
     value, found = None, []
@@ -88,7 +89,7 @@ def _override(root: Node | None, override: str, problems: list[str]) -> Node | N
         except Unreadable as problem:
             found = [str(problem)]
     problems += [f"--set {shorten(override)}: {problem.removeprefix('--set: ')}" for problem in found]
-    return _replace(root, key.split("."), value) if root and value else root
+    return _replace(root, key.split("."), value) if value else root
 
 
 def _unknown_override(key: str) -> str:

@@ -138,17 +138,18 @@ def has_control(text: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
-def decode_bytes(data: bytes) -> str:
-    """Return the text of a file. Raises `Unreadable` with `LINE: PROBLEM`."""
+def decode_bytes(data: bytes, origin_of: Callable[[int], str]) -> str:
+    """Return the text of a file. Raises `Unreadable` with a located message."""
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable("1: begins with a byte order mark; save the file as UTF-8 without one")
-    if b"\0" in data:
-        raise Unreadable(f"{data[: data.index(0)].count(10) + 1}: contains a NUL byte, so this is not a text file")
+        raise Unreadable(f"{origin_of(1)}: begins with a byte order mark; save the file as UTF-8 without one")
+    if (place := data.find(0)) >= 0:
+        where = origin_of(data.count(b"\n", 0, place) + 1)
+        raise Unreadable(f"{where}: contains a NUL byte, so this is not a text file")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise Unreadable(f"{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+        where = origin_of(data.count(b"\n", 0, error.start) + 1)
+        raise Unreadable(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
 
 
 class _Builder:

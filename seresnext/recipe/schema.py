@@ -163,10 +163,7 @@ class ModelSection(Section):
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
     drop_path_rate: Number = _key(
-        0.0,
-        "Stochastic depth: probability to skip the last block. It falls linearly towards the first block.",
-        ge=0,
-        lt=1,
+        0.0, "Stochastic depth: probability to skip the last block. Linearly less for earlier blocks.", ge=0, lt=1
     )
     frozen: Stages = _key((), "Stages whose loaded weights and BatchNorm statistics do not change.")
 
@@ -184,8 +181,7 @@ class DataSection(Section):
     """The images."""
 
     root: Text = _key(
-        "data/imagenet",
-        "Folder with one folder for each split. For `shards` also an address: `https://...`, `s3://...`.",
+        "data/imagenet", "Folder with a folder per split. For `shards` also an address: `https://...`, `s3://...`."
     )
     format: DataFormat = _key(
         "folder",
@@ -193,14 +189,9 @@ class DataSection(Section):
         "`shards`: tar files of `seresnext prepare shards`. `synthetic`: generated images, for benchmarks.",
     )
     cache: Text | None = _key(None, "Folder for the index of the data. null: `seresnext` in the user's cache folder.")
-    cache_size: Number = _key(
-        200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep in the cache folder.", gt=0, le=1e9
-    )
+    cache_size: Number = _key(200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep.", gt=0, le=1e9)
     shuffle_shards: int | None = _key(
-        None,
-        "`shards` only: shuffle images within blocks of this many shards, for data larger than the cache. null: all.",
-        ge=1,
-        le=65_536,
+        None, "`shards` only: shuffle in blocks of this many shards, if the cache is small. null: all.", ge=1, le=65_536
     )
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
@@ -215,10 +206,7 @@ class DataSection(Section):
         "another image of the same class. A bad validation image always stops the run.",
     )
     max_bad_images: int = _key(
-        100,
-        "`substitute` only: how many bad images are replaced, over all ranks. One more stops the run.",
-        ge=0,
-        le=10**9,
+        100, "`substitute` only: bad images that are replaced, over all ranks. One more stops the run.", ge=0, le=10**9
     )
     mean: ChannelMean = _key((0.485, 0.456, 0.406), "Mean of each channel, for pixels scaled to 0..1.")
     std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
@@ -266,17 +254,12 @@ class AugmentSection(Section):
     crop_scale: Pair = _key((0.08, 1.0), "Area of the random crop / area of the image: [low, high].")
     crop_ratio: Pair = _key((0.75, 4 / 3), "Width / height of the random crop: [low, high].")
     flip: Number = _key(0.5, "Probability of a horizontal flip.", ge=0, le=1)
-    interpolation: Interpolation = _key(
-        "bilinear", "Interpolation for resizing a crop and for the operations of `policy`."
-    )
+    interpolation: Interpolation = _key("bilinear", "Interpolation for resizing a crop and for `policy`.")
     policy: PolicySection | None = _key(None, "RandAugment or TrivialAugment. null: off.")
     color_jitter: ColorJitterSection | None = _key(None, "Random changes of colour, after the policy. null: off.")
     erasing: ErasingSection | None = _key(None, "Random erasing. null: off.")
     repeats: int = _key(
-        1,
-        "Repeated augmentation: copies of each image in a global batch. An epoch then shows fewer images.",
-        ge=1,
-        le=10**7,
+        1, "Repeated augmentation: copies of each image in a global batch. An epoch shows fewer images.", ge=1, le=10**7
     )
 
 
@@ -304,13 +287,9 @@ class OptimizerSection(Section):
     nesterov: bool = _key(False, "`sgd` only: Nesterov momentum.")
     betas: Betas = _key((0.9, 0.999), "`adamw` only: decay of the averages of gradients and squared gradients.")
     eps: Number = _key(1e-8, "`adamw` only: added to the denominator of the update.", gt=0)
-    weight_decay: Number = _key(
-        1e-4, "`sgd`: L2 penalty, added to the gradient. `adamw`: decoupled decay, times lr.", ge=0
-    )
+    weight_decay: Number = _key(1e-4, "`sgd`: L2 penalty, added to the gradient. `adamw`: decoupled, times lr.", ge=0)
     decay_norm_and_bias: bool = _key(True, "Apply weight decay to BatchNorm weights and biases.")
-    clip_norm: Number | None = _key(
-        None, "Largest total norm of the gradients; larger ones are scaled down. null: off.", gt=0
-    )
+    clip_norm: Number | None = _key(None, "Total norm above which gradients are scaled down. null: off.", gt=0)
     stop_after_skips: int = _key(
         10, "A step whose loss or gradient is not finite is skipped. This many skips in a row end the run.", ge=1
     )
@@ -320,12 +299,8 @@ class ScheduleSection(Section):
     """Learning rate schedule."""
 
     name: ScheduleName = _key("step", "Shape of the decay: `step` by step, `cosine` (half a period) or `linear`.")
-    every: PositiveDuration | None = _key(
-        None, "`step` only: interval between decays. 30ep if the recipe has no schedule section."
-    )
-    factor: Number | None = _key(
-        None, "`step` only: factor of a decay. 0.1 if there is no schedule section.", gt=0, lt=1
-    )
+    every: PositiveDuration | None = _key(None, "`step` only: interval of decays. 30ep without a schedule section.")
+    factor: Number | None = _key(None, "`step` only: factor of a decay. 0.1 without a schedule section.", gt=0, lt=1)
     warmup: AnyDuration = _key(Duration(0, "ep"), "Linear warmup at the start. 0ep: none.")
     final_lr: Number = _key(0.0, "`cosine` and `linear`: learning rate at the end.", ge=0)
 
@@ -359,9 +334,7 @@ class EvaluationSection(Section):
     """Validation."""
 
     every: PositiveDuration = _key(Duration(1, "ep"), "Interval between validations.")
-    batch_size: int | None = _key(
-        None, "Images of one forward pass on one rank. null: `batch.micro_size`.", ge=1, le=10**6
-    )
+    batch_size: int | None = _key(None, "Images of a forward pass on a rank. null: `batch.micro_size`.", ge=1, le=10**6)
     crop_pct: Number = _key(0.875, "Side of the centre crop / shorter side of the resized image.", ge=0.1, le=1)
     interpolation: Interpolation = _key("bilinear", "Interpolation for resizing an image.")
     weights: Literal["auto", "model", "ema"] = _key(
@@ -385,9 +358,7 @@ class CheckpointSection(Section):
         Duration(1, "ep"), "Interval between checkpoints. A checkpoint is also saved before each validation."
     )
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
-    keep_every: PositiveDuration | None = _key(
-        None, "Interval between checkpoints that are never deleted, such as 10ep. null: none."
-    )
+    keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
     on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
 
 
@@ -405,9 +376,7 @@ class RuntimeSection(Section):
         "auto", "auto: bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on CPU."
     )
     compile: AutoBool = _key("auto", "torch.compile. auto: true on CUDA.")
-    grad_checkpointing: bool = _key(
-        False, "Recompute blocks in the backward pass: less memory, about a third more time."
-    )
+    grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")
     channels_last: AutoBool = _key(True, "NHWC memory layout. auto: true.")
     bucket_mb: Number = _key(25.0, "MiB of gradients that DDP averages at a time.", gt=0, le=1024)
     compress_gradients: Literal["none", "bf16"] = _key(

@@ -108,10 +108,10 @@ def test_line_of_a_value_is_the_line_of_the_key() -> None:
 
 
 def test_decoding() -> None:
-    assert decode_bytes("é写".encode()) == "é写"
-    assert decode_bytes(b"") == ""
+    assert decode_bytes("é写".encode(), str) == "é写"
+    assert decode_bytes(b"", str) == ""
     with pytest.raises(Unreadable, match="2: byte 0xff is not UTF-8"):
-        decode_bytes(b"a\n\xff")
+        decode_bytes(b"a\n\xff", str)
 
 
 # Texts of the maximum length. The time of regular expressions and of PyYAML's scanner must not grow quadratically.
