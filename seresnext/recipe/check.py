@@ -8,7 +8,6 @@ from typing import Any
 
 from seresnext.errors import RecipeError
 from seresnext.recipe.batch_sizes import (
-    Settings,
     changes,
     dividing_micro_size,
     fitting_batch,
@@ -126,22 +125,10 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
         return
     fitting = [str(count) for count in range(1, total // micro + 1) if total // micro % count == 0]
     advice = [f"start {one_of(fitting)} processes"]
-    advice += [f"set {in_words(settings)}" for settings in _sizes_for_world(recipe, world_size, num_images)]
+    if sizes := fitting_batch(recipe, world_size, num_images):
+        advice.append(f"set {in_words(changes(recipe, sizes))}")
     problem = f"{total} images cannot be split over {world_size} processes in micro-batches of {micro}"
     raise RecipeError([f"batch.global_size: {problem} (batch.micro_size); {', or '.join(advice)}"])
-
-
-def _sizes_for_world(recipe: Recipe, world_size: int, num_images: int | None) -> Iterator[Settings]:
-    """Yield settings that fit: a batch near the recipe's, and the nearest batch with the same micro size."""
-    total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    fitting = fitting_batch(recipe, world_size, num_images)
-    if fitting is None:
-        return
-    yield (changed := changes(recipe, fitting))
-    sizes = [size for size in multiples_near(recipe, micro * world_size) if num_images is None or size <= num_images]
-    nearest = min(sizes, key=lambda size: abs(size - total), default=None)
-    if nearest is not None and changed != {"batch.global_size": nearest}:
-        yield {"batch.global_size": nearest}
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:

@@ -80,8 +80,15 @@ def _override(root: Node, override: str, problems: list[str]) -> Node:
     value, found = None, []
     if not equals or not key or not text.strip():
         found = ["write KEY=VALUE, such as --set optimizer.lr=0.4 (null for no value)"]
+    elif key == "base":
+        found = ["base: write the key in the file of a recipe"]
     elif key not in all_keys():
-        found = [f"{shorten(key)}: {_unknown_override(key)}"]
+        parent, _, name = key.rpartition(".")
+        is_inside_value = all_keys().get(parent) is False
+        hint = (
+            f"{parent} has no keys inside; set the value as a whole" if is_inside_value else unknown_key(parent, name)
+        )
+        found = [f"{shorten(key)}: {hint}"]
     else:
         try:
             value, found = read_value(text, key)
@@ -90,15 +97,6 @@ def _override(root: Node, override: str, problems: list[str]) -> Node:
             found = [str(problem)]
     problems += [f"--set {shorten(override)}: {problem.removeprefix('--set: ')}" for problem in found]
     return _replace(root, key.split("."), value) if value else root
-
-
-def _unknown_override(key: str) -> str:
-    if key == "base":
-        return "write the key in the file of a recipe"
-    parent, _, name = key.rpartition(".")
-    if all_keys().get(parent) is False:
-        return f"{parent} has no keys inside; set the value as a whole"
-    return unknown_key(parent, name)
 
 
 def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
@@ -157,9 +155,11 @@ def _validate(root: Node, where: str, problems: list[str], is_new: bool = False)
                 # The node of the first key that stands in a file or an override.
                 nodes = (root.at(key.split(".")) for key in keys)
                 found.append((problem, next((node for node in nodes if node), None)))
-    shown = [_line(problem, node, where) for problem, node in found if not (node and node.broken)]
-    if problems or shown:
-        raise RecipeError(_cut(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])], unseen))
+    placed = [(node.origin if node else where, problem) for problem, node in found if not (node and node.broken)]
+    placed.sort(key=lambda pair: _file_and_line(pair[0]))
+    if problems or placed:
+        lines = [f"{origin}: {problem.key}: {problem.message}" for origin, problem in placed]
+        raise RecipeError(_cut(problems + lines, unseen))
     assert recipe is not None
     return recipe
 
@@ -189,11 +189,9 @@ def _overlap(a: str, b: str) -> bool:
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
-def _line(problem: Problem, node: Node | None, where: str) -> tuple[tuple[str, int], str]:
-    origin = node.origin if node else where
+def _file_and_line(origin: str) -> tuple[str, int]:
     file, _, line = origin.rpartition(":")
-    order = (file, int(line)) if line.isdigit() else (origin, 0)
-    return order, f"{origin}: {problem.key}: {problem.message}"
+    return (file, int(line)) if line.isdigit() else (origin, 0)
 
 
 def _origins(values: dict[str, Any], root: Node | None) -> dict[str, str]:

@@ -35,7 +35,7 @@ _WORDS = {
 } | {"": None, "~": None}
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _REFUSED = [
     (re.compile(r"[-+]?0[0-9]+"), "begins with 0, which is octal to some readers; write the number without the 0"),
     (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+"), "is not decimal; write a decimal number"),
@@ -106,8 +106,8 @@ def read_scalar(text: str) -> tuple[Any, str | None]:
         return int(text), None
     if _FLOAT.fullmatch(text):
         return float(text), None
-    if match := _NOT_FINITE.fullmatch(text):
-        return float(match[1] + "inf") if match[2] else float("nan"), None
+    if _NOT_FINITE.fullmatch(text):
+        return float(text.replace(".", "")), None
     return text, None
 
 
@@ -217,7 +217,6 @@ class _Builder:
 
     def _mapping(self, path: str, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
-        first: dict[str, int] = {}
         while not isinstance(event := self._loader.get_event(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise Unreadable(f"{self._where(event)}: a key must be text")
@@ -228,12 +227,11 @@ class _Builder:
             if has_control(key):
                 self._report(event, path, f"key {shorten(repr(key))} with a line break or another control character")
             elif key in entries:
-                self._report(event, key_path, f"duplicate key, first written in line {first[key]}")
+                self._report(event, key_path, f"duplicate key, first written in {entries[key].origin}")
             elif key == "<<":
                 self._report(event, path, "merge key '<<'; merge keys are not allowed, use 'base:' to share values")
             else:
                 entries[key] = replace(node, origin=self._where(event))  # The line of a value is the line of the key.
-                first[key] = event.start_mark.line + 1
         return entries
 
 
