@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from seresnext.recipe.schema import MAX_GLOBAL_SIZE, Recipe
 
 # Side of the largest image that a stage reduces to one pixel.
 _ONE_PIXEL = {"layer3": 18, "layer4": 34}
-
-Settings = Mapping[str, int]
-"""Batch sizes by key of a recipe."""
 
 
 def lone_stages(recipe: Recipe) -> list[str]:
@@ -51,7 +47,7 @@ def multiples_near(recipe: Recipe, unit: int) -> list[int]:
     return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= MAX_GLOBAL_SIZE]
 
 
-def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> Settings | None:
+def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> dict[str, int] | None:
     """Return sizes near the recipe's that all checks accept for so many processes and training images, or None.
 
     The global size stays if possible. Otherwise smaller global sizes are tried first, then larger ones.
@@ -73,7 +69,7 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
     return None
 
 
-def changes(recipe: Recipe, sizes: Settings) -> Settings:
+def changes(recipe: Recipe, sizes: dict[str, int]) -> dict[str, int]:
     """Return the sizes that differ from the sizes in the recipe."""
     own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}
     return {key: value for key, value in sizes.items() if value != own[key]}
@@ -86,6 +82,6 @@ def fitting_in_words(recipe: Recipe) -> str:
     return in_words(changes(recipe, sizes)) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
 
 
-def in_words(settings: Settings) -> str:
+def in_words(settings: dict[str, int]) -> str:
     """Return `batch.global_size=32 and batch.micro_size=16`."""
     return " and ".join(f"{key}={value}" for key, value in settings.items())

@@ -24,34 +24,16 @@ from seresnext.recipe.reader import write_value
 from seresnext.recipe.schema import ONLY_FOR, Recipe
 
 # Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
-_FILE_KEYS = (
-    "augment.crop_scale",
-    "augment.crop_ratio",
-    "augment.flip",
-    "augment.interpolation",
-    "data.cache",
-    "data.max_pixels",
-    "data.on_error",
-    "data.train_split",
-    "data.val_split",
-    "evaluation.crop_pct",
-    "evaluation.interpolation",
-)
+_FILE_KEYS = {
+    "augment": ("crop_scale", "crop_ratio", "flip", "interpolation"),
+    "data": ("cache", "max_pixels", "on_error", "train_split", "val_split"),
+    "evaluation": ("crop_pct", "interpolation"),
+}
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
     """Return every disagreement between the keys of a recipe."""
-    checks = (
-        _model,
-        image_problems,
-        _batch,
-        _optimizer,
-        _loss,
-        _runtime,
-        _evaluation,
-        _checkpoint,
-        duration_problems,
-    )
+    checks = (_model, image_problems, _batch, _optimizer, _loss, _runtime, _evaluation, _checkpoint, duration_problems)
     return [*_limited_keys(recipe, unused=False), *(problem for check in checks for problem in check(recipe))]
 
 
@@ -63,7 +45,7 @@ def unused_settings(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[Prob
     yield from _limited_keys(recipe, unused=True)
     if recipe.data.format == "synthetic":
         reason = "synthetic images have no files and are not augmented; remove the key"
-        for key in _FILE_KEYS:
+        for key in (f"{section}.{name}" for section, names in _FILE_KEYS.items() for name in names):
             if origins.get(key) == "--set":
                 yield Problem(key, f"has no effect with data.format synthetic: {reason}", ("data.format",))
     yield from _smoothing(recipe)
@@ -82,12 +64,11 @@ def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
         if has_effect and value is None and example and not unused:
             yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
         if not has_effect and value != default and unused:
-            yield Problem(
-                key,
-                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}; "
-                f"write the default, {write_value(default)}, or remove the key",
-                (other,),
+            message = (
+                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}"
             )
+            fix = f"write the default, {write_value(default)}, or remove the key"
+            yield Problem(key, f"{message}; {fix}", (other,))
 
 
 def _smoothing(recipe: Recipe) -> Iterator[Problem]:
@@ -191,30 +172,18 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     threshold = recipe.loss.target_threshold
     if recipe.loss.name == "bce" and threshold is not None and not _is_mixed(recipe):
-        yield Problem(
-            "loss.target_threshold",
-            f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null, or switch on "
-            "mix.mixup or mix.cutmix",
-            ("mix.mixup", "mix.cutmix"),
-        )
+        message = f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null"
+        yield Problem("loss.target_threshold", message, ("mix.mixup", "mix.cutmix"))
 
 
 def _runtime(recipe: Recipe) -> Iterator[Problem]:
     runtime = recipe.runtime
     if runtime.grad_checkpointing and runtime.compile is True:
-        yield Problem(
-            "runtime.grad_checkpointing",
-            "is for models that are not compiled, since torch.compile decides by itself which values to recompute; "
-            "write false, or set runtime.compile to false or auto",
-            ("runtime.compile",),
-        )
+        message = "is for models that are not compiled; write false, or set runtime.compile to false or auto"
+        yield Problem("runtime.grad_checkpointing", message, ("runtime.compile",))
     if runtime.grad_checkpointing and _are_blocks_frozen(recipe):
-        yield Problem(
-            "runtime.grad_checkpointing",
-            "has no effect if all of layer1 to layer4 are in model.frozen, since frozen blocks have no backward pass; "
-            "write false",
-            ("model.frozen",),
-        )
+        message = "has no effect if all of layer1 to layer4 are in model.frozen, without a backward pass; write false"
+        yield Problem("runtime.grad_checkpointing", message, ("model.frozen",))
     if runtime.compress_gradients != "none" and runtime.precision == "fp64":
         message = "would round the gradients of fp64 to 8 bits; write none, or change runtime.precision"
         yield Problem("runtime.compress_gradients", message, ("runtime.precision",))
@@ -226,12 +195,10 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
         message = "is ema, but ema is null, so the run has no average; write auto or model, or give the ema section"
         yield Problem("evaluation.weights", message, ("ema",))
     if evaluation.recalibrate and recipe.early_stop:
-        yield Problem(
-            "evaluation.recalibrate",
-            "comes before the last validation, and with early_stop no validation is known in advance to be the last; "
-            "write null for one of the two",
-            ("early_stop",),
+        message = (
+            "needs a last validation that is known in advance, unlike with early_stop; write null for one of the two"
         )
+        yield Problem("evaluation.recalibrate", message, ("early_stop",))
     if evaluation.recalibrate and _are_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
         message = "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null"
         yield Problem("evaluation.recalibrate", message, ("model.frozen",))

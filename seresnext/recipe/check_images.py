@@ -21,12 +21,8 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     _, is_address, address = data.root.partition("://")
     if is_address and data.format not in ("shards", "synthetic"):
-        yield Problem(
-            "data.root",
-            f"is an address, and data.format {data.format} reads folders; write a folder, or set data.format to "
-            "shards, the only format that is read from a server",
-            ("data.format",),
-        )
+        message = f"is an address, and data.format {data.format} reads folders; write a folder, or data.format shards"
+        yield Problem("data.root", message, ("data.format",))
     try:
         urlsplit(data.root)
     except ValueError:  # such as https://[x/y; a folder may contain any text
@@ -114,12 +110,8 @@ def _mix(recipe: Recipe) -> Iterator[Problem]:
     mix = recipe.mix
     mixes = [name for name, alpha in (("mixup", mix.mixup), ("cutmix", mix.cutmix)) if alpha > 0]
     if mix.off_after is not None and not mixes:
-        yield Problem(
-            "mix.off_after",
-            f"has no effect if mixup and CutMix are off, found {mix.off_after}; write null, or switch on "
-            "mix.mixup or mix.cutmix",
-            ("mix.mixup", "mix.cutmix"),
-        )
+        message = f"has no effect if mixup and CutMix are off, found {mix.off_after}; write null, or set mix.mixup"
+        yield Problem("mix.off_after", message, ("mix.mixup", "mix.cutmix"))
     if mixes and recipe.batch.micro_size == 1:
         reason = "needs a second image, and batch.micro_size is 1"
         message = f"{reason}; write {fitting_in_words(recipe)}, or mix.{mixes[0]}=0"

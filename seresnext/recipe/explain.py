@@ -158,11 +158,11 @@ def _found(node: Node | None) -> str:
     return shorten(node.written)
 
 
-_RANGES = {
-    "greater_than": ("above", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("below", "lt"),
-    "less_than_equal": ("at most", "le"),
+_BOUNDS = {
+    "greater_than": "above",
+    "greater_than_equal": "at least",
+    "less_than": "below",
+    "less_than_equal": "at most",
 }
 
 
@@ -192,11 +192,10 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
     kind = error["type"]
     context = error.get("ctx", {})
     value = None if node is None else node.value
-    if kind in _RANGES:
-        words, name = _RANGES[kind]
-        bound = context[name]
+    if kind in _BOUNDS:
+        (bound,) = context.values()
         bound = int(bound) if isinstance(bound, float) and bound.is_integer() else bound
-        return f"must be {words} {bound}, found {_found(node)}"
+        return f"must be {_BOUNDS[kind]} {bound}, found {_found(node)}"
     match kind:
         case "literal_error":
             # Pydantic gives the words of a Literal as one text: "'a', 'b' or 'c'".

@@ -58,9 +58,9 @@ def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
 
     Keys that version 0.1 had and this version has not are dropped.
     """
+    root = _node_of(values, origin)
     if _count(values) > MAX_VALUES:
         raise RecipeError([f"{origin}: more than {MAX_VALUES} values; this is not a recipe"])
-    root = _node_of(values, origin)
     for key in REMOVED:
         section, _, name = key.partition(".")
         if (node := root.at([section])) and isinstance(node.value, dict):
@@ -109,13 +109,8 @@ def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
 
 
 def _count(value: Any) -> int:
-    """Count the values in plain data. The count ends soon after `MAX_VALUES`."""
-    count, left = 0, [value]
-    while left and count <= MAX_VALUES:
-        item = left.pop()
-        count += 1
-        left += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
-    return count
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, items))
 
 
 def _node_of(value: Any, origin: str, depth: int = 0) -> Node:

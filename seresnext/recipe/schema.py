@@ -12,16 +12,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from seresnext.durations import Duration
 from seresnext.recipe.reader import has_control
@@ -42,11 +33,8 @@ ScheduleName = Literal["step", "cosine", "linear"]
 LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
 
-MAX_DURATION = 10**9
-"""The longest duration, in epochs or in steps."""
-
+MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7
-"""The largest global batch."""
 
 
 def _read_duration(value: Any) -> Duration:
@@ -141,7 +129,7 @@ and a key without effect whose value is not the default.
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, types are strict, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = {"extra": "forbid", "frozen": True, "strict": True, "protected_namespaces": ()}
 
 
 def _key(default: Any, meaning: str, **limits: Any) -> Any:

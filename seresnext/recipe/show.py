@@ -11,8 +11,6 @@ from seresnext.recipe.load import LoadedRecipe, to_values
 from seresnext.recipe.reader import write_value
 from seresnext.recipe.schema import Recipe
 
-SCHEMA_LINE = "# yaml-language-server: $schema="
-
 
 def print_recipe(loaded: LoadedRecipe) -> str:
     """Return the resolved recipe as YAML with the origin of each value in a comment. The text loads again."""

@@ -18,7 +18,7 @@ DISAGREEMENTS = """
 data.shuffle_shards=8 | data.shuffle_shards: is for data.format shards; no effect with folder | data.format=shards
 data.cache_size=50 | data.cache_size: is for; folder, found 50; the default, 200 | data.format=shards
 data.max_bad_images=5 | data.max_bad_images: is for; raise, found 5; the default, 100 | data.on_error=substitute
-data.root=https://host/path | data.root: is an address; format that is read from a server | data.format=shards
+data.root=https://host/path | data.root: is an address; data.format shards | data.format=shards
 data.format=shards; data.root=s3://key:word@bucket/x | data.root: contains a user; credentials | data.root=s3://bucket/x
 data.format=shards; data.root=https://[x/y | data.root: is not a valid address | data.root='photos [x/y'
 data.format=synthetic | data.synthetic_images: is missing | data.synthetic_images=5000
