@@ -43,42 +43,32 @@ WRONG_VALUES = [
     ("zzzzzzz: 1", "unknown key; the sections are model, data,"),
     ("optimizer: {lr: fast}", "optimizer.lr: expected a number, found the text 'fast'"),
     ("optimizer: {lr: '0.1'}", "expected a number, found '0.1'; remove the quotes"),
-    ("data: {workers: '8'}", "expected a whole number, found '8'; remove the quotes"),
-    ("optimizer: {lr: '0,1'}", "optimizer.lr: expected a number, found '0,1'"),
     ("optimizer: {momentum: true}", "optimizer.momentum: expected a number, found true"),
-    ("batch: {micro_size: true}", "expected a whole number, found true"),
     ("mix: {mixup: off}", "found off, which YAML reads as false", "write 0"),
     ("data: {root: no}", "expected text, found no, which YAML reads as false", "write 'no' in quotes"),
     ("schedule: {name: yes}", "one of step, cosine", "found yes, which YAML reads as true"),
     ("ema: off", "r.yaml:2: ema: expected a section", "found off", "write null"),
     ("optimizer: {nesterov: 1}", "expected true or false, found 1; write true or false"),
-    ("optimizer: {nesterov: 'yes'}", "expected true or false, found 'yes'"),
     ("runtime: {compile: 1}", "runtime.compile: expected 'auto', true or false, found 1"),
     ("data: {root: 12}", "expected text, found 12", "write '12' in quotes"),
     ("data: {root: ''}", "data.root: must not be empty"),
     ("data: {root: null}", "data.root: expected text, found null"),
     ("data: {workers: 8.0}", "expected a whole number, found 8.0; write 8"),
-    ("data: {workers: 8.5}", "expected a whole number, found 8.5"),
-    ("optimizer: {lr: [1]}", "expected a number, found a list of 1"),
     ("optimizer: {lr: {a: 1}}", "expected a number, found a section"),
     ("augment: {crop_scale: 0.5}", "expected a list of numbers, found 0.5"),
     ("augment: {crop_scale: [0.5]}", "augment.crop_scale: expected a list of 2 numbers, found a list of 1"),
     ("augment: {crop_scale: [0.5, 1, 1]}", "augment.crop_scale: expected a list of 2 numbers, found a list of 3"),
     ("data: {mean: [0.5, x, 0.5]}", "data.mean[1]: expected a number, found the text 'x'"),
-    ("mix: 3", "r.yaml:2: mix: expected a section of keys, found 3"),
     ("logging:", "logging: expected a section of keys, found nothing", "remove the section"),
     ("optimizer: {name: sdg}", "expected one of sgd, adamw, found the text 'sdg'; did you mean sgd?"),
     ("optimizer: {weight_decay: -1e-4}", "must be at least 0, found -1e-4"),
-    ("optimizer: {clip_norm: 0}", "optimizer.clip_norm: must be above 0, found 0"),
     ("augment: {flip: 1.5}", "augment.flip: must be at most 1, found 1.5"),
     ("runtime: {seed: 9223372036854775808}", "must be below 9223372036854775808"),
     ("optimizer: {lr: -.INF}", "optimizer.lr: must be finite, found -.INF"),
-    ("optimizer: {lr: 1e999}", "must be finite, found 1e999"),
     ("data: {std: [1, 1, .nan]}", "data.std[2]: must be finite, found .nan"),
     ("length: 100", "'100ep' for epochs or '100st'"),
     ("length: 90 epochs", "'90 epochs' is not a duration; write epochs as '90ep'"),
     ("length: 0ep", "length: must be at least 1 epoch or 1 step, found the text '0ep'"),
-    ("length: [1ep]", "expected a duration such as '90ep'", "found a list of 1"),
     ("length: 99999999999ep", "a duration is at most 1000000000"),
     (f"length: {'9' * 5000}ep", "a duration is short", "found the text '999"),
     ("data: {workers: 010}", "r.yaml:2: data.workers: 010 begins with 0"),
@@ -94,16 +84,13 @@ WRONG_VALUES = [
     ("runtime: {measure: false}", "runtime.measure: was removed in version 0.2; remove the key"),
     ("batch: {micro_size: auto}", "r.yaml:2: batch.micro_size: auto was removed in version 0.2; write"),
     ("loss: &a {label_smoothing: 0.1}", "r.yaml:2: loss: anchor &a", "base:"),
-    ("data: {root: *a}", "r.yaml:2: data.root: alias *a"),
     ("data: {root: !!python/object/apply:os.getcwd []}", "data.root: tag !!python/object/apply:os.getcwd"),
     ("data: {workers: !!int '8'}", "data.workers: tag !!int"),
     ("loss: {<<: {label_smoothing: 0.1}}", "loss: merge key '<<'"),
-    ("base: 5", "r.yaml:2: base: expected a recipe or a list"),
     ("base:", "r.yaml:2: base: expected a recipe or a list"),
     ("base: [no.yaml]", "base: no recipe 'no.yaml': the folder of r.yaml has no such", "recipes: cifar10, digits,"),
     (f"base: {'x' * 5000}", "base: no recipe 'xxx"),
     ('base: "a\\0b"', "r.yaml:2: base: text with a line break or another control character"),
-    ("base: nowhere/imagenet.yaml", "base: no recipe 'nowhere/imagenet.yaml'"),
     ("base: /", "base: no recipe '/'"),
     ("base: r.yaml", "r.yaml:2: base: r.yaml is based on itself: r.yaml -> r.yaml"),
 ]
@@ -114,9 +101,7 @@ WHOLE_RECIPES = [
     ("model: {name: vit}", "r.yaml:1: model.name: expected one of seresnext26, seresnext50"),
     ("model:\n  name: seresnext26\n  num_classes: 1", "r.yaml:3: model.num_classes: must be at least 2, found 1"),
     ("", "r.yaml: is empty"),
-    ("# nothing\n", "r.yaml: is empty"),
     ("null", "r.yaml:1: is empty"),
-    ("- model", "r.yaml:1: is not a mapping of sections"),
     (GOOD + "---\nlength: 1ep\n", "r.yaml:2: a second document begins here"),
     ("model:\n\tname: seresnext26", "r.yaml:2: a tab; indent and separate with spaces"),
     ("model:\n  name:\tseresnext26", "r.yaml:2: a tab; indent and separate with spaces"),
@@ -224,24 +209,19 @@ def test_many_problems_are_cut(problems: Problems) -> None:
 
 @pytest.mark.parametrize(("override", "parts"), [
     ("optimizer.lr", ["--set optimizer.lr: write KEY=VALUE"]),
-    ("optimizer.lr=", ["write KEY=VALUE", "null for no value"]),
     ("=3", ["write KEY=VALUE"]),
     ("optimizer.learning_rate=3", ["--set optimizer.learning_rate=3: ", "did you mean optimizer.lr?"]),
     ("batch_size=32", ["--set batch_size=32: ", "batch.global_size"]),
     ("optimiser.lr=3", ["did you mean optimizer.lr?"]),
     ("length.epochs=3", ["length has no keys inside; set the value as a whole"]),
-    ("augment.crop_scale.0=0.1", ["augment.crop_scale has no keys inside; set the value as a whole"]),
     ("base=x.yaml", ["write the key in the file of a recipe"]),
-    ("optimizer.lr=fast", ["--set: optimizer.lr: expected a number, found the text 'fast'"]),
     ("data.workers=010", ["--set data.workers=010: data.workers: 010 begins with 0"]),
     ("model.name=[a", ["--set model.name=[a: not readable as YAML"]),
     ("data.root=*a", ["--set data.root=*a: data.root: alias *a"]),
-    ("data.root=a\n---\nb", ["a second document begins here"]),
     ("data.root=\udcff", ["character U+DCFF is not allowed"]),
     ("runtime.measure=true", ["--set runtime.measure=true: runtime.measure: was removed in version 0.2"]),
     ("batch.micro_size=auto", ["--set: batch.micro_size: auto was removed in version 0.2"]),
     ("model=seresnext50", ["model: ", "model.name"]),
-    ("mix=3", ["--set: mix: expected a section of keys, found 3"]),
     ("ema={decai: 0.9}", ["--set: ema.decai: unknown key; did you mean ema.decay?"]),
     ("optimizer.lr=0.1 # test", ["optimizer.lr: ", "'0.1 # test'"]),
     ('data.root="a" # b', ["--set data.root=", "in quotes"]),
@@ -260,32 +240,24 @@ def test_cycle_of_bases(problems: Problems) -> None:
     ]
 
 
-def test_long_chain_of_bases(problems: Problems) -> None:
+def test_many_bases_are_read_once_each_up_to_a_depth(problems: Problems) -> None:
     for i in range(30):
-        Path(f"{i}.yaml").write_text(f"base: {i + 1}.yaml\n")
-    assert "more than 20 files deep" in problems("base: 0.yaml\n" + GOOD)[0]
-
-
-def test_bases_that_fan_out_are_read_once_each(problems: Problems) -> None:
-    for i in range(18):
         Path(f"{i}.yaml").write_text(f"base: [{i + 1}.yaml, {i + 1}.yaml]\n")
     Path("18.yaml").write_text("length: 7ep\n")
     start = time.perf_counter()
     assert problems("base: 0.yaml\n" + GOOD) == []
     assert time.perf_counter() - start < 5  # 2^18 reads would take minutes
+    Path("18.yaml").write_text("base: 19.yaml\n")
+    assert "more than 20 files deep" in problems("base: 0.yaml\n" + GOOD)[0]
 
 
-def test_misspelled_base_gets_a_near_miss(problems: Problems) -> None:
+def test_base_gets_a_near_miss_and_a_problem_names_the_file_of_the_base(problems: Problems) -> None:
     Path("_base").mkdir()
-    Path("_base/imagenet.yaml").write_text("length: 3ep\n")
-    assert "did you mean _base/imagenet.yaml?" in problems("base: _base/imagnet.yaml\n" + GOOD)[0]
-    absolute = Path("_base").resolve()
-    assert f"did you mean {absolute}/imagenet.yaml?" in problems(f"base: {absolute}/imagnet.yaml\n" + GOOD)[0]
-
-
-def test_problem_of_a_base_names_the_file_of_the_base(problems: Problems) -> None:
-    Path("b.yaml").write_text("# A comment.\noptimizer: {lr: 0}\n")
-    assert problems("base: b.yaml\n" + GOOD) == ["b.yaml:2: optimizer.lr: must be above 0, found 0"]
+    Path("_base/imagenet.yaml").write_text("# A comment.\noptimizer: {lr: 0}\n")
+    for folder in ("_base", Path("_base").resolve()):
+        assert f"did you mean {folder}/imagenet.yaml?" in problems(f"base: {folder}/imagnet.yaml\n" + GOOD)[0]
+    wanted = ["_base/imagenet.yaml:2: optimizer.lr: must be above 0, found 0"]
+    assert problems("base: _base/imagenet.yaml\n" + GOOD) == wanted
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
