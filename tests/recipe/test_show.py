@@ -9,7 +9,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,15 +36,12 @@ recipes = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("name", ["seresnext26", "digits"])
-def test_printed_recipe_loads_again(name: str, tmp_path: Path) -> None:
-    loaded = load_recipe(name, ["ema={decay: 0.9}", "data.root='no: #1'", "runtime.compile=false"])
+def test_printed_recipe_loads_again(tmp_path: Path) -> None:
+    loaded = load_recipe("digits", ["ema={decay: 0.9}", "data.root='no: #1'", "runtime.compile=false"])
     path = tmp_path / "recipe.yaml"
-    path.write_text(print_recipe(loaded))
-    again = load_recipe(path)
-    assert again.recipe == loaded.recipe
-    path.write_text(to_yaml(to_values(loaded.recipe)))
-    assert load_recipe(path).recipe == loaded.recipe
+    for text in (print_recipe(loaded), to_yaml(to_values(loaded.recipe))):
+        path.write_text(text)
+        assert load_recipe(path).recipe == loaded.recipe
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,13 +13,24 @@ from typing import Any
 import pytest
 import torch
 from bad_checkpoints import changed, json_text, write_checkpoint
-from resource_probe import Probe, assert_refused
+from resource_probe import Probe, ProbeResult, assert_refused
 
 pytestmark = pytest.mark.runs
 
 
-def predict(file: Path, images: Path) -> tuple[str | Path, ...]:
-    return "seresnext/__main__.py", "predict", "--checkpoint", file, images / "val/class_0/0.jpg"
+Forge = Callable[..., Path]
+
+
+@pytest.fixture
+def forge(untrained: Any, metadata: Any, tmp_path: Path) -> Forge:
+    """Write a checkpoint with changed metadata and tensors, and return its path."""
+
+    def write(changes: dict[str, Any], tensors: Any = untrained) -> Path:
+        values = changed(metadata, changes)
+        text = json_text(values["recipe"])
+        return write_checkpoint(tmp_path / "c.safetensors", tensors, {**values, "recipe": {}}, recipe=text)
+
+    return write
 
 
 SAYS = {
@@ -46,43 +57,28 @@ SAYS = {
 
 
 @pytest.mark.parametrize("case", SAYS)
-def test_what_a_checkpoint_may_not_say(
-    measure: Probe, untrained: Any, metadata: Any, tmp_path: Path, case: str
-) -> None:
-    values = changed(metadata, SAYS[case])
-    texts = {key: json_text(values[key]) for key in ("recipe", "dataset")}
-    path = write_checkpoint(tmp_path / "c.safetensors", untrained, metadata, **texts)
-    assert_refused(measure("validate.py", "--checkpoint", path))
+def test_what_a_checkpoint_may_not_say(measure: Probe, forge: Forge, case: str) -> None:
+    assert_refused(measure("validate.py", "--checkpoint", forge(SAYS[case])))
 
 
-def test_what_it_may_say(measure: Probe, untrained: Any, metadata: Any, images: Path, tmp_path: Path) -> None:
+def test_what_it_may_say(measure: Probe, forge: Forge, images: Path, tmp_path: Path) -> None:
     """The control for all of the above. Settings of the machine in a checkpoint have no effect."""
-    path = write_checkpoint(tmp_path / "c.safetensors", untrained, metadata)
-    usual = measure("validate.py", "--checkpoint", path)
+    usual = measure("validate.py", "--checkpoint", forge({}))
     assert usual.returncode == 0, usual.output
     assert f"13 images of {images}/val" in usual.stdout
-    greedy = {
-        "recipe.data.cache": str(tmp_path / "canary"),
-        "recipe.data.workers": 256,
-        "recipe.batch.micro_size": 10**7,
-        "recipe.batch.global_size": 10**7,
-    }
-    write_checkpoint(path, untrained, changed(metadata, greedy))
-    result = measure("validate.py", "--checkpoint", path)
+    greedy = {"recipe.data.cache": str(tmp_path / "canary"), "recipe.data.workers": 256}
+    greedy |= {"recipe.batch.micro_size": 10**7, "recipe.batch.global_size": 10**7}
+    result = measure("validate.py", "--checkpoint", forge(greedy))
     assert result.returncode == 0, result.output
     assert not (tmp_path / "canary").exists()
     assert result.megabytes < usual.megabytes + 50
     assert result.stdout.splitlines()[1:-1] == usual.stdout.splitlines()[1:-1]
 
 
-def test_a_server_is_asked_when_the_user_names_it(
-    measure: Probe, untrained: Any, metadata: Any, tmp_path: Path
-) -> None:
+def test_a_server_is_asked_when_the_user_names_it(measure: Probe, forge: Forge) -> None:
     """No server listens at the address: the error shows a request with --data, and none without."""
     address = "http://127.0.0.1:9/x"
-    path = write_checkpoint(
-        tmp_path / "c.safetensors", untrained, changed(metadata, SAYS["a server"] | {"recipe.data.root": address})
-    )
+    path = forge(SAYS["a server"] | {"recipe.data.root": address})
     assert "must not choose the server" in assert_refused(measure("validate.py", "--checkpoint", path))
     program = "import sys, seresnext.data.shards.remote as r; r.ATTEMPTS = 1; from seresnext import cli;"
     program += "from seresnext.process.stop_request import StopRequest;"
@@ -106,12 +102,11 @@ BAD_TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 
 
 @pytest.mark.parametrize("case", BAD_TENSORS)
-def test_tensors_that_are_no_weights(measure: Probe, untrained: Any, metadata: Any, tmp_path: Path, case: str) -> None:
+def test_tensors_that_are_no_weights(measure: Probe, forge: Forge, untrained: Any, tmp_path: Path, case: str) -> None:
     found = {name: tensor.clone() for name, tensor in untrained.items()}
     BAD_TENSORS[case](found)
-    path = write_checkpoint(tmp_path / "c.safetensors", found, metadata)
+    other, path = forge({}).rename(tmp_path / "d.safetensors"), forge({}, found)
     assert_refused(measure("validate.py", "--checkpoint", path), megabytes=300)
-    other = write_checkpoint(tmp_path / "d.safetensors", untrained, metadata)
     output = tmp_path / "mean.safetensors"
     average = measure("seresnext/__main__.py", "average", path, other, "--output", output)
     if case not in ("variance", "bytes", "of another part"):  # The mean is refused where it is used.
@@ -119,20 +114,21 @@ def test_tensors_that_are_no_weights(measure: Probe, untrained: Any, metadata: A
         assert not output.exists()
 
 
-def test_names_of_classes_do_not_steer_the_terminal(
-    measure: Probe, untrained: Any, metadata: Any, images: Path, tmp_path: Path
-) -> None:
+def test_names_of_classes_do_not_steer_the_terminal(measure: Probe, forge: Forge, images: Path) -> None:
     """In the answers of `predict`, and where other classes are there than were trained on."""
+
+    def predict(classes: list[str]) -> ProbeResult:
+        words = ("seresnext/__main__.py", "predict", "--checkpoint", forge({"dataset.classes": classes}))
+        return measure(*words, images / "val/class_0/0.jpg")
+
     names = ["\x1b[2Jcat\n 99.9 %  dog", "\x9b\u202e", "x" * 10**5]
-    path = write_checkpoint(tmp_path / "c.safetensors", untrained, changed(metadata, {"dataset.classes": names}))
-    answer = measure(*predict(path, images))
+    answer = predict(names)
     assert answer.returncode == 0, answer.output
     assert all(character.isprintable() or character == "\n" for character in answer.output)
     assert len(answer.stdout.splitlines()) == 4
     assert len(answer.stdout) < 2000
-    assert_refused(measure("validate.py", "--checkpoint", path), code=3)
-    write_checkpoint(path, untrained, changed(metadata, {"dataset.classes": ["a"]}))
-    assert "names 1 classes" in assert_refused(measure(*predict(path, images)), megabytes=300)
+    assert_refused(measure("validate.py", "--checkpoint", forge({"dataset.classes": names})), code=3)
+    assert "names 1 classes" in assert_refused(predict(["a"]), megabytes=300)
 
 
 PROGRESS = {
@@ -147,13 +143,9 @@ PROGRESS = {
 
 @pytest.mark.parametrize("case", PROGRESS)
 def test_a_run_does_not_go_on_from_it(
-    measure: Probe, untrained: Any, metadata: Any, recipe: Path, images: Path, tmp_path: Path, case: str
+    measure: Probe, forge: Forge, recipe: Path, images: Path, tmp_path: Path, case: str
 ) -> None:
-    values = changed(metadata, PROGRESS[case])
-    path = write_checkpoint(
-        tmp_path / "c.safetensors", untrained, {**values, "recipe": {}}, recipe=json_text(values["recipe"])
-    )
-    arguments = ["--recipe", recipe, "--data", images, "--output", tmp_path / "run", "--resume", path]
+    arguments = ["--recipe", recipe, "--data", images, "--output", tmp_path / "run", "--resume", forge(PROGRESS[case])]
     result = measure("train.py", *arguments)
     assert_refused(result, code=3 if case == "a recipe without end" else 4, megabytes=900)
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
