@@ -158,12 +158,7 @@ def _found(node: Node | None) -> str:
     return shorten(node.written)
 
 
-_BOUNDS = {
-    "greater_than": "above",
-    "greater_than_equal": "at least",
-    "less_than": "below",
-    "less_than_equal": "at most",
-}
+_LIMIT = {"greater_than": "above", "greater_than_equal": "at least", "less_than": "below", "less_than_equal": "at most"}
 
 
 def _type_problem(expected: str, node: Node | None, hint: str = "") -> str:
@@ -192,10 +187,10 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
     kind = error["type"]
     context = error.get("ctx", {})
     value = None if node is None else node.value
-    if kind in _BOUNDS:
+    if kind in _LIMIT:
         (bound,) = context.values()
         bound = int(bound) if isinstance(bound, float) and bound.is_integer() else bound
-        return f"must be {_BOUNDS[kind]} {bound}, found {_found(node)}"
+        return f"must be {_LIMIT[kind]} {bound}, found {_found(node)}"
     match kind:
         case "literal_error":
             # Pydantic gives the words of a Literal as one text: "'a', 'b' or 'c'".
