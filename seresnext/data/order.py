@@ -40,10 +40,8 @@ class Order:
     slice of the global batch. Raises DataError when there are too few images for one step.
 
     With `repeats` (repeated augmentation, Hoffer et al. 2020, "Augment your batch"), a global batch holds `repeats`
-    copies of each image, and each copy has other augmentations. An epoch has the same number of steps, so it shows
-    `repeats` times fewer images, each in one step. A global batch is laid out copy after copy, with all images in each
-    copy. With at least as many logical replicas as copies, no replica sees an image twice; with fewer, the copies are
-    spread over the replicas as evenly as possible.
+    copies of each image, so an epoch shows `repeats` times fewer images. A global batch is laid out copy after copy, so
+    the copies are spread over the replicas as evenly as possible.
 
     `blocks(seed, epoch)` returns a block number for each image (int N). Images are then shuffled only within a block,
     and the blocks come in order: for datasets larger than the local cache.
@@ -96,8 +94,7 @@ class Order:
 def block_shuffle(shard_ids: np.ndarray, shards_per_block: int) -> Callable[[int, int], np.ndarray]:
     """Return the `blocks` of an Order: random shards form a block, and other shards in each epoch.
 
-    `shard_ids` (N) has the shard number of each image. With all shards in one block, the order is the one without
-    blocks.
+    `shard_ids` (N) has the shard number of each image.
     """
     count = int(shard_ids.max()) + 1
 

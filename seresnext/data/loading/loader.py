@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ def open_batches(
         loader = DataLoader(
             _BatchDataset(source, shares_memory=pin_memory),
             batch_size=None,
-            collate_fn=_unchanged,  # pyright: ignore[reportArgumentType]
-            sampler=enumerate(_recorded(keys, pending)),  # pyright: ignore[reportArgumentType]
+            collate_fn=lambda batch: batch,
+            sampler=_recorded(keys, pending),  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             prefetch_factor=_PREFETCH if workers else None,
             pin_memory=pin_memory,
@@ -106,7 +106,7 @@ def open_batches(
             dead = [number for number, process in enumerate(processes) if not process.is_alive()]
             images = [image for number in dead for image in status.images_of(number)]
         _kill(iterator, processes)
-        names = ", ".join(source.name(image) for image in images) or "none"
+        names = ", ".join(source.reader.name(image) for image in images) or "none"
         raise DataError(_explain_loss(error, pending, names)) from None
     finally:
         # The workers end with the iterator, and a frame of a traceback could keep the iterator alive.
@@ -114,15 +114,14 @@ def open_batches(
             iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _BatchDataset(Dataset["Batch | Failure | _PipedBatch"]):
-    """Batches by numbered key. A Failure is returned: torch would turn a raised one into the text of a traceback."""
+class _BatchDataset(Dataset["Batch | Failure | dict[str, Any]"]):
+    """Batches by key. A Failure is returned: torch would turn a raised one into the text of a traceback."""
 
     def __init__(self, source: BatchSource, *, shares_memory: bool) -> None:
         self._source = source
         self._shares_memory = shares_memory
 
-    def __getitem__(self, numbered: tuple[int, BatchKey]) -> Batch | Failure | _PipedBatch:
-        _, key = numbered
+    def __getitem__(self, key: BatchKey) -> Batch | Failure | dict[str, Any]:
         set_current_batch(key)
         try:
             batch = self._source.make(key)
@@ -131,7 +130,7 @@ class _BatchDataset(Dataset["Batch | Failure | _PipedBatch"]):
         if get_worker_info() is None:
             return batch
         if not self._shares_memory:
-            return _PipedBatch.pack(batch)
+            return _pack(batch)
         try:
             # Torch would move the tensors in a thread that only prints an error, and the batch would never arrive.
             for tensor in filter(torch.is_tensor, batch):
@@ -141,29 +140,18 @@ class _BatchDataset(Dataset["Batch | Failure | _PipedBatch"]):
         return batch
 
 
-class _PipedBatch(NamedTuple):
-    """A batch that goes through a pipe to the trainer: `Batch` with arrays for tensors, and images as N H W C.
+def _pack(batch: Batch) -> dict[str, Any]:
+    """Return the fields of a batch for a pipe to the trainer, with arrays for tensors and images as N H W C.
 
     Torch would receive a tensor by a handshake with the worker, and would wait without end for a frozen worker.
     """
-
-    fields: dict[str, Any]
-
-    @classmethod
-    def pack(cls, batch: Batch) -> _PipedBatch:
-        fields = batch._replace(images=batch.images.permute(0, 2, 3, 1))._asdict()
-        return cls({name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()})
-
-    def unpack(self) -> Batch:
-        fields: dict[str, Any] = {
-            name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in self.fields.items()
-        }
-        batch = Batch(**fields)
-        return batch._replace(images=batch.images.permute(0, 3, 1, 2))
+    fields = batch._replace(images=batch.images.permute(0, 2, 3, 1))._asdict()
+    return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()}
 
 
-def _unchanged(batch: object) -> object:
-    return batch
+def _unpack(packed: dict[str, Any]) -> Batch:
+    fields: dict[str, Any] = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in packed.items()}
+    return Batch(**fields | {"images": fields["images"].permute(0, 3, 1, 2)})
 
 
 def _recorded(keys: Iterable[BatchKey], pending: deque[BatchKey]) -> Iterator[BatchKey]:
@@ -173,12 +161,12 @@ def _recorded(keys: Iterable[BatchKey], pending: deque[BatchKey]) -> Iterator[Ba
         yield key
 
 
-def _received(iterator: Iterator[Batch | Failure | _PipedBatch], pending: deque[BatchKey]) -> Iterator[Batch]:
+def _received(iterator: Iterator[Batch | Failure | dict[str, Any]], pending: deque[BatchKey]) -> Iterator[Batch]:
     for result in iterator:
         pending.popleft()
         if isinstance(result, Failure):
             raise result
-        yield result.unpack() if isinstance(result, _PipedBatch) else result
+        yield _unpack(result) if isinstance(result, dict) else result
 
 
 def _is_loss_of_worker(error: Exception) -> bool:
