@@ -78,17 +78,14 @@ class Order:
         """Return the micro-batch of a logical replica in a step (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._permutation = self._permute(epoch)
+            self._permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
+            if self._blocks is not None:
+                blocks = self._blocks(self._seed, epoch)[self._permutation]
+                self._permutation = self._permutation[np.argsort(blocks, kind="stable")]
             self._epoch = epoch
         copies, positions = np.divmod(np.arange(self._micro_size) + replica * self._micro_size, self._distinct)
         indices = self._permutation[within * self._distinct + positions]
         return BatchKey(step, replica, epoch, indices, copies)
-
-    def _permute(self, epoch: int) -> np.ndarray:
-        permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
-        if self._blocks is None:
-            return permutation
-        return permutation[np.argsort(self._blocks(self._seed, epoch)[permutation], kind="stable")]
 
 
 def block_shuffle(shard_ids: np.ndarray, shards_per_block: int) -> Callable[[int, int], np.ndarray]:

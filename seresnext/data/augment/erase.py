@@ -60,8 +60,7 @@ class EraseFill:
 def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
     """Return images (N C H W) with boxes (int N 4: top, left, height, width) overwritten by `value`.
 
-    `value` has any shape that broadcasts to the images. The function never waits for the device, so torch can compile
-    it.
+    `value` has any shape that broadcasts to the images. The function never waits for the device, and can be compiled.
     """
     top, left, height, width = boxes.view(-1, 4, 1).unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)

@@ -1,7 +1,6 @@
 """Augmentation policies after the crop: RandAugment, TrivialAugment, colour jitter.
 
-Pillow computes the operations. With equal parameters, the pixels are equal to torchvision's functional operations on
-Pillow images, bit for bit. The parameters have the distributions of torchvision's transforms.
+Pillow computes the operations. Pixels and distributions of the parameters are equal to torchvision's on Pillow images.
 """
 
 from __future__ import annotations
@@ -61,17 +60,13 @@ class PolicyPipeline:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """RandAugment (Cubuk et al. 2020): `num_ops` random operations of one magnitude.
-
-    The magnitude is 0 to `num_magnitude_bins - 1`, as in torchvision's RandAugment.
-    """
+    """RandAugment (Cubuk et al. 2020): `num_ops` random operations of a magnitude of 0 to `num_magnitude_bins - 1`."""
 
     num_ops: int
     magnitude: int
     num_magnitude_bins: int
 
     def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        """Return the operations for an image with a side of `size` pixels."""
         level = self.magnitude / (self.num_magnitude_bins - 1)
         # The paper's code shifts by up to 150 of 331 pixels.
         limits = {"shear": 0.3, "shift": 150 / 331 * size, "angle": 30, "factor": 0.9, "bits": 4}
@@ -85,7 +80,6 @@ class TrivialAugment:
     num_magnitude_bins: int
 
     def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        """Return the operation for an image, in a list."""
         level = draws.randint(self.num_magnitude_bins) / (self.num_magnitude_bins - 1)
         return [_draw_op(draws, level, shear=0.99, shift=32, angle=135, factor=0.99, bits=6)]
 
@@ -103,7 +97,6 @@ class ColorJitter:
     hue: float
 
     def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        """Return the operations for an image."""
         operations = [
             AugmentOp(name, draws.uniform(max(0.0, 1 - reach), 1 + reach))
             for name in ("brightness", "contrast", "saturation")

@@ -98,7 +98,7 @@ def open_batches(
         yield _received(iterator, pending)
     except (RuntimeError, OSError, EOFError) as error:
         # Torch raises a worker's death in the main thread, also outside of the iterator.
-        if not _is_loss_of_worker(error) or _is_loss_in_other_block(error, processes):
+        if not _is_loss_of_own_worker(error, processes):
             raise
         if "timed out" in str(error):
             images = status.images_for(pending[0].step, pending[0].replica) if pending else []
@@ -169,18 +169,19 @@ def _received(iterator: Iterator[Batch | Failure | dict[str, Any]], pending: deq
         yield _unpack(result) if isinstance(result, dict) else result
 
 
-def _is_loss_of_worker(error: Exception) -> bool:
-    """Return whether torch reports a worker that died or hangs. A worker can also pass on an exception."""
+def _is_loss_of_own_worker(error: Exception, processes: list[BaseProcess]) -> bool:
+    """Return whether torch reports that a worker of this block died or hangs.
+
+    A worker can also pass on an exception, and training workers can die during the block of a validation.
+    """
+    text = str(error)
     if isinstance(error, RuntimeError):
-        return str(error).startswith(("DataLoader worker", "DataLoader timed out"))
-    # The thread that pins batches finds the connection of a dead worker closed.
-    return "in pin memory thread" in str(error)
-
-
-def _is_loss_in_other_block(error: Exception, processes: list[BaseProcess]) -> bool:
-    """Return whether all dead workers belong to another block: training workers can die during a validation."""
-    named = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-    return bool(named) and not {int(pid) for pid in named[1].split(",")} & {process.pid for process in processes}
+        is_loss = text.startswith(("DataLoader worker", "DataLoader timed out"))
+    else:  # The thread that pins batches finds the connection of a dead worker closed.
+        is_loss = "in pin memory thread" in text
+    named = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
+    own = {process.pid for process in processes}
+    return is_loss and (named is None or any(int(pid) in own for pid in named[1].split(",")))
 
 
 def _explain_loss(error: Exception, pending: deque[BatchKey], names: str) -> str:
