@@ -59,7 +59,7 @@ def open_batches(
     """Yield an iterator over the batches of the keys, in order, made by `workers` processes (0: by this process).
 
     The iterator raises DataError for an image that cannot be used. The block raises DataError for a worker that died,
-    or that did not answer for `timeout` seconds. Workers end with the block. With `pin_memory`, for a GPU, batches
+    or that did not answer for `timeout` seconds. Workers end with the block. With `pin_memory`, for a GPU, images
     travel in torch's shared memory; without, through pipes.
     """
     pending: deque[BatchKey] = deque()
@@ -129,21 +129,21 @@ class _BatchDataset(Dataset["Batch | Failure | dict[str, Any]"]):
             return failure
         if get_worker_info() is None:
             return batch
-        if not self._shares_memory:
-            return _pack(batch)
-        try:
-            # Torch would move the tensors in a thread that only prints an error, and the batch would never arrive.
-            for tensor in filter(torch.is_tensor, batch):
-                tensor.share_memory_()
-        except (OSError, RuntimeError) as error:
-            return _no_shared_memory(error)
-        return batch
+        packed = _pack(batch)
+        if self._shares_memory:
+            try:
+                # Torch would move the images in a thread that only prints an error, and the batch would never arrive.
+                packed["images"] = batch.images.share_memory_()
+            except (OSError, RuntimeError) as error:
+                return _no_shared_memory(error)
+        return packed
 
 
 def _pack(batch: Batch) -> dict[str, Any]:
-    """Return the fields of a batch for a pipe to the trainer, with arrays for tensors and images as N H W C.
+    """Return the fields of a batch for the way to the trainer, with arrays for tensors and images as N H W C.
 
-    Torch would receive a tensor by a handshake with the worker, and would wait without end for a frozen worker.
+    Arrays go through a pipe. Torch receives a tensor by a handshake with the worker: each takes time, and torch would
+    wait without end for a frozen worker. For a GPU, the images alone are a tensor, in shared memory.
     """
     fields = batch._replace(images=batch.images.permute(0, 2, 3, 1))._asdict()
     return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()}
@@ -151,7 +151,9 @@ def _pack(batch: Batch) -> dict[str, Any]:
 
 def _unpack(packed: dict[str, Any]) -> Batch:
     fields: dict[str, Any] = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in packed.items()}
-    return Batch(**fields | {"images": fields["images"].permute(0, 3, 1, 2)})
+    batch = Batch(**fields)
+    is_piped = isinstance(packed["images"], np.ndarray)
+    return batch._replace(images=batch.images.permute(0, 3, 1, 2)) if is_piped else batch
 
 
 def _recorded(keys: Iterable[BatchKey], pending: deque[BatchKey]) -> Iterator[BatchKey]:
