@@ -336,37 +336,20 @@ def npy(
     "content",
     [
         b"",
-        ONE[:6],
         ONE[:9],
         ONE[:60],
         ONE[:-1],
         ONE + b"\0",
-        b"PK" + ONE[2:],
         npy(descr="'O'", body=b"\x80\4N."),
-        npy(descr="[('a', 'O')]"),
-        npy(descr="[('offset', '<u4')] * 10**9"),
-        npy(descr="[('offset', '<u4', (10**9,))]"),
         npy(descr=DESCR.replace("<u4", ">u4", 1)),
-        npy(descr=DESCR.replace("label", "lebal")),
-        npy(descr="(" * 5000),
         npy(descr="[" * 200 + "]" * 200),
-        npy(descr="\xff"),
-        npy(descr="None"),
-        npy(descr="'m8[3x]'"),
-        npy(shape="(-1,)"),
         npy(shape="(0,)"),
         npy(shape="(2,)"),
-        npy(shape="(1e9,)"),
+        npy(shape="(-1,)"),
         npy(shape="(999999999999,)"),
         npy(shape="(" + "9" * 5000 + ",)"),
-        npy(shape="(True,)"),
-        npy(shape="(1, 1)"),
-        npy(shape="()"),
-        npy(shape="('a',)"),
         npy(order="True"),
         npy(version=2),
-        npy(version=3),
-        npy(version=9),
         ONE[:8] + b"\xff\xff" + ONE[10:],
         ONE[:8] + b"\0\0" + ONE[10:],
     ],
@@ -385,17 +368,14 @@ def test_a_list_of_images_that_is_right(tmp_path: Path) -> None:
     np.testing.assert_array_equal(format.map_index(tmp_path / "index.npy"), np.load(tmp_path / "index.npy"))
 
 
-@pytest.mark.parametrize("other", ["/dev/zero", "pipe", "large"])
+@pytest.mark.parametrize("other", ["device", "pipe", "large"])
 def test_a_list_of_images_without_end(tmp_path: Path, other: str) -> None:
     path = shards(tmp_path) / "val" / "index.npy"
-    path.unlink()
-    if other == "pipe":
-        os.mkfifo(path)
-    elif other == "large":
-        path.touch()
+    if other == "large":
         os.truncate(path, 1 << 40)
     else:
-        path.symlink_to(other)
+        path.unlink()
+        OTHER_ENTRIES[other](path)
     with within(1), pytest.raises(DataError, match=r"index\.npy .*(1 images|cannot be read)"):
         ShardReader(str(tmp_path), "val")
 

@@ -123,14 +123,6 @@ def test_an_image_may_come_at_any_place():
     assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
 
 
-def test_classes_of_a_micro_batch_vary_as_when_drawn_without_replacement():
-    """The variance is the variance of the hypergeometric distribution."""
-    counts = [np.bincount(LABELS[part], minlength=CLASSES) for e in ours(1) for part in e.reshape(-1, 25)]
-    share = 1 / CLASSES
-    expected = 25 * share * (1 - share) * (IMAGES - 25) / (IMAGES - 1)
-    assert np.var(counts, axis=0).mean() == pytest.approx(expected, rel=0.05)
-
-
 def test_the_remainder_of_an_epoch_is_uniform():
     left_out = np.zeros(105)
     for seed in range(20):

@@ -34,11 +34,6 @@ def test_every_mode_becomes_the_rgb_of_pillow(mode: str, format: str):
     np.testing.assert_array_equal(pixels(data), np.asarray(rgb(data)))
 
 
-def test_real_photographs_equal_pillow(photographs: list[bytes]):
-    for data in photographs:
-        np.testing.assert_array_equal(pixels(data, 10**8), np.asarray(rgb(data)))
-
-
 def test_the_first_picture_of_a_telephones_jpeg_is_decoded():
     """Telephones append a second picture, and Pillow calls such a JPEG by another name."""
     data = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.transpose(Image.Transpose.ROTATE_180)])

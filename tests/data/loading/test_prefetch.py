@@ -44,13 +44,16 @@ def expected(host: Batch, dtype: torch.dtype = torch.float32, value: float = 0.0
     return images
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("boxes", [None, BOXES], ids=["whole", "erased"])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_images_equal_torchvision(dtype: torch.dtype, tolerance: float, channels_last: bool):
-    host = batch()
-    (result,) = prefetched(iter([host]), dtype=dtype, channels_last=channels_last)
+def test_images_equal_torchvision(device: str, boxes, dtype: torch.dtype, tolerance: float, channels_last: bool):
+    host = batch()._replace(boxes=boxes)
+    settings = {"device": torch.device(device), "dtype": dtype, "channels_last": channels_last}
+    (result,) = prefetched(iter([host]), fill=EraseFill(0.25, seed=0), **settings)
     assert torch.equal(host.images, batch().images)  # The pixels of the loader are left alone.
-    torch.testing.assert_close(result.images, expected(batch(), dtype), rtol=0, atol=tolerance)
+    torch.testing.assert_close(result.images.cpu(), expected(host, dtype, 0.25), rtol=0, atol=tolerance)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert result.images.is_contiguous(memory_format=layout)
     assert result.labels.tolist() == [0, 1, 2, 3]
@@ -131,16 +134,6 @@ def test_an_error_of_the_loader_passes_through():
         list(prefetched(hosts()))
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_boxes_are_erased_from_mirrored_normalised_images_as_by_torchvision(channels_last: bool):
-    host = batch()._replace(boxes=BOXES)
-    (result,) = prefetched(iter([host]), fill=EraseFill(0.25, seed=0), channels_last=channels_last)
-    torch.testing.assert_close(result.images, expected(host, value=0.25), rtol=0, atol=1e-6)
-    assert (result.images[2] == 0.25).all()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert result.images.is_contiguous(memory_format=layout)
-
-
 def test_noise_fills_the_boxes_and_depends_on_the_micro_batch():
     host = batch()._replace(boxes=BOXES)
     noisy, again, other = (
@@ -203,13 +196,6 @@ def test_a_gpu_computes_the_same_from_pinned_batches_of_workers_under_load():
             assert labels.tolist() == host.labels.tolist()
             count += 1
     assert count == 24
-
-
-@pytest.mark.gpu
-def test_pixels_on_a_gpu_equal_torchvision():
-    (result,) = prefetched(iter([batch()]), device=torch.device("cuda"))
-    assert result.images.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(result.images.cpu(), expected(batch()), rtol=0, atol=1e-6)
 
 
 @pytest.mark.gpu
