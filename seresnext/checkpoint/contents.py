@@ -24,7 +24,6 @@ _MOST_LISTED = 50  # lines in one message: a screen
 _DEEPEST = 32  # levels of nesting in a value; a recipe has 4
 _LARGEST = 2**64  # a whole number in a value; steps and seeds are smaller
 _MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/nonfinite.py)
-_SKIP_FIELDS = {"step", "reason", "samples"}
 
 StateTensors = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run, by prefix and by name: `{"model": {"layer0.conv1.weight": ...}, "optimizer": ...}`."""
@@ -138,7 +137,7 @@ def restore(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> 
     lists these tensors.
     """
     live = _flat(state)
-    _refuse(_disagreements(tensors, live), source)
+    _check_same_kind(tensors, live, source)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
@@ -146,7 +145,7 @@ def restore(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> 
 
 def check_fits(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
     """Raise CheckpointError unless the tensors of the file `source` fit `state`, and a run can use the values."""
-    _refuse(_disagreements(tensors, _flat(state)), source)
+    _check_same_kind(tensors, _flat(state), source)
     check_values(tensors, source)
 
 
@@ -197,7 +196,8 @@ def _flat(state: StateTensors) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for prefix, tensors in state.items() for name, tensor in tensors.items()}
 
 
-def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
+def _check_same_kind(saved: Mapping[str, Tensor], live: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError with a list of the tensors that are missing, unknown, or of another shape or dtype."""
     problems = [f"{name}: missing from the file" for name in live if name not in saved]
     problems += [
         f"{printable(name)}: in the file, but this run has no such tensor" for name in saved if name not in live
@@ -208,14 +208,10 @@ def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> l
             problems.append(f"{name}: shape {tuple(theirs.shape)} in the file, {tuple(ours.shape)} in this run")
         if theirs.dtype != ours.dtype:
             problems.append(f"{name}: {theirs.dtype} in the file, {ours.dtype} in this run")
-    return sorted(problems)
-
-
-def _refuse(problems: list[str], source: str) -> None:
     if problems:
         heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
         raise CheckpointError(
-            "\n  ".join([f"{source} does not fit this run, {heading}:", *listed(problems, _MOST_LISTED)])
+            "\n  ".join([f"{source} does not fit this run, {heading}:", *listed(sorted(problems), _MOST_LISTED)])
         )
 
 
@@ -242,7 +238,7 @@ def _is_best(value: dict[str, Any], step: int) -> bool:
 
 
 def _is_skip(value: Any, step: int) -> bool:
-    if not isinstance(value, dict) or not value.keys() <= _SKIP_FIELDS:
+    if not isinstance(value, dict) or not value.keys() <= {"step", "reason", "samples"}:
         return False
     samples = value.get("samples", [])
     return (

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError, Failure
+from seresnext.weights.marks import verify_digest
+from seresnext.weights.opening import UnreadableError
 from seresnext.weights.safetensors_file import read_header, read_safetensors
 
 Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 _STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
-_COPY_CHUNK = 8 << 20  # bytes
 _TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors\.tmp")
 
 
@@ -122,8 +123,8 @@ def remove_temporary(folder: Path) -> list[Path]:
 def mark_superseded(folder: Path, beyond: int) -> list[Path]:
     """Rename the checkpoints and links of steps after `beyond` to `.superseded`. Return the new names.
 
-    A run that resumes from an older checkpoint repeats the later steps, so later checkpoints are obsolete. Under old
-    names, a resume would choose an obsolete checkpoint, and `prune` would remove new checkpoints first.
+    A resumed run repeats the later steps. A later resume would choose such an obsolete checkpoint, and `prune` would
+    remove new checkpoints first.
     """
     later = [path for step, path in steps(folder).items() if step > beyond]
     later += [pointer for pointer in _pointers(folder) if _step_of(pointer) > beyond]
@@ -150,10 +151,7 @@ def retire_best(folder: Path) -> Path | None:
 
 
 def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
-    """Rename files that `newest_valid` found damaged to `.corrupt`. Return the new names.
-
-    `newest_valid` no longer reports renamed files, and `prune` does not count renamed files as kept.
-    """
+    """Rename files that `newest_valid` found damaged to `.corrupt`, so that no function counts the files."""
     return [_renamed(path, ".corrupt") for path in damaged]
 
 
@@ -162,7 +160,7 @@ def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
 
 def is_name_of_run(path: Path) -> bool:
     """Return whether a file of this name in the folder of a run counts as a checkpoint of the run."""
-    return _STEP_NAME.fullmatch(path.name) is not None or path.name in [f"{name}.safetensors" for name in POINTERS]
+    return _STEP_NAME.fullmatch(path.name) is not None or path.name in ("last.safetensors", "best.safetensors")
 
 
 def best_candidates(folder: Path, step: int) -> list[Path]:
@@ -185,13 +183,13 @@ def verify(path: Path) -> dict[str, str]:
 
     Raises CheckpointError for a file that is damaged, truncated, no checkpoint, or not readable.
     """
-    _verify_digest(path)
-    return read_header(path).metadata
+    verify_digest(path)
+    return read_header(path)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Check the digest, and return the tensors (on the CPU) and metadata of a checkpoint. Raises CheckpointError."""
-    _verify_digest(path)
+    verify_digest(path)
     return read_safetensors(path)
 
 
@@ -206,13 +204,11 @@ def newest_valid(folder: Path) -> Newest:
     damaged: list[Path] = []
     for names in _candidates(folder):
         try:
-            file_format.verify_digest(names[0])
+            verify_digest(names[0])
         except CheckpointError as error:
-            damaged += names
             warnings.append(f"{error}; trying the previous checkpoint")
-        except OSError as error:
-            # The content may be good, so the file keeps the name.
-            warnings.append(f"{names[0]} cannot be read ({error.strerror}); trying the previous checkpoint")
+            if not isinstance(error, UnreadableError):
+                damaged += names
         else:
             return Newest(names[0], warnings, damaged)
     warnings = warnings or [
@@ -238,16 +234,9 @@ def free_space(folder: Path) -> str:
 # Helpers
 
 
-def _verify_digest(path: Path) -> None:
-    try:
-        file_format.verify_digest(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def _copy_synced(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, _COPY_CHUNK)
+        shutil.copyfileobj(reader, writer)
         writer.flush()
         os.fsync(writer.fileno())
 
@@ -292,13 +281,7 @@ def _candidates(folder: Path) -> list[list[Path]]:
         except OSError:  # A broken link. Reading the file gives the reason.
             identity = path
         groups.setdefault(identity, []).append(path)
-    return sorted(groups.values(), key=lambda names: max(map(_claimed_step, names)), reverse=True)
-
-
-def _claimed_step(path: Path) -> int:
-    """Return the step in the header of a file; if the header cannot be read, the step in the name of the file."""
-    step, match = _step_of(path), _STEP_NAME.fullmatch(path.name)
-    return int(match[1]) if match and step < 0 else step
+    return sorted(groups.values(), key=lambda names: max(map(_step_of, names)), reverse=True)
 
 
 def _pointers(folder: Path) -> list[Path]:
@@ -307,11 +290,12 @@ def _pointers(folder: Path) -> list[Path]:
 
 
 def _step_of(path: Path) -> int:
-    """Return the step in the header of a checkpoint, or -1 if the header has no step."""
+    """Return the step in the header of a checkpoint, or else the step in the name of the file, or else -1."""
     try:
-        return int(read_header(path).metadata["step"])
+        return int(read_header(path)["step"])
     except (CheckpointError, KeyError, ValueError):
-        return -1
+        match = _STEP_NAME.fullmatch(path.name)
+        return int(match[1]) if match else -1
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -328,5 +312,4 @@ def _discard(temporary: Path) -> None:
 
 
 def _renamed(path: Path, suffix: str) -> Path:
-    target = path.with_name(path.name + suffix)
-    return path.replace(target)
+    return path.replace(path.with_name(path.name + suffix))

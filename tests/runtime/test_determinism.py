@@ -21,26 +21,15 @@ def switches(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def test_deterministic():
-    make_deterministic(True)
-    assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.is_deterministic_algorithms_warn_only_enabled()
-    assert not torch.backends.cudnn.benchmark
-    assert os.environ[CUBLAS] == ":4096:8"
-
-
-def test_fast():
-    make_deterministic(False)
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.backends.cudnn.benchmark
-    assert CUBLAS not in os.environ
-
-
 @pytest.mark.parametrize("enabled", [True, False])
-def test_fp32_is_no_tf32(enabled):
+def test_switches(enabled):
     torch.backends.cudnn.allow_tf32 = True
     make_deterministic(enabled)
-    assert not torch.backends.cudnn.allow_tf32
+    assert torch.are_deterministic_algorithms_enabled() is enabled
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.backends.cudnn.benchmark is not enabled
+    assert os.environ.get(CUBLAS) == (":4096:8" if enabled else None)
+    assert not torch.backends.cudnn.allow_tf32  # fp32 is no TF32.
     assert not torch.backends.cuda.matmul.allow_tf32
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import pickletools
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from seresnext.checkpoint import file_format, store
@@ -61,41 +60,30 @@ def altered(data: bytes, changes: list[tuple[str, float, int, bytes]]) -> bytes:
     return data
 
 
-def torch_file(**options: bool) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(TENSORS, buffer, **options)
-    return buffer.getvalue()
-
-
-def checkpoint(folder: Path) -> bytes:
-    path = folder / "whole.safetensors"
-    if not path.exists():
+def content(kind: str, path: Path) -> bytes:
+    """Write a file of one kind and return its bytes."""
+    if kind == "checkpoint":
         file_format.write_synced(path, *file_format.header(TENSORS, {"step": "1"}))
+    elif kind == "safetensors":
+        save_file(TENSORS, path, {"a": "b"})
+    else:
+        torch.save(TENSORS, path, _use_new_zipfile_serialization=kind == "zip")
     return path.read_bytes()
-
-
-def assert_unchanged(found: dict[str, Tensor]) -> None:
-    assert found.keys() == TENSORS.keys()
-    assert all(found[name].equal(tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
-
-
-def assert_same_kind(found: dict[str, Tensor]) -> None:
-    assert sum(tensor.nbytes for tensor in found.values()) == sum(tensor.nbytes for tensor in TENSORS.values())
 
 
 @pytest.mark.parametrize("often", HOW_OFTEN)
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors", "checkpoint"])
 def test_altered_files(tmp_path: Path, kind: str, often: str) -> None:
-    make: dict[str, tuple[str, Callable[[], bytes], Callable[[dict[str, Tensor]], None]]] = {
-        "zip": ("weights.pth", torch_file, assert_unchanged),
-        "old": ("weights.pth", lambda: torch_file(_use_new_zipfile_serialization=False), assert_same_kind),
-        "safetensors": ("weights.safetensors", lambda: save(TENSORS, {"a": "b"}), assert_same_kind),
-        "checkpoint": ("weights.safetensors", lambda: checkpoint(tmp_path), assert_unchanged),
-    }
-    name, write, check = make[kind]
-    whole, path = write(), tmp_path / name
-    read = (lambda: store.read(path)) if kind == "checkpoint" else (lambda: read_weights(path))
+    path = tmp_path / ("weights.pth" if kind in ("zip", "old") else "weights.safetensors")
+    whole = content(kind, path)
     outcomes = {"read": 0, "refused": 0}
+    read = store.read if kind == "checkpoint" else read_weights
+
+    def check(found: dict[str, Tensor]) -> None:
+        if kind in ("zip", "checkpoint"):
+            assert found.keys() == TENSORS.keys()
+            assert all(found[name].equal(one) and found[name].dtype == one.dtype for name, one in TENSORS.items())
+        assert sum(tensor.nbytes for tensor in found.values()) == sum(tensor.nbytes for tensor in TENSORS.values())
 
     @settings(max_examples=EXAMPLES[often], **OPTIONS)
     @given(CHANGES)
@@ -104,7 +92,7 @@ def test_altered_files(tmp_path: Path, kind: str, often: str) -> None:
         path.write_bytes(data)
         try:
             with warnings.catch_warnings(action="ignore"):  # zipfile warns of a name that occurs twice.
-                tensors, _ = read()
+                tensors, _ = read(path)
         except CheckpointError as error:
             assert str(error).isprintable()  # noqa: PT017
             outcomes["refused"] += 1
@@ -113,8 +101,7 @@ def test_altered_files(tmp_path: Path, kind: str, often: str) -> None:
             check(tensors)
             outcomes["read"] += 1
 
-    path.write_bytes(whole)
-    check(read()[0])
+    check(read(path)[0])
     one()
     assert outcomes["refused"] > 0
 
