@@ -216,13 +216,9 @@ def _check_same_kind(saved: Mapping[str, Tensor], live: Mapping[str, Tensor], so
 
 
 def _is_dataset(value: dict[str, Any]) -> bool:
-    classes, val = value.get("classes"), value.get("val")
-    return (
-        isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
-        and _is_split(value)
-        and (val is None or (isinstance(val, dict) and _is_split(val)))
-    )
+    val = value.get("val")
+    is_split = _is_split(value) and (val is None or (isinstance(val, dict) and _is_split(val)))
+    return is_split and _are_texts(value.get("classes"))
 
 
 def _is_split(value: dict[str, Any]) -> bool:
@@ -230,22 +226,21 @@ def _is_split(value: dict[str, Any]) -> bool:
 
 
 def _is_best(value: dict[str, Any], step: int) -> bool:
+    percentages = [value[name] for name in ("top1", "top5") if name in value]
     return (
         _is_count(value.get("step"), step)
-        and all(_is_percentage(value[name]) for name in ("top1", "top5") if name in value)
+        and all(type(number) in (int, float) and 0 <= number <= 100 for number in percentages)
         and isinstance(value.get("weights", ""), str)
     )
 
 
 def _is_skip(value: Any, step: int) -> bool:
-    if not isinstance(value, dict) or not value.keys() <= {"step", "reason", "samples"}:
-        return False
-    samples = value.get("samples", [])
     return (
-        _is_count(value.get("step"), step)
+        isinstance(value, dict)
+        and value.keys() <= {"step", "reason", "samples"}
+        and _is_count(value.get("step"), step)
         and isinstance(value.get("reason", ""), str)
-        and isinstance(samples, list)
-        and all(isinstance(name, str) for name in samples)
+        and _are_texts(value.get("samples", []))
     )
 
 
@@ -263,8 +258,8 @@ def _is_count(value: Any, most: int = _LARGEST) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _is_percentage(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 100
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], source: str) -> Any:

@@ -58,7 +58,6 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     """
     assert metadata.get("step") == str(step), "the metadata belongs to another step"
     header, order = file_format.header(tensors, metadata)
-    size = len(header) + sum(tensor.nbytes for tensor in order)
     path = folder / f"step-{step:08d}.safetensors"
     temporary = _temporary(path)
     try:
@@ -69,7 +68,7 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
         _sync_folder(folder)
     except OSError as error:
         _discard(temporary)  # before the message reads the free space
-        raise _save_error(path, size, error) from error
+        raise _save_error(path, len(header) + sum(tensor.nbytes for tensor in order), error) from error
     finally:
         _discard(temporary)
     return path
@@ -82,7 +81,6 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
     """
     pointer = folder / f"{name}.safetensors"
     temporary = _temporary(pointer)
-    size = path.stat().st_size
     try:
         # Remove a link that a crash left. To open this link for writing would overwrite the old checkpoint.
         temporary.unlink(missing_ok=True)
@@ -93,7 +91,7 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
         temporary.replace(pointer)
         _sync_folder(folder)
     except OSError as error:
-        raise _save_error(pointer, size, error) from error
+        raise _save_error(pointer, path.stat().st_size, error) from error
     finally:
         # Also after success: a rename between two links of one file does nothing and leaves both (rename(2)).
         _discard(temporary)
@@ -131,17 +129,10 @@ def mark_superseded(folder: Path, beyond: int) -> list[Path]:
     return [_renamed(path, ".superseded") for path in later]
 
 
-def supersede_best(folder: Path) -> None:
-    """Rename `best` to `.superseded`, if `best` exists. The resumed run has another best, or none."""
-    pointer = folder / "best.safetensors"
-    if os.path.lexists(pointer):
-        _renamed(pointer, ".superseded")
-
-
 def retire_best(folder: Path) -> Path | None:
     """Rename `best` to the first free `best.superseded-<n>.safetensors`. Return the new name, or None without `best`.
 
-    A run with a changed validation starts a new best. The old best stays, also if the validation changes again.
+    A run whose validation changed, or whose best is of an obsolete step, starts a new best. All old ones stay.
     """
     pointer = folder / "best.safetensors"
     if not os.path.lexists(pointer):

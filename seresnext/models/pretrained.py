@@ -6,7 +6,7 @@ exceptions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -123,7 +123,7 @@ class LoadedWeights:
 
     @property
     def _model_name(self) -> str | None:
-        return None if self.recipe is None else self.recipe.model.name
+        return self.recipe and self.recipe.model.name
 
 
 def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
@@ -217,12 +217,12 @@ def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = No
     # A ResNeXt without squeeze-and-excitation, or an SE-ResNet without groups, can have the same number of blocks.
     marks = {"layer1.0.conv2.weight": (128, 4, 3, 3), _EXCITATION: (16, 256, 1, 1)}
     # All lengths are checked: the model is built with these classes and channels before the weights are loaded.
-    stem, head = shapes.get(STEM, ()), shapes.get(HEAD[0], ())
-    if marks.items() <= shapes.items() and _is(stem, (64, None, 7, 7)) and _is(head, (None, 2048)):
-        blocks = tuple(_count_blocks(shapes, f"layer{stage}.") for stage in (1, 2, 3, 4))
-        for name, row in MODELS.items():
-            if (row.blocks, row.stem_pool) == (blocks, stem_pool):
-                return ModelSizes(name, head[0], stem[1])
+    match shapes.get(STEM), shapes.get(HEAD[0]):
+        case (64, channels, 7, 7), (classes, 2048) if channels > 0 and classes > 0 and marks.items() <= shapes.items():
+            stages = [{name.split(".")[1] for name in shapes if name.startswith(f"layer{n}.")} for n in (1, 2, 3, 4)]
+            for name, row in MODELS.items():
+                if (row.blocks, row.stem_pool) == (tuple(map(len, stages)), stem_pool):
+                    return ModelSizes(name, classes, channels)
     raise CheckpointError(f"these tensors are the weights of none of {', '.join(MODELS)}; use a file of one of these")
 
 
@@ -252,7 +252,11 @@ def load_weights(
     wanted = model.state_dict()
     notes = []
     if reset_head:
-        notes.append(_head_note(model, given, source))
+        head = given.get(HEAD[1])
+        theirs = "has no classifier" if head is None else f"is loaded without its classifier of {head.numel()} classes"
+        notes.append(
+            f"{source} {theirs}; the model's own, of {model.num_classes} classes, starts untrained (model.reset_head)"
+        )
         given = {name: tensor for name, tensor in given.items() if name not in HEAD}
         wanted = {name: tensor for name, tensor in wanted.items() if name not in HEAD}
     if STEM in given and given[STEM].shape == (64, 3, 7, 7) and model.in_channels != 3:
@@ -287,25 +291,12 @@ def _our_names(tensors: Mapping[str, Tensor], source: str, recorded_name: str | 
     return found, MODELS[canonical_name(recorded_name)].stem_pool if recorded_name else "ceil"
 
 
-def _is(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    """Return whether a shape is the wanted one. None stands for any length but 0."""
-    return len(shape) == len(wanted) and all(
-        length == other or (other is None and length > 0) for length, other in zip(shape, wanted, strict=True)
-    )
-
-
-def _count_blocks(names: Iterable[str], stage: str) -> int:
-    return len({name.removeprefix(stage).partition(".")[0] for name in names if name.startswith(stage)})
-
-
 def _problems(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[list[str]]:
     """Return the problems of the given tensors, one list for each kind of problem."""
     missing = [f"missing: {name}" for name in wanted if name not in given]
     unexpected = [f"unexpected: {printable(name)}" for name in given if name not in wanted]
-    unfit = []
-    for name, target in wanted.items():
-        if name in given and (reason := _unfit(name, given[name], target)):
-            unfit.append(f"{name} {reason}")
+    reasons = {name: _unfit(name, given[name], target) for name, target in wanted.items() if name in given}
+    unfit = [f"{name} {reason}" for name, reason in reasons.items() if reason]
     return [kind for kind in (missing, unexpected, unfit) if kind]
 
 
@@ -337,12 +328,6 @@ def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recor
             f"all but the classifier, for fine-tuning, or model.num_classes={num_classes}"
         )
     return advice
-
-
-def _head_note(model: SENet, given: Mapping[str, Tensor], source: str) -> str:
-    head = given.get(HEAD[1])
-    theirs = "has no classifier" if head is None else f"is loaded without its classifier of {head.numel()} classes"
-    return f"{source} {theirs}; the model's own, of {model.num_classes} classes, starts untrained (model.reset_head)"
 
 
 def _for_channels(filters: Tensor, in_channels: int) -> Tensor:

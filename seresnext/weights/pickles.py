@@ -55,10 +55,6 @@ _FUNCTIONS = {
 }
 
 
-class PickleRefused(ValueError):
-    """A pickle that is damaged, or has something that plain weights do not have."""
-
-
 # The values below are tuples, because the instruction BUILD can set attributes of most other objects.
 
 
@@ -95,27 +91,27 @@ class Description(NamedTuple):
 
 
 def describe(stream: BinaryIO) -> Description:
-    """Read one pickle, and leave the stream at the end of the pickle. Raise ValueError, mostly PickleRefused."""
+    """Read one pickle, and leave the stream at the end of the pickle. Raise ValueError."""
     start = stream.tell()
     with warnings.catch_warnings(action="ignore"):  # The decoder warns of backslashes.
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count == _MOST_INSTRUCTIONS:
-                raise PickleRefused(f"the pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
+                raise ValueError(f"the pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
             if opcode.name not in _INSTRUCTIONS:
-                raise PickleRefused(
+                raise ValueError(
                     f"the pickle has the instruction {opcode.name}, which plain weights do not need; save the "
                     "state_dict alone"
                 )
             if opcode.name == "PROTO" and argument != 2:
-                raise PickleRefused(f"the pickle has protocol {argument}; torch.save writes 2")
+                raise ValueError(f"the pickle has protocol {argument}; torch.save writes 2")
     stream.seek(start)
     unpickler = _Unpickler(stream)
     try:
         return Description(unpickler.load(), unpickler.storages)
-    except PickleRefused:
+    except ValueError:
         raise
     except Exception as error:  # The unpickler raises errors of many classes for a missing operand.
-        raise PickleRefused(f"the pickle is damaged: {printable(repr(error))}") from error
+        raise ValueError(f"the pickle is damaged: {printable(repr(error))}") from error
 
 
 class _Unpickler(pickle._Unpickler):
@@ -135,7 +131,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> _Global:
         found = _Global(f"{module}.{name}")
         if found.name not in _FUNCTIONS and found.name not in _DTYPES:
-            raise PickleRefused(
+            raise ValueError(
                 f"the pickle would import {printable(found.name)}, which weights do not need; "
                 "if the file is a training checkpoint that you trust, save the state_dict alone"
             )
@@ -151,12 +147,12 @@ class _Unpickler(pickle._Unpickler):
             case ("storage", _Global(name=kind), str(key), str(), int(numel), *rest) if kind in _DTYPES:
                 pass
             case _:
-                raise PickleRefused("the pickle refers to an outside object that is no storage")
+                raise ValueError("the pickle refers to an outside object that is no storage")
         if rest not in ([], [None]) or numel < 0:
-            raise PickleRefused(f"the storage {printable(key)} is a view of another or has a negative size")
+            raise ValueError(f"the storage {printable(key)} is a view of another or has a negative size")
         storage = Storage(key, _DTYPES[kind], numel)
         if self.storages.setdefault(key, storage) != storage:
-            raise PickleRefused(f"the storage {printable(key)} is declared twice, with different sizes or types")
+            raise ValueError(f"the storage {printable(key)} is declared twice, with different sizes or types")
         return storage
 
 
@@ -167,13 +163,13 @@ class _Dict(dict[Any, Any]):
         # No tuples: the hash of a tuple that nests itself twice, in fifty levels, would take for ever. No long numbers:
         # a million long numbers can have one hash.
         if not isinstance(key, str | int) or (isinstance(key, int) and not -(2**31) <= key < 2**31):
-            raise PickleRefused(f"a dict has a key that is a {type(key).__name__} or a very long number")
+            raise ValueError(f"a dict has a key that is a {type(key).__name__} or a very long number")
         super().__setitem__(key, value)
 
     def __setstate__(self, state: Any) -> None:
         """Accept the module versions that state_dict() sets on a dict."""
         if not isinstance(state, dict) or state.keys() != {"_metadata"}:
-            raise PickleRefused("the pickle sets attributes of an object; plain weights have none")
+            raise ValueError("the pickle sets attributes of an object; plain weights have none")
 
 
 class _Global(NamedTuple):
@@ -192,21 +188,21 @@ class _Global(NamedTuple):
             # have no hooks and no flags.
             case "torch._utils._rebuild_tensor_v2", (Storage() as storage, offset, shape, stride, bool(), hooks, *rest):
                 if hooks != {} or rest not in ([], [None], [{}]):
-                    raise PickleRefused("the pickle has a tensor with hooks or flags")
+                    raise ValueError("the pickle has a tensor with hooks or flags")
                 return _tensor(storage, offset, shape, stride)
             case "torch._utils._rebuild_parameter", (StoredTensor() as tensor, bool(), hooks) if hooks == {}:
                 return tensor
-        raise PickleRefused(f"the pickle calls {self.name} in a way that torch.save never does")
+        raise ValueError(f"the pickle calls {self.name} in a way that torch.save never does")
 
 
 def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     """Return a tensor whose elements lie in the storage without gaps and without overlap."""
     if not _whole_numbers((offset,)) or not _whole_numbers(shape) or not _whole_numbers(stride):
-        raise PickleRefused("a tensor has an offset, a shape or strides that are not whole numbers")
+        raise ValueError("a tensor has an offset, a shape or strides that are not whole numbers")
     if len(shape) > _MOST_DIMENSIONS or len(shape) != len(stride):
-        raise PickleRefused(f"a tensor has {len(shape):,} dimensions and {len(stride):,} strides")
+        raise ValueError(f"a tensor has {len(shape):,} dimensions and {len(stride):,} strides")
     if not _is_dense(shape, stride, storage.numel - offset):
-        raise PickleRefused(
+        raise ValueError(
             f"a tensor of shape {printable(shape)} and stride {printable(stride)}, starting at {offset}, overlaps "
             f"itself, has gaps or does not fit the storage of {storage.numel:,} elements"
         )
