@@ -119,9 +119,7 @@ def tune_malloc(device: torch.device) -> bool:
 
     By default glibc returns large blocks to the system at once. Each step then allocates all activations again, as
     pages that the kernel must fill with zeros: half a million page faults and at least 20 % of the time of a step.
-    With this setting the process grows to the same peak and keeps the memory, in pages of 2 MiB if Linux allows.
-
-    The setting is made only for the CPU, because torch caches GPU memory, and only with glibc.
+    With this setting the process keeps the memory, in pages of 2 MiB if Linux allows. torch itself caches GPU memory.
     """
     libc = ctypes.CDLL(None)
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 << 20}

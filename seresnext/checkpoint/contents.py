@@ -70,10 +70,7 @@ class CheckpointMetadata:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> CheckpointMetadata:
-        """Read the metadata strings of the file `source`.
-
-        Raises CheckpointError for unknown formats, and for values that no run writes.
-        """
+        """Read the metadata strings of the file `source`. Raise CheckpointError for values that no run writes."""
         check_format(metadata.get("format"), source)
         missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
         if missing:
@@ -131,11 +128,7 @@ def take_snapshot(state: StateTensors, metadata: CheckpointMetadata, buffers: di
 
 
 def restore(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
-    """Copy the tensors of the file `source` into the live tensors, all or none.
-
-    Raises CheckpointError before a change if tensors are missing, unknown, or of another shape or dtype. The message
-    lists these tensors.
-    """
+    """Copy the tensors of the file `source` into the live tensors. Raise CheckpointError first unless all fit."""
     live = _flat(state)
     _check_same_kind(tensors, live, source)
     with torch.no_grad():
@@ -152,16 +145,11 @@ def check_fits(tensors: Mapping[str, Tensor], state: StateTensors, source: str) 
 def check_values(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise CheckpointError if tensors have values that are not finite, or negative variances. List these tensors."""
     bad = [f"{printable(name)}: not finite" for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    bad += [
-        f"{printable(name)}: negative variances"
-        for name, tensor in tensors.items()
-        if name.endswith("running_var") and (tensor < 0).any()
-    ]
+    variances = {name: tensor for name, tensor in tensors.items() if name.endswith("running_var")}
+    bad += [f"{printable(name)}: negative variances" for name, tensor in variances.items() if (tensor < 0).any()]
     if bad:
-        listing = "\n  ".join(listed(sorted(bad), _MOST_LISTED))
-        raise CheckpointError(
-            f"{source} has values that no run can use:\n  {listing}\nUse an older checkpoint of the run"
-        )
+        lines = [f"{source} has values that no run can use:", *listed(sorted(bad), _MOST_LISTED)]
+        raise CheckpointError("\n  ".join(lines) + "\nUse an older checkpoint of the run")
 
 
 def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -175,10 +163,8 @@ def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
     state = scaler.state_dict()
     if not state:
         return {}
-    return {
-        "scale": torch.tensor(state["scale"], dtype=torch.float64),
-        "growth_tracker": torch.tensor(state["_growth_tracker"], dtype=torch.int64),
-    }
+    growth_tracker = torch.tensor(state["_growth_tracker"], dtype=torch.int64)
+    return {"scale": torch.tensor(state["scale"], dtype=torch.float64), "growth_tracker": growth_tracker}
 
 
 def load_scaler_state(scaler: torch.amp.GradScaler, state: Mapping[str, Tensor]) -> None:
@@ -209,10 +195,8 @@ def _check_same_kind(saved: Mapping[str, Tensor], live: Mapping[str, Tensor], so
         if theirs.dtype != ours.dtype:
             problems.append(f"{name}: {theirs.dtype} in the file, {ours.dtype} in this run")
     if problems:
-        heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
-        raise CheckpointError(
-            "\n  ".join([f"{source} does not fit this run, {heading}:", *listed(sorted(problems), _MOST_LISTED)])
-        )
+        heading = f"{source} does not fit this run, {len(problems)} disagreement{'s' * (len(problems) > 1)}:"
+        raise CheckpointError("\n  ".join([heading, *listed(sorted(problems), _MOST_LISTED)]))
 
 
 def _is_dataset(value: dict[str, Any]) -> bool:

@@ -187,12 +187,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def newest_valid(folder: Path) -> Newest:
     """Return the checkpoint of the latest step with a right digest, and a warning for each file that was skipped.
 
-    The candidates are `step-*`, `last` and `best`; a link may be a copy, and the only file left. The folder does not
-    change. Raises CheckpointError if there are checkpoints and none is valid, or if only files renamed to `.corrupt`
-    are left: a run must not silently start from nothing, also not in a restart by torchrun.
+    The candidates are `step-*`, `last` and `best`; a link may be a copy, and the only file left. Raises CheckpointError
+    if none is valid, or if only `.corrupt` files are left: a run must not silently start from nothing.
     """
-    warnings: list[str] = []
-    damaged: list[Path] = []
+    warnings, damaged = [], []
     for names in _candidates(folder):
         try:
             verify_digest(names[0])
@@ -206,10 +204,9 @@ def newest_valid(folder: Path) -> Newest:
         f"{path} was found damaged earlier" for path in _entries(folder) if path.suffix == ".corrupt"
     ]
     if warnings:
-        listing = "\n  ".join(warnings)
         raise CheckpointError(
-            f"none of the {len(warnings)} checkpoints in {folder} is valid:\n  {listing}\n"
-            "Restore one of them from a backup, or start from the beginning with --resume never"
+            "\n  ".join([f"none of the {len(warnings)} checkpoints in {folder} is valid:", *warnings])
+            + "\nRestore one of them from a backup, or start from the beginning with --resume never"
         )
     return Newest(None, [], [])
 
@@ -260,10 +257,7 @@ def _save_error(path: Path, size: int, error: OSError) -> SaveError:
 
 
 def _candidates(folder: Path) -> list[list[Path]]:
-    """Return the files to try, each as a list of all names of the file.
-
-    The latest step comes first. At one step `step-*` comes first.
-    """
+    """Return the files to try, latest step first, each as a list of all names of the file, `step-*` first."""
     groups: dict[object, list[Path]] = {}
     for path in [*steps(folder).values(), *_pointers(folder)]:
         try:

@@ -38,10 +38,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The steps from an image to the network's input.
+    """The steps from an image to the network's input: resize, crop, scale to 0..1, subtract `mean`, divide by `std`.
 
-    Resize the image so that the shorter side has `image_size / crop_pct` pixels. Cut out the central square of
-    `image_size`. Scale to 0..1. Subtract `mean` and divide by `std`, by channel.
+    The shorter side is resized to `image_size / crop_pct` pixels, and the central square of `image_size` is cut out.
     """
 
     image_size: int
@@ -149,9 +148,9 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     if chosen == "auto":
         chosen = "ema" if recipe.ema else "model"
     found = select(tensors, chosen)
-    if not found and weights:
-        raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
     if not found:
+        if weights:
+            raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
         raise CheckpointError(f"{source} has no {chosen} weights; use another checkpoint of the run")
     if others := [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]:
         raise CheckpointError(
@@ -205,12 +204,11 @@ def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Ca
 def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = None) -> ModelSizes:
     """Return the model, the classes and the channels of weights, from their names and shapes.
 
-    The names may have the prefixes that `load_weights` removes. timm's names without `legacy_` mean a padded stem. A
-    checkpoint of this project has the same names for both stems: the stem is the stem of `recorded_name`, the model in
-    the recipe. A bare file with these names has timm's `legacy_` names, and so the rounded stem.
+    timm's names without `legacy_` mean a padded stem. A checkpoint of this project has the same names for both stems:
+    the stem is the stem of `recorded_name`, the model in the recipe. A bare file with these names has timm's `legacy_`
+    names, and so the rounded stem.
 
-    Raise CheckpointError unless the tensors are one of `MODELS` with a classifier. This function does not check that
-    all tensors are there and fit; `load_weights` does.
+    Raise CheckpointError unless the tensors are one of `MODELS` with a classifier. `load_weights` checks the rest.
     """
     tensors, stem_pool = _our_names(tensors, "the file", recorded_name)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -235,9 +233,8 @@ def load_weights(
 ) -> list[str]:
     """Copy all tensors into the model, or none. Return notes for the user, one sentence each.
 
-    Prefixes of wrappers are removed from the names, and timm's names are translated. From a checkpoint of this project
-    the EMA weights are taken if there are any, otherwise the model's. `recorded_name` is the model in the recipe of a
-    checkpoint (see `identify_model`). `source` is the file, for messages.
+    The names may have prefixes of wrappers, or be timm's. From a checkpoint of this project the EMA weights are taken
+    if there are any. `recorded_name` is the model in the recipe (see `identify_model`). `source` is for messages.
 
     Every tensor must be there and no other, with the right shape and kind, finite, and variances not negative. The stem
     of file and model must pool in the same way. One CheckpointError lists all problems. Three things are allowed:
@@ -265,10 +262,8 @@ def load_weights(
         notes.append(
             f"{source} is for RGB and the model for {model.in_channels} channels: the filters of the stem are {how}"
         )
-    for name, tensor in wanted.items():
-        if name.endswith("num_batches_tracked"):
-            given.setdefault(name, torch.zeros_like(tensor))
-
+    counters = {name: torch.zeros_like(wanted[name]) for name in wanted if name.endswith("num_batches_tracked")}
+    given = counters | given
     problems = _problems(given, wanted)
     if _EXCITATION in given and stem_pool != model.stem_pool:
         problems.insert(0, [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"])

@@ -36,10 +36,7 @@ def model_tensors(tensors: Mapping[str, T], source: str) -> dict[str, T]:
 
 
 def without_wrappers(tensors: Mapping[str, T], source: str) -> dict[str, T]:
-    """Return the tensors without prefixes of wrappers: `module._orig_mod.last_linear.bias` is `last_linear.bias`.
-
-    Raise CheckpointError if two tensors of the file `source` get one name.
-    """
+    """Return the tensors without prefixes of wrappers: `module._orig_mod.last_linear.bias` is `last_linear.bias`."""
     plain: dict[str, T] = {}
     for name, tensor in tensors.items():
         bare = _WRAPPERS.sub("", name, count=1)

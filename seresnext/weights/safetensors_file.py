@@ -67,28 +67,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _opened(path: Path, framework: str) -> Iterator[Any]:
     with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _LONGEST_HEADER:
-            raise CheckpointError(
-                f"{shown_path(path)} is refused: the first bytes announce a header of {length:,} bytes, and a header "
-                f"of weights has at most {_LONGEST_HEADER:,}; use another file"
-            )
-        text = file.read(length)
-        if not text or len(text) < length:
-            raise CheckpointError(
-                f"{shown_path(path)} was cut off or damaged, or is no safetensors file: the first bytes announce a "
-                f"header of {length:,} bytes, and {len(text):,} follow; use another file"
-            )
+        text = file.read(min(length, _LONGEST_HEADER))
     try:
+        if not text or len(text) < length:
+            raise ValueError(f"the first bytes announce a header of {length:,} bytes; {len(text):,} can be read")
         _check_header(text)
         with safe_open(path, framework, device="cpu") as opened:
             yield opened
-    except SafetensorError as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: torch cannot map the file, or the header is nested too deeply.
         raise CheckpointError(
-            f"{shown_path(path)} was cut off or damaged, or is no safetensors file: {printable(error)}"
+            f"{shown_path(path)} was cut off or damaged, or is no safetensors file of weights: {printable(error)}"
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        # RuntimeError: torch cannot map the file, or the header is nested too deeply. ValueError: `_check_header`.
-        raise CheckpointError(f"{shown_path(path)} cannot be read: {printable(error)}") from error
 
 
 def _check_header(text: bytes) -> None:

@@ -155,13 +155,6 @@ def test_all_disagreements_in_one_message_and_nothing_changed():
     assert same(snapshot(run), before)
 
 
-def test_select_takes_one_prefix():
-    tensors = {"model.a.b": torch.ones(1), "modelx.c": torch.ones(1), "ema.a.b": torch.zeros(1)}
-    assert list(contents.select(tensors, "model")) == ["a.b"]
-    assert contents.select(tensors, "ema")["a.b"] == 0
-    assert contents.select(tensors, "scaler") == {}
-
-
 def test_metadata_survives_as_text():
     metadata = FACTS.to_metadata()
     assert metadata["format"] == "seresnext-2"

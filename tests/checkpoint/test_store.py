@@ -40,26 +40,6 @@ def test_commit_then_read(tmp_path):
     assert store.read(path)[0].keys() == {"model.weight"}
 
 
-def test_order_of_the_durable_write(tmp_path, monkeypatch):
-    """The file is synced before the rename, and the folder is synced before the commit returns."""
-    calls = []
-    real_fsync, real_replace = os.fsync, Path.replace
-
-    def fsync(file):
-        calls.append(f"sync {Path(f'/proc/self/fd/{file}').readlink().name}")
-        real_fsync(file)
-
-    def replace(self, target):
-        calls.append(f"rename {self.name}")
-        return real_replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", replace)
-    save(tmp_path, 1)
-    temporary = ".step-00000001.safetensors.tmp"
-    assert calls == [f"sync {temporary}", f"rename {temporary}", f"sync {tmp_path.name}"]
-
-
 def failing(error_number: int, real, times: int = 1):
     """Return the function `real` with a failure of the `times`-th call."""
     calls = itertools.count(1)
@@ -241,16 +221,6 @@ def test_unreadable_file_keeps_its_name(tmp_path, monkeypatch):
     assert (found, damaged) == (tmp_path / "step-00000001.safetensors", [])
     assert "cannot be read" in warnings[0]
     assert list(store.steps(tmp_path)) == [1, 2]
-
-
-def test_verify_names_the_file(tmp_path):
-    path = save(tmp_path, 1)
-    assert store.verify(path)["step"] == "1"
-    damage(path)
-    with pytest.raises(CheckpointError, match=str(path)):
-        store.read(path)
-    with pytest.raises(CheckpointError, match="No such file"):
-        store.verify(tmp_path / "missing")
 
 
 def forged(text: bytes) -> bytes:

@@ -246,19 +246,6 @@ def test_drop_path_changes_training_and_not_evaluation() -> None:
     assert torch.equal(plain(x), dropped(x))
 
 
-@pytest.mark.full
-@in_planes_and_rows
-def test_drop_path_draws_the_same_when_traced_as_one_graph(layout: torch.memory_format) -> None:
-    x = images(32, 32, count=4).double().to(memory_format=layout)
-    outputs = []
-    for traced in (False, True):
-        model = small(drop_path_rate=0.5).to(memory_format=layout)
-        forward = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False) if traced else model
-        torch.manual_seed(3)
-        outputs.append(forward(x))
-    assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
-
-
 # ------------------------------------------------------------------------------------------------ checkpointing
 
 
@@ -344,14 +331,3 @@ def test_a_frozen_stage_computes_as_in_evaluation(layout: torch.memory_format) -
     frozen = model.layer1(x)
     assert torch.equal(frozen, model.eval().layer1(x))
     assert not torch.allclose(frozen, small().layer1(x))  # The control: a stage that trains.
-
-
-def test_frozen_and_checkpointed_together() -> None:
-    plain, checkpointed = small(), small()
-    for model in (plain, checkpointed):
-        model.freeze(["layer0", "layer1"])
-    checkpointed.grad_checkpointing = True
-    x = images(32, 32, count=3).double()
-    (_, mine), (_, other) = train_once(plain, x), train_once(checkpointed, x)
-    assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True) if a is not None and b is not None)
-    assert [a is None for a in mine] == [b is None for b in other]

@@ -88,6 +88,7 @@ def test_impossible_tensors(tensor_pickle, numel: int, offset: int, shape: tuple
         pytest.param(b"\x8b\xff\xff\xff\x7f", id="long number"),
         pytest.param(b"X\xff\xff\xff\xff", id="long text"),
         pytest.param(b"}K\x01" + b"\x85q\x00h\x00\x86" * 100 + b"Ns.", id="tuple as a key"),
+        pytest.param(b"\x8f(K\x01" + b"\x85q\x00h\x00\x86" * 100 + b"\x90.", id="tuple in a set"),
         pytest.param(b"(" * 600_000 + b"t" * 600_000 + b".", id="nesting"),
     ],
 )
