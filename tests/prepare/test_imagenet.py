@@ -33,6 +33,7 @@ def as_published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for content in [(archives / known.name).read_bytes()]
     ]
     monkeypatch.setattr(script, "ARCHIVES", tuple(facts))
+    monkeypatch.setattr(imagenet, "DEVKIT", facts[-1])
     rows = tuple(row for row in imagenet.imagenet_classes() if row.wordnet_id in CLASSES)
     monkeypatch.setattr(imagenet, "imagenet_classes", lambda: rows)
     monkeypatch.setattr(imagenet, "_OFFICIAL_COUNTS", {"train": 20, "val": 12})
@@ -54,7 +55,7 @@ def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path
     assert err == ""
     assert len(list((tmp_path / "cache").glob("*.index"))) == 2
     # Training uses the index and does not build a second one.
-    monkeypatch.setattr(imagenet.ImagenetReader, "_build", None)
+    monkeypatch.setattr(imagenet, "_list_archive", None)
     assert len(imagenet.ImagenetReader(archives, "train", tmp_path / "cache", official=True)) == 20
 
 

@@ -41,7 +41,8 @@ class Reader(Protocol):
         """The shard number of each image (int N); None for data without shards."""
         return None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, index: int) -> bytes:
         """Return the encoded image. Raises DataError naming the file."""

@@ -49,37 +49,21 @@ class Build:
         return self._found[min(self.count, len(self._found)) - 1]
 
 
-def test_the_index_is_built_once_and_again_after_a_change(tmp_path: Path):
-    built: list[str] = []
-
-    def build(name: str, said: IndexColumns) -> IndexColumns:
-        built.append(name)
-        return said
-
-    for _ in range(3):
-        assert_same(open_or_build(tmp_path / "i", lambda: OLD, lambda: build("first", contents())), contents())
-    assert built == ["first"]
-    new = OLD._replace(digest="new")
-    changed = open_or_build(tmp_path / "i", lambda: new, lambda: build("second", contents(20)))
-    assert (len(changed), built) == (20, ["first", "second"])
-    assert len(open_or_build(tmp_path / "i", lambda: new, lambda: build("third", contents(20)))) == 20
-    assert built == ["first", "second"]
-
-
-def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
-    """Machines share a home, and the data of one path has other times on each: each machine keeps an index."""
-    here = open_or_build(tmp_path / "i", lambda: OLD, contents)
-    there = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), lambda: contents(20))
-    inodes = [index.path.stat().st_ino for index in (here, there)]
-    for _ in range(2):
-        assert len(open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)) == 10
-        assert len(open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), not_to_be_called)) == 20
-    assert [index.path.stat().st_ino for index in (here, there)] == inodes
-    assert_same(here, contents())
-
-
 def not_to_be_called() -> IndexColumns:
     raise AssertionError("it is built again")
+
+
+def test_the_index_is_built_once_for_each_state_of_the_data(tmp_path: Path):
+    """Machines share a home, and the data of one path has other times on each: each machine keeps an index."""
+    here, there = open_or_build(tmp_path / "i", lambda: OLD, contents), Build(contents(20))
+    assert len(open_or_build(tmp_path / "i", lambda: NEW, there)) == 20
+    inodes = {path: path.stat().st_ino for path in tmp_path.glob("*.index")}
+    for _ in range(2):
+        assert_same(open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called), contents())
+        assert len(open_or_build(tmp_path / "i", lambda: NEW, there)) == 20
+    assert there.count == 1
+    assert {path: path.stat().st_ino for path in tmp_path.glob("*.index")} == inodes
+    assert_same(pickle.loads(pickle.dumps(here)), contents())  # A running training keeps the index.
 
 
 @pytest.mark.parametrize(
@@ -137,20 +121,6 @@ def test_another_signature_costs_one_listing_and_the_index_stays(tmp_path: Path)
     assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     for signature in (OLD, NEW):
         open_or_build(tmp_path / "i", lambda signature=signature: signature, not_to_be_called)
-
-
-def test_other_names_under_a_new_signature_leave_a_running_training_its_index(tmp_path: Path):
-    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
-    sent = pickle.dumps(first)
-    assert len(open_or_build(tmp_path / "i", lambda: NEW, lambda: contents(20))) == 20
-    assert_same(first, contents())
-    assert_same(pickle.loads(sent), contents())
-
-
-def test_other_notices_are_another_index(tmp_path: Path):
-    open_or_build(tmp_path / "i", lambda: OLD, contents)
-    more = replace(contents(), notices=("4 .webp",))
-    assert open_or_build(tmp_path / "i", lambda: NEW, lambda: more).notices == ("4 .webp",)
 
 
 def test_data_without_usable_times_is_listed_at_each_start(tmp_path: Path):
@@ -284,38 +254,28 @@ def age(path: Path, days: float) -> None:
 
 
 def test_unused_indices_are_removed_by_the_next_build(tmp_path: Path):
-    ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
-    files: dict[str, Path] = {}
+    ages, paths = {"old": 31, "opened": 31, "young": 29, "new": 0}, {}
     for number, name in enumerate(ages):
-        signature, found = OLD._replace(digest=name), contents(20 + number)
-        files[name] = open_or_build(
-            tmp_path / "i", lambda signature=signature: signature, lambda found=found: found
-        ).path
+        signature, found = Signature(name, 1), contents(20 + number)
+        index = open_or_build(tmp_path / "i", lambda signature=signature: signature, lambda found=found: found)
+        paths[name] = [index.path, tmp_path / f"i-{name}.record", tmp_path / f"i-{name}.stale"]
     for name, days in ages.items():
-        mark = tmp_path / f"i-{name}.stale"
-        mark.touch()
-        for path in (files[name], tmp_path / f"i-{name}.record", mark):
+        for path in paths[name]:
+            path.touch()
             age(path, days)
-    open_or_build(tmp_path / "i", lambda: OLD._replace(digest="opened"), not_to_be_called)
-    others = ("i.index", "i.lock", "j-old", "h-i-old")  # Names of earlier versions and of other data.
-    for name in others:
+    open_or_build(tmp_path / "i", lambda: Signature("opened", 1), not_to_be_called)
+    # Names of earlier versions, of other data, and of builds that were killed.
+    for name, days in {"i.index": 31, "i.lock": 31, "j-old": 31, "i-x.tmp": 0.1, "i-y.tmp": 0, "j-x.tmp": 0.1}.items():
         (tmp_path / name).touch()
-        age(tmp_path / name, 31)
-    newest = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="newest"), contents).path
-    kept = {files[name].name for name in ("opened", "young", "new")} | {newest.name}
-    assert {path.name for path in tmp_path.glob("*.index")} == kept
-    assert {path.stem for path in tmp_path.glob("*.record")} == {"i-opened", "i-young", "i-new", "i-newest"}
-    assert {path.stem for path in tmp_path.glob("*.stale")} == {"i-young", "i-new"}
-    assert {path.name for path in tmp_path.iterdir() if not path.suffix} == {"j-old", "h-i-old"}
-    assert len(list(tmp_path.glob("*.lock"))) == 1
-
-
-def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path):
-    for name, hours in (("i-old.x.tmp", 2), ("i-old.y.tmp", 0), ("j-old.x.tmp", 2)):
-        (tmp_path / name).write_text("half")
-        age(tmp_path / name, hours / 24)
-    open_or_build(tmp_path / "i", lambda: OLD, contents)
-    assert {path.name for path in tmp_path.glob("*.tmp")} == {"i-old.y.tmp", "j-old.x.tmp"}
+        age(tmp_path / name, days)
+    open_or_build(tmp_path / "i", lambda: Signature("newest", 1), contents)
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".index"}
+    (lock,) = tmp_path.glob("i-*.lock")
+    assert left == {
+        *(f"i-{name}.record" for name in ("opened", "young", "new", "newest")),
+        *("i-young.stale", "i-new.stale", lock.name, "j-old", "i-y.tmp", "j-x.tmp"),
+    }
+    assert sorted(len(Index.open(path)) for path in tmp_path.glob("*.index")) == [10, 21, 22, 23]
 
 
 def test_data_that_changes_without_end_is_not_indexed(tmp_path: Path):
@@ -352,18 +312,18 @@ def test_a_change_in_the_same_tick_cannot_hide(
 
 
 def test_signatures_differ_with_any_fact_or_time():
-    base = sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
-    assert base.newest == 7
-    assert base == sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    facts, times = ("folder", ["a", "b"]), [Times(5, 5), Times(3, 7)]
     others = [
-        sign("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
-        sign("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
-        sign("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
-        sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
-        sign("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
-        sign("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
+        sign("imagenet", ["a", "b"], times=times),
+        sign("folder", ["a", "c"], times=times),
+        sign("folder", ["ab"], times=times),
+        sign(*facts, times=times[::-1]),
+        sign(*facts, times=[Times(5, 5), Times(3, 8)]),
+        sign(*facts, times=[Times(5, 5), Times(4, 7)]),
     ]
-    assert len({base.digest, *(signature.digest for signature in others)}) == 7
+    assert sign(*facts, times=times) == sign(*facts, times=times)
+    assert sign(*facts, times=times).newest == 7
+    assert len({each.digest for each in (sign(*facts, times=times), *others)}) == 7
 
 
 # ------------------------------------------------------------------------------------------------ the cache folder
@@ -382,13 +342,8 @@ def test_the_users_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_each_split_of_each_folder_has_its_own(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    cases = [
-        ("folder", "data", "train"),
-        ("folder", "data", "val"),
-        ("imagenet", "data", "train"),
-        ("folder", "b", "val"),
-    ]
-    paths = [index_path(tmp_path, kind, tmp_path / root, split) for kind, root, split in cases]
+    cases = "folder data train", "folder data val", "imagenet data train", "folder b val"
+    paths = [index_path(tmp_path, kind, tmp_path / root, split) for kind, root, split in map(str.split, cases)]
     assert len(set(paths)) == 4
     assert index_path(tmp_path, "folder", tmp_path / "link", "train") == paths[0]
 
