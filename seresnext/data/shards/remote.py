@@ -20,14 +20,11 @@ from seresnext.errors import DataError
 T = TypeVar("T")
 
 ATTEMPTS = 5
-"""Number of attempts."""
-
+# Seconds after which there is no new attempt. `runtime.loader_timeout` (by default 600) is longer, so that the error
+# message has the answer of the server.
 PATIENCE = 200.0
-"""Seconds after which there is no new attempt. `runtime.loader_timeout` (by default 600) is longer, so that the error
-message has the answer of the server."""
-
+# Longest pause before the second attempt, in seconds. Each later pause may be twice as long.
 FIRST_PAUSE = 1.0
-"""Longest pause before the second attempt, in seconds. Each later pause may be twice as long."""
 
 _CHUNK = 8 << 20
 _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
@@ -171,9 +168,6 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, _Refused):
         return str(error)
-    status = getattr(error, "status", None)
-    if status is not None:
+    if (status := getattr(error, "status", None)) is not None:
         return f"the server answers {status}"
-    text = " ".join(str(error).split())
-    text = re.sub(r"\S*://\S*", "(address)", text)
-    return text[:200] or type(error).__name__
+    return re.sub(r"\S*://\S*", "(address)", " ".join(str(error).split()))[:200] or type(error).__name__
