@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from shard_folders import PER_SHARD, SHARD_BYTES, SHARDS, Server, copies, downloads, open_remote, read_all
 
-from seresnext.data.shards import cache
+from seresnext.data.shards import cache, remote
 from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError
 
@@ -77,12 +77,9 @@ def test_no_room_at_all_is_reported(server: Server, tmp_path: Path, monkeypatch:
             reader.read(PER_SHARD)
 
 
-def test_a_cache_smaller_than_a_shard_is_refused(server: Server, tmp_path: Path):
+def test_a_cache_that_cannot_be_used_is_refused(server: Server, tmp_path: Path):
     with pytest.raises(DataError, match=r"the largest shard has 40960 bytes, and data\.cache_size is 20480 bytes"):
         open_remote(server, tmp_path / "cache", 0.5)
-
-
-def test_a_cache_that_cannot_be_written_is_reported(server: Server, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):
         open_remote(server, tmp_path / "file")
@@ -118,38 +115,25 @@ def test_a_damaged_copy_is_downloaded_again(server: Server, tmp_path: Path, fold
     assert downloads(server)[0] == 2
 
 
-def kept_index(cache: Path) -> Path:
-    (path,) = (cache / "shards").glob("*-index.npy")
-    return path
-
-
 @pytest.mark.parametrize(
     "harm", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5], lambda _: b""]
 )
-def test_a_damaged_copy_of_the_index_is_downloaded_again(
-    shard_root: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm
-):
+def test_a_damaged_copy_of_the_index_is_downloaded_again(server: Server, tmp_path: Path, folder: Path, capsys, harm):
+    whole = (server.folder / "train" / "index.npy").read_bytes()
     open_remote(server, tmp_path / "cache")
-    path = kept_index(tmp_path / "cache")
-    whole = (shard_root / "train" / "index.npy").read_bytes()
+    (path,) = folder.glob("*-index.npy")
     assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
     path.write_bytes(harm(whole))
-    reader = open_remote(server, tmp_path / "cache")
-    assert capsys.readouterr().err == f"warning: {path} is damaged (another checksum) and is downloaded again\n"
-    assert (path.read_bytes(), len(reader)) == (whole, SHARDS * PER_SHARD)
-    open_remote(server, tmp_path / "cache")
-    assert server.requests["index.npy"] == 2
-    assert capsys.readouterr().err == ""
-
-
-def test_an_index_that_is_damaged_on_the_server_is_an_error(shard_root: Path, server: Server, tmp_path: Path):
-    open_remote(server, tmp_path / "cache")
-    kept_index(tmp_path / "cache").write_bytes(b"damaged")
-    server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1]}
+    server.replaced = {"index.npy": whole[:-1]}
     with pytest.raises(DataError, match=r"train/index\.npy cannot be read.*the checksum of 575 bytes is not the one"):
         open_remote(server, tmp_path / "cache")
     server.replaced = {}
-    assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
+    for _ in range(2):
+        assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
+    assert path.read_bytes() == whole
+    assert server.requests["index.npy"] == 2 + remote.ATTEMPTS
+    warning = f"warning: {path} is damaged (another checksum) and is downloaded again\n"
+    assert capsys.readouterr().err == 2 * warning
 
 
 CHILD = """
