@@ -261,14 +261,6 @@ def test_every_change_of_files_and_classes_is_seen(tmp_path: Path):
         names(tmp_path)
 
 
-def test_the_index_lies_outside_of_the_data(tmp_path: Path):
-    root = make(tmp_path / "data", "train/a/1.jpg")
-    before = sorted(root.rglob("*"))
-    FolderReader(root, "train", tmp_path / "cache")
-    assert sorted(root.rglob("*")) == before
-    assert len(list((tmp_path / "cache").glob("folder-*.index"))) == 1
-
-
 # ------------------------------------------------------------------------------------------------ the signature
 
 

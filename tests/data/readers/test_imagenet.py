@@ -20,7 +20,6 @@ from imagenet_archives import (
     tar,
     train_archive,
     truth_of,
-    val_archive,
     write_archives,
 )
 
@@ -111,26 +110,16 @@ def test_a_reader_is_cheap_to_send_and_holds_no_object_per_image(archives: Path)
 # ------------------------------------------------------------------------------------------------ builds of the index
 
 
-def test_the_index_is_built_once_and_again_for_other_archives(archives: Path, tmp_path: Path):
-    cache = tmp_path / "cache"
-    first = ImagenetReader(archives, "val", cache)
-    (built,) = cache.glob("*.index")
-    inode = built.stat().st_ino
-    ImagenetReader(archives, "val", cache)
-    assert built.stat().st_ino == inode
-    truth = truth_of(per_class=4)
-    (archives / VAL.name).write_bytes(val_archive(len(truth)))
-    (archives / DEVKIT.name).write_bytes(devkit(truth))
-    assert len(ImagenetReader(archives, "val", cache)) == 16
-    assert len(first) == 12
-    # Only the labels change: the kit is a part of the signature.
-    (archives / DEVKIT.name).write_bytes(devkit(truth[::-1]))
-    again = ImagenetReader(archives, "val", cache)
+def test_the_index_is_built_once_and_again_for_another_kit(archives: Path, tmp_path: Path):
+    ImagenetReader(archives, "val", tmp_path / "cache")
+    (built,) = (tmp_path / "cache").glob("*.index")
+    before = built.stat().st_ino
+    ImagenetReader(archives, "val", tmp_path / "cache")
+    assert built.stat().st_ino == before
+    (archives / DEVKIT.name).write_bytes(devkit(truth_of()[::-1]))
+    again = ImagenetReader(archives, "val", tmp_path / "cache")
     by_name = sorted((again.name(i), again.classes[label]) for i, label in enumerate(again.labels))
-    assert [wordnet_id for _, wordnet_id in by_name] == truth[::-1]
-    # The first index stays, because another machine may use it, and serves the first archives again.
-    assert built.stat().st_ino == inode
-    assert len(list(cache.glob("*.index"))) == 3
+    assert [wordnet_id for _, wordnet_id in by_name] == truth_of()[::-1]
 
 
 @pytest.mark.parametrize(("split", "pieces"), [("train", len(CLASSES)), ("val", 12)])
@@ -200,16 +189,13 @@ def test_archives_of_another_form_are_refused(tmp_path: Path, content: dict[str,
     assert message in refusal(tmp_path)
 
 
-def test_validation_images_must_match_the_kit(archives: Path):
-    truth = truth_of()
-    (archives / DEVKIT.name).write_bytes(devkit(truth[:-1]))
+@pytest.mark.parametrize(("old", "new"), [("00000005", "00000013"), ("00000001", "1"), ("00000012", "00000012x")])
+def test_validation_images_have_the_numbers_of_the_kit(archives: Path, old: str, new: str):
+    images = {f"ILSVRC2012_val_{n:08}.JPEG".replace(old, new): jpeg(n) for n in range(1, 13)}
+    (archives / VAL.name).write_bytes(tar(images))
+    assert "labels follow these numbers" in refusal(archives, "val")
+    (archives / DEVKIT.name).write_bytes(devkit(truth_of()[:-1]))
     assert "holds 12 images, and the development kit the classes of 11" in refusal(archives, "val")
-    (archives / DEVKIT.name).write_bytes(devkit(truth))
-    images = {f"ILSVRC2012_val_{n:08}.JPEG": jpeg(n) for n in range(1, 13)}
-    for old, new in [("00000005", "00000013"), ("00000001", "1"), ("00000012", "00000012x")]:
-        changed = {name.replace(old, new): data for name, data in images.items()}
-        (archives / VAL.name).write_bytes(tar(changed))
-        assert "labels follow these numbers" in refusal(archives, "val")
 
 
 ALL_IDS = [row.wordnet_id for row in imagenet_classes()]
@@ -234,7 +220,6 @@ def test_each_class_has_fifty_validation_images(tmp_path: Path, publish_kit: Cal
     assert reader.classes[0] == "n01440764"
     publish_kit(devkit([truth[-1], *truth[1:]]))
     assert "n01440764 has 49 images, not 50" in refusal(tmp_path, "val", official=True)
-    assert len(ImagenetReader(tmp_path, "val", official=False)) == 50_000
 
 
 @pytest.fixture
