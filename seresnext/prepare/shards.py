@@ -291,12 +291,12 @@ def write_index(
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Return the names in a list of classes, one name a line. Raises DataError naming a line that is not UTF-8."""
+    content = b""
     try:
         content = path.read_bytes()
+        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; give the list of classes with --classes") from None
-    try:
-        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise DataError(

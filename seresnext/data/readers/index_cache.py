@@ -1,11 +1,9 @@
-"""The cache of indices. A machine builds the index of a split once, and again after the data changed.
+"""The cache of indices, in a folder outside of the data. A machine builds an index once, and after the data changed.
 
-The index lies in a cache folder outside of the data. The signature of the data shows changes: size and times of
-archives, or names and times of class folders. A start compares signatures and does not look at every file.
-
-The name of an index file contains the digest of the content, so no other index replaces a file in use. A record is a
-small file that names the index of a signature. A signature without a record costs one listing of the data. A listing
-that finds the content of an existing index adds a record and no index.
+The signature of the data shows changes: size and times of archives, or names and times of class folders. A start
+compares signatures and does not look at every file. A record is a small file that names the index of a signature. A
+signature without a record costs one listing of the data, which finds an existing index or builds another one. The name
+of an index file contains the digest of the content, so no other index replaces a file in use.
 
 Some times show no changes: equal times of all folders (a mounted object store, an archive unpacked with fixed times),
 and times that are always now. One process of the machine lists such data at each start, and writes a record for this

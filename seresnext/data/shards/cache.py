@@ -82,10 +82,9 @@ class RemoteShards:
             finally:
                 os.close(descriptor)
 
-    def discard(self, shard: int) -> bool:
-        """Remove the copy of a shard, so that the next read downloads the shard. Return True."""
+    def discard(self, shard: int) -> None:
+        """Remove the copy of a shard, so that the next read downloads the shard."""
         self._path(shard).unlink(missing_ok=True)
-        return True
 
     def touch(self, shard: int) -> bool:
         """Set the time of last use of a copy to now, so that the copy stays. Return whether there is a copy."""

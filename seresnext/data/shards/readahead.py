@@ -32,21 +32,21 @@ def prefetch_shards(
     and changes nothing but the time of a batch.
     """
     position = FORK.Value("q", 0, lock=False)
+
+    def counted() -> Iterator[BatchKey]:
+        for number, key in enumerate(keys):
+            position.value = number
+            yield key
+
     # A fork copies the iterator of the keys, so both processes see all keys.
     process = FORK.Process(target=_run, args=(store, shard_ids, keys, position), daemon=True)
     with block_stop_signals():
         process.start()
     try:
-        yield _counted(keys, position)
+        yield counted()
     finally:
         process.kill()
         process.join()
-
-
-def _counted(keys: Iterable[BatchKey], position: Any) -> Iterator[BatchKey]:
-    for number, key in enumerate(keys):
-        position.value = number
-        yield key
 
 
 def _run(store: RemoteShards, shard_ids: np.ndarray, keys: Iterable[BatchKey], position: Synchronized) -> None:
