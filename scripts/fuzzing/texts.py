@@ -195,7 +195,7 @@ def _start_in(folder: Path, files: Files) -> None:
         run_folder.open()
         run_folder.status()
         run_folder.is_restart(["x a:1:2"])
-        run_folder.remove_temporary()
+        run_folder.accept()
         update_status(folder, step=STEP)
         logger = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
         logger.open(STEP, STEP)

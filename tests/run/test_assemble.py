@@ -142,7 +142,7 @@ def test_another_layout_would_be_compiled_again(make_run, graphs, monkeypatch):
     def contiguous(recipe, device):
         return tuple(tensor.contiguous() for tensor in images(recipe, device))
 
-    monkeypatch.setattr("seresnext.run.assemble.stand_in_batch", contiguous)
+    monkeypatch.setattr("seresnext.data.pipeline.stand_in_batch", contiguous)
     first_step(make_run(["runtime.compile=true"]))
     assert graphs.frame_count == 2
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from seresnext.arguments import Parser
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.commands import average as command
+from seresnext.commands import tools
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, Failure
 from seresnext.models import create_model, load_weights
@@ -59,11 +59,11 @@ def three(tmp_path_factory) -> list[Path]:
 def average(tmp_path):
     """`average(*arguments)`: the command, in this process."""
     parser = Parser()
-    command.add_arguments(parser)
+    tools.average_arguments(parser)
 
     def run(*arguments):
         output = [] if "--output" in arguments else ["--output", tmp_path / "mean.safetensors"]
-        command.run(parser.parse([str(word) for word in (*arguments, *output)]))
+        tools.average(parser.parse([str(word) for word in (*arguments, *output)]))
 
     return run
 

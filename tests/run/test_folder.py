@@ -16,7 +16,6 @@ import pytest
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.status import read_status, write_status
-from seresnext.run.environment import describe_environment
 from seresnext.run.folder import (
     RUN_FILES,
     RunFolder,
@@ -39,7 +38,7 @@ def opened(path, fresh=False):
     folder = RunFolder(path, World())
     folder.open()
     if fresh:
-        folder.set_aside()
+        folder.accept(starts_over=True)
     return folder
 
 
@@ -181,7 +180,7 @@ def test_metrics_that_cannot_be_continued_are_found_first(path, what):
         metrics.mkdir() if what == "a folder" else metrics.symlink_to("/dev/zero")
     with pytest.raises(UsageError, match=r"metrics\.jsonl"):
         folder.check_writable()
-    folder.check_writable(moves_files=True)  # With --resume never the file is only moved.
+    folder.check_writable(starts_over=True)  # With --resume never the file is only moved.
 
 
 # ------------------------------------------------------------------------------------------------ data and output
@@ -215,7 +214,7 @@ def test_a_run_folder_among_the_data_is_refused(tmp_path):
 def test_an_earlier_run_is_set_aside_whole(path):
     for number in (1, 2):
         folder = opened(path, fresh=True)
-        folder.write_recipe(f"recipe {number}")
+        folder.write("recipe.yaml", f"recipe {number}")
         (folder.checkpoints / "last.safetensors").write_text(f"weights {number}")
         del folder
     folder = opened(path, fresh=True)
@@ -257,7 +256,7 @@ def test_only_what_a_run_writes_is_set_aside(path):
 
 
 def test_a_resume_moves_no_file(path):
-    opened(path).write_recipe("recipe")
+    opened(path).write("recipe.yaml", "recipe")
     opened(path)
     assert listing(path) == ["lock", "recipe.yaml"]
 
@@ -272,7 +271,7 @@ def launched(path, monkeypatch):
     def start(*launchers):
         folder = opened(path)
         known = folder.is_restart(list(launchers))
-        folder.write_environment({**describe_environment(World()), "launch": list(launchers)})
+        folder.write("environment.json", json.dumps({"launch": launchers}))
         return known
 
     return start
@@ -304,21 +303,11 @@ def test_an_environment_without_end(path):
     assert not folder.is_restart(["a 1:1:1"])
 
 
-def test_recipe_and_environment(path):
-    folder = opened(path)
-    folder.write_recipe("model: {}\n")
-    folder.write_environment({"python": "3", "packages": {"torch": None}})
-    assert (path / "recipe.yaml").read_text() == "model: {}\n"
-    assert json.loads((path / "environment.json").read_text()) == {"python": "3", "packages": {"torch": None}}
-    assert not [name for name in listing(path) if name.startswith(".")]
-
-
 def test_other_ranks_write_nothing(path):
     folder = RunFolder(path, World(rank=1, size=2))
     folder.open()
-    folder.set_aside()
-    folder.write_recipe("recipe")
-    folder.write_environment({})
+    folder.accept(starts_over=True)
+    folder.write("recipe.yaml", "recipe")
     folder.write_status("running", 0)
     assert not path.exists()
 
@@ -337,9 +326,8 @@ def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
     for name in ("replace", "rename"):
         monkeypatch.setattr(Path, name, fail)
     for write in (
-        lambda: folder.write_recipe("new"),
-        lambda: folder.write_environment({}),
-        folder.set_aside,
+        lambda: folder.write("recipe.yaml", "new"),
+        lambda: folder.accept(starts_over=True),
         folder.check_writable,
     ):
         words = (
@@ -357,10 +345,10 @@ def test_temporary_files_are_removed_unless_the_system_refuses(path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda self, **options: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
         with pytest.raises(UsageError, match="read-only"):
-            folder.remove_temporary()
-    RunFolder(path, World(rank=1, size=2)).remove_temporary()
+            folder.accept()
+    RunFolder(path, World(rank=1, size=2)).accept()
     assert leftover.exists()
-    folder.remove_temporary()
+    folder.accept()
     assert not leftover.exists()
 
 

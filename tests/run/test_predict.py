@@ -16,7 +16,7 @@ from torchvision import transforms
 from seresnext.arguments import Parser
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.commands import predict as command
+from seresnext.commands import tools
 from seresnext.errors import DataError, UsageError
 from seresnext.recipe.load import load_recipe, to_values
 from seresnext.run import predict
@@ -142,9 +142,9 @@ def test_images_are_as_large_as_the_checkpoint_or_the_option_allows(tmp_path, or
 
     def run(checkpoint: Path, *words: str) -> None:
         parser = Parser()
-        command.add_arguments(parser)
+        tools.predict_arguments(parser)
         images = map(str, reversed(photographs))
-        command.run(parser.parse(["--checkpoint", str(checkpoint), *images, "--top", "1", *words]))
+        tools.predict(parser.parse(["--checkpoint", str(checkpoint), *images, "--top", "1", *words]))
 
     for checkpoint, words in (
         (large, ()),

@@ -203,20 +203,12 @@ def test_the_trainer(built):
     assert validation.best_by == "model"
     assert validation.precision is PRECISIONS["fp64"]
     assert validation.num_batches == 14  # 40 images by 3.
-    assert trainer["train"].calibration is not None
+    assert trainer["train"].calibration_steps == 3  # 17 images are 3 steps of 8.
     assert built.tally[0] == 6
 
 
 def test_the_saver(built):
     assert built.saver["policy"] == SavePolicy(9, 6, continue_on_failure=True)
-
-
-def test_calibration_takes_the_images_asked_for(built, monkeypatch):
-    asked = []
-    monkeypatch.setattr(built.run, "train_batches", lambda *words: asked.append(words))
-    built.trainer["train"].calibration()
-    built.trainer["train"].batches(2)
-    assert asked == [(15, 18), (2, 15)]  # 17 images are 3 steps of 8.
 
 
 # ------------------------------------------------------------------------------------------------ other values
@@ -277,7 +269,7 @@ OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
         lambda built: built.saver["policy"].continue_on_failure,
         False,
     ),
-    "no recalibration": (["evaluation={every: 1ep}"], lambda built: built.trainer["train"].calibration, None),
+    "no recalibration": (["evaluation={every: 1ep}"], lambda built: built.trainer["train"].calibration_steps, 0),
 }
 
 
