@@ -49,26 +49,15 @@ def listing(path):
 # ------------------------------------------------------------------------------------------------ one at a time
 
 
-def test_opening_makes_the_folder(path):
-    folder = opened(path)
-    assert folder.checkpoints == path / "checkpoints"
-    assert folder.checkpoints.is_dir()
-
-
 def test_a_second_training_is_refused_and_the_message_names_the_holder(path):
+    opened(path).write("recipe.yaml", "recipe")  # The lock is released at once.
     first = opened(path)
     with pytest.raises(UsageError) as caught:
         opened(path)
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     assert f"{path} is in use by {holder}" in str(caught.value)
-    with pytest.raises(UsageError):  # A start with --resume never is refused, too.
-        opened(path, fresh=True)
     assert first.checkpoints.is_dir()
-
-
-def test_the_folder_is_free_once_the_training_is_gone(path):
-    opened(path)  # The lock is released at once.
-    opened(path)
+    assert listing(path) == ["lock", "recipe.yaml"]
 
 
 def test_a_killed_training_holds_nothing(path):
@@ -217,25 +206,15 @@ def test_an_earlier_run_is_set_aside_whole(path):
         folder.write("recipe.yaml", f"recipe {number}")
         (folder.checkpoints / "last.safetensors").write_text(f"weights {number}")
         del folder
-    folder = opened(path, fresh=True)
-    assert listing(path) == [
-        "earlier-1/checkpoints/last.safetensors",
-        "earlier-1/recipe.yaml",
-        "earlier-2/checkpoints/last.safetensors",
-        "earlier-2/recipe.yaml",
-        "lock",
-    ]
-    assert (path / "earlier-1" / "recipe.yaml").read_text() == "recipe 1"
-    assert (path / "earlier-2" / "recipe.yaml").read_text() == "recipe 2"
-    assert folder.checkpoints.is_dir()
-    with pytest.raises(UsageError):  # The lock stays when the earlier run is moved.
-        opened(path)
-
-
-def test_nothing_is_set_aside_where_nothing_was(path):
-    opened(path, fresh=True)
-    opened(path, fresh=True)
-    assert sorted(entry.name for entry in path.iterdir()) == ["checkpoints", "lock"]
+    for _ in range(2):  # The second time there is nothing to set aside.
+        folder = opened(path, fresh=True)
+        files = [f"earlier-{n}/{name}" for n in (1, 2) for name in ("checkpoints/last.safetensors", "recipe.yaml")]
+        assert listing(path) == [*files, "lock"]
+        assert folder.checkpoints.is_dir()
+        with pytest.raises(UsageError):  # The lock stays when the earlier run is moved.
+            opened(path)
+        del folder
+    assert [(path / f"earlier-{n}" / "recipe.yaml").read_text() for n in (1, 2)] == ["recipe 1", "recipe 2"]
 
 
 def test_only_what_a_run_writes_is_set_aside(path):
@@ -253,12 +232,6 @@ def test_only_what_a_run_writes_is_set_aside(path):
     (other / "log.txt").touch()
     opened(other, fresh=True)
     assert listing(other) == ["lock", "log.txt"]
-
-
-def test_a_resume_moves_no_file(path):
-    opened(path).write("recipe.yaml", "recipe")
-    opened(path)
-    assert listing(path) == ["lock", "recipe.yaml"]
 
 
 # ------------------------------------------------------------------------------------------------ small files
@@ -287,19 +260,14 @@ def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(launched):
     assert not launched(None)  # Without torchrun there is no launch.
 
 
-ENVIRONMENTS = [b"", b"[]", b"{}", b'{"launch": "a 1:1:1"}', b'{"launch": null}', b"\xff\xfe", b"[" * 100_000]
-
-
-@pytest.mark.parametrize("content", ENVIRONMENTS, ids=lambda content: content[:30])
-def test_an_environment_without_a_launch(path, content):
+def test_an_environment_without_a_launch(path):
     folder = opened(path)
-    (path / "environment.json").write_bytes(content)
-    assert not folder.is_restart(["a 1:1:1"])
-
-
-def test_an_environment_without_end(path):
-    folder = opened(path)
-    (path / "environment.json").symlink_to("/dev/zero")
+    environment = path / "environment.json"
+    for content in (b"", b"[]", b"{}", b'{"launch": "a 1:1:1"}', b'{"launch": null}', b"\xff\xfe", b"[" * 100_000):
+        environment.write_bytes(content)
+        assert not folder.is_restart(["a 1:1:1"])
+    environment.unlink()
+    environment.symlink_to("/dev/zero")
     assert not folder.is_restart(["a 1:1:1"])
 
 

@@ -208,17 +208,20 @@ def test_the_command_refuses_an_output_that_is_no_text_or_among_the_data(
 def test_the_command_records_what_it_refuses_before_a_run_is_known(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder is the one of --output, or the default folder of the recipe."""
+    """The folder is the one of --output, or the default folder of the recipe. A missing folder is not made."""
     monkeypatch.chdir(tmp_path)
     default = shutil.copytree(run, tmp_path / "runs" / "digits")
-    wrong = ["--recipe", "digits", "--set", "optimizer.learning=3"]
+    wrong = ["train", "--recipe", "digits", "--set", "optimizer.learning=3"]
     for folder, more in ((run, ["--output", str(run)]), (default, [])):
         before = contents(folder)
-        assert cli.main(["train", *wrong, *more, "--print-recipe"], StopRequest()) == 2
-        assert read_status(folder)["state"] == "finished"
-        assert cli.main(["train", *wrong, *more], StopRequest()) == 2
+        for harmless in ("--print-recipe", "--dry-run", "--resum"):  # The last word cannot be parsed.
+            assert cli.main([*wrong, *more, harmless], StopRequest()) == 2
+            assert read_status(folder)["state"] == "finished"
+        assert cli.main([*wrong, *more], StopRequest()) == 2
         assert_recorded(folder, "optimizer.learning")
         assert contents(folder) == before
+    assert cli.main([*wrong, "--output", "none"], StopRequest()) == 2
+    assert not (tmp_path / "none").exists()
 
 
 OPEN = RunFolder.open  # The original, before the fixture `narrow` replaces this method.

@@ -158,6 +158,7 @@ def test_a_fresh_start_clears_the_progress_of_another_run(preempted, load_synthe
         train(recipe, World(), StopRequest(), output=preempted, resume="never", allow_changed=())
     status = read_status(preempted)
     assert (status["state"], status["saved_step"], status["total_steps"], status["best"]) == ("failed", None, 2, None)
+    assert (preempted / "earlier-1" / "checkpoints" / "step-00000001.safetensors").exists()
 
 
 def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
