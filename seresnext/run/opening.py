@@ -105,9 +105,10 @@ def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
     seen = world.gather((socket.gethostname(), own))
     merged: list[StartProblem] = []
     for rank, (host, problems) in enumerate(seen):
+        earlier = [problem for _, others in seen[:rank] for problem in others]
         for problem in problems:
             where = "" if all(problem in others for _, others in seen) else f"rank {rank} on {host}: "
-            if problem not in [each for _, others in seen[:rank] for each in others]:
+            if problem not in earlier:
                 merged.append(replace(problem, text=f"{where}{problem.text}"))
     return merged
 
@@ -145,14 +146,12 @@ def _compare(
 def _warn_of_same_images(recipe: Recipe, train: Reader, warn: Callable[[str], None]) -> None:
     """Warn if the validation measures training images: one split for both, or folders that are links."""
     data = recipe.data
-    folders = [Path(data.root) / split for split in (data.train_split, data.val_split)]
     if data.format == "synthetic":
         return
-    if data.train_split == data.val_split or is_same(*folders):
+    here, there = Path(data.root, data.train_split), Path(data.root, data.val_split)
+    if data.train_split == data.val_split or is_same(here, there):
         same = f"data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same images"
-    elif data.format == "folder" and (
-        shared := [name for name in train.classes if is_same(folders[0] / name, folders[1] / name)]
-    ):
+    elif shared := [name for name in train.classes if is_same(here / name, there / name)]:
         same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
     else:
         return

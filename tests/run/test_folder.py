@@ -46,9 +46,6 @@ def listing(path):
     return sorted(str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file())
 
 
-# ------------------------------------------------------------------------------------------------ one at a time
-
-
 def test_a_second_training_is_refused_and_the_message_names_the_holder(path):
     opened(path).write("recipe.yaml", "recipe")  # The lock is released at once.
     first = opened(path)
@@ -87,20 +84,6 @@ def test_a_path_that_is_no_folder(tmp_path):
             opened(path)
 
 
-# ------------------------------------------------------------------------------------------------ refused starts
-
-
-def test_a_refused_start_leaves_no_folder(path):
-    folder = opened(path)
-    folder.write_status("running", 0)
-    (path / "log.txt").touch()
-    assert folder.discard()
-    assert not path.parent.exists()
-    path.mkdir(parents=True)  # The user makes this folder, and the folder stays.
-    assert opened(path).discard()
-    assert list(path.iterdir()) == []
-
-
 @pytest.mark.parametrize("why", ["a run", "somebody's file", "accepted", "another rank", "no locks"])
 def test_a_refused_start_leaves_a_folder_in_use(path, why, monkeypatch):
     path.mkdir(parents=True)
@@ -135,22 +118,18 @@ def test_a_removed_lock_file_is_replaced(path, monkeypatch):
         opened(path)
 
 
-@pytest.mark.parametrize("state", ["preempted", "finished", "failed", "running"])
-def test_a_refusal_before_the_lock_is_recorded(path, state):
+def test_a_refusal_before_the_lock_is_recorded_unless_the_folder_is_in_use(path):
     path.mkdir(parents=True)
     record_refusal(path, "no run was here")
     assert listing(path) == []
-    write_status(path, World(), state, 7, None)
+    write_status(path, World(), "running", 7, None)
     record_refusal(path, "the recipe\nhas a problem")
     found = read_status(path)
     assert (found["state"], found["step"], found["reason"]) == ("failed", 7, "the recipe\nhas a problem")
     assert re.search(r"^\d{4}-\d\d-\d\dT\S+ error: the recipe\n\S+ has a problem\n$", (path / "log.txt").read_text())
     assert listing(path) == ["log.txt", "status.json"]
-
-
-def test_a_refusal_is_not_recorded_in_a_folder_in_use(path):
     folder = opened(path)
-    folder.write_status("running", 7)
+    folder.write_status("running", 8)
     before = {name: (path / name).read_bytes() for name in listing(path)}
     record_refusal(path, "the recipe has a problem")
     assert {name: (path / name).read_bytes() for name in listing(path)} == before
@@ -170,9 +149,6 @@ def test_metrics_that_cannot_be_continued_are_found_first(path, what):
     with pytest.raises(UsageError, match=r"metrics\.jsonl"):
         folder.check_writable()
     folder.check_writable(starts_over=True)  # With --resume never the file is only moved.
-
-
-# ------------------------------------------------------------------------------------------------ data and output
 
 
 def test_a_run_folder_among_the_data_is_refused(tmp_path):
@@ -195,9 +171,6 @@ def test_a_run_folder_among_the_data_is_refused(tmp_path):
     for output in (tmp_path, tmp_path / "data2", tmp_path / "run" / "x", Path("run")):
         check_output(output, folders)
     check_output(data, [])  # Synthetic images, or images of a server.
-
-
-# ------------------------------------------------------------------------------------------------ fresh starts
 
 
 def test_an_earlier_run_is_set_aside_whole(path):
@@ -232,9 +205,6 @@ def test_only_what_a_run_writes_is_set_aside(path):
     (other / "log.txt").touch()
     opened(other, fresh=True)
     assert listing(other) == ["lock", "log.txt"]
-
-
-# ------------------------------------------------------------------------------------------------ small files
 
 
 @pytest.fixture
@@ -278,9 +248,6 @@ def test_other_ranks_write_nothing(path):
     folder.write("recipe.yaml", "recipe")
     folder.write_status("running", 0)
     assert not path.exists()
-
-
-# ------------------------------------------------------------------------------------------------ errors of the system
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):

@@ -50,21 +50,23 @@ def without_memory(*_, **__):
     raise MemoryError
 
 
-@pytest.mark.parametrize("why", ["damaged", "changed", "memory"])
-def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypatch, why):
+@pytest.mark.parametrize(
+    ("why", "error", "words"),
+    [
+        ("damaged", CheckpointError, "none of the 1 checkpoints"),
+        ("changed", UsageError, "optimizer.lr: "),
+        ("memory", OutOfMemory, "out of memory"),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypatch, why, error, words):
     """Otherwise a job script that reads the status would queue the run forever."""
-    settings, error, words = SETTINGS, CheckpointError, "none of the 1 checkpoints"
     if why == "damaged":
         (preempted / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
-    if why == "changed":
-        settings, error, words = [*SETTINGS, "optimizer.lr=0.5"], UsageError, "optimizer.lr: "
     if why == "memory":
         monkeypatch.setattr(TrainingStep, "warm_up", without_memory)
-        error, words = OutOfMemory, "out of memory"
     with pytest.raises(error, match=words) as caught:
-        train_synthetic(preempted, settings)
-    message = str(caught.value)
-    status = read_status(preempted)
+        train_synthetic(preempted, [*SETTINGS, *["optimizer.lr=0.5"] * (why == "changed")])
+    message, status = str(caught.value), read_status(preempted)
     assert (status["state"], status["step"]) == ("failed", 1)
     assert status["reason"] == message  # The message names no rank.
     assert f" error: {message.splitlines()[0]}" in (preempted / "log.txt").read_text()
@@ -97,19 +99,6 @@ def test_an_error_after_the_end_leaves_the_status(preempted, train_synthetic, mo
     assert read_status(preempted)["state"] == "finished"
 
 
-def test_the_status_has_the_step_of_the_last_log(preempted, train_synthetic, monkeypatch):
-    commit, seen = store.commit, []
-
-    def looking(folder, step, *rest):
-        status = read_status(preempted)
-        seen.append((step, status["state"], status["step"]))
-        return commit(folder, step, *rest)
-
-    monkeypatch.setattr(store, "commit", looking)
-    train_synthetic(preempted, SETTINGS)
-    assert set(seen) == {(2, "running", 2)}
-
-
 def test_a_best_without_a_file_is_a_warning_and_starts_over(preempted, train_synthetic, capsys):
     """In a new folder, from a checkpoint whose best was pruned."""
     file = preempted / "checkpoints" / "step-00000001.safetensors"
@@ -126,23 +115,25 @@ def test_a_best_without_a_file_is_a_warning_and_starts_over(preempted, train_syn
     assert store.verify(preempted / "checkpoints" / "best.safetensors")["step"] == "2"
 
 
-# ----------------------------------------------------------------------------------------------- progress in the status
+def test_the_status_has_the_last_log_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
+    """Step 2 counts as saved when the write is complete."""
+    point, commit, seen = store.update_link, store.commit, []
 
+    def look(name):
+        status = read_status(preempted)
+        seen.append((name, *(status[key] for key in ("state", "step", "saved_step", "total_steps"))))
 
-def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
-    point, seen = store.update_link, []
-
-    def looking(folder, name, path):
+    def update_link(folder, name, path):
         point(folder, name, path)
         if path.name == "step-00000002.safetensors":
-            status = read_status(preempted)
-            seen.append((name, status["saved_step"], status["total_steps"]))
+            look(name)
 
-    monkeypatch.setattr(store, "update_link", looking)
+    monkeypatch.setattr(store, "update_link", update_link)
+    monkeypatch.setattr(store, "commit", lambda *words: (look("commit"), commit(*words))[1])
     train_synthetic(preempted, SETTINGS)
-    assert seen[0] == ("last", 1, 2)  # Step 2 counts as saved when the write is complete.
+    assert seen[:2] == [("commit", "running", 2, 1, 2), ("last", "running", 2, 1, 2)]
     status = read_status(preempted)
-    assert (status["state"], status["step"], status["saved_step"], status["total_steps"]) == ("finished", 2, 2, 2)
+    assert [status[key] for key in ("state", "step", "saved_step", "total_steps")] == ["finished", 2, 2, 2]
     facts = CheckpointMetadata.from_metadata(store.verify(preempted / "checkpoints" / "best.safetensors"), "best")
     assert status["best"] == facts.best
     assert status["started"] <= status["updated"]
@@ -172,9 +163,6 @@ def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
 
     train(recipe, Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
     assert states[-2:] == ["running", "finished"]
-
-
-# ------------------------------------------------------------------------------------------------ validations
 
 
 def validated_with(monkeypatch, losses):

@@ -109,8 +109,6 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
     return [module for module in model.modules() if isinstance(module, SEResNeXtBottleneck)]
 
 
-# ------------------------------------------------------------------------------------------------ the recipe above
-
 # Keys that have the default for another reason.
 AS_BY_DEFAULT = {
     "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_assemble.py
@@ -185,8 +183,6 @@ def test_the_trainer(built):
 def test_the_saver(built):
     assert built.Saver["policy"] == SavePolicy(9, 6, continue_on_failure=True)
 
-
-# ------------------------------------------------------------------------------------------------ other values
 
 OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
     "plain loss": ("loss={label_smoothing: 0.2}", lambda built: built.TrainingStep["loss"], CrossEntropy(0.2)),

@@ -94,9 +94,6 @@ def differences(model, other, rtol=1e-12):
     return [name for name in ours if not torch.allclose(ours[name], theirs[name], rtol=rtol, atol=1e-14)]
 
 
-# ------------------------------------------------------------------------------------------------ a step by hand
-
-
 @pytest.mark.parametrize("replicas", [1, 2, 3])
 def test_steps_are_those_written_by_hand(model, replicas):
     other = copy.deepcopy(model)
@@ -178,9 +175,6 @@ def test_batches_of_another_step_are_refused(model):
     for wrong in ([batch(1, 0), batch(1, 1)], [batch(0, 1), batch(0, 0)]):
         with pytest.raises(AssertionError):
             make(model)(iter(wrong), step=0, lr=LR, stop=False)
-
-
-# ------------------------------------------------------------------------------------------------ precision
 
 
 def test_half_precision_scales_and_unscales_the_gradient(model):
@@ -297,9 +291,6 @@ def test_a_result_is_read_while_the_next_step_runs(model):
     assert not torch.cuda.current_stream().query()
 
 
-# ------------------------------------------------------------------------------------------------ warm-up
-
-
 def test_warm_up_changes_nothing(model):
     """The control is the hook: without the restore, the statistics would differ."""
     other, seen = copy.deepcopy(model), []
@@ -313,9 +304,6 @@ def test_warm_up_changes_nothing(model):
     assert all(parameter.grad is None for parameter in model.parameters())
     assert run(training_step, 2) == run(make(other), 2)
     assert differences(model, other, rtol=0) == []
-
-
-# ------------------------------------------------------------------------------------------------ ranks
 
 
 def test_ranks_share_the_replicas(model, monkeypatch):

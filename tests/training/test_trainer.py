@@ -220,9 +220,6 @@ def fitted(**settings):
     return run
 
 
-# ------------------------------------------------------------------------------------------------ order of actions
-
-
 def test_everything_in_its_order():
     run = fitted()
     assert run.what("step", "train", "evaluate", "validate", "save", "finish") == (
@@ -286,9 +283,6 @@ def test_a_validation_that_is_no_new_best_is_saved_at_the_end_of_the_run():
         assert (run.progress.evaluated, run.progress.best["step"]) == (8, 4)
 
 
-# ------------------------------------------------------------------------------------------------ events
-
-
 def test_train_events():
     events = fitted(total=5).events("train")
     assert [event["step"] for event in events] == [2, 4, 5]
@@ -310,9 +304,6 @@ def test_validate_events_for_all_weights():
         assert event.keys() >= {"loss", "top5"}
     assert run.progress.best == {"step": 4, "top1": 50.0, "top5": 100.0, "weights": "ema"}
     assert [logits.calls for logits in run.models.values()] == [2, 2]
-
-
-# ------------------------------------------------------------------------------------------------ resume
 
 
 @pytest.mark.parametrize("bad", [(), (1, 2, 4)])
@@ -375,9 +366,6 @@ def test_nothing_is_done_twice(step, evaluated, actions):
     assert run.what("step") == " ".join(f"step{number}" for number in range(step, 8))
     assert run.what("evaluate", "save").removeprefix("save8 ") == actions
     assert run.progress.best == best
-
-
-# ------------------------------------------------------------------------------------------------ not finite
 
 
 def stopped(run):
@@ -463,9 +451,6 @@ def test_overflows_are_only_counted():
     assert "the loss is nan" in stopped(between)
 
 
-# ------------------------------------------------------------------------------------------------ dry run
-
-
 @pytest.mark.parametrize("total", [8, 1])
 def test_a_dry_run_takes_two_steps_and_one_batch(total):
     """A dry run also finds a loss that is not finite."""
@@ -476,9 +461,6 @@ def test_a_dry_run_takes_two_steps_and_one_batch(total):
     assert run.what("save", "train", "validate") == ""
     assert run.logger.bars == []
     assert run.logger.texts[0].startswith("warning: the loss is nan in micro-batch 2 of 2 in step 1")
-
-
-# ------------------------------------------------------------------------------------------------ early stop
 
 
 @pytest.mark.parametrize("stops_at", [None, 5])
@@ -498,9 +480,6 @@ def test_no_early_end_while_validation_improves_or_without_patience():
         assert fitted(total=20, evaluate_every=2, patience=patience, right=right).progress.step == 20
 
 
-# ------------------------------------------------------------------------------------------------ recalibration
-
-
 def test_statistics_are_measured_once_before_the_last_validation(monkeypatch):
     """After a stop, the resumed run measures again."""
     monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: False)
@@ -516,9 +495,6 @@ def test_statistics_are_measured_once_before_the_last_validation(monkeypatch):
     assert fitted(**options).what("calibrate", "evaluate", "save") == (
         f"save4 evaluate4 evaluate4 save4 save8 {last} save8"
     )
-
-
-# ------------------------------------------------------------------------------------------------ bad images and saves
 
 
 def test_bad_images_are_reported_with_the_next_result():
