@@ -36,8 +36,8 @@ class Command:
 
     add_arguments: Callable[[Parser], None]
     run: Callable[[Namespace], None]
-    packages: Sequence[str] = PACKAGES
     interrupted: str = "interrupted"  # printed after Ctrl-C
+    packages: Sequence[str] = PACKAGES
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,12 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "predict": Command(tools.predict_arguments, tools.predict),
     "prepare digits": Command(prepare.digits_arguments, prepare.digits),
     "prepare cifar10": Command(prepare.cifar10_arguments, prepare.cifar10),
-    "prepare imagenet": Command(
-        prepare.imagenet_arguments, prepare.imagenet, interrupted="interrupted; nothing was written"
-    ),
-    "prepare shards": Command(
-        prepare.shards_arguments,
-        prepare.shards,
-        interrupted="interrupted; finished shards are kept, and the same command continues",
-    ),
+    "prepare imagenet": Command(prepare.imagenet_arguments, prepare.imagenet, "interrupted; nothing was written"),
+    "prepare shards": Command(prepare.shards_arguments, prepare.shards, "interrupted; the same command continues"),
     "average": Command(tools.average_arguments, tools.average),
     "plot": Command(tools.plot_arguments, tools.plot),
     "models": Command(lambda parser: None, tools.models),
-    "recipe": Command(tools.recipe_arguments, tools.recipe, LIGHT_PACKAGES),
+    "recipe": Command(tools.recipe_arguments, tools.recipe, packages=LIGHT_PACKAGES),
 }
 
 

@@ -173,10 +173,6 @@ class RunFolder:
             with as_usage_error(self.path):
                 write_atomically(self.path / name, text)
 
-    def status(self) -> dict[str, Any]:
-        """Return the content of `status.json`, empty if there is none."""
-        return read_status(self.path)
-
     def write_status(self, state: str, step: int, reason: str | None = None) -> None:
         """Write `status.json`. States are running, preempted, finished and failed."""
         if self._world.is_first:
@@ -199,7 +195,7 @@ class RunFolder:
         def fail(reason: str) -> None:
             console.log(f"error: {reason}")
             # Any rank may write the failure. The first reason stays, and so does the end of a saved or finished run.
-            if self.status().get("state", "running") == "running":
+            if read_status(self.path).get("state", "running") == "running":
                 write_status(self.path, world, "failed", step(), reason)
 
         self.write_status("running", step())

@@ -163,14 +163,13 @@ def _class_problems(recipe: Recipe, previous: Recipe | None, reader: Reader) -> 
     problems: list[StartProblem] = []
     with _collecting(problems, {"model.num_classes": found} if found > 1 else {}):
         check_classes(reader, recipe.model.num_classes, recipe.data.root)
-    if problems and previous and found != previous.model.num_classes:
-        text = (
-            f"{recipe.data.root} has {found} class folders, the run that is resumed has {previous.model.num_classes}; "
-            "put the old class folders back, or start a new run: another --output with --set model.num_classes="
-            f"{found}"
-        )
-        return [StartProblem(DataError, text)]
-    return problems
+    if not problems or previous is None or found == previous.model.num_classes:
+        return problems
+    text = (
+        f"{recipe.data.root} has {found} class folders, the run that is resumed has {previous.model.num_classes}; put "
+        f"the old class folders back, or start a new run: another --output with --set model.num_classes={found}"
+    )
+    return [StartProblem(DataError, text)]
 
 
 def _batch_problems(
@@ -231,21 +230,19 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
             return  # `load_first_weights` reads the file.
         loaded = open_weights(path)
     except CheckpointError as error:
-        yield StartProblem(
-            CheckpointError, f"{error} (model.weights); set model.weights to the path of a file of weights"
-        )
+        text = f"{error} (model.weights); set model.weights to the path of a file of weights"
+        yield StartProblem(CheckpointError, text)
         return
     wanted = {key: value for problem in others for key, value in problem.settings.items()}
     num_classes = wanted.get("model.num_classes", section.num_classes)
     with suppress(CheckpointError):
         found = loaded.identify().num_classes
         if found != num_classes and not section.reset_head:
-            yield StartProblem(
-                CheckpointError,
+            text = (
                 f"{path} (model.weights) has {found} classes and the data {num_classes}; to load all but the "
-                "classifier, set model.reset_head=true",
-                {"model.reset_head": "true"},
+                "classifier, set model.reset_head=true"
             )
+            yield StartProblem(CheckpointError, text, {"model.reset_head": "true"})
 
 
 def _refuse(problems: list[StartProblem], name: str) -> None:

@@ -201,17 +201,14 @@ def keep_first_settings(recipe: Recipe, previous: Recipe | None, allowed: Collec
     """
     if previous is None:
         return recipe, []
-    kept: dict[str, Any] = {}
-    notices = []
-    for key in FIRST_KEYS:
-        name = key.removeprefix("model.")
-        old, new = getattr(previous.model, name), getattr(recipe.model, name)
-        if old != new and _is_allowed(key, allowed):
-            kept[name] = old
-            notices.append(
-                f"{key} stays {printable(old)}: the key has an effect on a fresh start only, and this run is resumed; "
-                f"{printable(new)} is not used"
-            )
+    old, new = previous.model.model_dump(), recipe.model.model_dump()
+    names = [key.removeprefix("model.") for key in FIRST_KEYS if _is_allowed(key, allowed)]
+    kept = {name: old[name] for name in names if old[name] != new[name]}
+    notices = [
+        f"model.{name} stays {printable(value)}: the key has an effect on a fresh start only, and this run is resumed; "
+        f"{printable(new[name])} is not used"
+        for name, value in kept.items()
+    ]
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=kept)}), notices
 
 

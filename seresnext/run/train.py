@@ -11,6 +11,7 @@ import numpy as np
 from seresnext.data.shards.remote import is_remote
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
+from seresnext.metrics.status import read_status
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
@@ -48,7 +49,7 @@ def train(
     console = Console(enabled=world.is_first, log=output / "log.txt")
     if notice:
         console.print(f"warning: {notice}")
-    last_step = folder.status().get("step")
+    last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
     with folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)

@@ -10,7 +10,6 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import torch
 
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.loading.loader import evaluation_keys
-from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
 from seresnext.data.readers import Reader, look_alikes
 from seresnext.data.readers.class_labels import labels_by_name
@@ -93,13 +91,11 @@ def validate(
         device_batches(source, reader, keys, recipe, precision, world) as batches,
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,
     ):
+        if labels is not None:  # the model's labels in place of the reader's
+            table = torch.tensor(labels, device=world.device)
+            batches = (batch._replace(labels=table[batch.labels]) for batch in batches)
         result = evaluate(
-            model,
-            _relabelled(batches, labels, world.device),
-            num_batches=num_batches,
-            world=world,
-            precision=precision,
-            on_round=bar.advance,
+            model, batches, num_batches=num_batches, world=world, precision=precision, on_round=bar.advance
         )
     assert result is not None, "a validation has no stop request"
     metrics = result.metrics
@@ -180,12 +176,3 @@ def _open_split(loaded: LoadedWeights, recipe: Recipe, root: str, split: str) ->
             "classes; give data of the model's classes with --data DIR"
         )
     return reader
-
-
-def _relabelled(
-    batches: Iterator[DeviceBatch], labels: list[int] | None, device: torch.device
-) -> Iterator[DeviceBatch]:
-    """Yield the batches with the model's labels in place of the reader's."""
-    table = None if labels is None else torch.tensor(labels, device=device)
-    for batch in batches:
-        yield batch if table is None else batch._replace(labels=table[batch.labels])

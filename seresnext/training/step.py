@@ -8,7 +8,7 @@ up to the order of floating-point sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -60,6 +60,8 @@ class TrainingStep:
         self.own_replicas = range(first, first + self._accumulation)  # the logical replicas that this rank computes
         self._statistics = BatchNormStatistics(self.model, self._accumulation)
         self._ddp = wrap_ddp(self.model, self.settings.ddp) if self.world.size > 1 else None
+        # Blocks stop signals in code that may start the compiler: the first pass, and a pass with a new image size.
+        self._compiling = block_stop_signals if self.settings.compiled else nullcontext
         forward = self._ddp or self.model
         self._forward = compile_forward(forward) if self.settings.compiled else forward
 
@@ -107,7 +109,7 @@ class TrainingStep:
             is_last = replica == self.own_replicas[-1]
             with self._ddp.no_sync() if self._ddp and not is_last else nullcontext():
                 losses[replica] = self._forward_backward(batch)
-        flags = torch.tensor([float(stop), float(save_failed), float(bad_images), data_wait], dtype=losses.dtype)
+        flags = torch.tensor([stop, save_failed, bad_images, data_wait], dtype=losses.dtype)
         flags = flags.to(device, non_blocking=True)
         sums = self._statistics.end_step(self.world, torch.cat([losses, flags]))
         self.scaler.unscale_(self.optimizer)
@@ -142,7 +144,3 @@ class TrainingStep:
             loss = self.loss(logits, targets)
             self.scaler.scale(loss / self._accumulation).backward()
         return loss.detach()
-
-    def _compiling(self) -> AbstractContextManager[None]:
-        """Block stop signals in code that may start the compiler: the first pass, and a pass with a new image size."""
-        return block_stop_signals() if self.settings.compiled else nullcontext()

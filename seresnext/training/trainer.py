@@ -124,8 +124,8 @@ class Trainer:
         with validation.batches() as batches:
             own = list(itertools.islice(batches, 1))
             started = time.monotonic()
+            first = min(self.world.size, validation.num_batches)
             for model in validation.models.values():
-                first = min(self.world.size, validation.num_batches)
                 evaluate(model, iter(own), num_batches=first, world=self.world, precision=validation.precision)
             one_round = time.monotonic() - started
         return seconds[-1], one_round * math.ceil(validation.num_batches / self.world.size)
@@ -222,8 +222,9 @@ class Trainer:
         self.world.set_activity(f"the validation after step {step}")
         results = {}
         with self._speed.paused():
-            if step == self.plan.total and not self._recalibrate():
-                self._stopping = True
+            if step == self.plan.total:
+                self._recalibrate()
+            if self._stopping:
                 return
             rounds = math.ceil(validation.num_batches / self.world.size)
             for weights, model in validation.models.items():
@@ -250,21 +251,20 @@ class Trainer:
             accuracies = {name: metrics[name] for name in ("top1", "top5")}
             progress.best = {"step": step, **accuracies, "weights": validation.best_by}
 
-    def _recalibrate(self) -> bool:
-        """Measure the BatchNorm statistics of all models again, if the recipe asks for this. Return False after a stop.
+    def _recalibrate(self) -> None:
+        """Measure the BatchNorm statistics of all models again, if the recipe asks for this, unless a stop comes.
 
         The new statistics do not depend on the old ones, so a resumed run repeats the recalibration.
         """
         start, steps = self.plan.total, self.train.calibration_steps
-        if not steps:
-            return True
-        for model in self.validation.models.values():
+        for model in self.validation.models.values() if steps else ():
             with self.train.batches(start, start + steps) as batches:
                 precision, is_stopping = self.validation.precision, self._stop_requested
                 if not recalibrate(model, batches, world=self.world, precision=precision, stop_requested=is_stopping):
-                    return False
-        self.train.bad_images.share()
-        return True
+                    self._stopping = True
+                    return
+        if steps:
+            self.train.bad_images.share()
 
     def _stop_requested(self) -> bool:
         return self.stop.requested or self._stopping

@@ -12,7 +12,6 @@ from run_folders import status
 from seresnext.checkpoint import store
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.folder import RunFolder
-from seresnext.training.result import PendingResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 SETTINGS = ["length=6st", "evaluation.every=6st", "logging.every=1st"]
@@ -75,23 +74,6 @@ def test_a_stop_request_during_a_write_waits_and_saves_again(train_synthetic, ha
     assert store.newest_valid(run / "checkpoints").path == run / "checkpoints" / f"step-{stopped_at:08}.safetensors"
     train_synthetic(run, [*SETTINGS, "checkpoint.every=2st"])
     assert status(run)["state"] == "finished"
-
-
-def test_an_error_of_training_during_a_write_waits_for_it(train_synthetic, happened, tmp_path, monkeypatch):
-    """The run has failed, and the next start resumes from that checkpoint."""
-    wait = PendingResult.result
-
-    def failing(self):
-        if self.step == 3:
-            raise RuntimeError("something broke")
-        return wait(self)
-
-    monkeypatch.setattr(PendingResult, "result", failing)
-    with pytest.raises(RuntimeError, match="something broke"):
-        train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=3st"])
-    assert happened == [("running", 0), ("begin", 3), ("end", 3)]
-    assert status(tmp_path / "run")["state"] == "failed"
-    assert store.newest_valid(tmp_path / "run" / "checkpoints").path is not None
 
 
 @pytest.mark.parametrize(

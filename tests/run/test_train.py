@@ -1,29 +1,21 @@
 """`status.json` of a run: the status of this start, from the lock of the folder to the end."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.data.survey import Survey
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, OutOfMemory, UsageError
+from seresnext.errors import CheckpointError, OutOfMemory, UsageError
 from seresnext.evaluation import evaluate
 from seresnext.metrics import status as status_module
 from seresnext.metrics.status import read_status, update_status, write_status
-from seresnext.models import SENet
-from seresnext.models.pretrained import ModelSizes
 from seresnext.process.stop_request import StopRequest
-from seresnext.run import opening
-from seresnext.run import validate as validation_module
 from seresnext.run.folder import RunFolder
 from seresnext.run.train import train
-from seresnext.run.validate import validate
 from seresnext.training import trainer as trainer_module
 from seresnext.training.step import TrainingStep
 
@@ -97,22 +89,6 @@ def test_an_error_after_the_end_leaves_the_status(preempted, train_synthetic, mo
     with pytest.raises(OSError, match="after the end"):
         train_synthetic(preempted, SETTINGS)
     assert read_status(preempted)["state"] == "finished"
-
-
-def test_a_best_without_a_file_is_a_warning_and_starts_over(preempted, train_synthetic, capsys):
-    """In a new folder, from a checkpoint whose best was pruned."""
-    file = preempted / "checkpoints" / "step-00000001.safetensors"
-    tensors, metadata = store.read(file)
-    del metadata["digest"]
-    progress = json.loads(metadata["progress"])
-    progress["best"]["step"] = 0
-    store.commit(
-        file.parent, 1, tensors, metadata | {"best": json.dumps(progress["best"]), "progress": json.dumps(progress)}
-    )
-    capsys.readouterr()
-    train_synthetic(preempted, SETTINGS)
-    assert "no valid checkpoint is left of the best validation so far" in capsys.readouterr().out
-    assert store.verify(preempted / "checkpoints" / "best.safetensors")["step"] == "2"
 
 
 def test_the_status_has_the_last_log_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
@@ -209,43 +185,3 @@ def test_a_validation_that_is_finite_leaves_no_reason(train_synthetic, tmp_path,
     assert read_status(run)["reason"] is None
     (finished,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished: best top-1")]
     assert "37.5 %" in finished
-
-
-def test_unreadable_images_of_a_validation_are_named_at_once_and_cost_no_step(
-    train_synthetic, tiny_image_folder, tmp_path, monkeypatch
-):
-    whole, broken = (shutil.copytree(tiny_image_folder(), tmp_path / name) for name in ("whole", "broken"))
-    for name in ("class_0/1.jpg", "class_2/3.jpg"):
-        (broken / "val" / name).write_bytes(b"no image")
-    # The survey at the start would find these images. In a large split, the survey reads a sample only.
-    monkeypatch.setattr(opening, "survey", lambda reader, max_pixels: Survey(len(reader), 0, (), (), ()))
-    settings = [*SETTINGS[:1], "evaluation.every=2st", "checkpoint.every=2st", "data.format=folder"]
-    settings += ["data.synthetic_images=null", "evaluation.batch_size=2"]
-
-    def fit(output, root):
-        return train_synthetic(output, [*settings, f"data.root={root}"])
-
-    def tensors(run):
-        return store.read(run / "checkpoints" / "last.safetensors")[0]
-
-    run = tmp_path / "run"
-    with pytest.raises(DataError) as caught:
-        fit(run, broken)
-    assert caught.value.exit_code == 3
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 3
-    assert "val/class_0/1.jpg" in lines[1]
-    assert "val/class_2/3.jpg" in lines[2]
-    status = read_status(run)
-    assert (status["state"], status["saved_step"]) == ("failed", 2)
-    # validate.py names these images, too, but cannot recognise the narrow network by the tensors.
-    sizes = ModelSizes("legacy_seresnext26_32x4d", 3, 3)
-    monkeypatch.setattr("seresnext.models.pretrained.identify_model", lambda *_: sizes)
-    monkeypatch.setattr(validation_module, "create_model", lambda _, *sizes: SENet((1, 1, 1, 1), *sizes, cardinality=1))
-    with pytest.raises(DataError, match=r"class_0/1\.jpg[^$]*class_2/3\.jpg"):
-        validate(run / "checkpoints" / "last.safetensors", World(), str(broken), None, None, None)
-    shutil.rmtree(broken)
-    shutil.copytree(whole, broken)
-    fit(run, broken)
-    straight = tensors(fit(tmp_path / "straight", whole))
-    assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(run).items())
