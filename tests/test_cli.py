@@ -345,3 +345,14 @@ def test_an_old_python(monkeypatch):
     monkeypatch.setattr(packages, "_OLDEST_PYTHON", (99, 0))
     with pytest.raises(UsageError, match=rf"{sys.executable} is Python 3\.1"):
         packages.require_packages()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "state"),
+    [([], 3, "failed"), (["--nonsense"], 2, "failed"), (["--device", "nonsense"], 2, "preempted")],
+)
+def test_a_refusal_before_torch_is_recorded_in_the_run_folder(fails, tmp_path, words, code, state):
+    """With a wrong value of an option the folder is not known."""
+    (tmp_path / "status.json").write_text('{"state": "preempted", "step": 3}')
+    fails(code, *NOWHERE, "--output", str(tmp_path), *words)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == state

@@ -213,7 +213,7 @@ def test_the_command_records_what_it_refuses_before_a_run_is_known(
     wrong = ["train", "--recipe", "digits", "--set", "optimizer.learning=3"]
     for folder, more in ((run, ["--output", str(run)]), (default, [])):
         before = contents(folder)
-        for harmless in ("--print-recipe", "--dry-run", "--resum"):  # The last word cannot be parsed.
+        for harmless in ("--print-recipe", "--dry-run", "--device=x"):  # The last word cannot be parsed.
             assert cli.main([*wrong, *more, harmless], StopRequest()) == 2
             assert read_status(folder)["state"] == "finished"
         assert cli.main([*wrong, *more], StopRequest()) == 2
