@@ -10,7 +10,6 @@ from seresnext.arguments import Parser, table_argument
 from seresnext.errors import Failure
 from seresnext.paths import path_argument
 from seresnext.printable import printable
-from seresnext.process.packages import require_packages
 
 _SHOWN = 10
 
@@ -28,8 +27,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Print the comparison, and write the JSON file."""
-    require_packages()
+    """Compare the predictions of two models for the same images."""
     from seresnext.evaluation.compare import compare
     from seresnext.evaluation.table import PredictionTable
 

@@ -51,7 +51,7 @@ def select_classes(
     notice = None
     if class_map is not None:
         labels = [_mapped(folder, class_map, outputs, where) for folder in folders]
-    elif set(folders) == outputs.keys():
+    elif (model_names is not None or is_imagenet) and set(folders) == outputs.keys():
         labels = [outputs[folder] for folder in folders]
     elif is_imagenet and set(folders) < places.keys():
         labels = [outputs[folder] for folder in folders]
@@ -68,6 +68,7 @@ def select_classes(
         )
     else:
         labels, notice = labels_by_name(folders, where)
+        notice = notice and f"the file of weights has no class names; {notice}"
     used = sorted(set(labels))
     columns = None if len(used) == num_classes else used
     return ClassSelection(labels, columns, [names[place] for place in used], notice)

@@ -142,7 +142,8 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     for note in notes:
         console.print(note)
     make_deterministic(recipe.runtime.deterministic)
-    size = _batch_size(recipe, world)
+    most = _MOST_PIXELS[world.device.type] // recipe.data.image_size**2
+    size = max(1, min(recipe.evaluation.batch_size or recipe.batch.micro_size, most))
     num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.print(f"{section.name} ({loaded.weights} weights) from {checkpoint}")
@@ -165,7 +166,13 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
             keep_logits=len(reader) * len(selection.names) <= _MOST_LOGITS,
         )
     assert result is not None, "a validation has no stop request"
-    _print_result(result, len(selection.names), console)
+    metrics = result.metrics
+    if not all(map(math.isfinite, metrics.values())):
+        console.print("warning: the output of the model is not finite for some images")
+    if len(selection.names) <= 5:  # Top-5 is always 100 %.
+        metrics = {name: value for name, value in metrics.items() if name != "top5"}
+    speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
+    console.print(f"{describe_metrics(metrics)}  ({speed})")
     summary = summarize(result, selection.names)
     if real is not None:
         with world.agreeing():
@@ -226,11 +233,6 @@ def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
     )
 
 
-def _batch_size(recipe: Recipe, world: World) -> int:
-    size = recipe.evaluation.batch_size or recipe.batch.micro_size
-    return max(1, min(size, _MOST_PIXELS[world.device.type] // recipe.data.image_size**2))
-
-
 def _open_split(recipe: Recipe, root: str, split: str) -> Reader:
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
@@ -282,12 +284,3 @@ def _real(result: Evaluation, reader: Reader, selection: ClassSelection, real: l
         raise UsageError("--real-labels needs a model of ImageNet's 1,000 classes; leave the option out")
     names = [reader.name(index) for index in range(len(reader))]
     return real_accuracy(names, result.logits.argmax(1).tolist(), real)
-
-
-def _print_result(result: Evaluation, num_classes: int, console: Console) -> None:
-    if not all(map(math.isfinite, result.metrics.values())):
-        console.print("warning: the output of the model is not finite for some images")
-    # With five classes or fewer, top-5 is always 100 %.
-    shown = {name: value for name, value in result.metrics.items() if name != "top5" or num_classes > 5}
-    speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
-    console.print(f"{describe_metrics(shown)}  ({speed})")
