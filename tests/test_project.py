@@ -89,7 +89,6 @@ def test_no_module_is_named_utils():
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
     "run/dry_run.py": "runs/test_training.py",
-    "process/main.py": "process/test_exit.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",
