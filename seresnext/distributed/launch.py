@@ -56,7 +56,7 @@ def open_world(device: str = "auto") -> Iterator[World]:
         heartbeat.start()
     end = ""
     try:
-        with World(rank, size, local_rank, own, heartbeat).translate_errors() as world:
+        with World(rank, size, own, heartbeat).translate_errors() as world:
             yield world
     except RankLost as lost:
         end = lost.end

@@ -20,11 +20,10 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the other processes: rank, number of ranks, rank on this machine, and device."""
+    """This process among the other processes: rank, number of ranks, and device."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     device: torch.device = _CPU
     heartbeat: Heartbeat | None = field(default=None, compare=False, repr=False)
 

@@ -10,11 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from seresnext.metrics.speed import format_seconds
 from seresnext.printable import for_terminal
 from seresnext.progress import ProgressBar
 
@@ -134,7 +133,7 @@ class Bar:
 
 def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:
     """Return the numbers of an event as a text: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
-    values = {**event, "eta": None if seconds_left is None else format_seconds(seconds_left)}
+    values = {**event, "eta": None if seconds_left is None else timedelta(seconds=round(seconds_left))}
     return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
 
 

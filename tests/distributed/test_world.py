@@ -82,7 +82,7 @@ def agree(world, failures):
 with open_world() as world:
     rank = world.rank
     report = {
-        "world": [world.rank, world.size, world.local_rank, world.is_first, world.device.type],
+        "world": [world.rank, world.size, world.is_first, world.device.type],
         "sum": world.sum_(torch.tensor([2**60 + rank, rank])).tolist(),
         "sum of floats": world.sum_(torch.tensor([0.5 * rank])).tolist(),
         "any": [world.any(flag) for flag in (False, rank == 0, rank == 1, True)],
@@ -107,7 +107,7 @@ def test_two_processes_agree(run_world, tmp_path):
     assert result.returncode == 0, result.output
     reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
 
-    assert [report.pop("world") for report in reports] == [[0, 2, 0, True, "cpu"], [1, 2, 1, False, "cpu"]]
+    assert [report.pop("world") for report in reports] == [[0, 2, True, "cpu"], [1, 2, False, "cpu"]]
     assert [report.pop("nobody fails") for report in reports] == ["result 0", "result 1"]
     assert reports[0] == reports[1]
     report = reports[0]

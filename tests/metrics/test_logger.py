@@ -65,7 +65,7 @@ def test_an_event_reaches_all_sinks_and_the_console(tmp_path, stream, opened):
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 10)
     train, validate, skipped = stream.getvalue().splitlines()
     assert train.startswith("train step 10 (epoch 1.00): loss 0.5000")
-    assert train.endswith("eta 1:15")
+    assert train.endswith("eta 0:01:15")
     assert validate.startswith("validate (ema) step 20 (epoch 2.00): ")
     assert "top-1 62.50 %" in validate
     assert skipped == "warning: skipped"

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from seresnext.metrics import speed
-from seresnext.metrics.speed import EtaClock, SpeedMeter, format_seconds
+from seresnext.metrics.speed import EtaClock, SpeedMeter
 
 
 class FakeClock:
@@ -60,11 +60,3 @@ def test_wall_clock_is_not_used():
     assert inspect.signature(SpeedMeter).parameters["clock"].default is speed.time.monotonic
     assert inspect.signature(EtaClock).parameters["clock"].default is speed.time.monotonic
     assert "time.time" not in inspect.getsource(speed)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03"), (183845, "2d 03:04:05")],
-)
-def test_format_seconds(seconds, text):
-    assert format_seconds(seconds) == text
