@@ -96,7 +96,7 @@ def test_a_save_has_the_current_tensors(make, model, tmp_path):
     for step in (1, 2):
         tensors, metadata = store.read(folder / step_name(step))
         assert tensors.keys() == {"model.weight", "model.bias"}
-        assert torch.equal(tensors["model.weight"], torch.full((2, 3), float(step)))
+        assert weight_in(folder, step_name(step)) == step
         facts = CheckpointMetadata.from_metadata(metadata, "file")
         assert (facts.step, facts.progress, facts.recipe_hash) == (step, progress(step), "hash")
 
@@ -118,14 +118,13 @@ def test_last_and_best_link_to_the_right_files(make, tmp_path):
     assert store.verify(folder / "best.safetensors")["step"] == "4"
 
 
-@pytest.mark.parametrize(("keep", "keep_every", "left"), [(3, None, [9, 10, 11]), (1, 4, [4, 8, 11])])
-def test_kept_checkpoints(make, tmp_path, keep, keep_every, left):
-    saver = make(keep=keep, keep_every=keep_every)
+def test_kept_checkpoints(make, tmp_path):
+    saver = make(keep=2, keep_every=4)
     for step in range(1, 12):
         save(saver, step, best=6 if step >= 6 else None)
     saver.finish()
     folder = tmp_path / "checkpoints"
-    assert list(store.steps(folder)) == left
+    assert list(store.steps(folder)) == [4, 8, 10, 11]
     assert store.verify(folder / "best.safetensors")["step"] == "6"
 
 
