@@ -32,8 +32,6 @@ class World:
         """Whether this is rank 0, which writes the files and prints."""
         return self.rank == 0
 
-    # ------------------------------------------------------------------------------------------------ collectives
-
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place. Sums of integers are exact."""
         if self.size > 1:
@@ -83,8 +81,6 @@ class World:
             shared.args = (message,)
             shared.is_shared = True
             raise shared from failure
-
-    # ------------------------------------------------------------------------------------------------ lost ranks
 
     def set_activity(self, activity: str) -> None:
         """Set the activity of this rank. If this rank is lost, the message of the other ranks names the activity."""

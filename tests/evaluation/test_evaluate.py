@@ -168,36 +168,21 @@ def test_large_losses_do_not_overflow_and_infinite_ones_stay_infinite(right, pla
 
 
 @dataclass(frozen=True)
-class Threads:
-    """The data that ranks, here threads of this process, share."""
-
-    size: int
-    barrier: threading.Barrier = field(init=False)
-    tensors: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        object.__setattr__(self, "barrier", threading.Barrier(self.size, timeout=20))
-
-
-@dataclass(frozen=True)
 class ThreadWorld(World):
-    """A world of threads. Each rank adds all tensors in the order of the ranks."""
+    """A world of threads, which share `values`. Each rank adds all tensors in the order of the ranks."""
 
-    shared: Threads | None = None
-
-    def sum_(self, tensor):
-        self.shared.tensors[self.rank] = tensor.clone()
-        self.shared.barrier.wait()
-        tensor.copy_(sum(self.shared.tensors[rank] for rank in range(self.size)))
-        self.shared.barrier.wait()
-        return tensor
+    barrier: threading.Barrier | None = None
+    values: dict = field(default_factory=dict)
 
     def gather(self, value):
-        self.shared.tensors[self.rank] = value
-        self.shared.barrier.wait()
-        values = [self.shared.tensors[rank] for rank in range(self.size)]
-        self.shared.barrier.wait()
+        self.values[self.rank] = value
+        self.barrier.wait()
+        values = [self.values[rank] for rank in range(self.size)]
+        self.barrier.wait()
         return values
+
+    def sum_(self, tensor):
+        return tensor.copy_(sum(self.gather(tensor.clone())))
 
 
 def over_ranks(model, every, size, stop_at=None):
@@ -205,7 +190,7 @@ def over_ranks(model, every, size, stop_at=None):
 
     Return the result or the DataError of each rank, and the rank of each round.
     """
-    shared, results, rounds = Threads(size), {}, []
+    shared, results, rounds = (threading.Barrier(size, timeout=20), {}), {}, []
 
     def run(rank):
         asked = iter(range(len(every)))
@@ -214,7 +199,7 @@ def over_ranks(model, every, size, stop_at=None):
                 model,
                 iter(every[rank::size]),
                 num_batches=len(every),
-                world=ThreadWorld(rank, size, shared=shared),
+                world=ThreadWorld(rank, size, torch.device("cpu"), None, *shared),
                 precision=PRECISIONS["fp32"],
                 stop_requested=lambda: next(asked) == stop_at and rank == size - 1,
                 on_round=lambda: rounds.append(rank),
