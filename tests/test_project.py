@@ -88,6 +88,7 @@ def test_no_module_is_named_utils():
 
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
+    "recipe/check_images.py": "recipe/test_check.py",
     "run/dry_run.py": "runs/test_training.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
@@ -101,7 +102,6 @@ TESTED_ELSEWHERE = {
     "commands/train.py": "test_cli.py",
     "commands/validate.py": "test_cli.py",
     "errors.py": "test_cli.py",
-    "models/table.py": "models/test_counting.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/blocks.py": "models/test_senet.py",
