@@ -96,7 +96,7 @@ def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
     seen = []
     with open_world() as joined:
         # A world without a heartbeat: the heartbeat would report a crashed rank to the other ranks.
-        world = World(joined.rank, joined.size, joined.local_rank, joined.device)
+        world = World(joined.rank, joined.size, joined.device)
         for training in trainings:
             if training.copy_of and world.is_first:
                 shutil.copytree(folder / training.copy_of, folder / training.run)

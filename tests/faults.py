@@ -264,7 +264,7 @@ def main() -> None:
     value = json.loads(os.environ[VARIABLE])
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
-    from seresnext.process.main import run_ranks
+    from seresnext.process.ranks import run_ranks
     from seresnext.process.stop_request import StopRequest
 
     def train(stop: StopRequest) -> int:

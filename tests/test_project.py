@@ -90,7 +90,6 @@ def test_no_module_is_named_utils():
 TESTED_ELSEWHERE = {
     "recipe/check_images.py": "recipe/test_check.py",
     "run/dry_run.py": "runs/test_training.py",
-    "process/main.py": "process/test_exit.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",

@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 
 from seresnext.checkpoint import file_format
 from seresnext.models import SENet
-from seresnext.training.saving import Background
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCRIPT = SCRIPTS / "bench.py"
@@ -42,11 +41,13 @@ def test_figures_are_measured_and_written(run_command, tmp_path: Path):
     assert list(folder.iterdir()) == []
 
 
-class Synchronous(Background):
+class Synchronous(ThreadPoolExecutor):
     """A saver's thread that is none: training waits for each write."""
 
-    def start(self, action: Callable[[], None]) -> None:
-        action()
+    def submit(self, function, /, *args, **options):
+        future = super().submit(function, *args, **options)
+        wait([future])
+        return future
 
 
 @pytest.mark.full
@@ -66,7 +67,7 @@ def test_a_write_is_part_of_the_stall_only_where_training_waits_for_it(monkeypat
     )
     monkeypatch.setattr(file_format, "write_synced", slow)
     if synchronous:
-        monkeypatch.setattr("seresnext.training.saving.Background", Synchronous)
+        monkeypatch.setattr("seresnext.training.saving.ThreadPoolExecutor", Synchronous)
     parser = argparse.ArgumentParser()
     script.add_arguments(parser)
     words = [
