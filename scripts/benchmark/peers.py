@@ -5,12 +5,13 @@ serves epochs to a benchmark from another environment, because some peers cannot
 
     python scripts/benchmark/peers.py PEER FOLDER WORKERS BATCH
 
-The program prints `ready`. For each line of input, it runs an epoch and prints the images and the seconds.
+The program prints `ready`, and for each line of input runs an epoch and prints `[images, seconds]`.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -136,7 +137,7 @@ def main() -> None:
         batches = epoch()
         started = time.perf_counter()
         images = sum(batches)
-        print(images, time.perf_counter() - started, file=answers, flush=True)
+        print(json.dumps([images, time.perf_counter() - started]), file=answers, flush=True)
 
 
 if __name__ == "__main__":
