@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 from faults import SIZES, Fault, Faults
-from launcher import TORCHRUN
+from launcher import PYTHON, TORCHRUN
 from run_folders import digest, events, last_tensors, losses, status
 
 from seresnext.checkpoint import store
@@ -194,7 +194,7 @@ def start_node(start_command, narrow_arguments, tmp_path):
         arguments = narrow_arguments(output, *more)
         # Without this variable, torch 2.14 does not give the address to a machine that joins later.
         env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **faults.environment}
-        return start_command([TORCHRUN, *launch, *arguments], env=env)
+        return start_command([PYTHON, "-m", TORCHRUN, *launch, *arguments], env=env)
 
     return start
 
