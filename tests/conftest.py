@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,14 +27,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
+IMAGENET_SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 TREE_MARK = "SERESNEXT_TEST_TREE"
-
-
 # Markers of tests that run only if the option of the same name is given, and the reason for the skip.
 ON_REQUEST = {"gpu": "needs a CUDA device", "full": "takes long"}
-# An everyday test may take so many seconds on an idle machine. A longer test is marked `full`.
-LIMIT_SECONDS = 5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,19 +69,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = set(list(files)[part - 1 :: count])
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid.partition("::")[0] not in chosen])
         items[:] = [item for item in items if item.nodeid.partition("::")[0] in chosen]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the tests that are too long for every day. This is no failure, since a busy machine makes each test long.
-
-    Fixtures do not count: many tests share the cost of a fixture.
-    """
-    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
-    for report in reports:
-        if report.when == "call" and report.duration > LIMIT_SECONDS and "full" not in report.keywords:
-            terminalreporter.write_line(
-                f"{report.nodeid} took {report.duration:.1f} s; make it shorter than {LIMIT_SECONDS} s or mark it full"
-            )
 
 
 def pytest_collection_finish() -> None:
@@ -294,31 +278,17 @@ def torchrun(start_torchrun: StartCommand) -> RunCommand:
 # ------------------------------------------------------------------------------------------------ images
 
 
-def _extract(archive: str, folder: Path) -> Path:
-    source = SHARED_DATA / archive
-    if not source.exists():
-        pytest.skip(f"needs {source}, which is not part of the project")
-    with tarfile.open(source) as tar:
-        tar.extractall(folder, filter="data")
-    return folder / source.stem
-
-
 @pytest.fixture(scope="session")
 def imagenet_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """500 real ImageNet photographs of 500 classes, as `train` and again as `val`. Tests must not change the folder."""
+    if not IMAGENET_SAMPLE.exists():
+        pytest.skip(f"needs {IMAGENET_SAMPLE}, which is not part of the project")
     root = tmp_path_factory.mktemp("imagenet")
-    _extract("imagenet-sample.tar", root).rename(root / "train")
-    for source in sorted((root / "train").glob("*/*")):
-        copy = root / "val" / source.relative_to(root / "train")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.hardlink_to(source)
+    with tarfile.open(IMAGENET_SAMPLE) as tar:
+        tar.extractall(root, filter="data")
+    (root / IMAGENET_SAMPLE.stem).rename(root / "train")
+    shutil.copytree(root / "train", root / "val", copy_function=os.link)
     return root
-
-
-@pytest.fixture(scope="session")
-def cifar10_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5,000 photographs of CIFAR-10 in `train` and 1,000 in `val`. Tests must not change the folder."""
-    return _extract("cifar10-small.tar", tmp_path_factory.mktemp("cifar10"))
 
 
 @pytest.fixture(scope="session")

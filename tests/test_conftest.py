@@ -119,18 +119,6 @@ def test_a_shard_that_does_not_exist(text):
         conftest._shard(text)
 
 
-def test_long_tests_without_the_mark_are_named():
-    durations = {"short": 4.9, "long": 5.1, "marked": 9.0}
-    reports = [
-        SimpleNamespace(nodeid=name, when="call", duration=seconds, keywords={"full"} if name == "marked" else ())
-        for name, seconds in durations.items()
-    ]
-    lines = []
-    conftest.pytest_terminal_summary(SimpleNamespace(stats={"passed": reports}, write_line=lines.append))
-    (line,) = lines
-    assert line.startswith("long took 5.1 s")
-
-
 @pytest.mark.parametrize("ci", [False, True])
 def test_what_a_machine_lacks_is_skipped_but_not_in_ci(monkeypatch, ci):
     monkeypatch.setenv("CI", "true" if ci else "")
