@@ -79,10 +79,6 @@ class Faults:
         """Return whether the fault has happened."""
         return (self._folder / f"happened-{number}").exists()
 
-    def pid(self, number: int = 0) -> int:
-        """Return the id of the process in which the fault happened."""
-        return int((self._folder / f"happened-{number}").read_text())
-
     def exit_codes(self) -> dict[int, int]:
         """Return the exit codes of the ranks that ended by themselves. torchrun reports only its own exit code."""
         return {int(file.name[5:]): int(file.read_text()) for file in self._folder.glob("exit-*")}
@@ -116,9 +112,7 @@ class _Injection:
                 continue
             mark = self._folder / f"happened-{number}"
             if not mark.exists():
-                temporary = self._folder / f"about-to-{number}"
-                temporary.write_text(str(os.getpid()))
-                temporary.rename(mark)
+                mark.touch()
                 self._do(*fault.do.partition(":")[::2])
 
     def _do(self, action: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""Bit for bit: a run interrupted anywhere and resumed is the uninterrupted one, at every world size.
+"""A run that is interrupted anywhere and resumed has the bits of the uninterrupted run, at every world size.
 
 One set of processes does all trainings of a world size (tests/exactness.py). In each run the loss of one step and the
 gradient of another are not finite, in the last logical replica alone.
@@ -128,7 +128,7 @@ def test_the_uninterrupted_run(lab):
     assert [line["step"] for line in lab.result("whole")["metrics"]] == [2, 3, 3, 4, 5, 6, 6, 7, 7, 7]
 
 
-def test_interrupted_it_was_where_it_should_be(lab):
+def test_interruptions_are_at_the_intended_steps(lab):
     """The tests below depend on these steps."""
     stopped = {run: [(seen.progress["step"], seen.progress["evaluated"]) for seen in lab.seen[run]] for run in lab.seen}
     assert stopped["before"] == [(0, 0), (7, 7)]
@@ -157,7 +157,7 @@ def test_all_ranks_have_the_same_bits(lab):
 
 @full
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_interrupted_at_any_look_at_the_stop_request(labs, world):
+def test_interrupted_at_any_check_for_a_stop_request(labs, world):
     """Each step, each round of each validation."""
     lab = labs(world)
     looks = range(1, lab.seen["whole"][0].looks + 1)
@@ -167,7 +167,7 @@ def test_interrupted_at_any_look_at_the_stop_request(labs, world):
     assert [stop_at for stop_at, run in runs.items() if lab.differences(run.run, "whole")] == []
 
 
-def test_without_the_throw_away_pass_three_ranks_differ(labs):
+def test_without_the_warm_up_three_ranks_differ(labs):
     """The control: DDP adds up the first step after a resume in another order, which a world of two would not show."""
     lab = labs(3)
     assert len(lab.differences("cold-killed", "cold")) > 100
@@ -219,7 +219,7 @@ def test_all_ranks_skip_what_is_not_finite_on_one(lab):
         ("adamw skip_if", {"step", "weight", "bias"}),
     ],
 )
-def test_each_part_needs_its_own_help(lab, without, changed):
+def test_each_part_of_a_skip_is_needed(lab, without, changed):
     """The controls: without one of the three, each rank is left with something that the skipped step made."""
     (seen,) = lab.seen[without]
     assert len(seen.changed) == lab.world

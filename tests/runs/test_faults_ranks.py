@@ -82,7 +82,7 @@ def test_a_rank_that_is_only_slow_is_waited_for(faulty, whole_digest, tmp_path):
 
 
 @pytest.mark.full
-def test_ranks_that_wait_in_vain_say_where_they_are(faulty, assert_resumes, tmp_path):
+def test_ranks_in_a_deadlock_report_their_activities(faulty, assert_resumes, tmp_path):
     """The rank is alive but reaches no collective: a deadlock, which must end."""
     run = tmp_path / "run"
     more = ["--set", "runtime.collective_timeout=3"]
@@ -99,7 +99,7 @@ def test_ranks_that_wait_in_vain_say_where_they_are(faulty, assert_resumes, tmp_
 
 @pytest.mark.full
 @pytest.mark.parametrize("points", [("import", "step:3"), ("open", "step:0")])
-def test_without_torchrun_ranks_do_not_go_on_alone(faulty, assert_resumes, tmp_path, points):
+def test_ranks_end_with_torchrun(faulty, assert_resumes, tmp_path, points):
     """Before the ranks have met, there is nothing to save, and the store is gone."""
     run = tmp_path / "run"
     for point in points:
@@ -152,7 +152,7 @@ def test_torchrun_does_not_start_a_preempted_run_again(start_faulty, assert_resu
 
 
 @pytest.mark.full
-def test_a_run_goes_on_with_the_machines_there_are(start_torchrun, narrow_arguments, run_again, tmp_path):
+def test_a_run_resumes_on_the_machines_there_are(start_torchrun, narrow_arguments, run_again, tmp_path):
     """One machine begins, a second joins and is lost: the losses are equal to an undisturbed run."""
     run = tmp_path / "run"
     with socket.socket() as probe:

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 from launcher import PYTHON
-from run_folders import digest
 
 pytestmark = pytest.mark.runs
 
@@ -71,16 +70,6 @@ def test_a_worker_that_is_a_fork_is_as_a_new_one(torchrun, run_world, tmp_path):
     assert ours.pop("environment").items() ^ theirs.pop("environment").items() == set()
     assert ours == theirs
     assert fork.stdout.splitlines()[1:] == new.stdout.splitlines()[1:]
-
-
-@pytest.mark.full
-def test_both_train_to_the_same_bits(torchrun, run_world, narrow_arguments, tmp_path):
-    digests = []
-    for number, start in enumerate((torchrun, run_world)):
-        result = start(2, narrow_arguments(tmp_path / str(number)))
-        assert result.returncode == 0, result.output
-        digests.append(digest(tmp_path / str(number)))
-    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("failing", [0, 1])

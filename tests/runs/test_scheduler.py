@@ -41,7 +41,7 @@ def start_job(start_command, narrow_arguments, tmp_path):
     return start
 
 
-def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
+def test_a_job_with_a_signal_is_queued_again(start_job, whole_digest, tmp_path):
     run = tmp_path / "run"
     faults = Faults(tmp_path / "faults", [Fault("step:3", "hold-until-asked", rank) for rank in range(2)])
     first = start_job(run, faults=faults.environment)
@@ -60,7 +60,7 @@ def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
 
 
 def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
-    """torchrun tries three times more, and each time the same images come."""
+    """torchrun starts the run three times more, each time with the same images."""
     run = tmp_path / "run"
     result = start_job(run, "--set", "optimizer.lr=1e30", "--set", "optimizer.stop_after_skips=1").finish(timeout=240)
     assert result.returncode == 1
@@ -69,8 +69,8 @@ def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
 
 
 @pytest.mark.parametrize("why", ["all damaged", "an option that is none", "no python"])
-def test_a_job_that_is_refused_does_not_go_by_how_the_one_before_ended(start_faulty, start_job, tmp_path, why):
-    """That one was preempted, and asked to be queued again; if nothing can be gone on from, this one must not."""
+def test_a_refused_job_does_not_go_by_the_old_status(start_faulty, start_job, tmp_path, why):
+    """The job before was preempted and queued again. A job that is refused is not queued again."""
     run, more = tmp_path / "run", []
     preempted, _ = start_faulty(run, Fault("step:1", "signal:SIGTERM"), world=1)
     assert preempted.finish().returncode == 0
