@@ -39,9 +39,7 @@ def torchvision_loader(folder: Path, workers: int, batch: int) -> Epoch:
         ]
     )
     dataset = datasets.ImageFolder(folder, pipeline)
-    loader = torch.utils.data.DataLoader(
-        dataset, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
+    loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, num_workers=workers, persistent_workers=True)
     return lambda: (len(labels) for _, labels in loader)
 
 
@@ -59,7 +57,7 @@ def timm_loader(folder: Path, workers: int, batch: int) -> Epoch:
         num_workers=workers,
         device=torch.device("cpu"),
         interpolation="bilinear",
-        persistent_workers=workers > 0,
+        persistent_workers=True,
         color_jitter=None,
     )
     return lambda: (len(labels) for _, labels in loader)
