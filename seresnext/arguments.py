@@ -20,9 +20,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.hint: Callable[[Sequence[str]], str] = lambda words: ""
 
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Return the options. Raises UsageError that names all unknown words, and SystemExit after --help."""
-        options, unknown = self.parse_known_args(words)
+    def parse(self, words: Sequence[str], options: argparse.Namespace | None = None) -> argparse.Namespace:
+        """Set the options and return them. Raises UsageError that names all unknown words, and SystemExit after --help.
+
+        `options` gets the known options also if a word is unknown, and nothing if a value is missing or wrong.
+        """
+        known, unknown = self.parse_known_args(words)
+        options = argparse.Namespace() if options is None else options
+        vars(options).update(vars(known))
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self.hint(unknown)}")
         return options

@@ -107,10 +107,12 @@ def main(words: Sequence[str], stop: StopRequest) -> int:
     return exit_code_of(lambda: command.run(_parse(name, command, arguments)), command.interrupted)
 
 
-def _parse(name: str, command: Command | RankedCommand, arguments: Sequence[str]) -> Namespace:
+def _parse(
+    name: str, command: Command | RankedCommand, arguments: Sequence[str], options: Namespace | None = None
+) -> Namespace:
     parser = Parser(prog=f"seresnext {name}", description=f"{command.summary[0].upper()}{command.summary[1:]}.")
     command.add_arguments(parser)
-    return parser.parse(arguments)
+    return parser.parse(arguments, options)
 
 
 def _print_commands(name: str) -> None:
@@ -132,7 +134,7 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
         job, unprepared = None, None
         with _exiting_at_interrupt():
             try:
-                options = _parse(name, command, arguments)
+                _parse(name, command, arguments, options)
                 job = command.prepare(options, stop)
                 if job is None:
                     return 0

@@ -382,10 +382,15 @@ def test_an_old_python(monkeypatch):
         packages.require_packages()
 
 
-def test_a_refusal_before_torch_is_recorded_in_the_run_folder(fails, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "code", "state"),
+    [([], 3, "failed"), (["--nonsense"], 2, "failed"), (["--device", "nonsense"], 2, "preempted")],
+)
+def test_a_refusal_before_torch_is_recorded_in_the_run_folder(fails, tmp_path, words, code, state):
+    """With a wrong value of an option the folder is not known."""
     (tmp_path / "status.json").write_text('{"state": "preempted", "step": 3}')
-    fails(3, *NOWHERE, "--output", str(tmp_path))
-    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+    fails(code, *NOWHERE, "--output", str(tmp_path), *words)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == state
 
 
 def test_no_folder_is_made_for_a_refusal(fails, tmp_path):

@@ -105,8 +105,8 @@ def _run_folder(options: Namespace) -> Path:
 def record_refusal(options: Namespace, failure: Failure) -> None:
     """Write a failure into the folder of the run that the options continue.
 
-    A status that stayed `preempted` would let a job script queue itself again without end. If the options cannot be
-    parsed, the folder is not known, and nothing is written.
+    A status that stayed `preempted` would let a job script queue itself again without end. If a value of an option is
+    missing or wrong, the folder is not known, and nothing is written.
     """
     if "resume" not in options or options.print_recipe or options.diff or options.dry_run:
         return

@@ -312,6 +312,7 @@ def test_export_sees_the_modules_operations(model_and_images, mode):
         assert torch.equal(program.module()(images), model(images))
 
 
+@pytest.mark.full
 def test_onnx_export_of_a_model_in_evaluation(model_and_images):
     pytest.importorskip("onnxscript", reason="pip install onnx onnxscript")
     model, images = model_and_images

@@ -68,9 +68,9 @@ def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
     assert not (tmp_path / "asked").exists()
 
 
-@pytest.mark.parametrize("why", ["all damaged", "an option that is none", "no python"])
-def test_a_refused_job_does_not_go_by_the_old_status(start_faulty, start_job, tmp_path, why):
-    """The job before was preempted and queued again. A job that is refused is not queued again."""
+@pytest.mark.parametrize("why", ["all damaged", "unknown option", "no python"])
+def test_a_refused_job_does_not_use_the_status_of_the_job_before(start_faulty, start_job, tmp_path, why):
+    """The job before was preempted and asked to be queued again. A job that cannot resume must not ask."""
     run, more = tmp_path / "run", []
     preempted, _ = start_faulty(run, Fault("step:1", "signal:SIGTERM"), world=1)
     assert preempted.finish().returncode == 0
@@ -78,11 +78,11 @@ def test_a_refused_job_does_not_go_by_the_old_status(start_faulty, start_job, tm
     if why == "all damaged":
         for path in (run / "checkpoints").iterdir():
             path.write_bytes(path.read_bytes()[:-1])
-    elif why == "an option that is none":
+    elif why == "unknown option":
         more = ["--nonsense"]
     else:
         (tmp_path / "programs" / "torchrun").write_text("#!/bin/sh\nexec /no/python\n")
     result = start_job(run, *more).finish(timeout=240)
     assert result.returncode == 1, result.output
-    assert ("the run is failed" if why == "all damaged" else "nothing began") in result.stdout
+    assert ("nothing began" if why == "no python" else "the run is failed") in result.stdout
     assert not (tmp_path / "asked").exists()

@@ -59,7 +59,7 @@ def open_batches(
     """Yield an iterator over the batches of the keys, in order, made by `workers` processes (0: by this process).
 
     The iterator raises DataError for an image that cannot be used. The block raises DataError for a worker that died,
-    or that did not answer for `timeout` seconds. Workers end with the block. With `pin_memory`, for a GPU, batches
+    or that did not answer for `timeout` seconds. Workers end with the block. With `pin_memory`, for a GPU, images
     travel in torch's shared memory; without, through pipes.
     """
     pending: deque[BatchKey] = deque()
@@ -114,14 +114,14 @@ def open_batches(
             iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _BatchDataset(Dataset["Batch | Failure | _PipedBatch"]):
+class _BatchDataset(Dataset["Batch | Failure | _PackedBatch"]):
     """Batches by numbered key. A Failure is returned: torch would turn a raised one into the text of a traceback."""
 
     def __init__(self, source: BatchSource, *, shares_memory: bool) -> None:
         self._source = source
         self._shares_memory = shares_memory
 
-    def __getitem__(self, numbered: tuple[int, BatchKey]) -> Batch | Failure | _PipedBatch:
+    def __getitem__(self, numbered: tuple[int, BatchKey]) -> Batch | Failure | _PackedBatch:
         _, key = numbered
         set_current_batch(key)
         try:
@@ -130,27 +130,27 @@ class _BatchDataset(Dataset["Batch | Failure | _PipedBatch"]):
             return failure
         if get_worker_info() is None:
             return batch
-        if not self._shares_memory:
-            return _PipedBatch.pack(batch)
-        try:
-            # Torch would move the tensors in a thread that only prints an error, and the batch would never arrive.
-            for tensor in filter(torch.is_tensor, batch):
-                tensor.share_memory_()
-        except (OSError, RuntimeError) as error:
-            return _no_shared_memory(error)
-        return batch
+        packed = _PackedBatch.pack(batch)
+        if self._shares_memory:
+            try:
+                # Torch would move the images in a thread that only prints an error, and the batch would never arrive.
+                packed.fields["images"] = batch.images.share_memory_()
+            except (OSError, RuntimeError) as error:
+                return _no_shared_memory(error)
+        return packed
 
 
-class _PipedBatch(NamedTuple):
-    """A batch that goes through a pipe to the trainer: `Batch` with arrays for tensors, and images as N H W C.
+class _PackedBatch(NamedTuple):
+    """A batch on the way from a worker to the trainer: `Batch` with arrays for tensors, and images as N H W C.
 
-    Torch would receive a tensor by a handshake with the worker, and would wait without end for a frozen worker.
+    Arrays go through a pipe. Torch receives a tensor by a handshake with the worker: each takes time, and torch would
+    wait without end for a frozen worker. For a GPU, the images alone are a tensor, in shared memory.
     """
 
     fields: dict[str, Any]
 
     @classmethod
-    def pack(cls, batch: Batch) -> _PipedBatch:
+    def pack(cls, batch: Batch) -> _PackedBatch:
         fields = batch._replace(images=batch.images.permute(0, 2, 3, 1))._asdict()
         return cls({name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()})
 
@@ -159,7 +159,8 @@ class _PipedBatch(NamedTuple):
             name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in self.fields.items()
         }
         batch = Batch(**fields)
-        return batch._replace(images=batch.images.permute(0, 3, 1, 2))
+        piped = isinstance(self.fields["images"], np.ndarray)
+        return batch._replace(images=batch.images.permute(0, 3, 1, 2)) if piped else batch
 
 
 def _unchanged(batch: object) -> object:
@@ -173,12 +174,12 @@ def _recorded(keys: Iterable[BatchKey], pending: deque[BatchKey]) -> Iterator[Ba
         yield key
 
 
-def _received(iterator: Iterator[Batch | Failure | _PipedBatch], pending: deque[BatchKey]) -> Iterator[Batch]:
+def _received(iterator: Iterator[Batch | Failure | _PackedBatch], pending: deque[BatchKey]) -> Iterator[Batch]:
     for result in iterator:
         pending.popleft()
         if isinstance(result, Failure):
             raise result
-        yield result.unpack() if isinstance(result, _PipedBatch) else result
+        yield result.unpack() if isinstance(result, _PackedBatch) else result
 
 
 def _is_loss_of_worker(error: Exception) -> bool:
