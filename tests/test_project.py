@@ -72,6 +72,7 @@ def test_no_module_is_named_utils():
 
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
+    "recipe/check_images.py": "recipe/test_check.py",
     "run/dry_run.py": "runs/test_training.py",
     "process/main.py": "process/test_exit.py",
     "process/packages.py": "test_cli.py",

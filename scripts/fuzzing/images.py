@@ -26,7 +26,7 @@ from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import decode
-from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, open_decoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
@@ -340,7 +340,7 @@ def _pngs() -> list[Files]:
 
 @functools.cache
 def _decoders() -> list:
-    return [open_decoder(MAX_PIXELS, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
+    return [RegionDecoder(MAX_PIXELS, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
 
 
 def _decode(_: Path, files: Files) -> None:

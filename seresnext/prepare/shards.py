@@ -33,8 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from seresnext.data.decode.formats import JPEG, PNG
-from seresnext.data.decode.pillow import decode, is_gray, not_an_image
+from seresnext.data.decode.pillow import JPEG, PNG, decode, is_gray, not_an_image
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.shards.format import (
