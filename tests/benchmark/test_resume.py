@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from benchmark import resume
 
+from seresnext.data import order
 from seresnext.data.order import Order
 from seresnext.data.synthetic import SyntheticImages
 from seresnext.run import assemble
@@ -31,11 +32,11 @@ def test_figures_are_measured_and_written(bench):
         assert sum(start["parts"].values()) == pytest.approx(start["seconds"])
 
 
-def replaying(order: Order, replicas: range, start: int, *rest: Any) -> Any:
+def replaying(of_run: Order, replicas: range, start: int, *rest: Any) -> Any:
     """Read all steps of the epoch before the first, as some samplers do."""
-    for step in range(start - start % order.steps_per_epoch, start):
-        order.micro_batch(step, replicas[0])
-    return KEYS(order, replicas, start, *rest)
+    for step in range(start - start % of_run.steps_per_epoch, start):
+        of_run.micro_batch(step, replicas[0])
+    return KEYS(of_run, replicas, start, *rest)
 
 
 KEYS = assemble.train_keys
@@ -49,9 +50,9 @@ def test_nothing_is_replayed(measure, narrow_model, monkeypatch, keys):
     counts: list[Counter[str]] = []
 
     def counting(name, function):
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             counts[-1][name] += 1
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return call
 
@@ -62,11 +63,11 @@ def test_nothing_is_replayed(measure, narrow_model, monkeypatch, keys):
     start = resume._start
     monkeypatch.setattr(resume, "_start", starting)
     monkeypatch.setattr(assemble, "train_keys", keys)
-    for owner, name in ((Order, "micro_batch"), (Order, "_permute"), (SyntheticImages, "make")):
+    for owner, name in ((Order, "micro_batch"), (order, "permutation_at"), (SyntheticImages, "make")):
         monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     measure(resume, "--model", "seresnext26", "--workers", 0)
     assert len(counts) == len(PLACES)
     for count, step in zip(counts, PLACES, strict=True):
         assert 1 <= count["make"] <= FEW
-        assert 1 <= count["_permute"] <= 2  # The permutations of this epoch and the next.
+        assert 1 <= count["permutation_at"] <= 2  # The permutations of this epoch and the next.
         assert (1 <= count["micro_batch"] <= FEW) is (keys is KEYS or step % EPOCH <= FEW)
