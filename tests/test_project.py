@@ -87,7 +87,6 @@ TESTED_ELSEWHERE = {
     "commands/train.py": "test_cli.py",
     "commands/validate.py": "test_cli.py",
     "errors.py": "test_cli.py",
-    "models/table.py": "models/test_counting.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/blocks.py": "models/test_senet.py",

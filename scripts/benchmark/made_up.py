@@ -56,8 +56,6 @@ def _save_archive_index(
         classes=class_names(classes),
         fingerprint="0" * 64,
         label=labels,
-        files=(archive.name,),
-        file_id=np.zeros(len(labels), np.uint8),
         offset=offsets,
         size=sizes,
     )

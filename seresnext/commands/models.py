@@ -15,6 +15,6 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Print the table."""
     require_packages()
-    from seresnext.models.table import print_models
+    from seresnext.models.counting import print_models
 
     print_models()

@@ -182,7 +182,7 @@ def _rewind(
             return None
         if source is not None:
             return best
-        store.supersede_best(folder)
+        store.retire_best(folder)
     report(
         f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
         f"{best['step']}); the best starts over now"

@@ -15,7 +15,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +29,9 @@ from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.jpeg import MOST_SCANS, read_frame
 from seresnext.data.decode.pillow import decode
 from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
-from seresnext.data.readers.devkit import read_mat, read_validation_classes
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, ImagenetReader
+from seresnext.data.readers.imagenet_classes import read_validation_classes
 from seresnext.data.readers.index import Index, IndexColumns, NotAnIndex, write_index
 from seresnext.data.readers.tarfiles import members
 from seresnext.data.shards import format
@@ -199,16 +199,10 @@ def test_a_size_of_many_digits(digits: int) -> None:
     assert len(str(caught.value)) < 300
 
 
-def devkit(folder: Path, truth: bytes, meta: bytes = b"") -> Path:
+def devkit(folder: Path, truth: bytes) -> Path:
     path = folder / "ILSVRC2012_devkit_t12.tar.gz"
-    files = {"kit/data/ILSVRC2012_validation_ground_truth.txt": truth, **({"kit/data/meta.mat": meta} if meta else {})}
-    path.write_bytes(gzip.compress(tar(files), 9))
+    path.write_bytes(gzip.compress(tar({"kit/data/ILSVRC2012_validation_ground_truth.txt": truth}), 9))
     return path
-
-
-def matrix(*elements: bytes) -> bytes:
-    body = b"".join(elements)
-    return struct.pack("<II", 14, len(body)) + body
 
 
 def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
@@ -218,29 +212,6 @@ def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
     with within(3), pytest.raises(DataError, match="unpacks to more than 64 MiB"):
         read_validation_classes(devkit(tmp_path, bytes(100 << 20)))
     assert (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").stat().st_size < 200_000
-
-
-def test_a_table_of_classes_that_unpacks_to_much(tmp_path: Path) -> None:
-    """An unreadable table is ignored, and takes little time and memory."""
-    bomb = zlib.compress(bytes(30 << 20), 9)
-    packed = bytes(126) + b"IM" + (struct.pack("<II", 15, len(bomb)) + bomb) * 100
-    with within(1), pytest.raises(ValueError, match="more than a table"):
-        read_mat(packed)
-    nested = b""
-    for _ in range(3000):
-        nested = matrix(
-            struct.pack("<II", 6, 8) + struct.pack("<II", 2, 0), bytes(8), bytes(8), bytes(8), bytes(8), nested
-        )
-    with within(2):
-        assert read_validation_classes(devkit(tmp_path, b"1\n", bytes(126) + b"IM" + nested)) == ["n02119789"]
-
-
-def test_a_short_element_has_four_bytes_at_most() -> None:
-    """Without a limit, each of many short elements could claim 65,535 bytes of the next elements."""
-    for size, is_bad in ((4, False), (5, True), (65_535, True)):
-        table = bytes(126) + b"IM" + struct.pack("<I", size << 16 | 1) * 2
-        with within(1), pytest.raises(ValueError, match="four bytes") if is_bad else nullcontext():
-            assert read_mat(table) == {}
 
 
 # ------------------------------------------------------------------------------------------------ indices

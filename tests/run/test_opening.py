@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from seresnext.data.pipeline import check_same_data
+from seresnext.data.shards.cache import RemoteShards
 from seresnext.data.shards.reader import ShardReader
-from seresnext.data.shards.store import RemoteShards
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
