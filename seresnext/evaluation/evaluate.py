@@ -20,6 +20,7 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.evaluation.metrics import METRICS
+from seresnext.printable import listed
 from seresnext.runtime import Precision
 
 _MAX_LISTED = 100  # unreadable images in one message
@@ -116,10 +117,9 @@ def _gather_logits(kept: dict[int, tuple[Tensor, Tensor]], world: World) -> dict
 def _unreadable_error(unreadable: list[tuple[int, str]]) -> DataError:
     """Return the error that every rank raises. The message lists the images in the order of the split."""
     messages = [message for _, message in sorted(unreadable)]
-    more = len(messages) - _MAX_LISTED
-    listing = "\n  ".join(messages[:_MAX_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
     heading = f"{len(messages)} images of the validation split cannot be used:"
-    error = DataError(messages[0] if len(messages) == 1 else f"{heading}\n  {listing}")
+    lines = messages if len(messages) == 1 else [heading, *listed(messages, _MAX_LISTED)]
+    error = DataError("\n  ".join(lines))
     error.is_shared = True
     return error
 

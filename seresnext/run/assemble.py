@@ -43,7 +43,7 @@ from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
 from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
 from seresnext.training.plan import Progress, build_plan
-from seresnext.training.saving import SavePolicy, Saver
+from seresnext.training.saving import Saver
 from seresnext.training.schedule import build_schedule
 from seresnext.training.step import StepSettings, TrainingStep
 from seresnext.training.trainer import TrainData, Trainer, Validation
@@ -164,10 +164,12 @@ class Run:
         return Saver(
             self._world,
             folder,
-            policy=SavePolicy(settings.keep, self.plan.keep_every, settings.on_failure == "continue"),
             tensors=self.state,
             metadata=self._metadata,
             warn=self._console.print,
+            keep=settings.keep,
+            keep_every=self.plan.keep_every,
+            continue_on_failure=settings.on_failure == "continue",
         )
 
     # ------------------------------------------------------------------------------------------------ state
