@@ -79,7 +79,8 @@ time.sleep(60)
 
 def test_a_path_that_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+    (tmp_path / "link").symlink_to("/proc/nowhere")
+    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "link"):
         with pytest.raises(UsageError, match=f"cannot write to the run folder {re.escape(str(path))}: .*--output"):
             opened(path)
 

@@ -160,16 +160,6 @@ def test_a_start_that_is_refused(run, images, tmp_path, settings, allowed, resum
         assert_recorded(run, words)
 
 
-def test_all_damaged_is_refused_each_time(run: Path, images: Path) -> None:
-    for path in set(run.glob("checkpoints/*")):
-        damage(path)
-    before = contents(run)
-    for _ in range(2):
-        with pytest.raises(CheckpointError, match=LAST):
-            start(run, images)
-        assert contents(run) == before
-
-
 @pytest.mark.parametrize("made", [True, False])
 @pytest.mark.parametrize("refusal", ["data", "recipe", "checkpoint", "resume"])
 def test_no_folder_is_made(narrow: pytest.MonkeyPatch, images: Path, tmp_path: Path, refusal: str, made: bool) -> None:
