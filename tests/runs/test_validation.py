@@ -10,7 +10,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from launcher import PYTHON
-from PIL import Image
 from run_folders import events, last_tensors
 from torchvision import datasets, transforms
 
@@ -20,12 +19,12 @@ MEASURES = ("top1", "top5", "loss", "num_images")
 
 
 @pytest.fixture(scope="module")
-def trained(module_train, tmp_path_factory):
+def trained(train, tmp_path_factory):
     """A run long enough for BatchNorm statistics that make sense, validated in 7 batches of 2."""
     changes = ("length=12st", "checkpoint.every=12st", "evaluation={every: 12st, batch_size: 2}")
     changes += ("runtime.precision=fp32",)
     output = tmp_path_factory.mktemp("trained") / "run"
-    return module_train(output, *(word for change in changes for word in ("--set", change)))
+    return train(output, *(word for change in changes for word in ("--set", change)))
 
 
 @pytest.fixture
@@ -50,12 +49,9 @@ def test_on_1_2_and_3_ranks_it_is_exactly_what_training_logged(trained, validate
         assert [report[name] for name in ("weights", *MEASURES)] == [logged[name] for name in ("weights", *MEASURES)]
 
 
-def test_all_bad_images_are_named_at_once_and_turned_ones_counted(trained, run_command, images, tmp_path):
+def test_all_bad_images_are_named_at_once(trained, run_command, images, tmp_path):
     data = shutil.copytree(images, tmp_path / "images")
-    turned, *bad = sorted(data.glob("val/*/*"))[:3]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(turned).save(turned, exif=exif)
+    bad = sorted(data.glob("val/*/*"))[:2]
     for path in bad:
         path.write_bytes(path.read_bytes()[:300])
     checkpoint = trained / "checkpoints" / "last.safetensors"
@@ -63,7 +59,6 @@ def test_all_bad_images_are_named_at_once_and_turned_ones_counted(trained, run_c
     assert result.returncode == 3, result.output
     for path in bad:
         assert str(path.relative_to(data)) in result.stderr
-    assert "1 of 13 val images" in result.stdout
 
 
 @pytest.mark.parametrize("weights", ["model", "ema"])
