@@ -68,7 +68,7 @@ def test_a_wrong_import_is_named(tmp_path, module, added, named):
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
     "recipe/check_images.py": "recipe/test_check.py",
-    "run/dry_run.py": "runs/test_training.py",
+    "run/dry_run.py": "runs/test_mistakes.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",

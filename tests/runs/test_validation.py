@@ -84,18 +84,3 @@ def test_it_agrees_with_timm_and_torchvision(trained, validate, images, weights)
     assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     assert report["top5"] == 100
     assert report["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-
-
-def test_published_bare_weights_are_recognised(run_command, images, tmp_path):
-    torch.manual_seed(0)
-    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3)
-    weights = tmp_path / "seresnext26_32x4d-65ebdb501.pth"
-    torch.save(model.state_dict(), weights, _use_new_zipfile_serialization=False)
-    report = tmp_path / "report.json"
-    arguments = ["validate.py", "--checkpoint", weights, "--data", images, "--json", report]
-    result = run_command([PYTHON, *arguments])
-    assert result.returncode == 0, result.output
-    found = json.loads(report.read_text())
-    assert (found["model"], found["num_images"]) == ("legacy_seresnext26_32x4d", 13)
-    sizes = {"image_size": 224, "crop_pct": 0.875, "interpolation": "bicubic"}
-    assert found["preprocessing"] == {**sizes, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
