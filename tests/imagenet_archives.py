@@ -47,6 +47,13 @@ def tar(
     return buffer.getvalue()
 
 
+def extension(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header extension of the member that follows, by default of pax."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, len(body)
+    return header.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
+
+
 def train_archive(classes: Sequence[str] = CLASSES, per_class: int = 5) -> bytes:
     """The training archive. Classes and images have the given order, which differs from the order of names."""
     return tar(
