@@ -12,10 +12,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
-from encoded_images import encoded, noise, rgb
+from encoded_images import Images, encoded, noise, rgb
 from torch import Tensor
 
 from seresnext.data.augment.crop import RandomResizedCrop
@@ -34,28 +33,7 @@ TOTAL = 9  # Three epochs of three steps.
 RAMP = ImageSizeSchedule(min_size=16, max_size=48, start=1, end=6)
 
 
-class Noise:
-    """A split of noise, JPEGs and PNGs, held in memory."""
-
-    def __init__(self) -> None:
-        self.classes = ("even", "odd")
-        self.labels = np.arange(IMAGES) % 2
-        self.fingerprint = "noise"
-        self._files = []
-        for number in range(IMAGES):
-            self._files.append(encoded(noise(60, 50 + number), "PNG" if number % 3 == 0 else "JPEG"))
-
-    def __len__(self) -> int:
-        return IMAGES
-
-    def read(self, index: int) -> bytes:
-        return self._files[index]
-
-    def name(self, index: int) -> str:
-        return f"train/{index}"
-
-
-READER = Noise()
+READER = Images(*(encoded(noise(60, 50 + n), "PNG" if n % 3 == 0 else "JPEG") for n in range(IMAGES)))
 
 
 def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 from shard_folders import (
@@ -159,19 +160,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setenv("AWS_CONFIG_FILE", "/dev/null")
             root = tmp_path_factory.mktemp("s3")
             make_shards(root)
-            _upload(root)
+            bucket = fsspec.filesystem("s3")
+            bucket.mkdir("bucket")
+            for path in (root / "train").iterdir():
+                bucket.put_file(str(path), f"bucket/some/prefix/train/{path.name}")
             yield root
     finally:
         stand_in.stop()
-
-
-def _upload(shard_root: Path) -> None:
-    import fsspec
-
-    s3 = fsspec.filesystem("s3")
-    s3.mkdir("bucket")
-    for path in (shard_root / "train").iterdir():
-        s3.put_file(str(path), f"bucket/some/prefix/train/{path.name}")
 
 
 def test_a_bucket_gives_what_the_folder_holds(s3: Path, tmp_path: Path):
