@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch_files import HEAD, long, old_file, save_as_published, tensor_pickle
+from torch_files import HEAD, Touch, long, old_file, save_as_published, tensor_pickle
 
 from seresnext.errors import CheckpointError
 from seresnext.models import MODELS, create_model
@@ -104,16 +104,6 @@ def test_files_as_published(name: str, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ code
-
-
-class Touch:
-    """An object whose unpickling creates a file."""
-
-    def __init__(self, canary: Path) -> None:
-        self.command = f"touch {canary}"
-
-    def __reduce__(self) -> object:
-        return os.system, (self.command,)
 
 
 def test_code_is_not_run(tmp_path: Path, save) -> None:

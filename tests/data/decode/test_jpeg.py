@@ -40,27 +40,23 @@ def patched(frame: bytes) -> bytes:
     return data[:start] + frame + data[start + len(frame) :]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        jpeg("CMYK"),
-        jpeg(progressive=True),
-        adobe(0),
-        patched(b"\xff\xc0\0\x11\x0c"),
-        patched(b"\xff\xc3"),
-        patched(b"\xff\xc9"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3R\x22\0G\x11\1B\x11\1"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x12\0"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x41\0"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x22\0\2\x21"),
-        jpeg()[:-40],
-        jpeg() + bytes(100),
-    ],
-    ids=[
-        "CMYK", "progressive", "Adobe RGB", "12 bits", "lossless", "arithmetic", "RGB", "4:4:0", "4:1:1", "odd chroma",
-        "cut off", "padded",
-    ],
-)  # fmt: skip
+ODD = {
+    "CMYK": jpeg("CMYK"),
+    "progressive": jpeg(progressive=True),
+    "Adobe RGB": adobe(0),
+    "12 bits": patched(b"\xff\xc0\0\x11\x0c"),
+    "lossless": patched(b"\xff\xc3"),
+    "arithmetic": patched(b"\xff\xc9"),
+    "RGB": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3R\x22\0G\x11\1B\x11\1"),
+    "4:4:0": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x12\0"),
+    "4:1:1": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x41\0"),
+    "odd chroma": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x22\0\2\x21"),
+    "cut off": jpeg()[:-40],
+    "padded": jpeg() + bytes(100),
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
 def test_odd_jpegs_are_not_plain(data: bytes):
     assert read_frame(data) == NOT_PLAIN
 
