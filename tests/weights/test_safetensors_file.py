@@ -51,7 +51,8 @@ def test_header_does_not_read_the_numbers(tmp_path: Path) -> None:
     assert read_header(path) == {}
 
 
-def test_no_metadata(tmp_path: Path) -> None:
+def test_a_folder_and_no_metadata(tmp_path: Path) -> None:
+    assert "not a regular file" in refusal(tmp_path)
     save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors")
     assert read_safetensors(tmp_path / "a.safetensors")[1] == {}
 

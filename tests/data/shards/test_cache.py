@@ -34,13 +34,16 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("room", [1, 2, SHARDS])
 def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(shard_root: Path, server: Server, tmp_path: Path, room: int):
     order = np.random.default_rng(0).permutation(SHARDS * PER_SHARD).tolist()
-    expected = read_all(ShardReader(str(shard_root), "train"), order)
-    reader = open_remote(server, tmp_path / "cache", room)
+    local, reader = ShardReader(str(shard_root), "train"), open_remote(server, tmp_path / "cache", room)
+    assert (reader.fingerprint, reader.classes) == (local.fingerprint, local.classes)
+    assert reader.labels.tolist() == local.labels.tolist()
+    expected = read_all(local, order)
     assert read_all(reader, order) == expected  # cold
     before = server.requests.total()
     assert read_all(reader, order) == expected  # warm
     assert read_all(open_remote(server, tmp_path / "cache", room), order) == expected  # another run
     assert (server.requests.total() == before + 1) is (room == SHARDS)  # With room for all only the manifest again.
+    assert (downloads(server) == [1] * SHARDS) is (room == SHARDS)
 
 
 def test_the_cache_keeps_its_size_and_drops_the_least_recently_used(server: Server, tmp_path: Path, folder: Path):

@@ -30,16 +30,6 @@ from seresnext.data.shards.reader import ShardReader
 from seresnext.data.shards.remote import Remote, shown_url
 from seresnext.errors import DataError
 
-
-def test_a_server_gives_what_the_folder_holds(shard_root: Path, server: Server, tmp_path: Path):
-    ours, theirs = open_remote(server, tmp_path / "cache"), ShardReader(str(shard_root), "train")
-    assert (ours.fingerprint, ours.classes) == (theirs.fingerprint, theirs.classes)
-    assert ours.labels.tolist() == theirs.labels.tolist()
-    assert read_all(ours) == read_all(theirs)
-    assert downloads(server) == [1] * SHARDS
-    assert {(shard_root / "train" / name).stat().st_size for name in NAMES} == {SHARD_BYTES}
-
-
 # ------------------------------------------------------------------------------------------------ failures
 
 
