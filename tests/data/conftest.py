@@ -1,17 +1,14 @@
-"""Shared fixtures: real photographs, and a source of batches without decoding."""
+"""Shared fixtures: images, and shards with a server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from encoded_images import Images, encoded, noise
 from shard_folders import Server, make_shards, serve
 
-from seresnext.data.formats import open_reader
-from seresnext.data.readers import Reader
 from seresnext.data.shards import remote
 
 
@@ -21,15 +18,10 @@ def photographs(imagenet_sample: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((imagenet_sample / "train").glob("*/*"))[::50]]
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+@pytest.fixture(scope="session")
+def reader() -> Images:
     """26 PNGs of noise in two classes."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for number in range(26):
-        path = root / "train" / f"class_{number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (30 + number, 40, 3), dtype=np.uint8)).save(path)
-    return open_reader(root, "train")
+    return Images(*(encoded(noise(40, 30 + number), "PNG") for number in range(26)))
 
 
 @pytest.fixture
