@@ -129,21 +129,14 @@ def test_everything_is_on(straight: list[Seen]):
     assert 0.3 < (boxes[:, 2] > 0).double().mean() < 0.7
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_any_number_of_workers(straight: list[Seen], workers: int):
-    assert run(workers=workers) == straight
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_any_number_of_ranks(straight: list[Seen], world: int):
-    assert run(world=world) == straight
-
-
-@pytest.mark.parametrize("start", [1, TOTAL // 2, TOTAL - 1])
-def test_any_start(straight: list[Seen], start: int):
-    rest = [seen for seen in straight if seen.step >= start]
-    assert run(start=start) == rest
-    assert run(start=start, workers=3, world=2) == rest
+@pytest.mark.parametrize(
+    "settings",
+    [{"workers": 1}, {"workers": 3}, {"world": 2}, {"world": 4}, {"start": 1}, {"start": TOTAL - 1},
+     {"start": TOTAL // 2, "workers": 3, "world": 2}],
+    ids=str,
+)  # fmt: skip
+def test_any_number_of_workers_and_ranks_and_any_start(straight: list[Seen], settings: dict[str, int]):
+    assert run(**settings) == [seen for seen in straight if seen.step >= settings.get("start", 0)]
 
 
 def test_another_seed_is_another_run(straight: list[Seen]):
