@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import average, models, plot, predict, prepare, recipe, train, validate
+from seresnext.commands import average, export, models, plot, predict, prepare, recipe, train, validate, verify
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import require_packages
@@ -64,6 +64,13 @@ COMMANDS: dict[str, Command | RankedCommand] = {
         validate.prepare,
     ),
     "predict": Command("classify images with a trained or published model", predict.add_arguments, predict.run),
+    "export": Command(
+        "write a model for timm, the Hugging Face Hub, ONNX or torch.export, and check the copy",
+        export.add_arguments,
+        export.run,
+        "interrupted; nothing was exported",
+    ),
+    "verify": Command("check the files and the logits of an export", verify.add_arguments, verify.run),
     "prepare digits": Command(
         "make an image folder of scikit-learn's handwritten digits", prepare.digits_arguments, prepare.digits
     ),
