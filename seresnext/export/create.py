@@ -31,7 +31,7 @@ from seresnext.export.documents import (
     write_manifest,
 )
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
-from seresnext.export.kinds import ALIASES, KINDS
+from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
 from seresnext.export.verify import Verified, verify
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
@@ -44,7 +44,7 @@ _PACKAGES = ("torch", "numpy", "pillow", "safetensors", "onnx", "onnxruntime")
 
 def export(options: Namespace) -> None:
     """Export a checkpoint by the options of the command line, check the export, and push the folder if asked."""
-    name, output = ALIASES.get(options.to, options.to), options.output
+    name, output = "hub" if options.to == "timm" else options.to, options.output
     if os.path.lexists(output):
         raise UsageError(f"--output {shown_path(output)} exists; give the name of a new folder")
     KINDS[name].import_packages()

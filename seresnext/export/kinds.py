@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.fx.experimental import _config as shapes
 
 from seresnext.errors import CheckpointError
 from seresnext.export.documents import Config
@@ -62,7 +63,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _write_exported(model: SENet, path: Path) -> None:
     # With this setting the program also takes images with a last feature map of one pixel.
-    with _quiet(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    with _quiet(), shapes.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
         program = torch.export.export(model, (torch.zeros(_EXAMPLE),), dynamic_shapes=_dynamic())
         torch.export.save(program, path)
 
@@ -136,4 +137,3 @@ KINDS = {
     "exported": Kind("a program of torch.export", "model.pt2", _write_exported, _open_exported),
     "folded": Kind("weights with BatchNorm folded", "model.safetensors", _write_folded, _open_folded),
 }
-ALIASES = {"timm": "hub"}
