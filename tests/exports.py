@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import timm
@@ -10,6 +12,7 @@ import torch
 from seresnext import cli
 from seresnext.process.stop_request import StopRequest
 
+_MANIFEST = "manifest.json"
 CLASSES = ["ant", "bee", "<script>", "dog | cat", "eel"]
 SETTINGS = [
     f"model.num_classes={len(CLASSES)}", "data.image_size=64", "evaluation.crop_pct=0.8",
@@ -38,3 +41,13 @@ def replace(file: Path, content: bytes) -> None:
     """Replace a file that may be a link."""
     file.unlink()
     file.write_bytes(content)
+
+
+def rewrite_manifest(folder: Path) -> None:
+    """Compute all digests again, as somebody would who hides a change: independent of the code of the package."""
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST]
+    manifest["files"] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    manifest["digest"] = "0" * 64
+    blank = json.dumps(manifest, indent=1)
+    replace(folder / _MANIFEST, blank.replace("0" * 64, hashlib.sha256(blank.encode()).hexdigest()).encode())

@@ -10,23 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from exports import make_oracle, replace, run
+from exports import make_oracle, replace, rewrite_manifest, run
 from safetensors.torch import save_file
 
 from seresnext.export.documents import CONFIG, EXPECTED, MANIFEST
 
 FILES = ["README.md", CONFIG, "model.safetensors", EXPECTED, MANIFEST, *(f"golden/{number}.jpg" for number in range(5)),
          *(f"golden/{number}.png" for number in range(5, 8))]  # fmt: skip
-
-
-def rewrite_manifest(folder: Path) -> None:
-    """Compute all digests again, as somebody would who hides a change: independent of the code of the package."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    manifest["files"] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    manifest["digest"] = "0" * 64
-    blank = json.dumps(manifest, indent=1)
-    replace(folder / MANIFEST, blank.replace("0" * 64, hashlib.sha256(blank.encode()).hexdigest()).encode())
 
 
 def edit(file: Path, change: Callable[[Any], None]) -> None:
