@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import average, export, models, plot, predict, prepare, recipe, train, validate, verify
+from seresnext.commands import export, prepare, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
-from seresnext.process.packages import require_packages
+from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
 from seresnext.process.ranks import has_one_machine, is_first_rank, print_failure
 from seresnext.process.stop_request import StopRequest
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of one process: the line in the help, the arguments, the work."""
+    """A command of one process: the arguments, the work, and the packages that the work needs."""
 
-    summary: str
     add_arguments: Callable[[Parser], None]
     run: Callable[[Namespace], None]
     interrupted: str = "interrupted"  # printed after Ctrl-C
+    packages: Sequence[str] = PACKAGES
 
 
 @dataclass(frozen=True)
@@ -48,53 +48,26 @@ class RankedCommand:
     writes a failure into the run folder.
     """
 
-    summary: str
     add_arguments: Callable[[Parser], None]
     prepare: Callable[[Namespace, StopRequest], Callable[[World], None] | None]
     record_refusal: Callable[[Namespace, Failure], None] = lambda options, failure: None
 
 
+# The first line of the docstring of `run` or `prepare` describes the command in the help.
 COMMANDS: dict[str, Command | RankedCommand] = {
-    "train": RankedCommand(
-        "train a model by a recipe, or resume a run", train.add_arguments, train.prepare, train.record_refusal
-    ),
-    "validate": RankedCommand(
-        "measure top-1 and top-5 accuracy and loss of a checkpoint or of published weights",
-        validate.add_arguments,
-        validate.prepare,
-    ),
-    "predict": Command("classify images with a trained or published model", predict.add_arguments, predict.run),
-    "export": Command(
-        "write a model for timm, the Hugging Face Hub, ONNX or torch.export, and check the copy",
-        export.add_arguments,
-        export.run,
-        "interrupted; nothing was exported",
-    ),
-    "verify": Command("check the files and the logits of an export", verify.add_arguments, verify.run),
-    "prepare digits": Command(
-        "make an image folder of scikit-learn's handwritten digits", prepare.digits_arguments, prepare.digits
-    ),
-    "prepare cifar10": Command(
-        "make an image folder of CIFAR-10's binary archive", prepare.cifar10_arguments, prepare.cifar10
-    ),
-    "prepare imagenet": Command(
-        "check the downloads of ImageNet-1k and build their index",
-        prepare.imagenet_arguments,
-        prepare.imagenet,
-        "interrupted; nothing was written",
-    ),
-    "prepare shards": Command(
-        "write tar shards of an image folder or of ImageNet's archives",
-        prepare.shards_arguments,
-        prepare.shards,
-        "interrupted; finished shards are kept, and the same command continues",
-    ),
-    "average": Command("average the weights of checkpoints of one recipe", average.add_arguments, average.run),
-    "plot": Command("draw the loss and accuracy curves of a run", plot.add_arguments, plot.run),
-    "models": Command("print the table of the models", models.add_arguments, models.run),
-    "recipe": Command(
-        "write the JSON schema of recipes, or print the reference of all keys", recipe.add_arguments, recipe.run
-    ),
+    "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal),
+    "validate": RankedCommand(validate.add_arguments, validate.prepare),
+    "predict": Command(tools.predict_arguments, tools.predict),
+    "export": Command(export.export_arguments, export.export, "interrupted; nothing was exported"),
+    "verify": Command(export.verify_arguments, export.verify),
+    "prepare digits": Command(prepare.digits_arguments, prepare.digits),
+    "prepare cifar10": Command(prepare.cifar10_arguments, prepare.cifar10),
+    "prepare imagenet": Command(prepare.imagenet_arguments, prepare.imagenet, "interrupted; nothing was written"),
+    "prepare shards": Command(prepare.shards_arguments, prepare.shards, "interrupted; the same command continues"),
+    "average": Command(tools.average_arguments, tools.average),
+    "plot": Command(tools.plot_arguments, tools.plot),
+    "models": Command(lambda parser: None, tools.models),
+    "recipe": Command(tools.recipe_arguments, tools.recipe, packages=LIGHT_PACKAGES),
 }
 
 
@@ -111,20 +84,25 @@ def main(words: Sequence[str], stop: StopRequest) -> int:
     gc.enable()
     if command is None:
         return exit_code_of(lambda: _print_commands(name))
-    return exit_code_of(lambda: command.run(_parse(name, command, arguments)), command.interrupted)
+    return exit_code_of(lambda: _run_alone(name, command, arguments), command.interrupted)
 
 
 def _parse(
     name: str, command: Command | RankedCommand, arguments: Sequence[str], options: Namespace | None = None
 ) -> Namespace:
-    parser = Parser(prog=f"seresnext {name}", description=f"{command.summary[0].upper()}{command.summary[1:]}.")
+    parser = Parser(prog=f"seresnext {name}", description=_summary(command))
     command.add_arguments(parser)
     return parser.parse(arguments, options)
 
 
+def _summary(command: Command | RankedCommand) -> str:
+    work = command.run if isinstance(command, Command) else command.prepare
+    return str(work.__doc__).partition("\n")[0]
+
+
 def _print_commands(name: str) -> None:
     width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    listing = "\n".join(f"  {name:<{width}}  {_summary(command)}" for name, command in COMMANDS.items())
     if name == "--version":
         print(f"seresnext {__version__}")
     elif name in ("-h", "--help", "prepare -h", "prepare --help"):
@@ -132,6 +110,12 @@ def _print_commands(name: str) -> None:
     else:
         problem = f"there is no command {name!r}" if name else "the command is missing"
         raise UsageError(f"{problem}; give one of the commands\n{listing}")
+
+
+def _run_alone(name: str, command: Command, arguments: Sequence[str]) -> None:
+    options = _parse(name, command, arguments)
+    require_packages(command.packages)
+    command.run(options)
 
 
 def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop: StopRequest) -> int:

@@ -134,6 +134,7 @@ def _perform(training: Training, world: World, folder: Path) -> Seen:
 
 def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     """Yield the patches of the program."""
+    from seresnext.checkpoint import contents
     from seresnext.data.augment.mixup import MixupCutmix
     from seresnext.distributed import BatchNormStatistics, World
     from seresnext.models import registry
@@ -215,7 +216,7 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
         end_step = BatchNormStatistics.end_step
         yield patch.object(BatchNormStatistics, "end_step", lambda self, _, report: end_step(self, World(), report))
     if training.forget:
-        yield patch.object(run_module, "restore", partial(_forgetful, run_module.restore, training.forget))
+        yield patch.object(contents, "restore", partial(_forgetful, contents.restore, training.forget))
 
 
 def narrow(_: str, **options: Any) -> nn.Module:

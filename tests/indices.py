@@ -6,7 +6,7 @@ import numpy as np
 
 from seresnext.data.readers.index import Index, IndexColumns
 
-COLUMNS = ("label", "file_id", "offset", "size", "name_ends", "names")
+COLUMNS = ("label", "offset", "size", "name_ends", "names")
 
 
 def contents(count: int = 10, seed: int = 0) -> IndexColumns:
@@ -15,10 +15,8 @@ def contents(count: int = 10, seed: int = 0) -> IndexColumns:
     return IndexColumns(
         classes=("ä", "b\udcff", "c"),
         fingerprint="f" * 64,
-        files=("one.tar", "two.tar"),
         notices=("3 .x\udcff", "two\nlines"),
         label=np.sort(rng.integers(0, 3, count)),
-        file_id=rng.integers(0, 2, count),
         offset=rng.integers(0, 1 << 40, count),
         size=rng.integers(0, 1 << 20, count),
         names=np.frombuffer(b"".join(names), np.uint8),
@@ -29,5 +27,5 @@ def contents(count: int = 10, seed: int = 0) -> IndexColumns:
 def assert_same(index: Index, said: IndexColumns) -> None:
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(index, name), getattr(said, name), name)
-    for name in ("classes", "files", "fingerprint", "notices"):
+    for name in ("classes", "fingerprint", "notices"):
         assert getattr(index, name) == getattr(said, name), name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,8 +113,3 @@ class Child:
         os.write(self._writer, b"!")
         os.close(self._writer)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
-def kill_self() -> None:
-    """Kill this process with all threads."""
-    os.kill(os.getpid(), signal.SIGKILL)

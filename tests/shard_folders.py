@@ -1,32 +1,19 @@
-"""Shards for tests, written with Python's tarfile, and a server for shards that can fail on request."""
+"""Shards for tests, and a server for shards that can fail on request."""
 
 from __future__ import annotations
 
 import http.server
-import io
-import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from imagenet_archives import tar
 
 from seresnext.data.shards.reader import ShardReader
 from seresnext.prepare.shards import index_existing
-
-
-def write_tar(path: Path, contents: Sequence[tuple[str, bytes] | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT):
-    """Return a tar file of names with bytes; members of other kinds go in unchanged."""
-    with tarfile.open(path, "w", format=form) as tar:
-        for item in contents:
-            if isinstance(item, tarfile.TarInfo):
-                tar.addfile(item)
-            else:
-                member = tarfile.TarInfo(item[0])
-                member.size = len(item[1])
-                tar.addfile(member, io.BytesIO(item[1]))
 
 
 def images(count: int, size: int, seed: int = 0) -> list[bytes]:
@@ -44,10 +31,9 @@ def make_shards(root: Path, split: str = "train", shards: int = 4, per_shard: in
         contents = []
         for i in range(number * per_shard, (number + 1) * per_shard):
             contents += [(f"{i:04}.jpg", every[i]), (f"{i:04}.cls", b"%d" % (i % 3))]
-        write_tar(folder / f"{split}-{number:05}.tar", contents)
-    classes = root / "classes.txt"
-    classes.write_text("ant\nbee\ncat\n")
-    index_existing(folder, classes)
+        (folder / f"{split}-{number:05}.tar").write_bytes(tar(contents))
+    (root / "classes.txt").write_text("ant\nbee\ncat\n")
+    index_existing(folder, root / "classes.txt")
     return every
 
 
@@ -76,13 +62,11 @@ def serve(folder: Path) -> Iterator[Server]:
             name = self.path.rpartition("/")[2]
             server.requests[name] += 1
             pause.wait(server.seconds)
-            if server.failures.get(name, 0) > 0:
-                server.failures[name] -= 1
-                self.send_error(server.status)
-                return
             path = folder / self.path.lstrip("/")
-            if not path.is_file():
-                self.send_error(404)
+            fails = server.failures.get(name, 0) > 0
+            if fails or not path.is_file():
+                server.failures[name] = server.failures.get(name, 0) - fails
+                self.send_error(server.status if fails else 404)
                 return
             content = server.replaced.get(name) or path.read_bytes()
             self.send_response(200)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,18 +11,8 @@ from hypothesis import strategies as st
 from seresnext.durations import Duration
 
 
-@pytest.mark.parametrize(
-    ("text", "duration", "steps"),
-    [
-        ("90ep", Duration(90, "ep"), 90 * 7),
-        ("2000st", Duration(2000, "st"), 2000),
-        ("0ep", Duration(0, "ep"), 0),
-        ("007st", Duration(7, "st"), 7),
-    ],
-)
-def test_parse_and_steps(text: str, duration: Duration, steps: int) -> None:
-    assert Duration.parse(text) == duration
-    assert duration.steps(steps_per_epoch=7) == steps
+def test_leading_zeros_are_read() -> None:
+    assert Duration.parse("007st") == Duration(7, "st")
 
 
 @pytest.mark.parametrize(
@@ -33,16 +25,12 @@ def test_other_text_is_refused_with_a_hint(text: str) -> None:
     assert repr(text) in str(caught.value)
 
 
-@given(st.integers(0, 10**15), st.sampled_from(["ep", "st"]))
-def test_text_round_trip(count: int, unit: str) -> None:
-    text = f"{count}{unit}"
-    assert str(Duration.parse(text)) == text
-
-
-@given(st.integers(0, 10**6), st.integers(1, 10**6))
-def test_steps_of_epochs_and_of_steps(count: int, steps_per_epoch: int) -> None:
-    assert Duration(count, "ep").steps(steps_per_epoch) == sum([steps_per_epoch]) * count
-    assert Duration(count, "st").steps(steps_per_epoch) == count
+@given(st.integers(0, 10**15), st.sampled_from(["ep", "st"]), st.integers(1, 10**6))
+def test_round_trip_and_steps(count: int, unit: Literal["ep", "st"], steps_per_epoch: int) -> None:
+    duration = Duration.parse(f"{count}{unit}")
+    assert duration == Duration(count, unit)
+    assert str(duration) == f"{count}{unit}"
+    assert duration.steps(steps_per_epoch) == count * (steps_per_epoch if unit == "ep" else 1)
 
 
 def test_durations_are_values() -> None:

@@ -25,8 +25,6 @@ from seresnext.errors import DataError, UsageError
 from seresnext.process.exit import run_script
 from seresnext.runtime import tune_malloc
 
-SCRIPTS = ROOT / "scripts"
-
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["fuzz.py", *map(str, words)])
@@ -68,24 +66,12 @@ def planted(read: Callable[[bytes], object]) -> Reader:
     )
 
 
-def look_up(data: bytes) -> int:
-    return [0][data.count(7)]  # The byte 7 raises IndexError.
-
-
-def refuse(message: str) -> None:
-    raise DataError(message)
+def refuse(message: str, error: type[Exception] = DataError) -> None:
+    raise error(message)
 
 
 def wait_for_ever(_: bytes) -> None:
     time.sleep(60)
-
-
-def crash(_: bytes) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def take_memory(_: bytes) -> bytes:
-    return b"1" * (200 << 20)
 
 
 def take_all_memory(_: bytes) -> None:
@@ -98,23 +84,24 @@ def panic(_: bytes) -> None:
     raise BaseException("a panic of a library")
 
 
-def refuse_as_usage(_: bytes) -> None:
-    raise UsageError("not the exit code of bad data")
+def accept(_: bytes) -> None:
+    raise WrongResult("NaN is accepted")
 
 
 FAULTS = {
-    "another exception": (look_up, "IndexError at"),
-    "another exit code": (refuse_as_usage, "UsageError"),
+    "another exception": (lambda data: [0][data.count(7)], "IndexError at"),
+    "another exit code": (lambda _: refuse("not the exit code of bad data", UsageError), "UsageError"),
     "no Exception": (panic, "BaseException"),
     "no end": (wait_for_ever, "no end within 0.5 s"),
-    "a crash": (crash, "ended with signal 11"),
-    "memory": (take_memory, "MiB of memory for an input of"),
+    "a crash": (lambda _: os.kill(os.getpid(), signal.SIGSEGV), "ended with signal 11"),
+    "memory": (lambda _: b"1" * (200 << 20), "MiB of memory for an input of"),
     "memory without end": (take_all_memory, "MemoryError"),
     "an address": (lambda _: refuse(f"bad file {object()!r}"), "Python address"),
     "a long message": (lambda data: refuse("bad: " + repr(data) * 3000), "a message of"),
     "an empty message": (lambda _: refuse(" "), "an empty message"),
     "control characters": (lambda _: print("\x1b[2J"), "control characters are printed"),
     "a warning": (lambda _: warnings.warn("odd", RuntimeWarning, stacklevel=1), "Python warns: RuntimeWarning"),
+    "a wrong result": (accept, "wrong result: NaN is accepted"),
 }
 
 
@@ -140,10 +127,7 @@ def test_a_reader_without_a_fault():
     assert (row.inputs, row.escapes) == (200, [])
     assert row.accepted > 10
     assert row.refused > 10
-
-
-def test_messages_are_judged_as_they_are_printed():
-    """A quoted name with control characters is no escape: the commands print `\\x1b` for such a character."""
+    # A quoted name with control characters is no escape: the commands print `\x1b` for such a character.
     row = fuzz("planted", planted(lambda data: refuse(f"bad name \x1b[2J {data!r}")), range(4))
     assert row.escapes == []
 
@@ -155,14 +139,6 @@ def test_a_valid_input_that_is_refused():
     assert "a valid input is refused" in row.escapes[0].reason
 
 
-def test_a_result_that_a_check_finds_wrong():
-    def accept(_: bytes) -> None:
-        raise WrongResult("NaN is accepted")
-
-    row = fuzz("planted", planted(accept), range(3))
-    assert [escape.reason for escape in row.escapes] == ["wrong result: NaN is accepted"] * 2
-
-
 def test_a_reader_that_always_hangs_is_given_up():
     row = fuzz("planted", planted(wait_for_ever), range(100), seconds=0.1)
     assert 1 < row.inputs < 10
@@ -172,7 +148,7 @@ def test_a_reader_that_always_hangs_is_given_up():
 
 
 def test_an_escape_is_reported_kept_and_read_again(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(script, "READERS", {"planted": planted(look_up)})
+    monkeypatch.setattr(script, "READERS", {"planted": planted(FAULTS["another exception"][0])})
     words = ("--seed", 3, "--inputs", 40, "--keep", tmp_path / "kept", "--json", tmp_path / "table.json")
     assert run(monkeypatch, *words) == 1
     out, err = capsys.readouterr()
@@ -195,26 +171,22 @@ def test_arguments_that_name_no_input(monkeypatch, capsys, words):
     assert str(words[0]) in capsys.readouterr().err
 
 
-DIGEST = """
-import hashlib, sys
-sys.path.insert(0, {scripts!r})
-import fuzz
-from fuzzing.harness import make_input
-for name, reader in fuzz.READERS.items():
-    seeds = reader.seeds()
-    files = [sorted(make_input(reader, seeds, name, 7, number).items()) for number in (0, 50, 51, 52)]
-    print(name, hashlib.sha256(repr(files).encode()).hexdigest())
-"""
+def made() -> dict[str, list[str]]:
+    """Return the digests of one input of each reader, and of inputs with other numbers and another seed."""
+    found = {}
+    for name, reader in script.READERS.items():
+        seeds = reader.seeds()
+        inputs = [make_input(reader, seeds, name, seed, number) for seed, number in ((7, 50), (7, 0), (7, 51), (8, 50))]
+        found[name] = [hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest() for files in inputs]
+    return found
 
 
 def test_a_number_stands_for_the_same_bytes_in_any_process(run_command):
-    result = run_command([sys.executable, "-c", DIGEST.format(scripts=str(SCRIPTS))], env={"PYTHONHASHSEED": "1"})
+    path = [str(ROOT / "scripts"), str(ROOT / "tests")]
+    code = f"import sys; sys.path[:0] = {path}; import test_fuzz; print(test_fuzz.made())"
+    result = run_command([sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"})
     assert result.returncode == 0, result.output
-    seen = []
-    for name, reader in script.READERS.items():
-        seeds = reader.seeds()
-        files = [sorted(make_input(reader, seeds, name, 7, n).items()) for n in (0, 50, 51, 52)]
-        seen.append(f"{name} {hashlib.sha256(repr(files).encode()).hexdigest()}")
-        assert len({repr(each) for each in files}) > 2, name
-        assert sorted(make_input(reader, seeds, name, 8, 50).items()) != files[1], name
-    assert result.stdout.splitlines() == seen
+    here = made()
+    assert result.stdout.strip() == str(here)
+    for name, (first, *others) in here.items():
+        assert first not in others, name

@@ -88,21 +88,17 @@ def test_no_module_is_named_utils():
 
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
+    "recipe/check_images.py": "recipe/test_check.py",
     "run/dry_run.py": "runs/test_training.py",
     "process/main.py": "process/test_exit.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",
-    "commands/average.py": "run/test_average.py",
-    "commands/models.py": "models/test_counting.py",
-    "commands/plot.py": "report/test_plot.py",
-    "commands/predict.py": "run/test_predict.py",
     "commands/prepare.py": "prepare/test_shards.py",
-    "commands/recipe.py": "recipe/test_show.py",
+    "commands/tools.py": "run/test_predict.py",
     "commands/train.py": "test_cli.py",
     "commands/validate.py": "test_cli.py",
     "errors.py": "test_cli.py",
-    "models/table.py": "models/test_counting.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/blocks.py": "models/test_senet.py",

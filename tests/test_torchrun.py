@@ -43,24 +43,18 @@ def failed(exitcode, rank=1):
     return ChildFailedError("train.py", {rank: ProcessFailure(rank, 17, exitcode, "nowhere")})
 
 
-def test_success_returns_zero(ends):
-    assert ends() == 0
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_prints_no_traceback(ends, capsys, number, code):
-    assert ends(SignalException("", sigval=number)) == code
-    assert capsys.readouterr().err == ""
-
-
-def test_ctrl_c_before_the_first_worker(ends, capsys):
-    assert ends(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("code", [1, 2, 3, 4, 130])
-def test_the_code_of_the_failed_worker_is_returned(ends, capsys, code):
-    assert ends(failed(code)) == code
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SignalException("", sigval=signal.SIGINT), 130),
+        (SignalException("", sigval=signal.SIGTERM), 143),
+        (SignalException("", sigval=signal.SIGHUP), 129),
+        (KeyboardInterrupt(), 130),  # before the first worker
+        *((failed(code), code) for code in (1, 2, 3, 4, 130)),
+    ],
+)
+def test_the_code_of_a_signal_or_of_the_failed_worker_is_returned(ends, capsys, error, code):
+    assert ends(error) == code
     assert capsys.readouterr().err == ""
 
 

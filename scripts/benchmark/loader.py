@@ -29,7 +29,7 @@ import torch
 from seresnext.data.augment.crop import RandomResizedCrop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import read_frame
-from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, open_decoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
@@ -226,7 +226,7 @@ def _breakdown(reader: Reader, fast: bool, repeats: int = 3) -> dict[str, Any]:
 
 def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
     spent = dict.fromkeys(("read", "header", "decode", "resize", "collate"), 0.0)
-    decoder = open_decoder(MAX_PIXELS, fast)
+    decoder = RegionDecoder(MAX_PIXELS, fast)
     count = len(reader) // _DECODED_TOGETHER * _DECODED_TOGETHER
     clock = time.process_time
     batch = torch.empty((_DECODED_TOGETHER, SIZE, SIZE, 3), dtype=torch.uint8)

@@ -37,8 +37,6 @@ def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Pa
         classes=class_names(classes),
         fingerprint="0" * 64,
         label=np.sort(rng.integers(0, classes, images)),
-        files=(TRAIN.name,),
-        file_id=np.zeros(images, np.uint8),
         offset=rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images),
         size=sizes,
     )
@@ -113,8 +111,6 @@ def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
         classes=class_names(1000),
         fingerprint="0" * 64,
         label=np.sort(which % 1000),
-        files=(TRAIN.name,),
-        file_id=np.zeros(images, np.uint8),
         offset=places[which],
         size=sizes[which],
     )

@@ -21,7 +21,7 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import LoadedRecipe, load_recipe
 from seresnext.run.assemble import Run
 from seresnext.run.folder import RunFolder
-from seresnext.run.resume import find_checkpoint, previous_recipe, restored_progress
+from seresnext.run.resume import find_checkpoint, restored_progress
 from seresnext.training.plan import Progress
 
 # The most seconds of a start that the project accepts.
@@ -83,7 +83,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     saved = find_checkpoint(folder.checkpoints, "auto", world, console.print)
     assert saved
     read = time.perf_counter()
-    training = Run(loaded.recipe, previous_recipe(saved.metadata), world, console)
+    training = Run(loaded.recipe, saved.recipe, world, console)
     built = time.perf_counter()
     trainer = training.trainer(folder, saved, restored_progress(saved), StopRequest())
     restored = time.perf_counter()

@@ -26,7 +26,7 @@ from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import decode
-from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, open_decoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
@@ -61,33 +61,7 @@ def _read_all(split: Split) -> None:
 # ------------------------------------------------------------------------------------------------ ImageNet
 
 
-def _element(kind: int, content: bytes) -> bytes:
-    return struct.pack("<II", kind, len(content)) + content.ljust(-(-len(content) // 8) * 8, b"\0")
-
-
-def _matrix(kind: int, shape: tuple[int, int], *content: bytes, name: bytes = b"") -> bytes:
-    head = _element(6, struct.pack("<II", kind, 0)) + _element(5, struct.pack("<ii", *shape)) + _element(1, name)
-    return _element(14, head + b"".join(content))
-
-
-def _meta_mat() -> bytes:
-    """The kit's table of classes, a MAT-file of three synsets."""
-    names = (b"ILSVRC2012_ID", b"WNID", b"num_children")
-    rows = []
-    for row in imagenet_classes()[:3]:
-        rows += [
-            _matrix(6, (1, 1), _element(9, struct.pack("<d", row.ilsvrc_id))),
-            _matrix(4, (1, len(row.wordnet_id)), _element(16, row.wordnet_id.encode())),
-            _matrix(6, (1, 1), _element(9, bytes(8))),
-        ]
-    fields = [_element(5, struct.pack("<i", 16)), _element(1, b"".join(name.ljust(16, b"\0") for name in names))]
-    table = _matrix(2, (3, 1), *fields, *rows, name=b"synsets")
-    packed = zlib.compress(table)
-    return b"MATLAB 5.0".ljust(124) + b"\0\1IM" + struct.pack("<II", 15, len(packed)) + packed
-
-
 _TRUTH = "kit/data/ILSVRC2012_validation_ground_truth.txt"
-_META = "kit/data/meta.mat"
 
 
 def _train() -> list[Files]:
@@ -106,8 +80,8 @@ def _train() -> list[Files]:
 
 def _val() -> list[Files]:
     images = {f"ILSVRC2012_val_{number:08}.JPEG": b"\xff\xd8" + bytes(number) for number in (2, 1, 3)}
-    kits = [{_TRUTH: b"1\n2\n1\n", _META: _meta_mat()}, {_TRUTH: b"1000\n3\n3\n"}]
-    return [{VAL.name: _tar(images), DEVKIT.name: gzip.compress(_tar(kit), 1, mtime=0)} for kit in kits]
+    truths = (b"1\n2\n1\n", b"1000\n3\n3\n")
+    return [{VAL.name: _tar(images), DEVKIT.name: gzip.compress(_tar({_TRUTH: truth}), 1, mtime=0)} for truth in truths]
 
 
 def _or_another_entry(mutate: Callable[[Random, Files, Files], Files]) -> Callable[[Random, Files, Files], Files]:
@@ -123,26 +97,17 @@ def _or_another_entry(mutate: Callable[[Random, Files, Files], Files]) -> Callab
 
 @_or_another_entry
 def _mutate_val(draws: Random, files: Files, other: Files) -> Files:
-    """Damage the archive of images, the kit as a file, the archive in the kit, or the kit's table of classes."""
+    """Damage the archive of images, the kit as a file, the archive in the kit, or the kit's list of classes."""
     archive, kit = bytes_of(files, VAL.name), bytes_of(files, DEVKIT.name)
-    match draws.choice(("archive", "kit", "tar", "truth", "meta", "meta", "table", "table")):
+    match draws.choice(("archive", "kit", "tar", "truth")):
         case "archive":
             archive = mutate_tar(draws, archive, bytes_of(other, VAL.name))
         case "kit":
             kit = mutate_bytes(draws, kit, bytes_of(other, DEVKIT.name))
         case "tar":
             kit = gzip.compress(mutate_tar(draws, gzip.decompress(kit), gzip.decompress(kit)), 1, mtime=0)
-        case "truth":
-            truth = mutate_bytes(draws, b"1\n2\n1\n")
-            kit = gzip.compress(_tar({_TRUTH: truth, _META: _meta_mat()}), 1, mtime=0)
-        case "meta":
-            kit = gzip.compress(_tar({_TRUTH: b"1\n2\n1\n", _META: mutate_bytes(draws, _meta_mat())}), 1, mtime=0)
         case _:
-            meta = _meta_mat()
-            table = mutate_bytes(draws, zlib.decompress(meta[136:]))
-            packed = zlib.compress(table)
-            meta = meta[:128] + draws.choice((struct.pack("<II", 15, len(packed)) + packed, table))
-            kit = gzip.compress(_tar({_TRUTH: b"1\n2\n1\n", _META: meta}), 1, mtime=0)
+            kit = gzip.compress(_tar({_TRUTH: mutate_bytes(draws, b"1\n2\n1\n")}), 1, mtime=0)
     return {VAL.name: archive, DEVKIT.name: kit}
 
 
@@ -240,8 +205,6 @@ def _indices() -> list[Files]:
         classes=("ant", "b\udcff"),
         fingerprint="f" * 64,
         label=np.array([0, 0, 1, 1]),
-        files=("a.tar",),
-        file_id=numbers * 0,
         offset=numbers * 100_000,
         size=numbers + 300,
         names=np.frombuffer(b"".join(names), np.uint8),
@@ -288,14 +251,12 @@ def _mutate_index(draws: Random, files: Files, other: Files) -> Files:
 def _read_index(folder: Path, _: Files) -> None:
     """Open an index and look up every image."""
     index = Index.open(folder / "a.index")
-    if not all(isinstance(text, str) for text in (*index.classes, *index.files, index.fingerprint)):
+    if not all(isinstance(text, str) for text in (*index.classes, index.fingerprint)):
         raise WrongResult("names that are no text")
     for number in range(min(len(index), 50)):
         index.classes[index.label[number]].encode("utf-8", "surrogateescape")
         if len(index.names):
             index.stored_name(number)
-        if len(index.file_id):
-            index.files[int(index.file_id[number])].encode("utf-8", "surrogateescape")
         for column in (index.offset, index.size):
             if len(column) and not 0 <= int(column[number]) < 1 << 63:
                 raise WrongResult("a place that no file has")
@@ -340,7 +301,7 @@ def _pngs() -> list[Files]:
 
 @functools.cache
 def _decoders() -> list:
-    return [open_decoder(MAX_PIXELS, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
+    return [RegionDecoder(MAX_PIXELS, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
 
 
 def _decode(_: Path, files: Files) -> None:

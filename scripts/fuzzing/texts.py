@@ -27,7 +27,7 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
-from seresnext.metrics.status import mark_refused, update_status
+from seresnext.metrics.status import mark_refused, read_status, update_status
 from seresnext.recipe.load import load_recipe, recipe_from_values, to_values
 from seresnext.recipe.show import diff, print_recipe
 from seresnext.run.folder import RunFolder, as_usage_error
@@ -193,9 +193,9 @@ def _start_in(folder: Path, files: Files) -> None:
         mark_refused(folder, "refused")
         run_folder = RunFolder(folder, world)
         run_folder.open()
-        run_folder.status()
+        read_status(folder)
         run_folder.is_restart(["x a:1:2"])
-        run_folder.remove_temporary()
+        run_folder.accept()
         update_status(folder, step=STEP)
         logger = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
         logger.open(STEP, STEP)

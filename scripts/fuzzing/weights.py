@@ -30,7 +30,7 @@ from seresnext.metrics.console import Console, describe
 from seresnext.models import SENet, load_pretrained, pretrained
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.show import recipe_hash
-from seresnext.run.resume import check_compatible, find_checkpoint, previous_recipe, restored_progress, rewind_folder
+from seresnext.run.resume import check_compatible, find_checkpoint, restored_progress, rewind_folder
 from seresnext.run.validate import read_subject
 from seresnext.training.plan import Plan, Progress
 
@@ -136,7 +136,7 @@ def _resume(folder: Path, files: Files) -> None:
     if saved is None:
         raise WrongResult("the checkpoint is not found")
     progress = restored_progress(saved)
-    previous_recipe(saved.metadata)
+    _ = saved.recipe
     of_seed = {name: saved.metadata.recipe.get(name) for name in ("ema", "evaluation")}
     check_compatible(saved, recipe_from_values({**values, **of_seed}, "the seed"), dataset, ())
     if not any(name.startswith("ema.") for name in saved.tensors):

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from seresnext.errors import UsageError
 from seresnext.paths import address_in, expand_home
-
-_LONGEST = 300  # characters of a path in a message
-_NEWEST = "last.safetensors"
+from seresnext.printable import printable
 
 
 def checkpoint_argument(given: str) -> Path:
@@ -23,16 +21,15 @@ def checkpoint_argument(given: str) -> Path:
     path = expand_home(given)
     try:
         mode = path.stat().st_mode
-    except OSError as error:
-        reason = f"no such file ({error.strerror})"
-    except ValueError as error:  # The name has a NUL character.
-        reason = f"no such file ({error})"
+    except (OSError, ValueError) as error:  # ValueError: the name has a NUL character.
+        reason = f"no such file ({getattr(error, 'strerror', error)})"
     else:
         if stat.S_ISREG(mode):
             return path
         reason = "not a file"
-        for newest in (path / "checkpoints" / _NEWEST, path / _NEWEST):
+        for newest in (path / "checkpoints" / "last.safetensors", path / "last.safetensors"):
             if os.path.isfile(newest):  # noqa: PTH113 (raises nothing)
                 raise UsageError(f"--resume {path} is a folder. Give a checkpoint of the folder: --resume {newest}")
-    shown = given if len(given) <= _LONGEST else f"{given[:_LONGEST]}..."
-    raise UsageError(f"--resume {shown}: {reason}. Give auto, never, or the path of a checkpoint")
+    raise UsageError(
+        f"--resume {printable(given, longest=300)}: {reason}. Give auto, never, or the path of a checkpoint"
+    )

@@ -24,7 +24,6 @@ _MOST_LISTED = 50  # lines in one message: a screen
 _DEEPEST = 32  # levels of nesting in a value; a recipe has 4
 _LARGEST = 2**64  # a whole number in a value; steps and seeds are smaller
 _MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/nonfinite.py)
-_SKIP_FIELDS = {"step", "reason", "samples"}
 
 StateTensors = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run, by prefix and by name: `{"model": {"layer0.conv1.weight": ...}, "optimizer": ...}`."""
@@ -71,10 +70,7 @@ class CheckpointMetadata:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> CheckpointMetadata:
-        """Read the metadata strings of the file `source`.
-
-        Raises CheckpointError for unknown formats, and for values that no run writes.
-        """
+        """Read the metadata strings of the file `source`. Raise CheckpointError for values that no run writes."""
         check_format(metadata.get("format"), source)
         missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
         if missing:
@@ -132,13 +128,9 @@ def take_snapshot(state: StateTensors, metadata: CheckpointMetadata, buffers: di
 
 
 def restore(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
-    """Copy the tensors of the file `source` into the live tensors, all or none.
-
-    Raises CheckpointError before a change if tensors are missing, unknown, or of another shape or dtype. The message
-    lists these tensors.
-    """
+    """Copy the tensors of the file `source` into the live tensors. Raise CheckpointError first unless all fit."""
     live = _flat(state)
-    _refuse(_disagreements(tensors, live), source)
+    _check_same_kind(tensors, live, source)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
@@ -146,23 +138,18 @@ def restore(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> 
 
 def check_fits(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
     """Raise CheckpointError unless the tensors of the file `source` fit `state`, and a run can use the values."""
-    _refuse(_disagreements(tensors, _flat(state)), source)
+    _check_same_kind(tensors, _flat(state), source)
     check_values(tensors, source)
 
 
 def check_values(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise CheckpointError if tensors have values that are not finite, or negative variances. List these tensors."""
     bad = [f"{printable(name)}: not finite" for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    bad += [
-        f"{printable(name)}: negative variances"
-        for name, tensor in tensors.items()
-        if name.endswith("running_var") and (tensor < 0).any()
-    ]
+    variances = {name: tensor for name, tensor in tensors.items() if name.endswith("running_var")}
+    bad += [f"{printable(name)}: negative variances" for name, tensor in variances.items() if (tensor < 0).any()]
     if bad:
-        listing = "\n  ".join(listed(sorted(bad), _MOST_LISTED))
-        raise CheckpointError(
-            f"{source} has values that no run can use:\n  {listing}\nUse an older checkpoint of the run"
-        )
+        lines = [f"{source} has values that no run can use:", *listed(sorted(bad), _MOST_LISTED)]
+        raise CheckpointError("\n  ".join(lines) + "\nUse an older checkpoint of the run")
 
 
 def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -176,10 +163,8 @@ def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
     state = scaler.state_dict()
     if not state:
         return {}
-    return {
-        "scale": torch.tensor(state["scale"], dtype=torch.float64),
-        "growth_tracker": torch.tensor(state["_growth_tracker"], dtype=torch.int64),
-    }
+    growth_tracker = torch.tensor(state["_growth_tracker"], dtype=torch.int64)
+    return {"scale": torch.tensor(state["scale"], dtype=torch.float64), "growth_tracker": growth_tracker}
 
 
 def load_scaler_state(scaler: torch.amp.GradScaler, state: Mapping[str, Tensor]) -> None:
@@ -197,7 +182,8 @@ def _flat(state: StateTensors) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for prefix, tensors in state.items() for name, tensor in tensors.items()}
 
 
-def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
+def _check_same_kind(saved: Mapping[str, Tensor], live: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError with a list of the tensors that are missing, unknown, or of another shape or dtype."""
     problems = [f"{name}: missing from the file" for name in live if name not in saved]
     problems += [
         f"{printable(name)}: in the file, but this run has no such tensor" for name in saved if name not in live
@@ -208,25 +194,15 @@ def _disagreements(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> l
             problems.append(f"{name}: shape {tuple(theirs.shape)} in the file, {tuple(ours.shape)} in this run")
         if theirs.dtype != ours.dtype:
             problems.append(f"{name}: {theirs.dtype} in the file, {ours.dtype} in this run")
-    return sorted(problems)
-
-
-def _refuse(problems: list[str], source: str) -> None:
     if problems:
-        heading = "1 disagreement" if len(problems) == 1 else f"{len(problems)} disagreements"
-        raise CheckpointError(
-            "\n  ".join([f"{source} does not fit this run, {heading}:", *listed(problems, _MOST_LISTED)])
-        )
+        heading = f"{source} does not fit this run, {len(problems)} disagreement{'s' * (len(problems) > 1)}:"
+        raise CheckpointError("\n  ".join([heading, *listed(sorted(problems), _MOST_LISTED)]))
 
 
 def _is_dataset(value: dict[str, Any]) -> bool:
-    classes, val = value.get("classes"), value.get("val")
-    return (
-        isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
-        and _is_split(value)
-        and (val is None or (isinstance(val, dict) and _is_split(val)))
-    )
+    val = value.get("val")
+    is_split = _is_split(value) and (val is None or (isinstance(val, dict) and _is_split(val)))
+    return is_split and _are_texts(value.get("classes"))
 
 
 def _is_split(value: dict[str, Any]) -> bool:
@@ -234,22 +210,21 @@ def _is_split(value: dict[str, Any]) -> bool:
 
 
 def _is_best(value: dict[str, Any], step: int) -> bool:
+    percentages = [value[name] for name in ("top1", "top5") if name in value]
     return (
         _is_count(value.get("step"), step)
-        and all(_is_percentage(value[name]) for name in ("top1", "top5") if name in value)
+        and all(type(number) in (int, float) and 0 <= number <= 100 for number in percentages)
         and isinstance(value.get("weights", ""), str)
     )
 
 
 def _is_skip(value: Any, step: int) -> bool:
-    if not isinstance(value, dict) or not value.keys() <= _SKIP_FIELDS:
-        return False
-    samples = value.get("samples", [])
     return (
-        _is_count(value.get("step"), step)
+        isinstance(value, dict)
+        and value.keys() <= {"step", "reason", "samples"}
+        and _is_count(value.get("step"), step)
         and isinstance(value.get("reason", ""), str)
-        and isinstance(samples, list)
-        and all(isinstance(name, str) for name in samples)
+        and _are_texts(value.get("samples", []))
     )
 
 
@@ -267,8 +242,8 @@ def _is_count(value: Any, most: int = _LARGEST) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _is_percentage(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 100
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], source: str) -> Any:

@@ -18,22 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext.weights.marks import CHUNK, DIGEST_OFFSET, DIGEST_ZEROS, HEADER_START, verify_digest
-
-__all__ = ["header", "verify_digest", "write_synced"]
-
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+from seresnext.weights.marks import CHUNK, DIGEST_OFFSET, DIGEST_ZEROS, HEADER_START
+from seresnext.weights.safetensors_file import DTYPE_NAMES
 
 
 def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
@@ -47,7 +33,7 @@ def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[
     offset = 0
     for name, tensor in order:
         entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + tensor.nbytes],
         }
@@ -68,7 +54,7 @@ def write_synced(path: Path, header: bytes, tensors: list[Tensor]) -> None:
             # Only a channels_last tensor is copied here, one at a time.
             flat = tensor.detach().reshape(-1).view(torch.uint8)
             _write_hashed(file, flat.numpy().data, digest)
-        _write_at(file, digest.hexdigest().encode(), DIGEST_OFFSET)
+        os.pwrite(file, digest.hexdigest().encode(), DIGEST_OFFSET)  # replaces 64 existing bytes, so all are written
         os.fsync(file)
     finally:
         os.close(file)
@@ -80,8 +66,3 @@ def _write_hashed(file: int, data: memoryview, digest: hashlib._Hash) -> None:
         digest.update(chunk)
         while chunk:
             chunk = chunk[os.write(file, chunk) :]
-
-
-def _write_at(file: int, data: bytes, offset: int) -> None:
-    written = os.pwrite(file, data, offset)
-    assert written == len(data)  # the 64 bytes of the digest replace existing bytes

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError, Failure
+from seresnext.weights.marks import verify_digest
+from seresnext.weights.opening import UnreadableError
 from seresnext.weights.safetensors_file import read_header, read_safetensors
 
 Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 _STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
-_COPY_CHUNK = 8 << 20  # bytes
 _TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors\.tmp")
 
 
@@ -57,7 +58,6 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     """
     assert metadata.get("step") == str(step), "the metadata belongs to another step"
     header, order = file_format.header(tensors, metadata)
-    size = len(header) + sum(tensor.nbytes for tensor in order)
     path = folder / f"step-{step:08d}.safetensors"
     temporary = _temporary(path)
     try:
@@ -68,7 +68,7 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
         _sync_folder(folder)
     except OSError as error:
         _discard(temporary)  # before the message reads the free space
-        raise _save_error(path, size, error) from error
+        raise _save_error(path, len(header) + sum(tensor.nbytes for tensor in order), error) from error
     finally:
         _discard(temporary)
     return path
@@ -81,7 +81,6 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
     """
     pointer = folder / f"{name}.safetensors"
     temporary = _temporary(pointer)
-    size = path.stat().st_size
     try:
         # Remove a link that a crash left. To open this link for writing would overwrite the old checkpoint.
         temporary.unlink(missing_ok=True)
@@ -92,7 +91,7 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
         temporary.replace(pointer)
         _sync_folder(folder)
     except OSError as error:
-        raise _save_error(pointer, size, error) from error
+        raise _save_error(pointer, path.stat().st_size, error) from error
     finally:
         # Also after success: a rename between two links of one file does nothing and leaves both (rename(2)).
         _discard(temporary)
@@ -122,25 +121,18 @@ def remove_temporary(folder: Path) -> list[Path]:
 def mark_superseded(folder: Path, beyond: int) -> list[Path]:
     """Rename the checkpoints and links of steps after `beyond` to `.superseded`. Return the new names.
 
-    A run that resumes from an older checkpoint repeats the later steps, so later checkpoints are obsolete. Under old
-    names, a resume would choose an obsolete checkpoint, and `prune` would remove new checkpoints first.
+    A resumed run repeats the later steps. A later resume would choose such an obsolete checkpoint, and `prune` would
+    remove new checkpoints first.
     """
     later = [path for step, path in steps(folder).items() if step > beyond]
     later += [pointer for pointer in _pointers(folder) if _step_of(pointer) > beyond]
     return [_renamed(path, ".superseded") for path in later]
 
 
-def supersede_best(folder: Path) -> None:
-    """Rename `best` to `.superseded`, if `best` exists. The resumed run has another best, or none."""
-    pointer = folder / "best.safetensors"
-    if os.path.lexists(pointer):
-        _renamed(pointer, ".superseded")
-
-
 def retire_best(folder: Path) -> Path | None:
     """Rename `best` to the first free `best.superseded-<n>.safetensors`. Return the new name, or None without `best`.
 
-    A run with a changed validation starts a new best. The old best stays, also if the validation changes again.
+    A run whose validation changed, or whose best is of an obsolete step, starts a new best. All old ones stay.
     """
     pointer = folder / "best.safetensors"
     if not os.path.lexists(pointer):
@@ -150,10 +142,7 @@ def retire_best(folder: Path) -> Path | None:
 
 
 def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
-    """Rename files that `newest_valid` found damaged to `.corrupt`. Return the new names.
-
-    `newest_valid` no longer reports renamed files, and `prune` does not count renamed files as kept.
-    """
+    """Rename files that `newest_valid` found damaged to `.corrupt`, so that no function counts the files."""
     return [_renamed(path, ".corrupt") for path in damaged]
 
 
@@ -162,7 +151,7 @@ def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
 
 def is_name_of_run(path: Path) -> bool:
     """Return whether a file of this name in the folder of a run counts as a checkpoint of the run."""
-    return _STEP_NAME.fullmatch(path.name) is not None or path.name in [f"{name}.safetensors" for name in POINTERS]
+    return _STEP_NAME.fullmatch(path.name) is not None or path.name in ("last.safetensors", "best.safetensors")
 
 
 def best_candidates(folder: Path, step: int) -> list[Path]:
@@ -185,44 +174,39 @@ def verify(path: Path) -> dict[str, str]:
 
     Raises CheckpointError for a file that is damaged, truncated, no checkpoint, or not readable.
     """
-    _verify_digest(path)
-    return read_header(path).metadata
+    verify_digest(path)
+    return read_header(path)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Check the digest, and return the tensors (on the CPU) and metadata of a checkpoint. Raises CheckpointError."""
-    _verify_digest(path)
+    verify_digest(path)
     return read_safetensors(path)
 
 
 def newest_valid(folder: Path) -> Newest:
     """Return the checkpoint of the latest step with a right digest, and a warning for each file that was skipped.
 
-    The candidates are `step-*`, `last` and `best`; a link may be a copy, and the only file left. The folder does not
-    change. Raises CheckpointError if there are checkpoints and none is valid, or if only files renamed to `.corrupt`
-    are left: a run must not silently start from nothing, also not in a restart by torchrun.
+    The candidates are `step-*`, `last` and `best`; a link may be a copy, and the only file left. Raises CheckpointError
+    if none is valid, or if only `.corrupt` files are left: a run must not silently start from nothing.
     """
-    warnings: list[str] = []
-    damaged: list[Path] = []
+    warnings, damaged = [], []
     for names in _candidates(folder):
         try:
-            file_format.verify_digest(names[0])
+            verify_digest(names[0])
         except CheckpointError as error:
-            damaged += names
             warnings.append(f"{error}; trying the previous checkpoint")
-        except OSError as error:
-            # The content may be good, so the file keeps the name.
-            warnings.append(f"{names[0]} cannot be read ({error.strerror}); trying the previous checkpoint")
+            if not isinstance(error, UnreadableError):
+                damaged += names
         else:
             return Newest(names[0], warnings, damaged)
     warnings = warnings or [
         f"{path} was found damaged earlier" for path in _entries(folder) if path.suffix == ".corrupt"
     ]
     if warnings:
-        listing = "\n  ".join(warnings)
         raise CheckpointError(
-            f"none of the {len(warnings)} checkpoints in {folder} is valid:\n  {listing}\n"
-            "Restore one of them from a backup, or start from the beginning with --resume never"
+            "\n  ".join([f"none of the {len(warnings)} checkpoints in {folder} is valid:", *warnings])
+            + "\nRestore one of them from a backup, or start from the beginning with --resume never"
         )
     return Newest(None, [], [])
 
@@ -238,16 +222,9 @@ def free_space(folder: Path) -> str:
 # Helpers
 
 
-def _verify_digest(path: Path) -> None:
-    try:
-        file_format.verify_digest(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def _copy_synced(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, _COPY_CHUNK)
+        shutil.copyfileobj(reader, writer)
         writer.flush()
         os.fsync(writer.fileno())
 
@@ -280,10 +257,7 @@ def _save_error(path: Path, size: int, error: OSError) -> SaveError:
 
 
 def _candidates(folder: Path) -> list[list[Path]]:
-    """Return the files to try, each as a list of all names of the file.
-
-    The latest step comes first. At one step `step-*` comes first.
-    """
+    """Return the files to try, latest step first, each as a list of all names of the file, `step-*` first."""
     groups: dict[object, list[Path]] = {}
     for path in [*steps(folder).values(), *_pointers(folder)]:
         try:
@@ -292,13 +266,7 @@ def _candidates(folder: Path) -> list[list[Path]]:
         except OSError:  # A broken link. Reading the file gives the reason.
             identity = path
         groups.setdefault(identity, []).append(path)
-    return sorted(groups.values(), key=lambda names: max(map(_claimed_step, names)), reverse=True)
-
-
-def _claimed_step(path: Path) -> int:
-    """Return the step in the header of a file; if the header cannot be read, the step in the name of the file."""
-    step, match = _step_of(path), _STEP_NAME.fullmatch(path.name)
-    return int(match[1]) if match and step < 0 else step
+    return sorted(groups.values(), key=lambda names: max(map(_step_of, names)), reverse=True)
 
 
 def _pointers(folder: Path) -> list[Path]:
@@ -307,11 +275,12 @@ def _pointers(folder: Path) -> list[Path]:
 
 
 def _step_of(path: Path) -> int:
-    """Return the step in the header of a checkpoint, or -1 if the header has no step."""
+    """Return the step in the header of a checkpoint, or else the step in the name of the file, or else -1."""
     try:
-        return int(read_header(path).metadata["step"])
+        return int(read_header(path)["step"])
     except (CheckpointError, KeyError, ValueError):
-        return -1
+        match = _STEP_NAME.fullmatch(path.name)
+        return int(match[1]) if match else -1
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -328,5 +297,4 @@ def _discard(temporary: Path) -> None:
 
 
 def _renamed(path: Path, suffix: str) -> Path:
-    target = path.with_name(path.name + suffix)
-    return path.replace(target)
+    return path.replace(path.with_name(path.name + suffix))

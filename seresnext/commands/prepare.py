@@ -9,7 +9,6 @@ from pathlib import Path
 from seresnext.arguments import Parser
 from seresnext.errors import UsageError
 from seresnext.paths import path_argument
-from seresnext.process.packages import require_packages
 
 
 def digits_arguments(parser: Parser) -> None:
@@ -18,8 +17,7 @@ def digits_arguments(parser: Parser) -> None:
 
 
 def digits(options: Namespace) -> None:
-    """Write the image folder."""
-    require_packages()
+    """Make an image folder of scikit-learn's handwritten digits."""
     from seresnext.prepare.digits import prepare_digits
 
     prepare_digits(options.output)
@@ -32,8 +30,7 @@ def cifar10_arguments(parser: Parser) -> None:
 
 
 def cifar10(options: Namespace) -> None:
-    """Write the image folder."""
-    require_packages()
+    """Make an image folder of CIFAR-10's binary archive."""
     from seresnext.prepare.cifar10 import prepare_cifar10
 
     prepare_cifar10(options.archive, options.output)
@@ -47,8 +44,7 @@ def imagenet_arguments(parser: Parser) -> None:
 
 
 def imagenet(options: Namespace) -> None:
-    """Check the downloads and build the index."""
-    require_packages()
+    """Check the downloads of ImageNet-1k and build their index."""
     from seresnext.prepare.imagenet import prepare_imagenet
 
     prepare_imagenet(options.folder, options.cache, options.skip_md5)
@@ -80,7 +76,10 @@ The same command again continues after a stop. docs/shards.md describes shards."
 
 
 def shards(options: Namespace) -> None:
-    """Write the shards, or the index of existing shards. Raises UsageError for options that do not fit together."""
+    """Write tar shards of an image folder or of ImageNet's archives.
+
+    With `--index`, write the index of existing shards. Raises UsageError for options that do not fit together.
+    """
     if options.index:
         if not options.classes:
             raise UsageError("--index needs --classes FILE")
@@ -94,7 +93,6 @@ def shards(options: Namespace) -> None:
         raise UsageError(f"--quality {options.quality}: must be at most 95; above 95, JPEG files only grow")
     if options.short_side and options.quality is None:
         options.quality = 90
-    require_packages()
     from seresnext.prepare.shards import index_existing, prepare_shards
 
     if options.index:

@@ -64,7 +64,10 @@ command again resumes the run. README.md describes runs and their folders, docs/
 
 
 def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | None:
-    """Read the recipe and return the training of a rank. For `--print-recipe` and `--diff`, print and return None."""
+    """Train a model by a recipe, or resume a run.
+
+    Reads the recipe and returns the training of a rank. For `--print-recipe` and `--diff`, prints and returns None.
+    """
     from seresnext.checkpoint.argument import checkpoint_argument
     from seresnext.recipe.load import load_recipe, to_values
     from seresnext.recipe.reader import write_scalar

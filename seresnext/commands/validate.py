@@ -36,7 +36,10 @@ recipe that a checkpoint has in it."""
 
 
 def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
-    """Check that checkpoint and data exist, and return the validation of a rank."""
+    """Measure top-1 and top-5 accuracy and loss of a checkpoint or of published weights.
+
+    Checks that checkpoint and data exist, and returns the validation of a rank.
+    """
     # For a published file (.pth) a later message has the address.
     if not os.path.lexists(options.checkpoint) and options.checkpoint.suffix != ".pth":
         raise CheckpointError(f"{options.checkpoint} cannot be opened: no such file; give one with --checkpoint FILE")

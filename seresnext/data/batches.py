@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
 from seresnext.data.augment.erase import RandomErasing
 from seresnext.data.augment.policies import PolicyPipeline
-from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded, RegionDecoder, open_decoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded, RegionDecoder
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
 from seresnext.data.substitute import ADVICE, ReplacedImage, candidates
@@ -50,13 +50,11 @@ class Batch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """Makes the batch of a key, in a loader worker or in the trainer's process."""
+    """Makes the batch of a key, in a loader worker or in the trainer's process. `reader` names images for messages."""
+
+    reader: Reader
 
     def make(self, key: BatchKey) -> Batch: ...
-
-    def name(self, index: int) -> str:
-        """Return the name of an image, for messages."""
-        ...
 
 
 class TrainImages:
@@ -77,16 +75,19 @@ class TrainImages:
         substitutes: bool = False,
         fast: bool = HAS_NVIMGCODEC,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self._transform = transform
         self._seed = seed
-        self._crops = CropReader(reader, seed=seed, max_pixels=max_pixels, substitutes=substitutes, fast=fast)
+        self._max_pixels = max_pixels
         self._policies = policies
         self._erasing = erasing
+        self._substitutes = substitutes
+        self._fast = fast
 
-    def name(self, index: int) -> str:
-        """Return the name of an image."""
-        return self._reader.name(index)
+    @cached_property
+    def _decoder(self) -> RegionDecoder:
+        # Opened late: this object crosses a fork, and a decoder would not survive a fork.
+        return RegionDecoder(self._max_pixels, self._fast)
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key. Raises DataError naming an image that cannot be used."""
@@ -101,33 +102,62 @@ class TrainImages:
         size = key.image_size or self._transform.image_size
         images = torch.empty((len(addresses), size, size, 3), dtype=torch.uint8)
         replaced = []
-        for position, pixels, replacement in self._crops.read(key, choose):
-            image = images[position]
-            resize_into(image, pixels, self._transform.interpolation)
-            if self._policies:
-                draws = rng_at(self._seed, "retouch", *addresses[position])
-                image.copy_(self._policies(image, flips[position], draws))
-                flips[position] = False
-            if replacement:
-                replaced.append(replacement)
-        batch = collate(key, images, flips, self._reader.labels)._replace(replaced=tuple(replaced))
+        for start in range(0, len(addresses), _DECODED_TOGETHER):
+            positions = range(start, min(start + _DECODED_TOGETHER, len(addresses)))
+            crops = self._decode(positions, [addresses[position][1] for position in positions], choose)
+            for position in positions:
+                pixels = crops[position]
+                if isinstance(pixels, DataError):
+                    pixels, replacement = self._replace(position, addresses[position], pixels, choose)
+                    replaced.append(replacement)
+                image = images[position]
+                resize_into(image, pixels, self._transform.interpolation)
+                if self._policies:
+                    draws = rng_at(self._seed, "retouch", *addresses[position])
+                    image.copy_(self._policies(image, flips[position], draws))
+                    flips[position] = False
+        batch = collate(key, images, flips, self.reader.labels)._replace(replaced=tuple(replaced))
         if self._erasing is None:
             return batch
         boxes = [self._erasing.draw(size, size, rng_at(self._seed, "erase", *address)) for address in addresses]
         return batch._replace(boxes=torch.tensor(boxes))
+
+    def _decode(
+        self, positions: Sequence[int], indices: Sequence[int], choose: Choose
+    ) -> dict[int, np.ndarray | DataError]:
+        """Return the crop (uint8 H W 3) or the error of each image, by position in the batch."""
+        results: dict[int, np.ndarray | DataError] = {}
+        encoded = {}
+        for position, index in zip(positions, indices, strict=True):
+            set_current_images([index])
+            try:
+                encoded[position] = Encoded(self.reader.read(index), partial(self.reader.name, index))
+            except DataError as error:
+                results[position] = error
+        set_current_images(indices)
+        read = list(encoded)
+        decoded = self._decoder(list(encoded.values()), lambda n, width, height: choose(read[n], width, height))
+        return results | dict(zip(read, decoded, strict=True))
+
+    def _replace(
+        self, position: int, address: tuple[int, int, int], error: DataError, choose: Choose
+    ) -> tuple[np.ndarray, ReplacedImage]:
+        if not self._substitutes:
+            raise DataError(f"{error}, {ADVICE}")
+        for index in candidates(self.reader.labels, self._seed, address):
+            pixels = self._decode([position], [index], choose)[position]
+            if not isinstance(pixels, DataError):
+                return pixels, ReplacedImage(address[1], str(error), self.reader.name(index))
+        raise DataError(f"{error}; no image of the class could be used as a replacement")
 
 
 class EvaluationImages:
     """Evaluation batches: decoded, resized and cropped by Pillow."""
 
     def __init__(self, reader: Reader, transform: ResizeCenterCrop, *, max_pixels: int) -> None:
-        self._reader = reader
+        self.reader = reader
         self._transform = transform
         self._max_pixels = max_pixels
-
-    def name(self, index: int) -> str:
-        """Return the name of an image."""
-        return self._reader.name(index)
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key, with the images that cannot be used in `unreadable`.
@@ -141,15 +171,14 @@ class EvaluationImages:
             set_current_images([index])
             started = time.monotonic()
             try:
-                image.copy_(
-                    self._transform.decode_and_crop(self._reader.read(index), self.name(index), self._max_pixels)
-                )
+                data, name = self.reader.read(index), self.reader.name(index)
+                image.copy_(self._transform.decode_and_crop(data, name, self._max_pixels))
             except DataError as error:
                 if time.monotonic() - started > _SLOW_FAILURE:
                     raise
                 image.zero_()
                 unreadable.append((index, str(error)))
-        batch = collate(key, images, [False] * len(images), self._reader.labels)
+        batch = collate(key, images, [False] * len(images), self.reader.labels)
         return batch._replace(unreadable=tuple(unreadable))
 
 
@@ -163,69 +192,3 @@ def collate(key: BatchKey, images: Tensor, flips: list[bool], labels: np.ndarray
         key.step,
         key.replica,
     )
-
-
-class CroppedImage(NamedTuple):
-    """A crop (uint8 H W 3), its position in the batch, and the bad image that the crop replaces, if any."""
-
-    position: int
-    pixels: np.ndarray
-    replaced: ReplacedImage | None
-
-
-class CropReader:
-    """Reads and decodes the crops of a micro-batch.
-
-    With `substitutes`, another image of the class replaces a bad image. Otherwise a bad image raises DataError.
-    """
-
-    def __init__(
-        self, reader: Reader, *, seed: int, max_pixels: int, substitutes: bool = False, fast: bool = HAS_NVIMGCODEC
-    ) -> None:
-        self._reader = reader
-        self._seed = seed
-        self._max_pixels = max_pixels
-        self._substitutes = substitutes
-        self._fast = fast
-        self._decoder: RegionDecoder | None = None
-
-    def read(self, key: BatchKey, choose: Choose) -> Iterator[CroppedImage]:
-        """Yield the crops of a micro-batch. `choose` gets the position in the batch, width and height of an image."""
-        if self._decoder is None:
-            # Opened late: this object crosses a fork, and a decoder would not survive a fork.
-            self._decoder = open_decoder(self._max_pixels, self._fast)
-        addresses = key.addresses()
-        for start in range(0, len(addresses), _DECODED_TOGETHER):
-            part = addresses[start : start + _DECODED_TOGETHER]
-            results = self._decode([index for _, index, _ in part], lambda n, w, h, s=start: choose(s + n, w, h))
-            for number, (address, result) in enumerate(zip(part, results, strict=True)):
-                if isinstance(result, DataError):
-                    yield self._replace(start + number, address, result, choose)
-                else:
-                    yield CroppedImage(start + number, result, None)
-
-    def _decode(self, indices: list[int], choose: Choose) -> list[np.ndarray | DataError]:
-        assert self._decoder is not None
-        results: list[np.ndarray | DataError] = []
-        encoded, read = [], []
-        for number, index in enumerate(indices):
-            set_current_images([index])
-            try:
-                encoded.append(Encoded(self._reader.read(index), partial(self._reader.name, index)))
-                read.append(number)
-            except DataError as error:
-                results.append(error)
-        set_current_images(indices)
-        decoded = self._decoder(encoded, lambda n, w, h: choose(read[n], w, h))
-        for number, result in zip(read, decoded, strict=True):
-            results.insert(number, result)
-        return results
-
-    def _replace(self, position: int, address: tuple[int, int, int], error: DataError, choose: Choose) -> CroppedImage:
-        if not self._substitutes:
-            raise DataError(f"{error}, {ADVICE}")
-        for index in candidates(self._reader.labels, self._seed, address):
-            (result,) = self._decode([index], lambda _, w, h: choose(position, w, h))
-            if not isinstance(result, DataError):
-                return CroppedImage(position, result, ReplacedImage(address[1], str(error), self._reader.name(index)))
-        raise DataError(f"{error}; no image of the class could be used as a replacement")

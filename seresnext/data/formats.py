@@ -14,9 +14,7 @@ from seresnext.errors import DataError
 
 def _open_folder(root: str, split: str, cache: Path | None, cache_size: float) -> Reader:
     if is_imagenet(Path(root), split) and not (Path(root) / split).is_dir():
-        raise DataError(
-            f"{root} holds ImageNet's archives and no folder {split}; read the archives with data.format=imagenet"
-        )
+        raise DataError(f"{root} holds ImageNet's archives and no folder {split}; set data.format=imagenet")
     return FolderReader(Path(root), split, cache)
 
 

@@ -40,10 +40,8 @@ class Order:
     slice of the global batch. Raises DataError when there are too few images for one step.
 
     With `repeats` (repeated augmentation, Hoffer et al. 2020, "Augment your batch"), a global batch holds `repeats`
-    copies of each image, and each copy has other augmentations. An epoch has the same number of steps, so it shows
-    `repeats` times fewer images, each in one step. A global batch is laid out copy after copy, with all images in each
-    copy. With at least as many logical replicas as copies, no replica sees an image twice; with fewer, the copies are
-    spread over the replicas as evenly as possible.
+    copies of each image, so an epoch shows `repeats` times fewer images. A global batch is laid out copy after copy, so
+    the copies are spread over the replicas as evenly as possible.
 
     `blocks(seed, epoch)` returns a block number for each image (int N). Images are then shuffled only within a block,
     and the blocks come in order: for datasets larger than the local cache.
@@ -80,24 +78,20 @@ class Order:
         """Return the micro-batch of a logical replica in a step (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._permutation = self._permute(epoch)
+            self._permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
+            if self._blocks is not None:
+                blocks = self._blocks(self._seed, epoch)[self._permutation]
+                self._permutation = self._permutation[np.argsort(blocks, kind="stable")]
             self._epoch = epoch
         copies, positions = np.divmod(np.arange(self._micro_size) + replica * self._micro_size, self._distinct)
         indices = self._permutation[within * self._distinct + positions]
         return BatchKey(step, replica, epoch, indices, copies)
 
-    def _permute(self, epoch: int) -> np.ndarray:
-        permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
-        if self._blocks is None:
-            return permutation
-        return permutation[np.argsort(self._blocks(self._seed, epoch)[permutation], kind="stable")]
-
 
 def block_shuffle(shard_ids: np.ndarray, shards_per_block: int) -> Callable[[int, int], np.ndarray]:
     """Return the `blocks` of an Order: random shards form a block, and other shards in each epoch.
 
-    `shard_ids` (N) has the shard number of each image. With all shards in one block, the order is the one without
-    blocks.
+    `shard_ids` (N) has the shard number of each image.
     """
     count = int(shard_ids.max()) + 1
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
 from seresnext.data.augment.erase import RandomErasing, build_erase_fill
 from seresnext.data.augment.policies import build_policies
-from seresnext.data.batches import BatchSource, EvaluationImages, TrainImages
+from seresnext.data.batches import Batch, BatchSource, EvaluationImages, TrainImages
 from seresnext.data.loading.loader import open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.order import BatchKey, Order, block_shuffle
@@ -27,37 +27,27 @@ from seresnext.runtime import PRECISIONS, Precision
 
 
 def check_same_data(world: World, *readers: Reader) -> None:
-    """Raise DataError unless all ranks see the same images. Copies of the data on several machines may differ.
-
-    The message names the ranks that differ from the majority.
-    """
+    """Raise DataError naming the ranks that see other images than the majority: copies of the data may differ."""
     seen = world.gather((socket.gethostname(), tuple((len(reader), reader.fingerprint) for reader in readers)))
     usual = Counter(splits for _, splits in seen).most_common(1)[0][0]
     others = [f"rank {rank} on {host}" for rank, (host, splits) in enumerate(seen) if splits != usual]
     if others:
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
-        rank, host = next((rank, host) for rank, (host, splits) in enumerate(seen) if splits == usual)
+        one = next(f"rank {rank} on {host}" for rank, (host, splits) in enumerate(seen) if splits == usual)
         raise DataError(
-            f"{', '.join(others[:4])}{more} see other images or classes in data.root than rank {rank} on {host}: "
+            f"{', '.join(others[:4])}{more} see other images or classes in data.root than {one}: "
             "names, sizes or the number of images differ; give all machines the same data"
         )
 
 
 def build_order(recipe: Recipe, reader: Reader) -> Order:
     """Return the order of the training images. Raises DataError when there are too few images for one step."""
-    shards_per_block = recipe.data.shuffle_shards
     blocks = None
-    if shards_per_block is not None:
+    if recipe.data.shuffle_shards is not None:
         assert reader.shard_ids is not None
-        blocks = block_shuffle(reader.shard_ids, shards_per_block)
-    return Order(
-        len(reader),
-        recipe.batch.global_size,
-        recipe.batch.micro_size,
-        recipe.runtime.seed,
-        recipe.augment.repeats,
-        blocks,
-    )
+        blocks = block_shuffle(reader.shard_ids, recipe.data.shuffle_shards)
+    batch, repeats = recipe.batch, recipe.augment.repeats
+    return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks)
 
 
 def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
@@ -65,19 +55,15 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
     data, augment = recipe.data, recipe.augment
     if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
-    transform = RandomResizedCrop(
-        data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation
-    )
+    erasing = augment.erasing
     return TrainImages(
         reader,
-        transform,
+        RandomResizedCrop(data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation),
         seed=recipe.runtime.seed,
         max_pixels=data.max_pixels,
-        substitutes=data.on_error == "substitute",
         policies=build_policies(augment),
-        erasing=RandomErasing(erasing.probability, erasing.scale, erasing.ratio)
-        if (erasing := augment.erasing)
-        else None,
+        erasing=RandomErasing(erasing.probability, erasing.scale, erasing.ratio) if erasing else None,
+        substitutes=data.on_error == "substitute",
     )
 
 
@@ -102,10 +88,9 @@ def device_batches(
     training: bool = False,
     bad_images: BadImageCounter | None = None,
 ) -> Iterator[Iterator[DeviceBatch]]:
-    """Return a context manager that gives the batches of the keys, normalised on this rank's device.
+    """Yield the batches of the keys, normalised on this rank's device. `bad_images` counts replaced images.
 
-    Only training batches are erased, and prepared by compiled code if the recipe compiles. `bad_images` counts replaced
-    images.
+    Training batches are also erased, and prepared by compiled code if the recipe compiles.
     """
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
@@ -114,7 +99,7 @@ def device_batches(
         open_batches(source, keys, workers=data.workers, timeout=runtime.loader_timeout, pin_memory=on_gpu) as batches,
     ):
         yield prefetch(
-            bad_images.watch(batches) if bad_images else batches,
+            _counted(batches, bad_images) if bad_images else batches,
             device=world.device,
             dtype=precision.weights,
             mean=data.mean,
@@ -123,6 +108,12 @@ def device_batches(
             fill=build_erase_fill(recipe) if training else None,
             compiled=training and on_gpu and runtime.compile is True,
         )
+
+
+def _counted(batches: Iterator[Batch], bad_images: BadImageCounter) -> Iterator[Batch]:
+    for batch in batches:
+        bad_images.note(batch.replaced)
+        yield batch
 
 
 def stand_in_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:

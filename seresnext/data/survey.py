@@ -19,13 +19,16 @@ from seresnext.data.decode.pillow import decode, open_image
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 
-MOST_IMAGES = 1000
-"""The largest number of images of a split that are looked at, evenly spaced."""
-
+# The largest number of images of a split that are looked at, evenly spaced.
+_MOST_IMAGES = 1000
 _THREADS = 16
 _MOST_SECONDS = 30.0
 _ORIENTATION = 0x0112
-_TURNED = range(2, 9)
+_EFFECTS = {
+    "turned": "have an EXIF orientation and are used as stored: data with EXIF rotation is not turned",
+    "transparent": "have transparency (an alpha channel or a transparent colour): transparent pixels become the colour "
+    "that is stored for them, often black",
+}
 
 
 class Survey(NamedTuple):
@@ -50,18 +53,13 @@ class _Header(NamedTuple):
 
 
 def survey(reader: Reader, max_pixels: int) -> Survey:
-    """Look at up to `MOST_IMAGES` images, for half a minute at most. All threads end before this returns."""
-    count = min(len(reader), MOST_IMAGES)
+    """Look at up to 1,000 images, for half a minute at most. All threads end before this returns."""
+    count = min(len(reader), _MOST_IMAGES)
     indices = [number * len(reader) // count for number in range(count)]
     deadline = time.monotonic() + _MOST_SECONDS
-    pool = ThreadPoolExecutor(_THREADS)
     # Broken EXIF and odd transparency make Pillow warn. The filters are set once for all threads.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            found = list(pool.map(partial(_look, reader, max_pixels, deadline), indices))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(partial(_look, reader, max_pixels, deadline), indices))
     headers = {index: header for index, header in zip(indices, found, strict=True) if header is not None}
     errors = []
     for index, header in headers.items():
@@ -99,7 +97,7 @@ def _is_turned(image: Image.Image, data: bytes) -> bool:
         exif = Image.Image.getexif(image)
         if image.format == "PNG" and "exif" not in image.info and (place := data.rfind(b"eXIf")) > 0:
             exif.load(data[place + 4 :][: int.from_bytes(data[place - 4 : place])])
-        return exif.get(_ORIENTATION) in _TURNED
+        return exif.get(_ORIENTATION) in range(2, 9)
     except Exception:
         return False  # The pixels are good.
 
@@ -115,19 +113,11 @@ def _may_be_broken(image: Image.Image, data: bytes, max_pixels: int) -> bool:
 
 def describe(surveys: Mapping[str, Survey], readers: Mapping[str, Reader]) -> str | None:
     """Return one warning about the turned and the transparent images of splits, by the splits' names, or None."""
-    effects = (
-        ("turned", "have an EXIF orientation and are used as stored: data with EXIF rotation is not turned"),
-        (
-            "transparent",
-            "have transparency (an alpha channel or a transparent colour): transparent pixels become the colour that "
-            "is stored for them, often black",
-        ),
-    )
     sentences = []
-    for name, effect in effects:
+    for kind, effect in _EFFECTS.items():
         counted = []
         for split, result in surveys.items():
-            if indices := getattr(result, name):
+            if indices := getattr(result, kind):
                 of = f" looked at (of {result.total:,})" if result.seen < result.total else ""
                 example = readers[split].name(indices[0])
                 counted.append(f"{len(indices):,} of {result.seen:,} {split} images{of}, such as {example},")

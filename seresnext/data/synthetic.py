@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from seresnext.data.batches import Batch
+from seresnext.data.batches import Batch, collate
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
@@ -26,12 +26,10 @@ class SyntheticReader(Reader):
 
     @property
     def labels(self) -> np.ndarray:
-        """The label of each image."""
         return self._labels
 
     @property
     def has_local_files(self) -> bool:
-        """False: there are no files."""
         return False
 
     def read(self, index: int) -> bytes:
@@ -39,7 +37,6 @@ class SyntheticReader(Reader):
         raise DataError(f"{self.name(index)} is no file; read synthetic images as batches")
 
     def name(self, index: int) -> str:
-        """Return a name such as `synthetic/7`."""
         return f"synthetic/{index}"
 
 
@@ -47,18 +44,12 @@ class SyntheticImages:
     """Batches of noise. Each image is a piece of one block of noise, so an image costs a copy."""
 
     def __init__(self, reader: Reader, image_size: int, channels: int, seed: int) -> None:
-        self._reader = reader
+        self.reader = reader
         self._image_size = image_size
         self._channels = channels
         self._seed = seed
-        pixels = image_size * image_size * channels
-        self._noise = torch.randint(
-            256, (2 * pixels,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-        )
-
-    def name(self, index: int) -> str:
-        """Return a name such as `synthetic/7`."""
-        return self._reader.name(index)
+        generator = torch.Generator().manual_seed(seed)
+        self._noise = torch.randint(256, (2 * image_size**2 * channels,), dtype=torch.uint8, generator=generator)
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key."""
@@ -66,11 +57,4 @@ class SyntheticImages:
         pixels = size * size * self._channels
         starts = [hash_at(self._seed, "synthetic", index) % pixels for index in key.indices.tolist()]
         images = torch.stack([self._noise[start : start + pixels].view(size, size, self._channels) for start in starts])
-        return Batch(
-            images.permute(0, 3, 1, 2),
-            torch.from_numpy(self._reader.labels[key.indices]),
-            torch.zeros(len(starts), dtype=torch.bool),
-            torch.from_numpy(key.indices.copy()),
-            key.step,
-            key.replica,
-        )
+        return collate(key, images, [False] * len(starts), self.reader.labels)

@@ -29,16 +29,13 @@ class WorkerStatus:
         _own = self._rows[worker].numpy()
 
     def images_of(self, worker: int) -> list[int]:
-        """Return the current images of a worker."""
         row = self._rows[worker].tolist()
         return row[_IMAGES : _IMAGES + row[_COUNT]]
 
     def images_for(self, step: int, replica: int) -> list[int]:
         """Return the current images of the worker that makes the batch of a step and replica."""
-        for worker, batch in enumerate(self._rows[:, [_STEP, _REPLICA]].tolist()):
-            if batch == [step, replica]:
-                return self.images_of(worker)
-        return []
+        batches = self._rows[:, :_COUNT].tolist()
+        return self.images_of(batches.index([step, replica])) if [step, replica] in batches else []
 
 
 def set_current_batch(key: BatchKey) -> None:

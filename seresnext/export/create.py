@@ -35,7 +35,6 @@ from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
 from seresnext.export.verify import Verified, verify
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
-from seresnext.models.counting import count_parameters
 from seresnext.printable import printable, shown_path
 from seresnext.run.predict import presumed_classes
 
@@ -132,7 +131,7 @@ def collect_facts(
             "Seed": recipe.runtime.seed,
         }
     name = architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes"
-    parameters, how = count_parameters(model), loaded.preprocessing
+    parameters, how = sum(parameter.numel() for parameter in model.parameters()), loaded.preprocessing
     return ModelFacts(name, architecture, classes, parameters, how, loaded.weights, digest, training, evaluation)
 
 

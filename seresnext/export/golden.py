@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.formats import PNG
+from seresnext.data.decode.pillow import PNG
 from seresnext.errors import DataError, UsageError
 from seresnext.export.documents import Expected, ExpectedImage
 from seresnext.models import Preprocessing

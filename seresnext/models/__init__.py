@@ -11,13 +11,12 @@ from seresnext.models.pretrained import (
     open_weights,
     published_preprocessing,
 )
-from seresnext.models.registry import MODELS, Architecture, canonical_name, create_model
+from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
 from seresnext.models.timm_names import timm_state_dict
 
 __all__ = [
     "MODELS",
-    "Architecture",
     "LoadedWeights",
     "Preprocessing",
     "SENet",

@@ -1,19 +1,11 @@
-"""The size of a network in three numbers: parameters, multiply-adds and bytes."""
+"""The multiply-adds of a network, and the table of the models that `seresnext models` prints."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable numbers."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_bytes(model: nn.Module) -> int:
-    """Return the bytes of a state dict, with BatchNorm's statistics."""
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
+from seresnext.models.registry import MODELS, create_model
 
 
 def count_multiply_adds(model: nn.Module, in_channels: int = 3, image_size: int = 224) -> int:
@@ -42,3 +34,24 @@ def count_multiply_adds(model: nn.Module, in_channels: int = 3, image_size: int 
         for hook in hooks:
             hook.remove()
     return total
+
+
+def print_models() -> None:
+    """Print a line for each model: its size, then the figures of the published weights."""
+    print(
+        f"{'model':<25} {'parameters':>10} {'multiply-adds':>13} {'bytes of weights':>16} {'top-1':>6} {'top-5':>6}"
+        "  published weights (bytes)"
+    )
+    for name, row in MODELS.items():
+        with torch.device("meta"):
+            num_bytes = sum(tensor.nbytes for tensor in create_model(name).state_dict().values())
+        print(
+            f"{name:<25} {row.params:>10,} {row.multiply_adds / 1e9:>11.2f} G "
+            f"{num_bytes:>16,} {row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file}"
+            + (f" ({row.weights_bytes:,})" if row.weights_bytes else "")
+        )
+    print(
+        "\nMultiply-adds: convolutions and linear layers, one image of 224x224. Bytes of weights: float32, with the\n"
+        "statistics of BatchNorm. Accuracies: as published, percent of ImageNet's validation set, one centre crop of\n"
+        "224x224, and of 288x288 for seresnext50_32x4d."
+    )

@@ -89,7 +89,9 @@ class _Pointwise(torch.autograd.Function):
         picked, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _pointwise_grad_x(gradient, picked, weight)
+            stride, padding, dilation, transposed, output_padding, groups = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+            geometry = (stride, padding, dilation, transposed, output_padding, groups, [True, False, False])
+            grad_x = torch.ops.aten.convolution_backward(gradient, picked, weight, None, *geometry)[0]
             if ctx.stride > 1:
                 grad_picked, grad_x = grad_x, grad_x.new_zeros(ctx.size).contiguous(memory_format=torch.channels_last)
                 grad_x[:, :, :: ctx.stride, :: ctx.stride] = grad_picked
@@ -97,12 +99,6 @@ class _Pointwise(torch.autograd.Function):
             # DDP compares the strides of gradient and weight. The strides can differ where a side has length 1.
             grad_weight = (_rows(gradient).t() @ _rows(picked)).as_strided(weight.shape, weight.stride())
         return grad_x, grad_weight, None
-
-
-def _pointwise_grad_x(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    (stride, padding, dilation), transposed, output_padding, groups = ([1, 1], [0, 0], [1, 1]), False, [0, 0], 1
-    geometry = (stride, padding, dilation, transposed, output_padding, groups)
-    return torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, [True, False, False])[0]
 
 
 def _rows(maps: Tensor) -> Tensor:
@@ -140,12 +136,8 @@ def fused_bn_se_add_relu(
     `fc1` and `fc2` are the two layers of squeeze-and-excitation. `drop_path_mask` is N 1 1 1. The running statistics of
     `norm` are updated.
     """
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    layers = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-    running = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
-    parameters = (norm.weight, norm.bias, *layers)
-    return _BlockEnd.apply(x, shortcut, *parameters, drop_path_mask, *running)  # pyright: ignore[reportReturnType]
+    parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    return _BlockEnd.apply(x, shortcut, *parameters, drop_path_mask, norm)  # pyright: ignore[reportReturnType]
 
 
 class _BlockEnd(torch.autograd.Function):
@@ -172,13 +164,11 @@ class _BlockEnd(torch.autograd.Function):
         weight2: Tensor,
         bias2: Tensor,
         mask: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
+        norm: Any,
     ) -> Tensor:
-        mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)  # C
-        inverse = (variance + eps).rsqrt()  # C, 1 / deviation
+        norm.num_batches_tracked.add_(1)
+        mean, variance = torch.batch_norm_update_stats(x, norm.running_mean, norm.running_var, norm.momentum)  # C
+        inverse = (variance + norm.eps).rsqrt()  # C, 1 / deviation
         normed = (x.mean((2, 3)) - mean) * inverse  # N C, the mean of (x - mean) / deviation over a map
         squeezed = weight * normed + bias
         hidden = F.relu(F.linear(squeezed, weight1.flatten(1), bias1))  # N C/reduction
@@ -192,7 +182,7 @@ class _BlockEnd(torch.autograd.Function):
         ctx.save_for_backward(
             x, output, weight, bias, weight1, weight2, mask, mean, inverse, normed, squeezed, hidden, excitation
         )
-        ctx.eps = eps
+        ctx.eps = norm.eps
         return output
 
     @staticmethod
@@ -234,7 +224,8 @@ class _BlockEnd(torch.autograd.Function):
             grad_fc1.sum(0),
             (grad_fc2.t() @ hidden).as_strided(weight2.shape, weight2.stride()),
             grad_fc2.sum(0),
-            *[None] * 5,
+            None,
+            None,
         )
 
 

@@ -9,8 +9,6 @@ from seresnext.models.registry import MODELS
 from seresnext.paths import address_in, expand_home
 from seresnext.printable import shown_path
 
-_NAMES = ("best.safetensors", "last.safetensors")
-
 
 def find_weights(given: str | Path) -> Path:
     """Return the file of weights for a path: the file, or the checkpoint `best` of a run folder, or else `last`.
@@ -25,7 +23,7 @@ def find_weights(given: str | Path) -> Path:
     path = expand_home(given)
     try:
         if path.is_dir():
-            return _of_run(path)
+            return _checkpoint_in(path)
         is_there = path.exists()
     except (OSError, ValueError):  # A name that is too long or has a NUL character; opening the file reports the error.
         return path
@@ -35,11 +33,11 @@ def find_weights(given: str | Path) -> Path:
     return path
 
 
-def _of_run(folder: Path) -> Path:
-    places = [place / name for name in _NAMES for place in (folder / "checkpoints", folder)]
-    for place in places:
-        if place.is_file():
-            return place
+def _checkpoint_in(folder: Path) -> Path:
+    for name in ("best.safetensors", "last.safetensors"):
+        for path in (folder / "checkpoints" / name, folder / name):
+            if path.is_file():
+                return path
     raise CheckpointError(
         f"{shown_path(folder)} is a folder without a checkpoint: checkpoints/best.safetensors and "
         "checkpoints/last.safetensors do not exist; give a file of weights, or a run folder"

@@ -6,7 +6,7 @@ exceptions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,10 +38,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The steps from an image to the network's input.
+    """The steps from an image to the network's input: resize, crop, scale to 0..1, subtract `mean`, divide by `std`.
 
-    Resize the image so that the shorter side has `image_size / crop_pct` pixels. Cut out the central square of
-    `image_size`. Scale to 0..1. Subtract `mean` and divide by `std`, by channel.
+    The shorter side is resized to `image_size / crop_pct` pixels, and the central square of `image_size` is cut out.
     """
 
     image_size: int
@@ -123,7 +122,7 @@ class LoadedWeights:
 
     @property
     def _model_name(self) -> str | None:
-        return None if self.recipe is None else self.recipe.model.name
+        return self.recipe and self.recipe.model.name
 
 
 def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
@@ -149,9 +148,9 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     if chosen == "auto":
         chosen = "ema" if recipe.ema else "model"
     found = select(tensors, chosen)
-    if not found and weights:
-        raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
     if not found:
+        if weights:
+            raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
         raise CheckpointError(f"{source} has no {chosen} weights; use another checkpoint of the run")
     if others := [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]:
         raise CheckpointError(
@@ -205,24 +204,23 @@ def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Ca
 def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = None) -> ModelSizes:
     """Return the model, the classes and the channels of weights, from their names and shapes.
 
-    The names may have the prefixes that `load_weights` removes. timm's names without `legacy_` mean a padded stem. A
-    checkpoint of this project has the same names for both stems: the stem is the stem of `recorded_name`, the model in
-    the recipe. A bare file with these names has timm's `legacy_` names, and so the rounded stem.
+    timm's names without `legacy_` mean a padded stem. A checkpoint of this project has the same names for both stems:
+    the stem is the stem of `recorded_name`, the model in the recipe. A bare file with these names has timm's `legacy_`
+    names, and so the rounded stem.
 
-    Raise CheckpointError unless the tensors are one of `MODELS` with a classifier. This function does not check that
-    all tensors are there and fit; `load_weights` does.
+    Raise CheckpointError unless the tensors are one of `MODELS` with a classifier. `load_weights` checks the rest.
     """
     tensors, stem_pool = _our_names(tensors, "the file", recorded_name)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     # A ResNeXt without squeeze-and-excitation, or an SE-ResNet without groups, can have the same number of blocks.
     marks = {"layer1.0.conv2.weight": (128, 4, 3, 3), _EXCITATION: (16, 256, 1, 1)}
     # All lengths are checked: the model is built with these classes and channels before the weights are loaded.
-    stem, head = shapes.get(STEM, ()), shapes.get(HEAD[0], ())
-    if marks.items() <= shapes.items() and _is(stem, (64, None, 7, 7)) and _is(head, (None, 2048)):
-        blocks = tuple(_count_blocks(shapes, f"layer{stage}.") for stage in (1, 2, 3, 4))
-        for name, row in MODELS.items():
-            if (row.blocks, row.stem_pool) == (blocks, stem_pool):
-                return ModelSizes(name, head[0], stem[1])
+    match shapes.get(STEM), shapes.get(HEAD[0]):
+        case (64, channels, 7, 7), (classes, 2048) if channels > 0 and classes > 0 and marks.items() <= shapes.items():
+            stages = [{name.split(".")[1] for name in shapes if name.startswith(f"layer{n}.")} for n in (1, 2, 3, 4)]
+            for name, row in MODELS.items():
+                if (row.blocks, row.stem_pool) == (tuple(map(len, stages)), stem_pool):
+                    return ModelSizes(name, classes, channels)
     raise CheckpointError(f"these tensors are the weights of none of {', '.join(MODELS)}; use a file of one of these")
 
 
@@ -235,9 +233,8 @@ def load_weights(
 ) -> list[str]:
     """Copy all tensors into the model, or none. Return notes for the user, one sentence each.
 
-    Prefixes of wrappers are removed from the names, and timm's names are translated. From a checkpoint of this project
-    the EMA weights are taken if there are any, otherwise the model's. `recorded_name` is the model in the recipe of a
-    checkpoint (see `identify_model`). `source` is the file, for messages.
+    The names may have prefixes of wrappers, or be timm's. From a checkpoint of this project the EMA weights are taken
+    if there are any. `recorded_name` is the model in the recipe (see `identify_model`). `source` is for messages.
 
     Every tensor must be there and no other, with the right shape and kind, finite, and variances not negative. The stem
     of file and model must pool in the same way. One CheckpointError lists all problems. Three things are allowed:
@@ -252,7 +249,11 @@ def load_weights(
     wanted = model.state_dict()
     notes = []
     if reset_head:
-        notes.append(_head_note(model, given, source))
+        head = given.get(HEAD[1])
+        theirs = "has no classifier" if head is None else f"is loaded without its classifier of {head.numel()} classes"
+        notes.append(
+            f"{source} {theirs}; the model's own, of {model.num_classes} classes, starts untrained (model.reset_head)"
+        )
         given = {name: tensor for name, tensor in given.items() if name not in HEAD}
         wanted = {name: tensor for name, tensor in wanted.items() if name not in HEAD}
     if STEM in given and given[STEM].shape == (64, 3, 7, 7) and model.in_channels != 3:
@@ -261,10 +262,8 @@ def load_weights(
         notes.append(
             f"{source} is for RGB and the model for {model.in_channels} channels: the filters of the stem are {how}"
         )
-    for name, tensor in wanted.items():
-        if name.endswith("num_batches_tracked"):
-            given.setdefault(name, torch.zeros_like(tensor))
-
+    counters = {name: torch.zeros_like(wanted[name]) for name in wanted if name.endswith("num_batches_tracked")}
+    given = counters | given
     problems = _problems(given, wanted)
     if _EXCITATION in given and stem_pool != model.stem_pool:
         problems.insert(0, [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"])
@@ -287,25 +286,12 @@ def _our_names(tensors: Mapping[str, Tensor], source: str, recorded_name: str | 
     return found, MODELS[canonical_name(recorded_name)].stem_pool if recorded_name else "ceil"
 
 
-def _is(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    """Return whether a shape is the wanted one. None stands for any length but 0."""
-    return len(shape) == len(wanted) and all(
-        length == other or (other is None and length > 0) for length, other in zip(shape, wanted, strict=True)
-    )
-
-
-def _count_blocks(names: Iterable[str], stage: str) -> int:
-    return len({name.removeprefix(stage).partition(".")[0] for name in names if name.startswith(stage)})
-
-
 def _problems(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[list[str]]:
     """Return the problems of the given tensors, one list for each kind of problem."""
     missing = [f"missing: {name}" for name in wanted if name not in given]
     unexpected = [f"unexpected: {printable(name)}" for name in given if name not in wanted]
-    unfit = []
-    for name, target in wanted.items():
-        if name in given and (reason := _unfit(name, given[name], target)):
-            unfit.append(f"{name} {reason}")
+    reasons = {name: _unfit(name, given[name], target) for name, target in wanted.items() if name in given}
+    unfit = [f"{name} {reason}" for name, reason in reasons.items() if reason]
     return [kind for kind in (missing, unexpected, unfit) if kind]
 
 
@@ -337,12 +323,6 @@ def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recor
             f"all but the classifier, for fine-tuning, or model.num_classes={num_classes}"
         )
     return advice
-
-
-def _head_note(model: SENet, given: Mapping[str, Tensor], source: str) -> str:
-    head = given.get(HEAD[1])
-    theirs = "has no classifier" if head is None else f"is loaded without its classifier of {head.numel()} classes"
-    return f"{source} {theirs}; the model's own, of {model.num_classes} classes, starts untrained (model.reset_head)"
 
 
 def _for_channels(filters: Tensor, in_channels: int) -> Tensor:

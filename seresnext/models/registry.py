@@ -17,10 +17,9 @@ class Architecture:
     """A network and the weights that were published for it.
 
     `params` counts trainable numbers. `multiply_adds` counts the multiply-adds of convolutions and linear layers for
-    one image of 224x224. Both are for 1000 classes.
-
-    `top1` and `top5` are percent of ImageNet's validation set, for one centre crop. `image_size`, `crop_pct` and
-    `interpolation` are the preprocessing of this measurement. `weights_bytes` is the size of the file, None if unknown.
+    one image of 224x224. Both are for 1000 classes. `top1` and `top5` are percent of ImageNet's validation set, for one
+    centre crop after the preprocessing by `image_size`, `crop_pct` and `interpolation`. `weights_bytes` is the size of
+    the file, None if unknown.
     """
 
     blocks: tuple[int, int, int, int]

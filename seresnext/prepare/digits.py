@@ -6,13 +6,13 @@ stratified.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from seresnext.errors import DataError
+from seresnext.prepare import complete_folder
 from seresnext.process.packages import extra
 from seresnext.randomness import permutation_at
 
@@ -59,9 +59,6 @@ def prepare_digits(output: Path) -> None:
             )
         print(f"{output}: {train} training and {val} validation images are there already")
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".digits-", dir=output.parent) as temporary:
-        complete = Path(temporary) / "digits"
-        write_digits(complete)
-        complete.rename(output)
+    with complete_folder(output) as folder:
+        write_digits(folder)
     print(f"{output}: wrote {1797 - VALIDATION_IMAGES} training and {VALIDATION_IMAGES} validation images")

@@ -5,15 +5,10 @@ Sizes are compared first, then MD5 sums: 155 GB are read, which takes some minut
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from tqdm import tqdm
-
-from seresnext.data.readers.imagenet import ARCHIVES, Archive, ImagenetReader
+from seresnext.data.readers.imagenet import ARCHIVES, ImagenetReader, check_md5
 from seresnext.errors import DataError
-
-_PIECE = 8 << 20  # bytes of a read
 
 
 def check_sizes(folder: Path) -> None:
@@ -36,25 +31,6 @@ def check_sizes(folder: Path) -> None:
     if problems:
         listing = "\n  ".join(problems)
         raise DataError(f"{folder} does not hold ImageNet's archives as published:\n  {listing}")
-
-
-def check_md5(path: Path, archive: Archive) -> None:
-    """Raise DataError if the MD5 sum of a file differs from the published sum. Show a progress bar on a terminal."""
-    digest = hashlib.md5(usedforsecurity=False)
-    try:
-        with (
-            path.open("rb", buffering=0) as file,
-            tqdm(desc=f"MD5 of {path.name}", total=archive.size, unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-                bar.update(len(piece))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
-    if digest.hexdigest() != archive.md5:
-        raise DataError(
-            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; repeat the download"
-        )
 
 
 def prepare_imagenet(folder: Path, cache: Path | None, skip_md5: bool) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 
 from seresnext.recipe.schema import MAX_GLOBAL_SIZE, Recipe
 
 # Side of the largest image that a stage reduces to one pixel.
 _ONE_PIXEL = {"layer3": 18, "layer4": 34}
-
-Settings = Mapping[str, int]
-"""Batch sizes by key of a recipe."""
 
 
 def lone_stages(recipe: Recipe) -> list[str]:
@@ -45,13 +41,13 @@ def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
     return next((size for size in range(largest, least - 1, -1) if share % size == 0), None)
 
 
-def multiples_near(recipe: Recipe, unit: int, most: int = MAX_GLOBAL_SIZE) -> list[int]:
+def multiples_near(recipe: Recipe, unit: int) -> list[int]:
     """Return the global sizes below and above the recipe's that are multiples of `unit` and of `augment.repeats`."""
     unit, total = math.lcm(unit, recipe.augment.repeats), recipe.batch.global_size
-    return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= most]
+    return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= MAX_GLOBAL_SIZE]
 
 
-def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> Settings | None:
+def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> dict[str, int] | None:
     """Return sizes near the recipe's that all checks accept for so many processes and training images, or None.
 
     The global size stays if possible. Otherwise smaller global sizes are tried first, then larger ones.
@@ -60,7 +56,10 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
     most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)
     if total <= most and total % repeats == 0 and (size := dividing_micro_size(recipe, world_size)):
         return {"batch.global_size": total, "batch.micro_size": size}
-    sizes = list(_halvings(micro, least_micro_size(recipe)))
+    least = least_micro_size(recipe)
+    sizes = [max(micro, least)]
+    while sizes[-1] > least:
+        sizes.append(max(sizes[-1] // 2, least))
     for limit in (min(total, most), most):
         for size in sizes:
             unit = math.lcm(size * world_size, repeats)
@@ -70,7 +69,7 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
     return None
 
 
-def changes(recipe: Recipe, sizes: Settings) -> Settings:
+def changes(recipe: Recipe, sizes: dict[str, int]) -> dict[str, int]:
     """Return the sizes that differ from the sizes in the recipe."""
     own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}
     return {key: value for key, value in sizes.items() if value != own[key]}
@@ -83,14 +82,6 @@ def fitting_in_words(recipe: Recipe) -> str:
     return in_words(changes(recipe, sizes)) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
 
 
-def in_words(settings: Settings) -> str:
+def in_words(settings: dict[str, int]) -> str:
     """Return `batch.global_size=32 and batch.micro_size=16`."""
     return " and ".join(f"{key}={value}" for key, value in settings.items())
-
-
-def _halvings(size: int, least: int) -> Iterator[int]:
-    """Yield a size, a half, a quarter, and so on, then `least`."""
-    while size > least:
-        yield size
-        size //= 2
-    yield least

@@ -8,7 +8,6 @@ from typing import Any
 
 from seresnext.errors import RecipeError
 from seresnext.recipe.batch_sizes import (
-    Settings,
     changes,
     dividing_micro_size,
     fitting_batch,
@@ -25,38 +24,16 @@ from seresnext.recipe.reader import write_value
 from seresnext.recipe.schema import ONLY_FOR, Recipe
 
 # Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
-_FILE_KEYS = (
-    "augment.crop_scale",
-    "augment.crop_ratio",
-    "augment.flip",
-    "augment.interpolation",
-    "data.cache",
-    "data.max_pixels",
-    "data.on_error",
-    "data.train_split",
-    "data.val_split",
-    "evaluation.crop_pct",
-    "evaluation.interpolation",
-)
+_FILE_KEYS = {
+    "augment": ("crop_scale", "crop_ratio", "flip", "interpolation"),
+    "data": ("cache", "max_pixels", "on_error", "train_split", "val_split"),
+    "evaluation": ("crop_pct", "interpolation"),
+}
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
     """Return every disagreement between the keys of a recipe."""
-    checks = (
-        _model,
-        image_problems,
-        _batch,
-        _optimizer,
-        _schedule,
-        _loss,
-        _frozen,
-        _grad_checkpointing,
-        _compress_gradients,
-        _evaluation,
-        _recalibrate,
-        _checkpoint,
-        duration_problems,
-    )
+    checks = (_model, image_problems, _batch, _optimizer, _loss, _runtime, _evaluation, _checkpoint, duration_problems)
     return [*_limited_keys(recipe, unused=False), *(problem for check in checks for problem in check(recipe))]
 
 
@@ -67,14 +44,10 @@ def unused_settings(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[Prob
     """
     yield from _limited_keys(recipe, unused=True)
     if recipe.data.format == "synthetic":
-        for key in _FILE_KEYS:
+        reason = "synthetic images have no files and are not augmented; remove the key"
+        for key in (f"{section}.{name}" for section, names in _FILE_KEYS.items() for name in names):
             if origins.get(key) == "--set":
-                yield Problem(
-                    key,
-                    "has no effect with data.format synthetic: synthetic images have no files and are not augmented; "
-                    "remove the key",
-                    ("data.format",),
-                )
+                yield Problem(key, f"has no effect with data.format synthetic: {reason}", ("data.format",))
     yield from _smoothing(recipe)
 
 
@@ -91,12 +64,11 @@ def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
         if has_effect and value is None and example and not unused:
             yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
         if not has_effect and value != default and unused:
-            yield Problem(
-                key,
-                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}; "
-                f"write the default, {write_value(default)}, or remove the key",
-                (other,),
+            message = (
+                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}"
             )
+            fix = f"write the default, {write_value(default)}, or remove the key"
+            yield Problem(key, f"{message}; {fix}", (other,))
 
 
 def _smoothing(recipe: Recipe) -> Iterator[Problem]:
@@ -107,11 +79,10 @@ def _smoothing(recipe: Recipe) -> Iterator[Problem]:
 
     share (1 - s) + s / K > threshold  <=>  share > (threshold - s / K) / (1 - s)
     """
-    loss, num_classes = recipe.loss, recipe.model.num_classes
-    smoothing, threshold = loss.label_smoothing, loss.target_threshold
-    if loss.name != "bce" or threshold is None or not smoothing or not (recipe.mix.mixup or recipe.mix.cutmix):
+    smoothing, threshold = recipe.loss.label_smoothing, recipe.loss.target_threshold
+    if recipe.loss.name != "bce" or threshold is None or not smoothing or not _is_mixed(recipe):
         return  # `_loss` reports the other cases.
-    same = (threshold - smoothing / num_classes) / (1 - smoothing)
+    same = (threshold - smoothing / recipe.model.num_classes) / (1 - smoothing)
     hint = f" (a threshold of {same:.3g} then gives the same targets)" if 0 <= same < 1 else ""
     yield Problem(
         "loss.label_smoothing",
@@ -119,6 +90,10 @@ def _smoothing(recipe: Recipe) -> Iterator[Problem]:
         f"{smoothing}; write 0{hint}",
         ("loss.target_threshold",),
     )
+
+
+def _is_mixed(recipe: Recipe) -> bool:
+    return bool(recipe.mix.mixup or recipe.mix.cutmix)
 
 
 def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) -> None:
@@ -131,102 +106,36 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
         return
     fitting = [str(count) for count in range(1, total // micro + 1) if total // micro % count == 0]
     advice = [f"start {one_of(fitting)} processes"]
-    advice += [f"set {in_words(settings)}" for settings in _sizes_for_world(recipe, world_size, num_images)]
-    raise RecipeError(
-        [
-            f"batch.global_size: {total} images cannot be split over {world_size} processes in micro-batches of "
-            f"{micro} (batch.micro_size); {', or '.join(advice)}"
-        ]
-    )
-
-
-def _sizes_for_world(recipe: Recipe, world_size: int, num_images: int | None) -> Iterator[Settings]:
-    """Yield settings that fit: a batch near the recipe's, and the nearest batch with the same micro size."""
-    total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    fitting = fitting_batch(recipe, world_size, num_images)
-    if fitting is None:
-        return
-    yield (changed := changes(recipe, fitting))
-    sizes = [size for size in multiples_near(recipe, micro * world_size) if num_images is None or size <= num_images]
-    nearest = min(sizes, key=lambda size: abs(size - total), default=None)
-    if nearest is not None and changed != {"batch.global_size": nearest}:
-        yield {"batch.global_size": nearest}
+    if sizes := fitting_batch(recipe, world_size, num_images):
+        advice.append(f"set {in_words(changes(recipe, sizes))}")
+    problem = f"{total} images cannot be split over {world_size} processes in micro-batches of {micro}"
+    raise RecipeError([f"batch.global_size: {problem} (batch.micro_size); {', or '.join(advice)}"])
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
     model, data = recipe.model, recipe.data
     if model.reset_head and model.weights is None:
-        yield Problem(
-            "model.reset_head",
-            "has no effect without model.weights: a new network has a new head anyway; write false",
-            ("model.weights",),
-        )
+        message = "has no effect without model.weights: a new network has a new head anyway; write false"
+        yield Problem("model.reset_head", message, ("model.weights",))
     if model.zero_init_last and model.weights is not None:
-        yield Problem(
-            "model.zero_init_last",
-            "has no effect with model.weights: the loaded weights replace the zeros; write false",
-            ("model.weights",),
-        )
+        message = "has no effect with model.weights: the loaded weights replace the zeros; write false"
+        yield Problem("model.zero_init_last", message, ("model.weights",))
+    if model.frozen and model.weights is None:
+        message = "needs model.weights: without loaded weights the stages would stay random; write []"
+        yield Problem("model.frozen", message, ("model.weights",))
+    if model.drop_path_rate and _are_blocks_frozen(recipe):
+        message = f"has no effect if all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; write 0"
+        yield Problem("model.drop_path_rate", message, ("model.frozen",))
     if model.in_channels != 3 and data.format != "synthetic":
-        yield Problem(
-            "model.in_channels",
-            f"must be 3, since image files are read as RGB, found {model.in_channels}",
-            ("data.format",),
-        )
+        message = f"must be 3, since image files are read as RGB, found {model.in_channels}"
+        yield Problem("model.in_channels", message, ("data.format",))
     for name, values in (("mean", data.mean), ("std", data.std)):
         if len(values) != model.in_channels:
-            yield Problem(
-                f"data.{name}",
-                f"needs one number per channel, {model.in_channels} (model.in_channels), found {len(values)}",
-                ("model.in_channels",),
-            )
+            message = f"needs one number per channel, {model.in_channels} (model.in_channels), found {len(values)}"
+            yield Problem(f"data.{name}", message, ("model.in_channels",))
 
 
-def _frozen(recipe: Recipe) -> Iterator[Problem]:
-    model = recipe.model
-    if model.frozen and model.weights is None:
-        yield Problem(
-            "model.frozen",
-            "needs model.weights: without loaded weights the stages would stay random; write []",
-            ("model.weights",),
-        )
-    if model.drop_path_rate and _all_blocks_frozen(recipe):
-        yield Problem(
-            "model.drop_path_rate",
-            f"has no effect if all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; write 0",
-            ("model.frozen",),
-        )
-
-
-def _grad_checkpointing(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.runtime.grad_checkpointing:
-        return
-    if recipe.runtime.compile is True:
-        yield Problem(
-            "runtime.grad_checkpointing",
-            "is for models that are not compiled, since torch.compile decides by itself which values to recompute; "
-            "write false, or set runtime.compile to false or auto",
-            ("runtime.compile",),
-        )
-    if _all_blocks_frozen(recipe):
-        yield Problem(
-            "runtime.grad_checkpointing",
-            "has no effect if all of layer1 to layer4 are in model.frozen, since frozen blocks have no backward pass; "
-            "write false",
-            ("model.frozen",),
-        )
-
-
-def _compress_gradients(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.runtime.compress_gradients != "none" and recipe.runtime.precision == "fp64":
-        yield Problem(
-            "runtime.compress_gradients",
-            "would round the gradients of fp64 to 8 bits; write none, or change runtime.precision",
-            ("runtime.precision",),
-        )
-
-
-def _all_blocks_frozen(recipe: Recipe) -> bool:
+def _are_blocks_frozen(recipe: Recipe) -> bool:
     return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.frozen)
 
 
@@ -236,11 +145,8 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         choices = [one_of([str(size) for size in multiples_near(recipe, micro)] or ["a smaller batch.micro_size"])]
         if total % recipe.augment.repeats == 0 and (smaller := dividing_micro_size(recipe)):
             choices.append(f"batch.micro_size={smaller}")
-        yield Problem(
-            "batch.global_size",
-            f"must be a multiple of batch.micro_size, {micro}, found {total}; write {', or '.join(choices)}",
-            ("batch.micro_size",),
-        )
+        message = f"must be a multiple of batch.micro_size, {micro}, found {total}; write {', or '.join(choices)}"
+        yield Problem("batch.global_size", message, ("batch.micro_size",))
     if micro == 1 and (alone := lone_stages(recipe)):
         size = smallest_image(recipe)
         yield Problem(
@@ -252,71 +158,54 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
-    optimizer = recipe.optimizer
+    optimizer, schedule = recipe.optimizer, recipe.schedule
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem("optimizer.nesterov", "needs optimizer.momentum above 0; write false", ("optimizer.momentum",))
     if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
-        yield Problem(
-            "optimizer.decay_norm_and_bias",
-            "has no effect with optimizer.weight_decay 0, found false; write true",
-            ("optimizer.weight_decay",),
-        )
-
-
-def _schedule(recipe: Recipe) -> Iterator[Problem]:
-    schedule, peak = recipe.schedule, recipe.optimizer.lr
-    if schedule.name != "step" and schedule.final_lr > peak:
-        yield Problem(
-            "schedule.final_lr",
-            f"must not be above optimizer.lr, {peak}, found {schedule.final_lr}",
-            ("optimizer.lr", "schedule.name"),
-        )
+        message = "has no effect with optimizer.weight_decay 0, found false; write true"
+        yield Problem("optimizer.decay_norm_and_bias", message, ("optimizer.weight_decay",))
+    if schedule.name != "step" and schedule.final_lr > optimizer.lr:
+        message = f"must not be above optimizer.lr, {optimizer.lr}, found {schedule.final_lr}"
+        yield Problem("schedule.final_lr", message, ("optimizer.lr", "schedule.name"))
 
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
-    loss, mix = recipe.loss, recipe.mix
-    threshold = loss.target_threshold
-    if loss.name == "bce" and threshold is not None and not mix.mixup and not mix.cutmix:
-        yield Problem(
-            "loss.target_threshold",
-            f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null, or switch on "
-            "mix.mixup or mix.cutmix",
-            ("mix.mixup", "mix.cutmix"),
-        )
+    threshold = recipe.loss.target_threshold
+    if recipe.loss.name == "bce" and threshold is not None and not _is_mixed(recipe):
+        message = f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null"
+        yield Problem("loss.target_threshold", message, ("mix.mixup", "mix.cutmix"))
+
+
+def _runtime(recipe: Recipe) -> Iterator[Problem]:
+    runtime = recipe.runtime
+    if runtime.grad_checkpointing and runtime.compile is True:
+        message = "is for models that are not compiled; write false, or set runtime.compile to false or auto"
+        yield Problem("runtime.grad_checkpointing", message, ("runtime.compile",))
+    if runtime.grad_checkpointing and _are_blocks_frozen(recipe):
+        message = "has no effect if all of layer1 to layer4 are in model.frozen, without a backward pass; write false"
+        yield Problem("runtime.grad_checkpointing", message, ("model.frozen",))
+    if runtime.compress_gradients != "none" and runtime.precision == "fp64":
+        message = "would round the gradients of fp64 to 8 bits; write none, or change runtime.precision"
+        yield Problem("runtime.compress_gradients", message, ("runtime.precision",))
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.evaluation.weights == "ema" and recipe.ema is None:
-        yield Problem(
-            "evaluation.weights",
-            "is ema, but ema is null, so the run has no average; write auto or model, or give the ema section",
-            ("ema",),
+    evaluation = recipe.evaluation
+    if evaluation.weights == "ema" and recipe.ema is None:
+        message = "is ema, but ema is null, so the run has no average; write auto or model, or give the ema section"
+        yield Problem("evaluation.weights", message, ("ema",))
+    if evaluation.recalibrate and recipe.early_stop:
+        message = (
+            "needs a last validation that is known in advance, unlike with early_stop; write null for one of the two"
         )
-
-
-def _recalibrate(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.evaluation.recalibrate is None:
-        return
-    if recipe.early_stop is not None:
-        yield Problem(
-            "evaluation.recalibrate",
-            "comes before the last validation, and with early_stop no validation is known in advance to be the last; "
-            "write null for one of the two",
-            ("early_stop",),
-        )
-    if _all_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
-        yield Problem(
-            "evaluation.recalibrate",
-            "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null",
-            ("model.frozen",),
-        )
+        yield Problem("evaluation.recalibrate", message, ("early_stop",))
+    if evaluation.recalibrate and _are_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
+        message = "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null"
+        yield Problem("evaluation.recalibrate", message, ("model.frozen",))
 
 
 def _checkpoint(recipe: Recipe) -> Iterator[Problem]:
     every, keep_every = recipe.checkpoint.every, recipe.checkpoint.keep_every
     if keep_every and (keep_every.unit != every.unit or keep_every.count % every.count):
-        yield Problem(
-            "checkpoint.keep_every",
-            f"must be a multiple of checkpoint.every, {every}, found {keep_every}: only saved checkpoints can be kept",
-            ("checkpoint.every",),
-        )
+        message = f"must be a multiple of checkpoint.every, {every}, found {keep_every}: only saved ones can be kept"
+        yield Problem("checkpoint.keep_every", message, ("checkpoint.every",))

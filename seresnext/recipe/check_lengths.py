@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError
 from seresnext.recipe.explain import Problem
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe.schema import ProgressiveSection, Recipe
 
 
 def check_lengths(recipe: Recipe, steps_per_epoch: int) -> list[str]:
@@ -28,23 +28,15 @@ def check_lengths(recipe: Recipe, steps_per_epoch: int) -> list[str]:
 
 def duration_problems(recipe: Recipe, steps_per_epoch: int | None = None) -> Iterator[Problem]:
     """Yield every disagreement between two durations, neither of which is the length."""
-    progressive, early_stop, every = recipe.data.progressive, recipe.early_stop, recipe.evaluation.every
-    if (
-        progressive
-        and progressive.end_ramp
-        and _is_longer(progressive.start_ramp, progressive.end_ramp, steps_per_epoch)
-    ):
-        yield Problem(
-            "data.progressive.start_ramp",
-            f"must not be after data.progressive.end_ramp, {progressive.end_ramp}, found {progressive.start_ramp}",
-            ("data.progressive.end_ramp",),
-        )
+    progressive = recipe.data.progressive or ProgressiveSection()
+    early_stop, every = recipe.early_stop, recipe.evaluation.every
+    start, end = progressive.start_ramp, progressive.end_ramp
+    if end and _is_longer(start, end, steps_per_epoch):
+        message = f"must not be after data.progressive.end_ramp, {end}, found {start}"
+        yield Problem("data.progressive.start_ramp", message, ("data.progressive.end_ramp",))
     if early_stop and _is_longer(every, early_stop.patience, steps_per_epoch):
-        yield Problem(
-            "early_stop.patience",
-            f"must not be shorter than evaluation.every, {every}, found {early_stop.patience}",
-            ("evaluation.every",),
-        )
+        message = f"must not be shorter than evaluation.every, {every}, found {early_stop.patience}"
+        yield Problem("early_stop.patience", message, ("evaluation.every",))
 
 
 def _unreached_settings(recipe: Recipe, steps_per_epoch: int) -> Iterator[str]:
@@ -53,22 +45,14 @@ def _unreached_settings(recipe: Recipe, steps_per_epoch: int) -> Iterator[str]:
     `end_ramp` and `keep_every` still have an effect at the last step.
     """
     schedule, progressive, early_stop = recipe.schedule, recipe.data.progressive, recipe.early_stop
+    every = schedule.every if schedule.name == "step" else None
+    end_ramp = progressive and progressive.end_ramp
     settings = [
         ("mix.off_after", recipe.mix.off_after, "images are mixed to the end", False),
-        (
-            "schedule.every",
-            schedule.every if schedule.name == "step" else None,
-            "the learning rate never falls",
-            False,
-        ),
+        ("schedule.every", every, "the learning rate never falls", False),
         ("schedule.warmup", schedule.warmup, "the learning rate rises to the end", False),
-        (
-            "data.progressive.end_ramp",
-            progressive.end_ramp if progressive else None,
-            "images do not grow to their full size",
-            True,
-        ),
-        ("early_stop.patience", early_stop.patience if early_stop else None, "the run cannot end early", False),
+        ("data.progressive.end_ramp", end_ramp, "images do not grow to their full size", True),
+        ("early_stop.patience", early_stop and early_stop.patience, "the run cannot end early", False),
         ("checkpoint.keep_every", recipe.checkpoint.keep_every, "the setting keeps no checkpoint", True),
     ]
     end = recipe.length.steps(steps_per_epoch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
@@ -14,60 +13,41 @@ from seresnext.printable import shorten
 from seresnext.recipe.reader import Node
 from seresnext.recipe.schema import Recipe, Section
 
-COMMON_NAMES: dict[str, str] = {
-    "aa": "augment.policy",
-    "accumulation": "batch.micro_size",
-    "accumulation_steps": "batch.micro_size",
-    "amp": "runtime.precision",
-    "arch": "model.name",
-    "aug_repeats": "augment.repeats",
-    "augmentation": "augment",
-    "auto_augment": "augment.policy",
-    "b": "batch.global_size",
-    "batch_size": "batch.global_size",
-    "bs": "batch.global_size",
-    "criterion": "loss.name",
-    "crop_size": "data.image_size",
-    "data_dir": "data.root",
-    "data_path": "data.root",
-    "drop_path": "model.drop_path_rate",
-    "dropout": "model.drop_rate",
-    "dtype": "runtime.precision",
-    "epochs": "length",
-    "eval": "evaluation",
-    "eval_batch_size": "evaluation.batch_size",
-    "freeze": "model.frozen",
-    "gamma": "schedule.factor",
-    "gradient_checkpointing": "runtime.grad_checkpointing",
-    "hflip": "augment.flip",
-    "img_size": "data.image_size",
-    "imgsz": "data.image_size",
-    "j": "data.workers",
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "lr_scheduler": "schedule.name",
-    "max_epochs": "length",
-    "max_steps": "length",
-    "model": "model.name",
-    "num_epochs": "length",
-    "num_steps": "length",
-    "num_workers": "data.workers",
-    "opt": "optimizer.name",
-    "pretrained": "model.weights",
-    "progressive_resizing": "data.progressive",
-    "random_erasing": "augment.erasing",
-    "reprob": "augment.erasing.probability",
-    "sched": "schedule.name",
-    "scheduler": "schedule",
-    "smoothing": "loss.label_smoothing",
-    "step_size": "schedule.every",
-    "stochastic_depth": "model.drop_path_rate",
-    "train_batch_size": "batch.global_size",
-    "validation": "evaluation",
-    "warmup_epochs": "schedule.warmup",
-    "wd": "optimizer.weight_decay",
-    "workers": "data.workers",
+_NAMES_ELSEWHERE = {
+    "augment": "augmentation",
+    "augment.erasing": "random_erasing",
+    "augment.erasing.probability": "reprob",
+    "augment.flip": "hflip",
+    "augment.policy": "aa auto_augment",
+    "augment.repeats": "aug_repeats",
+    "batch.global_size": "b batch_size bs train_batch_size",
+    "batch.micro_size": "accumulation accumulation_steps",
+    "data.image_size": "crop_size img_size imgsz",
+    "data.progressive": "progressive_resizing",
+    "data.root": "data_dir data_path",
+    "data.workers": "j num_workers workers",
+    "evaluation": "eval validation",
+    "evaluation.batch_size": "eval_batch_size",
+    "length": "epochs max_epochs max_steps num_epochs num_steps",
+    "loss.label_smoothing": "smoothing",
+    "loss.name": "criterion",
+    "model.drop_path_rate": "drop_path stochastic_depth",
+    "model.drop_rate": "dropout",
+    "model.frozen": "freeze",
+    "model.name": "arch model",
+    "model.weights": "pretrained",
+    "optimizer.lr": "learning_rate lr",
+    "optimizer.name": "opt",
+    "optimizer.weight_decay": "wd",
+    "runtime.grad_checkpointing": "gradient_checkpointing",
+    "runtime.precision": "amp dtype",
+    "schedule": "scheduler",
+    "schedule.every": "step_size",
+    "schedule.factor": "gamma",
+    "schedule.name": "lr_scheduler sched",
+    "schedule.warmup": "warmup_epochs",
 }
+COMMON_NAMES = {name: key for key, names in _NAMES_ELSEWHERE.items() for name in names.split()}
 """Names in other tools, in lower case with `_` for `-`, and the keys of a recipe with the same meaning."""
 
 REMOVED = {
@@ -110,33 +90,31 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
-def _walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
+@cache
+def all_keys(section: type[Section] = Recipe) -> dict[str, bool]:
+    """Return every key of a recipe as a dotted path. The value tells whether the key is a section."""
+    keys = {}
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        yield prefix + name, inner is not None
+        keys[name] = inner is not None
         if inner:
-            yield from _walk(inner, f"{prefix}{name}.")
+            keys |= {f"{name}.{key}": is_section for key, is_section in all_keys(inner).items()}
+    return keys
 
 
-@cache
-def all_keys() -> dict[str, bool]:
-    """Return every key of a recipe as a dotted path. The value tells whether the key is a section."""
-    return dict(_walk(Recipe))
-
-
-def _normalized(text: str) -> str:
-    return text.lower().replace("-", "_").replace(" ", "_")
+def _normalized(text: str, separator: str = "_") -> str:
+    return text.lower().replace("-", separator).replace(" ", separator).replace("_", separator)
 
 
 def near_miss(word: str, choices: list[str]) -> str | None:
     """Return the choice that is closest to a word, or None if no choice is close."""
-    plain = {_normalized(choice): choice for choice in reversed(choices)}
-    close = difflib.get_close_matches(_normalized(word[:80]), list(plain), n=1, cutoff=0.6)
-    if not close:  # 'SE-ResNeXt50' and 'resnext50' are close to a short name without the underscores.
-        bare = {choice.replace("_", ""): original for choice, original in plain.items()}
-        close = difflib.get_close_matches(_normalized(word[:80]).replace("_", ""), list(bare), n=1, cutoff=0.75)
-        return bare[close[0]] if close else None
-    return plain[close[0]]
+    # 'SE-ResNeXt50' and 'resnext50' are close to a short name without the underscores.
+    for separator, cutoff in (("_", 0.6), ("", 0.75)):
+        spelled = {_normalized(choice, separator): choice for choice in reversed(choices)}
+        close = difflib.get_close_matches(_normalized(word[:80], separator), spelled, n=1, cutoff=cutoff)
+        if close:
+            return spelled[close[0]]
+    return None
 
 
 def unknown_key(parent: str, name: str) -> str:
@@ -164,18 +142,6 @@ def unknown_key(parent: str, name: str) -> str:
     return f"unknown key; the {f'keys of {parent}' if parent else 'sections'} are {', '.join(here)}"
 
 
-def _node_at(root: Node, loc: tuple[int | str, ...]) -> Node | None:
-    node = root
-    for step in loc:
-        if isinstance(node.value, dict) and step in node.value:
-            node = node.value[str(step)]
-        elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-        else:
-            return None
-    return node
-
-
 def _found(node: Node | None) -> str:
     if node is None:
         return "nothing"
@@ -192,17 +158,7 @@ def _found(node: Node | None) -> str:
     return shorten(node.written)
 
 
-_RANGES = {
-    "greater_than": ("must be above {}", "gt"),
-    "greater_than_equal": ("must be at least {}", "ge"),
-    "less_than": ("must be below {}", "lt"),
-    "less_than_equal": ("must be at most {}", "le"),
-}
-
-
-def _choices(error: ErrorDetails) -> list[str]:
-    """Return the words of a Literal. Pydantic gives the words as one text: "'a', 'b' or 'c'"."""
-    return error.get("ctx", {})["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+_LIMIT = {"greater_than": "above", "greater_than_equal": "at least", "less_than": "below", "less_than_equal": "at most"}
 
 
 def _type_problem(expected: str, node: Node | None, hint: str = "") -> str:
@@ -231,14 +187,14 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
     kind = error["type"]
     context = error.get("ctx", {})
     value = None if node is None else node.value
-    if kind in _RANGES:
-        text, name = _RANGES[kind]
-        bound = context[name]
+    if kind in _LIMIT:
+        (bound,) = context.values()
         bound = int(bound) if isinstance(bound, float) and bound.is_integer() else bound
-        return f"{text.format(bound)}, found {_found(node)}"
+        return f"must be {_LIMIT[kind]} {bound}, found {_found(node)}"
     match kind:
         case "literal_error":
-            choices = _choices(error)
+            # Pydantic gives the words of a Literal as one text: "'a', 'b' or 'c'".
+            choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
             expected = choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
             close = near_miss(value, choices) if isinstance(value, str) else None
             hint = f"did you mean {close}?" if close else _text_hint(node) if isinstance(value, bool) else ""
@@ -275,12 +231,9 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
             return _type_problem("a section of keys", node, hint)
         case "value_error":
             reason = str(context["error"])
-            return reason if _mentions(reason, node) else f"{reason}, found {_found(node)}"
+            is_named = node and not isinstance(value, dict | list) and str(value) in reason
+            return reason if is_named else f"{reason}, found {_found(node)}"
     return f"{error['msg']}, found {_found(node)}"
-
-
-def _mentions(reason: str, node: Node | None) -> bool:
-    return node is not None and not isinstance(node.value, dict | list) and str(node.value) in reason
 
 
 def explain(error: ErrorDetails, root: Node) -> tuple[Problem, Node | None]:
@@ -288,7 +241,7 @@ def explain(error: ErrorDetails, root: Node) -> tuple[Problem, Node | None]:
     loc = error["loc"]
     keys = tuple(step for step in loc if isinstance(step, str))
     path = ".".join(keys)
-    node = _node_at(root, loc)
+    node = root.at(loc)
     if error["type"] == "extra_forbidden":
         return Problem(shorten(path), unknown_key(".".join(keys[:-1]), keys[-1])), node
     if error["type"] == "missing" and len(loc) == len(keys):
@@ -298,6 +251,6 @@ def explain(error: ErrorDetails, root: Node) -> tuple[Problem, Node | None]:
     if node and (fix := REMOVED.get(f"{path}={node.value}")):
         return Problem(path, f"{node.value} was removed in version 0.2; {fix}"), node
     if error["type"] == "missing":  # A number of a pair is missing.
-        node = _node_at(root, keys)
-    index = "".join(f"[{step}]" for step in loc if isinstance(step, int) and error["type"] != "missing")
-    return Problem(path + index, _message(error, node)), node or _node_at(root, keys)
+        loc, node = keys, root.at(keys)
+    index = "".join(f"[{step}]" for step in loc if isinstance(step, int))
+    return Problem(path + index, _message(error, node)), node or root.at(keys)

@@ -53,9 +53,8 @@ def _not_found(name: str, folder: Path, folder_name: str) -> str:
     written, names = Path(name), recipe_names()
     parent = (folder / name).parent
     files = sorted(file.name for file in parent.glob("*.yaml")) if os.path.isdir(parent) else []  # noqa: PTH112
-    if close := near_miss(written.name, files):
-        close = str(written.with_name(close))
-    close = close or near_miss(written.name.removesuffix(".yaml"), names)
+    file = near_miss(written.name, files)
+    close = written.with_name(file) if file else near_miss(written.name.removesuffix(".yaml"), names)
     hint = f"did you mean {close}? " if close else ""
     known = f"recipes: {', '.join(names) or 'none'}"
     return f"no recipe {shorten(name)!r}: {folder_name} has no such file, and no recipe has this name; {hint}{known}"
@@ -68,79 +67,71 @@ def display(path: Path) -> str:
 
 
 class RecipeFiles:
-    """Reader of files with their bases. Each file is read once. A file that cannot be read is None.
+    """Reader of files with their bases. Each file is read once. Problems are appended to the list `problems`.
 
-    Problems are appended to the list `problems`.
+    `are_read` is False if a file or a base cannot be read. The values are then incomplete.
     """
 
     def __init__(self, problems: list[str]) -> None:
+        self.are_read = True
         self._problems = problems
-        self._merged: dict[Path, Node | None] = {}
+        self._merged: dict[Path, Node] = {}
 
-    def read(self, path: Path, chain: tuple[Path, ...] = ()) -> Node | None:
+    def read(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
+        """Return the values of a file over the values of its bases. `chain` are the files that are based on it."""
         key = path.resolve()
         if key not in self._merged:
             self._merged[key] = self._read(path, (*chain, key))
         return self._merged[key]
 
-    def _read(self, path: Path, chain: tuple[Path, ...]) -> Node | None:
+    def _fail(self, *problems: str) -> Node:
+        self.are_read = False
+        self._problems += problems
+        return Node({}, "")
+
+    def _read(self, path: Path, chain: tuple[Path, ...]) -> Node:
         label = display(path)
+
+        def origin_of(line: int) -> str:
+            return f"{label}:{line}"
+
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
             if len(data) > MAX_BYTES:
-                raise Unreadable(f"{label}: larger than {MAX_BYTES:,} bytes; this is not a recipe")
-            try:
-                text = decode_bytes(data)
-            except Unreadable as problem:
-                raise Unreadable(f"{label}:{problem}") from None
-            root, problems = read_yaml(text, lambda line: f"{label}:{line}")
+                return self._fail(f"{label}: larger than {MAX_BYTES:,} bytes; this is not a recipe")
+            root, problems = read_yaml(decode_bytes(data, origin_of), origin_of)
         except OSError as error:
-            self._problems.append(f"{label}: cannot be read: {error.strerror}")
-            return None
+            return self._fail(f"{label}: cannot be read: {error.strerror}")
         except Unreadable as problem:
-            self._problems.append(str(problem))
-            return None
+            return self._fail(str(problem))
         self._problems += problems
         if root is None or not isinstance(root.value, dict):
             found = "is empty" if root is None or root.value is None else "is not a mapping of sections"
             origin = label if root is None else root.origin
-            self._problems.append(f"{origin}: {found}; write sections, such as 'model: {{name: seresnext50}}'")
-            return None
-        return self._with_bases(path, root, chain)
+            return self._fail(f"{origin}: {found}; write sections, such as 'model: {{name: seresnext50}}'")
+        merged = Node({}, root.origin)
+        if base := root.value.pop("base", None):
+            for item in base.value if isinstance(base.value, list) else [base]:
+                merged = merge(merged, self._base(path, base.origin, item, chain))
+        return merge(merged, root)
 
-    def _with_bases(self, path: Path, root: Node, chain: tuple[Path, ...]) -> Node | None:
-        own = Node({key: node for key, node in root.value.items() if key != "base"}, root.origin)
-        if "base" not in root.value:
-            return own
-        base = root.value["base"]
-        listed = base.value if isinstance(base.value, list) else [base]
-        merged: Node | None = Node({}, root.origin)
-        for item in listed:
-            below = self._base(path, base, item, chain)
-            merged = None if merged is None or below is None else merge(merged, below)
-        return None if merged is None else merge(merged, own)
-
-    def _base(self, path: Path, base: Node, item: Node, chain: tuple[Path, ...]) -> Node | None:
+    def _base(self, path: Path, origin: str, item: Node, chain: tuple[Path, ...]) -> Node:
         if item.broken:
-            return None
+            return self._fail()
         if not isinstance(item.value, str) or not item.value:
             found = item.written or "no name"
-            self._problems.append(f"{base.origin}: base: expected a recipe or a list of recipes, found {found}")
-            return None
+            return self._fail(f"{origin}: base: expected a recipe or a list of recipes, found {found}")
         name = os.path.expanduser(item.value)  # noqa: PTH111
         target = _find(name, path.parent)
         if target is None:
             problem = _not_found(name, path.parent, f"the folder of {display(path)}")
-            self._problems.append(f"{base.origin}: base: {problem}")
-            return None
+            return self._fail(f"{origin}: base: {problem}")
         if target.resolve() in chain:
             names = " -> ".join(display(step) for step in (*chain, target))
-            self._problems.append(f"{base.origin}: base: {display(target)} is based on itself: {names}")
-            return None
+            return self._fail(f"{origin}: base: {display(target)} is based on itself: {names}")
         if len(chain) > _MAX_BASES_DEEP:
-            self._problems.append(f"{base.origin}: base: more than {_MAX_BASES_DEEP} files deep")
-            return None
+            return self._fail(f"{origin}: base: more than {_MAX_BASES_DEEP} files deep")
         return self.read(target, chain)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from seresnext.errors import RecipeError
 from seresnext.paths import expand_home
@@ -38,13 +39,14 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     """
     path = find_recipe(name_or_path)
     problems: list[str] = []
-    root = RecipeFiles(problems).read(path)
+    files = RecipeFiles(problems)
+    root = files.read(path)
     for override in overrides:
         root = _override(root, override, problems)
-    if root is None:
+    if not files.are_read:
         raise RecipeError(_cut(problems))
     for key in _PATHS:
-        node = _at(root, key)
+        node = root.at(key.split("."))
         if node and isinstance(node.value, str) and node.value.startswith("~"):
             root = _replace(root, key.split("."), replace(node, value=str(expand_home(node.value))))
     recipe = _validate(root, display(path), problems, is_new=True)
@@ -56,12 +58,12 @@ def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
 
     Keys that version 0.1 had and this version has not are dropped.
     """
+    root = _node_of(values, origin)
     if _count(values) > MAX_VALUES:
         raise RecipeError([f"{origin}: more than {MAX_VALUES} values; this is not a recipe"])
-    root = _node_of(values, origin)
     for key in REMOVED:
         section, _, name = key.partition(".")
-        if (node := _at(root, section)) and isinstance(node.value, dict):
+        if (node := root.at([section])) and isinstance(node.value, dict):
             node.value.pop(name, None)
     return _validate(root, origin, [])
 
@@ -71,36 +73,30 @@ def to_values(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def _override(root: Node | None, override: str, problems: list[str]) -> Node | None:
-    """Return the recipe with one `KEY=VALUE` applied. Problems are collected even if there is no recipe."""
+def _override(root: Node, override: str, problems: list[str]) -> Node:
+    """Return the recipe with one `KEY=VALUE` applied."""
     key, equals, text = override.partition("=")
     key = key.strip()
-    where = f"--set {shorten(override)}"
+    value, found = None, []
     if not equals or not key or not text.strip():
-        problems.append(f"{where}: write KEY=VALUE, such as --set optimizer.lr=0.4 (null for no value)")
-        return root
-    if key not in all_keys():
-        problems.append(f"{where}: {shorten(key)}: {_unknown_override(key)}")
-        return root
-    try:
-        value, found = read_value(text, key)
-    except Unreadable as problem:
-        problems.append(f"{where}: {str(problem).removeprefix('--set: ')}")
-        return root
-    problems += [f"{where}: {problem.removeprefix('--set: ')}" for problem in found]
-    if value is None:
-        problems.append(f"{where}: {key}: no value")
-        return root
-    return root if root is None else _replace(root, key.split("."), value)
-
-
-def _unknown_override(key: str) -> str:
-    if key == "base":
-        return "write the key in the file of a recipe"
-    parent, _, name = key.rpartition(".")
-    if all_keys().get(parent) is False:
-        return f"{parent} has no keys inside; set the value as a whole"
-    return unknown_key(parent, name)
+        found = ["write KEY=VALUE, such as --set optimizer.lr=0.4 (null for no value)"]
+    elif key == "base":
+        found = ["base: write the key in the file of a recipe"]
+    elif key not in all_keys():
+        parent, _, name = key.rpartition(".")
+        is_inside_value = all_keys().get(parent) is False
+        hint = (
+            f"{parent} has no keys inside; set the value as a whole" if is_inside_value else unknown_key(parent, name)
+        )
+        found = [f"{shorten(key)}: {hint}"]
+    else:
+        try:
+            value, found = read_value(text, key)
+            found = found if value else [*found, f"{key}: no value"]
+        except Unreadable as problem:
+            found = [str(problem)]
+    problems += [f"--set {shorten(override)}: {problem.removeprefix('--set: ')}" for problem in found]
+    return _replace(root, key.split("."), value) if value else root
 
 
 def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
@@ -112,22 +108,9 @@ def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
     return Node(entries, root.origin, broken=root.broken)
 
 
-def _at(root: Node, key: str) -> Node | None:
-    """Return the node at a dotted path, or None."""
-    node: Node | None = root
-    for step in key.split("."):
-        node = node.value.get(step) if node and isinstance(node.value, dict) else None
-    return node
-
-
 def _count(value: Any) -> int:
-    """Count the values in plain data. The count ends soon after `MAX_VALUES`."""
-    count, left = 0, [value]
-    while left and count <= MAX_VALUES:
-        item = left.pop()
-        count += 1
-        left += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
-    return count
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, items))
 
 
 def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
@@ -157,16 +140,21 @@ def _validate(root: Node, where: str, problems: list[str], is_new: bool = False)
         errors = error.errors(include_url=False)
         found = [explain(details, root) for details in errors[:_MAX_PROBLEMS]]
         unseen = len(errors) - len(found)
-        recipe = _repaired(root.plain(), error)
+        recipe = _repaired(root.plain(), errors)
     wrong = [problem.key.partition("[")[0] for problem, _ in found]
     if recipe:
         unused = unused_settings(recipe, _origins(to_values(recipe), root)) if is_new else ()
         for problem in [*cross_field_problems(recipe), *unused]:
-            if not any(_overlap(key, bad) for key in (problem.key, *problem.related) for bad in wrong):
-                found.append((problem, _written_node(problem, root)))
-    shown = [_line(problem, node, where) for problem, node in found if not (node and node.broken)]
-    if problems or shown:
-        raise RecipeError(_cut(problems + [text for _, text in sorted(shown, key=lambda pair: pair[0])], unseen))
+            keys = (problem.key, *problem.related)
+            if not any(_overlap(key, bad) for key in keys for bad in wrong):
+                # The node of the first key that stands in a file or an override.
+                nodes = (root.at(key.split(".")) for key in keys)
+                found.append((problem, next((node for node in nodes if node), None)))
+    placed = [(node.origin if node else where, problem) for problem, node in found if not (node and node.broken)]
+    placed.sort(key=lambda pair: _file_and_line(pair[0]))
+    if problems or placed:
+        lines = [f"{origin}: {problem.key}: {problem.message}" for origin, problem in placed]
+        raise RecipeError(_cut(problems + lines, unseen))
     assert recipe is not None
     return recipe
 
@@ -176,9 +164,9 @@ def _cut(problems: list[str], unseen: int = 0) -> list[str]:
     return problems if more <= 0 else [*problems[:_MAX_PROBLEMS], f"and {more} more"]
 
 
-def _repaired(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe | None:
     """Return the recipe without the invalid values, to check the other values against each other."""
-    for details in error.errors(include_url=False):
+    for details in errors:
         keys = [step for step in details["loc"] if isinstance(step, str)]
         section = values
         for key in keys[:-1]:
@@ -196,27 +184,18 @@ def _overlap(a: str, b: str) -> bool:
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
-def _written_node(problem: Problem, root: Node) -> Node | None:
-    """Return the node of the first key of a problem that stands in a file or an override."""
-    for key in (problem.key, *problem.related):
-        if node := _at(root, key):
-            return node
-    return None
-
-
-def _line(problem: Problem, node: Node | None, where: str) -> tuple[tuple[str, int], str]:
-    origin = node.origin if node else where
+def _file_and_line(origin: str) -> tuple[str, int]:
     file, _, line = origin.rpartition(":")
-    order = (file, int(line)) if line.isdigit() else (origin, 0)
-    return order, f"{origin}: {problem.key}: {problem.message}"
+    return (file, int(line)) if line.isdigit() else (origin, 0)
 
 
-def _origins(values: dict[str, Any], root: Node | None, prefix: str = "") -> dict[str, str]:
+def _origins(values: dict[str, Any], root: Node | None) -> dict[str, str]:
+    """Return the origin of each value by dotted key."""
     origins: dict[str, str] = {}
     for key, value in values.items():
-        node = root.value.get(key) if root and isinstance(root.value, dict) else None
+        node = root and root.at([key])
         if isinstance(value, dict):
-            origins |= _origins(value, node, f"{prefix}{key}.")
+            origins |= {f"{key}.{name}": origin for name, origin in _origins(value, node).items()}
         else:
-            origins[prefix + key] = node.origin if node else "default"
+            origins[key] = node.origin if node else "default"
     return origins

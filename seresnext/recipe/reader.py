@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -27,27 +27,17 @@ MAX_DEPTH = 10
 MAX_VALUES = 1_000
 MAX_DIGITS = 100
 
-_WORDS: dict[str, bool | None] = {
+_WORDS = {
     form: value
-    for word, value in [
-        ("null", None),
-        ("true", True),
-        ("false", False),
-        ("yes", True),
-        ("no", False),
-        ("on", True),
-        ("off", False),
-    ]
+    for words, value in (("null", None), ("true yes on", True), ("false no off", False))
+    for word in words.split()
     for form in (word, word.capitalize(), word.upper())
 } | {"": None, "~": None}
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _REFUSED = [
-    (
-        re.compile(r"[-+]?0[0-9]+"),
-        "begins with 0, which some YAML readers take for octal; write the number without the 0",
-    ),
+    (re.compile(r"[-+]?0[0-9]+"), "begins with 0, which is octal to some readers; write the number without the 0"),
     (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+"), "is not decimal; write a decimal number"),
     (re.compile(r"(?=.*_)[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?"), "has underscores; write the digits alone"),
     (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "is a base-60 number to some readers; write a plain number"),
@@ -75,16 +65,24 @@ class Node:
             return [node.plain() for node in self.value]
         return self.value
 
+    def at(self, path: Sequence[str | int]) -> Node | None:
+        """Return the node at a path of keys and of places in lists, or None."""
+        node = self
+        for step in path:
+            if isinstance(node.value, dict) and step in node.value:
+                node = node.value[str(step)]
+            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+            else:
+                return None
+        return node
+
 
 class Unreadable(Exception):
     """A problem after which the rest of the text cannot be read."""
 
 
-class RecipeLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, used for its events only: PyYAML's rules for numbers and tags have no effect."""
-
-
-class _ValueLoader(RecipeLoader):
+class _ValueLoader(yaml.SafeLoader):
     """A loader for one value of the command line: `#` does not begin a comment.
 
     The scanner calls `peek` for decisions and `prefix` for the text. `peek` returns a letter in place of `#`.
@@ -108,8 +106,8 @@ def read_scalar(text: str) -> tuple[Any, str | None]:
         return int(text), None
     if _FLOAT.fullmatch(text):
         return float(text), None
-    if match := _NOT_FINITE.fullmatch(text):
-        return float(match[1] + "inf") if match[2] else float("nan"), None
+    if _NOT_FINITE.fullmatch(text):
+        return float(text.replace(".", "")), None
     return text, None
 
 
@@ -135,60 +133,40 @@ def write_value(value: Any) -> str:
     return write_scalar(value)
 
 
-def _has_control(text: str) -> bool:
+def has_control(text: str) -> bool:
     """Return whether a text has a line break, a terminal escape or half of a surrogate pair."""
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
-def decode_bytes(data: bytes) -> str:
-    """Return the text of a file. Raises `Unreadable` with `LINE: PROBLEM`."""
+def decode_bytes(data: bytes, origin_of: Callable[[int], str]) -> str:
+    """Return the text of a file. Raises `Unreadable` with a located message."""
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable("1: begins with a byte order mark; save the file as UTF-8 without one")
-    if b"\0" in data:
-        raise Unreadable(f"{data[: data.index(0)].count(10) + 1}: contains a NUL byte, so this is not a text file")
+        raise Unreadable(f"{origin_of(1)}: begins with a byte order mark; save the file as UTF-8 without one")
+    if (place := data.find(0)) >= 0:
+        where = origin_of(data.count(b"\n", 0, place) + 1)
+        raise Unreadable(f"{where}: contains a NUL byte, so this is not a text file")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise Unreadable(f"{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+        where = origin_of(data.count(b"\n", 0, error.start) + 1)
+        raise Unreadable(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
 
 
 class _Builder:
-    """Builder of nodes from events. Collects every problem after which the rest can still be read."""
+    """Builder of nodes from PyYAML's events. Collects every problem after which the rest can still be read."""
 
-    def __init__(self, text: str, origin_of: Callable[[int], str], root_path: str, loader: type[RecipeLoader]) -> None:
-        self._loader_class = loader
-        self._root_path = root_path
+    def __init__(self, loader: yaml.SafeLoader, origin_of: Callable[[int], str]) -> None:
+        self._loader = loader
         self._origin_of = origin_of
-        self._text = text
         self._values = 0
         self.problems: list[str] = []
 
-    def build(self) -> Node | None:
-        """Return the root, or None for an empty text. Raises `Unreadable` if the text is not YAML."""
-        try:
-            self._loader = self._loader_class(self._text)
-        except yaml.reader.ReaderError as error:
-            line = self._text.count("\n", 0, error.position) + 1
-            character = f"U+{ord(self._text[error.position]):04X}"
-            raise Unreadable(f"{self._origin_of(line)}: character {character} is not allowed") from None
-        try:
-            return self._document()
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            where = self._origin_of(mark.line + 1 if mark else 1)
-            raise Unreadable(f"{where}: {_syntax(error)}") from None
-        except (ValueError, OverflowError):  # PyYAML on "\UFFFFFFFF" and %YAML with too many digits
-            where = self._origin_of(self._loader.get_mark().line + 1)
-            raise Unreadable(f"{where}: not readable as YAML") from None
-        finally:
-            self._loader.dispose()
-
-    def _document(self) -> Node | None:
+    def document(self, root_path: str) -> Node | None:
+        """Return the root, or None for an empty text."""
         self._loader.get_event()  # the stream begins
         if isinstance(self._loader.get_event(), yaml.StreamEndEvent):
             return None
-        root = self._node(self._loader.get_event(), self._root_path, 0)
+        root = self._node(self._loader.get_event(), root_path, 0)
         self._loader.get_event()  # the document ends
         more = self._loader.get_event()
         if not isinstance(more, yaml.StreamEndEvent):
@@ -202,16 +180,15 @@ class _Builder:
         self.problems.append(f"{self._where(event)}: {path}{': ' if path else ''}{message}")
 
     def _node(self, event: Any, path: str, depth: int) -> Node:
+        where = self._where(event)
         self._values += 1
         if self._values > MAX_VALUES:
-            raise Unreadable(f"{self._where(event)}: more than {MAX_VALUES} values; this is not a recipe")
+            raise Unreadable(f"{where}: more than {MAX_VALUES} values; this is not a recipe")
         if depth > MAX_DEPTH:
-            raise Unreadable(f"{self._where(event)}: nested deeper than {MAX_DEPTH}; this is not a recipe")
-        where = self._where(event)
+            raise Unreadable(f"{where}: nested deeper than {MAX_DEPTH}; this is not a recipe")
         if isinstance(event, yaml.AliasEvent):
-            self._report(
-                event, path, f"alias *{shorten(event.anchor)}; aliases are not allowed, use 'base:' to share values"
-            )
+            message = f"alias *{shorten(event.anchor)}; aliases are not allowed, use 'base:' to share values"
+            self._report(event, path, message)
             return Node(None, where, broken=True)
         broken = self._report_anchor_and_tag(event, path)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -221,7 +198,13 @@ class _Builder:
             return Node(items, where, broken=broken)
         if isinstance(event, yaml.MappingStartEvent):
             return Node(self._mapping(path, depth), where, broken=broken)
-        return self._scalar(event, path, broken)
+        value, problem = read_scalar(event.value) if event.style is None else (event.value, None)
+        if isinstance(value, str) and has_control(value):
+            problem = "text with a line break or another control character"
+        if problem:
+            self._report(event, path, problem)
+        written = event.value if event.style is None else repr(event.value)
+        return Node(value, where, written, broken or problem is not None)
 
     def _report_anchor_and_tag(self, event: Any, path: str) -> bool:
         if event.anchor is not None:
@@ -232,18 +215,8 @@ class _Builder:
             self._report(event, path, f"tag {shorten(tag)}; tags are not allowed, write the value alone")
         return event.anchor is not None or event.tag is not None
 
-    def _scalar(self, event: Any, path: str, broken: bool) -> Node:
-        value, problem = read_scalar(event.value) if event.style is None else (event.value, None)
-        if isinstance(value, str) and _has_control(value):
-            problem = "text with a line break or another control character"
-        if problem:
-            self._report(event, path, problem)
-        written = event.value if event.style is None else repr(event.value)
-        return Node(value, self._where(event), written, broken or problem is not None)
-
     def _mapping(self, path: str, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
-        first: dict[str, int] = {}
         while not isinstance(event := self._loader.get_event(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise Unreadable(f"{self._where(event)}: a key must be text")
@@ -251,16 +224,14 @@ class _Builder:
             key = event.value
             key_path = shorten(f"{path}.{key}" if path else key)
             node = self._node(self._loader.get_event(), key_path, depth + 1)
-            if _has_control(key):
+            if has_control(key):
                 self._report(event, path, f"key {shorten(repr(key))} with a line break or another control character")
             elif key in entries:
-                self._report(event, key_path, f"duplicate key, first written in line {first[key]}")
+                self._report(event, key_path, f"duplicate key, first written in {entries[key].origin}")
             elif key == "<<":
                 self._report(event, path, "merge key '<<'; merge keys are not allowed, use 'base:' to share values")
             else:
-                # The line of a value is the line of the key.
-                entries[key] = Node(node.value, self._where(event), node.written, node.broken)
-                first[key] = event.start_mark.line + 1
+                entries[key] = replace(node, origin=self._where(event))  # The line of a value is the line of the key.
         return entries
 
 
@@ -275,17 +246,36 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     return f"not readable as YAML: {problem}" + (f" ({error.context})" if error.context else "")
 
 
+def _read(
+    text: str, origin_of: Callable[[int], str], root_path: str, loader_class: type[yaml.SafeLoader]
+) -> tuple[Node | None, list[str]]:
+    try:
+        loader = loader_class(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        character = f"U+{ord(text[error.position]):04X}"
+        raise Unreadable(f"{origin_of(line)}: character {character} is not allowed") from None
+    builder = _Builder(loader, origin_of)
+    try:
+        return builder.document(root_path), builder.problems
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise Unreadable(f"{origin_of(mark.line + 1 if mark else 1)}: {_syntax(error)}") from None
+    except (ValueError, OverflowError):  # PyYAML on "\UFFFFFFFF" and %YAML with too many digits
+        raise Unreadable(f"{origin_of(loader.get_mark().line + 1)}: not readable as YAML") from None
+    finally:
+        loader.dispose()
+
+
 def read_yaml(text: str, origin_of: Callable[[int], str]) -> tuple[Node | None, list[str]]:
     """Read one document. `origin_of` names a line, such as `my.yaml:3`.
 
     Returns the root (None for an empty text) and the problems found. Raises `Unreadable` with a located message if the
     text is not YAML.
     """
-    builder = _Builder(text, origin_of, "", RecipeLoader)
-    return builder.build(), builder.problems
+    return _read(text, origin_of, "", yaml.SafeLoader)
 
 
 def read_value(text: str, key: str) -> tuple[Node | None, list[str]]:
     """Read the VALUE of `--set KEY=VALUE` like `read_yaml`. ` #` does not begin a comment here."""
-    builder = _Builder(text, lambda line: "--set", key, _ValueLoader)
-    return builder.build(), builder.problems
+    return _read(text, lambda line: "--set", key, _ValueLoader)

@@ -10,21 +10,12 @@ repeated here because this package does not import torch. A test compares each l
 from __future__ import annotations
 
 import math
-import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from seresnext.durations import Duration
+from seresnext.recipe.reader import has_control
 
 ModelName = Literal[
     "seresnext26",
@@ -42,14 +33,8 @@ ScheduleName = Literal["step", "cosine", "linear"]
 LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
 
-MAX_DURATION = 10**9
-"""The longest duration, in epochs or in steps."""
-
-MAX_PIXELS = 500_000_000
-"""The upper limit of `data.max_pixels`: 1.5 GB decoded. The largest phone cameras have 200 million pixels."""
-
+MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7
-"""The largest global batch."""
 
 
 def _read_duration(value: Any) -> Duration:
@@ -74,27 +59,27 @@ def _read_positive_duration(value: Any) -> Duration:
     return duration
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _read_erasing_value(value: Any) -> float | str:
     if value == "random":
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if _is_number(value) and math.isfinite(value):
         return float(value)
     raise ValueError("expected a finite number or 'random'")
 
 
-def _list_to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _without_control_characters(text: str) -> str:
     # A checkpoint's JSON may contain such characters. The reader of YAML has already refused them.
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+    if has_control(text):
         raise ValueError("text with a line break or another control character")
     return text
 
 
 def _not_a_number(value: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):  # 1 == True, so a Literal accepts 1
+    if _is_number(value):  # 1 == True, so a Literal accepts 1
         raise ValueError("expected 'auto', true or false")
     return value
 
@@ -109,15 +94,14 @@ PositiveDuration = Annotated[Duration, PlainValidator(_read_positive_duration), 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
-Pair = Annotated[tuple[Positive, Positive], BeforeValidator(_list_to_tuple)]
-ChannelMean = Annotated[
-    tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1), BeforeValidator(_list_to_tuple)
-]
-ChannelStd = Annotated[
-    tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1), BeforeValidator(_list_to_tuple)
-]
+# A list is not a tuple in strict mode. The items stay strict.
+Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
+ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
+Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
-Stage = Literal["layer0", "layer1", "layer2", "layer3", "layer4"]
+AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
 ONLY_FOR = {
     "augment.policy.num_ops": ("name", "randaugment", "2"),
@@ -145,7 +129,12 @@ and a key without effect whose value is not the default.
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, types are strict, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = {"extra": "forbid", "frozen": True, "strict": True, "protected_namespaces": ()}
+
+
+def _key(default: Any, meaning: str, **limits: Any) -> Any:
+    """Return a field: the default, the description in the schema and in docs/recipe.md, and limits such as `ge`."""
+    return Field(default=default, description=meaning, **limits)
 
 
 class ModelSection(Section):
@@ -155,343 +144,235 @@ class ModelSection(Section):
         description="The network. `seresnext50` is short for `legacy_seresnext50_32x4d`, and so on for 26 and 101. "
         "`seresnext50_32x4d` and `seresnext101_32x4d` are timm's newer networks with padding in the stem's pooling."
     )
-    num_classes: int = Field(
-        default=1000, ge=2, le=1_000_000, description="Outputs of the classifier: the number of class folders."
+    num_classes: int = _key(1000, "Outputs of the classifier: the number of class folders.", ge=2, le=1_000_000)
+    in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
+    drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
+    weights: Text | None = _key(None, "File of weights to start from. null: random initial weights.")
+    reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
+    zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
+    drop_path_rate: Number = _key(
+        0.0, "Stochastic depth: probability to skip the last block. Linearly less for earlier blocks.", ge=0, lt=1
     )
-    in_channels: int = Field(
-        default=3, ge=1, le=1024, description="Channels of an image. Image files are read as RGB: 3."
-    )
-    drop_rate: Number = Field(default=0.2, ge=0, lt=1, description="Dropout before the classifier.")
-    weights: Text | None = Field(
-        default=None, description="File of weights to start from. null: random initial weights."
-    )
-    reset_head: bool = Field(
-        default=False, description="Load all of `model.weights` except the classifier, which starts random."
-    )
-    zero_init_last: bool = Field(
-        default=False, description="Initialise the weight of the last BatchNorm in every block to zero."
-    )
-    drop_path_rate: Number = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Stochastic depth: probability to skip the last block. It falls linearly towards the first block.",
-    )
-    frozen: Annotated[tuple[Stage, ...], BeforeValidator(_list_to_tuple)] = Field(
-        default=(), description="Stages whose loaded weights and BatchNorm statistics do not change."
-    )
+    frozen: Stages = _key((), "Stages whose loaded weights and BatchNorm statistics do not change.")
 
 
 class ProgressiveSection(Section):
     """Smaller training images at the start. The size grows in steps of 32 pixels. Validation uses `image_size`."""
 
-    min_size: int | None = Field(default=None, ge=16, le=4096, description="Side of a training image at the start.")
-    max_size: int | None = Field(
-        default=None, ge=16, le=4096, description="Side of a training image at the end. null: `data.image_size`."
-    )
-    start_ramp: AnyDuration = Field(default=Duration(0, "ep"), description="When the size starts to grow.")
-    end_ramp: PositiveDuration | None = Field(default=None, description="When the size reaches `max_size`.")
+    min_size: int | None = _key(None, "Side of a training image at the start.", ge=16, le=4096)
+    max_size: int | None = _key(None, "Side of a training image at the end. null: `data.image_size`.", ge=16, le=4096)
+    start_ramp: AnyDuration = _key(Duration(0, "ep"), "When the size starts to grow.")
+    end_ramp: PositiveDuration | None = _key(None, "When the size reaches `max_size`.")
 
 
 class DataSection(Section):
     """The images."""
 
-    root: Text = Field(
-        default="data/imagenet",
-        description="Folder with one folder for each split. For `shards` also an address: `https://...`, `s3://...`.",
+    root: Text = _key(
+        "data/imagenet", "Folder with a folder per split. For `shards` also an address: `https://...`, `s3://...`."
     )
-    format: DataFormat = Field(
-        default="folder",
-        description="`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
+    format: DataFormat = _key(
+        "folder",
+        "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
         "`shards`: tar files of `seresnext prepare shards`. `synthetic`: generated images, for benchmarks.",
     )
-    cache: Text | None = Field(
-        default=None, description="Folder for the index of the data. null: `seresnext` in the user's cache folder."
+    cache: Text | None = _key(None, "Folder for the index of the data. null: `seresnext` in the user's cache folder.")
+    cache_size: Number = _key(200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep.", gt=0, le=1e9)
+    shuffle_shards: int | None = _key(
+        None, "`shards` only: shuffle in blocks of this many shards, if the cache is small. null: all.", ge=1, le=65_536
     )
-    cache_size: Number = Field(
-        default=200.0,
-        gt=0,
-        le=1e9,
-        description="`shards` only: GB (10^9 bytes) of downloaded shards to keep in the cache folder.",
+    train_split: Text = _key("train", "Folder of the training images under the root.")
+    val_split: Text = _key("val", "Folder of the validation images under the root.")
+    image_size: int = _key(224, "Side of the square input of the network, in pixels.", ge=16, le=4096)
+    progressive: ProgressiveSection | None = _key(
+        None, "Smaller training images at the start. Each size is compiled once. null: always `image_size`."
     )
-    shuffle_shards: int | None = Field(
-        default=None,
-        ge=1,
-        le=65_536,
-        description="`shards` only: shuffle images within blocks of this many shards, for data larger than the cache. "
-        "null: all.",
-    )
-    train_split: Text = Field(default="train", description="Folder of the training images under the root.")
-    val_split: Text = Field(default="val", description="Folder of the validation images under the root.")
-    image_size: int = Field(
-        default=224, ge=16, le=4096, description="Side of the square input of the network, in pixels."
-    )
-    progressive: ProgressiveSection | None = Field(
-        default=None,
-        description="Smaller training images at the start. Each size is compiled once. null: always `image_size`.",
-    )
-    workers: int = Field(
-        default=8, ge=0, le=256, description="Loader processes per rank. 0: load in the training process."
-    )
-    on_error: Literal["raise", "substitute"] = Field(
-        default="raise",
-        description="Action for a bad training image. `raise`: stop and name the image. `substitute`: warn, and use "
+    workers: int = _key(8, "Loader processes per rank. 0: load in the training process.", ge=0, le=256)
+    on_error: Literal["raise", "substitute"] = _key(
+        "raise",
+        "Action for a bad training image. `raise`: stop and name the image. `substitute`: warn, and use "
         "another image of the same class. A bad validation image always stops the run.",
     )
-    max_bad_images: int = Field(
-        default=100,
-        ge=0,
-        le=10**9,
-        description="`substitute` only: how many bad images are replaced, over all ranks. One more stops the run.",
+    max_bad_images: int = _key(
+        100, "`substitute` only: bad images that are replaced, over all ranks. One more stops the run.", ge=0, le=10**9
     )
-    mean: ChannelMean = Field(
-        default=(0.485, 0.456, 0.406), description="Mean of each channel, for pixels scaled to 0..1."
-    )
-    std: ChannelStd = Field(
-        default=(0.229, 0.224, 0.225), description="Standard deviation of each channel, for pixels scaled to 0..1."
-    )
-    max_pixels: int = Field(
-        default=50_000_000, ge=1, le=MAX_PIXELS, description="Largest image, in pixels. A larger image is an error."
-    )
-    synthetic_images: int | None = Field(
-        default=None, ge=1, le=10**7, description="`synthetic` only: how many images to generate."
-    )
+    mean: ChannelMean = _key((0.485, 0.456, 0.406), "Mean of each channel, for pixels scaled to 0..1.")
+    std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
+    # The limit is 1.5 GB decoded. The largest phone cameras have 200 million pixels.
+    max_pixels: int = _key(50_000_000, "Largest image, in pixels. A larger image is an error.", ge=1, le=500_000_000)
+    synthetic_images: int | None = _key(None, "`synthetic` only: how many images to generate.", ge=1, le=10**7)
 
 
 class PolicySection(Section):
     """Random operations on a training image, such as shear and posterize."""
 
-    name: Literal["randaugment", "trivialaugment"] = Field(
-        default="randaugment", description="The policy. Operations and magnitudes are torchvision's."
+    name: Literal["randaugment", "trivialaugment"] = _key(
+        "randaugment", "The policy. Operations and magnitudes are torchvision's."
     )
-    num_ops: int | None = Field(default=None, ge=1, le=14, description="`randaugment` only: operations per image.")
-    magnitude: int | None = Field(
-        default=None, ge=0, description="`randaugment` only: strength, from 0 to num_magnitude_bins - 1."
-    )
-    num_magnitude_bins: int = Field(default=31, ge=2, le=10_000, description="Number of magnitudes.")
+    num_ops: int | None = _key(None, "`randaugment` only: operations per image.", ge=1, le=14)
+    magnitude: int | None = _key(None, "`randaugment` only: strength, from 0 to num_magnitude_bins - 1.", ge=0)
+    num_magnitude_bins: int = _key(31, "Number of magnitudes.", ge=2, le=10_000)
 
 
 class ColorJitterSection(Section):
     """Random changes of colour: factors drawn uniformly around 1, applied in random order."""
 
-    brightness: Number = Field(default=0.0, ge=0, description="x: factor from 1 - x to 1 + x. 0: off.")
-    contrast: Number = Field(default=0.0, ge=0, description="x: factor from 1 - x to 1 + x. 0: off.")
-    saturation: Number = Field(default=0.0, ge=0, description="x: factor from 1 - x to 1 + x. 0: off.")
-    hue: Number = Field(default=0.0, ge=0, le=0.5, description="x: rotation of -x to x full turns. 0: off.")
+    brightness: Number = _key(0.0, "x: factor from 1 - x to 1 + x. 0: off.", ge=0)
+    contrast: Number = _key(0.0, "x: factor from 1 - x to 1 + x. 0: off.", ge=0)
+    saturation: Number = _key(0.0, "x: factor from 1 - x to 1 + x. 0: off.", ge=0)
+    hue: Number = _key(0.0, "x: rotation of -x to x full turns. 0: off.", ge=0, le=0.5)
 
 
 class ErasingSection(Section):
     """Random erasing: a rectangle of a normalised training image is overwritten."""
 
-    probability: Number = Field(default=0.25, gt=0, le=1, description="Probability to erase in an image.")
-    scale: Pair = Field(default=(0.02, 0.33), description="Area of the rectangle / area of the image: [low, high].")
-    ratio: Pair = Field(default=(0.3, 3.3), description="Height / width of the rectangle: [low, high].")
+    probability: Number = _key(0.25, "Probability to erase in an image.", gt=0, le=1)
+    scale: Pair = _key((0.02, 0.33), "Area of the rectangle / area of the image: [low, high].")
+    ratio: Pair = _key((0.3, 3.3), "Height / width of the rectangle: [low, high].")
     value: Annotated[
         float | str,
         PlainValidator(_read_erasing_value),
         WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "random"}]}),
-    ] = Field(default=0.0, description="Fill, in normalised pixels. 0: the mean colour. `random`: normal noise.")
+    ] = _key(0.0, "Fill, in normalised pixels. 0: the mean colour. `random`: normal noise.")
 
 
 class AugmentSection(Section):
     """Augmentation of training images."""
 
-    crop_scale: Pair = Field(
-        default=(0.08, 1.0), description="Area of the random crop / area of the image: [low, high]."
-    )
-    crop_ratio: Pair = Field(default=(0.75, 4 / 3), description="Width / height of the random crop: [low, high].")
-    flip: Number = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
-    interpolation: Interpolation = Field(
-        default="bilinear", description="Interpolation for resizing a crop and for the operations of `policy`."
-    )
-    policy: PolicySection | None = Field(default=None, description="RandAugment or TrivialAugment. null: off.")
-    color_jitter: ColorJitterSection | None = Field(
-        default=None, description="Random changes of colour, after the policy. null: off."
-    )
-    erasing: ErasingSection | None = Field(default=None, description="Random erasing. null: off.")
-    repeats: int = Field(
-        default=1,
-        ge=1,
-        le=10**7,
-        description="Repeated augmentation: copies of each image in a global batch. An epoch then shows fewer images.",
+    crop_scale: Pair = _key((0.08, 1.0), "Area of the random crop / area of the image: [low, high].")
+    crop_ratio: Pair = _key((0.75, 4 / 3), "Width / height of the random crop: [low, high].")
+    flip: Number = _key(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    interpolation: Interpolation = _key("bilinear", "Interpolation for resizing a crop and for `policy`.")
+    policy: PolicySection | None = _key(None, "RandAugment or TrivialAugment. null: off.")
+    color_jitter: ColorJitterSection | None = _key(None, "Random changes of colour, after the policy. null: off.")
+    erasing: ErasingSection | None = _key(None, "Random erasing. null: off.")
+    repeats: int = _key(
+        1, "Repeated augmentation: copies of each image in a global batch. An epoch shows fewer images.", ge=1, le=10**7
     )
 
 
 class MixSection(Section):
     """Mixup and CutMix within a micro-batch."""
 
-    mixup: Number = Field(default=0.0, ge=0, description="Alpha of mixup. 0: off.")
-    cutmix: Number = Field(default=0.0, ge=0, description="Alpha of CutMix. 0: off.")
-    off_after: PositiveDuration | None = Field(default=None, description="When mixing ends. null: never.")
+    mixup: Number = _key(0.0, "Alpha of mixup. 0: off.", ge=0)
+    cutmix: Number = _key(0.0, "Alpha of CutMix. 0: off.", ge=0)
+    off_after: PositiveDuration | None = _key(None, "When mixing ends. null: never.")
 
 
 class BatchSection(Section):
     """Batch sizes. Accumulation is global_size / (micro_size x ranks)."""
 
-    global_size: int = Field(
-        default=1024, ge=1, le=MAX_GLOBAL_SIZE, description="Images of one optimizer step, over all ranks."
-    )
-    micro_size: int = Field(
-        default=128, ge=1, description="Images of one forward pass on one rank. BatchNorm statistics are over these."
-    )
+    global_size: int = _key(1024, "Images of one optimizer step, over all ranks.", ge=1, le=MAX_GLOBAL_SIZE)
+    micro_size: int = _key(128, "Images of one forward pass on one rank. BatchNorm statistics are over these.", ge=1)
 
 
 class OptimizerSection(Section):
     """Optimizer."""
 
-    name: OptimizerName = Field(
-        default="sgd", description="`sgd`: SGD with momentum. `adamw`: AdamW. Both are torch's."
-    )
-    lr: Number = Field(
-        default=0.6, gt=0, description="Peak learning rate for this global_size. The run never rescales the rate."
-    )
-    momentum: Number = Field(default=0.9, ge=0, lt=1, description="`sgd` only: momentum.")
-    nesterov: bool = Field(default=False, description="`sgd` only: Nesterov momentum.")
-    betas: Annotated[tuple[Beta, Beta], BeforeValidator(_list_to_tuple)] = Field(
-        default=(0.9, 0.999), description="`adamw` only: decay of the averages of gradients and squared gradients."
-    )
-    eps: Number = Field(default=1e-8, gt=0, description="`adamw` only: added to the denominator of the update.")
-    weight_decay: Number = Field(
-        default=1e-4, ge=0, description="`sgd`: L2 penalty, added to the gradient. `adamw`: decoupled decay, times lr."
-    )
-    decay_norm_and_bias: bool = Field(default=True, description="Apply weight decay to BatchNorm weights and biases.")
-    clip_norm: Number | None = Field(
-        default=None, gt=0, description="Largest total norm of the gradients; larger ones are scaled down. null: off."
-    )
-    stop_after_skips: int = Field(
-        default=10,
-        ge=1,
-        description="A step whose loss or gradient is not finite is skipped. This many skips in a row end the run.",
+    name: OptimizerName = _key("sgd", "`sgd`: SGD with momentum. `adamw`: AdamW. Both are torch's.")
+    lr: Number = _key(0.6, "Peak learning rate for this global_size. The run never rescales the rate.", gt=0)
+    momentum: Number = _key(0.9, "`sgd` only: momentum.", ge=0, lt=1)
+    nesterov: bool = _key(False, "`sgd` only: Nesterov momentum.")
+    betas: Betas = _key((0.9, 0.999), "`adamw` only: decay of the averages of gradients and squared gradients.")
+    eps: Number = _key(1e-8, "`adamw` only: added to the denominator of the update.", gt=0)
+    weight_decay: Number = _key(1e-4, "`sgd`: L2 penalty, added to the gradient. `adamw`: decoupled, times lr.", ge=0)
+    decay_norm_and_bias: bool = _key(True, "Apply weight decay to BatchNorm weights and biases.")
+    clip_norm: Number | None = _key(None, "Total norm above which gradients are scaled down. null: off.", gt=0)
+    stop_after_skips: int = _key(
+        10, "A step whose loss or gradient is not finite is skipped. This many skips in a row end the run.", ge=1
     )
 
 
 class ScheduleSection(Section):
     """Learning rate schedule."""
 
-    name: ScheduleName = Field(
-        default="step", description="Shape of the decay: `step` by step, `cosine` (half a period) or `linear`."
-    )
-    every: PositiveDuration | None = Field(
-        default=None, description="`step` only: interval between decays. 30ep if the recipe has no schedule section."
-    )
-    factor: Number | None = Field(
-        default=None, gt=0, lt=1, description="`step` only: factor of a decay. 0.1 if there is no schedule section."
-    )
-    warmup: AnyDuration = Field(default=Duration(0, "ep"), description="Linear warmup at the start. 0ep: none.")
-    final_lr: Number = Field(default=0.0, ge=0, description="`cosine` and `linear`: learning rate at the end.")
+    name: ScheduleName = _key("step", "Shape of the decay: `step` by step, `cosine` (half a period) or `linear`.")
+    every: PositiveDuration | None = _key(None, "`step` only: interval of decays. 30ep without a schedule section.")
+    factor: Number | None = _key(None, "`step` only: factor of a decay. 0.1 without a schedule section.", gt=0, lt=1)
+    warmup: AnyDuration = _key(Duration(0, "ep"), "Linear warmup at the start. 0ep: none.")
+    final_lr: Number = _key(0.0, "`cosine` and `linear`: learning rate at the end.", ge=0)
 
 
 class LossSection(Section):
     """Training loss."""
 
-    name: LossName = Field(
-        default="cross_entropy", description="`cross_entropy`: softmax over all classes. `bce`: binary, each class."
-    )
-    label_smoothing: Number = Field(
-        default=0.1, ge=0, lt=1, description="Share of the target that is spread evenly over all classes."
-    )
-    target_threshold: Number | None = Field(
-        default=None, ge=0, lt=1, description="`bce` only: mixed targets above this become 1, others 0. null: off."
+    name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
+    label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
+    target_threshold: Number | None = _key(
+        None, "`bce` only: mixed targets above this become 1, others 0. null: off.", ge=0, lt=1
     )
 
 
 class EmaSection(Section):
     """Exponential moving average (EMA) of the weights."""
 
-    decay: Number = Field(default=0.9999, gt=0, lt=1, description="Decay per optimizer step.")
-    warmup: bool = Field(default=True, description="Use a smaller decay in the first steps.")
+    decay: Number = _key(0.9999, "Decay per optimizer step.", gt=0, lt=1)
+    warmup: bool = _key(True, "Use a smaller decay in the first steps.")
 
 
 class RecalibrateSection(Section):
     """BatchNorm statistics of the final weights, computed over training images after the last step."""
 
-    images: int = Field(
-        default=50_000,
-        ge=1,
-        le=10**9,
-        description="How many images, rounded up to global batches. The images are augmented and not mixed.",
+    images: int = _key(
+        50_000, "How many images, rounded up to global batches. The images are augmented and not mixed.", ge=1, le=10**9
     )
 
 
 class EvaluationSection(Section):
     """Validation."""
 
-    every: PositiveDuration = Field(default=Duration(1, "ep"), description="Interval between validations.")
-    batch_size: int | None = Field(
-        default=None, ge=1, le=10**6, description="Images of one forward pass on one rank. null: `batch.micro_size`."
+    every: PositiveDuration = _key(Duration(1, "ep"), "Interval between validations.")
+    batch_size: int | None = _key(None, "Images of a forward pass on a rank. null: `batch.micro_size`.", ge=1, le=10**6)
+    crop_pct: Number = _key(0.875, "Side of the centre crop / shorter side of the resized image.", ge=0.1, le=1)
+    interpolation: Interpolation = _key("bilinear", "Interpolation for resizing an image.")
+    weights: Literal["auto", "model", "ema"] = _key(
+        "auto", "Weights that choose `best`. auto: the EMA if there is one, else the model."
     )
-    crop_pct: Number = Field(
-        default=0.875, ge=0.1, le=1, description="Side of the centre crop / shorter side of the resized image."
-    )
-    interpolation: Interpolation = Field(default="bilinear", description="Interpolation for resizing an image.")
-    weights: Literal["auto", "model", "ema"] = Field(
-        default="auto", description="Weights that choose `best`. auto: the EMA if there is one, else the model."
-    )
-    recalibrate: RecalibrateSection | None = Field(
-        default=None, description="Recompute BatchNorm statistics before the last validation. null: off."
+    recalibrate: RecalibrateSection | None = _key(
+        None, "Recompute BatchNorm statistics before the last validation. null: off."
     )
 
 
 class EarlyStopSection(Section):
     """Early stopping."""
 
-    patience: PositiveDuration = Field(
-        default=Duration(10, "ep"), description="Training ends if the best validation is this old."
-    )
+    patience: PositiveDuration = _key(Duration(10, "ep"), "Training ends if the best validation is this old.")
 
 
 class CheckpointSection(Section):
     """Checkpoints."""
 
-    every: PositiveDuration = Field(
-        default=Duration(1, "ep"),
-        description="Interval between checkpoints. A checkpoint is also saved before each validation.",
+    every: PositiveDuration = _key(
+        Duration(1, "ep"), "Interval between checkpoints. A checkpoint is also saved before each validation."
     )
-    keep: int = Field(
-        default=3, ge=1, le=10**9, description="How many of the newest checkpoints stay. `last` and `best` always stay."
-    )
-    keep_every: PositiveDuration | None = Field(
-        default=None, description="Interval between checkpoints that are never deleted, such as 10ep. null: none."
-    )
-    on_failure: Literal["stop", "continue"] = Field(default="stop", description="Action after a failed save.")
+    keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
+    keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
+    on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
 
 
 class LoggingSection(Section):
     """Logging."""
 
-    every: PositiveDuration = Field(default=Duration(50, "st"), description="Interval between lines of metrics.")
+    every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
 
 
 class RuntimeSection(Section):
     """Use of the machine. `auto` is resolved at a fresh start, and the resolved value is stored."""
 
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
-    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on CPU."
+    seed: int = _key(0, "Seed of all randomness.", ge=0, lt=2**63)
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = _key(
+        "auto", "auto: bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on CPU."
     )
-    compile: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
-        default="auto", description="torch.compile. auto: true on CUDA."
+    compile: AutoBool = _key("auto", "torch.compile. auto: true on CUDA.")
+    grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")
+    channels_last: AutoBool = _key(True, "NHWC memory layout. auto: true.")
+    bucket_mb: Number = _key(25.0, "MiB of gradients that DDP averages at a time.", gt=0, le=1024)
+    compress_gradients: Literal["none", "bf16"] = _key(
+        "none", "bf16: DDP sends gradients rounded to bf16, which halves the bytes."
     )
-    grad_checkpointing: bool = Field(
-        default=False,
-        description="Recompute blocks in the backward pass: less memory, about a third more time.",
-    )
-    channels_last: Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)] = Field(
-        default=True, description="NHWC memory layout. auto: true."
-    )
-    bucket_mb: Number = Field(default=25.0, gt=0, le=1024, description="MiB of gradients that DDP averages at a time.")
-    compress_gradients: Literal["none", "bf16"] = Field(
-        default="none", description="bf16: DDP sends gradients rounded to bf16, which halves the bytes."
-    )
-    deterministic: bool = Field(
-        default=False, description="Use deterministic kernels only: a repeated run on CUDA gives the same bits."
-    )
-    loader_timeout: int = Field(
-        default=600, ge=1, le=10**7, description="Seconds without a batch after which the run ends with an error."
-    )
-    collective_timeout: int = Field(
-        default=600, ge=1, description="Seconds without an answer after which a rank counts as lost."
-    )
+    deterministic: bool = _key(False, "Use deterministic kernels only: a repeated run on CUDA gives the same bits.")
+    loader_timeout: int = _key(600, "Seconds without a batch after which the run ends with an error.", ge=1, le=10**7)
+    collective_timeout: int = _key(600, "Seconds without an answer after which a rank counts as lost.", ge=1)
 
 
 class Recipe(Section):
@@ -502,15 +383,13 @@ class Recipe(Section):
     augment: AugmentSection = AugmentSection()
     mix: MixSection = MixSection()
     batch: BatchSection = BatchSection()
-    length: PositiveDuration = Field(default=Duration(100, "ep"), description="Length of the training.")
+    length: PositiveDuration = _key(Duration(100, "ep"), "Length of the training.")
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection(name="step", every=Duration(30, "ep"), factor=0.1)
     loss: LossSection = LossSection()
-    ema: EmaSection | None = Field(default=None, description="Moving average of the weights. null: off.")
+    ema: EmaSection | None = _key(None, "Moving average of the weights. null: off.")
     evaluation: EvaluationSection = EvaluationSection()
-    early_stop: EarlyStopSection | None = Field(
-        default=None, description="End before `length` if validation stops improving. null: off."
-    )
+    early_stop: EarlyStopSection | None = _key(None, "End before `length` if validation stops improving. null: off.")
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     runtime: RuntimeSection = RuntimeSection()

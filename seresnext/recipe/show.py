@@ -11,8 +11,6 @@ from seresnext.recipe.load import LoadedRecipe, to_values
 from seresnext.recipe.reader import write_value
 from seresnext.recipe.schema import Recipe
 
-SCHEMA_LINE = "# yaml-language-server: $schema="
-
 
 def print_recipe(loaded: LoadedRecipe) -> str:
     """Return the resolved recipe as YAML with the origin of each value in a comment. The text loads again."""
@@ -36,20 +34,18 @@ def _yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> I
             yield prefix + key, f"{indent}{key}: {write_value(value)}"
 
 
-def diff(a_values: dict[str, Any], b_values: dict[str, Any]) -> list[str]:
+def diff(a_values: dict[str, Any], b_values: dict[str, Any], prefix: str = "") -> list[str]:
     """Return the differences between the values of two recipes, a line each: `optimizer.lr: 0.6 -> 0.4`."""
-    return [f"{key}: {a} -> {b}" for key, a, b in _differences(a_values, b_values, "")]
-
-
-def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, str]]:
-    for key in [*a, *(key for key in b if key not in a)]:
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from _differences(one, other, f"{prefix}{key}.")
+    lines = []
+    for key in a_values | b_values:
+        a, b = a_values.get(key), b_values.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += diff(a, b, f"{prefix}{key}.")
             continue
-        old, new = (write_value(values[key]) if key in values else "(absent)" for values in (a, b))
+        old, new = (write_value(values[key]) if key in values else "(absent)" for values in (a_values, b_values))
         if old != new:
-            yield prefix + key, old, new
+            lines.append(f"{prefix}{key}: {old} -> {new}")
+    return lines
 
 
 def recipe_hash(values: dict[str, Any]) -> str:
@@ -99,25 +95,17 @@ def recipe_reference() -> str:
     return "\n".join(rows) + "\n"
 
 
-def _rows(schema: dict[str, Any], key: str, field: dict[str, Any]) -> list[str]:
-    section = _section(schema, field)
-    if section is None:
-        return [_row(key, field)]
-    own = [f"| `{key}` | section or null | `null` | {field['description']} |"] if "anyOf" in field else []
-    inner = [_rows(schema, f"{key}.{name}", field) for name, field in section["properties"].items()]
-    return own + [row for rows in inner for row in rows]
-
-
-def _section(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:
+def _rows(schema: dict[str, Any], key: str, field: dict[str, Any]) -> Iterator[str]:
     refs = [choice["$ref"] for choice in [field, *field.get("anyOf", [])] if "$ref" in choice]
-    return schema["$defs"][refs[0].rpartition("/")[2]] if refs else None
-
-
-def _row(key: str, field: dict[str, Any]) -> str:
-    default = f"`{write_value(field['default'])}`" if "default" in field else "(none)"
-    if key == "model.name":
-        default = "(must be given)"
-    return f"| `{key}` | {_type(field)} | {default} | {field['description']} |"
+    if not refs:
+        default = f"`{write_value(field['default'])}`" if "default" in field else "(none)"
+        default = "(must be given)" if key == "model.name" else default
+        yield f"| `{key}` | {_type(field)} | {default} | {field['description']} |"
+        return
+    if "anyOf" in field:
+        yield f"| `{key}` | section or null | `null` | {field['description']} |"
+    for name, inner in schema["$defs"][refs[0].rpartition("/")[2]]["properties"].items():
+        yield from _rows(schema, f"{key}.{name}", inner)
 
 
 def _type(field: dict[str, Any]) -> str:

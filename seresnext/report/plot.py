@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Curve = tuple[list[float], list[float]]  # epochs, values
 _FIELDS = ("loss", "top1", "top5", "lr")
-_LINES = {"top1": "-", "top5": "--"}
 _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:green"}
 
 
@@ -45,15 +44,12 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
 def _add(curves: dict[str, Curve], line: bytes, place: str) -> None:
     try:
         entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} is not JSON: {error}; remove the line") from None
-    try:
         weights = entry.get("weights", "model")
         event = entry["event"] if weights == "model" else f"{entry['event']}_{weights}"
         # null stands for a loss that is not finite.
         found = {field: float(entry[field]) for field in _FIELDS if entry.get(field) is not None}
         epoch = float(entry["epoch"])
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise DataError(f"{place} is not an event of a run; remove the line") from None
     for field, value in found.items():
         epochs, values = curves[f"{event}.{field}"]
@@ -81,8 +77,7 @@ def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 
     has_one = validations == ["validate"]
     weights = {name: "" if has_one else f" ({name.partition('_')[2] or 'model'})" for name in validations}
 
-    training = f"training (label smoothing {smoothing:g})" if smoothing else "training"
-    _plot(loss, curves, "train.loss", training)
+    _plot(loss, curves, "train.loss", f"training (label smoothing {smoothing:g})" if smoothing else "training")
     for name in validations:
         _plot(loss, curves, f"{name}.loss", f"validation{weights[name]}")
     loss.set(title="loss", xlabel="epoch", ylim=(0, None))
@@ -91,16 +86,13 @@ def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 
         rate.plot(*curves["train.lr"], color="0.8", linestyle=":")
         rate.set(ylabel="learning rate (dotted)", ylim=(0, None))
 
-    for field, label in (("top1", "top-1"), ("top5", "top-5")):
-        for name in validations:
-            _plot(accuracy, curves, f"{name}.{field}", f"{label}{weights[name]}", linestyle=_LINES[field])
+    for name in validations:
+        _plot(accuracy, curves, f"{name}.top1", f"top-1{weights[name]}")
+        _plot(accuracy, curves, f"{name}.top5", f"top-5{weights[name]}", linestyle="--")
     accuracy.set(title="validation accuracy, %", xlabel="epoch", ylim=(0, 101))
     if not accuracy.lines:
-        accuracy.text(
-            0.5, 0.5, "not validated yet", transform=accuracy.transAxes, ha="center", va="center", color="0.4"
-        )
+        accuracy.text(0.5, 0.5, "not validated yet", transform=accuracy.transAxes, ha="center", color="0.4")
         accuracy.set(xticks=[], yticks=[])
-
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         if axes.lines:  # below the axes, so that the legend covers no curve

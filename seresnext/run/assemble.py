@@ -6,33 +6,18 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from seresnext.checkpoint.contents import (
-    CheckpointMetadata,
-    StateTensors,
-    check_fits,
-    load_scaler_state,
-    restore,
-    scaler_state,
-)
+from seresnext.checkpoint import contents
+from seresnext.checkpoint.contents import CheckpointMetadata, StateTensors
+from seresnext.data import pipeline
 from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.data.pipeline import (
-    build_order,
-    check_same_data,
-    device_batches,
-    stand_in_batch,
-    train_source,
-    validation_source,
-)
 from seresnext.data.readers.class_labels import has_other_labels
 from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
@@ -80,9 +65,17 @@ class Run:
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
         self.train, self.val = open_splits(recipe, previous, world, console.print)
+        self.environment = describe_environment(world)
+        self._evaluation_size = recipe.evaluation.batch_size or recipe.batch.micro_size
+        self.dataset = {  # the description of the data in checkpoints
+            "classes": list(self.train.classes),
+            "num_images": len(self.train),
+            "fingerprint": self.train.fingerprint,
+            "val": {"num_images": len(self.val), "fingerprint": self.val.fingerprint},
+        }
         with world.agreeing():
-            check_same_data(world, self.train, self.val)
-            self.order = build_order(recipe, self.train)
+            pipeline.check_same_data(world, self.train, self.val)
+            self.order = pipeline.build_order(recipe, self.train)
             notices += check_lengths(recipe, self.order.steps_per_epoch)
             self.plan = build_plan(recipe, self.order.steps_per_epoch)
             self.precision = PRECISIONS[recipe.runtime.precision]
@@ -125,12 +118,15 @@ class Run:
 
         Without a folder (a dry run) the trainer writes nothing.
         """
-        recipe = self.recipe
+        recipe, recalibrate = self.recipe, self.recipe.evaluation.recalibrate
         self.warm_up()
         logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe.model.num_classes)
         with self._world.agreeing():
             if checkpoint:
-                self._restore(checkpoint)
+                live = self.state()
+                contents.restore(checkpoint.tensors, live, str(checkpoint.path))
+                share_step_count(self.optimizer, live["optimizer"])
+                contents.load_scaler_state(self.step.scaler, live["scaler"])
             logger.open(progress.step, progress.evaluated, progress.logged)
         gc.enable()  # The garbage collector is off during the start of the process (train.py).
         return Trainer(
@@ -140,10 +136,11 @@ class Run:
             step=self.step,
             schedule=build_schedule(recipe, self.plan),
             train=TrainData(
-                lambda start: self.train_batches(start, self.plan.total),
-                self._names,
-                self._bad_images,
-                self._calibration_batches if recipe.evaluation.recalibrate else None,
+                self.train_batches,
+                names=lambda step, replica: [self.train.name(i) for i in self.order.micro_batch(step, replica).indices],
+                bad_images=self._bad_images,
+                # Calibration gets the images that would come after the last step.
+                calibration_steps=math.ceil(recalibrate.images / self.plan.global_size) if recalibrate else 0,
             ),
             validation=Validation(
                 self._validation_batches,
@@ -159,7 +156,7 @@ class Run:
 
     def warm_up(self) -> None:
         """Warm up the training step with images of the largest size: too large a batch runs out of memory here."""
-        self.step.warm_up(*stand_in_batch(self.recipe, self._world.device))
+        self.step.warm_up(*pipeline.stand_in_batch(self.recipe, self._world.device))
 
     def saver(self, folder: Path | None) -> Saver:
         """Return the saver of checkpoints into the folder `checkpoints`. Without a folder the saver writes nothing."""
@@ -181,13 +178,13 @@ class Run:
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else {},
             "optimizer": optimizer_state(self.model, self.optimizer),
-            "scaler": scaler_state(self.step.scaler),
+            "scaler": contents.scaler_state(self.step.scaler),
         }
 
     def check_fits(self, checkpoint: LoadedCheckpoint) -> None:
         """Raise CheckpointError unless this run can resume from a checkpoint. Change nothing."""
         metadata = checkpoint.metadata
-        check_fits(checkpoint.tensors, self.state(), str(checkpoint.path))
+        contents.check_fits(checkpoint.tensors, self.state(), str(checkpoint.path))
         # An allowed change of these sections changes the number of steps.
         values = to_values(self.recipe)
         same = all(metadata.recipe.get(section) == values[section] for section in ("length", "batch", "augment"))
@@ -196,12 +193,6 @@ class Run:
                 f"{checkpoint.path} is of step {metadata.step}, and the run has {self.plan.total} steps; use another "
                 "checkpoint of the run"
             )
-
-    def _restore(self, checkpoint: LoadedCheckpoint) -> None:
-        live = self.state()
-        restore(checkpoint.tensors, live, str(checkpoint.path))
-        share_step_count(self.optimizer, live["optimizer"])
-        load_scaler_state(self.step.scaler, live["scaler"])
 
     def _metadata(self, step: int, progress: dict[str, Any]) -> CheckpointMetadata:
         values = to_values(self.recipe)
@@ -221,8 +212,8 @@ class Run:
     def train_batches(self, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
         """Return the micro-batches of this rank's logical replicas, from step `start` to before step `end`."""
         sizes = build_image_size_schedule(self.recipe, self.plan.steps_per_epoch)
-        return device_batches(
-            train_source(self.recipe, self.train),
+        return pipeline.device_batches(
+            pipeline.train_source(self.recipe, self.train),
             self.train,
             train_keys(self.order, self.step.own_replicas, start, end, sizes),
             self.recipe,
@@ -232,45 +223,10 @@ class Run:
             bad_images=self._bad_images,
         )
 
-    def _calibration_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
-        """Return batches of the training images that would come after the last step. The trainer mixes none of them."""
-        assert self.recipe.evaluation.recalibrate
-        steps = math.ceil(self.recipe.evaluation.recalibrate.images / self.plan.global_size)
-        return self.train_batches(self.plan.total, self.plan.total + steps)
-
     def _validation_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
         keys = evaluation_keys(len(self.val), self._evaluation_size, self._world.rank, self._world.size)
-        source = validation_source(self.recipe, self.val)
-        return device_batches(source, self.val, keys, self.recipe, self.precision, self._world)
-
-    @property
-    def _evaluation_size(self) -> int:
-        return self.recipe.evaluation.batch_size or self.recipe.batch.micro_size
-
-    def _names(self, step: int, replica: int) -> list[str]:
-        return [self.train.name(index) for index in self.order.micro_batch(step, replica).indices]
-
-    # ------------------------------------------------------------------------------------------------ descriptions
-
-    @property
-    def dataset(self) -> dict[str, Any]:
-        """The description of the data in checkpoints."""
-        return {
-            "classes": list(self.train.classes),
-            "num_images": len(self.train),
-            "fingerprint": self.train.fingerprint,
-            "val": {"num_images": len(self.val), "fingerprint": self.val.fingerprint},
-        }
-
-    @property
-    def largest_class(self) -> float:
-        """The share of the largest class of the validation split, in percent."""
-        return 100 * float(np.bincount(self.val.labels).max()) / len(self.val)
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """The description of the machine and the software. Cached, since git takes a while."""
-        return describe_environment(self._world)
+        source = pipeline.validation_source(self.recipe, self.val)
+        return pipeline.device_batches(source, self.val, keys, self.recipe, self.precision, self._world)
 
     def introduction(self) -> str:
         """Return a summary of the run for the terminal."""

@@ -23,21 +23,17 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
     console = Console(enabled=world.is_first)
     run = Run(recipe, None, world, console)
     console.print(run.introduction())
-    timings = run.trainer(None, None, Progress(), stop).dry_run()
-    total = timings.step_seconds * run.plan.total + timings.validation_seconds * run.plan.evaluations
+    step_seconds, validation_seconds = run.trainer(None, None, Progress(), stop).dry_run()
+    total = step_seconds * run.plan.total + validation_seconds * run.plan.evaluations
+    if world.device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated(world.device) / 2**30:.2f} GiB on the GPU"
+    else:
+        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"  # The kernel counts kibibytes.
     console.print(
-        f"one step takes {timings.step_seconds:.3g} s "
-        f"({run.plan.global_size / timings.step_seconds:.4g} images/s), one validation about "
-        f"{timings.validation_seconds:.3g} s\n"
-        f"peak memory of rank 0: {_peak_memory(world)}\n"
+        f"one step takes {step_seconds:.3g} s ({run.plan.global_size / step_seconds:.4g} images/s), "
+        f"one validation about {validation_seconds:.3g} s\n"
+        f"peak memory of rank 0: {memory}\n"
         f"estimated time for the whole run: {format_seconds(total)} ({run.plan.total} steps, "
         f"{run.plan.evaluations} validations), without checkpoints\n"
         "nothing was written"
     )
-
-
-def _peak_memory(world: World) -> str:
-    if world.device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(world.device) / 2**30:.2f} GiB on the GPU"
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"{kibibytes / 2**20:.2f} GiB"

@@ -19,9 +19,9 @@ from seresnext.distributed import World
 from seresnext.printable import printable
 
 _PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
-# Fields and packages that may change the last bits of a number; the commit may, too.
+# Fields and packages that may change the last bits of a number.
 _BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
-_PACKAGES_FOR_BITS = ("seresnext", "torch", "torchvision", "numpy", "pillow")
+_BITS += ("seresnext", "torch", "torchvision", "numpy", "pillow", "git_commit")
 
 
 def describe_environment(world: World) -> dict[str, Any]:
@@ -51,24 +51,20 @@ def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
     `before` comes from a checkpoint. Fields that an older checkpoint lacks are not compared.
     """
     old, new = _bits(before), _bits(now)
-    changes = [
-        f"{name} {printable(old[name], longest=80)} -> {printable(new[name], longest=80)}"
-        for name in new
-        if name in old and old[name] != new[name]
-    ]
-    if not changes:
+    changed = [name for name in new if name in old and old[name] != new[name]]
+    if not changed:
         return None
+    changes = [f"{name} {printable(old[name], longest=80)} -> {printable(new[name], longest=80)}" for name in changed]
     return f"numbers may differ in their last bits, because this differs from the checkpoint: {'; '.join(changes)}"
 
 
 def _bits(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that the last bits of a number may depend on, by names for a message."""
+    """Return the fields and packages that the last bits of a number may depend on."""
     packages = environment.get("packages")
-    found = {name: environment[name] for name in _BITS if name in environment}
-    found |= {name: packages[name] for name in _PACKAGES_FOR_BITS if isinstance(packages, dict) and name in packages}
-    commit = environment.get("git_commit")
-    found |= {"git_commit": commit} if commit is not None else {}  # Another machine may have no git.
-    return {name: value for name, value in found.items() if isinstance(value, str | int | None)}
+    found = {**environment, **(packages if isinstance(packages, dict) else {})}
+    if found.get("git_commit") is None:  # Another machine may have no git.
+        found.pop("git_commit", None)
+    return {name: found[name] for name in _BITS if name in found and isinstance(found[name], str | int | None)}
 
 
 def _cpu_model() -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -23,7 +22,7 @@ from seresnext.metrics.small_files import read_small_json, write_atomically
 from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
 from seresnext.printable import printable
 
-# The files of a run and of this project's tools, which `set_aside` moves. All others are the user's.
+# The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (
     "recipe.yaml",
     "environment.json",
@@ -55,8 +54,6 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of `step-*.safetensors`, `last` and `best`."""
         return self.path / "checkpoints"
-
-    # ------------------------------------------------------------------------------------------------ open and lock
 
     def open(self) -> str | None:
         """Make the folder and lock it.
@@ -107,9 +104,26 @@ class RunFolder:
             lock.close()  # A start that was refused has removed this file.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
-    def accept(self) -> None:
-        """Keep the folder, because a run begins here: from now on `discard` removes nothing."""
+    def accept(self, starts_over: bool = False) -> None:
+        """Keep the folder, because a run begins here: from now on `discard` removes nothing.
+
+        Removes the temporary files of an interrupted save. A run that starts over moves the files of an earlier run
+        into the first free `earlier-<n>`. All other files stay.
+        """
         self._may_discard = False
+        if not self._world.is_first:
+            return
+        with as_usage_error(self.path):
+            store.remove_temporary(self.checkpoints)
+            if starts_over and self._had_run:
+                moving = [path for name in RUN_FILES if os.path.lexists(path := self.path / name)]
+                target = next(t for n in itertools.count(1) if not os.path.lexists(t := self.path / f"earlier-{n}"))
+                target.mkdir()
+                for path in moving:
+                    path.rename(target / path.name)
+                if not any(entry.is_file() for entry in target.rglob("*")):
+                    shutil.rmtree(target)  # The earlier run had only empty folders.
+                self.checkpoints.mkdir()
 
     def discard(self) -> bool:
         """Remove the files that `open` made, unless a run was here before or `accept` was called.
@@ -138,18 +152,13 @@ class RunFolder:
         known = environment.get("launch") if isinstance(environment, dict) else None
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
-    # ------------------------------------------------------------------------------------------------ files
-
-    def check_writable(self, moves_files: bool = False) -> None:
-        """Raise UsageError unless the files of a run can be written here. Call this before any file changes.
-
-        `moves_files`: the start moves `metrics.jsonl` away, and need not read the file.
-        """
+    def check_writable(self, starts_over: bool = False) -> None:
+        """Raise UsageError unless the files of a run can be written here. Call this before any file changes."""
         if not self._world.is_first:
             return
         metrics = self.path / "metrics.jsonl"
         try:
-            if not moves_files:
+            if not starts_over:  # A run that starts over moves the file away, and need not read the file.
                 check_metrics(metrics)
         except OSError as error:
             raise UsageError(f"{metrics} cannot be continued ({error.strerror}); move the file away") from None
@@ -158,44 +167,11 @@ class RunFolder:
                 write_atomically(folder / ".probe", " " * _PROBE)
                 (folder / ".probe").unlink()
 
-    def set_aside(self) -> None:
-        """Move the files of an earlier run into the first free `earlier-<n>`. All other files stay."""
-        if not self._world.is_first or not self._had_run:
-            return
-        with as_usage_error(self.path):
-            moving = [path for name in RUN_FILES if os.path.lexists(path := self.path / name)]
-            target = next(t for n in itertools.count(1) if not os.path.lexists(t := self.path / f"earlier-{n}"))
-            target.mkdir()
-            for path in moving:
-                path.rename(target / path.name)
-            if not any(entry.is_file() for entry in target.rglob("*")):
-                shutil.rmtree(target)  # The earlier run had only empty folders.
-            self.checkpoints.mkdir()
-
-    def remove_temporary(self) -> None:
-        """Remove the temporary files of an interrupted save."""
-        if self._world.is_first:
-            with as_usage_error(self.path):
-                store.remove_temporary(self.checkpoints)
-
-    def write_recipe(self, text: str) -> None:
-        """Write `recipe.yaml`, the recipe as this run resolved it."""
-        self._write("recipe.yaml", text)
-
-    def write_environment(self, environment: dict[str, Any]) -> None:
-        """Write `environment.json`."""
-        self._write("environment.json", json.dumps(environment, indent=2) + "\n")
-
-    def _write(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the run, whole or not at all."""
         if self._world.is_first:
             with as_usage_error(self.path):
                 write_atomically(self.path / name, text)
-
-    # ------------------------------------------------------------------------------------------------ status
-
-    def status(self) -> dict[str, Any]:
-        """Return the content of `status.json`, empty if there is none."""
-        return read_status(self.path)
 
     def write_status(self, state: str, step: int, reason: str | None = None) -> None:
         """Write `status.json`. States are running, preempted, finished and failed."""
@@ -217,16 +193,13 @@ class RunFolder:
         world = self._world
 
         def fail(reason: str) -> None:
+            console.log(f"error: {reason}")
             # Any rank may write the failure. The first reason stays, and so does the end of a saved or finished run.
-            if self.status().get("state", "running") == "running":
+            if read_status(self.path).get("state", "running") == "running":
                 write_status(self.path, world, "failed", step(), reason)
 
-        def on_peer_lost(reason: str) -> None:
-            console.log(f"error: {reason}")
-            fail(f"rank {world.rank}: {reason}")
-
         self.write_status("running", step())
-        world.on_peer_lost(on_peer_lost, lambda: resume_point(self.path))
+        world.on_peer_lost(lambda reason: fail(f"rank {world.rank}: {reason}"), lambda: resume_point(self.path))
         try:
             world.broadcast(None)  # No rank writes a failure before rank 0 has written `running`.
             with world.translate_errors():
@@ -241,7 +214,6 @@ class RunFolder:
             if world.is_first or not is_shared:
                 is_refusal = isinstance(error, UsageError | DataError | CheckpointError)
                 if not (is_refusal and self.discard()):
-                    console.log(f"error: {reason}")
                     fail(reason if is_shared else f"rank {world.rank}: {reason}")
             raise
 
@@ -272,17 +244,13 @@ def resume_point(folder: Path) -> str:
     """Return a sentence about where a resume of the run in this folder starts."""
     checkpoints = folder / "checkpoints"
     try:
-        saved = [
-            path for path in (checkpoints / "last.safetensors", *store.steps(checkpoints).values()) if path.exists()
-        ]
+        files = [checkpoints / "last.safetensors", *store.steps(checkpoints).values()]
+        saved = [path for path in files if path.exists()]
     except OSError:
         return f"A resume continues from the newest checkpoint in {checkpoints}"
     if saved:
         return f"A resume continues from {saved[-1]}"
     return "No checkpoint of this run is saved yet, so a resume starts where this run started"
-
-
-# ------------------------------------------------------------------------------------------------ checks of paths
 
 
 def check_output(path: Path, data: Sequence[Path]) -> None:
@@ -321,14 +289,11 @@ def as_usage_error(folder: Path) -> Iterator[None]:
     """Turn an error of the operating system, in a block that writes in a run folder, into a UsageError."""
     try:
         yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(
-            f"cannot write to the run folder {folder}: {error.filename or folder} is not a folder; choose another "
-            "with --output"
-        ) from None
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UsageError(
-            f"cannot write to the run folder {folder}: {error.strerror or error}{where}; {store.free_space(folder)}; "
-            "make room there, or choose another with --output"
-        ) from None
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            problem = f"{error.filename or folder} is not a folder; choose another with --output"
+        else:
+            where = f" ({error.filename})" if error.filename else ""
+            free = store.free_space(folder)
+            problem = f"{error.strerror or error}{where}; {free}; make room there, or choose another with --output"
+        raise UsageError(f"cannot write to the run folder {folder}: {problem}") from None

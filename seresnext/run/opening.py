@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
 from seresnext.models import find_weights, open_weights
+from seresnext.printable import listed
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
 from seresnext.recipe.check_lengths import check_lengths
@@ -55,10 +56,7 @@ def open_splits(
     problems = world.broadcast(problems)
     with world.agreeing():
         _refuse(problems, "this run")
-    train, val = readers.values()
-    assert train is not None
-    assert val is not None
-    return train, val
+    return readers["training"], readers["validation"]
 
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
@@ -71,26 +69,34 @@ def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, wa
         _refuse(problems, "this validation")
 
 
-def _open_both(recipe: Recipe) -> tuple[dict[str, Reader | None], list[StartProblem]]:
-    """Return the readers of training and validation, and the problems. A split that cannot be opened has no reader."""
+@contextmanager
+def _collecting(
+    problems: list[StartProblem], settings: Mapping[str, object] | None = None, permission: str = ""
+) -> Iterator[None]:
+    """Add the failure of a block to the problems, with the settings of the fix."""
+    try:
+        yield
+    except Failure as failure:
+        texts = failure.problems if isinstance(failure, RecipeError) else [str(failure)]
+        found = [StartProblem(type(failure), text + permission, settings or {}) for text in texts]
+        problems += [problem for problem in found if problem not in problems]  # A missing root is one problem.
+
+
+def _open_both(recipe: Recipe) -> tuple[dict[str, Reader], list[StartProblem]]:
+    """Return the readers of training and validation that can be opened, and the problems."""
     data = recipe.data
     if data.format == "synthetic":
         assert data.synthetic_images is not None
         synthetic = SyntheticReader(data.synthetic_images, recipe.model.num_classes)
         return {"training": synthetic, "validation": synthetic}, []
-    readers: dict[str, Reader | None] = {}
+    readers: dict[str, Reader] = {}
     problems: list[StartProblem] = []
     cache = Path(data.cache) if data.cache else None
     for name, split in (("training", data.train_split), ("validation", data.val_split)):
-        readers[name] = None
-        try:
+        with _collecting(problems):
             reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size)
             if name == "training":
                 check_cache(reader, data.shuffle_shards)
-        except Failure as failure:
-            problem = StartProblem(type(failure), str(failure))
-            if problem not in problems:  # A missing root is one problem, not one of each split.
-                problems.append(problem)
     return readers, problems
 
 
@@ -99,9 +105,10 @@ def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
     seen = world.gather((socket.gethostname(), own))
     merged: list[StartProblem] = []
     for rank, (host, problems) in enumerate(seen):
+        earlier = [problem for _, others in seen[:rank] for problem in others]
         for problem in problems:
             where = "" if all(problem in others for _, others in seen) else f"rank {rank} on {host}: "
-            if problem not in [each for _, others in seen[:rank] for each in others]:
+            if problem not in earlier:
                 merged.append(replace(problem, text=f"{where}{problem.text}"))
     return merged
 
@@ -109,34 +116,28 @@ def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
 def _compare(
     recipe: Recipe,
     previous: Recipe | None,
-    readers: Mapping[str, Reader | None],
+    readers: Mapping[str, Reader],
     world_size: int,
     warn: Callable[[str], None],
 ) -> list[StartProblem]:
     """Return the problems that rank 0 finds in the splits that could be opened."""
-    train, val = readers["training"], readers["validation"]
     problems: list[StartProblem] = []
-    opened = {name: reader for name, reader in readers.items() if reader is not None}
-    for notice in dict.fromkeys(notice for reader in opened.values() for notice in reader.notices):
+    for notice in dict.fromkeys(notice for reader in readers.values() for notice in reader.notices):
         warn(f"warning: {notice}")
-    if train is not None and val is not None:
-        _warn_of_same_images(recipe, train, warn)
-        try:
-            check_same_classes(train, val)
-        except DataError as error:
-            problems.append(StartProblem(DataError, str(error)))
-    for reader in list(opened.values())[:1]:
-        problems += _classes_problem(recipe, previous, reader)
-    surveys = _survey(recipe, opened, warn)
-    bad = 0
-    images = []
-    for name, result in surveys.items():
-        if result.errors and not (name == "training" and recipe.data.on_error == "substitute"):
-            images.append(_unusable(name, result, ADVICE if name == "training" else ""))
-            bad += len(result.errors) if name == "training" else 0
-    if train is not None:
-        problems += _batch_problems(recipe, previous, len(train), bad, world_size)
-    problems += images
+    if len(readers) == 2:
+        _warn_of_same_images(recipe, readers["training"], warn)
+        with _collecting(problems):
+            check_same_classes(readers["training"], readers["validation"])
+    for reader in list(readers.values())[:1]:
+        problems += _class_problems(recipe, previous, reader)
+    surveys = _survey(recipe, readers, warn)
+    if recipe.data.on_error == "substitute":
+        surveys.pop("training", None)
+    bad = {name: result for name, result in surveys.items() if result.errors}
+    if "training" in readers:
+        num_bad = len(bad["training"].errors) if "training" in bad else 0
+        problems += _batch_problems(recipe, previous, len(readers["training"]), num_bad, world_size)
+    problems += [_unusable(name, result, ADVICE if name == "training" else "") for name, result in bad.items()]
     if previous is None:
         problems += _weights_problems(recipe, problems)
     return problems
@@ -145,68 +146,55 @@ def _compare(
 def _warn_of_same_images(recipe: Recipe, train: Reader, warn: Callable[[str], None]) -> None:
     """Warn if the validation measures training images: one split for both, or folders that are links."""
     data = recipe.data
-    folders = [Path(data.root) / split for split in (data.train_split, data.val_split)]
     if data.format == "synthetic":
         return
-    if data.train_split == data.val_split or is_same(*folders):
+    here, there = Path(data.root, data.train_split), Path(data.root, data.val_split)
+    if data.train_split == data.val_split or is_same(here, there):
         same = f"data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same images"
-    elif data.format == "folder" and (
-        shared := [name for name in train.classes if is_same(folders[0] / name, folders[1] / name)]
-    ):
+    elif shared := [name for name in train.classes if is_same(here / name, there / name)]:
         same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
     else:
         return
     warn(f"warning: {same}, so the validation measures training images; set data.val_split to a split of other images")
 
 
-def _classes_problem(recipe: Recipe, previous: Recipe | None, reader: Reader) -> Iterator[StartProblem]:
-    found, wanted = len(reader.classes), recipe.model.num_classes
-    trained = previous.model.num_classes if previous else found
-    if found not in (wanted, trained):
-        yield StartProblem(
-            DataError,
-            f"{recipe.data.root} has {found} class folders, the run that is resumed has {trained}; put the old class "
-            f"folders back, or start a new run: another --output with --set model.num_classes={found}",
-        )
-        return
-    try:
-        check_classes(reader, wanted, recipe.data.root)
-    except DataError as error:
-        yield StartProblem(DataError, str(error), {"model.num_classes": found} if found > 1 else {})
+def _class_problems(recipe: Recipe, previous: Recipe | None, reader: Reader) -> list[StartProblem]:
+    found = len(reader.classes)
+    problems: list[StartProblem] = []
+    with _collecting(problems, {"model.num_classes": found} if found > 1 else {}):
+        check_classes(reader, recipe.model.num_classes, recipe.data.root)
+    if not problems or previous is None or found == previous.model.num_classes:
+        return problems
+    text = (
+        f"{recipe.data.root} has {found} class folders, the run that is resumed has {previous.model.num_classes}; put "
+        f"the old class folders back, or start a new run: another --output with --set model.num_classes={found}"
+    )
+    return [StartProblem(DataError, text)]
 
 
 def _batch_problems(
-    recipe: Recipe, previous: Recipe | None, num_images: int, bad: int, world_size: int
-) -> Iterator[StartProblem]:
-    """Yield problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
-    data, total = recipe.data, recipe.batch.global_size
-    usable = num_images - bad
-    sizes = fitting_batch(recipe, world_size, usable)
-    allowed = [
-        key
-        for key, value in (sizes or {}).items()
-        if previous and getattr(previous.batch, key.removeprefix("batch.")) != value
-    ]
+    recipe: Recipe, previous: Recipe | None, num_images: int, num_bad: int, world_size: int
+) -> list[StartProblem]:
+    """Return problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
+    data, total, usable = recipe.data, recipe.batch.global_size, num_images - num_bad
+    problems: list[StartProblem] = []
+    sizes = fitting_batch(recipe, world_size, usable) or {}
+    old = {f"batch.{key}": value for key, value in previous.batch} if previous else sizes
+    allowed = [key for key, value in sizes.items() if old[key] != value]
     permission = f"; for the run that is resumed, with --allow-changed {','.join(allowed)}" if allowed else ""
-    if usable < total:
-        where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
-        advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"
-        yield StartProblem(
-            DataError,
-            f"{where}: {usable}{' usable' * bool(bad)} training images are fewer than one step takes "
-            f"(batch.global_size: {total}); {advice}{permission}",
-            sizes or {},
-        )
-    else:
-        try:
-            check_world(recipe, world_size, usable)
-        except RecipeError as error:
-            yield from (StartProblem(RecipeError, f"{text}{permission}", sizes or {}) for text in error.problems)
-    if sizes and (steps := usable // int(str(sizes["batch.global_size"]))):
-        try:
+    with _collecting(problems, sizes, permission):
+        if usable < total:
+            where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
+            advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"
+            raise DataError(
+                f"{where}: {usable}{' usable' * bool(num_bad)} training images are fewer than one step takes "
+                f"(batch.global_size: {total}); {advice}"
+            )
+        check_world(recipe, world_size, usable)
+    if sizes and (steps := usable // sizes["batch.global_size"]):
+        with _collecting(problems):
             check_lengths(recipe, steps)
-        except RecipeError as error:
-            yield from (StartProblem(RecipeError, text) for text in error.problems)
+    return problems
 
 
 def _survey(recipe: Recipe, readers: Mapping[str, Reader], warn: Callable[[str], None]) -> dict[str, Survey]:
@@ -220,17 +208,14 @@ def _survey(recipe: Recipe, readers: Mapping[str, Reader], warn: Callable[[str],
 
 def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
     """Return the problem of a split with bad images, with the message of each image."""
-    more = len(result.errors) - _IMAGES_LISTED
-    lines = [*result.errors[:_IMAGES_LISTED], *[f"and {more} more"] * (more > 0)]
-    if len(lines) == 1:
+    count = len(result.errors)
+    lines = listed(result.errors, _IMAGES_LISTED)
+    if count == 1:
         return StartProblem(DataError, f"{lines[0]}, {advice}" if advice else lines[0])
-    images = f"{result.seen:,} {name} images" + (
-        f" checked (of {result.total:,})" if result.seen < result.total else ""
-    )
-    lines[0:0] = [
-        f"{len(result.errors)} of {images} cannot be used" + (f"; repair each image, {advice}:" if advice else ":")
-    ]
-    return StartProblem(DataError, "\n  ".join(lines))
+    checked = f" checked (of {result.total:,})" if result.seen < result.total else ""
+    repair = f"; repair each image, {advice}" if advice else ""
+    heading = f"{count} of {result.seen:,} {name} images{checked} cannot be used{repair}:"
+    return StartProblem(DataError, "\n  ".join([heading, *lines]))
 
 
 def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Iterator[StartProblem]:
@@ -245,21 +230,19 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
             return  # `load_first_weights` reads the file.
         loaded = open_weights(path)
     except CheckpointError as error:
-        yield StartProblem(
-            CheckpointError, f"{error} (model.weights); set model.weights to the path of a file of weights"
-        )
+        text = f"{error} (model.weights); set model.weights to the path of a file of weights"
+        yield StartProblem(CheckpointError, text)
         return
     wanted = {key: value for problem in others for key, value in problem.settings.items()}
     num_classes = wanted.get("model.num_classes", section.num_classes)
     with suppress(CheckpointError):
         found = loaded.identify().num_classes
         if found != num_classes and not section.reset_head:
-            yield StartProblem(
-                CheckpointError,
+            text = (
                 f"{path} (model.weights) has {found} classes and the data {num_classes}; to load all but the "
-                "classifier, set model.reset_head=true",
-                {"model.reset_head": "true"},
+                "classifier, set model.reset_head=true"
             )
+            yield StartProblem(CheckpointError, text, {"model.reset_head": "true"})
 
 
 def _refuse(problems: list[StartProblem], name: str) -> None:

@@ -6,7 +6,6 @@ folder stands for the best checkpoint in the folder. The features are the input 
 
 from __future__ import annotations
 
-import itertools
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -67,7 +66,6 @@ def print_predictions(arguments: Namespace) -> None:
     for name, value in (("--top", arguments.top), ("--max-pixels", arguments.max_pixels)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value} is too small; give at least 1")
-
     loaded = open_weights(arguments.checkpoint)
     if loaded.source != shown_path(arguments.checkpoint):
         print(f"weights of {loaded.source}", file=sys.stderr)
@@ -79,15 +77,13 @@ def print_predictions(arguments: Namespace) -> None:
         )
     model.to(choose_device(arguments.device))
     max_pixels = arguments.max_pixels or (loaded.recipe.data.max_pixels if loaded.recipe else MAX_PIXELS)
+    predictions = predict(model, loaded.preprocessing, arguments.images, max_pixels)
     written = []
-    for path, (features, probabilities) in zip(
-        arguments.images, predict(model, loaded.preprocessing, arguments.images, max_pixels), strict=True
-    ):
+    for path, (features, probabilities) in zip(arguments.images, predictions, strict=True):
         print(shown_path(path))
-        for probability, label in itertools.islice(
-            zip(*probabilities.sort(descending=True), strict=True), arguments.top
-        ):
-            print(f"  {100 * probability.item():6.2f} %  {printable(classes[int(label)])}")
+        values, labels = probabilities.sort(descending=True)
+        for probability, label in zip(values[: arguments.top].tolist(), labels.tolist(), strict=False):
+            print(f"  {100 * probability:6.2f} %  {printable(classes[label])}")
         written.append(features.numpy())
     if arguments.features:
         try:

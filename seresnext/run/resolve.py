@@ -20,20 +20,17 @@ def resolve_auto(recipe: Recipe, previous: Recipe | None, world: World) -> tuple
         own = getattr(getattr(recipe, section), key)
         return getattr(getattr(previous, section), key) if own == "auto" and previous else own
 
-    runtime = recipe.runtime
+    runtime, weights = recipe.runtime, value("evaluation", "weights")
     # Compiled code chooses by itself which activations to keep, so checkpointing excludes compilation.
     wants_compile = False if runtime.compile == "auto" and runtime.grad_checkpointing else value("runtime", "compile")
     compiles, notice = resolve_compile(wants_compile, world.device)
-    weights = value("evaluation", "weights")
+    resolved = {
+        "precision": resolve_precision(value("runtime", "precision"), world.device),
+        "compile": compiles,
+        "channels_last": value("runtime", "channels_last") is not False,
+    }
     if weights == "auto":
         weights = "ema" if recipe.ema else "model"
-    changes = {
-        "runtime": {
-            "precision": resolve_precision(value("runtime", "precision"), world.device),
-            "compile": compiles,
-            "channels_last": value("runtime", "channels_last") is not False,
-        },
-        "evaluation": {"weights": weights},
-    }
-    sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in changes.items()}
+    evaluation = recipe.evaluation.model_copy(update={"weights": weights})
+    sections = {"runtime": runtime.model_copy(update=resolved), "evaluation": evaluation}
     return recipe.model_copy(update=sections), [notice] if notice else []

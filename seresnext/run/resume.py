@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +25,20 @@ from seresnext.run.folder import as_usage_error, is_same
 from seresnext.training.plan import Progress
 
 # Keys that change no number of a run, only loading, logging and saving. These keys may change on a resume.
-FREE_KEYS = frozenset(
-    {
-        "data.root",
-        "data.cache",
-        "data.cache_size",
-        "data.workers",
-        "data.on_error",
-        "data.max_bad_images",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "checkpoint.keep_every",
-        "checkpoint.on_failure",
-        "logging.every",
-        "optimizer.stop_after_skips",
-        "runtime.loader_timeout",
-        "runtime.collective_timeout",
-    }
-)
+FREE_KEYS = frozenset({
+    "data.root", "data.cache", "data.cache_size", "data.workers", "data.on_error", "data.max_bad_images",
+    "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "logging.every",
+    "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
+})  # fmt: skip
 
 # Keys that have an effect on a fresh start only: a resumed run has the weights of the checkpoint.
 FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
 
 # Keys that change the result of a validation. Other images in the split change the result, too.
-MEASURE_KEYS = frozenset(
-    {
-        "data.image_size",
-        "data.mean",
-        "data.std",
-        "data.val_split",
-        "evaluation.crop_pct",
-        "evaluation.interpolation",
-        "evaluation.weights",
-    }
-)
+MEASURE_KEYS = frozenset({
+    "data.image_size", "data.mean", "data.std", "data.val_split",
+    "evaluation.crop_pct", "evaluation.interpolation", "evaluation.weights",
+})  # fmt: skip
 
 _MOST_LISTED = 50  # changes in one message: a screen
 
@@ -74,6 +55,17 @@ class LoadedCheckpoint:
     metadata: CheckpointMetadata
     damaged: Sequence[Path] = ()
 
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe of the run, or None if this version cannot read the recipe.
+
+        A key that is newer than the checkpoint has its default, which stands for the behaviour without the key.
+        """
+        try:
+            return recipe_from_values(self.metadata.recipe, "the saved recipe")
+        except RecipeError:
+            return None
+
 
 def find_checkpoint(
     folder: Path, resume: str, world: World, report: Callable[[str], None], restarted: bool = False
@@ -84,11 +76,8 @@ def find_checkpoint(
     the first start of a launch: a torchrun restart (`restarted`) resumes from the last save of the launch. Raises
     CheckpointError on all ranks if there are checkpoints and none is valid, or if ranks read different files.
     """
-    path: Path | None = None
-    damaged: Sequence[Path] = []
     with world.agreeing():
-        if world.is_first:
-            path, damaged = _choose(folder, resume, restarted, report)
+        path, damaged = _choose(folder, resume, restarted, report) if world.is_first else (None, ())
     path = world.broadcast(path)
     if path is None:
         return None
@@ -96,20 +85,17 @@ def find_checkpoint(
         tensors, texts = store.read(path)
     digests = world.gather(texts["digest"])
     with world.agreeing():
-        _check_usable(path, texts, digests)
+        if AVERAGED in texts:
+            raise CheckpointError(
+                f"{path} is an average of checkpoints, without the state of a training, so no run can resume from the "
+                f"file; to start a new run from these weights, set model.weights={path}"
+            )
+        if len(set(digests)) > 1:
+            raise CheckpointError(
+                f"{path} is not the same file on every rank; put the run folder on a shared file system"
+            )
         metadata = CheckpointMetadata.from_metadata(texts, str(path))
     return LoadedCheckpoint(path, tensors, metadata, damaged)
-
-
-def _check_usable(path: Path, metadata: Mapping[str, str], digests: list[str]) -> None:
-    """Raise CheckpointError for a file without training state, and for files that differ between ranks."""
-    if AVERAGED in metadata:
-        raise CheckpointError(
-            f"{path} is an average of checkpoints, without the state of a training, so no run can resume from the "
-            f"file; to start a new run from these weights, set model.weights={path}"
-        )
-    if len(set(digests)) > 1:
-        raise CheckpointError(f"{path} is not the same file on every rank; put the run folder on a shared file system")
 
 
 def _choose(
@@ -125,13 +111,9 @@ def _choose(
         raise UsageError(f"{folder} cannot be read ({error.strerror}); make the folder readable") from None
     for warning in newest.warnings:
         report(f"warning: {warning}")
-    if file and (newest.path is None or _step(newest.path) < _step(file)):
+    if file and (newest.path is None or int(store.verify(newest.path)["step"]) < int(store.verify(file)["step"])):
         return file, []
     return newest.path, newest.damaged
-
-
-def _step(path: Path) -> int:
-    return int(store.verify(path)["step"])
 
 
 def rewind_folder(
@@ -148,10 +130,8 @@ def rewind_folder(
     lacks is taken from the folder of the resumed checkpoint. The best starts over if its file is gone, or if the
     validation changed (other images or another measure). The file of the old best then stays under another name.
     """
-    best = None
     with world.agreeing():
-        if world.is_first:
-            best = _rewind(checkpoint, folder, report, validation_changed)
+        best = _rewind(checkpoint, folder, report, validation_changed) if world.is_first else None
     return world.broadcast(best)
 
 
@@ -182,7 +162,7 @@ def _rewind(
             return None
         if source is not None:
             return best
-        store.supersede_best(folder)
+        store.retire_best(folder)
     report(
         f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
         f"{best['step']}); the best starts over now"
@@ -199,39 +179,19 @@ def _is_best(path: Path, best: dict[str, Any]) -> bool:
     return metadata.step == best["step"] and metadata.best == best
 
 
-def previous_recipe(metadata: CheckpointMetadata) -> Recipe | None:
-    """Return the recipe of a checkpoint, or None if this version cannot read the recipe.
-
-    A key that is newer than the checkpoint has its default, which stands for the behaviour without the key.
-    """
-    try:
-        return recipe_from_values(metadata.recipe, "the saved recipe")
-    except RecipeError:
-        return None
-
-
 def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
     """Return the progress in a checkpoint. Raises CheckpointError for values that no run writes."""
-    found = {**checkpoint.metadata.progress, "history": checkpoint.metadata.history}
-    usual = asdict(Progress())
-    odd = [name for name, value in found.items() if name not in usual or not _is_alike(value, usual[name])]
-    odd += sorted(usual.keys() - found.keys())
-    best = found.get("best")
-    if best is not None and not (
-        isinstance(best, dict)
-        and isinstance(best.get("top1"), int | float)
-        and (type(best.get("step")), type(best.get("weights"))) == (int, str)
-    ):
+    metadata, usual = checkpoint.metadata, asdict(Progress())
+    found = {**metadata.progress, "history": metadata.history}
+    odd = sorted(found.keys() ^ usual.keys())
+    odd += [name for name in usual if name != "best" and name in found and type(found[name]) is not type(usual[name])]
+    # The file has the step and the best twice.
+    odd += [name for name in ("step", "best") if name in found and found[name] != getattr(metadata, name)]
+    if metadata.best and not metadata.best.keys() >= {"step", "top1", "weights"}:
         odd.append("best")
-    # The file has these values twice.
-    odd += [name for name in ("step", "best") if name in found and found[name] != getattr(checkpoint.metadata, name)]
-    if odd or not all(isinstance(event, dict) for event in checkpoint.metadata.history):
+    if odd:
         raise CheckpointError(f"{checkpoint.path} has progress values that no run writes: {printable(odd)}")
     return Progress(**found)
-
-
-def _is_alike(value: Any, usual: Any) -> bool:
-    return usual is None or type(value) is type(usual)
 
 
 def keep_first_settings(recipe: Recipe, previous: Recipe | None, allowed: Collection[str]) -> tuple[Recipe, list[str]]:
@@ -241,17 +201,14 @@ def keep_first_settings(recipe: Recipe, previous: Recipe | None, allowed: Collec
     """
     if previous is None:
         return recipe, []
-    kept: dict[str, Any] = {}
-    notices = []
-    for key in FIRST_KEYS:
-        name = key.removeprefix("model.")
-        old, new = getattr(previous.model, name), getattr(recipe.model, name)
-        if old != new and _is_allowed(key, allowed):
-            kept[name] = old
-            notices.append(
-                f"{key} stays {printable(old)}: the key has an effect on a fresh start only, and this run is resumed; "
-                f"{printable(new)} is not used"
-            )
+    old, new = previous.model.model_dump(), recipe.model.model_dump()
+    names = [key.removeprefix("model.") for key in FIRST_KEYS if _is_allowed(key, allowed)]
+    kept = {name: old[name] for name in names if old[name] != new[name]}
+    notices = [
+        f"model.{name} stays {printable(value)}: the key has an effect on a fresh start only, and this run is resumed; "
+        f"{printable(new[name])} is not used"
+        for name, value in kept.items()
+    ]
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=kept)}), notices
 
 
@@ -263,8 +220,7 @@ def check_compatible(
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises one error with all differences:
     DataError for changed data, UsageError for a changed recipe alone.
     """
-    source, metadata = checkpoint.path, checkpoint.metadata
-    previous = previous_recipe(metadata)
+    source, metadata, previous = checkpoint.path, checkpoint.metadata, checkpoint.recipe
     try:
         changes = diff(to_values(previous) if previous else metadata.recipe, to_values(recipe))
     except (RecursionError, AttributeError, TypeError) as error:
@@ -297,7 +253,14 @@ def _data_changes(
     """Return the changes of classes and images that are not allowed, and the keys that permit these changes."""
     problems, keys = [], []
     if "classes" not in allowed and old["classes"] != new["classes"]:
-        problems.append(_class_changes(old["classes"], new["classes"], source))
+        was, now = set(old["classes"]), set(new["classes"])
+        gone, added = sorted(was - now), sorted(now - was)
+        parts = [f"{word}: {', '.join(names[:10])}" for word, names in (("gone", gone), ("new", added)) if names]
+        numbers = f"{len(old['classes'])} then, {len(new['classes'])} now"
+        problems.append(
+            f"the class folders are not the class folders of {source} ({numbers}; "
+            f"{'; '.join(parts) or 'the same names in another order'}){look_alikes(gone, added)}"
+        )
         keys.append("classes")
     if "dataset" not in allowed:
         changed = [
@@ -324,13 +287,3 @@ def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def _is_allowed(key: str, allowed: Collection[str]) -> bool:
     return key in FREE_KEYS or any(key == name or key.startswith(f"{name}.") for name in allowed)
-
-
-def _class_changes(old: list[str], new: list[str], source: Path) -> str:
-    gone, added = sorted(set(old) - set(new)), sorted(set(new) - set(old))
-    parts = [f"gone: {', '.join(gone[:10])}"] * bool(gone) + [f"new: {', '.join(added[:10])}"] * bool(added)
-    parts = parts or ["the same names in another order"]
-    return (
-        f"the class folders are not the class folders of {source} ({len(old)} then, {len(new)} now; {'; '.join(parts)})"
-        f"{look_alikes(gone, added)}"
-    )

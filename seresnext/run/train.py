@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
+
+import numpy as np
 
 from seresnext.data.shards.remote import is_remote
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
+from seresnext.metrics.status import read_status
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
@@ -21,7 +25,6 @@ from seresnext.run.resume import (
     check_compatible,
     find_checkpoint,
     keep_first_settings,
-    previous_recipe,
     restored_progress,
     rewind_folder,
 )
@@ -30,13 +33,7 @@ from seresnext.training.plan import Progress
 
 
 def train(
-    recipe: Recipe,
-    world: World,
-    stop: StopRequest,
-    *,
-    output: Path,
-    resume: str,
-    allow_changed: Collection[str],
+    recipe: Recipe, world: World, stop: StopRequest, *, output: Path, resume: str, allow_changed: Collection[str]
 ) -> None:
     """Train by a recipe in a run folder, from the last checkpoint if there is one, to the end or a stop request.
 
@@ -52,35 +49,28 @@ def train(
     console = Console(enabled=world.is_first, log=output / "log.txt")
     if notice:
         console.print(f"warning: {notice}")
-    last_step = folder.status().get("step")
+    last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
     with folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
+        total = run.plan.total
         if run.plan.is_complete(progress):
-            early = _finish(run, folder, progress)
-            why = f" ({early})" if early else ""
-            console.print(f"{output} is finished: {progress.step} steps{why}, {_best(run, progress)}; nothing to do")
+            console.print(f"{output} is complete, nothing to do")
+            _finish(run, folder, progress, console)
             return
         trainer = run.trainer(folder, checkpoint, progress, stop)
         console.print(run.introduction())
         if checkpoint:
-            console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {run.plan.total}")
+            console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")
         saved_step = progress.step if checkpoint else None
-        folder.update_status(step=progress.step, saved_step=saved_step, total_steps=run.plan.total, best=progress.best)
+        folder.update_status(step=progress.step, saved_step=saved_step, total_steps=total, best=progress.best)
         if trainer.fit():
-            early = _finish(run, folder, progress)
-            if early:
-                console.print(f"training ends after step {progress.step} of {run.plan.total}: {early}")
-            if warning := nonfinite_validation(progress):
-                console.print(f"warning: {warning}")
-            console.print(f"finished: {_best(run, progress)}; the run is in {output}")
-        else:
-            signals = _signals_in_words(world.gather(stop.signal))
-            folder.write_status("preempted", progress.step, f"stopped by {signals}")
-            console.print(
-                f"stopped after step {progress.step} of {run.plan.total} by {signals}, and saved; the same command "
-                "resumes the run"
-            )
+            _finish(run, folder, progress, console)
+            return
+        signals = ", ".join(sorted(set(filter(None, world.gather(stop.signal)))))
+        folder.write_status("preempted", progress.step, f"stopped by {signals}")
+        where = f"after step {progress.step} of {total}"
+        console.print(f"stopped {where} by {signals}, and saved; the same command resumes the run")
 
 
 def _begin(
@@ -94,7 +84,7 @@ def _begin(
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
     checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted=restarted)
-    previous = previous_recipe(checkpoint.metadata) if checkpoint else None
+    previous = checkpoint.recipe if checkpoint else None
     recipe, notices = keep_first_settings(recipe, previous, allow_changed)
     run = Run(recipe, previous, world, console)
     starts_over = resume == "never" and not restarted
@@ -104,12 +94,9 @@ def _begin(
             progress = restored_progress(checkpoint)
             changes = check_compatible(checkpoint, run.recipe, run.dataset, allow_changed)
             run.check_fits(checkpoint)
-        folder.check_writable(moves_files=starts_over)
-    folder.accept()
+        folder.check_writable(starts_over)
     with world.agreeing():
-        folder.remove_temporary()
-        if starts_over:
-            folder.set_aside()
+        folder.accept(starts_over)
     if checkpoint:
         for line in [*notices, *(f"changed on resume: {change}" for change in changes)]:
             console.print(line)
@@ -123,8 +110,8 @@ def _begin(
             progress.evaluated -= 1  # The validation after this step runs again.
     if not run.plan.is_complete(progress):
         with world.agreeing():  # A full disk shows now, before the first pass, which may compile for minutes.
-            folder.write_recipe(to_yaml(to_values(run.recipe)))
-            folder.write_environment({**run.environment, "launch": launchers})
+            folder.write("recipe.yaml", to_yaml(to_values(run.recipe)))
+            folder.write("environment.json", json.dumps({**run.environment, "launch": launchers}, indent=2) + "\n")
     return run, checkpoint, progress
 
 
@@ -133,33 +120,22 @@ def _data_folders(recipe: Recipe) -> list[Path]:
     data = recipe.data
     if data.format == "synthetic" or is_remote(data.root):
         return []
-    root = Path(data.root)
-    return [root, root / data.train_split, root / data.val_split]
+    return [Path(data.root, name) for name in (".", data.train_split, data.val_split)]
 
 
-def _finish(run: Run, folder: RunFolder, progress: Progress) -> str | None:
-    """Write the status `finished`. Return why the run ended before `length`, or None."""
-    early, early_stop = None, run.recipe.early_stop
-    if early_stop and progress.step < run.plan.total:
-        early = f"validation has not improved for {early_stop.patience} (early_stop.patience)"
-    folder.write_status(
-        "finished", progress.step, "; ".join(filter(None, [early, nonfinite_validation(progress)])) or None
-    )
-    return early
-
-
-def _best(run: Run, progress: Progress) -> str:
-    best = progress.best
-    if best is None:
-        return "the best checkpoint is lost" if progress.evaluated else "not validated"
-    return (
-        f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights); the largest class is "
-        f"{run.largest_class:.1f} % of the validation images"
-    )
-
-
-def _signals_in_words(signals: list[str | None]) -> str:
-    """Return the signals that the ranks received, in words."""
-    if len(set(signals)) == 1:
-        return str(signals[0])
-    return ", ".join(f"{name} to rank {rank}" for rank, name in enumerate(signals) if name)
+def _finish(run: Run, folder: RunFolder, progress: Progress, console: Console) -> None:
+    """Write the status `finished`, and print how the run ended."""
+    early, best, warning = None, progress.best, nonfinite_validation(progress)
+    if progress.step < run.plan.total and run.recipe.early_stop:
+        early = f"validation has not improved for {run.recipe.early_stop.patience} (early_stop.patience)"
+        console.print(f"training ends after step {progress.step} of {run.plan.total}: {early}")
+    if warning:
+        console.print(f"warning: {warning}")
+    folder.write_status("finished", progress.step, "; ".join(filter(None, [early, warning])) or None)
+    if best:
+        largest = 100 * np.bincount(run.val.labels).max() / len(run.val)
+        result = f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights)"
+        result += f"; the largest class is {largest:.1f} % of the validation images"
+    else:
+        result = "the best checkpoint is lost" if progress.evaluated else "not validated"
+    console.print(f"finished: {result}; the run is in {folder.path}")

@@ -10,16 +10,13 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.loading.loader import evaluation_keys
-from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
 from seresnext.data.readers import Reader, look_alikes
 from seresnext.data.readers.class_labels import labels_by_name
@@ -27,7 +24,7 @@ from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure
-from seresnext.evaluation import Evaluation, describe_metrics, evaluate
+from seresnext.evaluation import describe_metrics, evaluate
 from seresnext.metrics.console import Console
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
 from seresnext.printable import printable, shown_path
@@ -64,9 +61,11 @@ def validate(
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
         console.print(f"warning: {notice}")
+    labels, notice = None, None
     with world.agreeing():
         check_same_data(world, reader)
-        labels, notice = _labels(loaded, reader, root, split)
+        if loaded.classes is None and not isinstance(reader, SyntheticReader):
+            labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
     check_images(recipe, {split: reader}, world, console.print)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
@@ -78,7 +77,8 @@ def validate(
     for note in notes:
         console.print(note)
     make_deterministic(recipe.runtime.deterministic)
-    size = _batch_size(recipe, world)
+    most = _MOST_PIXELS[world.device.type] // recipe.data.image_size**2
+    size = max(1, min(recipe.evaluation.batch_size or recipe.batch.micro_size, most))
     num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.print(f"{section.name} ({loaded.weights} weights) from {checkpoint}")
@@ -91,18 +91,35 @@ def validate(
         device_batches(source, reader, keys, recipe, precision, world) as batches,
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,
     ):
+        if labels is not None:  # the model's labels in place of the reader's
+            table = torch.tensor(labels, device=world.device)
+            batches = (batch._replace(labels=table[batch.labels]) for batch in batches)
         result = evaluate(
-            model,
-            _relabelled(batches, labels, world.device),
-            num_batches=num_batches,
-            world=world,
-            precision=precision,
-            on_round=bar.advance,
+            model, batches, num_batches=num_batches, world=world, precision=precision, on_round=bar.advance
         )
     assert result is not None, "a validation has no stop request"
-    _print_result(result, section.num_classes, console)
+    metrics = result.metrics
+    if not all(map(math.isfinite, metrics.values())):
+        console.print("warning: the output of the model is not finite for some images")
+    if section.num_classes <= 5:  # Top-5 is always 100 %.
+        metrics = {name: value for name, value in metrics.items() if name != "top5"}
+    speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
+    console.print(f"{describe_metrics(metrics)}  ({speed})")
     if json_file and world.is_first:
-        _write_json(json_file, _to_json(result, loaded.weights, recipe, checkpoint))
+        report = {
+            **{name: value if math.isfinite(value) else None for name, value in result.to_dict().items()},
+            "model": section.name,
+            "weights": loaded.weights,
+            "checkpoint": str(checkpoint),
+            "preprocessing": asdict(Preprocessing.of_recipe(recipe)),
+        }
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            raise Failure(
+                f"{json_file} cannot be written ({error.strerror}); choose another file with --json"
+            ) from None
 
 
 def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedWeights, Recipe]:
@@ -138,11 +155,6 @@ def _for_this_machine(recipe: Recipe, world: World) -> Recipe:
     return recipe.model_copy(update={"runtime": runtime, "data": data})
 
 
-def _batch_size(recipe: Recipe, world: World) -> int:
-    size = recipe.evaluation.batch_size or recipe.batch.micro_size
-    return max(1, min(size, _MOST_PIXELS[world.device.type] // recipe.data.image_size**2))
-
-
 def _open_split(loaded: LoadedWeights, recipe: Recipe, root: str, split: str) -> Reader:
     """Return the reader of a split. Raises DataError for classes that are not the classes of the model."""
     if recipe.data.format == "synthetic":
@@ -151,11 +163,12 @@ def _open_split(loaded: LoadedWeights, recipe: Recipe, root: str, split: str) ->
     cache = Path(recipe.data.cache) if recipe.data.cache else None
     reader = open_reader(root, split, detect_format(root, split, recipe.data.format), cache, recipe.data.cache_size)
     if loaded.classes is not None and list(reader.classes) != loaded.classes:
-        there, here = set(loaded.classes), set(reader.classes)
+        new, gone = set(reader.classes) - set(loaded.classes), set(loaded.classes) - set(reader.classes)
+        only_here, only_there = (", ".join(map(printable, sorted(names)[:5])) or "-" for names in (new, gone))
         raise DataError(
-            f"{root}/{split} has other classes than the model was trained on ({len(here)} here, {len(there)} there; "
-            f"only here: {_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean "
-            f"the same{look_alikes(here - there, there - here)}; give data of the model's classes with --data DIR"
+            f"{root}/{split} has other classes than the model was trained on ({len(reader.classes)} here, "
+            f"{len(loaded.classes)} there; only here: {only_here}; only there: {only_there}), so labels would not mean "
+            f"the same{look_alikes(new, gone)}; give data of the model's classes with --data DIR"
         )
     if len(reader.classes) != recipe.model.num_classes:
         raise DataError(
@@ -163,54 +176,3 @@ def _open_split(loaded: LoadedWeights, recipe: Recipe, root: str, split: str) ->
             "classes; give data of the model's classes with --data DIR"
         )
     return reader
-
-
-def _labels(loaded: LoadedWeights, reader: Reader, root: str, split: str) -> tuple[list[int] | None, str | None]:
-    """Return the model's label of each class of the data (None if the labels agree), and a notice for the user."""
-    if loaded.classes is not None or isinstance(reader, SyntheticReader):
-        return None, None
-    labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
-    return None if labels == list(range(len(labels))) else labels, notice
-
-
-def _relabelled(
-    batches: Iterator[DeviceBatch], labels: list[int] | None, device: torch.device
-) -> Iterator[DeviceBatch]:
-    """Yield the batches with the model's labels in place of the reader's."""
-    if labels is None:
-        yield from batches
-        return
-    table = torch.tensor(labels, device=device)
-    for batch in batches:
-        yield batch._replace(labels=table[batch.labels])
-
-
-def _listing(names: set[str], most: int = 5) -> str:
-    return ", ".join(printable(name) for name in sorted(names)[:most]) or "-"
-
-
-def _print_result(result: Evaluation, num_classes: int, console: Console) -> None:
-    if not all(map(math.isfinite, result.metrics.values())):
-        console.print("warning: the output of the model is not finite for some images")
-    # With five classes or fewer, top-5 is always 100 %.
-    shown = {name: value for name, value in result.metrics.items() if name != "top5" or num_classes > 5}
-    speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
-    console.print(f"{describe_metrics(shown)}  ({speed})")
-
-
-def _to_json(result: Evaluation, weights: str, recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
-    return {
-        **{name: value if math.isfinite(value) else None for name, value in result.to_dict().items()},
-        "model": recipe.model.name,
-        "weights": weights,
-        "checkpoint": str(checkpoint),
-        "preprocessing": asdict(Preprocessing.of_recipe(recipe)),
-    }
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with --json") from None

@@ -8,7 +8,7 @@ up to the order of floating-point sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -39,41 +39,31 @@ class StepSettings:
     ddp: DDPOptions = field(default_factory=DDPOptions)
 
 
+@dataclass(eq=False)
 class TrainingStep:
     """Forward, backward, all-reduce and update, for one global batch at a time."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss: Loss,
-        *,
-        settings: StepSettings,
-        world: World,
-        mix: MixupCutmix | None = None,
-        ema: Ema | None = None,
-    ) -> None:
-        assert settings.replicas % world.size == 0
-        self.scaler = settings.precision.scaler(world.device)
-        self._model = model
-        self._parameters = list(model.parameters())  # Cached: the walk through all modules is slow.
-        self._optimizer = optimizer
-        self._loss = loss
-        self._settings = settings
-        self._world = world
-        self._mix = mix
-        self._ema = ema
-        self._accumulation = settings.replicas // world.size
-        self._statistics = BatchNormStatistics(model, self._accumulation)
-        self._ddp = wrap_ddp(model, settings.ddp) if world.size > 1 else None
-        forward = self._ddp or model
-        self._forward = compile_forward(forward) if settings.compiled else forward
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    settings: StepSettings
+    world: World
+    mix: MixupCutmix | None = None
+    ema: Ema | None = None
 
-    @property
-    def own_replicas(self) -> range:
-        """Return the logical replicas that this rank computes."""
-        first = self._world.rank * self._accumulation
-        return range(first, first + self._accumulation)
+    def __post_init__(self) -> None:
+        assert self.settings.replicas % self.world.size == 0
+        self.scaler = self.settings.precision.scaler(self.world.device)
+        self._parameters = list(self.model.parameters())  # Cached: the walk through all modules is slow.
+        self._accumulation = self.settings.replicas // self.world.size
+        first = self.world.rank * self._accumulation
+        self.own_replicas = range(first, first + self._accumulation)  # the logical replicas that this rank computes
+        self._statistics = BatchNormStatistics(self.model, self._accumulation)
+        self._ddp = wrap_ddp(self.model, self.settings.ddp) if self.world.size > 1 else None
+        # Blocks stop signals in code that may start the compiler: the first pass, and a pass with a new image size.
+        self._compiling = block_stop_signals if self.settings.compiled else nullcontext
+        forward = self._ddp or self.model
+        self._forward = compile_forward(forward) if self.settings.compiled else forward
 
     def warm_up(self, images: Tensor, labels: Tensor) -> None:
         """Run forward and backward once and discard the results, before the first step of a fresh or resumed run.
@@ -82,14 +72,14 @@ class TrainingStep:
         (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Buckets decide the order of sums. Without the warm-up,
         the first step of a resumed run would add in another order than the uninterrupted run.
         """
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with self._compiling():
-            with self._settings.precision.autocast(self._world.device):
-                loss = self._loss(self._forward(images), labels)
+            with self.settings.precision.autocast(self.world.device):
+                loss = self.loss(self._forward(images), labels)
             loss.backward()
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         with torch.no_grad():
-            for name, buffer in self._model.named_buffers():
+            for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
 
     def __call__(
@@ -108,7 +98,7 @@ class TrainingStep:
         gradient that is not finite leaves weights, optimizer state, BatchNorm statistics and the EMA unchanged on all
         ranks, to the bit. The host does not wait for the device here, so read the result after queueing the next step.
         """
-        settings, device = self._settings, self._world.device
+        settings, device = self.settings, self.world.device
         losses = torch.zeros(settings.replicas, device=device, dtype=settings.precision.weights)
         data_wait = 0.0
         self._statistics.begin_step()
@@ -116,50 +106,41 @@ class TrainingStep:
             batch = next(micro_batches)
             assert (batch.step, batch.replica) == (step, replica)
             data_wait += batch.data_wait
-            with self._no_sync() if replica != self.own_replicas[-1] else nullcontext():
+            is_last = replica == self.own_replicas[-1]
+            with self._ddp.no_sync() if self._ddp and not is_last else nullcontext():
                 losses[replica] = self._forward_backward(batch)
-        flags = torch.tensor([float(stop), float(save_failed), float(bad_images), data_wait], dtype=losses.dtype)
+        flags = torch.tensor([stop, save_failed, bad_images, data_wait], dtype=losses.dtype)
         flags = flags.to(device, non_blocking=True)
-        sums = self._statistics.end_step(self._world, torch.cat([losses, flags]))
-        self.scaler.unscale_(self._optimizer)
+        sums = self._statistics.end_step(self.world, torch.cat([losses, flags]))
+        self.scaler.unscale_(self.optimizer)
         # DDP has averaged the gradient, so all ranks compute the same norm and skip the same steps.
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         usable = sums[: settings.replicas].isfinite().all() & norm.isfinite()
         skip = usable.logical_not().float()
         scale = self.scaler.scale(torch.ones_like(skip))
         self._statistics.undo_if(skip)
-        self._update(lr, norm, skip)
-        if self._ema:
-            self._ema.update(step, skip)
-        numbers = torch.cat([sums, *(number.to(sums.dtype).reshape(1) for number in (norm, skip, scale))])
-        return PendingResult.queue(step, self._world.size, numbers)
-
-    def _forward_backward(self, batch: DeviceBatch) -> Tensor:
-        torch.manual_seed(torch_seed_at(self._settings.seed, "step", batch.step, batch.replica))
-        images, targets = batch.images, batch.labels
-        if self._mix:
-            images, targets = self._mix(images, targets, step=batch.step, replica=batch.replica)
-        self._statistics.begin_micro_batch()
-        with self._compiling():
-            with self._settings.precision.autocast(self._world.device):
-                logits = self._forward(images)
-            loss = self._loss(logits, targets)
-            self.scaler.scale(loss / self._accumulation).backward()
-        return loss.detach()
-
-    def _update(self, lr: float, norm: Tensor, skip: Tensor) -> None:
-        if self._settings.clip_norm is not None:
-            clip_grads_with_norm_(self._parameters, self._settings.clip_norm, norm)
-        set_lr(self._optimizer, lr)
-        skip_if(self._optimizer, skip)
-        self._optimizer.step()
+        if settings.clip_norm is not None:
+            clip_grads_with_norm_(self._parameters, settings.clip_norm, norm)
+        set_lr(self.optimizer, lr)
+        skip_if(self.optimizer, skip)
+        self.optimizer.step()
         # scaler.step would skip for this rank's gradient alone. A loss of another rank must skip the step here, too.
         self.scaler.update()
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(step, skip)
+        numbers = torch.cat([sums, *(number.to(sums.dtype).reshape(1) for number in (norm, skip, scale))])
+        return PendingResult.queue(step, self.world.size, numbers)
 
-    def _compiling(self) -> AbstractContextManager[None]:
-        """Block stop signals in code that may start the compiler: the first pass, and a pass with a new image size."""
-        return block_stop_signals() if self._settings.compiled else nullcontext()
-
-    def _no_sync(self) -> AbstractContextManager[None]:
-        return self._ddp.no_sync() if self._ddp else nullcontext()
+    def _forward_backward(self, batch: DeviceBatch) -> Tensor:
+        torch.manual_seed(torch_seed_at(self.settings.seed, "step", batch.step, batch.replica))
+        images, targets = batch.images, batch.labels
+        if self.mix:
+            images, targets = self.mix(images, targets, step=batch.step, replica=batch.replica)
+        self._statistics.begin_micro_batch()
+        with self._compiling():
+            with self.settings.precision.autocast(self.world.device):
+                logits = self._forward(images)
+            loss = self.loss(logits, targets)
+            self.scaler.scale(loss / self._accumulation).backward()
+        return loss.detach()

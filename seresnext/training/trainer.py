@@ -28,25 +28,17 @@ from seresnext.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
-class DryRunTimings:
-    """The seconds of one step, and of one whole validation, estimated from one batch."""
-
-    step_seconds: float
-    validation_seconds: float
-
-
-@dataclass(frozen=True)
 class TrainData:
-    """The training stream: `batches(step)` from a step on, and `names(step, replica)` of the samples, for messages.
+    """The training stream: `batches(start, end)` of steps, and `names(step, replica)` of the samples, for messages.
 
-    `bad_images` counts the replaced images. `calibration` gives the batches for the recalibration of BatchNorm after
-    the last step. None: no recalibration.
+    `bad_images` counts the replaced images. The batches of `calibration_steps` more steps, which no step trains on,
+    serve the recalibration of BatchNorm after the last step. 0: no recalibration.
     """
 
-    batches: Callable[[int], AbstractContextManager[Iterator[DeviceBatch]]]
+    batches: Callable[[int, int], AbstractContextManager[Iterator[DeviceBatch]]]
     names: Callable[[int, int], list[str]]
     bad_images: BadImageCounter
-    calibration: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]] | None = None
+    calibration_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,40 +56,28 @@ class Validation:
     precision: Precision
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
     """A run in progress: the plan, the progress, and the objects that the loop works with."""
 
-    def __init__(
-        self,
-        *,
-        world: World,
-        plan: Plan,
-        progress: Progress,
-        step: TrainingStep,
-        schedule: Schedule,
-        train: TrainData,
-        validation: Validation,
-        saver: Saver,
-        logger: RunLogger,
-        stop: StopRequest,
-    ) -> None:
-        self.progress = progress
-        self._world = world
-        self._plan = plan
-        self._step = step
-        self._schedule = schedule
-        self._train = train
-        self._validation = validation
-        self._saver = saver
-        self._logger = logger
-        self._stop = stop
+    world: World
+    plan: Plan
+    progress: Progress
+    step: TrainingStep
+    schedule: Schedule
+    train: TrainData
+    validation: Validation
+    saver: Saver
+    logger: RunLogger
+    stop: StopRequest
+
+    def __post_init__(self) -> None:
         self._stopping = False
-        self._last_submitted = replace(progress)
-        self._last_written = replace(progress)
+        self._last_submitted = self._last_written = replace(self.progress)
         self._pending: PendingResult | None = None
         self._result: StepResult | None = None
         self._speed = SpeedMeter()
-        self._eta = EtaClock(plan.total)
+        self._eta = EtaClock(self.plan.total)
 
     def fit(self) -> bool:
         """Train until the plan is complete, or until a stop request. Return whether the plan is complete.
@@ -106,22 +86,22 @@ class Trainer:
         written: the last one, or any if `checkpoint.on_failure` is `stop`.
         """
         progress = self.progress
-        with self._saver:
+        with self.saver:
             self._run_steps()
             self._wait_for_save()
             # The last save may have failed. A run that is stopped before its first step also gets a checkpoint.
             if progress != self._last_submitted or progress.step == 0:
                 self._save()
-            self._saver.finish()
+            self.saver.finish()
         return not self._stopping
 
     def _run_steps(self) -> None:
         """Take the steps, and do what is due after each."""
-        progress, plan = self.progress, self._plan
-        self._stopping = self._world.any(self._stop.requested)
+        progress, plan = self.progress, self.plan
+        self._stopping = self.world.any(self.stop.requested)
         if self._stopping:
             return
-        with self._train.batches(progress.step) as batches, self._logger.training(progress.step, plan.total):
+        with self.train.batches(progress.step, plan.total) as batches, self.logger.training(progress.step, plan.total):
             self._save_and_evaluate()  # A run that was stopped during a validation repeats this validation.
             while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
                 self._take_step(batches)
@@ -129,38 +109,38 @@ class Trainer:
                     self._log()
                 self._save_and_evaluate()
             self._finish_step()
-            self._train.bad_images.share()
+            self.train.bad_images.share()
 
-    def dry_run(self) -> DryRunTimings:
-        """Take two steps and validate one batch. Return the times of the second step and of a whole validation."""
+    def dry_run(self) -> tuple[float, float]:
+        """Take two steps and validate one batch. Return the seconds of the second step and of a whole validation."""
         seconds = []
-        with self._train.batches(self.progress.step) as batches:
-            for _ in range(min(2, self._plan.total)):
+        with self.train.batches(self.progress.step, self.plan.total) as batches:
+            for _ in range(min(2, self.plan.total)):
                 started = time.monotonic()
                 self._take_step(batches)
                 self._finish_step()
                 seconds.append(time.monotonic() - started)
-        validation = self._validation
+        validation = self.validation
         with validation.batches() as batches:
             own = list(itertools.islice(batches, 1))
             started = time.monotonic()
+            first = min(self.world.size, validation.num_batches)
             for model in validation.models.values():
-                first = min(self._world.size, validation.num_batches)
-                evaluate(model, iter(own), num_batches=first, world=self._world, precision=validation.precision)
+                evaluate(model, iter(own), num_batches=first, world=self.world, precision=validation.precision)
             one_round = time.monotonic() - started
-        return DryRunTimings(seconds[-1], one_round * math.ceil(validation.num_batches / self._world.size))
+        return seconds[-1], one_round * math.ceil(validation.num_batches / self.world.size)
 
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then finish the step before, whose result has arrived by now."""
         step = self.progress.step
-        self._world.set_activity(f"step {step + 1}")
-        pending = self._step(
+        self.world.set_activity(f"step {step + 1}")
+        pending = self.step(
             batches,
             step=step,
-            lr=self._schedule.lr_at(step),
-            stop=self._stop.requested,
-            save_failed=self._saver.has_failed,
-            bad_images=self._train.bad_images.pending,
+            lr=self.schedule.lr_at(step),
+            stop=self.stop.requested,
+            save_failed=self.saver.has_failed,
+            bad_images=self.train.bad_images.pending,
         )
         self.progress.step += 1
         self._finish_step()
@@ -175,31 +155,27 @@ class Trainer:
         if result.save_failed:
             self._wait_for_save()
         if result.bad_images:
-            self._train.bad_images.share()
+            self.train.bad_images.share()
         self._stopping = self._stopping or result.stop
-        if result.skipped:
-            self._count_skip(result)
-        else:
-            self.progress.unlogged_loss += result.loss
-            self.progress.unlogged_steps += 1
-            self.progress.skips_in_a_row = 0
-        self._speed.add(self._plan.global_size, result.data_wait)
-        self._logger.advance()
-
-    def _count_skip(self, result: StepResult) -> None:
-        """Warn about a skipped step. Raise TrainingStopped after too many in a row, on all ranks at the same place.
-
-        A step that overflowed in fp16 is only counted.
-        """
         progress = self.progress
-        progress.unlogged_skips += 1
-        if result.overflowed:
-            return
+        if result.skipped:
+            progress.unlogged_skips += 1
+        else:
+            progress.unlogged_loss += result.loss
+            progress.unlogged_steps += 1
+            progress.skips_in_a_row = 0
+        if result.skipped and not result.overflowed:  # The scaler of fp16 handles overflows.
+            self._report_skip(result)
+        self._speed.add(self.plan.global_size, result.data_wait)
+        self.logger.advance()
+
+    def _report_skip(self, result: StepResult) -> None:
+        """Warn about a skipped step. Raise TrainingStopped after too many in a row, on all ranks at the same place."""
+        progress, skip = self.progress, describe_skip(result, self.train.names)
         progress.skips_in_a_row += 1
-        skip = describe_skip(result, self._train.names)
         progress.history = skip.append_to(progress.history)
-        self._logger.write({**skip.event, "epoch": skip.step / self._plan.steps_per_epoch}, text=skip.warning)
-        if progress.skips_in_a_row >= self._plan.stop_after_skips:
+        self.logger.write({**skip.event, "epoch": skip.step / self.plan.steps_per_epoch}, text=skip.warning)
+        if progress.skips_in_a_row >= self.plan.stop_after_skips:
             raise skip.to_error(progress.skips_in_a_row)
 
     def _log(self) -> None:
@@ -207,14 +183,14 @@ class Trainer:
         result, progress = self._result, self.progress
         assert result is not None
         speed = self._speed.read()
-        self._logger.write(
+        self.logger.write(
             {
                 "event": "train",
                 "step": progress.step,
-                "epoch": progress.step / self._plan.steps_per_epoch,
+                "epoch": progress.step / self.plan.steps_per_epoch,
                 "loss": progress.unlogged_loss / progress.unlogged_steps if progress.unlogged_steps else None,
                 "skipped": progress.unlogged_skips,
-                "lr": self._schedule.lr_at(result.step),
+                "lr": self.schedule.lr_at(result.step),
                 "images_per_second": speed.images_per_second,
                 "data_wait": speed.data_wait,
                 "grad_norm": result.grad_norm,
@@ -229,7 +205,7 @@ class Trainer:
         The save comes first, so that an error in the validation loses no step; the file is written during the
         validation. A new best is saved again in the same file, while the model still has the validated weights.
         """
-        progress, plan = self.progress, self._plan
+        progress, plan = self.progress, self.plan
         evaluates = progress.step not in (0, progress.evaluated) and plan.is_due(plan.evaluate_every, progress.step)
         saves = progress.step > 0 and (evaluates or plan.is_due(plan.save_every, progress.step))
         if saves and progress.step != self._last_submitted.step:
@@ -241,22 +217,23 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Validate all models and record the best. After a stop request, the resumed run repeats the validation."""
-        progress, validation = self.progress, self._validation
+        progress, validation, step = self.progress, self.validation, self.progress.step
         self._finish_step()
-        self._world.set_activity(f"the validation after step {progress.step}")
+        self.world.set_activity(f"the validation after step {step}")
         results = {}
         with self._speed.paused():
-            if progress.step == self._plan.total and not self._recalibrate():
-                self._stopping = True
+            if step == self.plan.total:
+                self._recalibrate()
+            if self._stopping:
                 return
-            rounds = math.ceil(validation.num_batches / self._world.size)
+            rounds = math.ceil(validation.num_batches / self.world.size)
             for weights, model in validation.models.items():
-                with validation.batches() as batches, self._logger.validation(rounds) as advance:
+                with validation.batches() as batches, self.logger.validation(rounds) as advance:
                     results[weights] = evaluate(
                         model,
                         batches,
                         num_batches=validation.num_batches,
-                        world=self._world,
+                        world=self.world,
                         precision=validation.precision,
                         stop_requested=self._stop_requested,
                         on_round=advance,
@@ -265,56 +242,44 @@ class Trainer:
                     self._stopping = True
                     return
         for weights, result in results.items():
-            epoch = progress.step / self._plan.steps_per_epoch
-            event = {"event": "validate", "step": progress.step, "epoch": epoch, **result.to_dict(), "weights": weights}
-            self._logger.write(event)
+            place = {"event": "validate", "step": step, "epoch": step / self.plan.steps_per_epoch}
+            self.logger.write({**place, **result.to_dict(), "weights": weights})
         metrics = results[validation.best_by].metrics
-        progress.history = record_validation(progress.history, progress.step, metrics["loss"], progress.evaluated)
-        progress.evaluated = progress.step
+        progress.history = record_validation(progress.history, step, metrics["loss"], progress.evaluated)
+        progress.evaluated = step
         if progress.best is None or metrics["top1"] > progress.best["top1"]:
-            best = {
-                "step": progress.step,
-                "top1": metrics["top1"],
-                "top5": metrics["top5"],
-                "weights": validation.best_by,
-            }
-            progress.best = best
+            accuracies = {name: metrics[name] for name in ("top1", "top5")}
+            progress.best = {"step": step, **accuracies, "weights": validation.best_by}
 
-    def _recalibrate(self) -> bool:
-        """Measure the BatchNorm statistics of all models again, if the recipe asks for this. Return False after a stop.
+    def _recalibrate(self) -> None:
+        """Measure the BatchNorm statistics of all models again, if the recipe asks for this, unless a stop comes.
 
         The new statistics do not depend on the old ones, so a resumed run repeats the recalibration.
         """
-        if self._train.calibration is None:
-            return True
-        for model in self._validation.models.values():
-            with self._train.calibration() as batches:
-                done = recalibrate(
-                    model,
-                    batches,
-                    world=self._world,
-                    precision=self._validation.precision,
-                    stop_requested=self._stop_requested,
-                )
-                if not done:
-                    return False
-        self._train.bad_images.share()
-        return True
+        start, steps = self.plan.total, self.train.calibration_steps
+        for model in self.validation.models.values() if steps else ():
+            with self.train.batches(start, start + steps) as batches:
+                precision, is_stopping = self.validation.precision, self._stop_requested
+                if not recalibrate(model, batches, world=self.world, precision=precision, stop_requested=is_stopping):
+                    self._stopping = True
+                    return
+        if steps:
+            self.train.bad_images.share()
 
     def _stop_requested(self) -> bool:
-        return self._stop.requested or self._stopping
+        return self.stop.requested or self._stopping
 
     def _save(self) -> None:
         self._finish_step()
-        self._world.set_activity(f"the save after step {self.progress.step}")
+        self.world.set_activity(f"the save after step {self.progress.step}")
         with self._speed.paused():
             self._wait_for_save()
-            self._saver.save(self.progress.step, asdict(self.progress))
+            self.saver.save(self.progress.step, asdict(self.progress))
         self._last_submitted = replace(self.progress)
 
     def _wait_for_save(self) -> None:
         """Wait for the last save. If the save failed and training continues, go back to the best that has a file."""
-        if self._saver.wait():
+        if self.saver.wait():
             self._last_written = self._last_submitted
             return
         if self.progress.best == self._last_submitted.best:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from seresnext.errors import CheckpointError
 from seresnext.printable import shown_path
 from seresnext.weights.marks import DIGEST_OFFSET, HEADER_START, check_format, is_checkpoint, verify_digest
 from seresnext.weights.opening import open_file
-from seresnext.weights.safetensors_file import read_header, read_safetensors
+from seresnext.weights.safetensors_file import read_safetensors
 from seresnext.weights.torchfile import read_torch_file
 
 
@@ -21,28 +20,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     A file with the ending .safetensors, or with the first bytes of a checkpoint, is read as safetensors, any other file
     as a torch file. The digest of a checkpoint is checked. The metadata of a bare file of weights are empty, even if
-    another tool wrote some. Raise CheckpointError.
+    another tool wrote some. Raise CheckpointError, also for a checkpoint that is damaged or of a newer version.
     """
     if not _is_safetensors(path):
         return read_torch_file(path), {}
-    metadata = read_metadata(path)
-    return read_safetensors(path)[0], metadata
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a checkpoint of this project, with the digest checked; empty for a bare file of weights.
-
-    Raise CheckpointError, also for a checkpoint that is damaged or of a newer version.
-    """
-    metadata = read_header(path).metadata if _is_safetensors(path) else {}
+    tensors, metadata = read_safetensors(path)
     if not is_checkpoint(metadata):
-        return {}
-    try:
-        verify_digest(path)
-    except OSError as error:
-        raise CheckpointError(f"{shown_path(path)} cannot be read: {error.strerror}") from error
+        return tensors, {}
+    verify_digest(path)
     check_format(metadata.get("format"), shown_path(path))
-    return metadata
+    return tensors, metadata
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -7,14 +7,13 @@ One mark is enough, since damage may have changed the others: a damaged checkpoi
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from seresnext.errors import CheckpointError
-from seresnext.files import NotRegularError, open_regular
 from seresnext.printable import printable
+from seresnext.weights.opening import UnreadableError, open_file
 
 FORMAT = "seresnext-2"
 """The format of new files. It rises with every version whose files an older version cannot read.
@@ -58,21 +57,20 @@ def check_format(found: str | None, source: str) -> None:
 def verify_digest(path: Path) -> None:
     """Check every byte of the file against the digest in the file.
 
-    Raise CheckpointError for a file that is damaged or not from this project. Raise OSError for a file that cannot be
-    read, which is not the same as damaged.
+    Raise CheckpointError for a file that is damaged or not from this project, UnreadableError for a file that cannot be
+    read.
     """
-    try:
-        descriptor = open_regular(path)
-    except NotRegularError as error:
-        raise CheckpointError(f"{path} is not a regular file") from error
-    with os.fdopen(descriptor, "rb") as file:
-        start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
-        claimed = start[DIGEST_OFFSET:]
-        if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
-            raise CheckpointError(f"{path} is not a checkpoint of this project, or the beginning is damaged")
-        digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
-        buffer = memoryview(bytearray(CHUNK))
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-        if digest.hexdigest().encode() != claimed:
-            raise CheckpointError(f"{path} is damaged: the content does not have the digest that was saved")
+    with open_file(path) as file:
+        try:
+            start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
+            claimed = start[DIGEST_OFFSET:]
+            if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
+                raise CheckpointError(f"{path} is not a checkpoint of this project, or the beginning is damaged")
+            digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
+            buffer = memoryview(bytearray(CHUNK))
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+        except OSError as error:
+            raise UnreadableError(f"{path} cannot be read: {error.strerror}") from error
+    if digest.hexdigest().encode() != claimed:
+        raise CheckpointError(f"{path} is damaged: the content does not have the digest that was saved")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from seresnext.errors import CheckpointError
 from seresnext.printable import printable
 
 # Prefixes from DistributedDataParallel, DataParallel and timm's EMA (`module.`), and from torch.compile (`_orig_mod.`).
-WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = re.compile(r"(module\.|_orig_mod\.)*")
 
 # The tensors of this project's checkpoints that are weights of a model, the preferred prefix first.
 PARTS = ("ema.", "model.")
@@ -35,21 +36,11 @@ def model_tensors(tensors: Mapping[str, T], source: str) -> dict[str, T]:
 
 
 def without_wrappers(tensors: Mapping[str, T], source: str) -> dict[str, T]:
-    """Return the tensors without prefixes of wrappers: `module._orig_mod.last_linear.bias` is `last_linear.bias`.
-
-    Raise CheckpointError if two tensors of the file `source` get one name.
-    """
+    """Return the tensors without prefixes of wrappers: `module._orig_mod.last_linear.bias` is `last_linear.bias`."""
     plain: dict[str, T] = {}
     for name, tensor in tensors.items():
-        bare = _bare(name)
+        bare = _WRAPPERS.sub("", name, count=1)
         if bare in plain:
             raise CheckpointError(f"{source} has the tensor {printable(bare)} twice, with and without a prefix")
         plain[bare] = tensor
     return plain
-
-
-def _bare(name: str) -> str:
-    start = 0
-    while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper, start)), None):
-        start += len(wrapper)
-    return name[start:]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,39 +33,25 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 _MOST_DIMENSIONS = 16
 _LONGEST_DIMENSION = 2**31 - 1  # of a tensor without elements; other tensors are limited by the file
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
-class TensorKind(NamedTuple):
-    """The shape and the dtype of a tensor in a header."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Header(NamedTuple):
-    """The header of a file: metadata, and the tensors by name."""
-
-    metadata: dict[str, str]
-    tensors: dict[str, TensorKind]
-
-
-def read_header(path: Path) -> Header:
-    """Return metadata, shapes and dtypes, without reading the numbers. Raise CheckpointError."""
+def read_header(path: Path) -> dict[str, str]:
+    """Return the metadata (empty if there is none) without reading the numbers. Raise CheckpointError."""
     # For numpy the library maps the file read-only. For torch the library asks for memory as large as the file.
     with _opened(path, "numpy") as file:
-        return _header(file, path)
+        return dict(file.metadata() or {})
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -74,36 +60,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The file must not change while the tensors live: the tensors may be views of the file.
     """
     with _opened(path, "pt") as file:
-        header = _header(file, path)
-        return {name: file.get_tensor(name) for name in header.tensors}, header.metadata
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 @contextmanager
 def _opened(path: Path, framework: str) -> Iterator[Any]:
     with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _LONGEST_HEADER:
-            raise CheckpointError(
-                f"{shown_path(path)} is refused: the first bytes announce a header of {length:,} bytes, and a header "
-                f"of weights has at most {_LONGEST_HEADER:,}; use another file"
-            )
-        text = file.read(length)
-        if not text or len(text) < length:
-            raise CheckpointError(
-                f"{shown_path(path)} was cut off or damaged, or is no safetensors file: the first bytes announce a "
-                f"header of {length:,} bytes, and {len(text):,} follow; use another file"
-            )
+        text = file.read(min(length, _LONGEST_HEADER))
     try:
+        if not text or len(text) < length:
+            raise ValueError(f"the first bytes announce a header of {length:,} bytes; {len(text):,} can be read")
         _check_header(text)
         with safe_open(path, framework, device="cpu") as opened:
             yield opened
-    except SafetensorError as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: torch cannot map the file, or the header is nested too deeply.
         raise CheckpointError(
-            f"{shown_path(path)} was cut off or damaged, or is no safetensors file: {printable(error)}"
+            f"{shown_path(path)} was cut off or damaged, or is no safetensors file of weights: {printable(error)}"
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        # RuntimeError: torch cannot map the file, or the header is nested too deeply. ValueError: `_check_header`.
-        raise CheckpointError(f"{shown_path(path)} cannot be read: {printable(error)}") from error
 
 
 def _check_header(text: bytes) -> None:
@@ -121,6 +96,8 @@ def _check_header(text: bytes) -> None:
         shape = entry["shape"] if isinstance(entry, dict) and entry.keys() == _FIELDS else None
         if not isinstance(shape, list) or not all(type(length) is int for length in shape):
             raise ValueError(f"the header has no plain dtype, shape and offsets for the tensor {printable(name)}")
+        if entry["dtype"] not in DTYPE_NAMES.values():
+            raise ValueError(f"the tensor {printable(name)} has the unknown dtype {printable(entry['dtype'])}")
         if len(shape) > _MOST_DIMENSIONS:
             raise ValueError(f"the tensor {printable(name)} has {len(shape):,} dimensions")
         if 0 in shape and max(shape) > _LONGEST_DIMENSION:
@@ -135,14 +112,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the header has the name {printable(name)} twice")
         found[name] = value
     return found
-
-
-def _header(file: Any, path: Path) -> Header:
-    tensors = {}
-    for name in file.keys():  # noqa: SIM118 (the library's object is no dict)
-        part = file.get_slice(name)
-        kind = part.get_dtype()
-        if kind not in _DTYPES:
-            raise CheckpointError(f"{shown_path(path)}: the tensor {printable(name)} has the unknown dtype {kind}")
-        tensors[name] = TensorKind(tuple(part.get_shape()), _DTYPES[kind])
-    return Header(dict(file.metadata() or {}), tensors)

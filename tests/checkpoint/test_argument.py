@@ -1,7 +1,5 @@
 """The checkpoint that `--resume` names: a file, or a refusal that names the fix."""
 
-from __future__ import annotations
-
 import pytest
 
 from seresnext.checkpoint.argument import checkpoint_argument

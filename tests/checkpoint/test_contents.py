@@ -81,7 +81,10 @@ def test_resume_is_bit_exact(tmp_path, stop):
     path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
     tensors, metadata = store.read(path)
     resumed.train(2)  # Move the state away, so that no value is right by chance.
+    weight = resumed.model[0].weight
     resumed.restore(tensors)
+    assert resumed.model[0].weight is weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     resumed.step = CheckpointMetadata.from_metadata(metadata, "file").step
     resumed.train(8 - stop)
     assert same(snapshot(straight), snapshot(resumed))
@@ -104,12 +107,6 @@ def test_resume_without_one_tensor_differs(dropped):
     assert not same(snapshot(straight), snapshot(resumed))
 
 
-def test_without_a_scaler_there_is_nothing_to_save():
-    off = torch.amp.GradScaler("cpu", enabled=False)
-    assert contents.scaler_state(off) == {}
-    contents.load_scaler_state(off, {})
-
-
 def test_the_scaler_is_restored():
     run = Run()
     run.train(4)  # One growth after three steps, and one step of the next interval.
@@ -119,6 +116,9 @@ def test_the_scaler_is_restored():
     fresh = torch.amp.GradScaler("cpu", growth_interval=3)
     contents.load_scaler_state(fresh, state)
     assert fresh.state_dict() == run.scaler.state_dict()
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    assert contents.scaler_state(off) == {}
+    contents.load_scaler_state(off, {})
 
 
 def test_a_snapshot_is_a_copy_into_the_same_buffers():
@@ -134,16 +134,6 @@ def test_a_snapshot_is_a_copy_into_the_same_buffers():
     assert same(second.tensors, snapshot(run))
     assert not torch.equal(second.tensors["model.0.weight"], before)
     assert all(tensor.is_contiguous() for tensor in second.tensors.values())
-
-
-def test_restore_keeps_the_live_tensors_and_their_memory_format():
-    run, other = Run(), Run()
-    other.train(1)
-    weight = run.model[0].weight
-    run.restore(snapshot(other))
-    assert run.model[0].weight is weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(weight, other.model[0].weight)
 
 
 def test_all_disagreements_in_one_message_and_nothing_changed():
@@ -163,25 +153,6 @@ def test_all_disagreements_in_one_message_and_nothing_changed():
     assert "model.4.weight: shape (3, 288) in the file, (2, 288) in this run" in message
     assert "scaler.scale: torch.float32 in the file, torch.float64 in this run" in message
     assert same(snapshot(run), before)
-
-
-@pytest.mark.parametrize("name", ["model.1.num_batches_tracked", "optimizer.momentum.4.bias", "scaler.growth_tracker"])
-def test_any_single_missing_or_extra_tensor_is_refused(name):
-    run = Run()
-    tensors = snapshot(run)
-    removed = tensors.pop(name)
-    with pytest.raises(CheckpointError, match=f"1 disagreement:\n  {name}: missing"):
-        contents.restore(tensors, run.parts(), "file")
-    with pytest.raises(CheckpointError, match="1 disagreement"):
-        contents.restore({**tensors, name: removed, name + "x": removed}, run.parts(), "file")
-    contents.restore({**tensors, name: removed}, run.parts(), "file")
-
-
-def test_select_takes_one_prefix():
-    tensors = {"model.a.b": torch.ones(1), "modelx.c": torch.ones(1), "ema.a.b": torch.zeros(1)}
-    assert list(contents.select(tensors, "model")) == ["a.b"]
-    assert contents.select(tensors, "ema")["a.b"] == 0
-    assert contents.select(tensors, "scaler") == {}
 
 
 def test_metadata_survives_as_text():

@@ -1,8 +1,4 @@
-"""A process killed at any time during a save leaves the old or the new checkpoint.
-
-The process is killed before each system call that changes the disk, and in the middle of each write. One test patches
-Python's functions, which works everywhere. Another test uses strace, which also sees Python's own calls.
-"""
+"""A process killed at any system call during a save leaves the old or the new checkpoint. strace kills the process."""
 
 from __future__ import annotations
 
@@ -12,21 +8,22 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import in_ci, needs
-from interrupted_saves import NEW, OLD, Child, assert_next_save_mends, assert_sound, kill_self, make_old, save_new
+from interrupted_saves import NEW, OLD, Child, assert_next_save_mends, assert_sound, make_old, save_new
 
 from seresnext.checkpoint import file_format, store
 from seresnext.errors import CheckpointError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
-CALLS = ("open", "write", "pwrite", "fsync", "replace", "link", "unlink")
-KILLED = -signal.SIGKILL
+pytestmark = [
+    needs(shutil.which("strace") is not None, "needs strace"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
+TRACED = "openat,write,pwrite64,fsync,/^rename,/^link,/^unlink"
 COMMIT = store.commit
 
 
@@ -55,105 +52,6 @@ def folder(tmp_path):
     return make
 
 
-def trap(number: int, when: str, calls: list[str]) -> None:
-    """Kill the process at the `number`-th call that changes the disk. `calls` records the calls."""
-
-    def trapped(name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **options: object) -> object:
-            calls.append(name)
-            if len(calls) != number:
-                return real(*arguments, **options)
-            try:
-                if when == "half" and name == "write":
-                    file, data = arguments
-                    real(file, memoryview(data)[: len(data) // 2])
-            finally:
-                kill_self()
-            return None
-
-        return call
-
-    for name in CALLS:
-        setattr(os, name, trapped(name, getattr(os, name)))
-
-
-def killed_at(number: int, when: str, run: Path) -> int:
-    """Return how a process ends that is killed at a call of the save."""
-
-    def save() -> None:
-        trap(number, when, [])
-        save_new(run)
-
-    return Child(save).go()
-
-
-def calls_of_a_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    calls: list[str] = []
-    with monkeypatch.context() as patch:
-        for name in CALLS:
-            patch.setattr(os, name, getattr(os, name))  # so that monkeypatch restores the function
-        trap(0, "before", calls)
-        save_new(folder)
-    return calls
-
-
-@pytest.mark.parametrize("when", ["before", "half"])
-def test_killed_at_any_call_the_old_or_the_new_is_there(links, folder, monkeypatch, when):
-    calls = calls_of_a_save(folder("whole"), monkeypatch)
-    assert {"write", "pwrite", "fsync", "replace", "unlink"} <= set(calls)
-    # The file, the name, and each of two links: the name, and for copies also the content.
-    assert calls.count("fsync") == (4 if links else 6)
-    found = []
-    for number, name in enumerate(calls, 1):
-        if when == "half" and name != "write":
-            continue
-        run = folder(number)
-        assert killed_at(number, when, run) == KILLED
-        found.append(assert_sound(run))
-        assert_next_save_mends(run)
-    # The old checkpoint until the new one has its name, then the new checkpoint.
-    assert found == sorted(found)
-    assert set(found) == ({OLD} if when == "half" else {OLD, NEW})
-
-
-# ------------------------------------------------------------------------------------------------ controls
-
-
-def removing_first(run: Path, *content: Any) -> Path:
-    """A wrong save that removes old files before the write."""
-    for path in [*store.steps(run).values(), run / "last.safetensors"]:
-        path.unlink(missing_ok=True)
-    return COMMIT(run, *content)
-
-
-def writing_in_place(run: Path, step: int, tensors: Any, metadata: Any) -> Path:
-    """A wrong save without a temporary file."""
-    path = run / f"step-{step:08}.safetensors"
-    path.unlink(missing_ok=True)
-    file_format.write_synced(path, *file_format.header(tensors, metadata))
-    return path
-
-
-@pytest.mark.parametrize("commit", [removing_first, writing_in_place])
-def test_careless_saves_are_found_out(folder, monkeypatch, commit):
-    monkeypatch.setattr(store, "commit", commit)
-    found_out = 0
-    for number in range(1, len(calls_of_a_save(folder("whole"), monkeypatch)) + 1):
-        run = folder(number)
-        assert killed_at(number, "before", run) == KILLED
-        try:
-            assert_sound(run)
-        except (AssertionError, CheckpointError):
-            found_out += 1
-    assert found_out > 0
-
-
-# ------------------------------------------------------------------------------------------------ strace
-
-needs_strace = needs(shutil.which("strace") is not None, "needs strace")
-TRACED = "openat,write,pwrite64,fsync,/^rename,/^link,/^unlink"
-
-
 def traced(child: Child, options: list[str], log: Path) -> int:
     """Run a child process under strace."""
     strace = subprocess.Popen(
@@ -178,25 +76,62 @@ def traced(child: Child, options: list[str], log: Path) -> int:
         strace.stderr.close()
 
 
-@needs_strace
-def test_killed_by_strace_at_any_system_call(links, folder, tmp_path):
-    """strace counts each kind of call separately. A trace of the save gives the kinds."""
+def killed(folder: Callable[[object], Path], tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Save once for each system call, killed before the call. Return the kinds of calls and the folders.
+
+    strace counts each kind of call separately. A trace of the save gives the kinds.
+    """
     run = folder("whole")
     assert traced(Child(lambda: save_new(run)), ["-e", f"trace={TRACED}"], tmp_path / "trace") == 0
     kinds = re.findall(r"^\d+ +(\w+)\(", (tmp_path / "trace").read_text(), re.MULTILINE)
-    assert {"write", "pwrite64", "fsync", "openat"} <= set(kinds)
-    found = []
     for kind in sorted(set(kinds) - {"openat"}):
         for number in range(1, kinds.count(kind) + 1):
             run = folder(f"{kind}-{number}")
             inject = ["-e", f"trace={kind}", "-e", f"inject={kind}:signal=SIGKILL:when={number}"]
-            assert traced(Child(lambda run=run: save_new(run)), inject, tmp_path / "log") == KILLED
-            found.append(assert_sound(run))
-            assert_next_save_mends(run)
-    assert set(found) == {OLD, NEW}
+            assert traced(Child(lambda run=run: save_new(run)), inject, tmp_path / "log") == -signal.SIGKILL
+            yield kind, run
 
 
-@needs_strace
+def test_killed_at_any_call_the_old_or_the_new_is_there(links, folder, tmp_path):
+    kinds, found = [], set()
+    for kind, run in killed(folder, tmp_path):
+        kinds.append(kind)
+        found.add(assert_sound(run))
+        assert_next_save_mends(run)
+    assert {"write", "pwrite64", "fsync"} <= set(kinds)
+    # The file, the name, and each of two links: the name, and for copies also the content.
+    assert kinds.count("fsync") == (4 if links else 6)
+    assert found == {OLD, NEW}
+
+
+def removing_first(run: Path, *content: Any) -> Path:
+    """A wrong save that removes old files before the write."""
+    for path in [*store.steps(run).values(), run / "last.safetensors"]:
+        path.unlink(missing_ok=True)
+    return COMMIT(run, *content)
+
+
+def writing_in_place(run: Path, step: int, tensors: Any, metadata: Any) -> Path:
+    """A wrong save without a temporary file."""
+    path = run / f"step-{step:08}.safetensors"
+    path.unlink(missing_ok=True)
+    file_format.write_synced(path, *file_format.header(tensors, metadata))
+    return path
+
+
+@pytest.mark.parametrize("commit", [removing_first, writing_in_place])
+def test_careless_saves_are_found_out(folder, tmp_path, monkeypatch, commit):
+    """The control."""
+    monkeypatch.setattr(store, "commit", commit)
+    found_out = 0
+    for _, run in killed(folder, tmp_path):
+        try:
+            assert_sound(run)
+        except (AssertionError, CheckpointError):
+            found_out += 1
+    assert found_out > 0
+
+
 def test_the_order_of_system_calls(folder, tmp_path):
     """Data before the name, the name before the links, and removals at the end."""
     run = folder("traced")

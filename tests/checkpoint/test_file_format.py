@@ -14,26 +14,20 @@ from torch import Tensor
 
 from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError
+from seresnext.weights.marks import verify_digest
 
 METADATA = {"format": "seresnext-1", "step": "7", "recipe": '{"name": "größe"}', "odd": 'quote " and \\ and \n'}
 
 
 def every_kind_of_tensor() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    floats = torch.randn(3, 4, 5, 6, generator=generator)
+    floats = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    kinds = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8]
     return {
+        **{f"model.{kind}": torch.tensor([100, -2, 0]).to(kind) for kind in [*kinds, torch.uint8, torch.bool]},
         "model.channels_last": floats.to(memory_format=torch.channels_last),
         "model.transposed": floats[0, 0].T,
-        "model.half": floats.half(),
-        "model.brain": floats.bfloat16(),
-        "model.double": floats.double(),
         "model.count": torch.tensor(12345678901),
         "model.empty": torch.empty(0, 3),
-        "model.byte": torch.arange(7, dtype=torch.uint8),
-        "model.truth": torch.tensor([True, False, True]),
-        "model.small": torch.tensor([1, -2], dtype=torch.int8),
-        "model.short": torch.tensor([300, -2], dtype=torch.int16),
-        "model.int": torch.tensor([1 << 30], dtype=torch.int32),
         "model.parameter": torch.nn.Parameter(torch.ones(2)),
     }
 
@@ -69,11 +63,6 @@ def test_layout_is_the_librarys_own(tmp_path):
     parts = json.loads(ours[8 : 8 + length])
     assert all(parts[name]["data_offsets"][0] % tensor.element_size() == 0 for name, tensor in tensors.items())
     assert len(ours) - length == len(library) - library_length
-    # Among equal widths the library orders by dtype and this project by name, so the sizes are compared.
-    one_kind = {"b": torch.arange(5.0), "a": torch.arange(3.0)}
-    ours = write(tmp_path / "ours", one_kind).read_bytes()
-    save_file(one_kind, tmp_path / "library")
-    assert ours[-32:] == (tmp_path / "library").read_bytes()[-32:]
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -81,7 +70,7 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     reverse = dict(reversed(tensors.items()))
     first = write(tmp_path / "a", tensors, METADATA).read_bytes()
     assert write(tmp_path / "b", reverse, dict(reversed(METADATA.items()))).read_bytes() == first
-    assert write(tmp_path / "c", {**tensors, "model.byte": tensors["model.byte"] + 1}).read_bytes() != first
+    assert write(tmp_path / "c", {**tensors, "model.count": tensors["model.count"] + 1}).read_bytes() != first
 
 
 def test_digest_is_sha256_of_the_file_with_zeros_in_its_place(tmp_path):
@@ -93,26 +82,19 @@ def test_digest_is_sha256_of_the_file_with_zeros_in_its_place(tmp_path):
     assert hashlib.sha256(content.replace(digest, b"0" * 64)).hexdigest().encode() == digest
 
 
-def test_untouched_file_passes(tmp_path):
-    file_format.verify_digest(write(tmp_path / "a", every_kind_of_tensor()))
-
-
 def test_every_flipped_bit_is_found(tmp_path):
     path = write(tmp_path / "a", every_kind_of_tensor())
     content = bytearray(path.read_bytes())
     draw = random.Random(0)
     header = 8 + int.from_bytes(content[:8], "little")
-    positions = [draw.randrange(len(content) * 8) for _ in range(200)] + [
-        draw.randrange(header * 8) for _ in range(200)
-    ]
-    for bit in positions:
+    for bit in [draw.randrange(limit * 8) for limit in (len(content), header) for _ in range(200)]:
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=str(path)):
-            file_format.verify_digest(path)
+            verify_digest(path)
         content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
-    file_format.verify_digest(path)
+    verify_digest(path)
 
 
 def test_every_truncation_and_addition_is_found(tmp_path):
@@ -122,21 +104,15 @@ def test_every_truncation_and_addition_is_found(tmp_path):
     for length in sorted(lengths):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match=str(path)):
-            file_format.verify_digest(path)
+            verify_digest(path)
     path.write_bytes(content + b" ")
     with pytest.raises(CheckpointError, match="is damaged"):
-        file_format.verify_digest(path)
-
-
-def test_other_safetensors_files_are_no_checkpoints(tmp_path):
-    save_file({"a": torch.ones(100)}, tmp_path / "a", {"digest": "0" * 64, "step": "1"})
-    with pytest.raises(CheckpointError, match=r"not a checkpoint|is damaged"):
-        file_format.verify_digest(tmp_path / "a")
+        verify_digest(path)
 
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="not a regular file"):
-        file_format.verify_digest(tmp_path / "pipe")
+        verify_digest(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(write(tmp_path / "a", every_kind_of_tensor()))
-    file_format.verify_digest(tmp_path / "link")
+    verify_digest(tmp_path / "link")

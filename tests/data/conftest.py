@@ -63,6 +63,7 @@ class Numbers:
 
     def __init__(self, act: Callable[[BatchKey], object]) -> None:
         self._act = act
+        self.reader = self
 
     def name(self, index: int) -> str:
         return f"number {index}"

@@ -7,7 +7,6 @@ mirrored, normalised, erased and mixed.
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from encoded_images import encoded, noise, rgb
 from torch import Tensor
 
 from seresnext.data.augment.crop import RandomResizedCrop
@@ -43,12 +42,8 @@ class Noise:
         self.labels = np.arange(IMAGES) % 2
         self.fingerprint = "noise"
         self._files = []
-        rng = np.random.default_rng(0)
         for number in range(IMAGES):
-            buffer = io.BytesIO()
-            noise = rng.integers(0, 256, (50 + number % 7, 60, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(buffer, "PNG" if number % 3 == 0 else "JPEG")
-            self._files.append(buffer.getvalue())
+            self._files.append(encoded(noise(60, 50 + number), "PNG" if number % 3 == 0 else "JPEG"))
 
     def __len__(self) -> int:
         return IMAGES
@@ -91,7 +86,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes() + repr(tensor.shape).encode()).hexdigest()
 
 
-def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, seed: int, world: int) -> list[Seen]:
+def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, seed: int) -> list[Seen]:
     order = Order(IMAGES, GLOBAL, MICRO, seed, REPEATS)
     keys = list(train_keys(order, replicas, start, TOTAL, RAMP))
     mix = MixupCutmix(num_classes=2, seed=seed, mixup=0.2, cutmix=1.0, last_step=7)
@@ -102,12 +97,7 @@ def rank_sees(train: TrainImages, replicas: range, start: int, workers: int, see
             assert batch.indices.tolist() == key.indices.tolist()
             assert batch.boxes is not None
             parts = zip(key.addresses(), batch.images, batch.flips, batch.boxes, strict=True)
-            hashes.append(
-                tuple(
-                    (image, copy, digest(pixels) + digest(flip) + digest(box))
-                    for (_, image, copy), pixels, flip, box in parts
-                )
-            )
+            hashes.append(tuple((image, copy, "".join(map(digest, tensors))) for (_, image, copy), *tensors in parts))
             yield batch
 
     fed = []
@@ -132,7 +122,7 @@ def run(
     """Return the micro-batches of all ranks of a world, in the order of global batches."""
     count = GLOBAL // MICRO // world
     ranks = [
-        rank_sees(source(kind, seed), range(rank * count, (rank + 1) * count), start, workers, seed, world)
+        rank_sees(source(kind, seed), range(rank * count, (rank + 1) * count), start, workers, seed)
         for rank in range(world)
     ]
     return sorted(itertools.chain(*ranks), key=lambda seen: (seen.step, seen.replica))
@@ -243,7 +233,7 @@ def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
     )
     assert plain.boxes is None
     draws = [rng_at(5, "augment", 1, image, 0) for image in key.indices.tolist()]
-    sizes = [Image.open(io.BytesIO(READER.read(image))).size for image in key.indices.tolist()]
+    sizes = [rgb(READER.read(image)).size for image in key.indices.tolist()]
     crops = [transform.draw(*size, own) for size, own in zip(sizes, draws, strict=True)]
     assert plain.flips.tolist() == [crop.flip for crop in crops]
     assert torch.equal(erased.images, plain.images)

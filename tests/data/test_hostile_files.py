@@ -15,22 +15,23 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded_images import encoded, png_chunk
 from imagenet_archives import tar, write_archives
 from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.jpeg import MOST_SCANS, read_frame
 from seresnext.data.decode.pillow import decode
-from seresnext.data.decode.regions import Crop, Encoded, open_decoder
-from seresnext.data.readers.devkit import read_mat, read_validation_classes
+from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, ImagenetReader
+from seresnext.data.readers.imagenet_classes import read_validation_classes
 from seresnext.data.readers.index import Index, IndexColumns, NotAnIndex, write_index
 from seresnext.data.readers.tarfiles import members
 from seresnext.data.shards import format
@@ -40,7 +41,7 @@ from seresnext.errors import DataError
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Return the processor time of this process."""
+    """Assert that a block takes so much processor time at most."""
     start = time.process_time()
     yield
     assert time.process_time() - start < seconds
@@ -51,9 +52,7 @@ def within(seconds: float) -> Iterator[None]:
 
 def progressive(side: int, scans: int) -> bytes:
     """Return a gray JPEG of so many scans: one scan, repeated."""
-    buffer = io.BytesIO()
-    Image.new("L", (side, side), 77).save(buffer, "JPEG", progressive=True)
-    data = buffer.getvalue()
+    data = encoded(Image.new("L", (side, side), 77), progressive=True)
     start = data.rindex(b"\xff\xda")
     return data[:start] + data[start:-2] * (scans - data[:start].count(b"\xff\xda")) + b"\xff\xd9"
 
@@ -61,38 +60,29 @@ def progressive(side: int, scans: int) -> bytes:
 def test_a_jpeg_of_many_scans() -> None:
     few, many = progressive(640, 50), progressive(640, 3000)
     assert many.count(b"\xff\xda") == 3000 > MOST_SCANS
-    frame = read_frame(many)
-    assert frame
-    assert not frame.is_plain
+    assert read_frame(many) == (640, 640, False)
     assert decode(few, "few.jpg", 10**6).size == (640, 640)
     with within(0.5), pytest.raises(DataError, match=r"many\.jpg has more than 100 scans"):
         decode(many, "many.jpg", 10**6)
-    decoder = open_decoder(10**6)
+    decoder = RegionDecoder(10**6)
     with within(0.5):  # The other decoder leaves the image to Pillow.
         (found,) = decoder([Encoded(many, lambda: "many.jpg")], lambda *_: Crop(0, 0, 64, 64, False))
     assert isinstance(found, DataError)
-    start = time.process_time()
-    Image.open(io.BytesIO(few)).load()
-    once = time.process_time() - start
-    start = time.process_time()
-    Image.open(io.BytesIO(many)).load()
-    assert time.process_time() - start > 5 * once
+    spent = [time.process_time()]
+    for data in (few, many):
+        Image.open(io.BytesIO(data)).load()
+        spent.append(time.process_time())
+    assert spent[2] - spent[1] > 5 * (spent[1] - spent[0])
 
 
 def png(width: int, height: int, *chunks: bytes) -> bytes:
     """Return a black gray PNG."""
-    buffer = io.BytesIO()
-    Image.new("1", (width, height)).save(buffer, "PNG")
-    data = buffer.getvalue()
+    data = encoded(Image.new("1", (width, height)), "PNG")
     return data[:33] + b"".join(chunks) + data[33:]
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-
 def test_an_image_a_thousand_times_as_long_as_wide() -> None:
-    """Return 40,000 pixels in 200 bytes. The resize would turn the shorter side of 1 into 256."""
+    """The resize of 40,000 x 1 pixels would turn the shorter side of 1 into 256."""
     data = png(40_000, 1)
     transform = ResizeCenterCrop(224, 0.875, "bilinear")
     assert decode(data, "long.png", 50_000_000).size == (40_000, 1)
@@ -105,7 +95,7 @@ def test_an_image_a_thousand_times_as_long_as_wide() -> None:
 def test_a_text_that_unpacks_to_much(kind: bytes) -> None:
     packed = zlib.compress(bytes(200 << 20), 9)
     head = {b"zTXt": b"key\0\0", b"iTXt": b"key\0\1\0\0\0", b"iCCP": b"name\0\0"}[kind]
-    data = png(8, 8, chunk(kind, head + packed))
+    data = png(8, 8, png_chunk(kind, head + packed))
     assert len(data) < 300_000
     with within(2):
         assert decode(data, "text.png", 1000).size == (8, 8)
@@ -209,16 +199,10 @@ def test_a_size_of_many_digits(digits: int) -> None:
     assert len(str(caught.value)) < 300
 
 
-def devkit(folder: Path, truth: bytes, meta: bytes = b"") -> Path:
+def devkit(folder: Path, truth: bytes) -> Path:
     path = folder / "ILSVRC2012_devkit_t12.tar.gz"
-    files = {"kit/data/ILSVRC2012_validation_ground_truth.txt": truth, **({"kit/data/meta.mat": meta} if meta else {})}
-    path.write_bytes(gzip.compress(tar(files), 9))
+    path.write_bytes(gzip.compress(tar({"kit/data/ILSVRC2012_validation_ground_truth.txt": truth}), 9))
     return path
-
-
-def matrix(*elements: bytes) -> bytes:
-    body = b"".join(elements)
-    return struct.pack("<II", 14, len(body)) + body
 
 
 def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
@@ -228,29 +212,6 @@ def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
     with within(3), pytest.raises(DataError, match="unpacks to more than 64 MiB"):
         read_validation_classes(devkit(tmp_path, bytes(100 << 20)))
     assert (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").stat().st_size < 200_000
-
-
-def test_a_table_of_classes_that_unpacks_to_much(tmp_path: Path) -> None:
-    """An unreadable table is ignored, and takes little time and memory."""
-    bomb = zlib.compress(bytes(30 << 20), 9)
-    packed = bytes(126) + b"IM" + (struct.pack("<II", 15, len(bomb)) + bomb) * 100
-    with within(1), pytest.raises(ValueError, match="more than a table"):
-        read_mat(packed)
-    nested = b""
-    for _ in range(3000):
-        nested = matrix(
-            struct.pack("<II", 6, 8) + struct.pack("<II", 2, 0), bytes(8), bytes(8), bytes(8), bytes(8), nested
-        )
-    with within(2):
-        assert read_validation_classes(devkit(tmp_path, b"1\n", bytes(126) + b"IM" + nested)) == ["n02119789"]
-
-
-def test_a_short_element_has_four_bytes_at_most() -> None:
-    """Without a limit, each of many short elements could claim 65,535 bytes of the next elements."""
-    for size, is_bad in ((4, False), (5, True), (65_535, True)):
-        table = bytes(126) + b"IM" + struct.pack("<I", size << 16 | 1) * 2
-        with within(1), pytest.raises(ValueError, match="four bytes") if is_bad else nullcontext():
-            assert read_mat(table) == {}
 
 
 # ------------------------------------------------------------------------------------------------ indices
@@ -273,32 +234,29 @@ def shards(folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("field", "value"),
     [
-        {"index_sha256": "../../../../tmp/canary"},
-        {"index_sha256": "A" * 64},
-        {"index_sha256": 7},
-        {"sha256": "/tmp/canary"},
-        {"bytes": -1},
-        {"bytes": 1e300},
-        {"images": True},
-        {"name": 7},
-        {"name": "\x1b[2J.tar"},
-        {"name": "a\0.tar"},
-        {"name": "../a.tar"},
-        {"classes": (7,)},
-        {"classes": ("x",) * 70_000},
+        ("index_sha256", "../../../../tmp/canary"),
+        ("index_sha256", "A" * 64),
+        ("index_sha256", 7),
+        ("sha256", "/tmp/canary"),
+        ("bytes", -1),
+        ("bytes", 1e300),
+        ("images", True),
+        ("name", 7),
+        ("name", "\x1b[2J.tar"),
+        ("name", "a\0.tar"),
+        ("name", "../a.tar"),
+        ("classes", (7,)),
+        ("classes", ("x",) * 70_000),
     ],
 )
-def test_a_list_of_shards_that_names_other_things(tmp_path: Path, changes: dict) -> None:
-    """Checksums become names of files in the cache folder."""
-    with pytest.raises(DataError, match=r"index\.json") as caught:
-        ShardReader(str(shards(tmp_path, **changes)), "val")
-    assert "\x1b" not in str(caught.value)
-
-
-def test_a_list_of_shards_that_is_right(tmp_path: Path) -> None:
+def test_a_list_of_shards_that_names_other_things(tmp_path: Path, field: str, value: object) -> None:
+    """Checksums become names of files in the cache folder. The control is the same list without the change."""
     assert len(ShardReader(str(shards(tmp_path)), "val")) == 1
+    with pytest.raises(DataError, match=r"index\.json") as caught:
+        ShardReader(str(shards(tmp_path, **{field: value})), "val")
+    assert "\x1b" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["[" * 10**6, "[]", "7", '{"format": "seresnext-shards-1"}', "{" * 100])
@@ -306,6 +264,13 @@ def test_a_damaged_list_of_shards_is_refused(tmp_path: Path, text: str) -> None:
     (shards(tmp_path) / "val" / "index.json").write_text(text)
     with within(2), pytest.raises(DataError, match=r"index\.json is no index of shards"):
         ShardReader(str(tmp_path), "val")
+
+
+def open_with_index(folder: Path, content: bytes) -> None:
+    """Open shards with another list of images. The checksum is right, since an attacker can compute the checksum."""
+    split = shards(folder, index_sha256=hashlib.sha256(content).hexdigest()) / "val"
+    (split / "index.npy").write_bytes(content)
+    ShardReader(str(folder), "val")
 
 
 @pytest.mark.parametrize(
@@ -322,11 +287,8 @@ def test_a_damaged_list_of_shards_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_damaged_list_of_images_is_refused(tmp_path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    folder = shards(tmp_path, index_sha256=digest) / "val"
-    (folder / "index.npy").write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match=r"index\.npy"):
-        ShardReader(str(tmp_path), "val")
+        open_with_index(tmp_path, buffer.getvalue())
 
 
 ONE = format.index_bytes([np.array([(512, 1, 0, 0, 0)], format.ENTRY)])
@@ -345,48 +307,28 @@ def npy(
     "content",
     [
         b"",
-        ONE[:6],
         ONE[:9],
         ONE[:60],
         ONE[:-1],
         ONE + b"\0",
-        b"PK" + ONE[2:],
         npy(descr="'O'", body=b"\x80\4N."),
-        npy(descr="[('a', 'O')]"),
-        npy(descr="[('offset', '<u4')] * 10**9"),
-        npy(descr="[('offset', '<u4', (10**9,))]"),
         npy(descr=DESCR.replace("<u4", ">u4", 1)),
-        npy(descr=DESCR.replace("label", "lebal")),
-        npy(descr="(" * 5000),
         npy(descr="[" * 200 + "]" * 200),
-        npy(descr="\xff"),
-        npy(descr="None"),
-        npy(descr="'m8[3x]'"),
-        npy(shape="(-1,)"),
         npy(shape="(0,)"),
         npy(shape="(2,)"),
-        npy(shape="(1e9,)"),
+        npy(shape="(-1,)"),
         npy(shape="(999999999999,)"),
         npy(shape="(" + "9" * 5000 + ",)"),
-        npy(shape="(True,)"),
-        npy(shape="(1, 1)"),
-        npy(shape="()"),
-        npy(shape="('a',)"),
         npy(order="True"),
         npy(version=2),
-        npy(version=3),
-        npy(version=9),
         ONE[:8] + b"\xff\xff" + ONE[10:],
         ONE[:8] + b"\0\0" + ONE[10:],
     ],
     ids=lambda content: repr(content[-60:])[:60],
 )  # fmt: skip
 def test_a_list_of_images_whose_header_is_made_up(tmp_path: Path, content: bytes) -> None:
-    """The checksum is right, since the writer of a hostile index can compute the checksum."""
-    folder = shards(tmp_path, index_sha256=hashlib.sha256(content).hexdigest()) / "val"
-    (folder / "index.npy").write_bytes(content)
     with within(1), pytest.raises(DataError, match=r"index\.npy|no images"):
-        ShardReader(str(tmp_path), "val")
+        open_with_index(tmp_path, content)
 
 
 def test_a_list_of_images_that_is_right(tmp_path: Path) -> None:
@@ -397,17 +339,14 @@ def test_a_list_of_images_that_is_right(tmp_path: Path) -> None:
     np.testing.assert_array_equal(format.map_index(tmp_path / "index.npy"), np.load(tmp_path / "index.npy"))
 
 
-@pytest.mark.parametrize("other", ["/dev/zero", "pipe", "large"])
+@pytest.mark.parametrize("other", ["device", "pipe", "large"])
 def test_a_list_of_images_without_end(tmp_path: Path, other: str) -> None:
     path = shards(tmp_path) / "val" / "index.npy"
-    path.unlink()
-    if other == "pipe":
-        os.mkfifo(path)
-    elif other == "large":
-        path.touch()
+    if other == "large":
         os.truncate(path, 1 << 40)
     else:
-        path.symlink_to(other)
+        path.unlink()
+        OTHER_ENTRIES[other](path)
     with within(1), pytest.raises(DataError, match=r"index\.npy .*(1 images|cannot be read)"):
         ShardReader(str(tmp_path), "val")
 
@@ -438,23 +377,30 @@ def forged(path: Path, change: Callable[[dict], object]) -> Path:
     return path
 
 
+def column(*fields: object) -> Callable[[dict], object]:
+    """Return the replacement of the first column. `...` stands for the place of the column."""
+    return lambda said: said["columns"].__setitem__(
+        0, [said["columns"][0][3] if field is ... else field for field in fields] + [0]
+    )
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said["columns"].__setitem__(0, ["label", "|O", 2, said["columns"][0][3], 0]),
-        lambda said: said["columns"].__setitem__(0, ["label", "|u1", -2, 64, 0]),
-        lambda said: said["columns"].__setitem__(0, ["label", "|u1", 10**6, 64, 0]),
-        lambda said: said["columns"].__setitem__(0, ["label", "<f2", 2, said["columns"][0][3], 0]),
-        lambda said: said["columns"].__setitem__(0, ["laber", "|u1", 2, said["columns"][0][3], 0]),
-        lambda said: said["columns"].__setitem__(0, ["label", "|u1", 1, said["columns"][0][3], 0]),
-        lambda said: said.__setitem__("classes", ["cat"]),
-        lambda said: said.__setitem__("columns", 7),
+        column("label", "|O", 2, ...),
+        column("label", "|u1", -2, 64),
+        column("label", "|u1", 10**6, 64),
+        column("label", "<f2", 2, ...),
+        column("laber", "|u1", 2, ...),
+        column("label", "|u1", 1, ...),
+        column("label", "u1,(", 2, ...),
+        lambda said: next(each for each in said["columns"] if each[0] == "name_ends").__setitem__(2, 0),
+        lambda said: said.update(classes=["cat"]),
+        lambda said: said.update(classes=["cat", 7]),
+        lambda said: said.update(classes=["cat", "\ud800"]),  # No file can have this name.
+        lambda said: said.update(columns=7),
         lambda said: said.pop("classes"),
         lambda said: said.pop("fingerprint"),
-        lambda said: said.__setitem__("classes", ["cat", 7]),
-        lambda said: said.__setitem__("classes", ["cat", "\ud800"]),  # No file can have this name.
-        lambda said: next(each for each in said["columns"] if each[0] == "name_ends").__setitem__(2, 0),
-        lambda said: said["columns"].__setitem__(0, ["label", "u1,(", 2, said["columns"][0][3], 0]),
     ],
 )
 def test_an_index_with_a_wrong_header_is_built_again(tmp_path: Path, change: Callable[[dict], object]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seresnext.data.augment.erase import EraseFill, build_erase_fill
-from seresnext.data.augment.mixup import build_mixup_cutmix
+from seresnext.data.augment.mixup import MixupCutmix, build_mixup_cutmix
 from seresnext.data.augment.progressive import ImageSizeSchedule, build_image_size_schedule
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import train_keys
@@ -44,23 +44,21 @@ def test_each_augmentation_of_a_recipe_reaches_its_batches(tiny_image_folder, ke
         assert not torch.equal(full.images, without.images)
 
 
-def test_mixing_ends_at_the_step_of_the_recipe():
-    recipe = load_recipe("digits", ["mix={mixup: 0.2, off_after: 3ep}"]).recipe
-    mix = build_mixup_cutmix(recipe, steps_per_epoch=10)
-    assert mix is not None
-    assert mix.last_step == 30
-    assert build_mixup_cutmix(load_recipe("digits").recipe, 10) is None
+def built(build, recipe: str, *settings: str):
+    return build(load_recipe(recipe, settings).recipe, *[10] * (build is not build_erase_fill))
 
 
-def test_erased_boxes_are_filled_by_the_recipe():
-    recipe = load_recipe("digits", ["augment.erasing={value: random}", "runtime.seed=3"]).recipe
-    assert build_erase_fill(recipe) == EraseFill("random", 3)
-    assert build_erase_fill(load_recipe("digits").recipe) is None
-
-
-def test_image_sizes_rise_by_the_recipe():
-    recipe = load_recipe("seresnext50", ["data.progressive={min_size: 128, end_ramp: 60ep}"]).recipe
-    assert build_image_size_schedule(recipe, 10) == ImageSizeSchedule(128, 224, 0, 600)
-    lower = load_recipe("seresnext50", ["data.progressive={min_size: 128, max_size: 192, end_ramp: 7st}"]).recipe
-    assert build_image_size_schedule(lower, 10) == ImageSizeSchedule(128, 192, 0, 7)
-    assert build_image_size_schedule(load_recipe("seresnext50").recipe, 10) is None
+@pytest.mark.parametrize(
+    ("build", "recipe", "setting", "expected"),
+    [
+        (build_mixup_cutmix, "digits", "mix={mixup: 0.2, off_after: 3ep}", MixupCutmix(10, 0, 0.2, 0.0, 30)),
+        (build_erase_fill, "digits", "augment.erasing={value: random}", EraseFill("random", 0)),
+        (build_image_size_schedule, "seresnext50", "data.progressive={min_size: 128, end_ramp: 60ep}",
+         ImageSizeSchedule(128, 224, 0, 600)),
+        (build_image_size_schedule, "seresnext50", "data.progressive={min_size: 128, max_size: 192, end_ramp: 7st}",
+         ImageSizeSchedule(128, 192, 0, 7)),
+    ],
+)  # fmt: skip
+def test_techniques_are_built_from_the_recipe_and_only_if_the_recipe_has_them(build, recipe, setting, expected):
+    assert built(build, recipe, setting) == expected
+    assert built(build, recipe) is None

@@ -34,7 +34,7 @@ def test_logits_are_timms_at_any_size(export: Callable[..., Path], oracles: dict
 
 def test_the_command_offers_all_kinds():
     parser = Parser()
-    command.add_arguments(parser)
+    command.export_arguments(parser)
     (choices,) = [action.choices for action in parser._actions if action.dest == "to"]
     assert set(choices or ()) == {*KINDS, "timm"}
 

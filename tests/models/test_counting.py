@@ -1,8 +1,6 @@
 """Oracle: torch's own flop counter, and the published numbers of parameters."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seresnext.models import MODELS, create_model
-from seresnext.models.counting import count_bytes, count_multiply_adds, count_parameters
-from seresnext.models.table import print_models
+from seresnext.models.counting import count_multiply_adds, print_models
 
 
 @pytest.mark.parametrize(
@@ -28,7 +25,7 @@ def test_models(name: str, params: int, giga: float) -> None:
     with torch.device("meta"):
         model = create_model(name)
     row = MODELS[name]
-    assert count_parameters(model) == row.params == params
+    assert sum(parameter.numel() for parameter in model.parameters()) == row.params == params
     assert count_multiply_adds(model) == row.multiply_adds
     assert round(row.multiply_adds / 1e9, 2) == giga
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -38,15 +35,10 @@ def test_models(name: str, params: int, giga: float) -> None:
 
 def test_by_hand() -> None:
     """A grouped, strided convolution: 2*4*5 outputs of 3x3x2 products each; a linear layer on each of the 5."""
-    model = nn.Sequential(nn.Conv2d(4, 2, 3, stride=2, padding=1, groups=2), nn.ReLU(), nn.Flatten(2), nn.Linear(16, 7))
+    model = nn.Sequential(
+        nn.Conv2d(4, 2, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(2), nn.Flatten(2), nn.Linear(16, 7)
+    )
     assert count_multiply_adds(model, in_channels=4, image_size=8) == 2 * 16 * 18 + 2 * 7 * 16
-    assert count_parameters(model) == 2 * 18 + 2 + 16 * 7 + 7
-    assert count_bytes(nn.BatchNorm2d(3)) == 4 * 4 * 3 + 8
-
-
-def test_counting_leaves_no_trace() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).train()
-    count_multiply_adds(model, image_size=4)
     assert model.training
     assert model[1].num_batches_tracked == 0
     assert not model[0]._forward_hooks
@@ -58,11 +50,3 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     expected = "legacy_seresnext50_32x4d 27,559,896 4.23 G 110,512,904 79.08 94.43 {weights_file} (110,559,176)"
     assert " ".join(rows[1]) == expected.format(weights_file="se_resnext50_32x4d-a260b3a4.pth")
     assert [row[0] for row in rows] == list(MODELS)
-
-
-@pytest.mark.full
-def test_module_runs(run_command) -> None:
-    result = run_command([sys.executable, "-m", "seresnext", "models"], cwd=Path(__file__).parents[2])
-    assert result.returncode == 0
-    assert result.stderr == ""
-    assert "16,790,280" in result.stdout

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 
 import pytest
 import timm
@@ -12,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from seresnext.models import MODELS, SENet, create_model, timm_state_dict
-from seresnext.models.blocks import SEResNeXtBottleneck, SqueezeExcitation
+from seresnext.models.blocks import SEResNeXtBottleneck
 
 SMALL = "legacy_seresnext26_32x4d"
 Pair = tuple[SENet, nn.Module]
@@ -98,20 +97,20 @@ def test_gradients_and_running_statistics(
         assert_close(a, b, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def swap_stem_pool(model: SENet) -> None:
-    model.pool0 = nn.MaxPool2d(3, stride=2, padding=1)
-
-
 def move_stride(model: SENet) -> None:
     block = model.layer2[0]
     block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
 
 
-def skip_excitation(model: SENet) -> None:
-    model.layer4[1].se_module = nn.Identity()
-
-
-@pytest.mark.parametrize("change", [swap_stem_pool, move_stride, skip_excitation])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "pool0", nn.MaxPool2d(3, stride=2, padding=1)),
+        move_stride,
+        lambda model: setattr(model.layer4[1], "se_module", nn.Identity()),
+    ],
+    ids=["pooling", "stride", "excitation"],
+)
 def test_small_changes_break_parity(change: Callable[[SENet], None]) -> None:
     """The negative control: variants of other ResNets with the same keys and shapes."""
     torch.manual_seed(0)
@@ -136,17 +135,6 @@ def test_features_and_head_make_the_model() -> None:
     assert_close(model.last_linear(pooled), model(x))
 
 
-def test_squeeze_and_excitation_by_hand() -> None:
-    """The paper's own form: linear layers on the means of the channels, eq. 2 to 4."""
-    torch.manual_seed(0)
-    module, x = SqueezeExcitation(32, 16), torch.randn(2, 32, 5, 3)
-    w1, w2 = module.fc1.weight.flatten(1), module.fc2.weight.flatten(1)
-    assert w1.shape == (2, 32)
-    z = x.mean((2, 3))
-    s = torch.sigmoid((z @ w1.T + module.fc1.bias).clamp(min=0) @ w2.T + module.fc2.bias)
-    assert_close(module(x), x * s[:, :, None, None])
-
-
 def test_reset_classifier() -> None:
     model = create_model(SMALL).double()
     model.reset_classifier(5)
@@ -155,11 +143,6 @@ def test_reset_classifier() -> None:
     model.reset_classifier(0)
     assert model(images(64, 64, 2).double()).shape == (2, 2048)
     assert "last_linear.weight" not in model.state_dict()
-
-
-def test_other_sizes() -> None:
-    model = create_model(SMALL, num_classes=11, in_channels=5)
-    assert model(torch.randn(2, 5, 40, 33)).shape == (2, 11)
 
 
 def test_initialisation() -> None:
@@ -180,15 +163,6 @@ def test_initialisation() -> None:
     assert bound * 0.99 < model.last_linear.weight.abs().max() <= bound
 
 
-def test_initialisation_is_that_of_timm() -> None:
-    """The deviations of all weights agree. The values differ, since timm draws in another order."""
-    torch.manual_seed(0)
-    ours, theirs = create_model(SMALL), timm.create_model(SMALL)
-    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        if a.dim() > 1:
-            assert abs(a.std() / b.std() - 1) < 7 * a.numel() ** -0.5, name
-
-
 def test_zero_init_last_makes_every_block_its_shortcut() -> None:
     torch.manual_seed(0)
     model = create_model(SMALL, zero_init_last=True).eval()
@@ -197,9 +171,6 @@ def test_zero_init_last_makes_every_block_its_shortcut() -> None:
     assert all((block.bn3.weight == 0).all() for block in blocks)
     x = torch.rand(1, 256, 8, 8)
     assert torch.equal(model.layer1[1](x), x)
-    assert sum((p == 0).all().item() for name, p in model.named_parameters() if name.endswith("bn3.weight")) == 8
-    plain = create_model(SMALL)
-    assert (plain.layer1[1].bn3.weight == 1).all()
 
 
 def test_dropout_is_before_the_classifier_and_only_in_training() -> None:
@@ -211,23 +182,6 @@ def test_dropout_is_before_the_classifier_and_only_in_training() -> None:
     assert set(dropped.unique().tolist()) == {0.0, 1.25}
     assert abs((dropped == 0).float().mean() - 0.2) < 0.01
     assert torch.equal(model.eval().forward_head(features), torch.ones(64, 2048))
-
-
-def test_channels_last_gives_the_same() -> None:
-    torch.manual_seed(0)
-    model = create_model(SMALL).eval()
-    x = images(64, 64, 2)
-    with torch.no_grad():
-        expected = model(x)
-        found = model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
-    assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def test_cardinality_and_width() -> None:
-    """Xie et al., table 1: 32x4d has 128, 256, 512, 1024 channels in 32 groups."""
-    block = partial(SEResNeXtBottleneck, 256, stride=1, cardinality=32, reduction=16)
-    assert [block(channels=c, base_width=4).conv2.out_channels for c in (64, 128, 256, 512)] == [128, 256, 512, 1024]
-    assert block(channels=64, base_width=8).conv2.weight.shape == (256, 8, 3, 3)
 
 
 @pytest.mark.gpu
@@ -292,19 +246,6 @@ def test_drop_path_changes_training_and_not_evaluation() -> None:
     assert torch.equal(plain(x), dropped(x))
 
 
-@pytest.mark.full
-@in_planes_and_rows
-def test_drop_path_draws_the_same_when_traced_as_one_graph(layout: torch.memory_format) -> None:
-    x = images(32, 32, count=4).double().to(memory_format=layout)
-    outputs = []
-    for traced in (False, True):
-        model = small(drop_path_rate=0.5).to(memory_format=layout)
-        forward = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False) if traced else model
-        torch.manual_seed(3)
-        outputs.append(forward(x))
-    assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
-
-
 # ------------------------------------------------------------------------------------------------ checkpointing
 
 
@@ -326,10 +267,7 @@ def test_checkpointing_changes_no_bit_of_loss_gradients_and_statistics(layout: t
         models.append(model)
     (loss, gradients), (other_loss, other_gradients) = results
     assert torch.equal(loss, other_loss)
-    for mine, other in zip(gradients, other_gradients, strict=True):
-        assert mine is not None
-        assert other is not None
-        assert torch.equal(mine, other)
+    assert all(map(torch.equal, gradients, other_gradients))
     for name, tensor in models[0].state_dict().items():
         assert torch.equal(tensor, models[1].state_dict()[name]), name
     counts = {int(t) for name, t in models[1].state_dict().items() if name.endswith("num_batches_tracked")}
@@ -346,36 +284,15 @@ def test_recomputation_with_torchs_contexts_updates_the_statistics_twice(monkeyp
     assert int(model.layer0.bn1.num_batches_tracked) == 1  # pyright: ignore
 
 
-def kept_bytes(model: SENet, x: torch.Tensor) -> int:
-    """Return the bytes kept for the backward pass: saved tensors, and the inputs that checkpoints hold."""
-    storages: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    def hold(block: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        keep(inputs[0])
-
-    handles = []
-    if model.grad_checkpointing:
-        blocks = [m for m in model.modules() if isinstance(m, SEResNeXtBottleneck)]
-        handles = [block.register_forward_pre_hook(hold) for block in blocks]
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(x).sum()
-    for handle in handles:
-        handle.remove()
-    del loss
-    return sum(size for pointer, size in storages.items() if pointer not in own)
-
-
-def test_checkpointing_keeps_less() -> None:
+def test_the_backward_pass_runs_each_block_again() -> None:
     model = small()
-    x = images(64, 64, count=2).double()
-    everything = kept_bytes(model, x)
     model.grad_checkpointing = True
-    assert kept_bytes(model, x) < 0.4 * everything
+    blocks = [module for module in model.modules() if isinstance(module, SEResNeXtBottleneck)]
+    calls: list[nn.Module] = []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda module, _: calls.append(module))
+    train_once(model, images(32, 32, count=2).double())
+    assert calls == [*blocks, *reversed(blocks)]
 
 
 def test_evaluation_and_no_grad_are_not_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,14 +331,3 @@ def test_a_frozen_stage_computes_as_in_evaluation(layout: torch.memory_format) -
     frozen = model.layer1(x)
     assert torch.equal(frozen, model.eval().layer1(x))
     assert not torch.allclose(frozen, small().layer1(x))  # The control: a stage that trains.
-
-
-def test_frozen_and_checkpointed_together() -> None:
-    plain, checkpointed = small(), small()
-    for model in (plain, checkpointed):
-        model.freeze(["layer0", "layer1"])
-    checkpointed.grad_checkpointing = True
-    x = images(32, 32, count=3).double()
-    (_, mine), (_, other) = train_once(plain, x), train_once(checkpointed, x)
-    assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True) if a is not None and b is not None)
-    assert [a is None for a in mine] == [b is None for b in other]

@@ -1,26 +1,14 @@
-"""`seresnext prepare cifar10` as a user starts it."""
+"""`seresnext prepare cifar10`."""
 
 from __future__ import annotations
 
-import io
-import tarfile
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launcher import PYTHON
+from imagenet_archives import tar
 from PIL import Image
-
-COMMAND = [PYTHON, "-m", "seresnext", "prepare", "cifar10"]
-
-
-def cifar10_archive(path: Path, batches: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in batches.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture
@@ -34,11 +22,15 @@ def cifar10_batches() -> dict[str, bytes]:
     return batches
 
 
-def test_cifar10_becomes_image_folders(run_command, tmp_path, cifar10_batches):
-    archive = cifar10_archive(tmp_path / "cifar.tar.gz", cifar10_batches)
+def write(tmp_path: Path, batches: dict[str, bytes]) -> Path:
+    archive = tmp_path / "cifar.tar.gz"
+    archive.write_bytes(gzip.compress(tar({f"cifar-10-batches-bin/{name}": data for name, data in batches.items()})))
+    return archive
+
+
+def test_cifar10_becomes_image_folders(prepare, tmp_path, cifar10_batches):
     output = tmp_path / "out"
-    result = run_command([*COMMAND, archive, "--output", output])
-    assert result.returncode == 0, result.output
+    prepare("cifar10", write(tmp_path, cifar10_batches), "--output", output)
     assert len(list(output.glob("train/*/*.png"))) == 20
     assert sorted(path.name for path in (output / "val" / "airplane").iterdir()) == ["00000.png", "00003.png"]
     with Image.open(output / "val" / "bird" / "00002.png") as image:
@@ -57,11 +49,8 @@ def test_cifar10_becomes_image_folders(run_command, tmp_path, cifar10_batches):
         ("test_batch.bin", bytes([3]) + bytes(3072), "has label 3 of 3 classes"),
     ],
 )
-def test_another_archive_is_refused(run_command, tmp_path, cifar10_batches, name, content, message):
+def test_another_archive_is_refused(prepare, tmp_path, cifar10_batches, name, content, message):
     batches = {key: value for key, value in {**cifar10_batches, name: content}.items() if value is not None}
-    archive = cifar10_archive(tmp_path / "cifar.tar.gz", batches)
-    result = run_command([*COMMAND, archive, "--output", tmp_path / "out"])
-    assert result.returncode == 3
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    archive = write(tmp_path, batches)
+    assert message in prepare("cifar10", archive, "--output", tmp_path / "out", code=3)
     assert sorted(tmp_path.iterdir()) == [archive]  # Nothing half-made is left.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -38,17 +37,10 @@ def test_digits_are_the_digits(digits_folder):
         assert distances.argmin() == index  # nearer to its own original than to any other
 
 
-def test_complete_digits_are_left_alone_and_others_refused(digits_folder, run_command, tmp_path):
-    argv = [sys.executable, "-m", "seresnext", "prepare", "digits", "--output"]
+def test_complete_digits_are_left_alone_and_others_refused(digits_folder, prepare, tmp_path):
     before = digits_folder.stat().st_mtime_ns
-    result = run_command([*argv, digits_folder])
-    assert result.returncode == 0
-    assert "there already" in result.stdout
+    assert "there already" in prepare("digits", "--output", digits_folder)
     assert digits_folder.stat().st_mtime_ns == before
-
     (tmp_path / "mine").mkdir()
-    result = run_command([*argv, tmp_path / "mine"])
-    assert result.returncode == 3
-    assert "not the folder of digits" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert "not the folder of digits" in prepare("digits", "--output", tmp_path / "mine", code=3)
     assert list((tmp_path / "mine").iterdir()) == []

@@ -7,16 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from advances import RecordedBar
+from advances import record_bars
 from imagenet_archives import CLASSES, write_archives
-from launcher import PYTHON
 
 from seresnext.data.readers import imagenet
 from seresnext.errors import DataError
 from seresnext.prepare import imagenet as script
 from seresnext.prepare.imagenet import prepare_imagenet
-
-COMMAND = [PYTHON, "-m", "seresnext", "prepare", "imagenet"]
 
 
 @pytest.fixture
@@ -33,19 +30,16 @@ def as_published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for content in [(archives / known.name).read_bytes()]
     ]
     monkeypatch.setattr(script, "ARCHIVES", tuple(facts))
+    monkeypatch.setattr(imagenet, "DEVKIT", facts[-1])
     rows = tuple(row for row in imagenet.imagenet_classes() if row.wordnet_id in CLASSES)
     monkeypatch.setattr(imagenet, "imagenet_classes", lambda: rows)
     monkeypatch.setattr(imagenet, "_OFFICIAL_COUNTS", {"train": 20, "val": 12})
     monkeypatch.setattr(imagenet, "_VAL_PER_CLASS", 3)
 
 
-def run(folder: Path, cache: Path | None = None, skip_md5: bool = False) -> None:
-    prepare_imagenet(folder, cache, skip_md5)
-
-
 @pytest.mark.usefixtures("as_published")
 def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path, capsys):
-    run(archives, tmp_path / "cache")
+    prepare_imagenet(archives, tmp_path / "cache", skip_md5=False)
     out, err = capsys.readouterr()
     assert out.count("MD5 as published") == 3
     assert "train: 20 images of 4 classes" in out
@@ -54,31 +48,19 @@ def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path
     assert err == ""
     assert len(list((tmp_path / "cache").glob("*.index"))) == 2
     # Training uses the index and does not build a second one.
-    monkeypatch.setattr(imagenet.ImagenetReader, "_build", None)
+    monkeypatch.setattr(imagenet, "_list_archive", None)
     assert len(imagenet.ImagenetReader(archives, "train", tmp_path / "cache", official=True)) == 20
 
 
 @pytest.mark.usefixtures("as_published")
 def test_the_progress_of_a_sum_adds_up(archives, monkeypatch):
-    bars: list[RecordedBar] = []
-
-    class Bar:
-        def __init__(self, *, desc: str, total: int, **_: object) -> None:
-            bars.append(RecordedBar(desc, total))
-            self.update = bars[-1].counts.append
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(script, "tqdm", Bar)
-    monkeypatch.setattr(script, "_PIECE", 100)
-    run(archives)
+    bars = record_bars(imagenet, monkeypatch)
+    monkeypatch.setattr(imagenet, "_PIECE", 100)
+    prepare_imagenet(archives, None, skip_md5=False)
+    bars = [bar for bar in bars if bar.label.startswith("MD5 of ")]
     assert {bar.label for bar in bars} == {f"MD5 of {archive.name}" for archive in imagenet.ARCHIVES}
     for bar in bars:
-        assert bar.total == (archives / bar.label.removeprefix("MD5 of ")).stat().st_size
+        assert bar.total in (archive.stat().st_size for archive in archives.iterdir())
         bar.assert_adds_up()
 
 
@@ -89,14 +71,14 @@ def test_a_flipped_bit_changes_the_sum(archives, monkeypatch, tmp_path):
     content[3000] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* repeat the download"):
-        run(archives, tmp_path / "cache")
+        prepare_imagenet(archives, tmp_path / "cache", skip_md5=False)
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.usefixtures("as_published")
 def test_sums_can_be_skipped(archives, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "check_md5", None)
-    run(archives, skip_md5=True)
+    prepare_imagenet(archives, None, skip_md5=True)
     assert "MD5" not in capsys.readouterr().out
 
 
@@ -108,7 +90,7 @@ def test_all_wrong_sizes_are_in_one_message(archives, monkeypatch):
     with (archives / imagenet.DEVKIT.name).open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError) as caught:
-        run(archives)
+        prepare_imagenet(archives, None, skip_md5=False)
     lines = str(caught.value).split("\n  ")[1:]
     assert len(lines) == 3
     assert "(50.0 %); the download stopped: continue the download" in lines[0]
@@ -116,11 +98,6 @@ def test_all_wrong_sizes_are_in_one_message(archives, monkeypatch):
     assert "are published; repeat the download" in lines[2]
 
 
-def test_mistakes_are_messages(archives: Path, run_command: Callable, tmp_path: Path):
-    result = run_command([*COMMAND, archives])
-    assert result.returncode == 3
-    assert "of 147,897,477,120 bytes (0.0 %)" in result.stderr
-    assert "Traceback" not in result.stderr
-    result = run_command([*COMMAND, tmp_path / "nowhere"])
-    assert result.returncode == 3
-    assert result.stderr.count("No such file or directory") == 3
+def test_mistakes_are_messages(archives: Path, prepare: Callable[..., str], tmp_path: Path):
+    assert "of 147,897,477,120 bytes (0.0 %)" in prepare("imagenet", archives, code=3)
+    assert prepare("imagenet", tmp_path / "nowhere", code=3).count("No such file or directory") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from seresnext.durations import Duration
 from seresnext.errors import RecipeError
 from seresnext.recipe import load_recipe, recipe_from_values, to_values
 from seresnext.recipe.reader import write_scalar
+from seresnext.recipe.show import print_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,12 +47,8 @@ def test_override_of_a_section_and_of_a_key_in_an_absent_section() -> None:
     assert load_recipe("seresnext50", ["augment.crop_scale=[0.2, 1]"]).recipe.augment.crop_scale == (0.2, 1.0)
 
 
-def test_a_value_may_hold_equals_signs() -> None:
-    assert load_recipe("seresnext50", ["data.root=/a=b/c"]).recipe.data.root == "/a=b/c"
-
-
-@pytest.mark.parametrize("text", ["runs/best #2.pth", "#1", "photos # of 2026/"])
-def test_a_value_may_hold_number_signs(text: str) -> None:
+@pytest.mark.parametrize("text", ["runs/best #2.pth", "#1", "photos # of 2026/", "/a=b/c"])
+def test_a_value_may_hold_number_signs_and_equals_signs(text: str) -> None:
     assert load_recipe("seresnext50", [f"data.root={text}"]).recipe.data.root == text
     assert load_recipe("seresnext50", [f"data.root={write_scalar(text)}"]).recipe.data.root == text  # --data does this.
 
@@ -74,15 +72,9 @@ def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_value_has_an_origin() -> None:
-    def paths(values: dict, prefix: str = "") -> list[str]:
-        return [
-            path
-            for key, value in values.items()
-            for path in (paths(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
-        ]
-
     loaded = load_recipe("seresnext101", ["ema.decay=0.9"])
-    assert sorted(loaded.origins) == sorted(paths(to_values(loaded.recipe)))
+    lines = print_recipe(loaded).splitlines()[1:]
+    assert all("# " in line for line in lines if not line.endswith(":")), lines
     written = (ROOT / "recipes/seresnext101.yaml").read_text().splitlines()
     line = written.index("  name: seresnext101") + 1
     assert loaded.origins["model.name"] == f"{ROOT}/recipes/seresnext101.yaml:{line}"
@@ -104,31 +96,27 @@ def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
     assert old["runtime"]["measure"]  # The caller's values do not change.
 
 
-WRONG_STORED = {
-    "unknown key": ({"model": {"name": "seresnext26"}, "lr": 1}, "last.safetensors: lr: unknown key"),
-    "nothing": ({}, "last.safetensors: model.name: is missing"),
-    "wrong type": ({"model": {"name": 5}}, "last.safetensors: model.name: expected one of"),
-    "a list for a section": ({"model": {"name": "seresnext26"}, "runtime": [1]}, "runtime: expected a section of keys"),
-    "disagreement": ({"model": {"name": "seresnext26", "reset_head": True}}, "last.safetensors: model.reset_head: "),
-    "huge": ({"model": {"name": "seresnext26"}, "optimizer": {"lr": 10**400}}, "optimizer.lr: is too large"),
-    "half a character": ({"model": {"name": "seresnext26"}, "\ud800": 1}, r"last.safetensors: the key '\ud800'"),
-    "half a character inside": ({"model": {"name": "seresnext26", "\ud800": 1}}, r"last.safetensors: the key '\ud800'"),
-    "escape": ({"model": {"name": "seresnext26"}, "\x1b[2J": 1}, r"last.safetensors: the key '\x1b[2J'"),
-}
+GOOD = {"model": {"name": "seresnext26"}}
+WRONG_STORED = [
+    (GOOD | {"lr": 1}, "last.safetensors: lr: unknown key"),
+    ({}, "last.safetensors: model.name: is missing"),
+    ({"model": {"name": 5}}, "last.safetensors: model.name: expected one of"),
+    (GOOD | {"runtime": [1]}, "runtime: expected a section of keys"),
+    ({"model": {"name": "seresnext26", "reset_head": True}}, "last.safetensors: model.reset_head: "),
+    (GOOD | {"optimizer": {"lr": 10**400}}, "optimizer.lr: is too large"),
+    (GOOD | {"\ud800": 1}, r"last.safetensors: the key '\ud800'"),
+    ({"model": {"name": "seresnext26", "\ud800": 1}}, r"last.safetensors: the key '\ud800'"),
+    (GOOD | {"\x1b[2J": 1}, r"last.safetensors: the key '\x1b[2J'"),
+    *[(GOOD | {"data": {"root": text}}, "data.root: ") for text in ("a\nb", "\x1b[2J", "\x00", "\ud800", "x" * 4097)],
+    (GOOD | {"data": {"mean": [0.5] * 1000}}, "more than 1000 values"),
+    (json.loads('{"model":' * 500 + "1" + "}" * 500), "nested deeper"),
+]
 
 
-@pytest.mark.parametrize("case", WRONG_STORED)
-def test_wrong_stored_values(case: str) -> None:
-    values, fragment = WRONG_STORED[case]
+@pytest.mark.parametrize(("values", "part"), WRONG_STORED, ids=lambda value: ascii(value)[:40])
+def test_wrong_stored_values(values: dict, part: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_from_values(values, "last.safetensors")
-    assert len(caught.value.problems) == 1
-    assert fragment in caught.value.problems[0]
-
-
-def test_stored_values_nested_too_deep() -> None:
-    values: dict = {}
-    for _ in range(500):
-        values = {"model": values}
-    with pytest.raises(RecipeError, match="nested deeper"):
-        recipe_from_values(values, "last.safetensors")
+    (problem,) = caught.value.problems
+    assert part in problem
+    assert problem.isprintable()

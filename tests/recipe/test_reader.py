@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import pytest
@@ -37,47 +36,36 @@ def test_scalars(text: str, value: object) -> None:
     assert type(found) is type(value)
 
 
-@given(st.floats(allow_nan=False))
+@given(st.floats(allow_nan=False, allow_infinity=False))
 def test_float_round_trip(value: float) -> None:
-    if math.isfinite(value):
-        assert read_scalar(write_scalar(value)) == (value, None)
+    assert read_scalar(write_scalar(value)) == (value, None)
 
 
 @given(st.integers(0, 10**6), st.integers(-300, 300), st.sampled_from("eE"), st.sampled_from(["", "+"]))
 def test_every_exponent_form_is_a_float(digits: int, exponent: int, letter: str, sign: str) -> None:
     text = f"{digits}{letter}{sign if exponent >= 0 else ''}{exponent}"
-    value, complaint = read_scalar(text)
+    value, problem = read_scalar(text)
     assert type(value) is float
-    assert (value, complaint) == (float(text), None)
+    assert (value, problem) == (float(text), None)
 
 
 @given(st.text().filter(lambda text: text.isprintable()))
 def test_text_round_trip(text: str) -> None:
-    for document in (f"key: {write_scalar(text)}\n", f"key: [{write_scalar(text)}]\n"):
-        root, problems = read_yaml(document, str)
-        assert problems == []
-        assert root is not None
-        assert root.plain() in ({"key": text}, {"key": [text]})
-        assert yaml.safe_load(document) in ({"key": text}, {"key": [text]})  # Other readers agree.
-
-
-@given(st.text().filter(lambda text: text.isprintable()))
-def test_text_round_trip_on_the_command_line(text: str) -> None:
     root, problems = read_value(write_scalar(text), "data.root")
-    assert root is not None
-    assert (root.plain(), problems) == (text, [])
+    assert (root and root.plain(), problems) == (text, [])
+    for document, value in ((f"key: {write_scalar(text)}\n", text), (f"key: [{write_scalar(text)}]\n", [text])):
+        root, problems = read_yaml(document, str)
+        assert (root and root.plain(), problems) == ({"key": value}, [])
+        assert yaml.safe_load(document) == {"key": value}  # Other readers agree.
 
 
-@given(st.lists(st.from_regex(r"[A-Za-z/#][A-Za-z0-9/._#-]*", fullmatch=True), min_size=1), st.sampled_from("[{ "))
-def test_number_sign_on_the_command_line_is_no_comment(words: list[str], within: str) -> None:
+@given(st.lists(st.from_regex(r"[A-Za-z/#][A-Za-z0-9/._#-]*", fullmatch=True), min_size=1))
+def test_number_sign_on_the_command_line_is_no_comment(words: list[str]) -> None:
     text = " #".join(words)
-    value, expected = {"[": (f"[x, {text}]", ["x", text]), "{": (f"{{x: {text}}}", {"x": text})}.get(
-        within, (text, text)
-    )
-    root, problems = read_value(value, "data.root")
-    assert root is not None
-    assert (root.plain(), problems) == (expected, [])
-    if within == " " and " #" in text:  # In a file, ` #` begins a comment for every YAML reader.
+    for value, expected in ((text, text), (f"[x, {text}]", ["x", text]), (f"{{x: {text}}}", {"x": text})):
+        root, problems = read_value(value, "data.root")
+        assert (root and root.plain(), problems) == (expected, [])
+    if " #" in text:  # In a file, ` #` begins a comment for every YAML reader.
         root, _ = read_yaml(text, str)
         assert (root and root.plain()) == yaml.safe_load(text) != text
 
@@ -86,15 +74,6 @@ def test_number_sign_on_the_command_line_is_no_comment(words: list[str], within:
 def test_text_after_the_end_of_a_value_is_refused(text: str) -> None:
     with pytest.raises(Unreadable):
         read_value(text, "data.root")
-
-
-@pytest.mark.parametrize(
-    "text", ["5", "-0", "0.1", "1.5e+3", "true", "Off", "null", "~", "abc", "a b", "'5'", '"x"', "[1, a]"]
-)
-def test_plain_values_are_read_as_by_pyyaml(text: str) -> None:
-    root, problems = read_yaml(text, str)
-    assert root is not None
-    assert (root.plain(), problems) == (yaml.safe_load(text), [])
 
 
 def test_line_of_a_value_is_the_line_of_the_key() -> None:
@@ -108,10 +87,10 @@ def test_line_of_a_value_is_the_line_of_the_key() -> None:
 
 
 def test_decoding() -> None:
-    assert decode_bytes("é写".encode()) == "é写"
-    assert decode_bytes(b"") == ""
+    assert decode_bytes("é写".encode(), str) == "é写"
+    assert decode_bytes(b"", str) == ""
     with pytest.raises(Unreadable, match="2: byte 0xff is not UTF-8"):
-        decode_bytes(b"a\n\xff")
+        decode_bytes(b"a\n\xff", str)
 
 
 # Texts of the maximum length. The time of regular expressions and of PyYAML's scanner must not grow quadratically.

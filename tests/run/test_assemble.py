@@ -35,9 +35,6 @@ def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], L
     )
 
 
-# ------------------------------------------------------------------------------------------------ lengths
-
-
 def test_settings_that_the_run_does_not_reach_are_notes(narrow, load_synthetic, tmp_path, capsys):
     """An epoch has two steps, so the run has six."""
     console = Console(enabled=True, log=tmp_path / "log.txt")
@@ -45,9 +42,6 @@ def test_settings_that_the_run_does_not_reach_are_notes(narrow, load_synthetic, 
     assert Run(recipe, None, World(), console).plan.total == 6
     for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
         assert "note: schedule.warmup, 6st, " in text
-
-
-# ------------------------------------------------------------------------------------------------ the data
 
 
 @pytest.fixture
@@ -97,8 +91,6 @@ def test_a_validation_prints_the_notices_too(photos, tmp_path, capsys, monkeypat
         assert capsys.readouterr().out.count(PASSED_OVER[1]) == 1
 
 
-# ------------------------------------------------------------------------------------------------ the warm-up
-
 GREY = "data={format: synthetic, synthetic_images: 16, image_size: 32, workers: 0, mean: [0.5], std: [0.5]}"
 
 
@@ -142,7 +134,7 @@ def test_another_layout_would_be_compiled_again(make_run, graphs, monkeypatch):
     def contiguous(recipe, device):
         return tuple(tensor.contiguous() for tensor in images(recipe, device))
 
-    monkeypatch.setattr("seresnext.run.assemble.stand_in_batch", contiguous)
+    monkeypatch.setattr("seresnext.data.pipeline.stand_in_batch", contiguous)
     first_step(make_run(["runtime.compile=true"]))
     assert graphs.frame_count == 2
 
@@ -154,9 +146,6 @@ def test_the_warm_up_is_at_the_largest_size_of_training(make_run, monkeypatch):
     make_run(["data.image_size=96", "data.progressive={min_size: 32, end_ramp: 1ep}"]).warm_up()
     make_run(["data.image_size=96", "data.progressive={min_size: 32, max_size: 64, end_ramp: 1ep}"]).warm_up()
     assert seen == [(4, 3, 32, 32), (4, 3, 96, 96), (4, 3, 64, 64)]
-
-
-# ------------------------------------------------------------------------------------------------ first weights
 
 
 @pytest.fixture
@@ -191,9 +180,6 @@ def test_a_resume_does_not_need_the_first_weights(train_synthetic, weights, tmp_
     assert [(run / "log.txt").read_text().count(note) for run in (whole, resumed)] == [1, 0]
     with pytest.raises(CheckpointError, match="cannot be opened"):  # Control: a fresh run needs the file.
         train_synthetic(tmp_path / "fresh", settings)
-
-
-# ------------------------------------------------------------------------------------------------ start
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.status import read_status, write_status
-from seresnext.run.environment import describe_environment
 from seresnext.run.folder import (
     RUN_FILES,
     RunFolder,
@@ -39,7 +38,7 @@ def opened(path, fresh=False):
     folder = RunFolder(path, World())
     folder.open()
     if fresh:
-        folder.set_aside()
+        folder.accept(starts_over=True)
     return folder
 
 
@@ -47,29 +46,15 @@ def listing(path):
     return sorted(str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file())
 
 
-# ------------------------------------------------------------------------------------------------ one at a time
-
-
-def test_opening_makes_the_folder(path):
-    folder = opened(path)
-    assert folder.checkpoints == path / "checkpoints"
-    assert folder.checkpoints.is_dir()
-
-
 def test_a_second_training_is_refused_and_the_message_names_the_holder(path):
+    opened(path).write("recipe.yaml", "recipe")  # The lock is released at once.
     first = opened(path)
     with pytest.raises(UsageError) as caught:
         opened(path)
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     assert f"{path} is in use by {holder}" in str(caught.value)
-    with pytest.raises(UsageError):  # A start with --resume never is refused, too.
-        opened(path, fresh=True)
     assert first.checkpoints.is_dir()
-
-
-def test_the_folder_is_free_once_the_training_is_gone(path):
-    opened(path)  # The lock is released at once.
-    opened(path)
+    assert listing(path) == ["lock", "recipe.yaml"]
 
 
 def test_a_killed_training_holds_nothing(path):
@@ -97,20 +82,6 @@ def test_a_path_that_is_no_folder(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UsageError, match=f"cannot write to the run folder {re.escape(str(path))}: .*--output"):
             opened(path)
-
-
-# ------------------------------------------------------------------------------------------------ refused starts
-
-
-def test_a_refused_start_leaves_no_folder(path):
-    folder = opened(path)
-    folder.write_status("running", 0)
-    (path / "log.txt").touch()
-    assert folder.discard()
-    assert not path.parent.exists()
-    path.mkdir(parents=True)  # The user makes this folder, and the folder stays.
-    assert opened(path).discard()
-    assert list(path.iterdir()) == []
 
 
 @pytest.mark.parametrize("why", ["a run", "somebody's file", "accepted", "another rank", "no locks"])
@@ -147,22 +118,18 @@ def test_a_removed_lock_file_is_replaced(path, monkeypatch):
         opened(path)
 
 
-@pytest.mark.parametrize("state", ["preempted", "finished", "failed", "running"])
-def test_a_refusal_before_the_lock_is_recorded(path, state):
+def test_a_refusal_before_the_lock_is_recorded_unless_the_folder_is_in_use(path):
     path.mkdir(parents=True)
     record_refusal(path, "no run was here")
     assert listing(path) == []
-    write_status(path, World(), state, 7, None)
+    write_status(path, World(), "running", 7, None)
     record_refusal(path, "the recipe\nhas a problem")
     found = read_status(path)
     assert (found["state"], found["step"], found["reason"]) == ("failed", 7, "the recipe\nhas a problem")
     assert re.search(r"^\d{4}-\d\d-\d\dT\S+ error: the recipe\n\S+ has a problem\n$", (path / "log.txt").read_text())
     assert listing(path) == ["log.txt", "status.json"]
-
-
-def test_a_refusal_is_not_recorded_in_a_folder_in_use(path):
     folder = opened(path)
-    folder.write_status("running", 7)
+    folder.write_status("running", 8)
     before = {name: (path / name).read_bytes() for name in listing(path)}
     record_refusal(path, "the recipe has a problem")
     assert {name: (path / name).read_bytes() for name in listing(path)} == before
@@ -181,10 +148,7 @@ def test_metrics_that_cannot_be_continued_are_found_first(path, what):
         metrics.mkdir() if what == "a folder" else metrics.symlink_to("/dev/zero")
     with pytest.raises(UsageError, match=r"metrics\.jsonl"):
         folder.check_writable()
-    folder.check_writable(moves_files=True)  # With --resume never the file is only moved.
-
-
-# ------------------------------------------------------------------------------------------------ data and output
+    folder.check_writable(starts_over=True)  # With --resume never the file is only moved.
 
 
 def test_a_run_folder_among_the_data_is_refused(tmp_path):
@@ -209,34 +173,21 @@ def test_a_run_folder_among_the_data_is_refused(tmp_path):
     check_output(data, [])  # Synthetic images, or images of a server.
 
 
-# ------------------------------------------------------------------------------------------------ fresh starts
-
-
 def test_an_earlier_run_is_set_aside_whole(path):
     for number in (1, 2):
         folder = opened(path, fresh=True)
-        folder.write_recipe(f"recipe {number}")
+        folder.write("recipe.yaml", f"recipe {number}")
         (folder.checkpoints / "last.safetensors").write_text(f"weights {number}")
         del folder
-    folder = opened(path, fresh=True)
-    assert listing(path) == [
-        "earlier-1/checkpoints/last.safetensors",
-        "earlier-1/recipe.yaml",
-        "earlier-2/checkpoints/last.safetensors",
-        "earlier-2/recipe.yaml",
-        "lock",
-    ]
-    assert (path / "earlier-1" / "recipe.yaml").read_text() == "recipe 1"
-    assert (path / "earlier-2" / "recipe.yaml").read_text() == "recipe 2"
-    assert folder.checkpoints.is_dir()
-    with pytest.raises(UsageError):  # The lock stays when the earlier run is moved.
-        opened(path)
-
-
-def test_nothing_is_set_aside_where_nothing_was(path):
-    opened(path, fresh=True)
-    opened(path, fresh=True)
-    assert sorted(entry.name for entry in path.iterdir()) == ["checkpoints", "lock"]
+    for _ in range(2):  # The second time there is nothing to set aside.
+        folder = opened(path, fresh=True)
+        files = [f"earlier-{n}/{name}" for n in (1, 2) for name in ("checkpoints/last.safetensors", "recipe.yaml")]
+        assert listing(path) == [*files, "lock"]
+        assert folder.checkpoints.is_dir()
+        with pytest.raises(UsageError):  # The lock stays when the earlier run is moved.
+            opened(path)
+        del folder
+    assert [(path / f"earlier-{n}" / "recipe.yaml").read_text() for n in (1, 2)] == ["recipe 1", "recipe 2"]
 
 
 def test_only_what_a_run_writes_is_set_aside(path):
@@ -256,15 +207,6 @@ def test_only_what_a_run_writes_is_set_aside(path):
     assert listing(other) == ["lock", "log.txt"]
 
 
-def test_a_resume_moves_no_file(path):
-    opened(path).write_recipe("recipe")
-    opened(path)
-    assert listing(path) == ["lock", "recipe.yaml"]
-
-
-# ------------------------------------------------------------------------------------------------ small files
-
-
 @pytest.fixture
 def launched(path, monkeypatch):
     """`launched(name, launcher) -> known`: start a run under torchrun, and return whether the start is a restart."""
@@ -272,7 +214,7 @@ def launched(path, monkeypatch):
     def start(*launchers):
         folder = opened(path)
         known = folder.is_restart(list(launchers))
-        folder.write_environment({**describe_environment(World()), "launch": list(launchers)})
+        folder.write("environment.json", json.dumps({"launch": launchers}))
         return known
 
     return start
@@ -288,42 +230,24 @@ def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(launched):
     assert not launched(None)  # Without torchrun there is no launch.
 
 
-ENVIRONMENTS = [b"", b"[]", b"{}", b'{"launch": "a 1:1:1"}', b'{"launch": null}', b"\xff\xfe", b"[" * 100_000]
-
-
-@pytest.mark.parametrize("content", ENVIRONMENTS, ids=lambda content: content[:30])
-def test_an_environment_without_a_launch(path, content):
+def test_an_environment_without_a_launch(path):
     folder = opened(path)
-    (path / "environment.json").write_bytes(content)
+    environment = path / "environment.json"
+    for content in (b"", b"[]", b"{}", b'{"launch": "a 1:1:1"}', b'{"launch": null}', b"\xff\xfe", b"[" * 100_000):
+        environment.write_bytes(content)
+        assert not folder.is_restart(["a 1:1:1"])
+    environment.unlink()
+    environment.symlink_to("/dev/zero")
     assert not folder.is_restart(["a 1:1:1"])
-
-
-def test_an_environment_without_end(path):
-    folder = opened(path)
-    (path / "environment.json").symlink_to("/dev/zero")
-    assert not folder.is_restart(["a 1:1:1"])
-
-
-def test_recipe_and_environment(path):
-    folder = opened(path)
-    folder.write_recipe("model: {}\n")
-    folder.write_environment({"python": "3", "packages": {"torch": None}})
-    assert (path / "recipe.yaml").read_text() == "model: {}\n"
-    assert json.loads((path / "environment.json").read_text()) == {"python": "3", "packages": {"torch": None}}
-    assert not [name for name in listing(path) if name.startswith(".")]
 
 
 def test_other_ranks_write_nothing(path):
     folder = RunFolder(path, World(rank=1, size=2))
     folder.open()
-    folder.set_aside()
-    folder.write_recipe("recipe")
-    folder.write_environment({})
+    folder.accept(starts_over=True)
+    folder.write("recipe.yaml", "recipe")
     folder.write_status("running", 0)
     assert not path.exists()
-
-
-# ------------------------------------------------------------------------------------------------ errors of the system
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
@@ -337,9 +261,8 @@ def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
     for name in ("replace", "rename"):
         monkeypatch.setattr(Path, name, fail)
     for write in (
-        lambda: folder.write_recipe("new"),
-        lambda: folder.write_environment({}),
-        folder.set_aside,
+        lambda: folder.write("recipe.yaml", "new"),
+        lambda: folder.accept(starts_over=True),
         folder.check_writable,
     ):
         words = (
@@ -357,10 +280,10 @@ def test_temporary_files_are_removed_unless_the_system_refuses(path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda self, **options: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
         with pytest.raises(UsageError, match="read-only"):
-            folder.remove_temporary()
-    RunFolder(path, World(rank=1, size=2)).remove_temporary()
+            folder.accept()
+    RunFolder(path, World(rank=1, size=2)).accept()
     assert leftover.exists()
-    folder.remove_temporary()
+    folder.accept()
     assert not leftover.exists()
 
 

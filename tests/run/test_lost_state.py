@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -111,17 +112,18 @@ def test_with_every_item_the_resumed_run_is_equal_bit_for_bit(resume_from, whole
     assert is_equal(resume_from(*saved), whole)
 
 
-def test_every_field_differs_from_a_fresh_run(saved):
+def test_every_item_is_named_here_and_differs_from_a_fresh_run(saved):
     """Without different values the tests below prove nothing."""
-    facts = CheckpointMetadata.from_metadata(saved[1], "file")
+    tensors, metadata = saved
+    assert sorted(name for kind in TENSORS for name in chosen(tensors, kind)) == sorted(tensors)
+    assert metadata.keys() == {*METADATA, "digest"}
+    facts = CheckpointMetadata.from_metadata(metadata, "file")
     at_first = asdict(Progress())
     assert {**facts.progress, "history": facts.history}.keys() == at_first.keys()
     assert [name for name, value in facts.progress.items() if value == at_first[name]] == []
     assert [entry["step"] for entry in facts.history] == [2, 5]
     assert facts.best["step"] == STOPPED
 
-
-# ------------------------------------------------------------------------------------------------ tensors
 
 TENSORS = {
     "weights": ("model.", ".weight"),
@@ -146,19 +148,30 @@ def chosen(tensors: dict[str, Tensor], kind: str) -> list[str]:
     return [name for name in tensors if name.startswith(start) and name.endswith(end)]
 
 
-def test_every_tensor_is_of_one_kind(saved):
-    names = [name for kind in TENSORS for name in chosen(saved[0], kind)]
-    assert sorted(names) == sorted(saved[0])
+METADATA = ["format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress"]
+FIELDS = sorted(asdict(Progress()).keys() - {"history"})
 
 
-@pytest.mark.parametrize("kind", TENSORS)
-def test_tensors_that_are_missing_are_refused(resume_from, saved, kind):
+def with_progress(metadata: dict[str, str], progress: dict[str, Any]) -> dict[str, str]:
+    return {**metadata, "progress": json.dumps(progress)}
+
+
+@pytest.mark.parametrize("item", [*TENSORS, *METADATA, *(f"progress.{name}" for name in FIELDS)])
+def test_an_item_that_is_missing_is_refused(resume_from, saved, item):
     """One missing tensor of each kind is enough."""
-    tensors, metadata = saved
-    name = chosen(tensors, kind)[-1]
-    with pytest.raises(Failure, match="missing from the file") as refusal:
-        resume_from({key: tensor for key, tensor in tensors.items() if key != name}, metadata)
-    assert name in str(refusal.value)
+    tensors, metadata = dict(saved[0]), dict(saved[1])
+    name = item.removeprefix("progress.")
+    if item in TENSORS:
+        name = chosen(tensors, item)[-1]
+        del tensors[name]
+    elif item in METADATA:
+        del metadata[item]
+    else:
+        progress = json.loads(metadata["progress"])
+        del progress[name]
+        metadata = with_progress(metadata, progress)
+    with pytest.raises(Failure, match=re.escape(name)) as refusal:
+        resume_from(tensors, metadata)
     assert refusal.value.exit_code == 4
 
 
@@ -173,38 +186,6 @@ def test_tensors_of_a_fresh_run_change_the_result(resume_from, whole, saved, fre
     replaced = {**tensors, **{name: fresh[name] for name in chosen(tensors, kind)}}
     assert any(not torch.equal(replaced[name], tensors[name]) for name in tensors)
     assert not is_equal(resume_from(replaced, metadata), whole)
-
-
-# ------------------------------------------------------------------------------------------------ facts
-
-METADATA = ["format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress"]
-FIELDS = sorted(asdict(Progress()).keys() - {"history"})
-
-
-def test_every_text_is_named_here(saved):
-    assert saved[1].keys() == {*METADATA, "digest"}
-
-
-@pytest.mark.parametrize("name", METADATA)
-def test_texts_that_are_missing_are_refused(resume_from, saved, name):
-    tensors, metadata = saved
-    with pytest.raises(Failure) as refusal:
-        resume_from(tensors, {key: text for key, text in metadata.items() if key != name})
-    assert refusal.value.exit_code == 4
-
-
-def with_progress(metadata: dict[str, str], progress: dict[str, Any]) -> dict[str, str]:
-    return {**metadata, "progress": json.dumps(progress)}
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_progress_that_is_missing_is_refused(resume_from, saved, name):
-    tensors, metadata = saved
-    progress = json.loads(metadata["progress"])
-    del progress[name]
-    with pytest.raises(Failure, match=name) as refusal:
-        resume_from(tensors, with_progress(metadata, progress))
-    assert refusal.value.exit_code == 4
 
 
 @pytest.mark.parametrize("name", [*FIELDS, "history"])

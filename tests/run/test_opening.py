@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from seresnext.data.pipeline import check_same_data
+from seresnext.data.shards.cache import RemoteShards
 from seresnext.data.shards.reader import ShardReader
-from seresnext.data.shards.store import RemoteShards
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
@@ -66,21 +66,17 @@ def settings_of(error: Exception) -> list[str]:
     return re.findall(r"--set (\S+)", str(error).splitlines()[-1])
 
 
+FEW = "batch={global_size: 8, micro_size: 8}"
+
+
 def break_image(root: Path, name: str) -> None:
     (root / name).write_bytes((root / name).read_bytes()[:500])
 
 
 def test_both_splits_and_the_model_have_the_same_classes(photos):
-    few = ("batch={global_size: 8, micro_size: 8}",)
-    train_split, val_split = opened(f"data.root={photos}", *few, "model.num_classes=3")
+    train_split, val_split = opened(f"data.root={photos}", FEW, "model.num_classes=3")
     assert train_split.classes == val_split.classes == ("class_0", "class_1", "class_2")
-    assert "model.num_classes=3" in str(refusal(photos, *few))
-
-
-def test_synthetic_data_needs_no_files():
-    train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=100")
-    assert len(train_split) == len(val_split) == 100
-    assert len(train_split.classes) == 10
+    assert "model.num_classes=3" in str(refusal(photos, FEW))
 
 
 def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_path, capsys):
@@ -126,12 +122,6 @@ def test_the_batch_that_is_advised_is_accepted(photos, world_size, extra):
     assert len(train_split) == 55
 
 
-def test_too_few_images_for_the_processes(photos):
-    error = refusal(photos, "model.num_classes=3", world=Ranks(size=64))
-    assert "55 training" in str(error)
-    assert "processes" in str(error)
-
-
 def test_processes_that_do_not_fit_are_a_problem_of_the_recipe(photos):
     settings = ("model.num_classes=3", "batch={global_size: 32, micro_size: 32}")
     error = refusal(photos, *settings, world=Ranks(size=3))
@@ -141,6 +131,9 @@ def test_processes_that_do_not_fit_are_a_problem_of_the_recipe(photos):
     for advice in re.findall(r"set (batch[^,]*)", str(error)):
         sizes = re.findall(r"batch\.\w+=\d+", advice)
         opened(f"data.root={photos}", *settings, *sizes, world=Ranks(size=3))
+    too_few = str(refusal(photos, "model.num_classes=3", world=Ranks(size=64)))
+    assert "55 training" in too_few
+    assert "processes" in too_few
 
 
 def test_both_splits_and_their_root(photos):
@@ -163,16 +156,13 @@ def test_images_that_removal_leaves_too_few(photos):
 
 
 def test_many_bad_images_are_listed_up_to_a_limit(photos):
-    for path in (photos / "val").glob("*/*"):
+    for path in [*(photos / "val").glob("*/*"), *(photos / "train" / "class_1").glob("*")]:
         path.write_bytes(b"")
-    for path in (photos / "train" / "class_1").glob("*"):
-        path.write_bytes(b"")
-    settings = ("model.num_classes=3", "batch={global_size: 8, micro_size: 8}")
-    error = str(refusal(photos, *settings))
+    error = str(refusal(photos, "model.num_classes=3", FEW))
     assert "12 of 12 validation" in error
     assert "19 of 55 training" in error
     assert error.count(".jpg") == 31
-    only_val = str(refusal(photos, *settings, "data.on_error=substitute"))
+    only_val = str(refusal(photos, "model.num_classes=3", FEW, "data.on_error=substitute"))
     assert only_val.count(".jpg") == 12
     assert "training" not in only_val
 
@@ -189,29 +179,25 @@ def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
     shapes = {"layer0.conv1.weight": (64, 3, 7, 7), "last_linear.weight": (1000, 2048), "last_linear.bias": (1000,)}
     shapes |= {"layer1.0.conv2.weight": (128, 4, 3, 3), "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)}
     shapes |= {f"layer{stage}.{block}.x": (1,) for stage in (1, 2, 3, 4) for block in (0, 1)}
-    weights = tmp_path / "weights.safetensors"
-    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, weights)
-    few = ("batch={global_size: 8, micro_size: 8}", f"model.weights={weights}")
-    error = refusal(photos, *few)
-    assert settings_of(error) == ["model.num_classes=3", "model.reset_head=true"]
-    assert "1000" not in str(refusal(photos, *few, "model.reset_head=true"))
-    missing = refusal(photos, *few, "model.num_classes=3", "model.weights=none.pth")
+    weights = f"model.weights={tmp_path}/weights.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "weights.safetensors")
+    assert settings_of(refusal(photos, FEW, weights)) == ["model.num_classes=3", "model.reset_head=true"]
+    assert "1000" not in str(refusal(photos, FEW, weights, "model.reset_head=true"))
+    missing = refusal(photos, FEW, "model.num_classes=3", "model.weights=none.pth")
     assert isinstance(missing, CheckpointError)
     assert "none.pth" in str(missing)
 
 
 def test_a_resumed_run_gets_no_advice_to_change_the_classes(photos):
     """The next start would refuse such a change."""
-    small = "batch={global_size: 8, micro_size: 8}"
-    previous = load_recipe("digits", ["model.num_classes=2", small]).recipe
-    settings = ("model.num_classes=2", "batch={global_size: 64, micro_size: 32}", "model.weights=none.pth")
-    error = str(refusal(photos, *settings, previous=previous))
+    larger = "batch={global_size: 64, micro_size: 32}"
+    previous = load_recipe("digits", ["model.num_classes=2", FEW]).recipe
+    error = str(refusal(photos, "model.num_classes=2", larger, "model.weights=none.pth", previous=previous))
     assert "new run" in error
     assert "none.pth" not in error  # Only the first start reads model.weights.
     assert "--allow-changed batch.global_size,batch.micro_size" in error
-    previous = load_recipe("digits", ["model.num_classes=3", small]).recipe
-    wrong = refusal(photos, "model.num_classes=3", settings[1], previous=previous)
-    assert "new run" not in str(wrong)
+    previous = load_recipe("digits", ["model.num_classes=3", FEW]).recipe
+    assert "new run" not in str(refusal(photos, "model.num_classes=3", larger, previous=previous))
 
 
 def test_only_the_machine_that_differs_is_named():
@@ -243,9 +229,8 @@ def test_the_copy_that_differs_is_named_even_on_rank_0():
 
 def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     def warnings(root: Path, *settings: str) -> list[str]:
-        few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
         lines: list[str] = []
-        opened(f"data.root={root}", *few, *settings, warn=lines.append)
+        opened(f"data.root={root}", "model.num_classes=3", FEW, *settings, warn=lines.append)
         return lines
 
     assert warnings(photos) == []
@@ -253,8 +238,8 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     assert "data.val_split" in same
     linked = tmp_path / "linked"
     linked.mkdir()
-    (linked / "train").symlink_to(photos / "train")
-    (linked / "val").symlink_to(photos / "train")
+    for split in ("train", "val"):
+        (linked / split).symlink_to(photos / "train")
     assert len(warnings(linked)) == 1
     (linked / "val").unlink()
     shutil.copytree(photos / "val", linked / "val")
@@ -271,15 +256,14 @@ def test_turned_images_are_a_warning_and_synthetic_images_are_not_checked(photos
     exif[0x0112] = 6
     for name in ("train/class_0/5.jpg", "val/class_2/1.jpg"):
         Image.open(photos / name).save(photos / name, exif=exif)
-    few = ["model.num_classes=3", "batch={global_size: 8, micro_size: 8}"]
     lines: list[str] = []
-    opened(f"data.root={photos}", *few, warn=lines.append)
+    opened(f"data.root={photos}", "model.num_classes=3", FEW, warn=lines.append)
     (line,) = lines
     assert "1 of 55 training" in line
     assert "1 of 12 validation" in line
     monkeypatch.setattr(opening, "survey", None)
-    made_up = ["data.format=synthetic", "data.synthetic_images=64"]
-    opened(*made_up, warn=lines.append)
+    train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=64", warn=lines.append)
+    assert len(train_split) == len(val_split) == 64
     remote = ShardReader.__new__(ShardReader)
     remote.store = RemoteShards.__new__(RemoteShards)
     assert opening._survey(load_recipe("digits").recipe, {"training": remote}, lines.append) == {}

@@ -180,20 +180,19 @@ def test_no_folder_is_made(narrow: pytest.MonkeyPatch, images: Path, tmp_path: P
     settings = {
         "data": ["model.num_classes=4"],
         "recipe": ["data.progressive={min_size: 16, start_ramp: 2ep, end_ramp: 4st}"],
+        "checkpoint": ["model.weights=nowhere.pth"],
+        "resume": [],
     }
-    settings["checkpoint"] = ["model.weights=nowhere.pth"]
     resume = "nowhere.safetensors" if refusal == "resume" else "auto"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "open", OPEN)
         with pytest.raises(Failure):
-            start(run, images, *settings.get(refusal, []), resume=resume)
+            start(run, images, *settings[refusal], resume=resume)
     assert run.exists() == made
     assert list(tmp_path.rglob("*")) == ([run.parent, run] if made else [])
 
 
-def test_the_command_refuses_an_output_that_is_no_text_or_among_the_data(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_the_command_refuses_an_output_that_is_no_text_or_among_the_data(images, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train").mkdir()
     before = contents(images)
@@ -208,23 +207,23 @@ def test_the_command_refuses_an_output_that_is_no_text_or_among_the_data(
 def test_the_command_records_what_it_refuses_before_a_run_is_known(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder is the one of --output, or the default folder of the recipe."""
+    """The folder is the one of --output, or the default folder of the recipe. A missing folder is not made."""
     monkeypatch.chdir(tmp_path)
     default = shutil.copytree(run, tmp_path / "runs" / "digits")
-    wrong = ["--recipe", "digits", "--set", "optimizer.learning=3"]
+    wrong = ["train", "--recipe", "digits", "--set", "optimizer.learning=3"]
     for folder, more in ((run, ["--output", str(run)]), (default, [])):
         before = contents(folder)
-        assert cli.main(["train", *wrong, *more, "--print-recipe"], StopRequest()) == 2
-        assert read_status(folder)["state"] == "finished"
-        assert cli.main(["train", *wrong, *more], StopRequest()) == 2
+        for harmless in ("--print-recipe", "--dry-run", "--device=x"):  # The last word cannot be parsed.
+            assert cli.main([*wrong, *more, harmless], StopRequest()) == 2
+            assert read_status(folder)["state"] == "finished"
+        assert cli.main([*wrong, *more], StopRequest()) == 2
         assert_recorded(folder, "optimizer.learning")
         assert contents(folder) == before
+    assert cli.main([*wrong, "--output", "none"], StopRequest()) == 2
+    assert not (tmp_path / "none").exists()
 
 
 OPEN = RunFolder.open  # The original, before the fixture `narrow` replaces this method.
-
-
-# ------------------------------------------------------------------------------------------------ accepted starts
 
 
 def test_the_control_changes_the_folder(run: Path, images: Path) -> None:
@@ -267,35 +266,18 @@ def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path
     assert "best.superseded" not in capsys.readouterr().out  # The file is renamed only once.
 
 
-def test_a_checkpoint_of_0_1_0_resumes_with_a_line(run: Path, images: Path, capsys) -> None:
+def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> None:
+    """So are a checkpoint of 0.1.0, which has no record of validation images, and weights that are not read."""
     for path in set(run.glob("checkpoints/*")):
-        if path.name == "step-00000002.safetensors":
-            rewrite(path, lambda tensors, metadata: say("dataset", val=None)(tensors, metadata))
-        else:
+        if path.name != "step-00000002.safetensors":
             path.unlink()
-    capsys.readouterr()
-    start(run, images)
-    lines = capsys.readouterr().out.splitlines()
-    assert any("step-00000002.safetensors" in line and "record" in line for line in lines)
-    assert json.loads(store.verify(run / "checkpoints" / LAST)["dataset"])["val"]["num_images"] == 12
-
-
-def test_weights_that_are_not_read_are_not_recorded(run: Path, images: Path, capsys) -> None:
-    for name in (LAST, "last.safetensors", "best.safetensors"):
-        (run / "checkpoints" / name).unlink()
+    for change in (say("dataset", val=None), say("environment", threads=77)):
+        rewrite(run / "checkpoints" / "step-00000002.safetensors", change)
     capsys.readouterr()
     start(run, images, "model.weights=nowhere.pth", allowed=("model.weights",))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "nowhere.pth" in line]
-    assert "model.weights" in line
-    assert "nowhere.pth" not in (run / "recipe.yaml").read_text()
-    assert "nowhere.pth" not in store.verify(run / "checkpoints" / LAST)["recipe"]
-
-
-def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> None:
-    for name in (LAST, "last.safetensors", "best.safetensors"):
-        (run / "checkpoints" / name).unlink()
-    rewrite(run / "checkpoints" / "step-00000002.safetensors", say("environment", threads=77))
-    capsys.readouterr()
-    start(run, images)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "threads 77 -> " in line]
-    assert len(lines) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for words in (("step-00000002.safetensors", "record"), ("threads 77 -> ",), ("model.weights", "nowhere.pth")):
+        assert len([line for line in lines if all(word in line for word in words)]) == 1
+    metadata = store.verify(run / "checkpoints" / LAST)
+    assert json.loads(metadata["dataset"])["val"]["num_images"] == 12
+    assert "nowhere.pth" not in (run / "recipe.yaml").read_text() + metadata["recipe"]

@@ -13,32 +13,19 @@ def seresnext50(*settings: str) -> Recipe:
 
 
 def resolved(recipe: Recipe, previous: Recipe | None = None) -> Recipe:
-    return resolve_auto(recipe, previous, World())[0]
-
-
-def test_on_the_cpu():
-    recipe, notices = resolve_auto(seresnext50(), None, World())
-    assert (recipe.runtime.precision, recipe.runtime.compile, recipe.evaluation.weights) == ("fp32", False, "model")
+    changed, notices = resolve_auto(recipe, previous, World())
     assert notices == []
+    return changed
 
 
-def test_only_the_auto_values_change():
-    recipe = seresnext50("runtime.precision=fp64", "runtime.compile=false", "evaluation.weights=model")
-    assert resolved(recipe) == recipe
-
-
-def test_the_previous_value_of_the_run_stays():
-    previous = seresnext50("runtime.precision=fp64", "runtime.compile=false", "evaluation.weights=model")
-    assert resolved(seresnext50(), previous).runtime.precision == "fp64"
-
-
-def test_a_value_that_is_not_auto_wins_over_the_previous_value():
-    previous = seresnext50("runtime.precision=fp64", "runtime.compile=false")
-    assert resolved(seresnext50("runtime.precision=fp32"), previous).runtime.precision == "fp32"
-
-
-def test_the_weights_of_an_average_are_validated():
+def test_a_value_comes_from_the_recipe_then_from_the_run_then_from_the_device():
+    found = resolved(seresnext50())
+    assert (found.runtime.precision, found.runtime.compile, found.evaluation.weights) == ("fp32", False, "model")
     assert resolved(seresnext50("ema={decay: 0.9}")).evaluation.weights == "ema"
+    previous = seresnext50("runtime.precision=fp64", "runtime.compile=false", "evaluation.weights=model")
+    assert resolved(previous) == previous
+    assert resolved(seresnext50(), previous).runtime.precision == "fp64"
+    assert resolved(seresnext50("runtime.precision=fp32"), previous).runtime.precision == "fp32"
 
 
 def test_gradient_checkpointing_is_eager(monkeypatch: pytest.MonkeyPatch):

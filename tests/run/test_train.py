@@ -1,29 +1,21 @@
 """`status.json` of a run: the status of this start, from the lock of the folder to the end."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.data.survey import Survey
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, OutOfMemory, UsageError
+from seresnext.errors import CheckpointError, OutOfMemory, UsageError
 from seresnext.evaluation import evaluate
 from seresnext.metrics import status as status_module
 from seresnext.metrics.status import read_status, update_status, write_status
-from seresnext.models import SENet
-from seresnext.models.pretrained import ModelSizes
 from seresnext.process.stop_request import StopRequest
-from seresnext.run import opening
-from seresnext.run import validate as validation_module
 from seresnext.run.folder import RunFolder
 from seresnext.run.train import train
-from seresnext.run.validate import validate
 from seresnext.training import trainer as trainer_module
 from seresnext.training.step import TrainingStep
 
@@ -50,21 +42,23 @@ def without_memory(*_, **__):
     raise MemoryError
 
 
-@pytest.mark.parametrize("why", ["damaged", "changed", "memory"])
-def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypatch, why):
+@pytest.mark.parametrize(
+    ("why", "error", "words"),
+    [
+        ("damaged", CheckpointError, "none of the 1 checkpoints"),
+        ("changed", UsageError, "optimizer.lr: "),
+        ("memory", OutOfMemory, "out of memory"),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypatch, why, error, words):
     """Otherwise a job script that reads the status would queue the run forever."""
-    settings, error, words = SETTINGS, CheckpointError, "none of the 1 checkpoints"
     if why == "damaged":
         (preempted / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
-    if why == "changed":
-        settings, error, words = [*SETTINGS, "optimizer.lr=0.5"], UsageError, "optimizer.lr: "
     if why == "memory":
         monkeypatch.setattr(TrainingStep, "warm_up", without_memory)
-        error, words = OutOfMemory, "out of memory"
     with pytest.raises(error, match=words) as caught:
-        train_synthetic(preempted, settings)
-    message = str(caught.value)
-    status = read_status(preempted)
+        train_synthetic(preempted, [*SETTINGS, *["optimizer.lr=0.5"] * (why == "changed")])
+    message, status = str(caught.value), read_status(preempted)
     assert (status["state"], status["step"]) == ("failed", 1)
     assert status["reason"] == message  # The message names no rank.
     assert f" error: {message.splitlines()[0]}" in (preempted / "log.txt").read_text()
@@ -97,52 +91,25 @@ def test_an_error_after_the_end_leaves_the_status(preempted, train_synthetic, mo
     assert read_status(preempted)["state"] == "finished"
 
 
-def test_the_status_has_the_step_of_the_last_log(preempted, train_synthetic, monkeypatch):
-    commit, seen = store.commit, []
+def test_the_status_has_the_last_log_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
+    """Step 2 counts as saved when the write is complete."""
+    point, commit, seen = store.update_link, store.commit, []
 
-    def looking(folder, step, *rest):
+    def look(name):
         status = read_status(preempted)
-        seen.append((step, status["state"], status["step"]))
-        return commit(folder, step, *rest)
+        seen.append((name, *(status[key] for key in ("state", "step", "saved_step", "total_steps"))))
 
-    monkeypatch.setattr(store, "commit", looking)
-    train_synthetic(preempted, SETTINGS)
-    assert set(seen) == {(2, "running", 2)}
-
-
-def test_a_best_without_a_file_is_a_warning_and_starts_over(preempted, train_synthetic, capsys):
-    """In a new folder, from a checkpoint whose best was pruned."""
-    file = preempted / "checkpoints" / "step-00000001.safetensors"
-    tensors, metadata = store.read(file)
-    del metadata["digest"]
-    progress = json.loads(metadata["progress"])
-    progress["best"]["step"] = 0
-    store.commit(
-        file.parent, 1, tensors, metadata | {"best": json.dumps(progress["best"]), "progress": json.dumps(progress)}
-    )
-    capsys.readouterr()
-    train_synthetic(preempted, SETTINGS)
-    assert "no valid checkpoint is left of the best validation so far" in capsys.readouterr().out
-    assert store.verify(preempted / "checkpoints" / "best.safetensors")["step"] == "2"
-
-
-# ----------------------------------------------------------------------------------------------- progress in the status
-
-
-def test_the_status_has_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
-    point, seen = store.update_link, []
-
-    def looking(folder, name, path):
+    def update_link(folder, name, path):
         point(folder, name, path)
         if path.name == "step-00000002.safetensors":
-            status = read_status(preempted)
-            seen.append((name, status["saved_step"], status["total_steps"]))
+            look(name)
 
-    monkeypatch.setattr(store, "update_link", looking)
+    monkeypatch.setattr(store, "update_link", update_link)
+    monkeypatch.setattr(store, "commit", lambda *words: (look("commit"), commit(*words))[1])
     train_synthetic(preempted, SETTINGS)
-    assert seen[0] == ("last", 1, 2)  # Step 2 counts as saved when the write is complete.
+    assert seen[:2] == [("commit", "running", 2, 1, 2), ("last", "running", 2, 1, 2)]
     status = read_status(preempted)
-    assert (status["state"], status["step"], status["saved_step"], status["total_steps"]) == ("finished", 2, 2, 2)
+    assert [status[key] for key in ("state", "step", "saved_step", "total_steps")] == ["finished", 2, 2, 2]
     facts = CheckpointMetadata.from_metadata(store.verify(preempted / "checkpoints" / "best.safetensors"), "best")
     assert status["best"] == facts.best
     assert status["started"] <= status["updated"]
@@ -158,6 +125,7 @@ def test_a_fresh_start_clears_the_progress_of_another_run(preempted, load_synthe
         train(recipe, World(), StopRequest(), output=preempted, resume="never", allow_changed=())
     status = read_status(preempted)
     assert (status["state"], status["saved_step"], status["total_steps"], status["best"]) == ("failed", None, 2, None)
+    assert (preempted / "earlier-1" / "checkpoints" / "step-00000001.safetensors").exists()
 
 
 def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
@@ -171,9 +139,6 @@ def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
 
     train(recipe, Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
     assert states[-2:] == ["running", "finished"]
-
-
-# ------------------------------------------------------------------------------------------------ validations
 
 
 def validated_with(monkeypatch, losses):
@@ -220,43 +185,3 @@ def test_a_validation_that_is_finite_leaves_no_reason(train_synthetic, tmp_path,
     assert read_status(run)["reason"] is None
     (finished,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished: best top-1")]
     assert "37.5 %" in finished
-
-
-def test_unreadable_images_of_a_validation_are_named_at_once_and_cost_no_step(
-    train_synthetic, tiny_image_folder, tmp_path, monkeypatch
-):
-    whole, broken = (shutil.copytree(tiny_image_folder(), tmp_path / name) for name in ("whole", "broken"))
-    for name in ("class_0/1.jpg", "class_2/3.jpg"):
-        (broken / "val" / name).write_bytes(b"no image")
-    # The survey at the start would find these images. In a large split, the survey reads a sample only.
-    monkeypatch.setattr(opening, "survey", lambda reader, max_pixels: Survey(len(reader), 0, (), (), ()))
-    settings = [*SETTINGS[:1], "evaluation.every=2st", "checkpoint.every=2st", "data.format=folder"]
-    settings += ["data.synthetic_images=null", "evaluation.batch_size=2"]
-
-    def fit(output, root):
-        return train_synthetic(output, [*settings, f"data.root={root}"])
-
-    def tensors(run):
-        return store.read(run / "checkpoints" / "last.safetensors")[0]
-
-    run = tmp_path / "run"
-    with pytest.raises(DataError) as caught:
-        fit(run, broken)
-    assert caught.value.exit_code == 3
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 3
-    assert "val/class_0/1.jpg" in lines[1]
-    assert "val/class_2/3.jpg" in lines[2]
-    status = read_status(run)
-    assert (status["state"], status["saved_step"]) == ("failed", 2)
-    # validate.py names these images, too, but cannot recognise the narrow network by the tensors.
-    sizes = ModelSizes("legacy_seresnext26_32x4d", 3, 3)
-    monkeypatch.setattr("seresnext.models.pretrained.identify_model", lambda *_: sizes)
-    monkeypatch.setattr(validation_module, "create_model", lambda _, *sizes: SENet((1, 1, 1, 1), *sizes, cardinality=1))
-    with pytest.raises(DataError, match=r"class_0/1\.jpg[^$]*class_2/3\.jpg"):
-        validate(run / "checkpoints" / "last.safetensors", World(), str(broken), None, None, None)
-    shutil.rmtree(broken)
-    shutil.copytree(whole, broken)
-    fit(run, broken)
-    straight = tensors(fit(tmp_path / "straight", whole))
-    assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(run).items())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,78 +63,51 @@ class Two(World):
         return tensor.mul_(2)
 
 
-@dataclass(frozen=True)
-class Built:
-    """A run, and the arguments of its step, trainer, saver and counter."""
-
-    run: Run
-    step: dict[str, Any]
-    trainer: dict[str, Any]
-    saver: dict[str, Any]
-    tally: tuple[Any, ...]
-    ddp: DDPOptions
-    drawn_from: int
-
-
 @pytest.fixture(scope="module")
-def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Built]:
-    """`build(*changes)`: a run of two ranks with the settings above and these changes."""
+def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Any]:
+    """`build(*changes)`: a run of two ranks with the settings above and these changes.
 
-    def make(*changes: str) -> Built:
-        seen: dict[str, Any] = {}
+    Returns `run`, and under the name of each class the arguments of the run's step, trainer, saver and counter.
+    """
+
+    def make(*changes: str) -> SimpleNamespace:
+        seen = SimpleNamespace()
 
         def recorded(name: str) -> Callable[..., Any]:
             real = getattr(run_module, name)
 
             def construct(*words: Any, **named: Any) -> Any:
-                seen[name] = words if words and not named else named
+                setattr(seen, name, named or words)
+                if name == "build_model":
+                    seen.drawn_from = torch.initial_seed()
                 return real(*words, **named)
 
             return construct
 
-        def wrap_ddp(model: SENet, options: DDPOptions) -> SENet:
-            seen["ddp"] = options
-            return model
-
-        def build_model(*words: Any) -> SENet:
-            seen["drawn_from"] = torch.initial_seed()
-            return real_build_model(*words)
-
-        real_build_model = run_module.build_model
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("TrainingStep", "Trainer", "Saver", "BadImageCounter"):
+            for name in ("TrainingStep", "Trainer", "Saver", "BadImageCounter", "build_model"):
                 patch.setattr(run_module, name, recorded(name))
-            patch.setattr(step_module, "wrap_ddp", wrap_ddp)
-            patch.setattr("seresnext.run.assemble.build_model", build_model)
+            patch.setattr(step_module, "wrap_ddp", lambda model, options: setattr(seen, "ddp", options) or model)
             patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
             recipe = load_synthetic([*SETTINGS, *changes]).recipe
             # A recipe of synthetic images with this key is refused.
             data = recipe.data.model_copy(update={"max_bad_images": 6})
             run = Run(recipe.model_copy(update={"data": data}), None, Two(0, 2), Console(enabled=False))
             run.trainer(None, None, Progress(), StopRequest())
-        return Built(
-            run,
-            seen["TrainingStep"],
-            seen["Trainer"],
-            seen["Saver"],
-            seen["BadImageCounter"],
-            seen["ddp"],
-            seen["drawn_from"],
-        )
+        seen.run = run
+        return seen
 
     return make
 
 
 @pytest.fixture(scope="module")
-def built(build: Callable[..., Built]) -> Built:
+def built(build: Callable[..., Any]) -> Any:
     return build()
 
 
 def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
     return [module for module in model.modules() if isinstance(module, SEResNeXtBottleneck)]
 
-
-# ------------------------------------------------------------------------------------------------ the recipe above
 
 # Keys that have the default for another reason.
 AS_BY_DEFAULT = {
@@ -181,7 +154,7 @@ def test_the_optimizer(built):
 
 
 def test_the_step(built):
-    run, step = built.run, built.step
+    run, step = built.run, built.TrainingStep
     assert step["loss"] == BinaryCrossEntropy(0.0, 0.25)
     assert step["mix"] == MixupCutmix(num_classes=5, seed=12, mixup=0.2, cutmix=0.7, last_step=14)
     assert step["ema"] is run.ema is not None
@@ -192,7 +165,7 @@ def test_the_step(built):
 
 
 def test_the_trainer(built):
-    trainer = built.trainer
+    trainer = built.Trainer
     assert trainer["schedule"] == Schedule("cosine", 0.35, total=15, warmup=4, final=0.01)
     assert trainer["plan"] == Plan(
         total=15, steps_per_epoch=5, log_every=11, evaluate_every=10, save_every=3, keep_every=6, global_size=8,
@@ -203,32 +176,18 @@ def test_the_trainer(built):
     assert validation.best_by == "model"
     assert validation.precision is PRECISIONS["fp64"]
     assert validation.num_batches == 14  # 40 images by 3.
-    assert trainer["train"].calibration is not None
-    assert built.tally[0] == 6
+    assert trainer["train"].calibration_steps == 3  # 17 images are 3 steps of 8.
+    assert built.BadImageCounter[0] == 6
 
 
 def test_the_saver(built):
-    assert built.saver["policy"] == SavePolicy(9, 6, continue_on_failure=True)
+    assert built.Saver["policy"] == SavePolicy(9, 6, continue_on_failure=True)
 
 
-def test_calibration_takes_the_images_asked_for(built, monkeypatch):
-    asked = []
-    monkeypatch.setattr(built.run, "train_batches", lambda *words: asked.append(words))
-    built.trainer["train"].calibration()
-    built.trainer["train"].batches(2)
-    assert asked == [(15, 18), (2, 15)]  # 17 images are 3 steps of 8.
-
-
-# ------------------------------------------------------------------------------------------------ other values
-
-OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
-    "plain loss": (
-        ["loss={label_smoothing: 0.2}"],
-        lambda built: built.step["loss"],
-        CrossEntropy(0.2),
-    ),
+OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
+    "plain loss": ("loss={label_smoothing: 0.2}", lambda built: built.TrainingStep["loss"], CrossEntropy(0.2)),
     "adamw": (
-        ["optimizer={name: adamw, betas: [0.7, 0.8], eps: 1e-5, weight_decay: 0.1}"],
+        "optimizer={name: adamw, betas: [0.7, 0.8], eps: 1e-5, weight_decay: 0.1}",
         lambda built: [
             (type(built.run.optimizer), *(group[key] for key in ("betas", "eps", "weight_decay")))
             for group in built.run.optimizer.param_groups
@@ -236,55 +195,51 @@ OTHERS: dict[str, tuple[list[str], Callable[[Built], object], object]] = {
         [(torch.optim.AdamW, (0.7, 0.8), 1e-5, 0.1)],
     ),
     "rate by steps": (
-        ["schedule={name: step, every: 2ep, factor: 0.3, warmup: 1st}"],
-        lambda built: built.trainer["schedule"],
+        "schedule={name: step, every: 2ep, factor: 0.3, warmup: 1st}",
+        lambda built: built.Trainer["schedule"],
         Schedule("step", 0.35, total=15, warmup=1, every=10, factor=0.3),
     ),
     "rate along a line": (
-        ["schedule={name: linear, final_lr: 0.02}"],
-        lambda built: built.trainer["schedule"],
+        "schedule={name: linear, final_lr: 0.02}",
+        lambda built: built.Trainer["schedule"],
         Schedule("linear", 0.35, total=15, final=0.02),
     ),
     "patience": (
-        ["evaluation={every: 1ep}", "early_stop={patience: 2ep}"],
-        lambda built: built.trainer["plan"].patience,
-        10,
+        "evaluation={every: 1ep} early_stop={patience: 2ep}", lambda built: built.Trainer["plan"].patience, 10,
     ),
-    "average with a warm-up": (["ema={decay: 0.6}"], lambda built: built.run.ema and built.run.ema.decay_at(0), 0.1),
+    "average with a warm-up": ("ema={decay: 0.6}", lambda built: built.run.ema and built.run.ema.decay_at(0), 0.1),
     "no average": (
-        ["ema=null"],
-        lambda built: (built.step["ema"], list(built.trainer["validation"].models)),
+        "ema=null",
+        lambda built: (built.TrainingStep["ema"], list(built.Trainer["validation"].models)),
         (None, ["model"]),
     ),
-    "average chooses": (["evaluation={weights: auto}"], lambda built: built.trainer["validation"].best_by, "ema"),
+    "average chooses": ("evaluation={weights: auto}", lambda built: built.Trainer["validation"].best_by, "ema"),
     "all decay": (
-        ["optimizer.decay_norm_and_bias=true"],
+        "optimizer.decay_norm_and_bias=true",
         lambda built: [group["weight_decay"] for group in built.run.optimizer.param_groups],
         [0.003],
     ),
     "compressed": (
-        ["runtime={compress_gradients: bf16, precision: fp32, compile: false}"],
+        "runtime={compress_gradients: bf16, precision: fp32, compile: false}",
         lambda built: built.ddp,
         DDPOptions(compress=True),
     ),
     "in NHWC": (
-        ["runtime.channels_last=true"],
+        "runtime.channels_last=true",
         lambda built: built.run.model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last),
         True,
     ),
     "stop at a failed save": (
-        ["checkpoint={every: 1ep}"],
-        lambda built: built.saver["policy"].continue_on_failure,
-        False,
+        "checkpoint={every: 1ep}", lambda built: built.Saver["policy"].continue_on_failure, False,
     ),
-    "no recalibration": (["evaluation={every: 1ep}"], lambda built: built.trainer["train"].calibration, None),
-}
+    "no recalibration": ("evaluation={every: 1ep}", lambda built: built.Trainer["train"].calibration_steps, 0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_values(build, case):
     changes, look, expected = OTHERS[case]
-    assert look(build(*changes)) == expected
+    assert look(build(*re.split(r" (?=\w+=)", changes))) == expected
 
 
 def test_compiled_and_deterministic(build, monkeypatch):
@@ -299,7 +254,7 @@ def test_compiled_and_deterministic(build, monkeypatch):
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
     built = build("runtime={compile: true, deterministic: true, precision: fp32}")
-    assert built.step["settings"].compiled is True
+    assert built.TrainingStep["settings"].compiled is True
     assert (asked.compiled, asked.deterministic) == (1, True)
     build()
     assert (asked.compiled, asked.deterministic) == (1, False)

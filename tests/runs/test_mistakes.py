@@ -14,6 +14,14 @@ from run_folders import losses, status
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
 
 
+SHORT = ("--set", "length=1st", "--set", "schedule.warmup=0ep")
+
+
+@pytest.fixture(scope="module")
+def one_step(module_train, tmp_path_factory):
+    return module_train(tmp_path_factory.mktemp("one") / "run", *SHORT)
+
+
 @pytest.fixture
 def fails(run_command, train_arguments, tmp_path):
     """`fails(code, *arguments, expect=[...])`: training ends with this code and says these things."""
@@ -29,39 +37,6 @@ def fails(run_command, train_arguments, tmp_path):
     return run
 
 
-def test_wrong_arguments(run_command):
-    result = run_command([sys.executable, "train.py", "--recip", "x"])
-    assert result.returncode == 2
-    assert "--recipe" in result.stderr
-    assert "Traceback" not in result.output
-
-
-def test_a_misspelt_key(fails):
-    fails(2, "--set", "optimizer.learning=3", expect=["optimizer.learning"])
-
-
-def test_a_global_batch_that_does_not_divide(fails):
-    fails(2, "--set", "batch.global_size=10", expect=["batch.global_size", "10"])
-
-
-def test_a_refused_start_ends_what_was_to_go_on(fails, tmp_path):
-    """A job script that reads `status.json` must not queue the job again for a refused recipe."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "status.json").write_text('{"state": "preempted", "step": 3}')
-    mistake = ["--set", "optimizer.learning=3"]
-    for more in (["--print-recipe"], ["--resum", "never"]):  # A look at the recipe, and options that cannot be parsed.
-        fails(2, *mistake, *more, expect=[], output=run)
-        assert status(run)["state"] == "preempted"
-    fails(2, *mistake, expect=["optimizer.learning"], output=run)
-    assert (status(run)["state"], status(run)["step"]) == ("failed", 3)
-    assert "optimizer.learning" in status(run)["reason"]
-
-
-def test_data_that_is_not_there(fails, tmp_path):
-    fails(3, "--data", str(tmp_path / "nowhere"), expect=["nowhere"])
-
-
 def test_another_number_of_classes(fails):
     fails(3, "--set", "model.num_classes=4", expect=["3 class folders", "model.num_classes=3"])
 
@@ -74,30 +49,24 @@ def test_a_broken_image_is_named(fails, images, tmp_path):
     fails(3, "--data", str(broken), expect=["class_1/3.jpg"])
 
 
-def test_broken_images_are_replaced_until_they_are_too_many(fails, run_command, train_arguments, images, tmp_path):
+def test_broken_images_are_replaced_until_they_are_too_many(fails, images, tmp_path):
     broken = tmp_path / "images"
     shutil.copytree(images, broken)
     for number in (3, 5):
         (broken / "train" / "class_1" / f"{number}.jpg").write_bytes(b"")
     more = ("--data", str(broken), "--set", "data.on_error=substitute")
-    result = run_command([PYTHON, *train_arguments(tmp_path / "replaced", *more)])
-    assert result.returncode == 0, result.output
+    result = fails(0, *more, expect=[], output=tmp_path / "replaced")
     for number in (3, 5):
         assert result.output.count(f"class_1/{number}.jpg is empty") == 1
     assert "(2 bad images, at most 100 allowed)" in result.output
     fails(3, *more, "--set", "data.max_bad_images=1", expect=["data.max_bad_images (1)"])
 
 
-def test_a_checkpoint_that_is_not_there(fails, tmp_path):
-    fails(2, "--resume", str(tmp_path / "none.safetensors"), expect=["none.safetensors"])
-
-
-def test_a_changed_recipe_is_refused_until_allowed(fails, run_command, train_arguments, module_train, tmp_path):
-    run = module_train(tmp_path / "run", "--set", "length=1st", "--set", "schedule.warmup=0ep")
-    short = ("--set", "length=1st", "--set", "schedule.warmup=0ep", "--set", "optimizer.lr=0.5")
-    fails(2, *short, output=run, expect=["optimizer.lr: 0.002 -> 0.5", "--allow-changed optimizer.lr"])
-    allowed = run_command([PYTHON, *train_arguments(run, *short, "--allow-changed", "optimizer.lr")])
-    assert allowed.returncode == 0, allowed.output
+def test_a_changed_recipe_is_refused_until_allowed(fails, one_step, tmp_path):
+    run = shutil.copytree(one_step, tmp_path / "run")
+    changed = (*SHORT, "--set", "optimizer.lr=0.5")
+    fails(2, *changed, output=run, expect=["optimizer.lr: 0.002 -> 0.5", "--allow-changed optimizer.lr"])
+    allowed = fails(0, *changed, "--allow-changed", "optimizer.lr", output=run, expect=[])
     assert "optimizer.lr: 0.002 -> 0.5" in allowed.stdout
 
 
@@ -131,20 +100,11 @@ def test_our_torchrun_ends_as_its_workers(torchrun, train_arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_leaves_nothing(run_command, train_arguments, tmp_path):
-    result = run_command([PYTHON, *train_arguments(tmp_path / "run", "--dry-run")])
-    assert result.returncode == 0, result.output
+def test_a_dry_run_leaves_nothing(fails, tmp_path):
+    result = fails(0, "--dry-run", expect=[])
     for text in ("parameters", "images/s", "peak memory", "estimated time"):
         assert text in result.stdout
     assert not (tmp_path / "run").exists()
-
-
-def test_print_recipe_and_diff(run_command):
-    shown = run_command([PYTHON, "train.py", "--recipe", "seresnext50", "--print-recipe"])
-    assert shown.returncode == 0
-    assert "# recipes/_base/imagenet.yaml:" in shown.stdout
-    differing = run_command([PYTHON, "train.py", "--recipe", "seresnext50", "--diff", "seresnext101"])
-    assert "model.name: seresnext50 -> seresnext101" in differing.stdout
 
 
 def test_an_image_that_only_one_rank_reads_ends_the_others(run_world, train_arguments, images, tmp_path):
@@ -183,37 +143,17 @@ def test_ctrl_c_while_torch_is_imported(start_command, command, tmp_path):
     assert result.output == ""
 
 
-def test_never_moves_a_run_only_once_the_new_one_can_start(fails, module_train, tmp_path):
-    short = ("--set", "length=1st", "--set", "schedule.warmup=0ep")
-    run = module_train(tmp_path / "run", *short)
-    fails(3, *short, "--resume", "never", "--set", "model.num_classes=4", output=run, expect=["3 class folders"])
-    assert (run / "metrics.jsonl").exists()
-    assert not (run / "earlier-1").exists()
-    module_train(run, *short, "--resume", "never")
-    assert (run / "earlier-1" / "checkpoints" / "last.safetensors").exists()
-    assert status(run)["state"] == "finished"
-
-
 @pytest.mark.full
 def test_never_is_heeded_by_each_launch_of_one_name(torchrun, train_arguments, tmp_path):
     """Launches on several machines have a name, often the same name again: that is no restart."""
     run = tmp_path / "run"
     named = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=100"]
-    short = ("--set", "length=1st", "--set", "schedule.warmup=0ep", "--resume", "never")
     for number in range(2):
-        result = torchrun(1, train_arguments(run, *short), launch=named)
+        result = torchrun(1, train_arguments(run, *SHORT, "--resume", "never"), launch=named)
         assert result.returncode == 0, result.output
         assert "nothing to do" not in result.stdout
         assert (run / "earlier-1" / "checkpoints" / "last.safetensors").exists() == (number == 1)
     assert len(losses(run)) == 1
-
-
-@pytest.fixture(scope="module")
-def one_step(module_train, tmp_path_factory):
-    return module_train(tmp_path_factory.mktemp("one") / "run", *SHORT)
-
-
-SHORT = ("--set", "length=1st", "--set", "schedule.warmup=0ep")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,6 @@ def test_a_checkpoint_is_validated_on_a_server(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--set", "data.cache_size=0.00001"), 3, "the largest shard has"),
         (("--set", "data.shuffle_shards=null", "--set", "data.cache_size=0.00005"), 3, "data.shuffle_shards to"),
         (("--data", "https://ann:secret@host/x"), 2, "data.root"),
     ],

@@ -26,20 +26,14 @@ RECIPES: dict[str, Callable[[], str]] = {
         ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))]
     ),
     "50 MB": lambda: "model: {name: " + "x" * (50 << 20) + "}",
-    "nesting": lambda: "model: " + "[" * 20_000,
     "nesting of mappings": lambda: "model: " + "{a: " * 20_000,
     "keys": lambda: "".join(f"{'k' * 60}{number}: 1\n" for number in range(13_000)),
     "unknown keys": lambda: "".join(f"{'optimiser' * 8}{number}: 1\n" for number in range(990)),
     "one line": lambda: "model: {name: " + "a, " * 300_000 + "}",
-    "spaces": lambda: " " * 999_000 + "x",
-    "questions": lambda: "? " * 400_000,
-    "quotes": lambda: "model: '" + "''" * 490_000,
     "escapes": lambda: 'model: "' + "\\u0041" * 160_000 + '"',
-    "comments": lambda: "# x\n" * 240_000 + "model: {name: y}",
     "a Python object": lambda: "model: !!python/object/apply:os.system ['touch {canary}']",
     "a terminal": lambda: 'model: {name: "\\e[2J"}',
     "replicas": lambda: "model: {name: seresnext26}\nbatch: {global_size: 1000000000000000003, micro_size: 1}",
-    "itself": lambda: "base: recipe.yaml\nmodel: {name: seresnext26}",
     "a device": lambda: "base: /dev/zero\nmodel: {name: seresnext26}",
 }
 

@@ -38,7 +38,7 @@ def loss_curve(*changes: str) -> list[float]:
     run = Run(loaded.recipe, None, World(), Console(enabled=False))
     step = run.trainer(None, None, Progress(), StopRequest())
     losses = []
-    step._logger.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]
+    step.logger.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]
     step.fit()
     return [event["loss"] for event in losses if event["event"] == "train"]
 

@@ -35,15 +35,13 @@ class Steps:
     """
 
     def __init__(self, log, loss_of, grad_norm_of, stops_at, scaled):
-        self._scaled = scaled
-        self._log = log
-        self._loss_of = loss_of
-        self._grad_norm_of = grad_norm_of
-        self._stops_at = stops_at
+        self._log, self._stops_at, self._scale = log, stops_at, 2.0 if scaled else 1.0
+        self._loss_of, self._grad_norm_of = loss_of, grad_norm_of
 
     def __call__(self, batches, *, step, lr, stop, save_failed, bad_images):
         assert next(batches) == step
-        self._log.append(("step", step, lr))
+        assert lr == 0.5**step
+        self._log.append(("step", step))
         flags = bool(stop or step == self._stops_at), bool(save_failed), int(bad_images)
         return SimpleNamespace(result=lambda: self._result(step, *flags))
 
@@ -51,8 +49,7 @@ class Steps:
         self._log.append(("read", step))
         losses, grad_norm = self._loss_of(step), self._grad_norm_of(step)
         skipped = not all(map(math.isfinite, (*losses, grad_norm)))
-        scale = 2.0 if self._scaled else 1.0
-        flags = {"skipped": skipped, "loss_scale": scale, "bad_images": bad_images}
+        flags = {"skipped": skipped, "loss_scale": self._scale, "bad_images": bad_images}
         return StepResult(step, losses, grad_norm, 0.125, stop, save_failed, **flags)
 
 
@@ -60,15 +57,12 @@ class Saver:
     """Writes end at once. Writes of the steps in `fails_at` fail, and the run continues."""
 
     def __init__(self, log, fails_at=()):
-        self._log = log
-        self._fails_at = set(fails_at)
-        self.has_failed = False
-        self.is_entered = False
+        self._log, self._fails_at = log, set(fails_at)
+        self.has_failed = self.is_entered = False
         self.saved = []
 
     def __enter__(self):
         self.is_entered = True
-        return self
 
     def __exit__(self, *_):
         self.is_entered = False
@@ -92,10 +86,7 @@ class Saver:
 class RunLogger:
     def __init__(self, log):
         self._log = log
-        self.events = []
-        self.texts = []
-        self.bars = []
-        self.advanced = 0
+        self.events, self.texts, self.bars, self.advanced = [], [], [], 0
 
     def write(self, event, seconds_left=None, text=None):
         self._log.append((event["event"], event["step"]))
@@ -119,9 +110,7 @@ class RunLogger:
 class Logits(nn.Module):
     """A model that returns the images as logits, and counts the calls."""
 
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
+    calls = 0
 
     def forward(self, images):
         self.calls += 1
@@ -143,39 +132,26 @@ class Run:
         grad_norm_of=lambda step: step / 10,
         stops_at=None,
         scaled=False,
-        stop=None,
         weights=("model",),
         best_by="model",
-        patience=None,
-        stop_after_skips=3,
         calibrated=False,
         saves_fail_at=(),
         bad_at=(),
         bad_allowed=9,
+        **plan,
     ):
-        self.log = []
-        self.bad_at = bad_at
+        self.log, self.starts, self.right, self.bad_at = [], [], right, bad_at
         self.bad_images = BadImageCounter(
             bad_allowed, World(), lambda text: self.log.append(("warned", text.split()[1]))
         )
         self.saver, self.logger = Saver(self.log, saves_fail_at), RunLogger(self.log)
         self.progress = progress or Progress()
-        self.right = right
-        self.starts = []
         self.models = {name: Logits() for name in weights}
-        self.stop = stop or SimpleNamespace(requested=False)
+        self.stop = SimpleNamespace(requested=False)
+        plan = {"stop_after_skips": 3, **plan}
         self.trainer = Trainer(
             world=World(),
-            plan=Plan(
-                total,
-                4,
-                log_every,
-                evaluate_every,
-                save_every,
-                global_size=6,
-                patience=patience,
-                stop_after_skips=stop_after_skips,
-            ),
+            plan=Plan(total, 4, log_every, evaluate_every, save_every, global_size=6, **plan),
             progress=self.progress,
             step=Steps(self.log, loss_of, grad_norm_of, stops_at, scaled),
             schedule=Schedule("step", peak=1.0, total=total, every=1, factor=0.5),
@@ -183,31 +159,28 @@ class Run:
                 self._train_batches,
                 lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)],
                 self.bad_images,
-                self._calibration if calibrated else None,
+                3 if calibrated else 0,
             ),
             validation=Validation(self._validation_batches, 2, self.models, best_by, PRECISIONS["fp32"]),
             saver=self.saver,
             logger=self.logger,
             stop=self.stop,
         )
-
-    def _warn(self, text):
-        self.log.append(("warned", text.split()[1]))
+        self.fit = self.trainer.fit
 
     @contextmanager
-    def _train_batches(self, step):
-        self.starts.append(step)
-        yield map(self._fetch, range(step, 1000))
+    def _train_batches(self, start, end):
+        if end > self.trainer.plan.total:
+            assert (start, end) == (8, 11)
+            self.log.append(("calibrate", start))
+        else:
+            self.starts.append(start)
+        yield map(self._fetch, range(start, 1000))
 
     def _fetch(self, step):
         if step in self.bad_at:
             self.bad_images.note([ReplacedImage(step, f"{step}.jpg is empty", "other.jpg")])
         return step
-
-    @contextmanager
-    def _calibration(self):
-        self.log.append(("calibrate", self.progress.step))
-        yield iter([])
 
     @contextmanager
     def _validation_batches(self):
@@ -217,99 +190,65 @@ class Run:
         logits[self.right(self.progress.step) :] *= -1
         yield iter([DeviceBatch(logits[:5], labels[:5], 0, 0, 0.0), DeviceBatch(logits[5:], labels[5:], 1, 0, 0.0)])
 
-    def fit(self):
-        return self.trainer.fit()
+    def before_validation(self, action):
+        """Call an action before each validation."""
+        batches = self._validation_batches
+        validation = replace(self.trainer.validation, batches=lambda: (action(), batches())[1])
+        self.trainer.validation = validation
 
     def what(self, *kinds):
-        return [entry[:2] for entry in self.log if entry[0] in kinds]
+        """Return the actions of some kinds in order, such as `step0 read0 save1`."""
+        return " ".join(f"{kind}{number}" for kind, number in self.log if kind in kinds)
 
     def events(self, kind):
         return [event for event in self.logger.events if event["event"] == kind]
 
+    def bests(self):
+        """Return the saves, each with the step of the best so far."""
+        return [(saved["step"], saved["best"] and saved["best"]["step"]) for saved in self.saver.saved]
 
-# ------------------------------------------------------------------------------------------------ order of actions
+    def resumed(self, **settings):
+        """Return a run that resumes from the last save."""
+        return Run(**settings, progress=Progress(**self.saver.saved[-1]))
+
+
+def fitted(**settings):
+    """Return a run that was trained to the end."""
+    run = Run(**settings)
+    assert run.fit() is True
+    assert run.saver.is_entered is False
+    return run
 
 
 def test_everything_in_its_order():
-    run = Run()
-    assert run.fit() is True
-    assert run.what("step", "train", "evaluate", "validate", "save") == [
-        ("step", 0),
-        ("step", 1),
-        ("train", 2),
-        ("step", 2),
-        ("step", 3),
-        ("train", 4),
-        ("save", 4),
-        ("evaluate", 4),
-        ("validate", 4),
-        ("save", 4),  # the new best
-        ("step", 4),
-        ("step", 5),
-        ("train", 6),
-        ("step", 6),
-        ("step", 7),
-        ("train", 8),
-        ("save", 8),
-        ("evaluate", 8),
-        ("validate", 8),
-        ("save", 8),
-    ]
+    run = fitted()
+    assert run.what("step", "train", "evaluate", "validate", "save", "finish") == (
+        "step0 step1 train2 step2 step3 train4 save4 evaluate4 validate4 save4 "  # The second save has the new best.
+        "step4 step5 train6 step6 step7 train8 save8 evaluate8 validate8 save8 finish8"
+    )
     assert run.logger.advanced == 8
     assert run.logger.bars == [("train", 0, 8), ("validate", 2), ("validate", 2)]
 
 
 def test_a_result_is_read_after_the_next_step_was_queued():
     """The device is then busy between steps. A log line, a validation and a save need the result at once."""
-    run = Run(total=6, log_every=4, evaluate_every=100, save_every=100)
-    run.fit()
-    assert run.what("step", "read", "train")[:9] == [
-        ("step", 0),
-        ("step", 1),
-        ("read", 0),
-        ("step", 2),
-        ("read", 1),
-        ("step", 3),
-        ("read", 2),
-        ("read", 3),
-        ("train", 4),
-    ]
-    assert [number for _, number in run.what("read")] == list(range(6))
+    run = fitted(total=6, log_every=4, evaluate_every=100, save_every=100)
+    expected = "step0 step1 read0 step2 read1 step3 read2 read3 train4"
+    assert run.what("step", "read", "train").startswith(expected)
+    assert run.what("read") == "read0 read1 read2 read3 read4 read5"
 
 
 def test_at_the_end_everything_is_due():
-    run = Run(total=5, log_every=3, evaluate_every=3, save_every=3)
-    run.fit()
-    assert run.what("train", "validate", "save") == [
-        ("train", 3),
-        ("save", 3),
-        ("validate", 3),
-        ("save", 3),
-        ("train", 5),
-        ("save", 5),
-        ("validate", 5),
-        ("save", 5),
-    ]
-
-
-def test_each_step_at_its_learning_rate():
-    run = Run(total=4)
-    run.fit()
-    assert [entry for entry in run.log if entry[0] == "step"] == [("step", n, 0.5**n) for n in range(4)]
+    run = fitted(total=5, log_every=3, evaluate_every=3, save_every=3)
+    assert run.what("train", "validate", "save") == "train3 save3 validate3 save3 train5 save5 validate5 save5"
 
 
 def test_each_validation_is_saved_before_and_a_new_best_once_more():
     """6 of 8 are correct, then 4, then 8: the second validation is no new best."""
-    right = {2: 6, 4: 4, 6: 8}
-    run = Run(total=6, evaluate_every=2, save_every=100, right=right.__getitem__)
-    run.fit()
-    assert run.what("evaluate", "save") == [
-        ("save", 2), ("evaluate", 2), ("save", 2), ("save", 4), ("evaluate", 4),
-        ("save", 6), ("evaluate", 6), ("save", 6),
-    ]  # fmt: skip
-    assert [(saved["evaluated"], saved["best"] and saved["best"]["step"]) for saved in run.saver.saved] == [
-        (0, None), (2, 2), (2, 2), (4, 2), (6, 6),
-    ]  # fmt: skip
+    run = fitted(total=6, evaluate_every=2, save_every=100, right={2: 6, 4: 4, 6: 8}.__getitem__)
+    assert run.what("evaluate", "save") == "save2 evaluate2 save2 save4 evaluate4 save6 evaluate6 save6"
+    assert [saved["evaluated"] for saved in run.saver.saved] == [0, 2, 2, 4, 6]
+    assert run.bests() == [(2, None), (2, 2), (4, 2), (6, 2), (6, 6)]
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -318,49 +257,34 @@ def test_an_error_in_a_validation_costs_no_step(monkeypatch, fails_at, calibrate
     """A resume repeats the failed validation and ends like a run without an error."""
     monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: True)
     settings = {"calibrated": calibrated, "right": lambda step: 8 - step // 2, "weights": ("model", "ema")}
-    straight = Run(**settings)
-    straight.fit()
-    run = Run(**settings)
-    validation = run._validation_batches
+    straight, run = fitted(**settings), Run(**settings)
 
-    def failing():
+    def fail():
         if run.progress.step == fails_at:
             raise DataError("val/b/3.jpg is empty")
-        return validation()
 
-    run.trainer._validation = replace(run.trainer._validation, batches=failing)
+    run.before_validation(fail)
     with pytest.raises(DataError, match=r"3\.jpg"):
         run.fit()
     assert run.saver.saved[-1]["step"] == fails_at
-    again = Run(**settings, progress=progress_of(run.saver.saved[-1]))
+    again = run.resumed(**settings)
     assert again.fit() is True
-    assert ("step", fails_at - 1) not in again.what("step")
-    assert again.what("evaluate")[:2] == [("evaluate", fails_at)] * 2
+    assert f"step{fails_at - 1}" not in again.what("step")
+    assert again.what("evaluate").startswith(f"evaluate{fails_at} evaluate{fails_at}")
     assert again.saver.saved[-1] == straight.saver.saved[-1]
 
 
 def test_a_validation_that_is_no_new_best_is_saved_at_the_end_of_the_run():
-    """Without this save, a start of the same command repeats the last validation."""
-    run = Run(right=lambda step: 8 - step)
-    run.fit()
-    assert run.what("save") == [("save", 4), ("save", 4), ("save", 8), ("save", 8)]
-    assert run.saver.saved[-1] == asdict(run.progress)
-    assert (run.progress.evaluated, run.progress.best["step"]) == (8, 4)
-
-
-def test_an_equal_accuracy_is_no_new_best():
-    run = Run(total=6, evaluate_every=2, save_every=100, right=lambda step: 5)
-    run.fit()
-    assert run.progress.best["step"] == 2
-
-
-# ------------------------------------------------------------------------------------------------ events
+    """Without this save, a start of the same command repeats the last validation. An equal accuracy is no new best."""
+    for right in (lambda step: 8 - step, lambda step: 5):
+        run = fitted(right=right)
+        assert run.what("save") == "save4 save4 save8 save8"
+        assert run.saver.saved[-1] == asdict(run.progress)
+        assert (run.progress.evaluated, run.progress.best["step"]) == (8, 4)
 
 
 def test_train_events():
-    run = Run(total=5)
-    run.fit()
-    events = run.events("train")
+    events = fitted(total=5).events("train")
     assert [event["step"] for event in events] == [2, 4, 5]
     assert [event["epoch"] for event in events] == [0.5, 1.0, 1.25]
     # The losses of step s are s and s + 1. A line has the mean since the last line.
@@ -372,8 +296,7 @@ def test_train_events():
 
 
 def test_validate_events_for_all_weights():
-    run = Run(total=4, weights=("model", "ema"), best_by="ema")
-    run.fit()
+    run = fitted(total=4, weights=("model", "ema"), best_by="ema")
     model, ema = run.events("validate")
     assert (model["weights"], ema["weights"]) == ("model", "ema")
     for event in (model, ema):
@@ -383,100 +306,73 @@ def test_validate_events_for_all_weights():
     assert [logits.calls for logits in run.models.values()] == [2, 2]
 
 
-# ------------------------------------------------------------------------------------------------ resume
-
-
-def progress_of(saved):
-    return Progress(**saved)
-
-
 @pytest.mark.parametrize("bad", [(), (1, 2, 4)])
 @pytest.mark.parametrize("stops_at", range(7))
 def test_a_stopped_and_resumed_run_logs_and_saves_the_same(stops_at, bad):
     """Log windows, best and plan continue without a difference. The history has the skipped steps."""
     settings = {
         "loss_of": lambda step: (math.nan if step in bad else float(step), 1.0),
-        "total": 8,
         "log_every": 3,
         "evaluate_every": 2,
-        "save_every": 4,
         "right": [0, 0, 5, 0, 3, 0, 7, 0, 6].__getitem__,
     }
-    straight = Run(**settings)
-    straight.fit()
-    first = Run(**settings, stops_at=stops_at)
+    straight, first = fitted(**settings), Run(**settings, stops_at=stops_at)
     assert first.fit() is False
     stopped_at = first.progress.step
     # The stop is read after the next step was queued, or before, if something else needs the result.
     is_needed = (stops_at + 1) % 2 == 0 or (stops_at + 1) % 3 == 0
     assert stopped_at == stops_at + (1 if is_needed else 2)
     assert first.saver.saved[-1] == asdict(first.progress)
-    second = Run(**settings, progress=progress_of(first.saver.saved[-1]))
+    second = first.resumed(**settings)
     assert second.fit() is True
     assert second.starts == [stopped_at]
 
-    def said(*runs):
+    def logged(*runs):
         timing = {"images_per_second", "data_wait"}
         return [{k: v for k, v in event.items() if k not in timing} for run in runs for event in run.logger.events]
 
-    assert said(first, second) == said(straight)
+    assert logged(first, second) == logged(straight)
     assert second.progress == straight.progress
     assert second.saver.saved[-1] == straight.saver.saved[-1]
 
 
 def test_a_stop_during_validation_leaves_it_to_be_done():
-    stop = SimpleNamespace(requested=False)
-    run = Run(stop=stop)
-    batches = run._validation_batches
-
-    def interrupted():
-        stop.requested = True
-        return batches()
-
-    run.trainer._validation = replace(run.trainer._validation, batches=interrupted)
+    run = Run()
+    run.before_validation(lambda: setattr(run.stop, "requested", True))
     assert run.fit() is False
     assert run.events("validate") == []
     assert (run.progress.step, run.progress.evaluated, run.progress.best) == (4, 0, None)
-    assert run.what("save") == [("save", 4)]
-
-    again = Run(progress=progress_of(run.saver.saved[-1]))
+    assert run.what("save") == "save4"
+    again = run.resumed()
     assert again.fit() is True
-    assert again.what("evaluate", "validate", "step")[:3] == [("evaluate", 4), ("validate", 4), ("step", 4)]
+    assert again.what("evaluate", "validate", "step").startswith("evaluate4 validate4 step4")
     assert [event["step"] for event in again.events("validate")] == [4, 8]
 
 
 def test_a_best_of_a_repeated_validation_is_saved_at_the_same_step():
     """`best` must link to a checkpoint of the same step, because the next step changes the weights."""
-    run = Run(right=lambda step: 8 - step, progress=Progress(step=4), save_every=100)
-    run.fit()
-    assert bests(run) == [(4, 4), (8, 4), (8, 4)]
+    run = fitted(right=lambda step: 8 - step, progress=Progress(step=4), save_every=100)
+    assert run.bests() == [(4, 4), (8, 4), (8, 4)]
 
 
-def test_a_validation_that_was_done_is_not_repeated():
-    run = Run(progress=Progress(step=4, evaluated=4, best={"step": 4, "top1": 99.0}), right=lambda step: 7)
-    run.fit()
-    assert run.what("evaluate") == [("evaluate", 8)]
-    assert run.progress.best == {"step": 4, "top1": 99.0}
+@pytest.mark.parametrize(
+    ("step", "evaluated", "actions"),
+    [(4, 4, "evaluate8 save8"), (8, 8, ""), (8, 4, "evaluate8 save8")],
+    ids=["was validated", "is complete", "was stopped in the last validation"],
+)
+def test_nothing_is_done_twice(step, evaluated, actions):
+    best = {"step": evaluated, "top1": 100.0}
+    run = fitted(progress=Progress(step=step, evaluated=evaluated, best=best), save_every=100)
+    assert run.what("step") == " ".join(f"step{number}" for number in range(step, 8))
+    assert run.what("evaluate", "save").removeprefix("save8 ") == actions
+    assert run.progress.best == best
 
 
-def test_a_run_that_is_complete_does_nothing():
-    run = Run(progress=Progress(step=8, evaluated=8, best={"step": 8, "top1": 1.0}))
-    assert run.fit() is True
-    assert run.log == [("finish", 0)]
-
-
-def test_a_run_that_was_stopped_in_its_last_validation_only_validates():
-    run = Run(progress=Progress(step=8, evaluated=4, best={"step": 4, "top1": 1.0}))
-    assert run.fit() is True
-    assert run.what("step", "validate", "save") == [("validate", 8), ("save", 8)]
-
-
-# ------------------------------------------------------------------------------------------------ not finite
-
-
-def told(run):
+def stopped(run):
+    """Return the message of a run that too many skipped steps end."""
     with pytest.raises(TrainingStopped) as caught:
         run.fit()
+    assert run.saver.is_entered is False
     return str(caught.value)
 
 
@@ -487,8 +383,7 @@ def losses(*bad, value=math.nan):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_skipped_step_is_printed_logged_and_saved(bad):
-    run = Run(loss_of=losses(4, value=bad))
-    assert run.fit() is True
+    run = fitted(loss_of=losses(4, value=bad))
     reason = f"the loss is {bad} in micro-batch 2 of 2"
     names = [f"4/1/{n}.jpg" for n in range(20)]
     (event,) = run.events("skipped")
@@ -498,223 +393,154 @@ def test_a_skipped_step_is_printed_logged_and_saved(bad):
     assert first.startswith(f"warning: {reason} in step 5. The step was skipped")
     assert listing == [*(f"  {name}" for name in names[:16]), "  and 4 more"]
     entry = {"step": 5, "reason": reason, "samples": names[:16]}
-    assert [(saved["step"], saved["history"]) for saved in run.saver.saved] == [
-        (4, []), (4, []), (8, [entry]), (8, [entry]),
-    ]  # fmt: skip
+    assert [saved["history"] for saved in run.saver.saved] == [[], [], [entry], [entry]]
 
 
 def test_a_gradient_may_come_from_any_micro_batch():
-    run = Run(grad_norm_of=lambda step: math.inf if step == 2 else 1.0)
-    run.fit()
-    (event,) = run.events("skipped")
+    (event,) = fitted(grad_norm_of=lambda step: math.inf if step == 2 else 1.0).events("skipped")
     assert (event["step"], event["reason"]) == (3, "the gradient's norm is inf")
     assert event["samples"] == [f"2/{replica}/{n}.jpg" for replica in range(2) for n in range(20)]
 
 
 def test_the_mean_is_over_the_steps_that_were_not_skipped():
     """The losses of step s are s and s + 1. A window of skipped steps alone has no mean."""
-    run = Run(log_every=2, loss_of=lambda s: (float(s), math.nan if s in (1, 4, 5) else s + 1.0), stop_after_skips=9)
-    run.fit()
-    assert [(event["loss"], event["skipped"]) for event in run.events("train")] == [
-        (0.5, 1),
-        (3.0, 0),
-        (None, 2),
-        (7.0, 0),
-    ]
+    run = fitted(loss_of=lambda s: (float(s), math.nan if s in (1, 4, 5) else s + 1.0), stop_after_skips=9)
+    found = [(event["loss"], event["skipped"]) for event in run.events("train")]
+    assert found == [(0.5, 1), (3.0, 0), (None, 2), (7.0, 0)]
     assert run.logger.advanced == 8  # Skipped steps count as steps.
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3])
-def test_too_many_skips_in_a_row_end_the_run(limit):
+@pytest.mark.parametrize(("limit", "last"), [(1, 0), (2, 5), (3, 6)])
+def test_too_many_skips_in_a_row_end_the_run(limit, last):
     run = Run(log_every=1, save_every=1, loss_of=losses(0, 2, 4, 5, 6), stop_after_skips=limit)
-    message = told(run)
-    last = {1: 0, 2: 5, 3: 6}[limit]
+    message = stopped(run)
     assert message.startswith(f"the loss is nan in micro-batch 2 of 2 in step {last + 1}; ")
     assert ("step was skipped" if limit == 1 else f"{limit} steps in a row were skipped") in message
     assert "optimizer.lr" in message
     assert "optimizer.stop_after_skips" in message
     assert message.splitlines()[1:] == [*(f"  {last}/1/{n}.jpg" for n in range(16)), "  and 4 more"]
     # Also if a log line and a save are due after the step.
-    steps = list(range(1, last + 1))
-    assert run.what("train") == [("train", number) for number in steps]
-    assert list(dict.fromkeys(run.what("save"))) == [("save", number) for number in steps]
-    assert run.what("skipped")[-1] == ("skipped", last + 1)
+    steps = range(1, last + 1)
+    assert run.what("train") == " ".join(f"train{number}" for number in steps)
+    assert {saved["step"] for saved in run.saver.saved} == set(steps)
+    assert run.what("skipped").endswith(f"skipped{last + 1}")
 
 
 def test_a_save_reads_the_last_result_first():
     """If nothing else is due after the step, the result has not been read yet."""
     run = Run(log_every=100, evaluate_every=100, save_every=3, loss_of=losses(5), stop_after_skips=1)
-    assert "in step 6" in told(run)
-    assert run.what("save") == [("save", 3)]
+    assert "in step 6" in stopped(run)
+    assert run.what("save") == "save3"
 
 
 def test_skips_in_a_row_are_counted_across_a_resume():
-    first = Run(save_every=1, loss_of=losses(2, 3, 4), stops_at=3)
+    settings = {"save_every": 1, "loss_of": losses(2, 3, 4)}
+    first = Run(**settings, stops_at=3)
     assert first.fit() is False
-    saved = first.saver.saved[-1]
-    assert saved["skips_in_a_row"] == len(saved["history"]) == 2
-    second = Run(save_every=1, loss_of=losses(2, 3, 4), progress=progress_of(saved))
-    assert "in step 5; 3 steps in a row" in told(second)
+    assert first.progress.skips_in_a_row == len(first.progress.history) == 2
+    assert "in step 5; 3 steps in a row" in stopped(first.resumed(**settings))
 
 
 def test_overflows_are_only_counted():
     """The scaler of fp16 handles overflows. Overflows do not end the run, and do not reset the count in a row."""
-    run = Run(scaled=True, grad_norm_of=lambda step: math.inf if step in (1, 2, 3, 4) else 1.0)
-    assert run.fit() is True
-    assert run.what("skipped") == []
+    run = fitted(scaled=True, grad_norm_of=lambda step: math.inf if step in (1, 2, 3, 4) else 1.0)
+    assert run.what("skipped") == ""
     assert run.progress.history == []
     assert [event["skipped"] for event in run.events("train")] == [1, 2, 1, 0]
     between = Run(scaled=True, grad_norm_of=lambda step: math.inf if step == 2 else 1.0, loss_of=losses(1, 3, 4))
-    assert "the loss is nan" in told(between)
+    assert "the loss is nan" in stopped(between)
 
 
-# ------------------------------------------------------------------------------------------------ dry run
-
-
-def test_a_dry_run_takes_two_steps_and_one_batch():
-    run = Run(weights=("model", "ema"))
-    dry_run = run.trainer.dry_run()
-    assert run.what("step", "read") == [("step", 0), ("read", 0), ("step", 1), ("read", 1)]
+@pytest.mark.parametrize("total", [8, 1])
+def test_a_dry_run_takes_two_steps_and_one_batch(total):
+    """A dry run also finds a loss that is not finite."""
+    run = Run(total=total, weights=("model", "ema"), loss_of=losses(0))
+    assert all(seconds > 0 for seconds in run.trainer.dry_run())
+    assert run.what("step", "read") == ("step0 read0 step1 read1" if total > 1 else "step0 read0")
     assert [logits.calls for logits in run.models.values()] == [1, 1]
-    assert run.what("save", "train", "validate") == []
+    assert run.what("save", "train", "validate") == ""
     assert run.logger.bars == []
-    assert dry_run.step_seconds > 0
-    assert dry_run.validation_seconds > 0
+    assert run.logger.texts[0].startswith("warning: the loss is nan in micro-batch 2 of 2 in step 1")
 
 
-def test_a_dry_run_of_a_run_of_one_step():
-    run = Run(total=1)
-    run.trainer.dry_run()
-    assert run.what("step") == [("step", 0)]
-
-
-def test_a_dry_run_finds_a_loss_that_is_not_finite():
-    run = Run(loss_of=lambda step: (math.nan, math.nan))
-    run.trainer.dry_run()
-    assert run.logger.texts[0].startswith("warning: the loss is nan in micro-batches 1, 2 of 2 in step 1")
-
-
-# ------------------------------------------------------------------------------------------------ early stop
-
-
-def test_an_early_end_when_the_best_is_too_old():
-    run = Run(total=20, evaluate_every=2, patience=4, right=lambda step: {2: 3, 4: 5}.get(step, 4))
-    assert run.fit() is True
-    assert run.progress.step == run.progress.evaluated == 8
+@pytest.mark.parametrize("stops_at", [None, 5])
+def test_an_early_end_when_the_best_is_too_old(stops_at):
+    """An interrupted run has the same early end."""
+    options = {"total": 20, "evaluate_every": 2, "patience": 4, "right": lambda step: {2: 3, 4: 5}.get(step, 4)}
+    run = Run(**options, stops_at=stops_at)
+    if run.fit() is False:
+        run = run.resumed(**options)
+        assert run.fit() is True
+    assert run.progress.step == run.progress.evaluated == run.saver.saved[-1]["step"] == 8
     assert run.progress.best["step"] == 4
-    assert run.saver.saved[-1]["step"] == 8
 
 
 def test_no_early_end_while_validation_improves_or_without_patience():
     for patience, right in ((None, lambda step: 1), (4, lambda step: step // 4)):
-        run = Run(total=20, evaluate_every=2, patience=patience, right=right)
-        run.fit()
-        assert run.progress.step == 20
-
-
-def test_an_interrupted_run_has_the_same_early_end():
-    options = {"total": 20, "evaluate_every": 2, "patience": 4, "right": lambda step: {2: 3, 4: 5}.get(step, 4)}
-    first = Run(**options, stops_at=5)
-    assert first.fit() is False
-    second = Run(**options, progress=Progress(**first.saver.saved[-1]))
-    assert second.fit() is True
-    assert second.progress.step == 8
-
-
-# ------------------------------------------------------------------------------------------------ recalibration
+        assert fitted(total=20, evaluate_every=2, patience=patience, right=right).progress.step == 20
 
 
 def test_statistics_are_measured_once_before_the_last_validation(monkeypatch):
-    monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: not options["stop_requested"]())
-    run = Run(calibrated=True, weights=("model", "ema"))
-    assert run.fit() is True
-    assert run.what("calibrate", "evaluate", "save") == [
-        ("save", 4), ("evaluate", 4), ("evaluate", 4), ("save", 4),
-        ("save", 8), ("calibrate", 8), ("calibrate", 8), ("evaluate", 8), ("evaluate", 8), ("save", 8),
-    ]  # fmt: skip
-
-
-def test_a_stop_during_recalibration_leaves_the_validation_to_be_done(monkeypatch):
+    """After a stop, the resumed run measures again."""
     monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: False)
-    run = Run(calibrated=True)
+    options = {"calibrated": True, "weights": ("model", "ema")}
+    run = Run(**options)
     assert run.fit() is False
     assert (run.progress.step, run.progress.evaluated) == (8, 4)
-    monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: True)
-    again = Run(calibrated=True, progress=Progress(**run.saver.saved[-1]))
+    monkeypatch.setattr(trainer_module, "recalibrate", lambda *_, **options: not options["stop_requested"]())
+    last = "calibrate8 calibrate8 evaluate8 evaluate8"
+    again = run.resumed(**options)
     assert again.fit() is True
-    assert again.what("calibrate", "evaluate") == [("calibrate", 8), ("evaluate", 8)]
-
-
-# ------------------------------------------------------------------------------------------------ failed saves
-
-
-def test_the_end_waits_for_every_save():
-    run = Run()
-    run.fit()
-    assert run.what("save", "finish")[-3:] == [("save", 8), ("save", 8), ("finish", 8)]
-    assert run.saver.is_entered is False
+    assert again.what("calibrate", "evaluate") == last
+    assert fitted(**options).what("calibrate", "evaluate", "save") == (
+        f"save4 evaluate4 evaluate4 save4 save8 {last} save8"
+    )
 
 
 def test_bad_images_are_reported_with_the_next_result():
-    run = Run(bad_at=(2, 7), log_every=100)
-    run.fit()
-    log = run.what("step", "read", "warned")
-    assert log.index(("warned", "2.jpg")) == log.index(("read", 3)) + 1
-    assert log[-1] == ("warned", "7.jpg")  # The image of the last step, which no later result reports.
-    assert run.bad_images.count == 2
+    run = fitted(bad_at=(2, 7), log_every=100)
+    assert "read3 warned2.jpg" in run.what("step", "read", "warned")
+    assert run.log[-2:] == [("warned", "7.jpg"), ("finish", 8)]  # No later result reports the image of the last step.
+    assert len(run.what("warned").split()) == 2
 
 
 def test_too_many_bad_images_end_the_run():
-    run = Run(bad_at=(2, 3), bad_allowed=1)
     with pytest.raises(DataError, match="2 images cannot be used"):
-        run.fit()
+        Run(bad_at=(2, 3), bad_allowed=1).fit()
 
 
 def test_a_failed_save_is_heard_of_with_the_next_report(monkeypatch):
     """The result of a step informs all ranks, so no rank waits for a rank that has stopped."""
     run = Run(total=8, save_every=2, evaluate_every=100, log_every=100, saves_fail_at=[4])
-    settled = []
-    real = run.saver.wait
-    monkeypatch.setattr(run.saver, "wait", lambda: (settled.append((run.progress.step, real())), settled[-1][1])[1])
+    waits, wait = [], run.saver.wait
+    monkeypatch.setattr(run.saver, "wait", lambda: (waits.append((run.progress.step, wait())), waits[-1][1])[1])
     run.fit()
     # The result of step 4, the first after the failure, is read after step 5 was queued with the same flag.
-    assert settled == [(2, True), (4, True), (6, False), (6, True), (6, True), (8, True), (8, True), (8, True)]
-    assert run.what("save") == [("save", 2), ("save", 4), ("save", 6), ("save", 8), ("save", 8)]
+    assert waits == [(2, True), (4, True), (6, False), (6, True), (6, True), (8, True), (8, True), (8, True)]
+    assert run.what("save") == "save2 save4 save6 save8 save8"
 
 
-def bests(run):
-    """Return the saves of a run, each with the step of the best so far."""
-    return [(saved["step"], saved["best"] and saved["best"]["step"]) for saved in run.saver.saved]
-
-
-def test_a_best_without_a_file_is_dropped():
+@pytest.mark.parametrize(
+    ("every", "right", "fails_at", "bests"),
+    [
+        (2, {2: 3, 4: 8, 6: 5, 8: 1}, 4, [(2, None), (2, 2), (4, 2), (4, 4), (6, 2), (6, 6), (8, 6), (8, 6)]),
+        (2, {2: 3, 4: 8, 6: 2, 8: 1}, 4, [(2, None), (2, 2), (4, 2), (4, 4), (6, 2), (8, 2), (8, 2)]),
+        (1, {1: 3, 2: 5, 3: 7, 4: 1}, 2, [(1, None), (1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 3), (4, 3)]),
+    ],
+    ids=["a later best beats the last written one", "no later best", "a better best during the write stays"],
+)
+def test_a_best_without_a_file_is_dropped(every, right, fails_at, bests):
     """The best must have a file. A later validation can beat this best without beating the lost best."""
-    right = {2: 3, 4: 8, 6: 5, 8: 1}
-    run = Run(total=8, evaluate_every=2, save_every=100, right=right.__getitem__, saves_fail_at=[4])
-    run.fit()
-    assert bests(run) == [(2, None), (2, 2), (4, 2), (4, 4), (6, 2), (6, 6), (8, 6), (8, 6)]
-    lost = Run(total=8, evaluate_every=2, save_every=100, right={**right, 6: 2}.__getitem__, saves_fail_at=[4])
-    lost.fit()
-    assert bests(lost) == [(2, None), (2, 2), (4, 2), (4, 4), (6, 2), (8, 2), (8, 2)]
-    assert lost.progress.best["step"] == 2
-
-
-def test_a_better_best_found_during_the_write_stays():
-    run = Run(total=4, evaluate_every=1, save_every=100, right={1: 3, 2: 5, 3: 7, 4: 1}.__getitem__, saves_fail_at=[2])
-    run.fit()
-    assert bests(run)[::2] == [(1, None), (2, 1), (3, 1), (4, 3)]
-    assert bests(run)[1::2] == [(1, 1), (2, 2), (3, 3), (4, 3)]
+    run = fitted(
+        total=4 * every, evaluate_every=every, save_every=100, right=right.__getitem__, saves_fail_at=[fails_at]
+    )
+    assert run.bests() == bests
+    assert run.progress.best["step"] == bests[-1][1]
 
 
 def test_a_failed_last_save_is_repeated_and_then_ends_the_run():
     run = Run(saves_fail_at=[8])
     with pytest.raises(SaveError, match="the last one"):
         run.fit()
-    assert run.what("save") == [("save", 4), ("save", 4), ("save", 8), ("save", 8), ("save", 8)]
-    assert run.saver.is_entered is False
-
-
-def test_an_error_exits_the_saver():
-    run = Run(loss_of=losses(5), stop_after_skips=1)
-    told(run)
+    assert run.what("save") == "save4 save4 save8 save8 save8"
     assert run.saver.is_entered is False

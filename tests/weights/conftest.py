@@ -13,11 +13,7 @@ import pytest
 import torch
 
 MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
-SYSTEM = {
-    "protocol_version": 1001,
-    "little_endian": True,
-    "type_sizes": {"short": 2, "int": 4, "long": 4},
-}
+SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
 
 
 class _StatePickler(pickle.Pickler):

@@ -4,9 +4,9 @@ import io
 import os
 import pickle
 import struct
-import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,9 @@ def small_state() -> OrderedDict:
         {
             "conv.weight": torch.randn(8, 3, 3, 3),
             "conv.last": torch.randn(8, 3, 3, 3).contiguous(memory_format=torch.channels_last),
-            "bn.running_mean": torch.randn(8),
             "bn.num_batches_tracked": torch.tensor(7),
             "half": torch.randn(4).half(),
+            "truth": torch.tensor([True, False]),
             "empty": torch.zeros(0, 5),
         }
     )
@@ -36,6 +36,7 @@ def assert_same(found: dict, expected: dict) -> None:
     for name in expected:
         assert found[name].dtype == expected[name].dtype
         assert torch.equal(found[name], expected[name])
+        assert found[name].stride() == expected[name].stride()
 
 
 def refusal(path: Path) -> str:
@@ -50,43 +51,41 @@ def refusal(path: Path) -> str:
 
 
 @pytest.fixture(params=["old", "zip"])
-def new_format(request: pytest.FixtureRequest) -> bool:
-    return request.param == "zip"
+def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
+    """Return `save(state)`, which writes a file in one of the two formats of torch.save and returns the path."""
+
+    def make(state: object) -> Path:
+        torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=request.param == "zip")
+        return tmp_path / "weights.pth"
+
+    return make
 
 
 # ------------------------------------------------------------------------------------------------ files that are read
 
 
-def test_state_dicts_of_both_formats(tmp_path: Path, new_format: bool) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(small_state(), path, _use_new_zipfile_serialization=new_format)
-    assert_same(read_torch_file(path), small_state())
+MOMENTUM = {"state": {0: {"momentum_buffer": torch.ones(3)}}}
+FLAT = torch.arange(10.0)
 
 
-def test_training_checkpoint_is_unwrapped(tmp_path: Path, new_format: bool) -> None:
-    path = tmp_path / "weights.pth"
-    momentum = {0: {"momentum_buffer": torch.ones(3)}}
-    checkpoint = {"epoch": 3, "arch": "x", "best": 0.5, "state_dict": small_state(), "optimizer": {"state": momentum}}
-    torch.save(checkpoint, path, _use_new_zipfile_serialization=new_format)
-    assert_same(read_torch_file(path), small_state())
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state, "o": MOMENTUM}])
+def test_state_dicts(save, wrap: Callable[[OrderedDict], dict]) -> None:
+    """The state alone, or as in the checkpoints of torch's ImageNet example."""
+    assert_same(read_torch_file(save(wrap(small_state()))), small_state())
 
 
-def test_modules_and_parameters(tmp_path: Path, new_format: bool) -> None:
+def test_modules_and_parameters(save) -> None:
     """state_dict() of a module has an attribute, `_metadata`, and named_parameters() gives Parameters."""
     module = torch.nn.BatchNorm2d(4)
-    for name, tensors in (("state", module.state_dict()), ("parameters", dict(module.named_parameters()))):
-        path = tmp_path / name
-        torch.save(tensors, path, _use_new_zipfile_serialization=new_format)
-        found = read_torch_file(path)
+    for tensors in (module.state_dict(), dict(module.named_parameters())):
+        found = read_torch_file(save(tensors))
         assert_same(found, tensors)
         assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
 
 
-def test_one_storage_cut_into_tensors(tmp_path: Path, new_format: bool) -> None:
-    flat = torch.arange(10.0)
-    path = tmp_path / "weights.pth"
-    torch.save({"a": flat[:4].view(2, 2), "b": flat[4:]}, path, _use_new_zipfile_serialization=new_format)
-    assert_same(read_torch_file(path), {"a": flat[:4].view(2, 2), "b": flat[4:]})
+def test_one_storage_cut_into_tensors(save) -> None:
+    tensors = {"a": FLAT[:4].view(2, 2), "b": FLAT[4:]}
+    assert_same(read_torch_file(save(tensors)), tensors)
 
 
 @pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.weights_bytes])
@@ -103,12 +102,6 @@ def test_files_as_published(name: str, tmp_path: Path, save_as_published) -> Non
     assert_same(read_torch_file(path), state)
 
 
-def test_link_is_followed(tmp_path: Path) -> None:
-    torch.save(small_state(), tmp_path / "weights.pth")
-    (tmp_path / "link").symlink_to("weights.pth")
-    assert_same(read_torch_file(tmp_path / "link"), small_state())
-
-
 # ------------------------------------------------------------------------------------------------ code
 
 
@@ -122,9 +115,9 @@ class Touch:
         return os.system, (self.command,)
 
 
-def test_code_is_not_run(tmp_path: Path, new_format: bool) -> None:
-    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    torch.save({"w": Touch(canary)}, path, _use_new_zipfile_serialization=new_format)
+def test_code_is_not_run(tmp_path: Path, save) -> None:
+    canary = tmp_path / "canary"
+    path = save({"w": Touch(canary)})
     assert "posix.system" in refusal(path)
     assert not canary.exists()
     # The control: unpickled, the file does harm.
@@ -150,27 +143,6 @@ def test_newer_protocol(tmp_path: Path, save_pickle) -> None:
     save_pickle(pickle.dumps({"w": Touch(canary)}, protocol=5), path)
     assert "protocol 5" in refusal(path)
     assert not canary.exists()
-
-
-def test_torchscript(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model/data.pkl", pickle.dumps({}, protocol=2))
-        archive.writestr("model/code/__torch__.py", "")
-        archive.writestr("model/constants.pkl", pickle.dumps((), protocol=2))
-    assert "TorchScript" in refusal(path)
-
-
-def test_tar(tmp_path: Path) -> None:
-    path = tmp_path / "weights.tar"
-    with tarfile.open(path, "w") as tar:
-        for name in ("storages", "tensors", "pickle"):
-            data = pickle.dumps(Touch(tmp_path / "canary"), protocol=2)
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    assert "tar" in refusal(path)
-    assert not (tmp_path / "canary").exists()
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -201,12 +173,9 @@ def test_storage_of_another_length(tmp_path: Path, save_pickle, tensor_pickle) -
     assert "1,000,000,000 elements, not 6" in refusal(path)
 
 
-def test_many_tensors_of_one_storage(tmp_path: Path, new_format: bool) -> None:
+def test_many_tensors_of_one_storage(save) -> None:
     shared = torch.zeros(1000)
-    path = tmp_path / "weights.pth"
-    state = {str(i): shared.view(10, 100) for i in range(1000)}
-    torch.save(state, path, _use_new_zipfile_serialization=new_format)
-    assert "share storages" in refusal(path)
+    assert "share storages" in refusal(save({str(i): shared.view(10, 100) for i in range(1000)}))
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -237,33 +206,12 @@ def test_deeply_nested_order(tmp_path: Path, save_pickle, tensor_pickle) -> None
 # ------------------------------------------------------------------------------------------------ damage
 
 
-def test_truncation_anywhere(tmp_path: Path, new_format: bool) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(small_state(), path, _use_new_zipfile_serialization=new_format)
+def test_truncation_anywhere(save) -> None:
+    path = save(small_state())
     data = path.read_bytes()
     for length in [*range(0, len(data), 37), len(data) - 1]:
         path.write_bytes(data[:length])
         refusal(path)
-
-
-def test_bytes_at_the_end(tmp_path: Path, new_format: bool) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(small_state(), path, _use_new_zipfile_serialization=new_format)
-    path.write_bytes(path.read_bytes() + b"\0")
-    refusal(path)
-
-
-def test_no_flipped_bit_gives_another_kind_of_error(tmp_path: Path, new_format: bool) -> None:
-    """Damage is refused, except in the numbers of the old format, which has no checksum. Damage never crashes."""
-    path = tmp_path / "weights.pth"
-    torch.save(small_state(), path, _use_new_zipfile_serialization=new_format)
-    data = path.read_bytes()
-    for place in range(0, len(data), 5):
-        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
-        try:
-            read_torch_file(path)
-        except CheckpointError as error:
-            assert str(error).isprintable()  # noqa: PT017
 
 
 def test_flipped_bit_in_a_zip_number(tmp_path: Path) -> None:
@@ -272,25 +220,21 @@ def test_flipped_bit_in_a_zip_number(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(struct.pack("<f", 3.0) * 10) + 6] ^= 1
     path.write_bytes(data)
-    assert "damaged" in refusal(path)
+    assert "CRC" in refusal(path)
 
 
-@pytest.mark.parametrize("how", ["a folder", "no bytes"])
-def test_members_that_torch_would_not_read(tmp_path: Path, how: str) -> None:
-    """The checksums are right, and torch returns memory that nothing was written to."""
+def test_a_member_without_bytes(tmp_path: Path) -> None:
+    """The checksums are right, and torch's library returns memory that nothing was written to."""
     path = tmp_path / "file"
     torch.save({"w": torch.zeros(1000)}, path)
     data = bytearray(path.read_bytes())
     listed = data.rindex(b"file/data/0") - 46
     assert data[listed : listed + 4] == b"PK\1\2"
-    if how == "a folder":
-        data[listed + 38] |= 0x10
-    else:  # CRC and size of an empty member; the uncompressed size is unchanged.
-        data[listed + 16 : listed + 24] = bytes(8)
+    data[listed + 16 : listed + 24] = bytes(8)  # CRC and size of an empty member; the uncompressed size is unchanged.
     path.write_bytes(data)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None  # The control: the checksums alone accept the file.
-    assert "content of memory" in refusal(path)
+    assert "cut off" in refusal(path)
 
 
 # ------------------------------------------------------------------------------------------------ other files
@@ -317,46 +261,27 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [[torch.zeros(2)], {"a": 3}, {"a": {"b": torch.zeros(2)}}, {}, {3: torch.zeros(2)}])
-def test_other_contents(tmp_path: Path, new_format: bool, state: object) -> None:
-    torch.save(state, tmp_path / "file", _use_new_zipfile_serialization=new_format)
-    refusal(tmp_path / "file")
+def test_other_contents(save, state: object) -> None:
+    refusal(save(state))
 
 
-def test_whole_module(tmp_path: Path, new_format: bool) -> None:
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "file", _use_new_zipfile_serialization=new_format)
-    assert "state_dict" in refusal(tmp_path / "file")
+def test_whole_module(save) -> None:
+    assert "state_dict" in refusal(save(torch.nn.Linear(2, 2)))
 
 
-@pytest.mark.parametrize(
-    "members",
-    [
-        ["archive/data.pkl", "archive/data.pkl"],
-        ["archive/data.pkl", "/etc/data"],
-        ["archive/data.pkl", "archive/../../x"],
-        ["archive/data.pkl", "other/data.pkl"],
-        ["data.pkl"],
-        ["archive/version"],
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("members", [["a/data.pkl", "b/data.pkl"], ["data.pkl"], ["archive/version"]])
 def test_odd_zips(tmp_path: Path, members: list[str]) -> None:
     with zipfile.ZipFile(tmp_path / "file", "w") as archive:
         for name in members:
             archive.writestr(name, pickle.dumps({}, protocol=2))
-    refusal(tmp_path / "file")
+    assert "not a zip of torch.save" in refusal(tmp_path / "file")
 
 
-def test_names_cannot_write_to_the_terminal(tmp_path: Path, new_format: bool) -> None:
-    state = {"\x1b[2J\x1b]0;owned\x07" + "a" * 100_000 + str(i): "text" for i in range(50)}
-    torch.save(state, tmp_path / "file", _use_new_zipfile_serialization=new_format)
-    message = refusal(tmp_path / "file")
+def test_names_cannot_write_to_the_terminal(tmp_path: Path, save) -> None:
+    message = refusal(save({"\x1b[2J\x1b]0;owned\x07" + "a" * 100_000 + str(i): "text" for i in range(50)}))
     assert r"\x1b[2J" in message
     assert len(message) < 3000
-
-
-def test_path_cannot_write_to_the_terminal(tmp_path: Path) -> None:
-    path = tmp_path / "\x1b[2Jweights.pth"
     with pytest.raises(CheckpointError) as caught:
-        read_torch_file(path)
+        read_torch_file(tmp_path / "\x1b[2Jweights.pth")
     assert str(caught.value).isprintable()
     assert "weights.pth" in str(caught.value)

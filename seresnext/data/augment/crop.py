@@ -70,8 +70,7 @@ class ResizeCenterCrop:
     def decode_and_crop(self, data: bytes, name: str, max_pixels: int) -> Tensor:
         """Return the centre crop of an encoded image, uint8 H W C.
 
-        Raises DataError as `decode` does, and for a long image that would have more than `max_pixels` pixels after the
-        resize.
+        Raises DataError as `decode` does, and for a long image of more than `max_pixels` pixels after the resize.
         """
         image = decode(data, name, max_pixels)
         width, height = self._resized(image)
@@ -83,10 +82,9 @@ class ResizeCenterCrop:
         return self(image)
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
-        width, height = image.size
         short = math.floor(self.image_size / self.crop_pct)
-        shorter = min(width, height)
-        return int(short * width / shorter), int(short * height / shorter)
+        shorter = min(image.size)
+        return int(short * image.width / shorter), int(short * image.height / shorter)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the centre crop of an image, uint8 H W C. Pixels outside of the image are black."""
@@ -101,8 +99,7 @@ class ResizeCenterCrop:
 def resize_into(out: Tensor, pixels: np.ndarray, interpolation: str) -> None:
     """Write an RGB image (uint8 H W 3), resized, into `out` (uint8 size size 3, contiguous).
 
-    Torch's antialiased kernel differs from Pillow by at most 2 levels (bilinear) or 10 levels (bicubic), and is several
-    times as fast.
+    Torch's kernel differs from Pillow by at most 2 levels (bilinear) or 10 (bicubic), and is several times as fast.
     """
     height, width = pixels.shape[:2]
     # N C H W in channels-last memory. Torch's own batch stride of one image would hide the memory format.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,18 +12,6 @@ from seresnext.randomness import RandomStream, torch_seed_at
 from seresnext.recipe.schema import Recipe
 
 _ATTEMPTS = 10
-
-
-class EraseBox(NamedTuple):
-    """A rectangle of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-_NO_BOX = EraseBox(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -38,18 +25,18 @@ class RandomErasing:
     scale: tuple[float, float]
     ratio: tuple[float, float]
 
-    def draw(self, height: int, width: int, draws: RandomStream) -> EraseBox:
-        """Return the box to erase from an image, or an empty box. The algorithm is torchvision's RandomErasing."""
+    def draw(self, height: int, width: int, draws: RandomStream) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of the box to erase, or zeros. The algorithm is torchvision's."""
         if not draws.bernoulli(self.probability):
-            return _NO_BOX
+            return 0, 0, 0, 0
         low, high = (math.log(ratio) for ratio in self.ratio)
         for _ in range(_ATTEMPTS):
             area = height * width * draws.uniform(*self.scale)
             ratio = math.exp(draws.uniform(low, high))
             h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if h < height and w < width:
-                return EraseBox(draws.randint(height - h + 1), draws.randint(width - w + 1), h, w)
-        return _NO_BOX
+                return draws.randint(height - h + 1), draws.randint(width - w + 1), h, w
+        return 0, 0, 0, 0
 
 
 @dataclass(frozen=True)
@@ -73,8 +60,7 @@ class EraseFill:
 def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
     """Return images (N C H W) with boxes (int N 4: top, left, height, width) overwritten by `value`.
 
-    `value` has any shape that broadcasts to the images. The function never waits for the device, so torch can compile
-    it.
+    `value` has any shape that broadcasts to the images. The function never waits for the device, and can be compiled.
     """
     top, left, height, width = boxes.view(-1, 4, 1).unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)

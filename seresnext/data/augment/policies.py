@@ -1,7 +1,6 @@
 """Augmentation policies after the crop: RandAugment, TrivialAugment, colour jitter.
 
-Pillow computes the operations. With equal parameters, the pixels are equal to torchvision's functional operations on
-Pillow images, bit for bit. The parameters have the distributions of torchvision's transforms.
+Pillow computes the operations. Pixels and distributions of the parameters are equal to torchvision's on Pillow images.
 """
 
 from __future__ import annotations
@@ -54,31 +53,24 @@ class PolicyPipeline:
         if all(operation.name == "identity" for operation in operations):
             return pixels
         image = Image.fromarray(pixels.numpy())
-        for operation in operations:
-            image = apply(image, operation, self.interpolation)
+        for name, magnitude in operations:
+            image = OPERATIONS[name](image, magnitude, Image.Resampling[self.interpolation.upper()])
         return torch.from_numpy(np.array(image))
-
-
-# --------------------------------------------------------------------------------------------------- policies
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """RandAugment (Cubuk et al. 2020): `num_ops` random operations of one magnitude.
-
-    The magnitude is 0 to `num_magnitude_bins - 1`, as in torchvision's RandAugment.
-    """
+    """RandAugment (Cubuk et al. 2020): `num_ops` random operations of a magnitude of 0 to `num_magnitude_bins - 1`."""
 
     num_ops: int
     magnitude: int
     num_magnitude_bins: int
 
     def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        """Return the operations for an image with a side of `size` pixels."""
         level = self.magnitude / (self.num_magnitude_bins - 1)
         # The paper's code shifts by up to 150 of 331 pixels.
-        limits = MagnitudeRange(shear=0.3, shift=150 / 331 * size, angle=30, factor=0.9, bits=4)
-        return [limits.draw(level, draws) for _ in range(self.num_ops)]
+        limits = {"shear": 0.3, "shift": 150 / 331 * size, "angle": 30, "factor": 0.9, "bits": 4}
+        return [_draw_op(draws, level, **limits) for _ in range(self.num_ops)]
 
 
 @dataclass(frozen=True)
@@ -88,9 +80,8 @@ class TrivialAugment:
     num_magnitude_bins: int
 
     def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        """Return the operation for an image, in a list."""
-        limits = MagnitudeRange(shear=0.99, shift=32, angle=135, factor=0.99, bits=6)
-        return [limits.draw(draws.randint(self.num_magnitude_bins) / (self.num_magnitude_bins - 1), draws)]
+        level = draws.randint(self.num_magnitude_bins) / (self.num_magnitude_bins - 1)
+        return [_draw_op(draws, level, shear=0.99, shift=32, angle=135, factor=0.99, bits=6)]
 
 
 @dataclass(frozen=True)
@@ -106,15 +97,10 @@ class ColorJitter:
     hue: float
 
     def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        """Return the operations for an image."""
         operations = [
             AugmentOp(name, draws.uniform(max(0.0, 1 - reach), 1 + reach))
-            for name, reach in (
-                ("brightness", self.brightness),
-                ("contrast", self.contrast),
-                ("saturation", self.saturation),
-            )
-            if reach
+            for name in ("brightness", "contrast", "saturation")
+            if (reach := getattr(self, name))
         ]
         if self.hue:
             operations.append(AugmentOp("hue", draws.uniform(-self.hue, self.hue)))
@@ -125,50 +111,33 @@ class ColorJitter:
         return operations
 
 
-# Drawn by position.
-_CHOICES = (
-    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
-    "sharpness", "posterize", "solarize", "autocontrast", "equalize",
-)  # fmt: skip
+def _draw_op(
+    draws: RandomStream, level: float, *, shear: float, shift: float, angle: float, factor: float, bits: int
+) -> AugmentOp:
+    """Return a random operation of `_CHOICES` at a level of 0 to 1, with a random sign.
 
-
-class MagnitudeRange(NamedTuple):
-    """The largest magnitudes of a policy: shear, shift in pixels, angle in degrees, change of the factor 1 of
-    brightness and similar operations, and number of the 8 bits that posterize removes."""
-
-    shear: float
-    shift: float
-    angle: float
-    factor: float
-    bits: int
-
-    def draw(self, level: float, draws: RandomStream) -> AugmentOp:
-        """Return a random operation of `_CHOICES` at a level of 0 to 1, with a random sign."""
-        name = _CHOICES[draws.randint(len(_CHOICES))]
-        sign = -1 if draws.bernoulli(0.5) else 1
-        match name:
-            case "shear_x" | "shear_y":
-                return AugmentOp(name, math.degrees(math.atan(sign * self.shear * level)))
-            case "translate_x" | "translate_y":
-                # Rounded towards 0 to whole pixels, but 31.999999 becomes 32.
-                return AugmentOp(name, sign * int(self.shift * level + 1e-6))
-            case "rotate":
-                return AugmentOp(name, sign * self.angle * level)
-            case "brightness" | "saturation" | "contrast" | "sharpness":
-                return AugmentOp(name, 1 + sign * self.factor * level)
-            case "posterize":
-                return AugmentOp(name, round(8 - self.bits * level))
-            case "solarize":
-                return AugmentOp(name, 255 * (1 - level))
-        return AugmentOp(name, 0)
-
-
-# ------------------------------------------------------------------------------------------------- operations
-
-
-def apply(image: Image.Image, operation: AugmentOp, interpolation: str) -> Image.Image:
-    """Return an RGB image after one operation, of the same size."""
-    return OPERATIONS[operation.name](image, operation.magnitude, Image.Resampling[interpolation.upper()])
+    At level 1, an operation shears by `shear`, shifts by `shift` pixels, turns by `angle` degrees, changes the factor 1
+    of brightness and similar operations by `factor`, or removes `bits` of the 8 bits.
+    """
+    name = _CHOICES[draws.randint(len(_CHOICES))]
+    sign = -1 if draws.bernoulli(0.5) else 1
+    match name:
+        case "shear_x" | "shear_y":
+            magnitude = math.degrees(math.atan(sign * shear * level))
+        case "translate_x" | "translate_y":
+            # Rounded towards 0 to whole pixels, but 31.999999 becomes 32.
+            magnitude = sign * int(shift * level + 1e-6)
+        case "rotate":
+            magnitude = sign * angle * level
+        case "brightness" | "saturation" | "contrast" | "sharpness":
+            magnitude = 1 + sign * factor * level
+        case "posterize":
+            magnitude = round(8 - bits * level)
+        case "solarize":
+            magnitude = 255 * (1 - level)
+        case _:
+            magnitude = 0
+    return AugmentOp(name, magnitude)
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], resampling: Image.Resampling) -> Image.Image:
@@ -203,7 +172,9 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Ima
     "equalize": lambda image, _, __: ImageOps.equalize(image),
     "hue": lambda image, turn, _: _turn_hue(image, turn),
 }
-"""All operations by name. Each function takes an image, a magnitude and a filter."""
+"""All operations by name. Each takes an RGB image, a magnitude and a filter, and returns an image of the same size."""
+
+_CHOICES = [name for name in OPERATIONS if name != "hue"]  # Drawn by position.
 
 
 def build_policies(augment: AugmentSection) -> PolicyPipeline | None:

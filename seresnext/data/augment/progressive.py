@@ -13,8 +13,8 @@ _MULTIPLE = 32  # The network divides the side of an image by 32.
 class ImageSizeSchedule:
     """The side of a training image in pixels: `min_size` before step `start`, `max_size` from step `end` on.
 
-    Between `start` and `end` the size grows linearly, rounded to a multiple of 32, as in FFCV's ImageNet recipes
-    (rn50_configs, `resolution`), which count epochs.
+    In between, the size grows linearly, rounded to a multiple of 32, as in FFCV's ImageNet recipes (rn50_configs,
+    `resolution`).
     """
 
     min_size: int

@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from seresnext.data.decode.formats import JPEG, PNG, describe_format
 from seresnext.data.decode.jpeg import MOST_SCANS, has_many_scans
 from seresnext.errors import DataError, Failure
 
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
+_IMAGES = (
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"8BPS", "a Photoshop image"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"<svg", "an SVG image"),
+)
+# Brands of the ISO base media format: bytes 8 to 12 of a file.
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "an AVIF image"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC image"),
+    b"crx ": "a camera's raw image (CR3)",
+}
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"pk\3\4", "a zip archive"),
+    (b"%pdf", "a PDF document"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<?xml", "an XML text"),
+)
+_LOOKED_AT = 512  # Bytes of a file that is no image.
 # Parts of a PNG that change no pixel: texts, colour profile, EXIF. Pillow unpacks at most a megabyte of each.
 _METADATA = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"))
 
@@ -56,12 +85,6 @@ def is_gray(data: bytes) -> bool:
         return open_image(_without_metadata(data)).mode == "L"
 
 
-def not_an_image(data: bytes, name: str) -> DataError:
-    """Return the error for a file without the first bytes of a JPEG or PNG."""
-    kind, fix = describe_format(data)
-    return DataError(f"{name} {kind}; {fix}")
-
-
 def open_image(data: bytes) -> JpegImageFile | PngImageFile:
     """Open a JPEG or PNG and read the header, without a limit of pixels. Raises an exception of any type."""
     # Image.open has another limit of pixels than data.max_pixels, and does not report why a plugin refused the image.
@@ -85,13 +108,41 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 def _without_metadata(data: bytes) -> bytes:
     """Return a PNG without metadata; return other bytes unchanged."""
-    return PNG + b"".join(_pixel_chunks(data)) if data.startswith(PNG) else data
-
-
-def _pixel_chunks(data: bytes) -> Iterator[bytes]:
-    position = len(PNG)
+    if not data.startswith(PNG):
+        return data
+    parts, position = [PNG], len(PNG)
     while position < len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4])
         if data[position + 4 : position + 8] not in _METADATA:
-            yield data[position:end]
+            parts.append(data[position:end])
         position = end
+    return b"".join(parts)
+
+
+def not_an_image(data: bytes, name: str) -> DataError:
+    """Return the error for a file without the first bytes of a JPEG or PNG."""
+    if not data:
+        return DataError(f"{name} is empty; restore or remove the file")
+    if image := _image(data):
+        return DataError(f"{name} is {image}, not JPEG or PNG; convert or remove the file")
+    return DataError(f"{name} is {_other(data[:_LOOKED_AT])}, no JPEG or PNG image; restore or remove the file")
+
+
+def _image(data: bytes) -> str | None:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "a WebP image"
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12])
+    return next((name for signature, name in _IMAGES if data.startswith(signature)), None)
+
+
+def _other(head: bytes) -> str:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if found := next((name for signature, name in _OTHERS if start.startswith(signature)), None):
+        return found
+    if head[4:8] == b"ftyp":
+        return "a video"
+    if not any(head):
+        return "zeros at the beginning"
+    is_text = head.isascii() and all(one.isprintable() or one.isspace() for one in head.decode("latin-1"))
+    return "a text" if is_text else "of an unknown kind"

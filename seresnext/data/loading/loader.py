@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ def open_batches(
         loader = DataLoader(
             _BatchDataset(source, shares_memory=pin_memory),
             batch_size=None,
-            collate_fn=_unchanged,  # pyright: ignore[reportArgumentType]
-            sampler=enumerate(_recorded(keys, pending)),  # pyright: ignore[reportArgumentType]
+            collate_fn=lambda batch: batch,
+            sampler=_recorded(keys, pending),  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             prefetch_factor=_PREFETCH if workers else None,
             pin_memory=pin_memory,
@@ -98,7 +98,7 @@ def open_batches(
         yield _received(iterator, pending)
     except (RuntimeError, OSError, EOFError) as error:
         # Torch raises a worker's death in the main thread, also outside of the iterator.
-        if not _is_loss_of_worker(error) or _is_loss_in_other_block(error, processes):
+        if not _is_loss_of_own_worker(error, processes):
             raise
         if "timed out" in str(error):
             images = status.images_for(pending[0].step, pending[0].replica) if pending else []
@@ -106,7 +106,7 @@ def open_batches(
             dead = [number for number, process in enumerate(processes) if not process.is_alive()]
             images = [image for number in dead for image in status.images_of(number)]
         _kill(iterator, processes)
-        names = ", ".join(source.name(image) for image in images) or "none"
+        names = ", ".join(source.reader.name(image) for image in images) or "none"
         raise DataError(_explain_loss(error, pending, names)) from None
     finally:
         # The workers end with the iterator, and a frame of a traceback could keep the iterator alive.
@@ -114,15 +114,14 @@ def open_batches(
             iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _BatchDataset(Dataset["Batch | Failure | _PackedBatch"]):
-    """Batches by numbered key. A Failure is returned: torch would turn a raised one into the text of a traceback."""
+class _BatchDataset(Dataset["Batch | Failure | dict[str, Any]"]):
+    """Batches by key. A Failure is returned: torch would turn a raised one into the text of a traceback."""
 
     def __init__(self, source: BatchSource, *, shares_memory: bool) -> None:
         self._source = source
         self._shares_memory = shares_memory
 
-    def __getitem__(self, numbered: tuple[int, BatchKey]) -> Batch | Failure | _PackedBatch:
-        _, key = numbered
+    def __getitem__(self, key: BatchKey) -> Batch | Failure | dict[str, Any]:
         set_current_batch(key)
         try:
             batch = self._source.make(key)
@@ -130,41 +129,31 @@ class _BatchDataset(Dataset["Batch | Failure | _PackedBatch"]):
             return failure
         if get_worker_info() is None:
             return batch
-        packed = _PackedBatch.pack(batch)
+        packed = _pack(batch)
         if self._shares_memory:
             try:
                 # Torch would move the images in a thread that only prints an error, and the batch would never arrive.
-                packed.fields["images"] = batch.images.share_memory_()
+                packed["images"] = batch.images.share_memory_()
             except (OSError, RuntimeError) as error:
                 return _no_shared_memory(error)
         return packed
 
 
-class _PackedBatch(NamedTuple):
-    """A batch on the way from a worker to the trainer: `Batch` with arrays for tensors, and images as N H W C.
+def _pack(batch: Batch) -> dict[str, Any]:
+    """Return the fields of a batch for the way to the trainer, with arrays for tensors and images as N H W C.
 
     Arrays go through a pipe. Torch receives a tensor by a handshake with the worker: each takes time, and torch would
     wait without end for a frozen worker. For a GPU, the images alone are a tensor, in shared memory.
     """
-
-    fields: dict[str, Any]
-
-    @classmethod
-    def pack(cls, batch: Batch) -> _PackedBatch:
-        fields = batch._replace(images=batch.images.permute(0, 2, 3, 1))._asdict()
-        return cls({name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()})
-
-    def unpack(self) -> Batch:
-        fields: dict[str, Any] = {
-            name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in self.fields.items()
-        }
-        batch = Batch(**fields)
-        piped = isinstance(self.fields["images"], np.ndarray)
-        return batch._replace(images=batch.images.permute(0, 3, 1, 2)) if piped else batch
+    fields = batch._replace(images=batch.images.permute(0, 2, 3, 1))._asdict()
+    return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()}
 
 
-def _unchanged(batch: object) -> object:
-    return batch
+def _unpack(packed: dict[str, Any]) -> Batch:
+    fields: dict[str, Any] = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in packed.items()}
+    batch = Batch(**fields)
+    is_piped = isinstance(packed["images"], np.ndarray)
+    return batch._replace(images=batch.images.permute(0, 3, 1, 2)) if is_piped else batch
 
 
 def _recorded(keys: Iterable[BatchKey], pending: deque[BatchKey]) -> Iterator[BatchKey]:
@@ -174,26 +163,27 @@ def _recorded(keys: Iterable[BatchKey], pending: deque[BatchKey]) -> Iterator[Ba
         yield key
 
 
-def _received(iterator: Iterator[Batch | Failure | _PackedBatch], pending: deque[BatchKey]) -> Iterator[Batch]:
+def _received(iterator: Iterator[Batch | Failure | dict[str, Any]], pending: deque[BatchKey]) -> Iterator[Batch]:
     for result in iterator:
         pending.popleft()
         if isinstance(result, Failure):
             raise result
-        yield result.unpack() if isinstance(result, _PackedBatch) else result
+        yield _unpack(result) if isinstance(result, dict) else result
 
 
-def _is_loss_of_worker(error: Exception) -> bool:
-    """Return whether torch reports a worker that died or hangs. A worker can also pass on an exception."""
+def _is_loss_of_own_worker(error: Exception, processes: list[BaseProcess]) -> bool:
+    """Return whether torch reports that a worker of this block died or hangs.
+
+    A worker can also pass on an exception, and training workers can die during the block of a validation.
+    """
+    text = str(error)
     if isinstance(error, RuntimeError):
-        return str(error).startswith(("DataLoader worker", "DataLoader timed out"))
-    # The thread that pins batches finds the connection of a dead worker closed.
-    return "in pin memory thread" in str(error)
-
-
-def _is_loss_in_other_block(error: Exception, processes: list[BaseProcess]) -> bool:
-    """Return whether all dead workers belong to another block: training workers can die during a validation."""
-    named = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-    return bool(named) and not {int(pid) for pid in named[1].split(",")} & {process.pid for process in processes}
+        is_loss = text.startswith(("DataLoader worker", "DataLoader timed out"))
+    else:  # The thread that pins batches finds the connection of a dead worker closed.
+        is_loss = "in pin memory thread" in text
+    named = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
+    own = {process.pid for process in processes}
+    return is_loss and (named is None or any(int(pid) in own for pid in named[1].split(",")))
 
 
 def _explain_loss(error: Exception, pending: deque[BatchKey], names: str) -> str:

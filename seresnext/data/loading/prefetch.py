@@ -45,7 +45,26 @@ def prefetch(
     batches are in memory, the current and the next. `mean` and `std` are for pixels in 0..1. `fill` is for batches with
     boxes. `compiled` fuses the work into one kernel. `data_wait` is the wait for the loader.
     """
-    prepare = _Preparation(device, dtype, mean, std, channels_last, fill, compiled)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # (x / 255 - mean) / std, as one subtraction and one division.
+    scaled_mean, scaled_std = (
+        255 * torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1) for values in (mean, std)
+    )
+    # One kernel for all sizes: the last batch of an epoch may be short, and progressive sizes grow.
+    normalise = torch.compile(_normalise, dynamic=True) if compiled else _normalise
+
+    def prepare(batch: Batch, waited: float) -> DeviceBatch:
+        images, flips, labels = (
+            tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.flips, batch.labels)
+        )
+        boxes = values = None
+        if batch.boxes is not None:
+            assert fill is not None, "boxes to erase need a fill"
+            boxes = batch.boxes.to(device, non_blocking=True)
+            values = fill.like(images, dtype, batch.step, batch.replica)
+        images = normalise(images, flips, scaled_mean, scaled_std, layout, boxes, values)
+        return DeviceBatch(images, labels, batch.step, batch.replica, waited, batch.unreadable)
+
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream:
         stream.wait_stream(torch.cuda.current_stream(device))  # The current stream made the mean and the deviation.
@@ -66,39 +85,6 @@ def prefetch(
             for tensor in (following.images, following.labels):
                 tensor.record_stream(torch.cuda.current_stream(device))
         upcoming = following
-
-
-class _Preparation:
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        mean: Sequence[float],
-        std: Sequence[float],
-        channels_last: bool,
-        fill: EraseFill | None,
-        compiled: bool,
-    ) -> None:
-        self._device = device
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        # (x / 255 - mean) / std, as one subtraction and one division.
-        self._mean = 255 * torch.tensor(mean, dtype=dtype, device=device).view(1, -1, 1, 1)
-        self._std = 255 * torch.tensor(std, dtype=dtype, device=device).view(1, -1, 1, 1)
-        self._fill = fill
-        # One kernel for all sizes: the last batch of an epoch may be short, and progressive sizes grow.
-        self._normalise = torch.compile(_normalise, dynamic=True) if compiled else _normalise
-
-    def __call__(self, batch: Batch, waited: float) -> DeviceBatch:
-        images, flips, labels = (
-            tensor.to(self._device, non_blocking=True) for tensor in (batch.images, batch.flips, batch.labels)
-        )
-        boxes = fill = None
-        if batch.boxes is not None:
-            assert self._fill is not None, "boxes to erase need a fill"
-            boxes = batch.boxes.to(self._device, non_blocking=True)
-            fill = self._fill.like(images, self._mean.dtype, batch.step, batch.replica)
-        images = self._normalise(images, flips, self._mean, self._std, self._layout, boxes, fill)
-        return DeviceBatch(images, labels, batch.step, batch.replica, waited, batch.unreadable)
 
 
 def _normalise(

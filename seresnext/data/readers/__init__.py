@@ -12,7 +12,7 @@ import numpy as np
 from seresnext.data.order import BatchKey
 from seresnext.errors import DataError
 
-_ALIKE_LISTED = 5
+_LISTED, _ALIKE_LISTED = 10, 5
 
 
 class Reader(Protocol):
@@ -41,7 +41,8 @@ class Reader(Protocol):
         """The shard number of each image (int N); None for data without shards."""
         return None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, index: int) -> bytes:
         """Return the encoded image. Raises DataError naming the file."""
@@ -62,12 +63,16 @@ def check_same_classes(train: Reader, val: Reader) -> None:
         return
     only_train = sorted(set(train.classes) - set(val.classes))
     only_val = sorted(set(val.classes) - set(train.classes))
-    parts = [f"only in training: {_listing(only_train)}"] * bool(only_train)
-    parts += [f"only in validation: {_listing(only_val)}"] * bool(only_val)
+    differences = "; ".join(
+        f"only in {split}: {', '.join(names[:_LISTED])}"
+        + (f" and {len(names) - _LISTED} more" * (len(names) > _LISTED))
+        for split, names in (("training", only_train), ("validation", only_val))
+        if names
+    )
     raise DataError(
         f"the class folders of training ({len(train.classes)}) and validation ({len(val.classes)}) differ: "
-        f"{'; '.join(parts)}; a label would stand for two classes{look_alikes(only_train, only_val)}. Give validation "
-        "the class folders of training"
+        f"{differences}; a label would stand for two classes{look_alikes(only_train, only_val)}. Give validation the "
+        "class folders of training"
     )
 
 
@@ -104,9 +109,7 @@ def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
 
 def _appearance(name: str) -> str:
     """Return a name without invisible characters and differences of form, spaces and case."""
-    visible = (
-        character for character in unicodedata.normalize("NFKC", name) if unicodedata.category(character) != "Cf"
-    )
+    visible = (each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
     return unicodedata.normalize("NFKC", " ".join("".join(visible).split()).casefold())
 
 
@@ -118,8 +121,3 @@ def _difference(name: str, other: str) -> str:
     if name.casefold() == other.casefold():
         return "upper and lower case"
     return "characters that look alike"
-
-
-def _listing(names: list[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -12,11 +12,11 @@ import numpy as np
 
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import LARGEST_IMAGE
-from seresnext.data.readers.index import IndexColumns, fingerprint_of
+from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
 from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
 from seresnext.files import open_regular
-from seresnext.printable import printable
+from seresnext.printable import listed, printable
 from seresnext.progress import progress
 
 _ENDINGS = (".jpeg", ".jpg", ".png")
@@ -34,7 +34,7 @@ class FolderReader(Reader):
     """
 
     def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
-        self._folder = _split_folder(root, split)
+        self._folder = split_folder(root, split)
         self._index = open_or_build(
             index_path(cache, "folder", root, split),
             lambda: folder_signature(self._folder),
@@ -43,9 +43,6 @@ class FolderReader(Reader):
         self.classes = self._index.classes
         self.fingerprint = self._index.fingerprint
         self.notices = tuple(f"{self._folder}: {notice}" for notice in self._index.notices)
-
-    def __len__(self) -> int:
-        return len(self._index)
 
     @property
     def labels(self) -> np.ndarray:
@@ -103,8 +100,7 @@ def _scan_split(folder: Path) -> IndexColumns:
         )
     elif not classes:
         problems.append(f"there are no class folders; the layout is {folder.name}/CLASS/IMAGE")
-    names: list[bytes] = []
-    lengths: list[np.ndarray] = []
+    names: dict[str, Names] = {}
     with progress(f"index of {folder.name}", len(classes), " classes") as advance:
         for class_name in classes:
             nested, found, skipped = _scan(folder / class_name)
@@ -119,32 +115,17 @@ def _scan_split(folder: Path) -> IndexColumns:
                 problems.append(
                     f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); add some or remove the folder"
                 )
-            encoded = [os.fsencode(name) for name in found]
-            names.append(b"".join(encoded))
-            lengths.append(np.array([len(name) for name in encoded], np.int64))
+            names[class_name] = Names.pack(found)
             advance(1)
     if problems:
-        more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-        listing = "\n  ".join(problems[:_LISTED] + more)
-        raise DataError(f"{folder} cannot be used:\n  {listing}")
-    counts = np.array([len(each) for each in lengths])
-    ends = np.cumsum(np.concatenate(lengths))
-    block = b"".join(names)
-    return IndexColumns(
-        classes=classes,
-        fingerprint=fingerprint_of(classes, counts, ends, block),
-        label=np.repeat(np.arange(len(classes)), counts),
-        name_ends=ends,
-        names=np.frombuffer(block, np.uint8),
-        notices=(_count_skipped(others),) if others else (),
-    )
+        raise DataError("\n  ".join([f"{folder} cannot be used:", *listed(problems, _LISTED)]))
+    images = f"images are {', '.join(_ENDINGS)}"
+    notices = (f"{others.total()} files are skipped ({_counted(others)}); {images}",) if others else ()
+    return columns_by_class(names, notices)
 
 
-def _count_skipped(others: Counter[str]) -> str:
-    return f"{others.total()} files are skipped ({_counted(others)}); images are {', '.join(_ENDINGS)}"
-
-
-def _split_folder(root: Path, split: str) -> Path:
+def split_folder(root: Path, split: str) -> Path:
+    """Return the folder of a split. Raises DataError that lists the folders there."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the folder of train/ and val/ with --data DIR")
     splits = _scan(root).folders
@@ -170,7 +151,7 @@ def _scan(folder: Path) -> _Entries:
                 if entry.name.startswith("."):
                     continue
                 # A link with the name of an image is not followed. Each link would cost a system call.
-                is_image = _is_image(entry.name)
+                is_image = entry.name.lower().endswith(_ENDINGS)
                 if entry.is_dir(follow_symlinks=not is_image):
                     folders.append(entry.name)
                 elif is_image:
@@ -188,7 +169,3 @@ def _counted(endings: Counter[str]) -> str:
     parts = [f"{count} {printable(ending) or 'without ending'}" for ending, count in most]
     rest = endings.total() - sum(count for _, count in most)
     return ", ".join(parts + [f"{rest} others"] * bool(rest))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_ENDINGS)

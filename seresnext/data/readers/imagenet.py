@@ -7,22 +7,24 @@ are not compressed, so one `pread` at an offset reads an image.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.devkit import read_validation_classes
-from seresnext.data.readers.files import LARGEST_IMAGE, FilesAtOffsets
-from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.readers.index import IndexColumns, fingerprint_of
+from seresnext.data.readers.files import LARGEST_IMAGE, FileState, read_at, read_piece
+from seresnext.data.readers.imagenet_classes import imagenet_classes, read_validation_classes
+from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
 from seresnext.data.readers.index_cache import Signature, Times, index_path, open_or_build, sign
-from seresnext.data.readers.tarfiles import BLOCK, Member, header_name, members
+from seresnext.data.readers.tarfiles import BLOCK, Member, ReadAt, header_name, members
 from seresnext.errors import DataError
+from seresnext.files import open_regular
 from seresnext.progress import progress
 
 
@@ -44,8 +46,8 @@ _SPLITS = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
 # Numbers of images in the published archives.
 _OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
 _VAL_PER_CLASS = 50
+_PIECE = 8 << 20  # bytes of a read
 _CLASS_ARCHIVE = re.compile(r"(n[0-9]{8})\.tar")
-_VAL_IMAGE = re.compile(r"ILSVRC2012_val_([0-9]{8})\.JPEG")
 
 
 class ImagenetReader(Reader):
@@ -59,23 +61,19 @@ class ImagenetReader(Reader):
     def __init__(self, root: Path, split: str, cache: Path | None = None, official: bool | None = None) -> None:
         if split not in _SPLITS:
             raise DataError(f"ImageNet's archives have no split {split!r}; give train or val")
-        self._paths = [root / archive.name for archive in _SPLITS[split]]
-        status = _status(self._paths[0])
-        self._path = self._paths[0]
+        paths = [root / archive.name for archive in _SPLITS[split]]
+        self._path = paths[0]
+        status = _status(self._path)
+        self._state = FileState(status.st_size, status.st_mtime_ns)
         is_official = status.st_size == _SPLITS[split][0].size if official is None else official
-        self._files = FilesAtOffsets([self._path], [(status.st_size, status.st_mtime_ns)])
-        index = open_or_build(
+        self._index = open_or_build(
             index_path(cache, "imagenet", root, split),
-            lambda: archives_signature(self._paths, is_official),
-            lambda: self._build(split, is_official),
+            lambda: archives_signature(paths, is_official),
+            lambda: _list_archive(paths, split, is_official),
         )
-        self._index = index
-        self.classes = index.classes
-        self.fingerprint = index.fingerprint
-        self.notices = tuple(f"{self._path}: {notice}" for notice in index.notices)
-
-    def __len__(self) -> int:
-        return len(self._index)
+        self.classes = self._index.classes
+        self.fingerprint = self._index.fingerprint
+        self.notices = tuple(f"{self._path}: {notice}" for notice in self._index.notices)
 
     @property
     def labels(self) -> np.ndarray:
@@ -88,7 +86,7 @@ class ImagenetReader(Reader):
             name = self._index.stored_name(index)
         else:
             try:
-                name = header_name(self._files.read(0, int(self._index.offset[index]) - BLOCK, BLOCK))
+                name = header_name(read_at(self._path, int(self._index.offset[index]) - BLOCK, BLOCK, self._state))
             except OSError:
                 name = f"image {index}"
         inner = f"{self.classes[self.labels[index]]}.tar/" if self._path.name == TRAIN.name else ""
@@ -97,40 +95,12 @@ class ImagenetReader(Reader):
     def read(self, index: int) -> bytes:
         """Return the bytes of an image. Raises DataError naming an image that cannot be read."""
         try:
-            return self._files.read(0, int(self._index.offset[index]), int(self._index.size[index]))
+            return read_at(self._path, int(self._index.offset[index]), int(self._index.size[index]), self._state)
         except OSError as error:
             raise DataError(
                 f"{self._path.parent / self.name(index)} cannot be read: {error.strerror}; put the archive of this "
                 "run back, or start again"
             ) from None
-
-    def _build(self, split: str, official: bool) -> IndexColumns:
-        size = self._path.stat().st_size
-
-        def read(offset: int, count: int) -> bytes:
-            try:
-                return self._files.read(0, offset, count)
-            except OSError as error:
-                raise DataError(f"{self._path} cannot be read: {error.strerror}; get the archive again") from None
-
-        reached = 0
-        with progress(f"index of {self._path.name}", size, "B") as advance:
-
-            def reach(position: int) -> None:
-                nonlocal reached
-                advance(position - reached)
-                reached = position
-
-            if split == "train":
-                by_class = _list_train(read, size, self._path, reach)
-            else:
-                by_class = _list_val(read, size, self._path, read_validation_classes(self._paths[1]), reach)
-            reach(size)  # The zeros at the end.
-        if official:
-            _check_counts(by_class, split, self._path)
-        if not by_class:
-            raise DataError(f"{self._path} holds no images; get the archive again")
-        return _to_columns(by_class, self._path)
 
 
 def archives_signature(paths: Sequence[Path], official: bool) -> Signature:
@@ -157,37 +127,67 @@ def _status(path: Path) -> os.stat_result:
 
 
 class _Images(NamedTuple):
-    """The images of a class, sorted by name: offsets, sizes in bytes, joined names, and lengths of the names.
+    """The images of a class, sorted by name: names, offsets, and sizes in bytes.
 
     `are_plain`: the header before each image holds the name.
     """
 
+    names: Names
     offset: np.ndarray
     size: np.ndarray
-    lengths: np.ndarray
-    names: bytes
     are_plain: bool
 
-
-def _pack(images: list[Member]) -> _Images:
-    images.sort(key=lambda image: image.name)
-    names = [os.fsencode(image.name) for image in images]
-    return _Images(
-        np.array([image.offset for image in images], np.uint64),
-        np.array([image.size for image in images], np.uint64),
-        np.array([len(name) for name in names], np.int64),
-        b"".join(names),
-        all(image.is_plain for image in images),
-    )
+    @classmethod
+    def pack(cls, images: list[Member]) -> _Images:
+        images.sort(key=lambda image: image.name)
+        places = np.array([(image.offset, image.size) for image in images], np.uint64)
+        names = Names.pack([image.name for image in images])
+        return cls(names, places[:, 0], places[:, 1], all(image.is_plain for image in images))
 
 
 ImagesByClass = dict[str, _Images]
 """The images of each class by WordNet id, sorted."""
 
 
-def _list_train(
-    read: Callable[[int, int], bytes], size: int, path: Path, reach: Callable[[int], None]
-) -> ImagesByClass:
+def _list_archive(paths: Sequence[Path], split: str, official: bool) -> IndexColumns:
+    """List the images of a split. `paths` are the archive and, for validation, the development kit."""
+    path = paths[0]
+    truth = read_validation_classes(paths[1]) if split == "val" else []
+    if official and split == "val":
+        check_md5(paths[1], DEVKIT)  # Kits of other years number the classes differently.
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            with progress(f"index of {path.name}", size, "B") as advance:
+                reached = 0
+
+                def read(offset: int, count: int) -> bytes:
+                    nonlocal reached
+                    advance(offset - reached)
+                    reached = offset
+                    return read_piece(file.fileno(), offset, count)
+
+                by_class = _list_val(read, size, path, truth) if split == "val" else _list_train(read, size, path)
+                advance(size - reached)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; get the archive again") from None
+    if official:
+        _check_counts(by_class, split, path)
+    if not by_class:
+        raise DataError(f"{path} holds no images; get the archive again")
+    found = by_class.values()
+    columns = replace(
+        columns_by_class({wordnet_id: images.names for wordnet_id, images in by_class.items()}),
+        offset=np.concatenate([images.offset for images in found]),
+        size=np.concatenate([images.size for images in found]),
+    )
+    # The index needs names only when a header before an image does not hold the name.
+    nothing = np.empty(0, np.uint8)
+    are_plain = all(images.are_plain for images in found)
+    return replace(columns, name_ends=nothing, names=nothing) if are_plain else columns
+
+
+def _list_train(read: ReadAt, size: int, path: Path) -> ImagesByClass:
     by_class: ImagesByClass = {}
     for archive in members(read, 0, size, str(path)):
         found = _CLASS_ARCHIVE.fullmatch(archive.name)
@@ -196,22 +196,15 @@ def _list_train(
                 f"{path}: member {archive.name!a} is no archive of a class such as n01440764.tar; get the archive again"
             )
         where = f"{path}: {archive.name}"
-        images = [_flat(image, where) for image in members(read, archive.offset, archive.offset + archive.size, where)]
+        images = _list_images(read, archive.offset, archive.offset + archive.size, where)
         if not images:
             raise DataError(f"{where} holds no images; get the archive again")
-        by_class[found[1]] = _pack(images)
-        reach(archive.offset + archive.size)
+        by_class[found[1]] = _Images.pack(images)
     return dict(sorted(by_class.items()))
 
 
-def _list_val(
-    read: Callable[[int, int], bytes], size: int, path: Path, truth: list[str], reach: Callable[[int], None]
-) -> ImagesByClass:
-    images: list[Member] = []
-    for image in members(read, 0, size, str(path)):
-        images.append(_flat(image, str(path)))
-        reach(image.offset + image.size)
-    images.sort(key=lambda member: member.name)
+def _list_val(read: ReadAt, size: int, path: Path, truth: list[str]) -> ImagesByClass:
+    images = sorted(_list_images(read, 0, size, str(path)))
     if len(images) != len(truth):
         raise DataError(
             f"{path} holds {len(images):,} images, and the development kit the classes of {len(truth):,} images; "
@@ -220,64 +213,61 @@ def _list_val(
     by_class: dict[str, list[Member]] = {wordnet_id: [] for wordnet_id in sorted(set(truth))}
     # The archive has no order. Line i of the kit has the class of image number i.
     for number, (image, wordnet_id) in enumerate(zip(images, truth, strict=True), 1):
-        found = _VAL_IMAGE.fullmatch(image.name)
-        if not found or int(found[1]) != number:
+        name = f"ILSVRC2012_val_{number:08}.JPEG"
+        if image.name != name:
             raise DataError(
-                f"{path}: member {image.name!a} is in the place of ILSVRC2012_val_{number:08}.JPEG, and labels follow "
-                "these numbers; get the archive again"
+                f"{path}: member {image.name!a} is in the place of {name}, and labels follow these numbers; get the "
+                "archive again"
             )
         by_class[wordnet_id].append(image)
-    return {wordnet_id: _pack(found) for wordnet_id, found in by_class.items()}
+    return {wordnet_id: _Images.pack(found) for wordnet_id, found in by_class.items()}
 
 
-def _flat(image: Member, where: str) -> Member:
-    if "/" in image.name:
+def _list_images(read: ReadAt, start: int, end: int, where: str) -> list[Member]:
+    images = list(members(read, start, end, where))
+    for image in images:
+        if "/" in image.name or image.size > LARGEST_IMAGE:
+            raise DataError(
+                f"{where}: member {image.name!a} ({image.size} bytes) is in a folder or too large for an image, unlike "
+                "all members of the challenge's archives; get the archive again"
+            )
+    return images
+
+
+def check_md5(path: Path, archive: Archive) -> None:
+    """Raise DataError if the MD5 sum of a file differs from the published sum. Report the progress."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with (
+            os.fdopen(open_regular(path), "rb", buffering=0) as file,
+            progress(f"MD5 of {path.name}", archive.size, "B") as advance,
+        ):
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                advance(len(piece))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
+    if digest.hexdigest() != archive.md5:
         raise DataError(
-            f"{where}: member {image.name!a} is in a folder, and the challenge's archives have no folders; get the "
-            "archive again"
+            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; repeat the download"
         )
-    if image.size > LARGEST_IMAGE:
-        raise DataError(
-            f"{where}: member {image.name!a} has {image.size} bytes, so it is no image; get the archive again"
-        )
-    return image
 
 
 def _check_counts(by_class: ImagesByClass, split: str, path: Path) -> None:
     """Raise DataError unless classes and numbers of images are the published ones, which give the labels a meaning."""
-    expected = [row.wordnet_id for row in imagenet_classes()]
-    if list(by_class) != expected:
-        missing, odd = sorted(set(expected) - by_class.keys()), sorted(by_class.keys() - set(expected))
+    expected = {row.wordnet_id for row in imagenet_classes()}
+    if by_class.keys() != expected:
+        missing, odd = sorted(expected - by_class.keys()), sorted(by_class.keys() - expected)
         raise DataError(
             f"{path} has {len(by_class)} classes, the challenge {len(expected)} (missing: "
             f"{', '.join(missing[:10]) or '-'}; unknown: {', '.join(odd[:10]) or '-'}); get the archive again"
         )
-    total = sum(len(images.size) for images in by_class.values())
-    if total != _OFFICIAL_COUNTS[split]:
+    counts = {wordnet_id: len(images.size) for wordnet_id, images in by_class.items()}
+    if sum(counts.values()) != _OFFICIAL_COUNTS[split]:
         raise DataError(
-            f"{path} holds {total:,} images, the challenge {_OFFICIAL_COUNTS[split]:,}; get the archive again"
+            f"{path} holds {sum(counts.values()):,} images, the challenge {_OFFICIAL_COUNTS[split]:,}; get the archive "
+            "again"
         )
-    if split == "val":
-        uneven = [wordnet_id for wordnet_id, images in by_class.items() if len(images.size) != _VAL_PER_CLASS]
-        if uneven:
-            count = len(by_class[uneven[0]].size)
-            raise DataError(f"{path}: {uneven[0]} has {count} images, not {_VAL_PER_CLASS}; get the archive again")
-
-
-def _to_columns(by_class: ImagesByClass, path: Path) -> IndexColumns:
-    classes, found = tuple(by_class), list(by_class.values())
-    counts = np.array([len(images.size) for images in found])
-    ends = np.cumsum(np.concatenate([images.lengths for images in found]))
-    names = b"".join(images.names for images in found)
-    # The index needs names only when a header before an image does not hold the name.
-    stored_names = {"name_ends": ends, "names": np.frombuffer(names, np.uint8)}
-    return IndexColumns(
-        classes=classes,
-        fingerprint=fingerprint_of(classes, counts, ends, names),
-        label=np.repeat(np.arange(len(classes)), counts),
-        files=(path.name,),
-        file_id=np.zeros(len(ends), np.uint8),
-        offset=np.concatenate([images.offset for images in found]),
-        size=np.concatenate([images.size for images in found]),
-        **({} if all(images.are_plain for images in found) else stored_names),
-    )
+    for wordnet_id, count in counts.items():
+        if split == "val" and count != _VAL_PER_CLASS:
+            raise DataError(f"{path}: {wordnet_id} has {count} images, not {_VAL_PER_CLASS}; get the archive again")

@@ -1,11 +1,9 @@
-"""The cache of indices. A machine builds the index of a split once, and again after the data changed.
+"""The cache of indices, in a folder outside of the data. A machine builds an index once, and after the data changed.
 
-The index lies in a cache folder outside of the data. The signature of the data shows changes: size and times of
-archives, or names and times of class folders. A start compares signatures and does not look at every file.
-
-The name of an index file contains the digest of the content, so no other index replaces a file in use. A record is a
-small file that names the index of a signature. A signature without a record costs one listing of the data. A listing
-that finds the content of an existing index adds a record and no index.
+The signature of the data shows changes: size and times of archives, or names and times of class folders. A start
+compares signatures and does not look at every file. A record is a small file that names the index of a signature. A
+signature without a record costs one listing of the data, which finds an existing index or builds another one. The name
+of an index file contains the digest of the content, so no other index replaces a file in use.
 
 Some times show no changes: equal times of all folders (a mounted object store, an archive unpacked with fixed times),
 and times that are always now. One process of the machine lists such data at each start, and writes a record for this
@@ -81,11 +79,10 @@ def cache_folder(cache: Path | None) -> Path:
     """
     folder = cache
     try:
-        if folder is None:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seresnext"
+        folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seresnext"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home.
-        raise _no_cache(folder, error) from None
+        raise _no_cache(folder or "the home folder", error) from None
     return folder
 
 
@@ -99,11 +96,10 @@ def _signed_path(path: Path, digest: str, suffix: str = ".index") -> Path:
     return path.with_name(f"{path.stem}-{digest[:16]}{suffix}")
 
 
-def _no_cache(folder: Path | None, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or error
+def _no_cache(folder: Path | str, error: Exception) -> DataError:
     return DataError(
-        f"the index of the data cannot be kept in {folder or 'the home folder'}: {reason}; set data.cache to a "
-        "folder that can be written"
+        f"the index of the data cannot be kept in {folder}: {getattr(error, 'strerror', None) or error}; set "
+        "data.cache to a folder that can be written"
     )
 
 
@@ -124,7 +120,12 @@ def open_or_build(path: Path, signature: Callable[[], Signature], build: Callabl
         columns, known = _list(path, signature, build)
         try:
             index = save_index(path, columns, known)
-            return index if known else _record_start(path, index, time.monotonic() - start)
+            if known:
+                return index
+            seconds = time.monotonic() - start
+            if this_start := _this_start():
+                _record(path, this_start, index, seconds)
+            return _noticed(index, seconds)
         except OSError as error:
             raise _no_cache(path.parent, error) from None
 
@@ -159,9 +160,10 @@ def _list(
     last = ""
     for _ in range(_MOST_LISTINGS):
         before = signature()
-        if _is_fresh(before):
+        tick = _FINE_TICK_NS if before.newest % 1_000_000_000 else _COARSE_TICK_NS
+        if abs(time.time_ns() - before.newest) < tick:
             # A change in the same tick of the clock would leave no trace.
-            time.sleep(_tick(before) / 1e9)
+            time.sleep(tick / 1e9)
             before = signature()
         columns = build()
         if signature().digest == before.digest:
@@ -195,12 +197,6 @@ def _record(path: Path, key: str, index: Index, seconds: float = 0.0) -> None:
     _signed_path(path, key, ".record").write_text(text)
 
 
-def _record_start(path: Path, index: Index, seconds: float) -> Index:
-    if start := _this_start():
-        _record(path, start, index, seconds)
-    return _noticed(index, seconds)
-
-
 def _noticed(index: Index, seconds: float) -> Index:
     notice = f"the times do not show changes, so the data was listed at this start, which took {seconds:.1f} s"
     return replace(index, notices=(*index.notices, notice))
@@ -209,9 +205,8 @@ def _noticed(index: Index, seconds: float) -> Index:
 def _this_start() -> str:
     """Return a digest of this start under torchrun, the same for all ranks of a machine; empty without torchrun."""
     launch = launcher_id()
-    if launch is None:
-        return ""
-    return hashlib.sha256(f"{launch} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}".encode()).hexdigest()
+    start = f"{launch} {os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    return "" if launch is None else hashlib.sha256(start.encode()).hexdigest()
 
 
 def _open(path: Path, digest: str) -> Index:
@@ -241,14 +236,6 @@ def _sweep(path: Path) -> None:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > (_LEFT_SECONDS if left.suffix == ".tmp" else _UNUSED_SECONDS):
                 left.unlink()
-
-
-def _tick(signature: Signature) -> int:
-    return _FINE_TICK_NS if signature.newest % 1_000_000_000 else _COARSE_TICK_NS
-
-
-def _is_fresh(signature: Signature) -> bool:
-    return abs(time.time_ns() - signature.newest) < _tick(signature)
 
 
 @contextmanager

@@ -72,9 +72,10 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
             raise DataError(f"{archive} has a damaged header after {last}; get the archive again")
         kind = block[156:157]
         name = extension.get("path") or header_name(block)
-        where = f"{archive}: member {_shown(name)}"
+        where = f"{archive}: member {name if len(name) <= 200 else f'{name[:197]}...'!a}"
         size = int(extension["size"]) if "size" in extension else _number(block[124:136], where)
         data = position + BLOCK
+        padded = -(-size // BLOCK) * BLOCK
         if data + size > end:
             raise DataError(
                 f"{where} is cut off: {max(end - data, 0)} of {size} bytes are there; get the archive again"
@@ -83,14 +84,18 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
             extensions += 1
             if extensions > _MOST_EXTENSIONS:
                 raise DataError(f"{where} has more than {_MOST_EXTENSIONS} header extensions; get the archive again")
-            extension = {**extension, **_read_extension(read(data, _extension_size(size, where)), kind, where)}
-            position = data + _padded(size)
+            if size > _LONGEST_EXTENSION:
+                raise DataError(f"{where} has a header extension of {size} bytes; give an archive of images")
+            extension = {**extension, **_read_extension(read(data, size), kind, where)}
+            position = data + padded
             continue
-        _check_name(name, where)
-        if kind in _REFUSED:
-            raise DataError(f"{where} {_REFUSED[kind]}; make an archive of regular files only")
-        if any(key.startswith("GNU.sparse.") for key in extension):
-            raise DataError(f"{where} is a sparse file; make an archive of regular files only")
+        if not name or "\0" in name:
+            raise DataError(f"{where} has no usable name; get the archive again")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"{where} has a name that leads outside of the archive; do not use this archive")
+        refused = _REFUSED[b"S"] if any(key.startswith("GNU.sparse.") for key in extension) else _REFUSED.get(kind)
+        if refused:
+            raise DataError(f"{where} {refused}; make an archive of regular files only")
         is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
         if not is_folder and kind not in (b"0", b"\0"):
             raise DataError(f"{where} is of the unknown type {kind!r}; make an archive of regular files only")
@@ -98,10 +103,10 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
         if plain in seen:
             raise DataError(f"{where} is there twice; make an archive with one member of each name")
         seen.add(plain)
-        last = f"member {_shown(name)}"
+        last = where.removeprefix(f"{archive}: ")
         if not is_folder:
             yield Member(plain, data, size, is_plain=name == plain and "path" not in extension)
-        position = data + (0 if is_folder else _padded(size))
+        position = data + (0 if is_folder else padded)
         extension, extensions = {}, 0
 
 
@@ -132,12 +137,6 @@ def _number(text: bytes, where: str) -> int:
     return int(digits or b"0", 8)
 
 
-def _extension_size(size: int, where: str) -> int:
-    if size > _LONGEST_EXTENSION:
-        raise DataError(f"{where} has a header extension of {size} bytes; give an archive of images")
-    return size
-
-
 def _read_extension(content: bytes, kind: bytes, where: str) -> dict[str, str]:
     """Return the settings of the next member in a header extension: path, size, and marks of a sparse file."""
     if kind == b"L":
@@ -166,25 +165,8 @@ def _read_extension(content: bytes, kind: bytes, where: str) -> dict[str, str]:
     return found
 
 
-def _check_name(name: str, where: str) -> None:
-    parts = name.split("/")
-    if not name or "\0" in name:
-        raise DataError(f"{where} has no usable name; get the archive again")
-    if name.startswith("/") or ".." in parts:
-        raise DataError(f"{where} has a name that leads outside of the archive; do not use this archive")
-
-
 def _check_end(read: ReadAt, position: int, end: int, archive: str, last: str) -> None:
     if position + BLOCK > end or read(position, BLOCK) != _ZEROS:
         raise DataError(f"{archive} is cut off after {last}: half of the end mark is missing; get the archive again")
     if end - position > _MOST_PADDING or any(read(position, end - position)):
         raise DataError(f"{archive} has more data after the end mark, after {last}; give one archive per file")
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _shown(name: str) -> str:
-    """Return a name for a message: quoted, in one line, short, and without control characters."""
-    return ascii(name if len(name) <= 200 else f"{name[:197]}...")

@@ -1,4 +1,4 @@
-"""A bounded cache folder of a server's shards, shared by several processes."""
+"""The shards of a server behind a bounded cache folder, which several processes share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from seresnext.data.readers.files import read_piece
 from seresnext.data.shards.format import Shard
@@ -18,118 +19,112 @@ from seresnext.progress import warn
 
 # Time limit and interval of the wait for room, while other processes read or write the whole cache.
 _ROOM_SECONDS, _LOOK_SECONDS = 240.0, 0.05
-# A process sets the time of last use of a shard at most this often.
-_USE_SECONDS = 1.0
 
 
-class ShardCache:
-    """Local copies of shards in one folder, at most `limit` bytes of them, shared by all processes of a machine.
+def fetch_index(remote: Remote, name: str, sha256: str, most: int, cache: Path) -> Path:
+    """Return the path of a local copy of an index of at most `most` bytes, outside of the limit of the cache.
 
-    A copy is named by its checksum, and appears under this name only when it is complete. To make room, the least
-    recently used copies are removed, except copies that a process reads at this moment. Processes use file locks, which
-    end with the process.
+    A damaged copy is downloaded again. Raises DataError when no download has this checksum.
+    """
+    folder = _make_folder(cache)
+    path = folder / f"{sha256}-{name}"
+    with _lock(folder / f"{sha256}.lock"):
+        with suppress(OSError), path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return path
+        if path.exists():
+            warn(f"{path} is damaged (another checksum) and is downloaded again")
+        part = path.with_suffix(".new")
+        with _kept_in(folder), part.open("wb") as file:
+            remote.copy(name, file, sha256, most)
+            part.replace(path)
+    return path
+
+
+class RemoteShards:
+    """Shards of a server, with local copies of at most `limit` bytes that all processes of a machine share.
+
+    The first read of a shard downloads the whole shard. A copy is named by its checksum, and appears under this name
+    only when it is complete. To make room, the least recently used copies are removed, except copies that a process
+    reads or writes at this moment. Processes use file locks, which end with the process. Raises DataError when the
+    largest shard is larger than the whole cache.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, remote: Remote, shards: Sequence[Shard], cache: Path, limit: int) -> None:
+        self.remote = remote
+        self.shards = tuple(shards)
         self.limit = limit
-        self._folder = folder / "shards"
-        self._used: dict[str, float] = {}
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _no_cache(self._folder, error) from None
-
-    def check_room(self, files: Sequence[Shard], where: str) -> None:
-        """Raise DataError when the largest of the files is larger than the whole cache."""
-        largest = max((file.bytes for file in files), default=0)
-        if largest > self.limit:
+        self._folder = _make_folder(cache)
+        largest = max((shard.bytes for shard in shards), default=0)
+        if largest > limit:
             raise DataError(
-                f"{where}: the largest shard has {largest} bytes, and data.cache_size is {self.limit} bytes; raise "
-                "data.cache_size"
+                f"{remote.address('')}: the largest shard has {largest} bytes, and data.cache_size is {limit} bytes; "
+                "raise data.cache_size"
             )
 
-    def fetch_index(self, remote: Remote, name: str, sha256: str, most: int) -> Path:
-        """Return the path of a local copy of an index of at most `most` bytes, outside of the limit of the cache.
+    def location(self, shard: int) -> str:
+        """Return the address of a shard."""
+        return self.remote.address(self.shards[shard].name)
 
-        A damaged copy is downloaded again. Raises DataError when no download has this checksum.
-        """
-        path = self._folder / f"{sha256}-{name}"
-        if _is_whole(path, sha256):
-            return path
-        with _lock(self._folder / f"{sha256}.lock"):
-            # Another process may have downloaded the index in the meantime.
-            if not _is_whole(path, sha256):
-                if path.exists():
-                    warn(f"{path} is damaged (another checksum) and is downloaded again")
-                part = path.with_suffix(".new")
-                remote.copy(name, part, sha256, most=most)
-                part.replace(path)
-        return path
-
-    def has(self, shard: Shard) -> bool:
-        """Return whether there is a copy of a shard now."""
-        return self._path(shard).exists()
-
-    def read(self, remote: Remote, shard: Shard, offset: int, size: int) -> bytes:
+    def read(self, shard: int, offset: int, size: int) -> bytes:
         """Return bytes of a shard, after a download if there is no copy."""
         while True:
             try:
                 descriptor = os.open(self._path(shard), os.O_RDONLY)
             except FileNotFoundError:
-                self.fetch(remote, shard)
+                self.fetch(shard)
                 continue
             try:
-                # Readers share the lock. `_remove_unless_read` needs the lock alone.
+                # Readers share the lock. `_remove_unless_used` needs the lock alone.
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 self.touch(shard)
                 return read_piece(descriptor, offset, size)
             finally:
                 os.close(descriptor)
 
-    def fetch(self, remote: Remote, shard: Shard) -> None:
+    def discard(self, shard: int) -> None:
+        """Remove the copy of a shard, so that the next read downloads the shard."""
+        self._path(shard).unlink(missing_ok=True)
+
+    def touch(self, shard: int) -> bool:
+        """Set the time of last use of a copy to now, so that the copy stays. Return whether there is a copy."""
+        now = time.time_ns()
+        try:
+            # The system's own clock for files has ticks of up to 10 ms, too coarse for an order of use.
+            os.utime(self._path(shard), ns=(now, now))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def fetch(self, shard: int) -> None:
         """Download a shard without a copy. One process downloads, the others wait. Raises DataError on failure."""
         path = self._path(shard)
+        part = path.with_suffix(".part")
         with _lock(path.with_suffix(".lock")):
             if path.exists():
                 return
-            part = self._make_room(shard)
+            wanted = self.shards[shard]
             try:
-                remote.copy(shard.name, part, shard.sha256, shard.bytes)
-                part.replace(path)
-            except OSError as error:
-                raise _no_cache(self._folder, error) from None
+                with _kept_in(self._folder), self._reserve(part, wanted.bytes) as file:
+                    self.remote.copy(wanted.name, file, wanted.sha256, wanted.bytes)
+                    part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
 
-    def drop(self, shard: Shard) -> None:
-        """Remove the copy of a shard."""
-        self._path(shard).unlink(missing_ok=True)
+    def _path(self, shard: int) -> Path:
+        return self._folder / f"{self.shards[shard].sha256}.tar"
 
-    def _path(self, shard: Shard) -> Path:
-        return self._folder / f"{shard.sha256}.tar"
-
-    def touch(self, shard: Shard) -> None:
-        """Set the time of last use of a shard to now, so that the copy stays for a while."""
-        now = time.time_ns()
-        if now - self._used.get(shard.sha256, 0) > 1e9 * _USE_SECONDS:
-            self._used[shard.sha256] = now
-            with suppress(FileNotFoundError):
-                # The system's own clock for files has ticks of up to 10 ms, too coarse for an order of use.
-                os.utime(self._path(shard), ns=(now, now))
-
-    def _make_room(self, shard: Shard) -> Path:
-        """Remove copies until a shard fits. Return an empty file that reserves the size in its name."""
-        part = self._folder / f"{shard.sha256}.{shard.bytes}.part"
+    def _reserve(self, part: Path, size: int) -> BinaryIO:
+        """Remove copies until a file fits. Return the open and locked file, which has the size already."""
         part.unlink(missing_ok=True)  # A leftover of a process that died, because this process holds the shard's lock.
         deadline = time.monotonic() + _ROOM_SECONDS
         while True:
             with _lock(self._folder / "room.lock"):
-                if self._evict(shard.bytes):
-                    try:
-                        part.touch()
-                    except OSError as error:
-                        raise _no_cache(self._folder, error) from None
-                    return part
+                if self._evict(size):
+                    file = part.open("wb")
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    file.truncate(size)
+                    return file
             if time.monotonic() > deadline:
                 raise DataError(
                     f"the cache {self._folder} had no room for a shard for {_ROOM_SECONDS:.0f} s, because other "
@@ -138,85 +133,60 @@ class ShardCache:
             time.sleep(_LOOK_SECONDS)
 
     def _evict(self, size: int) -> bool:
-        """Remove copies until `size` bytes fit, and return whether they fit. The caller holds the lock of the room."""
-        taken, copies = 0, []
-        for entry in self._folder.iterdir():
-            if entry.suffix == ".part":
-                taken += self._reserved(entry)
-            elif entry.suffix == ".tar":
+        """Remove files until `size` bytes fit, and return whether they fit. The caller holds the lock of the room."""
+        files = []
+        # Downloads first: a download that ends meanwhile is then counted twice, and never missed.
+        for pattern in ("*.part", "*.tar"):
+            for path in self._folder.glob(pattern):
                 with suppress(FileNotFoundError):
-                    status = entry.stat()
-                    copies.append((status.st_mtime_ns, status.st_size, entry))
-                    taken += status.st_size
-        for _, freed, path in sorted(copies):
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
+        taken = sum(freed for _, freed, _ in files)
+        for _, freed, path in sorted(files):
             if taken + size <= self.limit:
                 break
-            if _remove_unless_read(path):
+            if _remove_unless_used(path):
                 taken -= freed
         return taken + size <= self.limit
 
-    def _reserved(self, part: Path) -> int:
-        """Return the bytes of a download in progress. Remove the leftover of a process that died, and return 0."""
-        sha256, size, _ = part.name.split(".")
-        with _try_lock(part.with_name(f"{sha256}.lock")) as is_free:
-            if is_free:
-                with suppress(FileNotFoundError):
-                    part.unlink()
-                    return 0
-        # The download may just have become a copy that the caller did not count.
-        return int(size)
 
-
-def _is_whole(path: Path, sha256: str) -> bool:
-    """Return whether there is a file with this checksum."""
+def _remove_unless_used(path: Path) -> bool:
+    """Remove a file that no process reads or writes. Return whether the file is gone."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except OSError:
-        return False
-
-
-def _remove_unless_read(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
     except BlockingIOError:
         return False
-    finally:
-        os.close(descriptor)
+    except FileNotFoundError:
+        return path.suffix == ".tar"  # A download that has ended is a copy now.
     return True
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Wait for a lock and hold it alone."""
-    try:
+    with _kept_in(path.parent):
         file = path.open("a")
-    except OSError as error:
-        raise _no_cache(path.parent, error) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+def _make_folder(cache: Path) -> Path:
+    folder = cache / "shards"
+    with _kept_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
-def _try_lock(path: Path) -> Iterator[bool]:
-    """Hold a free lock alone. Yield whether the lock was free."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _no_cache(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"shards cannot be kept in {folder}: {error.strerror or error}; set data.cache to a folder on a local disk "
-        "with room for data.cache_size"
-    )
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Raise DataError for a folder of the cache that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"shards cannot be kept in {folder}: {error.strerror or error}; set data.cache to a folder on a local disk "
+            "with room for data.cache_size"
+        ) from None

@@ -13,16 +13,18 @@ import os
 import posixpath
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from seresnext.data.readers.files import read_piece
-from seresnext.data.readers.tarfiles import Member, members
+from seresnext.data.readers.tarfiles import Member, ReadAt, members
 from seresnext.errors import DataError
 from seresnext.files import open_regular
 
@@ -43,9 +45,13 @@ _NPY_MARK = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     re.escape(f"{{'descr': {ENTRY.descr}, 'fortran_order': False, 'shape': (").encode() + rb"(\d{1,12}),\), \} *\n"
 )
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _IMAGES = frozenset({"jpg", "jpeg", "png"})
 _MOST_DIGITS = 5
+
+
+_Number = Annotated[int, Field(ge=0, le=LARGEST_SHARD)]
+# Checksums become names of files in the cache folder.
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -53,18 +59,18 @@ class Shard:
     """One tar file: name, size in bytes, number of images, and SHA-256."""
 
     name: str
-    bytes: int
-    images: int
-    sha256: str
+    bytes: _Number
+    images: _Number
+    sha256: _Sha256
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The contents of `index.json`. `options` of `seresnext prepare shards` made the shards."""
 
-    classes: tuple[str, ...]
-    shards: tuple[Shard, ...]
-    index_sha256: str
+    classes: Annotated[tuple[str, ...], Field(max_length=MOST_CLASSES)]
+    shards: Annotated[tuple[Shard, ...], Field(max_length=MOST_SHARDS)]
+    index_sha256: _Sha256
     options: dict[str, Any]
 
     @cached_property
@@ -72,21 +78,6 @@ class Manifest:
         """The SHA-256 of classes, shards and index: the images and their order."""
         facts = [self.classes, [vars(shard) for shard in self.shards], self.index_sha256]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    def check_types(self) -> None:
-        """Raise TypeError or ValueError for a wrong type or value: checksums become names of files."""
-        sums = [self.index_sha256, *(shard.sha256 for shard in self.shards)]
-        if not all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums):
-            raise ValueError("a checksum is no SHA-256")
-        if not all(isinstance(name, str) for name in (*self.classes, *(shard.name for shard in self.shards))):
-            raise TypeError("a name is no text")
-        numbers = [number for shard in self.shards for number in (shard.bytes, shard.images)]
-        if not all(type(number) is int and 0 <= number <= LARGEST_SHARD for number in numbers):
-            raise ValueError("a size or number is out of range")
-        if max(len(self.shards), len(self.classes)) > MOST_SHARDS or not isinstance(self.options, dict):
-            raise ValueError("too many shards or classes, or no options")
-        if not all(shard.name.isprintable() for shard in self.shards):
-            raise ValueError("a name has control characters")
 
     @property
     def num_images(self) -> int:
@@ -118,25 +109,22 @@ class Manifest:
                     f"{where} has the format {fields['format']!r:.60}, and this version reads {_FORMAT!r}; prepare "
                     "the shards again"
                 )
-            manifest = cls(
-                tuple(fields["classes"]),
-                tuple(Shard(**shard) for shard in fields["shards"]),
-                fields["index_sha256"],
-                fields["options"],
-            )
-            manifest.check_types()
+            manifest = _MANIFEST.validate_json(text, strict=True)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{where} is no index of shards ({type(error).__name__}: {str(error)[:200]}); get the file again"
-            ) from None
+            problem = error.errors()[0] if isinstance(error, ValidationError) else error
+            raise DataError(f"{where} is no index of shards ({problem!a:.200}); get the file again") from None
         for shard in manifest.shards:
-            if posixpath.basename(shard.name) != shard.name or not shard.name.endswith(".tar"):
+            name = shard.name
+            if posixpath.basename(name) != name or not name.endswith(".tar") or not name.isprintable():
                 raise DataError(
-                    f"{where} names the shard {shard.name!r}; a shard must be a .tar file in the folder of the index"
+                    f"{where} names the shard {name!a:.200}; a shard must be a .tar file in the folder of the index"
                 )
         if manifest.fingerprint != fields.get("fingerprint"):
             raise DataError(f"{where} was changed after it was written (another fingerprint); prepare the shards again")
         return manifest
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 class ShardListing(NamedTuple):
@@ -146,27 +134,22 @@ class ShardListing(NamedTuple):
     sha256: str
 
 
-def list_shard(path: Path, num_classes: int, advance: Callable[[int], object] | None = None) -> ShardListing:
+def list_shard(path: Path, num_classes: int) -> ShardListing:
     """Return the images of a shard, in order, and the checksum of the file.
 
     Raises DataError naming a file that cannot be read, a member that is hostile, cut off or duplicate
-    (readers/tarfiles.py), an image without label, a label without image, or a label out of range. `advance` is called
-    with numbers of images.
+    (readers/tarfiles.py), an image without label, a label without image, or a label out of range.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            return _list_shard(file, path, num_classes, advance)
+            found = _list_images(file, path, num_classes)
+            file.seek(0)
+            return ShardListing(np.array(found, ENTRY), hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the shard again") from None
 
 
-def _list_shard(
-    file: io.BufferedReader, path: Path, num_classes: int, advance: Callable[[int], object] | None
-) -> ShardListing:
-    found: list[tuple[int, int, int, int, int]] = []
-    seen: set[str] = set()
-    group: dict[str, Member] = {}
-    key = ""
+def _list_images(file: io.BufferedReader, path: Path, num_classes: int) -> list[tuple[int, int, int, int, int]]:
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST_SHARD:
         raise DataError(f"{path} has {size} bytes, and a shard has at most 4 GiB; write more and smaller shards")
@@ -174,42 +157,37 @@ def _list_shard(
     def read(offset: int, count: int) -> bytes:
         return read_piece(file.fileno(), offset, count)
 
-    def close_group() -> None:
-        if group:
-            found.append(_entry(group, key, read, num_classes, path))
-            if advance:
-                advance(1)
-
-    for member in members(read, 0, size, str(path)):
-        folder, name = posixpath.split(member.name)
-        stem, _, ending = name.partition(".")
-        own = posixpath.join(folder, stem)
-        if own != key:
-            close_group()
-            if own in seen:
+    found: dict[str, tuple[int, int, int, int, int]] = {}
+    for key, group in groupby(members(read, 0, size, str(path)), lambda member: _split_name(member)[0]):
+        by_kind: dict[str, Member] = {}
+        for member in group:
+            kind = _split_name(member)[1]
+            if key in found:
                 raise DataError(
-                    f"{path}: member {member.name!r} is separated from the other members of the key {own!r}; sort "
+                    f"{path}: member {member.name!r} is separated from the other members of the key {key!r}; sort "
                     "the archive by name"
                 )
-            seen.add(own)
-            key, group = own, {}
-        kind = "image" if ending.lower() in _IMAGES else ending.lower()
-        if kind in group:
-            raise DataError(
-                f"{path}: member {member.name!r} is a second image of the key {own!r}; write one image per key"
-            )
-        group[kind] = member
-    close_group()
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardListing(np.array(found, ENTRY), digest)
+            if kind in by_kind:
+                raise DataError(
+                    f"{path}: member {member.name!r} is a second image of the key {key!r}; write one image per key"
+                )
+            by_kind[kind] = member
+        found[key] = _entry(by_kind, key, read, num_classes, path)
+    return list(found.values())
+
+
+def _split_name(member: Member) -> tuple[str, str]:
+    """Return the key of a member, and the kind: image, cls, or another ending."""
+    folder, name = posixpath.split(member.name)
+    stem, _, ending = name.partition(".")
+    return posixpath.join(folder, stem), "image" if ending.lower() in _IMAGES else ending.lower()
 
 
 def _entry(
-    group: dict[str, Member], key: str, read: Callable[[int, int], bytes], num_classes: int, path: Path
+    by_kind: dict[str, Member], key: str, read: ReadAt, num_classes: int, path: Path
 ) -> tuple[int, int, int, int, int]:
-    image, label = group.get("image"), group.get("cls")
-    first = next(iter(group.values()))
+    image, label = by_kind.get("image"), by_kind.get("cls")
+    first = next(iter(by_kind.values()))
     if image is None:
         raise DataError(f"{path}: member {first.name!r} has no image; add {key}.jpg or {key}.png after the member")
     if label is None:

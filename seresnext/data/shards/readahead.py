@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from seresnext.data.order import BatchKey
-from seresnext.data.shards.store import RemoteShards
-from seresnext.errors import DataError
+from seresnext.data.shards.cache import RemoteShards
 from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
 
@@ -33,21 +32,21 @@ def prefetch_shards(
     and changes nothing but the time of a batch.
     """
     position = FORK.Value("q", 0, lock=False)
+
+    def counted() -> Iterator[BatchKey]:
+        for number, key in enumerate(keys):
+            position.value = number
+            yield key
+
     # A fork copies the iterator of the keys, so both processes see all keys.
     process = FORK.Process(target=_run, args=(store, shard_ids, keys, position), daemon=True)
     with block_stop_signals():
         process.start()
     try:
-        yield _counted(keys, position)
+        yield counted()
     finally:
         process.kill()
         process.join()
-
-
-def _counted(keys: Iterable[BatchKey], position: Any) -> Iterator[BatchKey]:
-    for number, key in enumerate(keys):
-        position.value = number
-        yield key
 
 
 def _run(store: RemoteShards, shard_ids: np.ndarray, keys: Iterable[BatchKey], position: Synchronized) -> None:
@@ -63,7 +62,7 @@ def fetch_ahead(
 
     A failed download is left to the worker that needs the shard, and that worker raises the error.
     """
-    bound = store.cache.limit * _SHARE_OF_CACHE
+    bound = store.limit * _SHARE_OF_CACHE
     last_use: dict[int, int] = {}  # For each shard, the number of the last known key with this shard.
     running: dict[int, Future[None]] = {}
     for number, key in enumerate(keys):
@@ -73,28 +72,13 @@ def fetch_ahead(
         _, first = np.unique(needed, return_index=True)
         for shard in needed[np.sort(first)].tolist():
             last_use[shard] = number
-            file = store.shards[shard]
-            if store.cache.has(file):
-                store.cache.touch(file)
+            if store.touch(shard):
                 continue
-            while number > position.value and (len(running) >= _DOWNLOADS or _bytes(store, last_use) > bound):
+            while number > position.value and (
+                len(running) >= _DOWNLOADS or sum(store.shards[each].bytes for each in last_use) > bound
+            ):
                 time.sleep(_LOOK_SECONDS)
-                _forget(last_use, position.value)
-                _collect(running)
+                last_use = {each: last for each, last in last_use.items() if last >= position.value}
+                running = {each: download for each, download in running.items() if not download.done()}
             if shard not in running:
-                running[shard] = pool.submit(store.cache.fetch, store.remote, file)
-
-
-def _bytes(store: RemoteShards, shards: Iterable[int]) -> int:
-    return sum(store.shards[shard].bytes for shard in shards)
-
-
-def _forget(last_use: dict[int, int], position: int) -> None:
-    for shard in [shard for shard, number in last_use.items() if number < position]:
-        del last_use[shard]
-
-
-def _collect(running: dict[int, Future[None]]) -> None:
-    for shard in [shard for shard, future in running.items() if future.done()]:
-        error = running.pop(shard).exception()
-        assert error is None or isinstance(error, DataError), error
+                running[shard] = pool.submit(store.fetch, shard)

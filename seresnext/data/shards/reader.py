@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,51 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import LARGEST_IMAGE
+from seresnext.data.readers.files import LARGEST_IMAGE, read_at
+from seresnext.data.readers.folder import split_folder
 from seresnext.data.readers.index_cache import cache_folder
-from seresnext.data.shards.cache import ShardCache
-from seresnext.data.shards.format import INDEX, MANIFEST, MOST_MANIFEST_BYTES, Manifest, largest_index, map_index
+from seresnext.data.shards.cache import RemoteShards, fetch_index
+from seresnext.data.shards.format import (
+    INDEX,
+    MANIFEST,
+    MOST_CLASSES,
+    MOST_MANIFEST_BYTES,
+    Manifest,
+    Shard,
+    largest_index,
+    list_shard,
+    map_index,
+)
 from seresnext.data.shards.readahead import prefetch_shards
 from seresnext.data.shards.remote import Remote, is_remote
-from seresnext.data.shards.store import LocalShards, RemoteShards, ShardStore
 from seresnext.errors import DataError
 from seresnext.files import open_regular
+
+_REPAIR = "get the shard again, or run seresnext prepare shards with the same arguments again"
+
+
+class LocalShards:
+    """Shards in a folder. Raises DataError for a missing shard, and for one with another size than in the index."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        # Without pathlib, which takes longer than the check of a thousand shards.
+        self._paths = tuple(f"{folder}/{shard.name}" for shard in shards)
+        for path, shard in zip(self._paths, shards, strict=True):
+            try:
+                size = os.stat(path).st_size  # noqa: PTH116
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}; {_REPAIR}") from None
+            if size != shard.bytes:
+                list_shard(Path(path), MOST_CLASSES)  # May find the cause, and raise a better message.
+                raise DataError(f"{path} has {size} bytes, in the index {shard.bytes}; {_REPAIR}")
+
+    def location(self, shard: int) -> str:
+        """Return the path of a shard."""
+        return self._paths[shard]
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """Return bytes of a shard. The file is closed again: a process may not open all shards at once."""
+        return read_at(self._paths[shard], offset, size)
 
 
 class ShardReader(Reader):
@@ -34,26 +70,22 @@ class ShardReader(Reader):
     """
 
     def __init__(self, root: str, split: str, cache: Path | None = None, cache_size: int = 0) -> None:
-        self.store: ShardStore
         if is_remote(root):
-            remote = Remote(root, split)
-            text = remote.read(MANIFEST)
-            self.manifest = Manifest.from_text(text, remote.address(MANIFEST))
-            shared = ShardCache(cache_folder(cache), cache_size)
+            remote, folder = Remote(root, split), cache_folder(cache)
+            self.manifest = Manifest.from_text(remote.read(MANIFEST, MOST_MANIFEST_BYTES), remote.address(MANIFEST))
             most = largest_index(self.manifest.num_images)
-            self._path = shared.fetch_index(remote, INDEX, self.manifest.index_sha256, most)
-            self.store = RemoteShards(remote, shared, self.manifest.shards)
+            self._path = fetch_index(remote, INDEX, self.manifest.index_sha256, most, folder)
+            self.store = RemoteShards(remote, self.manifest.shards, folder, cache_size)
             where = remote.address("")
         else:
-            folder = _split_folder(Path(root), split)
-            where = str(folder)
+            folder = _shards_folder(Path(root), split)
+            where, self._path = str(folder), folder / INDEX
             try:
                 with (folder / MANIFEST).open("rb") as file:
                     text = file.read(MOST_MANIFEST_BYTES + 1)
             except OSError as error:
                 raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get the file again") from None
             self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
-            self._path = folder / INDEX
             self.store = LocalShards(folder, self.manifest.shards)
             _check_sum(self._path, self.manifest)
         self._split = split
@@ -61,9 +93,6 @@ class ShardReader(Reader):
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
         self.notices = ()
-
-    def __len__(self) -> int:
-        return len(self._index)
 
     @property
     def labels(self) -> np.ndarray:
@@ -89,18 +118,16 @@ class ShardReader(Reader):
         offset, size, crc32, shard, _ = self._index[index].item()
         try:
             data = self.store.read(shard, offset, size)
-            if zlib.crc32(data) != crc32 and self.store.discard(shard):
+            if zlib.crc32(data) != crc32 and isinstance(self.store, RemoteShards):
+                self.store.discard(shard)
                 data = self.store.read(shard, offset, size)
         except OSError as error:
+            reason = error.strerror or error
             raise DataError(
-                f"{self.store.location(shard)} cannot be read (image {index}): {error.strerror or error}; get "
-                "the shard again"
+                f"{self.store.location(shard)} cannot be read (image {index}): {reason}; {_REPAIR}"
             ) from None
         if zlib.crc32(data) != crc32:
-            raise DataError(
-                f"{self.store.location(shard)} is damaged (image {index} has another checksum); get "
-                "the shard again, or run seresnext prepare shards with the same arguments again"
-            )
+            raise DataError(f"{self.store.location(shard)} is damaged (image {index} has another checksum); {_REPAIR}")
         return data
 
     def prefetch(self, keys: Iterable[BatchKey]) -> AbstractContextManager[Iterable[BatchKey]]:
@@ -118,15 +145,10 @@ class ShardReader(Reader):
         self._index = map_index(self._path)
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    folder = root / split
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}; give the folder of {split}/ with --data DIR")
-    if not folder.is_dir():
-        raise DataError(f"{root} has no split {split!r}; a split is a folder such as train/ or val/")
+def _shards_folder(root: Path, split: str) -> Path:
+    folder = split_folder(root, split)
     if not (folder / MANIFEST).is_file():
-        shards = next(folder.glob("*.tar"), None)
-        if shards is None:
+        if next(folder.glob("*.tar"), None) is None:
             raise DataError(f"{folder} holds no shards; write some with seresnext prepare shards")
         raise DataError(
             f"{folder} holds shards without {MANIFEST}; if seresnext prepare shards was stopped, run it again; for "
@@ -160,18 +182,17 @@ def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
         raise DataError(f"{where}: {INDEX} is no list of images ({error}); get the file again") from None
     if not len(index):
         raise DataError(f"{where} holds no images; prepare the shards again")
-    counts = np.bincount(index["shard"], minlength=len(manifest.shards))
-    if len(counts) > len(manifest.shards) or counts.tolist() != [shard.images for shard in manifest.shards]:
-        raise DataError(f"{where}: {INDEX} and {MANIFEST} disagree on the number of images; get both files again")
-    if int(index["size"].max()) > LARGEST_IMAGE:
-        raise DataError(
-            f"{where}: {INDEX} has an image of {int(index['size'].max())} bytes, more than {LARGEST_IMAGE}; get both "
-            "files again"
-        )
-    if int(index["label"].max()) >= len(manifest.classes):
-        raise DataError(
-            f"{where}: {INDEX} has a label beyond the {len(manifest.classes)} classes; get both files again"
-        )
+    counts = np.bincount(index["shard"], minlength=len(manifest.shards)).tolist()
+    size, label = int(index["size"].max()), int(index["label"].max())
+    problem = ""
+    if counts != [shard.images for shard in manifest.shards]:
+        problem = f"disagrees with {MANIFEST} on the number of images"
+    elif size > LARGEST_IMAGE:
+        problem = f"has an image of {size} bytes, more than {LARGEST_IMAGE}"
+    elif label >= len(manifest.classes):
+        problem = f"has a label beyond the {len(manifest.classes)} classes"
+    if problem:
+        raise DataError(f"{where}: {INDEX} {problem}; get both files again")
     return index
 
 
@@ -187,24 +208,20 @@ def check_cache(reader: Reader, shards_per_block: int | None) -> None:
     """
     if not isinstance(reader, ShardReader) or not isinstance(reader.store, RemoteShards):
         return
-    sizes, limit = [shard.bytes for shard in reader.store.shards], reader.store.cache.limit
-    if sum(sizes) <= limit:
+    sizes, limit = [shard.bytes for shard in reader.manifest.shards], reader.store.limit
+    # Room for the shards of a block and of the next one.
+    needed = sum(sizes) if shards_per_block is None else min(sum(sizes), 2 * shards_per_block * max(sizes))
+    if needed <= limit:
         return
-    largest = max(sizes)
-    fitting = limit // (2 * largest)
-    advice = [f"raise data.cache_size to {math.ceil(sum(sizes) / 1e8) / 10}"]
-    if fitting:
-        advice.append(f"set data.shuffle_shards to {fitting} or less")
-    if shards_per_block is None:
-        raise DataError(
-            f"the shards of {reader.store.remote.address('')} have {sum(sizes) / 1e9:.3g} GB, and data.cache_size is "
-            f"{limit / 1e9:.3g} GB: in an order that mixes all shards, nearly every step would wait for a download; "
-            f"{', or '.join(advice)}"
-        )
-    # Room for the shards of this block and of the next one.
-    if 2 * shards_per_block * largest > limit:
-        raise DataError(
-            f"data.shuffle_shards {shards_per_block} needs room for twice as many shards, "
-            f"{2 * shards_per_block * largest / 1e9:.3g} GB, and data.cache_size is {limit / 1e9:.3g} GB; "
-            f"{', or '.join(advice)}"
-        )
+    advice = f"raise data.cache_size to {math.ceil(sum(sizes) / 1e8) / 10}"
+    if fitting := limit // (2 * max(sizes)):
+        advice += f", or set data.shuffle_shards to {fitting} or less"
+    order = (
+        "an order that mixes all shards needs room for all, or nearly every step would wait for a download:"
+        if shards_per_block is None
+        else f"data.shuffle_shards {shards_per_block} needs room for twice as many shards,"
+    )
+    raise DataError(
+        f"{reader.store.remote.address('')}: {order} {needed / 1e9:.3g} GB, and data.cache_size is {limit / 1e9:.3g} "
+        f"GB; {advice}"
+    )

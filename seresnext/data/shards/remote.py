@@ -20,17 +20,13 @@ from seresnext.errors import DataError
 T = TypeVar("T")
 
 ATTEMPTS = 5
-"""Number of attempts."""
-
+# Seconds after which there is no new attempt. `runtime.loader_timeout` (by default 600) is longer, so that the error
+# message has the answer of the server.
 PATIENCE = 200.0
-"""Seconds after which there is no new attempt. `runtime.loader_timeout` (by default 600) is longer, so that the error
-message has the answer of the server."""
-
+# Longest pause before the second attempt, in seconds. Each later pause may be twice as long.
 FIRST_PAUSE = 1.0
-"""Longest pause before the second attempt, in seconds. Each later pause may be twice as long."""
 
 _CHUNK = 8 << 20
-_MOST_BYTES_AT_ONCE = 256 << 20
 _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
 _FINAL_ANSWERS = (400, 401, 403, 404, 410)
 
@@ -67,38 +63,31 @@ class Remote:
         """Return the address of a file, for messages."""
         return self._url + name
 
-    def read(self, name: str) -> bytes:
-        """Return a small file. Raises DataError naming the address of a file that cannot be read."""
+    def read(self, name: str, most: int) -> bytes:
+        """Return a file of at most `most` bytes; of a longer file, a part with more bytes. Raises DataError."""
+        return self._retry(name, lambda: b"".join(self._chunks(name, most)))
 
-        def attempt() -> bytes:
-            content = b"".join(self._chunks(name, _MOST_BYTES_AT_ONCE))
-            if len(content) > _MOST_BYTES_AT_ONCE:
-                raise _Refused(f"the file has more than {_MOST_BYTES_AT_ONCE} bytes")
-            return content
-
-        return self._retry(name, attempt)
-
-    def copy(self, name: str, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
-        """Write a file to `target`. Raises DataError when the file is incomplete or has another checksum.
-
-        Without `size`, the exact number of bytes, at most `most` bytes are read.
-        """
+    def copy(self, name: str, file: BinaryIO, sha256: str, most: int) -> None:
+        """Write a file of at most `most` bytes. Raises DataError when the content has another checksum."""
 
         def attempt() -> None:
-            digest, count = hashlib.sha256(), 0
-            with target.open("wb") as file:
-                for chunk in self._chunks(name, most if size is None else size):
-                    _write(file, chunk)
-                    digest.update(chunk)
-                    count += len(chunk)
-            if size is not None and count != size:
-                raise OSError(f"{count} bytes came instead of {size}")
+            digest = hashlib.sha256()
+            file.seek(0)
+            for chunk in self._chunks(name, most):
+                digest.update(chunk)
+                try:
+                    file.write(chunk)
+                    file.flush()
+                except OSError as error:
+                    folder = Path(file.name).parent
+                    raise _Refused(f"the copy cannot be written to {folder}: {error.strerror}") from None
+            file.truncate()
             if digest.hexdigest() != sha256:
-                raise OSError("the checksum is not the one in the index")
+                raise OSError(f"the checksum of {file.tell()} bytes is not the one in the index")
 
         self._retry(name, attempt)
 
-    def _chunks(self, name: str, most: int | None) -> Iterator[bytes]:
+    def _chunks(self, name: str, most: int) -> Iterator[bytes]:
         """Yield the contents of a file, in order, until more than `most` bytes were read."""
         file_system = _file_system(self._scheme)
         # One request for the whole file where fsspec can stream, else requests for ranges. With a size (any but 0),
@@ -109,17 +98,13 @@ class Remote:
             while chunk := file.read(_CHUNK):
                 yield chunk
                 count += len(chunk)
-                if most is not None and count > most:
+                if count > most:
                     return
 
     def _retry(self, name: str, attempt: Callable[[], T]) -> T:
-        reason = ""
         number, began = 0, time.monotonic()
-        while number < ATTEMPTS and (number == 0 or time.monotonic() - began < PATIENCE):
+        while True:
             number += 1
-            if number > 1:
-                # Random pauses, because a failure usually hits many processes at once.
-                time.sleep(FIRST_PAUSE * 2 ** (number - 2) * (0.5 + 0.5 * random.random()))
             try:
                 return attempt()
             except ImportError as error:
@@ -127,25 +112,20 @@ class Remote:
                     f"{self.address(name)} needs the extra `remote` ({error.name or error}); run "
                     '`pip install "seresnext[remote]"`'
                 ) from None
+            except (TypeError, AttributeError, AssertionError):
+                raise  # A bug of this project.
             except Exception as error:  # Each of fsspec's libraries raises other types.
-                if isinstance(error, TypeError | AttributeError | AssertionError):
-                    raise  # A bug of this project.
-                reason = _reason(error)
+                seconds, reason = time.monotonic() - began, _reason(error)
                 if _is_final(error):
                     fix = "" if isinstance(error, _Refused) else "; check data.root and the credentials"
                     raise DataError(f"{self.address(name)} cannot be read: {reason}{fix}") from None
-        seconds = time.monotonic() - began
-        raise DataError(
-            f"{self.address(name)} cannot be read, in {number} attempts and {seconds:.0f} s: {reason}; check the server"
-        )
-
-
-def _write(file: BinaryIO, chunk: bytes) -> None:
-    try:
-        file.write(chunk)
-        file.flush()
-    except OSError as error:
-        raise _Refused(f"the copy cannot be written to {Path(file.name).parent}: {error.strerror}") from None
+                if number == ATTEMPTS or seconds >= PATIENCE:
+                    raise DataError(
+                        f"{self.address(name)} cannot be read, in {number} attempts and {seconds:.0f} s: {reason}; "
+                        "check the server"
+                    ) from None
+            # Random pauses, because a failure usually hits many processes at once.
+            time.sleep(FIRST_PAUSE * 2 ** (number - 1) * (0.5 + 0.5 * random.random()))
 
 
 def _file_system(scheme: str) -> Any:
@@ -188,9 +168,6 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, _Refused):
         return str(error)
-    status = getattr(error, "status", None)
-    if status is not None:
+    if (status := getattr(error, "status", None)) is not None:
         return f"the server answers {status}"
-    text = " ".join(str(error).split())
-    text = re.sub(r"\S*://\S*", "(address)", text)
-    return text[:200] or type(error).__name__
+    return re.sub(r"\S*://\S*", "(address)", " ".join(str(error).split()))[:200] or type(error).__name__

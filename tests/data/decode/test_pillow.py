@@ -1,26 +1,27 @@
+import gzip
 import io
 import random
 import struct
+import zipfile
 import zlib
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from encoded_images import encoded, noise, png_chunk, rgb, turned
 from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import decode, is_gray
-from seresnext.data.decode.regions import Crop, Encoded, open_decoder
+from seresnext.data.decode.pillow import decode, is_gray, not_an_image
+from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-PICTURE = Image.fromarray(PIXELS)
+PICTURE = noise(20, 24)
+PIXELS = np.asarray(PICTURE)
 
 
-def encoded(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
+def pixels(data: bytes, max_pixels: int = 1000) -> np.ndarray:
+    return np.asarray(decode(data, "any", max_pixels))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
@@ -30,75 +31,37 @@ def test_every_mode_becomes_the_rgb_of_pillow(mode: str, format: str):
         data = encoded(PICTURE.convert(mode), format)
     except OSError:
         pytest.skip(f"{format} has no mode {mode}")
-    decoded = decode(data, "any", 1000)
-    assert decoded.mode == "RGB"
-    expected = Image.open(io.BytesIO(data)).convert("RGB")
-    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(expected))
-
-
-def test_real_photographs_equal_pillow(photographs: list[bytes]):
-    for data in photographs:
-        expected = Image.open(io.BytesIO(data)).convert("RGB")
-        np.testing.assert_array_equal(np.asarray(decode(data, "any", 10**8)), np.asarray(expected))
-
-
-@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_every_kind_of_jpeg_equals_pillow(progressive: bool, subsampling: str):
-    data = encoded(PICTURE, "JPEG", progressive=progressive, subsampling=subsampling)
-    assert (b"\xff\xc2" in data) is progressive  # The mark of a progressive frame.
-    expected = Image.open(io.BytesIO(data)).convert("RGB")
-    np.testing.assert_array_equal(np.asarray(decode(data, "any", 1000)), np.asarray(expected))
+    np.testing.assert_array_equal(pixels(data), np.asarray(rgb(data)))
 
 
 def test_the_first_picture_of_a_telephones_jpeg_is_decoded():
     """Telephones append a second picture, and Pillow calls such a JPEG by another name."""
     data = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.transpose(Image.Transpose.ROTATE_180)])
     assert Image.open(io.BytesIO(data)).format == "MPO"
-    one = encoded(PICTURE, "JPEG")
-    np.testing.assert_array_equal(np.asarray(decode(data, "any", 1000)), np.asarray(decode(one, "any", 1000)))
-
-
-def test_gray_of_16_bits_keeps_its_high_byte():
-    gray = np.linspace(0, 65535, 480).reshape(24, 20).astype(np.uint16)
-    decoded = np.asarray(decode(encoded(Image.fromarray(gray), "PNG"), "any", 1000))
-    np.testing.assert_array_equal(decoded, np.repeat((gray >> 8)[..., None], 3, axis=2))
-    assert decoded.max() == 255
-    assert len(np.unique(decoded)) > 200  # Pillow's own conversion would clip nearly all pixels to white.
-
-
-def test_the_content_decides_not_the_name():
-    np.testing.assert_array_equal(np.asarray(decode(encoded(PICTURE, "PNG"), "n02105855_2933.JPEG", 1000)), PIXELS)
-
-
-def test_exif_rotation_is_not_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode(encoded(PICTURE, "JPEG", exif=exif.tobytes()), "any", 1000).size == (20, 24)
+    np.testing.assert_array_equal(pixels(data), pixels(encoded(PICTURE)))
 
 
 @pytest.mark.filterwarnings("error")
-def test_broken_exif_is_ignored_without_a_warning():
-    data = encoded(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01garbage")
-    assert decode(data, "any", 1000).size == (20, 24)
+def test_exif_is_ignored_without_a_warning():
+    assert decode(encoded(PICTURE, exif=turned(6)), "any", 1000).size == (20, 24)
+    broken = encoded(PICTURE, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01garbage")
+    assert decode(broken, "any", 1000).size == (20, 24)
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    """A part of a PNG."""
-    return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+def made_png(width: int, height: int, bits: int, kind: int, body: bytes) -> bytes:
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([bits, kind, 0, 0, 0])
+    parts = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4])
 def test_pngs_of_16_bits_keep_their_high_bytes(samples: int):
     """Gray, gray and alpha, RGB, RGBA, written out here: Pillow writes 16 bits for gray only."""
     values = np.random.default_rng(samples).integers(0, 65536, (24, 20, samples), dtype=np.uint16)
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
-    header = (20).to_bytes(4) + (24).to_bytes(4) + bytes([16, kind, 0, 0, 0])
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    decoded = np.asarray(decode(b"\x89PNG\r\n\x1a\n" + body, "any", 1000))
+    data = made_png(20, 24, 16, {1: 0, 2: 4, 3: 2, 4: 6}[samples], zlib.compress(rows))
     colours = values[..., :3] if samples > 2 else np.repeat(values[..., :1], 3, axis=2)
-    np.testing.assert_array_equal(decoded, colours >> 8)
+    np.testing.assert_array_equal(pixels(data), colours >> 8)
 
 
 def test_a_palette_that_is_missing_is_named():
@@ -110,11 +73,18 @@ def test_a_palette_that_is_missing_is_named():
 
 
 def test_too_many_pixels_are_refused_from_the_header_alone():
-    # A PNG with a header of 30000 x 30000 and no pixels. A decode would raise another error.
-    size = (9000).to_bytes(4)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
+    # A PNG with a header of 9000 x 9000 and no pixels. A decode would raise another error.
     with pytest.raises(DataError, match=r"bomb.png has 9000 x 9000 pixels, more than data.max_pixels \(50000000\)"):
-        decode(png, "bomb.png", 50_000_000)
+        decode(made_png(9000, 9000, 8, 2, b""), "bomb.png", 50_000_000)
+
+
+def test_too_many_pixels_of_a_jpeg_that_breaks_off_after_its_header():
+    data = encoded(PICTURE)
+    head = data[: data.index(b"\xff\xda") + 20]
+    with pytest.raises(DataError, match=r"20 x 24 pixels, more than data.max_pixels"):
+        pixels(head, 479)
+    with pytest.raises(DataError, match="truncated"):
+        pixels(head, 480)
 
 
 @pytest.mark.filterwarnings("error")
@@ -123,33 +93,17 @@ def test_too_many_pixels_are_refused_from_the_header_alone():
 def test_the_limit_of_pixels_is_ours(format: str, limit: int, monkeypatch: pytest.MonkeyPatch):
     """The control: Pillow warns above a limit of Pillow's own, and refuses images above twice this limit."""
     data = encoded(PICTURE, format)
-    expected = np.asarray(Image.open(io.BytesIO(data)))
+    expected = np.asarray(rgb(data))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(Image.DecompressionBombError if limit == 100 else Image.DecompressionBombWarning):
         Image.open(io.BytesIO(data))
-    np.testing.assert_array_equal(np.asarray(decode(data, "any", 480)), expected)
+    np.testing.assert_array_equal(pixels(data, 480), expected)
     whole = Crop(0, 0, 20, 24, False)
-    (found,) = open_decoder(480, fast=False)([Encoded(data, lambda: "any")], lambda *_: whole)
+    (found,) = RegionDecoder(480, fast=False)([Encoded(data, lambda: "any")], lambda *_: whole)
     np.testing.assert_array_equal(found, expected)
     assert ResizeCenterCrop(8, 0.875, "bilinear").decode_and_crop(data, "any", 480).shape == (8, 8, 3)
     with pytest.raises(DataError, match=r"20 x 24 .* \(479\)"):
-        decode(data, "any", 479)
-
-
-def test_too_many_pixels_of_a_jpeg_that_breaks_off_after_its_header():
-    data = encoded(PICTURE, "JPEG")
-    head = data[: data.index(b"\xff\xda") + 20]
-    with pytest.raises(DataError, match=r"20 x 24 pixels, more than data.max_pixels"):
-        decode(head, "any", 479)
-    with pytest.raises(DataError, match="truncated"):
-        decode(head, "any", 480)
-
-
-def test_as_many_pixels_as_allowed_are_decoded():
-    data = encoded(PICTURE, "PNG")
-    assert decode(data, "any", 480).size == (20, 24)
-    with pytest.raises(DataError, match=r"20 x 24 .* \(479\)"):
-        decode(data, "any", 479)
+        pixels(data, 479)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +111,7 @@ def test_as_many_pixels_as_allowed_are_decoded():
     [
         (b"", "empty"),
         (b"<html>not found</html>", "HTML"),
-        (encoded(PICTURE, "JPEG")[:-200], "truncated"),
+        (encoded(PICTURE)[:-200], "truncated"),
         (encoded(PICTURE, "PNG")[:-200], "PNG"),
         (encoded(PICTURE, "GIF"), "GIF image"),
     ],
@@ -168,10 +122,33 @@ def test_an_image_that_cannot_be_decoded_is_named(data: bytes, what: str):
         decode(data, "train/cat/7.jpg", 1000)
 
 
+def png_with(*parts: bytes, place: int = 33) -> bytes:
+    """Return the picture as a PNG with more parts behind the header or elsewhere."""
+    data = encoded(PICTURE, "PNG")
+    return data[:place] + b"".join(parts) + data[place:]
+
+
+def metadata(unpacked: bytes) -> dict[str, bytes]:
+    """Return parts of a PNG that unpack to so many bytes."""
+    heads = {"zTXt": b"key\0\0", "iTXt": b"key\0\1\0\0\0", "iCCP": b"name\0\0"}
+    return {kind: png_chunk(kind.encode(), head + zlib.compress(unpacked)) for kind, head in heads.items()}
+
+
+def with_right_checksums(data: bytes) -> bytes:
+    """Return a PNG with recomputed checksums of all parts, and other bytes unchanged."""
+    found, position = data[:8], 8
+    while data.startswith(b"\x89PNG") and position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4])
+        found += data[position : position + 4] + png_chunk(b"", data[position + 4 : position + 8 + length])[4:]
+        position += 12 + length
+    return found if position == len(data) else data
+
+
 def test_damage_anywhere_is_a_data_error_or_an_image():
     draws = random.Random(0)
-    originals = [encoded(PICTURE.convert(mode), "PNG") for mode in ("RGB", "P", "LA")] + [encoded(PICTURE, "JPEG")]
-    originals += [png_with(*METADATA.values()), encoded(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0")]
+    originals = [encoded(PICTURE.convert(mode), "PNG") for mode in ("RGB", "P", "LA")]
+    originals += [encoded(PICTURE), encoded(PICTURE, exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0")]
+    originals += [png_with(*metadata(b"text").values())]
     outcomes = set()
     for _ in range(1500):
         data = bytearray(draws.choice(originals))
@@ -189,59 +166,32 @@ def test_damage_anywhere_is_a_data_error_or_an_image():
     assert not any(" at 0x" in text for text in outcomes)
 
 
-def with_right_checksums(data: bytes) -> bytes:
-    """Return a PNG with recomputed checksums of all parts, and other bytes unchanged."""
-    found, position = data[:8], 8
-    while data.startswith(b"\x89PNG") and position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4])
-        part = data[position : position + 8 + length]
-        found += part + zlib.crc32(part[4:]).to_bytes(4)
-        position += 12 + length
-    return found if position == len(data) else data
-
-
-METADATA = {
-    "zTXt": chunk(b"zTXt", b"key\0\0" + zlib.compress(b"text")),
-    "iTXt": chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress(b"text")),
-    "iCCP": chunk(b"iCCP", b"name\0\0" + zlib.compress(b"profile")),
-}
-
-
-def png_with(*parts: bytes, place: int = 33) -> bytes:
-    """Return the picture as a PNG with more parts behind the header or elsewhere."""
-    data = encoded(PICTURE, "PNG")
-    return data[:place] + b"".join(parts) + data[place:]
-
-
 @pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "behind them"])
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many"])
 def test_large_metadata_are_skipped(kind: str, place: int):
-    large = zlib.compress(bytes(2 << 20))
-    parts = {
-        "zTXt": [chunk(b"zTXt", b"key\0\0" + large)],
-        "iTXt": [chunk(b"iTXt", b"key\0\1\0\0\0" + large)],
-        "iCCP": [chunk(b"iCCP", b"name\0\0" + large)],
-        "many": [chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1 << 20)))] * 70,
-    }[kind]
+    parts = [metadata(bytes(1 << 20))["zTXt"]] * 70 if kind == "many" else [metadata(bytes(2 << 20))[kind]]
     data = png_with(*parts, place=place)
     with pytest.raises(ValueError, match=r"MAX_TEXT_CHUNK|text chunks"):  # The control: Pillow refuses such a file.
         Image.open(io.BytesIO(data)).load()
-    np.testing.assert_array_equal(np.asarray(decode(data, "any", 480)), PIXELS)
+    np.testing.assert_array_equal(pixels(data, 480), PIXELS)
     assert not is_gray(data)
     with pytest.raises(DataError, match="20 x 24 pixels"):
-        decode(data, "any", 479)
+        pixels(data, 479)
     with pytest.raises(DataError, match="any"):  # Damaged pixels are still refused.
-        decode(data[: len(encoded(PICTURE, "PNG")) // 2] + data[-12:], "any", 480)
+        pixels(data[: len(encoded(PICTURE, "PNG")) // 2] + data[-12:], 480)
 
 
 def test_errors_of_damaged_images_name_the_file_and_a_lack_of_memory_is_no_such_error(monkeypatch: pytest.MonkeyPatch):
     for error in (KeyError(1), OverflowError(2), struct.error("3"), zlib.error("4"), EOFError(), RuntimeError("6")):
         monkeypatch.setattr("seresnext.data.decode.pillow._decode", Mock(side_effect=error))
         with pytest.raises(DataError, match=r"train/7\.jpg"):
-            decode(encoded(PICTURE, "JPEG"), "train/7.jpg", 480)
+            decode(encoded(PICTURE), "train/7.jpg", 480)
     monkeypatch.setattr("seresnext.data.decode.pillow._decode", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
-        decode(encoded(PICTURE, "JPEG"), "train/7.jpg", 480)
+        decode(encoded(PICTURE), "train/7.jpg", 480)
+
+
+# ---------------------------------------------------------------------------------------------- other formats
 
 
 @pytest.mark.parametrize(
@@ -252,3 +202,38 @@ def test_errors_of_damaged_images_name_the_file_and_a_lack_of_memory_is_no_such_
 def test_images_of_other_formats_need_a_conversion(image: str, kind: str):
     with pytest.raises(DataError, match=rf"^a/7\.jpg .*{kind}.* convert"):
         decode(encoded(PICTURE.resize((16, 16)), image), "a/7.jpg", 1000)
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.jpg", b"a")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0", "a video"),
+        (b"\xff\x0a\x7a", "a JPEG XL image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+        (b"MM\0*\0\0\0\x08", "a TIFF image"),
+        (gzip.compress(b"a", mtime=0), "a gzip archive"),
+        (zipped(), "a zip archive"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"\n <!DOCTYPE html><html>", "an HTML page"),
+        (b"\xef\xbb\xbf<html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "Git LFS"),
+        (b"403 Forbidden\n", "a text"),
+        (bytes(9000), "zeros"),
+        (b"\xd0\xcf\x11\xe0", "of an unknown kind"),
+        (b"\x89PNG\n", "of an unknown kind"),
+        ("Käfer".encode("latin-1"), "of an unknown kind"),
+    ],
+)
+def test_the_kind_of_a_file(data: bytes, kind: str):
+    message = str(not_an_image(data, "a/7.jpg"))
+    assert message.startswith("a/7.jpg is ")
+    assert kind in message
+    assert ("convert" in message) == ("image," in message.partition("no JPEG")[0])

@@ -1,15 +1,26 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.files import read_piece
+from seresnext.data.readers.files import ChangedFile, FileState, read_at, read_piece
 from seresnext.files import open_regular
 
+CONTENT = bytes(range(256))
 
-def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(tmp_path, monkeypatch):
-    content = bytes(range(256))
-    (tmp_path / "file").write_bytes(content)
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_bytes(CONTENT)
+    return tmp_path / "file"
+
+
+def descriptors() -> list[Path]:
+    return sorted(Path("/proc/self/fd").iterdir())
+
+
+def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(path, monkeypatch):
     real, calls = os.pread, []
 
     def at_most_seven(descriptor, size, offset):
@@ -17,26 +28,45 @@ def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(tmp_path, monke
         return real(descriptor, min(size, 7), offset)
 
     monkeypatch.setattr(os, "pread", at_most_seven)
-    with (tmp_path / "file").open("rb") as file:
-        assert read_piece(file.fileno(), 50, 20) == content[50:70]
+    with path.open("rb") as file:
+        assert read_piece(file.fileno(), 50, 20) == CONTENT[50:70]
         assert calls == [20, 13, 6]
-        assert read_piece(file.fileno(), 250, 20) == content[250:]
+        assert read_piece(file.fileno(), 250, 20) == CONTENT[250:]
         assert read_piece(file.fileno(), 500, 20) == b""
         assert file.tell() == 0
 
 
-def test_only_a_regular_file_is_opened(tmp_path):
-    (tmp_path / "file").write_bytes(b"content")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_bytes(CONTENT + b"x"),
+        lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns + 1)),
+    ],
+    ids=["size", "time"],
+)
+def test_a_changed_file_is_not_read(path, change: Callable[[Path], object]):
+    before, status = descriptors(), path.stat()
+    expected = FileState(status.st_size, status.st_mtime_ns)
+    assert read_at(path, 50, 20, expected) == CONTENT[50:70]
+    change(path)
+    with pytest.raises(ChangedFile, match="has changed"):
+        read_at(path, 50, 20, expected)
+    assert read_at(path, 50, 20) == CONTENT[50:70]
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_at(path, 50, 20, expected)
+    assert descriptors() == before
+
+
+def test_only_a_regular_file_is_opened(path, tmp_path):
     (tmp_path / "link").symlink_to("file")
     for name in ("file", "link"):
         with os.fdopen(open_regular(tmp_path / name), "rb") as file:
-            assert file.read() == b"content"
+            assert file.read() == CONTENT
     os.mkfifo(tmp_path / "pipe")  # A plain open waits for a writer.
     (tmp_path / "device").symlink_to("/dev/zero")
-    before = sorted(Path("/proc/self/fd").iterdir())
+    before = descriptors()
     for name in ("pipe", "device", "."):
         with pytest.raises(OSError, match="not a regular file"):
             open_regular(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
-        open_regular(tmp_path / "nothing")
-    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert descriptors() == before

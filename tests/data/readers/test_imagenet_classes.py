@@ -1,12 +1,16 @@
-"""The facts table, against timm's copy of WordNet ids and names and facts that others publish."""
+"""The table of classes, against timm's copy and facts that others publish, and the development kit."""
 
 from __future__ import annotations
 
+import gzip
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
+from imagenet_archives import CLASSES, TRUTH, devkit, special, tar, truth_of
 
-from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.imagenet_classes import imagenet_classes, read_validation_classes
+from seresnext.errors import DataError
 
 INFO = files("timm.data") / "_info"
 
@@ -22,10 +26,6 @@ def test_names_are_timms():
     lines = (INFO / "imagenet_synset_to_lemma.txt").read_text().splitlines()
     theirs = dict(line.split("\t") for line in lines)
     assert {row.wordnet_id: ", ".join(row.names) for row in imagenet_classes()}.items() <= theirs.items()
-
-
-def test_every_number_is_there_once():
-    assert sorted(row.ilsvrc_id for row in imagenet_classes()) == list(range(1, 1001))
 
 
 # The first numbers of the kit's ground truth file, and the labels that Caffe's val.txt, made of the same images with
@@ -63,3 +63,45 @@ def test_the_source_is_named():
     head = " ".join(line for line in lines if line.startswith("#"))
     assert "WordNet 3.0" in head
     assert "meta.mat" in head
+
+
+# ------------------------------------------------------------------------------------------------ the kit
+
+
+@pytest.fixture
+def kit(tmp_path: Path):
+    """`kit(content)`: the path of a packed development kit."""
+
+    def write(content: bytes) -> Path:
+        (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(content)
+        return tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+
+    return write
+
+
+def test_lines_become_wordnet_ids(kit):
+    truth = truth_of(per_class=7)
+    assert read_validation_classes(kit(devkit(truth))) == truth
+    assert {*truth} == {*CLASSES}
+
+
+@pytest.mark.parametrize(("line", "shown"), [("0", "'0'"), ("1001", "'1001'"), ("x", "'x'"), ("\u0661", "")])
+def test_a_number_that_is_no_class_is_named_with_its_line(kit, line: str, shown: str):
+    content = tar({f"data/{TRUTH}": f"1\n1000\n{line}\n".encode()})
+    with pytest.raises(DataError, match=rf"ground_truth.txt:3 has {shown}.*no class"):
+        read_validation_classes(kit(gzip.compress(content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>please log in</html>", "cannot be read: Not a gzipped file"),
+        (devkit(truth_of())[:-200], "cannot be read: Compressed file ended"),
+        (gzip.compress(tar({"readme.txt": b""})), f"holds 0 files {TRUTH}"),
+        (gzip.compress(tar({f"a/{TRUTH}": b"1", f"b/{TRUTH}": b"2"})), f"holds 2 files {TRUTH}"),
+        (gzip.compress(tar([special(f"data/{TRUTH}")])), f"member 'data/{TRUTH}' is a symbolic link"),
+    ],
+)
+def test_other_files_are_no_kit(kit, content: bytes, message: str):
+    with pytest.raises(DataError, match=message):
+        read_validation_classes(kit(content))

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import pickle
+import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,24 +16,35 @@ from hypothesis import strategies as st
 from indices import COLUMNS, assert_same, contents
 
 from seresnext.data.readers import index as module
-from seresnext.data.readers.index import Index, IndexColumns, NotAnIndex, digest_of, fingerprint_of, write_index
+from seresnext.data.readers.index import (
+    Index,
+    IndexColumns,
+    Names,
+    NotAnIndex,
+    columns_by_class,
+    digest_of,
+    write_index,
+)
 from seresnext.errors import DataError
 
-# ------------------------------------------------------------------------------------------------ the file
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The file of an index of `contents()`."""
+    write_index(tmp_path / "i", contents())
+    return tmp_path / "i"
 
 
-def test_a_written_index_is_read(tmp_path: Path):
-    said = contents()
-    write_index(tmp_path / "i", said)
-    index = Index.open(tmp_path / "i")
+def test_a_written_index_is_read(path: Path):
+    said, index = contents(), Index.open(path)
     assert_same(index, said)
-    assert (len(index), index.digest, index.path) == (10, digest_of(said), tmp_path / "i")
+    assert (len(index), index.digest, index.path) == (10, digest_of(said), path)
     names = said.names.tobytes()
     starts = [0, *said.name_ends[:-1]]
     assert [index.stored_name(i).encode() for i in range(10)] == [
         names[a:b] for a, b in zip(starts, said.name_ends, strict=True)
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["i"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 @given(st.integers(1, 40), st.sampled_from([1, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63 - 1]))
@@ -46,9 +59,8 @@ def test_columns_are_as_narrow_as_they_can_be(tmp_path_factory: pytest.TempPathF
     assert index.label.dtype == np.uint8
 
 
-def test_arrays_are_views_of_the_file_and_cannot_be_written(tmp_path: Path):
-    write_index(tmp_path / "i", contents())
-    index = Index.open(tmp_path / "i")
+def test_arrays_are_views_of_the_file_and_cannot_be_written(path: Path):
+    index = Index.open(path)
     for name in COLUMNS:
         column = getattr(index, name)
         assert not column.flags.owndata
@@ -64,39 +76,31 @@ def test_an_index_travels_as_its_path(tmp_path: Path):
     assert_same(pickle.loads(pickle.dumps(Index.open(tmp_path / "large"))), contents(10_000))
 
 
-def test_an_index_that_was_replaced_does_not_arrive(tmp_path: Path):
-    write_index(tmp_path / "i", contents())
-    sent = pickle.dumps(Index.open(tmp_path / "i"))
-    write_index(tmp_path / "i", contents(seed=1))
-    with pytest.raises(DataError, match=str(tmp_path / "i")):
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda path: write_index(path, contents(seed=1)), "i was replaced during the run"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "was removed or damaged during the run"),
+        (Path.unlink, r"was removed or damaged during the run: .*i: .*No such file"),
+    ],
+    ids=["replaced", "damaged", "removed"],
+)
+def test_another_index_does_not_arrive_in_another_process(path: Path, harm: Callable[[Path], object], message: str):
+    index = Index.open(path)
+    sent = pickle.dumps(index)
+    write_index(path, contents(20, seed=1))
+    assert_same(index, contents())  # An open index outlives the replacement.
+    harm(path)
+    with pytest.raises(DataError, match=message):
         pickle.loads(sent)
-    write_index(tmp_path / "i", contents())
-    assert_same(pickle.loads(sent), contents())
-
-
-def test_a_removed_or_damaged_index_is_an_error_in_another_process(tmp_path: Path):
-    path = tmp_path / "i"
     write_index(path, contents())
-    sent = pickle.dumps(Index.open(path))
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="was removed or damaged during the run"):
-        pickle.loads(sent)
-    path.unlink()
-    with pytest.raises(DataError, match=r"was removed or damaged during the run: .*i: .*No such file"):
-        pickle.loads(sent)
-
-
-def test_an_open_index_outlives_its_replacement(tmp_path: Path):
-    write_index(tmp_path / "i", contents())
-    index = Index.open(tmp_path / "i")
-    write_index(tmp_path / "i", contents(20, seed=1))
-    assert_same(index, contents())
+    assert_same(pickle.loads(sent), contents())
 
 
 def test_the_digest_is_of_everything_and_of_no_type():
     said = contents()
     assert digest_of(replace(said, label=said.label.astype(np.int64))) == digest_of(contents())
-    others = [contents(seed=1), contents(9), replace(said, classes=("a", "b", "c")), replace(said, files=())]
+    others = [contents(seed=1), contents(9), replace(said, classes=("a", "b", "c"))]
     others += [replace(said, fingerprint=""), replace(said, notices=("3 .webp",))]
     for name in COLUMNS:
         column = getattr(said, name).copy()
@@ -105,39 +109,23 @@ def test_the_digest_is_of_everything_and_of_no_type():
     assert len({digest_of(each) for each in (said, *others)}) == 1 + len(others)
 
 
-def test_an_index_cut_to_any_length_is_no_index(tmp_path: Path):
+def test_other_files_are_no_index(path: Path):
     """The first 24 bytes hold the mark, and the length and checksum of the header."""
-    path = tmp_path / "i"
-    write_index(path, contents())
-    whole = path.read_bytes()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    others = [whole[:length] for length in (*range(40), *range(40, len(whole), 3), len(whole) - 1)]
+    others += [whole[:8] + rng.bytes(length) for length in (*range(64), 1000, 10_000)]
+    others += [whole + b"\0", b"X" + whole[1:]]
+    for place in (*range(24), *range(24, 24 + int.from_bytes(whole[8:16], "little"), 3)):
+        others.append(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    for content in others:
+        path.write_bytes(content)
         with pytest.raises(NotAnIndex):
             Index.open(path)
-    rng = np.random.default_rng(0)
-    for length in (*range(64), 1000, 10_000):
-        path.write_bytes(whole[:8] + rng.bytes(length))
-        with pytest.raises(NotAnIndex):
-            Index.open(path)
-    path.write_bytes(whole)
-    assert_same(Index.open(path), contents())
-
-
-def test_other_files_are_no_index(tmp_path: Path):
-    path = tmp_path / "i"
+    path.unlink()
     with pytest.raises(NotAnIndex):
         Index.open(path)
-    write_index(path, contents())
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:5], whole[:30], whole[:-1], whole + b"\0", b"X" + whole[1:]):
-        path.write_bytes(damaged)
-        with pytest.raises(NotAnIndex):
-            Index.open(path)
-    for place in range(8, 24 + len(whole) // 4):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        if place < 24 + int.from_bytes(whole[8:16], "little"):
-            with pytest.raises(NotAnIndex):
-                Index.open(path)
+    path.write_bytes(whole)
+    assert_same(Index.open(path), contents())
 
 
 def test_a_flipped_bit_in_any_column_is_found(tmp_path: Path):
@@ -165,34 +153,28 @@ def test_an_index_of_another_version_is_built_again(tmp_path: Path, monkeypatch:
         Index.open(tmp_path / "i")
 
 
-def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_index(tmp_path / "i", contents())
-
+def test_a_failed_write_leaves_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_index(tmp_path / "i", contents(20))
-    assert_same(Index.open(tmp_path / "i"), contents())
-    assert len(list(tmp_path.iterdir())) == 1
+        write_index(path, contents(20))
+    assert_same(Index.open(path), contents())
+    assert len(list(path.parent.iterdir())) == 1
 
 
-def test_the_fingerprint_is_of_classes_counts_and_names():
-    counts, ends = np.array([1, 2]), np.array([1, 2, 4])
-    same = fingerprint_of(["a", "b"], counts, ends, b"xyzz")
-    assert same == fingerprint_of(("a", "b"), counts.astype(np.uint8), ends.astype(np.uint64), b"xyzz")
-    others = [
-        fingerprint_of(["a", "c"], counts, ends, b"xyzz"),
-        fingerprint_of(["a", "b"], counts[::-1], ends, b"xyzz"),
-        fingerprint_of(["a", "b"], counts, np.array([1, 3, 4]), b"xyzz"),
-        fingerprint_of(["a", "b"], counts, ends, b"xyzw"),
-    ]
-    assert len({same, *others}) == 5
-    assert same != hashlib.sha256().hexdigest()
+def test_the_columns_of_sorted_images():
+    """The fingerprint is part of checkpoints: the same images have the same fingerprint in all versions."""
+    columns = columns_by_class({"a": Names.pack(["1.jpg"]), "b": Names.pack(["2.jpg", "\udcff.jpg"])}, ("notice",))
+    numbers = struct.pack("<5q", 1, 2, 5, 10, 15)
+    assert columns.fingerprint == hashlib.sha256(b"a\0b" + numbers + b"1.jpg2.jpg\xff.jpg").hexdigest()
+    assert (columns.classes, columns.notices) == (("a", "b"), ("notice",))
+    assert columns.label.tolist() == [0, 1, 1]
+    assert (columns.names.tobytes(), columns.name_ends.tolist()) == (b"1.jpg2.jpg\xff.jpg", [5, 10, 15])
 
 
-def test_contents_can_be_partly_empty(tmp_path: Path):
+def test_contents_can_be_partly_empty(path: Path):
     said = replace(contents(), names=np.empty(0, np.uint8), name_ends=np.empty(0, np.uint8))
-    write_index(tmp_path / "i", said)
-    assert_same(Index.open(tmp_path / "i"), said)
+    write_index(path, said)
+    assert_same(Index.open(path), said)

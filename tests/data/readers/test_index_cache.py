@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,37 +48,26 @@ class Build:
         return self._found[min(self.count, len(self._found)) - 1]
 
 
-def test_the_index_is_built_once_and_again_after_a_change(tmp_path: Path):
-    built: list[str] = []
-
-    def build(name: str, said: IndexColumns) -> IndexColumns:
-        built.append(name)
-        return said
-
-    for _ in range(3):
-        assert_same(open_or_build(tmp_path / "i", lambda: OLD, lambda: build("first", contents())), contents())
-    assert built == ["first"]
-    new = OLD._replace(digest="new")
-    changed = open_or_build(tmp_path / "i", lambda: new, lambda: build("second", contents(20)))
-    assert (len(changed), built) == (20, ["first", "second"])
-    assert len(open_or_build(tmp_path / "i", lambda: new, lambda: build("third", contents(20)))) == 20
-    assert built == ["first", "second"]
-
-
-def test_machines_with_data_of_their_own_do_not_take_turns(tmp_path: Path):
-    """Machines share a home, and the data of one path has other times on each: each machine keeps an index."""
-    here = open_or_build(tmp_path / "i", lambda: OLD, contents)
-    there = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), lambda: contents(20))
-    inodes = [index.path.stat().st_ino for index in (here, there)]
-    for _ in range(2):
-        assert len(open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)) == 10
-        assert len(open_or_build(tmp_path / "i", lambda: OLD._replace(digest="there"), not_to_be_called)) == 20
-    assert [index.path.stat().st_ino for index in (here, there)] == inodes
-    assert_same(here, contents())
-
-
 def not_to_be_called() -> IndexColumns:
     raise AssertionError("it is built again")
+
+
+def opened(tmp_path: Path, signature: Signature, build: Callable[[], IndexColumns]) -> Index:
+    """Open the index of data with a signature that stays."""
+    return open_or_build(tmp_path / "i", lambda: signature, build)
+
+
+def test_the_index_is_built_once_for_each_state_of_the_data(tmp_path: Path):
+    """Machines share a home, and the data of one path has other times on each: each machine keeps an index."""
+    here, there = opened(tmp_path, OLD, contents), Build(contents(20))
+    assert len(opened(tmp_path, NEW, there)) == 20
+    inodes = {path: path.stat().st_ino for path in tmp_path.glob("*.index")}
+    for _ in range(2):
+        assert_same(opened(tmp_path, OLD, not_to_be_called), contents())
+        assert len(opened(tmp_path, NEW, there)) == 20
+    assert there.count == 1
+    assert {path: path.stat().st_ino for path in tmp_path.glob("*.index")} == inodes
+    assert_same(pickle.loads(pickle.dumps(here)), contents())  # A running training keeps the index.
 
 
 @pytest.mark.parametrize(
@@ -88,27 +76,27 @@ def not_to_be_called() -> IndexColumns:
 def test_a_damaged_index_is_built_again_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[bytes], bytes]
 ):
-    path = open_or_build(tmp_path / "i", lambda: OLD, contents).path
+    path = opened(tmp_path, OLD, contents).path
     assert capsys.readouterr() == ("", "")  # None at all is the usual case.
     path.write_bytes(harm(path.read_bytes()))
-    assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
+    assert_same(opened(tmp_path, OLD, contents), contents())
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {path}")
     assert said.count("\n") == 1
-    open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
+    opened(tmp_path, OLD, not_to_be_called)
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_record_of_other_data_under_its_name_is_not_used(tmp_path: Path):
     """The name has a part of the signature, and the file the whole signature."""
     long, other = (Signature(16 * "0" + end, 1) for end in "ab")
-    open_or_build(tmp_path / "i", lambda: long, contents)
-    assert len(open_or_build(tmp_path / "i", lambda: other, lambda: contents(20))) == 20
+    opened(tmp_path, long, contents)
+    assert len(opened(tmp_path, other, lambda: contents(20))) == 20
     assert len(list(tmp_path.glob("*.record"))) == 1
 
 
 def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    first = opened(tmp_path, OLD, contents)
     (record,) = tmp_path.glob("*.record")
     whole = record.read_bytes()
     said = json.loads(whole)
@@ -118,7 +106,7 @@ def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.Captu
     for content in [*damaged, *(json.dumps(each).encode() for each in odd)]:
         record.write_bytes(content)
         build = Build(contents())
-        again = open_or_build(tmp_path / "i", lambda: OLD, build)
+        again = opened(tmp_path, OLD, build)
         assert (build.count, again.path) == (1, first.path), content
         assert record.read_bytes() == whole
     assert capsys.readouterr() == ("", "")
@@ -129,53 +117,27 @@ def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.Captu
 
 def test_another_signature_costs_one_listing_and_the_index_stays(tmp_path: Path):
     """`chown` and a copy change the signature and no name. A running training keeps the mapped index."""
-    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    first = opened(tmp_path, OLD, contents)
     before = first.path.stat()
     build = Build(contents())
-    again = open_or_build(tmp_path / "i", lambda: NEW, build)
+    again = opened(tmp_path, NEW, build)
     assert (build.count, again.path) == (1, first.path)
     assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     for signature in (OLD, NEW):
-        open_or_build(tmp_path / "i", lambda signature=signature: signature, not_to_be_called)
-
-
-def test_other_names_under_a_new_signature_leave_a_running_training_its_index(tmp_path: Path):
-    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
-    sent = pickle.dumps(first)
-    assert len(open_or_build(tmp_path / "i", lambda: NEW, lambda: contents(20))) == 20
-    assert_same(first, contents())
-    assert_same(pickle.loads(sent), contents())
-
-
-def test_other_notices_are_another_index(tmp_path: Path):
-    open_or_build(tmp_path / "i", lambda: OLD, contents)
-    more = replace(contents(), notices=("4 .webp",))
-    assert open_or_build(tmp_path / "i", lambda: NEW, lambda: more).notices == ("4 .webp",)
-
-
-def test_data_without_usable_times_is_listed_at_each_start(tmp_path: Path):
-    """Only a listing can find a new image. The notice has the seconds of the listing."""
-    for count in (10, 10, 20):
-        build = Build(contents(count))
-        index = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, build)
-        assert (build.count, len(index)) == (1, count)
-        assert index.notices[:-1] == contents().notices
-        assert re.search(r"took \d+\.\d s$", index.notices[-1])
-    assert len(list(tmp_path.glob("*.index"))) == 2
-    assert not list(tmp_path.glob("*.record"))
+        opened(tmp_path, signature, not_to_be_called)
 
 
 def test_data_without_usable_times_is_listed_once_for_all_processes_of_a_start(tmp_path: Path, start):
     start("a")
-    first = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, contents)
-    again = open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, not_to_be_called)
+    first = opened(tmp_path, EQUAL_TIMES, contents)
+    again = opened(tmp_path, EQUAL_TIMES, not_to_be_called)
     assert first.notices == again.notices
     assert " s" in again.notices[-1]
     for name, restart in (("a", 1), ("b", 0)):
         start(name, restart)
         build = Build(contents(20))
         for _ in range(3):
-            assert len(open_or_build(tmp_path / "i", lambda: EQUAL_TIMES, build)) == 20
+            assert len(opened(tmp_path, EQUAL_TIMES, build)) == 20
         assert build.count == 1
     assert len(open_or_build(tmp_path / "other", lambda: EQUAL_TIMES, lambda: contents(5))) == 5
 
@@ -207,23 +169,15 @@ def test_times_that_are_always_now_do_not_block_a_start(tmp_path: Path, start, l
 
 
 def test_a_missing_file_leads_to_a_listing_at_the_next_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The run that missed the file keeps the index, in present and later workers."""
-    first = open_or_build(tmp_path / "i", lambda: OLD, contents)
+    """The run that missed the file keeps the index, in later workers, too. At last the file is there again."""
+    first = opened(tmp_path, OLD, contents)
     mark_stale(first)
-    assert_same(pickle.loads(pickle.dumps(first)), contents())
-    build = Build(contents(9))
-    assert len(open_or_build(tmp_path / "i", lambda: OLD, build)) == 9
-    open_or_build(tmp_path / "i", lambda: OLD, not_to_be_called)
-    assert_same(pickle.loads(pickle.dumps(first)), contents())
-    # The file came back.
-    build = Build(contents())
-    assert open_or_build(tmp_path / "i", lambda: NEW, build).path == first.path
-    open_or_build(tmp_path / "i", lambda: NEW, not_to_be_called)
+    for signature, count in ((OLD, 9), (NEW, 10)):
+        assert len(opened(tmp_path, signature, lambda count=count: contents(count))) == count
+        assert len(opened(tmp_path, signature, not_to_be_called)) == count
+        assert_same(pickle.loads(pickle.dumps(first)), contents())
     assert capsys.readouterr() == ("", "")
-
-
-def test_a_mark_that_cannot_be_written_is_no_error(tmp_path: Path):
-    mark_stale(replace(open_or_build(tmp_path / "i", lambda: OLD, contents), path=tmp_path / "gone" / "i.index"))
+    mark_stale(replace(first, path=tmp_path / "gone" / "i.index"))  # A mark that cannot be written is no error.
 
 
 # ------------------------------------------------------------------------------------------------ processes
@@ -255,26 +209,21 @@ def test_of_many_processes_one_builds_and_the_others_wait(tmp_path: Path, start,
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
 
-def test_the_index_is_built_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Other processes may have mapped the file. On a network file system, a replaced file kills the readers."""
+
     def refuse(file: object, how: int) -> None:
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(module.fcntl, "flock", refuse)
-    assert_same(open_or_build(tmp_path / "i", lambda: OLD, contents), contents())
-
-
-def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Other processes may have mapped the file. On a network file system, a replaced file kills the readers."""
-    monkeypatch.setattr(module.fcntl, "flock", lambda *_: None)
-    first: list[Index] = []
+    first: list[int] = []
 
     def build() -> IndexColumns:
-        first.append(open_or_build(tmp_path / "i", lambda: OLD, contents))
+        first.append(opened(tmp_path, OLD, contents).path.stat().st_ino)
         return contents()
 
-    second = open_or_build(tmp_path / "i", lambda: OLD, build)
-    inode = first[0].path.stat().st_ino
-    assert second.path.stat().st_ino == inode
+    second = opened(tmp_path, OLD, build)
+    assert [second.path.stat().st_ino] == first
     assert_same(second, contents())
 
 
@@ -284,38 +233,28 @@ def age(path: Path, days: float) -> None:
 
 
 def test_unused_indices_are_removed_by_the_next_build(tmp_path: Path):
-    ages = {"old": 31, "opened": 31, "young": 29, "new": 0}
-    files: dict[str, Path] = {}
+    ages, paths = {"old": 31, "opened": 31, "young": 29, "new": 0}, {}
     for number, name in enumerate(ages):
-        signature, found = OLD._replace(digest=name), contents(20 + number)
-        files[name] = open_or_build(
-            tmp_path / "i", lambda signature=signature: signature, lambda found=found: found
-        ).path
+        signature, found = Signature(name, 1), contents(20 + number)
+        index = opened(tmp_path, signature, lambda found=found: found)
+        paths[name] = [index.path, tmp_path / f"i-{name}.record", tmp_path / f"i-{name}.stale"]
     for name, days in ages.items():
-        mark = tmp_path / f"i-{name}.stale"
-        mark.touch()
-        for path in (files[name], tmp_path / f"i-{name}.record", mark):
+        for path in paths[name]:
+            path.touch()
             age(path, days)
-    open_or_build(tmp_path / "i", lambda: OLD._replace(digest="opened"), not_to_be_called)
-    others = ("i.index", "i.lock", "j-old", "h-i-old")  # Names of earlier versions and of other data.
-    for name in others:
+    opened(tmp_path, Signature("opened", 1), not_to_be_called)
+    # Names of earlier versions, of other data, and of builds that were killed.
+    for name, days in {"i.index": 31, "i.lock": 31, "j-old": 31, "i-x.tmp": 0.1, "i-y.tmp": 0, "j-x.tmp": 0.1}.items():
         (tmp_path / name).touch()
-        age(tmp_path / name, 31)
-    newest = open_or_build(tmp_path / "i", lambda: OLD._replace(digest="newest"), contents).path
-    kept = {files[name].name for name in ("opened", "young", "new")} | {newest.name}
-    assert {path.name for path in tmp_path.glob("*.index")} == kept
-    assert {path.stem for path in tmp_path.glob("*.record")} == {"i-opened", "i-young", "i-new", "i-newest"}
-    assert {path.stem for path in tmp_path.glob("*.stale")} == {"i-young", "i-new"}
-    assert {path.name for path in tmp_path.iterdir() if not path.suffix} == {"j-old", "h-i-old"}
-    assert len(list(tmp_path.glob("*.lock"))) == 1
-
-
-def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path):
-    for name, hours in (("i-old.x.tmp", 2), ("i-old.y.tmp", 0), ("j-old.x.tmp", 2)):
-        (tmp_path / name).write_text("half")
-        age(tmp_path / name, hours / 24)
-    open_or_build(tmp_path / "i", lambda: OLD, contents)
-    assert {path.name for path in tmp_path.glob("*.tmp")} == {"i-old.y.tmp", "j-old.x.tmp"}
+        age(tmp_path / name, days)
+    opened(tmp_path, Signature("newest", 1), contents)
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".index"}
+    (lock,) = tmp_path.glob("i-*.lock")
+    assert left == {
+        *(f"i-{name}.record" for name in ("opened", "young", "new", "newest")),
+        *("i-young.stale", "i-new.stale", lock.name, "j-old", "i-y.tmp", "j-x.tmp"),
+    }
+    assert sorted(len(Index.open(path)) for path in tmp_path.glob("*.index")) == [10, 21, 22, 23]
 
 
 def test_data_that_changes_without_end_is_not_indexed(tmp_path: Path):
@@ -332,7 +271,7 @@ def test_data_that_changes_once_meanwhile_is_listed_again(tmp_path: Path):
     build = Build(contents(9), contents())
     assert len(open_or_build(tmp_path / "i", lambda: NEW if build.count else OLD, build)) == 10
     assert build.count == 2
-    open_or_build(tmp_path / "i", lambda: NEW, not_to_be_called)
+    opened(tmp_path, NEW, not_to_be_called)
 
 
 @pytest.mark.parametrize(("fraction", "at_least"), [(123_456_789, 0.02), (0, 2.0)])
@@ -344,7 +283,7 @@ def test_a_change_in_the_same_tick_cannot_hide(
     monkeypatch.setattr(module.time, "time_ns", lambda: 1_700_000_000_000_000_000 + fraction + 5_000_000)
     monkeypatch.setattr(module.time, "sleep", waits.append)
     newest = 1_700_000_000_000_000_000 + fraction
-    open_or_build(tmp_path / "i", lambda: Signature("x", newest), contents)
+    opened(tmp_path, Signature("x", newest), contents)
     assert len(waits) == 1
     assert waits[0] >= at_least
     open_or_build(tmp_path / "j", lambda: Signature("x", newest - 10_000_000_000), contents)
@@ -352,18 +291,18 @@ def test_a_change_in_the_same_tick_cannot_hide(
 
 
 def test_signatures_differ_with_any_fact_or_time():
-    base = sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
-    assert base.newest == 7
-    assert base == sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 7)])
+    facts, times = ("folder", ["a", "b"]), [Times(5, 5), Times(3, 7)]
     others = [
-        sign("imagenet", ["a", "b"], times=[Times(5, 5), Times(3, 7)]),
-        sign("folder", ["a", "c"], times=[Times(5, 5), Times(3, 7)]),
-        sign("folder", ["a", "b"], times=[Times(3, 7), Times(5, 5)]),
-        sign("folder", ["a", "b"], times=[Times(5, 5), Times(3, 8)]),
-        sign("folder", ["a", "b"], times=[Times(5, 5), Times(4, 7)]),
-        sign("folder", ["ab"], times=[Times(5, 5), Times(3, 7)]),
+        sign("imagenet", ["a", "b"], times=times),
+        sign("folder", ["a", "c"], times=times),
+        sign("folder", ["ab"], times=times),
+        sign(*facts, times=times[::-1]),
+        sign(*facts, times=[Times(5, 5), Times(3, 8)]),
+        sign(*facts, times=[Times(5, 5), Times(4, 7)]),
     ]
-    assert len({base.digest, *(signature.digest for signature in others)}) == 7
+    assert sign(*facts, times=times) == sign(*facts, times=times)
+    assert sign(*facts, times=times).newest == 7
+    assert len({each.digest for each in (sign(*facts, times=times), *others)}) == 7
 
 
 # ------------------------------------------------------------------------------------------------ the cache folder
@@ -382,13 +321,8 @@ def test_the_users_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_each_split_of_each_folder_has_its_own(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    cases = [
-        ("folder", "data", "train"),
-        ("folder", "data", "val"),
-        ("imagenet", "data", "train"),
-        ("folder", "b", "val"),
-    ]
-    paths = [index_path(tmp_path, kind, tmp_path / root, split) for kind, root, split in cases]
+    cases = "folder data train", "folder data val", "imagenet data train", "folder b val"
+    paths = [index_path(tmp_path, kind, tmp_path / root, split) for kind, root, split in map(str.split, cases)]
     assert len(set(paths)) == 4
     assert index_path(tmp_path, "folder", tmp_path / "link", "train") == paths[0]
 

@@ -11,21 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_folders import (
-    PER_SHARD,
-    SHARD_BYTES,
-    SHARDS,
-    Server,
-    copies,
-    downloads,
-    open_remote,
-    read_all,
-)
+from shard_folders import PER_SHARD, SHARD_BYTES, SHARDS, Server, copies, downloads, open_remote, read_all
 
-from seresnext.data.shards import cache
+from seresnext.data.shards import cache, remote
 from seresnext.data.shards.reader import ShardReader
-from seresnext.data.shards.store import RemoteShards
 from seresnext.errors import DataError
+
+
+def names_of(server: Server) -> list[str]:
+    """The names of the copies of all shards, by number."""
+    return [f"{shard.sha256}.tar" for shard in ShardReader(str(server.folder), "train").manifest.shards]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the copies in the cache."""
+    folder = tmp_path / "cache" / "shards"
+    folder.mkdir(parents=True)
+    return folder
 
 
 @pytest.mark.parametrize("room", [1, 2, SHARDS])
@@ -40,28 +43,19 @@ def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(shard_root: Path, ser
     assert (server.requests.total() == before + 1) is (room == SHARDS)  # With room for all only the manifest again.
 
 
-def test_the_cache_keeps_its_size_and_drops_the_least_recently_used(server: Server, tmp_path: Path):
-    cache = tmp_path / "cache"
-    reader = open_remote(server, cache, 2.9)
-    assert isinstance(reader.store, RemoteShards)
-    shard_of = [shard.sha256 + ".tar" for shard in reader.store.shards]
+def test_the_cache_keeps_its_size_and_drops_the_least_recently_used(server: Server, tmp_path: Path, folder: Path):
+    reader, names = open_remote(server, tmp_path / "cache", 2.9), names_of(server)
     for step, (shard, kept) in enumerate([(0, {0}), (1, {0, 1}), (0, {0, 1}), (2, {0, 2}), (3, {2, 3})]):
         reader.read(shard * PER_SHARD)
-        os.utime(cache / "shards" / shard_of[shard], (step, step))  # Time stamps need not differ within a test.
-        assert set(copies(cache)) == {shard_of[number] for number in kept}
-        assert sum(copies(cache).values()) <= 2.9 * SHARD_BYTES
+        os.utime(folder / names[shard], (step, step))  # Time stamps need not differ within a test.
+        assert set(copies(tmp_path / "cache")) == {names[number] for number in kept}
+        assert sum(copies(tmp_path / "cache").values()) <= 2.9 * SHARD_BYTES
 
 
-def test_without_a_bound_more_is_kept(server: Server, tmp_path: Path):
-    read_all(open_remote(server, tmp_path / "cache", 100))
-    assert len(copies(tmp_path / "cache")) == SHARDS
-
-
-def test_a_shard_in_use_is_not_removed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_shard_in_use_is_not_removed(server: Server, tmp_path: Path, folder: Path):
     reader = open_remote(server, tmp_path / "cache", 2)
-    assert isinstance(reader.store, RemoteShards)
     read_all(reader, [0, PER_SHARD])
-    used, free = (tmp_path / "cache" / "shards" / f"{shard.sha256}.tar" for shard in reader.store.shards[:2])
+    used, free = (folder / name for name in names_of(server)[:2])
     os.utime(used, (1, 1))  # The copy would be removed next if it were not in use.
     with used.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -77,77 +71,69 @@ def test_no_room_at_all_is_reported(server: Server, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(cache, "_ROOM_SECONDS", 0.2)
     reader = open_remote(server, tmp_path / "cache", 1)
     reader.read(0)
-    with next((tmp_path / "cache" / "shards").glob("*.tar")).open() as file:
+    with (tmp_path / "cache" / "shards" / names_of(server)[0]).open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         with pytest.raises(DataError, match=r"had no room for a shard.*raise data\.cache_size"):
             reader.read(PER_SHARD)
 
 
-def test_a_cache_smaller_than_a_shard_is_refused(server: Server, tmp_path: Path):
+def test_a_cache_that_cannot_be_used_is_refused(server: Server, tmp_path: Path):
     with pytest.raises(DataError, match=r"the largest shard has 40960 bytes, and data\.cache_size is 20480 bytes"):
         open_remote(server, tmp_path / "cache", 0.5)
-
-
-def test_a_cache_that_cannot_be_written_is_reported(server: Server, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):
         open_remote(server, tmp_path / "file")
 
 
-def test_leftovers_of_a_killed_download_are_removed(server: Server, tmp_path: Path):
-    folder = tmp_path / "cache" / "shards"
-    folder.mkdir(parents=True)
-    left = folder / f"{'0' * 64}.{3 * SHARD_BYTES}.part"
-    left.touch()
-    own = folder / f"{ShardReader(str(server.folder), 'train').manifest.shards[0].sha256}.{SHARD_BYTES}.part"
+def test_a_download_counts_while_it_lasts(server: Server, tmp_path: Path, folder: Path):
+    """A file of two shards leaves room for one. If the writer was killed, nobody holds the lock, and the file goes."""
+    part, own = folder / f"{'0' * 64}.part", folder / names_of(server)[0].replace(".tar", ".part")
     own.write_bytes(b"half")
-    reader = open_remote(server, tmp_path / "cache", 2)
-    read_all(reader)
-    assert not list(folder.glob("*.part"))
+    with part.open("w") as file:
+        file.truncate(2 * SHARD_BYTES)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        read_all(open_remote(server, tmp_path / "cache", 3))
+        assert sum(copies(tmp_path / "cache").values()) == SHARD_BYTES
+        assert (part.exists(), own.exists()) == (True, False)
+    os.utime(part, (1, 1))
+    read_all(open_remote(server, tmp_path / "cache", 3))
+    assert sum(copies(tmp_path / "cache").values()) == 3 * SHARD_BYTES
+    assert not part.exists()
 
 
-def kept_index(cache: Path) -> Path:
-    (path,) = (cache / "shards").glob("*-index.npy")
-    return path
+def test_a_download_that_has_ended_is_not_counted_as_removed(tmp_path: Path):
+    """The name of a download is gone as soon as the file is a copy."""
+    assert not cache._remove_unless_used(tmp_path / "x.part")
+    assert cache._remove_unless_used(tmp_path / "x.tar")
+
+
+def test_a_damaged_copy_is_downloaded_again(server: Server, tmp_path: Path, folder: Path):
+    reader = open_remote(server, tmp_path / "cache")
+    good = reader.read(0)
+    (folder / names_of(server)[0]).write_bytes(bytes(SHARD_BYTES))
+    assert reader.read(0) == good
+    assert downloads(server)[0] == 2
 
 
 @pytest.mark.parametrize(
     "harm", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5], lambda _: b""]
 )
-def test_a_damaged_copy_of_the_index_is_downloaded_again(
-    shard_root: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm
-):
+def test_a_damaged_copy_of_the_index_is_downloaded_again(server: Server, tmp_path: Path, folder: Path, capsys, harm):
+    whole = (server.folder / "train" / "index.npy").read_bytes()
     open_remote(server, tmp_path / "cache")
-    path = kept_index(tmp_path / "cache")
-    whole = (shard_root / "train" / "index.npy").read_bytes()
+    (path,) = folder.glob("*-index.npy")
     assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
     path.write_bytes(harm(whole))
-    reader = open_remote(server, tmp_path / "cache")
-    assert capsys.readouterr().err == f"warning: {path} is damaged (another checksum) and is downloaded again\n"
-    assert (path.read_bytes(), len(reader)) == (whole, SHARDS * PER_SHARD)
-    open_remote(server, tmp_path / "cache")
-    assert server.requests["index.npy"] == 2
-    assert capsys.readouterr().err == ""
-
-
-def test_an_index_that_is_damaged_on_the_server_is_an_error(shard_root: Path, server: Server, tmp_path: Path):
-    open_remote(server, tmp_path / "cache")
-    kept_index(tmp_path / "cache").write_bytes(b"damaged")
-    server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1]}
-    with pytest.raises(DataError, match=r"train/index\.npy cannot be read.*the checksum is not the one in the index"):
+    server.replaced = {"index.npy": whole[:-1]}
+    with pytest.raises(DataError, match=r"train/index\.npy cannot be read.*the checksum of 575 bytes is not the one"):
         open_remote(server, tmp_path / "cache")
     server.replaced = {}
-    assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
-
-
-def test_a_download_in_progress_counts(server: Server, tmp_path: Path):
-    reader = open_remote(server, tmp_path / "cache", 3)
-    folder = tmp_path / "cache" / "shards"
-    (folder / f"{'0' * 64}.{2 * SHARD_BYTES}.part").touch()
-    with (folder / f"{'0' * 64}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        read_all(reader)
-        assert sum(copies(tmp_path / "cache").values()) == SHARD_BYTES
+    for _ in range(2):
+        assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
+    assert path.read_bytes() == whole
+    assert server.requests["index.npy"] == 2 + remote.ATTEMPTS
+    warning = f"warning: {path} is damaged (another checksum) and is downloaded again\n"
+    assert capsys.readouterr().err == 2 * warning
 
 
 CHILD = """

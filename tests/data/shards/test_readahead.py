@@ -10,16 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from shard_folders import Server, make_shards, serve
+from shard_folders import SHARD_BYTES, Server, make_shards, serve
 
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order, block_shuffle
-from seresnext.data.shards import cache, readahead, remote
+from seresnext.data.shards import readahead, remote
+from seresnext.data.shards.cache import RemoteShards
 from seresnext.data.shards.readahead import fetch_ahead
 from seresnext.data.shards.reader import ShardReader
-from seresnext.data.shards.store import RemoteShards
 
-SHARD_BYTES = 40_960
 SHARDS, PER_SHARD = 8, 6
 
 
@@ -107,8 +106,7 @@ def test_shards_are_downloaded_in_the_order_of_need(server: Server, reader):
 @pytest.mark.parametrize("room", [5, SHARDS])
 def test_a_run_through_a_small_cache_reads_every_shard_once_an_epoch(server: Server, reader, room: int, monkeypatch):
     """With blocks of two shards and room for two blocks: the promise of data.shuffle_shards."""
-    # The test reads a shard in milliseconds, so times of use and positions need short intervals.
-    monkeypatch.setattr(cache, "_USE_SECONDS", 0.0)
+    # The test reads a shard in milliseconds, so positions need short intervals.
     monkeypatch.setattr(readahead, "_LOOK_SECONDS", 0.0005)
     opened = reader(room)
     order = Order(48, 6, 6, seed=0, blocks=block_shuffle(opened.shard_ids, 2))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 from shard_folders import (
     NAMES,
     PER_SHARD,
@@ -24,30 +23,20 @@ from shard_folders import (
 )
 
 from seresnext.data.shards import remote
+from seresnext.data.shards.cache import RemoteShards
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
 from seresnext.data.shards.remote import Remote, shown_url
 from seresnext.errors import DataError
 
-# ------------------------------------------------------------------------------------------------ reading
-
 
 def test_a_server_gives_what_the_folder_holds(shard_root: Path, server: Server, tmp_path: Path):
     ours, theirs = open_remote(server, tmp_path / "cache"), ShardReader(str(shard_root), "train")
-    assert (ours.fingerprint, ours.classes, ours.labels.tolist()) == (
-        theirs.fingerprint,
-        theirs.classes,
-        theirs.labels.tolist(),
-    )
+    assert (ours.fingerprint, ours.classes) == (theirs.fingerprint, theirs.classes)
+    assert ours.labels.tolist() == theirs.labels.tolist()
     assert read_all(ours) == read_all(theirs)
     assert downloads(server) == [1] * SHARDS
     assert {(shard_root / "train" / name).stat().st_size for name in NAMES} == {SHARD_BYTES}
-
-
-# ------------------------------------------------------------------------------------------------ room
-
-
-# ------------------------------------------------------------------------------------------------ several processes
 
 
 # ------------------------------------------------------------------------------------------------ failures
@@ -60,38 +49,54 @@ def test_a_server_that_fails_at_first_is_asked_again(server: Server, tmp_path: P
     assert server.requests[MANIFEST] == 2
 
 
-def test_a_server_that_keeps_failing_is_an_error(server: Server, tmp_path: Path):
+def fail(server: Server, status: int) -> None:
+    server.failures, server.status = {NAMES[0]: 100}, status
+
+
+def replace(server: Server, change: Callable[[bytes], bytes]) -> None:
+    server.replaced = {NAMES[0]: change((server.folder / "train" / NAMES[0]).read_bytes())}
+
+
+@pytest.mark.parametrize(
+    ("harm", "attempts", "message"),
+    [
+        (lambda server: fail(server, 503), 5, "in 5 attempts and .*: the server answers 503"),
+        (lambda server: fail(server, 404), 1, "there is no such file; check data.root"),
+        (lambda server: fail(server, 403), 1, "the server answers 403; check data.root and the credentials"),
+        (lambda server: setattr(server, "cut", {NAMES[0]: 5000}), 5, "in 5 attempts and "),
+        (lambda server: replace(server, lambda data: data[:-512]), 5, "the checksum of 40448 bytes is not the one"),
+        (lambda server: replace(server, lambda data: b"x" + data[1:]), 5, "the checksum of 40960 bytes is not"),
+        (lambda server: replace(server, lambda data: data + bytes(10**7)), 5, "the checksum of .* is not"),
+    ],
+    ids=["busy", "missing", "forbidden", "truncated", "shorter", "changed", "longer"],
+)
+def test_a_download_that_fails_is_an_error(
+    server: Server, tmp_path: Path, harm: Callable[[Server], None], attempts: int, message: str
+):
+    """No part of the shard stays, and the reader can go on."""
     reader = open_remote(server, tmp_path / "cache")
-    server.failures = {NAMES[1]: 100}
-    with pytest.raises(DataError) as caught:
-        reader.read(PER_SHARD)
-    assert f"{server.url}/train/{NAMES[1]} cannot be read, in 5 attempts and " in str(caught.value)
-    assert "s: the server answers 503" in str(caught.value)
-    assert downloads(server)[1] == remote.ATTEMPTS
-    reader.read(0)
-    assert len(copies(tmp_path / "cache")) == 1
+    harm(server)
+    with pytest.raises(DataError, match=f"{server.url}/train/{NAMES[0]} cannot be read.*{message}"):
+        reader.read(0)
+    assert downloads(server)[0] == attempts
+    assert not [path for path in (tmp_path / "cache" / "shards").iterdir() if path.suffix in (".tar", ".part")]
+    assert reader.read(PER_SHARD)
+    server.failures, server.cut, server.replaced = {}, {}, {}
+    assert reader.read(0)
 
 
 def test_no_attempt_begins_after_the_limit_of_the_loader(server: Server, tmp_path: Path, monkeypatch):
     """The message has the answer of the server, not a hanging worker."""
     reader = open_remote(server, tmp_path / "cache")
-    server.failures = {NAMES[1]: 100}
+    fail(server, 503)
     monkeypatch.setattr(remote, "PATIENCE", 0.0)
     with pytest.raises(DataError, match=r"cannot be read, in 1 attempts and .*the server answers 503"):
-        reader.read(PER_SHARD)
-    assert downloads(server)[1] == 1
-
-
-@pytest.mark.parametrize(("status", "answer"), [(404, "there is no such file"), (403, "the server answers 403")])
-def test_an_answer_that_is_final_is_not_asked_for_again(server: Server, tmp_path: Path, status: int, answer: str):
-    reader = open_remote(server, tmp_path / "cache")
-    server.failures, server.status = {NAMES[0]: 100}, status
-    with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read: {answer}"):
         reader.read(0)
     assert downloads(server)[0] == 1
 
 
-def test_no_server_is_reported_with_the_address(tmp_path: Path):
+def test_no_server_is_reported_with_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -99,38 +104,13 @@ def test_no_server_is_reported_with_the_address(tmp_path: Path):
             ShardReader(url, "train", tmp_path, 10**6)
 
 
-def test_a_truncated_download_is_refused_and_downloaded_again(server: Server, tmp_path: Path):
+def test_a_disk_that_is_full_is_not_waited_for(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reader = open_remote(server, tmp_path / "cache")
-    server.cut = {NAMES[0]: 5000}
-    with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read, in 5 attempts and "):
+    full = open("/dev/full", "wb")  # noqa: PTH123, SIM115
+    monkeypatch.setattr(RemoteShards, "_reserve", lambda *_: full)
+    with pytest.raises(DataError, match=r"the copy cannot be written to .*: No space left on device"):
         reader.read(0)
-    assert downloads(server)[0] == remote.ATTEMPTS
-    assert copies(tmp_path / "cache") == {}
-    assert not list((tmp_path / "cache" / "shards").glob("*.part"))
-    server.cut = {}
-    assert reader.read(0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: data[:-512], "40448 bytes came instead of 40960"),
-        (lambda data: data + bytes(10**7), "bytes came instead of 40960"),
-        (lambda data: b"x" + data[1:], "the checksum is not the one in the index"),
-    ],
-)
-def test_another_content_is_refused(shard_root: Path, server: Server, tmp_path: Path, change, message: str):
-    reader = open_remote(server, tmp_path / "cache")
-    server.replaced = {NAMES[0]: change((shard_root / "train" / NAMES[0]).read_bytes())}
-    with pytest.raises(DataError, match=message):
-        reader.read(0)
-    assert copies(tmp_path / "cache") == {}
-
-
-def test_a_damaged_index_is_refused(shard_root: Path, server: Server, tmp_path: Path):
-    server.replaced = {"index.npy": (shard_root / "train" / "index.npy").read_bytes()[:-1] + b"x"}
-    with pytest.raises(DataError, match=r"index\.npy cannot be read.*checksum"):
-        open_remote(server, tmp_path / "cache")
+    assert downloads(server)[0] == 1
 
 
 # ------------------------------------------------------------------------------------------------ addresses
@@ -149,15 +129,17 @@ def test_messages_of_a_library_are_shown_without_addresses():
     assert remote._reason(error) == "no answer from (address) today"
 
 
-def test_an_unknown_kind_of_address_is_reported(tmp_path: Path):
-    with pytest.raises(DataError, match=r"gopher:// is an unknown kind of address"):
-        ShardReader("gopher://host/x", "train", tmp_path, 10**6)
-
-
-def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("gopher://host/x", "gopher:// is an unknown kind of address"),
+        ("https://host/x", "needs the extra `remote`.*pip install"),
+    ],
+)
+def test_an_address_that_nothing_can_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str, message: str):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(DataError, match=r"needs the extra `remote`.*pip install"):
-        ShardReader("https://host/x", "train", tmp_path, 10**6)
+    with pytest.raises(DataError, match=message):
+        ShardReader(root, "train", tmp_path, 10**6)
 
 
 # ------------------------------------------------------------------------------------------------ S3
@@ -166,36 +148,21 @@ def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The shards of a folder in the bucket `bucket` of a stand-in for S3, which the environment points to."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    stand_in = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    stand_in.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-            patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-            patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+            patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*stand_in.get_host_and_port()))
+            for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+                patch.setenv(f"AWS_{name}", "testing")
             patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
             patch.setenv("AWS_CONFIG_FILE", "/dev/null")
-            deadline = time.monotonic() + 60
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
             root = tmp_path_factory.mktemp("s3")
             make_shards(root)
             _upload(root)
             yield root
     finally:
-        process.kill()
-        process.wait()
+        stand_in.stop()
 
 
 def _upload(shard_root: Path) -> None:

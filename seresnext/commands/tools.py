@@ -1,0 +1,81 @@
+"""The commands of one process that read weights, runs and recipes."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from seresnext.arguments import Parser, add_device
+from seresnext.paths import path_argument
+
+
+def predict_arguments(parser: Parser) -> None:
+    """Declare the arguments of `predict`."""
+    add = parser.add_argument
+    add("images", type=path_argument, nargs="+", metavar="IMAGE")
+    add("--checkpoint", type=path_argument, required=True, metavar="FILE", help="a checkpoint or a published .pth")
+    add("--top", type=int, default=5, metavar="N", help="the number of classes to print (default: 5)")
+    add("--features", type=path_argument, metavar="OUT.npy", help="also write the features: float32, N 2048")
+    add("--max-pixels", type=int, metavar="N", help="a larger image is an error (default: data.max_pixels of FILE)")
+    add_device(parser)
+
+
+def predict(options: Namespace) -> None:
+    """Classify images with a trained or published model."""
+    from seresnext.run.predict import print_predictions
+
+    print_predictions(options)
+
+
+def average_arguments(parser: Parser) -> None:
+    """Declare the arguments of `average`."""
+    add = parser.add_argument
+    add("checkpoints", type=path_argument, nargs="+", metavar="CHECKPOINT")
+    add("--output", type=path_argument, required=True, metavar="FILE", help="a new file, *.safetensors")
+    add("--weights", choices=("auto", "model", "ema"), default="auto", help="default: those that chose `best`")
+
+
+def average(options: Namespace) -> None:
+    """Average the weights of checkpoints of one recipe into one file."""
+    from seresnext.run.average import average_checkpoints
+
+    average_checkpoints(options)
+
+
+def plot_arguments(parser: Parser) -> None:
+    """Declare the arguments of `plot`."""
+    parser.add_argument("run", type=path_argument, metavar="RUN_FOLDER")
+    parser.add_argument("--output", type=path_argument, metavar="FILE.png", help="default: RUN_FOLDER/curves.png")
+
+
+def plot(options: Namespace) -> None:
+    """Draw the loss and accuracy curves of a run as a picture."""
+    from seresnext.report.plot import plot_run
+
+    plot_run(options.run, options.output)
+
+
+def models(options: Namespace) -> None:
+    """Print the table of the models."""
+    from seresnext.models.counting import print_models
+
+    print_models()
+
+
+def recipe_arguments(parser: Parser) -> None:
+    """Declare the arguments of `recipe`."""
+    add = parser.add_argument
+    add("--reference", action="store_true", help="print every key as a Markdown table instead")
+    add("--output", type=path_argument, default=Path("recipes/schema.json"), help="default: %(default)s")
+
+
+def recipe(options: Namespace) -> None:
+    """Write the JSON schema of recipes, which editors use, or print the reference of all keys."""
+    from seresnext.recipe.show import json_schema, recipe_reference
+
+    if options.reference:
+        print(recipe_reference(), end="")
+        return
+    options.output.write_text(json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {options.output}")
