@@ -8,14 +8,12 @@ import platform
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
-from torch import nn
 
 import seresnext
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
@@ -113,7 +111,7 @@ def write_export(
 
 
 def collect_facts(
-    model: nn.Module, loaded: LoadedWeights, classes: list[str], digest: str, evaluation: dict[str, float] | None
+    model: SENet, loaded: LoadedWeights, classes: list[str], digest: str, evaluation: dict[str, float] | None
 ) -> ModelFacts:
     """Return the facts for the card of a model."""
     architecture, training = loaded.identify().name, {}
@@ -210,10 +208,8 @@ def _check(folder: Path) -> Verified:
 
 
 def _versions() -> dict[str, str]:
-    found = {"seresnext": seresnext.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    found = {"seresnext": seresnext.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found

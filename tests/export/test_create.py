@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,24 @@ def test_other_channels_are_refused(tmp_path: Path, capsys):
     save_file(model.state_dict(), tmp_path / "gray.safetensors")
     words = ["export", "--checkpoint", tmp_path / "gray.safetensors", "--to", "weights", "--output", tmp_path / "new"]
     refused(words, 4, "1 channels", tmp_path, capsys)
+
+
+def test_a_full_disk_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    refused(words, 1, "No space left on device", tmp_path, capsys)
+
+
+def test_weights_with_infinite_logits_are_refused(tmp_path: Path, capsys):
+    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3)
+    with torch.no_grad():
+        model.last_linear.weight.fill_(3e38)
+    save_file(model.state_dict(), tmp_path / "large.safetensors")
+    words = ["export", "--checkpoint", tmp_path / "large.safetensors", "--to", "weights", "--output", tmp_path / "new"]
+    refused(words, 4, "not finite", tmp_path, capsys)
