@@ -83,7 +83,7 @@ def _hub_metadata(facts: ModelFacts) -> dict[str, Any]:
 
 def _accuracy(evaluation: Mapping[str, float] | None) -> str:
     if evaluation is None:
-        return "Not measured: the export had no evaluation."
+        return "Not measured. Accuracy and temperature are absent, because the export had no evaluation."
     rows = {
         "Top-1": f"{evaluation['top1']:.2f} %",
         **({"Top-5": f"{evaluation['top5']:.2f} %"} if "top5" in evaluation else {}),

@@ -83,8 +83,12 @@ def write_export(
             f"{loaded.source} names {len(classes)} classes, the model has {model.num_classes}; use another checkpoint"
         )
     architecture, how = loaded.identify().name, loaded.preprocessing
-    config = Config.build(architecture, classes, how, (evaluation or {}).get("temperature"))
-    write_document(config, folder / CONFIG)
+    try:
+        config = Config.build(architecture, classes, how, (evaluation or {}).get("temperature"))
+        write_document(config, folder / CONFIG)
+    except ValueError as error:  # For example, the name of a class is no text in UTF-8.
+        reason = printable(str(error).splitlines()[0])
+        raise CheckpointError(f"{loaded.source} cannot be exported: {reason}; use another checkpoint") from None
     KINDS[kind].write(model, folder / KINDS[kind].file)
     names = write_golden(images, folder / "golden")
     pixels = load_golden(folder / "golden", names, how)

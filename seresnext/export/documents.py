@@ -27,7 +27,7 @@ _NO_DIGEST = "0" * 64
 _MOST_BYTES = 64 << 20  # of a JSON file
 _MOST_GOLDEN = 8
 
-Size = Annotated[int, Field(ge=1, le=16_384)]
+Size = Annotated[int, Field(ge=1, le=4096)]  # as in a recipe
 Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 

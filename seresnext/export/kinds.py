@@ -18,7 +18,7 @@ from torch.fx.experimental import _config as shapes
 from seresnext.errors import CheckpointError
 from seresnext.export.documents import Config
 from seresnext.export.golden import Network
-from seresnext.models import SENet, create_model, load_weights, timm_state_dict
+from seresnext.models import LoadedWeights, SENet, build_pretrained, timm_state_dict
 from seresnext.models.folding import build_folded, fold_batchnorm
 from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
@@ -43,9 +43,14 @@ def _write_weights(model: SENet, path: Path) -> None:
 
 
 def _open_weights(path: Path, config: Config) -> Network:
-    model = create_model(config.architecture, config.num_classes)
-    load_weights(model, read_weights(path)[0], shown_path(path))
-    return model.eval()
+    loaded = LoadedWeights(shown_path(path), read_weights(path)[0])
+    found = loaded.identify()  # Before a model is built: a number in the configuration can be larger than the file.
+    if found != (config.architecture, config.num_classes, 3):
+        raise CheckpointError(
+            f"{loaded.source} is a {found.name} with {found.num_classes} classes, and the configuration has a "
+            f"{config.architecture} with {config.num_classes}; export the model again"
+        )
+    return build_pretrained(loaded)
 
 
 def _write_folded(model: SENet, path: Path) -> None:

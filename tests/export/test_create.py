@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from seresnext.export import create, kinds
 from seresnext.export.documents import CONFIG, EXPECTED, MANIFEST
+from seresnext.models import LoadedWeights
 
 EVALUATION = {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10, "images_per_second": 3.0, "weights": "ema"}
 
@@ -140,3 +141,8 @@ def test_weights_with_infinite_logits_are_refused(tmp_path: Path, capsys):
     save_file(model.state_dict(), tmp_path / "large.safetensors")
     words = ["export", "--checkpoint", tmp_path / "large.safetensors", "--to", "weights", "--output", tmp_path / "new"]
     refused(words, 4, "not finite", tmp_path, capsys)
+
+
+def test_names_of_classes_that_are_no_text_are_refused(words, monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setattr(LoadedWeights, "classes", property(lambda self: ["a\udcff", "b", "c", "d", "e"]))
+    refused(words, 4, "cannot be exported", tmp_path, capsys)
