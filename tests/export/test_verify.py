@@ -161,6 +161,15 @@ def test_a_manifest_reads_no_file_outside_of_the_folder(copy: Callable[[str], Pa
     assert "../outside is missing" in fails(folder, capsys)
 
 
+def test_a_model_without_digest_is_refused(copy: Callable[[str], Path], capsys):
+    folder = copy("weights")
+    (folder / "model.safetensors").rename(folder / "other")
+    rewrite_manifest(folder)
+    (folder / "other").rename(folder / "model.safetensors")
+    (folder / "other").touch()
+    assert "model.safetensors is not in manifest.json" in fails(folder, capsys)
+
+
 def test_a_folder_without_manifest_is_refused(tmp_path: Path, capsys):
     assert "give the folder of an export" in fails(tmp_path, capsys)
 
