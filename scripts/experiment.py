@@ -104,52 +104,36 @@ def main() -> None:
         raise UsageError(f"{options.timm} is not a file; --timm takes train.py of timm's repository")
 
     names = [*(["timm"] if options.timm else []), *(options.names or EXPERIMENTS)]
-    results = Results(options.output / "results.json")
+    file = options.output / "results.json"
+    results = {(row["name"], row["seed"]): row for row in json.loads(file.read_text())} if file.exists() else {}
     for seed in options.seeds:
         for name in names:
-            if results.find(name, seed) is None:
-                output = options.output / f"{name}-{seed}"
+            if (name, seed) not in results:
                 train = train_timm if name == "timm" else train_ours
-                results.add(
-                    {"name": name, "seed": seed, "threads": options.threads, **train(name, seed, output, options)}
-                )
-    print(results.table(names, options.seeds))
+                row = train(name, seed, options.output / f"{name}-{seed}", options)
+                results[name, seed] = {"name": name, "seed": seed, "threads": options.threads, **row}
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(list(results.values()), indent=1) + "\n")
+    print(table(results, names, options.seeds))
 
 
-class Results:
-    """The results of the runs, in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-
-    def find(self, name: str, seed: int) -> dict[str, Any] | None:
-        """Return the row of a run, or None for a run without a result."""
-        return next((row for row in self._rows if (row["name"], row["seed"]) == (name, seed)), None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a row to the file."""
-        self._rows.append(row)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._rows, indent=1) + "\n")
-
-    def table(self, names: list[str], seeds: list[int]) -> str:
-        """Return the rows of these runs as Markdown: the last validation, and the seconds until timm's top-1."""
-        lines = [
-            "| experiment | seed | top-1 | top-5 | s | processor s | timm's top-1 reached after, s |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for seed in seeds:
-            goal = self.find("timm", seed)
-            for row in filter(None, (self.find(name, seed) for name in names)):
-                last = row["validations"][-1]
-                reached = reached_after(row, goal["validations"][-1]["top1"]) if goal else None
-                when = "never" if reached is None else f"{reached:.0f}"
-                lines.append(
-                    f"| {row['name']} | {seed} | {last['top1']:.1f} | {last['top5']:.1f} | {row['seconds']:.0f} "
-                    f"| {row['processor_seconds']:.0f} | {when if goal else ''} |"
-                )
-        return "\n".join(lines)
+def table(results: dict[tuple[str, int], dict[str, Any]], names: list[str], seeds: list[int]) -> str:
+    """Return the rows of these runs as Markdown: the last validation, and the seconds until timm's top-1."""
+    lines = [
+        "| experiment | seed | top-1 | top-5 | s | processor s | timm's top-1 reached after, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for seed in seeds:
+        goal = results.get(("timm", seed))
+        for row in (results[name, seed] for name in names):
+            last = row["validations"][-1]
+            reached = reached_after(row, goal["validations"][-1]["top1"]) if goal else None
+            when = "never" if reached is None else f"{reached:.0f}"
+            lines.append(
+                f"| {row['name']} | {seed} | {last['top1']:.1f} | {last['top5']:.1f} | {row['seconds']:.0f} "
+                f"| {row['processor_seconds']:.0f} | {when if goal else ''} |"
+            )
+    return "\n".join(lines)
 
 
 def reached_after(row: dict[str, Any], top1: float) -> float | None:
@@ -186,11 +170,7 @@ def train_timm(name: str, seed: int, output: Path, options: argparse.Namespace) 
         for number, (seconds, match) in enumerate(found, 1)
     ]
     if not validations:
-        raise ExperimentFailed(
-            f"timm's train.py printed no validation; the last line is {lines[-1][1]!r}"
-            if lines
-            else "timm's train.py printed nothing"
-        )
+        raise ExperimentFailed(f"timm's train.py printed no validation; the last lines are {lines[-1:]}")
     return {**times, "command": command[1:], "validations": validations}
 
 

@@ -94,12 +94,13 @@ class Soak:
 
     def run(self) -> None:
         """Kill the run, resume to the end, and compare. Raises SoakFailed."""
-        started = time.monotonic()
+        started, undisturbed = time.monotonic(), self._folder / "undisturbed"
         for number in range(1, self._kills + 1):
             self._live_and_be_killed(number)
         self._live(self._output)
-        killed, (whole_seconds, whole) = contents(self._output), self._undisturbed()
-        print(f"{self._kills} kills, {time.monotonic() - started - whole_seconds:.0f} s")
+        print(f"{self._kills} kills, {time.monotonic() - started:.0f} s")
+        self._live(undisturbed)
+        killed, whole = contents(self._output), contents(undisturbed)
         print(f"killed:      {digest(killed)}\nundisturbed: {digest(whole)}")
         if killed != whole:
             raise SoakFailed(f"the run with kills has another result:\n{differences(killed, whole)}")
@@ -112,11 +113,6 @@ class Soak:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-
-    def _undisturbed(self) -> tuple[float, dict[str, str]]:
-        started, output = time.monotonic(), self._folder / "whole"
-        self._live(output)
-        return time.monotonic() - started, contents(output)
 
     def _live(self, output: Path) -> None:
         """Train to the end. Raises SoakFailed."""
@@ -142,10 +138,12 @@ class Soak:
         except ProcessLookupError:
             raise SoakFailed(f"{who} ended before kill {number}:\n{self._said()}") from None
         wait_until(lambda: process.poll() is not None and not self._alive(), PATIENCE)
-        seconds = time.monotonic() - killed
-        verdict = self._verdict(process, seconds)
-        print(f"kill {number}: {sent.name} to {who} after step {at}: {verdict}", flush=True)
-        if who.startswith("a loader worker") and state(self._output)["state"] != "failed":
+        seconds, status = time.monotonic() - killed, state(self._output)
+        if process.poll() is None or self._alive():
+            raise SoakFailed(f"processes {self._alive()} were left after {seconds:.0f} s:\n{self._said()}")
+        end = f"gone in {seconds:.1f} s, {status['state']} at step {status['step']}"
+        print(f"kill {number}: {sent.name} to {who} after step {at}: {end}", flush=True)
+        if who.startswith("a loader worker") and status["state"] != "failed":
             raise SoakFailed(f"the run lost a loader worker and is not `failed`:\n{self._said()}")
 
     def _choose(self, launcher: int, *, has_workers: bool) -> tuple[int, str, signal.Signals]:
@@ -161,12 +159,6 @@ class Soak:
         if chosen < len(ranks):
             return ranks[chosen], f"rank {chosen}", sent
         return launcher, "the launcher", sent
-
-    def _verdict(self, process: subprocess.Popen[bytes], seconds: float) -> str:
-        if process.poll() is None or self._alive():
-            raise SoakFailed(f"processes {self._alive()} were left after {seconds:.0f} s:\n{self._said()}")
-        status = state(self._output)
-        return f"gone in {seconds:.1f} s, {status['state']} at step {status['step']}"
 
     def _start(self, output: Path) -> subprocess.Popen[bytes]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self._world}"]
@@ -188,10 +180,9 @@ class Soak:
 
     def _alive(self) -> list[int]:
         """Return the ids of all processes of this soak; each process inherits the mark."""
-        needle = f"{MARK}={self._mark}".encode()
-        return [
-            pid for pid in processes() if needle in read(pid, "environ") and b"State:\tZ" not in read(pid, "status")
-        ]
+        mark = f"{MARK}={self._mark}".encode()
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [pid for pid in pids if mark in read(pid, "environ") and b"State:\tZ" not in read(pid, "status")]
 
 
 def make_images(root: Path) -> None:
@@ -253,11 +244,6 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def processes() -> list[int]:
-    """Return all process ids."""
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def read(pid: int, name: str) -> bytes:

@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from seresnext.process.main import run_ranks
+from seresnext.process.ranks import run_ranks
 from seresnext.process.stop_request import StopRequest
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from seresnext.errors import UsageError
+from seresnext.paths import path_argument
 from seresnext.process.ranks import is_first_rank
 
 
@@ -43,6 +45,39 @@ class Parser(argparse.ArgumentParser):
 def add_device(parser: Parser) -> None:
     """Add the option `--device`."""
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: use no GPU")
+
+
+def count_argument(text: str) -> int:
+    """Return the whole number in a word of the command line, at least 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def workers_argument(text: str) -> int:
+    """Return the number of workers in a word of the command line, at least 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def share_argument(text: str) -> float:
+    """Return the share in a word of the command line, above 0 and at most 1."""
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+def table_argument(text: str) -> Path:
+    """Return the path of a table in a word of the command line. The ending of the name gives the format."""
+    path = path_argument(text)
+    if path.suffix not in (".csv", ".parquet"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .parquet or .csv")
+    return path
+
+
+def _number(text: str, kind: Callable[[str], Any], is_valid: Callable[[Any], bool], wanted: str) -> Any:
+    try:
+        value = kind(text)
+        if is_valid(value):
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
 
 def key_hints(words: Sequence[str]) -> str:

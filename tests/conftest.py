@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import launcher
 import numpy as np
@@ -25,14 +26,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
+IMAGENET_SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 TREE_MARK = "SERESNEXT_TEST_TREE"
-
-
 # Markers of tests that run only if the option of the same name is given, and the reason for the skip.
 ON_REQUEST = {"gpu": "needs a CUDA device", "full": "takes long"}
-# An everyday test may take so many seconds on an idle machine. A longer test is marked `full`.
-LIMIT_SECONDS = 5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,24 +64,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if shard := config.getoption("--shard"):
         part, count = shard
         # A file stays whole, since tests of a file share fixtures. Neighbours, which cost alike, go to different parts.
-        names = [item.nodeid.partition("::")[0] for item in items]
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        parts = [numbers[name] % count + 1 for name in names]
-        config.hook.pytest_deselected(items=[item for item, of in zip(items, parts, strict=True) if of != part])
-        items[:] = [item for item, of in zip(items, parts, strict=True) if of == part]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the tests that are too long for every day. This is no failure, since a busy machine makes each test long.
-
-    Fixtures do not count: many tests share the cost of a fixture.
-    """
-    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
-    for report in reports:
-        if report.when == "call" and report.duration > LIMIT_SECONDS and "full" not in report.keywords:
-            terminalreporter.write_line(
-                f"{report.nodeid} took {report.duration:.1f} s; make it shorter than {LIMIT_SECONDS} s or mark it full"
-            )
+        files = dict.fromkeys(item.nodeid.partition("::")[0] for item in items)
+        chosen = set(list(files)[part - 1 :: count])
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid.partition("::")[0] not in chosen])
+        items[:] = [item for item in items if item.nodeid.partition("::")[0] in chosen]
 
 
 def pytest_collection_finish() -> None:
@@ -132,17 +115,17 @@ class Command:
     """A running process tree. Two files keep the output."""
 
     def __init__(self, argv: Sequence[str | Path], folder: Path, env: Mapping[str, str], cwd: Path) -> None:
-        self.argv = [str(word) for word in argv]
+        self._argv = [str(word) for word in argv]
         self._mark = uuid.uuid4().hex
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
         self._start = time.monotonic()
         with self._stdout.open("wb") as out, self._stderr.open("wb") as err:
-            self.process = launcher.start(self.argv, out, err, {**env, TREE_MARK: self._mark}, cwd)
+            self.process = launcher.start(self._argv, out, err, {**env, TREE_MARK: self._mark}, cwd)
 
     @property
     def output(self) -> str:
         """The output so far."""
-        return "".join(file.read_text(errors="replace") for file in (self._stdout, self._stderr))
+        return "".join(self._texts())
 
     def alive(self) -> list[int]:
         """Return the ids of all running processes of this tree, also of processes that another process adopted."""
@@ -170,12 +153,10 @@ class Command:
         """Wait until `condition()` holds. Fail if the command ends first, or after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not condition():
-            if self.process.poll() is not None and not condition():
-                pytest.fail(
-                    f"{self._name()} ended with {self.process.returncode} before the condition held:\n{self.output}"
-                )
+            if (code := self.process.poll()) is not None and not condition():
+                self._fail(f"ended with {code} before the condition held")
             if time.monotonic() > deadline:
-                pytest.fail(f"{self._name()}: the condition did not hold within {timeout} s:\n{self.output}")
+                self._fail(f"the condition did not hold within {timeout} s")
             time.sleep(0.05)
 
     def finish(self, timeout: float = 120, grace: float = 10) -> Result:
@@ -183,16 +164,14 @@ class Command:
         try:
             returncode = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"{self._name()} still ran after {timeout} s:\n{self.output}")
+            self._fail(f"still ran after {timeout} s")
         seconds = time.monotonic() - self._start
         deadline = time.monotonic() + grace
         while (orphans := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.1)
         if orphans:
-            pytest.fail(f"{self._name()} ended with {returncode} and left processes {orphans}:\n{self.output}")
-        return Result(
-            returncode, self._stdout.read_text(errors="replace"), self._stderr.read_text(errors="replace"), seconds
-        )
+            self._fail(f"ended with {returncode} and left processes {orphans}")
+        return Result(returncode, *self._texts(), seconds)
 
     def kill(self) -> None:
         """Kill all processes of the tree."""
@@ -205,8 +184,11 @@ class Command:
             time.sleep(0.02)
         self.process.wait()
 
-    def _name(self) -> str:
-        return " ".join(self.argv)
+    def _texts(self) -> list[str]:
+        return [file.read_text(errors="replace") for file in (self._stdout, self._stderr)]
+
+    def _fail(self, problem: str) -> NoReturn:
+        pytest.fail(f"{' '.join(self._argv)}: {problem}:\n{self.output}")
 
 
 StartCommand = Callable[..., Command]
@@ -233,14 +215,17 @@ def start_command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         command.kill()
 
 
+def _finishing(start: StartCommand, usual: float) -> RunCommand:
+    def run(*words: Any, timeout: float = usual, **options: Any) -> Result:
+        return start(*words, **options).finish(timeout)
+
+    return run
+
+
 @pytest.fixture
 def run_command(start_command: StartCommand) -> RunCommand:
     """`run_command(argv, timeout=120, env={}, cwd=project root) -> Result`. Fails on a timeout or an orphan."""
-
-    def run(argv: Sequence[str | Path], timeout: float = 120, **options: object) -> Result:
-        return start_command(argv, **options).finish(timeout)
-
-    return run
+    return _finishing(start_command, 120)
 
 
 @pytest.fixture
@@ -251,7 +236,7 @@ def start_world(start_command: StartCommand) -> StartCommand:
     `options`: `--shutdown-timeout=SECONDS`.
     """
 
-    def start(nproc: int, args: Sequence[str | Path], options: Sequence[str] = (), **start_options: object) -> Command:
+    def start(nproc: int, args: Sequence[str | Path], options: Sequence[str] = (), **start_options: Any) -> Command:
         return start_command([launcher.WORLD, f"--nproc_per_node={nproc}", *options, *args], **start_options)
 
     return start
@@ -260,11 +245,7 @@ def start_world(start_command: StartCommand) -> StartCommand:
 @pytest.fixture
 def run_world(start_world: StartCommand) -> RunCommand:
     """`run_world(nproc, args, timeout=180, options=[], env={}, cwd=project root) -> Result`, like `run_command`."""
-
-    def run(nproc: int, args: Sequence[str | Path], timeout: float = 180, **options: object) -> Result:
-        return start_world(nproc, args, **options).finish(timeout)
-
-    return run
+    return _finishing(start_world, 180)
 
 
 @pytest.fixture
@@ -279,9 +260,10 @@ def start_torchrun(start_command: StartCommand) -> StartCommand:
         args: Sequence[str | Path],
         launch: Sequence[str] = ("--standalone",),
         torchrun: str = launcher.TORCHRUN,
-        **options: object,
+        **options: Any,
     ) -> Command:
-        return start_command([torchrun, *launch, f"--nproc_per_node={nproc}", *args], **options)
+        words = [launcher.PYTHON, "-m", torchrun, *launch, f"--nproc_per_node={nproc}"]
+        return start_command([*words, *args], **options)
 
     return start
 
@@ -289,49 +271,32 @@ def start_torchrun(start_command: StartCommand) -> StartCommand:
 @pytest.fixture
 def torchrun(start_torchrun: StartCommand) -> RunCommand:
     """`torchrun(nproc, args, timeout=180, env={}, cwd=project root) -> Result`, like `run_command`."""
-
-    def run(nproc: int, args: Sequence[str | Path], timeout: float = 180, **options: object) -> Result:
-        return start_torchrun(nproc, args, **options).finish(timeout)
-
-    return run
+    return _finishing(start_torchrun, 180)
 
 
 # ------------------------------------------------------------------------------------------------ images
 
 
-def _extract(archive: str, folder: Path) -> Path:
-    source = SHARED_DATA / archive
-    if not source.exists():
-        pytest.skip(f"needs {source}, which is not part of the project")
-    with tarfile.open(source) as tar:
-        tar.extractall(folder, filter="data")
-    return folder / source.stem
-
-
 @pytest.fixture(scope="session")
 def imagenet_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """500 real ImageNet photographs of 500 classes, as `train` and again as `val`. Tests must not change the folder."""
+    if not IMAGENET_SAMPLE.exists():
+        pytest.skip(f"needs {IMAGENET_SAMPLE}, which is not part of the project")
     root = tmp_path_factory.mktemp("imagenet")
-    _extract("imagenet-sample.tar", root).rename(root / "train")
-    for source in sorted((root / "train").glob("*/*")):
-        copy = root / "val" / source.relative_to(root / "train")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.hardlink_to(source)
+    with tarfile.open(IMAGENET_SAMPLE) as tar:
+        tar.extractall(root, filter="data")
+    (root / IMAGENET_SAMPLE.stem).rename(root / "train")
+    shutil.copytree(root / "train", root / "val", copy_function=os.link)
     return root
-
-
-@pytest.fixture(scope="session")
-def cifar10_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5,000 photographs of CIFAR-10 in `train` and 1,000 in `val`. Tests must not change the folder."""
-    return _extract("cifar10-small.tar", tmp_path_factory.mktemp("cifar10"))
 
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image folder of the demo. Tests must not change the folder."""
+    from seresnext.prepare.digits import write_digits
+
     root = tmp_path_factory.mktemp("digits") / "digits"
-    command = [sys.executable, "-m", "seresnext", "prepare", "digits", "--output", root]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=120)
+    write_digits(root)
     return root
 
 

@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 import launcher
 import torch
+from run_folders import lines
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -96,7 +97,7 @@ def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
     seen = []
     with open_world() as joined:
         # A world without a heartbeat: the heartbeat would report a crashed rank to the other ranks.
-        world = World(joined.rank, joined.size, joined.local_rank, joined.device)
+        world = World(joined.rank, joined.size, joined.device)
         for training in trainings:
             if training.copy_of and world.is_first:
                 shutil.copytree(folder / training.copy_of, folder / training.run)
@@ -200,21 +201,19 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     yield patch.object(PendingResult, "result", watched_result)
     yield patch.object(TrainingStep, "_forward_backward", spoiling)
     yield patch.object(MixupCutmix, "__call__", watched_mix)
-    if training.without == "warm_up":
-        yield patch.object(TrainingStep, "warm_up", lambda *_: None)
-    elif training.without == "skip_if":
-        yield patch.object(step_module, "skip_if", lambda *_: None)
-    elif training.without == "undo_if":
-        yield patch.object(BatchNormStatistics, "undo_if", lambda *_: None)
-    elif training.without == "ema":
-        update = Ema.update
-        yield patch.object(Ema, "update", lambda self, step, skip: update(self, step))
-    elif training.without == "own_dropout":
-        seed_at = step_module.torch_seed_at
-        yield patch.object(step_module, "torch_seed_at", lambda *address: seed_at(*address[:-1], address[-1] % 2))
-    elif training.without == "averaged_statistics":
-        end_step = BatchNormStatistics.end_step
-        yield patch.object(BatchNormStatistics, "end_step", lambda self, _, report: end_step(self, World(), report))
+    update, end_step, seed_at = Ema.update, BatchNormStatistics.end_step, step_module.torch_seed_at
+    removals = {
+        "warm_up": (TrainingStep, "warm_up", lambda *_: None),
+        "skip_if": (step_module, "skip_if", lambda *_: None),
+        "undo_if": (BatchNormStatistics, "undo_if", lambda *_: None),
+        "ema": (Ema, "update", lambda self, step, skip: update(self, step)),
+        "own_dropout": (step_module, "torch_seed_at", lambda *address: seed_at(*address[:-1], address[-1] % 2)),
+        "averaged_statistics": (
+            BatchNormStatistics, "end_step", lambda self, _, report: end_step(self, World(), report),
+        ),
+    }  # fmt: skip
+    if training.without:
+        yield patch.object(*removals[training.without])
     if training.forget:
         yield patch.object(contents, "restore", partial(_forgetful, contents.restore, training.forget))
 
@@ -246,28 +245,17 @@ def _forgetful(restore: Callable[..., None], name: str, tensors: Any, live: Any,
         live_tensors[name].detach().copy_(tensor)
 
 
-def _tensors(run: Any) -> dict[str, Any]:
+def _digests(run: Any) -> dict[str, str]:
     from seresnext.training.optimizer import optimizer_state
 
     state = {f"optimizer.{name}": tensor for name, tensor in optimizer_state(run.model, run.optimizer).items()}
     ema = run.ema.model.state_dict(prefix="ema.") if run.ema else {}
-    return {**run.model.state_dict(prefix="model."), **ema, **state}
-
-
-def _digests(run: Any) -> dict[str, str]:
-    return {name: _digest(tensor) for name, tensor in _tensors(run).items()}
+    tensors = {**run.model.state_dict(prefix="model."), **ema, **state}
+    return {name: _digest(tensor) for name, tensor in tensors.items()}
 
 
 def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
-
-
-def main() -> None:
-    folder = Path(sys.argv[1])
-    trainings = [Training(**fields) for fields in json.loads((folder / "trainings.json").read_text())]
-    seen = perform(trainings, folder)
-    if os.environ.get("RANK", "0") == "0":
-        (folder / "reports.json").write_text(json.dumps([asdict(report) for report in seen]))
 
 
 # ------------------------------------------------------------------------------------------------ the test's side
@@ -299,11 +287,7 @@ class Lab:
         assert any(name.startswith("ema.") for name in found)
         for name in ("step", "best", "history", "progress"):
             found[name] = metadata[name]
-        lines = [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text().splitlines()]
-        found["metrics"] = [
-            {key: value for key, value in line.items() if key not in ("images_per_second", "data_wait")}
-            for line in lines
-        ]
+        found["metrics"] = lines(self.folder / run)
         return found
 
     def differences(self, run: str, other: str) -> list[str]:
@@ -320,4 +304,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    place = Path(sys.argv[1])
+    performed = perform([Training(**each) for each in json.loads((place / "trainings.json").read_text())], place)
+    if os.environ.get("RANK", "0") == "0":
+        (place / "reports.json").write_text(json.dumps([asdict(report) for report in performed]))

@@ -15,13 +15,11 @@ Points (a number is that of completed steps):
 
 Faults:
 
-    kill, stop             SIGKILL or SIGSTOP to this process
     signal:NAME            a signal to this process             torchrun:NAME  to torchrun
     worker:NAME            to a loader worker of this process   group:NAME     to this process and all its workers
     memory, memory:BYTES   an error about memory: raised, or real, by a limit of so many more bytes
     error:ERRNO            the operation after the point fails with this error of the operating system
     file-size:BYTES        no file may become larger
-    files:N                so many files may be open
     cpu                    the soft limit of CPU time is reached; there is no hard limit
     clock:SECONDS          the wall clock jumps
     hold, hold-until-asked wait until the test calls `release`, or until this process has a stop request
@@ -46,6 +44,7 @@ from typing import Any
 
 from seresnext.checkpoint import file_format
 
+ROOT = Path(__file__).parents[1]
 VARIABLE = "TRAIN_FAULTS"
 # Arguments that make the batch of the tiny recipe divide over a number of processes.
 SIZES = {1: (), 2: (), 3: ("--set", "batch.global_size=12"), 4: ("--set", "batch.micro_size=2")}
@@ -80,10 +79,6 @@ class Faults:
         """Return whether the fault has happened."""
         return (self._folder / f"happened-{number}").exists()
 
-    def pid(self, number: int = 0) -> int:
-        """Return the id of the process in which the fault happened."""
-        return int((self._folder / f"happened-{number}").read_text())
-
     def exit_codes(self) -> dict[int, int]:
         """Return the exit codes of the ranks that ended by themselves. torchrun reports only its own exit code."""
         return {int(file.name[5:]): int(file.read_text()) for file in self._folder.glob("exit-*")}
@@ -91,6 +86,13 @@ class Faults:
     def release(self) -> None:
         """Release all processes that hold."""
         (self._folder / "release").touch()
+
+
+def one_error(result: Any) -> str:
+    """Return the one error line of our program. A traceback of our program fails the test."""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert f"{ROOT}/seresnext" not in result.stderr, result.stderr
+    return line
 
 
 # ------------------------------------------------------------------------------------------------ in the training
@@ -110,17 +112,11 @@ class _Injection:
                 continue
             mark = self._folder / f"happened-{number}"
             if not mark.exists():
-                temporary = self._folder / f"about-to-{number}"
-                temporary.write_text(str(os.getpid()))
-                temporary.rename(mark)
+                mark.touch()
                 self._do(*fault.do.partition(":")[::2])
 
     def _do(self, action: str, value: str) -> None:
         match action:
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
             case "signal":
                 os.kill(os.getpid(), signal.Signals[value])
             case "torchrun":
@@ -133,14 +129,13 @@ class _Injection:
                 for pid in (*_children(), os.getpid()):
                     os.kill(pid, signal.Signals[value])
             case "memory":
-                _use_memory(int(value)) if value else _raise(MemoryError())
+                if not value:
+                    raise MemoryError
+                _use_memory(int(value))
             case "error":
-                number = getattr(errno, value)
-                raise OSError(number, os.strerror(number))
+                raise OSError(getattr(errno, value), value)
             case "file-size":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(value), resource.RLIM_INFINITY))
-            case "files":
-                resource.setrlimit(resource.RLIMIT_NOFILE, (int(value), int(value)))
             case "cpu":
                 resource.setrlimit(resource.RLIMIT_CPU, (max(1, int(time.process_time())), resource.RLIM_INFINITY))
                 while not self._is_asked():  # The kernel checks the limit at clock ticks of a busy process.
@@ -241,10 +236,6 @@ def _wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _raise(error: BaseException) -> None:
-    raise error
-
-
 def _children() -> list[int]:
     """Return the child processes, which are loader workers."""
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
@@ -264,7 +255,7 @@ def main() -> None:
     value = json.loads(os.environ[VARIABLE])
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
-    from seresnext.process.main import run_ranks
+    from seresnext.process.ranks import run_ranks
     from seresnext.process.stop_request import StopRequest
 
     def train(stop: StopRequest) -> int:

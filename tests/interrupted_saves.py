@@ -13,7 +13,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import SavePolicy, Saver
+from seresnext.training.saving import Saver
 
 OLD_BEST, OLD, NEW = 3, 4, 8
 _DATASET = {"classes": ["a"], "num_images": 1, "fingerprint": ""}
@@ -31,10 +31,10 @@ def save(folder: Path, *steps: int, best: int | None = None) -> None:
     saver = Saver(
         World(),
         folder,
-        SavePolicy(keep=1),
         tensors=lambda: {"model": tensors_of(current)},
         metadata=lambda step, progress: CheckpointMetadata(step, {}, "", progress["best"], [], _DATASET, {}, progress),
         warn=print,
+        keep=1,
     )
     with saver:
         for current in steps:

@@ -3,22 +3,20 @@
 A new process needs seconds for these imports. Each fork has a process id, environment, session, streams and end like a
 new process, and runs the file of the program. `start` knows these first words of a command:
 
-    PYTHON         one process; a script or `-m MODULE` follows
-    WORLD          the processes of a world, with the environment and the store that workers of torchrun have
-    TORCHRUN       PyTorch's torchrun, which starts the workers as new processes
-    OWN_TORCHRUN   `python -m seresnext.torchrun`, which does the same
+    PYTHON   one process; a script or `-m MODULE` follows
+    WORLD    the processes of a world, with the environment and the store that workers of torchrun have
 
-tests/runs/test_launcher.py compares a fork with a new process.
+The modules TORCHRUN (of PyTorch) and OWN_TORCHRUN start workers as new processes. tests/runs/test_launcher.py compares
+a fork with a new process.
 """
 
 from __future__ import annotations
 
 import atexit
-import gc
 import io
+import math
 import multiprocessing
 import os
-import pickle
 import runpy
 import signal
 import subprocess
@@ -36,8 +34,8 @@ from unittest.mock import patch
 
 PYTHON = "python, forked"
 WORLD = "world, forked"
-TORCHRUN = "torchrun, forked"
-OWN_TORCHRUN = "seresnext.torchrun, forked"
+TORCHRUN = "torch.distributed.run"
+OWN_TORCHRUN = "seresnext.torchrun"
 QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 ROOT = Path(__file__).parents[1]
 _PRELOADED = ["torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard", "PIL.JpegImagePlugin"]
@@ -60,10 +58,6 @@ class Fork:
         assert self._process.pid
         self.pid = self._process.pid
 
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
     def poll(self) -> int | None:
         return self._process.exitcode
 
@@ -82,7 +76,7 @@ def start(
     argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path
 ) -> subprocess.Popen[bytes] | Fork:
     """Start a command in a new session, with an empty stdin."""
-    if argv[0] in (PYTHON, WORLD, TORCHRUN, OWN_TORCHRUN):
+    if argv[0] in (PYTHON, WORLD):
         return Fork(argv, stdout, stderr, env, cwd)
     return subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
@@ -112,26 +106,15 @@ def _begin(program: str, words: list[str], stdout: str, stderr: str, env: dict[s
         os.dup2(file, number)
         os.close(file)
     os.chdir(cwd)
-    if program == PYTHON:
-        _run_python(words, env)
-    gc.disable()
-    if program == WORLD:
-        _run_world(words, env)
-    _set_environment(env)
-    sys.argv = ["torchrun", *words]
-    if program == OWN_TORCHRUN:
-        from seresnext import torchrun
-
-        sys.exit(torchrun.main())
-    from torch.distributed.run import main
-
-    main()
+    (_run_python if program == PYTHON else _run_world)(words, env)
 
 
 def _run_python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Run a script, or `-m` and a module, as the main program of this process, and end the process."""
     os.closerange(3, 1024)
-    _set_environment(env)
+    assert env["OMP_NUM_THREADS"] == "1"
+    os.environ.clear()
+    os.environ.update(env)
     process.current_process()._config["daemon"] = False  # A daemon may not have children.
     process._parent_process = None
     resource_tracker._resource_tracker = resource_tracker.ResourceTracker()
@@ -168,15 +151,6 @@ def exit_code_of(program: Callable[[], object]) -> int:
     return 0
 
 
-def _set_environment(env: Mapping[str, str]) -> None:
-    assert env["OMP_NUM_THREADS"] == "1"
-    os.environ.clear()
-    os.environ.update(env)
-
-
-# ------------------------------------------------------------------------------------------------ a world
-
-
 def _run_world(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Run a script in every process of a world, as torchrun does on one machine, and end with 0 or 1.
 
@@ -185,28 +159,42 @@ def _run_world(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """
     from torch.distributed import TCPStore
 
-    options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
     script = next(number for number, word in enumerate(words) if not word.startswith("--"))
+    options = dict(word.removeprefix("--").split("=", 1) for word in words[:script])
     size = int(options["nproc_per_node"])
-    # The workers are forked first: a process with threads and sockets should not fork.
-    workers = [_Worker() for _ in range(size)]
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     world = _environment_of_world(size, store.port)
-    for rank, worker in enumerate(workers):
-        worker.begin(
-            words[script:], {**env, **world, "RANK": f"{rank}", "ROLE_RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
-        )
-    while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
-        time.sleep(0.02)
-    _end(workers, float(options.get("shutdown-timeout", 30)))
-    os._exit(any(worker.returncode for worker in workers))
+    workers = set()
+    for rank in map(str, range(size)):
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            _run_python(words[script:], {**env, **world, "RANK": rank, "ROLE_RANK": rank, "LOCAL_RANK": rank})
+        workers.add(pid)
+    code, deadline = 0, math.inf
+    while workers:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        workers.discard(pid)
+        if status and code == 0:
+            code, deadline = 1, time.monotonic() + float(options.get("shutdown-timeout", 30))
+            _send(signal.SIGTERM, workers)
+        if time.monotonic() > deadline:
+            print(f"forcefully exiting processes {sorted(workers)}", file=sys.stderr, flush=True)
+            _send(signal.SIGKILL, workers)
+            deadline = math.inf
+        time.sleep(0 if pid else 0.02)
+    os._exit(code)
+
+
+def _send(number: signal.Signals, workers: set[int]) -> None:
+    for pid in workers:
+        os.kill(pid, number)
 
 
 def _environment_of_world(size: int, port: int) -> dict[str, str]:
     """Return the variables that torchrun gives to all workers alike."""
-    ones = ("ROLE_WORLD_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
     return {
-        **dict.fromkeys(ones, str(size)),
+        **dict.fromkeys(("ROLE_WORLD_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE"), str(size)),
         "GROUP_RANK": "0",
         "GROUP_WORLD_SIZE": "1",
         "ROLE_NAME": "default",
@@ -219,47 +207,3 @@ def _environment_of_world(size: int, port: int) -> dict[str, str]:
         "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     }
-
-
-def _end(workers: Sequence[_Worker], timeout: float) -> None:
-    """End the workers that still run."""
-    deadline = time.monotonic() + timeout
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for worker in workers:
-            if worker.poll() is None:
-                if number == signal.SIGKILL:
-                    print(f"forcefully exiting process {worker.pid}", file=sys.stderr, flush=True)
-                os.kill(worker.pid, number)
-        while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        deadline += timeout
-
-
-class _Worker:
-    """A fork that waits for a program, and ends together with the parent process."""
-
-    def __init__(self) -> None:
-        reader, self._writer = os.pipe()
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setsid()
-            os.closerange(3, reader)
-            os.closerange(reader + 1, 1024)
-            with os.fdopen(reader, "rb") as pipe:
-                order = pipe.read()
-            if order:
-                _run_python(*pickle.loads(order))
-            os._exit(0)
-        os.close(reader)
-
-    def begin(self, words: Sequence[str], env: Mapping[str, str]) -> None:
-        """Run a script with arguments."""
-        with os.fdopen(self._writer, "wb") as pipe:
-            pipe.write(pickle.dumps((list(words), dict(env))))
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode

@@ -15,11 +15,16 @@ from torch import Tensor, uint8
 OTHER_METADATA = ("digest", "environment", "recipe", "recipe_hash")
 
 
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Return the events of `metrics.jsonl`, without times and speeds."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timing = {"images_per_second", "data_wait"}
+    return [{k: v for k, v in line.items() if k not in timing} for line in found]
+
+
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     """Return the events of one kind in `metrics.jsonl`, without times and speeds."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timing = {"images_per_second", "data_wait"}
-    return [{k: v for k, v in line.items() if k not in timing} for line in lines if line["event"] == kind]
+    return [line for line in lines(run) if line["event"] == kind]
 
 
 def losses(run: Path) -> list[float]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
+import check_gpu
 import pytest
 import torch
 from conftest import ROOT
@@ -15,15 +13,7 @@ SCRIPT = ROOT / "scripts" / "check_gpu.sh"
 
 
 @pytest.fixture
-def check_gpu(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import check_gpu
-
-    return check_gpu
-
-
-@pytest.fixture
-def main(check_gpu, monkeypatch, tmp_path):
+def main(monkeypatch, tmp_path):
     """`main(*words) -> report`: the parts are stand-ins, and `tests` fails."""
 
     def fails(check):
@@ -43,7 +33,7 @@ def main(check_gpu, monkeypatch, tmp_path):
     return run
 
 
-def test_the_report_has_each_part_and_a_failure_fails_the_check(check_gpu, main, tmp_path):
+def test_the_report_has_each_part_and_a_failure_fails_the_check(main, tmp_path):
     with pytest.raises(check_gpu.CheckFailed, match="failed: tests; see "):
         main("--device", "cpu")
     report = (tmp_path / "report.md").read_text()
@@ -56,25 +46,19 @@ def test_the_report_has_each_part_and_a_failure_fails_the_check(check_gpu, main,
     ("words", "message"),
     [(["--device", "cpu", "tabel"], "tabel is not a part; the parts are tests, table"), ([], "no CUDA device")],
 )
-def test_mistakes(check_gpu, main, monkeypatch, words, message):
+def test_mistakes(main, monkeypatch, words, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(check_gpu.UsageError, match=message):
         main(*words)
 
 
-def test_the_given_python_runs_and_nothing_is_installed(tmp_path):
+def test_the_given_python_runs_and_nothing_is_installed(run_command, tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\n')
     python.chmod(0o755)
-    done = subprocess.run(
-        ["bash", SCRIPT, "--device", "cpu", "table"],
-        env={**os.environ, "PYTHON": str(python)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == [str(Path(SCRIPT).with_suffix(".py")), "--device", "cpu", "table"]
-    assert done.stderr == ""
+    done = run_command(["bash", SCRIPT, "--device", "cpu", "table"], env={"PYTHON": str(python)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [str(SCRIPT.with_suffix(".py")), "--device", "cpu", "table"]
 
 
 @pytest.mark.runs

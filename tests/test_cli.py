@@ -128,7 +128,7 @@ def test_one_rank_prints_the_help_and_the_recipe(capsys, ranks):
             "docs/recipe.md",
             *(path.stem for path in (ROOT / "recipes").glob("*.yaml")),
         ],
-        ("validate", "--help"): ["examples:", "README.md", "docs/recipe.md"],
+        ("validate", "--help"): ["examples:", "docs/evaluation.md", "docs/recipe.md"],
         ("train", "--recipe", "seresnext50", "--print-recipe"): ["# recipes/_base/imagenet.yaml:"],
         ("train", "--recipe", "seresnext50", "--diff", "seresnext101"): ["model.name: seresnext50 -> seresnext101"],
     }
@@ -191,7 +191,7 @@ def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
     words = ["--checkpoint=~/own.yaml", "--data=~/images", "--json=~/result.json"]
     assert "reached" in fails(2, "validate", *words)
     options = cli._parse("validate", cli.COMMANDS["validate"], words)
-    assert (options.checkpoint, options.json) == (tmp_path / "own.yaml", tmp_path / "result.json")
+    assert (options.checkpoint, options.json) == ([tmp_path / "own.yaml"], tmp_path / "result.json")
     assert options.data == f"{tmp_path}/images"
     options = cli._parse("train", cli.COMMANDS["train"], ["--recipe", "x", "--output=~/run"])
     assert options.output == tmp_path / "run"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import conftest
 import numpy as np
 import pytest
-from conftest import ROOT, needs
+from conftest import needs
 from launcher import PYTHON
 from PIL import Image
 
@@ -67,46 +67,50 @@ def test_a_world_has_as_many_processes(request, tmp_path, start):
 def test_tiny_images_are_jpegs_that_tell_their_class(tiny_image_folder):
     root = tiny_image_folder(classes=3, per_class=4, size=24, val_per_class=2)
     assert root == tiny_image_folder(classes=3, per_class=4, size=24, val_per_class=2)
-    assert len(list(root.glob("train/*/*.jpg"))) == 12
-    assert len(list(root.glob("val/*/*.jpg"))) == 6
     pixels = {}
-    for path in sorted(root.glob("*/*/*.jpg")):
+    for path in root.glob("*/*/*.jpg"):
         with Image.open(path) as image:
             assert (image.format, image.size) == ("JPEG", (24, 24))
             pixels[path.parts[-3:]] = np.asarray(image, float)
-    assert len({image.tobytes() for image in pixels.values()}) == 18  # no two alike, over both splits
+    # 12 and 6 images, and no two alike.
+    assert sorted(split for split, _, _ in pixels) == 12 * ["train"] + 6 * ["val"]
+    assert len({image.tobytes() for image in pixels.values()}) == 18
     same, other = (
         pixels["val", label, "0.jpg"] - pixels["train", "class_0", "0.jpg"] for label in ("class_0", "class_1")
     )
     assert np.abs(same).mean() < np.abs(other).mean()
 
 
-@pytest.mark.parametrize(("options", "outcome"), [([], "1 passed, 2 skipped"), (["--full"], "2 passed, 1 skipped")])
-def test_long_tests_run_on_request(tmp_path, run_command, options, outcome):
-    """The reason of a skip has the command to run the test, and the summary is the last line."""
-    (tmp_path / "test_it.py").write_text(MARKED)
-    arguments = ["-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", ROOT / "pyproject.toml"]
-    plugin = {"PYTHONPATH": str(ROOT / "tests")}
-    result = run_command([sys.executable, *arguments, "-p", "conftest", *options, tmp_path], env=plugin)
-    assert result.returncode == 0, result.output
-    assert outcome in result.stdout.splitlines()[-1]
-    assert ("takes long: bash scripts/test.sh --full runs it" in result.stdout) is not bool(options)
+def chosen(items, **options):
+    """Return the items of a test run with these options."""
+    found = list(items)
+    config = SimpleNamespace(
+        getoption=lambda name: options.get(name.strip("-")), hook=SimpleNamespace(pytest_deselected=lambda items: None)
+    )
+    conftest.pytest_collection_modifyitems(config, found)
+    return found
+
+
+@pytest.mark.parametrize(("options", "skipped"), [({}, ["full", "gpu"]), ({"full": True}, ["gpu"])])
+def test_long_tests_run_on_request(options, skipped):
+    """The reason of a skip has the command to run the test."""
+    marks = {"always": [], "full": [], "gpu": []}
+    items = [SimpleNamespace(nodeid=name, keywords=(name,), add_marker=added.append) for name, added in marks.items()]
+    assert chosen(items, **options) == items
+    assert [name for name, added in marks.items() if added] == skipped
+    for name in skipped:
+        assert f"bash scripts/test.sh --{name} runs it" in marks[name][0].kwargs["reason"]
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_shards_are_disjoint_and_complete(count):
     files = [f"tests/test_{number}.py" for number in range(20)]
     items = [SimpleNamespace(nodeid=f"{file}::test_{name}", keywords=()) for file in files for name in "ab"]
-    found = []
-    for part in range(1, count + 1):
-        chosen = list(items)
-        options = {"--shard": (part, count), "--full": True, "--gpu": True}
-        config = SimpleNamespace(getoption=options.get, hook=SimpleNamespace(pytest_deselected=lambda items: None))
-        conftest.pytest_collection_modifyitems(config, chosen)
-        assert 0 < len(chosen) < len(items)
-        found += chosen
-    assert sorted(item.nodeid for item in found) == sorted(item.nodeid for item in items)
-    assert len({item.nodeid.partition("::")[0] for item in chosen}) == len(chosen) / 2  # Files stay whole.
+    shards = [chosen(items, shard=(part, count), full=True, gpu=True) for part in range(1, count + 1)]
+    assert all(shards)
+    assert sorted(item.nodeid for shard in shards for item in shard) == sorted(item.nodeid for item in items)
+    for shard in shards:  # Files stay whole.
+        assert len({item.nodeid.partition("::")[0] for item in shard}) == len(shard) / 2
 
 
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "1/x", "-1/2"])
@@ -115,39 +119,7 @@ def test_a_shard_that_does_not_exist(text):
         conftest._shard(text)
 
 
-def test_long_tests_without_the_mark_are_named():
-    durations = {"short": 4.9, "long": 5.1, "marked": 9.0}
-    reports = [
-        SimpleNamespace(nodeid=name, when="call", duration=seconds, keywords={"full"} if name == "marked" else ())
-        for name, seconds in durations.items()
-    ]
-    lines = []
-    conftest.pytest_terminal_summary(SimpleNamespace(stats={"passed": reports}, write_line=lines.append))
-    (line,) = lines
-    assert line.startswith("long took 5.1 s")
-
-
-MARKED = """
-import pytest
-
-
-def test_always():
-    pass
-
-
-@pytest.mark.full
-def test_long():
-    pass
-
-
-@pytest.mark.gpu
-def test_on_a_gpu():
-    pass
-"""
-
-
-def test_what_a_machine_lacks_is_skipped_but_not_in_ci(monkeypatch):
-    monkeypatch.delenv("CI", raising=False)
-    assert [needs(is_there, "needs it").args[0] for is_there in (False, True)] == [True, False]
-    monkeypatch.setenv("CI", "true")
-    assert [needs(is_there, "needs it").args[0] for is_there in (False, True)] == [False, False]
+@pytest.mark.parametrize("ci", [False, True])
+def test_what_a_machine_lacks_is_skipped_but_not_in_ci(monkeypatch, ci):
+    monkeypatch.setenv("CI", "true" if ci else "")
+    assert [needs(is_there, "needs it").args[0] for is_there in (False, True)] == [not ci, False]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
+import experiment
 import pytest
+from run_folders import events
 
 from seresnext.errors import UsageError
 from seresnext.recipe.load import load_recipe
@@ -24,23 +25,12 @@ print("Test: [  15/15]  Time: 1.8 (4.0)  Loss:   2.3 (2.3)  Acc@1:  50.000 ( 30.
 
 
 @pytest.fixture
-def experiment(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
-    import experiment
-
-    small = (
-        "model.num_classes=3",
-        "data.image_size=32",
-        "data.workers=0",
-        "length=2ep",
-        "batch={global_size: 24, micro_size: 24}",
-    )
+def run(monkeypatch, tiny_image_folder, tmp_path):
+    """`run(*words) -> rows by name and seed`, with the small experiments `plain` and `best`."""
+    small = ("model.num_classes=3", "data.image_size=32", "data.workers=0", "length=2ep")
+    small += ("batch={global_size: 24, micro_size: 24}",)
     monkeypatch.setattr(experiment, "EXPERIMENTS", {"plain": (*small, "ema=null"), "best": small})
-    return experiment
 
-
-@pytest.fixture
-def run(experiment, monkeypatch, tiny_image_folder, tmp_path):
     def main(*words):
         arguments = ["--data", tiny_image_folder(), "--output", tmp_path / "out", "--threads", 1, *words]
         monkeypatch.setattr(sys, "argv", ["experiment.py", *map(str, arguments)])
@@ -61,11 +51,9 @@ def test_trainings_beside_timms(run, tmp_path, capsys):
     assert timm[1]["seconds"] - timm[0]["seconds"] > 0.2
     for name, weights in (("plain", "model"), ("best", "ema")):
         row = rows[name, 3]
-        logged = [
-            json.loads(line) for line in (tmp_path / "out" / f"{name}-3" / "metrics.jsonl").read_text().splitlines()
-        ]
-        logged = [one["top1"] for one in logged if one["event"] == "validate" and one["weights"] == weights]
-        assert [one["top1"] for one in row["validations"]] == logged
+        logged = events(tmp_path / "out" / f"{name}-3", "validate")
+        top1 = [one["top1"] for one in logged if one["weights"] == weights]
+        assert [one["top1"] for one in row["validations"]] == top1
         assert [one["epoch"] for one in row["validations"]] == [1, 2]
         assert 0 < row["validations"][0]["seconds"] < row["validations"][1]["seconds"] < row["seconds"]
         assert "runtime.seed=3" in row["command"]
@@ -81,10 +69,9 @@ def test_what_is_done_is_not_done_again(run, tmp_path, capsys):
     assert list(run("plain", "--seeds", 0, 1)) == [("plain", 0), ("plain", 1)]
 
 
-def test_when_a_figure_is_reached(experiment):
-    row = {
-        "validations": [{"seconds": 5.0, "top1": 20.0}, {"seconds": 9.0, "top1": 40.0}, {"seconds": 12.0, "top1": 39.0}]
-    }
+def test_when_a_figure_is_reached():
+    seen = [(5.0, 20.0), (9.0, 40.0), (12.0, 39.0)]
+    row = {"validations": [{"seconds": seconds, "top1": top1} for seconds, top1 in seen]}
     assert [experiment.reached_after(row, top1) for top1 in (20.0, 20.1, 41.0)] == [5.0, 9.0, None]
 
 
@@ -95,16 +82,13 @@ def test_mistakes(run, tmp_path):
         run("--timm", tmp_path / "nowhere")
 
 
-def test_a_training_that_fails_is_told_with_its_last_words(experiment, run, tmp_path):
+def test_a_training_that_fails_is_told_with_its_last_words(run, tmp_path):
     (tmp_path / "timm.py").write_text("import sys; sys.exit('no such model')")
     with pytest.raises(experiment.ExperimentFailed, match="timm-0 ended with 1: no such model"):
         run("plain", "--timm", tmp_path / "timm.py")
 
 
-def test_all_experiments_are_recipes_and_plain_is_timms(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
-    import experiment
-
+def test_all_experiments_are_recipes_and_plain_is_timms():
     recipes = {name: load_recipe("cifar10", list(settings)).recipe for name, settings in experiment.EXPERIMENTS.items()}
     plain, words = recipes["plain"], experiment.TIMM.split()
     told = {word: words[number + 1] for number, word in enumerate(words) if word.startswith("--")}

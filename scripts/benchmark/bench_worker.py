@@ -48,7 +48,7 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Options:
-    """The training of a worker. `compile` and `channels_last` concern `ours`; only the benchmark has `tf32`."""
+    """The training of a worker. `compile` and `channels_last` concern `ours`. Recipes lack the precision `tf32`."""
 
     kind: str
     model: str
@@ -59,8 +59,14 @@ class Options:
     precision: str = "fp32"
     compile: bool | str = "auto"
     channels_last: bool | str = True
-    tf32: bool = False
-    runtime: dict[str, Any] | None = None
+
+    @property
+    def recipe_precision(self) -> str:
+        return "fp32" if self.precision == "tf32" else self.precision
+
+    def set_tf32(self) -> None:
+        """Allow or forbid TF32 in products and convolutions of fp32. By default torch allows TF32 in convolutions."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
 
 
 class Clock:
@@ -70,7 +76,7 @@ class Clock:
         self._device = device
         self.enabled = device.type == "cpu"
         self.spent = dict.fromkeys(PARTS, 0.0)
-        self._began: tuple[str, float] | None = None
+        self._open: tuple[str, float] | None = None
 
     def now(self) -> float:
         """Return the time, after the device has done all queued work."""
@@ -79,58 +85,47 @@ class Clock:
         return time.perf_counter()
 
     def begin(self, part: str) -> None:
-        """Begin a part that another function ends by `end`."""
+        """Begin a part, and end the open part."""
+        self.end()
         if self.enabled:
-            self._began = (part, self.now())
+            self._open = (part, self.now())
 
     def end(self) -> None:
-        """End the part that `begin` began, if one is open."""
-        if self.enabled and self._began:
-            part, began = self._began
+        """End the open part, if there is one."""
+        if self._open:
+            part, began = self._open
             self.spent[part] += self.now() - began
-        self._began = None
+            self._open = None
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that also adds the time of a call to a part. A call ends an open part."""
+        """Return a function whose calls are a part."""
 
         def wrapped(*words: Any, **named: Any) -> Any:
-            self.end()
-            if not self.enabled:
-                return function(*words, **named)
-            began = self.now()
+            self.begin(part)
             result = function(*words, **named)
-            self.spent[part] += self.now() - began
+            self.end()
             return result
 
         return wrapped
 
 
-class Rounds:
-    """The rounds that the benchmark requests on stdin, and the answers."""
-
-    def __init__(self, options: Options, clock: Clock, device: torch.device, answers: TextIO) -> None:
-        self._options = options
-        self._clock = clock
-        self._device = device
-        self._answers = answers
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the number of steps of each round, first of the warm-up. End with the input."""
-        yield WARM_UP_STEPS
-        self._answer("ready")
-        for line in sys.stdin:
-            self._clock.enabled = self._device.type == "cpu" or line == "parts\n"
-            self._clock.spent = dict.fromkeys(PARTS, 0.0)
-            began = self._clock.now()
-            yield self._options.steps
-            seconds = self._clock.now() - began
-            images = self._options.steps * self._options.micro
-            figures = {"images": images, "seconds": seconds, "peak_memory": peak_memory(self._device)}
-            figures["matrix_product"] = matrix_product_flops(self._device, _product_dtype(self._options))
-            self._answer(json.dumps({**figures, **self._clock.spent}))
-
-    def _answer(self, line: str) -> None:
-        print(line, file=self._answers, flush=True)
+def rounds(options: Options, clock: Clock, device: torch.device, answers: TextIO) -> Iterator[int]:
+    """Yield the number of steps of each round, first of the warm-up, and print the figures. End with stdin."""
+    yield WARM_UP_STEPS
+    print("ready", file=answers, flush=True)
+    precision = PRECISIONS[options.recipe_precision]
+    for line in sys.stdin:
+        clock.enabled = device.type == "cpu" or line == "parts\n"
+        clock.spent = dict.fromkeys(PARTS, 0.0)
+        began = clock.now()
+        yield options.steps
+        figures = {
+            "seconds": clock.now() - began,
+            "images": options.steps * options.micro,
+            "peak_memory": peak_memory(device),
+            "matrix_product": matrix_product_flops(device, precision.autocast_to or precision.weights),
+        }
+        print(json.dumps({**figures, **clock.spent}), file=answers, flush=True)
 
 
 def matrix_product_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -156,16 +151,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def use_tf32(options: Options) -> None:
-    """Allow or forbid TF32 in products and convolutions of fp32. By default torch allows TF32 in convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
-
-
-def _product_dtype(options: Options) -> torch.dtype:
-    precision = PRECISIONS[options.precision]
-    return precision.autocast_to or precision.weights
-
-
 # ------------------------------------------------------------------------------------------------------- ours
 
 
@@ -176,17 +161,16 @@ def run_ours(options: Options, answers: TextIO) -> None:
     """
     with open_world() as world, tempfile.TemporaryDirectory() as folder:
         run = BenchRun(our_recipe(options, world.size), None, world, Console(enabled=False))
-        use_tf32(options)
+        options.set_tf32()
         run_folder = RunFolder(Path(folder), world)
         run_folder.open()
         trainer = run.trainer(run_folder, None, Progress(), StopRequest())
         clock = Clock(world.device)
-        rounds = Rounds(options, clock, world.device, answers)
         Tensor.backward = clock.timed("backward", Tensor.backward)  # pyright: ignore[reportAttributeAccessIssue]
         seresnext.training.step.get_total_norm = clock.timed("gradient_norm", seresnext.training.step.get_total_norm)
         for name in ("step", "zero_grad"):
             setattr(run.optimizer, name, clock.timed("optimizer", getattr(run.optimizer, name)))
-        run.stream = our_stream(run, world, rounds, clock)
+        run.stream = our_stream(run, world, rounds(options, clock, world.device, answers), clock)
         trainer.fit()
 
 
@@ -218,16 +202,15 @@ def our_recipe(options: Options, ranks: int) -> Recipe:
         "evaluation": {"every": NEVER},
         "checkpoint": {"every": NEVER},
         "runtime": {
-            "precision": options.precision,
+            "precision": options.recipe_precision,
             "compile": options.compile,
             "channels_last": options.channels_last,
-            **(options.runtime or {}),
         },
     }
     return recipe_from_values(recipe, "the benchmark")
 
 
-def our_stream(run: Run, world: World, rounds: Rounds, clock: Clock) -> Iterator[DeviceBatch]:
+def our_stream(run: Run, world: World, steps_of_rounds: Iterator[int], clock: Clock) -> Iterator[DeviceBatch]:
     """Yield one uint8 batch again and again, as the loader delivers batches, through the real preparation."""
     recipe = run.recipe
     data, micro = recipe.data, run.plan.global_size // world.size
@@ -244,7 +227,7 @@ def our_stream(run: Run, world: World, rounds: Rounds, clock: Clock) -> Iterator
         channels_last=recipe.runtime.channels_last is True,
         compiled=world.device.type == "cuda" and recipe.runtime.compile is True,
     )
-    for steps in rounds:
+    for steps in steps_of_rounds:
         for _ in range(steps):
             batch = next(prepared)
             clock.begin("forward")
@@ -258,15 +241,15 @@ def run_timm(options: Options, answers: TextIO) -> None:
     """Train timm's model of the same name, eager, in a plain loop until the input ends."""
     timm: Any = importlib.import_module("timm")
     device = choose_device()
-    precision: Precision = PRECISIONS[options.precision]
+    precision: Precision = PRECISIONS[options.recipe_precision]
     model = timm.create_model(canonical_name(options.model), drop_rate=DROP_RATE).to(device, precision.weights).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(options.micro, 3, options.size, options.size, device=device, dtype=precision.weights)
     labels = torch.randint(1000, (options.micro,), device=device)
     scaler = precision.scaler(device)
-    use_tf32(options)
+    options.set_tf32()
     torch.backends.cudnn.benchmark = True  # As in timm's train.py, and in ours.
-    for steps in Rounds(options, Clock(device), device, answers):
+    for steps in rounds(options, Clock(device), device, answers):
         for _ in range(steps):
             with precision.autocast(device):
                 loss = torch.nn.functional.cross_entropy(model(images), labels)

@@ -13,22 +13,18 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World, choose_device
 from seresnext.metrics.console import Console
 from seresnext.paths import path_argument
 from seresnext.recipe.load import load_recipe
 from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress
-from seresnext.training.saving import Saver
-from seresnext.training.step import TrainingStep
 
 # The largest ratio of the stall to a synchronous write that the project accepts.
 TARGET = 0.2
@@ -38,10 +34,7 @@ _MOST_STEPS = 10_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench.py checkpoint`."""
     parser.add_argument(
-        "--folder",
-        type=path_argument,
-        metavar="DIR",
-        help="folder on the disk to measure (default: temporary)",
+        "--folder", type=path_argument, metavar="DIR", help="folder on the disk to measure (default: temporary)"
     )
     parser.add_argument("--model", default="seresnext101", metavar="NAME", help="default: seresnext101")
     parser.add_argument("--image-size", type=int, default=64, metavar="N", help="image size of the steps (default: 64)")
@@ -66,20 +59,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.folder:
         arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="seresnext-checkpoint-", dir=arguments.folder) as name:
-        folder = Path(name)
-        idle, busy, alone = _measure(folder, arguments)
-        size = (folder / "last.safetensors").stat().st_size
+        idle, busy, alone = _measure(Path(name), arguments)
+        size = Path(name, "last.safetensors").stat().st_size
+    stalls = [save.stall for save in [*idle, *busy]]
     beside = [seconds for save in busy for seconds in save.steps]
-    stall = statistics.median(save.stall for save in [*idle, *busy])
-    write, step = statistics.median(save.write for save in idle), statistics.median(alone)
-    step_beside = statistics.median(beside) if beside else None
+    stall, write = statistics.median(stalls), statistics.median(save.write for save in idle)
+    step, step_beside = statistics.median(alone), statistics.median(beside) if beside else None
     figures = {
         "stall_seconds": stall,
         "write_seconds": write,
         "bytes": size,
         "ratio": stall / write,
         "stall_seconds_of_first": idle[0].stall,
-        "longest_stall_seconds": max(save.stall for save in [*idle, *busy]),
+        "longest_stall_seconds": max(stalls),
         "write_seconds_beside_steps": statistics.median(save.write for save in busy),
         "step_seconds": step,
         "step_seconds_beside_write": step_beside,
@@ -90,16 +82,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         shown = "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
         print(f"{name:28} {shown:>12}{f'   (asked for: at most {TARGET})' if name == 'ratio' else ''}")
     is_met = figures["ratio"] <= TARGET
-    print(
-        f"the target is {'met' if is_met else 'NOT met'}: training waits for {stall / write:.1%} of the time of a write"
-    )
+    verdict = "met" if is_met else "NOT met"
+    print(f"the target is {verdict}: training waits for {stall / write:.1%} of the time of a write")
     more = {"target": TARGET, "is_met": is_met, "model": arguments.model, "threads": torch.get_num_threads()}
     return {**figures, **more}
 
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], list[Timed], list[float]]:
     """Return saves of an idle run, saves during steps, and the seconds of steps without a save."""
-    device = choose_device()
     settings = [
         "data.format=synthetic",
         "data.synthetic_images=1000",
@@ -110,48 +100,39 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Timed], 
         "checkpoint.keep=1",
         "runtime.compile=false",
     ]
-    training = Run(load_recipe(arguments.model, settings).recipe, None, World(device=device), Console(enabled=False))
+    recipe = load_recipe(arguments.model, settings).recipe
+    training = Run(recipe, None, World(device=choose_device()), Console(enabled=False))
     training.warm_up()
     with training.train_batches(0, _MOST_STEPS) as batches, training.saver(folder) as saver:
-        subject = _Subject(training.step, batches, saver, folder)
-        subject.take_step()
+        completed = 0
+
+        def take_step() -> float:
+            nonlocal completed
+            start = time.perf_counter()
+            # Reading the result waits for the device.
+            training.step(batches, step=completed, lr=1e-3, stop=False).result()
+            completed += 1
+            return time.perf_counter() - start
+
+        def save(beside_steps: bool = False) -> Timed:
+            """Save like the trainer, and wait for the end of the write."""
+            start = time.perf_counter()
+            saver.wait()
+            saver.save(completed, asdict(Progress(step=completed)))
+            saved = time.perf_counter()
+            path, last = folder / f"step-{completed:08}.safetensors", folder / "last.safetensors"
+            steps = []
+            while beside_steps and not (path.exists() and last.exists() and last.samefile(path)):
+                steps.append(take_step())
+            saver.finish()
+            # The write ended during the last step.
+            return Timed(saved - start, time.perf_counter() - saved, steps[:-1])
+
+        take_step()
         idle, busy, alone = [], [], []
         for _ in range(arguments.saves):
-            alone += [subject.take_step() for _ in range(2)]
-            idle.append(subject.save())
-            alone += [subject.take_step() for _ in range(2)]
-            busy.append(subject.save(beside_steps=True))
+            alone += [take_step(), take_step()]
+            idle.append(save())
+            alone += [take_step(), take_step()]
+            busy.append(save(beside_steps=True))
     return idle, busy, alone
-
-
-class _Subject:
-    """The timed steps and saves of a run."""
-
-    def __init__(self, step: TrainingStep, batches: Iterator[DeviceBatch], saver: Saver, folder: Path) -> None:
-        self._step = step
-        self._batches = batches
-        self._saver = saver
-        self._folder = folder
-        self._number = 0
-
-    def take_step(self) -> float:
-        """Train one step and return the seconds."""
-        start = time.perf_counter()
-        # Reading the result waits for the device.
-        self._step(self._batches, step=self._number, lr=1e-3, stop=False).result()
-        self._number += 1
-        return time.perf_counter() - start
-
-    def save(self, beside_steps: bool = False) -> Timed:
-        """Save like the trainer, and wait for the end of the write."""
-        start = time.perf_counter()
-        self._saver.wait()
-        self._saver.save(self._number, asdict(Progress(step=self._number)))
-        saved = time.perf_counter()
-        path, last = self._folder / f"step-{self._number:08}.safetensors", self._folder / "last.safetensors"
-        steps = []
-        while beside_steps and not (path.exists() and last.exists() and last.samefile(path)):
-            steps.append(self.take_step())
-        self._saver.finish()
-        # The write ended during the last step.
-        return Timed(saved - start, time.perf_counter() - saved, steps[:-1])

@@ -36,11 +36,12 @@ from seresnext.recipe.load import load_recipe
 
 MB = 1e6
 # Limits of the figures.
+_MEMORY = {"worker_growth_mb": 10, "worker_private_mb": 10}
 TARGETS = {
-    "archives": {"open_ms": 100, "index_mb": 30, "worker_growth_mb": 10, "worker_private_mb": 10},
-    "folder": {"open_ms": 100, "index_mb": 64, "worker_growth_mb": 10, "worker_private_mb": 10},
-    "shards": {"open_ms": 100, "index_mb": 30, "worker_growth_mb": 10, "worker_private_mb": 10},
-    "imagenet21k": {"worker_growth_mb": 10, "worker_private_mb": 10},
+    "archives": {"open_ms": 100, "index_mb": 30, **_MEMORY},
+    "folder": {"open_ms": 100, "index_mb": 64, **_MEMORY},
+    "shards": {"open_ms": 100, "index_mb": 30, **_MEMORY},
+    "imagenet21k": _MEMORY,
     "loader": {"worker_growth_mb": 10},
     "order": {"cold_seconds": 1.0},
 }
@@ -61,10 +62,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="seresnext-index-") as folder:
         root = Path(folder)
         found = {
-            "archives": _reader_figures(lambda: write_archives(root / "a", arguments.images, 1000), samples),
-            "folder": _reader_figures(lambda: write_folder(root / "f", arguments.images), samples),
-            "shards": _reader_figures(lambda: write_shards(root / "s", arguments.images), samples),
-            "imagenet21k": _reader_figures(lambda: write_archives(root / "l", arguments.large, 21_841), samples),
+            "archives": _reader_figures(write_archives(root / "a", arguments.images, 1000), samples),
+            "folder": _reader_figures(write_folder(root / "f", arguments.images), samples),
+            "shards": _reader_figures(write_shards(root / "s", arguments.images), samples),
+            "imagenet21k": _reader_figures(write_archives(root / "l", arguments.large, 21_841), samples),
             "loader": _loader_figures(root / "d", arguments.images, samples),
             "order": {**_order_figures(arguments.images), "large": _order_figures(arguments.large)},
             "build": _build_figures(root / "b", arguments.images),
@@ -85,28 +86,31 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**found, "targets": TARGETS, "missed": misses, "images": arguments.images, "samples": samples}
 
 
-def _reader_figures(write: Callable[[], tuple[Path, str, Path]], samples: int) -> dict[str, float]:
-    root, format, path = write()
+def _reader_figures(written: tuple[Path, str, Path], samples: int) -> dict[str, float]:
+    """Return figures of an index that a process opens, and of a worker that it forks."""
+    root, format, path = written
     size = path.stat().st_size
-    _drop_from_page_cache(path)
-    figures = in_a_process(lambda: _open_and_read(root, format, samples))
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+    def open_and_read() -> dict[str, float]:
+        start = time.perf_counter()
+        reader = open_reader(root, "train", format, root / "cache")
+        opened = time.perf_counter() - start
+        order = permutation_at(0, "order", 0, count=len(reader))
+        use = reader.name if format == "folder" else reader.read
+        worker = in_a_process(lambda: growth_of_worker(reader, use, order, samples))
+        return {"open_ms": 1e3 * opened, **worker}
+
+    figures = in_a_process(open_and_read)
     path.unlink()
     return {"index_mb": size / MB, **figures}
 
 
-def _open_and_read(root: Path, format: str, samples: int) -> dict[str, float]:
-    start = time.perf_counter()
-    reader = open_reader(root, "train", format, root / "cache")
-    opened = time.perf_counter() - start
-    order = permutation_at(0, "order", 0, count=len(reader))
-    use = reader.name if format == "folder" else reader.read
-    worker = in_a_process(lambda: _growth_of_worker(reader, use, order, samples))
-    return {"open_ms": 1e3 * opened, **worker}
+def growth_of_worker(reader: Reader, use: Callable[[int], object], order: np.ndarray, samples: int) -> dict[str, float]:
+    """Return the memory by which this process grows while `use` reads `samples` images, and the time of an image."""
 
-
-def _growth_of_worker(
-    reader: Reader, use: Callable[[int], object], order: np.ndarray, samples: int
-) -> dict[str, float]:
     def read(first: int, last: int) -> None:
         for index in order[first:last].tolist():
             use(index)
@@ -118,38 +122,32 @@ def _growth_of_worker(
     start = time.perf_counter()
     read(warm, warm + samples)
     seconds = time.perf_counter() - start
-    after = memory()
-    return {
-        **{f"worker_{name}_mb": (after[key] - before[key]) / MB for name, key in _KINDS.items()},
-        "read_us": 1e6 * seconds / min(samples, len(order) - warm),
-    }
+    return {**_growth(before, memory()), "read_us": 1e6 * seconds / min(samples, len(order) - warm)}
 
 
 def _loader_figures(root: Path, images: int, samples: int) -> dict[str, float]:
     """Return figures of a loader worker that reads, decodes and crops."""
     write_photographs(root, images)
-    return in_a_process(lambda: _run_loader(root, samples))
 
+    def run_loader() -> dict[str, float]:
+        torch.set_num_threads(1)
+        reader = open_reader(root, "train", "imagenet", root / "cache")
+        micro = min(_MICRO_SIZE, max(1, samples // 20))
+        order = Order(len(reader), 8 * micro, micro, seed=0)
+        warm = -(-samples // (10 * micro))
+        last = warm + -(-samples // micro)
+        keys = train_keys(order, range(order.replicas), 0, last)
+        source = train_source(load_recipe("seresnext50").recipe, reader)
+        with open_batches(source, keys, workers=1, timeout=600, pin_memory=False) as batches:
+            (worker,) = multiprocessing.active_children()
+            for _ in range(warm):
+                next(batches)
+            before = memory(worker.pid)
+            for _ in range(warm, last):
+                next(batches)
+            return _growth(before, memory(worker.pid))
 
-def _run_loader(root: Path, samples: int) -> dict[str, float]:
-    torch.set_num_threads(1)
-    recipe = load_recipe("seresnext50").recipe
-    reader = open_reader(root, "train", "imagenet", root / "cache")
-    micro = min(_MICRO_SIZE, max(1, samples // 20))
-    order = Order(len(reader), 8 * micro, micro, seed=0)
-    warm = -(-samples // (10 * micro))
-    last = warm + -(-samples // micro)
-    keys = train_keys(order, range(order.replicas), 0, last)
-    with open_batches(train_source(recipe, reader), keys, workers=1, timeout=600, pin_memory=False) as batches:
-        (worker,) = multiprocessing.active_children()
-        before: dict[str, int] = {}
-        for number, _ in enumerate(batches, 1):
-            if number == warm:
-                before = memory(worker.pid)
-            if number == last:
-                break
-        after = memory(worker.pid)
-    return {f"worker_{name}_mb": (after[key] - before[key]) / MB for name, key in _KINDS.items()}
+    return in_a_process(run_loader)
 
 
 def _order_figures(images: int) -> dict[str, float]:
@@ -193,12 +191,6 @@ def _build_figures(root: Path, images: int) -> dict[str, float]:
     return in_a_process(measure)
 
 
-def _drop_from_page_cache(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-
-
 def memory(process: int | None = None) -> dict[str, int]:
     """Return the bytes of a process (by default this one) outside of files (`RssAnon`) and unshared (`Private_Dirty`).
 
@@ -208,9 +200,13 @@ def memory(process: int | None = None) -> dict[str, int]:
     for file in ("status", "smaps_rollup"):
         for line in (Path("/proc") / str(process or "self") / file).read_text().splitlines():
             name, _, value = line.partition(":")
-            if name in ("RssAnon", "Private_Dirty"):
+            if name in _KINDS.values():
                 found[name] = int(value.split()[0]) * 1024
     return found
+
+
+def _growth(before: dict[str, int], after: dict[str, int]) -> dict[str, float]:
+    return {f"worker_{name}_mb": (after[key] - before[key]) / MB for name, key in _KINDS.items()}
 
 
 def in_a_process(measure: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -11,22 +11,22 @@ in another environment runs there: `--peer-python dali=/path/to/venv/bin/python`
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import subprocess
+import itertools
+import json
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmark.turns import Worker, compare, take_turns
 
-from seresnext.data.augment.crop import RandomResizedCrop, resize_into
+from seresnext.data.augment.crop import Crop, RandomResizedCrop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import read_frame
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder
@@ -67,9 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return the images per second of all loaders, the ratios, and the breakdown."""
     fast = HAS_NVIMGCODEC if arguments.decoder is None else arguments.decoder == "nvimgcodec"
-    pythons = _pythons(arguments.peer_python)
     if arguments.workers < 1 or arguments.epochs < 1:
         raise UsageError("--workers or --epochs is less than 1; give at least 1")
+    pythons = dict.fromkeys(PEERS, sys.executable)
+    for peer, _, python in (word.partition("=") for word in arguments.peer_python):
+        if peer not in PEERS or not Path(python).is_file():
+            raise UsageError(
+                f"--peer-python {peer}={python} is no peer with an interpreter; give for example dali=VENV/bin/python"
+            )
+        pythons[peer] = python
     torch.set_num_threads(1)
     reader = open_reader(arguments.data, arguments.split, arguments.format)
     if len(reader) < arguments.batch:
@@ -82,129 +88,55 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "format": arguments.format,
     }
     with ExitStack() as stack:
-        epochs = {"ours": stack.enter_context(_our_epochs(reader, arguments, fast))}
+        epochs: dict[str, Callable[[], float]] = {}
+        epochs["ours"] = stack.enter_context(closing(_our_epochs(reader, arguments, fast))).__next__
         for peer in arguments.peer:
-            folder = arguments.data / arguments.split
-            epochs[peer] = stack.enter_context(_peer_epochs(peer, pythons.get(peer, sys.executable), folder, arguments))
-        rates = _measure(epochs, 1 + arguments.epochs)
-    figures |= _compare(rates)
+            words = [peer, arguments.data / arguments.split, arguments.workers, arguments.batch]
+            command = [pythons[peer], Path(__file__).parent / "peers.py", *words]
+            name = f"the peer {peer}, which runs in the Python of --peer-python,"
+            worker = stack.enter_context(closing(Worker(name, [str(word) for word in command], threads=1)))
+            worker.answer()
+            epochs[peer] = partial(_peer_epoch, worker, arguments.repeat)
+        rates = take_turns(epochs, float, arguments.epochs)
+    figures |= compare(rates, "epochs")
     if arguments.breakdown:
         figures["breakdown"] = _breakdown(reader, fast)
     return figures
 
 
-def _pythons(words: list[str]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    for peer, _, python in pairs:
-        if peer not in PEERS or not Path(python).is_file():
-            raise UsageError(
-                f"--peer-python {peer}={python} is no peer with an interpreter; give for example dali=VENV/bin/python"
-            )
-    return {peer: python for peer, _, python in pairs}
-
-
-# ----------------------------------------------------------------------------------------------------- epochs
-
-
-@contextmanager
-def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> Iterator[Iterator[float]]:
+def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> Generator[float, None, None]:
     """Yield the images per second of each epoch of the training loader."""
-    batch = arguments.batch
+    batch, workers = arguments.batch, arguments.workers
     order = Order(len(reader), batch, batch, SEED)
     # Workers start together and deliver together, so only whole rounds (one batch per worker) are measured.
-    workers = arguments.workers
     steps = -(-order.steps_per_epoch * arguments.repeat // workers) * workers
     source = TrainImages(reader, TRANSFORM, seed=SEED, max_pixels=MAX_PIXELS, fast=fast)
-
-    def measure() -> Generator[float, None, None]:
-        # Each epoch has new workers, so that no worker runs ahead in the turn of a peer. The clock starts after the
-        # first rounds and stops before the last ones, when fewer workers are busy.
-        ahead = 3 * workers
-        for epoch in range(10**9):
-            first = epoch * (steps + 2 * ahead)
-            keys = train_keys(order, range(1), first, first + steps + 2 * ahead)
-            # As for a GPU: the tensors travel in shared memory. A machine without a GPU pins nothing, and torch warns.
-            with (
-                warnings.catch_warnings(action="ignore"),
-                open_batches(source, keys, workers=workers, timeout=600, pin_memory=True) as batches,
-            ):
-                for _ in range(ahead):
-                    next(batches)
-                started = time.perf_counter()
-                images = sum(len(next(batches).labels) for _ in range(steps))
-                seconds = time.perf_counter() - started
-            yield images / seconds
-
-    epochs = measure()
-    try:
-        yield epochs
-    finally:
-        epochs.close()
+    # Each epoch has new workers, so that no worker runs ahead in the turn of a peer. The clock starts after the
+    # first rounds and stops before the last ones, when fewer workers are busy.
+    ahead = 3 * workers
+    for first in itertools.count(step=steps + 2 * ahead):
+        keys = train_keys(order, range(1), first, first + steps + 2 * ahead)
+        # As for a GPU: the tensors travel in shared memory. A machine without a GPU pins nothing, and torch warns.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open_batches(source, keys, workers=workers, timeout=600, pin_memory=True) as batches,
+        ):
+            for _ in range(ahead):
+                next(batches)
+            started = time.perf_counter()
+            images = sum(len(next(batches).labels) for _ in range(steps))
+            seconds = time.perf_counter() - started
+        yield images / seconds
 
 
-@contextmanager
-def _peer_epochs(peer: str, python: str, folder: Path, arguments: argparse.Namespace) -> Iterator[Iterator[float]]:
-    """Yield the images per second of each epoch of a peer. The peer's process is idle between the epochs."""
-    command = [python, Path(__file__).parent / "peers.py", peer, folder, arguments.workers, arguments.batch]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [str(word) for word in command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-
-        def answer() -> str:
-            assert process.stdout
-            return process.stdout.readline()
-
-        if answer() != "ready\n":
-            reason = process.communicate()[1].strip().splitlines()[-1:] or ["no reason given"]
-            raise UsageError(f"the peer {peer} does not start with {python}: {reason[0]}; see --peer-python")
-
-        def measure() -> Iterator[float]:
-            assert process.stdin
-            while True:
-                images = seconds = 0.0
-                for _ in range(arguments.repeat):
-                    process.stdin.write("\n")
-                    process.stdin.flush()
-                    some, took = map(float, answer().split())
-                    images, seconds = images + some, seconds + took
-                yield images / seconds
-
-        try:
-            yield measure()
-        finally:
-            process.kill()
-
-
-def _measure(epochs: dict[str, Iterator[float]], count: int) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {name: [] for name in epochs}
-    for number in range(count):
-        for name, rate in epochs.items():
-            rates[name].append(next(rate))
-        words = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
-        print(f"epoch {number}{' (not counted)' if number == 0 else ''}: {words} images/s", flush=True)
-    return {name: values[1:] for name, values in rates.items()}
-
-
-def _compare(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Return medians, and the median ratio of neighbouring epochs: a slow moment of the machine slows both."""
-    ours = rates["ours"]
-    found: dict[str, Any] = {"images_per_second": statistics.median(ours), "epochs": ours, "peer": {}, "ratio": {}}
-    print(f"ours: {found['images_per_second']:.1f} images/s")
-    for name, theirs in rates.items():
-        if name == "ours":
-            continue
-        found["peer"][name] = {"images_per_second": statistics.median(theirs), "epochs": theirs}
-        found["ratio"][name] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-        print(f"{name}: {statistics.median(theirs):.1f} images/s; ours is {found['ratio'][name]:.2f} times as fast")
-    return found
+def _peer_epoch(worker: Worker, repeat: int) -> float:
+    """Return the images per second of an epoch of a peer. The process of the peer is idle between the epochs."""
+    figures = []
+    for _ in range(repeat):
+        worker.ask()
+        figures.append(json.loads(worker.answer()))
+    images, seconds = map(sum, zip(*figures, strict=True))
+    return images / seconds
 
 
 # -------------------------------------------------------------------------------------------------- breakdown
@@ -232,20 +164,17 @@ def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
     batch = torch.empty((_DECODED_TOGETHER, SIZE, SIZE, 3), dtype=torch.uint8)
     for start in range(0, count, _DECODED_TOGETHER):
         indices = range(start, start + _DECODED_TOGETHER)
+
+        def crop(number: int, width: int, height: int, start: int = start) -> Crop:
+            return TRANSFORM.draw(width, height, rng_at(SEED, "augment", epoch, start + number, 0))
+
         began = clock()
         encoded = [Encoded(reader.read(index), partial(reader.name, index)) for index in indices]
         spent["read"] += (read := clock()) - began
         frames = [read_frame(data) for data, _ in encoded]
-        crops = [
-            TRANSFORM.draw(frame.width, frame.height, rng_at(SEED, "augment", epoch, start + number, 0))
-            for number, frame in enumerate(frames)
-            if frame
-        ]
+        crops = [crop(number, frame.width, frame.height) for number, frame in enumerate(frames) if frame]
         spent["header"] += (header := clock()) - read
-        results = decoder(
-            encoded,
-            lambda number, w, h, start=start: TRANSFORM.draw(w, h, rng_at(SEED, "augment", epoch, start + number, 0)),
-        )
+        results = decoder(encoded, crop)
         # The decoder also reads the header and chooses the crop.
         spent["decode"] += (decoded := clock()) - header - (header - read) * (len(crops) == _DECODED_TOGETHER)
         for number, pixels in enumerate(results):

@@ -29,18 +29,37 @@ def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Pa
     """Write an archive that is a hole, and the index."""
     root.mkdir()
     archive = root / TRAIN.name
-    with archive.open("wb") as file:
-        file.truncate(TRAIN.size)
+    _write_hole(archive, TRAIN.size)
     rng = np.random.default_rng(0)
-    sizes = rng.gamma(4.0, _MEAN_BYTES / 4, images).astype(np.uint32)
+    sizes = _sizes(rng, images)
+    labels = np.sort(rng.integers(0, classes, images))
+    offsets = rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images)
+    return _save_archive_index(archive, classes, labels, offsets, sizes, official=True)
+
+
+def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
+    """Write an archive whose many entries are a few synthetic JPEGs, and the index."""
+    root.mkdir()
+    archive = root / TRAIN.name
+    photographs = [_photograph(number) for number in range(32)]
+    archive.write_bytes(b"".join(photographs))
+    sizes = np.array([len(data) for data in photographs])
+    which = np.arange(images) % len(photographs)
+    offsets = (np.cumsum(sizes) - sizes)[which]
+    return _save_archive_index(archive, 1000, np.sort(which), offsets, sizes[which], official=False)
+
+
+def _save_archive_index(
+    archive: Path, classes: int, labels: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, *, official: bool
+) -> tuple[Path, str, Path]:
     columns = IndexColumns(
         classes=class_names(classes),
         fingerprint="0" * 64,
-        label=np.sort(rng.integers(0, classes, images)),
-        offset=rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images),
+        label=labels,
+        offset=offsets,
         size=sizes,
     )
-    return root, "imagenet", _save(root, "imagenet", columns, archives_signature([archive], official=True))
+    return _save(archive.parent, "imagenet", columns, archives_signature([archive], official=official))
 
 
 def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
@@ -57,18 +76,13 @@ def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
         name_ends=np.cumsum([len(name) for name in names]),
         names=np.frombuffer(b"".join(names), np.uint8),
     )
-    return root, "folder", _save(root, "folder", columns, folder_signature(root / "train"))
+    return _save(root, "folder", columns, folder_signature(root / "train"))
 
 
-def _save(root: Path, format: str, columns: IndexColumns, signature: Signature) -> Path:
+def _save(root: Path, format: str, columns: IndexColumns, signature: Signature) -> tuple[Path, str, Path]:
     """Write an index at the path where the reader of the format looks for the index."""
-    return save_index(index_path(root / "cache", format, root, "train"), columns, signature).path
-
-
-def class_names(count: int) -> tuple[str, ...]:
-    if count == 1000:
-        return tuple(row.wordnet_id for row in imagenet_classes())
-    return tuple(f"n{number:08}" for number in range(count))
+    path = index_path(root / "cache", format, root, "train")
+    return root, format, save_index(path, columns, signature).path
 
 
 def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
@@ -76,7 +90,7 @@ def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
     folder = root / "train"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    sizes = rng.gamma(4.0, _MEAN_BYTES / 4, 64).astype(np.uint32)
+    sizes = _sizes(rng, 64)
     sums = np.array([zlib.crc32(bytes(size)) for size in sizes.tolist()], np.uint32)
     which = rng.integers(0, len(sizes), images)
     entries = np.zeros(images, ENTRY)
@@ -86,8 +100,7 @@ def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
     listings = np.array_split(entries, -(-images * _MEAN_BYTES // _SHARD_BYTES))
     shards = [Shard(f"train-{n:05}.tar", _SHARD_BYTES, len(each), "0" * 64) for n, each in enumerate(listings)]
     for shard in shards:
-        with (folder / shard.name).open("wb") as file:
-            file.truncate(shard.bytes)
+        _write_hole(folder / shard.name, shard.bytes)
     content = index_bytes(listings)
     manifest = Manifest(class_names(1000), tuple(shards), hashlib.sha256(content).hexdigest(), {})
     (folder / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
@@ -98,23 +111,19 @@ def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:
     return root, "shards", folder / INDEX
 
 
-def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
-    """Write an archive whose many entries are a few synthetic JPEGs."""
-    root.mkdir()
-    photographs = [_photograph(number) for number in range(32)]
-    archive = root / TRAIN.name
-    archive.write_bytes(b"".join(photographs))
-    sizes = np.array([len(data) for data in photographs])
-    places = np.cumsum(sizes) - sizes
-    which = np.arange(images) % len(photographs)
-    columns = IndexColumns(
-        classes=class_names(1000),
-        fingerprint="0" * 64,
-        label=np.sort(which % 1000),
-        offset=places[which],
-        size=sizes[which],
-    )
-    return root, "imagenet", _save(root, "imagenet", columns, archives_signature([archive], official=False))
+def class_names(count: int) -> tuple[str, ...]:
+    if count == 1000:
+        return tuple(row.wordnet_id for row in imagenet_classes())
+    return tuple(f"n{number:08}" for number in range(count))
+
+
+def _sizes(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.gamma(4.0, _MEAN_BYTES / 4, count).astype(np.uint32)
+
+
+def _write_hole(path: Path, size: int) -> None:
+    path.touch()
+    os.truncate(path, size)
 
 
 def _photograph(number: int) -> bytes:

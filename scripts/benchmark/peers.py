@@ -5,12 +5,13 @@ serves epochs to a benchmark from another environment, because some peers cannot
 
     python scripts/benchmark/peers.py PEER FOLDER WORKERS BATCH
 
-The program prints `ready`. For each line of input, it runs an epoch and prints the images and the seconds.
+The program prints `ready`, and for each line of input runs an epoch and prints `[images, seconds]`.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -38,9 +39,7 @@ def torchvision_loader(folder: Path, workers: int, batch: int) -> Epoch:
         ]
     )
     dataset = datasets.ImageFolder(folder, pipeline)
-    loader = torch.utils.data.DataLoader(
-        dataset, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
+    loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, num_workers=workers, persistent_workers=True)
     return lambda: (len(labels) for _, labels in loader)
 
 
@@ -58,7 +57,7 @@ def timm_loader(folder: Path, workers: int, batch: int) -> Epoch:
         num_workers=workers,
         device=torch.device("cpu"),
         interpolation="bilinear",
-        persistent_workers=workers > 0,
+        persistent_workers=True,
         color_jitter=None,
     )
     return lambda: (len(labels) for _, labels in loader)
@@ -136,7 +135,7 @@ def main() -> None:
         batches = epoch()
         started = time.perf_counter()
         images = sum(batches)
-        print(images, time.perf_counter() - started, file=answers, flush=True)
+        print(json.dumps([images, time.perf_counter() - started]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

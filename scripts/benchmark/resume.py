@@ -9,8 +9,10 @@ steps. The time runs from the end of reading the checkpoint to the forward pass 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "start of an epoch": 31 * epoch,
         "last step of the run": _EPOCHS * epoch - 1,
     }
-    device = choose_device()
-    world = World(device=device)
+    world = World(device=choose_device())
     starts = {}
     with tempfile.TemporaryDirectory(prefix="seresnext-resume-") as folder:
         for name, step in places.items():
@@ -76,39 +77,29 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[str, Any]:
+    """Save a run at a step, resume from the checkpoint, and return the times up to the first step."""
     folder, console = RunFolder(output, world), Console(enabled=False)
     folder.path.mkdir()
-    _make_checkpoint(loaded, world, step, folder)
-    begin = time.perf_counter()
-    saved = find_checkpoint(folder.checkpoints, "auto", world, console.print)
-    assert saved
-    read = time.perf_counter()
-    training = Run(loaded.recipe, saved.recipe, world, console)
-    built = time.perf_counter()
-    trainer = training.trainer(folder, saved, restored_progress(saved), StopRequest())
-    restored = time.perf_counter()
-
-    def has_begun(*_: object) -> None:
-        raise _FirstStep
-
-    hook = training.model.register_forward_pre_hook(has_begun)
-    try:
-        trainer.fit()
-    except _FirstStep:
-        begun = time.perf_counter()
-    else:
-        raise AssertionError("there was a step to take")
-    hook.remove()
-    return {
-        "step": step,
-        "seconds": begun - read,
-        "parts": {"build": built - read, "restore": restored - built, "batch": begun - restored},
-        "read_seconds": read - begin,
-    }
-
-
-def _make_checkpoint(loaded: LoadedRecipe, world: World, step: int, folder: RunFolder) -> None:
-    training = Run(loaded.recipe, None, world, Console(enabled=False))
-    with training.saver(folder.checkpoints) as saver:
+    with Run(loaded.recipe, None, world, console).saver(folder.checkpoints) as saver:
         saver.save(step, asdict(Progress(step=step, evaluated=step)))
         saver.finish()
+    times = [time.perf_counter()]
+    saved = find_checkpoint(folder.checkpoints, "auto", world, console.print)
+    assert saved
+    times.append(time.perf_counter())
+    training = Run(loaded.recipe, saved.recipe, world, console)
+    times.append(time.perf_counter())
+    trainer = training.trainer(folder, saved, restored_progress(saved), StopRequest())
+    times.append(time.perf_counter())
+
+    def end(*_: object) -> None:
+        times.append(time.perf_counter())
+        raise _FirstStep
+
+    hook = training.model.register_forward_pre_hook(end)
+    with suppress(_FirstStep):
+        trainer.fit()
+    hook.remove()
+    read, *parts = (after - before for before, after in itertools.pairwise(times))
+    named = dict(zip(("build", "restore", "batch"), parts, strict=True))
+    return {"step": step, "seconds": sum(parts), "parts": named, "read_seconds": read}

@@ -18,9 +18,7 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,16 +26,15 @@ from typing import Any
 
 import torch
 from benchmark.bench_worker import PARTS, Options
+from benchmark.turns import Worker, compare, take_turns
 
 from seresnext.errors import UsageError
 from seresnext.models import create_model
 from seresnext.models.counting import count_multiply_adds
 from seresnext.runtime import resolve_compile, resolve_precision
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
 TABLE = ("fp32", "tf32", "bf16", "fp16")
 SWITCH = {"auto": "auto", "true": True, "false": False}
-SHOWN = (*PARTS, "overhead")
 Answers = list[dict[str, float]]
 
 
@@ -52,12 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="of a process (default: the cores, shared by the ranks)"
     )
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes of one run (default: 1)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32; on CUDA a table of all but fp64")
+    parser.add_argument("--precision", choices=(*TABLE, "fp64"), help="default: fp32; on CUDA a table of all but fp64")
     parser.add_argument(
         "--compile", choices=SWITCH, default="auto", help="as runtime.compile; in a table auto is both (default: auto)"
     )
     parser.add_argument("--channels-last", choices=SWITCH, default="true", help="as in recipes (default: true)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="another key of runtime")
     parser.add_argument("--peer", action="append", default=[], choices=["timm"])
 
 
@@ -68,57 +64,33 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.ranks > 1 and arguments.peer:
         raise UsageError("--peer is for one process; remove --peer or --ranks")
     on_gpu = torch.cuda.is_available()
-    options = _options(arguments)
-    figures: dict[str, Any] = {**asdict(options), "ranks": arguments.ranks, "gpu": _gpu() if on_gpu else None}
-    del figures["kind"], figures["tf32"]
-    figures["precision"] = arguments.precision or options.precision
-    figures["flops_per_image"] = training_flops(arguments.model, arguments.size)
-    if on_gpu and arguments.precision is None and arguments.ranks == 1:
-        return {**figures, **_measure_table(options, arguments, figures["flops_per_image"])}
-    with ExitStack() as stack:
-        workers = {"ours": stack.enter_context(Workers(options, arguments.ranks, together=True))}
-        for peer in arguments.peer:
-            workers[peer] = stack.enter_context(Workers(replace(options, kind=peer), 1))
-        if arguments.ranks > 1:
-            workers["independent"] = stack.enter_context(Workers(options, arguments.ranks))
-        return {**figures, **_measure(workers, arguments, figures["flops_per_image"], on_gpu)}
-
-
-def _measure(
-    workers: dict[str, Workers], arguments: argparse.Namespace, flops_per_image: int, on_gpu: bool
-) -> dict[str, Any]:
-    rounds = take_turns(workers, 1 + arguments.rounds)
-    parts = workers["ours"].round(parts=True) if on_gpu else None
-    figures = summarise(rounds, flops_per_image)
-    figures["breakdown"] = breakdown([parts] if parts else rounds["ours"], arguments.steps)
-    return figures
-
-
-def training_flops(model: str, size: int) -> int:
-    """Return the operations of a training step for one image. The backward pass has twice the forward products."""
-    with torch.device("meta"):
-        return 2 * 3 * count_multiply_adds(create_model(model), image_size=size)
-
-
-def _options(arguments: argparse.Namespace) -> Options:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words = [word.partition("=") for word in arguments.set]
-    return Options(
+    options = Options(
         kind="ours",
         model=arguments.model,
         size=arguments.size,
         micro=arguments.micro,
         steps=arguments.steps,
         threads=arguments.threads or max(1, cores // arguments.ranks),
-        precision="fp32" if arguments.precision in (None, "tf32") else arguments.precision,
+        precision=arguments.precision or "fp32",
         compile=SWITCH[arguments.compile],
         channels_last=SWITCH[arguments.channels_last],
-        tf32=arguments.precision == "tf32",
-        runtime={key: json.loads(value) for key, _, value in words},
     )
-
-
-# ----------------------------------------------------------------------------------------------------- rounds
+    figures = {**asdict(options), "ranks": arguments.ranks, "gpu": torch.cuda.get_device_name() if on_gpu else None}
+    del figures["kind"]
+    with torch.device("meta"):
+        multiply_adds = count_multiply_adds(create_model(arguments.model), image_size=arguments.size)
+    # A multiply-add is two operations. The backward pass has twice the forward products.
+    flops = figures["flops_per_image"] = 2 * 3 * multiply_adds
+    if on_gpu and arguments.precision is None and arguments.ranks == 1:
+        return {**figures, **_measure_table(options, arguments, flops)}
+    with ExitStack() as stack:
+        workers = {"ours": stack.enter_context(Workers(options, arguments.ranks, together=True))}
+        for peer in arguments.peer:
+            workers[peer] = stack.enter_context(Workers(replace(options, kind=peer), 1))
+        if arguments.ranks > 1:
+            workers["independent"] = stack.enter_context(Workers(options, arguments.ranks))
+        return {**figures, **_measure(workers, arguments, flops, on_gpu)}
 
 
 class Workers:
@@ -130,70 +102,47 @@ class Workers:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-            sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-            for rank, environment in enumerate(environments):
-                environment |= {**shared, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+            environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
         command = [sys.executable, str(Path(__file__).parent / "bench_worker.py"), json.dumps(asdict(options))]
-        self._kind = options.kind
-        # A full pipe would stop a worker, since nobody reads stderr during a round.
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._processes = [
-            subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(options.threads), **environment},
-            )
-            for environment in environments
-        ]
+        self._workers = [Worker(options.kind, command, options.threads, **extra) for extra in environments]
 
     def __enter__(self) -> Workers:
-        try:
-            for process in self._processes:
-                self._answer(process, "ready")
-        except BaseException:
-            self.__exit__()
-            raise
+        with ExitStack() as stack:
+            stack.push(self)
+            for worker in self._workers:
+                worker.answer()
+            stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.communicate()
-        self._stderr.close()
+        for worker in self._workers:
+            worker.close()
 
     def round(self, parts: bool = False) -> Answers:
         """Train a round and return the figures of each process. With `parts`, each part of a step waits for the GPU."""
-        for process in self._processes:
-            assert process.stdin
-            process.stdin.write("parts\n" if parts else "\n")
-            process.stdin.flush()
-        return [json.loads(self._answer(process)) for process in self._processes]
-
-    def _answer(self, process: subprocess.Popen[str], expected: str | None = None) -> str:
-        assert process.stdout
-        line = process.stdout.readline().rstrip("\n")
-        if not line or expected not in (None, line):
-            process.kill()
-            process.communicate()
-            self._stderr.seek(0)
-            reason = self._stderr.read().strip().splitlines()[-1:] or ["no reason printed"]
-            raise UsageError(f"{self._kind} does not train: {reason[0]}")
-        return line
+        for worker in self._workers:
+            worker.ask("parts" if parts else "")
+        return [json.loads(worker.answer()) for worker in self._workers]
 
 
-def take_turns(workers: dict[str, Workers], count: int) -> dict[str, list[Answers]]:
-    """Return the rounds of all workers, which take turns, without the first round."""
-    rounds: dict[str, list[Answers]] = {name: [] for name in workers}
-    for number in range(count):
-        for name, worker in workers.items():
-            rounds[name].append(worker.round())
-        words = ", ".join(f"{name} {rate(taken[-1]):.2f}" for name, taken in rounds.items())
-        print(f"round {number}{' (not counted)' if number == 0 else ''}: {words} images/s", flush=True)
-    return {name: taken[1:] for name, taken in rounds.items()}
+def _measure(
+    workers: dict[str, Workers], arguments: argparse.Namespace, flops_per_image: int, on_gpu: bool
+) -> dict[str, Any]:
+    rounds = take_turns({name: worker.round for name, worker in workers.items()}, rate, arguments.rounds)
+    parts = workers["ours"].round(parts=True) if on_gpu else None
+    figures = compare({name: [rate(answers) for answers in taken] for name, taken in rounds.items()}, "rounds")
+    for name, taken in rounds.items():
+        memory = max(one["peak_memory"] for answers in taken for one in answers)
+        (figures if name == "ours" else figures["peer"][name])["peak_memory"] = memory
+        print(f"{name}: {memory / 2**30:.2f} GiB a process at most")
+    product = statistics.median(sum(one["matrix_product"] for one in answers) for answers in rounds["ours"])
+    reached = figures["images_per_second"] * flops_per_image
+    figures |= {"matrix_product_flops": product, "share_of_peak": reached / product}
+    print(
+        f"{reached / 1e9:.0f} GFLOP/s, {reached / product:.0%} of the {product / 1e9:.0f} that a matrix product reaches"
+    )
+    return {**figures, "breakdown": breakdown([parts] if parts else rounds["ours"], arguments.steps)}
 
 
 def rate(answers: Answers) -> float:
@@ -201,51 +150,17 @@ def rate(answers: Answers) -> float:
     return sum(one["images"] / one["seconds"] for one in answers)
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-
-def summarise(rounds: dict[str, list[Answers]], flops_per_image: int) -> dict[str, Any]:
-    """Return medians, and the median of the ratios of neighbouring rounds."""
-    rates = {name: [rate(answers) for answers in taken] for name, taken in rounds.items()}
-    ours = statistics.median(rates["ours"])
-    product = statistics.median(sum(one["matrix_product"] for one in answers) for answers in rounds["ours"])
-    memory = {name: max(one["peak_memory"] for answers in taken for one in answers) for name, taken in rounds.items()}
-    found: dict[str, Any] = {
-        "images_per_second": ours,
-        "rounds": rates["ours"],
-        "peak_memory": memory["ours"],
-        "matrix_product_flops": product,
-        "share_of_peak": ours * flops_per_image / product,
-        "peer": {},
-        "ratio": {},
-    }
-    print(f"ours: {ours:.2f} images/s, {memory['ours'] / 2**30:.2f} GiB a process at most")
-    print(
-        f"{ours * flops_per_image / 1e9:.0f} GFLOP/s, {found['share_of_peak']:.0%} of the {product / 1e9:.0f} that a "
-        "matrix product reaches"
-    )
-    for name in rates.keys() - {"ours"}:
-        theirs = statistics.median(rates[name])
-        found["peer"][name] = {"images_per_second": theirs, "rounds": rates[name], "peak_memory": memory[name]}
-        found["ratio"][name] = statistics.median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
-        times = f"ratio {found['ratio'][name]:.3f}"
-        print(f"{name}: {theirs:.2f} images/s, {memory[name] / 2**30:.2f} GiB; {times}")
-    return found
-
-
 def breakdown(rounds: list[Answers], steps: int) -> dict[str, float]:
     """Return the milliseconds of each part of a step in the median round of rank 0; `overhead` is the rest."""
     by_speed = sorted((answers[0] for answers in rounds), key=lambda one: one["seconds"])
     median = by_speed[(len(by_speed) - 1) // 2]
-    overhead = median["seconds"] - sum(median[name] for name in PARTS)
-    found = {name: 1e3 * seconds / steps for name, seconds in {**median, "overhead": overhead}.items() if name in SHOWN}
+    spent = {name: median[name] for name in PARTS}
+    spent["overhead"] = median["seconds"] - sum(spent.values())
+    found = {name: 1e3 * seconds / steps for name, seconds in spent.items()}
     print("milliseconds a step: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
-    found["overhead_share"] = overhead / median["seconds"]
+    found["overhead_share"] = spent["overhead"] / median["seconds"]
     print(f"overhead: {found['overhead_share']:.2%} of the step")
     return found
-
-
-# ----------------------------------------------------------------------------------------------------- a table
 
 
 def _measure_table(options: Options, arguments: argparse.Namespace, flops_per_image: int) -> dict[str, Any]:
@@ -256,22 +171,17 @@ def _measure_table(options: Options, arguments: argparse.Namespace, flops_per_im
     device = torch.device("cuda")
     compiler, notice = resolve_compile(True, device)
     wanted = (False, True) if options.compile == "auto" else (options.compile,)
-    compiles = sorted({compiled and compiler for compiled in wanted})
     if notice and True in wanted:
         print(notice)
     rows = []
     for precision in TABLE:
-        row = replace(options, precision="fp32" if precision == "tf32" else precision, tf32=precision == "tf32")
+        row = replace(options, precision=precision)
         with ExitStack() as stack:
             peers = {peer: stack.enter_context(Workers(replace(row, kind=peer), 1)) for peer in arguments.peer}
-            for compiled in compiles:
+            for compiled in sorted({compiled and compiler for compiled in wanted}):
                 print(f"{precision}, {'compiled' if compiled else 'eager'}:")
                 with Workers(replace(row, compile=compiled), 1) as ours:
                     figures = _measure({"ours": ours, **peers}, arguments, flops_per_image, on_gpu=True)
                 rows.append({"precision": precision, "compiled": compiled, **figures})
     usual = resolve_precision("auto", device)
     return {**next(row for row in reversed(rows) if row["precision"] == usual), "table": rows}
-
-
-def _gpu() -> str:
-    return torch.cuda.get_device_name()

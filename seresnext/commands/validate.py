@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device
-from seresnext.errors import CheckpointError
+from seresnext.arguments import Parser, add_device, count_argument, share_argument, table_argument, workers_argument
+from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.paths import check_data_folder, path_argument, text_argument
 from seresnext.process.stop_request import StopRequest
 
@@ -23,32 +26,75 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = """examples:
   seresnext validate --checkpoint runs/first/checkpoints/best.safetensors
   seresnext validate --checkpoint se_resnext50_32x4d-a260b3a4.pth --data /path/to/imagenet --json result.json
+  seresnext validate --checkpoint runs/first --table first.parquet --image-size 288 --crop-pct 1.0
 
-`python validate.py` is the same command. README.md describes checkpoints and published weights, docs/recipe.md the
-recipe that a checkpoint has in it."""
+`python validate.py` is the same command. docs/evaluation.md describes the result, docs/recipe.md the recipe that a
+checkpoint has in it."""
     add = parser.add_argument
-    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a checkpoint or a published .pth")
+    add(
+        "--checkpoint",
+        required=True,
+        type=path_argument,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="checkpoints, run folders or published .pth files",
+    )
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
     add("--split", type=text_argument, metavar="NAME", help="the split (default: as in training, else val)")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
+    add("--image-size", type=count_argument, metavar="PIXELS", help="the side of the images (default: as in the file)")
+    add("--crop-pct", type=share_argument, metavar="SHARE", help="image size / shorter side after the resize")
+    add("--interpolation", choices=("bilinear", "bicubic"), help="of the resize")
+    add("--batch-size", type=count_argument, metavar="N", help="images of one forward pass")
+    add("--workers", type=workers_argument, metavar="N", help="loader workers of each rank")
+    add("--precision", choices=("fp32", "tf32", "bf16", "fp16", "fp64"), help="of the network")
+    add("--flip", action="store_true", help="average the logits of each image and of its mirror image")
+    add(
+        "--real-labels", type=path_argument, metavar="FILE", help="also measure ImageNet's reassessed labels: real.json"
+    )
+    add("--class-map", type=path_argument, metavar="FILE", help="the class of each class folder: lines `folder,class`")
+    add("--classes", type=text_argument, metavar="NAMES", help="names of the model's outputs: a,b,c or a file of lines")
     add("--json", type=path_argument, metavar="FILE", help="also write the result to this file")
+    add("--table", type=table_argument, metavar="FILE", help="also write a row for each image: .parquet or .csv")
     add_device(parser)
 
 
 def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
-    """Measure top-1 and top-5 accuracy and loss of a checkpoint or of published weights.
+    """Measure accuracy, loss and calibration of checkpoints or published weights.
 
-    Checks that checkpoint and data exist, and returns the validation of a rank.
+    Checks that checkpoints and data exist, and returns the validation of a rank.
     """
-    # For a published file (.pth) a later message has the address.
-    if not os.path.lexists(options.checkpoint) and options.checkpoint.suffix != ".pth":
-        raise CheckpointError(f"{options.checkpoint} cannot be opened: no such file; give one with --checkpoint FILE")
+    for path in options.checkpoint:
+        # For a published file (.pth) a later message has the address.
+        if not os.path.lexists(path) and path.suffix != ".pth":
+            raise CheckpointError(f"{path} cannot be opened: no such file; give one with --checkpoint FILE")
     if options.data is not None:
         check_data_folder(options.data)
+    if options.table is not None and len(options.checkpoint) > 1:
+        raise UsageError("--table is for one checkpoint; write the table of each with a command of its own")
     return partial(_validate, options)
 
 
 def _validate(options: Namespace, world: World) -> None:
-    from seresnext.run.validate import validate
+    from seresnext.run.validate import ValidationSettings, validate
 
-    validate(options.checkpoint, world, options.data, options.split, options.weights, options.json)
+    settings = ValidationSettings(
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(ValidationSettings)}
+    )
+    reports = []
+    for path in options.checkpoint:
+        validation = validate(path, world, settings)
+        reports.append(validation.to_json())
+        if options.table and world.is_first:
+            validation.table().write(options.table)
+    if options.json and world.is_first:
+        _write_json(options.json, reports if len(reports) > 1 else reports[0])
+
+
+def _write_json(path: Path, report: object) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with --json") from None

@@ -10,8 +10,11 @@ equals one update with the mean batch statistics, for any distribution of replic
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors as unflatten
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seresnext.distributed.world import World
@@ -63,11 +66,9 @@ class BatchNormStatistics:
             return report
         if not self._running:
             return world.sum_(report)
-        flat = torch.cat([t.flatten() for t in self._running] + [report.to(self._running[0].dtype)])
-        world.sum_(flat)
-        *running, report = flat.split([t.numel() for t in self._running] + [report.numel()])
-        means = [total.view_as(own) / world.size for total, own in zip(running, self._running, strict=True)]
-        torch._foreach_copy_(self._running, means)
+        flat = world.sum_(flatten([*self._running, report.to(self._running[0].dtype)]))
+        *sums, report = unflatten(flat, [*self._running, report])
+        torch._foreach_copy_(self._running, torch._foreach_div(sums, world.size))
         return report
 
     @torch.no_grad()
@@ -88,24 +89,20 @@ class _Backup:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._tensors = tensors
-        self._old, self._flat_old = _flat_copy(tensors)
-        self._chosen, self._flat_chosen = _flat_copy(tensors)
+        self.save()
 
     def save(self) -> None:
-        torch._foreach_copy_(self._old, self._tensors)
+        self._flat = flatten(self._tensors)
 
     def restore(self) -> None:
-        torch._foreach_copy_(self._tensors, self._old)
+        torch._foreach_copy_(self._tensors, unflatten(self._flat, self._tensors))
 
     def restore_if(self, condition: Tensor) -> None:
         """Restore if a number on the device is not 0. Do not wait for the device."""
-        torch._foreach_copy_(self._chosen, self._tensors)
-        torch.where(condition != 0, self._flat_old, self._flat_chosen, out=self._flat_chosen)
-        torch._foreach_copy_(self._tensors, self._chosen)
+        flat = torch.where(condition != 0, self._flat, flatten(self._tensors))
+        torch._foreach_copy_(self._tensors, unflatten(flat, self._tensors))
 
 
-def _flat_copy(tensors: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Return a copy of tensors as one flat tensor, and the views of each tensor's shape into the copy."""
-    flat = torch.cat([t.flatten() for t in tensors])
-    parts = flat.split([t.numel() for t in tensors])
-    return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)], flat
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a copy of tensors as one flat tensor."""
+    return torch.cat([tensor.flatten() for tensor in tensors])

@@ -38,31 +38,25 @@ def open_world(device: str = "auto") -> Iterator[World]:
     The backend is NCCL with one GPU for each process, or gloo for the device `cpu` and machines without a GPU. Raises
     UsageError if the environment does not come from torchrun, or if the GPUs cannot be used.
     """
-    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        with World(device=choose_device(device)).translate_errors() as world:
-            yield world
-        return
-    rank, size, local_rank, local_size = (
-        _number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    )
+    is_launched = "RANK" in os.environ or "WORLD_SIZE" in os.environ
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, size, local_rank, local_size = map(_number, names) if is_launched else (0, 1, 0, 1)
     if not 0 <= rank < size:
         raise UsageError(f"RANK={rank} is not below WORLD_SIZE={size}; start through torchrun, which sets both")
     own = choose_device(device, local_rank, local_size)
-    # If the launcher dies, a run on one machine saves and stops. With several machines this process must end at once:
-    # the other launchers restart the run without this machine (torchrun --nnodes=1:2).
-    death_signal = signal.SIGTERM if size == local_size else signal.SIGKILL
-    if size == 1:
-        die_with_parent(death_signal)
-        with World(0, 1, local_rank, own).translate_errors() as world:
-            yield world
-        return
-    die_with_launcher()  # A run can save only after all ranks have joined.
-    heartbeat = _join(rank, size, own)
-    die_with_parent(death_signal)
-    heartbeat.start()
+    heartbeat = None
+    if size > 1:
+        die_with_launcher()  # A run can save only after all ranks have joined.
+        heartbeat = _join(rank, size, own)
+    if is_launched:
+        # If the launcher dies, a run on one machine saves and stops. With several machines this process must end at
+        # once: the other launchers restart the run without this machine (torchrun --nnodes=1:2).
+        die_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
+    if heartbeat:
+        heartbeat.start()
     end = ""
     try:
-        with World(rank, size, local_rank, own, heartbeat).translate_errors() as world:
+        with World(rank, size, own, heartbeat).translate_errors() as world:
             yield world
     except RankLost as lost:
         end = lost.end
@@ -71,8 +65,9 @@ def open_world(device: str = "auto") -> Iterator[World]:
         end = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
         raise
     finally:
-        heartbeat.stop(end)
-        dist.destroy_process_group()
+        if heartbeat:
+            heartbeat.stop(end)
+            dist.destroy_process_group()
 
 
 def _join(rank: int, size: int, device: torch.device) -> Heartbeat:

@@ -20,11 +20,10 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the other processes: rank, number of ranks, rank on this machine, and device."""
+    """This process among the other processes: rank, number of ranks, and device."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     device: torch.device = _CPU
     heartbeat: Heartbeat | None = field(default=None, compare=False, repr=False)
 
@@ -32,8 +31,6 @@ class World:
     def is_first(self) -> bool:
         """Whether this is rank 0, which writes the files and prints."""
         return self.rank == 0
-
-    # ------------------------------------------------------------------------------------------------ collectives
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place. Sums of integers are exact."""
@@ -84,8 +81,6 @@ class World:
             shared.args = (message,)
             shared.is_shared = True
             raise shared from failure
-
-    # ------------------------------------------------------------------------------------------------ lost ranks
 
     def set_activity(self, activity: str) -> None:
         """Set the activity of this rank. If this rank is lost, the message of the other ranks names the activity."""

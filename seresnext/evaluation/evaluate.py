@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.evaluation.metrics import METRICS
+from seresnext.printable import listed
 from seresnext.runtime import Precision
 
 _MAX_LISTED = 100  # unreadable images in one message
@@ -30,11 +32,14 @@ class Evaluation:
 
     metrics: means over all images, by the names in `METRICS`. Accuracy is in percent (0 to 100).
     images_per_second: images of all ranks over the time of the evaluation.
+    logits, labels: float32 N K and int64 N, in the order of the split, on the CPU of every rank; None unless kept.
     """
 
     metrics: dict[str, float]
     num_images: int
     images_per_second: float
+    logits: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, float]:
         """Return all numbers by name, as in `metrics.jsonl` and in the JSON file of a validation."""
@@ -50,19 +55,22 @@ def evaluate(
     precision: Precision,
     stop_requested: Callable[[], bool] = lambda: False,
     on_round: Callable[[], None] = lambda: None,
+    keep_logits: bool = False,
 ) -> Evaluation | None:
     """Evaluate a model on this rank's batches of a split, and sum over all ranks.
 
     `num_batches` counts the batches of the whole split. `batches` yields the batches numbered rank, rank + size, ...;
     some ranks may have one batch fewer. `on_round` is called after each round of one batch a rank. The mode of the
-    model (training or evaluation) is restored. A single process waits for its GPU only at the end. Several ranks also
-    agree on a stop before each round, which takes little time compared with a batch.
+    model (training or evaluation) is restored. `keep_logits` adds the logits and labels of all images to the result. A
+    single process waits for its GPU only at the end. Several ranks also agree on a stop before each round, which takes
+    little time compared with a batch.
 
     Returns None if any rank was asked to stop. Raises DataError on all ranks after the last batch if images were
     unreadable; the message lists the unreadable images of all batches.
     """
     images = 0
     unreadable: list[tuple[int, str]] = []
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
     sums = torch.zeros(len(METRICS), num_batches, dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
@@ -73,7 +81,12 @@ def evaluate(
                 return None
             batch = next(batches, None)
             if batch is not None:
-                sums[:, batch.step] = _measure(model, batch, precision, world.device)
+                logits = _forward(model, batch, precision, world.device)
+                sums[:, batch.step] = torch.stack(
+                    [metric(logits, batch.labels).double() for metric in METRICS.values()]
+                )
+                if keep_logits:
+                    kept[batch.step] = logits.float(), batch.labels
                 images += len(batch.labels)
                 unreadable += batch.unreadable
             on_round()
@@ -83,28 +96,35 @@ def evaluate(
     images, num_unreadable = world.sum_(counts).tolist()
     if num_unreadable:
         raise _unreadable_error([image for own in world.gather(unreadable) for image in own])
+    seconds = time.monotonic() - started
     totals = [math.fsum(by_batch) for by_batch in world.sum_(sums).tolist()]
     return Evaluation(
         metrics={name: total / images for name, total in zip(METRICS, totals, strict=True)},
         num_images=images,
-        images_per_second=images / (time.monotonic() - started),
+        images_per_second=images / seconds,
+        **(_gather_logits(kept, world) if keep_logits else {}),
     )
+
+
+def _gather_logits(kept: dict[int, tuple[Tensor, Tensor]], world: World) -> dict[str, np.ndarray]:
+    """Return the logits and labels of all batches of all ranks, in the order of the split."""
+    own = {step: (logits.cpu().numpy(), labels.cpu().numpy()) for step, (logits, labels) in kept.items()}
+    batches = {step: batch for part in world.gather(own) for step, batch in part.items()}
+    logits, labels = zip(*(batches[step] for step in sorted(batches)), strict=True)
+    return {"logits": np.concatenate(logits), "labels": np.concatenate(labels)}
 
 
 def _unreadable_error(unreadable: list[tuple[int, str]]) -> DataError:
     """Return the error that every rank raises. The message lists the images in the order of the split."""
     messages = [message for _, message in sorted(unreadable)]
-    more = len(messages) - _MAX_LISTED
-    listing = "\n  ".join(messages[:_MAX_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
     heading = f"{len(messages)} images of the validation split cannot be used:"
-    error = DataError(messages[0] if len(messages) == 1 else f"{heading}\n  {listing}")
+    lines = messages if len(messages) == 1 else [heading, *listed(messages, _MAX_LISTED)]
+    error = DataError("\n  ".join(lines))
     error.is_shared = True
     return error
 
 
 @torch.inference_mode()
-def _measure(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> Tensor:
-    """Return the sum of each metric over the images of a batch (float64, in the order of `METRICS`)."""
+def _forward(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> Tensor:
     with precision.autocast(device):
-        logits = model(batch.images)
-    return torch.stack([metric(logits, batch.labels).double() for metric in METRICS.values()])
+        return model(batch.images)

@@ -4,14 +4,17 @@
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors as unflatten
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
+from seresnext.distributed.batchnorm import flatten
 from seresnext.runtime import Precision
 
 
@@ -33,51 +36,30 @@ def recalibrate(
 
     Returns False, with the model unchanged, if any rank was asked to stop.
     """
-    was_training = model.training
-    model.train()
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
-    running = [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None]
-    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
-    counters = [layer.num_batches_tracked for layer in layers]
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
+    # A copy computes the statistics, so that a stop or an error leaves the model unchanged.
+    measured = copy.deepcopy(model).train()
+    layers = {
+        name: layer for name, layer in measured.named_modules() if isinstance(layer, _BatchNorm) and layer.training
+    }
+    measured.eval()
+    for layer in layers.values():
         layer.train()
         layer.momentum = 1.0  # The running statistics are then the statistics of the last batch.
-    means: list[Tensor] | None = None
-    try:
-        means = _mean_statistics(model, batches, running, world, precision, stop_requested)
-    finally:
-        for buffer, value in before:
-            if means is None or any(buffer is counter for counter in counters):
-                buffer.copy_(value)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        model.train(was_training)
-    if means is None:
-        return False
-    for tensor, mean in zip(running, means, strict=True):
-        tensor.copy_(mean)
-    return True
-
-
-def _mean_statistics(
-    model: nn.Module,
-    batches: Iterator[DeviceBatch],
-    running: list[Tensor],
-    world: World,
-    precision: Precision,
-    stop_requested: Callable[[], bool],
-) -> list[Tensor] | None:
-    """Return the mean statistics over the batches of all ranks (float64); None if any rank was asked to stop."""
+    running = _running_statistics(layers.values())
     sums = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in running]
     count = 0
     for batch in batches:
         if world.any(stop_requested()):
-            return None
+            return False
         with precision.autocast(world.device):
-            model(batch.images)
+            measured(batch.images)
         torch._foreach_add_(sums, [tensor.double() for tensor in running])
         count += 1
-    flat = world.sum_(torch.cat([total.flatten() for total in sums])) / (count * world.size)
-    return [part.view_as(total) for part, total in zip(flat.split([t.numel() for t in sums]), sums, strict=True)]
+    means = world.sum_(flatten(sums)) / (count * world.size)
+    own = _running_statistics(model.get_submodule(name) for name in layers)
+    torch._foreach_copy_(own, unflatten(means, own))
+    return True
+
+
+def _running_statistics(layers: Iterable[nn.Module]) -> list[Tensor]:
+    return [buffer for layer in layers for buffer in layer.buffers() if buffer.is_floating_point()]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from seresnext.metrics.speed import format_seconds
 from seresnext.printable import for_terminal
 from seresnext.progress import ProgressBar
 
@@ -133,7 +133,7 @@ class Bar:
 
 def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:
     """Return the numbers of an event as a text: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
-    values = {**event, "eta": None if seconds_left is None else format_seconds(seconds_left)}
+    values = {**event, "eta": None if seconds_left is None else timedelta(seconds=round(seconds_left))}
     return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
 
 
@@ -143,19 +143,14 @@ def _open_nonblocking(path: str, flags: int) -> int:
 
 
 class _LosableStream:
-    """A text stream that drops all output after its other end is closed. Writing never raises."""
+    """A text stream whose output goes to /dev/null after a write has failed. Writing never raises."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream: TextIO | None = stream
+        self._stream = stream
         self.encoding = stream.encoding or "utf-8"
 
     def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
-
-    def fileno(self) -> int:
-        if self._stream is None:
-            raise OSError("the stream is closed")
-        return self._stream.fileno()
+        return not self._stream.closed and self._stream.isatty()
 
     def has_size(self) -> bool:
         """Return whether the stream is a terminal with a size.
@@ -167,27 +162,22 @@ class _LosableStream:
         except (OSError, ValueError):
             return False
 
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
     def write(self, text: str) -> None:
-        if self._stream is not None:
-            try:
-                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
-            except (OSError, ValueError):  # ValueError: this process has closed the stream.
-                self._lose()
+        self._attempt(self._stream.write, text.encode(self.encoding, "backslashreplace").decode(self.encoding))
 
     def flush(self) -> None:
-        if self._stream is not None:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._lose()
+        self._attempt(self._stream.flush)
 
-    def _lose(self) -> None:
-        stream, self._stream = self._stream, None
-        assert stream is not None
+    def _attempt(self, action: Callable[..., object], *arguments: str) -> None:
         try:
-            # Python flushes standard output again at exit, and the flush would fail. /dev/null accepts the output.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
-        except (OSError, ValueError):  # A stream without a file descriptor is not flushed at exit.
-            pass
+            action(*arguments)
+        except (OSError, ValueError):  # ValueError: this process has closed the stream.
+            # From now on /dev/null accepts the output, also that of Python, which flushes standard output at exit.
+            with suppress(OSError, ValueError):
+                number = self._stream.fileno()
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, number)
+                os.close(null)

@@ -17,8 +17,8 @@ from seresnext.metrics.tensorboard import TensorBoard
 
 # The sinks of every run, and the functions that open each sink at the start of a run.
 SINKS: dict[str, Callable[[RunStart], Sink]] = {
-    "jsonl": JsonLines.open,
-    "tensorboard": TensorBoard.open,
+    "jsonl": JsonLines,
+    "tensorboard": TensorBoard,
     "status": StatusFile,
 }
 

@@ -76,13 +76,3 @@ class EtaClock:
         if step <= first_step:
             return None
         return (now - first_time) / (step - first_step) * (self._total - step)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a time as `0:07`, `12:34`, `1:02:03` or `2d 03:04:05`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}:{second:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

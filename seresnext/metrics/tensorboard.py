@@ -6,9 +6,7 @@ import io
 import os
 import socket
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from tensorboard.compat.proto.event_pb2 import Event as Record  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -24,13 +22,11 @@ class TensorBoard:
 
     torch's SummaryWriter is not used: it writes from a thread, where an error of a full disk cannot be caught, and
     loader workers are forked from this process, which should have no other threads.
-
-    purge_step: TensorBoard hides the points of earlier files from this step on. A resume passes the restored step + 1.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None, warn: Callable[[str], None]) -> None:
-        self._folder = folder
-        self._warn = warn
+    def __init__(self, start: RunStart) -> None:
+        self._folder = folder = start.folder / "tensorboard"
+        self._warn = start.warn
         self._file: BinaryIO | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -40,14 +36,9 @@ class TensorBoard:
         except OSError as error:
             self._warn_about(error)
         self._append(Record(wall_time=time.time(), file_version="brain.Event:2"))
-        if purge_step is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._append(Record(wall_time=time.time(), step=purge_step, session_log=start))
-
-    @classmethod
-    def open(cls, start: RunStart) -> Self:
-        """Open a new file in the folder `tensorboard` of the run."""
-        return cls(start.folder / "tensorboard", start.step + 1 if start.step else None, start.warn)
+        if start.step:  # TensorBoard hides the points of earlier files from this record's step on.
+            session = SessionLog(status=SessionLog.START)
+            self._append(Record(wall_time=time.time(), step=start.step + 1, session_log=session))
 
     def write(self, event: Event) -> None:
         """Write every number of the event, except step and epoch, at the event's step."""

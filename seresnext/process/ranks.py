@@ -1,20 +1,47 @@
-"""The rank that prints: once for a failure of all ranks, and with the rank for a failure of one."""
+"""The start and the end of a command that may be one rank of many, and the rank that prints a failure."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from typing import NoReturn
 
 from seresnext.errors import Failure
 from seresnext.printable import for_terminal
-from seresnext.process.exit import write_error_file
+from seresnext.process.exit import INTERRUPTED, ProcessEnd, replace_closed_streams, write_error_file
+from seresnext.process.signals import die_with_launcher, ignore_signals
+from seresnext.process.stop_request import StopRequest
 
 # Seconds for the first rank of a machine to print a failure that all ranks see. Then torchrun ends the other ranks.
 _FIRST_RANKS_TIME = 60.0
 _CHECK_EVERY = 0.05
+
+
+def run_ranks(command: Callable[[StopRequest], int], *, saves: bool) -> NoReturn:
+    """Run a command and end the process with the exit code that the command returns.
+
+    Call this before torch is imported. The import takes seconds, and a signal during the import must find a handler.
+    `saves`: a stop signal becomes a request, and the command saves and returns. Otherwise a signal ends the process.
+    """
+    die_with_launcher()
+    gc.disable()  # Scans of imported modules took 25 % of the start. Training and validation enable the collector.
+    replace_closed_streams()
+    end = ProcessEnd()
+    with ExitStack() as stack:
+        stop = StopRequest()
+        if saves:
+            stack.enter_context(stop)
+        try:
+            code = command(stop)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        if saves:
+            ignore_signals()
+    end.exit(code)
 
 
 def is_first_rank() -> bool:

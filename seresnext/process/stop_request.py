@@ -1,7 +1,4 @@
-"""Requests to stop a training by one of STOP_SIGNALS: Ctrl-C, a scheduler's SIGTERM, SIGHUP of a closed terminal.
-
-This module imports nothing heavy: the handlers are installed before torch is imported, which takes seconds.
-"""
+"""Requests to stop a training by one of STOP_SIGNALS: Ctrl-C, a scheduler's SIGTERM, SIGHUP of a closed terminal."""
 
 from __future__ import annotations
 
@@ -36,8 +33,6 @@ class StopRequest:
     Under torchrun a repeated Ctrl-C cannot be recognised: torchrun turns the second Ctrl-C into a SIGTERM, and may pass
     on the first Ctrl-C once more. There the second signal ends a process only if the process is stuck, that is, does
     not read the request within `_STUCK` seconds. A process that reads the request is about to save.
-
-    A signal that was ignored when the process started stays ignored, except Ctrl-C and SIGTERM.
 
     Until `defer()` is called, Ctrl-C raises KeyboardInterrupt, since there is nothing to save yet. Processes of
     torchrun have no terminal and defer from the start.

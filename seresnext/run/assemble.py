@@ -16,6 +16,7 @@ from seresnext.checkpoint.contents import CheckpointMetadata, StateTensors
 from seresnext.data import pipeline
 from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
+from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.readers.class_labels import has_other_labels
@@ -43,7 +44,7 @@ from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
 from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
 from seresnext.training.plan import Progress, build_plan
-from seresnext.training.saving import SavePolicy, Saver
+from seresnext.training.saving import Saver
 from seresnext.training.schedule import build_schedule
 from seresnext.training.step import StepSettings, TrainingStep
 from seresnext.training.trainer import TrainData, Trainer, Validation
@@ -164,10 +165,12 @@ class Run:
         return Saver(
             self._world,
             folder,
-            policy=SavePolicy(settings.keep, self.plan.keep_every, settings.on_failure == "continue"),
             tensors=self.state,
             metadata=self._metadata,
             warn=self._console.print,
+            keep=settings.keep,
+            keep_every=self.plan.keep_every,
+            continue_on_failure=settings.on_failure == "continue",
         )
 
     # ------------------------------------------------------------------------------------------------ state
@@ -239,5 +242,5 @@ class Run:
             f"{self.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
             f"{'process' if world.size == 1 else 'processes'}\n"
             f"{world.device.type}, {recipe.runtime.precision}, "
-            f"{'compiled' if recipe.runtime.compile is True else 'eager'}"
+            f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}"
         )

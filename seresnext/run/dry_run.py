@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import resource
+from datetime import timedelta
 
 import torch
 
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
-from seresnext.metrics.speed import format_seconds
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
@@ -33,7 +33,7 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
         f"one step takes {step_seconds:.3g} s ({run.plan.global_size / step_seconds:.4g} images/s), "
         f"one validation about {validation_seconds:.3g} s\n"
         f"peak memory of rank 0: {memory}\n"
-        f"estimated time for the whole run: {format_seconds(total)} ({run.plan.total} steps, "
+        f"estimated time for the whole run: {timedelta(seconds=round(total))} ({run.plan.total} steps, "
         f"{run.plan.evaluations} validations), without checkpoints\n"
         "nothing was written"
     )

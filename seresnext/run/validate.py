@@ -7,29 +7,35 @@ folder of the index, the server of the images, the number of processes, the memo
 from __future__ import annotations
 
 import gc
-import json
 import math
 import os
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.loading.loader import evaluation_keys
+from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
-from seresnext.data.readers import Reader, look_alikes
-from seresnext.data.readers.class_labels import labels_by_name
+from seresnext.data.readers import Reader
 from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, Failure
-from seresnext.evaluation import describe_metrics, evaluate
+from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.evaluation import Evaluation, describe_metrics, evaluate
+from seresnext.evaluation.real_labels import read_real_labels, real_accuracy
+from seresnext.evaluation.summary import describe_summary, summarize
+from seresnext.evaluation.table import PredictionTable
 from seresnext.metrics.console import Console
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
-from seresnext.printable import printable, shown_path
+from seresnext.printable import shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
+from seresnext.run.class_selection import ClassSelection, read_class_map, read_class_names, select_classes
 from seresnext.run.opening import check_images
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
 
@@ -38,34 +44,93 @@ _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
 # The most pixels of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 images on a GPU.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
+# Logits that are kept for the statistics: 4 GiB. ImageNet has 50 million.
+_MOST_LOGITS = 1 << 30
 
 
-def validate(
-    checkpoint: Path, world: World, data: str | None, split: str | None, weights: str | None, json_file: Path | None
-) -> None:
-    """Measure a file of weights and print top-1, top-5, loss and images per second.
+@dataclass(frozen=True)
+class ValidationSettings:
+    """The settings of a validation that differ from the settings in the file of weights. None means no difference.
 
-    An argument that is None comes from the file. Raises CheckpointError for a file that is refused, DataError for a
-    split that cannot be used, UsageError for weights that the file lacks.
+    `flip` averages the logits of each image and of its mirror image. `real_labels` are the labels of `real.json`.
+    `classes` are the names of the model's outputs. `class_map` gives the class of each class folder.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    weights: str | None = None
+    image_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    precision: str | None = None
+    flip: bool = False
+    real_labels: Path | None = None
+    class_map: Path | None = None
+    classes: str | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The result of a validation, with the logits of all images, on every rank.
+
+    `selection.names` are the classes of the logits. `summary` has the statistics of `summarize`.
+    """
+
+    checkpoint: Path
+    loaded: LoadedWeights
+    recipe: Recipe
+    reader: Reader
+    selection: ClassSelection
+    result: Evaluation
+    summary: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as in the JSON file. Numbers that are not finite are None."""
+        return {
+            **{name: value if math.isfinite(value) else None for name, value in self.result.to_dict().items()},
+            "model": self.recipe.model.name,
+            "weights": self.loaded.weights,
+            "checkpoint": str(self.checkpoint),
+            "preprocessing": asdict(Preprocessing.of_recipe(self.recipe)),
+            **self.summary,
+        }
+
+    def table(self) -> PredictionTable:
+        """Return the predictions of all images."""
+        if self.result.logits is None or self.result.labels is None:
+            raise DataError(
+                f"{len(self.reader)} images with {len(self.selection.names)} classes are too many for a table"
+            )
+        names = [self.reader.name(index) for index in range(len(self.reader))]
+        return PredictionTable.of_logits(names, self.result.labels, self.result.logits, self.selection.names)
+
+
+def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Validation:
+    """Measure a file of weights, and print top-1, top-5, loss, images per second and a summary.
+
+    Raise CheckpointError for a file that is refused, DataError for a split that cannot be used, UsageError for weights
+    that the file lacks.
     """
     with world.agreeing():
         checkpoint = find_weights(checkpoint)
-        loaded, recipe = read_subject(checkpoint, weights, world)
+        loaded, recipe = read_subject(checkpoint, settings.weights, world)
+        recipe = _with_settings(recipe, settings)
+        data = settings.data
         if data is None and is_remote(recipe.data.root):
             raise CheckpointError(
                 f"{shown_path(checkpoint)} has the images of a server, {recipe.data.root}, and a checkpoint must not "
                 f"choose the server; if you trust the server, give --data {recipe.data.root}"
             )
-        root, split = data or recipe.data.root, split or recipe.data.val_split
-        reader = _open_split(loaded, recipe, root, split)
+        root, split = data or recipe.data.root, settings.split or recipe.data.val_split
+        reader = _open_split(recipe, root, split)
+        selection = _select(loaded, reader, recipe, settings, f"{root}/{split}")
+        real = read_real_labels(settings.real_labels) if settings.real_labels else None
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
         console.print(f"warning: {notice}")
-    labels, notice = None, None
-    with world.agreeing():
-        check_same_data(world, reader)
-        if loaded.classes is None and not isinstance(reader, SyntheticReader):
-            labels, notice = labels_by_name(reader.classes, f"{root}/{split}")
+    check_same_data(world, reader)
     check_images(recipe, {split: reader}, world, console.print)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
@@ -83,43 +148,38 @@ def validate(
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.print(f"{section.name} ({loaded.weights} weights) from {checkpoint}")
     console.print(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
-    if notice:
-        console.print(f"note: {shown_path(checkpoint)} has no class names; {notice}")
+    if selection.notice:
+        console.print(f"note: {selection.notice}")
     source = validation_source(recipe, reader)
     gc.enable()  # The garbage collector is off during the start of the process (validate.py).
     with (
         device_batches(source, reader, keys, recipe, precision, world) as batches,
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,
     ):
-        if labels is not None:  # the model's labels in place of the reader's
-            table = torch.tensor(labels, device=world.device)
-            batches = (batch._replace(labels=table[batch.labels]) for batch in batches)
         result = evaluate(
-            model, batches, num_batches=num_batches, world=world, precision=precision, on_round=bar.advance
+            _Outputs(model, selection.columns, settings.flip),
+            _relabelled(batches, selection, world.device),
+            num_batches=num_batches,
+            world=world,
+            precision=precision,
+            on_round=bar.advance,
+            keep_logits=len(reader) * len(selection.names) <= _MOST_LOGITS,
         )
     assert result is not None, "a validation has no stop request"
     metrics = result.metrics
     if not all(map(math.isfinite, metrics.values())):
         console.print("warning: the output of the model is not finite for some images")
-    if section.num_classes <= 5:  # Top-5 is always 100 %.
+    if len(selection.names) <= 5:  # Top-5 is always 100 %.
         metrics = {name: value for name, value in metrics.items() if name != "top5"}
     speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
     console.print(f"{describe_metrics(metrics)}  ({speed})")
-    if json_file and world.is_first:
-        report = {
-            **{name: value if math.isfinite(value) else None for name, value in result.to_dict().items()},
-            "model": section.name,
-            "weights": loaded.weights,
-            "checkpoint": str(checkpoint),
-            "preprocessing": asdict(Preprocessing.of_recipe(recipe)),
-        }
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(report, indent=2) + "\n")
-        except OSError as error:
-            raise Failure(
-                f"{json_file} cannot be written ({error.strerror}); choose another file with --json"
-            ) from None
+    summary = summarize(result, selection.names)
+    if real is not None:
+        with world.agreeing():
+            summary["real_labels"] = _real(result, reader, selection, real)
+    for line in describe_summary(summary):
+        console.print(line)
+    return Validation(checkpoint, loaded, recipe, reader, selection, result, summary)
 
 
 def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedWeights, Recipe]:
@@ -155,24 +215,72 @@ def _for_this_machine(recipe: Recipe, world: World) -> Recipe:
     return recipe.model_copy(update={"runtime": runtime, "data": data})
 
 
-def _open_split(loaded: LoadedWeights, recipe: Recipe, root: str, split: str) -> Reader:
-    """Return the reader of a split. Raises DataError for classes that are not the classes of the model."""
+def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
+    """Return the recipe with the settings of the user."""
+
+    def given(**values: Any) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value is not None}
+
+    changes = {
+        "data": given(image_size=settings.image_size, workers=settings.workers),
+        "evaluation": given(
+            crop_pct=settings.crop_pct, interpolation=settings.interpolation, batch_size=settings.batch_size
+        ),
+        "runtime": given(precision=settings.precision),
+    }
+    return recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update=values) for name, values in changes.items()}
+    )
+
+
+def _open_split(recipe: Recipe, root: str, split: str) -> Reader:
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
     cache = Path(recipe.data.cache) if recipe.data.cache else None
-    reader = open_reader(root, split, detect_format(root, split, recipe.data.format), cache, recipe.data.cache_size)
-    if loaded.classes is not None and list(reader.classes) != loaded.classes:
-        new, gone = set(reader.classes) - set(loaded.classes), set(loaded.classes) - set(reader.classes)
-        only_here, only_there = (", ".join(map(printable, sorted(names)[:5])) or "-" for names in (new, gone))
-        raise DataError(
-            f"{root}/{split} has other classes than the model was trained on ({len(reader.classes)} here, "
-            f"{len(loaded.classes)} there; only here: {only_here}; only there: {only_there}), so labels would not mean "
-            f"the same{look_alikes(new, gone)}; give data of the model's classes with --data DIR"
-        )
-    if len(reader.classes) != recipe.model.num_classes:
-        raise DataError(
-            f"{root}/{split} has {len(reader.classes)} class folders, and the model has {recipe.model.num_classes} "
-            "classes; give data of the model's classes with --data DIR"
-        )
-    return reader
+    return open_reader(root, split, detect_format(root, split, recipe.data.format), cache, recipe.data.cache_size)
+
+
+def _select(
+    loaded: LoadedWeights, reader: Reader, recipe: Recipe, settings: ValidationSettings, where: str
+) -> ClassSelection:
+    num_classes = recipe.model.num_classes
+    if isinstance(reader, SyntheticReader):
+        return ClassSelection(list(range(num_classes)), None, list(reader.classes))
+    names = read_class_names(settings.classes) if settings.classes else loaded.classes
+    if names is not None and len(names) != num_classes:
+        raise UsageError(f"--classes names {len(names)} classes, and the model has {num_classes}; name each output")
+    class_map = read_class_map(settings.class_map) if settings.class_map else None
+    return select_classes(reader.classes, where, num_classes, names, class_map)
+
+
+class _Outputs(nn.Module):
+    """The logits of the columns that count (None: all), also averaged with the logits of the mirror image."""
+
+    def __init__(self, model: nn.Module, columns: list[int] | None, flip: bool) -> None:
+        super().__init__()
+        self.model, self.columns, self.flip = model, columns, flip
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        if self.flip:
+            logits = (logits + self.model(images.flip(3))) / 2
+        return logits if self.columns is None else logits[:, self.columns]
+
+
+def _relabelled(
+    batches: Iterator[DeviceBatch], selection: ClassSelection, device: torch.device
+) -> Iterator[DeviceBatch]:
+    """Yield the batches with the position of each label among the columns in place of the reader's label."""
+    columns = selection.columns or range(len(selection.names))
+    place = {column: number for number, column in enumerate(columns)}
+    table = torch.tensor([place[label] for label in selection.labels], device=device)
+    for batch in batches:
+        yield batch._replace(labels=table[batch.labels])
+
+
+def _real(result: Evaluation, reader: Reader, selection: ClassSelection, real: list[set[int]]) -> dict[str, Any]:
+    if len(selection.names) != 1000 or result.logits is None:
+        raise UsageError("--real-labels needs a model of ImageNet's 1,000 classes; leave the option out")
+    names = [reader.name(index) for index in range(len(reader))]
+    return real_accuracy(names, result.logits.argmax(1).tolist(), real)

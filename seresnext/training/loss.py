@@ -26,7 +26,6 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of a batch."""
         return F.cross_entropy(_in_full_precision(logits), targets, label_smoothing=self.label_smoothing)
 
 
@@ -42,7 +41,6 @@ class BinaryCrossEntropy:
     target_threshold: float | None = None
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of a batch."""
         logits = _in_full_precision(logits)
         num_classes = logits.shape[1]
         if targets.ndim == 1:

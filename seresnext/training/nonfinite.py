@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seresnext.errors import TrainingStopped
+from seresnext.printable import listed
 from seresnext.training.plan import Progress
 from seresnext.training.result import StepResult
 
@@ -53,8 +54,7 @@ class NonFiniteStep:
         )
 
     def _listing(self) -> str:
-        more = len(self.samples) - _NAMED_SAMPLES
-        return "\n  ".join(self.samples[:_NAMED_SAMPLES]) + (f"\n  and {more} more" if more > 0 else "")
+        return "\n  ".join(listed(self.samples, _NAMED_SAMPLES))
 
 
 def describe_skip(result: StepResult, names: Callable[[int, int], list[str]]) -> NonFiniteStep:
@@ -84,8 +84,7 @@ def record_validation(
     """
     if math.isfinite(loss):
         return history
-    reasons = _validations(history)
-    reason = reasons.get(validated_before, f"{_VALIDATION} is not finite since step {step}")
+    reason = _validations(history).get(validated_before, f"{_VALIDATION} is not finite since step {step}")
     return [*history, {"step": step, "reason": reason, "samples": []}][-_LONGEST_HISTORY:]
 
 
@@ -100,5 +99,5 @@ def nonfinite_validation(progress: Progress) -> str | None:
 
 def _validations(history: list[dict[str, Any]]) -> dict[int, str]:
     """Return the reasons of the validations in a history, by step."""
-    reasons = [(entry.get("step"), str(entry.get("reason"))) for entry in history]
-    return {step: reason for step, reason in reasons if isinstance(step, int) and reason.startswith(_VALIDATION)}
+    entries = [entry for entry in history if str(entry.get("reason")).startswith(_VALIDATION)]
+    return {entry["step"]: entry["reason"] for entry in entries if isinstance(entry.get("step"), int)}

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
 import pytest
+from benchmark import loader
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
+from seresnext.errors import Failure
 
 
 @pytest.mark.full
-def test_figures_are_measured_and_written(run_command, tiny_image_folder, tmp_path: Path):
-    root, file = tiny_image_folder(), tmp_path / "figures" / "loader.json"
-    words = ["--data", root, "--batch", "4", "--epochs", "2", "--peer", "torchvision", "--breakdown", "--json", file]
-    result = run_command([sys.executable, SCRIPT, "loader", *words])
-    assert result.returncode == 0, result.output
-    figures = json.loads(file.read_text())
+def test_figures_are_measured_and_written(bench, tiny_image_folder):
+    options = ["--batch", "4", "--epochs", "2", "--peer", "torchvision", "--breakdown"]
+    figures, _ = bench("loader", "--data", tiny_image_folder(), *options)
     assert figures["part"] == "loader"
     assert figures["images"] == 24
     assert len(figures["epochs"]) == len(figures["peer"]["torchvision"]["epochs"]) == 2
@@ -31,24 +25,23 @@ def test_figures_are_measured_and_written(run_command, tiny_image_folder, tmp_pa
     assert figures["machine"]["cores"] >= 1
 
 
-def test_pillow_can_be_asked_for(run_command, tiny_image_folder, tmp_path: Path):
-    words = ["--data", tiny_image_folder(), "--batch", "4", "--epochs", "1", "--decoder", "pillow", "--workers", "1"]
-    result = run_command([sys.executable, SCRIPT, "loader", *words, "--json", tmp_path / "figures"])
-    assert result.returncode == 0, result.output
-    assert json.loads((tmp_path / "figures").read_text())["decoder"] == "pillow"
+def test_pillow_can_be_asked_for(bench, tiny_image_folder):
+    options = ["--batch", "4", "--epochs", "1", "--decoder", "pillow", "--workers", "1"]
+    assert bench("loader", "--data", tiny_image_folder(), *options)[0]["decoder"] == "pillow"
 
 
-@pytest.mark.full
-def test_mistakes_are_one_message(run_command, tiny_image_folder, tmp_path: Path):
-    folder = tiny_image_folder()
-    for words, code, text in (
-        (["--data", tmp_path / "nowhere"], 3, "nowhere"),
-        (["--data", folder, "--workers", "0"], 2, "--workers"),
-        (["--data", folder, "--batch", "99"], 3, "--batch"),
-        (["--data", folder, "--peer-python", "dali=nowhere"], 2, "--peer-python"),
-        (["--data", folder, "--batch", "4", "--peer", "ffcv"], 2, "the peer ffcv does not start"),
-    ):
-        result = run_command([sys.executable, SCRIPT, "loader", *words])
-        assert result.returncode == code, result.output
-        assert text in result.stderr
-        assert "Traceback" not in result.output
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--data", "nowhere"], 3, "nowhere"),
+        (["--workers", "0"], 2, "--workers"),
+        (["--batch", "99"], 3, "--batch"),
+        (["--peer-python", "dali=nowhere"], 2, "--peer-python"),
+        (["--batch", "4", "--peer", "ffcv"], 2, "the peer ffcv.*No module named 'ffcv"),
+    ],
+    ids=lambda value: value[-2] if isinstance(value, list) else "",
+)
+def test_mistakes(measure, tiny_image_folder, words, code, text):
+    with pytest.raises(Failure, match=text) as failure:
+        measure(loader, "--data", tiny_image_folder(), *words)
+    assert failure.value.exit_code == code

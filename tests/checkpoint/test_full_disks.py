@@ -25,12 +25,12 @@ import torch
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
-from seresnext.training.saving import SavePolicy, Saver
+from seresnext.training.saving import Saver
 
 folder, case = Path(sys.argv[1]), sys.argv[2]
 elements, warnings = 25_000, []  # 100 kB; where the disk gets full, it has room for two of them and a bit.
 saver = Saver(
-    World(), folder, SavePolicy(keep=3, continue_on_failure=case != "stops"),
+    World(), folder, keep=3, continue_on_failure=case != "stops",
     tensors=lambda: {"model": {"weight": torch.ones(elements)}},
     metadata=lambda step, progress: CheckpointMetadata(step, {}, "", None, [], {}, {}, progress),
     warn=warnings.append,

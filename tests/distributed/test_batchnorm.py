@@ -32,30 +32,19 @@ def run_step(model, micro_batches):
     return statistics.end_step(World(), torch.tensor([1.0, 2.0]))
 
 
-def test_updates_are_averaged_from_the_steps_old_statistics(model, micro_batches):
-    alone = [copy.deepcopy(model) for _ in micro_batches]
+def test_updates_are_averaged_from_the_steps_old_statistics_and_a_step_counts_once(model, micro_batches):
+    """Control: plain BatchNorm starts each micro-batch from the result of the micro-batch before."""
+    alone, plain = [copy.deepcopy(model) for _ in micro_batches], copy.deepcopy(model)
     for net, images in zip(alone, micro_batches, strict=True):
         net(images)
+        plain(images)
     run_step(model, micro_batches)
     for layer in (1, 4):
         for name in ("running_mean", "running_var"):
             expected = torch.stack([getattr(net[layer], name) for net in alone]).mean(0)
             assert torch.allclose(getattr(model[layer], name), expected, rtol=1e-6)
-
-
-def test_plain_batchnorm_differs(model, micro_batches):
-    """Control: plain BatchNorm starts each micro-batch from the result of the micro-batch before."""
-    plain = copy.deepcopy(model)
-    for images in micro_batches:
-        plain(images)
-    run_step(model, micro_batches)
+        assert model[layer].num_batches_tracked == 2
     assert not torch.allclose(model[1].running_var, plain[1].running_var, rtol=1e-2)
-
-
-def test_a_step_counts_once(model, micro_batches):
-    before = int(model[1].num_batches_tracked)
-    run_step(model, micro_batches)
-    assert model[1].num_batches_tracked == before + 1
 
 
 def test_one_micro_batch_is_plain_batchnorm(model, micro_batches):
@@ -78,13 +67,6 @@ def test_layers_in_evaluation_mode_keep_their_statistics_to_the_bit(model, micro
     assert model[4].num_batches_tracked == 2
 
 
-def test_a_model_whose_layers_are_all_frozen(model, micro_batches):
-    model.eval()
-    before = copy.deepcopy(model.state_dict())
-    run_step(model, micro_batches)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_step_can_be_undone_to_the_bit(model, micro_batches, accumulation):
     """This includes NaN and the counts. Layers in evaluation mode do not change."""
@@ -104,5 +86,14 @@ def test_a_step_can_be_undone_to_the_bit(model, micro_batches, accumulation):
     assert model[4].running_var.isnan().all()  # Control: the statistics after the same step without a skip.
 
 
-def test_without_batchnorm_there_is_nothing_to_undo():
-    BatchNormStatistics(nn.Linear(2, 2), 2).undo_if(torch.tensor(1.0))
+@pytest.mark.parametrize("net", [nn.Linear(2, 2), nn.BatchNorm1d(2).eval()], ids=["none", "frozen"])
+def test_without_batchnorm_in_training_nothing_changes(net):
+    before = copy.deepcopy(net.state_dict())
+    statistics = BatchNormStatistics(net, 2)
+    statistics.begin_step()
+    for _ in range(2):
+        statistics.begin_micro_batch()
+        net(torch.ones(3, 2))
+    statistics.end_step(World(), torch.zeros(1))
+    statistics.undo_if(torch.tensor(1.0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

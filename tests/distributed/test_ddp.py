@@ -60,9 +60,8 @@ def ranks(tmp_path_factory):
 @pytest.fixture
 def found(ranks, run_world):
     if not list(ranks.iterdir()):
-        script = ranks / "ranks.py"
-        script.write_text(SCRIPT)
-        result = run_world(2, [script, ranks])
+        (ranks / "ranks.py").write_text(SCRIPT)
+        result = run_world(2, [ranks / "ranks.py", ranks])
         assert result.returncode == 0, result.output
     return [torch.load(ranks / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

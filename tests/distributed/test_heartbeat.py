@@ -102,23 +102,18 @@ def test_a_rank_that_ended_because_of_a_lost_rank_is_not_named(hearts):
     assert str(lost([ranks[0]])[0]).startswith("rank 1 no longer answers, last seen in the start; the rank was killed")
 
 
-def test_a_deadlock_names_the_activity_of_each_rank(hearts):
-    """Control: no rank is lost, and no rank is named as lost."""
-    ranks = hearts(2)
-    ranks[0].activity, ranks[1].activity = "step 5", "the save after step 4"
-    time.sleep(0.5)
-    assert "waits for another: rank 0 in step 5, rank 1 in the save after step 4" in str(lost(ranks[:1])[0])
-
-
 @pytest.mark.parametrize("waiting", [0, 1])
 def test_a_deadlock_ends_all_ranks(hearts, ended, waiting):
     """The lowest rank prints the message, whether it waited in a collective or not."""
     ranks = hearts(2)
+    ranks[0].activity, ranks[1].activity = "step 5", "the save after step 4"
+    time.sleep(0.5)
     (found,) = lost([ranks[waiting]]).values()
     ranks[waiting].stop(found.end)
     told = ended(ranks[1 - waiting])
     assert [found.is_printed, told == []] == ([False, True] if waiting == 0 else [True, False])
-    assert all("waits for another: rank 0 in the start, rank 1 in the start" in message for message in told)
+    text = "waits for another: rank 0 in step 5, rank 1 in the save after step 4"
+    assert all(text in message for message in (str(found), *told))
 
 
 def test_a_rank_continues_after_the_good_end_of_others(hearts, ended):
@@ -136,43 +131,27 @@ def test_other_errors_are_left_alone(hearts):
         assert alone.explain(error) is None
 
 
-def test_a_lost_store_is_reported():
-    class Gone:
-        def set(self, *words):
-            raise dist.DistNetworkError("connection reset")
-
-        multi_get = set
-
-    heart = Heartbeat(Gone(), 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
-    heart.start()
-    assert "the process that connects the ranks" in str(heart.explain(RuntimeError(GLOO)))
-    heart.stop("")
-    assert isinstance(heart.explain(dist.DistBackendError("nccl")), RankLost)
-
-
 class Moody:
-    """A store that fails on some calls."""
+    """A store of rank 0 of two that fails on some calls."""
 
     def __init__(self, fails):
         self._store = dist.HashStore()
+        self._store.set("1", '{"count": 1, "activity": "", "end": ""}')
         self._fails = fails
         self.calls = 0
 
-    def set(self, *words):
-        return self._call(self._store.set, words)
+    def __getattr__(self, name):
+        def call(*words):
+            self.calls += 1
+            if self._fails(self.calls):
+                raise dist.DistStoreError("wait timeout after 30000ms")
+            return getattr(self._store, name)(*words)
 
-    def multi_get(self, *words):
-        return self._call(self._store.multi_get, words)
-
-    def _call(self, function, words):
-        self.calls += 1
-        if self._fails(self.calls):
-            raise dist.DistStoreError("wait timeout after 30000ms")
-        return function(*words)
+        return call
 
 
 def test_beats_continue_after_one_error_of_the_store():
-    heart = Heartbeat(Moody(lambda call: call == 2), 0, 1, 1.0)  # pyright: ignore[reportArgumentType]
+    heart = Heartbeat(Moody(lambda call: call == 2), 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
     heart.start()
     time.sleep(1.5)
     assert heart._thread.is_alive()
@@ -180,14 +159,18 @@ def test_beats_continue_after_one_error_of_the_store():
     heart.stop("")
 
 
-def test_beats_stop_if_the_store_is_gone_for_the_timeout():
+def test_a_store_that_is_gone_is_reported_and_beats_stop_after_the_timeout():
     """Control. The store is not called all the time, because torch logs each failure."""
     store = Moody(lambda call: True)
-    heart = Heartbeat(store, 0, 1, 1.0)  # pyright: ignore[reportArgumentType]
+    heart = Heartbeat(store, 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
     heart.start()
     heart._thread.join(5)
     assert not heart._thread.is_alive()
     assert 2 <= store.calls <= 5
+    for error in (RuntimeError(GLOO), dist.DistBackendError("nccl")):
+        lost = heart.explain(error)
+        assert isinstance(lost, RankLost)
+        assert "the process that connects the ranks" in str(lost)
     heart.stop("")
 
 

@@ -29,21 +29,17 @@ def environment(monkeypatch):
                 monkeypatch.setenv(name, str(value))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name, value in {"CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "first.example", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     for name in ("die_with_parent", "die_with_launcher"):  # A death signal would stay for all tests.
         monkeypatch.setattr(launch, name, lambda *death_signal: None)
     pretend(None, None, None, None)
     return pretend
 
 
-def test_without_torchrun_a_world_of_one(environment):
-    with open_world() as world:
-        assert world == World()
-        assert not torch.distributed.is_initialized()
-
-
-def test_one_process_under_torchrun_needs_no_group(environment):
-    environment(0, 1, 0, 1)
+@pytest.mark.parametrize("values", [(None,) * 4, (0, 1, 0, 1)], ids=["without torchrun", "one process of torchrun"])
+def test_a_world_of_one_needs_no_group(environment, values):
+    environment(*values)
     with open_world() as world:
         assert world == World()
         assert not torch.distributed.is_initialized()
@@ -52,12 +48,12 @@ def test_one_process_under_torchrun_needs_no_group(environment):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((0, None, 0, 1), "the environment has WORLD_SIZE='', not a number; start through torchrun"),
-        ((None, 2, 0, 1), "the environment has RANK='', not a number"),
-        ((0, 2, None, 1), "the environment has LOCAL_RANK='', not a number"),
-        ((0, 2, 0, None), "the environment has LOCAL_WORLD_SIZE='', not a number"),
-        (("one", 2, 0, 1), "the environment has RANK='one', not a number"),
-        ((-1, 2, 0, 1), "the environment has RANK='-1', not a number"),
+        ((0, None, 0, 1), "WORLD_SIZE='', not a number; start through torchrun"),
+        ((None, 2, 0, 1), "RANK='', not a number"),
+        ((0, 2, None, 1), "LOCAL_RANK='', not a number"),
+        ((0, 2, 0, None), "LOCAL_WORLD_SIZE='', not a number"),
+        (("one", 2, 0, 1), "RANK='one', not a number"),
+        ((-1, 2, 0, 1), "RANK='-1', not a number"),
         ((2, 2, 0, 1), "RANK=2 is not below WORLD_SIZE=2"),
         ((0, 0, 0, 1), "RANK=0 is not below WORLD_SIZE=0"),
     ],
@@ -86,18 +82,12 @@ def gpus(environment, monkeypatch):
     return pretend
 
 
-def test_alone_the_first_gpu(gpus):
+@pytest.mark.parametrize(("wanted", "device", "is_chosen"), [("auto", "cuda:0", [0]), ("cpu", "cpu", [])])
+def test_the_device_of_a_process_alone(gpus, wanted, device, is_chosen):
     chosen = gpus(2)
-    with open_world() as world:
-        assert world.device == torch.device("cuda", 0)
-    assert chosen == [0]
-
-
-def test_the_device_cpu(gpus):
-    chosen = gpus(2)
-    with open_world("cpu") as world:
-        assert world.device == torch.device("cpu")
-    assert chosen == []
+    with open_world(wanted) as world:
+        assert world.device == torch.device(device)
+    assert chosen == is_chosen
 
 
 def test_more_processes_than_gpus(gpus, environment):
@@ -121,21 +111,21 @@ class Still:
 @pytest.mark.parametrize("count", [0, 2])
 def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, count):
     chosen, joined, left = gpus(count), [], []
-    monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda *args, **options: joined.append((args, options))
-    )
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(1))
     environment(3, 4, 1, 2)  # The second process of the second machine.
-    monkeypatch.setenv("MASTER_ADDR", "first.example")
-    monkeypatch.setenv("MASTER_PORT", "29500")
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *args, **options: store)
+    fakes = {
+        "init_process_group": lambda *args, **options: joined.append((args, options)),
+        "destroy_process_group": lambda: left.append(1),
+        "TCPStore": lambda *args, **options: store,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.distributed, name, fake)
     monkeypatch.setattr(launch, "rendezvous", lambda *args, **options: iter([(store, 3, 4)]))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     monkeypatch.setattr(launch, "Heartbeat", Still)
 
     def body(world):
-        assert (world.rank, world.size, world.local_rank) == (3, 4, 1)
+        assert (world.rank, world.size) == (3, 4)
         assert left == []
         raise ZeroDivisionError
 
@@ -146,14 +136,9 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
     assert (options["rank"], options["world_size"]) == (3, 4)
     options["store"].set("address", "mine")
     assert store.get("start-2/address") == b"mine"  # The first start of this launch used another prefix.
-    if count:
-        assert chosen == [1]
-        assert backend == "cpu:gloo,cuda:nccl"
-        assert world.device == options["device_id"] == torch.device("cuda", 1)
-    else:
-        assert backend == "gloo"
-        assert world.device == torch.device("cpu")
-        assert options["device_id"] is None
+    device = torch.device("cuda", 1) if count else torch.device("cpu")
+    assert (world.device, options["device_id"]) == (device, device if count else None)
+    assert (backend, chosen) == (("cpu:gloo,cuda:nccl", [1]) if count else ("gloo", []))
     assert 60 <= options["timeout"].total_seconds() <= 3600
 
 
@@ -176,8 +161,6 @@ def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):
         raise torch.distributed.DistNetworkError("The server socket has failed to listen: address in use\nmore")
 
     monkeypatch.setattr(launch, "rendezvous", refuse)
-    monkeypatch.setenv("MASTER_ADDR", "first.example")
-    monkeypatch.setenv("MASTER_PORT", "29500")
     environment(1, 4, 1, 4)
     with pytest.raises(UsageError, match=r"rank 1 cannot meet the other 3 at first.example:29500: .*address in use; "):
         open_world().__enter__()
@@ -190,11 +173,7 @@ def test_the_id_of_a_launcher_is_unique(monkeypatch):
     code = "from seresnext.distributed import launcher_id; print(launcher_id(), launcher_id())"
     starts = []
     for _ in range(2):
-        shell = [
-            "sh",
-            "-c",
-            f'"{sys.executable}" -c "{code}"; exit $?',
-        ]  # This shell waits for the command, as torchrun does.
+        shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; exit $?']  # It waits for the command, as torchrun does.
         starts.append(subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
     (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
     assert one == f"{name} {again}"

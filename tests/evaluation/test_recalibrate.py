@@ -40,7 +40,8 @@ def statistics(model):
 
 def test_statistics_are_those_of_torch(model, batches):
     other, old = copy.deepcopy(model), copy.deepcopy(model)
-    assert run(model, batches)
+    for _ in range(2):  # The result does not depend on the old statistics.
+        assert run(model, batches)
     update_bn([batch.images for batch in batches], other)
     for mine, theirs, before in zip(statistics(model), statistics(other), statistics(old), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
@@ -55,13 +56,6 @@ def test_nothing_else_changes(model, batches):
     assert not model[1].training
     assert (model[1].momentum, int(model[1].num_batches_tracked)) == (0.1, 1)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
-
-
-def test_a_second_call_gives_the_same_bits(model, batches):
-    run(model, batches)
-    once = copy.deepcopy(statistics(model))
-    run(model, batches)
-    assert all(torch.equal(a, b) for a, b in zip(once, statistics(model), strict=True))
 
 
 def test_ranks_add_up(model, batches):

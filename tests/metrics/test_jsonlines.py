@@ -1,18 +1,35 @@
 """`metrics.jsonl`: the file stays valid after a crash, and errors never end a run."""
 
-import errno
 import json
 import math
 import os
+import resource
 
 import pytest
 
-from seresnext.metrics.jsonlines import JsonLines
+from seresnext.errors import UsageError
+from seresnext.metrics.jsonlines import JsonLines, check_metrics
+from seresnext.metrics.sink import RunStart
 
 
 @pytest.fixture
 def warnings():
     return []
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+@pytest.fixture
+def start(tmp_path, warnings):
+    """`start(step, evaluated, logged)`: open the file for a run that starts there. By default all lines stay."""
+
+    def start(step=10**9, evaluated=0, logged=0):
+        return JsonLines(RunStart(tmp_path, step, evaluated, logged, warnings.append))
+
+    return start
 
 
 def read(path):
@@ -23,98 +40,79 @@ def train(step, **fields):
     return {"event": "train", "step": step, "epoch": step / 10, **fields}
 
 
-def test_floats_keep_every_digit(tmp_path, warnings):
-    event = train(3, loss=0.1 + 0.2, lr=1e-320, images_per_second=1 / 3, data_wait=2.0**-1074)
-    JsonLines(tmp_path / "m", warnings.append).write(event)
-    assert read(tmp_path / "m") == [event]
+def fill(path, steps):
+    """Write a `train` event for each positive step, a validation for each negative step, and garbage for None."""
+    events = [{"event": "train" if step > 0 else "validate", "step": abs(step)} if step else None for step in steps]
+    path.write_text("".join((json.dumps(event) if event else "garbage") + "\n" for event in events))
 
 
-def test_every_line_is_valid_json(tmp_path, warnings):
-    writer = JsonLines(tmp_path / "m", warnings.append)
-    writer.write(train(1, loss=math.nan, lr=math.inf, grad_norm=-math.inf, note="two\nlines", best=None))
+def steps(path):
+    return [event["step"] * (1 if event["event"] == "train" else -1) for event in read(path)]
+
+
+def test_floats_keep_every_digit_and_lines_are_appended_at_once(start, path):
+    events = [train(3, loss=0.1 + 0.2, lr=1e-320, images_per_second=1 / 3, data_wait=2.0**-1074), train(4)]
+    for count, event in enumerate(events, 1):
+        start().write(event)
+        assert read(path) == events[:count]
+
+
+def test_every_line_is_valid_json(start, path):
+    start().write(train(1, loss=math.nan, lr=math.inf, grad_norm=-math.inf, note="two\nlines", best=None))
 
     def refuse(text):
         raise AssertionError(f"{text} is not JSON")
 
-    (line,) = (tmp_path / "m").read_text().splitlines()
+    (line,) = path.read_text().splitlines()
     event = json.loads(line, parse_constant=refuse)
     assert event == train(1, loss=None, lr=None, grad_norm=None, note="two\nlines", best=None)
 
 
-def test_lines_are_written_at_once_and_appended(tmp_path, warnings):
-    for step in (1, 2):
-        writer = JsonLines(tmp_path / "m", warnings.append)
-        writer.write(train(step))
-        assert read(tmp_path / "m")[-1]["step"] == step
-    assert len(read(tmp_path / "m")) == 2
-
-
-def test_resume_removes_later_lines(tmp_path, warnings):
-    path = tmp_path / "m"
-    writer = JsonLines(path, warnings.append)
-    for step in (5, 10, 15, 100):
-        writer.write(train(step))
-        writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
-    kept = path.read_text().splitlines()[:4]
-    assert writer.rewind(10, 10, 10)
-    assert path.read_text().splitlines() == kept
+@pytest.mark.parametrize(
+    ("before", "step", "evaluated", "after"),
+    [
+        ([5, -5, 10, -10, 15, -15, 100, -100], 10, 10, [5, -5, 10, -10]),
+        # The run was stopped during the validation after step 10, resumed, validated, and was killed before a save.
+        ([5, -5, 10, -10], 10, 5, [5, -5, 10]),
+        ([5, -5], 0, 0, []),
+    ],
+)
+def test_a_resume_removes_the_lines_that_are_written_again(start, path, before, step, evaluated, after):
+    fill(path, before)
+    start(step, evaluated, step)
+    assert steps(path) == after
     inode = path.stat().st_ino
-    assert writer.rewind(10, 10, 10)
+    writer = start(step, evaluated, step)
     assert path.stat().st_ino == inode  # There was nothing to remove, so the file was not replaced.
     writer.write(train(11))
-    assert [event["step"] for event in read(path)] == [5, 5, 10, 10, 11]
-    writer.rewind(-1, -1, 0)
-    assert path.read_bytes() == b""
-    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+    assert steps(path) == [*after, 11]
+    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208
 
 
-def test_resume_removes_validations_that_run_again(tmp_path, warnings):
-    """The run was stopped during the validation after step 10, resumed, validated, and was killed before a save."""
-    path = tmp_path / "m"
-    writer = JsonLines(path, warnings.append)
-    for step in (5, 10):
-        writer.write(train(step))
-        writer.write({"event": "validate", "step": step, "epoch": 1.0, "top1": 1.0})
-    assert writer.rewind(10, 5, 10)
-    assert [(event["event"], event["step"]) for event in read(path)] == [("train", 5), ("validate", 5), ("train", 10)]
-
-
-def test_rewind_without_a_file(tmp_path, warnings):
-    assert JsonLines(tmp_path / "m", warnings.append).rewind(3, 0, 0)
-    assert not JsonLines(tmp_path / "m", warnings.append).rewind(3, 3, 0)
-    assert not (tmp_path / "m").exists()
-
-
-def test_partial_last_line_of_a_crash_is_removed(tmp_path, warnings):
-    path = tmp_path / "m"
+def test_a_partial_last_line_of_a_crash_is_removed(start, path, warnings):
     line = json.dumps(train(1)) + "\n"
     for cut in range(1, len(line)):
         path.write_text(line + line[:-cut])
-        writer = JsonLines(path, warnings.append)
-        writer.write(train(2))
-        assert [event["step"] for event in read(path)] == [1, 2]
+        start(5, 0, 1).write(train(2))
+        assert steps(path) == [1, 2]
+    assert warnings == []
 
 
-def test_rewind_removes_lines_that_are_no_event(tmp_path, warnings):
-    path = tmp_path / "m"
-    good = json.dumps(train(1))
-    path.write_bytes(b'\xff\xfe\n[1]\n{"step": "1"}\n{"a": 1}\nnull\n' + good.encode() + b"\n")
-    assert not JsonLines(path, warnings.append).rewind(5, 0, 0)
-    assert path.read_text() == good + "\n"
-
-
-def test_lists_within_lists_are_no_event(tmp_path, warnings):
-    path = tmp_path / "m"
-    good = json.dumps(train(1)) + "\n"
-    path.write_text(good + "[" * 100_000 + "\n" + '{"event": {}, "step": 1}\n' + good)
-    assert not JsonLines(path, warnings.append).rewind(5, 0, 0)
-    assert path.read_text() == good + good
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff\xfe", b"[1]", b'{"step": "1"}', b'{"a": 1}', b"null", b"[" * 100_000, b'{"event": {}, "step": 1}'],
+)
+def test_a_line_that_is_no_event_is_removed_with_a_warning(start, path, warnings, garbage):
+    good = json.dumps(train(1)).encode() + b"\n"
+    path.write_bytes(good + garbage + b"\n" + good)
+    start(5, 0, 0)
+    assert path.read_bytes() == good + good
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize("kind", ["/dev/full", "/dev/zero", "/dev/null", "pipe", "folder", "large"])
-def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
+def test_a_file_without_end_is_not_read(start, path, kind):
     """Reading such a file would take all memory or wait forever."""
-    path = tmp_path / "m"
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
@@ -125,7 +123,9 @@ def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
     else:
         path.symlink_to(kind)
     with pytest.raises(OSError, match="bytes" if kind == "large" else "regular file"):
-        JsonLines(path, warnings.append)
+        check_metrics(path)
+    with pytest.raises(UsageError, match=r"metrics\.jsonl cannot be read"):
+        start(1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -137,56 +137,47 @@ def test_a_file_without_end_is_not_read(tmp_path, warnings, kind):
         ([5, -10], False),
         ([-10, 10, None], False),
         ([], False),
+        (None, False),
     ],
 )
-def test_lost_lines_are_found(tmp_path, warnings, lines, is_complete):
-    """Positive numbers are steps of `train` events, negative numbers are steps of validations, None is garbage."""
-    path = tmp_path / "m"
-    events = [{"event": "train" if step > 0 else "validate", "step": abs(step)} if step else None for step in lines]
-    path.write_text("".join((json.dumps(event) if event else "garbage") + "\n" for event in events))
-    writer = JsonLines(path, warnings.append)
-    assert writer.rewind(12, 10, 10) is is_complete
+def test_lost_lines_are_a_warning(start, path, warnings, lines, is_complete):
+    if lines is not None:
+        fill(path, lines)
+    start(12, 10, 10)
+    assert [text for text in warnings if "lacks lines of the steps up to 12" not in text] == []
+    assert len(warnings) == (not is_complete)
 
 
-def test_new_run_has_no_lost_lines(tmp_path, warnings):
-    writer = JsonLines(tmp_path / "m", warnings.append)
-    assert writer.rewind(0, 0, 0)
+def test_a_new_run_lacks_no_lines_and_makes_no_file(start, path, warnings):
+    start(0, 0, 0)
+    assert warnings == []
+    assert not path.exists()
 
 
-def test_failed_rewind_keeps_the_old_file(tmp_path, warnings, monkeypatch):
-    path = tmp_path / "m"
-    writer = JsonLines(path, warnings.append)
-    for step in (1, 2):
-        writer.write(train(step))
+def test_a_failed_resume_keeps_the_old_file(start, path, monkeypatch):
+    fill(path, [1, 2])
 
     def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        writer.rewind(1, 1, 1)
-    assert len(read(path)) == 2
+    with pytest.raises(UsageError, match="No space"):
+        start(1, 1, 1)
+    assert steps(path) == [1, 2]
 
 
-def test_full_disk_leaves_whole_lines_and_one_warning(tmp_path, warnings, monkeypatch):
-    path = tmp_path / "m"
-    writer = JsonLines(path, warnings.append)
+def test_a_full_disk_leaves_whole_lines_and_one_warning(start, path, warnings):
+    """A limit for the size of files lets a part of the line be written, like a disk that is almost full."""
+    writer = start()
     writer.write(train(1))
-    real = os.write
-    calls = []
-
-    def filling_up(file, data):
-        calls.append(data)
-        if len(calls) % 2:
-            return real(file, data[:7])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", filling_up)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 7, old[1]))
+    try:
         writer.write(train(2))
         writer.write(train(3))
-    assert len(calls) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert len(warnings) == 1
-    assert "No space left on device" in warnings[0]
+    assert "File too large" in warnings[0]
     writer.write(train(4))
-    assert [event["step"] for event in read(path)] == [1, 4]
+    assert steps(path) == [1, 4]

@@ -3,12 +3,12 @@
 import io
 import json
 import math
+from contextlib import contextmanager
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seresnext.distributed import World
-from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.status import read_status, write_status
@@ -35,72 +35,59 @@ def scalars(folder, tag):
     return [(found.step, found.value) for found in board.Scalars(tag)]
 
 
-def test_an_event_reaches_all_sinks_and_the_console(tmp_path, stream):
-    logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
-    logger.open(0, 0)
-    logger.write(event(10, loss=0.5, lr=0.25), seconds_left=75)
-    logger.write(event(10, "validate", loss=0.75, top1=62.5, weights="ema"))
-    logger.close()
+@pytest.fixture
+def opened(tmp_path, stream):
+    """`opened(step, evaluated, logged)`: a logger that prints to the stream, in a block."""
+
+    @contextmanager
+    def opened(*start, num_classes=None):
+        logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST, num_classes)
+        logger.open(*start or (0, 0))
+        yield logger
+        logger.close()
+
+    return opened
+
+
+def test_an_event_reaches_all_sinks_and_the_console(tmp_path, stream, opened):
+    write_status(tmp_path, FIRST, "running", 0, None)
+    with opened() as logger:
+        logger.write(event(10, loss=0.5, lr=0.25), seconds_left=75)
+        logger.write(event(20, "validate", loss=0.75, top1=62.5, weights="ema"))
+        logger.write(event(20, "skipped", reason="the loss is nan"), text="warning: skipped")
     assert lines(tmp_path) == [
         {"event": "train", "step": 10, "epoch": 1.0, "loss": 0.5, "lr": 0.25},
-        {"event": "validate", "step": 10, "epoch": 1.0, "loss": 0.75, "top1": 62.5, "weights": "ema"},
+        {"event": "validate", "step": 20, "epoch": 2.0, "loss": 0.75, "top1": 62.5, "weights": "ema"},
+        {"event": "skipped", "step": 20, "epoch": 2.0, "reason": "the loss is nan"},
     ]
     assert scalars(tmp_path, "train/loss") == [(10, 0.5)]
-    assert scalars(tmp_path, "validate_ema/top1") == [(10, 62.5)]
-    train, validate = stream.getvalue().splitlines()
-    assert train.startswith("train step 10 (epoch 1.00): loss 0.5000")
-    assert train.endswith("eta 1:15")
-    assert validate.startswith("validate (ema) step 10 (epoch 1.00): ")
-    assert "top-1 62.50 %" in validate
-    assert (tmp_path / "log.txt").read_text().count("step 10") == 2
-
-
-def test_the_status_has_the_step_of_the_last_train_event(tmp_path, stream):
-    write_status(tmp_path, FIRST, "running", 0, None)
-    logger = RunLogger(tmp_path, Console(True, None, stream), FIRST)
-    logger.open(0, 0)
-    logger.write(event(10, loss=0.5))
-    logger.write(event(20, "validate", loss=0.75, weights="model"))
-    logger.close()
+    assert scalars(tmp_path, "validate_ema/top1") == [(20, 62.5)]
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("running", 10)
+    train, validate, skipped = stream.getvalue().splitlines()
+    assert train.startswith("train step 10 (epoch 1.00): loss 0.5000")
+    assert train.endswith("eta 0:01:15")
+    assert validate.startswith("validate (ema) step 20 (epoch 2.00): ")
+    assert "top-1 62.50 %" in validate
+    assert skipped == "warning: skipped"
+    assert (tmp_path / "log.txt").read_text().count("step") == 2
 
 
-def test_a_text_replaces_an_event_on_the_console(tmp_path, stream):
-    logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST)
-    logger.open(0, 0)
-    logger.write(event(10, "skipped", reason="the loss is nan"), text="warning: skipped")
-    logger.close()
-    assert lines(tmp_path) == [{"event": "skipped", "step": 10, "epoch": 1.0, "reason": "the loss is nan"}]
-    assert stream.getvalue() == "warning: skipped\n"
-
-
-def test_resume_removes_later_events(tmp_path, stream):
-    """The run completed step 30, and resumes from step 10. Steps 20 and 30 run again."""
-    for start, steps in ((0, (10, 20, 30)), (10, (20,))):
-        logger = RunLogger(tmp_path, Console(True, stream=stream), FIRST)
-        logger.open(start, start)
-        for step in steps:
-            logger.write(event(step, loss=float(step + start)))
-        logger.close()
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(10, 10.0), (20, 30.0)]
-    assert scalars(tmp_path, "train/loss") == [(10, 10.0), (20, 30.0)]
-
-
-def test_new_run_removes_all_events(tmp_path, stream):
-    for loss in (1.0, 2.0):
-        logger = RunLogger(tmp_path, Console(True, stream=stream), FIRST)
-        logger.open(0, 0)
-        logger.write(event(5, loss=loss))
-        logger.close()
-    assert [line["loss"] for line in lines(tmp_path)] == [2.0]
+@pytest.mark.parametrize(("restart", "kept"), [(10, [(10, 10.0), (20, 30.0)]), (0, [(20, 20.0)])])
+def test_a_resume_removes_later_events_and_a_new_run_all(tmp_path, opened, restart, kept):
+    """The run completed step 30, and starts again from step 10 or 0."""
+    for start, steps in ((0, (10, 20, 30)), (restart, (20,))):
+        with opened(start, start) as logger:
+            for step in steps:
+                logger.write(event(step, loss=float(step + start)))
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == kept
+    if restart:
+        assert scalars(tmp_path, "train/loss") == kept
 
 
 @pytest.mark.parametrize(("num_classes", "printed"), [(2, False), (5, False), (6, True), (None, True)])
-def test_top5_of_five_classes_is_not_printed(tmp_path, stream, num_classes, printed):
-    logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST, num_classes)
-    logger.open(0, 0)
-    logger.write(event(10, "validate", loss=0.75, top1=62.5, top5=100.0, weights="model"))
-    logger.close()
+def test_top5_of_five_classes_is_not_printed(tmp_path, stream, opened, num_classes, printed):
+    with opened(num_classes=num_classes) as logger:
+        logger.write(event(10, "validate", loss=0.75, top1=62.5, top5=100.0, weights="model"))
     assert ("top-5" in stream.getvalue()) is printed
     assert ("top-5" in (tmp_path / "log.txt").read_text()) is printed
     assert lines(tmp_path)[0]["top5"] == 100.0
@@ -108,65 +95,42 @@ def test_top5_of_five_classes_is_not_printed(tmp_path, stream, num_classes, prin
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 2.0])
-def test_a_validation_loss_that_is_not_finite_is_a_warning(tmp_path, stream, loss):
-    logger = RunLogger(tmp_path, Console(True, None, stream), FIRST)
-    logger.open(0, 0)
-    logger.write(event(10, "train", loss=math.nan))
-    logger.write(event(10, "validate", loss=loss, top1=0.0, weights="ema"))
-    logger.close()
+def test_a_validation_loss_that_is_not_finite_is_a_warning(tmp_path, stream, opened, loss):
+    with opened() as logger:
+        logger.write(event(10, "train", loss=math.nan))
+        logger.write(event(10, "validate", loss=loss, top1=0.0, weights="ema"))
     warnings = [line for line in stream.getvalue().splitlines() if line.startswith("warning")]
     assert len(warnings) == (not math.isfinite(loss))
     assert all(f"step 10 is {loss} (ema weights)" in line for line in warnings)
     assert lines(tmp_path)[1]["loss"] == (loss if math.isfinite(loss) else None)
 
 
-def resume_with(folder, content, stream):
-    """Write `metrics.jsonl`, open the files for a resume after step 25, and return the warnings."""
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
+TEXT = "".join(json.dumps(event(step, kind)) + "\n" for step in (10, 20, 30) for kind in ("train", "validate"))
+
+
+@pytest.mark.parametrize(("content", "is_lost"), [(TEXT + TEXT[:20], False), (None, True), (TEXT[:100], True)])
+def test_lost_lines_are_a_warning(tmp_path, stream, opened, content, is_lost):
     if content is not None:
-        (folder / "metrics.jsonl").write_text(content)
-    logger = RunLogger(folder, Console(True, stream=stream), FIRST)
-    logger.open(25, 20, 20)
-    logger.close()
-    return [line for line in stream.getvalue().splitlines() if "metrics.jsonl" in line and line.startswith("warning")]
+        (tmp_path / "metrics.jsonl").write_text(content)
+    with opened(25, 20, 20):
+        pass
+    warnings = [line for line in stream.getvalue().splitlines() if "metrics.jsonl" in line]
+    assert len(warnings) == is_lost
+    assert all(line.startswith("warning") and "step" in line and "25" in line for line in warnings)
 
 
-def test_lost_lines_are_a_warning(tmp_path):
-    whole = [json.dumps(event(step, kind)) for step in (10, 20, 30) for kind in ("train", "validate")]
-    text = "\n".join(whole) + "\n"
-    assert resume_with(tmp_path, text, io.StringIO()) == []
-    assert resume_with(tmp_path, text + text[:20], io.StringIO()) == []  # A killed run leaves a partial line.
-    for lost in (None, "", text[:100], text.replace(whole[1], "#" * 30), "[" * 5000 + "\n" + text):
-        (warning,) = resume_with(tmp_path, lost, io.StringIO())
-        assert "step" in warning
-        assert "25" in warning
-
-
-def test_metrics_that_never_end_are_refused(tmp_path, stream):
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
-    with pytest.raises(UsageError, match=r"metrics\.jsonl"):
-        RunLogger(tmp_path, Console(True, stream=stream), FIRST).open(1, 1, 1)
-
-
-def test_without_a_folder_the_logger_only_prints(tmp_path, stream, monkeypatch):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_without_a_folder_the_logger_only_prints_and_other_ranks_are_silent(tmp_path, stream, monkeypatch, is_first):
     monkeypatch.chdir(tmp_path)
-    logger = RunLogger(None, Console(True, stream=stream), FIRST)
-    logger.open(0, 0)
-    logger.write(event(1, loss=1.0))
-    logger.close()
-    assert "loss 1.0000" in stream.getvalue()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_ranks_are_silent(tmp_path, stream):
-    logger = RunLogger(tmp_path, Console(SECOND.is_first, stream=stream), SECOND)
+    world = FIRST if is_first else SECOND
+    logger = RunLogger(None if is_first else tmp_path, Console(is_first, stream=stream), world)
     logger.open(0, 0)
     with logger.training(0, 10), logger.validation(3) as advance:
         logger.write(event(1, loss=1.0))
         logger.advance()
         advance()
-    logger.close()
-    assert stream.getvalue() == ""
+    assert ("loss 1.0000" in stream.getvalue()) is is_first
+    assert bool(stream.getvalue()) is is_first
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,41 +5,32 @@ import inspect
 import pytest
 
 from seresnext.metrics import speed
-from seresnext.metrics.speed import EtaClock, SpeedMeter, format_seconds
+from seresnext.metrics.speed import EtaClock, SpeedMeter
 
 
 class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
+    now = 1000.0
 
     def __call__(self) -> float:
         return self.now
 
 
-def test_speed_of_a_window():
-    clock = FakeClock()
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+def test_speed_of_each_window(clock):
     meter = SpeedMeter(clock)
-    for _ in range(4):
-        clock.now += 0.5
-        meter.add(32, data_wait=0.1)
-    measured = meter.read()
-    assert measured.images_per_second == pytest.approx(64)
-    assert measured.data_wait == pytest.approx(0.1)
+    assert meter.read() == (0.0, 0.0)
+    for seconds, data_wait in ((0.5, 0.1), (2.0, 0.0)):
+        for _ in range(4):
+            clock.now += seconds
+            meter.add(32, data_wait)
+        assert meter.read() == (pytest.approx(32 / seconds), pytest.approx(data_wait))
 
 
-def test_each_window_starts_at_zero():
-    clock = FakeClock()
-    meter = SpeedMeter(clock)
-    clock.now += 1
-    meter.add(10)
-    meter.read()
-    clock.now += 2
-    meter.add(10)
-    assert meter.read().images_per_second == pytest.approx(5)
-
-
-def test_pauses_do_not_count_even_after_an_error():
-    clock = FakeClock()
+def test_pauses_do_not_count_even_after_an_error(clock):
     meter = SpeedMeter(clock)
     clock.now += 1
     meter.add(10)
@@ -54,27 +45,14 @@ def test_pauses_do_not_count_even_after_an_error():
     assert meter.read().images_per_second == pytest.approx(10)
 
 
-def test_empty_window():
-    assert SpeedMeter(FakeClock()).read() == (0.0, 0.0)
-
-
-def test_eta_excludes_the_first_step():
-    clock = FakeClock()
-    eta = EtaClock(total_steps=100, clock=clock)
-    clock.now += 60  # compilation
-    assert eta.update(1) is None
-    clock.now += 20
-    assert eta.update(11) == pytest.approx(89 * 2)
-    clock.now += 178
-    assert eta.update(100) == 0
-
-
-def test_eta_after_a_resume_counts_steps_of_this_process():
-    clock = FakeClock()
+@pytest.mark.parametrize("first", [1, 900])
+def test_eta_counts_the_steps_of_this_process_after_the_first(clock, first):
     eta = EtaClock(total_steps=1000, clock=clock)
-    eta.update(900)
-    clock.now += 50
-    assert eta.update(950) == pytest.approx(50)
+    clock.now += 60  # compilation
+    assert eta.update(first) is None
+    clock.now += 20
+    assert eta.update(first + 10) == pytest.approx((1000 - first - 10) * 2)
+    assert eta.update(1000) == 0
 
 
 def test_wall_clock_is_not_used():
@@ -82,11 +60,3 @@ def test_wall_clock_is_not_used():
     assert inspect.signature(SpeedMeter).parameters["clock"].default is speed.time.monotonic
     assert inspect.signature(EtaClock).parameters["clock"].default is speed.time.monotonic
     assert "time.time" not in inspect.getsource(speed)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03"), (183845, "2d 03:04:05")],
-)
-def test_format_seconds(seconds, text):
-    assert format_seconds(seconds) == text

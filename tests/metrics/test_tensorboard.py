@@ -7,12 +7,24 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tensorboard import TensorBoard
 
 
 @pytest.fixture
 def warnings():
     return []
+
+
+@pytest.fixture
+def open_board(tmp_path, warnings):
+    """`open_board(step)`: open a new file of a run that starts after this step."""
+    return lambda step=0: TensorBoard(RunStart(tmp_path, step, 0, 0, warnings.append))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "tensorboard"
 
 
 def train(step, **fields):
@@ -25,12 +37,12 @@ def scalars(folder):
     return {tag: [(item.step, item.value) for item in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_points_are_the_numbers_of_the_events(tmp_path, warnings):
-    board = TensorBoard(tmp_path / "tb", None, warnings.append)
+def test_points_are_the_numbers_of_the_events(open_board, folder, warnings):
+    board = open_board()
     board.write(train(10, loss=2.5, lr=0.5, images_per_second=64, data_wait=0.25, grad_norm=1.0))
     for weights, top1 in (("model", 50.0), ("ema", 60.0)):
         board.write({"event": "validate", "step": 10, "epoch": 1.0, "top1": top1, "top5": 75.0, "weights": weights})
-    assert scalars(tmp_path / "tb") == {  # Each event is written at once, before the close.
+    assert scalars(folder) == {  # Each event is written at once, before the close.
         "train/loss": [(10, 2.5)],
         "train/lr": [(10, 0.5)],
         "train/images_per_second": [(10, 64.0)],
@@ -45,49 +57,49 @@ def test_points_are_the_numbers_of_the_events(tmp_path, warnings):
     assert warnings == []
 
 
-def test_a_resume_hides_the_points_of_repeated_steps(tmp_path, warnings):
-    first = TensorBoard(tmp_path, None, warnings.append)
+def board_of_a_killed_run(open_board, folder):
+    """Write steps 1 to 3 to a file with an early name, and return the file."""
+    first = open_board()
     for step in (1, 2, 3):
         first.write(train(step, loss=1.0))
     first.close()
-    (file,) = tmp_path.iterdir()
-    file.rename(tmp_path / "events.out.tfevents.0000000001.earlier")
-    second = TensorBoard(tmp_path, 3, warnings.append)
+    (file,) = folder.iterdir()
+    return file.rename(folder / "events.out.tfevents.0000000001.earlier")
+
+
+def test_a_resume_hides_the_points_of_repeated_steps(open_board, folder):
+    board_of_a_killed_run(open_board, folder)
+    second = open_board(2)
     second.write(train(3, loss=2.0))
     second.close()
-    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 1.0), (3, 2.0)]}
+    assert scalars(folder) == {"train/loss": [(1, 1.0), (2, 1.0), (3, 2.0)]}
 
 
-def test_a_resume_leaves_a_truncated_file_unchanged(tmp_path, warnings):
+def test_a_resume_leaves_a_truncated_file_unchanged(open_board, folder, warnings):
     """A kill leaves a file that ends inside a record. A resume writes a new file and changes no other file."""
-    first = TensorBoard(tmp_path, None, warnings.append)
-    for step in (1, 2):
-        first.write(train(step, loss=1.0))
-    first.close()
-    (file,) = tmp_path.iterdir()
-    broken = file.rename(tmp_path / "events.out.tfevents.0000000001.earlier")
+    broken = board_of_a_killed_run(open_board, folder)
     cut = broken.read_bytes()[:-5]
     broken.write_bytes(cut)
-    second = TensorBoard(tmp_path, 2, warnings.append)
-    second.write(train(2, loss=2.0))
+    second = open_board(2)
+    second.write(train(3, loss=2.0))
     second.close()
     assert broken.read_bytes() == cut
-    assert scalars(tmp_path) == {"train/loss": [(1, 1.0), (2, 2.0)]}
+    assert scalars(folder) == {"train/loss": [(1, 1.0), (2, 1.0), (3, 2.0)]}
     assert warnings == []
 
 
-def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path, warnings):
-    (tmp_path / "tb").write_text("a file is in the way")
-    board = TensorBoard(tmp_path / "tb", None, warnings.append)
+def test_a_folder_that_cannot_be_made_is_one_warning(open_board, folder, warnings):
+    folder.write_text("a file is in the way")
+    board = open_board()
     board.write(train(1, loss=1.0))
     board.close()
     assert len(warnings) == 1
-    assert str(tmp_path / "tb") in warnings[0]
+    assert str(folder) in warnings[0]
 
 
-def test_a_full_disk_is_one_warning(tmp_path, warnings):
+def test_a_full_disk_is_one_warning(open_board, folder, warnings):
     """Linux's /dev/full acts as a full disk."""
-    board = TensorBoard(tmp_path / "tb", None, warnings.append)
+    board = open_board()
     board.write(train(1, loss=1.0))
     board.close()
     board._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
@@ -96,24 +108,19 @@ def test_a_full_disk_is_one_warning(tmp_path, warnings):
     board.close()
     assert len(warnings) == 1
     assert "No space left on device" in warnings[0]
-    assert scalars(tmp_path / "tb") == {"train/loss": [(1, 1.0)]}
+    assert scalars(folder) == {"train/loss": [(1, 1.0)]}
 
 
-def test_no_thread_is_started(tmp_path, warnings):
+def test_scalars_equal_those_of_summary_writer_without_its_thread(open_board, folder, tmp_path):
     """Loader workers are forked from this process."""
-    before = threading.active_count()
-    board = TensorBoard(tmp_path / "tb", None, warnings.append)
-    board.write(train(1, loss=1.0))
-    assert threading.active_count() == before
-    board.close()
-
-
-def test_scalars_equal_those_of_summary_writer(tmp_path, warnings):
     event = train(7, loss=0.1, lr=math.nan, images_per_second=1e30)
-    ours = TensorBoard(tmp_path / "ours", 3, warnings.append)
+    threads = threading.active_count()
+    ours = open_board(2)
     ours.write(event)
+    assert threading.active_count() == threads
     ours.close()
     with SummaryWriter(str(tmp_path / "torch"), purge_step=3) as torchs:
+        assert threading.active_count() > threads
         for name in ("loss", "lr", "images_per_second"):
             torchs.add_scalar(f"train/{name}", event[name], 7)
-    assert repr(scalars(tmp_path / "ours")) == repr(scalars(tmp_path / "torch"))
+    assert repr(scalars(folder)) == repr(scalars(tmp_path / "torch"))

@@ -11,6 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+
+@pytest.fixture
+def run_program(run_command, tmp_path):
+    """`run_program(text, words)`: run a program by bash, with redirections."""
+
+    def run_program(text, words="", options=""):
+        (tmp_path / "script.py").write_text(text)
+        command = f"env -u PYTHONUNBUFFERED {sys.executable} {options} {tmp_path}/script.py {words}"
+        return run_command(["bash", "-c", command])
+
+    return run_program
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -26,10 +39,8 @@ with Path(sys.argv[1]).open("w") as checkpoint:
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", ""])
-def test_nothing_that_is_said_goes_into_a_file(run_command, tmp_path, redirection):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = f"{sys.executable} {tmp_path}/script.py {tmp_path}/checkpoint {redirection}"
-    result = run_command(["bash", "-c", command])
+def test_nothing_that_is_said_goes_into_a_file(run_program, tmp_path, redirection):
+    result = run_program(SCRIPT, f"{tmp_path}/checkpoint {redirection}")
     assert result.returncode == 0, result.output
     assert (tmp_path / "checkpoint").read_text() == "numbers"
     assert result.stdout == ("" if ">&-" in redirection.replace("2>&-", "") else "said\n")
@@ -59,13 +70,10 @@ end.exit(int(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize(("how", "code", "expected"), [("end", 0, 0), ("end", 3, 3), ("sys", 0, -6)])
-def test_a_thread_that_waits_inside_torch_does_not_change_how_a_process_ends(
-    run_command, tmp_path, how, code, expected
-):
+@pytest.mark.parametrize(("how", "code", "expected"), [("end", 0, 0), ("end", 3, 3), ("sys", 0, 134)])
+def test_a_thread_that_waits_inside_torch_does_not_change_how_a_process_ends(run_program, how, code, expected):
     """The last case is the negative control: the interpreter's teardown aborts."""
-    (tmp_path / "script.py").write_text(WAITS_IN_TORCH)
-    result = run_command([sys.executable, str(tmp_path / "script.py"), how, str(code)])
+    result = run_program(WAITS_IN_TORCH, f"{how} {code}; exit $?")
     assert result.returncode == expected, result.output
     assert (result.stdout == "done\n") if how == "end" else ("terminate called" in result.stderr)
 
@@ -84,12 +92,15 @@ end.exit(5)
 
 
 @pytest.mark.parametrize(("how", "code"), [("exit", 5), ("raise", 1)])
-def test_the_end_waits_for_threads_cleans_up_and_writes_everything(run_command, tmp_path, how, code):
-    (tmp_path / "script.py").write_text(END)
-    result = run_command([sys.executable, str(tmp_path / "script.py"), how])
+def test_the_end_waits_for_threads_cleans_up_and_writes_everything(run_program, how, code):
+    result = run_program(END, how)
     assert result.returncode == code
     assert result.stdout == "waited for\ncleaned up\n"
     assert ("a defect" in result.stderr) == (how == "raise")
+
+
+def test_output_that_cannot_be_written_is_an_error(run_program):
+    assert run_program(END.replace("end.exit(5)", "print('said'); end.exit(0)"), "exit >/dev/full").returncode == 120
 
 
 FULL_DISK = """
@@ -109,13 +120,11 @@ run_script(main)
 """
 
 
-@pytest.mark.parametrize("options", ["", "-u"])
-@pytest.mark.parametrize("size", [3, 100_000])
-@pytest.mark.parametrize("how", ["end", "refuse"])
-def test_a_script_on_a_full_disk_ends_with_one_line(run_command, tmp_path, options, size, how):
-    (tmp_path / "script.py").write_text(FULL_DISK)
-    command = f"env -u PYTHONUNBUFFERED {sys.executable} {options} {tmp_path}/script.py {how} {size} >/dev/full"
-    result = run_command(["bash", "-c", command])
+@pytest.mark.parametrize(
+    ("options", "size", "how"), [("", 3, "end"), ("-u", 3, "refuse"), ("", 10**5, "refuse"), ("-u", 10**5, "end")]
+)
+def test_a_script_on_a_full_disk_ends_with_one_line(run_program, options, size, how):
+    result = run_program(FULL_DISK, f"{how} {size} >/dev/full", options)
     assert result.returncode == 120, result.output
     *others, line = result.stderr.splitlines()
     assert "standard output" in line
@@ -123,18 +132,11 @@ def test_a_script_on_a_full_disk_ends_with_one_line(run_command, tmp_path, optio
     assert all(other.startswith("error: refused") for other in others)
 
 
-def test_the_error_of_another_file_keeps_its_traceback(run_command, tmp_path):
-    (tmp_path / "script.py").write_text(FULL_DISK)
-    result = run_command([sys.executable, tmp_path / "script.py", "defect", "3"])
+def test_the_error_of_another_file_keeps_its_traceback(run_program):
+    result = run_program(FULL_DISK, "defect 3")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "/dev/full" in result.stderr
-
-
-def test_output_that_cannot_be_written_is_an_error(run_command, tmp_path):
-    (tmp_path / "script.py").write_text(END.replace("end.exit(5)", "print('said'); end.exit(0)"))
-    command = f"env -u PYTHONUNBUFFERED {sys.executable} {tmp_path}/script.py exit >/dev/full"
-    assert run_command(["bash", "-c", command]).returncode == 120
 
 
 PRINTS = """
@@ -157,8 +159,10 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("encoding", list(SHOWN))
-@pytest.mark.parametrize(("options", "pipe"), [("", ""), ("", "| head -n 1"), ("-u", "| head -n 1")])
+PIPED = [("utf-8", "-u", "| head -n 1"), ("ascii", "", "| head -n 1")]
+
+
+@pytest.mark.parametrize(("encoding", "options", "pipe"), [*((name, "", "") for name in SHOWN), *PIPED])
 def test_scripts_print_under_any_encoding_and_to_a_closed_pipe(tmp_path, encoding, options, pipe):
     (tmp_path / "script.py").write_text(PRINTS)
     command = f"set -o pipefail; {sys.executable} {options} {tmp_path}/script.py {pipe}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from multiprocessing import queues
-from pathlib import Path
 
 import pytest
 
@@ -53,23 +51,28 @@ with open_batches(source, evaluation_keys(8, 2, 0, 1), workers=2, timeout=20, pi
 """
 
 
-def run_script(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def answer(tmp_path):
+    """`answer(script, word)`: the output of a process whose first fork hangs."""
+
+    def answer(script: str, word: str = "") -> str:
+        command = [sys.executable, "-c", HANGS_ONCE + script, tmp_path / "happened", word]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "happened").exists()
+        return result.stdout.strip()
+
+    return answer
 
 
 @pytest.mark.parametrize(("kind", "end"), [("checked", "begun"), ("plain", "hangs")])
-def test_a_fork_that_hangs_at_once_is_replaced(tmp_path, kind, end):
+def test_a_fork_that_hangs_at_once_is_replaced(answer, kind, end):
     """Multiprocessing's own context is the control."""
-    result = run_script(HANGS_ONCE + ANSWER, tmp_path / "happened", kind)
-    assert (result.returncode, result.stdout.strip()) == (0, end), result.stderr
-    assert (tmp_path / "happened").exists()
+    assert answer(ANSWER, kind) == end
 
 
-def test_a_loader_worker_that_hangs_at_once_is_replaced(tmp_path):
-    result = run_script(HANGS_ONCE + BATCHES, tmp_path / "happened")
-    assert (result.returncode, result.stdout.strip()) == (0, "8 images"), result.stderr
-    assert (tmp_path / "happened").exists()
+def test_a_loader_worker_that_hangs_at_once_is_replaced(answer):
+    assert answer(BATCHES) == "8 images"
 
 
 def test_the_last_attempt_is_not_checked(monkeypatch):
@@ -89,32 +92,15 @@ def test_the_last_attempt_is_not_checked(monkeypatch):
     assert process.exitcode == 0
 
 
-def test_a_process_that_ends_at_once_does_not_count_as_hanging():
-    process = FORK.Process(target=os._exit, args=(7,), daemon=True)
-    started = time.monotonic()
-    process.start()
-    process.join()
-    assert process.exitcode == 7
-    assert time.monotonic() - started < fork.PATIENCE
-
-
-def test_no_descriptor_is_left_open():
-    def count() -> int:
-        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-    def run() -> None:
-        process = FORK.Process(target=int, daemon=True)
+def test_a_process_that_ends_at_once_does_not_count_as_hanging_and_leaves_no_descriptor_open():
+    def run() -> int:
+        process = FORK.Process(target=os._exit, args=(7,), daemon=True)
         process.start()
         process.join()
+        assert process.exitcode == 7
         process.close()
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
-    run()
-    before = count()
-    for _ in range(5):
-        run()
-    assert count() == before
-
-
-def test_fork_is_a_context_of_multiprocessing():
-    assert FORK.get_start_method() == "fork"
-    assert isinstance(FORK, type(multiprocessing.get_context("fork")).__mro__[1])
+    started = time.monotonic()
+    assert len({run() for _ in range(5)}) == 1
+    assert time.monotonic() - started < fork.PATIENCE

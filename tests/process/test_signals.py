@@ -17,15 +17,14 @@ from seresnext.process.stop_request import StopRequest
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize(("blocked", "survives"), [(True, True), (False, False)])
-def test_stop_signals_do_not_end_blocked_children(blocked, survives, number):
+@pytest.mark.parametrize("blocked", [True, False])
+def test_stop_signals_do_not_end_blocked_children(blocked, number):
     """The signal still reaches this process, by the thread of the StopRequest."""
+    sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
     with StopRequest() as stop:
         stop.defer()
         with block_stop_signals() if blocked else nullcontext():
-            child = subprocess.Popen(
-                [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1
-            )
+            child = subprocess.Popen(sleeper, stdout=subprocess.PIPE)
             assert child.stdout
             child.stdout.read(1)
             child.send_signal(number)
@@ -34,13 +33,7 @@ def test_stop_signals_do_not_end_blocked_children(blocked, survives, number):
         while not stop.requested and time.monotonic() < deadline:
             time.sleep(0.01)
         assert stop.signal == number.name
-        try:
-            child.wait(0.3)
-        except subprocess.TimeoutExpired:
-            assert survives
-        else:
-            assert not survives
-        child.kill()
+        assert wait_for_the_end(child.pid, 0.3 if blocked else 5) is blocked
         child.communicate()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS) == set()
 
@@ -52,17 +45,22 @@ def is_running(pid):
         return False
 
 
-def orphan(begin):
-    """Return the process id of a child that called `begin`. The parent of the child has ended."""
+def orphan(before, after):
+    """Return the process id of a child that calls `before`, loses its parent, and calls `after`."""
     receiver, sender = os.pipe()
     middle = os.fork()
     if middle == 0:
-        child = os.fork()
-        if child == 0:
-            begin()
+        parent = os.getpid()
+
+        def live():
+            before()
             os.write(sender, str(os.getpid()).encode())
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            after()
             time.sleep(30)
-            os._exit(0)
+
+        multiprocessing.get_context("fork").Process(target=live).start()
         select.select([receiver], [], [])
         os._exit(0)
     os.waitpid(middle, 0)
@@ -83,34 +81,21 @@ def wait_for_the_end(pid, seconds):
     return survives
 
 
+def nothing():
+    pass
+
+
+def ask():
+    die_with_parent(signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
-    ("begin", "survives"),
-    [(lambda: die_with_parent(signal.SIGKILL), False), (lambda: None, True)],
-    ids=["asked", "control"],
+    ("before", "after", "survives"),
+    [(ask, nothing, False), (nothing, ask, False), (nothing, nothing, True)],
+    ids=["asked", "asked too late", "control"],
 )
-def test_a_child_ends_with_its_parent(begin, survives):
-    assert wait_for_the_end(orphan(begin), 0.5 if survives else 10) is survives
-
-
-def test_a_child_of_an_ended_parent_ends_too():
-    receiver, sender = os.pipe()
-
-    def work(parent):
-        os.write(sender, str(os.getpid()).encode())
-        while os.getppid() == parent:
-            time.sleep(0.01)
-        die_with_parent(signal.SIGKILL)
-        time.sleep(30)
-
-    middle = os.fork()
-    if middle == 0:
-        multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),)).start()
-        os._exit(0)
-    os.waitpid(middle, 0)
-    pid = int(os.read(receiver, 32))
-    os.close(receiver)
-    os.close(sender)
-    assert not wait_for_the_end(pid, 10)
+def test_a_child_ends_with_its_parent(before, after, survives):
+    assert wait_for_the_end(orphan(before, after), 0.5 if survives else 10) is survives
 
 
 # A process of torchrun. The launcher ends before the import of torch, or during the import.
@@ -135,13 +120,10 @@ time.sleep(30)
 @pytest.mark.parametrize(("env", "survives"), [({"RANK": "1"}, False), ({}, True)], ids=["rank", "control"])
 def test_a_process_of_torchrun_ends_with_it_from_the_first_moment(when, env, survives):
     receiver, sender = os.pipe()
-    launcher = (
-        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]);sys.stdin.readline()"
-    )
+    launcher = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]); sys.stdin.readline()"
     clean = {name: value for name, value in os.environ.items() if name != "RANK"}
-    middle = subprocess.Popen(
-        [sys.executable, "-c", launcher, BEGINNING, when], stdin=-1, stdout=sender, env={**clean, **env}
-    )
+    command = [sys.executable, "-c", launcher, BEGINNING, when]
+    middle = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sender, env={**clean, **env})
     pid = int(os.read(receiver, 32))
     middle.communicate(b"\n")
     os.close(receiver)

@@ -21,7 +21,7 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError
 from seresnext.models import Preprocessing, SENet, create_model
 from seresnext.run import validate as module
-from seresnext.run.validate import validate
+from seresnext.run.validate import ValidationSettings, validate
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def image_folder(root: Path, names: list[str], counts: list[int]) -> Path:
     return root
 
 
-def measured(file: Path, root: Path, tmp_path: Path) -> dict[str, Any]:
-    report = tmp_path / "report.json"
-    validate(file, World(), str(root), None, None, report)
-    return json.loads(report.read_text())
+def measured(file: Path, root: Path | None = None, **settings: Any) -> dict[str, Any]:
+    """Return the JSON file of a validation."""
+    settings["data"] = str(root) if root else None
+    return json.loads(json.dumps(validate(file, World(), ValidationSettings(**settings)).to_json()))
 
 
 @pytest.mark.usefixtures("by_bias")
@@ -82,7 +82,7 @@ def test_numbered_folders_give_the_labels_of_a_file_without_class_names(
     labels = torch.arange(12).repeat_interleave(torch.tensor(counts))
     loss = F.cross_entropy(logits.double().expand(len(labels), -1), labels).item()
     folder = image_folder(tmp_path / "data", [f"{n:0{width}d}" for n in range(12)], counts)
-    report = measured(tmp_path / "w.safetensors", folder, tmp_path)
+    report = measured(tmp_path / "w.safetensors", folder)
     assert report["num_images"] == len(labels)
     assert report["top1"] == 100 * 3 / len(labels)
     assert report["loss"] == pytest.approx(loss, rel=1e-12)
@@ -110,43 +110,43 @@ def test_a_checkpoint_has_its_class_names(tmp_path: Path, capsys: Any, checkpoin
     """A run on numbered folders has labels in text order, and the checkpoint names the classes."""
     names = ["10", "2", "9"]
     file = checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", *names)
-    report = measured(file, image_folder(tmp_path / "data", names, [1, 2, 3]), tmp_path)
+    report = measured(file, image_folder(tmp_path / "data", names, [1, 2, 3]))
     assert report["num_images"] == 6
     assert "class names" not in capsys.readouterr().out
 
 
 def test_a_run_folder_is_its_best(tmp_path: Path, capsys: Any, checkpoint: Callable[..., Path]) -> None:
     last = checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    validate(tmp_path / "run", World(), None, None, None, tmp_path / "report.json")
+    report = measured(tmp_path / "run")
     assert str(last) in capsys.readouterr().out
-    assert json.loads((tmp_path / "report.json").read_text())["checkpoint"] == str(last)
+    assert report["checkpoint"] == str(last)
     best = checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors")
-    validate(tmp_path / "run", World(), None, None, None, tmp_path / "report.json")
+    report = measured(tmp_path / "run")
     out = capsys.readouterr().out
     assert str(best) in out
     assert "top-5" not in out  # Three classes have no top-5.
-    assert json.loads((tmp_path / "report.json").read_text())["top5"] == 100
+    assert report["top5"] == 100
 
 
 @pytest.mark.parametrize("name", ["seresnext-9", "seresnext-1"])
 def test_the_format_of_a_checkpoint_is_refused_for_plain_weights(tmp_path: Path, name: str) -> None:
     save_file(model_weights(3), tmp_path / "w.safetensors", {"format": name})
     with pytest.raises(CheckpointError, match=r"w\.safetensors"):
-        validate(tmp_path / "w.safetensors", World(), str(tmp_path), None, None, None)
+        validate(tmp_path / "w.safetensors", World(), ValidationSettings(data=str(tmp_path)))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for given in ("https://host/last.safetensors", "s3://bucket/run", "none", ".", "se_resnext50_32x4d-a260b3a4.pth"):
         with pytest.raises(CheckpointError) as caught:
-            validate(Path(given), World(), None, None, None, None)
+            validate(Path(given), World(), ValidationSettings())
         assert given in str(caught.value)
 
 
 @pytest.mark.usefixtures("by_bias")
 def test_six_classes_have_a_top_5(tmp_path: Path, capsys: Any) -> None:
     bare_file(tmp_path / "w.safetensors", 6)
-    measured(tmp_path / "w.safetensors", image_folder(tmp_path / "six", list("abcdef"), [1] * 6), tmp_path)
+    measured(tmp_path / "w.safetensors", image_folder(tmp_path / "six", list("abcdef"), [1] * 6))
     out = capsys.readouterr().out
     assert "top-5 83.333 %" in out
     assert "text order" in out

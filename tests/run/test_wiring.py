@@ -26,7 +26,6 @@ from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.plan import Plan, Progress
-from seresnext.training.saving import SavePolicy
 from seresnext.training.schedule import Schedule
 from seresnext.training.step import StepSettings
 
@@ -181,7 +180,8 @@ def test_the_trainer(built):
 
 
 def test_the_saver(built):
-    assert built.Saver["policy"] == SavePolicy(9, 6, continue_on_failure=True)
+    policy = {"keep": 9, "keep_every": 6, "continue_on_failure": True}
+    assert {name: built.Saver[name] for name in policy} == policy
 
 
 OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
@@ -230,7 +230,7 @@ OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
         True,
     ),
     "stop at a failed save": (
-        "checkpoint={every: 1ep}", lambda built: built.Saver["policy"].continue_on_failure, False,
+        "checkpoint={every: 1ep}", lambda built: built.Saver["continue_on_failure"], False,
     ),
     "no recalibration": ("evaluation={every: 1ep}", lambda built: built.Trainer["train"].calibration_steps, 0),
 }  # fmt: skip

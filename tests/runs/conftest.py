@@ -61,7 +61,7 @@ def program(request: pytest.FixtureRequest) -> str:
     return NARROW if request.node.get_closest_marker("narrow") else "train.py"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., list[str]]:
     """`train_arguments(output, *more) -> [...]`: the arguments of a run of the tiny recipe, the program first."""
 
@@ -72,27 +72,19 @@ def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., l
 
 
 @pytest.fixture(scope="module")
-def module_train(program: str, recipe: Path, images: Path) -> Callable[..., Path]:
-    """`module_train(output, *more) -> output`: like `train` with one process, for fixtures of a module."""
+def module_train(train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
+    """`module_train(output, *more, world=1) -> output`: train the tiny recipe; the exit code must be 0."""
 
-    def run(output: Path, *more: str) -> Path:
-        launcher.complete(1, [program, "--recipe", recipe, "--data", images, "--output", output, *more])
+    def run(output: Path, *more: str, world: int = 1) -> Path:
+        launcher.complete(world, train_arguments(output, *more))
         return output
 
     return run
 
 
 @pytest.fixture
-def train(run_command: Any, run_world: Any, train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
-    """`train(output, *more, world=1) -> output`: train the tiny recipe; the exit code must be 0."""
-
-    def run(output: Path, *more: str, world: int = 1) -> Path:
-        arguments = train_arguments(output, *more)
-        result = run_command([launcher.PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
-        assert result.returncode == 0, result.output
-        return output
-
-    return run
+def train(module_train: Callable[..., Path]) -> Callable[..., Path]:
+    return module_train
 
 
 # A rank on another machine: a relative path leads to another file there.
@@ -210,14 +202,9 @@ def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def run_again(run_command: Any, run_world: Any, narrow_arguments: Callable[..., list[str]]) -> Callable[..., Any]:
+def run_again(faulty: Callable[..., Any]) -> Callable[..., Any]:
     """`run_again(run, *more, world=1) -> Result`: the command of a faulty run again, without faults."""
-
-    def again(output: Path, *more: str, world: int = 1) -> Any:
-        arguments = narrow_arguments(output, *more)
-        return run_command([launcher.PYTHON, *arguments]) if world == 1 else run_world(world, arguments)
-
-    return again
+    return lambda output, *more, world=1: faulty(output, world=world, more=more)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from seresnext.checkpoint import store
 from seresnext.process.signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.runs
+full = pytest.mark.full
 
 # torchrun forwards only the listed signals. By default SIGUSR1 ends torchrun alone.
 FORWARD = ("--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS))
@@ -62,15 +63,15 @@ def draw(row, column):
         if point.startswith("save") and target == "last":
             target = "first"  # Rank 0 alone writes.
         stops.append((point, target))
-    return world, name, tuple(stops)
+    return world, name, stops
 
 
 EVERY_DAY = [
-    (2, "SIGUSR1", (("step:3", "torchrun"),)),
-    (1, "SIGTERM", (("import", "first"),)),
-    (3, "SIGINT", (("validate:4", "last"),)),
+    (2, "SIGUSR1", [("step:3", "torchrun")]),
+    (1, "SIGTERM", [("import", "first")]),
+    (3, "SIGINT", [("validate:4", "last")]),
 ]
-SOME = [(3, "SIGUSR1", (("step:3", "torchrun"),)), (2, "SIGINT", (("import", "last"),))]
+SOME = [(3, "SIGUSR1", [("step:3", "torchrun")]), (2, "SIGINT", [("import", "last")])]
 FULL = [draw(row, column) for row in range(len(STOPS)) for column in range(len(NAMES))]
 MORE = [draw(row, len(NAMES) + row) for row in range(len(STOPS))]
 
@@ -84,38 +85,46 @@ def test_every_signal_meets_every_point_and_every_target_every_world():
     assert {point for _, _, stops in MORE for point, _ in stops} == POINTS.keys() - {"step:3"}
 
 
+@pytest.fixture
+def stop(start_faulty, tmp_path):
+    """`stop(*faults, world=2, timeout=90, ...) -> Result` of a run in which the first fault happens.
+
+    All ranks exit with 0, and no rank prints an error. torchrun always ends with 1 after a signal.
+    """
+
+    def run(*faults, world=2, timeout=90, **options):
+        command, injected = start_faulty(tmp_path / "run", *faults, world=world, **options)
+        result = command.finish(timeout=timeout)
+        assert injected.happened(), result.output
+        assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
+        assert (result.returncode == 0) is not any(fault.do.startswith("torchrun") for fault in faults)
+        assert [line for line in result.stderr.splitlines() if line.startswith("error")] == []
+        return result
+
+    return run
+
+
 @pytest.mark.parametrize(
-    ("world", "name", "stops"),
-    [*EVERY_DAY, *(pytest.param(*case, marks=pytest.mark.full) for case in [*SOME, *FULL, *MORE])],
+    ("world", "name", "stops"), [*EVERY_DAY, *(pytest.param(*case, marks=full) for case in [*SOME, *FULL, *MORE])]
 )
-def test_asked_to_stop(start_faulty, assert_resumes, tmp_path, world, name, stops):
+def test_asked_to_stop(stop, assert_resumes, tmp_path, world, name, stops):
+    """At each point the run starts or resumes, and is asked to stop. Rank 0 alone saves."""
     run = tmp_path / "run"
     for point, target in stops:
-        ask_to_stop(start_faulty, run, world, name, point, target)
+        is_saving = point.startswith("save")
+        fault = {"torchrun": "torchrun", "first": "signal", "last": "group"}[target]
+        faults = [Fault(point, f"{fault}:{name}", rank=0 if target == "first" or is_saving else world - 1)]
+        if is_saving:  # The write is in the background, and training must not end before the signal.
+            faults.append(Fault("step:3", "sleep:3", rank=world - 1))
+        launch = FORWARD if target == "torchrun" else ()
+        stop(*faults, world=world, more=[*SIZES[world], *SAVES], launch=launch)
+        assert status(run)["state"] == "preempted"
+        assert name in status(run)["reason"]
+        assert status(run)["step"] in POINTS[point], point
+        assert max(store.steps(run / "checkpoints")) == status(run)["step"]
+        if point.startswith("validate"):
+            assert [event["step"] for event in events(run, "validate")].count(status(run)["step"]) == 0
     assert_resumes(run, world, *SIZES[world])
-
-
-def ask_to_stop(start_faulty, run, world, name, point, target):
-    """Start or resume, and ask to stop at a point. Rank 0 alone saves."""
-    last = world - 1
-    rank = 0 if target == "first" or point.startswith("save") else last
-    how = {"torchrun": "torchrun", "first": "signal", "last": "group"}[target]
-    # The write is in the background, and training must not end before the signal.
-    waiting = [Fault("step:3", "sleep:3", rank=last)] if point.startswith("save") else []
-    launch = FORWARD if target == "torchrun" else ()
-    faults = [Fault(point, f"{how}:{name}", rank=rank), *waiting]
-    command, injected = start_faulty(run, *faults, world=world, more=[*SIZES[world], *SAVES], launch=launch)
-    result = command.finish(timeout=90)
-    assert injected.happened(), result.output
-    assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
-    assert (result.returncode == 0) is (target != "torchrun")  # After a signal torchrun always ends with 1.
-    assert [line for line in result.stderr.splitlines() if line.startswith("error")] == []
-    assert status(run)["state"] == "preempted"
-    assert name in status(run)["reason"]
-    assert status(run)["step"] in POINTS[point], point
-    assert max(store.steps(run / "checkpoints")) == status(run)["step"]
-    if point.startswith("validate"):
-        assert [event["step"] for event in events(run, "validate")].count(status(run)["step"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +132,7 @@ def ask_to_stop(start_faulty, run, world, name, point, target):
     [
         (3, "signal:SIGINT", "signal:SIGTERM"),
         *(
-            pytest.param(*case, marks=pytest.mark.full)
+            pytest.param(*case, marks=full)
             for case in [
                 (1, "signal:SIGTERM", "signal:SIGTERM"),
                 (2, "torchrun:SIGTERM", "torchrun:SIGTERM"),
@@ -132,20 +141,17 @@ def ask_to_stop(start_faulty, run, world, name, point, target):
         ),
     ],
 )
-def test_asked_twice_it_saves_once(start_faulty, assert_resumes, tmp_path, world, first, second):
+def test_asked_twice_it_saves_once(stop, assert_resumes, tmp_path, world, first, second):
     """Two signals, as from schedulers. A second Ctrl-C alone ends the run without a save."""
-    run, last = tmp_path / "run", world - 1
-    faults = [Fault("step:3", what, rank=last) for what in (first, "sleep:0.5", second)]
-    launch = FORWARD if first.startswith("torchrun") else ()
-    command, injected = start_faulty(run, *faults, world=world, more=SIZES[world], launch=launch)
-    result = command.finish(timeout=90)
-    assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
+    run = tmp_path / "run"
+    faults = [Fault("step:3", what, rank=world - 1) for what in (first, "sleep:0.5", second)]
+    stop(*faults, world=world, more=SIZES[world], launch=FORWARD if first.startswith("torchrun") else ())
     assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
     assert sorted(store.steps(run / "checkpoints")) == [4]
     assert_resumes(run, world, *SIZES[world])
 
 
-@pytest.mark.full
+@full
 @pytest.mark.parametrize(
     ("world", "point", "what"),
     [
@@ -156,37 +162,35 @@ def test_asked_twice_it_saves_once(start_faulty, assert_resumes, tmp_path, world
         (2, "exit", "torchrun:SIGTERM"),
     ],
 )
-def test_after_the_last_step_it_is_finished(start_faulty, whole_digest, tmp_path, world, point, what):
-    run = tmp_path / "run"
+def test_after_the_last_step_it_is_finished(stop, whole_digest, tmp_path, world, point, what):
     others = [Fault("exit", "signal:SIGUSR1", rank=world - 1)] if world > 1 else []
-    command, injected = start_faulty(run, Fault(point, what), *others, world=world, more=SIZES[world])
-    result = command.finish(timeout=90)
-    assert injected.happened(), result.output
-    assert (result.returncode == 0) is what.startswith("signal"), result.output
-    assert injected.exit_codes() == dict.fromkeys(range(world), 0), result.output
-    assert status(run)["state"] == "finished"
-    assert digest(run) == whole_digest(world, *SIZES[world])
+    stop(Fault(point, what), *others, world=world, more=SIZES[world])
+    assert status(tmp_path / "run")["state"] == "finished"
+    assert digest(tmp_path / "run") == whole_digest(world, *SIZES[world])
 
 
-@pytest.mark.full
-def test_torchrun_passes_on_that_its_terminal_was_closed(faulty, tmp_path):
+@full
+def test_torchrun_passes_on_that_its_terminal_was_closed(stop, tmp_path):
     """This holds without --signals-to-handle. The workers have other sessions and no terminal."""
-    result = faulty(tmp_path / "run", Fault("step:3", "torchrun:SIGHUP", rank=1))
-    assert result.returncode != 0
+    stop(Fault("step:3", "torchrun:SIGHUP", rank=1))
     assert status(tmp_path / "run")["state"] == "preempted"
     assert "SIGHUP" in status(tmp_path / "run")["reason"]
 
 
-@pytest.mark.full
-def test_a_signal_that_torchrun_does_not_handle_still_saves(start_faulty, assert_resumes, tmp_path):
+@full
+def test_a_signal_that_torchrun_does_not_handle_still_saves(stop, assert_resumes, tmp_path):
     """By default SIGUSR1 ends torchrun. The ranks notice, save and end."""
-    run = tmp_path / "run"
-    command, faults = start_faulty(run, Fault("step:3", "torchrun:SIGUSR1", rank=1))
-    result = command.finish(timeout=60)
+    result = stop(Fault("step:3", "torchrun:SIGUSR1", rank=1), timeout=60)
     assert result.returncode == -signal.SIGUSR1
-    assert faults.exit_codes() == {0: 0, 1: 0}
-    assert status(run)["state"] == "preempted"
-    assert_resumes(run)
+    assert status(tmp_path / "run")["state"] == "preempted"
+    assert_resumes(tmp_path / "run")
+
+
+def name_of(pid):
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:  # The process has ended.
+        return ""
 
 
 # Like a terminal emulator: start a session, and close the window later.
@@ -208,7 +212,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-@pytest.mark.full
+@full
 @pytest.mark.parametrize("shell", [(), ("nohup",)], ids=["plain", "nohup"])
 def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_resumes, tmp_path, shell):
     """A run saves and is preempted. Under nohup, the run trains to the end."""
@@ -226,11 +230,10 @@ def test_a_terminal_that_is_closed(start_command, narrow_arguments, assert_resum
     assert_resumes(run, 1)
 
 
-def test_the_limit_of_cpu_time_is_reached(faulty, tmp_path):
+def test_the_limit_of_cpu_time_is_reached(stop, tmp_path):
     """The kernel sends the signal, not the test."""
     run = tmp_path / "run"
-    result = faulty(run, Fault("step:3", "cpu"), world=1)
-    assert result.returncode == 0, result.output
+    stop(Fault("step:3", "cpu"), world=1)
     assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
     assert "SIGXCPU" in status(run)["reason"]
     assert sorted(store.steps(run / "checkpoints")) == [4]
@@ -251,7 +254,7 @@ def test_ctrl_c_to_our_torchrun_ends_with_saved(start_torchrun, narrow_arguments
     assert "and saved" in result.stdout.splitlines()[-1]
 
 
-@pytest.mark.full
+@full
 def test_while_it_compiles(start_faulty, tmp_path):
     """The compiler is a child in the process group that torchrun signals."""
     run = tmp_path / "run"
@@ -260,25 +263,16 @@ def test_while_it_compiles(start_faulty, tmp_path):
     env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}  # Empty, so that there is something to do.
     command, faults = start_faulty(run, Fault("warm-up", "sleep:0", rank=1), more=compiled, launch=patient, env=env)
     command.wait_for(lambda: faults.happened())
-    command.wait_for(lambda: any("cc1plus" in name for name in names_of(command.alive())), timeout=120)
+    command.wait_for(lambda: any("cc1plus" in name_of(pid) for pid in command.alive()), timeout=120)
     command.process.send_signal(signal.SIGTERM)
     result = command.finish(timeout=240)
     assert faults.exit_codes() == {0: 0, 1: 0}, result.output
     assert status(run)["state"] == "preempted"
-    newest = store.newest_valid(run / "checkpoints").path
-    assert newest
-    assert store.verify(newest)["step"] == "0"
+    assert set(store.steps(run / "checkpoints")) == {0}
+    assert store.newest_valid(run / "checkpoints").warnings == []
 
 
-def names_of(pids):
-    for pid in pids:
-        try:
-            yield Path(f"/proc/{pid}/comm").read_text()
-        except OSError:
-            continue
-
-
-@pytest.mark.full
+@full
 def test_a_second_ctrl_c_ends_at_once(start_faulty, assert_resumes, tmp_path):
     """A rank is held within a step; torchrun gets Ctrl-C twice, as from a terminal."""
     run = tmp_path / "run"

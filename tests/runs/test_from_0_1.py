@@ -12,8 +12,7 @@ from pathlib import Path
 
 import launcher
 import pytest
-
-from seresnext.prepare.digits import write_digits
+from run_folders import events, lines
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "digits-0.1.0.safetensors.xz"
@@ -23,13 +22,6 @@ AT_88 = {"model": (77.5, 1.0705012642772345), "ema": (74.72222222222223, 1.16865
 AT_END = {"model": (86.66666666666667, 0.7622810713868091), "ema": (86.11111111111111, 0.7730234335937156)}
 # Other CPUs round differently. One image is 0.28 points.
 TWO_IMAGES = 0.6
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits") / "digits"
-    write_digits(folder)
-    return folder
 
 
 @pytest.fixture
@@ -42,9 +34,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("weights", ["model", "ema"])
-def test_a_checkpoint_of_0_1_0_is_validated(run_command, tmp_path, digits, checkpoint, weights):
+def test_a_checkpoint_of_0_1_0_is_validated(run_command, tmp_path, digits_folder, checkpoint, weights):
     report = tmp_path / "report.json"
-    options = ["--checkpoint", checkpoint, "--data", digits, "--weights", weights, "--json", report]
+    options = ["--checkpoint", checkpoint, "--data", digits_folder, "--weights", weights, "--json", report]
     result = run_command([launcher.PYTHON, PROGRAM, "validate", *map(str, options)])
     assert result.returncode == 0, result.output
     found, (top1, loss) = json.loads(report.read_text()), AT_88[weights]
@@ -53,16 +45,15 @@ def test_a_checkpoint_of_0_1_0_is_validated(run_command, tmp_path, digits, check
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_a_run_of_0_1_0_is_resumed(run_command, digits, checkpoint):
+def test_a_run_of_0_1_0_is_resumed(run_command, digits_folder, checkpoint):
     run = checkpoint.parents[1]
     settings = ["checkpoint.every=4ep", "checkpoint.keep=10", "ema.decay=0.95", "evaluation.weights=ema"]
-    options = ["--recipe", "digits", "--data", str(digits), "--output", str(run), "--allow-changed", "data.root"]
+    options = ["--recipe", "digits", "--data", str(digits_folder), "--output", str(run), "--allow-changed", "data.root"]
     sets = [word for setting in settings for word in ("--set", setting)]
     result = run_command([launcher.PYTHON, PROGRAM, "train", *options, *sets])
     assert result.returncode == 0, result.output
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert min(event["step"] for event in events) > 88
+    assert min(event["step"] for event in lines(run)) > 88
     for weights, (top1, loss) in AT_END.items():
-        (event,) = [e for e in events if (e["event"], e["step"], e.get("weights")) == ("validate", 176, weights)]
+        (event,) = [e for e in events(run, "validate") if (e["step"], e["weights"]) == (176, weights)]
         assert event["top1"] == pytest.approx(top1, abs=5 * TWO_IMAGES), weights
         assert event["loss"] == pytest.approx(loss, rel=0.01), weights

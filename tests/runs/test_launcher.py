@@ -7,8 +7,7 @@ import sys
 from functools import partial
 
 import pytest
-from launcher import PYTHON, TORCHRUN, WORLD
-from run_folders import digest
+from launcher import PYTHON
 
 pytestmark = pytest.mark.runs
 
@@ -39,53 +38,38 @@ print("without a line's end", end="")
 """
 
 
-@pytest.fixture
-def look(run_command, run_world, torchrun, tmp_path):
-    """`look(how, last) -> Result` of a script that prints the properties of the process and then does `last`."""
-
-    def look(how, last):
-        script = tmp_path / "look.py"
-        # These variables differ from launch to launch.
-        own = {"SERESNEXT_TEST_TREE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE"}
-        script.write_text(f"OWN = {own}\n{LOOK}\n{last}\n")
-        start = {WORLD: partial(run_world, 1), TORCHRUN: partial(torchrun, 1)}.get(how)
-        if start:
-            return start([script, "--word", "a b"], env={"GIVEN": "x"})
-        return run_command([how, script, "--word", "a b"], env={"GIVEN": "x"})
-
-    return look
-
-
+# These variables differ from launch to launch.
+OWN = ("SERESNEXT_TEST_TREE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE")
 ENDS = {"its end": "", "exit": "sys.exit(3)", "message": "sys.exit('no')", "error": "1 / 0", "signal": "os.kill(0, 9)"}
 
 
+def look(tmp_path, start, last):
+    """Return the end of a script that prints the properties of the process and then does `last`."""
+    script = tmp_path / "look.py"
+    script.write_text(f"OWN = {OWN}\n{LOOK}\n{last}\n")
+    return start([script, "--word", "a b"], env={"GIVEN": "x"})
+
+
 @pytest.mark.parametrize("end", ENDS)
-def test_a_fork_of_python_is_as_a_new_one(look, end):
-    new, fork = (look(how, ENDS[end]) for how in (sys.executable, PYTHON))
+def test_a_fork_of_python_is_as_a_new_one(run_command, tmp_path, end):
+    new, fork = (
+        look(tmp_path, lambda words, python=python, **options: run_command([python, *words], **options), ENDS[end])
+        for python in (sys.executable, PYTHON)
+    )
     assert fork.returncode == new.returncode
     assert fork.stdout == new.stdout
     assert fork.stderr.splitlines()[-1] == new.stderr.splitlines()[-1]
     assert json.loads(fork.stdout.splitlines()[0])["environment"]["GIVEN"] == "x"
 
 
-def test_a_worker_that_is_a_fork_is_as_a_new_one(look):
+def test_a_worker_that_is_a_fork_is_as_a_new_one(torchrun, run_world, tmp_path):
     last = "import torch; print(torch.get_num_threads(), torch.__config__.parallel_info())"
-    new, fork = (look(how, last) for how in (TORCHRUN, WORLD))
+    new, fork = (look(tmp_path, partial(start, 1), last) for start in (torchrun, run_world))
     assert fork.returncode == new.returncode == 0
     ours, theirs = (json.loads(result.stdout.splitlines()[0]) for result in (fork, new))
     assert ours.pop("environment").items() ^ theirs.pop("environment").items() == set()
     assert ours == theirs
     assert fork.stdout.splitlines()[1:] == new.stdout.splitlines()[1:]
-
-
-@pytest.mark.full
-def test_both_train_to_the_same_bits(torchrun, run_world, narrow_arguments, tmp_path):
-    digests = []
-    for number, start in enumerate((torchrun, run_world)):
-        result = start(2, narrow_arguments(tmp_path / str(number)))
-        assert result.returncode == 0, result.output
-        digests.append(digest(tmp_path / str(number)))
-    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("failing", [0, 1])

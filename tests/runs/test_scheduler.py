@@ -41,7 +41,7 @@ def start_job(start_command, narrow_arguments, tmp_path):
     return start
 
 
-def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
+def test_a_job_with_a_signal_is_queued_again(start_job, whole_digest, tmp_path):
     run = tmp_path / "run"
     faults = Faults(tmp_path / "faults", [Fault("step:3", "hold-until-asked", rank) for rank in range(2)])
     first = start_job(run, faults=faults.environment)
@@ -60,7 +60,7 @@ def test_a_job_that_is_told_in_time(start_job, whole_digest, tmp_path):
 
 
 def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
-    """torchrun tries three times more, and each time the same images come."""
+    """torchrun starts the run three times more, each time with the same images."""
     run = tmp_path / "run"
     result = start_job(run, "--set", "optimizer.lr=1e30", "--set", "optimizer.stop_after_skips=1").finish(timeout=240)
     assert result.returncode == 1

@@ -10,16 +10,9 @@ from torch import nn
 
 from seresnext.models import create_model
 from seresnext.recipe.schema import OptimizerSection
-from seresnext.training.optimizer import (
-    OPTIMIZERS,
-    build_optimizer,
-    optimizer_state,
-    set_lr,
-    share_step_count,
-    skip_if,
-)
+from seresnext.training.optimizer import OPTIMIZERS, build_optimizer, optimizer_state, set_lr, share_step_count, skip_if
 
-NAMES = list(OPTIMIZERS)
+NAMES = ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
 
 
 def model():
@@ -48,20 +41,15 @@ def test_the_schema_has_the_names_of_the_table():
     assert get_args(OptimizerSection.model_fields["name"].annotation) == tuple(OPTIMIZERS)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_all_parameters_decay_by_default(name):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+def test_weight_decay(name, decay_norm_and_bias):
     net = model()
-    assert set(decays(build(net, name=name)).values()) == {1e-2}
-    assert len(decays(build(net, name=name))) == len(list(net.parameters()))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_decay_norm_and_bias_false(name):
-    net = model()
-    found = decays(build(net, name=name, decay_norm_and_bias=False))
-    assert {name: found[id(p)] for name, p in net.named_parameters()} == {
-        "0.weight": 1e-2, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "3.weight": 1e-2, "3.bias": 0.0,
-    }  # fmt: skip
+    found = decays(build(net, name=name, decay_norm_and_bias=decay_norm_and_bias))
+    is_decayed = {parameter: decay_norm_and_bias or parameter in ("0.weight", "3.weight") for parameter in NAMES}
+    assert {parameter: found[id(p)] for parameter, p in net.named_parameters()} == {
+        parameter: 1e-2 if decayed else 0.0 for parameter, decayed in is_decayed.items()
+    }
 
 
 def test_decay_groups_of_the_real_network_are_timms():
@@ -146,40 +134,27 @@ def test_a_skipped_step_changes_no_bit(section, dtype):
 
 def test_state_by_name():
     net = model()
-    parameters = [name for name, _ in net.named_parameters()]
     assert optimizer_state(net, build(net, momentum=0.0)) == {}
-    assert list(optimizer_state(net, build(net))) == [f"momentum.{name}" for name in parameters]
+    assert list(optimizer_state(net, build(net))) == [f"momentum.{name}" for name in NAMES]
     adamw = optimizer_state(net, build(net, name="adamw"))
-    assert adamw.keys() == {"step", *(f"{key}.{name}" for key in ("exp_avg", "exp_avg_sq") for name in parameters)}
+    assert adamw.keys() == {"step", *(f"{key}.{name}" for key in ("exp_avg", "exp_avg_sq") for name in NAMES)}
     assert adamw["step"].shape == ()
 
 
-@pytest.mark.parametrize("section", [{}, {"name": "adamw"}], ids=str)
-def test_restored_state_continues_the_run(section):
+@pytest.mark.parametrize(
+    ("section", "shares"), [({}, True), ({"name": "adamw"}, True), ({"name": "adamw"}, False)], ids=str
+)
+def test_restored_state_continues_the_run(section, shares):
+    """The control: in torch each parameter has its own step count, so without `share_step_count` the run differs."""
     whole, resumed = model(), model()
-    optimizer = build(whole, **section)
+    optimizer, other = build(whole, **section), build(resumed, **section)
     train(whole, optimizer, 3, skip=0.0)
-    saved = {name: tensor.clone() for name, tensor in optimizer_state(whole, optimizer).items()}
-    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
-    other = build(resumed, **section)
-    live = optimizer_state(resumed, other)
-    for name, tensor in live.items():
-        tensor.copy_(saved[name])
-    share_step_count(other, live)
-    train(whole, optimizer, 2)
-    train(resumed, other, 2)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-
-
-def test_without_the_shared_step_count_the_run_differs():
-    """The control: each parameter has its own step count in torch."""
-    whole, resumed = model(), model()
-    optimizer, other = build(whole, name="adamw"), build(resumed, name="adamw")
-    train(whole, optimizer, 3)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     live, saved = optimizer_state(resumed, other), optimizer_state(whole, optimizer)
     for name, tensor in live.items():
         tensor.copy_(saved[name])
+    if shares:
+        share_step_count(other, live)
     train(whole, optimizer, 2)
     train(resumed, other, 2)
-    assert not all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert shares is all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

@@ -391,7 +391,7 @@ def test_a_skipped_step_is_printed_logged_and_saved(bad):
     (text,) = run.logger.texts
     first, *listing = text.splitlines()
     assert first.startswith(f"warning: {reason} in step 5. The step was skipped")
-    assert listing == [*(f"  {name}" for name in names[:16]), "  and 4 more"]
+    assert listing == [*(f"  {name}" for name in names[:16]), "  ... and 4 more"]
     entry = {"step": 5, "reason": reason, "samples": names[:16]}
     assert [saved["history"] for saved in run.saver.saved] == [[], [], [entry], [entry]]
 
@@ -418,7 +418,7 @@ def test_too_many_skips_in_a_row_end_the_run(limit, last):
     assert ("step was skipped" if limit == 1 else f"{limit} steps in a row were skipped") in message
     assert "optimizer.lr" in message
     assert "optimizer.stop_after_skips" in message
-    assert message.splitlines()[1:] == [*(f"  {last}/1/{n}.jpg" for n in range(16)), "  and 4 more"]
+    assert message.splitlines()[1:] == [*(f"  {last}/1/{n}.jpg" for n in range(16)), "  ... and 4 more"]
     # Also if a log line and a save are due after the step.
     steps = range(1, last + 1)
     assert run.what("train") == " ".join(f"train{number}" for number in steps)

@@ -1,0 +1,80 @@
+"""The answers of a validation: how certain the accuracy is, which classes fail, whether a confidence can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from seresnext.evaluation.evaluate import Evaluation
+from seresnext.evaluation.statistics import calibrate, class_results, confusion_matrix, wilson_interval
+from seresnext.printable import printable
+
+_LISTED = 3
+
+
+def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the statistics of an evaluation with logits, as in the JSON file of a validation.
+
+    `classes` are the names of the columns of the logits. Without finite logits only the intervals are there.
+
+    - `intervals`: the 95 % Wilson interval of `top1` and `top5`, in percent
+    - `balanced_accuracy`, `macro_f1`: means over the classes with images, in percent
+    - `per_class`: `class`, `precision`, `recall`, `f1` (percent) and `support` of each class
+    - `confusion`: true class, predicted class and images of each wrong pair, the most frequent first
+    - `calibration`: `error` and `error_after` in percent, `temperature`, `bins` (confidence, accuracy, images)
+    """
+    count = result.num_images
+    intervals = {name: wilson_interval(round(result.metrics[name] * count / 100), count) for name in ("top1", "top5")}
+    summary: dict[str, Any] = {"intervals": {name: list(interval) for name, interval in intervals.items()}}
+    logits, labels = result.logits, result.labels
+    if logits is None or labels is None or not np.isfinite(logits).all():
+        return summary
+    confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
+    own = class_results(confusion)
+    present = own.support > 0
+    summary["balanced_accuracy"] = float(own.recall[present].mean())
+    summary["macro_f1"] = float(own.f1[present].mean())
+    rows = zip(classes, own.precision, own.recall, own.f1, own.support, strict=True)
+    summary["per_class"] = [
+        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for name, p, r, f, n in rows
+    ]
+    np.fill_diagonal(confusion, 0)
+    true, predicted = np.nonzero(confusion)
+    pairs = [
+        (classes[t], classes[p], int(confusion[t, p])) for t, p in zip(true.tolist(), predicted.tolist(), strict=True)
+    ]
+    summary["confusion"] = [list(pair) for pair in sorted(pairs, key=lambda pair: -pair[2])]
+    if calibration := calibrate(logits, labels):
+        summary["calibration"] = {
+            "error": calibration.error,
+            "error_after": calibration.error_after,
+            "temperature": calibration.temperature,
+            "bins": [list(row) for row in calibration.bins],
+        }
+    return summary
+
+
+def describe_summary(summary: Mapping[str, Any]) -> list[str]:
+    """Return a summary as lines for people."""
+    low, high = summary["intervals"]["top1"]
+    lines = [f"95 % interval of top-1: {low:.2f} to {high:.2f} %"]
+    if calibration := summary.get("calibration"):
+        lines.append(
+            f"calibration error {calibration['error']:.2f} %, {calibration['error_after']:.2f} % with temperature "
+            f"{calibration['temperature']:.3f}"
+        )
+    if pairs := summary.get("confusion"):
+        weak = sorted((row for row in summary["per_class"] if row["support"]), key=lambda row: row["recall"])[:_LISTED]
+        listing = ", ".join(f"{printable(row['class'])} {row['recall']:.1f} % of {row['support']}" for row in weak)
+        lines.append(f"lowest recall: {listing}")
+        listing = ", ".join(f"{printable(true)} as {printable(other)} ({n})" for true, other, n in pairs[:_LISTED])
+        lines.append(f"most confused: {listing}")
+    if real := summary.get("real_labels"):
+        lines.append(
+            f"reassessed labels: top-1 {real['top1']:.3f} % of {real['num_images']:,} images "
+            f"(95 % interval {real['interval'][0]:.2f} to {real['interval'][1]:.2f} %)"
+        )
+    return lines

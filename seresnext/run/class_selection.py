@@ -1,0 +1,146 @@
+"""The classes of a validation: which output of the model each class folder of the data stands for."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seresnext.data.readers import look_alikes
+from seresnext.data.readers.class_labels import labels_by_name
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.errors import DataError, UsageError
+from seresnext.printable import printable
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class ClassSelection:
+    """The outputs of the model that a validation uses.
+
+    labels: the output of each class folder. columns: the outputs that count, in ascending order, or None for all. The
+    other outputs are left out before the softmax, as usual for ImageNet-A and ImageNet-R. names: of the outputs that
+    count. notice: for the user, or None.
+    """
+
+    labels: list[int]
+    columns: list[int] | None
+    names: list[str]
+    notice: str | None = None
+
+
+def select_classes(
+    folders: Sequence[str],
+    where: str,
+    num_classes: int,
+    model_names: Sequence[str] | None,
+    class_map: Mapping[str, str] | None = None,
+) -> ClassSelection:
+    """Return the outputs for the class folders of the data `where`.
+
+    `model_names` are the names of the model's outputs, None for a file without names. `class_map` gives the class of
+    each folder, by name or by number. Raise DataError if the class of a folder is not known.
+    """
+    places = {row.wordnet_id: place for place, row in enumerate(imagenet_classes())}
+    is_imagenet = num_classes == len(places) and (model_names is None or set(model_names) == places.keys())
+    names = list(model_names or (places if is_imagenet else map(str, range(num_classes))))
+    outputs = {name: place for place, name in enumerate(names)}
+    numbers = {name: int(name) for name in folders if name.isascii() and name.isdigit() and len(name) < 10}
+    notice = None
+    if class_map is not None:
+        labels = [_mapped(folder, class_map, outputs, where) for folder in folders]
+    elif (model_names is not None or is_imagenet) and set(folders) == outputs.keys():
+        labels = [outputs[folder] for folder in folders]
+    elif is_imagenet and set(folders) < places.keys():
+        labels = [outputs[folder] for folder in folders]
+        notice = f"the class folders of {where} are {len(folders)} of ImageNet's classes; only these classes count"
+    elif is_imagenet and numbers.keys() == set(folders) and len(set(numbers.values())) == len(folders) < num_classes:
+        labels = [_checked_number(numbers[folder], folder, num_classes, where) for folder in folders]
+        notice = f"the class folders of {where} are {len(folders)} numbers; only these labels of ImageNet count"
+    elif model_names is not None and not (is_imagenet and sorted(numbers.values()) == list(range(num_classes))):
+        raise _other_classes(folders, model_names, where)
+    elif len(folders) != num_classes:
+        raise DataError(
+            f"{where} has {len(folders)} class folders, and the model has {num_classes} classes; give data of the "
+            "model's classes with --data DIR, or the class of each folder with --class-map FILE"
+        )
+    else:
+        labels, notice = labels_by_name(folders, where)
+        notice = notice and f"the file of weights has no class names; {notice}"
+    used = sorted(set(labels))
+    columns = None if len(used) == num_classes else used
+    return ClassSelection(labels, columns, [names[place] for place in used], notice)
+
+
+def read_class_map(path: Path) -> dict[str, str]:
+    """Return the class of each folder from a text file: `folder,class` a line, or only folders (then labels 0, 1, ...).
+
+    A file of folders alone is timm's `--class-map`. Empty lines do not count. Raise DataError.
+    """
+    found: dict[str, str] = {}
+    for number, row in enumerate(csv.reader(read_lines(path, "--class-map"))):
+        folder, name = row if len(row) == 2 else (row[0], str(number))
+        if len(row) > 2 or folder in found:
+            problem = "repeats a folder" if folder in found else "has three parts"
+            raise DataError(
+                f"--class-map {path}: line {number + 1} {problem}; write one line `folder,class` for each class folder"
+            )
+        found[folder] = name
+    return found
+
+
+def read_class_names(words: str) -> list[str]:
+    """Return names from a text file with a name a line, or from a list with commas. Raise UsageError or DataError."""
+    names = (
+        read_lines(Path(words), "--classes") if Path(words).is_file() else [word.strip() for word in words.split(",")]
+    )
+    if len(set(names)) < len(names) or len(names) < 2:
+        raise UsageError(f"--classes {words} names {len(set(names))} different classes; name each class once")
+    return names
+
+
+def read_lines(path: Path, option: str) -> list[str]:
+    """Return the lines of a text file that have text. Raise DataError, which names the option."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{option} {path} cannot be read ({error}); give a text file in UTF-8") from None
+
+
+def _mapped(folder: str, class_map: Mapping[str, str], outputs: Mapping[str, int], where: str) -> int:
+    if folder not in class_map:
+        raise DataError(f"--class-map has no line for the class folder {printable(folder)} of {where}; add the line")
+    name = class_map[folder].strip()
+    if name in outputs:
+        return outputs[name]
+    if name.isascii() and name.isdigit() and len(name) < 10:
+        return _checked_number(int(name), folder, len(outputs), "--class-map")
+    raise DataError(
+        f"--class-map gives {printable(folder)} the class {printable(name)}, which the model does not have; write a "
+        f"class of the model or a number from 0 to {len(outputs) - 1}"
+    )
+
+
+def _checked_number(number: int, folder: str, num_classes: int, where: str) -> int:
+    if number >= num_classes:
+        raise DataError(
+            f"{where} gives {printable(folder)} the label {number}, and the labels of the model are 0 to "
+            f"{num_classes - 1}; correct the number"
+        )
+    return number
+
+
+def _other_classes(folders: Sequence[str], model_names: Sequence[str], where: str) -> DataError:
+    there, here = set(model_names), set(folders)
+    return DataError(
+        f"{where} has other classes than the model was trained on ({len(here)} here, {len(there)} there; only here: "
+        f"{_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean the same"
+        f"{look_alikes(here - there, there - here)}; give data of the model's classes with --data DIR, or the class of "
+        "each folder with --class-map FILE"
+    )
+
+
+def _listing(names: set[str]) -> str:
+    return ", ".join(printable(name) for name in sorted(names)[:_LISTED]) or "-"

@@ -1,0 +1,58 @@
+"""The summary of a validation, against scikit-learn."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, recall_score
+
+from seresnext.evaluation.evaluate import Evaluation
+from seresnext.evaluation.summary import describe_summary, summarize
+
+CLASSES = ["a", "b", "c", "never\x1b[31m"]
+
+
+def evaluation(nan: bool = False) -> Evaluation:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(3, p=[0.6, 0.3, 0.1], size=200)
+    logits = rng.normal(size=(200, 4)).astype(np.float32) + 2 * np.eye(4, dtype=np.float32)[labels]
+    top1 = 100 * float((logits.argmax(1) == labels).mean())
+    if nan:
+        logits[7, 1] = np.nan
+    return Evaluation({"top1": top1, "top5": 100.0, "loss": 1.0}, 200, 1.0, logits, labels)
+
+
+def test_the_numbers_are_those_of_scikit_learn() -> None:
+    result = evaluation()
+    assert result.logits is not None
+    assert result.labels is not None
+    predictions = result.logits.argmax(1)
+    summary = summarize(result, CLASSES)
+    present = range(3)  # scikit-learn leaves classes out that neither labels nor `labels=` name.
+    assert summary["balanced_accuracy"] == pytest.approx(
+        100 * recall_score(result.labels, predictions, labels=present, average="macro")
+    )
+    assert summary["macro_f1"] == pytest.approx(
+        100 * f1_score(result.labels, predictions, labels=present, average="macro")
+    )
+    assert sum(count for *_, count in summary["confusion"]) == (predictions != result.labels).sum()
+    counts = [count for *_, count in summary["confusion"]]
+    assert counts == sorted(counts, reverse=True)
+    assert summary["per_class"][3] == {"class": CLASSES[3], "precision": 0, "recall": 0, "f1": 0, "support": 0}
+    low, high = summary["intervals"]["top1"]
+    assert low < result.metrics["top1"] < high
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_summary_is_printed_in_plain_text() -> None:
+    lines = describe_summary(summarize(evaluation(), CLASSES))
+    assert [line.partition(" ")[0] for line in lines] == ["95", "calibration", "lowest", "most"]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_logits_that_are_not_finite_have_only_intervals() -> None:
+    summary = summarize(evaluation(nan=True), CLASSES)
+    assert list(summary) == ["intervals"]
+    assert len(describe_summary(summary)) == 1

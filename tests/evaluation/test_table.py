@@ -1,0 +1,95 @@
+"""Tables of predictions, as files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from seresnext.errors import DataError, Failure
+from seresnext.evaluation.table import PredictionTable
+
+CLASSES = ["cat", 'd,o"g', "füchs\n", "<b>", "e", "f"]
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def _table(logits: torch.Tensor, classes: list[str] = CLASSES) -> PredictionTable:
+    names = [f"folder/{n}.jpg" for n in range(len(logits))]
+    return PredictionTable.of_logits(names, np.array([0, 1, 2, 3, 4]), logits.numpy(), classes)
+
+
+def test_the_numbers_are_torchs(logits: torch.Tensor) -> None:
+    table, labels = _table(logits), torch.arange(5)
+    values, places = logits.double().softmax(1).topk(5)
+    assert table.probabilities == pytest.approx(values.numpy())
+    assert [list(row) for row in table.predictions] == [[CLASSES[k] for k in row] for row in places.tolist()]
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    assert table.losses == pytest.approx(expected.numpy())
+    assert table.correct.tolist() == (logits.argmax(1) == labels).tolist()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "new folder/t.csv"])
+def test_a_file_gives_the_table_back(logits: torch.Tensor, tmp_path: Path, name: str) -> None:
+    table = _table(logits)
+    table.write(tmp_path / name)
+    found = PredictionTable.read(tmp_path / name)
+    assert list(found.images) == list(table.images)
+    assert list(found.labels) == list(table.labels)
+    assert [list(row) for row in found.predictions] == [list(row) for row in table.predictions]
+    assert (found.probabilities == table.probabilities).all()
+    assert (found.losses == table.losses).all()
+    assert [path.name for path in (tmp_path / name).parent.iterdir()] == ["t" + Path(name).suffix]
+
+
+def test_other_programs_read_the_files(logits: torch.Tensor, tmp_path: Path) -> None:
+    table = _table(logits)
+    table.write(tmp_path / "t.csv")
+    table.write(tmp_path / "t.parquet")
+    columns = [
+        "image",
+        "label",
+        *(f"{kind}_{n}" for kind in ("prediction", "probability") for n in range(1, 6)),
+        "loss",
+    ]
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == columns
+    parquet = pyarrow.parquet.read_table(tmp_path / "t.parquet")
+    assert parquet.column_names == columns
+    assert parquet["label"].to_pylist() == [row["label"] for row in rows]
+
+
+def test_of_equal_logits_the_lower_class_is_first() -> None:
+    assert _table(torch.zeros(5, 6)).predictions[0] == CLASSES[:5]
+
+
+def test_a_table_of_two_classes_has_two_predictions(tmp_path: Path) -> None:
+    table = PredictionTable.of_logits(["a"], np.array([1]), np.array([[0.0, 1.0]]), ["x", "y"])
+    table.write(tmp_path / "t.csv")
+    assert [list(row) for row in PredictionTable.read(tmp_path / "t.csv").predictions] == [["y", "x"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "image,label\nx\n", "\0", "image,label,prediction_1,probability_1,loss\na,b,c,x,1\n"]
+)
+def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
+    for name in ("t.csv", "t.parquet"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=rf"{name} is no table of predictions; write one"):
+            PredictionTable.read(tmp_path / name)
+
+
+def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path: Path, logits: torch.Tensor) -> None:
+    with pytest.raises(DataError, match=r"missing\.csv cannot be read"):
+        PredictionTable.read(tmp_path / "missing.csv")
+    (tmp_path / "file").touch()
+    with pytest.raises(Failure, match="--table"):
+        _table(logits).write(tmp_path / "file" / "t.csv")

@@ -1,0 +1,89 @@
+"""The classes of a validation, for folders by name, WordNet id or number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.errors import DataError, UsageError
+from seresnext.run.class_selection import read_class_map, read_class_names, select_classes
+
+IDS = [row.wordnet_id for row in imagenet_classes()]
+NUMBERS = sorted(map(str, range(1000)))  # As folders are sorted: 0, 1, 10, 100, ...
+
+
+def test_all_classes_of_the_model() -> None:
+    found = select_classes(["a", "b"], "D", 2, ["a", "b"])
+    assert (found.labels, found.columns, found.names, found.notice) == ([0, 1], None, ["a", "b"], None)
+
+
+def test_names_in_another_order_than_the_folders() -> None:
+    assert select_classes(["a", "b", "c"], "D", 3, ["c", "a", "b"]).labels == [1, 2, 0]
+
+
+@pytest.mark.parametrize("names", [None, IDS])
+def test_imagenets_classes_by_id_and_by_number(names: list[str] | None) -> None:
+    assert select_classes(IDS, "D", 1000, names).labels == list(range(1000))
+    found = select_classes(NUMBERS, "D", 1000, names)  # ImageNet-V2
+    assert found.labels == [int(number) for number in NUMBERS]
+    assert found.names == IDS
+
+
+@pytest.mark.parametrize("names", [None, IDS])
+def test_some_of_imagenets_classes(names: list[str] | None) -> None:
+    """ImageNet-A and ImageNet-R have 200 folders with WordNet ids."""
+    found = select_classes(IDS[5:205], "D", 1000, names)
+    assert found.columns == list(range(5, 205))
+    assert found.names == IDS[5:205]
+    assert "200 of ImageNet's classes" in str(found.notice)
+    assert select_classes(["7", "999"], "D", 1000, names).columns == [7, 999]
+
+
+def test_a_map_by_name_and_by_number() -> None:
+    found = select_classes(
+        ["dogs", "puppies", "x"], "D", 4, ["cat", "dog", "e", "f"], {"dogs": "dog", "puppies": "1", "x": "3"}
+    )
+    assert (found.labels, found.columns, found.names) == ([1, 1, 3], [1, 3], ["dog", "f"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "names", "class_map", "words"),
+    [
+        (["a", "c"], 2, ["a", "b"], None, "only here: c; only there: b.*--class-map"),
+        (["a"], 2, ["a", "b"], None, "only there: b"),
+        (["a", "b"], 3, None, None, "2 class folders, and the model has 3"),
+        (["n01440764", "x"], 1000, None, None, "2 class folders"),
+        (["1000", "2"], 1000, None, None, "label 1000"),
+        (["a", "b"], 2, ["a", "b"], {"a": "a"}, "no line for the class folder b"),
+        (["a", "b"], 2, ["a", "b"], {"a": "a", "b": "z"}, "the class z, which"),
+        (["a", "b"], 2, None, {"a": "0", "b": "2"}, "label 2"),
+    ],
+)  # fmt: skip
+def test_classes_that_do_not_fit(folders, classes, names, class_map, words) -> None:
+    with pytest.raises(DataError, match=words):
+        select_classes(folders, "D", classes, names, class_map)
+
+
+def test_files_of_classes(tmp_path: Path) -> None:
+    (tmp_path / "map").write_text('a,0\n\n"b,c",dog\n')
+    assert read_class_map(tmp_path / "map") == {"a": "0", "b,c": "dog"}
+    (tmp_path / "map").write_text("n2\nn1\n")
+    assert read_class_map(tmp_path / "map") == {"n2": "0", "n1": "1"}
+    assert read_class_names(str(tmp_path / "map")) == ["n2", "n1"]
+    assert read_class_names("cat, dog") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(("text", "words"), [("a,1\na,2\n", "line 2 repeats"), ("a,1,2\n", "line 1 has three")])
+def test_a_map_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "map").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_class_map(tmp_path / "map")
+
+
+def test_words_that_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 different classes"):
+        read_class_names("cat,cat")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_class_map(tmp_path / "none")
