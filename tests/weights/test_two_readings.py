@@ -36,7 +36,7 @@ def test_a_second_pickle_in_capitals(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     zip_with(path, **{"DATA.PKL": BOMB})
     assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
-    assert read_torch_file(path)["w"].tolist() == [1, 1, 1]
+    assert read_torch_file(path).tensors["w"].tolist() == [1, 1, 1]
 
 
 def test_a_list_of_members_without_end(tmp_path: Path) -> None:
