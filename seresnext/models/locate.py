@@ -51,13 +51,11 @@ def download(repository: str) -> Path:
         raise CheckpointError(f"{HUB_PREFIX}{printable(repository)} is no name of a repository; give hf-hub:ORG/NAME")
     with extra("export"):
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError
     try:
         config = hf_hub_download(match[1], CONFIG, revision=match[2])
         try:
             hf_hub_download(match[1], HUB_WEIGHTS[0], revision=match[2])
-        except LocalEntryNotFoundError:  # There is no connection.
-            raise
         except EntryNotFoundError:
             hf_hub_download(match[1], HUB_WEIGHTS[1], revision=match[2])
     except Exception as error:  # The classes of errors differ between versions of the library.

@@ -131,7 +131,7 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     tensors, texts, kind, arguments = read_weights(path, weights)
     if not texts:
         if weights == "ema" and kind != "ema":
-            raise UsageError(f"--weights ema: {source} is a bare file of weights without an average; give a checkpoint")
+            raise UsageError(f"--weights ema: {source} has no average; omit the option, or give a checkpoint with one")
         tensors = model_tensors(tensors, source)
         return LoadedWeights(source, tensors, kind, config=read_config(path), arguments=arguments)
     metadata = CheckpointMetadata.from_metadata(texts, source)

@@ -154,7 +154,7 @@ def _state_dict(description: Description, weights: str | None) -> _State:
     value = description.value
     if not isinstance(value, dict):
         raise ValueError(f"the file holds a {type(value).__name__}, not a dict of tensors; save a state dict")
-    kinds = [weights] if weights else list(_ENTRIES)
+    kinds = ("model",) if weights == "model" else ("ema", "model")
     names = [(kind, name) for kind in kinds for name in _ENTRIES[kind] if isinstance(value.get(name), dict)]
     kind, state = (names[0][0], value[names[0][1]]) if names else ("model", value)
     state = {name: entry for name, entry in state.items() if kind == "model" or name != _AVERAGED}
