@@ -48,18 +48,19 @@ def write_card(facts: ModelFacts) -> str:
         f"Scale to 0..1. Subtract the mean {_numbers(how.mean)} and divide by {_numbers(how.std)}."
     )
     model = {
-        "Architecture": facts.architecture,
+        "Architecture": _text(facts.architecture),
         "Parameters": f"{facts.parameters:,}",
         "Weights": "the average of the training (ema)" if facts.weights == "ema" else "model",
         "Classes": f"{len(facts.classes):,}: {_listing(facts.classes)}",
         "SHA-256 of the source": f"`{facts.source_sha256}`",
     }
+    training = {_text(name): _text(value) for name, value in facts.training.items()}
     parts = [
         f"---\n{header}---\n# {_text(facts.name)}",
         _table(model),
         f"## Preprocessing\n\n{steps}",
         f"## Accuracy\n\n{_accuracy(facts.evaluation)}",
-        *([f"## Training\n\n{_table(facts.training)}"] if facts.training else []),
+        *([f"## Training\n\n{_table(training)}"] if training else []),
         f"## Use\n\n{_usage(facts)}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -69,14 +70,12 @@ def _hub_metadata(facts: ModelFacts) -> dict[str, Any]:
     metadata: dict[str, Any] = {"library_name": "timm", "pipeline_tag": "image-classification", "tags": _TAGS}
     if facts.evaluation is None:
         return metadata
-    names = {"top1": "Top 1 Accuracy", "top5": "Top 5 Accuracy"}
+    names = {"Top 1 Accuracy": facts.evaluation["top1"], "Top 5 Accuracy": facts.evaluation.get("top5")}
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
         "dataset": {"type": "image-folder", "name": "validation split of the training data"},
         "metrics": [
-            {"type": "accuracy", "name": name, "value": facts.evaluation[key]}
-            for key, name in names.items()
-            if key in facts.evaluation
+            {"type": "accuracy", "name": name, "value": value} for name, value in names.items() if value is not None
         ],
     }
     return {**metadata, "model-index": [{"name": facts.name, "results": [result]}]}
@@ -84,7 +83,7 @@ def _hub_metadata(facts: ModelFacts) -> dict[str, Any]:
 
 def _accuracy(evaluation: Mapping[str, float] | None) -> str:
     if evaluation is None:
-        return "Not measured: the export had no evaluation."
+        return "Not measured. Accuracy and temperature are absent, because the export had no evaluation."
     rows = {
         "Top-1": f"{evaluation['top1']:.2f} %",
         **({"Top-5": f"{evaluation['top5']:.2f} %"} if "top5" in evaluation else {}),
@@ -108,11 +107,7 @@ def _usage(facts: ModelFacts) -> str:
 
 
 def _table(rows: Mapping[str, object]) -> str:
-    lines = [f"| {_text(name)} | {value if name in _FORMATTED else _text(value)} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
-
-
-_FORMATTED = ("Classes", "SHA-256 of the source")
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -8,14 +8,12 @@ import platform
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
-from torch import nn
 
 import seresnext
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
@@ -85,8 +83,12 @@ def write_export(
             f"{loaded.source} names {len(classes)} classes, the model has {model.num_classes}; use another checkpoint"
         )
     architecture, how = loaded.identify().name, loaded.preprocessing
-    config = Config.build(architecture, classes, how, (evaluation or {}).get("temperature"))
-    write_document(config, folder / CONFIG)
+    try:
+        config = Config.build(architecture, classes, how, (evaluation or {}).get("temperature"))
+        write_document(config, folder / CONFIG)
+    except ValueError as error:  # For example, the name of a class is no text in UTF-8.
+        reason = printable(str(error).splitlines()[0])
+        raise CheckpointError(f"{loaded.source} cannot be exported: {reason}; use another checkpoint") from None
     KINDS[kind].write(model, folder / KINDS[kind].file)
     names = write_golden(images, folder / "golden")
     pixels = load_golden(folder / "golden", names, how)
@@ -113,7 +115,7 @@ def write_export(
 
 
 def collect_facts(
-    model: nn.Module, loaded: LoadedWeights, classes: list[str], digest: str, evaluation: dict[str, float] | None
+    model: SENet, loaded: LoadedWeights, classes: list[str], digest: str, evaluation: dict[str, float] | None
 ) -> ModelFacts:
     """Return the facts for the card of a model."""
     architecture, training = loaded.identify().name, {}
@@ -210,10 +212,8 @@ def _check(folder: Path) -> Verified:
 
 
 def _versions() -> dict[str, str]:
-    found = {"seresnext": seresnext.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    found = {"seresnext": seresnext.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found

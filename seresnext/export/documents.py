@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeVar
 
@@ -24,7 +27,7 @@ _NO_DIGEST = "0" * 64
 _MOST_BYTES = 64 << 20  # of a JSON file
 _MOST_GOLDEN = 8
 
-Size = Annotated[int, Field(ge=1, le=16_384)]
+Size = Annotated[int, Field(ge=1, le=4096)]  # as in a recipe
 Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 
@@ -151,7 +154,8 @@ AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
     """Return the checked content of a file. Raise CheckpointError with the first problem."""
-    data = _read(path)
+    with _opened(path) as file:
+        data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
     if kind is Manifest:
         blank = re.sub(rb'("digest": ")[0-9a-f]{64}(")', rb"\g<1>" + _NO_DIGEST.encode() + rb"\2", data)
         if f'"digest": "{hashlib.sha256(blank).hexdigest()}"'.encode() not in data:
@@ -197,21 +201,16 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file. Raise CheckpointError."""
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{shown_path(path)} cannot be read: {error.strerror}; check the path") from None
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            yield file
     except OSError as error:
         raise CheckpointError(
             f"{shown_path(path)} cannot be read: {error.strerror}; give the folder of an export"
         ) from None
-    if len(data) > _MOST_BYTES:
-        raise CheckpointError(f"{shown_path(path)} has more than {_MOST_BYTES:,} bytes; give the folder of an export")
-    return data

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import PNG
-from seresnext.errors import DataError, UsageError
+from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.export.documents import Expected, ExpectedImage
 from seresnext.models import Preprocessing
 from seresnext.printable import shown_path
@@ -88,7 +88,9 @@ def compute_logits(network: Network, pixels: Tensor, preprocessing: Preprocessin
 
 
 def expect(names: Sequence[str], pixels: Tensor, logits: Tensor, classes: list[str]) -> Expected:
-    """Return the record of the logits of the source model."""
+    """Return the record of the logits of the source model. Raise CheckpointError for logits that are not finite."""
+    if not logits.isfinite().all():
+        raise CheckpointError("the logits of the golden images are not finite; use another checkpoint")
     images = {
         name: ExpectedImage(pixels=pixels_digest(image), logits=[float(f"{value:.9g}") for value in row.tolist()])
         for name, image, row in zip(names, pixels, logits, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.fx.experimental import _config as shapes
 
 from seresnext.errors import CheckpointError
 from seresnext.export.documents import Config
 from seresnext.export.golden import Network
-from seresnext.models import SENet, create_model, load_weights, timm_state_dict
+from seresnext.models import LoadedWeights, SENet, build_pretrained, timm_state_dict
 from seresnext.models.folding import build_folded, fold_batchnorm
 from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
@@ -28,7 +29,7 @@ _EXAMPLE = (2, 3, 64, 64)  # The export for a batch of 1 would fix the batch at 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of export: the file of the model, the writer and the opener of the file, the packages of an extra."""
+    """A kind of export: the file of the model, its writer and its opener, and the import of an extra's packages."""
 
     summary: str
     file: str
@@ -42,9 +43,14 @@ def _write_weights(model: SENet, path: Path) -> None:
 
 
 def _open_weights(path: Path, config: Config) -> Network:
-    model = create_model(config.architecture, config.num_classes)
-    load_weights(model, read_weights(path)[0], shown_path(path))
-    return model.eval()
+    loaded = LoadedWeights(shown_path(path), read_weights(path)[0])
+    found = loaded.identify()  # Before a model is built: a number in the configuration can be larger than the file.
+    if found != (config.architecture, config.num_classes, 3):
+        raise CheckpointError(
+            f"{loaded.source} is a {found.name} with {found.num_classes} classes, and the configuration has a "
+            f"{config.architecture} with {config.num_classes}; export the model again"
+        )
+    return build_pretrained(loaded)
 
 
 def _write_folded(model: SENet, path: Path) -> None:
@@ -56,28 +62,25 @@ def _open_folded(path: Path, config: Config) -> Network:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    # Other tools require the metadata `format`.
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-    path.chmod(0o644)  # The library gives the file to its owner only.
+    # Other tools require the metadata `format`. The bytes are written here, so that a full disk raises OSError.
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
 
 
 def _write_exported(model: SENet, path: Path) -> None:
+    file = io.BytesIO()
     # With this setting the program also takes images with a last feature map of one pixel.
     with _quiet(), shapes.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
-        program = torch.export.export(model, (torch.zeros(_EXAMPLE),), dynamic_shapes=_dynamic())
-        torch.export.save(program, path)
+        torch.export.save(torch.export.export(model, (torch.zeros(_EXAMPLE),), dynamic_shapes=_dynamic()), file)
+    path.write_bytes(file.getvalue())
 
 
 def _open_exported(path: Path, config: Config) -> Network:
-    try:
+    with _openable(path):
         return torch.export.load(path).module()
-    except Exception as error:  # Damaged files lead to errors of many kinds.
-        raise _cannot_open(path, error) from None
 
 
 def _write_onnx(model: SENet, path: Path) -> None:
-    with extra("export"), _quiet():
-        import_onnx()
+    with _quiet():
         program = torch.onnx.export(
             model,
             (torch.zeros(_EXAMPLE),),
@@ -87,23 +90,20 @@ def _write_onnx(model: SENet, path: Path) -> None:
             output_names=["logits"],
             verbose=False,
         )
-        assert program is not None
-        program.save(path, external_data=False)
+    assert program is not None
+    program.save(path, external_data=False)
     shutil.copyfile(Path(__file__).with_name("run_onnx.py"), path.with_name("run.py"))
 
 
 def _open_onnx(path: Path, config: Config) -> Network:
     with extra("export"):
         import onnxruntime
-    try:
+    with _openable(path):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise _cannot_open(path, error) from None
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def import_onnx() -> None:
-    """Import the packages that write and run ONNX files. Raise UsageError if one is missing."""
+def _import_onnx() -> None:
     with extra("export"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -115,8 +115,14 @@ def _dynamic() -> tuple[dict[int, object], ...]:
     return ({0: free, 2: free, 3: free},)
 
 
-def _cannot_open(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{shown_path(path)} cannot be opened: {printable(error)}; export the model again")
+@contextmanager
+def _openable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Damaged files lead to errors of many kinds.
+        raise CheckpointError(
+            f"{shown_path(path)} cannot be opened: {printable(error)}; export the model again"
+        ) from None
 
 
 @contextmanager
@@ -133,7 +139,7 @@ def _quiet() -> Iterator[None]:
 KINDS = {
     "weights": Kind("weights in safetensors", "model.safetensors", _write_weights, _open_weights),
     "hub": Kind("a folder for timm and the Hugging Face Hub", "model.safetensors", _write_weights, _open_weights),
-    "onnx": Kind("ONNX, with a program that needs no torch", "model.onnx", _write_onnx, _open_onnx, import_onnx),
+    "onnx": Kind("ONNX, with a program that needs no torch", "model.onnx", _write_onnx, _open_onnx, _import_onnx),
     "exported": Kind("a program of torch.export", "model.pt2", _write_exported, _open_exported),
     "folded": Kind("weights with BatchNorm folded", "model.safetensors", _write_folded, _open_folded),
 }

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from exports import CLASSES, SETTINGS, make_oracle, run
+from PIL import Image
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
@@ -58,3 +60,21 @@ def export(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def copy(export: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
     """`copy(kind) -> folder`: a copy of links. A test replaces files, and does not write into files."""
     return lambda kind: Path(shutil.copytree(export(kind), tmp_path / kind, copy_function=os.link))
+
+
+@pytest.fixture
+def words(checkpoint: Path, tmp_path: Path) -> list[object]:
+    """The words of an export to a new folder."""
+    return ["export", "--checkpoint", checkpoint, "--to", "weights", "--output", tmp_path / "new"]
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder with two images."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("zoo secret.JPG", "ants.png"):
+        image = Image.fromarray(rng.integers(0, 256, (90, 71, 3), dtype=np.uint8))
+        image.save(folder / name, "PNG" if name.endswith("png") else "JPEG")
+    return folder

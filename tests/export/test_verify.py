@@ -103,6 +103,24 @@ def test_weights_that_are_not_finite_fail(copy: Callable[[str], Path], capsys):
     assert "deviate by inf" in fails(folder, capsys)
 
 
+def test_another_number_of_classes_fails_before_a_model_is_built(copy: Callable[[str], Path], capsys):
+    folder = copy("weights")
+    names = [str(number) for number in range(100_000)]
+
+    def enlarge(config: dict[str, Any]) -> None:
+        config.update(num_classes=len(names), label_names=names)
+        config["pretrained_cfg"]["num_classes"] = len(names)
+
+    def relabel(expected: dict[str, Any]) -> None:
+        expected["classes"] = names
+        expected["images"] = {"0.jpg": {"pixels": "0" * 64, "logits": [0.0] * len(names)}}
+
+    edit(folder / CONFIG, enlarge)
+    edit(folder / EXPECTED, relabel)
+    rewrite_manifest(folder)
+    assert "with 5 classes, and the configuration has a legacy_seresnext26_32x4d with 100000" in fails(folder, capsys)
+
+
 def test_weights_of_another_model_fail(copy: Callable[[str], Path], capsys):
     folder = copy("folded")
     (folder / "model.safetensors").unlink()
