@@ -17,7 +17,7 @@ from seresnext.errors import CheckpointError
 from seresnext.files import open_regular
 from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS
-from seresnext.printable import printable, shown_path
+from seresnext.printable import listed, printable, shown_path
 
 CONFIG = "config.json"
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -100,7 +100,7 @@ class TimmConfig(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> TimmConfig:
         if others := [printable(name) for name in self.model_args if name not in _HARMLESS]:
-            raise ValueError(f"model_args changes the network: {', '.join(others)}")
+            raise ValueError(f"model_args changes the network: {', '.join(listed(others, most=5))}")
         if self.label_names is not None and self.num_classes not in (None, len(self.label_names)):
             raise ValueError(f"there are {len(self.label_names)} label_names for {self.num_classes} classes")
         return self

@@ -1,5 +1,6 @@
 """Oracle: pickle and torch.save, and torch's own unpickler as the negative control."""
 
+import argparse
 import io
 import pickle
 import pickletools
@@ -14,7 +15,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from seresnext.weights.pickles import Storage, StoredTensor, describe
+from seresnext.weights.pickles import Namespace, Storage, StoredTensor, describe
 
 
 def refusal(program: bytes) -> str:
@@ -118,6 +119,11 @@ def test_programs_without_end(program: bytes) -> None:
         pytest.param(b"ctorch._utils\n_rebuild_tensor\n)R.", id="tensor of nothing"),
         pytest.param(b"ctorch._utils\n_rebuild_parameter\n}\x89}\x87R.", id="parameter of a dict"),
         pytest.param(b"ccollections\nOrderedDict\n)\x81.", id="other way to call"),
+        pytest.param(b"NN\x81.", id="new object of nothing"),
+        pytest.param(b"cargparse\nNamespace\nN\x85\x81.", id="arguments of None"),
+        pytest.param(b"cargparse\nNamespace\n)R.", id="call of arguments"),
+        pytest.param(b"cargparse\nNamespace\n)\x81Nb.", id="attributes that are no dict"),
+        pytest.param(b"}cargparse\nNamespace\n)\x81Ns.", id="arguments as a key"),
         pytest.param(b"c__builtin__\neval\n.", id="import"),
         pytest.param(b"ctorch\nFloatStorage.evil\n.", id="dotted import"),
         pytest.param(b"\xff", id="no instruction"),
@@ -140,6 +146,21 @@ def test_attributes() -> None:
     program = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb."
     assert "attributes" in refusal(program)
     assert describe(io.BytesIO(program.replace(b"\x05\x00\x00\x00items", b"\x09\x00\x00\x00_metadata"))).value == {}
+
+
+def test_arguments_of_a_training_script() -> None:
+    """The attributes of a Namespace are data. No object of argparse is made."""
+    value = {"args": argparse.Namespace(lr=0.1, mean=[1, 2], items=None, __setstate__=3, inner=argparse.Namespace(a=1))}
+    found = describe(io.BytesIO(pickle.dumps(value, protocol=2))).value["args"]
+    assert type(found) is Namespace
+    assert found.values["inner"].values == {"a": 1}
+    assert {name: found.values[name] for name in ("lr", "mean", "items", "__setstate__")} == {
+        "lr": 0.1, "mean": [1, 2], "items": None, "__setstate__": 3,
+    }  # fmt: skip
+    itself = argparse.Namespace()
+    itself.itself = itself
+    found = describe(io.BytesIO(pickle.dumps(itself, protocol=2))).value
+    assert found.values["itself"] is found
 
 
 @pytest.mark.parametrize(("count", "words"), [(60_000, "very long number"), (10**6, "instructions")])
@@ -167,6 +188,7 @@ PIECES = [
         b"ctorch\nFloatStorage\n",
         b"ctorch._utils\n_rebuild_tensor_v2\n",
         b"cos\nsystem\n",
+        b"cargparse\nNamespace\n",
     ),
 ]
 
