@@ -10,7 +10,7 @@ import torch
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.errors import CheckpointError
 from seresnext.models import LoadedWeights, create_model
-from seresnext.models.index import TrainingFacts, describe_model
+from seresnext.models.index import describe_model
 from seresnext.recipe.schema import Recipe
 from seresnext.run.predict import presumed_classes
 
@@ -37,27 +37,26 @@ def describe_training(loaded: LoadedWeights, file_size: int) -> dict[str, object
     recipe, metadata = loaded.recipe, loaded.metadata
     if recipe is None or metadata is None:
         return {}
-    optimizer, num_images = recipe.optimizer, metadata.dataset["num_images"]
-    is_sgd = optimizer.name == "sgd"
-    training = TrainingFacts(
-        techniques=_techniques(recipe),
-        data=f"{num_images:,} images of {recipe.model.num_classes:,} classes",
-        resources=_resources(metadata.environment),
-        lr=optimizer.lr,
-        epochs=round(metadata.step / max(1, num_images // recipe.batch.global_size), 2),
-        dropout=recipe.model.drop_rate,
-        momentum=optimizer.momentum if is_sgd else None,
-        batch_size=recipe.batch.global_size,
-    )
+    num_images, global_size = metadata.dataset["num_images"], recipe.batch.global_size
+    training = {
+        "File Size": file_size,
+        "Training Techniques": _techniques(recipe),
+        "Training Data": [f"{num_images:,} images of {recipe.model.num_classes:,} classes"],
+        "Training Resources": _resources(metadata.environment),
+        "LR": recipe.optimizer.lr,
+        "Epochs": round(metadata.step / max(1, num_images // global_size), 2),
+        "Dropout": recipe.model.drop_rate,
+        "Momentum": recipe.optimizer.momentum if recipe.optimizer.name == "sgd" else None,
+        "Batch Size": global_size,
+    }
     name, num_classes, in_channels = loaded.identify()
     with torch.device("meta"):
         model = create_model(name, num_classes, in_channels)
-    schedule = recipe.schedule
     return {
-        **describe_model(name, model, loaded.preprocessing, training, file_size),
+        **describe_model(name, model, loaded.preprocessing, training),
         "Steps": metadata.step,
         "Planned length": recipe.length,
-        "Schedule": f"{schedule.name}, warmup {schedule.warmup}",
+        "Schedule": f"{recipe.schedule.name}, warmup {recipe.schedule.warmup}",
         "Seed": recipe.runtime.seed,
     }
 
@@ -71,29 +70,25 @@ def hub_dataset(metadata: CheckpointMetadata | None) -> str | None:
 
 
 def _techniques(recipe: Recipe) -> list[str]:
-    policy = recipe.augment.policy
-    policies = {"randaugment": "RandAugment", "trivialaugment": "TrivialAugment"}
-    momentum = "SGD with Momentum" if recipe.optimizer.momentum else "SGD"
-    return [
-        name
-        for name, is_used in {
-            momentum: recipe.optimizer.name == "sgd",
-            "Nesterov Momentum": recipe.optimizer.name == "sgd" and recipe.optimizer.nesterov,
-            "AdamW": recipe.optimizer.name == "adamw",
-            "Weight Decay": recipe.optimizer.weight_decay,
-            "Gradient Clipping": recipe.optimizer.clip_norm,
-            "Label Smoothing": recipe.loss.label_smoothing,
-            "Mixup": recipe.mix.mixup,
-            "CutMix": recipe.mix.cutmix,
-            policies[policy.name] if policy else "": policy,
-            "Color Jitter": recipe.augment.color_jitter,
-            "Random Erasing": recipe.augment.erasing,
-            "Stochastic Depth": recipe.model.drop_path_rate,
-            "Exponential Moving Average": recipe.ema,
-            "Fine-Tuning": recipe.model.weights,
-        }.items()
-        if is_used
-    ]
+    optimizer, policy = recipe.optimizer, recipe.augment.policy
+    is_used = {
+        "SGD with Momentum" if optimizer.momentum else "SGD": optimizer.name == "sgd",
+        "Nesterov Momentum": optimizer.name == "sgd" and optimizer.nesterov,
+        "AdamW": optimizer.name == "adamw",
+        "Weight Decay": optimizer.weight_decay,
+        "Gradient Clipping": optimizer.clip_norm,
+        "Label Smoothing": recipe.loss.label_smoothing,
+        "Mixup": recipe.mix.mixup,
+        "CutMix": recipe.mix.cutmix,
+        "RandAugment": policy and policy.name == "randaugment",
+        "TrivialAugment": policy and policy.name == "trivialaugment",
+        "Color Jitter": recipe.augment.color_jitter,
+        "Random Erasing": recipe.augment.erasing,
+        "Stochastic Depth": recipe.model.drop_path_rate,
+        "Exponential Moving Average": recipe.ema,
+        "Fine-Tuning": recipe.model.weights,
+    }
+    return [name for name, value in is_used.items() if value]
 
 
 def _resources(environment: Mapping[str, Any]) -> str | None:

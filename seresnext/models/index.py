@@ -6,8 +6,7 @@ https://github.com/huggingface/pytorch-image-models/blob/main/docs/models/.templ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import yaml
@@ -34,31 +33,23 @@ _CODE = (
 )
 
 
-@dataclass(frozen=True)
-class TrainingFacts:
-    """The training behind weights. None means not known, or that the optimizer has no such setting."""
-
-    techniques: Sequence[str]
-    data: str
-    resources: str | None
-    lr: float
-    epochs: float | None
-    dropout: float
-    momentum: float | None
-    batch_size: int
-
-
-# timm's page gives these for all three models. The values are those of the paper (arXiv 1709.01507, section 5.1).
-_PUBLISHED = TrainingFacts(
-    techniques=("Label Smoothing", "SGD with Momentum", "Weight Decay"),
-    data="ImageNet",
-    resources="8x NVIDIA Titan X GPUs",
-    lr=0.6,
-    epochs=100,
-    dropout=0.2,
-    momentum=0.9,
-    batch_size=1024,
-)
+# The keys in the order of timm's pages, and this project's own key.
+_KEYS = (
+    "FLOPs", "Multiply-Adds", "Parameters", "File Size", "Architecture", "Tasks", "Training Techniques",
+    "Training Data", "Training Resources", "ID", "LR", "Epochs", "Layers", "Dropout", "Crop Pct", "Momentum",
+    "Batch Size", "Image Size", "Interpolation",
+)  # fmt: skip
+# timm's page gives these for all three models.
+_PUBLISHED = {
+    "Training Techniques": ["Label Smoothing", "SGD with Momentum", "Weight Decay"],
+    "Training Data": ["ImageNet"],
+    "Training Resources": "8x NVIDIA Titan X GPUs",
+    "LR": 0.6,
+    "Epochs": 100,
+    "Dropout": 0.2,
+    "Momentum": 0.9,
+    "Batch Size": 1024,
+}
 # The published FLOPs, whose convention is not known, and the line of the model in timm's senet.py.
 _PUBLISHED_ROWS = {
     "legacy_seresnext26_32x4d": (3_187_342_304, 448),
@@ -73,51 +64,36 @@ def print_index() -> None:
     print(yaml.safe_dump({"Collections": [_COLLECTION], "Models": models}, sort_keys=False), end="")
 
 
-def describe_model(
-    name: str,
-    model: SENet,
-    how: Preprocessing,
-    training: TrainingFacts,
-    file_size: int | None,
-    flops: int | None = None,
-) -> dict[str, object]:
-    """Return the entry `Metadata` of a model. Facts that are not known are absent. `model` may be on the device meta.
+def describe_model(name: str, model: SENet, how: Preprocessing, training: Mapping[str, object]) -> dict[str, object]:
+    """Return the entry `Metadata` of a model: facts of the network and of `training`. None means not known.
 
-    `flops` are published ones. The multiply-adds are for one image of the size in `how`.
+    The multiply-adds are for one image of the size in `how`. `model` may be on the device meta.
     """
     found = {
-        "FLOPs": flops,
+        **training,
         "Multiply-Adds": count_multiply_adds(model, model.in_channels, how.image_size),
         "Parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "File Size": file_size,
         "Architecture": list(_LAYERS),
         "Tasks": ["Image Classification"],
-        "Training Techniques": list(training.techniques),
-        "Training Data": [training.data],
-        "Training Resources": training.resources,
         "ID": name,
-        "LR": training.lr,
-        "Epochs": training.epochs,
         "Layers": 2 + 3 * sum(MODELS[name].blocks),
-        "Dropout": training.dropout,
         "Crop Pct": f"{how.crop_pct:g}",
-        "Momentum": training.momentum,
-        "Batch Size": training.batch_size,
         "Image Size": str(how.image_size),
         "Interpolation": how.interpolation,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: found[key] for key in _KEYS if found.get(key) is not None}
 
 
 def _published(name: str, flops: int, line: int) -> dict[str, object]:
     row = MODELS[name]
     with torch.device("meta"):
         model = create_model(name)
+    training = {**_PUBLISHED, "FLOPs": flops, "File Size": row.weights_bytes}
     metrics = {"Top 1 Accuracy": f"{row.top1:.2f}%", "Top 5 Accuracy": f"{row.top5:.2f}%"}
     return {
         "Name": name,
         "In Collection": _COLLECTION["Name"],
-        "Metadata": describe_model(name, model, published_preprocessing(name), _PUBLISHED, row.weights_bytes, flops),
+        "Metadata": describe_model(name, model, published_preprocessing(name), training),
         "Code": _CODE.format(line),
         "Weights": row.weights_url,
         "Results": [{"Task": "Image Classification", "Dataset": "ImageNet", "Metrics": metrics}],

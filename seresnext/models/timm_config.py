@@ -6,7 +6,6 @@ https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_hub.p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from seresnext.errors import CheckpointError
-from seresnext.files import open_regular
 from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS
 from seresnext.printable import listed, printable, shown_path
+from seresnext.weights.opening import open_file
 
 CONFIG = "config.json"
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -79,14 +78,6 @@ class TimmConfig(BaseModel):
         names = {key: inner[key] for key in ("num_classes", "label_names") if isinstance(inner, dict) and key in inner}
         return {"label_names": values.get("labels"), **names, **values, "pretrained_cfg": inner}
 
-    @field_validator("architecture")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        bare = name.partition(".")[0]  # without a tag such as `.racm_in1k`
-        if bare not in MODELS:
-            raise ValueError(f"{printable(name)} is none of {', '.join(MODELS)}")
-        return bare
-
     @field_validator("label_names", mode="before")
     @classmethod
     def _in_order(cls, names: Any) -> Any:
@@ -99,6 +90,8 @@ class TimmConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> TimmConfig:
+        if self.architecture not in MODELS:
+            raise ValueError(f"the architecture {printable(self.architecture)} is none of {', '.join(MODELS)}")
         if others := [printable(name) for name in self.model_args if name not in _HARMLESS]:
             raise ValueError(f"model_args changes the network: {', '.join(listed(others, most=5))}")
         if self.label_names is not None and self.num_classes not in (None, len(self.label_names)):
@@ -111,11 +104,8 @@ def read_config(weights: Path) -> TimmConfig | None:
     path = weights.with_name(CONFIG)
     if weights.name not in HUB_WEIGHTS or not path.is_file():
         return None
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{shown_path(path)} cannot be read: {error.strerror}; check the file") from None
+    with open_file(path) as file:
+        data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise CheckpointError(f"{shown_path(path)} has more than {_MOST_BYTES:,} bytes; give a folder of timm")
     try:

@@ -125,7 +125,7 @@ def test_other_forms_of_the_configuration(hub_folder: Path, tmp_path: Path):
     """The form before timm 0.9 has one level. Names can be numbered. One mean stands for all channels."""
     (tmp_path / "model.safetensors").symlink_to(hub_folder / "model.safetensors")
     numbered = {str(number): name for number, name in reversed(list(enumerate(CLASSES)))}
-    old = {"architecture": f"{NAME}.in1k", "num_classes": 5, "labels": CLASSES, "mean": [0.5], "unknown": [1]}
+    old = {"architecture": NAME, "num_classes": 5, "labels": CLASSES, "mean": [0.5], "unknown": [1]}
     inner = {"label_names": numbered, "num_classes": 5, "mean": [0.5]}
     for config in (old, {"architecture": NAME, "pretrained_cfg": inner}):
         (tmp_path / "config.json").write_text(json.dumps(config))
