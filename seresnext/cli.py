@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "compare": Command(compare.add_arguments, compare.run),
     "predict": Command(tools.predict_arguments, tools.predict),
-    "export": Command(export.export_arguments, export.export, "interrupted; nothing was exported"),
+    "export": Command(export.export_arguments, export.export),
     "card": Command(export.card_arguments, export.card),
     "verify": Command(export.verify_arguments, export.verify),
     "prepare digits": Command(prepare.digits_arguments, prepare.digits),

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-import seresnext
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.export.card import ModelFacts, write_card
 from seresnext.export.documents import (
@@ -23,7 +21,6 @@ from seresnext.export.documents import (
     EXPECTED,
     Config,
     Manifest,
-    Source,
     digest_of,
     write_document,
     write_manifest,
@@ -36,7 +33,7 @@ from seresnext.export.verify import Verified, verify
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
 from seresnext.printable import printable, shown_path
 
-_PACKAGES = ("torch", "numpy", "pillow", "safetensors", "onnx", "onnxruntime")
+_PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")
 
 
 def export(options: Namespace) -> None:
@@ -53,7 +50,7 @@ def export(options: Namespace) -> None:
     evaluation = read_evaluation(options.evaluation, loaded) if options.evaluation else None
     images = read_golden(options.golden) if options.golden else draw_golden()
     with new_folder(output) as folder:
-        write_export(folder, name, model, loaded, path, images, evaluation, options.golden is not None)
+        write_export(folder, name, model, loaded, path, images, evaluation)
         verified = _check(folder)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{shown_path(output)}: {KINDS[name].summary}, {loaded.identify().name} ({loaded.weights} weights)")
@@ -70,7 +67,6 @@ def write_export(
     path: Path,
     images: list[bytes],
     evaluation: dict[str, float] | None,
-    are_given: bool = False,
 ) -> None:
     """Write all files of an export into a folder. `path` is the file of the weights. Raise DataError for bad images."""
     if model.in_channels != 3:
@@ -89,25 +85,14 @@ def write_export(
     names = write_golden(images, folder / "golden")
     pixels = load_golden(folder / "golden", names, how)
     write_document(expect(names, pixels, compute_logits(model, pixels, how), classes), folder / EXPECTED)
-    source = Source(
-        file=printable(path.name),
-        sha256=digest_of(path),
-        weights=loaded.weights,
-        step=loaded.metadata.step if loaded.metadata else None,
-    )
+    digest, step = digest_of(path), loaded.metadata.step if loaded.metadata else None
     if kind == "hub":
         size = (folder / KINDS[kind].file).stat().st_size
-        facts = collect_facts(model, loaded, classes, source.sha256, evaluation, size)
+        facts = collect_facts(model, loaded, classes, digest, evaluation, size)
         (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
-    manifest = Manifest(
-        kind=kind,
-        model=architecture,
-        source=source,
-        versions=_versions(),
-        evaluation=evaluation,
-        golden="given" if are_given else "drawn",
-        files={},
-    )
+    source = {"file": printable(path.name), "sha256": digest, "weights": loaded.weights, "step": step}
+    versions = {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in sys.modules}
+    manifest = Manifest(kind=kind, model=architecture, source=source, versions=versions, evaluation=evaluation)
     write_manifest(folder, manifest)
 
 
@@ -209,11 +194,3 @@ def _check(folder: Path) -> Verified:
         return verify(folder)
     except CheckpointError as error:
         raise Failure(f"the export was not kept, because its check failed: {error}") from None
-
-
-def _versions() -> dict[str, str]:
-    found = {"seresnext": seresnext.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

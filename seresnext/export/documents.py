@@ -25,7 +25,7 @@ CONFIG, EXPECTED, MANIFEST = "config.json", "golden/expected.json", "manifest.js
 DIGEST = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NO_DIGEST = "0" * 64
 _MOST_BYTES = 64 << 20  # of a JSON file
-_MOST_GOLDEN = 8
+MOST_GOLDEN = 8
 
 Size = Annotated[int, Field(ge=1, le=4096)]  # as in a recipe
 Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -120,32 +120,28 @@ class Expected(Document):
 
     classes: list[str]
     tolerance: Annotated[FiniteFloat, Field(gt=0)]
-    images: Annotated[dict[str, ExpectedImage], Field(min_length=1, max_length=_MOST_GOLDEN)]
+    images: Annotated[dict[str, ExpectedImage], Field(min_length=1, max_length=MOST_GOLDEN)]
 
-
-class Source(Document):
-    """The file that was exported: name, digest, `model` or `ema`, and the step of the run."""
-
-    file: str
-    sha256: DIGEST
-    weights: str
-    step: int | None
+    @model_validator(mode="after")
+    def _agree(self) -> Expected:
+        if any(len(image.logits) != len(self.classes) for image in self.images.values()):
+            raise ValueError("an image has not one logit for each class")
+        return self
 
 
 class Manifest(Document):
     """The file manifest.json. `files` has the digest of each other file, `digest` the digest of the manifest.
 
-    The digest of the manifest is computed with zeros in place of the digest.
+    The digest of the manifest is computed with zeros in place of the digest. `source` describes the exported file.
     """
 
     format: Literal[1] = 1
     kind: str
     model: str
-    source: Source
+    source: dict[str, str | int | None]
     versions: dict[str, str]
     evaluation: dict[str, FiniteFloat] | None
-    golden: Literal["drawn", "given"]
-    files: dict[str, DIGEST]
+    files: dict[str, DIGEST] = {}
     digest: DIGEST = _NO_DIGEST
 
 
@@ -185,16 +181,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_document(manifest.model_copy(update={"files": files, "digest": _NO_DIGEST}), folder / MANIFEST)
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise CheckpointError that names each file that is missing, or differs from the manifest."""
+def check_files(folder: Path, manifest: Manifest, model: str) -> None:
+    """Raise CheckpointError that names each file that is missing, or differs. `model` is the file of the model."""
     problems = []
     for name, digest in manifest.files.items():
         is_inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        if not is_inside or not (folder / name).is_file():
+        if not is_inside or not os.path.isfile(folder / name):  # noqa: PTH113 (raises nothing)
             problems.append(f"{printable(name)} is missing")
         elif digest_of(folder / name) != digest:
             problems.append(f"{printable(name)} was changed: the digest differs from {MANIFEST}")
-    problems += [f"{name} is not in {MANIFEST}" for name in (CONFIG, EXPECTED) if name not in manifest.files]
+    problems += [f"{name} is not in {MANIFEST}" for name in (CONFIG, EXPECTED, model) if name not in manifest.files]
     if problems:
         raise CheckpointError(f"{shown_path(folder)} fails: {'; '.join(problems)}; export the model again")
 

@@ -16,12 +16,11 @@ from torch import Tensor
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import PNG
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.export.documents import Expected, ExpectedImage
+from seresnext.export.documents import MOST_GOLDEN, Expected, ExpectedImage
 from seresnext.models import Preprocessing
 from seresnext.printable import shown_path
 from seresnext.recipe.schema import DataSection
 
-MOST_IMAGES = 8
 TOLERANCE = 1e-4  # of the largest logit
 _MAX_PIXELS: int = DataSection.model_fields["max_pixels"].default
 _ORIENTATION = 0x0112  # the tag of EXIF
@@ -52,8 +51,8 @@ def read_golden(folder: Path) -> list[bytes]:
     """Return the bytes of the user's images, in the order of the names. Raise DataError, or UsageError for too many."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        if not 1 <= len(paths) <= MOST_IMAGES:
-            raise UsageError(f"--golden {shown_path(folder)} has {len(paths)} files; give 1 to {MOST_IMAGES} images")
+        if not 1 <= len(paths) <= MOST_GOLDEN:
+            raise UsageError(f"--golden {shown_path(folder)} has {len(paths)} files; give 1 to {MOST_GOLDEN} images")
         return [path.read_bytes() for path in paths]
     except OSError as error:
         raise DataError(f"--golden {shown_path(folder)} cannot be read: {error.strerror}; give a folder") from None

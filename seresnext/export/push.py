@@ -28,7 +28,7 @@ def check_push(repository: str, golden: Path | None) -> None:
     question = f"--push sends the images of {shown_path(golden)}, with their EXIF data, to {repository}. Send? [y/N] "
     try:
         answer = input(question)
-    except EOFError:
+    except (EOFError, RuntimeError):  # RuntimeError: standard input is closed.
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was exported, because the images were not confirmed; omit --golden, or answer y")
@@ -47,4 +47,4 @@ def push(folder: Path, repository: str) -> str:
             f"{shown_path(folder)} is complete, and the upload to {repository} failed: {printable(error, 500)}; upload "
             f"the folder with `hf upload {repository} {shown_path(folder)}`"
         ) from None
-    return str(address)
+    return printable(address)

@@ -150,15 +150,25 @@ def test_files_of_strangers_are_refused(copy: Callable[[str], Path], capsys, nam
     assert reason in fails(folder, capsys)
 
 
-def test_a_manifest_reads_no_file_outside_of_the_folder(copy: Callable[[str], Path], capsys, tmp_path: Path):
+@pytest.mark.parametrize("name", ["../outside", "golden/../../outside", "/etc/hostname", "a" * 5000, "golden", "a\0b"])
+def test_a_manifest_reads_no_file_outside_of_the_folder(copy: Callable[[str], Path], capsys, tmp_path: Path, name: str):
     folder = copy("weights")
     (tmp_path / "outside").write_text("secret")
     digest = hashlib.sha256(b"secret").hexdigest()
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"]["../outside"], manifest["digest"] = digest, "0" * 64
+    manifest["files"][name], manifest["digest"] = digest, "0" * 64
     blank = json.dumps(manifest, indent=1)
     replace(folder / MANIFEST, blank.replace("0" * 64, hashlib.sha256(blank.encode()).hexdigest()).encode())
-    assert "../outside is missing" in fails(folder, capsys)
+    assert "is missing" in fails(folder, capsys)
+
+
+def test_a_model_without_digest_is_refused(copy: Callable[[str], Path], capsys):
+    folder = copy("weights")
+    (folder / "model.safetensors").rename(folder / "other")
+    rewrite_manifest(folder)
+    (folder / "other").rename(folder / "model.safetensors")
+    (folder / "other").touch()
+    assert "model.safetensors is not in manifest.json" in fails(folder, capsys)
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path, capsys):
