@@ -3,7 +3,7 @@ import timm
 
 from seresnext.errors import UsageError
 from seresnext.models import MODELS, canonical_name, create_model
-from seresnext.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from seresnext.models.registry import SHORT_NAMES
 
 

@@ -1,5 +1,6 @@
 """Oracle: pickle and torch.save."""
 
+import argparse
 import io
 import pickle
 import re
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch_files import long, tensor_pickle
 
-from seresnext.weights.pickles import Storage, StoredTensor, describe
+from seresnext.weights.pickles import Namespace, Storage, StoredTensor, describe
 
 
 def refusal(program: bytes) -> str:
@@ -103,6 +104,19 @@ def test_programs_without_sense_or_end(program: bytes) -> None:
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(b"cargparse\nNamespace\nN\x85\x81.", id="arguments of None"),
+        pytest.param(b"cargparse\nNamespace\n)R.", id="call of arguments"),
+        pytest.param(b"cargparse\nNamespace\n)\x81Nb.", id="attributes that are no dict"),
+        pytest.param(b"}cargparse\nNamespace\n)\x81Ns.", id="arguments as a key"),
+    ],
+)
+def test_arguments_without_sense(program: bytes) -> None:
+    refusal(b"\x80\x02" + program)
+
+
 def test_storage_declared_twice() -> None:
     one, other = (tensor_pickle(numel, 0, (2,), (1,)) for numel in (6, 7))
     both = b"\x80\x02(" + one[2:-1] + other[2:-1] + b"t."
@@ -116,6 +130,21 @@ def test_attributes() -> None:
     program = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb."
     assert "attributes" in refusal(program)
     assert describe(io.BytesIO(program.replace(b"\x05\x00\x00\x00items", b"\x09\x00\x00\x00_metadata"))).value == {}
+
+
+def test_arguments_of_a_training_script() -> None:
+    """The attributes of a Namespace are data. No object of argparse is made."""
+    value = {"args": argparse.Namespace(lr=0.1, mean=[1, 2], items=None, __setstate__=3, inner=argparse.Namespace(a=1))}
+    found = describe(io.BytesIO(pickle.dumps(value, protocol=2))).value["args"]
+    assert type(found) is Namespace
+    assert found.values["inner"].values == {"a": 1}
+    assert {name: found.values[name] for name in ("lr", "mean", "items", "__setstate__")} == {
+        "lr": 0.1, "mean": [1, 2], "items": None, "__setstate__": 3,
+    }  # fmt: skip
+    itself = argparse.Namespace()
+    itself.itself = itself
+    found = describe(io.BytesIO(pickle.dumps(itself, protocol=2))).value
+    assert found.values["itself"] is found
 
 
 @pytest.mark.parametrize(("count", "words"), [(60_000, "very long number"), (10**6, "instructions")])

@@ -72,21 +72,21 @@ FLAT = torch.arange(10.0)
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state, "o": MOMENTUM}])
 def test_state_dicts(save, wrap: Callable[[OrderedDict], dict]) -> None:
     """The state alone, or as in the checkpoints of torch's ImageNet example."""
-    assert_same(read_torch_file(save(wrap(small_state()))), small_state())
+    assert_same(read_torch_file(save(wrap(small_state()))).tensors, small_state())
 
 
 def test_modules_and_parameters(save) -> None:
     """state_dict() of a module has an attribute, `_metadata`, and named_parameters() gives Parameters."""
     module = torch.nn.BatchNorm2d(4)
     for tensors in (module.state_dict(), dict(module.named_parameters())):
-        found = read_torch_file(save(tensors))
+        found = read_torch_file(save(tensors)).tensors
         assert_same(found, tensors)
         assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
 
 
 def test_one_storage_cut_into_tensors(save) -> None:
     tensors = {"a": FLAT[:4].view(2, 2), "b": FLAT[4:]}
-    assert_same(read_torch_file(save(tensors)), tensors)
+    assert_same(read_torch_file(save(tensors)).tensors, tensors)
 
 
 @pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.weights_bytes])
@@ -100,7 +100,7 @@ def test_files_as_published(name: str, tmp_path: Path) -> None:
         assert len(state) == {"legacy_seresnext50_32x4d": 331, "legacy_seresnext101_32x4d": 654}[name]
     save_as_published(state, path, v2)
     assert path.stat().st_size == MODELS[name].weights_bytes
-    assert_same(read_torch_file(path), state)
+    assert_same(read_torch_file(path).tensors, state)
 
 
 # ------------------------------------------------------------------------------------------------ code
@@ -146,7 +146,7 @@ def test_handwritten_pickle(tmp_path: Path) -> None:
     """The control for files that announce other sizes."""
     path = tmp_path / "weights.pth"
     path.write_bytes(old_file(tensor_pickle(6, 0, (2, 3), (3, 1)), ["0"], SIX))
-    assert_same(read_torch_file(path), {"w": torch.zeros(2, 3)})
+    assert_same(read_torch_file(path).tensors, {"w": torch.zeros(2, 3)})
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -298,7 +298,7 @@ def test_a_second_pickle_in_capitals(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     zip_with(path, **{"DATA.PKL": BOMB})
     assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
-    assert read_torch_file(path)["w"].tolist() == [1, 1, 1]
+    assert read_torch_file(path).tensors["w"].tolist() == [1, 1, 1]
 
 
 def test_a_list_of_members_without_end(tmp_path: Path) -> None:
