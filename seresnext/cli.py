@@ -60,6 +60,7 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "compare": Command(compare.add_arguments, compare.run),
     "predict": Command(tools.predict_arguments, tools.predict),
     "export": Command(export.export_arguments, export.export),
+    "card": Command(export.card_arguments, export.card),
     "verify": Command(export.verify_arguments, export.verify),
     "prepare digits": Command(prepare.digits_arguments, prepare.digits),
     "prepare cifar10": Command(prepare.cifar10_arguments, prepare.cifar10),
@@ -67,7 +68,7 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "prepare shards": Command(prepare.shards_arguments, prepare.shards, "interrupted; the same command continues"),
     "average": Command(tools.average_arguments, tools.average),
     "plot": Command(tools.plot_arguments, tools.plot),
-    "models": Command(lambda parser: None, tools.models),
+    "models": Command(tools.models_arguments, tools.models),
     "recipe": Command(tools.recipe_arguments, tools.recipe, packages=LIGHT_PACKAGES),
 }
 

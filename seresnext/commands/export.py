@@ -32,6 +32,22 @@ def export(options: Namespace) -> None:
     export(options)
 
 
+def card_arguments(parser: Parser) -> None:
+    """Declare the arguments of `card`."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run folder, checkpoint or .pth")
+    add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
+    add("--evaluation", type=path_argument, metavar="FILE", help="accuracy and temperature: validate's --json FILE")
+    add("--output", type=path_argument, metavar="FILE", help="write the card to this file (default: print)")
+
+
+def card(options: Namespace) -> None:
+    """Write the model card of a checkpoint, with the metadata of the Hugging Face Hub."""
+    from seresnext.export.describe import describe
+
+    describe(options)
+
+
 def verify_arguments(parser: Parser) -> None:
     """Declare the arguments of `verify`."""
     parser.add_argument("folder", type=path_argument, metavar="DIR", help="the folder of an export")

@@ -25,6 +25,7 @@ class ModelFacts:
     """The facts of a trained model. `training` has the settings of the run, empty for a file without a recipe.
 
     `evaluation` has `top1`, `top5` (percent), `loss`, `num_images` and perhaps `temperature`; None if nobody measured.
+    `dataset` is the name of the training data on the Hub, if known. `is_export` is false for a card without a folder.
     """
 
     name: str
@@ -36,6 +37,8 @@ class ModelFacts:
     source_sha256: str
     training: Mapping[str, object]
     evaluation: Mapping[str, float] | None
+    dataset: str | None = None
+    is_export: bool = True
 
 
 def write_card(facts: ModelFacts) -> str:
@@ -54,7 +57,10 @@ def write_card(facts: ModelFacts) -> str:
         "Classes": f"{len(facts.classes):,}: {_listing(facts.classes)}",
         "SHA-256 of the source": f"`{facts.source_sha256}`",
     }
-    training = {_text(name): _text(value) for name, value in facts.training.items()}
+    training = {
+        _text(name): _listing(value) if isinstance(value, list) else _text(value)
+        for name, value in facts.training.items()
+    }
     parts = [
         f"---\n{header}---\n# {_text(facts.name)}",
         _table(model),
@@ -68,6 +74,8 @@ def write_card(facts: ModelFacts) -> str:
 
 def _hub_metadata(facts: ModelFacts) -> dict[str, Any]:
     metadata: dict[str, Any] = {"library_name": "timm", "pipeline_tag": "image-classification", "tags": _TAGS}
+    if facts.dataset:
+        metadata["datasets"] = [facts.dataset]
     if facts.evaluation is None:
         return metadata
     names = {"Top 1 Accuracy": facts.evaluation["top1"], "Top 5 Accuracy": facts.evaluation.get("top5")}
@@ -78,12 +86,12 @@ def _hub_metadata(facts: ModelFacts) -> dict[str, Any]:
             {"type": "accuracy", "name": name, "value": value} for name, value in names.items() if value is not None
         ],
     }
-    return {**metadata, "model-index": [{"name": facts.name, "results": [result]}]}
+    return {**metadata, "metrics": ["accuracy"], "model-index": [{"name": facts.name, "results": [result]}]}
 
 
 def _accuracy(evaluation: Mapping[str, float] | None) -> str:
     if evaluation is None:
-        return "Not measured. Accuracy and temperature are absent, because the export had no evaluation."
+        return "Not measured. Accuracy and temperature are absent, because there was no evaluation."
     rows = {
         "Top-1": f"{evaluation['top1']:.2f} %",
         **({"Top-5": f"{evaluation['top5']:.2f} %"} if "top5" in evaluation else {}),
@@ -97,6 +105,11 @@ def _accuracy(evaluation: Mapping[str, float] | None) -> str:
 
 
 def _usage(facts: ModelFacts) -> str:
+    if not facts.is_export:
+        return (
+            "```bash\nseresnext predict --checkpoint FILE photo.jpg\n"
+            "seresnext export --checkpoint FILE --to hub --output FOLDER   # for timm and the Hugging Face Hub\n```"
+        )
     return (
         "```python\nimport timm\n\n"
         'model = timm.create_model("hf-hub:ORG/NAME", pretrained=True).eval()   # or "local-dir:FOLDER"\n'

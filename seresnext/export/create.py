@@ -25,13 +25,13 @@ from seresnext.export.documents import (
     write_document,
     write_manifest,
 )
+from seresnext.export.facts import class_names, describe_training, hub_dataset
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
 from seresnext.export.verify import Verified, verify
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
 from seresnext.printable import printable, shown_path
-from seresnext.run.predict import presumed_classes
 
 _PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")
 
@@ -73,11 +73,7 @@ def write_export(
         raise CheckpointError(
             f"{loaded.source} has {model.in_channels} channels, and images are read as RGB; give a model for 3 channels"
         )
-    classes = list(loaded.classes or presumed_classes(model.num_classes))
-    if len(classes) != model.num_classes:
-        raise CheckpointError(
-            f"{loaded.source} names {len(classes)} classes, the model has {model.num_classes}; use another checkpoint"
-        )
+    classes = class_names(loaded)
     architecture, how = loaded.identify().name, loaded.preprocessing
     try:
         config = Config.build(architecture, classes, how, (evaluation or {}).get("temperature"))
@@ -91,7 +87,8 @@ def write_export(
     write_document(expect(names, pixels, compute_logits(model, pixels, how), classes), folder / EXPECTED)
     digest, step = digest_of(path), loaded.metadata.step if loaded.metadata else None
     if kind == "hub":
-        facts = collect_facts(model, loaded, classes, digest, evaluation)
+        size = (folder / KINDS[kind].file).stat().st_size
+        facts = collect_facts(model, loaded, classes, digest, evaluation, size)
         (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
     source = {"file": printable(path.name), "sha256": digest, "weights": loaded.weights, "step": step}
     versions = {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in sys.modules}
@@ -100,26 +97,29 @@ def write_export(
 
 
 def collect_facts(
-    model: SENet, loaded: LoadedWeights, classes: list[str], digest: str, evaluation: dict[str, float] | None
+    model: SENet,
+    loaded: LoadedWeights,
+    classes: list[str],
+    digest: str,
+    evaluation: dict[str, float] | None,
+    file_size: int,
+    is_export: bool = True,
 ) -> ModelFacts:
-    """Return the facts for the card of a model."""
-    architecture, training = loaded.identify().name, {}
-    if (recipe := loaded.recipe) is not None and loaded.metadata is not None:
-        training = {
-            "Training images": f"{loaded.metadata.dataset['num_images']:,}",
-            "Steps": f"{loaded.metadata.step:,}",
-            "Length": recipe.length,
-            "Batch size": recipe.batch.global_size,
-            "Optimizer": recipe.optimizer.name,
-            "Learning rate": recipe.optimizer.lr,
-            "Weight decay": recipe.optimizer.weight_decay,
-            "Schedule": recipe.schedule.name,
-            "Label smoothing": recipe.loss.label_smoothing,
-            "Seed": recipe.runtime.seed,
-        }
-    name = architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes"
-    parameters, how = sum(parameter.numel() for parameter in model.parameters()), loaded.preprocessing
-    return ModelFacts(name, architecture, classes, parameters, how, loaded.weights, digest, training, evaluation)
+    """Return the facts for the card of a model. `file_size` is the size of the weights in bytes."""
+    architecture = loaded.identify().name
+    return ModelFacts(
+        name=architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes",
+        architecture=architecture,
+        classes=classes,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        preprocessing=loaded.preprocessing,
+        weights=loaded.weights,
+        source_sha256=digest,
+        training=describe_training(loaded, file_size),
+        evaluation=evaluation,
+        dataset=hub_dataset(loaded.metadata),
+        is_export=is_export,
+    )
 
 
 class _Calibration(BaseModel):
