@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from seresnext.errors import CheckpointError
+from seresnext.errors import CheckpointError, UsageError
 from seresnext.models.registry import MODELS
 from seresnext.models.timm_config import CONFIG, HUB_WEIGHTS
 from seresnext.paths import HUB_PREFIX, address_in, expand_home
@@ -44,11 +44,12 @@ def find_weights(given: str | Path) -> Path:
 def download(repository: str) -> Path:
     """Return a local folder with `config.json` and the weights of a repository `ORG/NAME[@REVISION]` of the Hub.
 
-    The folder lies in the cache of huggingface_hub, which also serves without a network. Raise CheckpointError.
+    The folder lies in the cache of huggingface_hub, which also serves without a network. Raise CheckpointError, or
+    UsageError for a name that no repository has.
     """
     match = _REPOSITORY.fullmatch(repository)
     if match is None:
-        raise CheckpointError(f"{HUB_PREFIX}{printable(repository)} is no name of a repository; give hf-hub:ORG/NAME")
+        raise UsageError(f"{HUB_PREFIX}{printable(repository)} is no name of a repository; give hf-hub:ORG/NAME")
     with extra("export"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError

@@ -213,7 +213,7 @@ def test_a_repository_of_the_hub(hub_folder: Path, oracle: nn.Module, run_comman
 
 @pytest.mark.parametrize("name", ["", "ants", "a/b/c", "a/b@", "../..//x", "a b/c"])
 def test_names_that_are_no_repository(name: str):
-    with pytest.raises(CheckpointError, match="ORG/NAME"):
+    with pytest.raises(UsageError, match="ORG/NAME"):
         find_weights(f"hf-hub:{name}")
 
 
