@@ -27,6 +27,7 @@ import torch
 from benchmark.turns import compare, take_turns
 from torch import nn
 
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.distributed import World
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.models import canonical_name, create_model
@@ -38,6 +39,7 @@ SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 # The largest difference of two logits in fp32.
 LIMIT = 1e-4
 _SPLIT = "val"
+_MAX_PIXELS = 50_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="seresnext-validate-") as name:
         folder = Path(name)
         images, classes = _write_twice(arguments.data, folder / _SPLIT)
-        weights = _draw_weights(arguments.model, classes, folder / "weights.pth")
+        weights = _draw_weights(arguments.model, classes, folder / _SPLIT, folder / "weights.pth")
         figures: dict[str, Any] = {
             name: getattr(arguments, name) for name in ("model", "workers", "batch", "precision")
         } | {"images": images}
@@ -168,14 +170,17 @@ def _photographs(source: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{source} is no folder and no tar ({error}); give another with --data") from None
 
 
-def _draw_weights(name: str, classes: int, path: Path) -> Path:
-    """Write untrained weights whose BatchNorm has the statistics of noise: the logits are of an ordinary size."""
+def _draw_weights(name: str, classes: int, images: Path, path: Path) -> Path:
+    """Write untrained weights whose BatchNorm has the statistics of 16 photographs: the logits have a usual size."""
     torch.manual_seed(0)
     model = create_model(name, classes)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # The statistics of the one batch.
+    files, crop = sorted(images.glob("*/*")), ResizeCenterCrop(224, 0.875, "bicubic")
+    chosen = files[:: -(-len(files) // 16)]
+    pixels = torch.stack([crop.decode_and_crop(file.read_bytes(), file.name, _MAX_PIXELS) for file in chosen])
     with torch.no_grad():
-        model(torch.randn(8, 3, 224, 224))
+        model((pixels.permute(0, 3, 1, 2) / 255 - 0.45) / 0.225)
     torch.save(model.state_dict(), path)
     return path

@@ -48,7 +48,7 @@ def measure_without_networks(measure, tiny_image_folder, monkeypatch: pytest.Mon
         result = SimpleNamespace(logits=ours, metrics={"top1": top1})
         monkeypatch.setattr(validate, "validate", lambda *_: SimpleNamespace(result=result))
         monkeypatch.setattr(validate, "_call", call)
-        monkeypatch.setattr(validate, "_draw_weights", lambda name, classes, path: path)
+        monkeypatch.setattr(validate, "_draw_weights", lambda name, classes, images, path: path)
         data = tiny_image_folder() / "val"
         return measure(validate, "--data", data, "--peer", "timm", "--rounds", "2", *words), commands
 
