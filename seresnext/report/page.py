@@ -135,12 +135,14 @@ def render(content: Content) -> str:
     )
     result = content.result
     per_class, pairs = result.get("per_class", ()), result.get("confusion", ())
+    weakest_first = sorted(per_class, key=lambda row: (not row["support"], row["recall"]))
     support = {row["class"]: row["support"] for row in per_class}
     page = environment.from_string(template).render(
         content=content,
         result=result,
         cards=_cards(result),
-        per_class=per_class,
+        per_class=weakest_first,
+        matrix_names=[row["class"] for row in per_class],
         pairs=[(true, other, count, 100 * count / support[true]) for true, other, count in pairs[:PAIRS]],
         num_pairs=len(pairs),
         pair_classes=sorted({name for true, other, _ in pairs[:PAIRS] for name in (true, other)}),
@@ -230,7 +232,8 @@ def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
             if f"{event}.{key}" in curves
         ]
         if series:
-            charts.append(build_chart(label, "epoch", name, series))
+            last = max(epoch for each in series for epoch, _ in each.points)
+            charts.append(build_chart(label, "epoch", name, series, (0, last)))
     return charts
 
 
