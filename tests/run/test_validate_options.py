@@ -1,0 +1,158 @@
+"""The options of a validation: each changes the numbers as timm's transforms and a plain loop say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm.data
+import torch
+from bad_checkpoints import metadata_values, model_weights, write_checkpoint
+from PIL import Image
+from safetensors.torch import save_file
+
+from seresnext.cli import main
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.evaluation.table import PredictionTable
+from seresnext.models import create_model, load_pretrained
+from seresnext.process.stop_request import StopRequest
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def images(tiny_image_folder: Callable[..., Path]) -> Path:
+    return tiny_image_folder(val_per_class=3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text("model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\n")
+    weights = model_weights(3)
+    weights["model.last_linear.weight"] *= 30  # Logits that differ by more than rounding.
+    return write_checkpoint(folder / "best.safetensors", weights, metadata_values(recipe, images))
+
+
+def run(*words: object) -> int:
+    return main(["validate", *map(str, words)], StopRequest())
+
+
+def logits_by_timm(checkpoint: Path, images: Path, size: int, crop: float, filter: str, flip: bool) -> torch.Tensor:
+    """Return the logits of all images, one by one, with timm's transform."""
+    model, _ = load_pretrained(checkpoint)
+    transform = timm.data.create_transform((3, size, size), crop_pct=crop, interpolation=filter, mean=MEAN, std=STD)
+    found = []
+    for path in sorted((images / "val").rglob("*.jpg")):
+        image = transform(Image.open(path).convert("RGB"))[None]
+        with torch.inference_mode():
+            found.append((model(image) + model(image.flip(3))) / 2 if flip else model(image))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], (32, 0.875, "bilinear", False)),
+        (["--image-size", "48", "--crop-pct", "1", "--interpolation", "bicubic"], (48, 1.0, "bicubic", False)),
+        (["--flip", "--batch-size", "2", "--workers", "1"], (32, 0.875, "bilinear", True)),
+    ],
+)
+def test_options_give_the_numbers_of_timm(checkpoint, images, tmp_path, words, expected) -> None:
+    assert run("--checkpoint", checkpoint, "--table", tmp_path / "t.csv", "--json", tmp_path / "r.json", *words) == 0
+    table, logits = PredictionTable.read(tmp_path / "t.csv"), logits_by_timm(checkpoint, images, *expected)
+    values, places = logits.double().softmax(1).sort(descending=True)
+    assert table.probabilities == pytest.approx(values.numpy(), abs=1e-5)
+    assert [[int(name[-1]) for name in row] for row in table.predictions] == places.tolist()
+    labels = torch.arange(3).repeat_interleave(3)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), abs=1e-5)
+    assert report["preprocessing"]["image_size"] == expected[0]
+    assert [row["support"] for row in report["per_class"]] == [3, 3, 3]
+
+
+def test_several_checkpoints_make_a_list(checkpoint: Path, tmp_path: Path) -> None:
+    assert run("--checkpoint", checkpoint, checkpoint, "--json", tmp_path / "r.json") == 0
+    first, second = json.loads((tmp_path / "r.json").read_text())
+    assert {**first, "images_per_second": 0} == {**second, "images_per_second": 0}
+
+
+def imagenet_weights(path: Path) -> torch.Tensor:
+    """Write a file of 1,000 classes without names, whose logits do not depend on the image. Return the logits."""
+    state = create_model("seresnext26").state_dict()
+    state["last_linear.weight"].zero_()
+    bias = state["last_linear.bias"] = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    save_file(state, path, {"format": "pt"})
+    return bias
+
+
+def folders(root: Path, names: list[str], image: bytes, file: str = "{}.jpg") -> Path:
+    for number, name in enumerate(names):
+        (root / "val" / name).mkdir(parents=True)
+        (root / "val" / name / file.format(number + 1)).write_bytes(image)
+    return root
+
+
+@pytest.fixture
+def jpeg(images: Path) -> bytes:
+    return next(images.rglob("*.jpg")).read_bytes()
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_some_of_imagenets_classes_count_alone(tmp_path: Path, jpeg: bytes, by_number: bool) -> None:
+    """The oracle leaves the other columns out of the softmax by hand."""
+    bias, chosen = imagenet_weights(tmp_path / "w.safetensors"), [3, 500, 998]
+    names = [str(place) if by_number else imagenet_classes()[place].wordnet_id for place in chosen]
+    data = folders(tmp_path / "data", names, jpeg)
+    words = ["--data", data, "--image-size", 32, "--json", tmp_path / "r.json", "--table", tmp_path / "t.csv"]
+    assert run("--checkpoint", tmp_path / "w.safetensors", *words) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["loss"] == pytest.approx(-bias[chosen].log_softmax(0).mean().item(), abs=1e-5)
+    assert report["top1"] == pytest.approx(100 / 3)
+    best = imagenet_classes()[chosen[int(bias[chosen].argmax())]].wordnet_id
+    assert {row[0] for row in PredictionTable.read(tmp_path / "t.csv").predictions} == {best}
+
+
+def test_reassessed_labels(tmp_path: Path, jpeg: bytes) -> None:
+    """Of three images, the set of the first has the prediction, of the second has not, and of the third is empty."""
+    best = int(imagenet_weights(tmp_path / "w.safetensors").argmax())
+    names = [row.wordnet_id for row in imagenet_classes()]
+    data = folders(tmp_path / "data", names, jpeg, "ILSVRC2012_val_{:08d}.JPEG")
+    sets: list[list[int]] = [[best, 7], [best - 1], *([] for _ in range(998))]
+    (tmp_path / "real.json").write_text(json.dumps(sets))
+    words = ["--data", data, "--image-size", 32, "--json", tmp_path / "r.json", "--real-labels", tmp_path / "real.json"]
+    assert run("--checkpoint", tmp_path / "w.safetensors", *words) == 0
+    real = json.loads((tmp_path / "r.json").read_text())["real_labels"]
+    assert (real["top1"], real["num_images"]) == (50, 2)
+    (tmp_path / "real.json").write_text("[[1], 2]")
+    assert run("--checkpoint", tmp_path / "w.safetensors", *words) == 3
+
+
+def test_a_map_of_classes(checkpoint: Path, tmp_path: Path, jpeg: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folders(tmp_path / "data", ["x", "y"], jpeg)
+    words: list[Any] = ["--checkpoint", checkpoint, "--data", data]
+    assert run(*words) == 3  # Other classes than in training.
+    assert "--class-map" in capsys.readouterr().err
+    (tmp_path / "map").write_text("x,class_2\ny,0\n")
+    assert run(*words, "--class-map", tmp_path / "map", "--table", tmp_path / "t.csv") == 0
+    assert PredictionTable.read(tmp_path / "t.csv").labels == ["class_2", "class_0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--table", "t.xlsx"], 2, "does not end in .parquet or .csv"),
+        (["--table", "t.csv", "--checkpoint", "."], 2, "--table is for one checkpoint"),
+        (["--image-size", "0"], 2, "at least 1"),
+        (["--crop-pct", "1.5"], 2, "at most 1"),
+        (["--classes", "a,b"], 2, "names 2 classes, and the model has 3"),
+        (["--real-labels", "none.json"], 3, "none.json cannot be read"),
+    ],
+)
+def test_wrong_options(checkpoint: Path, capsys: pytest.CaptureFixture[str], words, code, message) -> None:
+    assert run("--checkpoint", checkpoint, *words) == code
+    assert message in capsys.readouterr().err
