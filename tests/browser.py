@@ -69,7 +69,9 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", script: bool = True) -> Page:
+    def open(
+        self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", script: bool = True
+    ) -> Page:
         """Return an HTML file as a page of a size, `light` or `dark`, with or without JavaScript."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

@@ -80,7 +80,7 @@ def build_chart(
     lines = []
     for each in series:
         points = thin(each.points)
-        path = "M" + "L".join(f"{x} {y}" for x, y in (place(*point) for point in points))
+        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in (place(*point) for point in points))
         radii = each.radii if each.radii is not None else [3.0] * len(points) * (len(points) <= _MOST_DOTS)
         dots = [
             Dot(*place(x, y), round(radius, 1), f"{each.name}: {y:.4g} at {x_name} {x:.4g}")

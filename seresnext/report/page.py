@@ -67,8 +67,8 @@ class Picture:
 class Content:
     """The content of a page. Parts that are None or empty have no section.
 
-    result: the JSON file of a validation. curves: of metrics.jsonl. notes: on the training loss. stage: of the Grad-CAM.
-    data, environment: rows of name and value. recipe: YAML.
+    result: the JSON file of a validation. source: folder and split. curves: of metrics.jsonl. notes: on the training
+    loss. stage: of the Grad-CAM. data, environment: rows of name and value. recipe: YAML.
     """
 
     result: Mapping[str, Any]
@@ -301,7 +301,7 @@ def _pictures(validation: Validation, device: torch.device) -> tuple[list[Pictur
     columns = validation.selection.columns or range(logits.shape[1])
     targets = [columns[int(predictions[index])] for index in crops]
     pixels = torch.from_numpy(np.stack(list(crops.values()))).to(device)
-    images = ((pixels / 255 - pixels.new_tensor(how.mean, dtype=torch.float32)) / torch.tensor(how.std, device=device))
+    images = (pixels / 255 - pixels.new_tensor(how.mean, dtype=torch.float32)) / torch.tensor(how.std, device=device)
     model = build_pretrained(validation.loaded).float().to(device)
     heats = dict(zip(crops, grad_cam(model, images.permute(0, 3, 1, 2), targets, stage), strict=True))
     names = validation.selection.names
@@ -314,8 +314,8 @@ def _pictures(validation: Validation, device: torch.device) -> tuple[list[Pictur
         name, percent = validation.reader.name(index), 100 * float(confidence[index])
         return Picture(name, label, prediction, percent, _address(image), heat, how.image_size < SIDE)
 
-    chosen = ([picture(index) for index in places if index in crops] for places in (mistakes, uncertain))
-    return *chosen, stage
+    first, second = ([picture(index) for index in places if index in crops] for places in (mistakes, uncertain))
+    return first, second, stage
 
 
 def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.ndarray]:
