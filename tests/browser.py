@@ -27,7 +27,7 @@ from conftest import ROOT, Command, needs
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = needs(CHROMIUM is not None, "needs chromium: apt-get install chromium")
 _FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-_FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad"]
+_FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad", "--hide-scrollbars"]
 _TIMEOUT = 60.0
 _KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
@@ -121,10 +121,6 @@ class Page:
         """Write a PNG of the page, or of the part in the window."""
         shot = self._browser.call("Page.captureScreenshot", self._session, captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
-
-    def pdf(self) -> bytes:
-        """Return the printed page."""
-        return base64.b64decode(self._browser.call("Page.printToPDF", self._session)["data"])
 
     @property
     def errors(self) -> list[str]:

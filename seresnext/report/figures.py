@@ -75,7 +75,7 @@ def build_chart(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
-        return round(_LEFT + across * (WIDTH - _LEFT - _RIGHT), 1), round(HEIGHT - _BOTTOM - up * _inner_height(), 1)
+        return round(_LEFT + across * (WIDTH - _LEFT - _RIGHT), 1), round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1)
 
     lines = []
     for each in series:
@@ -89,10 +89,6 @@ def build_chart(
         lines.append(Line(each.name, each.style, path, dots))
     x_places = [(place(x, y_low)[0], f"{x:g}") for x in x_values if x_low <= x <= x_high]
     return Chart(label, x_name, y_name, x_places, [(place(x_low, y)[1], f"{y:g}") for y in y_values], lines)
-
-
-def _inner_height() -> int:
-    return HEIGHT - _TOP - _BOTTOM
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -212,7 +212,7 @@ def _calibration_chart(result: Mapping[str, Any]) -> Chart | None:
     names = (f"as trained: error {found['error']:.2f} %", f"with temperature: error {found['error_after']:.2f} %")
     for name, style, bins in zip(names, ("first", "second"), (found["bins"], found["bins_after"]), strict=True):
         points = [(confidence, accuracy) for confidence, accuracy, _ in bins]
-        radii = [2 + 7 * math.sqrt(count / result["num_images"]) for *_, count in bins]
+        radii = [2.5 + 7 * math.sqrt(count / result["num_images"]) for *_, count in bins]
         series.append(Series(name, style, points, radii))
     label = f"Accuracy of the images in {BINS} bins of confidence"
     return build_chart(label, "confidence, %", "accuracy, %", series, (0, 100), (0, 100))
