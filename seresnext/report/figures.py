@@ -75,7 +75,9 @@ def build_chart(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
-        return round(_LEFT + across * (WIDTH - _LEFT - _RIGHT), 1), round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1)
+        return round(_LEFT + across * (WIDTH - _LEFT - _RIGHT), 1), round(
+            HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1
+        )
 
     lines = []
     for each in series:

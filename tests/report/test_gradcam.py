@@ -23,7 +23,7 @@ def test_the_maps_are_those_of_the_formula(stage: str) -> None:
     """Selvaraju et al. 2017, equations 1 and 2: ReLU of the channels, weighted by the mean gradient of the score."""
     torch.manual_seed(0)
     model = create_model("seresnext26", 5).eval()
-    images, classes = torch.randn(3, 3, 96, 96), [4, 0, 2]
+    images, classes = torch.randn(2, 3, 64, 64), [4, 2]
     kept: list[torch.Tensor] = []
     hook = model.get_submodule(stage).register_forward_hook(lambda module, args, output: kept.append(output))
     logits = model(images)
@@ -34,7 +34,7 @@ def test_the_maps_are_those_of_the_formula(stage: str) -> None:
     found = grad_cam(model, images, classes, stage)
     assert found.max() == 1
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-3, atol=1e-4)
-    other = grad_cam(model, images, [1, 1, 1], stage)
+    other = grad_cam(model, images, [1, 1], stage)
     assert not np.allclose(other, found, atol=0.01)
 
 

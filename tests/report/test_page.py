@@ -11,8 +11,11 @@ from typing import Any
 import jinja2
 import numpy as np
 import pytest
+import torch
 from bad_checkpoints import metadata_values, model_weights, write_checkpoint
 from browser import Browser, Page, needs_chromium, open_browser
+from PIL import Image
+from safetensors.torch import save_file
 
 from seresnext.cli import main
 from seresnext.errors import DataError
@@ -268,6 +271,27 @@ def test_the_report_of_a_validation(
     page = (output / "index.html").read_text()
     assert ('id="training"' in page) == (case == "a lost image")
     assert ("warning" in capsys.readouterr().out) == (case != "no metrics")
+
+
+def test_a_selection_of_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three outputs, the data have the first and the last. The Grad-CAM is of the last, the second in the logits."""
+    weights = model_weights(3)
+    weights["model.last_linear.bias"] += torch.tensor([0.0, 0.0, 100.0])
+    save_file({name.removeprefix("model."): each for name, each in weights.items()}, run / "w.safetensors")
+    data = run.parent / "two"
+    for number, name in enumerate(("a", "c")):
+        (data / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (99 * number,) * 3).save(data / "val" / name / "1.png")
+    (run / "map.csv").write_text("a,0\nc,2\n")
+    targets: list[int] = []
+    original = module.grad_cam
+    monkeypatch.setattr(module, "grad_cam", lambda *args: (targets.extend(args[2]), original(*args))[1])
+    words = ["--data", str(data), "--class-map", str(run / "map.csv"), "--image-size", "32", "--report", str(run)]
+    assert main(["validate", "--checkpoint", str(run / "w.safetensors"), *words], StopRequest()) == 0
+    assert targets == [2, 2]
+    page = (run / "index.html").read_text()
+    assert "50.00<small>" in page
+    assert 'id="training"' in page  # The file lies in the folder of a run.
 
 
 def test_without_the_extra_nothing_begins(
