@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -48,10 +49,12 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
 
 
 def check_report(folder: Path) -> None:
-    """Raise UsageError if no report can be written: packages are missing, or the folder is a file."""
+    """Raise UsageError if no report can be written: packages are missing, or the folder cannot be."""
     require_extra("report", "captum", "jinja2")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder; choose a folder for the report")
+    path = folder.absolute()
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UsageError(f"{existing} is no folder that can be written; choose another folder for the report")
 
 
 def _report(options: Namespace, world: World) -> None:

@@ -10,13 +10,14 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     header.replaceChildren(button);
     button.addEventListener("click", () => {
       const isText = header.classList.contains("name");
-      const down = header.ariaSort ? header.ariaSort !== "descending" : !isText;
+      const before = header.getAttribute("aria-sort");
+      const down = before ? before === "ascending" : !isText;
       const order = new Intl.Collator(undefined, { numeric: true });
       const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
       const rows = [...body.rows].map((row) => [isText ? key(row) : Number(key(row)), row]);
       rows.sort(([a], [b]) => (isText ? order.compare(a, b) : a - b) * (down ? -1 : 1));
       for (const other of headers) other.removeAttribute("aria-sort");
-      header.ariaSort = down ? "descending" : "ascending";
+      header.setAttribute("aria-sort", down ? "descending" : "ascending");
       body.append(...rows.map(([, row]) => row));
     });
   });

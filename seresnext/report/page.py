@@ -271,14 +271,14 @@ def _data_rows(validation: Validation, settings: ValidationSettings, source: str
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the fields of environment.json as rows, without empty fields and without the numbers of processes."""
     rows = []
     for name, value in values.items():
         if isinstance(value, dict):
             rows += _flat(value)
         elif value is not None and name != "launch":
-            rows.append((prefix + str(name), " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+            rows.append((str(name), " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows
 
 

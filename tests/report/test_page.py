@@ -316,7 +316,8 @@ def test_without_the_extra_nothing_begins(
         (["report", "run", "--output", "tiny.yaml"], 2, "tiny.yaml"),
         (["report", "run", "--data", "none"], 3, "none"),
         (["report", "."], 4, "."),
-        (["report", "run", "--output", "tiny.yaml/report"], 1, "tiny.yaml/report"),
+        (["report", "run", "--output", "tiny.yaml/report"], 2, "tiny.yaml"),
+        (["report", "run", "--output", "taken"], 1, "taken/index.html"),
         (["validate", "--checkpoint", "run", "run", "--report", "new"], 2, "--report"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -330,6 +331,8 @@ def test_mistakes(
     named: str,
 ) -> None:
     monkeypatch.chdir(run.parent)
+    (run.parent / "taken" / "index.html").mkdir(parents=True)
     assert main(words, StopRequest()) == code
     assert named in capsys.readouterr().err
     assert not (run / "report").exists()
+    assert len(list((run.parent / "taken").iterdir())) == 1
