@@ -35,7 +35,8 @@ trap 'exit 130' INT
 "$python" -m seresnext prepare digits --output "$data"
 "$python" -m seresnext.torchrun --standalone --nproc_per_node=2 \
     -m seresnext train --recipe digits --data "$data" --output "$output" ${arguments[@]+"${arguments[@]}"}
-"$python" -m seresnext validate --checkpoint "$output/checkpoints/best.safetensors" --data "$data" --json "$output/validation.json" --report "$output/report"
+"$python" -m seresnext validate --checkpoint "$output/checkpoints/best.safetensors" --data "$data" \
+    --json "$output/validation.json" --report "$output/report"
 "$python" -m seresnext plot "$output"
 
 "$python" - "$output" <<'END'

@@ -70,7 +70,8 @@ def build_chart(
     """Return a chart. A range is None for the range of the points, widened to whole ticks."""
     xs, ys = ([point[axis] for each in series for point in each.points] for axis in (0, 1))
     x_values, y_values = ticks(*(x_range or (min(xs), max(xs)))), ticks(*(y_range or (min(ys), max(ys))))
-    x_low, x_high = x_range or (min(xs), max(max(xs), min(xs) + 1e-9))
+    x_low, x_high = x_range or (min(xs), max(xs))
+    x_high = max(x_high, x_low + 1e-9)
     y_low, y_high = y_values[0], y_values[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:

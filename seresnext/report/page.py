@@ -29,7 +29,7 @@ from seresnext.evaluation.statistics import BINS, confidences
 from seresnext.metrics.small_files import read_small_json, write_atomically
 from seresnext.models import Preprocessing
 from seresnext.models.pretrained import build_pretrained
-from seresnext.printable import printable, shown_path
+from seresnext.printable import for_terminal, printable, shown_path
 from seresnext.process.packages import extra
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
@@ -44,6 +44,7 @@ PICTURES = 24
 SIDE = 96
 """The longest side of a thumbnail, in pixels."""
 PAIRS = 200
+_MOST_ROWS = 100  # of the environment
 _MATRIX = 20  # classes of the largest matrix that is drawn
 
 
@@ -92,7 +93,7 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
         try:
             curves = read_curves(run / "metrics.jsonl")
         except DataError as error:
-            print(f"warning: {error}; the report has no curves")
+            print(f"warning: {for_terminal(error)}; the report has no curves")
     recipe, metadata = validation.loaded.recipe, validation.loaded.metadata
     environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else None)
     mistakes, uncertain, stage = _pictures(validation, device)
@@ -111,7 +112,7 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
             curves=curves,
             notes=_loss_notes(recipe) if recipe and curves else (),
             recipe=to_yaml(to_values(recipe)) if recipe else None,
-            environment=_flat(environment) if isinstance(environment, dict) else (),
+            environment=_flat(environment)[:_MOST_ROWS] if isinstance(environment, dict) else (),
         )
     )
     path = folder / "index.html"
@@ -226,11 +227,12 @@ def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     )
     validations = (("validate", "validation, model", "second"), ("validate_ema", "validation, average (EMA)", "third"))
     for key, label, name, others in rows:
-        series = [
-            Series(text, style, list(zip(*curves[f"{event}.{key}"], strict=True)))
-            for event, text, style in (*others, *validations)
-            if f"{event}.{key}" in curves
-        ]
+        series = []
+        for event, text, style in (*others, *validations):
+            points = [
+                point for point in zip(*curves.get(f"{event}.{key}", ()), strict=True) if np.isfinite(point).all()
+            ]
+            series += [Series(text, style, points)] if points else []
         if series:
             last = max(epoch for each in series for epoch, _ in each.points)
             charts.append(build_chart(label, "epoch", name, series, (0, last)))
@@ -327,7 +329,7 @@ def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.
         try:
             crops[index] = transform.decode_and_crop(validation.reader.read(index), name, data.max_pixels).numpy()
         except DataError as error:
-            print(f"warning: the report leaves an image out: {error}")
+            print(f"warning: the report leaves an image out: {for_terminal(error)}")
     return crops
 
 

@@ -183,8 +183,10 @@ def test_narrow_and_dark(show: Callable[..., Page], width: int) -> None:
 
 
 def test_parts_without_content_are_left_out() -> None:
-    page = render(content(["a", "b"]))
-    assert 'id="training"' not in page
+    for curves in ({}, {"train.loss": ([1.0, float("nan")], [float("nan"), 1.0])}):
+        page = render(content(["a", "b"], curves=curves))
+        assert 'id="training"' not in page
+    assert 'id="training"' in render(content(["a", "b"], curves={"train.loss": ([0.0], [0.0])}))
     assert "<h3>Recipe</h3>" not in page
     only = {name: value for name, value in content(["a", "b"]).result.items() if name not in ("per_class", "confusion")}
     page = render(Content({**only, "calibration": None, "loss": None}, "val"))
