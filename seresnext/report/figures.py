@@ -27,23 +27,13 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Dot:
-    """A point of a line, with the text that appears under the pointer."""
-
-    x: float
-    y: float
-    radius: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Line:
-    """A series in units of the SVG: `path` is the attribute `d`."""
+    """A series in units of the SVG. `path` is the attribute `d`. A dot has x, y, radius and a text for the pointer."""
 
     name: str
     style: str
     path: str
-    dots: Sequence[Dot]
+    dots: Sequence[tuple[float, float, float, str]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def build_chart(
         path = "M" + "L".join(f"{x:g} {y:g}" for x, y in (place(*point) for point in points))
         radii = each.radii if each.radii is not None else [3.0] * len(points) * (len(points) <= _MOST_DOTS)
         dots = [
-            Dot(*place(x, y), round(radius, 1), f"{each.name}: {y:.4g} at {x_name} {x:.4g}")
+            (*place(x, y), round(radius, 1), f"{each.name}: {y:.4g} at {x_name} {x:.4g}")
             for (x, y), radius in zip(points, radii, strict=False)
         ]
         lines.append(Line(each.name, each.style, path, dots))

@@ -168,26 +168,22 @@ def _shown(value: Any) -> Any:
 
 def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return name, value and explanation of the numbers at the top."""
-
-    def percent(value: float | None) -> str:
-        return "not finite" if value is None else f"{value:.2f} %"
-
     per_class, intervals = result.get("per_class", ()), result["intervals"]
     cards = []
     if len(per_class) > 5:
         low, high = intervals["top5"]
-        cards.append(("Top-5", percent(result["top5"]), f"95 % interval {low:.2f} to {high:.2f} %"))
+        cards.append(("Top-5", f"{result['top5']:.2f} %", f"95 % interval {low:.2f} to {high:.2f} %"))
     loss = result["loss"]
     cards.append(("Loss", "not finite" if loss is None else f"{loss:.4f}", "cross-entropy of an image, in nats"))
     if per_class:
-        cards.append(("Balanced accuracy", percent(result["balanced_accuracy"]), "mean recall of the classes"))
-        cards.append(("Macro F1", percent(result["macro_f1"]), "mean F1 of the classes"))
+        cards.append(("Balanced accuracy", f"{result['balanced_accuracy']:.2f} %", "mean recall of the classes"))
+        cards.append(("Macro F1", f"{result['macro_f1']:.2f} %", "mean F1 of the classes"))
     if found := result.get("calibration"):
         text = f"{found['error_after']:.2f} % with temperature {found['temperature']:.3f}"
-        cards.append(("Calibration error", percent(found["error"]), text))
+        cards.append(("Calibration error", f"{found['error']:.2f} %", text))
     if real := result.get("real_labels"):
         low, high = real["interval"]
-        cards.append(("Reassessed labels", percent(real["top1"]), f"95 % interval {low:.2f} to {high:.2f} %"))
+        cards.append(("Reassessed labels", f"{real['top1']:.2f} %", f"95 % interval {low:.2f} to {high:.2f} %"))
     return cards
 
 

@@ -30,12 +30,12 @@ def test_points_are_inside_of_the_box_and_in_order() -> None:
     chart = build_chart("label", "x", "y", [Series("a", "first", [(0, 1), (5, 3), (10, 2)])])
     left, top, right, bottom = chart.box
     (line,) = chart.lines
-    xs, ys = [dot.x for dot in line.dots], [dot.y for dot in line.dots]
-    assert xs == [left, (left + right) / 2, right]
+    xs, ys, _, texts = zip(*line.dots, strict=True)
+    assert xs == (left, (left + right) / 2, right)
     assert top <= ys[1] < ys[2] < ys[0] <= bottom  # SVG counts from the top.
     assert line.path.startswith(f"M{left} ")
     assert line.path.count("L") == 2
-    assert "a: 3 at x 5" in line.dots[1].text
+    assert "a: 3 at x 5" in texts[1]
 
 
 def test_one_point_and_equal_points_are_drawn() -> None:
