@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from seresnext.recipe.reader import (
     MAX_BYTES,
     Unreadable,
-    decode_bytes,
     read_scalar,
     read_value,
     read_yaml,
@@ -86,13 +85,6 @@ def test_line_of_a_value_is_the_line_of_the_key() -> None:
     assert section.value["d"].value["e"].origin == "line 7"
 
 
-def test_decoding() -> None:
-    assert decode_bytes("é写".encode(), str) == "é写"
-    assert decode_bytes(b"", str) == ""
-    with pytest.raises(Unreadable, match="2: byte 0xff is not UTF-8"):
-        decode_bytes(b"a\n\xff", str)
-
-
 # Texts of the maximum length. The time of regular expressions and of PyYAML's scanner must not grow quadratically.
 LONG = {
     "comment": "#" * MAX_BYTES,
@@ -123,10 +115,10 @@ LONG = {
 
 @pytest.mark.parametrize("case", LONG)
 def test_long_text_takes_seconds_at_most(case: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         _, problems = read_yaml(LONG[case], str)
     except Unreadable as error:
         problems = [str(error)]
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert all(len(problem) < 300 for problem in problems)

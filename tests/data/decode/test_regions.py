@@ -2,15 +2,16 @@
 
 import io
 import random
+import re
 import subprocess
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from conftest import IMAGENET_SAMPLE
-from damaged import damaged
 from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, turned
 from hypothesis import given, settings, strategies
 from PIL import Image, ImageFile
@@ -111,6 +112,43 @@ def of_both(data: bytes, draws: random.Random) -> list[np.ndarray | DataError]:
         return Crop(left, top, draws.randint(1, width - left), draws.randint(1, height - top), False)
 
     return [RegionDecoder(10**7, fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
+
+
+SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda\xdb\xdd\xe0-\xef]")
+KINDS = ("bits", "garbage", "cut", "insert", "zeros", "tail", "tail but the end", "segment", "no segment", "marker")
+
+
+def damaged(originals: Sequence[bytes], number: int) -> tuple[str, bytes]:
+    """Return the kind of damage and the bytes of damaged image `number`: all kinds in turn, of a drawn original."""
+    draws, kind = random.Random(number), KINDS[number % len(KINDS)]
+    data = bytearray(draws.choice(originals))
+    start, size = draws.randrange(2, len(data)), draws.choice((1, 16, 512, 8192))
+    segment = draws.choice([match.start() for match in SEGMENT.finditer(data)])
+    match kind:
+        case "bits":
+            for _ in range(draws.choice((1, 3, 30))):
+                data[draws.randrange(2, len(data))] ^= 1 << draws.randrange(8)
+        case "garbage":
+            data[start : start + size] = draws.randbytes(size)
+        case "cut":
+            del data[start : start + size]
+        case "insert":
+            data[start:start] = draws.randbytes(size)
+        case "zeros":
+            data[start : start + size] = bytes(size)
+        case "tail":
+            del data[start:]
+        case "tail but the end":
+            data[start:] = b"\xff\xd9"
+        case "segment":  # The head of a segment or just behind: a table, a frame, a scan, a length.
+            for _ in range(draws.choice((1, 1, 4))):
+                place = segment + draws.randrange(1, draws.choice((6, 24, 80)))
+                data[place : place + 1] = draws.randbytes(1)
+        case "no segment":
+            del data[segment : segment + 2 + int.from_bytes(data[segment + 2 : segment + 4])]
+        case "marker":
+            data[start : start + 2] = bytes((0xFF, draws.randrange(1, 256)))
+    return kind, bytes(data)
 
 
 @needs_nvimgcodec
