@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import compare, prepare, tools, train, validate
+from seresnext.commands import compare, predict, prepare, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
@@ -58,7 +58,7 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "compare": Command(compare.add_arguments, compare.run),
-    "predict": Command(tools.predict_arguments, tools.predict),
+    "predict": Command(predict.add_arguments, predict.run),
     "prepare digits": Command(prepare.digits_arguments, prepare.digits),
     "prepare cifar10": Command(prepare.cifar10_arguments, prepare.cifar10),
     "prepare imagenet": Command(prepare.imagenet_arguments, prepare.imagenet, "interrupted; nothing was written"),

@@ -1,6 +1,6 @@
 """SE-ResNeXt: the networks, the table of models, and published weights."""
 
-from seresnext.models.locate import find_weights
+from seresnext.models.locate import find_published, find_weights
 from seresnext.models.pretrained import (
     LoadedWeights,
     Preprocessing,
@@ -23,6 +23,7 @@ __all__ = [
     "build_pretrained",
     "canonical_name",
     "create_model",
+    "find_published",
     "find_weights",
     "identify_model",
     "load_pretrained",

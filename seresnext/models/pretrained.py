@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
+from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.data.decode.pillow import to_rgb
 from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.models.locate import find_weights
 from seresnext.models.registry import MODELS, canonical_name, create_model
@@ -48,6 +51,20 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return an image of any size and mode as an input of the network, float32 3 H W."""
+        return self.normalise(self.crop(to_rgb(image)))
+
+    @property
+    def crop(self) -> ResizeCenterCrop:
+        """The resize and the crop."""
+        return ResizeCenterCrop(self.image_size, self.crop_pct, self.interpolation)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return pixels, uint8 ... H W 3, as inputs of the network, float32 ... 3 H W."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return ((pixels / 255 - mean) / std).movedim(-1, -3)
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Preprocessing:
