@@ -10,7 +10,7 @@ The Python interface, imported when first used:
 ...     model(torch.zeros(1, 3, 64, 64)).shape  # N classes
 torch.Size([1, 10])
 
-`load` opens a run, a file of weights or a model by name, and returns a classifier of paths, PIL images, arrays, tensors:
+`load` opens a run, a file of weights or a model by name. The classifier takes paths, PIL images, arrays and tensors:
 
 >>> classifier = seresnext.load("runs/first").to("cuda")  # doctest: +SKIP
 >>> classifier.predict(["cat.jpg", "dog.jpg"], top=3)  # doctest: +SKIP

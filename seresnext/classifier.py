@@ -16,20 +16,13 @@ from torch import Tensor
 from seresnext.data.decode.pillow import to_rgb
 from seresnext.data.readers.paths import PathReader
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.models import (
-    MODELS,
-    LoadedWeights,
-    Preprocessing,
-    SENet,
-    build_pretrained,
-    find_published,
-    open_weights,
-)
+from seresnext.models import MODELS, LoadedWeights, Preprocessing, SENet, build_pretrained, find_published, open_weights
 from seresnext.models.registry import SHORT_NAMES
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")
+STAGES = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048, None: 2048}
+"""The number of features of each stage; None is the input of the classifier."""
 HUB = "hf-hub:"
 MAX_PIXELS: int = DataSection.model_fields["max_pixels"].default
 _BATCH_SIZE = 32
@@ -86,7 +79,7 @@ class Classifier:
         """
         listed, is_single = _listed(images)
         rows = [features for _, features in self._batches(listed, stage)]
-        found = torch.cat(rows) if rows else torch.empty(0, num_features(self.model, stage))
+        found = torch.cat(rows) if rows else torch.empty(0, STAGES[stage])
         return found[0] if is_single else found
 
     def prepare(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
@@ -98,7 +91,9 @@ class Classifier:
     def outputs(self, inputs: Tensor, stage: str | None = None) -> tuple[Tensor, Tensor]:
         """Return logits (N K) and features (N C) for prepared images, on the CPU. Set the model to evaluation mode."""
         kept: list[Tensor] = []
-        layer = _stage(self.model, stage)
+        if stage not in STAGES:
+            raise UsageError(f"there is no stage {printable(stage)}; give one of {', '.join(filter(None, STAGES))}")
+        layer = self.model.get_submodule(stage or "layer4")  # The classifier's input is the mean of layer4, too.
         hook = layer.register_forward_hook(lambda layer, given, maps: kept.append(maps.mean((2, 3))))
         try:
             logits = self.model.eval()(inputs)
@@ -150,22 +145,9 @@ def top_classes(logits: Tensor, classes: Sequence[str], top: int) -> list[list[P
     order = logits.sort(dim=1, descending=True, stable=True).indices[:, :top]
     probabilities = logits.double().softmax(1).gather(1, order)
     return [
-        [Prediction(classes[label], probability) for label, probability in zip(*row, strict=True)]
-        for row in zip(order.tolist(), probabilities.tolist(), strict=True)
+        [Prediction(classes[int(label)], probability) for label, probability in zip(labels, values, strict=True)]
+        for labels, values in zip(order.tolist(), probabilities.tolist(), strict=True)
     ]
-
-
-def num_features(model: SENet, stage: str | None) -> int:
-    """Return the number of features of a stage."""
-    return _stage(model, stage)[-1].bn3.num_features  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
-
-
-def _stage(model: SENet, stage: str | None) -> torch.nn.Sequential:
-    if stage not in (None, *STAGES):
-        raise UsageError(f"there is no stage {printable(stage)}; give one of {', '.join(STAGES)}")
-    layer = model.get_submodule(stage or STAGES[-1])
-    assert isinstance(layer, torch.nn.Sequential)
-    return layer
 
 
 def _open(source: str | Path) -> LoadedWeights:
@@ -176,7 +158,7 @@ def _open(source: str | Path) -> LoadedWeights:
             hub = importlib.import_module("seresnext.models.hub")
         except ModuleNotFoundError:
             raise UsageError(
-                f"{source}: this version reads no models of the Hub; download the file of weights"
+                f"{source} is on the Hub, which this version cannot read; download the file of weights"
             ) from None
         return hub.open_hub_folder(hub.download(source.removeprefix(HUB)))
     if source in MODELS or source in SHORT_NAMES:

@@ -22,7 +22,7 @@ docs/predict.md describes the formats."""
         type=_not_address,
         nargs="+",
         metavar="PATH",
-        help="an image, a folder with images at any depth, a quoted pattern, or - for a list of paths on standard input",
+        help="an image, a folder (images at any depth), a quoted pattern, or - for a list of paths on standard input",
     )
     add(
         "--checkpoint",

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext.classifier import Classifier, Prediction, load, num_features, top_classes
+from seresnext.classifier import STAGES, Classifier, Prediction, load, top_classes
 from seresnext.data.batches import EvaluationImages
 from seresnext.data.loading.loader import evaluation_keys, open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.readers.paths import PathReader, expand
 from seresnext.distributed import choose_device
-from seresnext.errors import DataError
+from seresnext.errors import DataError, Failure, out_of_memory
 from seresnext.printable import for_terminal, shown_path
 from seresnext.progress import ProgressBar, progress
 from seresnext.recipe.schema import RuntimeSection
@@ -57,7 +57,7 @@ def predict(options: Namespace) -> None:
     make_deterministic(False)
     PRECISIONS["fp32"].apply_to(classifier.model, device, channels_last=True)
     top = min(options.top, len(classifier.classes))
-    width = num_features(classifier.model, options.stage)
+    width = STAGES[options.stage]
     num_bad = 0
     try:
         with (
@@ -78,6 +78,10 @@ def predict(options: Namespace) -> None:
                 advance(len(rows))
     except DataError as error:
         raise DataError(_in_options(str(error))) from None
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise Failure(f"out of memory ({str(error).partition(chr(10))[0]}); lower --batch-size") from None
+        raise
     if options.features:
         print(f"features: {shown_path(options.features)}, {len(reader) - num_bad} x {width}", file=sys.stderr)
     if num_bad:
@@ -114,20 +118,18 @@ def _rows(
 ) -> tuple[list[Row], Tensor]:
     """Return a row for each image, and the features of the good images (N C)."""
     errors = {index: _in_options(message) for index, message in batch.unreadable}
-    good = [place for place, index in enumerate(indices) if index not in errors]
+    good = [index for index in indices if index not in errors]
     predictions: dict[int, Sequence[Prediction]] = {}
     features = torch.empty(0)
     if good:
-        logits, features = classifier.outputs(batch.images if not errors else batch.images[good], stage)
+        images = batch.images[[index - indices.start for index in good]] if errors else batch.images
+        logits, features = classifier.outputs(images, stage)
+        predictions = dict(zip(good, top_classes(logits, classifier.classes, top), strict=True))
         is_finite = logits.isfinite().all(1) & features.isfinite().all(1)
         features = features[is_finite]
-        for place, finite, found in zip(
-            good, is_finite.tolist(), top_classes(logits, classifier.classes, top), strict=True
-        ):
-            if finite:
-                predictions[indices[place]] = found
-            else:
-                errors[indices[place]] = f"{reader.name(indices[place])}: the output of the model is not finite"
+        for place in is_finite.logical_not().nonzero().flatten().tolist():
+            errors[good[place]] = f"{reader.name(good[place])}: the output of the model is not finite"
+            predictions[good[place]] = ()
     return [Row(reader.name(index), predictions.get(index, ()), errors.get(index, "")) for index in indices], features
 
 

@@ -57,7 +57,7 @@ def open_rows(path: Path | None, output_format: str, top: int) -> Iterator[Write
         _print(_header(output_format, top))
         yield lambda rows: _print(_LINES[output_format](rows, top))
     else:
-        with _new_file(path, "--output") as file:
+        with _NewFile(path, "--output") as file:
             file.write(_header(output_format, top).encode())
             yield lambda rows: _write(file, _LINES[output_format](rows, top))
 
@@ -74,7 +74,7 @@ def open_features(path: Path | None, width: int) -> Iterator[WriteFeatures]:
         with _open_parquet(path, "--features", {"path": str, "features": width}) as write_columns:
             yield lambda paths, features: write_columns({"path": list(map(_text, paths)), "features": features})
     else:
-        with _new_file(path, "--features") as file:
+        with _NewFile(path, "--features") as file:
             count = 0
 
             def write(paths: Sequence[str], features: np.ndarray) -> None:
@@ -89,12 +89,18 @@ def open_features(path: Path | None, width: int) -> Iterator[WriteFeatures]:
 
 
 class _NewFile(io.FileIO):
-    """A file whose failed writes raise a Failure that names the file and the option."""
+    """A file that gets the name `path` at the end of the block, and is removed after an error.
 
-    def __init__(self, temporary: Path, path: Path, option: str) -> None:
+    A failed write raises a Failure that names the file and the option.
+    """
+
+    def __init__(self, path: Path, option: str) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.part")
         self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file with {option}"
+        if path.is_dir():
+            raise UsageError(self._failure.format("a folder"))
         try:
-            super().__init__(temporary, "w")
+            super().__init__(self._temporary, "w")
         except OSError as error:
             raise UsageError(self._failure.format(error.strerror)) from None
 
@@ -107,20 +113,12 @@ class _NewFile(io.FileIO):
             raise Failure(self._failure.format(error.strerror)) from None
         return memoryview(data).nbytes
 
-
-@contextmanager
-def _new_file(path: Path, option: str) -> Iterator[_NewFile]:
-    """Yield a file that gets the name `path` at the end of the block, or is removed after an error."""
-    if path.is_dir():
-        raise UsageError(f"{shown_path(path)} is a folder; choose a file with {option}")
-    temporary = path.with_name(f".{path.name}.part")
-    with _NewFile(temporary, path, option) as file:
-        try:
-            yield file
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.replace(path)
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        super().__exit__(kind, *details)
+        if kind:
+            self._temporary.unlink(missing_ok=True)
+        else:
+            self._temporary.replace(self._path)
 
 
 @contextmanager
@@ -142,7 +140,7 @@ def _open_parquet(path: Path, option: str, types: dict[str, Any]) -> Iterator[Ca
             return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), types[name])
         return pyarrow.array(values, schema.field(name).type)
 
-    with _new_file(path, option) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+    with _NewFile(path, option) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:
             if pending:
