@@ -81,6 +81,7 @@ TESTED_ELSEWHERE = {
     "commands/prepare.py": "prepare/test_shards.py",
     "commands/tools.py": "run/test_predict.py",
     "commands/train.py": "test_cli.py",
+    "commands/predict.py": "run/test_predict.py",
     "commands/validate.py": "test_cli.py",
     "errors.py": "test_cli.py",
     "evaluation/real_labels.py": "run/test_validate_options.py",
@@ -240,9 +241,10 @@ def test_readme_python_example_runs(tmp_path, monkeypatch):
         "se_resnext50_32x4d-a260b3a4.pth",
         _use_new_zipfile_serialization=False,
     )
-    Image.new("RGB", (300, 260), "red").save("cat.jpg")
-    names: dict[str, torch.Tensor] = {}
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("RGB", (300, 260), "red").save(name)
+    names: dict = {}
     exec(code, names)
-    assert names["probabilities"].shape == (1, 1000)
-    assert names["maps"].shape == (1, 2048, 7, 7)
-    assert names["features"].shape == (1, 2048)
+    assert [len(row) for row in names["predictions"]] == [3, 3]
+    assert names["features"].shape == (1024,)
+    assert names["model"](names["preprocessing"](Image.open("cat.jpg"))[None]).shape == (1, len(names["names"]))
