@@ -12,11 +12,11 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /app
-# The packages come first: they have 6 GB and rarely change.
+# The packages come first: they have 7 GB and rarely change.
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 COPY seresnext/__init__.py seresnext/
 RUN mkdir -p recipes/_base \
-    && pip install --no-cache-dir --constraint constraints.txt --editable ".[demo]"
+    && pip install --no-cache-dir --constraint constraints.txt --editable ".[demo,fast,remote,report,export]"
 COPY . .
 
 # There is no entry point, so that `docker run ... seresnext python validate.py --checkpoint ...` works as well.

@@ -62,7 +62,7 @@ _make_environment() {
     fi
     rm -f "$venv/.stamp"
     touch "$venv/.installing"
-    echo "Installing PyTorch and the other packages into $venv (6 GB; some minutes, only once) ..." >&2
+    echo "Installing PyTorch and the other packages into $venv (7 GB; some minutes, only once) ..." >&2
     if ! "$python" -m pip install --progress-bar off --constraint "$root/constraints.txt" --editable "${root}[$extras]" 2>&1 |
         tee "$venv/pip.log" | _show_progress; then
         tail -n 20 "$venv/pip.log" >&2

@@ -16,6 +16,7 @@ from seresnext.checkpoint.contents import CheckpointMetadata, StateTensors
 from seresnext.data import pipeline
 from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
+from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.readers.class_labels import has_other_labels
@@ -241,5 +242,5 @@ class Run:
             f"{self.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
             f"{'process' if world.size == 1 else 'processes'}\n"
             f"{world.device.type}, {recipe.runtime.precision}, "
-            f"{'compiled' if recipe.runtime.compile is True else 'eager'}"
+            f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}"
         )

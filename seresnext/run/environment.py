@@ -15,10 +15,20 @@ from typing import Any
 
 import torch
 
+from seresnext.data.decode.regions import DECODER
 from seresnext.distributed import World
 from seresnext.printable import printable
 
-_PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
+_PACKAGES = (
+    "seresnext",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "pydantic",
+    "safetensors",
+    "nvidia-nvimgcodec-cu13",
+)
 # Fields and packages that may change the last bits of a number.
 _BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
 _BITS += ("seresnext", "torch", "torchvision", "numpy", "pillow", "git_commit")
@@ -41,6 +51,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
+        "decoder": DECODER,
         "git_commit": _git_commit(),
     }
 

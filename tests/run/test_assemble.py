@@ -22,7 +22,7 @@ from seresnext.models import create_model
 from seresnext.recipe.load import LoadedRecipe
 from seresnext.run import validate as validation_module
 from seresnext.run.assemble import Run
-from seresnext.run.validate import validate
+from seresnext.run.validate import ValidationSettings, validate
 from seresnext.training import step as step_module
 from seresnext.training.trainer import Trainer
 
@@ -84,10 +84,10 @@ def test_a_validation_prints_the_notices_too(photos, tmp_path, capsys, monkeypat
     model = create_model("legacy_seresnext26_32x4d", num_classes=3)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     monkeypatch.setattr(
-        validation_module, "evaluate", lambda *_, **__: Evaluation({"top1": 50.0, "loss": 1.0}, 12, 1.0)
+        validation_module, "evaluate", lambda *_, **__: Evaluation({"top1": 50.0, "top5": 100.0, "loss": 1.0}, 12, 1.0)
     )
     for _ in range(2):
-        validate(tmp_path / "weights.safetensors", World(), str(photos), "val", None, None)
+        validate(tmp_path / "weights.safetensors", World(), ValidationSettings(data=str(photos), split="val"))
         assert capsys.readouterr().out.count(PASSED_OVER[1]) == 1
 
 
@@ -178,7 +178,7 @@ def test_a_resume_does_not_need_the_first_weights(train_synthetic, weights, tmp_
     assert kept == {name for name in began_with if name.startswith(("layer0.", "layer1."))}
     note = "starts untrained (model.reset_head)"
     assert [(run / "log.txt").read_text().count(note) for run in (whole, resumed)] == [1, 0]
-    with pytest.raises(CheckpointError, match="cannot be opened"):  # Control: a fresh run needs the file.
+    with pytest.raises(CheckpointError, match="cannot be read"):  # Control: a fresh run needs the file.
         train_synthetic(tmp_path / "fresh", settings)
 
 
@@ -204,5 +204,5 @@ def test_garbage_is_collected_from_the_first_step_or_image_on(train_synthetic, u
     )
     run = train_synthetic(tmp_path / "run", ["length=1st", "schedule.warmup=0ep"])
     gc.disable()
-    validate(run / "checkpoints" / "last.safetensors", World(), None, None, None, None)
+    validate(run / "checkpoints" / "last.safetensors", World(), ValidationSettings())
     assert seen == [True, True]

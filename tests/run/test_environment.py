@@ -18,6 +18,7 @@ def test_the_environment_is_this_one():
     assert json.loads(json.dumps(environment)) == environment
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
     assert environment["packages"]["seresnext"]
+    assert (environment["decoder"] == "nvimgcodec") == (environment["packages"]["nvidia-nvimgcodec-cu13"] is not None)
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
     assert (environment["world_size"], environment["gpu"], environment["cuda"]) == (2, None, None)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()

@@ -26,6 +26,8 @@ HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") is not None and (
     importlib.util.find_spec("nvidia.nvimgcodec") is not None
 )
 """Whether the `fast` extra is installed."""
+DECODER = "nvimgcodec" if HAS_NVIMGCODEC else "Pillow"
+"""The decoder of plain JPEGs. Pillow decodes all other images. The pixels are the same."""
 
 # libjpeg-turbo decodes a region of one pixel at the left edge without the colours of the neighbours. Pillow decodes
 # small regions at low cost.

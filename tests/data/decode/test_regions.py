@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import SHARED_DATA
+from conftest import IMAGENET_SAMPLE
 from damaged import damaged
 from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, turned
 from hypothesis import given, settings, strategies
@@ -19,7 +19,6 @@ from seresnext.data.decode.jpeg import Frame, read_frame
 from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
-ARCHIVE = SHARED_DATA / "imagenet-sample.tar"
 PICTURE = noise(101, 75)
 PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x20\0\0\0\x20\x08\2\0\0\0\xfc\x18\xed\xa3"
 JPEG_HEAD = b"\xff\xd8\xff\xc0\0\x0b\x08\0\x20\0\x20\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0"
@@ -85,10 +84,10 @@ def test_adobes_rgb(decoder: RegionDecoder):
 
 def test_real_photographs(decoder: RegionDecoder):
     """All kinds of ImageNet's own, 4:4:4, 4:2:2, 4:2:0, gray, turned by EXIF."""
-    if not ARCHIVE.exists():
-        pytest.skip(f"needs {ARCHIVE}, which is not part of the project")
+    if not IMAGENET_SAMPLE.exists():
+        pytest.skip(f"needs {IMAGENET_SAMPLE}, which is not part of the project")
     kinds = Counter()
-    with tarfile.open(ARCHIVE) as tar:
+    with tarfile.open(IMAGENET_SAMPLE) as tar:
         for number, member in enumerate(member for member in tar.getmembers() if member.isfile()):
             file = tar.extractfile(member)
             assert file is not None

@@ -101,6 +101,7 @@ def test_a_number_that_is_no_class_is_named_with_its_line(kit, line: str, shown:
         (gzip.compress(tar({f"a/{TRUTH}": b"1", f"b/{TRUTH}": b"2"})), f"holds 2 files {TRUTH}"),
         (gzip.compress(tar([special(f"data/{TRUTH}")])), f"member 'data/{TRUTH}' is a symbolic link"),
     ],
+    ids=["no archive", "cut off", "no truth", "two truths", "a link"],
 )
 def test_other_files_are_no_kit(kit, content: bytes, message: str):
     with pytest.raises(DataError, match=message):
