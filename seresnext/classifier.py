@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Classifier:
     """A network from images to class names.
 
@@ -46,8 +46,8 @@ class Classifier:
     `max_pixels` pixels is refused. `source` is the file of the weights, for messages.
     """
 
-    model: SENet
-    classes: Sequence[str]
+    model: SENet = field(repr=False)
+    classes: Sequence[str] = field(repr=False)
     preprocessing: Preprocessing
     max_pixels: int = MAX_PIXELS
     source: str = "the model"

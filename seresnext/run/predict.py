@@ -6,8 +6,8 @@ import math
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -58,13 +58,14 @@ def predict(options: Namespace) -> None:
     PRECISIONS["fp32"].apply_to(classifier.model, device, channels_last=True)
     top = min(options.top, len(classifier.classes))
     width = STAGES[options.stage]
-    num_bad = 0
+    prints, num_bad = options.output is None and sys.stdout.isatty(), 0
     try:
         with (
             open_rows(options.output, output_format, top) as write_rows,
             open_features(options.features, width) as write_features,
             _batches(options, reader, classifier) as batches,
-            _progress(options, len(reader)) as advance,
+            # Rows on a terminal show the progress, and a bar would cut the rows.
+            nullcontext() if prints else progress("predict", len(reader), " images") as advance,
         ):
             for indices, batch in batches:
                 rows, features = _rows(indices, batch, reader, classifier, top, options.stage)
@@ -75,7 +76,8 @@ def predict(options: Namespace) -> None:
                 write_rows(rows)
                 if len(features):
                     write_features([row.path for row in rows if not row.error], features.numpy())
-                advance(len(rows))
+                if advance:
+                    advance(len(rows))
     except DataError as error:
         raise DataError(_in_options(str(error))) from None
     except (RuntimeError, MemoryError) as error:
@@ -131,13 +133,6 @@ def _rows(
             errors[good[place]] = f"{reader.name(good[place])}: the output of the model is not finite"
             predictions[good[place]] = ()
     return [Row(reader.name(index), predictions.get(index, ()), errors.get(index, "")) for index in indices], features
-
-
-def _progress(options: Namespace, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Return a progress bar. Rows on a terminal show the progress, and a bar would cut the rows."""
-    if options.output is None and sys.stdout.isatty():
-        return nullcontext(lambda count: None)
-    return progress("predict", total, " images")
 
 
 def _in_options(message: str) -> str:
