@@ -123,10 +123,10 @@ LONG = {
 
 @pytest.mark.parametrize("case", LONG)
 def test_long_text_takes_seconds_at_most(case: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         _, problems = read_yaml(LONG[case], str)
     except Unreadable as error:
         problems = [str(error)]
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert all(len(problem) < 300 for problem in problems)
