@@ -97,8 +97,8 @@ class _NewFile(io.FileIO):
     def __init__(self, path: Path, option: str) -> None:
         self._path, self._temporary = path, path.with_name(f".{path.name}.part")
         self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file with {option}"
-        if path.is_dir():
-            raise UsageError(self._failure.format("a folder"))
+        if path.exists() and not path.is_file():  # A device would be replaced.
+            raise UsageError(self._failure.format("not a regular file"))
         try:
             super().__init__(self._temporary, "w")
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,13 @@ def test_an_error_in_between_leaves_no_file(tmp_path):
     with pytest.raises(TypeError), open_features(tmp_path / "f.npy", 2) as write:
         write(["a"], None)  # type: ignore[arg-type]
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("f.npy", b"old")]
+
+
+def test_a_missing_extra_is_named_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r'pip install "seresnext\[report\]"'):
+        open_rows(tmp_path / "rows.parquet", "parquet", 2).__enter__()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):
