@@ -202,6 +202,8 @@ def _write(file: io.FileIO, text: str) -> None:
 
 
 def _print(text: str) -> None:
+    if sys.stdout.isatty():  # A name in a CSV row could change the settings of a terminal.
+        text = "\n".join(printable(line, longest=1_000_000) for line in text.split("\n"))
     sys.stdout.write(text)
     sys.stdout.flush()
 

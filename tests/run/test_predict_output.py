@@ -77,6 +77,14 @@ def test_rows_are_written_with_any_names(tmp_path, output_format):
         ]
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_gets_no_control_characters(capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    with open_rows(None, "csv", 1) as write:
+        write([Row("a\x1b[2J", [("cat", 1.0)])])
+    assert capsys.readouterr().out.splitlines()[1] == ("a\\x1b[2J,cat,1.0," if is_terminal else "a\x1b[2J,cat,1.0,")
+
+
 def test_row_groups_bound_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(predict_output, "_GROUP", 5)
     features = np.arange(36, dtype=np.float32).reshape(12, 3)
