@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from seresnext.recipe.schema import DataSection
 
 STAGES = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048, None: 2048}
 """The number of features of each stage; None is the input of the classifier."""
-HUB = "hf-hub:"
 MAX_PIXELS: int = DataSection.model_fields["max_pixels"].default
 _BATCH_SIZE = 32
 
@@ -127,7 +125,7 @@ def load(source: str | Path) -> Classifier:
     """
     loaded = _open(source)
     model = build_pretrained(loaded)
-    classes = loaded.classes or _presumed_classes(model.num_classes)
+    classes = loaded.classes or presumed_classes(model.num_classes)
     if len(classes) != model.num_classes:
         raise CheckpointError(
             f"{loaded.source} names {len(classes)} classes, the model has {model.num_classes}; use another checkpoint"
@@ -151,22 +149,12 @@ def top_classes(logits: Tensor, classes: Sequence[str], top: int) -> list[list[P
 
 
 def _open(source: str | Path) -> LoadedWeights:
-    if isinstance(source, Path):
-        return open_weights(source)
-    if source.startswith(HUB):
-        try:
-            hub = importlib.import_module("seresnext.models.hub")
-        except ModuleNotFoundError:
-            raise UsageError(
-                f"{source} is on the Hub, which this version cannot read; download the file of weights"
-            ) from None
-        return hub.open_hub_folder(hub.download(source.removeprefix(HUB)))
-    if source in MODELS or source in SHORT_NAMES:
+    if isinstance(source, str) and (source in MODELS or source in SHORT_NAMES):
         return open_weights(find_published(source))
     return open_weights(source)
 
 
-def _presumed_classes(num_classes: int) -> Sequence[str]:
+def presumed_classes(num_classes: int) -> Sequence[str]:
     """Return ImageNet's names for 1000 classes, as in the published files, otherwise numbers."""
     if num_classes == 1000:
         from torchvision.models import ResNet50_Weights  # for the names; nothing is downloaded

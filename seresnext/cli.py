@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import compare, predict, prepare, tools, train, validate
+from seresnext.commands import compare, export, predict, prepare, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
@@ -59,13 +59,16 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "compare": Command(compare.add_arguments, compare.run),
     "predict": Command(predict.add_arguments, predict.run),
+    "export": Command(export.export_arguments, export.export),
+    "card": Command(export.card_arguments, export.card),
+    "verify": Command(export.verify_arguments, export.verify),
     "prepare digits": Command(prepare.digits_arguments, prepare.digits),
     "prepare cifar10": Command(prepare.cifar10_arguments, prepare.cifar10),
     "prepare imagenet": Command(prepare.imagenet_arguments, prepare.imagenet, "interrupted; nothing was written"),
     "prepare shards": Command(prepare.shards_arguments, prepare.shards, "interrupted; the same command continues"),
     "average": Command(tools.average_arguments, tools.average),
     "plot": Command(tools.plot_arguments, tools.plot),
-    "models": Command(lambda parser: None, tools.models),
+    "models": Command(tools.models_arguments, tools.models),
     "recipe": Command(tools.recipe_arguments, tools.recipe, packages=LIGHT_PACKAGES),
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from seresnext.errors import DataError
 
+HUB_PREFIX = "hf-hub:"  # before a repository of the Hugging Face Hub, as in timm
 _LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
 
 

@@ -16,13 +16,13 @@ import tarfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import launcher
 import numpy as np
 import pytest
+from launcher import Result
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -95,20 +95,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 # ------------------------------------------------------------------------------------------------ processes
-
-
-@dataclass(frozen=True)
-class Result:
-    """The end of a command. `output` is stdout followed by stderr."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-    seconds: float
-
-    @property
-    def output(self) -> str:
-        return self.stdout + self.stderr
 
 
 class Command:

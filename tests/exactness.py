@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -37,8 +37,7 @@ class Training:
 
     `stop_at`: the last rank gets a stop request at this number of checks for a request. `crash_at`: all ranks crash
     before this step (from 0). `spoilt` maps a step (from 0, as text) to `loss` or `gradient`, which is then not finite
-    in the last logical replica. `without` removes a part of the program, for controls. `forget` names tensors or a
-    field of the progress that are not restored.
+    in the last logical replica. `without` removes a part of the program, for controls.
     """
 
     run: str
@@ -48,7 +47,6 @@ class Training:
     crash_at: int | None = None
     spoilt: dict[str, str] | None = None
     without: str | None = None
-    forget: str | None = None
 
 
 @dataclass
@@ -135,14 +133,12 @@ def _perform(training: Training, world: World, folder: Path) -> Seen:
 
 def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     """Yield the patches of the program."""
-    from seresnext.checkpoint import contents
     from seresnext.data.augment.mixup import MixupCutmix
     from seresnext.distributed import BatchNormStatistics, World
     from seresnext.models import registry
     from seresnext.run import assemble as run_module
     from seresnext.run import train as assembled
     from seresnext.training import step as step_module
-    from seresnext.training.ema import Ema
     from seresnext.training.result import PendingResult
     from seresnext.training.step import TrainingStep
 
@@ -153,8 +149,6 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
 
         def trainer(self, folder: Any, saved: Any, progress: Any, stop: Any) -> Any:
             seen.progress = progress
-            if saved and hasattr(progress, training.forget or "-"):
-                setattr(progress, training.forget, getattr(type(progress)(), training.forget))
             return super().trainer(folder, saved, progress, stop)
 
     call, wait, forward_backward = TrainingStep.__call__, PendingResult.result, TrainingStep._forward_backward
@@ -201,12 +195,9 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     yield patch.object(PendingResult, "result", watched_result)
     yield patch.object(TrainingStep, "_forward_backward", spoiling)
     yield patch.object(MixupCutmix, "__call__", watched_mix)
-    update, end_step, seed_at = Ema.update, BatchNormStatistics.end_step, step_module.torch_seed_at
+    end_step, seed_at = BatchNormStatistics.end_step, step_module.torch_seed_at
     removals = {
         "warm_up": (TrainingStep, "warm_up", lambda *_: None),
-        "skip_if": (step_module, "skip_if", lambda *_: None),
-        "undo_if": (BatchNormStatistics, "undo_if", lambda *_: None),
-        "ema": (Ema, "update", lambda self, step, skip: update(self, step)),
         "own_dropout": (step_module, "torch_seed_at", lambda *address: seed_at(*address[:-1], address[-1] % 2)),
         "averaged_statistics": (
             BatchNormStatistics, "end_step", lambda self, _, report: end_step(self, World(), report),
@@ -214,8 +205,6 @@ def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
     }  # fmt: skip
     if training.without:
         yield patch.object(*removals[training.without])
-    if training.forget:
-        yield patch.object(contents, "restore", partial(_forgetful, contents.restore, training.forget))
 
 
 def narrow(_: str, **options: Any) -> nn.Module:
@@ -233,16 +222,6 @@ def narrow(_: str, **options: Any) -> nn.Module:
             net.set_submodule(f"layer{number}", stage)
         net._initialise(zero_init_last=False)
     return net
-
-
-def _forgetful(restore: Callable[..., None], name: str, tensors: Any, live: Any, source: str) -> None:
-    """Restore all tensors except `name`, a prefix and an ending of names: `model/running_mean`, or `ema`."""
-    first, _, last = name.partition("/")
-    live_tensors = {f"{prefix}.{name}": tensor for prefix, part in live.items() for name, tensor in part.items()}
-    kept = {n: t.detach().clone() for n, t in live_tensors.items() if n.startswith(first + ".") and n.endswith(last)}
-    restore(tensors, live, source)
-    for name, tensor in kept.items():
-        live_tensors[name].detach().copy_(tensor)
 
 
 def _digests(run: Any) -> dict[str, str]:

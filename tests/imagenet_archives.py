@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from encoded_images import encoded
 from PIL import Image
 
 from seresnext.data.readers.imagenet_classes import imagenet_classes
@@ -20,11 +21,8 @@ TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 def jpeg(*seed: int, size: int = 48) -> bytes:
     """A JPEG of noise, the same for the same numbers."""
-    rng = np.random.default_rng(seed)
-    buffer = io.BytesIO()
-    pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((size + seed[-1] % 5, size)).save(buffer, "JPEG")
-    return buffer.getvalue()
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels).resize((size + seed[-1] % 5, size)))
 
 
 def special(name: str, kind: bytes = tarfile.SYMTYPE, link: str = "/etc/passwd") -> tarfile.TarInfo:
@@ -45,6 +43,13 @@ def tar(
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def extension(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header extension of the member that follows, by default of pax."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, len(body)
+    return header.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
 
 
 def train_archive(classes: Sequence[str] = CLASSES, per_class: int = 5) -> bytes:

@@ -26,6 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver, process, resource_tracker
 from pathlib import Path
@@ -42,6 +43,20 @@ _PRELOADED = ["torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard
 _PRELOADED += ["seresnext.run.train", "seresnext.run.validate", "seresnext.cli"]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(_PRELOADED)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a command. `output` is stdout followed by stderr."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
 
 
 class Fork:

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, uint8
+from torch import Tensor, equal, uint8
 
 # Metadata that differ between runs with the same numbers.
 OTHER_METADATA = ("digest", "environment", "recipe", "recipe_hash")
@@ -35,6 +35,13 @@ def losses(run: Path) -> list[float]:
 def last_tensors(run: Path) -> dict[str, Tensor]:
     """Return the tensors of the last checkpoint of a run."""
     return load_file(run / "checkpoints" / "last.safetensors")
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """Return the names of the tensors that differ between the last checkpoints of two runs."""
+    ours, theirs = last_tensors(run), last_tensors(other)
+    assert ours.keys() == theirs.keys()
+    return [name for name in ours if not equal(ours[name], theirs[name])]
 
 
 def status(run: Path) -> dict[str, Any]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -206,14 +204,8 @@ def test_a_name_is_the_published_file_in_the_cache_of_torch_hub(tmp_path, monkey
             seresnext.load(path)
 
 
-def test_a_name_of_the_hub_is_downloaded(monkeypatch, tmp_path, file):
-    hub = SimpleNamespace(download=lambda name: tmp_path / name, open_hub_folder=lambda path: opened(path))
-
-    def opened(path: Path) -> object:
-        assert path == tmp_path / "org/name"
-        return open_weights(file)
-
-    monkeypatch.setitem(sys.modules, "seresnext.models.hub", hub)
+def test_a_name_of_the_hub_is_downloaded(monkeypatch, file):
+    monkeypatch.setattr(locate, "download", {"org/name": file}.__getitem__)
     assert len(seresnext.load("hf-hub:org/name").classes) == 7
 
 

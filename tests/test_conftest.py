@@ -7,11 +7,9 @@ import sys
 from types import SimpleNamespace
 
 import conftest
-import numpy as np
 import pytest
 from conftest import needs
 from launcher import PYTHON
-from PIL import Image
 
 ORPHANS = {
     "started": """
@@ -62,23 +60,6 @@ def test_a_world_has_as_many_processes(request, tmp_path, start):
     result = request.getfixturevalue(start)(2, [script])
     assert result.returncode == 0, result.output
     assert sorted(line for line in result.stdout.splitlines() if "rank" in line) == ["rank 0 True", "rank 1 True"]
-
-
-def test_tiny_images_are_jpegs_that_tell_their_class(tiny_image_folder):
-    root = tiny_image_folder(classes=3, per_class=4, size=24, val_per_class=2)
-    assert root == tiny_image_folder(classes=3, per_class=4, size=24, val_per_class=2)
-    pixels = {}
-    for path in root.glob("*/*/*.jpg"):
-        with Image.open(path) as image:
-            assert (image.format, image.size) == ("JPEG", (24, 24))
-            pixels[path.parts[-3:]] = np.asarray(image, float)
-    # 12 and 6 images, and no two alike.
-    assert sorted(split for split, _, _ in pixels) == 12 * ["train"] + 6 * ["val"]
-    assert len({image.tobytes() for image in pixels.values()}) == 18
-    same, other = (
-        pixels["val", label, "0.jpg"] - pixels["train", "class_0", "0.jpg"] for label in ("class_0", "class_1")
-    )
-    assert np.abs(same).mean() < np.abs(other).mean()
 
 
 def chosen(items, **options):

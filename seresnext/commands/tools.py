@@ -38,11 +38,17 @@ def plot(options: Namespace) -> None:
     plot_run(options.run, options.output)
 
 
+def models_arguments(parser: Parser) -> None:
+    """Declare the arguments of `models`."""
+    parser.add_argument("--index", action="store_true", help="print the model index of the published models as YAML")
+
+
 def models(options: Namespace) -> None:
     """Print the table of the models."""
     from seresnext.models.counting import print_models
+    from seresnext.models.index import print_index
 
-    print_models()
+    print_index() if options.index else print_models()
 
 
 def recipe_arguments(parser: Parser) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, count_argument, share_argument, table_argument, workers_argument
 from seresnext.errors import CheckpointError, Failure, UsageError
-from seresnext.paths import check_data_folder, path_argument, text_argument
+from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
 from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     """
     for path in options.checkpoint:
         # For a published file (.pth) a later message has the address.
-        if not os.path.lexists(path) and path.suffix != ".pth":
+        if not os.path.lexists(path) and path.suffix != ".pth" and not str(path).startswith(HUB_PREFIX):
             raise CheckpointError(f"{path} cannot be opened: no such file; give one with --checkpoint FILE")
     if options.data is not None:
         check_data_folder(options.data)

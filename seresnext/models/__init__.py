@@ -1,15 +1,14 @@
 """SE-ResNeXt: the networks, the table of models, and published weights."""
 
 from seresnext.models.locate import find_published, find_weights
+from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.pretrained import (
     LoadedWeights,
-    Preprocessing,
     build_pretrained,
     identify_model,
     load_pretrained,
     load_weights,
     open_weights,
-    published_preprocessing,
 )
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import torch
 
-from seresnext.errors import CheckpointError
+from seresnext.errors import CheckpointError, UsageError
 from seresnext.models.registry import MODELS, canonical_name
-from seresnext.paths import address_in, expand_home
-from seresnext.printable import shown_path
+from seresnext.models.timm_config import CONFIG, HUB_WEIGHTS
+from seresnext.paths import HUB_PREFIX, address_in, expand_home
+from seresnext.printable import printable, shown_path
+from seresnext.process.packages import extra
 from seresnext.weights.opening import open_file
+
+_REPOSITORY = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", re.ASCII)
 
 
 def find_weights(given: str | Path) -> Path:
-    """Return the file of weights for a path: the file, or the checkpoint `best` of a run folder, or else `last`.
+    """Return the file of weights for a path.
 
-    `~` is expanded. Raises CheckpointError for an address, for a folder without checkpoints, and for a published file
-    that does not exist.
+    The path is a file, a run folder (the checkpoint `best`, or else `last`), or a folder with timm's `config.json`.
+    `hf-hub:ORG/NAME` is downloaded. `~` is expanded. Raise CheckpointError for an address, for a folder without
+    weights, and for a published file that does not exist.
     """
+    if str(given).startswith(HUB_PREFIX):
+        return find_weights(download(str(given).removeprefix(HUB_PREFIX)))
     if address := address_in(given):
         raise CheckpointError(
             f"{address} is an address, not a file on this machine; download the file, and give the path"
@@ -54,12 +62,42 @@ def find_published(name: str) -> Path:
     return path
 
 
+def download(repository: str) -> Path:
+    """Return a local folder with `config.json` and the weights of a repository `ORG/NAME[@REVISION]` of the Hub.
+
+    The folder lies in the cache of huggingface_hub, which also serves without a network. Raise CheckpointError, or
+    UsageError for a name that no repository has.
+    """
+    match = _REPOSITORY.fullmatch(repository)
+    if match is None:
+        raise UsageError(f"{HUB_PREFIX}{printable(repository)} is no name of a repository; give hf-hub:ORG/NAME")
+    with extra("export"):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+    try:
+        config = hf_hub_download(match[1], CONFIG, revision=match[2])
+        try:
+            hf_hub_download(match[1], HUB_WEIGHTS[0], revision=match[2])
+        except EntryNotFoundError:
+            hf_hub_download(match[1], HUB_WEIGHTS[1], revision=match[2])
+    except Exception as error:  # The classes of errors differ between versions of the library.
+        raise CheckpointError(
+            f"{HUB_PREFIX}{repository} cannot be downloaded: {printable(error, 500)}; check name and network, or give "
+            f"a folder with {CONFIG} and {HUB_WEIGHTS[0]}"
+        ) from None
+    return Path(config).parent
+
+
 def _checkpoint_in(folder: Path) -> Path:
     for name in ("best.safetensors", "last.safetensors"):
         for path in (folder / "checkpoints" / name, folder / name):
             if path.is_file():
                 return path
+    for name in HUB_WEIGHTS:
+        if (folder / CONFIG).is_file() and (folder / name).is_file():
+            return folder / name
     raise CheckpointError(
         f"{shown_path(folder)} is a folder without a checkpoint: checkpoints/best.safetensors and "
-        "checkpoints/last.safetensors do not exist; give a file of weights, or a run folder"
+        f"checkpoints/last.safetensors do not exist, nor {CONFIG} with {' or '.join(HUB_WEIGHTS)}; give a file of "
+        "weights, or a run folder"
     )

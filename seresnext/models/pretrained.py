@@ -6,22 +6,22 @@ exceptions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
-from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import to_rgb
 from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.models.locate import find_weights
+from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
+from seresnext.models.timm_config import CONFIG, TimmConfig, preprocessing_of_arguments, read_config
 from seresnext.models.timm_names import from_timm_names, has_timm_names
 from seresnext.printable import listed, printable, shown_path
 from seresnext.recipe.load import recipe_from_values
@@ -32,51 +32,10 @@ from seresnext.weights.names import model_tensors
 STEM = "layer0.conv1.weight"
 HEAD = ("last_linear.weight", "last_linear.bias")
 _EXCITATION = "layer1.0.se_module.fc1.weight"
+# The squeeze in the last stage, under this project's names and NVIDIA's, where `layer4` was also `layers.3`:
+# PyTorch/Classification/ConvNets/image_classification/models/resnet.py of NVIDIA/DeepLearningExamples.
+_LAST_SQUEEZE = re.compile(r"layer(4|s\.3)\.0\.(squeeze\.squeeze|se_module\.fc1|se\.fc1)\.weight")
 _MOST_LISTED = 10  # tensors of one kind in a message
-
-# Mean and deviation of ImageNet's training pixels by channel, scaled to 0..1. All published weights expect these.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The steps from an image to the network's input: resize, crop, scale to 0..1, subtract `mean`, divide by `std`.
-
-    The shorter side is resized to `image_size / crop_pct` pixels, and the central square of `image_size` is cut out.
-    """
-
-    image_size: int
-    crop_pct: float
-    interpolation: Literal["bilinear", "bicubic"]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return an image of any size and mode as an input of the network, float32 3 H W."""
-        return self.normalise(self.crop(to_rgb(image)))
-
-    @property
-    def crop(self) -> ResizeCenterCrop:
-        """The resize and the crop."""
-        return ResizeCenterCrop(self.image_size, self.crop_pct, self.interpolation)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Return pixels, uint8 ... H W 3, as inputs of the network, float32 ... 3 H W."""
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return ((pixels / 255 - mean) / std).movedim(-1, -3)
-
-    @classmethod
-    def of_recipe(cls, recipe: Recipe) -> Preprocessing:
-        """Return the preprocessing of a run's validation."""
-        data, evaluation = recipe.data, recipe.evaluation
-        return cls(data.image_size, evaluation.crop_pct, evaluation.interpolation, data.mean, data.std)
-
-
-def published_preprocessing(name: str) -> Preprocessing:
-    """Return the preprocessing for a model's published weights (timm's `default_cfgs`). Raise UsageError."""
-    row = MODELS[canonical_name(name)]
-    return Preprocessing(row.image_size, row.crop_pct, row.interpolation, IMAGENET_MEAN, IMAGENET_STD)
 
 
 class ModelSizes(NamedTuple):
@@ -92,6 +51,7 @@ class LoadedWeights:
     """The weights of one model from a file, and the recipe and metadata if the file is a checkpoint of this project.
 
     `source` is the path, for messages. `weights` says which weights of the checkpoint these are, `model` or `ema`.
+    `config` is timm's configuration beside the file. `arguments` are those of another project's training script.
     """
 
     source: str
@@ -99,6 +59,8 @@ class LoadedWeights:
     weights: str = "model"
     recipe: Recipe | None = None
     metadata: CheckpointMetadata | None = None
+    config: TimmConfig | None = None
+    arguments: Mapping[Any, Any] = field(default_factory=dict)
 
     def identify(self) -> ModelSizes:
         """Return the model of these weights. Raise CheckpointError if the recipe names another model or other sizes.
@@ -119,6 +81,13 @@ class LoadedWeights:
                     f"{self.source} contradicts itself: recipe and tensors have {', '.join(differences)}; "
                     "use another checkpoint"
                 )
+        if self.config is not None:
+            wanted = (self.config.architecture, self.config.num_classes or found.num_classes)
+            if wanted != found[:2]:
+                raise CheckpointError(
+                    f"{self.source} is a {found.name} with {found.num_classes} classes, and {CONFIG} names a "
+                    f"{wanted[0]} with {wanted[1]}; use a folder whose files belong together"
+                )
         return found
 
     def load_into(self, model: SENet, reset_head: bool = False) -> list[str]:
@@ -128,14 +97,21 @@ class LoadedWeights:
     @property
     def classes(self) -> list[str] | None:
         """Return the names of the classes, None if the file has none."""
+        if self.config is not None:
+            return self.config.label_names
         return None if self.metadata is None else self.metadata.dataset["classes"]
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return the preprocessing of the run, or of the published weights for a bare file."""
+        """Return the preprocessing of the run, of timm's description, or of the published weights for a bare file."""
         if self.recipe is not None:
             return Preprocessing.of_recipe(self.recipe)
-        return published_preprocessing(self.identify().name)
+        name, _, in_channels = self.identify()
+        if self.config is not None:
+            return self.config.pretrained_cfg.preprocessing(in_channels, self.source)
+        if self.arguments:
+            return preprocessing_of_arguments(self.arguments, name, in_channels, self.source)
+        return published_preprocessing(name)
 
     @property
     def _model_name(self) -> str | None:
@@ -145,17 +121,19 @@ class LoadedWeights:
 def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     """Return the weights in a file: a published `.pth`, another torch or safetensors file, or a checkpoint of a run.
 
-    A run folder stands for the best checkpoint in the folder. `weights` chooses `model` or `ema` of a checkpoint; by
-    default the recipe decides. The digest of a checkpoint is always checked. Raise CheckpointError for a file that is
-    refused, UsageError for weights that the file does not have.
+    `find_weights` lists the other paths. `weights` chooses `model` or `ema` of a checkpoint; by default the recipe
+    decides, and for a checkpoint of timm or torchvision the average is taken if there is one. The digest of a
+    checkpoint is always checked. Raise CheckpointError for a file that is refused, UsageError for weights that the file
+    does not have.
     """
     path = find_weights(path)
     source = shown_path(path)
-    tensors, texts = read_weights(path)
+    tensors, texts, kind, arguments = read_weights(path, weights)
     if not texts:
-        if weights == "ema":
-            raise UsageError(f"--weights ema: {source} is a bare file of weights without an average; give a checkpoint")
-        return LoadedWeights(source, model_tensors(tensors, source))
+        if weights == "ema" and kind != "ema":
+            raise UsageError(f"--weights ema: {source} has no average; omit the option, or give a checkpoint with one")
+        tensors = model_tensors(tensors, source)
+        return LoadedWeights(source, tensors, kind, config=read_config(path), arguments=arguments)
     metadata = CheckpointMetadata.from_metadata(texts, source)
     try:
         recipe = recipe_from_values(metadata.recipe, source)
@@ -210,7 +188,7 @@ def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Ca
         return []
     loaded = open_weights(section.weights)
     notes = loaded.load_into(model, section.reset_head)
-    if loaded.metadata is None and not section.reset_head and has_other_labels():
+    if loaded.classes is None and not section.reset_head and has_other_labels():
         notes.append(
             f"warning: the classifier of {loaded.source} is kept, but the class folders of the data are labelled in "
             "text order; rename the folders to numbers of one width (007), or set model.reset_head=true"
@@ -298,6 +276,11 @@ def load_weights(
 def _our_names(tensors: Mapping[str, Tensor], source: str, recorded_name: str | None) -> tuple[dict[str, Tensor], str]:
     """Return the model's tensors under this project's names, and the pooling of the stem."""
     found = model_tensors(tensors, source)
+    if any(tensor.shape[:1] == (16,) for name, tensor in found.items() if _LAST_SQUEEZE.fullmatch(name)):
+        raise CheckpointError(
+            f"{source} is a network of NVIDIA's DeepLearningExamples: the blocks there squeeze to 16 channels, and the "
+            "blocks here to one channel in 16; train the model again, or use published weights"
+        )
     if has_timm_names(found):
         return from_timm_names(found, source), "padded"
     return found, MODELS[canonical_name(recorded_name)].stem_pool if recorded_name else "ceil"

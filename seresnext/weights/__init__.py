@@ -6,30 +6,28 @@ project. `names` removes prefixes that wrappers add to names.
 
 from pathlib import Path
 
-from torch import Tensor
-
 from seresnext.printable import shown_path
 from seresnext.weights.marks import DIGEST_OFFSET, HEADER_START, check_format, is_checkpoint, verify_digest
 from seresnext.weights.opening import open_file
 from seresnext.weights.safetensors_file import read_safetensors
-from seresnext.weights.torchfile import read_torch_file
+from seresnext.weights.torchfile import WeightsFile, read_torch_file
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors (on the CPU) and the metadata of a file.
+def read_weights(path: Path, weights: str | None = None) -> WeightsFile:
+    """Return the tensors (on the CPU) and the metadata of a file. `weights` is as in `read_torch_file`.
 
     A file with the ending .safetensors, or with the first bytes of a checkpoint, is read as safetensors, any other file
     as a torch file. The digest of a checkpoint is checked. The metadata of a bare file of weights are empty, even if
     another tool wrote some. Raise CheckpointError, also for a checkpoint that is damaged or of a newer version.
     """
     if not _is_safetensors(path):
-        return read_torch_file(path), {}
+        return read_torch_file(path, weights)
     tensors, metadata = read_safetensors(path)
     if not is_checkpoint(metadata):
-        return tensors, {}
+        return WeightsFile(tensors, {}, "model", {})
     verify_digest(path)
     check_format(metadata.get("format"), shown_path(path))
-    return tensors, metadata
+    return WeightsFile(tensors, metadata, "model", {})
 
 
 def _is_safetensors(path: Path) -> bool:

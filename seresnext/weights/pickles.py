@@ -30,7 +30,7 @@ _INSTRUCTIONS = {
     "PROTO", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
     "SHORT_BINSTRING", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
     "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID",
-    "REDUCE", "BUILD",
+    "REDUCE", "BUILD", "NEWOBJ",
 }
 # fmt: on
 
@@ -53,6 +53,7 @@ _FUNCTIONS = {
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
 }
+_NAMESPACE = "argparse.Namespace"  # the arguments of the training script, in checkpoints of timm and torchvision
 
 
 # The values below are tuples, because the instruction BUILD can set attributes of most other objects.
@@ -81,6 +82,20 @@ class StoredTensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.storage.dtype.itemsize * math.prod(self.shape)
+
+
+class Namespace:
+    """The attributes of an `argparse.Namespace`, as plain data."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: dict[Any, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise ValueError("the arguments of the training script are no dict")
+        self.values = state
 
 
 class Description(NamedTuple):
@@ -128,9 +143,17 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
 
+    def load_newobj(self) -> None:
+        arguments, made = self.stack.pop(), self.stack.pop()  # pyright: ignore[reportAttributeAccessIssue]
+        if made != _Global(_NAMESPACE) or arguments != ():
+            raise ValueError("the pickle creates an object; plain weights have none")
+        self.append(Namespace())  # pyright: ignore[reportAttributeAccessIssue]
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
     def find_class(self, module: str, name: str) -> _Global:
         found = _Global(f"{module}.{name}")
-        if found.name not in _FUNCTIONS and found.name not in _DTYPES:
+        if found.name not in _FUNCTIONS and found.name not in _DTYPES and found.name != _NAMESPACE:
             raise ValueError(
                 f"the pickle would import {printable(found.name)}, which weights do not need; "
                 "if the file is a training checkpoint that you trust, save the state_dict alone"

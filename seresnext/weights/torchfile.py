@@ -12,7 +12,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +22,33 @@ from seresnext.errors import CheckpointError
 from seresnext.printable import listed, printable, shown_path
 from seresnext.weights.names import MOST_TENSORS
 from seresnext.weights.opening import open_file
-from seresnext.weights.pickles import Description, Storage, StoredTensor, describe
+from seresnext.weights.pickles import Description, Namespace, Storage, StoredTensor, describe
 
 _LONGEST_PICKLE = 16 << 20  # bytes; the pickle of SE-ResNeXt-101 has 130 thousand
 _LONGEST_DIRECTORY = 2 << 20  # bytes of a zip's list of members; the list of SE-ResNeXt-101 has 50 thousand
 
+# The entries of training checkpoints: `state_dict` of timm and of torch's ImageNet example, `model` of torchvision's
+# references (https://github.com/pytorch/vision/blob/main/references/classification/train.py).
+_ENTRIES = {"ema": ("state_dict_ema", "model_ema"), "model": ("state_dict", "model")}
+_AVERAGED = "n_averaged"  # a counter in torchvision's `model_ema`
 
-def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, on the CPU, by name. The dict can be the entry `state_dict` of another dict.
+
+class WeightsFile(NamedTuple):
+    """The weights of a file. `weights` is `ema` for an average, otherwise `model`.
+
+    `metadata` are those of a checkpoint of this project. `arguments` are those of another project's training script.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    weights: str
+    arguments: dict[Any, Any]
+
+
+def read_torch_file(path: Path, weights: str | None = None) -> WeightsFile:
+    """Return the tensors of a state dict, on the CPU, by name. The dict can be an entry of a training checkpoint.
+
+    `weights` is `ema` or `model`. By default the average of a training checkpoint is taken if there is one, as in timm.
 
     Time and memory are proportional to the size of the file, also if the file announces more. Raise CheckpointError,
     which names the file, for a file that is damaged or has more than plain weights. Names keep the prefixes of wrappers
@@ -41,17 +60,24 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             if not start.startswith((b"PK\x03\x04", b"\x80")):
                 raise ValueError("not a file of torch.save; give a file of weights" if start else "the file is empty")
             file.seek(0)
-            stored, numbers = (_read_zip if start.startswith(b"PK") else _read_pickles)(file)
+            found, numbers = (_read_zip if start.startswith(b"PK") else _read_pickles)(file, weights)
         except (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
             # ValueError comes from this module and pickletools, the other errors from zipfile.
             raise CheckpointError(f"{shown_path(path)} is refused: {printable(error, longest=1000)}") from error
-    return {
+    tensors = {
         name: numbers[tensor.storage.key].as_strided(tensor.shape, tensor.stride, tensor.offset)
-        for name, tensor in stored.items()
+        for name, tensor in found.state.items()
     }
+    return WeightsFile(tensors, {}, found.weights, found.arguments)
 
 
-def _read_pickles(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, Tensor]]:
+class _State(NamedTuple):
+    state: dict[str, StoredTensor]
+    weights: str
+    arguments: dict[Any, Any]
+
+
+def _read_pickles(file: BinaryIO, weights: str | None) -> tuple[_State, dict[str, Tensor]]:
     """Return the tensors of a file before torch 1.6, and the numbers of each storage."""
     size = os.fstat(file.fileno()).st_size
     pickles = io.BytesIO(file.read(_LONGEST_PICKLE))
@@ -72,17 +98,17 @@ def _read_pickles(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, Te
     needed = pickles.tell() + sum(8 + storage.nbytes for storage in storages.values())
     if needed != size:
         raise ValueError(f"the file has {size:,} bytes and announces {needed:,}: the file was cut off or changed")
-    stored = _state_dict(description)
+    found = _state_dict(description, weights)
     numbers = {}
     file.seek(pickles.tell())
     for key in order:
         if (numel := int.from_bytes(file.read(8), "little")) != storages[key].numel:
             raise ValueError(f"the storage {printable(key)} has {numel:,} elements, not {storages[key].numel:,}")
         numbers[key] = _numbers(storages[key], file)
-    return stored, numbers
+    return found, numbers
 
 
-def _read_zip(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, Tensor]]:
+def _read_zip(file: BinaryIO, weights: str | None) -> tuple[_State, dict[str, Tensor]]:
     """Return the tensors of a file since torch 1.6, and the numbers of each storage. `zipfile` checks the checksums."""
     size = os.fstat(file.fileno()).st_size
     end = zipfile._EndRecData(file)  # pyright: ignore[reportAttributeAccessIssue] (the record that ZipFile uses)
@@ -103,15 +129,18 @@ def _read_zip(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, Tensor
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("the file was written on a big-endian machine; save the weights on another machine")
         description = describe(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        stored = _state_dict(description)
+        found = _state_dict(description, weights)
+        needed = {tensor.storage.key for tensor in found.state.values()}
         numbers = {}
         for key, storage in description.storages.items():
             member = members.get(f"{folder}data/{key}")
             if member is None or member.file_size != storage.nbytes:
                 raise ValueError("the storages differ from the storages of the tensors, in name or size")
+            if key not in needed:  # for example of the optimizer
+                continue
             with archive.open(member) as content:
                 numbers[key] = _numbers(storage, content)
-    return stored, numbers
+    return found, numbers
 
 
 def _numbers(storage: Storage, file: Any) -> Tensor:
@@ -121,12 +150,14 @@ def _numbers(storage: Storage, file: Any) -> Tensor:
     return data
 
 
-def _state_dict(description: Description) -> dict[str, StoredTensor]:
+def _state_dict(description: Description, weights: str | None) -> _State:
     value = description.value
     if not isinstance(value, dict):
         raise ValueError(f"the file holds a {type(value).__name__}, not a dict of tensors; save a state dict")
-    inner = value.get("state_dict")  # as in the checkpoints of torch's ImageNet example
-    state = inner if isinstance(inner, dict) else value
+    kinds = ("model",) if weights == "model" else ("ema", "model")
+    names = [(kind, name) for kind in kinds for name in _ENTRIES[kind] if isinstance(value.get(name), dict)]
+    kind, state = (names[0][0], value[names[0][1]]) if names else ("model", value)
+    state = {name: entry for name, entry in state.items() if kind == "model" or name != _AVERAGED}
     if len(state) > MOST_TENSORS:
         raise ValueError(f"the file has {len(state):,} entries; no model here has more than {MOST_TENSORS:,} tensors")
     others = [
@@ -143,4 +174,5 @@ def _state_dict(description: Description) -> dict[str, StoredTensor]:
     # Many tensors can share one storage in the file. In a model each tensor has its own.
     if sum(t.nbytes for t in state.values()) > sum(s.nbytes for s in description.storages.values()):
         raise ValueError("the tensors share storages and are larger than the file")
-    return state
+    arguments = value.get("args")
+    return _State(state, kind, arguments.values if isinstance(arguments, Namespace) else {})

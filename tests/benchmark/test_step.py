@@ -167,33 +167,28 @@ FLAGS = [
 
 
 @pytest.fixture
-def flags():
-    """`flags()`: whether products and convolutions round, and whether kernels are timed. Put back after the test."""
+def restored_flags():
     before = [getattr(module, name) for module, name in FLAGS]
-    yield lambda: [getattr(module, name) for module, name in FLAGS]
+    yield
     for (module, name), value in zip(FLAGS, before, strict=True):
         setattr(module, name, value)
 
 
 @pytest.mark.parametrize("kind", ["ours", "timm"])
 @pytest.mark.parametrize("tf32", [False, True])
-def test_ours_and_the_peer_round_alike(flags, monkeypatch, kind, tf32):
+def test_ours_and_the_peer_round_alike(restored_flags, monkeypatch, kind, tf32):
     """The flags at the first round do not depend on earlier values."""
-
-    class Begun(Exception):
-        """The rounds would begin."""
-
     for (module, name), value in zip(FLAGS, [not tf32, not tf32, False], strict=True):
         setattr(module, name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # A real run sets flags, and leaves open files of a trainer to the end of the process.
     monkeypatch.setattr(bench_worker, "BenchRun", Mock(side_effect=lambda *_: make_deterministic(False) or Mock()))
     monkeypatch.setattr(bench_worker, "RunFolder", Mock())
-    monkeypatch.setattr(bench_worker, "rounds", Mock(side_effect=Begun))
+    monkeypatch.setattr(bench_worker, "rounds", Mock(side_effect=InterruptedError))
     precision = "tf32" if tf32 else "fp32"
     options = bench_worker.Options(
         kind=kind, model="seresnext26", size=32, micro=2, steps=1, threads=1, precision=precision, compile=False
     )
-    with pytest.raises(Begun):
+    with pytest.raises(InterruptedError):
         {"ours": bench_worker.run_ours, "timm": bench_worker.run_timm}[kind](options, sys.stdout)
-    assert flags() == [tf32, tf32, True]
+    assert [getattr(module, name) for module, name in FLAGS] == [tf32, tf32, True]

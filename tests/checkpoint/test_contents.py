@@ -107,15 +107,7 @@ def test_resume_without_one_tensor_differs(dropped):
     assert not same(snapshot(straight), snapshot(resumed))
 
 
-def test_the_scaler_is_restored():
-    run = Run()
-    run.train(4)  # One growth after three steps, and one step of the next interval.
-    state = contents.scaler_state(run.scaler)
-    assert state["scale"].item() == 2 * 65536
-    assert state["growth_tracker"].item() == 1
-    fresh = torch.amp.GradScaler("cpu", growth_interval=3)
-    contents.load_scaler_state(fresh, state)
-    assert fresh.state_dict() == run.scaler.state_dict()
+def test_a_scaler_that_is_off_has_no_state():
     off = torch.amp.GradScaler("cpu", enabled=False)
     assert contents.scaler_state(off) == {}
     contents.load_scaler_state(off, {})

@@ -121,16 +121,9 @@ def possible_folders(
         REAL["unlink"](path)
         disk.names({Path(path).name: None})
 
+    observed = {"open": opened, "write": written("write"), "pwrite": written("pwrite"), "fsync": synced}
     with monkeypatch.context() as patch:
-        for name, function in [
-            ("open", opened),
-            ("write", written("write")),
-            ("pwrite", written("pwrite")),
-            ("fsync", synced),
-            ("replace", replaced),
-            ("link", linked),
-            ("unlink", unlinked),
-        ]:
+        for name, function in {**observed, "replace": replaced, "link": linked, "unlink": unlinked}.items():
             patch.setattr(os, name, function)
         save_new(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == disk.states[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import encoded_images
 import numpy as np
 import pytest
-from encoded_images import noise, turned
+from encoded_images import Images, noise, turned
 from PIL import Image, ImageOps
 from shard_folders import make_shards
 
@@ -17,24 +17,6 @@ from seresnext.data.decode.pillow import decode
 from seresnext.data.formats import open_reader
 from seresnext.data.survey import describe, survey
 from seresnext.errors import DataError
-
-
-class Images:
-    """A reader of bytes in memory."""
-
-    classes, fingerprint, labels = ("a", "b"), "", np.zeros(0, np.int64)
-
-    def __init__(self, *images: bytes) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, index: int) -> bytes:
-        return self.images[index]
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
 
 
 def encoded(mode: str = "RGB", form: str = "JPEG", orientation: int | None = None, **options: object) -> bytes:

@@ -1,5 +1,6 @@
 """Gradients of two real processes, against the mean of the gradients of each process."""
 
+import launcher
 import pytest
 import torch
 
@@ -52,18 +53,12 @@ with open_world() as world:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """Return the folder of the results of both ranks."""
-    return tmp_path_factory.mktemp("gradients")
-
-
-@pytest.fixture
-def found(ranks, run_world):
-    if not list(ranks.iterdir()):
-        (ranks / "ranks.py").write_text(SCRIPT)
-        result = run_world(2, [ranks / "ranks.py", ranks])
-        assert result.returncode == 0, result.output
-    return [torch.load(ranks / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def found(tmp_path_factory):
+    """Return the results of both ranks."""
+    folder = tmp_path_factory.mktemp("gradients")
+    (folder / "ranks.py").write_text(SCRIPT)
+    launcher.complete(2, [folder / "ranks.py", folder])
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def mean(found, case):

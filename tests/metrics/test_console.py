@@ -3,8 +3,6 @@
 import io
 import os
 import re
-import subprocess
-import sys
 import termios
 import threading
 import time
@@ -13,7 +11,6 @@ from datetime import datetime
 import pytest
 
 from seresnext.metrics.console import Console, describe
-from seresnext.printable import for_terminal
 
 TRAIN = {"event": "train", "step": 50, "epoch": 0.5, "loss": 6.9078, "lr": 0.6, "images_per_second": 812.34}
 VALIDATE = {"event": "validate", "step": 100, "epoch": 1.0, "loss": 2.5, "top1": 50.0, "top5": 75.125, "num_images": 8}
@@ -162,27 +159,6 @@ def test_terminal_that_hangs_up(tmp_path, end):
     stream.close()
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from seresnext.metrics.console import Console
-console = Console(True, Path(sys.argv[1]))
-for number in range(2000):
-    console.print("x" * 100)
-console.print("done")
-"""
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_broken_pipe_does_not_end_a_process(tmp_path, unbuffered):
-    """Like `train.py | head -1`: the reader exits after a line. The exit code is 0, and Python prints no error."""
-    command = f"set -o pipefail; {sys.executable} -c '{SCRIPT}' {tmp_path}/log.txt | head -n 1"
-    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, env=environment, timeout=60)
-    assert (done.returncode, done.stdout.count(b"\n"), done.stderr) == (0, 1, b"")
-    assert (tmp_path / "log.txt").read_text().endswith("done\n")
-
-
 def test_text_the_terminal_cannot_show(tmp_path):
     raw = io.BytesIO()
     console = Console(True, tmp_path / "log.txt", io.TextIOWrapper(raw, encoding="ascii"))
@@ -204,4 +180,3 @@ def test_control_characters_are_escaped(tmp_path):
         assert all(character.isprintable() or character == "\n" for character in text)
         assert r"a\x1b[2J\rb\x9b\u202e\udc80" in text
         assert text.endswith("ü 日本\n")
-    assert len(for_terminal("x" * 10**7)) < 200_000

@@ -1,16 +1,17 @@
-"""Events of a run in all sinks and on the console, resumes, and silent ranks."""
+"""Events of a run in all sinks and on the console, and silent ranks."""
 
 import io
 import json
 import math
 from contextlib import contextmanager
+from unittest.mock import Mock, call
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
-from seresnext.metrics.logger import RunLogger
+from seresnext.metrics.logger import SINKS, RunLogger
 from seresnext.metrics.status import read_status, write_status
 
 FIRST, SECOND = World(), World(rank=1, size=2)
@@ -72,16 +73,22 @@ def test_an_event_reaches_all_sinks_and_the_console(tmp_path, stream, opened):
     assert (tmp_path / "log.txt").read_text().count("step") == 2
 
 
-@pytest.mark.parametrize(("restart", "kept"), [(10, [(10, 10.0), (20, 30.0)]), (0, [(20, 20.0)])])
-def test_a_resume_removes_later_events_and_a_new_run_all(tmp_path, opened, restart, kept):
-    """The run completed step 30, and starts again from step 10 or 0."""
-    for start, steps in ((0, (10, 20, 30)), (restart, (20,))):
-        with opened(start, start) as logger:
-            for step in steps:
-                logger.write(event(step, loss=float(step + start)))
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == kept
-    if restart:
-        assert scalars(tmp_path, "train/loss") == kept
+def test_a_new_sink_is_one_row_of_the_table(tmp_path, stream, monkeypatch):
+    train, skipped = event(8, loss=0.5), event(8, "skipped", reason="nan")
+    opens = Mock()
+    monkeypatch.setitem(SINKS, "list", opens)
+    for world in (SECOND, FIRST):
+        assert not opens.called
+        logger = RunLogger(tmp_path, Console(world.is_first, None, stream), world)
+        logger.open(7, 5, 6)
+        with logger.training(7, 10):
+            logger.write(train, seconds_left=75)
+            logger.write(skipped, text="warning: skipped")
+    (start,) = opens.call_args.args
+    assert (start.folder, start.step, start.evaluated, start.logged) == (tmp_path, 7, 5, 6)
+    assert opens.return_value.mock_calls == [call.write(train), call.write(skipped), call.close()]
+    start.warn("the tracker is offline")
+    assert stream.getvalue().endswith("warning: the tracker is offline\n")
 
 
 @pytest.mark.parametrize(("num_classes", "printed"), [(2, False), (5, False), (6, True), (None, True)])
@@ -103,20 +110,6 @@ def test_a_validation_loss_that_is_not_finite_is_a_warning(tmp_path, stream, ope
     assert len(warnings) == (not math.isfinite(loss))
     assert all(f"step 10 is {loss} (ema weights)" in line for line in warnings)
     assert lines(tmp_path)[1]["loss"] == (loss if math.isfinite(loss) else None)
-
-
-TEXT = "".join(json.dumps(event(step, kind)) + "\n" for step in (10, 20, 30) for kind in ("train", "validate"))
-
-
-@pytest.mark.parametrize(("content", "is_lost"), [(TEXT + TEXT[:20], False), (None, True), (TEXT[:100], True)])
-def test_lost_lines_are_a_warning(tmp_path, stream, opened, content, is_lost):
-    if content is not None:
-        (tmp_path / "metrics.jsonl").write_text(content)
-    with opened(25, 20, 20):
-        pass
-    warnings = [line for line in stream.getvalue().splitlines() if "metrics.jsonl" in line]
-    assert len(warnings) == is_lost
-    assert all(line.startswith("warning") and "step" in line and "25" in line for line in warnings)
 
 
 @pytest.mark.parametrize("is_first", [True, False])

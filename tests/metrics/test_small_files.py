@@ -45,8 +45,3 @@ def test_an_unreadable_file_is_none(tmp_path, content):
     elif content is not None:
         (tmp_path / "file").write_bytes(content)
     assert read_small_json(tmp_path / "file") is None
-
-
-def test_json_is_read(tmp_path):
-    write_atomically(tmp_path / "file", '{"a": [1]}')
-    assert read_small_json(tmp_path / "file") == {"a": [1]}

@@ -1,10 +1,7 @@
 """Speed and remaining time, measured with a fake clock."""
 
-import inspect
-
 import pytest
 
-from seresnext.metrics import speed
 from seresnext.metrics.speed import EtaClock, SpeedMeter
 
 
@@ -53,10 +50,3 @@ def test_eta_counts_the_steps_of_this_process_after_the_first(clock, first):
     clock.now += 20
     assert eta.update(first + 10) == pytest.approx((1000 - first - 10) * 2)
     assert eta.update(1000) == 0
-
-
-def test_wall_clock_is_not_used():
-    """Wall time can jump when the clock of the machine is set."""
-    assert inspect.signature(SpeedMeter).parameters["clock"].default is speed.time.monotonic
-    assert inspect.signature(EtaClock).parameters["clock"].default is speed.time.monotonic
-    assert "time.time" not in inspect.getsource(speed)

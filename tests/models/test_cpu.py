@@ -22,20 +22,7 @@ def gradients(forward, conv, x):
     return y, *torch.autograd.grad(y, (x, conv.weight), torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y))
 
 
-# ------------------------------------------------------------------------------------------------ 1x1 convolution
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(7, 7), (8, 6), (1, 1)])
-def test_pointwise_is_a_convolution(stride, size):
-    torch.manual_seed(0)
-    conv = nn.Conv2d(8, 12, 1, stride, bias=False).double().to(memory_format=ROWS)
-    x = torch.randn(3, 8, *size, dtype=torch.float64).contiguous(memory_format=ROWS)
-    ours, theirs = gradients(cpu._pointwise, conv, x), gradients(lambda x, conv: conv(x), conv, x)
-    for one, other in zip(ours, theirs, strict=True):
-        assert_close(one, other, rtol=1e-12, atol=1e-12)
-        assert one.is_contiguous(memory_format=ROWS)
-    assert ours[2].stride() == conv.weight.stride()
+# ------------------------------------------------------------------------------------------------ convolutions
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight"])
@@ -47,21 +34,29 @@ def test_a_frozen_tensor_gets_no_gradient(frozen):
     assert (x.grad is None, conv.weight.grad is None) == (frozen == "input", frozen == "weight")
 
 
-# ------------------------------------------------------------------------------------------------ 3x3 in groups
-
-
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (128, 32), (12, 3), (4, 1), (32, 4)])
-def test_grouped_is_a_convolution(stride, channels, groups):
+@pytest.mark.parametrize(
+    ("kernel", "channels", "groups", "size"),
+    [
+        *((1, 8, 1, size) for size in ((7, 7), (8, 6), (1, 1))),
+        *((3, channels, groups, (8, 7)) for channels, groups in ((16, 4), (128, 32), (12, 3), (4, 1), (32, 4))),
+    ],
+)
+def test_a_kernel_is_a_convolution(kernel, channels, groups, size, stride):
     torch.manual_seed(0)
-    conv = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=groups, bias=False).double()
-    conv = conv.to(memory_format=ROWS)
-    x = torch.randn(3, channels, 8, 7, dtype=torch.float64).contiguous(memory_format=ROWS)
-    ours, theirs = gradients(cpu._grouped, conv, x), gradients(lambda x, conv: conv(x), conv, x)
-    for one, other in zip(ours, theirs, strict=True):
+    out_channels = 12 if kernel == 1 else channels
+    conv = nn.Conv2d(channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    conv = conv.double().to(memory_format=ROWS)
+    x = torch.randn(3, channels, *size, dtype=torch.float64).contiguous(memory_format=ROWS)
+    ours = gradients(cpu._pointwise if kernel == 1 else cpu._grouped, conv, x)
+    for one, other in zip(ours, gradients(lambda x, conv: conv(x), conv, x), strict=True):
         assert_close(one, other, rtol=1e-12, atol=1e-12)
-    paired = channels == 4 * groups and groups % 2 == 0
-    assert ours[0].grad_fn._saved_groups == (groups // 2 if paired else groups)
+    if kernel == 1:
+        assert all(each.is_contiguous(memory_format=ROWS) for each in ours)
+        assert ours[2].stride() == conv.weight.stride()
+    else:
+        paired = channels == 4 * groups and groups % 2 == 0
+        assert ours[0].grad_fn._saved_groups == (groups // 2 if paired else groups)
 
 
 # ------------------------------------------------------------------------------------------------ end of the block
@@ -193,16 +188,12 @@ def test_hooks_of_all_submodules_fire(layout, mode):
     assert sorted(fired) == sorted(expected)
 
 
-def own_forward(block):
-    block.conv1.forward = lambda x, forward=block.conv1.forward: forward(x) * 0
-
-
 CHANGES = {
     "hook": lambda block: block.conv3.register_forward_hook(lambda module, inputs, output: output * 0),
     "pre-hook": lambda block: block.se_module.fc1.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,)),
     "backward hook": lambda block: block.bn3.register_full_backward_hook(lambda module, ours, theirs: None),
     "global hook": lambda block: nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None),
-    "own forward": own_forward,
+    "own forward": lambda block: setattr(block.conv1, "forward", lambda x: nn.Conv2d.forward(block.conv1, x) * 0),
     "other class": lambda block: setattr(
         block, "conv2", type("Wrapped", (nn.Conv2d,), {})(8, 8, 3, 2, 1, groups=2, bias=False)
     ),

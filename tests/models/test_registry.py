@@ -3,16 +3,12 @@ import timm
 
 from seresnext.errors import UsageError
 from seresnext.models import MODELS, canonical_name, create_model
-from seresnext.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from seresnext.models.registry import SHORT_NAMES
 
 
 def test_names() -> None:
-    assert SHORT_NAMES == {
-        "seresnext26": "legacy_seresnext26_32x4d",
-        "seresnext50": "legacy_seresnext50_32x4d",
-        "seresnext101": "legacy_seresnext101_32x4d",
-    }
+    assert {f"seresnext{depth}": f"legacy_seresnext{depth}_32x4d" for depth in (26, 50, 101)} == SHORT_NAMES
     for short, long in SHORT_NAMES.items():
         assert canonical_name(short) == canonical_name(long) == long
 

@@ -22,8 +22,8 @@ def archives(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def as_published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let sizes, sums and counts of the small archives be the published figures."""
+def published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let sizes, sums and counts of the small archives be the published figures. Return the folder."""
     facts = [
         imagenet.Archive(known.name, len(content), hashlib.md5(content).hexdigest())
         for known in imagenet.ARCHIVES
@@ -35,62 +35,58 @@ def as_published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imagenet, "imagenet_classes", lambda: rows)
     monkeypatch.setattr(imagenet, "_OFFICIAL_COUNTS", {"train": 20, "val": 12})
     monkeypatch.setattr(imagenet, "_VAL_PER_CLASS", 3)
+    return archives
 
 
-@pytest.mark.usefixtures("as_published")
-def test_good_downloads_are_verified_and_indexed(archives, monkeypatch, tmp_path, capsys):
-    prepare_imagenet(archives, tmp_path / "cache", skip_md5=False)
+def test_good_downloads_are_verified_and_indexed(published, monkeypatch, tmp_path, capsys):
+    prepare_imagenet(published, tmp_path / "cache", skip_md5=False)
     out, err = capsys.readouterr()
     assert out.count("MD5 as published") == 3
     assert "train: 20 images of 4 classes" in out
     assert "val: 12 images of 4 classes" in out
-    assert f"--data {archives} --set data.format=imagenet --set data.cache={tmp_path / 'cache'}" in out
+    assert f"--data {published} --set data.format=imagenet --set data.cache={tmp_path / 'cache'}" in out
     assert err == ""
     assert len(list((tmp_path / "cache").glob("*.index"))) == 2
     # Training uses the index and does not build a second one.
     monkeypatch.setattr(imagenet, "_list_archive", None)
-    assert len(imagenet.ImagenetReader(archives, "train", tmp_path / "cache", official=True)) == 20
+    assert len(imagenet.ImagenetReader(published, "train", tmp_path / "cache", official=True)) == 20
 
 
-@pytest.mark.usefixtures("as_published")
-def test_the_progress_of_a_sum_adds_up(archives, monkeypatch):
+def test_the_progress_of_a_sum_adds_up(published, monkeypatch):
     bars = record_bars(imagenet, monkeypatch)
     monkeypatch.setattr(imagenet, "_PIECE", 100)
-    prepare_imagenet(archives, None, skip_md5=False)
+    prepare_imagenet(published, None, skip_md5=False)
     bars = [bar for bar in bars if bar.label.startswith("MD5 of ")]
     assert {bar.label for bar in bars} == {f"MD5 of {archive.name}" for archive in imagenet.ARCHIVES}
     for bar in bars:
-        assert bar.total in (archive.stat().st_size for archive in archives.iterdir())
+        assert bar.total in (archive.stat().st_size for archive in published.iterdir())
         bar.assert_adds_up()
 
 
-@pytest.mark.usefixtures("as_published")
-def test_a_flipped_bit_changes_the_sum(archives, monkeypatch, tmp_path):
-    path = archives / imagenet.TRAIN.name
+def test_a_flipped_bit_changes_the_sum(published, monkeypatch, tmp_path):
+    path = published / imagenet.TRAIN.name
     content = bytearray(path.read_bytes())
     content[3000] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* repeat the download"):
-        prepare_imagenet(archives, tmp_path / "cache", skip_md5=False)
+        prepare_imagenet(published, tmp_path / "cache", skip_md5=False)
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.usefixtures("as_published")
-def test_sums_can_be_skipped(archives, monkeypatch, tmp_path, capsys):
+def test_sums_can_be_skipped(published, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "check_md5", None)
-    prepare_imagenet(archives, None, skip_md5=True)
+    prepare_imagenet(published, None, skip_md5=True)
     assert "MD5" not in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("as_published")
-def test_all_wrong_sizes_are_in_one_message(archives, monkeypatch):
-    half = (archives / imagenet.TRAIN.name).read_bytes()
-    (archives / imagenet.TRAIN.name).write_bytes(half[: len(half) // 2])
-    (archives / imagenet.VAL.name).unlink()
-    with (archives / imagenet.DEVKIT.name).open("ab") as file:
+def test_all_wrong_sizes_are_in_one_message(published, monkeypatch):
+    half = (published / imagenet.TRAIN.name).read_bytes()
+    (published / imagenet.TRAIN.name).write_bytes(half[: len(half) // 2])
+    (published / imagenet.VAL.name).unlink()
+    with (published / imagenet.DEVKIT.name).open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError) as caught:
-        prepare_imagenet(archives, None, skip_md5=False)
+        prepare_imagenet(published, None, skip_md5=False)
     lines = str(caught.value).split("\n  ")[1:]
     assert len(lines) == 3
     assert "(50.0 %); the download stopped: continue the download" in lines[0]

@@ -138,15 +138,6 @@ def test_ignored_files_are_reported_each_time(photographs, write, tmp_path):
         assert line.startswith(f"warning: {data}/train: ")
 
 
-def test_the_progress_of_an_index_adds_up(monkeypatch, tmp_path):
-    make_shards(tmp_path)
-    bars = record_bars(shards, monkeypatch)
-    shards.index_existing(tmp_path / "train", tmp_path / "classes.txt")
-    (bar,) = bars
-    assert bar.total == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.tar"))
-    bar.assert_adds_up(4)
-
-
 def test_an_interrupted_run_continues(photographs, write, start_command, tmp_path):
     options = ["--images-per-shard", "1", "--short-side", "190", "--workers", "1"]
     words = [photographs, "--output", tmp_path / "out", "--split", "train", "--cache", tmp_path / "cache"]
@@ -261,14 +252,17 @@ def manifest(folder: Path) -> Manifest:
     return Manifest.from_text((folder / MANIFEST).read_text(), str(folder))
 
 
-def test_an_index_of_other_shards_is_written(prepare, tmp_path):
+def test_an_index_of_other_shards_is_written(prepare, tmp_path, monkeypatch):
     make_shards(tmp_path)
-    before = contents(tmp_path / "train")
+    before, bars = contents(tmp_path / "train"), record_bars(shards, monkeypatch)
     for name in (MANIFEST, "index.npy"):
         (tmp_path / "train" / name).unlink()
     words = ["--index", tmp_path / "train", "--classes", tmp_path / "classes.txt"]
     assert "24 images in 4 shards" in prepare("shards", *words)
     assert contents(tmp_path / "train") == before
+    (bar,) = bars
+    assert bar.total == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.tar"))
+    bar.assert_adds_up(4)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

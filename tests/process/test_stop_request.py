@@ -19,12 +19,6 @@ def stop():
     return stop
 
 
-def test_the_stop_signals():
-    """A closed terminal and the limit of CPU time are requests, too. SIGQUIT is not a request, but ends a process."""
-    names = {number.name for number in STOP_SIGNALS}
-    assert names == {"SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"}
-
-
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(stop, number, handler):

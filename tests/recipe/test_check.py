@@ -133,13 +133,6 @@ def test_advice_on_repeats_of_a_huge_batch_is_quick() -> None:
         load_recipe("seresnext50", ["batch={global_size: 9999991, micro_size: 9999991}", "augment.repeats=2"])
 
 
-def test_problem_names_a_line_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_text("model: {name: seresnext26}\n\nschedule:\n  name: step\n  every: 3ep\n")
-    with pytest.raises(RecipeError, match=rf"{path}:4: schedule.factor: is missing"):
-        load_recipe(path)
-
-
 @pytest.mark.parametrize(("world_size", "parts"), [
     (3, ["3 processes", "start 1, 2, 4 or 8 processes", "batch.global_size=768"]),
     (16, ["16 processes", "batch.micro_size=64"]),

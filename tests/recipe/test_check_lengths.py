@@ -87,9 +87,3 @@ def test_any_recipe_can_be_shortened(name: str, length: str, tmp_path: Path) -> 
     path.write_text(to_yaml(to_values(loaded.recipe)))
     assert load_recipe(path).recipe == loaded.recipe
     assert check_lengths(load_recipe(name).recipe, 1251) == []  # Control.
-
-
-def test_default_of_a_short_recipe_is_a_notice(tmp_path: Path) -> None:
-    (tmp_path / "short.yaml").write_text("model: {name: seresnext50}\nlength: 20ep\n")
-    (notice,) = check_lengths(load_recipe(tmp_path / "short.yaml").recipe, 10)
-    assert notice.startswith("note: schedule.every, 30ep, is not reached within length, 20ep")

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from seresnext.recipe.reader import (
     MAX_BYTES,
     Unreadable,
-    decode_bytes,
     read_scalar,
     read_value,
     read_yaml,
@@ -84,13 +83,6 @@ def test_line_of_a_value_is_the_line_of_the_key() -> None:
     assert section.origin == "line 2"
     assert {key: node.origin for key, node in section.value.items()} == {"b": "line 3", "c": "line 5", "d": "line 7"}
     assert section.value["d"].value["e"].origin == "line 7"
-
-
-def test_decoding() -> None:
-    assert decode_bytes("é写".encode(), str) == "é写"
-    assert decode_bytes(b"", str) == ""
-    with pytest.raises(Unreadable, match="2: byte 0xff is not UTF-8"):
-        decode_bytes(b"a\n\xff", str)
 
 
 # Texts of the maximum length. The time of regular expressions and of PyYAML's scanner must not grow quadratically.

@@ -19,7 +19,6 @@ from seresnext.recipe.schema import (
     ModelName,
     OptimizerName,
     OptimizerSection,
-    RuntimeSection,
     ScheduleName,
 )
 
@@ -49,17 +48,6 @@ def test_limited_key_and_its_values_exist(key: str) -> None:
 
 def test_int_is_accepted_as_a_float() -> None:
     assert type(OptimizerSection.model_validate({"lr": 1}).lr) is float
-
-
-@pytest.mark.parametrize("value", ["auto", True, False])
-def test_compile_takes_three_values(value: object) -> None:
-    assert RuntimeSection.model_validate({"compile": value}).compile is value
-
-
-@pytest.mark.parametrize("value", [1, 0, 1.0, "true", None])
-def test_compile_takes_no_other_value(value: object) -> None:
-    with pytest.raises(ValidationError):
-        RuntimeSection.model_validate({"compile": value})
 
 
 def test_a_recipe_is_frozen() -> None:

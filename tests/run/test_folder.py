@@ -79,7 +79,8 @@ time.sleep(60)
 
 def test_a_path_that_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+    (tmp_path / "link").symlink_to("/proc/nowhere")
+    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "link"):
         with pytest.raises(UsageError, match=f"cannot write to the run folder {re.escape(str(path))}: .*--output"):
             opened(path)
 
@@ -207,27 +208,22 @@ def test_only_what_a_run_writes_is_set_aside(path):
     assert listing(other) == ["lock", "log.txt"]
 
 
-@pytest.fixture
-def launched(path, monkeypatch):
-    """`launched(name, launcher) -> known`: start a run under torchrun, and return whether the start is a restart."""
-
-    def start(*launchers):
-        folder = opened(path)
-        known = folder.is_restart(list(launchers))
-        folder.write("environment.json", json.dumps({"launch": launchers}))
-        return known
-
-    return start
+def is_restart(path, *launchers):
+    """Start a run under torchrun, and return whether the start is a restart."""
+    folder = opened(path)
+    known = folder.is_restart(list(launchers))
+    folder.write("environment.json", json.dumps({"launch": launchers}))
+    return known
 
 
-def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(launched):
+def test_a_launch_that_starts_again_is_known_by_any_of_its_launchers(path):
     """Machines join and leave a launch, and rank 0 may move to another machine."""
-    assert not launched("a 1:1:1")
-    assert launched("a 1:1:1", "a 2:2:2")
-    assert launched("a 2:2:2")
-    assert not launched("a 3:3:3")
-    assert not launched(None)
-    assert not launched(None)  # Without torchrun there is no launch.
+    assert not is_restart(path, "a 1:1:1")
+    assert is_restart(path, "a 1:1:1", "a 2:2:2")
+    assert is_restart(path, "a 2:2:2")
+    assert not is_restart(path, "a 3:3:3")
+    assert not is_restart(path, None)
+    assert not is_restart(path, None)  # Without torchrun there is no launch.
 
 
 def test_an_environment_without_a_launch(path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_folders import events, lines
 from torch import Tensor
 
 from seresnext.checkpoint import file_format, store
@@ -94,10 +95,8 @@ def traces(run: Path) -> list[Any]:
             facts = CheckpointMetadata.from_metadata(metadata, "file")
             found.append((step, facts.best, facts.history, facts.progress))
             found += [(name, tensor.numpy().tobytes()) for name, tensor in sorted(tensors.items())]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timing = {"images_per_second", "data_wait"}
-    later = [{k: v for k, v in line.items() if k not in timing} for line in lines if line["step"] > STOPPED]
-    early = [line for line in lines if line["step"] == STOPPED and line["event"] == "validate"]
+    later = [line for line in lines(run) if line["step"] > STOPPED]
+    early = [line for line in events(run, "validate") if line["step"] == STOPPED]
     return [*found, later, len(early)]
 
 

@@ -275,6 +275,7 @@ def test_memory_that_runs_out_names_the_option(classify, monkeypatch, checkpoint
         ("", ["{photo}", "--format", "parquet"], 2, "--output FILE"),
         ("", ["{photo}", "--output", "{}/a.csv", "--features", "{}/a.csv"], 2, "the same file"),
         ("", ["{photo}", "--top", "0"], 2, "--top"),
+        ("hf-hub:no slash", ["{photo}"], 2, "hf-hub:no slash"),
     ],
 )
 def test_mistakes_are_explained(classify, tmp_path, checkpoint, photographs, checkpoint_words, words, code, message):

@@ -1,10 +1,8 @@
-"""Saves within whole runs: nothing claims a checkpoint that is not on the disk; a failure ends the run or not."""
+"""Saves within whole runs: nothing claims a checkpoint that is not on the disk."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 
 import pytest
 from run_folders import status
@@ -46,26 +44,14 @@ def test_a_run_is_finished_when_its_last_checkpoint_is_on_the_disk(train_synthet
     assert happened == [("running", 0), *writes, ("finished", 6)]
 
 
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """`meanwhile(step, action)`: call an action within the write of a step."""
+def test_a_stop_request_during_a_write_waits_and_saves_again(train_synthetic, happened, monkeypatch, tmp_path):
+    stop, commit = StopRequest(), store.commit
 
-    def set_action(step: int, action: Callable[[], object]) -> None:
-        real = store.commit
+    def asked_meanwhile(folder, step, *content):
+        stop.signal = "SIGTERM"  # like the handler of a signal
+        return commit(folder, step, *content)
 
-        def commit(folder, number, *content):
-            if number == step:
-                action()
-            return real(folder, number, *content)
-
-        monkeypatch.setattr(store, "commit", commit)
-
-    return set_action
-
-
-def test_a_stop_request_during_a_write_waits_and_saves_again(train_synthetic, happened, meanwhile, tmp_path):
-    stop = StopRequest()
-    meanwhile(2, lambda: setattr(stop, "signal", "SIGTERM"))  # like the handler of a signal
+    monkeypatch.setattr(store, "commit", asked_meanwhile)
     run = train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=2st"], stop)
     state, stopped_at = happened[-1]
     assert state == "preempted"
@@ -74,28 +60,3 @@ def test_a_stop_request_during_a_write_waits_and_saves_again(train_synthetic, ha
     assert store.newest_valid(run / "checkpoints").path == run / "checkpoints" / f"step-{stopped_at:08}.safetensors"
     train_synthetic(run, [*SETTINGS, "checkpoint.every=2st"])
     assert status(run)["state"] == "finished"
-
-
-@pytest.mark.parametrize(
-    ("settings", "failing", "saved"),
-    [
-        ("checkpoint={every: 2st}", 2, []),  # The run ends within two steps.
-        ("checkpoint={every: 2st, on_failure: continue}", 2, [4, 6]),
-        ("checkpoint={every: 2st, on_failure: continue}", 6, [2, 4]),  # A finished run has its last checkpoint.
-    ],
-    ids=["stop", "continue", "the last"],
-)
-def test_a_write_that_fails_ends_the_run_unless_allowed(train_synthetic, meanwhile, tmp_path, settings, failing, saved):
-    def fail() -> None:
-        raise store.SaveError(f"step {failing} could not be saved: the disk is full")
-
-    meanwhile(failing, fail)
-    run, continues = tmp_path / "run", saved[-1:] == [6]
-    with nullcontext() if continues else pytest.raises(store.SaveError, match="the disk is full"):
-        train_synthetic(run, [*SETTINGS, settings])
-    assert status(run)["state"] == ("finished" if continues else "failed")
-    assert status(run)["step"] in (6, *(() if saved else (2, 3, 4)))
-    assert ("the disk is full" in str(status(run)["reason"])) is not continues
-    assert list(store.steps(run / "checkpoints")) == saved
-    warning = "warning: step 2 could not be saved: the disk is full. Training continues without"
-    assert (run / "log.txt").read_text().count(warning) == continues

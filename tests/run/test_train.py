@@ -64,19 +64,6 @@ def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypat
     assert f" error: {message.splitlines()[0]}" in (preempted / "log.txt").read_text()
 
 
-def test_a_start_without_the_lock_leaves_the_status(preempted, load_synthetic, monkeypatch):
-    """The status belongs to the training that holds the lock."""
-
-    def refuse(self):
-        raise UsageError("in use")
-
-    monkeypatch.setattr(RunFolder, "open", refuse)
-    recipe, before = load_synthetic(SETTINGS).recipe, read_status(preempted)
-    with pytest.raises(UsageError, match="in use"):
-        train(recipe, World(), StopRequest(), output=preempted, resume="auto", allow_changed=())
-    assert read_status(preempted) == before
-
-
 def test_an_error_after_the_end_leaves_the_status(preempted, train_synthetic, monkeypatch):
     write = RunFolder.write_status
 

@@ -11,8 +11,9 @@ from typing import Any
 import bad_checkpoints
 import launcher
 import pytest
+import resource_probe
 from faults import Fault, Faults
-from resource_probe import Probe, open_probe
+from resource_probe import Probe, ProbeResult
 from run_folders import digest, status
 from torch import Tensor
 
@@ -72,40 +73,12 @@ def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., l
 
 
 @pytest.fixture(scope="module")
-def module_train(train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
-    """`module_train(output, *more, world=1) -> output`: train the tiny recipe; the exit code must be 0."""
+def train(train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
+    """`train(output, *more, world=1) -> output`: train the tiny recipe; the exit code must be 0."""
 
     def run(output: Path, *more: str, world: int = 1) -> Path:
         launcher.complete(world, train_arguments(output, *more))
         return output
-
-    return run
-
-
-@pytest.fixture
-def train(module_train: Callable[..., Path]) -> Callable[..., Path]:
-    return module_train
-
-
-# A rank on another machine: a relative path leads to another file there.
-ELSEWHERE = f"""
-import os, runpy, sys
-os.chdir(sys.argv[1] + os.environ["RANK"])
-sys.argv = sys.argv[2:]
-sys.path[:0] = [os.path.dirname(sys.argv[0]), {str(ROOT)!r}]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.fixture
-def train_elsewhere(run_world: Any, train_arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Any]:
-    """`train_elsewhere(output, *more) -> Result`: train on two ranks, each in a folder named by the rank."""
-
-    def run(output: Path, *more: str) -> Any:
-        script = tmp_path / "elsewhere.py"
-        script.write_text(ELSEWHERE)
-        program, *arguments = train_arguments(output, *more)
-        return run_world(2, [script, f"{tmp_path}/", ROOT / program, *arguments], timeout=90)
 
     return run
 
@@ -223,11 +196,17 @@ def assert_resumes(run_again: Callable[..., Any], whole_digest: Callable[..., st
     return check
 
 
-@pytest.fixture(scope="session")
-def measure() -> Iterator[Probe]:
+@pytest.fixture
+def measure(run_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Probe:
     """`measure(script, *arguments, limit=120) -> ProbeResult`: scripts, measured by tests/resource_probe.py."""
-    with open_probe() as running:
-        yield running
+    report = tmp_path_factory.mktemp("measured") / "report"
+
+    def run(*argv: str | Path, limit: int = 120) -> ProbeResult:
+        report.write_text("inf inf")  # A command that a signal ends writes no report.
+        end = run_command([launcher.PYTHON, resource_probe.__file__, report, limit, *argv], timeout=2 * limit)
+        return ProbeResult(end.returncode, end.stdout, end.stderr, *map(float, report.read_text().split()))
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -140,25 +140,6 @@ def test_two_trainings_in_one_folder(start_faulty, faulty, whole_digest, tmp_pat
     assert digest(run) == whole_digest(1, *more)
 
 
-@full
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda path: path.write_text("a file"), "is not a folder"),
-        (lambda path: (path.mkdir(), path.chmod(0o500)), "Permission denied"),
-        (lambda path: path.symlink_to("/proc/nowhere"), "cannot write to the run folder"),
-    ],
-    ids=["file", "read-only", "dangling"],
-)
-def test_a_run_folder_that_cannot_be_written(run_command, train_arguments, tmp_path, make, words):
-    run = tmp_path / "run"
-    make(run)
-    as_nobody = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
-    result = run_command([*as_nobody, sys.executable, *train_arguments(run)], timeout=60)
-    assert result.returncode == 2, result.output
-    assert words in one_error(result)
-
-
 # ------------------------------------------------------------------------------------------------ clock and environment
 
 

@@ -1,16 +1,15 @@
-"""Training and validation of whole processes from shards, on a disk and from a server."""
+"""Training of whole processes from shards, on a disk and from a server, and from ImageNet's archives."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import launcher
 import pytest
-from bad_checkpoints import write_checkpoint
+from imagenet_archives import extract, write_archives
 from launcher import PYTHON
-from run_folders import last_tensors, losses
+from run_folders import differences, lines, losses
 from shard_folders import Server, serve
 
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
@@ -36,9 +35,9 @@ def server(shards: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def trained(module_train, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(train, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the local shards."""
-    return module_train(tmp_path_factory.mktemp("trained") / "run", *WORDS, "--data", str(shards))
+    return train(tmp_path_factory.mktemp("trained") / "run", *WORDS, "--data", str(shards))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -50,8 +49,7 @@ def test_a_server_trains_as_the_folder_does(trained: Path, server: Server, train
         run = train(tmp_path / state, *WORDS, *cache, "--data", server.url, world=world)
         assert losses(run) == pytest.approx(losses(trained), rel=1e-9 if world > 1 else 0, abs=0)
         if world == 1:
-            ours, theirs = last_tensors(run), last_tensors(trained)
-            assert all(ours[name].equal(theirs[name]) for name in ours)
+            assert (lines(run), differences(run, trained)) == (lines(trained), [])
     assert sum(path.stat().st_size for path in (tmp_path / "cache" / "shards").glob("*.tar")) <= 5 * size
 
 
@@ -60,41 +58,21 @@ def test_another_order_is_another_run(trained: Path, shards: Path, train, tmp_pa
     assert losses(other) != losses(trained)
 
 
-def test_a_run_goes_on_from_the_folder_to_a_server(trained: Path, server: Server, train, tmp_path: Path):
-    """The place of the shards and the size of the cache change no number, so no permission is needed."""
-    checkpoint = str(trained / "checkpoints" / "step-00000004.safetensors")
-    words = ("--set", f"data.cache={tmp_path}", "--set", "data.cache_size=1.0", "--resume", checkpoint)
-    run = train(tmp_path / "run", *WORDS, *words, "--data", server.url)
-    assert losses(run) == losses(trained)[4:]
-
-
-def test_a_checkpoint_is_validated_on_a_server(
-    untrained, metadata, server: Server, shards: Path, run_command, tmp_path: Path
-):
-    found = []
-    checkpoint = write_checkpoint(tmp_path / "checkpoint.safetensors", untrained, metadata)
-    for number, data in enumerate((str(shards), server.url)):
-        report = tmp_path / f"{number}.json"
-        argv = ["validate.py", "--checkpoint", checkpoint, "--data", data, "--json", report]
-        env = {"XDG_CACHE_HOME": str(tmp_path / "home")}
-        result = run_command([PYTHON, *argv], env=env)
-        assert result.returncode == 0, result.output
-        found.append(json.loads(report.read_text()))
-    assert found[0]["loss"] == found[1]["loss"]
-    assert found[0]["num_images"] == 13
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (("--set", "data.shuffle_shards=null", "--set", "data.cache_size=0.00005"), 3, "data.shuffle_shards to"),
-        (("--data", "https://ann:secret@host/x"), 2, "data.root"),
-    ],
-)
-def test_mistakes_are_told(server: Server, train_arguments, run_command, tmp_path: Path, words, code, message):
-    arguments = train_arguments(tmp_path / "run", *WORDS, "--set", f"data.cache={tmp_path}", "--data", server.url)
-    result = run_command([PYTHON, *arguments, *words])
-    assert result.returncode == code, result.output
-    assert message in result.output
+def test_a_cache_that_is_too_small_is_refused(server: Server, train_arguments, run_command, tmp_path: Path):
+    small = ("--set", "data.shuffle_shards=null", "--set", "data.cache_size=0.00005", "--set", f"data.cache={tmp_path}")
+    result = run_command([PYTHON, *train_arguments(tmp_path / "run", *WORDS, *small, "--data", server.url)])
+    assert result.returncode == 3, result.output
+    assert "data.shuffle_shards to" in result.output
     assert "Traceback" not in result.output
-    assert "secret" not in result.output
+
+
+def test_archives_train_as_the_extracted_folder_does(train, tmp_path: Path):
+    archives = write_archives(tmp_path / "archives", per_class=6, val_per_class=3)
+    roots = {"imagenet": archives, "folder": extract(archives, tmp_path / "extracted")}
+    words = ("--set", "model.num_classes=4", "--set", "length=4st")
+    one, other = (
+        train(tmp_path / form, *words, "--set", f"data.format={form}", "--data", str(root))
+        for form, root in roots.items()
+    )
+    assert lines(one) == lines(other)
+    assert differences(one, other) == []

@@ -1,4 +1,4 @@
-"""Whole training runs: the run folder, a resume from a file, a real train.py that is interrupted, fine-tuning."""
+"""Whole training runs: the run folder, and a real train.py that is interrupted."""
 
 from __future__ import annotations
 
@@ -6,37 +6,16 @@ import signal
 import sys
 
 import pytest
-import timm
-import torch
 from launcher import PYTHON
-from run_folders import events, last_tensors, losses, status
+from run_folders import differences, events, losses, status
 
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(module_train, tmp_path_factory):
-    """An uninterrupted run, which the tests read."""
-    return module_train(tmp_path_factory.mktemp("straight") / "run")
 
 
 @pytest.fixture
 def real_arguments(train_arguments):
     """`real_arguments(output, *more) -> [...]`: the real train.py and the network of the recipe."""
     return lambda *words: ["train.py", *train_arguments(*words)[1:]]
-
-
-def differences(one, other):
-    a, b = last_tensors(one), last_tensors(other)
-    assert a.keys() == b.keys()
-    return [name for name in a if not torch.equal(a[name], b[name])]
-
-
-def test_resumed_from_a_file_it_is_bit_for_bit_the_same(uninterrupted, train, tmp_path):
-    middle = uninterrupted / "checkpoints" / "step-00000004.safetensors"
-    run = train(tmp_path / "run", "--resume", str(middle))
-    assert differences(run, uninterrupted) == []
-    assert events(run, "train") == events(uninterrupted, "train")[4:]
 
 
 @pytest.mark.full
@@ -65,18 +44,8 @@ def test_interrupted_and_started_again_it_is_bit_for_bit_the_same(
         assert events(run, kind) == events(whole, kind)
 
 
-def test_a_finished_run_has_nothing_to_do(uninterrupted, run_command, train_arguments):
-    run = uninterrupted
-    before = (run / "metrics.jsonl").read_bytes()
-    result = run_command([PYTHON, *train_arguments(run)])
-    assert result.returncode == 0
-    assert "nothing to do" in result.stdout
-    assert status(run)["state"] == "finished"
-    assert (run / "metrics.jsonl").read_bytes() == before
-
-
-def test_the_run_folder_is_as_designed(uninterrupted):
-    run = uninterrupted
+def test_the_run_folder_is_as_designed(train, tmp_path):
+    run = train(tmp_path / "run")
     names = {path.name for path in run.iterdir()}
     assert names >= {"recipe.yaml", "environment.json", "status.json", "metrics.jsonl", "tensorboard", "log.txt"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
@@ -87,26 +56,6 @@ def test_the_run_folder_is_as_designed(uninterrupted):
         (4, "model"), (4, "ema"), (8, "model"), (8, "ema"),
     ]  # fmt: skip
     assert {e["num_images"] for e in events(run, "validate")} == {13}
-
-
-def test_fine_tuning_starts_from_published_weights(run_command, real_arguments, tmp_path):
-    torch.manual_seed(0)
-    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=1000)
-    weights = tmp_path / "published.pth"
-    torch.save(model.state_dict(), weights, _use_new_zipfile_serialization=False)
-    run = tmp_path / "run"
-    settings = (f"model.weights={weights}", "length=1st", "schedule.warmup=0ep", "optimizer.lr=1e-30", "ema=null")
-    arguments = real_arguments(run, *(word for setting in settings for word in ("--set", setting)))
-    refused = run_command([PYTHON, *arguments])
-    assert refused.returncode == 4
-    assert "model.reset_head=true" in refused.stderr
-    result = run_command([PYTHON, *arguments, "--set", "model.reset_head=true"])
-    assert result.returncode == 0, result.output
-    assert "1000 classes" in result.stdout
-    trained = last_tensors(run)
-    expected = model.state_dict()["layer3.1.conv2.weight"].double()
-    assert torch.allclose(trained["model.layer3.1.conv2.weight"], expected, rtol=1e-6)
-    assert trained["model.last_linear.weight"].shape == (3, 2048)
 
 
 @pytest.mark.gpu

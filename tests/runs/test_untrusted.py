@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import pickle
 import struct
 import sys
@@ -20,28 +19,11 @@ from typing import Any
 import pytest
 import torch
 from resource_probe import Probe, assert_refused
+from torch_files import HEAD, Touch, long, old_file, tensor_pickle
 
 pytestmark = pytest.mark.runs
 
-MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
-SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-
 # ------------------------------------------------------------------------------------------------ code
-
-
-class Touch:
-    """An object that creates a file when unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.command = f"touch {canary}"
-
-    def __reduce__(self) -> object:
-        return os.system, (self.command,)
-
-
-def head() -> bytes:
-    """Return the beginning of a file in torch's old format."""
-    return b"".join(pickle.dumps(value, protocol=2) for value in (MAGIC, 1001, SYSTEM))
 
 
 def malicious(kind: str, canary: Path) -> bytes:
@@ -53,7 +35,7 @@ def malicious(kind: str, canary: Path) -> bytes:
             archive.writestr("m/code/__torch__.py", "")
             archive.writestr("m/constants.pkl", pickle.dumps((), protocol=2))
     elif kind == "protocol 4":
-        buffer.write(head() + pickle.dumps(Touch(canary), protocol=4) + pickle.dumps([], protocol=2))
+        buffer.write(HEAD + pickle.dumps(Touch(canary), protocol=4) + pickle.dumps([], protocol=2))
     elif kind == "pickle":
         buffer.write(pickle.dumps(Touch(canary)))
     else:
@@ -111,21 +93,6 @@ def test_a_real_command_runs_no_code(run_command: Any, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ memory
 
 
-def old_format(pickled: bytes, keys: object = None, numbers: bytes = b"") -> bytes:
-    return head() + pickled + pickle.dumps(keys, protocol=2) + numbers
-
-
-def stored(numel: int, shape: bytes, stride: bytes) -> bytes:
-    """A pickle of one tensor, shape and stride as pickled tuples."""
-    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ" + struct.pack("<i", numel)
-    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n("
-    return b"\x80\x02}X\x01\0\0\0w" + rebuilt + storage + b"NtQK\0" + shape + stride + b"\x89}tRs."
-
-
-def large(number: int) -> bytes:
-    return b"\x8a\x08" + struct.pack("<q", number)
-
-
 def deflated() -> bytes:
     buffer = io.BytesIO()
     torch.save({"w": torch.zeros(50_000_000)}, buffer)
@@ -138,20 +105,18 @@ def deflated() -> bytes:
 
 def keys(count: int) -> bytes:
     pairs = (b"X\x07\0\0\0%07dN" % number for number in range(count))
-    return old_format(b"\x80\x02}(" + b"".join(pairs) + b"u.")
+    return old_file(b"\x80\x02}(" + b"".join(pairs) + b"u.")
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "bytearray": lambda: old_format(b"\x80\x02cbuiltins\nbytearray\n" + large(600_000_000) + b"\x85R.", []),
-    "tensor": lambda: old_format(b"\x80\x02ctorch\nTensor\n" + large(150_000_000) + b"\x85R.", []),
+    "bytearray": lambda: old_file(b"\x80\x02cbuiltins\nbytearray\n" + long(600_000_000) + b"\x85R.", []),
+    "tensor": lambda: old_file(b"\x80\x02ctorch\nTensor\n" + long(150_000_000) + b"\x85R.", []),
     "deflated": deflated,
-    "stride 0": lambda: old_format(
-        stored(1, large(30_000) * 2 + b"\x86", b"K\0K\0\x86"), ["0"], struct.pack("<q", 1) + bytes(4)
-    ),
-    "storage": lambda: old_format(stored(10**9, large(10**9) + b"\x85", b"K\x01\x85"), ["0"], bytes(12)),
+    "stride 0": lambda: old_file(tensor_pickle(1, 0, (30_000, 30_000), (0, 0)), ["0"], struct.pack("<q", 1) + bytes(4)),
+    "storage": lambda: old_file(tensor_pickle(10**9, 0, (10**9,), (1,)), ["0"], bytes(12)),
     "a million keys": lambda: keys(10**6),
     "keys up to the limit for a file": lambda: keys(450_000),
-    "marks": lambda: old_format(b"\x80\x02" + b"(" * 999_000 + b"."),
+    "marks": lambda: old_file(b"\x80\x02" + b"(" * 999_000 + b"."),
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from bad_checkpoints import changed, write_checkpoint
+from encoded_images import png_chunk as chunk
 from PIL import Image
 from resource_probe import Probe, assert_refused
 
@@ -57,10 +58,6 @@ def test_other_readers_of_yaml(measure: Probe, tmp_path: Path) -> None:
     path.write_text(RECIPES["a Python object"]().replace("{canary}", str(canary)))
     measure("-c", f"import yaml; yaml.unsafe_load(open({str(path)!r}))")
     assert canary.exists()
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
 
 def picture(width: int, height: int) -> bytes:

@@ -10,7 +10,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from launcher import PYTHON
-from PIL import Image
 from run_folders import events, last_tensors
 from torchvision import datasets, transforms
 
@@ -20,12 +19,12 @@ MEASURES = ("top1", "top5", "loss", "num_images")
 
 
 @pytest.fixture(scope="module")
-def trained(module_train, tmp_path_factory):
+def trained(train, tmp_path_factory):
     """A run long enough for BatchNorm statistics that make sense, validated in 7 batches of 2."""
     changes = ("length=12st", "checkpoint.every=12st", "evaluation={every: 12st, batch_size: 2}")
     changes += ("runtime.precision=fp32",)
     output = tmp_path_factory.mktemp("trained") / "run"
-    return module_train(output, *(word for change in changes for word in ("--set", change)))
+    return train(output, *(word for change in changes for word in ("--set", change)))
 
 
 @pytest.fixture
@@ -50,12 +49,9 @@ def test_on_1_2_and_3_ranks_it_is_exactly_what_training_logged(trained, validate
         assert [report[name] for name in ("weights", *MEASURES)] == [logged[name] for name in ("weights", *MEASURES)]
 
 
-def test_all_bad_images_are_named_at_once_and_turned_ones_counted(trained, run_command, images, tmp_path):
+def test_all_bad_images_are_named_at_once(trained, run_command, images, tmp_path):
     data = shutil.copytree(images, tmp_path / "images")
-    turned, *bad = sorted(data.glob("val/*/*"))[:3]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(turned).save(turned, exif=exif)
+    bad = sorted(data.glob("val/*/*"))[:2]
     for path in bad:
         path.write_bytes(path.read_bytes()[:300])
     checkpoint = trained / "checkpoints" / "last.safetensors"
@@ -63,7 +59,6 @@ def test_all_bad_images_are_named_at_once_and_turned_ones_counted(trained, run_c
     assert result.returncode == 3, result.output
     for path in bad:
         assert str(path.relative_to(data)) in result.stderr
-    assert "1 of 13 val images" in result.stdout
 
 
 @pytest.mark.parametrize("weights", ["model", "ema"])
@@ -89,18 +84,3 @@ def test_it_agrees_with_timm_and_torchvision(trained, validate, images, weights)
     assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     assert report["top5"] == 100
     assert report["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-
-
-def test_published_bare_weights_are_recognised(run_command, images, tmp_path):
-    torch.manual_seed(0)
-    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3)
-    weights = tmp_path / "seresnext26_32x4d-65ebdb501.pth"
-    torch.save(model.state_dict(), weights, _use_new_zipfile_serialization=False)
-    report = tmp_path / "report.json"
-    arguments = ["validate.py", "--checkpoint", weights, "--data", images, "--json", report]
-    result = run_command([PYTHON, *arguments])
-    assert result.returncode == 0, result.output
-    found = json.loads(report.read_text())
-    assert (found["model"], found["num_images"]) == ("legacy_seresnext26_32x4d", 13)
-    sizes = {"image_size": 224, "crop_pct": 0.875, "interpolation": "bicubic"}
-    assert found["preprocessing"] == {**sizes, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

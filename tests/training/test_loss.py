@@ -1,15 +1,11 @@
 """The losses against timm's and against the definitions."""
 
-from typing import get_args
-
 import pytest
 import timm.loss
 import torch
 import torch.nn.functional as F
 
-from seresnext.recipe.load import load_recipe
-from seresnext.recipe.schema import LossSection
-from seresnext.training.loss import LOSSES, BinaryCrossEntropy, CrossEntropy, build_loss
+from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 
 
 @pytest.fixture
@@ -21,10 +17,6 @@ def batch():
 def mixed(labels, share):
     """Return the targets of images that are mixed with the images of the reversed batch."""
     return share * F.one_hot(labels, 10) + (1 - share) * F.one_hot(labels.flip(0), 10)
-
-
-def test_the_schema_has_the_names_of_the_table():
-    assert get_args(LossSection.model_fields["name"].annotation) == tuple(LOSSES)
 
 
 def test_cross_entropy_of_labels_equals_timms(batch):
@@ -72,9 +64,3 @@ def test_a_threshold_decides_which_of_two_images_count(batch):
 def test_half_precision_does_not_overflow_and_double_precision_is_kept(batch, loss):
     assert loss()(torch.tensor([[60000.0, -60000.0]]).half(), torch.tensor([1])) == 120000.0
     assert loss(0.1)(batch[0].double(), batch[1]).dtype == torch.float64
-
-
-def test_the_loss_of_a_recipe():
-    assert build_loss(load_recipe("seresnext50").recipe.loss) == CrossEntropy(0.1)
-    changes = ["loss={name: bce, label_smoothing: 0, target_threshold: 0.2}", "mix.mixup=0.2"]
-    assert build_loss(load_recipe("seresnext50", changes).recipe.loss) == BinaryCrossEntropy(0.0, 0.2)

@@ -85,6 +85,7 @@ VARIANTS = {
     "fp64": {},
     "one replica": {"replicas": 1},
     "three replicas": {"replicas": 3},
+    "no momentum, fp32": {"momentum": 0.0, "precision": "fp32"},
     "nesterov": {"nesterov": True},
     "adamw": {"name": "adamw"},
     "adamw, fp32": {"name": "adamw", "precision": "fp32"},

@@ -118,16 +118,6 @@ def test_last_and_best_link_to_the_right_files(make, tmp_path):
     assert store.verify(folder / "best.safetensors")["step"] == "4"
 
 
-def test_kept_checkpoints(make, tmp_path):
-    saver = make(keep=2, keep_every=4)
-    for step in range(1, 12):
-        save(saver, step, best=6 if step >= 6 else None)
-    saver.finish()
-    folder = tmp_path / "checkpoints"
-    assert list(store.steps(folder)) == [4, 8, 10, 11]
-    assert store.verify(folder / "best.safetensors")["step"] == "6"
-
-
 def test_a_second_save_of_a_step_replaces_the_first(make, model, tmp_path):
     saver = make()
     save(saver, 1)

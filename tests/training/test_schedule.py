@@ -1,12 +1,9 @@
 """Schedules against torch's own schedulers, step by step."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR, StepLR
 
-from seresnext.recipe.schema import ScheduleSection
 from seresnext.training.schedule import SCHEDULES, Schedule
 
 PEAK = 0.6
@@ -26,10 +23,6 @@ CASES = {
     "cosine, warm-up": ({"warmup": 10}, after_warmup(lambda optimizer: CosineAnnealingLR(optimizer, 70))),
     "linear, warm-up": ({"warmup": 10}, after_warmup(lambda optimizer: LinearLR(optimizer, 1.0, 0.0, total_iters=70))),
 }
-
-
-def test_the_schema_has_the_names_of_the_table():
-    assert get_args(ScheduleSection.model_fields["name"].annotation) == tuple(SCHEDULES)
 
 
 @pytest.mark.parametrize("case", CASES)

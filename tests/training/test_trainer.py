@@ -238,11 +238,6 @@ def test_a_result_is_read_after_the_next_step_was_queued():
     assert run.what("read") == "read0 read1 read2 read3 read4 read5"
 
 
-def test_at_the_end_everything_is_due():
-    run = fitted(total=5, log_every=3, evaluate_every=3, save_every=3)
-    assert run.what("train", "validate", "save") == "train3 save3 validate3 save3 train5 save5 validate5 save5"
-
-
 def test_each_validation_is_saved_before_and_a_new_best_once_more():
     """6 of 8 are correct, then 4, then 8: the second validation is no new best."""
     run = fitted(total=6, evaluate_every=2, save_every=100, right={2: 6, 4: 4, 6: 8}.__getitem__)

@@ -36,7 +36,7 @@ def write(path: Path, **metadata: str) -> Path:
 def test_files_of_others_are_bare_weights(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path, metadata)
-    tensors, found = read_weights(path)
+    tensors, found, *_ = read_weights(path)
     assert torch.equal(tensors["model.w"], TENSORS["model.w"])
     assert found == {}
 
@@ -44,7 +44,7 @@ def test_files_of_others_are_bare_weights(tmp_path: Path, metadata: dict[str, st
 @pytest.mark.parametrize("name", ["last.safetensors", "step-00000003.safetensors.superseded", "x.pth"])
 @pytest.mark.parametrize("version", [FORMAT, "seresnext-1"])
 def test_a_checkpoint_is_one_under_any_name(tmp_path: Path, name: str, version: str) -> None:
-    tensors, found = read_weights(write(tmp_path / name, format=version))
+    tensors, found, *_ = read_weights(write(tmp_path / name, format=version))
     assert torch.equal(tensors["model.w"], TENSORS["model.w"])
     assert {key: value for key, value in found.items() if key != "digest"} == {**OURS, "format": version}
 

@@ -1,4 +1,4 @@
-"""Oracle: the safetensors library's writer."""
+"""Oracle: the safetensors library."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from seresnext.errors import CheckpointError
 from seresnext.weights.safetensors_file import read_header, read_safetensors
@@ -51,7 +51,8 @@ def test_header_does_not_read_the_numbers(tmp_path: Path) -> None:
     assert read_header(path) == {}
 
 
-def test_no_metadata(tmp_path: Path) -> None:
+def test_a_folder_and_no_metadata(tmp_path: Path) -> None:
+    assert "not a regular file" in refusal(tmp_path)
     save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors")
     assert read_safetensors(tmp_path / "a.safetensors")[1] == {}
 
@@ -61,23 +62,6 @@ def test_truncation(path: Path) -> None:
     for length in range(len(data)):
         path.write_bytes(data[:length])
         assert "was cut off or damaged" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {name: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for name, at in (("a", 0), ("b", 4))},
-        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}},
-        {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}},
-        {"a": {"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 8]}},
-        {"a": {"dtype": "\x1b[2J", "shape": [2], "data_offsets": [0, 8]}},
-        {"__metadata__": {"a": 3}},
-    ],
-)  # fmt: skip
-def test_bad_headers(tmp_path: Path, header: dict) -> None:
-    text = json.dumps(header).encode()
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
-    refusal(tmp_path / "x.safetensors")
 
 
 def test_dtype_that_is_unknown_here(tmp_path: Path) -> None:
@@ -92,8 +76,47 @@ def test_length_of_the_header_is_capped(tmp_path: Path) -> None:
     assert "20,971,520" in refusal(path)
 
 
-def test_things_that_are_no_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.safetensors")
-    assert "not a regular file" in refusal(tmp_path / "pipe.safetensors")
-    assert "not a regular file" in refusal(tmp_path)
-    assert "No such file" in refusal(tmp_path / "absent.safetensors")
+# ------------------------------------------------------------------------------------------------ headers
+
+FLOAT = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+STRANGE = FLOAT.replace("F32", r"\u001b[2J")
+TWICE = f'{{"w": {FLOAT}, "w": {FLOAT.replace("F32", "I32")}}}'
+
+
+def safetensors(path: Path, header: str) -> Path:
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(0 if "[0, 0]" in header else 4))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (f'{{"w": {FLOAT}, "v": {FLOAT.replace("[0, 4]", "[2, 6]")}}}', "invalid offset"),
+        (f'{{"w": {FLOAT.replace("[0, 4]", "[4, 8]")}}}', "invalid offset"),
+        (f'{{"w": {FLOAT.replace("[1]", "[2]")}}}', "invalid shape"),
+        (f'{{"w": {FLOAT.replace("[1]", f"[{2**62}, 8]")}}}', "overflow"),
+        (f'{{"w": {STRANGE}}}', "unknown dtype"),
+        ('{"__metadata__": {"a": 3}}', "string"),
+        (TWICE, "name w twice"),
+        (f'{{"__metadata__": {{"step": "1", "step": "2"}}, "w": {FLOAT}}}', "name step twice"),
+        (f'{{"__metadata__": {{}}, "w": {FLOAT}, "__metadata__": {{}}}}', "name __metadata__ twice"),
+        (f'{{"w": {FLOAT[:-1]}, "more": 1}}}}', "for the tensor w"),
+        (f'{{"w": {FLOAT.replace("[1]", json.dumps([1] * 1000))}}}', "1,000 dimensions"),
+        ('{"w": {"dtype": "F32", "shape": [0, 4611686018427387904], "data_offsets": [0, 0]}}', "no file can hold"),
+        (f'{{"w": {FLOAT.replace("[1]", "[true]")}}}', "for the tensor w"),
+        ('["__metadata__"]', "no mapping"),
+        ("[" * 100_000, "recursion"),
+        ('{"a":' * 100_000, "recursion"),
+        ('"' * 300_000, "texts"),
+        ("{" + ",".join(f'"{number}":""' for number in range(130_000)) + "}", "texts"),
+    ],
+)
+def test_headers(tmp_path: Path, header: str, reason: str) -> None:
+    assert reason in refusal(safetensors(tmp_path / "x.safetensors", header))
+
+
+def test_the_library_lets_a_name_come_twice(tmp_path: Path) -> None:
+    """The control: the library silently takes the last of two tensors of one name."""
+    assert load_file(safetensors(tmp_path / "x.safetensors", TWICE))["w"].dtype == torch.int32
+    plain = safetensors(tmp_path / "y.safetensors", f'{{"w": {FLOAT}}}')
+    assert read_safetensors(plain)[0]["w"].tolist() == [0.0]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch_files import HEAD, Touch, long, old_file, save_as_published, tensor_pickle
 
 from seresnext.errors import CheckpointError
 from seresnext.models import MODELS, create_model
@@ -71,25 +72,25 @@ FLAT = torch.arange(10.0)
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state, "o": MOMENTUM}])
 def test_state_dicts(save, wrap: Callable[[OrderedDict], dict]) -> None:
     """The state alone, or as in the checkpoints of torch's ImageNet example."""
-    assert_same(read_torch_file(save(wrap(small_state()))), small_state())
+    assert_same(read_torch_file(save(wrap(small_state()))).tensors, small_state())
 
 
 def test_modules_and_parameters(save) -> None:
     """state_dict() of a module has an attribute, `_metadata`, and named_parameters() gives Parameters."""
     module = torch.nn.BatchNorm2d(4)
     for tensors in (module.state_dict(), dict(module.named_parameters())):
-        found = read_torch_file(save(tensors))
+        found = read_torch_file(save(tensors)).tensors
         assert_same(found, tensors)
         assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
 
 
 def test_one_storage_cut_into_tensors(save) -> None:
     tensors = {"a": FLAT[:4].view(2, 2), "b": FLAT[4:]}
-    assert_same(read_torch_file(save(tensors)), tensors)
+    assert_same(read_torch_file(save(tensors)).tensors, tensors)
 
 
 @pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.weights_bytes])
-def test_files_as_published(name: str, tmp_path: Path, save_as_published) -> None:
+def test_files_as_published(name: str, tmp_path: Path) -> None:
     """The published files have the same size to the byte, so the format is right."""
     state = create_model(name).state_dict()
     path = tmp_path / MODELS[name].weights_file
@@ -99,20 +100,10 @@ def test_files_as_published(name: str, tmp_path: Path, save_as_published) -> Non
         assert len(state) == {"legacy_seresnext50_32x4d": 331, "legacy_seresnext101_32x4d": 654}[name]
     save_as_published(state, path, v2)
     assert path.stat().st_size == MODELS[name].weights_bytes
-    assert_same(read_torch_file(path), state)
+    assert_same(read_torch_file(path).tensors, state)
 
 
 # ------------------------------------------------------------------------------------------------ code
-
-
-class Touch:
-    """An object whose unpickling creates a file."""
-
-    def __init__(self, canary: Path) -> None:
-        self.command = f"touch {canary}"
-
-    def __reduce__(self) -> object:
-        return os.system, (self.command,)
 
 
 def test_code_is_not_run(tmp_path: Path, save) -> None:
@@ -138,9 +129,9 @@ def test_code_in_any_of_the_five_pickles(tmp_path: Path, place: int) -> None:
     assert not canary.exists()
 
 
-def test_newer_protocol(tmp_path: Path, save_pickle) -> None:
+def test_newer_protocol(tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    save_pickle(pickle.dumps({"w": Touch(canary)}, protocol=5), path)
+    path.write_bytes(old_file(pickle.dumps({"w": Touch(canary)}, protocol=5)))
     assert "protocol 5" in refusal(path)
     assert not canary.exists()
 
@@ -148,29 +139,25 @@ def test_newer_protocol(tmp_path: Path, save_pickle) -> None:
 # ------------------------------------------------------------------------------------------------ memory
 
 
-def floats(count: int) -> bytes:
-    """Return the bytes of a storage of zeros in the file."""
-    return struct.pack("<q", count) + bytes(4 * count)
+SIX = struct.pack("<q", 6) + bytes(24)  # A storage of zeros in the file.
 
 
-def test_handwritten_pickle(tmp_path: Path, save_pickle, tensor_pickle) -> None:
+def test_handwritten_pickle(tmp_path: Path) -> None:
     """The control for files that announce other sizes."""
     path = tmp_path / "weights.pth"
-    save_pickle(tensor_pickle(6, 0, (2, 3), (3, 1)), path, ["0"], floats(6))
-    assert_same(read_torch_file(path), {"w": torch.zeros(2, 3)})
+    path.write_bytes(old_file(tensor_pickle(6, 0, (2, 3), (3, 1)), ["0"], SIX))
+    assert_same(read_torch_file(path).tensors, {"w": torch.zeros(2, 3)})
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_storage_larger_than_the_file(tmp_path: Path, save_pickle, tensor_pickle) -> None:
-    path = tmp_path / "weights.pth"
-    save_pickle(tensor_pickle(10**9, 0, (10**9,), (1,)), path, ["0"], floats(6))
-    assert "was cut off or changed" in refusal(path)
-
-
-def test_storage_of_another_length(tmp_path: Path, save_pickle, tensor_pickle) -> None:
-    path = tmp_path / "weights.pth"
-    save_pickle(tensor_pickle(6, 0, (6,), (1,)), path, ["0"], struct.pack("<q", 10**9) + bytes(24))
-    assert "1,000,000,000 elements, not 6" in refusal(path)
+@pytest.mark.parametrize(
+    ("numel", "announced", "reason"),
+    [(10**9, 6, "was cut off or changed"), (6, 10**9, "1,000,000,000 elements, not 6")],
+)
+def test_a_storage_of_another_size(tmp_path: Path, numel: int, announced: int, reason: str) -> None:
+    path, numbers = tmp_path / "weights.pth", struct.pack("<q", announced) + bytes(24)
+    path.write_bytes(old_file(tensor_pickle(numel, 0, (numel,), (1,)), ["0"], numbers))
+    assert reason in refusal(path)
 
 
 def test_many_tensors_of_one_storage(save) -> None:
@@ -179,7 +166,7 @@ def test_many_tensors_of_one_storage(save) -> None:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_compressed_zip(tmp_path: Path, tensor_pickle) -> None:
+def test_compressed_zip(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", tensor_pickle(10**8, 0, (10**8,), (1,)).replace(b"NtQ", b"tQ"))
@@ -190,16 +177,14 @@ def test_compressed_zip(tmp_path: Path, tensor_pickle) -> None:
     assert "compressed" in refusal(path)
 
 
-@pytest.mark.parametrize("order", [["0", "0"], [], ["1"], ["0", "1"], [0], "0", None, [["0"]]])
-def test_order_of_other_storages(tmp_path: Path, save_pickle, tensor_pickle, order: object) -> None:
-    save_pickle(tensor_pickle(6, 0, (6,), (1,)), tmp_path / "file", order, floats(6))
-    assert "list of storages" in refusal(tmp_path / "file")
+# A comparison or a print of this list would need a very deep stack.
+NESTED = b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."
+ORDERS = [["0", "0"], [], ["1"], ["0", "1"], [0], "0", None, [["0"]]]
 
 
-def test_deeply_nested_order(tmp_path: Path, save_pickle, tensor_pickle) -> None:
-    """A comparison or a print of this list would need a very deep stack."""
-    nested = b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."
-    save_pickle(tensor_pickle(6, 0, (6,), (1,)) + nested, tmp_path / "file")
+@pytest.mark.parametrize("order", [*(pickle.dumps(order, protocol=2) for order in ORDERS), NESTED], ids=len)
+def test_order_of_other_storages(tmp_path: Path, order: bytes) -> None:
+    (tmp_path / "file").write_bytes(HEAD + tensor_pickle(6, 0, (6,), (1,)) + order + SIX)
     assert "list of storages" in refusal(tmp_path / "file")
 
 
@@ -260,13 +245,16 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("state", [[torch.zeros(2)], {"a": 3}, {"a": {"b": torch.zeros(2)}}, {}, {3: torch.zeros(2)}])
-def test_other_contents(save, state: object) -> None:
-    refusal(save(state))
-
-
-def test_whole_module(save) -> None:
-    assert "state_dict" in refusal(save(torch.nn.Linear(2, 2)))
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (torch.nn.Linear(2, 2), "state_dict"),
+        ({}, "holds no tensors"),
+        *((state, "") for state in ([FLAT], {"a": 3}, {"a": {"b": FLAT}}, {3: FLAT})),
+    ],
+)
+def test_other_contents(save, state: object, reason: str) -> None:
+    assert reason in refusal(save(state))
 
 
 @pytest.mark.parametrize("members", [["a/data.pkl", "b/data.pkl"], ["data.pkl"], ["archive/version"]])
@@ -285,3 +273,34 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path, save) -> None:
         read_torch_file(tmp_path / "\x1b[2Jweights.pth")
     assert str(caught.value).isprintable()
     assert "weights.pth" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ two readings
+
+
+BOMB_BYTES = 12_345_678
+BOMB = b"\x80\x02cbuiltins\nbytearray\n" + long(BOMB_BYTES) + b"\x85R."
+
+
+def zip_with(path: Path, **more: bytes) -> None:
+    """Write the file of torch.save for one small tensor, with further members."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(3)}, buffer)
+    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(path, "w") as copy:
+        for name in archive.namelist():
+            copy.writestr(name, archive.read(name))
+        for name, content in more.items():
+            copy.writestr(f"archive/{name}", content)
+
+
+def test_a_second_pickle_in_capitals(tmp_path: Path) -> None:
+    """The pickle that is checked is the pickle that is used. The control: torch's own reader takes the other one."""
+    path = tmp_path / "weights.pth"
+    zip_with(path, **{"DATA.PKL": BOMB})
+    assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
+    assert read_torch_file(path).tensors["w"].tolist() == [1, 1, 1]
+
+
+def test_a_list_of_members_without_end(tmp_path: Path) -> None:
+    zip_with(tmp_path / "weights.pth", **{f"data/{number}": b"" for number in range(1, 40_000)})
+    assert "list of members" in refusal(tmp_path / "weights.pth")

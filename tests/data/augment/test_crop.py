@@ -33,16 +33,8 @@ def test_crops_equal_torchvision_from_the_same_uniform_numbers(replay, torchvisi
     assert 20 <= fallbacks < 100
 
 
-def test_crops_spread_over_the_image_and_the_ranges():
+def test_crops_spread_over_the_image():
     crops = [USUAL.draw(400, 300, rng_at(1, "augment", 0, n, 0)) for n in range(3000)]
-    areas = np.array([c.width * c.height / 120_000 for c in crops])
-    ratios = np.array([c.width / c.height for c in crops])
-    assert 0.079 < areas.min() < 0.09
-    assert areas.max() > 0.95
-    assert 0.74 < ratios.min() < 0.76
-    assert 1.31 < ratios.max() < 1.35
-    # Uniform in the logarithm, where no crop is refused for standing out of the image.
-    assert abs(np.median(ratios[areas < 0.4]) - 1) < 0.03
     for places in (
         [c.left / (400 - c.width) for c in crops if c.width < 380],
         [c.top / (300 - c.height) for c in crops if c.height < 280],

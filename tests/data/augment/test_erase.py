@@ -49,17 +49,10 @@ def test_boxes_equal_torchvision_from_the_same_uniform_numbers(scale: tuple[floa
     assert nothing < 100
 
 
-def test_boxes_spread_over_the_image_and_the_ranges():
+def test_a_quarter_of_the_images_is_erased():
     usual = RandomErasing(0.25, (0.02, 0.33), (0.3, 3.3))
-    boxes = [usual.draw(200, 200, rng_at(0, "erase", 0, n, 0)) for n in range(8000)]
-    drawn = np.array([box for box in boxes if any(box)])
-    assert abs(len(drawn) / 8000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 8000)
-    top, left, height, width = drawn.T
-    areas = height * width / 40_000
-    assert 0.018 < areas.min() < 0.03
-    assert 0.31 < areas.max() < 0.34
-    for spread, limits in ((areas, (0.02, 0.33)), (top / (200 - height), (0, 1)), (left / (200 - width), (0, 1))):
-        np.testing.assert_allclose(np.histogram(spread, 4, limits)[0] / len(drawn), 0.25, atol=0.04)
+    erased = sum(any(usual.draw(200, 200, rng_at(0, "erase", 0, n, 0))) for n in range(8000))
+    assert abs(erased / 8000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 8000)
 
 
 def test_noise_belongs_to_its_step_and_replica_and_is_normal():

@@ -32,17 +32,6 @@ def test_mixup_equals_timm_with_the_same_share():
         torch.testing.assert_close(images, IMAGES * share + IMAGES.flip(0) * (1 - share), rtol=0, atol=1e-15)
 
 
-def test_mixup_equals_torchvision_with_the_same_share():
-    # For two images, torchvision makes the same pairs.
-    images, labels, oracle = IMAGES[:2], LABELS[:2], v2.MixUp(alpha=0.4, num_classes=5)
-    for step in range(20):
-        mixed, targets = mix(images, step, mixup=0.4)
-        params = {"lam": targets[0, 0].item(), "labels": labels, "batch_size": 2}
-        torch.testing.assert_close(mixed, oracle.transform(images, params), rtol=0, atol=1e-15)
-        # torchvision's targets are in single precision.
-        torch.testing.assert_close(targets, oracle.transform(labels, params).double(), rtol=0, atol=1e-7)
-
-
 def test_cutmix_equals_torchvision_with_the_same_share_and_centre(monkeypatch: pytest.MonkeyPatch):
     # timm makes boxes of an odd size one pixel larger than the code of the paper's authors, which torchvision follows.
     # torchvision pairs each image with the previous one, timm and this project with the image at the same position of

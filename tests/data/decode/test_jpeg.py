@@ -1,5 +1,3 @@
-import random
-
 import pytest
 from encoded_images import encoded, noise, rgb
 from hypothesis import example, given, settings, strategies
@@ -42,27 +40,23 @@ def patched(frame: bytes) -> bytes:
     return data[:start] + frame + data[start + len(frame) :]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        jpeg("CMYK"),
-        jpeg(progressive=True),
-        adobe(0),
-        patched(b"\xff\xc0\0\x11\x0c"),
-        patched(b"\xff\xc3"),
-        patched(b"\xff\xc9"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3R\x22\0G\x11\1B\x11\1"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x12\0"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x41\0"),
-        patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x22\0\2\x21"),
-        jpeg()[:-40],
-        jpeg() + bytes(100),
-    ],
-    ids=[
-        "CMYK", "progressive", "Adobe RGB", "12 bits", "lossless", "arithmetic", "RGB", "4:4:0", "4:1:1", "odd chroma",
-        "cut off", "padded",
-    ],
-)  # fmt: skip
+ODD = {
+    "CMYK": jpeg("CMYK"),
+    "progressive": jpeg(progressive=True),
+    "Adobe RGB": adobe(0),
+    "12 bits": patched(b"\xff\xc0\0\x11\x0c"),
+    "lossless": patched(b"\xff\xc3"),
+    "arithmetic": patched(b"\xff\xc9"),
+    "RGB": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3R\x22\0G\x11\1B\x11\1"),
+    "4:4:0": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x12\0"),
+    "4:1:1": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x41\0"),
+    "odd chroma": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x22\0\2\x21"),
+    "cut off": jpeg()[:-40],
+    "padded": jpeg() + bytes(100),
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
 def test_odd_jpegs_are_not_plain(data: bytes):
     assert read_frame(data) == NOT_PLAIN
 
@@ -75,17 +69,6 @@ def test_other_files_have_no_frame(data: bytes):
 def test_sizes_of_photographs_equal_pillow(photographs: list[bytes]):
     for data in photographs:
         assert read_frame(data) == (*rgb(data).size, True)
-
-
-def test_damage_is_a_frame_or_none():
-    draws = random.Random(0)
-    outcomes = set()
-    for _ in range(3000):
-        data = bytearray(jpeg(progressive=draws.random() < 0.5))
-        for _ in range(draws.choice((1, 5))):
-            data[draws.randrange(min(len(data), draws.choice((40, 700))))] = draws.randrange(256)
-        outcomes.add(read_frame(bytes(data[: draws.randrange(len(data) + 1)])) is None)
-    assert outcomes == {True, False}
 
 
 MARKERS = [bytes((0xFF, marker)) for marker in (0xC0, 0xC2, 0xC4, 0xD0, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE2, 0xED, 0xEE)]

@@ -7,7 +7,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,36 @@ from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.loading.loader import evaluation_keys, open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
+from seresnext.data.worker_status import set_current_images
 from seresnext.errors import DataError
 from seresnext.process.signals import STOP_SIGNALS
 
 Act = Callable[[BatchKey], object]
-Opened = Callable[..., AbstractContextManager[Iterator[Batch]]]
 
 
-@pytest.fixture
-def opened(numbers) -> Opened:
-    """`opened(act, images=40)` opens batches of four images. The worker calls `act(key)` for each batch."""
+class Numbers:
+    """Batches with the image numbers as pixels. The worker calls `act(key)` for each batch."""
 
-    def opened(act: Act = lambda key: None, images: int = 40, workers: int = 2, timeout: int = 60, pin: bool = False):
-        keys = evaluation_keys(images, 4, 0, 1)
-        return open_batches(numbers(act), keys, workers=workers, timeout=timeout, pin_memory=pin)
+    def __init__(self, act: Act) -> None:
+        self._act = act
+        self.reader = self
 
-    return opened
+    def name(self, index: int) -> str:
+        return f"number {index}"
+
+    def make(self, key: BatchKey) -> Batch:
+        set_current_images(key.indices.tolist())
+        self._act(key)
+        indices = torch.from_numpy(key.indices.copy())
+        images = (indices % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, indices, torch.zeros(len(indices), dtype=torch.bool), indices.clone(), *key[:2])
+
+
+def opened(act: Act = lambda key: None, images: int = 40, workers: int = 2, timeout: int = 60, pin: bool = False):
+    """Open batches of four images. The worker calls `act(key)` for each batch."""
+    keys = evaluation_keys(images, 4, 0, 1)
+    return open_batches(Numbers(act), keys, workers=workers, timeout=timeout, pin_memory=pin)
 
 
 @pytest.fixture
@@ -70,7 +83,7 @@ def test_every_image_is_evaluated_once_in_the_same_batches_at_any_world_size(cou
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_torchs_randomness_and_the_signals_of_the_trainer_are_not_touched(opened: Opened, workers: int):
+def test_torchs_randomness_and_the_signals_of_the_trainer_are_not_touched(workers: int):
     def state() -> list[object]:
         return [torch.random.get_rng_state().tolist(), *map(signal.getsignal, STOP_SIGNALS)]
 
@@ -80,12 +93,12 @@ def test_torchs_randomness_and_the_signals_of_the_trainer_are_not_touched(opened
     assert state() == before
 
 
-def test_more_workers_than_cores_are_no_warning(opened: Opened):
+def test_more_workers_than_cores_are_no_warning():
     with warnings.catch_warnings(action="error"), opened(images=8, workers=9) as batches:
         assert len(list(batches)) == 2
 
 
-def test_workers_compute_on_one_thread_and_ignore_the_trainers_signals(opened: Opened):
+def test_workers_compute_on_one_thread_and_ignore_the_trainers_signals():
     def check(key: BatchKey) -> None:
         assert torch.get_num_threads() == 1
         for number in STOP_SIGNALS:
@@ -95,7 +108,7 @@ def test_workers_compute_on_one_thread_and_ignore_the_trainers_signals(opened: O
         assert len(list(batches)) == 10
 
 
-def test_workers_end_with_the_block_also_when_it_is_left_early(opened: Opened, all_end):
+def test_workers_end_with_the_block_also_when_it_is_left_early(all_end):
     with opened(images=10**6, workers=3) as batches:
         assert next(batches).indices.tolist() == [0, 1, 2, 3]
         assert len(all_end()) == 3
@@ -137,7 +150,6 @@ def test_workers_die_with_a_trainer_that_is_killed(start_command, tmp_path: Path
 
 
 def fails(
-    opened: Opened,
     act: Act = lambda key: None,
     error: type[Exception] = DataError,
     read: Callable[[Iterator[Batch]], object] = list,
@@ -150,7 +162,7 @@ def fails(
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_an_image_that_cannot_be_used_is_one_message_after_the_batches_before_it(opened: Opened, workers: int):
+def test_an_image_that_cannot_be_used_is_one_message_after_the_batches_before_it(workers: int):
     def act(key: BatchKey) -> None:
         if key.step == 5:
             raise DataError("train/cat/7.jpg is empty; restore the file or remove it")
@@ -163,20 +175,20 @@ def test_an_image_that_cannot_be_used_is_one_message_after_the_batches_before_it
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_defect_of_ours_is_not_blamed_on_the_data(opened: Opened, workers: int):
+def test_a_defect_of_ours_is_not_blamed_on_the_data(workers: int):
     def act(key: BatchKey) -> None:
         raise RuntimeError("a defect")
 
-    assert "a defect" in fails(opened, act, RuntimeError, workers=workers)
+    assert "a defect" in fails(act, RuntimeError, workers=workers)
 
 
 @pytest.mark.usefixtures("all_end")
-def test_an_exception_of_the_trainer_passes_through(opened: Opened):
+def test_an_exception_of_the_trainer_passes_through():
     def read(batches: Iterator[Batch]) -> None:
         next(batches)
         raise RuntimeError("CUDA out of memory")
 
-    assert fails(opened, error=RuntimeError, read=read) == "CUDA out of memory"
+    assert fails(error=RuntimeError, read=read) == "CUDA out of memory"
 
 
 def killed_at_3(seconds: float) -> Act:
@@ -191,8 +203,8 @@ def killed_at_3(seconds: float) -> Act:
 
 
 @pytest.mark.usefixtures("all_end")
-def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(opened: Opened):
-    error = fails(opened, killed_at_3(0))
+def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing():
+    error = fails(killed_at_3(0))
     # The speed of the other workers decides which batch was next.
     assert "a loader worker died while the trainer waited for the batch of step" in error
     assert "reading these images: number 12, number 13, number 14, number 15." in error
@@ -200,37 +212,37 @@ def test_a_worker_that_is_killed_is_named_with_the_batch_that_is_missing(opened:
         assert part in error
 
 
-def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message(opened: Opened):
+def test_a_worker_that_dies_while_the_trainer_computes_is_the_same_message():
     def read(batches: Iterator[Batch]) -> None:
         next(batches)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:  # Torch raises the error here.
             time.sleep(0.05)
 
-    error = fails(opened, killed_at_3(0.5), read=read)
+    error = fails(killed_at_3(0.5), read=read)
     assert error.startswith("a loader worker died while the trainer waited for the batch of step 1, replica 0: ")
     assert "Killed" in error
 
 
 @pytest.mark.usefixtures("all_end")
-def test_a_worker_that_dies_during_another_block_is_reported_by_its_own_block(opened: Opened):
+def test_a_worker_that_dies_during_another_block_is_reported_by_its_own_block():
     """For example a training worker during validation: torch raises the error in the inner block."""
 
     def read(batches: Iterator[Batch]) -> None:
         next(batches)
-        error = fails(opened, lambda key: time.sleep(0.05), RuntimeError, images=4000, workers=1)
+        error = fails(lambda key: time.sleep(0.05), RuntimeError, images=4000, workers=1)
         assert "is killed by signal" in error
         raise RuntimeError(error)
 
-    error = fails(opened, killed_at_3(0.5), read=read)
+    error = fails(killed_at_3(0.5), read=read)
     assert "the batch of step 1, replica 0: " in error
     assert "these images: number 12, number 13" in error
 
 
 @pytest.mark.usefixtures("all_end")
-def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(opened: Opened):
+def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended():
     started = time.monotonic()
-    error = fails(opened, lambda key: time.sleep(600 * (key.step == 3)), timeout=1)
+    error = fails(lambda key: time.sleep(600 * (key.step == 3)), timeout=1)
     assert "no loader worker answered while the trainer waited for the batch of step 3, replica 0:" in error
     assert "reading these images: number 12, number 13, number 14, number 15." in error
     assert "runtime.loader_timeout" in error
@@ -238,7 +250,7 @@ def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended(opened: Ope
 
 
 @pytest.mark.parametrize("pin", [False, pytest.param(True, marks=pytest.mark.gpu)])
-def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(opened: Opened, all_end, pin: bool):
+def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(all_end, pin: bool):
     """Received batches must not need the worker: torch receives a tensor by a handshake, and waits without end."""
 
     def freeze(key: BatchKey) -> None:
@@ -256,7 +268,7 @@ def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(opene
         received.extend(batch.step for batch in batches)
 
     received, started = [], time.monotonic()
-    error = fails(opened, freeze, read=read, timeout=2, pin=pin)
+    error = fails(freeze, read=read, timeout=2, pin=pin)
     assert "no loader worker answered while the trainer waited for the batch of step " in error
     assert time.monotonic() - started < 20
     assert all_end() == set()
@@ -264,7 +276,7 @@ def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(opene
         assert received == [0, 1, 2]
 
 
-def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(opened: Opened):
+def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too():
     """One to the whole process group, at the worst moment."""
     armed = [True]
     os.register_at_fork(after_in_child=lambda: armed and os.kill(os.getpid(), signal.SIGTERM))
@@ -281,9 +293,9 @@ def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too(opened: O
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
-def test_batches_that_go_to_a_gpu_need_shared_memory_with_a_message(opened: Opened):
+def test_batches_that_go_to_a_gpu_need_shared_memory_with_a_message():
     # A limit on the size of files also limits shared memory. Only the worker has the limit.
-    error = fails(opened, lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)), pin=True)
+    error = fails(lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)), pin=True)
     assert "no shared memory" in error
     assert "--shm-size" in error
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from seresnext.data.readers.files import ChangedFile, FileState, read_at, read_piece
-from seresnext.files import open_regular
 
 CONTENT = bytes(range(256))
 
@@ -55,18 +54,4 @@ def test_a_changed_file_is_not_read(path, change: Callable[[Path], object]):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         read_at(path, 50, 20, expected)
-    assert descriptors() == before
-
-
-def test_only_a_regular_file_is_opened(path, tmp_path):
-    (tmp_path / "link").symlink_to("file")
-    for name in ("file", "link"):
-        with os.fdopen(open_regular(tmp_path / name), "rb") as file:
-            assert file.read() == CONTENT
-    os.mkfifo(tmp_path / "pipe")  # A plain open waits for a writer.
-    (tmp_path / "device").symlink_to("/dev/zero")
-    before = descriptors()
-    for name in ("pipe", "device", "."):
-        with pytest.raises(OSError, match="not a regular file"):
-            open_regular(tmp_path / name)
     assert descriptors() == before

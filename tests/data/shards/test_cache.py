@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launcher import PYTHON
 from shard_folders import PER_SHARD, SHARD_BYTES, SHARDS, Server, copies, downloads, open_remote, read_all
 
 from seresnext.data.shards import cache, remote
@@ -34,13 +32,16 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("room", [1, 2, SHARDS])
 def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(shard_root: Path, server: Server, tmp_path: Path, room: int):
     order = np.random.default_rng(0).permutation(SHARDS * PER_SHARD).tolist()
-    expected = read_all(ShardReader(str(shard_root), "train"), order)
-    reader = open_remote(server, tmp_path / "cache", room)
+    local, reader = ShardReader(str(shard_root), "train"), open_remote(server, tmp_path / "cache", room)
+    assert (reader.fingerprint, reader.classes) == (local.fingerprint, local.classes)
+    assert reader.labels.tolist() == local.labels.tolist()
+    expected = read_all(local, order)
     assert read_all(reader, order) == expected  # cold
     before = server.requests.total()
     assert read_all(reader, order) == expected  # warm
     assert read_all(open_remote(server, tmp_path / "cache", room), order) == expected  # another run
     assert (server.requests.total() == before + 1) is (room == SHARDS)  # With room for all only the manifest again.
+    assert (downloads(server) == [1] * SHARDS) is (room == SHARDS)
 
 
 def test_the_cache_keeps_its_size_and_drops_the_least_recently_used(server: Server, tmp_path: Path, folder: Path):
@@ -137,37 +138,31 @@ def test_a_damaged_copy_of_the_index_is_downloaded_again(server: Server, tmp_pat
 
 
 CHILD = """
-import hashlib, sys
+import contextlib, sys
 from pathlib import Path
 import numpy as np
 from seresnext.data.shards.reader import ShardReader
 
-url, cache, room, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-reader = ShardReader(url, "train", cache, room)
-for index in np.random.default_rng(seed).integers(0, len(reader), 120).tolist():
-    digest = hashlib.sha256(reader.read(index)).hexdigest()
+url, folder, cache, room, seed = sys.argv[1:]
+reader, local = ShardReader(url, "train", Path(cache), int(room)), ShardReader(folder, "train")
+for index in np.random.default_rng(int(seed)).integers(0, len(reader), 120).tolist():
+    assert reader.read(index) == local.read(index)
     taken = 0
-    for path in (cache / "shards").glob("*.tar"):
-        try:
+    for path in Path(cache).glob("shards/*.tar"):
+        with contextlib.suppress(FileNotFoundError):
             taken += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    print(index, digest, taken)
+    assert 0 < taken <= int(room)
 """
 
 
 @pytest.mark.parametrize("room", [2, pytest.param(SHARDS, marks=pytest.mark.full)])
-def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path, room: int):
-    expected = [hashlib.sha256(data).hexdigest() for data in read_all(ShardReader(str(shard_root), "train"))]
+def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path, start_command, room: int):
     server.seconds = 0.01  # Downloads overlap.
-    command = [sys.executable, "-c", CHILD, server.url, str(tmp_path / "cache"), str(room * SHARD_BYTES)]
-    children = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(2)]
-    for child in children:
-        lines = [line.split() for line in child.communicate(timeout=60)[0].splitlines()]
-        assert child.returncode == 0
-        assert len(lines) == 120
-        assert all(digest == expected[int(index)] for index, digest, _ in lines)
-        assert max(int(taken) for _, _, taken in lines) <= room * SHARD_BYTES
+    (tmp_path / "child.py").write_text(CHILD)
+    words = [PYTHON, tmp_path / "child.py", server.url, shard_root, tmp_path / "cache", room * SHARD_BYTES]
+    for child in [start_command([*words, seed]) for seed in range(2)]:
+        result = child.finish(60)
+        assert result.returncode == 0, result.output
     if room == SHARDS:
         assert downloads(server) == [1] * SHARDS
     else:

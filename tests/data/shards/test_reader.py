@@ -16,11 +16,6 @@ from seresnext.errors import DataError
 from seresnext.prepare.shards import index_existing
 
 
-@pytest.fixture
-def root(shard_root: Path) -> Path:
-    return shard_root
-
-
 def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
     """Return images and labels of all shards, read by Python's tarfile."""
     found = []
@@ -34,16 +29,16 @@ def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
 # ------------------------------------------------------------------------------------------------ reads
 
 
-def test_images_and_labels_equal_tarfile(root: Path):
-    reader = open_reader(root, "train", "shards")
-    assert [(reader.read(i), int(reader.labels[i])) for i in range(len(reader))] == tar_contents(root / "train")
+def test_images_and_labels_equal_tarfile(shard_root: Path):
+    reader = open_reader(shard_root, "train", "shards")
+    assert [(reader.read(i), int(reader.labels[i])) for i in range(len(reader))] == tar_contents(shard_root / "train")
     assert (len(reader), reader.classes) == (24, ("ant", "bee", "cat"))
     assert reader.name(7) == "train/train-00001.tar, image 7"
 
 
-def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_path: Path):
+def test_a_reader_travels_to_another_process_without_its_index(shard_root: Path, tmp_path: Path):
     """The pickle has no object per image: a thousand more images change only digits."""
-    reader = ShardReader(str(root), "train")
+    reader = ShardReader(str(shard_root), "train")
     make_shards(tmp_path / "more", per_shard=300, size=100)
     more = ShardReader(str(tmp_path / "more"), "train")
     texts = [pickle.dumps(each) for each in (reader, more)]
@@ -55,9 +50,9 @@ def test_a_reader_travels_to_another_process_without_its_index(root: Path, tmp_p
         assert copy.labels.tolist() == each.labels.tolist()
 
 
-def test_a_forked_worker_shares_all_that_is_of_images(root: Path):
+def test_a_forked_worker_shares_all_that_is_of_images(shard_root: Path):
     """Data outside of the mapped file would be memory of each process."""
-    reader = ShardReader(str(root), "train")
+    reader = ShardReader(str(shard_root), "train")
     for column in (reader.labels, reader.shard_ids):
         while isinstance(column.base, np.ndarray):
             column = column.base
@@ -73,11 +68,11 @@ def test_the_fingerprint_is_of_images_labels_and_order(tmp_path: Path):
     assert a == b != c
 
 
-def test_shards_are_recognised(root: Path):
-    assert detect_format(root, "train", "folder") == "shards"
+def test_shards_are_recognised(shard_root: Path):
+    assert detect_format(shard_root, "train", "folder") == "shards"
     assert detect_format("https://host/x", "train", "folder") == "shards"
-    (root / "train" / MANIFEST).unlink()
-    assert detect_format(root, "train", "shards") == "folder"
+    (shard_root / "train" / MANIFEST).unlink()
+    assert detect_format(shard_root, "train", "shards") == "folder"
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -89,10 +84,10 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_bit_in_an_image_is_found_when_it_is_read(root: Path):
-    path = root / "train" / "train-00001.tar"
+def test_a_flipped_bit_in_an_image_is_found_when_it_is_read(shard_root: Path):
+    path = shard_root / "train" / "train-00001.tar"
     flip(path, 600)
-    reader = ShardReader(str(root), "train")
+    reader = ShardReader(str(shard_root), "train")
     with pytest.raises(DataError, match=r"train-00001\.tar is damaged \(image 6 has another checksum"):
         reader.read(6)
     flip(path, 600)
@@ -121,21 +116,19 @@ def recount(path: Path) -> None:
         ),
         (lambda path: flip(path.with_name("index.npy"), 200), r"index\.npy is damaged or belongs to other shards"),
         (lambda path: path.with_name("index.npy").unlink(), r"index\.npy cannot be read: No such file"),
-        (lambda path: path.with_name(MANIFEST).write_text("{"), r"index\.json is no index of shards"),
         (lambda path: path.with_name(MANIFEST).write_text('{"format": "other"}'), "has the format 'other'"),
         (lambda path: path.with_name(MANIFEST).unlink(), r"holds shards without index\.json.*--index"),
         (lambda path: [each.unlink() for each in path.parent.iterdir()], "holds no shards; write some with seresnext"),
         (lambda path: edit(path.with_name(MANIFEST), '"ant"', '"asp"'), "was changed after it was written"),
         (lambda path: edit(path.with_name(MANIFEST), path.name, "/etc/passwd"), "a shard must be a .tar file"),
-        (lambda path: edit(path.with_name(MANIFEST), '"images": 6', '"images": "6"'), "is no index of shards"),
         (lambda path: recount(path.with_name(MANIFEST)), r"index\.npy disagrees with index\.json"),
     ],
 )
-def test_harm_is_named(root: Path, harm: Callable[[Path], object], message: str):
-    ShardReader(str(root), "train")
-    harm(root / "train" / "train-00002.tar")
+def test_harm_is_named(shard_root: Path, harm: Callable[[Path], object], message: str):
+    ShardReader(str(shard_root), "train")
+    harm(shard_root / "train" / "train-00002.tar")
     with pytest.raises(DataError, match=message):
-        ShardReader(str(root), "train")
+        ShardReader(str(shard_root), "train")
 
 
 # ------------------------------------------------------------------------------------------------ shards of others

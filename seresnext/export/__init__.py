@@ -1,0 +1,1 @@
+"""Exports: a model in the form of another tool, with the proof that the copy gives the same logits."""

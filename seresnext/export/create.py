@@ -1,0 +1,196 @@
+"""The export of a checkpoint: a new folder, which gets its name when its check has passed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from seresnext.errors import CheckpointError, DataError, Failure, UsageError
+from seresnext.export.card import ModelFacts, write_card
+from seresnext.export.documents import (
+    CONFIG,
+    EXPECTED,
+    Config,
+    Manifest,
+    digest_of,
+    write_document,
+    write_manifest,
+)
+from seresnext.export.facts import class_names, describe_training, hub_dataset
+from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
+from seresnext.export.kinds import KINDS
+from seresnext.export.push import check_push, push
+from seresnext.export.verify import Verified, verify
+from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
+from seresnext.printable import printable, shown_path
+
+_PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")
+
+
+def export(options: Namespace) -> None:
+    """Export a checkpoint by the options of the command line, check the export, and push the folder if asked."""
+    name, output = "hub" if options.to == "timm" else options.to, options.output
+    if os.path.lexists(output):
+        raise UsageError(f"--output {shown_path(output)} exists; give the name of a new folder")
+    KINDS[name].import_packages()
+    if options.push:
+        check_push(options.push, options.golden)
+    path = find_weights(options.checkpoint)
+    loaded = open_weights(path, options.weights)
+    model = build_pretrained(loaded)
+    evaluation = read_evaluation(options.evaluation, loaded) if options.evaluation else None
+    images = read_golden(options.golden) if options.golden else draw_golden()
+    with new_folder(output) as folder:
+        write_export(folder, name, model, loaded, path, images, evaluation)
+        verified = _check(folder)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    print(f"{shown_path(output)}: {KINDS[name].summary}, {loaded.identify().name} ({loaded.weights} weights)")
+    print(f"verified: {verified}; {size / 1e6:.1f} MB")
+    if options.push:
+        print(f"pushed to {push(output, options.push)}")
+
+
+def write_export(
+    folder: Path,
+    kind: str,
+    model: SENet,
+    loaded: LoadedWeights,
+    path: Path,
+    images: list[bytes],
+    evaluation: dict[str, float] | None,
+) -> None:
+    """Write all files of an export into a folder. `path` is the file of the weights. Raise DataError for bad images."""
+    if model.in_channels != 3:
+        raise CheckpointError(
+            f"{loaded.source} has {model.in_channels} channels, and images are read as RGB; give a model for 3 channels"
+        )
+    classes = class_names(loaded)
+    architecture, how = loaded.identify().name, loaded.preprocessing
+    try:
+        config = Config.build(architecture, classes, how, (evaluation or {}).get("temperature"))
+        write_document(config, folder / CONFIG)
+    except ValueError as error:  # For example, the name of a class is no text in UTF-8.
+        reason = printable(str(error).splitlines()[0])
+        raise CheckpointError(f"{loaded.source} cannot be exported: {reason}; use another checkpoint") from None
+    KINDS[kind].write(model, folder / KINDS[kind].file)
+    names = write_golden(images, folder / "golden")
+    pixels = load_golden(folder / "golden", names, how)
+    write_document(expect(names, pixels, compute_logits(model, pixels, how), classes), folder / EXPECTED)
+    digest, step = digest_of(path), loaded.metadata.step if loaded.metadata else None
+    if kind == "hub":
+        size = (folder / KINDS[kind].file).stat().st_size
+        facts = collect_facts(model, loaded, classes, digest, evaluation, size)
+        (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+    source = {"file": printable(path.name), "sha256": digest, "weights": loaded.weights, "step": step}
+    versions = {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in sys.modules}
+    manifest = Manifest(kind=kind, model=architecture, source=source, versions=versions, evaluation=evaluation)
+    write_manifest(folder, manifest)
+
+
+def collect_facts(
+    model: SENet,
+    loaded: LoadedWeights,
+    classes: list[str],
+    digest: str,
+    evaluation: dict[str, float] | None,
+    file_size: int,
+    is_export: bool = True,
+) -> ModelFacts:
+    """Return the facts for the card of a model. `file_size` is the size of the weights in bytes."""
+    architecture = loaded.identify().name
+    return ModelFacts(
+        name=architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes",
+        architecture=architecture,
+        classes=classes,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        preprocessing=loaded.preprocessing,
+        weights=loaded.weights,
+        source_sha256=digest,
+        training=describe_training(loaded, file_size),
+        evaluation=evaluation,
+        dataset=hub_dataset(loaded.metadata),
+        is_export=is_export,
+    )
+
+
+class _Calibration(BaseModel):
+    temperature: FiniteFloat = Field(gt=0)
+
+
+class _Evaluation(BaseModel):
+    """The part of the JSON of `seresnext validate` that an export uses. Other keys are ignored."""
+
+    top1: FiniteFloat = Field(ge=0, le=100)
+    top5: FiniteFloat | None = Field(default=None, ge=0, le=100)
+    loss: FiniteFloat
+    num_images: int = Field(ge=1)
+    model: str | None = None
+    weights: str | None = None
+    preprocessing: dict[str, Any] | None = None
+    calibration: _Calibration | None = None
+
+
+def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
+    """Return top1, top5, loss, num_images and perhaps temperature of the JSON of `seresnext validate`.
+
+    Raise DataError for another file, and for the evaluation of other weights or with another preprocessing.
+    """
+    where = f"--evaluation {shown_path(path)}"
+    try:
+        found = _Evaluation.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}; give the JSON of `seresnext validate`") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
+        raise DataError(
+            f"{where} is not the result of one checkpoint: {problem}; give the JSON of `seresnext validate`"
+        ) from None
+    how = loaded.preprocessing
+    wanted = {
+        "model": (canonical_name(found.model) if found.model else None, loaded.identify().name),
+        "weights": (found.weights, loaded.weights),
+        **{name: (value, getattr(how, name, value)) for name, value in (found.preprocessing or {}).items()},
+    }
+    for name, (given, own) in wanted.items():
+        if given is not None and json.dumps(given) != json.dumps(own):
+            raise DataError(
+                f"{where} was measured with {name} {printable(given)}, and the export has {printable(own)}; measure "
+                "the checkpoint with the same options"
+            )
+    temperature = {"temperature": found.calibration.temperature} if found.calibration else {}
+    figures = {name: getattr(found, name) for name in ("top1", "top5", "loss", "num_images")} | temperature
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder that gets the name `output` at the end of the block, and is removed after an exception."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(output)
+    except OSError as error:
+        raise Failure(
+            f"--output {shown_path(output)} cannot be written: {error.strerror or error}; choose another folder"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check(folder: Path) -> Verified:
+    try:
+        return verify(folder)
+    except CheckpointError as error:
+        raise Failure(f"the export was not kept, because its check failed: {error}") from None

@@ -1,0 +1,212 @@
+"""The JSON files of an export: configuration, expected logits, and the manifest with the digests of all files.
+
+A folder may come from a stranger. Each file is checked before use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from seresnext.errors import CheckpointError
+from seresnext.files import open_regular
+from seresnext.models import MODELS, Preprocessing
+from seresnext.printable import printable, shown_path
+
+CONFIG, EXPECTED, MANIFEST = "config.json", "golden/expected.json", "manifest.json"
+DIGEST = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_NO_DIGEST = "0" * 64
+_MOST_BYTES = 64 << 20  # of a JSON file
+MOST_GOLDEN = 8
+
+Size = Annotated[int, Field(ge=1, le=4096)]  # as in a recipe
+Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+
+
+class Document(BaseModel):
+    """A JSON file of an export."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PretrainedConfig(Document):
+    """The preprocessing, and the names of the first and the last layer, under timm's keys (`PretrainedCfg`)."""
+
+    input_size: tuple[Literal[3], Size, Size]
+    mean: Channels
+    std: Channels
+    crop_pct: Annotated[float, Field(gt=0.01, le=1)]
+    crop_mode: Literal["center"] = "center"
+    interpolation: Literal["bilinear", "bicubic"]
+    num_classes: int
+    first_conv: str
+    classifier: str
+
+
+class Config(Document):
+    """The file config.json: model, classes and preprocessing, in the form that timm and the Hub read.
+
+    `image_mode`: images are converted to RGB, and EXIF rotation is not applied. `temperature` divides the logits
+    before softmax.
+    """
+
+    architecture: str
+    num_classes: int
+    num_features: int = 2048
+    label_names: list[str]
+    image_mode: Literal["RGB"] = "RGB"
+    temperature: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    pretrained_cfg: PretrainedConfig
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        if self.architecture not in MODELS:
+            raise ValueError(f"the architecture {printable(self.architecture)} is none of {', '.join(MODELS)}")
+        if {self.num_classes, self.pretrained_cfg.num_classes} != {len(self.label_names)}:
+            raise ValueError("num_classes is not the number of label_names")
+        if self.pretrained_cfg.input_size[1] != self.pretrained_cfg.input_size[2]:
+            raise ValueError("input_size is not square")
+        return self
+
+    @classmethod
+    def build(cls, architecture: str, classes: list[str], how: Preprocessing, temperature: float | None) -> Config:
+        """Return the configuration of a model."""
+        has_our_names = MODELS[architecture].stem_pool == "ceil"
+        pretrained = {
+            "input_size": (3, how.image_size, how.image_size),
+            "mean": how.mean,
+            "std": how.std,
+            "crop_pct": how.crop_pct,
+            "interpolation": how.interpolation,
+            "num_classes": len(classes),
+            "first_conv": "layer0.conv1" if has_our_names else "conv1",
+            "classifier": "last_linear" if has_our_names else "fc",
+        }
+        return cls(
+            architecture=architecture,
+            num_classes=len(classes),
+            label_names=classes,
+            temperature=temperature,
+            pretrained_cfg=PretrainedConfig.model_validate(pretrained),
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Return the steps from an image to the network's input."""
+        given = self.pretrained_cfg
+        return Preprocessing(given.input_size[1], given.crop_pct, given.interpolation, given.mean, given.std)
+
+
+class ExpectedImage(Document):
+    """The digest of the pixels of a golden image after decode, resize and crop (uint8 H W C), and the logits."""
+
+    pixels: DIGEST
+    logits: list[FiniteFloat]
+
+
+class Expected(Document):
+    """The file golden/expected.json: for each golden image the logits of the source model, in the order of `classes`.
+
+    `tolerance` is the largest deviation of a logit that `verify` accepts.
+    """
+
+    classes: list[str]
+    tolerance: Annotated[FiniteFloat, Field(gt=0)]
+    images: Annotated[dict[str, ExpectedImage], Field(min_length=1, max_length=MOST_GOLDEN)]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Expected:
+        if any(len(image.logits) != len(self.classes) for image in self.images.values()):
+            raise ValueError("an image has not one logit for each class")
+        return self
+
+
+class Manifest(Document):
+    """The file manifest.json. `files` has the digest of each other file, `digest` the digest of the manifest.
+
+    The digest of the manifest is computed with zeros in place of the digest. `source` describes the exported file.
+    """
+
+    format: Literal[1] = 1
+    kind: str
+    model: str
+    source: dict[str, str | int | None]
+    versions: dict[str, str]
+    evaluation: dict[str, FiniteFloat] | None
+    files: dict[str, DIGEST] = {}
+    digest: DIGEST = _NO_DIGEST
+
+
+AnyDocument = TypeVar("AnyDocument", bound=Document)
+
+
+def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
+    """Return the checked content of a file. Raise CheckpointError with the first problem."""
+    with _opened(path) as file:
+        data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
+    if kind is Manifest:
+        blank = re.sub(rb'("digest": ")[0-9a-f]{64}(")', rb"\g<1>" + _NO_DIGEST.encode() + rb"\2", data)
+        if f'"digest": "{hashlib.sha256(blank).hexdigest()}"'.encode() not in data:
+            raise CheckpointError(f"{shown_path(path)} was changed: the digest differs; export the model again")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(
+            f"{shown_path(path)} cannot be used: {printable(place)}: {printable(first['msg'])}; export the model again"
+        ) from None
+
+
+def write_document(document: Document, path: Path) -> None:
+    """Write a file; for a manifest with the digest."""
+    text = document.model_dump_json(indent=1, exclude_none=document.__class__ is Config) + "\n"
+    if isinstance(document, Manifest):
+        text = text.replace(_NO_DIGEST, hashlib.sha256(text.encode()).hexdigest())
+    path.write_text(text, encoding="utf-8")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of all other files in a folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {path.relative_to(folder).as_posix(): digest_of(path) for path in found}
+    write_document(manifest.model_copy(update={"files": files, "digest": _NO_DIGEST}), folder / MANIFEST)
+
+
+def check_files(folder: Path, manifest: Manifest, model: str) -> None:
+    """Raise CheckpointError that names each file that is missing, or differs. `model` is the file of the model."""
+    problems = []
+    for name, digest in manifest.files.items():
+        is_inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        if not is_inside or not os.path.isfile(folder / name):  # noqa: PTH113 (raises nothing)
+            problems.append(f"{printable(name)} is missing")
+        elif digest_of(folder / name) != digest:
+            problems.append(f"{printable(name)} was changed: the digest differs from {MANIFEST}")
+    problems += [f"{name} is not in {MANIFEST}" for name in (CONFIG, EXPECTED, model) if name not in manifest.files]
+    if problems:
+        raise CheckpointError(f"{shown_path(folder)} fails: {'; '.join(problems)}; export the model again")
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file. Raise CheckpointError."""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            yield file
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown_path(path)} cannot be read: {error.strerror}; give the folder of an export"
+        ) from None

@@ -1,0 +1,95 @@
+"""Classify images with model.onnx, or check this folder. Needs onnxruntime, numpy and Pillow.
+
+python run.py IMAGE...     print the five most probable classes of each image
+python run.py --verify     check the digests of all files, and the logits of the golden images
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+HERE = Path(__file__).parent
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def load_image(path, config):
+    """Return the pixels that the model was trained for, uint8 H W 3. EXIF rotation is not applied."""
+    size, crop = config["input_size"][1], config["crop_pct"]
+    image = Image.open(path)
+    if image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    short, shorter = math.floor(size / crop), min(image.size)
+    resized = int(short * image.width / shorter), int(short * image.height / shorter)
+    if resized != image.size:
+        image = image.resize(resized, FILTERS[config["interpolation"]])
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def compute_logits(session, pixels, config):
+    """Return the logits N num_classes of pixels N H W 3."""
+    mean, std = (np.asarray(config[name], np.float32) for name in ("mean", "std"))
+    images = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
+    return np.asarray(session.run(["logits"], {"images": np.ascontiguousarray(images)})[0])
+
+
+def predict(session, paths, config):
+    """Print the classes of each image. Return the number of files that are no images."""
+    bad = 0
+    for path in paths:
+        try:
+            pixels = load_image(path, config["pretrained_cfg"])
+        except Exception as error:  # Pillow raises errors of many kinds.
+            print(f"{path}: {error}", file=sys.stderr)
+            bad += 1
+            continue
+        logits = compute_logits(session, pixels[None], config["pretrained_cfg"])[0] / config.get("temperature", 1)
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        print(path)
+        for label in np.argsort(-probabilities)[:5]:
+            print(f"  {100 * probabilities[label]:6.2f} %  {config['label_names'][label]!r:.200}")
+    return bad
+
+
+def verify(config):
+    """Return the largest deviation of a logit, or exit with the reason."""
+    manifest = (HERE / "manifest.json").read_bytes()
+    blank = re.sub(rb'("digest": ")[0-9a-f]{64}', rb"\g<1>" + b"0" * 64, manifest)
+    if json.loads(manifest)["digest"] != hashlib.sha256(blank).hexdigest():
+        sys.exit("manifest.json was changed")
+    for name, digest in json.loads(manifest)["files"].items():
+        if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
+            sys.exit(f"{name} is missing or was changed")
+    expected = json.loads((HERE / "golden" / "expected.json").read_text(encoding="utf-8"))
+    if config["label_names"] != expected["classes"]:
+        sys.exit("the classes of config.json have another order or other names than at the export")
+    pixels = np.stack([load_image(HERE / "golden" / name, config["pretrained_cfg"]) for name in expected["images"]])
+    session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
+    wanted = np.asarray([image["logits"] for image in expected["images"].values()])
+    deviation = np.abs(compute_logits(session, pixels, config["pretrained_cfg"]) - wanted).max()
+    if not deviation <= expected["tolerance"]:
+        sys.exit(f"the logits deviate by {deviation:.2g}: preprocessing or weights differ from those of the export")
+    return f"verified: the logits deviate by at most {deviation:.2g} (limit {expected['tolerance']:.2g})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", metavar="IMAGE")
+    parser.add_argument("--verify", action="store_true")
+    options = parser.parse_args()
+    configuration = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
+    if options.verify or not options.images:
+        print(verify(configuration))
+    else:
+        runtime = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
+        sys.exit(3 if predict(runtime, options.images, configuration) else 0)

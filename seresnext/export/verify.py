@@ -1,0 +1,101 @@
+"""The check of an export: every byte by digest, then the golden images through decode, resize, crop and network."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seresnext.errors import CheckpointError, DataError
+from seresnext.export.documents import (
+    CONFIG,
+    EXPECTED,
+    MANIFEST,
+    Config,
+    Expected,
+    Manifest,
+    check_files,
+    read_document,
+)
+from seresnext.export.golden import compute_logits, load_golden, pixels_digest
+from seresnext.export.kinds import KINDS
+from seresnext.printable import printable, shown_path
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The result of a check that passed: the largest deviation of a logit, the limit, and the counts."""
+
+    manifest: Manifest
+    deviation: float
+    tolerance: float
+    num_images: int
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.manifest.files)} files have their digests; the logits of {self.num_images} golden images "
+            f"deviate by at most {self.deviation:.2g} (limit {self.tolerance:.2g})"
+        )
+
+
+def verify(folder: Path) -> Verified:
+    """Check an export. Raise CheckpointError with the reason if a byte, the preprocessing or the classes differ."""
+    manifest = read_document(Manifest, folder / MANIFEST)
+    if manifest.kind not in KINDS:
+        raise CheckpointError(
+            f"{shown_path(folder)} has the unknown kind {printable(manifest.kind)}; update this program"
+        )
+    kind = KINDS[manifest.kind]
+    check_files(folder, manifest, kind.file)
+    config, expected = read_document(Config, folder / CONFIG), read_document(Expected, folder / EXPECTED)
+    _check_classes(folder, config, expected)
+    names = list(expected.images)
+    if unsafe := [name for name in names if f"golden/{name}" not in manifest.files]:
+        raise CheckpointError(f"{shown_path(folder / EXPECTED)} names {printable(unsafe[0])}, which has no digest")
+    try:
+        pixels = load_golden(folder / "golden", names, config.preprocessing)
+    except DataError as error:
+        raise CheckpointError(f"{shown_path(folder)} fails: {error}") from None
+    logits = compute_logits(kind.open(folder / kind.file, config), pixels, config.preprocessing)
+    wanted = torch.tensor([image.logits for image in expected.images.values()])
+    if logits.shape != wanted.shape:
+        raise CheckpointError(
+            f"{shown_path(folder)} fails: the network gives {logits.shape[1]} logits, and {EXPECTED} has "
+            f"{wanted.shape[1]}; export the model again"
+        )
+    deviations = (logits - wanted).abs().nan_to_num(torch.inf).amax(1)
+    if deviations.max() > expected.tolerance:
+        _refuse(folder, config, expected, pixels, deviations)
+    return Verified(manifest, deviations.max().item(), expected.tolerance, len(names))
+
+
+def _check_classes(folder: Path, config: Config, expected: Expected) -> None:
+    for number, (name, wanted) in enumerate(itertools.zip_longest(config.label_names, expected.classes)):
+        if name != wanted:
+            raise CheckpointError(
+                f"{shown_path(folder)} fails: class {number} is {printable(name)} in {CONFIG} and {printable(wanted)} "
+                f"in {EXPECTED}, so the classes have another order or other names; export the model again"
+            )
+
+
+def _refuse(folder: Path, config: Config, expected: Expected, pixels: Tensor, deviations: Tensor) -> None:
+    """Raise CheckpointError with the worst image, and with the step that differs."""
+    names = list(expected.images)
+    changed = [
+        name for name, image in zip(names, pixels, strict=True) if pixels_digest(image) != expected.images[name].pixels
+    ]
+    how = config.preprocessing
+    cause = (
+        f"the pixels of {len(changed)} images differ after decode, resize and crop, so {CONFIG} has another "
+        f"preprocessing than the export had (now {how.image_size} pixels, crop_pct {how.crop_pct}, "
+        f"{how.interpolation}), or this Pillow decodes differently"
+        if changed
+        else f"the pixels are those of the export, so the weights, or mean and std of {CONFIG}, differ"
+    )
+    raise CheckpointError(
+        f"{shown_path(folder)} fails: the logits of golden/{printable(names[int(deviations.argmax())])} deviate by "
+        f"{deviations.max():.2g} (limit {expected.tolerance:.2g}); {cause}; export the model again"
+    )

@@ -1,0 +1,59 @@
+"""The steps from an image to the input of a network. They belong to the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.data.decode.pillow import to_rgb
+from seresnext.models.registry import MODELS, canonical_name
+from seresnext.recipe.schema import Recipe
+
+# Mean and deviation of ImageNet's training pixels by channel, scaled to 0..1. All published weights expect these.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The steps from an image to the network's input: resize, crop, scale to 0..1, subtract `mean`, divide by `std`.
+
+    The shorter side is resized to `image_size / crop_pct` pixels, and the central square of `image_size` is cut out.
+    """
+
+    image_size: int
+    crop_pct: float
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return an image of any size and mode as an input of the network, float32 3 H W."""
+        return self.normalise(self.crop(to_rgb(image)))
+
+    @property
+    def crop(self) -> ResizeCenterCrop:
+        """The resize and the crop."""
+        return ResizeCenterCrop(self.image_size, self.crop_pct, self.interpolation)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return pixels, uint8 ... H W 3, as inputs of the network, float32 ... 3 H W."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return ((pixels / 255 - mean) / std).movedim(-1, -3)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Preprocessing:
+        """Return the preprocessing of a run's validation."""
+        data, evaluation = recipe.data, recipe.evaluation
+        return cls(data.image_size, evaluation.crop_pct, evaluation.interpolation, data.mean, data.std)
+
+
+def published_preprocessing(name: str) -> Preprocessing:
+    """Return the preprocessing for a model's published weights (timm's `default_cfgs`). Raise UsageError."""
+    row = MODELS[canonical_name(name)]
+    return Preprocessing(row.image_size, row.crop_pct, row.interpolation, IMAGENET_MEAN, IMAGENET_STD)

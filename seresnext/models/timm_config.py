@@ -1,0 +1,149 @@
+"""Models as timm describes them: `config.json` beside the weights, and the arguments of train.py in a checkpoint.
+
+A description may come from a stranger. timm's reader of the file is `load_model_config_from_path` in
+https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_hub.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
+
+from seresnext.errors import CheckpointError
+from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, published_preprocessing
+from seresnext.models.registry import MODELS
+from seresnext.printable import listed, printable, shown_path
+from seresnext.weights.opening import open_file
+
+CONFIG = "config.json"
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_MOST_BYTES = 16 << 20  # the names of ImageNet-21k take 1 MB
+# Arguments of timm's models that do not change the network in evaluation.
+_HARMLESS = {"num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate"}
+
+Size = Annotated[int, Field(ge=1, le=16_384)]
+Sizes = tuple[Size, Size, Size]
+Share = Annotated[float, Field(gt=0.01, le=1)]
+Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=64)]
+Scales = Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=64)]
+
+
+class PretrainedConfig(BaseModel):
+    """The preprocessing. Keys and defaults are timm's (`PretrainedCfg`).
+
+    `test_input_size` and `test_crop_pct` are the sizes of timm's validate.py, and come first.
+    """
+
+    input_size: Sizes = (3, 224, 224)
+    test_input_size: Sizes | None = None
+    crop_pct: Share = 0.875
+    test_crop_pct: Share | None = None
+    crop_mode: Literal["center"] = "center"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: Channels = IMAGENET_MEAN
+    std: Scales = IMAGENET_STD
+
+    def preprocessing(self, in_channels: int, source: str) -> Preprocessing:
+        """Return the steps from an image to the input of a network. Raise CheckpointError."""
+        _, height, width = self.test_input_size or self.input_size
+        if height != width:
+            raise CheckpointError(f"{source} has images of {height}x{width}; only square images are supported")
+        # timm takes one value for all channels.
+        mean, std = (values * in_channels if len(values) == 1 else values for values in (self.mean, self.std))
+        if not len(mean) == len(std) == in_channels:
+            raise CheckpointError(f"{source} has {len(mean)} means for {in_channels} channels; correct mean and std")
+        return Preprocessing(height, self.test_crop_pct or self.crop_pct, self.interpolation, mean, std)
+
+
+class TimmConfig(BaseModel):
+    """The content of `config.json`. Keys without a meaning here are ignored."""
+
+    architecture: str
+    num_classes: int | None = None
+    label_names: list[str] | None = None
+    global_pool: Literal["avg"] = "avg"
+    model_args: dict[str, Any] = {}
+    pretrained_cfg: PretrainedConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_old_form(cls, values: Any) -> Any:
+        """Accept the old form, without a level of its own for the preprocessing, and names that are in that level."""
+        if not isinstance(values, dict):
+            return values
+        inner = values.get("pretrained_cfg", values)
+        names = {key: inner[key] for key in ("num_classes", "label_names") if isinstance(inner, dict) and key in inner}
+        return {"label_names": values.get("labels"), **names, **values, "pretrained_cfg": inner}
+
+    @field_validator("label_names", mode="before")
+    @classmethod
+    def _in_order(cls, names: Any) -> Any:
+        """Return names by number as a list."""
+        if not isinstance(names, dict):
+            return names
+        if names.keys() != {str(number) for number in range(len(names))}:
+            raise ValueError("the numbers of the classes have gaps")
+        return [names[str(number)] for number in range(len(names))]
+
+    @model_validator(mode="after")
+    def _agree(self) -> TimmConfig:
+        if self.architecture not in MODELS:
+            raise ValueError(f"the architecture {printable(self.architecture)} is none of {', '.join(MODELS)}")
+        if others := [printable(name) for name in self.model_args if name not in _HARMLESS]:
+            raise ValueError(f"model_args changes the network: {', '.join(listed(others, most=5))}")
+        if self.label_names is not None and self.num_classes not in (None, len(self.label_names)):
+            raise ValueError(f"there are {len(self.label_names)} label_names for {self.num_classes} classes")
+        return self
+
+
+def read_config(weights: Path) -> TimmConfig | None:
+    """Return the configuration beside a file of weights, None if there is none. Raise CheckpointError."""
+    path = weights.with_name(CONFIG)
+    if weights.name not in HUB_WEIGHTS or not path.is_file():
+        return None
+    with open_file(path) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise CheckpointError(f"{shown_path(path)} has more than {_MOST_BYTES:,} bytes; give a folder of timm")
+    try:
+        return TimmConfig.model_validate_json(data)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{shown_path(path)} is refused: {_first_problem(error)}; give a folder that timm wrote for one of these "
+            "models"
+        ) from None
+
+
+def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_channels: int, source: str) -> Preprocessing:
+    """Return the preprocessing by the arguments of timm's train.py or of torchvision's, else the published one.
+
+    timm's names are img_size, crop_pct and so on, torchvision's val_crop_size and val_resize_size. Raise
+    CheckpointError.
+    """
+    how = published_preprocessing(name)
+    given = {key: arguments[key] for key in PretrainedConfig.model_fields if arguments.get(key)}
+    size, resize = arguments.get("img_size") or arguments.get("val_crop_size"), arguments.get("val_resize_size")
+    if size and "input_size" not in given:
+        given["input_size"] = (in_channels, size, size)
+    if isinstance(size, int) and isinstance(resize, int) and size > 0 and resize > 0:
+        given["crop_pct"] = size / resize
+    published = {
+        "input_size": (in_channels, how.image_size, how.image_size),
+        "crop_pct": how.crop_pct,
+        "interpolation": how.interpolation,
+    }
+    try:
+        return PretrainedConfig.model_validate({**published, **given}).preprocessing(in_channels, source)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{source} has arguments of its training that are refused: {_first_problem(error)}; "
+            "save the state_dict alone"
+        ) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), longest=500)

@@ -1,0 +1,80 @@
+"""A checkpoint with weights of timm's network, and the exports of the checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exports import CLASSES, SETTINGS, make_oracle, run
+from PIL import Image
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.recipe.load import load_recipe, to_values
+
+
+@pytest.fixture(scope="session")
+def oracles() -> dict[str, torch.nn.Module]:
+    """The networks of timm whose weights are `model` and `ema` in the checkpoint."""
+    return {name: make_oracle("legacy_seresnext26_32x4d", seed) for seed, name in enumerate(("model", "ema"))}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(oracles: dict[str, torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a checkpoint."""
+    recipe = to_values(load_recipe("digits", SETTINGS).recipe)
+    dataset = {"classes": CLASSES, "num_images": 5, "fingerprint": ""}
+    metadata = CheckpointMetadata(
+        7, recipe, recipe_hash="", best=None, history=[], dataset=dataset, environment={}, progress={}
+    )
+    folder = tmp_path_factory.mktemp("run")
+    tensors = {f"{kind}.{name}": value for kind in oracles for name, value in oracles[kind].state_dict().items()}
+    store.commit(folder / "checkpoints", 7, tensors, metadata.to_metadata()).rename(
+        folder / "checkpoints" / "best.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def export(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """`export(kind) -> folder`: the export of the checkpoint. Tests must not change the folder."""
+    made: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("exports")
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = root / kind
+            assert run("export", "--checkpoint", checkpoint, "--to", kind, "--output", made[kind]) == 0
+        return made[kind]
+
+    yield make
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def copy(export: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+    """`copy(kind) -> folder`: a copy of links. A test replaces files, and does not write into files."""
+    return lambda kind: Path(shutil.copytree(export(kind), tmp_path / kind, copy_function=os.link))
+
+
+@pytest.fixture
+def words(checkpoint: Path, tmp_path: Path) -> list[object]:
+    """The words of an export to a new folder."""
+    return ["export", "--checkpoint", checkpoint, "--to", "weights", "--output", tmp_path / "new"]
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder with two images."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("zoo secret.JPG", "ants.png"):
+        image = Image.fromarray(rng.integers(0, 256, (90, 71, 3), dtype=np.uint8))
+        image.save(folder / name, "PNG" if name.endswith("png") else "JPEG")
+    return folder

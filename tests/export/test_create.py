@@ -1,0 +1,147 @@
+"""`seresnext export`: golden images, evaluation, and mistakes that must leave nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from exports import run
+from safetensors.torch import save_file
+
+from seresnext.export import create, kinds
+from seresnext.export.documents import CONFIG, EXPECTED, MANIFEST
+from seresnext.models import LoadedWeights
+
+EVALUATION = {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10, "images_per_second": 3.0, "weights": "ema"}
+
+
+def refused(words: list[object], code: int, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that a command fails with a reason, and leaves no folder."""
+    before = sorted(tmp_path.iterdir())
+    assert run(*words) == code
+    assert reason in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_own_images_travel_under_numbers(words, photographs: Path, tmp_path: Path):
+    assert run(*words, "--golden", photographs) == 0
+    folder = tmp_path / "new"
+    assert (folder / "golden" / "0.png").read_bytes() == (photographs / "ants.png").read_bytes()
+    assert (folder / "golden" / "1.jpg").read_bytes() == (photographs / "zoo secret.JPG").read_bytes()
+    assert list(json.loads((folder / EXPECTED).read_text())["images"]) == ["0.png", "1.jpg"]
+    assert "secret" not in (folder / MANIFEST).read_text()
+    assert run("verify", folder) == 0
+
+
+def test_an_existing_folder_is_refused(words, tmp_path: Path, capsys):
+    (tmp_path / "new").mkdir()
+    refused(words, 2, "give the name of a new folder", tmp_path, capsys)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_too_many_and_bad_images_are_refused(words, photographs: Path, tmp_path: Path, capsys):
+    refused([*words, "--golden", tmp_path / "nothing"], 3, "No such file", tmp_path, capsys)
+    (photographs / "b.txt").write_text("no image")
+    refused([*words, "--golden", photographs], 3, "golden/1.jpg", tmp_path, capsys)
+    for number in range(8):
+        (photographs / f"{number}.png").write_bytes(b"")
+    refused([*words, "--golden", photographs], 2, "give 1 to 8 images", tmp_path, capsys)
+
+
+def test_an_evaluation_gives_accuracy_and_temperature(words, tmp_path: Path):
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps({**EVALUATION, "calibration": {"temperature": 1.5, "ece": 0.1}}))
+    assert run(*words, "--evaluation", file) == 0
+    evaluation = json.loads((tmp_path / "new" / MANIFEST).read_text())["evaluation"]
+    assert evaluation == {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10.0, "temperature": 1.5}
+    assert json.loads((tmp_path / "new" / CONFIG).read_text())["temperature"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"weights": "model"}, "measured with weights model"),
+        ({"model": "seresnext50"}, "measured with model legacy_seresnext50_32x4d"),
+        ({"preprocessing": {"image_size": 224}}, "measured with image_size 224"),
+        ({"top1": 101.0}, "top1"),
+        ({"loss": None}, "loss"),
+    ],
+)
+def test_the_evaluation_of_another_model_is_refused(words, tmp_path: Path, capsys, change: dict[str, Any], reason: str):
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps({**EVALUATION, **change}))
+    refused([*words, "--evaluation", file], 3, reason, tmp_path, capsys)
+
+
+def test_a_list_of_evaluations_is_refused(words, tmp_path: Path, capsys):
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps([EVALUATION]))
+    refused([*words, "--evaluation", file], 3, "not the result of one checkpoint", tmp_path, capsys)
+    refused([*words, "--evaluation", tmp_path / "no.json"], 3, "No such file", tmp_path, capsys)
+
+
+def test_an_export_that_fails_its_check_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
+    kind = kinds.KINDS["weights"]
+
+    def damage(model: torch.nn.Module, path: Path) -> None:
+        with torch.no_grad():
+            model.last_linear.bias[0] += 1
+            kind.write(model, path)
+            model.last_linear.bias[0] -= 1
+
+    monkeypatch.setitem(kinds.KINDS, "weights", kinds.Kind("", kind.file, damage, kind.open))
+    refused(words, 1, "its check failed", tmp_path, capsys)
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path):
+    def interrupt() -> None:
+        with create.new_folder(tmp_path / "new") as folder:
+            (folder / "file").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(words, tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    refused([*words[:-1], tmp_path / "file" / "new"], 1, "cannot be written", tmp_path, capsys)
+
+
+def test_other_channels_are_refused(tmp_path: Path, capsys):
+    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3, in_chans=1)
+    save_file(model.state_dict(), tmp_path / "gray.safetensors")
+    words = ["export", "--checkpoint", tmp_path / "gray.safetensors", "--to", "weights", "--output", tmp_path / "new"]
+    refused(words, 4, "1 channels", tmp_path, capsys)
+
+
+def test_a_full_disk_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    refused(words, 1, "No space left on device", tmp_path, capsys)
+
+
+def test_weights_with_infinite_logits_are_refused(tmp_path: Path, capsys):
+    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3)
+    with torch.no_grad():
+        model.last_linear.weight.fill_(3e38)
+    save_file(model.state_dict(), tmp_path / "large.safetensors")
+    words = ["export", "--checkpoint", tmp_path / "large.safetensors", "--to", "weights", "--output", tmp_path / "new"]
+    refused(words, 4, "not finite", tmp_path, capsys)
+
+
+def test_names_of_classes_that_are_no_text_are_refused(words, monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setattr(LoadedWeights, "classes", property(lambda self: ["a\udcff", "b", "c", "d", "e"]))
+    refused(words, 4, "cannot be exported", tmp_path, capsys)

@@ -1,0 +1,79 @@
+"""The facts of a training, from recipes and metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.errors import CheckpointError
+from seresnext.export.facts import class_names, describe_training, hub_dataset
+from seresnext.models import LoadedWeights
+from seresnext.recipe.load import load_recipe
+
+
+def loaded(
+    *settings: str, step: int = 7, num_images: int = 200, classes: int = 10, environment: dict[str, Any] | None = None
+) -> LoadedWeights:
+    with torch.device("meta"):
+        tensors = dict(timm.create_model("legacy_seresnext26_32x4d", num_classes=10).state_dict())
+    dataset = {"classes": [f"c{number}" for number in range(classes)], "num_images": num_images, "fingerprint": ""}
+    metadata = CheckpointMetadata(step, {}, "", None, [], dataset, environment or {}, {})
+    return LoadedWeights("file", tensors, "model", load_recipe("digits", list(settings)).recipe, metadata)
+
+
+def test_the_recipe_gives_the_settings():
+    facts = describe_training(loaded("batch.global_size=64", "optimizer.lr=0.3", "model.drop_rate=0.1"), 123)
+    assert (facts["LR"], facts["Batch Size"], facts["Dropout"], facts["Momentum"]) == (0.3, 64, 0.1, 0.9)
+    assert (facts["File Size"], facts["Layers"], facts["Steps"]) == (123, 26, 7)
+    assert facts["Epochs"] == 2.33  # An epoch has 3 steps of 64 images; 8 images are left over.
+    assert facts["Training Data"] == ["200 images of 10 classes"]
+    assert "FLOPs" not in facts
+
+
+@pytest.mark.parametrize(
+    ("settings", "techniques"),
+    [
+        (["optimizer.momentum=0.9"], ["SGD with Momentum", "Weight Decay", "Label Smoothing"]),
+        (["optimizer.momentum=0", "optimizer.weight_decay=0", "loss.label_smoothing=0"], ["SGD"]),
+        (["optimizer={name: adamw}", "loss.label_smoothing=0"], ["AdamW", "Weight Decay"]),
+        (
+            ["loss.label_smoothing=0", "mix.cutmix=1", "ema={}", "augment.policy={name: trivialaugment}"],
+            ["SGD with Momentum", "Weight Decay", "CutMix", "TrivialAugment", "Exponential Moving Average"],
+        ),
+    ],
+)
+def test_techniques(settings: list[str], techniques: list[str]):
+    facts = describe_training(loaded(*settings), 1)
+    assert facts["Training Techniques"] == techniques
+    assert ("Momentum" in facts) == ("AdamW" not in techniques)
+
+
+@pytest.mark.parametrize(
+    ("environment", "resources"),
+    [
+        ({"world_size": 8, "gpu": "NVIDIA H200", "cpu": "AMD"}, "8x NVIDIA H200"),
+        ({"world_size": 1, "gpu": None, "cpu": "AMD EPYC"}, "1 process on AMD EPYC"),
+        ({"world_size": 2, "cpu": "AMD EPYC"}, "2 processes on AMD EPYC"),
+        ({"world_size": "x", "gpu": "A"}, None),
+        ({"world_size": 2, "gpu": ["A"]}, None),
+        ({}, None),
+    ],
+)
+def test_resources(environment: dict[str, Any], resources: str | None):
+    assert describe_training(loaded(environment=environment), 1).get("Training Resources") == resources
+
+
+def test_imagenet_is_known_by_its_sizes():
+    assert hub_dataset(loaded(num_images=1_281_167, classes=1000).metadata) == "imagenet-1k"
+    assert hub_dataset(loaded(num_images=1_281_166, classes=1000).metadata) is None
+    assert hub_dataset(None) is None
+
+
+def test_classes():
+    assert class_names(loaded()) == [f"c{number}" for number in range(10)]
+    with pytest.raises(CheckpointError, match="9 classes, the model has 10"):
+        class_names(loaded(classes=9))
