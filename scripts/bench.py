@@ -1,6 +1,6 @@
 """Measure a part of the project, and the peers of the part.
 
-    python scripts/bench.py loader|index|step|checkpoint|export|resume --json FILE [OPTIONS]
+    python scripts/bench.py loader|index|step|checkpoint|export|resume|validate --json FILE [OPTIONS]
     python scripts/bench.py PART --help                                        # the options of a part
 
 Machines drift, so ours and the peers take turns within one run. FILE gets the figures, and the machine, as JSON.
@@ -30,6 +30,7 @@ PARTS = {
     "checkpoint": "seconds that training waits for a save",
     "export": "size, latency and images a second of each kind of export",
     "resume": "seconds from a loaded checkpoint to the first step",
+    "validate": "images a second of a whole validation",
 }
 
 

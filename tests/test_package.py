@@ -14,7 +14,10 @@ import pytest
 import seresnext
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("aiohttp", "fsspec", "gcsfs", "matplotlib", "nvidia.nvimgcodec", "s3fs", "sklearn")
+EXTRAS = (
+    "aiohttp", "fsspec", "gcsfs", "huggingface_hub", "matplotlib", "nvidia.nvimgcodec", "onnx", "onnxruntime",
+    "onnxscript", "s3fs", "sklearn",
+)  # fmt: skip
 TRAIN = ("-m", "seresnext", "train", "--recipe", "digits", "--device", "cpu", "--set", "length=2st")
 
 

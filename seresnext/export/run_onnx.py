@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -33,6 +32,13 @@ def load_image(path, config):
         image = image.resize(resized, FILTERS[config["interpolation"]])
     left, top = (round((side - size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def open_session():
+    """Return the session that runs model.onnx."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
 
 
 def compute_logits(session, pixels, config):
@@ -74,9 +80,8 @@ def verify(config):
     if config["label_names"] != expected["classes"]:
         sys.exit("the classes of config.json have another order or other names than at the export")
     pixels = np.stack([load_image(HERE / "golden" / name, config["pretrained_cfg"]) for name in expected["images"]])
-    session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
     wanted = np.asarray([image["logits"] for image in expected["images"].values()])
-    deviation = np.abs(compute_logits(session, pixels, config["pretrained_cfg"]) - wanted).max()
+    deviation = np.abs(compute_logits(open_session(), pixels, config["pretrained_cfg"]) - wanted).max()
     if not deviation <= expected["tolerance"]:
         sys.exit(f"the logits deviate by {deviation:.2g}: preprocessing or weights differ from those of the export")
     return f"verified: the logits deviate by at most {deviation:.2g} (limit {expected['tolerance']:.2g})"
@@ -91,5 +96,4 @@ if __name__ == "__main__":
     if options.verify or not options.images:
         print(verify(configuration))
     else:
-        runtime = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
-        sys.exit(3 if predict(runtime, options.images, configuration) else 0)
+        sys.exit(3 if predict(open_session(), options.images, configuration) else 0)

@@ -32,12 +32,13 @@ from seresnext.evaluation.summary import describe_summary, summarize
 from seresnext.evaluation.table import PredictionTable
 from seresnext.metrics.console import Console
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
+from seresnext.models.folding import fold_batchnorm
 from seresnext.printable import shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
 from seresnext.run.class_selection import ClassSelection, read_class_map, read_class_names, select_classes
 from seresnext.run.opening import check_images
-from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision
+from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc
 
 # Settings that a published file of weights lacks. The values suit 2 cores with 24 GiB, and a GPU.
 _PUBLISHED_BATCH = 64
@@ -139,6 +140,8 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     precision.apply_to(model, world.device, recipe.runtime.channels_last is not False)
     with world.agreeing():
         notes = loaded.load_into(model)
+    model = fold_batchnorm(model)
+    tune_malloc(world.device)
     for note in notes:
         console.print(note)
     make_deterministic(recipe.runtime.deterministic)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import timm.data
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from seresnext.cli import main
 from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.evaluation import evaluate
 from seresnext.evaluation.table import PredictionTable
 from seresnext.models import create_model, load_pretrained
 from seresnext.process.stop_request import StopRequest
@@ -73,6 +75,15 @@ def test_options_give_the_numbers_of_timm(checkpoint, images, tmp_path, words, e
     assert report["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), abs=1e-5)
     assert report["preprocessing"]["image_size"] == expected[0]
     assert [row["support"] for row in report["per_class"]] == [3, 3, 3]
+
+
+def test_batchnorm_is_folded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Mock(wraps=evaluate)
+    monkeypatch.setattr("seresnext.run.validate.evaluate", seen)
+    assert run("--checkpoint", checkpoint) == 0
+    kinds = {type(module) for module in seen.call_args.args[0].modules()}
+    assert torch.nn.Conv2d in kinds
+    assert torch.nn.BatchNorm2d not in kinds
 
 
 def test_several_checkpoints_make_a_list(checkpoint: Path, tmp_path: Path) -> None:

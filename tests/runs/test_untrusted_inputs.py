@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from bad_checkpoints import changed, write_checkpoint
-from encoded_images import png_chunk as chunk
+from fuzzing.formats import png_chunk
 from PIL import Image
 from resource_probe import Probe, assert_refused
 
@@ -66,7 +66,7 @@ def picture(width: int, height: int) -> bytes:
     row = bytes(1 + -(-width // 8))
     body = b"".join(rows.compress(row) for _ in range(height)) + rows.flush()
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
 
 
 def lying_jpeg() -> bytes:
@@ -83,7 +83,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "a JPEG that lies": lying_jpeg,
     "long": lambda: picture(1_000_000, 1),
     "text": lambda: (
-        picture(8, 8)[:33] + chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 << 20))) + picture(8, 8)[33:]
+        picture(8, 8)[:33] + png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 << 20))) + picture(8, 8)[33:]
     ),
 }
 

@@ -39,14 +39,18 @@ def validate(run_command, run_world, tmp_path):
     return run
 
 
-def test_on_1_2_and_3_ranks_it_is_exactly_what_training_logged(trained, validate):
-    """13 images in 7 batches, which 2 and 3 ranks do not divide."""
+def test_on_1_2_and_3_ranks_it_is_equal_and_what_training_logged(trained, validate):
+    """13 images in 7 batches, which 2 and 3 ranks do not divide. Folded BatchNorm rounds the loss in another way."""
     checkpoint = trained / "checkpoints" / "last.safetensors"
     reports = [validate(checkpoint, world=world) for world in (1, 2, 3)]
     (logged,) = [each for each in events(trained, "validate") if (each["step"], each["weights"]) == (12, "ema")]
     assert logged["num_images"] == 13
     for report in reports:
-        assert [report[name] for name in ("weights", *MEASURES)] == [logged[name] for name in ("weights", *MEASURES)]
+        assert [report[name] for name in MEASURES] == [reports[0][name] for name in MEASURES]
+    assert [reports[0][name] for name in ("weights", "top1", "top5")] == [
+        logged[n] for n in ("weights", "top1", "top5")
+    ]
+    assert reports[0]["loss"] == pytest.approx(logged["loss"], rel=1e-5)
 
 
 def test_all_bad_images_are_named_at_once(trained, run_command, images, tmp_path):
