@@ -20,11 +20,12 @@ from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.readers.paths import PathReader, expand
 from seresnext.distributed import choose_device
 from seresnext.errors import DataError, Failure, out_of_memory
+from seresnext.models.folding import fold_batchnorm
 from seresnext.printable import for_terminal, shown_path
 from seresnext.progress import ProgressBar, progress
 from seresnext.recipe.schema import RuntimeSection
 from seresnext.run.predict_output import Row, choose_format, open_features, open_rows
-from seresnext.runtime import PRECISIONS, make_deterministic
+from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
 
 _MOST_WORKERS = 4
 # The most images and pixels of one forward pass: 64 images of 224 x 224 on a CPU, 256 on a GPU.
@@ -55,7 +56,9 @@ def predict(options: Namespace) -> None:
         print(f"weights of {classifier.source}", file=sys.stderr)
     device = choose_device(options.device)
     make_deterministic(False)
+    tune_malloc(device)
     PRECISIONS["fp32"].apply_to(classifier.model, device, channels_last=True)
+    classifier.model = fold_batchnorm(classifier.model)
     top = min(options.top, len(classifier.classes))
     width = STAGES[options.stage]
     prints, num_bad = options.output is None and sys.stdout.isatty(), 0
