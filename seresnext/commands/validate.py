@@ -49,7 +49,7 @@ checkpoint has in it."""
     add("--interpolation", choices=("bilinear", "bicubic"), help="of the resize")
     add("--batch-size", type=count_argument, metavar="N", help="images of one forward pass")
     add("--workers", type=workers_argument, metavar="N", help="loader workers of each rank")
-    add("--precision", choices=("fp32", "tf32", "bf16", "fp16", "fp64"), help="of the network")
+    add("--precision", choices=("fp32", "bf16", "fp16", "fp64"), help="of the network")
     add("--flip", action="store_true", help="average the logits of each image and of its mirror image")
     add(
         "--real-labels", type=path_argument, metavar="FILE", help="also measure ImageNet's reassessed labels: real.json"

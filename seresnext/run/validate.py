@@ -76,7 +76,7 @@ class ValidationSettings:
 class Validation:
     """The result of a validation, with the logits of all images, on every rank.
 
-    `selection.names` are the classes of the logits. `summary` has the statistics of `summarize`.
+    `selection.names` are the classes of the logits. `summary` has the statistics of `summarize`, on rank 0.
     """
 
     checkpoint: Path
@@ -131,7 +131,8 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
         console.print(f"warning: {notice}")
-    check_same_data(world, reader)
+    with world.agreeing():
+        check_same_data(world, reader)
     check_images(recipe, {split: reader}, world, console.print)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
@@ -176,11 +177,11 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
         metrics = {name: value for name, value in metrics.items() if name != "top5"}
     speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
     console.print(f"{describe_metrics(metrics)}  ({speed})")
-    summary = summarize(result, selection.names)
+    summary = summarize(result, selection.names) if world.is_first else {}
     if real is not None:
         with world.agreeing():
             summary["real_labels"] = _real(result, reader, selection, real)
-    for line in describe_summary(summary):
+    for line in describe_summary(summary) if summary else ():
         console.print(line)
     return Validation(checkpoint, loaded, recipe, reader, selection, result, summary)
 
