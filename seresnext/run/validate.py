@@ -86,6 +86,7 @@ class Validation:
     selection: ClassSelection
     result: Evaluation
     summary: dict[str, Any]
+    flip: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as in the JSON file. Numbers that are not finite are None."""
@@ -95,6 +96,8 @@ class Validation:
             "weights": self.loaded.weights,
             "checkpoint": str(self.checkpoint),
             "preprocessing": asdict(Preprocessing.of_recipe(self.recipe)),
+            "flip": self.flip,
+            "num_classes": len(self.selection.names),
             **self.summary,
         }
 
@@ -183,7 +186,7 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
             summary["real_labels"] = _real(result, reader, selection, real)
     for line in describe_summary(summary) if summary else ():
         console.print(line)
-    return Validation(checkpoint, loaded, recipe, reader, selection, result, summary)
+    return Validation(checkpoint, loaded, recipe, reader, selection, result, summary, settings.flip)
 
 
 def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedWeights, Recipe]:
