@@ -10,10 +10,20 @@ The Python interface, imported when first used:
 ...     model(torch.zeros(1, 3, 64, 64)).shape  # N classes
 torch.Size([1, 10])
 
-`load_pretrained` opens a checkpoint or a published file of weights, `ResizeCenterCrop` prepares an image for the model:
+`load` opens a run, a file of weights or a model by name. The classifier takes paths, PIL images, arrays and tensors:
 
->>> model, how = seresnext.load_pretrained("best.safetensors")  # doctest: +SKIP
->>> crop = seresnext.ResizeCenterCrop(how.image_size, how.crop_pct, how.interpolation)  # doctest: +SKIP
+>>> classifier = seresnext.load("runs/first").to("cuda")  # doctest: +SKIP
+>>> classifier.predict(["cat.jpg", "dog.jpg"], top=3)  # doctest: +SKIP
+
+The parts of a classifier are the model, the classes and the preprocessing of the images:
+
+>>> preprocessing = seresnext.Preprocessing(64, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+>>> classifier = seresnext.Classifier(model, list("abcdefghij"), preprocessing)
+>>> image = torch.zeros(3, 120, 100)  # 3 H W, in 0..1
+>>> [name in classifier.classes for name, probability in classifier.predict(image, top=2)]
+[True, True]
+>>> classifier.features([image, image], stage="layer3").shape  # N C
+torch.Size([2, 1024])
 
 `load_recipe` reads a recipe with its bases and with changes:
 
@@ -28,6 +38,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from seresnext.classifier import Classifier, load
     from seresnext.data.augment.crop import ResizeCenterCrop
     from seresnext.models import MODELS, Preprocessing, SENet, create_model, load_pretrained, load_weights
     from seresnext.recipe import LoadedRecipe, Recipe, load_recipe
@@ -36,12 +47,14 @@ __version__ = "0.2.0"
 
 _MODULES = {
     "MODELS": "seresnext.models",
+    "Classifier": "seresnext.classifier",
     "LoadedRecipe": "seresnext.recipe",
     "Preprocessing": "seresnext.models",
     "Recipe": "seresnext.recipe",
     "ResizeCenterCrop": "seresnext.data.augment.crop",
     "SENet": "seresnext.models",
     "create_model": "seresnext.models",
+    "load": "seresnext.classifier",
     "load_pretrained": "seresnext.models",
     "load_recipe": "seresnext.recipe",
     "load_weights": "seresnext.models",
@@ -49,12 +62,14 @@ _MODULES = {
 
 __all__ = [
     "MODELS",
+    "Classifier",
     "LoadedRecipe",
     "Preprocessing",
     "Recipe",
     "ResizeCenterCrop",
     "SENet",
     "create_model",
+    "load",
     "load_pretrained",
     "load_recipe",
     "load_weights",

@@ -74,8 +74,10 @@ TESTED_ELSEWHERE = {
     "arguments.py": "test_cli.py",
     "commands/compare.py": "evaluation/test_compare.py",
     "commands/prepare.py": "prepare/test_shards.py",
-    "commands/tools.py": "run/test_predict.py",
+    "commands/report.py": "report/test_page.py",
+    "commands/tools.py": "run/test_average.py",
     "commands/train.py": "test_cli.py",
+    "commands/predict.py": "run/test_predict.py",
     "commands/validate.py": "test_cli.py",
     "commands/export.py": "export/test_create.py",
     "errors.py": "test_cli.py",
@@ -240,9 +242,10 @@ def test_readme_python_example_runs(tmp_path, monkeypatch):
         "se_resnext50_32x4d-a260b3a4.pth",
         _use_new_zipfile_serialization=False,
     )
-    Image.new("RGB", (300, 260), "red").save("cat.jpg")
-    names: dict[str, torch.Tensor] = {}
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("RGB", (300, 260), "red").save(name)
+    names: dict = {}
     exec(code, names)
-    assert names["probabilities"].shape == (1, 1000)
-    assert names["maps"].shape == (1, 2048, 7, 7)
-    assert names["features"].shape == (1, 2048)
+    assert [len(row) for row in names["predictions"]] == [3, 3]
+    assert names["features"].shape == (1024,)
+    assert names["model"](names["preprocessing"](Image.open("cat.jpg"))[None]).shape == (1, len(names["names"]))

@@ -6,26 +6,8 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from seresnext.arguments import Parser, add_device
+from seresnext.arguments import Parser
 from seresnext.paths import path_argument
-
-
-def predict_arguments(parser: Parser) -> None:
-    """Declare the arguments of `predict`."""
-    add = parser.add_argument
-    add("images", type=path_argument, nargs="+", metavar="IMAGE")
-    add("--checkpoint", type=path_argument, required=True, metavar="FILE", help="a checkpoint or a published .pth")
-    add("--top", type=int, default=5, metavar="N", help="the number of classes to print (default: 5)")
-    add("--features", type=path_argument, metavar="OUT.npy", help="also write the features: float32, N 2048")
-    add("--max-pixels", type=int, metavar="N", help="a larger image is an error (default: data.max_pixels of FILE)")
-    add_device(parser)
-
-
-def predict(options: Namespace) -> None:
-    """Classify images with a trained or published model."""
-    from seresnext.run.predict import print_predictions
-
-    print_predictions(options)
 
 
 def average_arguments(parser: Parser) -> None:

@@ -65,13 +65,14 @@ class Calibration:
 
     `temperature` divides the logits; it is fitted to all images. `error` is the expected calibration error in percent.
     `error_after` is the error with temperatures that were fitted to the other half of the images. `bins` has a row for
-    each bin with images: mean confidence, accuracy (both 0 to 100), images.
+    each bin with images: mean confidence, accuracy (both 0 to 100), images. `bins_after` belongs to `error_after`.
     """
 
     temperature: float
     error: float
     error_after: float
     bins: list[tuple[float, float, int]]
+    bins_after: list[tuple[float, float, int]]
 
 
 def calibrate(logits: Floats, labels: Ints) -> Calibration | None:
@@ -93,6 +94,7 @@ def calibrate(logits: Floats, labels: Ints) -> Calibration | None:
         calibration_error(before, correct),
         calibration_error(after, correct),
         calibration_bins(before, correct),
+        calibration_bins(after, correct),
     )
 
 
@@ -135,20 +137,21 @@ def calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
 def fit_temperature(logits: Floats, labels: Ints) -> float:
     """Return the temperature that minimises the cross-entropy of logits / temperature (Guo et al. 2017, section 4.2).
 
-    The cross-entropy is convex in b = 1 / temperature, so Newton's steps within a bracket find the minimum. If no
-    minimum lies between temperatures of 0.01 and 100, such as for a model without an error, the nearer bound counts.
+    The cross-entropy is convex in b = 1 / temperature, so Newton's steps within a bracket find the minimum. Without a
+    minimum the temperature is a bound: 0.01 if every image is right, 100 if the best b would be 0 or negative.
     """
     low, high, b = 0.01, 100.0, 1.0
-    if _slope(logits, labels, low)[0] >= 0:
-        return 1 / low
-    if _slope(logits, labels, high)[0] <= 0:
+    own = logits[np.arange(len(logits)), labels]
+    if (logits.argmax(1) == labels).all():
         return 1 / high
+    if float((logits.mean(1, dtype=np.float64) - own).sum()) >= 0:  # the slope at b = 0
+        return 1 / low
     for _ in range(_MOST_STEPS):
         slope, curvature = _slope(logits, labels, b)
         low, high = (low, b) if slope > 0 else (b, high)
         proposed = b - slope / curvature if curvature > 0 else low
         following = proposed if low < proposed < high else math.sqrt(low * high)
-        if abs(following - b) <= 1e-9 * b:
+        if abs(following - b) <= 1e-6 * b:
             break
         b = following
     return 1 / b

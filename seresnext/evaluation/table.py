@@ -56,6 +56,8 @@ class PredictionTable:
     def write(self, path: Path) -> None:
         """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise Failure."""
         temporary = path.with_name(f".{path.name}.part")
+        if path.exists() and not path.is_file():
+            raise Failure(f"{path} is no regular file; choose another file with --table")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -136,6 +136,8 @@ class _Evaluation(BaseModel):
     model: str | None = None
     weights: str | None = None
     preprocessing: dict[str, Any] | None = None
+    flip: bool | None = None
+    num_classes: int | None = None
     calibration: _Calibration | None = None
 
 
@@ -159,6 +161,8 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
     wanted = {
         "model": (canonical_name(found.model) if found.model else None, loaded.identify().name),
         "weights": (found.weights, loaded.weights),
+        "flip": (found.flip, False),
+        "num_classes": (found.num_classes, loaded.identify().num_classes),
         **{name: (value, getattr(how, name, value)) for name, value in (found.preprocessing or {}).items()},
     }
     for name, (given, own) in wanted.items():

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.classifier import presumed_classes
 from seresnext.errors import CheckpointError
 from seresnext.models import LoadedWeights, create_model
 from seresnext.models.index import describe_model
 from seresnext.recipe.schema import Recipe
-from seresnext.run.predict import presumed_classes
 
 _IMAGENET = (1_281_167, 1000)  # training images and classes
 _IMAGENET_ID = "imagenet-1k"  # on the Hub

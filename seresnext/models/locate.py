@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
+import torch
+
 from seresnext.errors import CheckpointError, UsageError
-from seresnext.models.registry import MODELS
+from seresnext.models.registry import MODELS, canonical_name
 from seresnext.models.timm_config import CONFIG, HUB_WEIGHTS
 from seresnext.paths import HUB_PREFIX, address_in, expand_home
 from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
+from seresnext.weights.opening import open_file
 
 _REPOSITORY = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", re.ASCII)
 
@@ -38,6 +42,23 @@ def find_weights(given: str | Path) -> Path:
     urls = [row.weights_url for row in MODELS.values() if row.weights_file == path.name]
     if urls and not is_there:
         raise CheckpointError(f"{shown_path(path)} does not exist; download the file from {urls[0]}")
+    return path
+
+
+def find_published(name: str) -> Path:
+    """Return the published file of a model of `MODELS` in the cache folder of `torch.hub`.
+
+    Raises CheckpointError if the file is not there, or if the SHA-256 differs from the prefix in the name of the file.
+    """
+    row = MODELS[canonical_name(name)]
+    path = Path(torch.hub.get_dir(), "checkpoints", row.weights_file)
+    fix = f"download {row.weights_url} to {shown_path(path.parent)}"
+    if not path.exists():
+        raise CheckpointError(f"the weights of {name} are not on this machine; {fix}, or give the path of a file")
+    with open_file(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(path.stem.rpartition("-")[2]):
+        raise CheckpointError(f"{shown_path(path)} is damaged: the SHA-256 is {digest}; remove the file, and {fix}")
     return path
 
 

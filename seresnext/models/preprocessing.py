@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.data.decode.pillow import to_rgb
 from seresnext.models.registry import MODELS, canonical_name
 from seresnext.recipe.schema import Recipe
 
@@ -25,6 +31,20 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return an image of any size and mode as an input of the network, float32 3 H W."""
+        return self.normalise(self.crop(to_rgb(image)))
+
+    @property
+    def crop(self) -> ResizeCenterCrop:
+        """The resize and the crop."""
+        return ResizeCenterCrop(self.image_size, self.crop_pct, self.interpolation)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return pixels, uint8 ... H W 3, as inputs of the network, float32 ... 3 H W."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return ((pixels / 255 - mean) / std).movedim(-1, -3)
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Preprocessing:

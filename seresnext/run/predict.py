@@ -1,94 +1,145 @@
-"""Classes and features of images, by a trained or published model.
-
-The file is a checkpoint of this project, which names the classes and the preprocessing, or a published `.pth`. A run
-folder stands for the best checkpoint in the folder. The features are the input of the classifier: float32, N 2048.
-"""
+"""Classes and features of images, by a trained or published model. Results come in the order of the images."""
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.classifier import STAGES, Classifier, Prediction, load, top_classes
+from seresnext.data.batches import EvaluationImages
+from seresnext.data.loading.loader import evaluation_keys, open_batches
+from seresnext.data.loading.prefetch import DeviceBatch, prefetch
+from seresnext.data.readers.paths import PathReader, expand
 from seresnext.distributed import choose_device
-from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.models import Preprocessing, SENet, build_pretrained, open_weights
-from seresnext.printable import printable, shown_path
-from seresnext.recipe.schema import DataSection
+from seresnext.errors import DataError, Failure, out_of_memory
+from seresnext.models.folding import fold_batchnorm
+from seresnext.printable import for_terminal, shown_path
+from seresnext.progress import ProgressBar, progress
+from seresnext.recipe.schema import RuntimeSection
+from seresnext.run.predict_output import Row, choose_format, open_features, open_rows
+from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
 
-BATCH_SIZE = 32
-MAX_PIXELS = DataSection.model_fields["max_pixels"].default
+_MOST_WORKERS = 4
+# The most images and pixels of one forward pass: 64 images of 224 x 224 on a CPU, 256 on a GPU.
+_BATCH_SIZE = {"cpu": 64, "cuda": 256}
+_MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 24}
+_TIMEOUT = RuntimeSection.model_fields["loader_timeout"].default
+# Messages of the loader name keys of a recipe.
+_OPTIONS = {
+    "data.max_pixels": "--max-pixels",
+    "data.workers": "--workers",
+    "batch.micro_size": "--batch-size",
+    " (runtime.loader_timeout)": "",
+    "the trainer": "this command",
+}
 
 
-def load_image(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    """Return an image file as the model's input, float32 3 H W. Raise DataError, which names the file."""
-    transform = ResizeCenterCrop(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+def predict(options: Namespace) -> None:
+    """Write the classes of each image, and the features if asked. `options` come from the command line.
+
+    A bad image is reported and skipped. Raises DataError at the end if there was one.
+    """
+    output_format = choose_format(options.output, options.format, options.features)
+    reader = PathReader(expand(options.images, sys.stdin.buffer if "-" in options.images else ()))
+    if not len(reader):
+        raise DataError("standard input has no paths; give one path a line")
+    classifier = load(options.checkpoint)
+    if classifier.source != shown_path(Path(options.checkpoint)):
+        print(f"weights of {classifier.source}", file=sys.stderr)
+    device = choose_device(options.device)
+    make_deterministic(False)
+    tune_malloc(device)
+    PRECISIONS["fp32"].apply_to(classifier.model, device, channels_last=True)
+    classifier.model = fold_batchnorm(classifier.model)
+    top = min(options.top, len(classifier.classes))
+    width = STAGES[options.stage]
+    prints, num_bad = options.output is None and sys.stdout.isatty(), 0
     try:
-        image = transform.decode_and_crop(path.read_bytes(), str(path), max_pixels)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except DataError as error:  # Name the option that sets the limit here instead of the key of a recipe.
-        raise DataError(str(error).replace("data.max_pixels", "--max-pixels")) from None
-    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    return ((image / 255 - mean) / std).permute(2, 0, 1)
+        with (
+            open_rows(options.output, output_format, top) as write_rows,
+            open_features(options.features, width) as write_features,
+            _batches(options, reader, classifier) as batches,
+            # Rows on a terminal show the progress, and a bar would cut the rows.
+            nullcontext() if prints else progress("predict", len(reader), " images") as advance,
+        ):
+            for indices, batch in batches:
+                rows, features = _rows(indices, batch, reader, classifier, top, options.stage)
+                for row in rows:
+                    if row.error:
+                        ProgressBar.write(f"bad image: {for_terminal(row.error)}", file=sys.stderr)
+                        num_bad += 1
+                write_rows(rows)
+                if len(features):
+                    write_features([row.path for row in rows if not row.error], features.numpy())
+                if advance:
+                    advance(len(rows))
+    except DataError as error:
+        raise DataError(_in_options(str(error))) from None
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise Failure(f"out of memory ({str(error).partition(chr(10))[0]}); lower --batch-size") from None
+        raise
+    if options.features:
+        print(f"features: {shown_path(options.features)}, {len(reader) - num_bad} x {width}", file=sys.stderr)
+    if num_bad:
+        raise DataError(f"{num_bad:,} of {len(reader):,} images are bad and have no result; repair or remove each")
 
 
-def presumed_classes(num_classes: int) -> Sequence[str]:
-    """Return ImageNet's names for 1000 classes, as in the published files, otherwise numbers."""
-    if num_classes == 1000:
-        from torchvision.models import ResNet50_Weights  # for the names; nothing is downloaded
-
-        return ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
-    return [f"class {number}" for number in range(num_classes)]
-
-
-@torch.inference_mode()
-def predict(
-    model: SENet, preprocessing: Preprocessing, paths: Sequence[Path], max_pixels: int = MAX_PIXELS
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield features (2048) and probabilities (num_classes) of each image, on the CPU."""
-    device = next(model.parameters()).device
-    for start in range(0, len(paths), BATCH_SIZE):
-        some = paths[start : start + BATCH_SIZE]
-        images = torch.stack([load_image(path, preprocessing, max_pixels) for path in some])
-        features = model.forward_head(model.forward_features(images.to(device)), pre_logits=True)
-        yield from zip(features.cpu(), model.last_linear(features).softmax(1).cpu(), strict=True)
-
-
-def print_predictions(arguments: Namespace) -> None:
-    """Print the classes of each image, and write the features if asked. `arguments` come from the command line."""
-    for name, value in (("--top", arguments.top), ("--max-pixels", arguments.max_pixels)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value} is too small; give at least 1")
-    loaded = open_weights(arguments.checkpoint)
-    if loaded.source != shown_path(arguments.checkpoint):
-        print(f"weights of {loaded.source}", file=sys.stderr)
-    model = build_pretrained(loaded)
-    classes = loaded.classes or presumed_classes(model.num_classes)
-    if len(classes) != model.num_classes:
-        raise CheckpointError(
-            f"{loaded.source} names {len(classes)} classes, the model has {model.num_classes}; use another checkpoint"
+@contextmanager
+def _batches(
+    options: Namespace, reader: PathReader, classifier: Classifier
+) -> Iterator[Iterator[tuple[range, DeviceBatch]]]:
+    """Yield the batches on the device of the model, with the numbers of their images."""
+    preprocessing, device = classifier.preprocessing, classifier.device
+    most = max(1, _MOST_PIXELS[device.type] // preprocessing.image_size**2)
+    size = options.batch_size or min(_BATCH_SIZE[device.type], most)
+    workers = options.workers
+    if workers is None:  # A single batch is done sooner without the start of a worker.
+        workers = min(_MOST_WORKERS, math.ceil(len(reader) / size) - 1, len(os.sched_getaffinity(0)))
+    source = EvaluationImages(reader, preprocessing.crop, max_pixels=options.max_pixels or classifier.max_pixels)
+    keys = evaluation_keys(len(reader), size, rank=0, world_size=1)
+    with open_batches(source, keys, workers=workers, timeout=_TIMEOUT, pin_memory=device.type == "cuda") as on_host:
+        on_device = prefetch(
+            on_host,
+            device=device,
+            dtype=torch.float32,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            channels_last=True,
         )
-    model.to(choose_device(arguments.device))
-    max_pixels = arguments.max_pixels or (loaded.recipe.data.max_pixels if loaded.recipe else MAX_PIXELS)
-    predictions = predict(model, loaded.preprocessing, arguments.images, max_pixels)
-    written = []
-    for path, (features, probabilities) in zip(arguments.images, predictions, strict=True):
-        print(shown_path(path))
-        values, labels = probabilities.sort(descending=True)
-        for probability, label in zip(values[: arguments.top].tolist(), labels.tolist(), strict=False):
-            print(f"  {100 * probability:6.2f} %  {printable(classes[label])}")
-        written.append(features.numpy())
-    if arguments.features:
-        try:
-            with arguments.features.open("wb") as file:  # np.save would add an ending to a name without one.
-                np.save(file, np.stack(written))
-        except OSError as error:
-            raise UsageError(f"{arguments.features} cannot be written: {error.strerror}") from None
-        print(f"features: {shown_path(arguments.features)}, {len(written)} x {len(written[0])}")
+        yield ((range(batch.step * size, batch.step * size + len(batch.images)), batch) for batch in on_device)
+
+
+def _rows(
+    indices: range, batch: DeviceBatch, reader: PathReader, classifier: Classifier, top: int, stage: str | None
+) -> tuple[list[Row], Tensor]:
+    """Return a row for each image, and the features of the good images (N C)."""
+    errors = {index: _in_options(message) for index, message in batch.unreadable}
+    good = [index for index in indices if index not in errors]
+    predictions: dict[int, Sequence[Prediction]] = {}
+    features = torch.empty(0)
+    if good:
+        images = batch.images[[index - indices.start for index in good]] if errors else batch.images
+        logits, features = classifier.outputs(images, stage)
+        predictions = dict(zip(good, top_classes(logits, classifier.classes, top), strict=True))
+        is_finite = logits.isfinite().all(1) & features.isfinite().all(1)
+        features = features[is_finite]
+        for place in is_finite.logical_not().nonzero().flatten().tolist():
+            errors[good[place]] = f"{reader.name(good[place])}: the output of the model is not finite"
+            predictions[good[place]] = ()
+    return [Row(reader.name(index), predictions.get(index, ()), errors.get(index, "")) for index in indices], features
+
+
+def _in_options(message: str) -> str:
+    """Return a message of the loader with the options of this command in place of keys of a recipe."""
+    for key, option in _OPTIONS.items():
+        message = message.replace(key, option)
+    return message

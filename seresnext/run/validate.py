@@ -76,7 +76,7 @@ class ValidationSettings:
 class Validation:
     """The result of a validation, with the logits of all images, on every rank.
 
-    `selection.names` are the classes of the logits. `summary` has the statistics of `summarize`.
+    `selection.names` are the classes of the logits. `summary` has the statistics of `summarize`, on rank 0.
     """
 
     checkpoint: Path
@@ -86,6 +86,7 @@ class Validation:
     selection: ClassSelection
     result: Evaluation
     summary: dict[str, Any]
+    flip: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as in the JSON file. Numbers that are not finite are None."""
@@ -95,6 +96,8 @@ class Validation:
             "weights": self.loaded.weights,
             "checkpoint": str(self.checkpoint),
             "preprocessing": asdict(Preprocessing.of_recipe(self.recipe)),
+            "flip": self.flip,
+            "num_classes": len(self.selection.names),
             **self.summary,
         }
 
@@ -131,7 +134,8 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
         console.print(f"warning: {notice}")
-    check_same_data(world, reader)
+    with world.agreeing():
+        check_same_data(world, reader)
     check_images(recipe, {split: reader}, world, console.print)
     section = recipe.model
     model = create_model(section.name, section.num_classes, section.in_channels)
@@ -176,13 +180,13 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
         metrics = {name: value for name, value in metrics.items() if name != "top5"}
     speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
     console.print(f"{describe_metrics(metrics)}  ({speed})")
-    summary = summarize(result, selection.names)
+    summary = summarize(result, selection.names) if world.is_first else {}
     if real is not None:
         with world.agreeing():
             summary["real_labels"] = _real(result, reader, selection, real)
-    for line in describe_summary(summary):
+    for line in describe_summary(summary) if summary else ():
         console.print(line)
-    return Validation(checkpoint, loaded, recipe, reader, selection, result, summary)
+    return Validation(checkpoint, loaded, recipe, reader, selection, result, summary, settings.flip)
 
 
 def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedWeights, Recipe]:

@@ -68,6 +68,8 @@ def test_an_evaluation_gives_accuracy_and_temperature(words, tmp_path: Path):
         ({"weights": "model"}, "measured with weights model"),
         ({"model": "seresnext50"}, "measured with model legacy_seresnext50_32x4d"),
         ({"preprocessing": {"image_size": 224}}, "measured with image_size 224"),
+        ({"flip": True}, "measured with flip True"),
+        ({"num_classes": 7}, "measured with num_classes 7"),
         ({"top1": 101.0}, "top1"),
         ({"loss": None}, "loss"),
     ],

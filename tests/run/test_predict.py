@@ -1,26 +1,36 @@
-"""`seresnext predict` compared with timm's network."""
+"""`seresnext predict` compared with timm's network and transforms, and with the table of a validation."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import timm
+import timm.data
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torchvision import transforms
 
-from seresnext.arguments import Parser
+from seresnext import classifier
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.commands import tools
-from seresnext.errors import CheckpointError, DataError, Failure
+from seresnext.cli import main
+from seresnext.data.batches import EvaluationImages
+from seresnext.evaluation.table import PredictionTable
+from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe, to_values
-from seresnext.run import predict
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +40,7 @@ def oracle() -> torch.nn.Module:
     model = timm.create_model("legacy_seresnext26_32x4d", num_classes=len(CLASSES), drop_rate=0.0)
     with torch.no_grad():
         model(torch.randn(4, 3, 64, 64))
+        model.last_linear.weight *= 10  # Probabilities that differ by more than rounding.
     return model.eval()
 
 
@@ -38,40 +49,15 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
     paths = []
-    for number, size in enumerate([(40, 70, 3), (90, 60, 3)]):
+    for number, size in enumerate([(40, 70, 3), (90, 60, 3), (50, 50), (30, 90, 4)]):
         paths.append(folder / f"{number}.png")
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).resize((size[1] * 5, size[0] * 5)).save(paths[-1])
     return paths
 
 
-def expected_features(oracle: torch.nn.Module, paths: list[Path], resize: int, crop: int, mode: str) -> np.ndarray:
-    steps = [transforms.Resize(resize, transforms.InterpolationMode(mode)), transforms.CenterCrop(crop)]
-    steps += [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-    with torch.inference_mode():
-        images = torch.stack([transforms.Compose(steps)(Image.open(path)) for path in paths])
-        return oracle.forward_head(oracle.forward_features(images), pre_logits=True).numpy()
-
-
-def expected_lines(oracle: torch.nn.Module, paths: list[Path], features: np.ndarray, names: list[str]) -> list[str]:
-    lines = []
-    for path, row in zip(paths, torch.from_numpy(features), strict=True):
-        probabilities = oracle.last_linear(row).softmax(0).tolist()
-        best = sorted(range(len(names)), key=lambda label: -probabilities[label])[:2]
-        lines += [str(path), *(f"  {100 * probabilities[label]:6.2f} %  {names[label]}" for label in best)]
-    return lines
-
-
-@pytest.fixture
-def classify(capsys):
-    """`classify(checkpoint, images, *words) -> output` of the command, in this process."""
-
-    def run(checkpoint: Path, images: list[Path], *words: object) -> str:
-        parser = Parser()
-        tools.predict_arguments(parser)
-        tools.predict(parser.parse([str(word) for word in ("--checkpoint", checkpoint, *images, *words)]))
-        return capsys.readouterr().out
-
-    return run
+@pytest.fixture(scope="module")
+def checkpoint(oracle: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return our_checkpoint(oracle, tmp_path_factory.mktemp("ours"))
 
 
 def our_checkpoint(oracle: torch.nn.Module, folder: Path, *overrides: str) -> Path:
@@ -84,69 +70,244 @@ def our_checkpoint(oracle: torch.nn.Module, folder: Path, *overrides: str) -> Pa
     return store.commit(folder, 7, tensors, facts.to_metadata())
 
 
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Classify = Callable[..., Result]
+
+
+@pytest.fixture
+def classify(capsys: pytest.CaptureFixture[str]) -> Classify:
+    """`classify(checkpoint, *words) -> Result` of the command, in this process."""
+
+    def run(checkpoint: Path | str, *words: object) -> Result:
+        code = main(["predict", "--checkpoint", str(checkpoint), *map(str, words)], StopRequest())
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+def expected(oracle: torch.nn.Module, paths: list[Path], size: int, crop_pct: float, mode: str) -> tuple[Any, Any]:
+    """Return features and probabilities of images, by timm."""
+    transform = timm.data.create_transform((3, size, size), crop_pct=crop_pct, interpolation=mode, mean=MEAN, std=STD)
+    with torch.inference_mode():
+        images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+        features = oracle.forward_head(oracle.forward_features(images), pre_logits=True)
+        return features.numpy(), oracle.last_linear(features).double().softmax(1)
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
 @pytest.mark.parametrize("kind", ["published", "of others", "ours"])
-def test_predictions_are_timms(classify, tmp_path, oracle, photographs, kind):
-    if kind != "ours":
-        checkpoint, names = tmp_path / "weights.pth", [f"class {number}" for number in range(5)]
-        torch.save(oracle.state_dict(), checkpoint, _use_new_zipfile_serialization=False)
-        if kind == "of others":
-            checkpoint = tmp_path / "model.safetensors"
-            save_file(oracle.state_dict(), checkpoint, {"format": "pt"})
-        expected = expected_features(oracle, photographs, 256, 224, "bicubic")
+def test_predictions_are_timms(classify, tmp_path, oracle, photographs, checkpoint, kind):
+    names, preprocessing = CLASSES, (32, 0.8, "bilinear")
+    if kind == "ours":
+        file = tmp_path / "checkpoints" / "best.safetensors"
+        file.parent.mkdir()
+        file.hardlink_to(checkpoint)
+        given = tmp_path  # A run folder.
     else:
-        our_checkpoint(oracle, tmp_path / "checkpoints").rename(tmp_path / "checkpoints" / "best.safetensors")
-        checkpoint, names = tmp_path, CLASSES  # A run folder.
-        expected = expected_features(oracle, photographs, 40, 32, "bilinear")
-    output = classify(checkpoint, photographs, "--top", 2, "--features", tmp_path / "features.npy")
-    features = np.load(tmp_path / "features.npy")
-    assert features.shape == (2, 2048)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
-    assert output.splitlines()[:-1] == expected_lines(oracle, photographs, features, names)
+        names, preprocessing = [f"class {number}" for number in range(5)], (224, 0.875, "bicubic")
+        given = tmp_path / ("weights.pth" if kind == "published" else "model.safetensors")
+        if kind == "published":
+            torch.save(oracle.state_dict(), given, _use_new_zipfile_serialization=False)
+        else:
+            save_file(oracle.state_dict(), given, {"format": "pt"})
+    features, probabilities = expected(oracle, photographs, *preprocessing)
+    found = classify(given, *photographs, "--format", "jsonl", "--features", tmp_path / "features.npy")
+    assert found.code == 0
+    rows = rows_of(found.out)
+    assert [row["path"] for row in rows] == list(map(str, photographs))
+    values, order = probabilities.sort(descending=True)
+    assert [[each["class"] for each in row["predictions"]] for row in rows] == [
+        [names[label] for label in labels] for labels in order.tolist()
+    ]
+    ours = [[each["probability"] for each in row["predictions"]] for row in rows]
+    np.testing.assert_allclose(ours, values.numpy(), atol=1e-4)
+    written = np.load(tmp_path / "features.npy")
+    assert (written.shape, written.dtype) == ((4, 2048), np.float32)
+    np.testing.assert_allclose(written, features, rtol=1e-3, atol=1e-4)
+    assert f"features: {tmp_path / 'features.npy'}, 4 x 2048" in found.err
 
 
-def test_a_damaged_checkpoint_predicts_nothing(classify, tmp_path, oracle, photographs):
-    checkpoint = our_checkpoint(oracle, tmp_path)
-    content = bytearray(checkpoint.read_bytes())
-    content[-1000] ^= 1
-    checkpoint.write_bytes(content)
-    with pytest.raises(CheckpointError, match=checkpoint.name):
-        classify(checkpoint, photographs)
+def test_predictions_are_those_of_the_table_of_a_validation(classify, tmp_path, oracle):
+    rng = np.random.default_rng(1)
+    for name in CLASSES:
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((70, 80)).save(tmp_path / "val" / name / f"{number}.jpg")
+    checkpoint = our_checkpoint(oracle, tmp_path / "checkpoints", "data.workers=0")
+    words = ["--checkpoint", checkpoint, "--data", tmp_path, "--split", "val", "--table", tmp_path / "t.csv"]
+    assert main(["validate", *map(str, words)], StopRequest()) == 0
+    table = PredictionTable.read(tmp_path / "t.csv")
+    assert classify(checkpoint, tmp_path / "val", "--output", tmp_path / "rows.jsonl", "--batch-size", 3).code == 0
+    rows = rows_of((tmp_path / "rows.jsonl").read_text())
+    assert [Path(row["path"]).relative_to(tmp_path).as_posix() for row in rows] == list(table.images)
+    assert [[each["class"] for each in row["predictions"]] for row in rows] == [list(row) for row in table.predictions]
+    ours = [[each["probability"] for each in row["predictions"]] for row in rows]
+    np.testing.assert_allclose(ours, table.probabilities, atol=1e-6)
+
+
+def test_a_bad_image_is_reported_and_all_others_are_complete(classify, tmp_path, checkpoint, photographs):
+    bad = tmp_path / "bad\x1b.png"
+    bad.write_bytes(photographs[0].read_bytes()[:100])
+    paths = [photographs[0], bad, photographs[1], tmp_path / "none.png", tmp_path, photographs[0]]
+    paths[4].joinpath("below").mkdir()
+    (tmp_path / "below" / "a.JPG").write_bytes(photographs[3].read_bytes())
+    files = [photographs[0], bad, photographs[1], tmp_path / "none.png", bad, tmp_path / "below" / "a.JPG", paths[5]]
+    good = [0, 2, 5, 6]
+    alone = rows_of(classify(checkpoint, *[files[n] for n in good], "--format", "jsonl").out)
+    outputs = {name: tmp_path / name for name in ("rows.jsonl", "rows.csv", "rows.parquet", "rows.txt")}
+    for number, output in enumerate(outputs.values()):
+        features = tmp_path / ("f.npy" if number % 2 else "f.parquet")
+        words = ["--output", output, "--features", features, "--batch-size", 2 + number, "--workers", number % 2]
+        found = classify(checkpoint, *paths, *words, "--top", 3)
+        assert (found.code, found.out) == (3, "")
+        assert "error: 3 of 7 images are bad" in found.err
+        assert found.err.count("bad image: ") == 3
+        assert "none.png cannot be read: No such file" in found.err
+        assert "\x1b" not in found.err
+    rows = rows_of(outputs["rows.jsonl"].read_text())
+    assert [row["path"] for row in rows] == list(map(str, files))
+    assert ["error" in row for row in rows] == [n not in good for n in range(7)]
+    for n, row in zip(good, alone, strict=True):
+        assert [each["class"] for each in rows[n]["predictions"]] == [each["class"] for each in row["predictions"]][:3]
+        ours = [each["probability"] for each in rows[n]["predictions"]]
+        assert ours == pytest.approx([each["probability"] for each in row["predictions"][:3]], abs=1e-6)
+    tables = [
+        list(csv.DictReader(io.StringIO(outputs["rows.csv"].read_text()))),
+        pyarrow.parquet.read_table(outputs["rows.parquet"]).to_pylist(),
+    ]
+    for table in tables:
+        assert [row["path"] for row in table] == list(map(str, files))
+        for row, fields in zip(rows, table, strict=True):
+            assert (fields["error"] or None) == row.get("error")
+            for rank, each in enumerate(row.get("predictions", ()), 1):
+                assert fields[f"prediction_{rank}"] == each["class"]
+                assert float(fields[f"probability_{rank}"]) == pytest.approx(each["probability"], abs=1e-6)
+    assert outputs["rows.txt"].read_text().count("%") == 12
+    assert "\x1b" not in outputs["rows.txt"].read_text()
+    features = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    assert features["path"] == [str(files[n]) for n in good]
+    np.testing.assert_allclose(np.load(tmp_path / "f.npy"), features["features"], rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_features_of_a_stage_are_the_means_of_its_maps(classify, tmp_path, oracle, checkpoint, photographs):
+    transform = timm.data.create_transform((3, 32, 32), crop_pct=0.8, interpolation="bilinear", mean=MEAN, std=STD)
+    with torch.inference_mode():
+        images = torch.stack([transform(Image.open(path).convert("RGB")) for path in photographs])
+        x = oracle.pool0(oracle.layer0(images))
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            x = getattr(oracle, stage)(x)
+            words = ["--features", tmp_path / "f.npy", "--stage", stage]
+            assert classify(checkpoint, *photographs, *words).code == 0
+            np.testing.assert_allclose(np.load(tmp_path / "f.npy"), x.mean((2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_list_on_standard_input(classify, monkeypatch, checkpoint, photographs):
+    given = f"{photographs[1]}\r\n\n{photographs[0]}\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    found = classify(checkpoint, "-", photographs[2], "--format", "csv", "--top", 1)
+    assert [line.partition(",")[0] for line in found.out.splitlines()[1:]] == [str(photographs[n]) for n in (1, 0, 2)]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    found = classify(checkpoint, "-")
+    assert (found.code, found.out) == (3, "")
+    assert "standard input has no paths" in found.err
+
+
+def test_an_output_that_is_not_finite_is_an_error(classify, tmp_path, oracle, photographs):
+    weights = {name: tensor.clone() for name, tensor in oracle.state_dict().items()}
+    weights["last_linear.weight"][2] = 3e38
+    save_file(weights, tmp_path / "model.safetensors")
+    found = classify(tmp_path / "model.safetensors", photographs[0], "--format", "jsonl")
+    assert found.code == 3
+    assert "not finite" in rows_of(found.out)[0]["error"]
+
+
+def test_a_worker_that_dies_gives_a_message_and_no_file(classify, tmp_path, monkeypatch, checkpoint, photographs):
+    make = EvaluationImages.make
+
+    def dying(self: EvaluationImages, key: Any) -> Any:
+        if key.step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(self, key)
+
+    monkeypatch.setattr(EvaluationImages, "make", dying)
+    words = ["--batch-size", 1, "--workers", 2, "--output", tmp_path / "rows.csv", "--features", tmp_path / "f.npy"]
+    found = classify(checkpoint, *photographs, *words)
+    assert found.code == 3
+    assert "a loader worker died" in found.err
+    assert "--workers" in found.err
+    assert "data.workers" not in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_names_the_option(classify, monkeypatch, checkpoint, photographs):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(classifier.Classifier, "outputs", full)
+    found = classify(checkpoint, *photographs)
+    assert found.code == 1
+    assert "lower --batch-size" in found.err
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "image", "words", "code", "message"),
+    ("checkpoint_words", "words", "code", "message"),
     [
-        ("none.pth", "a.png", [], 4, "none.pth"),
-        ("https://host//w.pth", "a.png", [], 2, "https://host//w.pth"),
-        ("", "none.png", [], 3, "none.png cannot be read: No such file"),
-        ("", "", ["--features", "no/such/folder"], 2, "no/such/folder"),
-        ("", "", ["--top", "0"], 2, "--top 0"),
+        ("none.pth", ["a.png"], 4, "none.pth"),
+        ("https://host//w.pth", ["a.png"], 2, "https://host//w.pth"),
+        ("", ["https://host//a.png"], 2, "https://host//a.png"),
+        ("", ["{}/none/*.png"], 3, "matches no file"),
+        ("", ["{}"], 3, "has no images"),
+        ("", ["none.png"], 3, "1 of 1 images are bad"),
+        ("", ["{photo}", "--features", "no/such/folder"], 2, "no/such/folder"),
+        ("", ["{photo}", "--output", "{}"], 2, "--format"),
+        ("", ["{photo}", "--output", "{}", "--format", "csv"], 2, "cannot be written: not a regular file"),
+        ("", ["{photo}", "--features", "/dev/null"], 2, "cannot be written: not a regular file"),
+        ("", ["{photo}", "--format", "parquet"], 2, "--output FILE"),
+        ("", ["{photo}", "--output", "{}/a.csv", "--features", "{}/a.csv"], 2, "the same file"),
+        ("", ["{photo}", "--top", "0"], 2, "--top"),
+        ("hf-hub:no slash", ["{photo}"], 2, "hf-hub:no slash"),
     ],
 )
-def test_wrong_words_are_explained(classify, tmp_path, oracle, photographs, checkpoint, image, words, code, message):
-    with pytest.raises(Failure) as caught:
-        classify(checkpoint or our_checkpoint(oracle, tmp_path), [image or photographs[0]], *words)
-    assert caught.value.exit_code == code
-    assert message in str(caught.value)
+def test_mistakes_are_explained(classify, tmp_path, checkpoint, photographs, checkpoint_words, words, code, message):
+    found = classify(checkpoint_words or checkpoint, *(word.format(tmp_path, photo=photographs[0]) for word in words))
+    assert (found.code, found.out) == (code, "" if "none.png" not in words else "none.png\n  bad image, no result\n")
+    assert message in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_predicts_nothing(classify, tmp_path, checkpoint, photographs):
+    content = bytearray(checkpoint.read_bytes())
+    content[-1000] ^= 1
+    (tmp_path / "damaged.safetensors").write_bytes(content)
+    found = classify(tmp_path / "damaged.safetensors", *photographs, "--output", tmp_path / "rows.csv")
+    assert found.code == 4
+    assert "damaged.safetensors" in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.safetensors"]
 
 
 def test_images_are_as_large_as_the_checkpoint_or_the_option_allows(
     classify, tmp_path, oracle, photographs, monkeypatch
 ):
-    """The two photographs have 70,000 and 135,000 pixels."""
-    monkeypatch.setattr(predict, "MAX_PIXELS", 100_000)
+    """The first two photographs have 70,000 and 135,000 pixels."""
+    monkeypatch.setattr(classifier, "MAX_PIXELS", 120_000)
     published = tmp_path / "weights.pth"
     torch.save(oracle.state_dict(), published)
     small, large = (our_checkpoint(oracle, tmp_path / str(most), f"data.max_pixels={most}") for most in (80000, 135000))
-    images = photographs[::-1]
-    for checkpoint, words in ((large, ()), (small, ("--max-pixels", 135000)), (published, ("--max-pixels", 140000))):
-        assert classify(checkpoint, images, "--top", 1, *words).count("%") == 2
-    for checkpoint, words, limit in (
-        (small, (), 80000),
-        (large, ("--max-pixels", 90000), 90000),
-        (published, (), 100000),
-    ):
-        with pytest.raises(DataError, match=rf"1\.png .*--max-pixels.*\({limit}\)") as caught:
-            classify(checkpoint, images, *words)
-        assert "data.max_pixels" not in str(caught.value)
+    images = photographs[1::-1]
+    for given, words in ((large, ()), (small, ("--max-pixels", 135000)), (published, ("--max-pixels", 140000))):
+        assert classify(given, *images, "--top", 1, *words).out.count("%") == 2
+    for given, words, limit in ((small, (), 80000), (large, ("--max-pixels", 90000), 90000), (published, (), 120000)):
+        found = classify(given, *images, "--top", 1, *words)
+        assert (found.code, found.out.count("%")) == (3, 1)
+        assert f"--max-pixels ({limit})" in found.err
+        assert "data.max_pixels" not in found.err

@@ -100,6 +100,11 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         )
     if "progressive" in image.info and has_many_scans(data):
         raise DataError(f"{name} has more than {MOST_SCANS} scans, and no photograph has so many; remove the file")
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB, as Pillow converts the image; 16-bit gray keeps the high byte."""
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits at 255.
         return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8)).convert("RGB")

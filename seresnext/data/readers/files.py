@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+from seresnext.errors import DataError
 from seresnext.files import open_regular
 
 LARGEST_IMAGE = 512 << 20
 """Most bytes of an encoded image that are read: the size of the largest image that Pillow opens, uncompressed."""
+
+
+def read_image(path: str) -> bytes:
+    """Return the bytes of an image file. Raises OSError, and DataError for a file that is too large."""
+    # Without pathlib and buffering, which would take as long as the read itself.
+    with io.FileIO(open_regular(path)) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_IMAGE:
+            raise DataError(f"{path} has {size} bytes, more than {LARGEST_IMAGE}; remove the file")
+        return file.readall()
 
 
 def read_piece(descriptor: int, offset: int, size: int) -> bytes:

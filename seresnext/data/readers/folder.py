@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import LARGEST_IMAGE
+from seresnext.data.readers.files import read_image
 from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
 from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
-from seresnext.files import open_regular
 from seresnext.printable import listed, printable
 from seresnext.progress import progress
 
@@ -55,14 +53,9 @@ class FolderReader(Reader):
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file. Raises DataError naming a file that cannot be read."""
-        # Without pathlib and buffering, which would take as long as the read itself.
         path = f"{self._folder}/{self.classes[self.labels[index]]}/{self._index.stored_name(index)}"
         try:
-            with io.FileIO(open_regular(path)) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > LARGEST_IMAGE:
-                    raise DataError(f"{path} has {size} bytes, more than {LARGEST_IMAGE}; remove the file")
-                return file.readall()
+            return read_image(path)
         except OSError as error:
             advice = "restore the file"
             # A new listing would contain a broken link again.
@@ -78,7 +71,7 @@ def folder_signature(folder: Path) -> Signature:
     A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a
     mounted object store keeps no times of folders.
     """
-    classes, loose, others = _scan(folder)
+    classes, loose, others = scan(folder)
     try:
         times = [Times.of((folder / name).stat()) for name in classes]
     except OSError as error:
@@ -91,7 +84,7 @@ def folder_signature(folder: Path) -> Signature:
 
 def _scan_split(folder: Path) -> IndexColumns:
     """List all images of a split. Raises one DataError for all problems of the split."""
-    classes, loose, others = _scan(folder)
+    classes, loose, others = scan(folder)
     problems = []
     if loose:
         problems.append(
@@ -103,7 +96,7 @@ def _scan_split(folder: Path) -> IndexColumns:
     names: dict[str, Names] = {}
     with progress(f"index of {folder.name}", len(classes), " classes") as advance:
         for class_name in classes:
-            nested, found, skipped = _scan(folder / class_name)
+            nested, found, skipped = scan(folder / class_name)
             others += skipped
             if nested:
                 problems.append(
@@ -111,7 +104,7 @@ def _scan_split(folder: Path) -> IndexColumns:
                     "folder, or move the folder away"
                 )
             elif not found:
-                there = f"; found {_counted(skipped)}" if skipped else ""
+                there = f"; found {counted(skipped)}" if skipped else ""
                 problems.append(
                     f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); add some or remove the folder"
                 )
@@ -120,7 +113,7 @@ def _scan_split(folder: Path) -> IndexColumns:
     if problems:
         raise DataError("\n  ".join([f"{folder} cannot be used:", *listed(problems, _LISTED)]))
     images = f"images are {', '.join(_ENDINGS)}"
-    notices = (f"{others.total()} files are skipped ({_counted(others)}); {images}",) if others else ()
+    notices = (f"{others.total()} files are skipped ({counted(others)}); {images}",) if others else ()
     return columns_by_class(names, notices)
 
 
@@ -128,14 +121,14 @@ def split_folder(root: Path, split: str) -> Path:
     """Return the folder of a split. Raises DataError that lists the folders there."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the folder of train/ and val/ with --data DIR")
-    splits = _scan(root).folders
+    splits = scan(root).folders
     if split not in splits:
         there = f"found {', '.join(splits[:10])}" if splits else "found no folders"
         raise DataError(f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/")
     return root / split
 
 
-class _Entries(NamedTuple):
+class Entries(NamedTuple):
     """The contents of a folder without hidden names: folders and images, sorted, and endings of all other files."""
 
     folders: tuple[str, ...]
@@ -143,7 +136,8 @@ class _Entries(NamedTuple):
     others: Counter[str]
 
 
-def _scan(folder: Path) -> _Entries:
+def scan(folder: Path) -> Entries:
+    """List a folder. Raises DataError for a folder that cannot be listed."""
     folders, images, others = [], [], Counter[str]()
     try:
         with os.scandir(folder) as entries:
@@ -160,10 +154,10 @@ def _scan(folder: Path) -> _Entries:
                     others[Path(entry.name).suffix.lower()] += 1
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from None
-    return _Entries(tuple(sorted(folders)), sorted(images), others)
+    return Entries(tuple(sorted(folders)), sorted(images), others)
 
 
-def _counted(endings: Counter[str]) -> str:
+def counted(endings: Counter[str]) -> str:
     """Return the most frequent endings, in the same order for any order of files: `120 .webp, 3 .txt`."""
     most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_ENDINGS_LISTED]
     parts = [f"{count} {printable(ending) or 'without ending'}" for ending, count in most]

@@ -1,0 +1,106 @@
+"""Images by path: files, folders, patterns and lists of paths, in the order in which a user gives them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from seresnext.data.readers import Reader
+from seresnext.data.readers.files import read_image
+from seresnext.data.readers.folder import counted, scan
+from seresnext.errors import DataError
+from seresnext.progress import warn
+
+
+class PathReader(Reader):
+    """Image files in a given order. A path may occur twice. All labels are 0.
+
+    The paths are kept as bytes: reference counting would copy a million Python strings into every worker.
+    """
+
+    classes = ()
+    fingerprint = ""
+    notices = ()
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        joined, ends = bytearray(), array("q", [0])
+        for path in paths:
+            joined += os.fsencode(path)
+            ends.append(len(joined))
+        self._joined, self._ends = bytes(joined), np.array(ends)
+        self._labels = np.zeros(len(ends) - 1, np.int8)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Zeros, one for each image."""
+        return self._labels
+
+    def name(self, index: int) -> str:
+        """Return the path of an image as the user gave it."""
+        return os.fsdecode(self._joined[self._ends[index] : self._ends[index + 1]])
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image file. Raises DataError naming a file that cannot be read."""
+        path = self.name(index)
+        try:
+            return read_image(path)
+        except (OSError, ValueError) as error:  # ValueError: the path has a NUL character.
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{path} cannot be read: {reason}; correct the path") from None
+
+
+def expand(words: Iterable[str], lines: Iterable[bytes]) -> Iterator[str]:
+    """Yield the paths of images for the words of a command: files, folders, patterns such as `**/*.jpg`, and `-`.
+
+    A folder stands for all images below. The word `-` stands for the paths in `lines`. Raises DataError for a folder
+    or a pattern without images.
+    """
+    for word in words:
+        if word == "-":
+            listed = (os.fsdecode(line).rstrip("\r\n") for line in lines)
+            for path in filter(None, listed):
+                yield from _below(path)
+        elif glob.has_magic(word) and not os.path.lexists(word):
+            found = sorted(glob.glob(word, recursive=True))  # noqa: PTH207 (pathlib shortens `./a`)
+            if "**" in word:  # The pattern matches each folder, and also the files in the folder.
+                found = [path for path in found if not _is_folder(path)]
+            if not found:
+                raise DataError(f"{word} matches no file; correct the pattern")
+            for path in found:
+                yield from _below(path)
+        else:
+            yield from _below(word)
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (raises nothing)
+
+
+def _below(path: str) -> Iterator[str]:
+    """Yield a file, or the images below a folder. Links to folders are followed, except to a folder above the link."""
+    if not _is_folder(path):
+        yield path
+        return
+    count, others = 0, Counter[str]()
+    stack = [(path, frozenset[str]())]
+    while stack:
+        folder, above = stack.pop()
+        place = os.path.realpath(folder)
+        if place in above:
+            continue
+        entries = scan(Path(folder))
+        others += entries.others
+        count += len(entries.images)
+        yield from (os.path.join(folder, name) for name in entries.images)  # noqa: PTH118
+        stack += [(os.path.join(folder, name), above | {place}) for name in reversed(entries.folders)]  # noqa: PTH118
+    if not count:
+        there = f" ({counted(others)})" if others else ""
+        raise DataError(f"{path} has no images{there}; give a folder with JPEG or PNG files")
+    if others:
+        warn(f"{path}: {others.total():,} files are skipped ({counted(others)})")

@@ -1,0 +1,218 @@
+"""The files of predictions and features, written row by row and published under their names when complete."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seresnext.errors import Failure, UsageError
+from seresnext.printable import printable, shown_path
+from seresnext.process.packages import extra
+
+_ENDINGS = {".txt": "table", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_GROUP = 4096  # Rows of a row group of a Parquet file. One group is in memory.
+
+
+class Row(NamedTuple):
+    """The predictions for an image, best first (name and probability), or the error."""
+
+    path: str
+    predictions: Sequence[tuple[str, float]]
+    error: str = ""
+
+
+WriteRows = Callable[[Sequence[Row]], None]
+WriteFeatures = Callable[[Sequence[str], np.ndarray], None]
+
+
+def choose_format(output: Path | None, given: str | None, features: Path | None) -> str:
+    """Return the format of the predictions. Raise UsageError for files that do not fit."""
+    if output is not None and output == features:
+        raise UsageError(f"--output and --features are the same file, {shown_path(output)}; choose two files")
+    chosen = given or (_ENDINGS.get(output.suffix) if output else "table")
+    if chosen is None:
+        raise UsageError(f"--output {output}: the ending is none of {', '.join(_ENDINGS)}; add --format")
+    if chosen == "parquet" and output is None:
+        raise UsageError("a Parquet file cannot be printed; name the file with --output FILE")
+    return chosen
+
+
+@contextmanager
+def open_rows(path: Path | None, output_format: str, top: int) -> Iterator[WriteRows]:
+    """Yield a function that writes rows to a new file, or to standard output without a path."""
+    if output_format == "parquet":
+        assert path is not None
+        types = {name: float if name.startswith("probability") else str for name in _columns([], top)}
+        with _open_parquet(path, "--output", types) as write_columns:
+            yield lambda rows: write_columns(_columns(rows, top))
+    elif path is None:
+        _print(_header(output_format, top))
+        yield lambda rows: _print(_LINES[output_format](rows, top))
+    else:
+        with _NewFile(path, "--output") as file:
+            file.write(_header(output_format, top).encode())
+            yield lambda rows: _write(file, _LINES[output_format](rows, top))
+
+
+@contextmanager
+def open_features(path: Path | None, width: int) -> Iterator[WriteFeatures]:
+    """Yield a function that writes paths and features (N `width`) to a new file; without a path, nothing.
+
+    The file is Parquet if the name ends in `.parquet`, otherwise NumPy's format, without the paths.
+    """
+    if path is None:
+        yield lambda paths, features: None
+    elif path.suffix == ".parquet":
+        with _open_parquet(path, "--features", {"path": str, "features": width}) as write_columns:
+            yield lambda paths, features: write_columns({"path": list(map(_text, paths)), "features": features})
+    else:
+        with _NewFile(path, "--features") as file:
+            count = 0
+
+            def write(paths: Sequence[str], features: np.ndarray) -> None:
+                nonlocal count
+                count += len(features)
+                file.write(np.ascontiguousarray(features, np.float32).data)
+
+            _write_header(file, 0, width)
+            yield write
+            file.seek(0)
+            _write_header(file, count, width)  # NumPy leaves room for a larger number of rows.
+
+
+class _NewFile(io.FileIO):
+    """A file that gets the name `path` at the end of the block, and is removed after an error.
+
+    A failed write raises a Failure that names the file and the option.
+    """
+
+    def __init__(self, path: Path, option: str) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.part")
+        self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file with {option}"
+        if path.exists() and not path.is_file():  # A device would be replaced.
+            raise UsageError(self._failure.format("not a regular file"))
+        try:
+            super().__init__(self._temporary, "w")
+        except OSError as error:
+            raise UsageError(self._failure.format(error.strerror)) from None
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            raise Failure(self._failure.format(error.strerror)) from None
+        return memoryview(data).nbytes
+
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        super().__exit__(kind, *details)
+        if kind:
+            self._temporary.unlink(missing_ok=True)
+        else:
+            self._temporary.replace(self._path)
+
+
+@contextmanager
+def _open_parquet(path: Path, option: str, types: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that appends columns to a new Parquet file.
+
+    The type of a column is `str` or `float` for lists, or the number of columns of a float32 array.
+    """
+    with extra("report"):
+        import pyarrow
+        import pyarrow.parquet
+
+    known = {str: pyarrow.string(), float: pyarrow.float64()}
+    schema = pyarrow.schema([(name, known.get(n) or pyarrow.list_(pyarrow.float32(), n)) for name, n in types.items()])
+    pending: list[Any] = []
+
+    def column(name: str, values: Any) -> Any:
+        if isinstance(values, np.ndarray):
+            return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), types[name])
+        return pyarrow.array(values, schema.field(name).type)
+
+    with _NewFile(path, option) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+
+        def flush() -> None:
+            if pending:
+                writer.write_table(pyarrow.concat_tables(pending))
+                pending.clear()
+
+        def write(columns: dict[str, Any]) -> None:
+            pending.append(pyarrow.table([column(*item) for item in columns.items()], schema=schema))
+            if sum(map(len, pending)) >= _GROUP:
+                flush()
+
+        yield write
+        flush()
+
+
+def _columns(rows: Sequence[Row], top: int) -> dict[str, list[Any]]:
+    """Return rows as columns, with None in place of the predictions of a bad image."""
+    filled = [[*row.predictions, *[(None, None)] * (top - len(row.predictions))] for row in rows]
+    return {
+        "path": [_text(row.path) for row in rows],
+        **{f"prediction_{n + 1}": [row[n][0] and _text(row[n][0]) for row in filled] for n in range(top)},
+        **{f"probability_{n + 1}": [row[n][1] for row in filled] for n in range(top)},
+        "error": [_text(row.error) or None for row in rows],
+    }
+
+
+def _table_lines(rows: Sequence[Row], top: int) -> str:
+    lines = []
+    for row in rows:
+        lines.append(printable(row.path, longest=5000))
+        lines += [f"  {100 * probability:6.2f} %  {printable(name)}" for name, probability in row.predictions]
+        lines += ["  bad image, no result"] if row.error else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _json_lines(rows: Sequence[Row], top: int) -> str:
+    lines = []
+    for row in rows:
+        predictions = [{"class": name, "probability": probability} for name, probability in row.predictions]
+        lines.append({"path": row.path, **({"error": row.error} if row.error else {"predictions": predictions})})
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+def _csv_lines(rows: Sequence[Row], top: int) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(zip(*_columns(rows, top).values(), strict=True))
+    return text.getvalue()
+
+
+_LINES = {"table": _table_lines, "jsonl": _json_lines, "csv": _csv_lines}
+
+
+def _header(output_format: str, top: int) -> str:
+    return ",".join(_columns([], top)) + "\n" if output_format == "csv" else ""
+
+
+def _write(file: io.FileIO, text: str) -> None:
+    file.write(_text(text).encode())
+
+
+def _print(text: str) -> None:
+    if sys.stdout.isatty():  # A name in a CSV row could change the settings of a terminal.
+        text = "\n".join(printable(line, longest=1_000_000) for line in text.split("\n"))
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _text(text: str) -> str:
+    """Return text with escapes for bytes of a path that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _write_header(file: io.FileIO, count: int, width: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+    np.lib.format.write_array_header_1_0(file, header)  # pyright: ignore[reportArgumentType]
