@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import compare, export, predict, prepare, tools, train, validate
+from seresnext.commands import compare, export, predict, prepare, report, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
@@ -57,6 +57,7 @@ class RankedCommand:
 COMMANDS: dict[str, Command | RankedCommand] = {
     "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
+    "report": RankedCommand(report.add_arguments, report.prepare),
     "compare": Command(compare.add_arguments, compare.run),
     "predict": Command(predict.add_arguments, predict.run),
     "export": Command(export.export_arguments, export.export),

@@ -27,3 +27,5 @@ def test_demo_at_reduced_length(run_command, tmp_path, digits_folder):
     assert str(run) in result.stdout
     assert "tensorboard" in result.stdout
     assert (run / "curves.png").exists()
+    assert (run / "report" / "index.html").exists()
+    assert "report/index.html" in result.stdout

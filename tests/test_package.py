@@ -51,7 +51,8 @@ def test_a_wheel_has_the_recipes_and_the_command(installed, run_command, tmp_pat
         assert f"{installed.name}/seresnext/recipes/{name}.yaml:" in shown.stdout
     version = run_command([sys.executable, installed / "bin" / "seresnext", "--version"], env=env, cwd=tmp_path)
     assert version.stdout == f"seresnext {seresnext.__version__}\n"
-    assert (installed / "seresnext" / "py.typed").exists()
+    for file in ("py.typed", "report/page.html.jinja", "report/page.css", "report/page.js"):
+        assert (installed / "seresnext" / file).exists(), file
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, count_argument, share_argument, table_argument, workers_argument
+from seresnext.commands import report
 from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
 from seresnext.process.stop_request import StopRequest
@@ -57,6 +58,7 @@ checkpoint has in it."""
     add("--classes", type=text_argument, metavar="NAMES", help="names of the model's outputs: a,b,c or a file of lines")
     add("--json", type=path_argument, metavar="FILE", help="also write the result to this file")
     add("--table", type=table_argument, metavar="FILE", help="also write a row for each image: .parquet or .csv")
+    add("--report", type=path_argument, metavar="DIR", help="also write a web page: DIR/index.html")
     add_device(parser)
 
 
@@ -71,8 +73,11 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
             raise CheckpointError(f"{path} cannot be opened: no such file; give one with --checkpoint FILE")
     if options.data is not None:
         check_data_folder(options.data)
-    if options.table is not None and len(options.checkpoint) > 1:
-        raise UsageError("--table is for one checkpoint; write the table of each with a command of its own")
+    for name in ("table", "report"):
+        if getattr(options, name) is not None and len(options.checkpoint) > 1:
+            raise UsageError(f"--{name} is for one checkpoint; write the {name} of each with a command of its own")
+    if options.report is not None:
+        report.check_report(options.report)
     return partial(_validate, options)
 
 
@@ -88,6 +93,8 @@ def _validate(options: Namespace, world: World) -> None:
         reports.append(validation.to_json())
         if options.table and world.is_first:
             validation.table().write(options.table)
+        if options.report:
+            report.write(validation, settings, options.report, world)
     if options.json and world.is_first:
         _write_json(options.json, reports if len(reports) > 1 else reports[0])
 

@@ -65,13 +65,14 @@ class Calibration:
 
     `temperature` divides the logits; it is fitted to all images. `error` is the expected calibration error in percent.
     `error_after` is the error with temperatures that were fitted to the other half of the images. `bins` has a row for
-    each bin with images: mean confidence, accuracy (both 0 to 100), images.
+    each bin with images: mean confidence, accuracy (both 0 to 100), images. `bins_after` belongs to `error_after`.
     """
 
     temperature: float
     error: float
     error_after: float
     bins: list[tuple[float, float, int]]
+    bins_after: list[tuple[float, float, int]]
 
 
 def calibrate(logits: Floats, labels: Ints) -> Calibration | None:
@@ -93,6 +94,7 @@ def calibrate(logits: Floats, labels: Ints) -> Calibration | None:
         calibration_error(before, correct),
         calibration_error(after, correct),
         calibration_bins(before, correct),
+        calibration_bins(after, correct),
     )
 
 

@@ -23,7 +23,8 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     - `balanced_accuracy`, `macro_f1`: means over the classes with images, in percent
     - `per_class`: `class`, `precision`, `recall`, `f1` (percent) and `support` of each class
     - `confusion`: true class, predicted class and images of each wrong pair, the most frequent first
-    - `calibration`: `error` and `error_after` in percent, `temperature`, `bins` (confidence, accuracy, images)
+    - `calibration`: `error` and `error_after` in percent, `temperature`, `bins`, `bins_after` (confidence, accuracy,
+      images)
     """
     count = result.num_images
     intervals = {name: wilson_interval(round(result.metrics[name] * count / 100), count) for name in ("top1", "top5")}
@@ -53,6 +54,7 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
             "error_after": calibration.error_after,
             "temperature": calibration.temperature,
             "bins": [list(row) for row in calibration.bins],
+            "bins_after": [list(row) for row in calibration.bins_after],
         }
     return summary
 

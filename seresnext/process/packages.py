@@ -40,3 +40,11 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise UsageError(f'{sys.executable} has no {error.name}; run `pip install "seresnext[{name}]"`') from None
+
+
+def require_extra(name: str, *packages: str) -> None:
+    """Raise UsageError if a package of an extra is missing. Import no package."""
+    with extra(name):
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)

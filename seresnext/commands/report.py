@@ -1,0 +1,72 @@
+"""`seresnext report`: a web page of a run's best checkpoint, its predictions and its training."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seresnext.arguments import Parser, add_device
+from seresnext.errors import UsageError
+from seresnext.paths import check_data_folder, path_argument, text_argument
+from seresnext.process.packages import require_extra
+from seresnext.process.stop_request import StopRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from seresnext.distributed import World
+    from seresnext.run.validate import Validation, ValidationSettings
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the arguments."""
+    parser.epilog = """example:
+  seresnext report runs/first
+
+`seresnext validate --report DIR` writes the page for other weights, images and settings."""
+    add = parser.add_argument
+    add("run", type=path_argument, metavar="RUN", help="the folder of a run")
+    add("--output", type=path_argument, metavar="DIR", help="the folder of the page (default: RUN/report)")
+    add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
+    add_device(parser)
+
+
+def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
+    """Write a web page about a run: classes, mistakes, calibration, curves.
+
+    Checks that run, data and packages exist, and returns the work of a rank.
+    """
+    if not options.run.is_dir():
+        raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
+    if options.data is not None:
+        check_data_folder(options.data)
+    options.output = options.output or options.run / "report"
+    check_report(options.output)
+    return partial(_report, options)
+
+
+def check_report(folder: Path) -> None:
+    """Raise UsageError if no report can be written: packages are missing, or the folder cannot be."""
+    require_extra("report", "captum", "jinja2")
+    path = folder.absolute()
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UsageError(f"{existing} is no folder that can be written; choose another folder for the report")
+
+
+def _report(options: Namespace, world: World) -> None:
+    from seresnext.run.validate import ValidationSettings, validate
+
+    settings = ValidationSettings(data=options.data)
+    write(validate(options.run, world, settings), settings, options.output, world)
+
+
+def write(validation: Validation, settings: ValidationSettings, folder: Path, world: World) -> None:
+    """Write the report on rank 0, and print the path."""
+    from seresnext.report.page import write_report
+
+    if world.is_first:
+        print(f"report: {write_report(validation, settings, folder, world.device)}")

@@ -1,0 +1,335 @@
+"""The report of a validation: one HTML page that needs no network.
+
+Names of classes and files come from strangers. The template escapes every value, no value gets into the script, and the
+policy in the page (Content-Security-Policy) permits this one script and no request.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from seresnext import __version__
+from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.errors import DataError, Failure
+from seresnext.evaluation.statistics import BINS, confidences
+from seresnext.metrics.small_files import read_small_json, write_atomically
+from seresnext.models import Preprocessing
+from seresnext.models.pretrained import build_pretrained
+from seresnext.printable import for_terminal, printable, shown_path
+from seresnext.process.packages import extra
+from seresnext.recipe.load import to_values
+from seresnext.recipe.schema import Recipe
+from seresnext.recipe.show import to_yaml
+from seresnext.report.figures import Chart, Series, build_chart
+from seresnext.report.gradcam import choose_stage, grad_cam, overlay
+from seresnext.report.plot import Curve, read_curves
+from seresnext.run.validate import Validation, ValidationSettings
+
+PICTURES = 24
+"""Thumbnails of the most confident mistakes, and of the least certain images."""
+SIDE = 96
+"""The longest side of a thumbnail, in pixels."""
+PAIRS = 200
+_MOST_ROWS = 100  # of the environment
+_MATRIX = 20  # classes of the largest matrix that is drawn
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail with the prediction. `image` and `heat` are addresses (`data:`); `heat` is the Grad-CAM.
+
+    `is_small`: the network sees fewer pixels than a thumbnail has.
+    """
+
+    name: str
+    label: str
+    prediction: str
+    confidence: float
+    image: str
+    heat: str
+    is_small: bool
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of a page. Parts that are None or empty have no section.
+
+    result: the JSON file of a validation. source: folder and split. curves: of metrics.jsonl. notes: on the training
+    loss. stage: of the Grad-CAM. data, environment: rows of name and value. recipe: YAML.
+    """
+
+    result: Mapping[str, Any]
+    source: str
+    data: Sequence[tuple[str, Any]] = ()
+    mistakes: Sequence[Picture] = ()
+    uncertain: Sequence[Picture] = ()
+    stage: str | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    recipe: str | None = None
+    environment: Sequence[tuple[str, Any]] = ()
+
+
+def write_report(validation: Validation, settings: ValidationSettings, folder: Path, device: torch.device) -> Path:
+    """Write `index.html` into a folder, and return the path. Raise Failure if the file cannot be written."""
+    checkpoint = validation.checkpoint.absolute()
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    curves = {}
+    if (run / "metrics.jsonl").exists():
+        try:
+            curves = read_curves(run / "metrics.jsonl")
+        except DataError as error:
+            print(f"warning: {for_terminal(error)}; the report has no curves")
+    recipe, metadata = validation.loaded.recipe, validation.loaded.metadata
+    environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else None)
+    mistakes, uncertain, stage = _pictures(validation, device)
+    split = settings.split or validation.recipe.data.val_split
+    source = f"{settings.data or validation.recipe.data.root}/{split}"
+    if isinstance(validation.reader, SyntheticReader):
+        source = "synthetic images"
+    page = render(
+        Content(
+            result=validation.to_json(),
+            source=source,
+            data=_data_rows(validation, settings, source),
+            mistakes=mistakes,
+            uncertain=uncertain,
+            stage=stage,
+            curves=curves,
+            notes=_loss_notes(recipe) if recipe and curves else (),
+            recipe=to_yaml(to_values(recipe)) if recipe else None,
+            environment=_flat(environment)[:_MOST_ROWS] if isinstance(environment, dict) else (),
+        )
+    )
+    path = folder / "index.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page)
+    except OSError as error:
+        raise Failure(f"{path} cannot be written ({error.strerror}); choose another folder for the report") from None
+    return path
+
+
+def render(content: Content) -> str:
+    """Return the page as ASCII; other characters are references of HTML."""
+    with extra("report"):
+        import jinja2
+    template, script, style = (
+        (files("seresnext.report") / f"page.{ending}").read_text("utf-8") for ending in ("html.jinja", "js", "css")
+    )
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
+    result = content.result
+    per_class, pairs = result.get("per_class", ()), result.get("confusion", ())
+    weakest_first = sorted(per_class, key=lambda row: (not row["support"], row["recall"]))
+    support = {row["class"]: row["support"] for row in per_class}
+    page = environment.from_string(template).render(
+        content=content,
+        result=result,
+        cards=_cards(result),
+        per_class=weakest_first,
+        matrix_names=[row["class"] for row in per_class],
+        pairs=[(true, other, count, 100 * count / support[true]) for true, other, count in pairs[:PAIRS]],
+        num_pairs=len(pairs),
+        pair_classes=sorted({name for true, other, _ in pairs[:PAIRS] for name in (true, other)}),
+        matrix=_matrix(per_class, pairs) if 2 <= len(per_class) <= _MATRIX else None,
+        names=_spoken_names(support),
+        calibration=_calibration_chart(result),
+        curves=_curve_charts(content.curves),
+        script=script,
+        style=style,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=__version__,
+    )
+    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def _shown(value: Any) -> Any:
+    """Return a value for the template: plain text gets escapes for control characters and turned writing directions."""
+    if type(value) is str and not value.isprintable():
+        return "\n".join(printable(line, longest=5000) for line in value.split("\n"))
+    return value
+
+
+def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return name, value and explanation of the numbers at the top."""
+    per_class, intervals = result.get("per_class", ()), result["intervals"]
+    cards = []
+    if len(per_class) > 5:
+        low, high = intervals["top5"]
+        cards.append(("Top-5", f"{result['top5']:.2f} %", f"95 % interval {low:.2f} to {high:.2f} %"))
+    loss = result["loss"]
+    cards.append(("Loss", "not finite" if loss is None else f"{loss:.4f}", "cross-entropy of an image, in nats"))
+    if per_class:
+        cards.append(("Balanced accuracy", f"{result['balanced_accuracy']:.2f} %", "mean recall of the classes"))
+        cards.append(("Macro F1", f"{result['macro_f1']:.2f} %", "mean F1 of the classes"))
+    if found := result.get("calibration"):
+        text = f"{found['error_after']:.2f} % with temperature {found['temperature']:.3f}"
+        cards.append(("Calibration error", f"{found['error']:.2f} %", text))
+    if real := result.get("real_labels"):
+        low, high = real["interval"]
+        cards.append(("Reassessed labels", f"{real['top1']:.2f} %", f"95 % interval {low:.2f} to {high:.2f} %"))
+    return cards
+
+
+def _matrix(per_class: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[Any]]) -> list[list[tuple[int, float]]]:
+    """Return images and share of the true class (0 to 1) of each pair, with the true classes as rows."""
+    place = {row["class"]: number for number, row in enumerate(per_class)}
+    counts = np.diag([round(row["recall"] * row["support"] / 100) for row in per_class])
+    for true, predicted, count in pairs:
+        counts[place[true], place[predicted]] = count
+    return [[(int(count), count / max(1, row.sum())) for count in row] for row in counts]
+
+
+def _spoken_names(classes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the English names of classes that are WordNet ids of ImageNet."""
+    return {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in classes}
+
+
+def _calibration_chart(result: Mapping[str, Any]) -> Chart | None:
+    found = result.get("calibration")
+    if not found:
+        return None
+    series = [Series("perfect", "ideal", ((0, 0), (100, 100)), radii=())]
+    names = (f"as trained: error {found['error']:.2f} %", f"with temperature: error {found['error_after']:.2f} %")
+    for name, style, bins in zip(names, ("first", "second"), (found["bins"], found["bins_after"]), strict=True):
+        points = [(confidence, accuracy) for confidence, accuracy, _ in bins]
+        radii = [2.5 + 7 * math.sqrt(count / result["num_images"]) for *_, count in bins]
+        series.append(Series(name, style, points, radii))
+    label = f"Accuracy of the images in {BINS} bins of confidence"
+    return build_chart(label, "confidence, %", "accuracy, %", series, (0, 100), (0, 100))
+
+
+def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
+    charts = []
+    rows = (
+        ("loss", "Loss", "loss", (("train", "training", "first"),)),
+        ("top1", "Accuracy on the validation images", "top-1, %", ()),
+    )
+    validations = (("validate", "validation, model", "second"), ("validate_ema", "validation, average (EMA)", "third"))
+    for key, label, name, others in rows:
+        series = []
+        for event, text, style in (*others, *validations):
+            points = [
+                point for point in zip(*curves.get(f"{event}.{key}", ()), strict=True) if np.isfinite(point).all()
+            ]
+            series += [Series(text, style, points)] if points else []
+        if series:
+            last = max(epoch for each in series for epoch, _ in each.points)
+            charts.append(build_chart(label, "epoch", name, series, (0, last)))
+    return charts
+
+
+def _loss_notes(recipe: Recipe) -> list[str]:
+    """Return sentences on the settings that raise the training loss above the validation loss."""
+    smoothing, classes, notes = recipe.loss.label_smoothing, recipe.model.num_classes, []
+    if smoothing:
+        text = f"Label smoothing {smoothing:g} raises the training loss. The validation loss has no smoothing."
+        if recipe.loss.name == "cross_entropy":
+            right, wrong = 1 - smoothing + smoothing / classes, smoothing / classes
+            lowest = -right * math.log(right) - (classes - 1) * wrong * math.log(wrong)
+            text += f" The lowest possible training loss is {lowest:.2f}."
+        notes.append(text)
+    if mixed := [f"{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(recipe.mix, name))]:
+        notes.append(f"Mixed images ({', '.join(mixed)}) raise the training loss. Validation images are not mixed.")
+    return notes
+
+
+def _data_rows(validation: Validation, settings: ValidationSettings, source: str) -> list[tuple[str, Any]]:
+    recipe, reader = validation.recipe, validation.reader
+    rows = [
+        ("images", f"{len(reader):,} of {source}"),
+        ("classes", f"{len(validation.selection.names):,}"),
+        ("fingerprint", reader.fingerprint),
+        ("checkpoint", shown_path(validation.checkpoint)),
+        ("precision", recipe.runtime.precision),
+        *asdict(Preprocessing.of_recipe(recipe)).items(),
+    ]
+    rows += [(name, getattr(settings, name)) for name in ("class_map", "real_labels") if getattr(settings, name)]
+    rows += [("flip", "mean of image and mirror image")] if settings.flip else []
+    rows += [("note", validation.selection.notice)] if validation.selection.notice else []
+    return [
+        (name, ", ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value))
+        for name, value in rows
+    ]
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the fields of environment.json as rows, without empty fields and without the numbers of processes."""
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value)
+        elif value is not None and name != "launch":
+            rows.append((str(name), " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+def _pictures(validation: Validation, device: torch.device) -> tuple[list[Picture], list[Picture], str | None]:
+    """Return the most confident mistakes, the least certain images, and the stage of the Grad-CAM."""
+    logits, labels = validation.result.logits, validation.result.labels
+    if logits is None or labels is None or "per_class" not in validation.summary:
+        return [], [], None
+    if isinstance(validation.reader, SyntheticReader):
+        return [], [], None
+    confidence, predictions = confidences(logits), logits.argmax(1)
+    wrong = np.flatnonzero(predictions != labels)
+    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")[:PICTURES]].tolist()
+    uncertain = np.argsort(confidence, kind="stable")[:PICTURES].tolist()
+    crops = _read_crops(validation, sorted({*mistakes, *uncertain}))
+    if not crops:
+        return [], [], None
+    how = Preprocessing.of_recipe(validation.recipe)
+    stage = choose_stage(how.image_size)
+    columns = validation.selection.columns or range(logits.shape[1])
+    targets = [columns[int(predictions[index])] for index in crops]
+    pixels = torch.from_numpy(np.stack(list(crops.values()))).to(device)
+    images = (pixels / 255 - pixels.new_tensor(how.mean, dtype=torch.float32)) / torch.tensor(how.std, device=device)
+    model = build_pretrained(validation.loaded).float().to(device)
+    heats = dict(zip(crops, grad_cam(model, images.permute(0, 3, 1, 2), targets, stage), strict=True))
+    names = validation.selection.names
+
+    def picture(index: int) -> Picture:
+        image = Image.fromarray(crops[index])
+        image.thumbnail((SIDE, SIDE))
+        label, prediction = names[int(labels[index])], names[int(predictions[index])]
+        heat = _address(overlay(image, heats[index]))
+        name, percent = validation.reader.name(index), 100 * float(confidence[index])
+        return Picture(name, label, prediction, percent, _address(image), heat, how.image_size < SIDE)
+
+    first, second = ([picture(index) for index in places if index in crops] for places in (mistakes, uncertain))
+    return first, second, stage
+
+
+def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.ndarray]:
+    """Return the pixels that the network sees (uint8 H W 3) by index, without images that are gone in the meantime."""
+    data, how, crops = validation.recipe.data, Preprocessing.of_recipe(validation.recipe), {}
+    transform = ResizeCenterCrop(how.image_size, how.crop_pct, how.interpolation)
+    for index in indices:
+        name = validation.reader.name(index)
+        try:
+            crops[index] = transform.decode_and_crop(validation.reader.read(index), name, data.max_pixels).numpy()
+        except DataError as error:
+            print(f"warning: the report leaves an image out: {for_terminal(error)}")
+    return crops
+
+
+def _address(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "jpeg", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

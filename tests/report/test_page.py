@@ -1,0 +1,340 @@
+"""The report: the page in a browser, and the commands that write the page."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+import torch
+from bad_checkpoints import metadata_values, model_weights, write_checkpoint
+from browser import Browser, Page, needs_chromium, open_browser
+from PIL import Image
+from safetensors.torch import save_file
+
+from seresnext.cli import main
+from seresnext.errors import DataError
+from seresnext.evaluation.evaluate import Evaluation
+from seresnext.evaluation.summary import summarize
+from seresnext.process.stop_request import StopRequest
+from seresnext.report import page as module
+from seresnext.report.page import PAIRS, PICTURES, Content, Picture, render
+from seresnext.run.validate import Validation
+
+HOSTILE = [
+    "<script>window.hit = 1</script>",
+    '"><img src=x onerror="window.hit = 1">',
+    "</style></title></script><script>window.hit = 1</script>",
+    "{{ 7 * 7 }} {% raw %} &lt;b&gt;",
+    "' onfocus='window.hit = 1' autofocus='",
+    "\u202egpj.\x1b[31m caf\u00e9 \U0001f600",
+]
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+
+def content(classes: list[str], images: int = 300, **changes: Any) -> Content:
+    """Return the content of a report on random logits."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(images) % len(classes)
+    logits = rng.normal(size=(images, len(classes))).astype(np.float32)
+    logits[np.arange(images), labels] += rng.uniform(0, 4, len(classes))[labels]
+    top1 = 100 * float((logits.argmax(1) == labels).mean())
+    result = Evaluation({"top1": top1, "top5": 99.0, "loss": 0.5}, images, 10.0, logits, labels)
+    values = {**result.to_dict(), "model": "seresnext26", "weights": "ema", **summarize(result, classes)}
+    name, other = classes[:2]
+    picture = Picture(f"val/{name}.jpg", name, other, 97.5, PIXEL, PIXEL, True)
+    return Content(values, "data/val", mistakes=[picture], uncertain=[picture], stage="layer4", **changes)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with open_browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Callable[..., Page]:
+    """`show(content, width=1280, ...)` returns the page in the browser."""
+
+    def show(content: Content, **options: Any) -> Page:
+        path = tmp_path / "index.html"
+        path.write_text(render(content), "ascii")
+        return browser.open(path, **options)
+
+    return show
+
+
+def texts(page: Page, table: str, column: int, shown: bool = True) -> list[str]:
+    """Return the texts of a column of a table, without hidden rows."""
+    rows = f"[...document.querySelector('#{table}').tBodies[0].rows]"
+    return page.evaluate(
+        f"{rows}.filter(row => !row.hidden || !{json.dumps(shown)}).map(r => r.cells[{column}].innerText)"
+    )
+
+
+@needs_chromium
+def test_names_of_strangers_are_text(show: Callable[..., Page]) -> None:
+    recipe, environment = "name: </pre><script>window.hit = 1</script>", [(HOSTILE[0], HOSTILE[1])]
+    page = show(content(HOSTILE, recipe=recipe, environment=environment))
+    assert page.errors == []
+    assert page.evaluate("[window.hit, document.scripts.length, document.querySelectorAll('img[src=x]').length]") == [
+        None,
+        1,
+        0,
+    ]
+    assert page.evaluate("document.querySelector('pre').innerText") == recipe
+    shown = [*HOSTILE[:-1], "\\u202egpj.\\x1b[31m caf\u00e9 \U0001f600"]
+    assert sorted(page.evaluate("[...document.querySelectorAll('#class-rows tbody th')].map(e => e.textContent)")) == (
+        sorted(shown)
+    )
+
+
+@needs_chromium
+def test_without_escapes_the_policy_of_the_page_stops_scripts(
+    show: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: the same names become elements. The second guard refuses to run them."""
+    environment = jinja2.Environment
+    monkeypatch.setattr(jinja2, "Environment", lambda **options: environment(**{**options, "autoescape": False}))
+    page = show(content([*HOSTILE[:2], "c"]))
+    assert page.evaluate("document.scripts.length") > 1
+    assert page.evaluate("window.hit") is None
+    assert "Content Security Policy" in "".join(page.errors)
+
+
+@needs_chromium
+def test_tables_are_sorted_by_click_and_by_keyboard(show: Callable[..., Page]) -> None:
+    page = show(content([f"class {number}" for number in range(12)]))
+    recall = [float(text) for text in texts(page, "class-rows", 2)]
+    assert recall == sorted(recall)  # The weakest class is first.
+    page.evaluate("document.querySelectorAll('#class-rows thead button')[2].click()")
+    assert [float(text) for text in texts(page, "class-rows", 2)] == sorted(recall, reverse=True)
+    page.evaluate("document.getElementById('search').focus()")
+    for _ in range(2):  # The box of the table, which scrolls, and the first header.
+        page.press("Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.press("Enter")
+    assert texts(page, "class-rows", 0) == [f"class {number}" for number in range(12)]  # Not 0, 1, 10, 11, 2.
+    page.press(" ")
+    assert texts(page, "class-rows", 0)[0] == "class 11"
+    assert page.evaluate("[...document.querySelectorAll('#class-rows [aria-sort]')].map(e => e.ariaSort)") == [
+        "descending"
+    ]
+    assert (page.errors, len(page.requests)) == ([], 1)
+
+
+@needs_chromium
+def test_search_and_filter(show: Callable[..., Page]) -> None:
+    page = show(content(["Tench", "goldfish", "tiger shark", "hen"]))
+    page.evaluate("document.getElementById('search').focus()")
+    page.type(" T")
+    assert sorted(texts(page, "class-rows", 0)) == ["Tench", "tiger shark"]
+    assert page.evaluate("document.querySelector('output[for=search]').value") == "2 of 4 classes"
+    pairs = list(zip(texts(page, "pair-rows", 0), texts(page, "pair-rows", 1), strict=True))
+    select = "document.getElementById('filter')"
+    page.evaluate(f"{select}.value = 'hen'; {select}.dispatchEvent(new Event('change'))")
+    found = list(zip(texts(page, "pair-rows", 0), texts(page, "pair-rows", 1), strict=True))
+    assert found == [pair for pair in pairs if "hen" in pair] != pairs
+    assert page.errors == []
+
+
+@needs_chromium
+def test_an_evaluation_of_imagenet_opens_within_two_seconds(show: Callable[..., Page]) -> None:
+    classes = [f"n{number:08}" for number in range(1000)]
+    rng = np.random.default_rng(0)
+    per_class = [
+        {"class": name, "precision": 80.0, "recall": float(rng.uniform(40, 100)), "f1": 80.0, "support": 50}
+        for name in classes
+    ]
+    pairs = [[classes[n % 1000], classes[(7 * n + 1) % 1000], 20] for n in range(20_000)]
+    image = "data:image/jpeg;base64," + "A" * 6000  # Noise of 96 pixels has 6,000 characters.
+    pictures = [
+        Picture(f"val/{n}.JPEG", classes[n], classes[n + 1], 99.0, PIXEL, image, False) for n in range(PICTURES)
+    ]
+    epochs = np.linspace(0, 100, 30_000).tolist()
+    few = content(["a", "b", "c"]).result
+    result = {**few, "num_images": 50_000, "per_class": per_class, "confusion": pairs}
+    large = Content(result, "val", (), pictures, pictures, "layer4", {"train.loss": (epochs, epochs)})
+    assert len(render(large)) < 5e6
+    pages = [show(large) for _ in range(3)]
+    assert min(page.seconds for page in pages) < 2
+    assert len(texts(pages[0], "class-rows", 0)) == 1000
+    assert len(texts(pages[0], "pair-rows", 0)) == PAIRS
+    assert len(pages[0].evaluate("document.querySelector('.line.first').getAttribute('d')")) < 10_000
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1280])
+def test_narrow_and_dark(show: Callable[..., Page], width: int) -> None:
+    long = [f"{'a-very-long-name-of-a-class' * 3} {n}" for n in range(20)]
+    grounds = set()
+    for scheme in ("light", "dark"):
+        curves = {"train.loss": ([1.0, 2.0], [3.0, 2.0]), "validate_ema.top1": ([2.0], [50.0])}
+        page = show(content(long, curves=curves, recipe="a" * 200), width=width, scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert page.errors == []
+    assert len(grounds) == 2
+
+
+def test_parts_without_content_are_left_out() -> None:
+    for curves in ({}, {"train.loss": ([1.0, float("nan")], [float("nan"), 1.0])}):
+        page = render(content(["a", "b"], curves=curves))
+        assert 'id="training"' not in page
+    assert 'id="training"' in render(content(["a", "b"], curves={"train.loss": ([0.0], [0.0])}))
+    assert "<h3>Recipe</h3>" not in page
+    only = {name: value for name, value in content(["a", "b"]).result.items() if name not in ("per_class", "confusion")}
+    page = render(Content({**only, "calibration": None, "loss": None}, "val"))
+    assert "<section" in page
+    for name in ("classes", "confusions", "mistakes", "uncertain", "calibration"):
+        assert f'id="{name}"' not in page
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Path:
+    """The folder of a run with an untrained network of three classes, whose images are there."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        "model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\nloss: {label_smoothing: 0.2}\n"
+        "mix: {cutmix: 1.0}\n"
+    )
+    values = metadata_values(recipe, tiny_image_folder())
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    write_checkpoint(folder / "checkpoints" / "best.safetensors", model_weights(3), values)
+    (folder / "environment.json").write_text(json.dumps({"gpu": None, "packages": {"torch": "9.8.7"}}))
+    lines = [
+        {"event": "train", "epoch": 1, "loss": 1.5},
+        {"event": "validate", "epoch": 1, "top1": 50, "weights": "ema"},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_the_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "report").mkdir()
+    (run / "report" / "index.html").write_text("old")
+    assert main(["report", str(run)], StopRequest()) == 0
+    path = run / "report" / "index.html"
+    assert capsys.readouterr().out.endswith(f"report: {path}\n")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    page = path.read_text("ascii")
+    for text in (
+        "seresnext26",
+        "of 12 images",
+        "Label smoothing 0.2 raises",
+        "cutmix 1",
+        "9.8.7",
+        "label_smoothing: 0.2",
+    ):
+        assert text in page, text
+    assert "validation, average (EMA)" in page
+    assert "validation, model" not in page
+    assert page.count("data:image/jpeg") == 2 * (12 + page.split('id="uncertain"')[0].count("Grad-CAM of class_"))
+
+
+def _next(errors: Iterator[Exception]) -> None:
+    """Raise the next of some errors, until none is left."""
+    for error in errors:
+        raise error
+
+
+@pytest.mark.parametrize("case", ["no metrics", "broken metrics", "a lost image"])
+def test_the_report_of_a_validation(
+    run: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case == "no metrics":
+        (run / "metrics.jsonl").unlink()
+    elif case == "broken metrics":
+        (run / "metrics.jsonl").write_text("1\n")
+    else:
+        answers = iter([DataError("val/0.jpg is gone; restore the file")])
+        read = module._read_crops
+
+        def lost(validation: Validation, indices: list[int]) -> Any:
+            reader_read = validation.reader.read
+            monkeypatch.setattr(
+                type(validation.reader), "read", lambda self, index: _next(answers) or reader_read(index)
+            )
+            return read(validation, indices)
+
+        monkeypatch.setattr(module, "_read_crops", lost)
+    output = run.parent / "new" / "report"
+    words = ["--checkpoint", str(run / "checkpoints" / "best.safetensors"), "--report", str(output)]
+    assert main(["validate", *words], StopRequest()) == 0
+    page = (output / "index.html").read_text()
+    assert ('id="training"' in page) == (case == "a lost image")
+    assert ("warning" in capsys.readouterr().out) == (case != "no metrics")
+
+
+def test_a_selection_of_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three outputs, the data have the first and the last. The Grad-CAM is of the last, the second in the logits."""
+    weights = model_weights(3)
+    weights["model.last_linear.bias"] += torch.tensor([0.0, 0.0, 100.0])
+    save_file({name.removeprefix("model."): each for name, each in weights.items()}, run / "w.safetensors")
+    data = run.parent / "two"
+    for number, name in enumerate(("a", "c")):
+        (data / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (99 * number,) * 3).save(data / "val" / name / "1.png")
+    (run / "map.csv").write_text("a,0\nc,2\n")
+    targets: list[int] = []
+    original = module.grad_cam
+    monkeypatch.setattr(module, "grad_cam", lambda *args: (targets.extend(args[2]), original(*args))[1])
+    words = ["--data", str(data), "--class-map", str(run / "map.csv"), "--image-size", "32", "--report", str(run)]
+    assert main(["validate", "--checkpoint", str(run / "w.safetensors"), *words], StopRequest()) == 0
+    assert targets == [2, 2]
+    page = (run / "index.html").read_text()
+    assert "50.00<small>" in page
+    assert 'id="training"' in page  # The file lies in the folder of a run.
+
+
+def test_without_the_extra_nothing_begins(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else find(name))
+    checkpoint = str(run / "checkpoints" / "best.safetensors")
+    for words in (["report", str(run)], ["validate", "--checkpoint", checkpoint, "--report", str(run / "report")]):
+        assert main(words, StopRequest()) == 2
+        output = capsys.readouterr()
+        assert 'pip install "seresnext[report]"' in output.err
+        assert "captum" in output.err
+        assert output.out == ""
+    assert not (run / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["report", "none"], 2, "none"),
+        (["report", "run", "--output", "tiny.yaml"], 2, "tiny.yaml"),
+        (["report", "run", "--data", "none"], 3, "none"),
+        (["report", "."], 4, "."),
+        (["report", "run", "--output", "tiny.yaml/report"], 2, "tiny.yaml"),
+        (["report", "run", "--output", "taken"], 1, "taken/index.html"),
+        (["validate", "--checkpoint", "run", "run", "--report", "new"], 2, "--report"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    named: str,
+) -> None:
+    monkeypatch.chdir(run.parent)
+    (run.parent / "taken" / "index.html").mkdir(parents=True)
+    assert main(words, StopRequest()) == code
+    assert named in capsys.readouterr().err
+    assert not (run / "report").exists()
+    assert len(list((run.parent / "taken").iterdir())) == 1
