@@ -215,6 +215,7 @@ def test_the_published_files_have_imagenets_names(tmp_path):
     assert (len(classes), classes[1]) == (1000, "goldfish")
 
 
+@pytest.mark.full
 def test_the_fine_tuning_of_the_document_learns(tmp_path, monkeypatch, tiny_image_folder):
     """The loop learns directions and colours of gradients in a few steps."""
     code = re.search(r"```python\n(import torch.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.S)

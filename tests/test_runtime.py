@@ -240,6 +240,7 @@ PAGES = 2 * (64 << 20) // 4096  # two blocks a step
 
 
 @pytest.mark.skipif(not tune_malloc(torch.device("cpu")), reason="glibc's malloc is not in use")
+@pytest.mark.full
 def test_a_step_reuses_the_memory_of_the_previous_step():
     def page_faults(mode):
         command = [sys.executable, "-c", STEPS, mode]

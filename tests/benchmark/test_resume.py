@@ -45,6 +45,7 @@ KEYS = assemble.train_keys
 # The events of TensorBoard are left open by a run that is cut off.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("keys", [KEYS, replaying], ids=["ours", "replaying"])
+@pytest.mark.full
 def test_nothing_is_replayed(measure, narrow_model, monkeypatch, keys):
     """The control is a run that replays."""
     counts: list[Counter[str]] = []

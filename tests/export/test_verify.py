@@ -33,6 +33,7 @@ def fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_an_unchanged_folder_passes_also_with_rewritten_digests(copy: Callable[[str], Path], capsys):
     folder = copy("hub")
     assert run("verify", folder) == 0
@@ -103,6 +104,7 @@ def test_weights_that_are_not_finite_fail(copy: Callable[[str], Path], capsys):
     assert "deviate by inf" in fails(folder, capsys)
 
 
+@pytest.mark.full
 def test_another_number_of_classes_fails_before_a_model_is_built(copy: Callable[[str], Path], capsys):
     folder = copy("weights")
     names = [str(number) for number in range(100_000)]

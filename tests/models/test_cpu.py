@@ -222,6 +222,7 @@ def model_and_images(request):
     return model, torch.randn(2, 3, 40, 40).to(memory_format=request.param)
 
 
+@pytest.mark.full
 def test_trace_of_a_model_in_evaluation(model_and_images):
     """With gradients on, as `torch.jit.trace` is usually called: the kernels once broke the trace in channels_last."""
     model, images = model_and_images

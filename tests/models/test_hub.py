@@ -85,6 +85,7 @@ def photographs(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.full
 def test_validate_and_predict_agree_with_timm(hub_folder: Path, oracle: nn.Module, photographs: Path, capsys):
     paths = sorted((photographs / "val").rglob("*.png"))
     model = timm.create_model(f"local-dir:{hub_folder}", pretrained=True).eval()

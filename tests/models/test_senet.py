@@ -78,6 +78,7 @@ def test_logits(pair: Pair, size: tuple[int, int], mode: str) -> None:
     [(torch.contiguous_format, torch.float32, 1e-4), (torch.channels_last, torch.float64, 1e-9)],
     ids=["planes", "rows"],
 )
+@pytest.mark.full
 def test_gradients_and_running_statistics(
     pair: Pair, layout: torch.memory_format, dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -236,6 +237,7 @@ def test_drop_path_is_timms(layout: torch.memory_format) -> None:
     assert 0 < skipped.sum() < 16
 
 
+@pytest.mark.full
 def test_drop_path_changes_training_and_not_evaluation() -> None:
     plain, dropped = small(), small(drop_path_rate=0.5)
     x = images(32, 32, count=4).double()

@@ -248,6 +248,7 @@ def _next(errors: Iterator[Exception]) -> None:
 
 
 @pytest.mark.parametrize("case", ["no metrics", "broken metrics", "a lost image"])
+@pytest.mark.full
 def test_the_report_of_a_validation(
     run: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

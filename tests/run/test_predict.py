@@ -135,6 +135,7 @@ def test_predictions_are_timms(classify, tmp_path, oracle, photographs, checkpoi
     assert f"features: {tmp_path / 'features.npy'}, 4 x 2048" in found.err
 
 
+@pytest.mark.full
 def test_predictions_are_those_of_the_table_of_a_validation(classify, tmp_path, oracle):
     rng = np.random.default_rng(1)
     for name in CLASSES:
@@ -154,6 +155,7 @@ def test_predictions_are_those_of_the_table_of_a_validation(classify, tmp_path, 
     np.testing.assert_allclose(ours, table.probabilities, atol=1e-6)
 
 
+@pytest.mark.full
 def test_a_bad_image_is_reported_and_all_others_are_complete(classify, tmp_path, checkpoint, photographs):
     bad = tmp_path / "bad\x1b.png"
     bad.write_bytes(photographs[0].read_bytes()[:100])
@@ -199,6 +201,7 @@ def test_a_bad_image_is_reported_and_all_others_are_complete(classify, tmp_path,
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.full
 def test_features_of_a_stage_are_the_means_of_its_maps(classify, tmp_path, oracle, checkpoint, photographs):
     transform = timm.data.create_transform((3, 32, 32), crop_pct=0.8, interpolation="bilinear", mean=MEAN, std=STD)
     with torch.inference_mode():
@@ -295,6 +298,7 @@ def test_a_damaged_checkpoint_predicts_nothing(classify, tmp_path, checkpoint, p
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.safetensors"]
 
 
+@pytest.mark.full
 def test_images_are_as_large_as_the_checkpoint_or_the_option_allows(
     classify, tmp_path, oracle, photographs, monkeypatch
 ):

@@ -86,6 +86,7 @@ def test_batchnorm_is_folded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) 
     assert torch.nn.BatchNorm2d not in kinds
 
 
+@pytest.mark.full
 def test_several_checkpoints_make_a_list(checkpoint: Path, tmp_path: Path) -> None:
     assert run("--checkpoint", checkpoint, checkpoint, "--json", tmp_path / "r.json") == 0
     first, second = json.loads((tmp_path / "r.json").read_text())
@@ -128,6 +129,7 @@ def test_some_of_imagenets_classes_count_alone(tmp_path: Path, jpeg: bytes, by_n
     assert {row[0] for row in PredictionTable.read(tmp_path / "t.csv").predictions} == {best}
 
 
+@pytest.mark.full
 def test_reassessed_labels(tmp_path: Path, jpeg: bytes) -> None:
     """Of three images, the set of the first has the prediction, of the second has not, and of the third is empty."""
     best = int(imagenet_weights(tmp_path / "w.safetensors").argmax())
