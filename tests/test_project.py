@@ -166,7 +166,7 @@ def test_no_file_names_a_machine_path():
     assert {path: found for path, text in texts.items() if (found := local_words(text))} == {}
 
 
-@pytest.mark.parametrize("line", ["cd /work/main", "open('/root/x/y')", "/home/ann/run", "pkg @ file:///tmp/x.whl"])
+@pytest.mark.parametrize("line", ["cd /work/project", "open('/root/x/y')", "/home/ann/run", "pkg @ file:///tmp/x.whl"])
 def test_a_local_path_is_found(line):
     assert local_words(line) == [line]
 
