@@ -42,3 +42,8 @@ def _escaped(text: str) -> str:
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def as_utf8(text: str) -> str:
+    """Return a name with escapes for bytes that are no UTF-8: Linux allows such names, and text files do not."""
+    return text.encode("utf-8", "backslashreplace").decode()

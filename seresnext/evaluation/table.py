@@ -12,6 +12,7 @@ import numpy as np
 
 from seresnext.errors import DataError, Failure
 from seresnext.evaluation.statistics import Floats, Ints
+from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
 TOP = 5
@@ -71,16 +72,16 @@ class PredictionTable:
     def _columns(self) -> dict[str, Any]:
         k = self.probabilities.shape[1]
         return {
-            "image": list(self.images),
-            "label": list(self.labels),
-            **{f"prediction_{n + 1}": [row[n] for row in self.predictions] for n in range(k)},
+            "image": list(map(as_utf8, self.images)),
+            "label": list(map(as_utf8, self.labels)),
+            **{f"prediction_{n + 1}": [as_utf8(row[n]) for row in self.predictions] for n in range(k)},
             **{f"probability_{n + 1}": self.probabilities[:, n] for n in range(k)},
             "loss": self.losses,
         }
 
     def _write_csv(self, path: Path) -> None:
         columns = self._columns()
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
@@ -115,7 +116,7 @@ class PredictionTable:
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows: Iterator[list[str]] = csv.reader(file)
         header = next(rows, [])
         columns = list(zip(*rows, strict=True))

@@ -48,6 +48,7 @@ from seresnext.data.shards.format import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError
+from seresnext.printable import as_utf8, printable
 from seresnext.process.fork import FORK
 from seresnext.process.signals import die_with_parent
 from seresnext.progress import progress, warn
@@ -332,6 +333,8 @@ def plan(split: str, arguments: Namespace) -> Job:
     reader = open_reader(root, split, detect_format(root, split, arguments.format), arguments.cache)
     for notice in reader.notices:
         warn(notice)
+    if others := [name for name in reader.classes if name != as_utf8(name)]:
+        raise DataError(f"the name of the class folder {printable(others[0])} is not UTF-8; rename the folder")
     order = permutation_at(arguments.seed, "shards", count=len(reader))
     options: dict[str, Any] = {"source": reader.fingerprint, "images_per_shard": arguments.images_per_shard}
     options |= {"seed": arguments.seed, "short_side": arguments.short_side, "quality": arguments.quality}

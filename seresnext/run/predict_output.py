@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seresnext.errors import Failure, UsageError
-from seresnext.printable import printable, shown_path
+from seresnext.printable import as_utf8, printable, shown_path
 from seresnext.process.packages import extra
 
 _ENDINGS = {".txt": "table", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -72,7 +72,7 @@ def open_features(path: Path | None, width: int) -> Iterator[WriteFeatures]:
         yield lambda paths, features: None
     elif path.suffix == ".parquet":
         with _open_parquet(path, "--features", {"path": str, "features": width}) as write_columns:
-            yield lambda paths, features: write_columns({"path": list(map(_text, paths)), "features": features})
+            yield lambda paths, features: write_columns({"path": list(map(as_utf8, paths)), "features": features})
     else:
         with _NewFile(path, "--features") as file:
             count = 0
@@ -160,10 +160,10 @@ def _columns(rows: Sequence[Row], top: int) -> dict[str, list[Any]]:
     """Return rows as columns, with None in place of the predictions of a bad image."""
     filled = [[*row.predictions, *[(None, None)] * (top - len(row.predictions))] for row in rows]
     return {
-        "path": [_text(row.path) for row in rows],
-        **{f"prediction_{n + 1}": [row[n][0] and _text(row[n][0]) for row in filled] for n in range(top)},
+        "path": [as_utf8(row.path) for row in rows],
+        **{f"prediction_{n + 1}": [row[n][0] and as_utf8(row[n][0]) for row in filled] for n in range(top)},
         **{f"probability_{n + 1}": [row[n][1] for row in filled] for n in range(top)},
-        "error": [_text(row.error) or None for row in rows],
+        "error": [as_utf8(row.error) or None for row in rows],
     }
 
 
@@ -198,7 +198,7 @@ def _header(output_format: str, top: int) -> str:
 
 
 def _write(file: io.FileIO, text: str) -> None:
-    file.write(_text(text).encode())
+    file.write(as_utf8(text).encode())
 
 
 def _print(text: str) -> None:
@@ -206,11 +206,6 @@ def _print(text: str) -> None:
         text = "\n".join(printable(line, longest=1_000_000) for line in text.split("\n"))
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _text(text: str) -> str:
-    """Return text with escapes for bytes of a path that are no UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _write_header(file: io.FileIO, count: int, width: int) -> None:

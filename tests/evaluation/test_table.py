@@ -93,3 +93,13 @@ def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path: Path, logits: torc
     (tmp_path / "file").touch()
     with pytest.raises(Failure, match="--table"):
         _table(logits).write(tmp_path / "file" / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_name_that_is_no_utf_8_is_written_with_escapes(tmp_path: Path, name: str) -> None:
+    """Linux allows such names of folders. `\\udcff` is the byte 255."""
+    PredictionTable.of_logits(["a\udcff/1.png"], np.array([1]), np.array([[0.0, 1.0]]), ["x", "a\udcff"]).write(
+        tmp_path / name
+    )
+    found = PredictionTable.read(tmp_path / name)
+    assert (found.images, found.labels) == (["a\\udcff/1.png"], ["a\\udcff"])

@@ -302,3 +302,13 @@ def test_shards_are_not_mixed_with_the_images(photographs, write, tmp_path):
     for output in (photographs, tmp_path / "link" / "train"):
         assert f"--output {output}" in write(output, code=2)
     assert sorted(photographs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [b"b\xff", b"b\xc3\xbc"])
+def test_a_class_name_that_is_no_utf_8_is_refused(photographs: Path, prepare, tmp_path: Path, name: bytes) -> None:
+    """The control is a name in UTF-8 that is no ASCII."""
+    shutil.copytree(photographs, tmp_path / "data")
+    (tmp_path / "data" / "train" / "class_1").rename(tmp_path / "data" / "train" / os.fsdecode(name))
+    code = 3 if name == b"b\xff" else 0
+    printed = prepare("shards", tmp_path / "data", "--split", "train", "--output", tmp_path / "out", code=code)
+    assert ("is not UTF-8; rename the folder" in printed) == bool(code)
