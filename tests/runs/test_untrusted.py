@@ -1,7 +1,7 @@
 """Files of attackers: each command refuses them with one readable message, in little time and memory.
 
 Each case runs in a fork of one process (tests/resource_probe.py). A fork takes tenths of a second and shows how much
-memory the case took. One case is a real command. Each kind of file has a control: the same file does harm in another program.
+memory the case took. One case is a real command. Each kind of file has a control: the same file does harm elsewhere.
 """
 
 from __future__ import annotations
