@@ -87,7 +87,6 @@ TESTED_ELSEWHERE = {
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/preprocessing.py": "models/test_pretrained.py",
-    "models/timm_config.py": "models/test_hub.py",
     "models/blocks.py": "models/test_senet.py",
     "weights/opening.py": "weights/test_torchfile.py",
 }

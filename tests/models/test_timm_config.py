@@ -25,7 +25,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.models import LoadedWeights, Preprocessing, build_pretrained, find_weights, load_pretrained, open_weights
-from seresnext.models.hub import open_hub_folder
 
 NAME = "legacy_seresnext26_32x4d"
 DATA = {
@@ -66,7 +65,7 @@ def assert_same_logits(loaded: LoadedWeights, oracle: nn.Module) -> None:
 def test_a_folder_of_timm(hub_folder: Path, oracle: nn.Module, tmp_path: Path, name: str):
     for file in (name, "config.json"):
         (tmp_path / file).symlink_to(hub_folder / file)  # as in the cache of huggingface_hub
-    loaded = open_hub_folder(tmp_path)
+    loaded = open_weights(tmp_path)
     assert_same_logits(loaded, oracle)
     assert (loaded.preprocessing, loaded.classes, loaded.weights) == (HOW, CLASSES, "model")
     assert load_pretrained(tmp_path / name)[1] == HOW
@@ -112,7 +111,7 @@ def test_validate_and_predict_agree_with_timm(hub_folder: Path, oracle: nn.Modul
 def test_the_test_sizes_of_a_newer_model(tmp_path: Path, name: str):
     oracle = make_oracle(name, 0)
     save_for_hf(oracle, str(tmp_path), safe_serialization=True)
-    loaded = open_hub_folder(tmp_path)
+    loaded = open_weights(tmp_path)
     assert_same_logits(loaded, oracle)
     assert loaded.classes is None
     expected = resolve_data_config(model=oracle, use_test_size=True)
@@ -130,7 +129,7 @@ def test_other_forms_of_the_configuration(hub_folder: Path, tmp_path: Path):
     inner = {"label_names": numbered, "num_classes": 5, "mean": [0.5]}
     for config in (old, {"architecture": NAME, "pretrained_cfg": inner}):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        loaded = open_hub_folder(tmp_path)
+        loaded = open_weights(tmp_path)
         assert loaded.identify()[:2] == (NAME, 5)
         assert (loaded.classes, loaded.preprocessing.mean) == (CLASSES, (0.5, 0.5, 0.5))
 
@@ -167,7 +166,7 @@ def test_a_file_that_is_no_configuration(hub_folder: Path, tmp_path: Path, conte
     (tmp_path / "model.safetensors").symlink_to(hub_folder / "model.safetensors")
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        open_hub_folder(tmp_path)
+        open_weights(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------- the Hub
