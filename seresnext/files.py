@@ -1,11 +1,17 @@
-"""Opening of regular files, for files that may be anything."""
+"""Files that may be anything: reads that cannot stall, and writes that leave no part."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
+
+from seresnext.errors import Failure
+
+_MAX_BYTES = 1 << 20  # of a small file
 
 
 class NotRegularError(OSError):
@@ -23,3 +29,42 @@ def open_regular(path: str | Path) -> int:
         os.close(descriptor)
         raise NotRegularError(errno.EINVAL, "not a regular file", str(path))
     return descriptor
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old text or the new text, never a part. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # Errors of `write` name no file, errors of `open` do.
+        raise
+
+
+def read_small_json(path: Path) -> Any:
+    """Return the content of a JSON file, or None for an unreadable file.
+
+    Unreadable are files over 1 MiB, devices, pipes (which may have no end) and deeply nested content.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+            return None
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def write_json(path: Path, content: Any, option: str = "--json") -> None:
+    """Write the file that an option of a command names. A device such as /dev/stdout is not replaced. Raise Failure."""
+    text = json.dumps(content, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() or not path.exists():
+            write_atomically(path, text)
+        else:
+            path.write_text(text)
+    except OSError as error:
+        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with {option}") from None

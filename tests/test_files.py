@@ -1,11 +1,14 @@
-"""Regular files, and paths that are no regular files."""
+"""Regular files and other paths, atomic writes, and reads of hostile files."""
 
+import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from seresnext.files import NotRegularError, open_regular
+from seresnext.errors import Failure
+from seresnext.files import NotRegularError, open_regular, read_small_json, write_atomically, write_json
 
 
 def test_a_file_and_a_link_are_opened(tmp_path: Path) -> None:
@@ -25,3 +28,55 @@ def test_other_paths_are_refused_at_once(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "nothing")
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    target, texts, seen = tmp_path / "file", ["a" * 200_000, "b" * 100_000], set()
+    write_atomically(target, texts[0])
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(target.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(200):
+        write_atomically(target, texts[number % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(texts)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_names_the_file_and_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="file"):
+        write_atomically(tmp_path / "file", "text")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", None, b"[" * 100_000, b" " * (1 << 20) + b"{}", "zero", "pipe"]
+)
+def test_an_unreadable_file_is_none(tmp_path, content):
+    if content == "pipe":
+        os.mkfifo(tmp_path / "file")
+    elif content == "zero":
+        (tmp_path / "file").symlink_to("/dev/zero")
+    elif content is not None:
+        (tmp_path / "file").write_bytes(content)
+    assert read_small_json(tmp_path / "file") is None
+
+
+def test_the_json_of_an_option(tmp_path):
+    """A pipe stands for a device: it is written and not replaced."""
+    write_json(tmp_path / "new" / "file", {"a": 1})
+    assert json.loads((tmp_path / "new" / "file").read_text()) == {"a": 1}
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_json(tmp_path / "pipe", [2])
+    assert json.loads(os.read(reader, 100)) == [2]
+    os.close(reader)
+    with pytest.raises(Failure, match=r"cannot be written .*; choose another file with --json"):
+        write_json(tmp_path / "new" / "file" / "x", 1)

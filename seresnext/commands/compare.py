@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import asdict
 
 from seresnext.arguments import Parser, table_argument
-from seresnext.errors import Failure
+from seresnext.files import write_json
 from seresnext.paths import path_argument
 from seresnext.printable import printable
 
@@ -53,7 +52,4 @@ def run(options: Namespace) -> None:
     print(result.conclusion)
     if options.json:
         report = asdict(result) | {"difference": result.difference, "conclusion": result.conclusion}
-        try:
-            options.json.write_text(json.dumps(report, indent=2) + "\n")
-        except OSError as error:
-            raise Failure(f"{options.json} cannot be written ({error.strerror}); choose another file") from None
+        write_json(options.json, report)

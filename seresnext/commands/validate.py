@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, count_argument, share_argument, table_argument, workers_argument
 from seresnext.commands import report
-from seresnext.errors import CheckpointError, Failure, UsageError
+from seresnext.errors import CheckpointError, UsageError
+from seresnext.files import write_json
 from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
 from seresnext.process.stop_request import StopRequest
 
@@ -96,12 +95,4 @@ def _validate(options: Namespace, world: World) -> None:
         if options.report:
             report.write(validation, settings, options.report, world)
     if options.json and world.is_first:
-        _write_json(options.json, reports if len(reports) > 1 else reports[0])
-
-
-def _write_json(path: Path, report: object) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with --json") from None
+        write_json(options.json, reports if len(reports) > 1 else reports[0])

@@ -9,7 +9,7 @@ from seresnext.export.card import write_card
 from seresnext.export.create import collect_facts, read_evaluation
 from seresnext.export.documents import digest_of
 from seresnext.export.facts import class_names
-from seresnext.metrics.small_files import write_atomically
+from seresnext.files import write_atomically
 from seresnext.models import build_pretrained, find_weights, open_weights
 from seresnext.printable import shown_path
 

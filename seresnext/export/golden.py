@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import PNG
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.export.documents import MOST_GOLDEN, Expected, ExpectedImage
@@ -69,7 +68,7 @@ def write_golden(images: Sequence[bytes], folder: Path) -> list[str]:
 
 def load_golden(folder: Path, names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
     """Return the pixels of the images after decode, resize and crop, uint8 N H W 3. Raise DataError."""
-    crop = ResizeCenterCrop(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+    crop = preprocessing.crop
     pixels = []
     for name in names:
         try:
@@ -81,9 +80,8 @@ def load_golden(folder: Path, names: Sequence[str], preprocessing: Preprocessing
 
 def compute_logits(network: Network, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Return the logits of pixels uint8 N H W 3, as float32 N num_classes."""
-    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     with torch.inference_mode():
-        return network(((pixels / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()).float()
+        return network(preprocessing.normalise(pixels).contiguous()).float()
 
 
 def expect(names: Sequence[str], pixels: Tensor, logits: Tensor, classes: list[str]) -> Expected:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from seresnext.distributed import World
+from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.sink import Event, RunStart
-from seresnext.metrics.small_files import read_small_json, write_atomically
 
 _NAME = "status.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

@@ -21,12 +21,11 @@ import torch
 from PIL import Image
 
 from seresnext import __version__
-from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.errors import DataError, Failure
 from seresnext.evaluation.statistics import BINS, confidences
-from seresnext.metrics.small_files import read_small_json, write_atomically
+from seresnext.files import read_small_json, write_atomically
 from seresnext.models import Preprocessing
 from seresnext.models.pretrained import build_pretrained
 from seresnext.printable import for_terminal, printable, shown_path
@@ -298,10 +297,9 @@ def _pictures(validation: Validation, device: torch.device) -> tuple[list[Pictur
     stage = choose_stage(how.image_size)
     columns = validation.selection.columns or range(logits.shape[1])
     targets = [columns[int(predictions[index])] for index in crops]
-    pixels = torch.from_numpy(np.stack(list(crops.values()))).to(device)
-    images = (pixels / 255 - pixels.new_tensor(how.mean, dtype=torch.float32)) / torch.tensor(how.std, device=device)
+    images = how.normalise(torch.from_numpy(np.stack(list(crops.values())))).to(device)
     model = build_pretrained(validation.loaded).float().to(device)
-    heats = dict(zip(crops, grad_cam(model, images.permute(0, 3, 1, 2), targets, stage), strict=True))
+    heats = dict(zip(crops, grad_cam(model, images, targets, stage), strict=True))
     names = validation.selection.names
 
     def picture(index: int) -> Picture:
@@ -318,12 +316,11 @@ def _pictures(validation: Validation, device: torch.device) -> tuple[list[Pictur
 
 def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.ndarray]:
     """Return the pixels that the network sees (uint8 H W 3) by index, without images that are gone in the meantime."""
-    data, how, crops = validation.recipe.data, Preprocessing.of_recipe(validation.recipe), {}
-    transform = ResizeCenterCrop(how.image_size, how.crop_pct, how.interpolation)
+    crop, max_pixels, crops = Preprocessing.of_recipe(validation.recipe).crop, validation.recipe.data.max_pixels, {}
     for index in indices:
         name = validation.reader.name(index)
         try:
-            crops[index] = transform.decode_and_crop(validation.reader.read(index), name, data.max_pixels).numpy()
+            crops[index] = crop.decode_and_crop(validation.reader.read(index), name, max_pixels).numpy()
         except DataError as error:
             print(f"warning: the report leaves an image out: {for_terminal(error)}")
     return crops

@@ -16,9 +16,9 @@ from typing import IO, Any
 from seresnext.checkpoint import store
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
+from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
-from seresnext.metrics.small_files import read_small_json, write_atomically
 from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
 from seresnext.printable import printable
 
