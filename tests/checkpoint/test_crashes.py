@@ -120,6 +120,7 @@ def writing_in_place(run: Path, step: int, tensors: Any, metadata: Any) -> Path:
 
 
 @pytest.mark.parametrize("commit", [removing_first, writing_in_place])
+@pytest.mark.full
 def test_careless_saves_are_found_out(folder, tmp_path, monkeypatch, commit):
     """The control."""
     monkeypatch.setattr(store, "commit", commit)

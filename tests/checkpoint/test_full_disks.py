@@ -87,6 +87,7 @@ OLD_ONES = ["last.safetensors", "step-00000001.safetensors", "step-00000002.safe
 @pytest.mark.parametrize(
     ("case", "reason"), [("full", "the disk is full"), ("read-only", "the file system is read-only")]
 )
+@pytest.mark.full
 def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
     """The third of four saves fails: no part of the file is left, the message has the reason, the fourth works."""
     report = on_a_small_disk(tmp_path, case)

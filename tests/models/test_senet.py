@@ -63,7 +63,7 @@ def test_keys_and_their_order(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("size", [(224, 224), (193, 257)])
+@pytest.mark.parametrize("size", [pytest.param((224, 224), marks=pytest.mark.full), (193, 257)])
 def test_logits(pair: Pair, size: tuple[int, int], mode: str) -> None:
     x = images(*size, count=1 if mode == "eval" else 4)
     with torch.no_grad():

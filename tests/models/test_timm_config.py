@@ -249,6 +249,7 @@ def timm_checkpoint(oracle: nn.Module, other: nn.Module, tmp_path_factory: pytes
 
 
 @pytest.mark.parametrize("weights", [None, "ema", "model"])
+@pytest.mark.full
 def test_a_checkpoint_of_timm(timm_checkpoint: Path, oracle: nn.Module, other: nn.Module, weights: str | None):
     loaded = open_weights(timm_checkpoint, weights)
     assert loaded.weights == (weights or "ema")

@@ -30,6 +30,7 @@ def timms() -> Any:
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.full
 def test_weights_of_timm_load_and_come_back(tmp_path: Path, timms: Any, ending: str) -> None:
     path = tmp_path / f"weights.{ending}"
     torch.save(timms.state_dict(), path) if ending == "pth" else save_file(timms.state_dict(), path)

@@ -121,6 +121,7 @@ def first_step(run: Run) -> None:
     ],
     ids=lambda settings: settings[0],
 )
+@pytest.mark.full
 def test_the_first_step_uses_the_graph_of_the_warm_up(make_run, graphs, settings):
     first_step(make_run(["runtime.compile=true", *settings]))
     assert graphs.frame_count == 1
@@ -161,6 +162,7 @@ def weights(make_run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.full
 def test_a_resume_does_not_need_the_first_weights(train_synthetic, weights, tmp_path):
     settings = [
         f"model.weights={weights}", "model.reset_head=true", "model.frozen=[layer0, layer1]",
@@ -191,6 +193,7 @@ def uncollected():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.full
 def test_garbage_is_collected_from_the_first_step_or_image_on(train_synthetic, uncollected, monkeypatch, tmp_path):
     """A long run would otherwise keep every object in a reference cycle."""
     monkeypatch.setattr("seresnext.models.registry.create_model", create_model)  # for validate.py

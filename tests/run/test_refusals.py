@@ -110,6 +110,7 @@ REWRITTEN = {
 
 @pytest.mark.parametrize("file", [FIRST, LAST])  # A checkpoint in the middle, and the last checkpoint.
 @pytest.mark.parametrize("case", REWRITTEN)
+@pytest.mark.full
 def test_a_checkpoint_that_is_refused(run: Path, images: Path, case: str, file: str) -> None:
     path = run / "checkpoints" / file
     for pointer in store.POINTERS:
@@ -228,6 +229,7 @@ def add_image(images: Path, split: str) -> None:
     shutil.copy(first, first.with_name("added.jpg"))
 
 
+@pytest.mark.full
 def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path, capsys) -> None:
     """An allowed change repeats the last validation, and `best` is chosen among validations of the new images."""
     copy = shutil.copytree(images, tmp_path / "images")

@@ -60,8 +60,8 @@ def logits_by_timm(checkpoint: Path, images: Path, size: int, crop: float, filte
     ("words", "expected"),
     [
         ([], (32, 0.875, "bilinear", False)),
-        (["--image-size", "48", "--crop-pct", "1", "--interpolation", "bicubic"], (48, 1.0, "bicubic", False)),
-        (["--flip", "--batch-size", "2", "--workers", "1"], (32, 0.875, "bilinear", True)),
+        (["--image-size", "48", "--crop-pct", "1", "--interpolation", "bicubic", "--flip"], (48, 1.0, "bicubic", True)),
+        pytest.param(["--batch-size", "2", "--workers", "1"], (32, 0.875, "bilinear", False), marks=pytest.mark.full),
     ],
 )
 def test_options_give_the_numbers_of_timm(checkpoint, images, tmp_path, words, expected) -> None:

@@ -45,7 +45,7 @@ LIMIT = ("save:6", "file-size:1000000")  # RLIMIT_FSIZE, like a quota.
     ("world", "stopping", "passing"),
     [
         (1, LIMIT, "EROFS"),
-        (3, ("write:6", "error:EDQUOT"), "EIO"),
+        pytest.param(3, ("write:6", "error:EDQUOT"), "EIO", marks=full),
         pytest.param(3, LIMIT, "ENOSPC", marks=full),
         pytest.param(2, ("write:6", "error:EIO"), "EDQUOT", marks=full),
         pytest.param(4, ("write:6", "error:EROFS"), "ENOSPC", marks=full),

@@ -76,6 +76,7 @@ def test_odd_sizes_and_kinds(decoder: RegionDecoder, data: bytes):
     assert_is_pillows(decoder, data, 60)
 
 
+@pytest.mark.full
 def test_real_photographs(decoder: RegionDecoder, imagenet_sample: Path):
     """All kinds of ImageNet's own, 4:4:4, 4:2:2, 4:2:0, gray, turned by EXIF."""
     kinds = Counter()
