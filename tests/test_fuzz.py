@@ -34,6 +34,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return caught.value.code
 
 
+@pytest.mark.full
 def test_nothing_escapes(monkeypatch, tmp_path, capsys):
     code = run(monkeypatch, "--inputs", 1600, "--json", tmp_path / "table.json")
     out, err = capsys.readouterr()

@@ -34,6 +34,7 @@ def test_timm_loads_the_folder_and_the_file(checkpoint: Path, oracles, tmp_path:
     )
 
 
+@pytest.mark.full
 def test_timm_has_the_preprocessing_and_the_classes(export: Callable[..., Path]):
     folder = export("hub")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

@@ -62,7 +62,7 @@ def test_keys_and_their_order(pair: Pair) -> None:
         assert list(ours) == list(pair[0].state_dict())
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", ["eval", pytest.param("train", marks=pytest.mark.full)])
 @pytest.mark.parametrize("size", [pytest.param((224, 224), marks=pytest.mark.full), (193, 257)])
 def test_logits(pair: Pair, size: tuple[int, int], mode: str) -> None:
     x = images(*size, count=1 if mode == "eval" else 4)

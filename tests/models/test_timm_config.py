@@ -287,6 +287,7 @@ def test_arguments_that_are_refused(oracle: nn.Module, changes: dict[str, Any]):
 
 
 @pytest.mark.parametrize("old", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.full
 def test_a_checkpoint_of_torchvisions_references(oracle: nn.Module, other: nn.Module, tmp_path: Path, old: bool):
     """The entries are those of references/classification/train.py."""
     path = tmp_path / "checkpoint.pth"

@@ -48,6 +48,7 @@ def test_weights_of_timm_load_and_come_back(tmp_path: Path, timms: Any, ending: 
         assert torch.equal(other(x), timms(x))
 
 
+@pytest.mark.full
 def test_weights_of_the_other_stem_are_refused(tmp_path: Path, timms: Any) -> None:
     """All shapes agree: the names, or the recipe of a checkpoint, tell the stem."""
     padded, rounded = create_model("seresnext50_32x4d", 7), create_model("seresnext50", 7)

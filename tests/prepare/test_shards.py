@@ -138,6 +138,7 @@ def test_ignored_files_are_reported_each_time(photographs, write, tmp_path):
         assert line.startswith(f"warning: {data}/train: ")
 
 
+@pytest.mark.full
 def test_an_interrupted_run_continues(photographs, write, start_command, tmp_path):
     options = ["--images-per-shard", "1", "--short-side", "190", "--workers", "1"]
     words = [photographs, "--output", tmp_path / "out", "--split", "train", "--cache", tmp_path / "cache"]

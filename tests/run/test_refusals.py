@@ -256,6 +256,7 @@ def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path
     assert "best.superseded" not in capsys.readouterr().out  # The file is renamed only once.
 
 
+@pytest.mark.full
 def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> None:
     """So are a checkpoint of 0.1.0, which has no record of validation images, and weights that are not read."""
     for path in set(run.glob("checkpoints/*")):

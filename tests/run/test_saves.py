@@ -37,6 +37,7 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
     return seen
 
 
+@pytest.mark.full
 def test_a_run_is_finished_when_its_last_checkpoint_is_on_the_disk(train_synthetic, happened, tmp_path):
     """Every write ends before the next write begins. Step 6 is saved before the validation, and then as the best."""
     train_synthetic(tmp_path / "run", [*SETTINGS, "checkpoint.every=1st"])

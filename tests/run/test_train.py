@@ -141,6 +141,7 @@ def validated_with(monkeypatch, losses):
     monkeypatch.setattr(trainer_module, "evaluate", evaluate_with)
 
 
+@pytest.mark.full
 def test_a_validation_loss_that_is_not_finite_stands_in_the_end(train_synthetic, monkeypatch, tmp_path, capsys):
     """The reason survives a stop and a resume, and a second start of the finished run."""
     run, settings = tmp_path / "run", ["length=4st", "evaluation.every=1st", "logging.every=1st"]

@@ -21,7 +21,7 @@ from run_folders import status
 pytestmark = pytest.mark.runs
 
 full = pytest.mark.full
-WORLDS = [1, pytest.param(2, marks=full), 3, pytest.param(4, marks=full)]
+WORLDS = [1, *(pytest.param(world, marks=full) for world in (2, 3, 4))]
 
 # An epoch has 3 steps: validation is due after steps 3, 6 and 7, the end. Two micro-batches a rank.
 RECIPE = """
