@@ -103,6 +103,7 @@ def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
     assert not any(name.startswith(".") for name in report["files"])
 
 
+@pytest.mark.full
 def test_or_it_stops(tmp_path):
     report = on_a_small_disk(tmp_path, "stops")
     assert report["outcomes"][:2] == [True, True]

@@ -87,6 +87,7 @@ def test_a_list_of_evaluations_is_refused(words, tmp_path: Path, capsys):
     refused([*words, "--evaluation", tmp_path / "no.json"], 3, "No such file", tmp_path, capsys)
 
 
+@pytest.mark.full
 def test_an_export_that_fails_its_check_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
     kind = kinds.KINDS["weights"]
 
@@ -135,6 +136,7 @@ def test_a_full_disk_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
     refused(words, 1, "No space left on device", tmp_path, capsys)
 
 
+@pytest.mark.full
 def test_weights_with_infinite_logits_are_refused(tmp_path: Path, capsys):
     model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3)
     with torch.no_grad():

@@ -40,6 +40,7 @@ def test_a_pushed_folder_loads_from_the_hub(checkpoint: Path, oracles, run_comma
         torch.testing.assert_close(torch.load(result), oracles["ema"](torch.ones(1, 3, 64, 64)))
 
 
+@pytest.mark.full
 def test_an_upload_that_fails_keeps_the_folder(checkpoint: Path, monkeypatch, tmp_path: Path, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # Nobody listens there.
@@ -60,6 +61,7 @@ def test_the_token_of_this_machine_is_needed(checkpoint: Path, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(("answer", "code"), [("n", 2), ("", 2), (None, 2), ("y", 1)])
+@pytest.mark.full
 def test_own_images_are_pushed_only_after_a_yes(words, photographs, monkeypatch, tmp_path, capsys, answer, code):
     def reply(question: str) -> str:
         assert f"{photographs}, with their EXIF data, to lab/ants" in question

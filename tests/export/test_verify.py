@@ -65,6 +65,7 @@ def test_a_missing_file_fails(copy: Callable[[str], Path], capsys):
 @pytest.mark.parametrize(
     ("key", "value"), [("interpolation", "bilinear"), ("crop_pct", 0.85), ("input_size", [3, 60, 60])]
 )
+@pytest.mark.full
 def test_another_resize_fails_with_the_reason(copy: Callable[[str], Path], capsys, key: str, value: object):
     folder = copy("folded")
     edit(folder / CONFIG, lambda config: config["pretrained_cfg"].update({key: value}))

@@ -114,6 +114,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("case", LONG)
+@pytest.mark.full
 def test_long_text_takes_seconds_at_most(case: str) -> None:
     start = time.process_time()
     try:

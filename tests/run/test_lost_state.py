@@ -107,6 +107,7 @@ def is_equal(run: Path, whole: Path) -> bool:
     return mine == theirs and my_validations == 0
 
 
+@pytest.mark.full
 def test_with_every_item_the_resumed_run_is_equal_bit_for_bit(resume_from, whole, saved):
     assert is_equal(resume_from(*saved), whole)
 
@@ -174,12 +175,9 @@ def test_an_item_that_is_missing_is_refused(resume_from, saved, item):
     assert refusal.value.exit_code == 4
 
 
-# Every day two kinds are tested. The counts of the average equal the counts of the model.
-EVERY_DAY = ["weights", "momentum of weights"]
-ON_REQUEST = sorted(TENSORS.keys() - {*EVERY_DAY, "averaged BatchNorm counts"})
-
-
-@pytest.mark.parametrize("kind", [*EVERY_DAY, *(pytest.param(kind, marks=pytest.mark.full) for kind in ON_REQUEST)])
+# The counts of the average equal the counts of the model.
+@pytest.mark.full
+@pytest.mark.parametrize("kind", sorted(TENSORS.keys() - {"averaged BatchNorm counts"}))
 def test_tensors_of_a_fresh_run_change_the_result(resume_from, whole, saved, fresh, kind):
     tensors, metadata = saved
     replaced = {**tensors, **{name: fresh[name] for name in chosen(tensors, kind)}}
@@ -187,7 +185,8 @@ def test_tensors_of_a_fresh_run_change_the_result(resume_from, whole, saved, fre
     assert not is_equal(resume_from(replaced, metadata), whole)
 
 
-@pytest.mark.parametrize("name", ["history", *(pytest.param(name, marks=pytest.mark.full) for name in FIELDS)])
+@pytest.mark.parametrize("name", [*FIELDS, "history"])
+@pytest.mark.full
 def test_progress_of_a_fresh_run_changes_the_result(resume_from, whole, saved, name):
     tensors, metadata = saved
     at_first = asdict(Progress())[name]

@@ -215,6 +215,7 @@ def test_the_command_records_what_it_refuses_before_a_run_is_known(
 OPEN = RunFolder.open  # The original, before the fixture `narrow` replaces this method.
 
 
+@pytest.mark.full
 def test_the_control_changes_the_folder(run: Path, images: Path) -> None:
     for name in (LAST, "last.safetensors"):
         damage(run / "checkpoints" / name)

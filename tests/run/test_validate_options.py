@@ -114,7 +114,7 @@ def jpeg(images: Path) -> bytes:
     return next(images.rglob("*.jpg")).read_bytes()
 
 
-@pytest.mark.parametrize("by_number", [False, True])
+@pytest.mark.parametrize("by_number", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_some_of_imagenets_classes_count_alone(tmp_path: Path, jpeg: bytes, by_number: bool) -> None:
     """The oracle leaves the other columns out of the softmax by hand."""
     bias, chosen = imagenet_weights(tmp_path / "w.safetensors"), [3, 500, 998]

@@ -239,6 +239,7 @@ def test_the_limit_of_cpu_time_is_reached(stop, tmp_path):
     assert sorted(store.steps(run / "checkpoints")) == [4]
 
 
+@pytest.mark.full
 def test_ctrl_c_to_our_torchrun_ends_with_saved(start_torchrun, narrow_arguments, tmp_path):
     """PyTorch's torchrun ends with a traceback here."""
     run = tmp_path / "run"

@@ -103,6 +103,7 @@ BAD_TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 
 
 @pytest.mark.parametrize("case", BAD_TENSORS)
+@pytest.mark.full
 def test_tensors_that_are_no_weights(measure: Probe, forge: Forge, untrained: Any, tmp_path: Path, case: str) -> None:
     found = {name: tensor.clone() for name, tensor in untrained.items()}
     BAD_TENSORS[case](found)
