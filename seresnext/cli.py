@@ -51,11 +51,12 @@ class RankedCommand:
     add_arguments: Callable[[Parser], None]
     prepare: Callable[[Namespace, StopRequest], Callable[[World], None] | None]
     record_refusal: Callable[[Namespace, Failure], None] = lambda options, failure: None
+    interrupted: str = "interrupted"  # printed after Ctrl-C
 
 
 # The first line of the docstring of `run` or `prepare` describes the command in the help.
 COMMANDS: dict[str, Command | RankedCommand] = {
-    "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal),
+    "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal, train.INTERRUPTED),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
     "compare": Command(compare.add_arguments, compare.run),
@@ -90,12 +91,10 @@ def main(words: Sequence[str], stop: StopRequest) -> int:
     return exit_code_of(lambda: _run_alone(name, command, arguments), command.interrupted)
 
 
-def _parse(
-    name: str, command: Command | RankedCommand, arguments: Sequence[str], options: Namespace | None = None
-) -> Namespace:
+def _parse(name: str, command: Command | RankedCommand, words: Sequence[str], options: Namespace) -> Namespace:
     parser = Parser(prog=f"seresnext {name}", description=_summary(command))
     command.add_arguments(parser)
-    return parser.parse(arguments, options)
+    return parser.parse(words, options)
 
 
 def _summary(command: Command | RankedCommand) -> str:
@@ -116,16 +115,15 @@ def _print_commands(name: str) -> None:
 
 
 def _run_alone(name: str, command: Command, arguments: Sequence[str]) -> None:
-    options = _parse(name, command, arguments)
+    options = _parse(name, command, arguments, Namespace())
     require_packages(command.packages)
     command.run(options)
 
 
 def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop: StopRequest) -> int:
     """Prepare a job on each rank, without torch. Then do the job on all ranks together. Return the exit code."""
-    options, has_world = Namespace(), False
+    options, has_world, job, unprepared = Namespace(), False, None, None
     try:
-        job, unprepared = None, None
         with _exiting_at_interrupt():
             try:
                 _parse(name, command, arguments, options)
@@ -154,7 +152,7 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
             command.record_refusal(options, failure)
         return failure.exit_code
     except KeyboardInterrupt:
-        print("interrupted; nothing changed after the last save", file=sys.stderr)
+        print(command.interrupted, file=sys.stderr)
         return INTERRUPTED
     except SystemExit as end:  # After --help.
         return int(end.code or 0)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -190,10 +191,10 @@ def test_the_home_folder(fails, reached, monkeypatch, tmp_path):
     assert f" {tmp_path}/none" in fails(3, "--recipe=~/own.yaml", "--data=~/none")
     words = ["--checkpoint=~/own.yaml", "--data=~/images", "--json=~/result.json"]
     assert "reached" in fails(2, "validate", *words)
-    options = cli._parse("validate", cli.COMMANDS["validate"], words)
+    options = cli._parse("validate", cli.COMMANDS["validate"], words, Namespace())
     assert (options.checkpoint, options.json) == ([tmp_path / "own.yaml"], tmp_path / "result.json")
     assert options.data == f"{tmp_path}/images"
-    options = cli._parse("train", cli.COMMANDS["train"], ["--recipe", "x", "--output=~/run"])
+    options = cli._parse("train", cli.COMMANDS["train"], ["--recipe", "x", "--output=~/run"], Namespace())
     assert options.output == tmp_path / "run"
 
 

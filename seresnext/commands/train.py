@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from seresnext.distributed import World
     from seresnext.recipe import LoadedRecipe
 
+INTERRUPTED = "interrupted; nothing changed after the last save"
+"""Printed after Ctrl-C."""
+
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments. The help lists the recipes."""

@@ -6,11 +6,14 @@ import atexit
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from seresnext.errors import Failure
@@ -121,16 +124,21 @@ def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> 
     """
     code = 0
     try:
-        try:
-            main()
-        except Failure as failure:
-            print(f"error: {for_terminal(failure)}", file=sys.stderr)
-            code = failure.exit_code
-        except KeyboardInterrupt:
-            print(interrupted, file=sys.stderr)
-            code = INTERRUPTED
-        except SystemExit as end:  # From argparse.
-            code = int(end.code or 0)
+        with _remember_interrupt() as was_interrupted:
+            try:
+                main()
+            except SystemExit as end:  # From argparse.
+                code = int(end.code or 0)
+            except (Exception, KeyboardInterrupt) as error:
+                # Ctrl-C in the middle of an import, or in a library that translates errors, appears as another error.
+                if isinstance(error, KeyboardInterrupt) or was_interrupted():
+                    print(interrupted, file=sys.stderr)
+                    code = INTERRUPTED
+                elif isinstance(error, Failure):
+                    print(f"error: {for_terminal(error)}", file=sys.stderr)
+                    code = error.exit_code
+                else:
+                    raise
         sys.stdout.flush()
     except OSError as error:
         if error.filename != _STREAMS[1]:
@@ -139,3 +147,22 @@ def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> 
         print(f"error: {error.filename} cannot be written: {error.strerror}; redirect the output", file=sys.stderr)
         return _UNWRITTEN
     return code
+
+
+@contextmanager
+def _remember_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether Ctrl-C came in the block."""
+    before, interrupts = signal.getsignal(signal.SIGINT), []
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(interrupts)
+    finally:
+        signal.signal(signal.SIGINT, before)

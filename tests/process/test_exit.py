@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from seresnext.process.exit import exit_code_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,3 +197,23 @@ def test_a_closed_pipe_is_not_an_error(run_command, program):
     assert result.returncode == 0, result.output
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("interrupts", [True, False])
+def test_an_error_that_ctrl_c_caused_is_an_interrupt(interrupts, capsys):
+    """A library that is interrupted in the middle of an import raises any error."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def main():
+        with suppress(KeyboardInterrupt):
+            if interrupts:
+                signal.raise_signal(signal.SIGINT)
+        raise AttributeError("a module without attributes")
+
+    if interrupts:
+        assert exit_code_of(main) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+    else:
+        with pytest.raises(AttributeError):
+            exit_code_of(main)
+    assert signal.getsignal(signal.SIGINT) is before
