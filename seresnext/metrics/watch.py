@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -11,31 +11,34 @@ from seresnext.distributed import RankTimer, RankTimes, World
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import Speed
 
-_STEPS = 50  # steps of the window of losses and gradients
+_STEPS = 100  # of the window of losses and gradients
 _INTERVALS = (5, 20)  # the fewest and the most intervals of the window of speeds
-_SPREADS = 6.0  # distance from the median of a window, in robust standard deviations
-_LOSS_RATIO, _GRADIENT_RATIO, _SPEED_RATIO = 1.5, 4.0, 0.7  # of the median of a window
+_SPREADS = 6.0  # distance of a spike from the median of the window, in robust standard deviations
+_LOSS_RATIO, _GRADIENT_RATIO = 1.5, 4.0  # of a spike to the median of the window
+_NEW_HIGH, _NEW_LOW = 1.5, 0.9  # of a spike to the maximum of the window, of a drop to the minimum
+_SPEED_RATIO = 0.7  # of a drop to the median of the window
 _STARVED, _FED = 0.3, 0.15  # shares of the wait for images: starvation begins above the first, ends below the second
+_FEWEST_STEPS = 5  # of an interval whose speed is compared
 _SLOW = 0.1  # share by which the slowest rank has to be slower than the other ranks, to be printed
 
 
 class Usual(NamedTuple):
-    """The usual value of a window: the median, and the spread: 1.4826 MAD, the standard deviation of a normal one."""
+    """The usual value of a window of numbers, which is the median, and the limit above which a number is a spike."""
 
     value: float
-    spread: float
-
-    def is_far(self, value: float, ratio: float) -> bool:
-        """Return whether a value lies beyond `ratio` times the usual value, and outside of the spread."""
-        distance, allowed = value - self.value, (ratio - 1) * self.value
-        return distance / allowed > 1 and abs(distance) > _SPREADS * self.spread if allowed else False
+    limit: float
 
 
-def usual(window: Iterable[float]) -> Usual:
-    """Return the usual value of a window (median and median absolute deviation, Rousseeuw and Croux 1993)."""
-    values = list(window)
-    middle = median(values)
-    return Usual(middle, 1.4826 * median(abs(value - middle) for value in values))
+def usual(window: Sequence[float], ratio: float) -> Usual:
+    """Return the usual value and the limit of a window.
+
+    A spike is above `ratio` times the median, outside of the noise, and a new high. The noise is six times 1.4826 MAD,
+    the median absolute deviation as an estimate of the standard deviation (Rousseeuw and Croux 1993). The new high
+    matters for small batches, whose losses are far from normal: one hard image is a large part of the loss.
+    """
+    middle = median(window)
+    spread = 1.4826 * median(abs(value - middle) for value in window)
+    return Usual(middle, max(ratio * middle, middle + _SPREADS * spread, _NEW_HIGH * max(window)))
 
 
 class SlowestRank(NamedTuple):
@@ -88,22 +91,22 @@ class Watch:
         self._image_size: int | None = None
         self._is_starved = False
         self._logged: set[str] = set()
-        self._steps = 0
+        self._checked = 0  # the step at the end of the last interval
 
     def check_step(self, step: int, losses: Sequence[float], grad_norm: float) -> None:
         """Look for a loss spike or a gradient jump in step number `step` (from 0) with finite numbers.
 
-        `losses` has the mean losses of the micro-batches. The samples of a spike are those of the micro-batches with a
-        loss above the limit, or of all micro-batches if only the mean is above the limit.
+        `losses` has the mean losses of the micro-batches. A spike names the samples of the micro-batches whose loss is
+        above the limit. A gradient is of all micro-batches.
         """
         loss = sum(losses) / len(losses)
         if len(self._losses) == _STEPS:
-            expected, gradient = usual(self._losses), usual(self._grad_norms)
-            if expected.is_far(loss, _LOSS_RATIO):
-                high = [replica for replica, one in enumerate(losses) if expected.is_far(one, _LOSS_RATIO)]
+            expected, gradient = usual(self._losses, _LOSS_RATIO), usual(self._grad_norms, _GRADIENT_RATIO)
+            if loss > expected.limit:
+                high = [replica for replica, one in enumerate(losses) if one > expected.limit]
                 text = f"the loss of step {step + 1} is {loss:.4g}, usual is {expected.value:.4g}"
-                self._report("loss_spike", step + 1, loss, expected.value, text, high or range(len(losses)))
-            if gradient.is_far(grad_norm, _GRADIENT_RATIO):
+                self._report("loss_spike", step + 1, loss, expected.value, text, high)
+            if grad_norm > gradient.limit:
                 text = f"the gradient norm of step {step + 1} is {grad_norm:.4g}, usual is {gradient.value:.4g}"
                 self._report("gradient_jump", step + 1, grad_norm, gradient.value, text, range(len(losses)))
         self._losses.append(loss)
@@ -112,21 +115,23 @@ class Watch:
     def check_interval(self, step: int, speed: Speed, image_size: int) -> None:
         """Log the slowest rank of the interval that ends after `step` steps, and look for anomalies of the speed.
 
-        The first interval of a process and the first of another image size are not compared: the loader fills its
-        queue, and the compiler may work.
+        The first interval of a process and the first of another image size are not compared, because the compiler may
+        work there and the loader fills its queue. Intervals of few steps are not compared either.
         """
         self._logged.clear()
-        data_wait = self._log_slowest(step, speed)
-        if self._image_size != image_size or speed.images_per_second is None:
+        data_wait, images_per_second = self._log_slowest(step, speed), speed.images_per_second
+        steps, self._checked = step - self._checked, step
+        if self._image_size != image_size:
             self._image_size = image_size
             self._speeds.clear()
             return
-        images_per_second = speed.images_per_second
+        if steps < _FEWEST_STEPS or images_per_second is None:
+            return
         if len(self._speeds) >= _INTERVALS[0]:
-            expected = usual(self._speeds)
-            if expected.is_far(images_per_second, _SPEED_RATIO):
-                text = f"{images_per_second:.1f} images/s up to step {step}, usual are {expected.value:.1f}"
-                self._report("throughput_drop", step, images_per_second, expected.value, text)
+            expected = median(self._speeds)
+            if images_per_second < min(_SPEED_RATIO * expected, _NEW_LOW * min(self._speeds)):
+                text = f"{images_per_second:.1f} images/s up to step {step}, usual are {expected:.1f}"
+                self._report("throughput_drop", step, images_per_second, expected, text)
         self._speeds.append(images_per_second)
         share = data_wait * images_per_second / self._global_size
         if share > _STARVED and not self._is_starved:

@@ -153,3 +153,25 @@ def test_on_a_gpu_events_are_read_after_the_device_has_passed_them(monkeypatch):
         assert len(timer._passing) <= 3
     FakeEvent.device_time = 1e9
     assert timer.read().computing == pytest.approx(0.01)  # 10 ms between two events
+
+
+@pytest.mark.gpu
+def test_on_a_real_gpu_nothing_waits_and_the_time_is_that_of_the_device():
+    """The device is busy for longer than the host needs to queue the work. An event of torch is the oracle."""
+    device = torch.device("cuda")
+    model = nn.Sequential(*(nn.Linear(4096, 4096) for _ in range(8))).to(device)
+    timer, images = RankTimer(model, device), torch.randn(4096, 4096, device=device)
+    model(images).square().mean().backward()
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        begin.record()
+        for step in range(20):
+            timer.start(step, 0.0)
+            model(images).square().mean().backward()
+        end.record()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    end.synchronize()
+    assert timer.read().computing == pytest.approx(begin.elapsed_time(end) / 1000 / 20, rel=0.1)

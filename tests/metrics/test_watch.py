@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from scipy.stats import median_abs_deviation
 
 from seresnext.distributed import RankTimes, World
 from seresnext.metrics.speed import Speed
@@ -48,10 +49,13 @@ def fed(watch, losses, norms=None):
         watch.check_step(step, [loss, loss], norms[step] if norms else 1.0)
 
 
-def test_the_usual_value_is_the_median_and_the_normalised_mad():
-    values = [3.0, 1.0, 2.0, 100.0, 4.0]
+@pytest.mark.parametrize(("values", "ratio"), [([3.0, 1, 2, 9, 4], 1.5), ([3.0, 1, 2, 3.5, 4], 1.5), ([2.0] * 5, 4)])
+def test_the_limit_is_the_highest_of_three(values, ratio):
+    """SciPy's median absolute deviation is the oracle. In each case another limit is the highest."""
     middle = np.median(values)
-    assert usual(values) == (middle, 1.4826 * np.median(np.abs(values - middle)))
+    spread = median_abs_deviation(values, scale="normal")
+    limits = [ratio * middle, middle + 6 * spread, 1.5 * max(values)]
+    assert usual(values, ratio) == pytest.approx((middle, max(limits)), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -69,44 +73,46 @@ def test_a_loss_spike_is_an_event_with_step_and_images(watch, logger):
     (event,) = logger.events
     assert (event["kind"], event["step"], event["epoch"]) == ("loss_spike", 201, 20.1)
     assert event["value"] == pytest.approx((losses[-1] + 9.0) / 2)
-    assert event["usual"] == pytest.approx(np.median(losses[-50:]))
+    assert event["usual"] == pytest.approx(np.median(losses[-100:]))
     assert event["samples"] == ["200/1.jpg"]  # of the micro-batch with the high loss
     assert logger.texts[0].startswith("warning: loss spike: the loss of step 201 is ")
     watch.check_step(201, [9.0, 9.0], 1.0)
     assert len(logger.events) == 1  # One of a kind in an interval.
     watch.check_interval(202, Speed(100.0, 0.0), 224)
-    watch.check_step(202, [9.0, 9.0], 1.0)
+    watch.check_step(202, [14.0, 14.0], 1.0)
     assert logger.events[1]["samples"] == ["202/0.jpg", "202/1.jpg"]
 
 
 def test_a_gradient_jump_names_all_images_of_the_step(watch, logger):
     fed(watch, losses_of(100))
-    watch.check_step(100, [2.0, 2.0], 3.9)
+    watch.check_step(100, [2.0, 2.0], 2.6)
+    watch.check_step(101, [2.0, 2.0], 3.9)
     assert logger.events == []
-    watch.check_step(101, [2.0, 2.0], 4.1)
+    watch.check_step(102, [2.0, 2.0], 5.9)
     (event,) = logger.events
-    assert (event["kind"], event["step"], event["usual"]) == ("gradient_jump", 102, 1.0)
-    assert event["samples"] == ["101/0.jpg", "101/1.jpg"]
+    assert (event["kind"], event["step"], event["usual"]) == ("gradient_jump", 103, 1.0)
+    assert event["samples"] == ["102/0.jpg", "102/1.jpg"]
 
 
 def test_wide_noise_allows_more(watch, logger):
     """The same loss is a spike in a quiet run and none in a noisy one."""
-    fed(watch, losses_of(300, noise=0.3))
-    watch.check_step(300, [4.5, 4.5], 1.0)
+    losses = losses_of(300, noise=0.3)
+    fed(watch, losses)
+    watch.check_step(300, [1.4 * max(losses[-100:])] * 2, 1.0)
     assert logger.events == []
 
 
 def test_nothing_is_a_spike_before_the_window_is_full(watch, logger):
-    fed(watch, [*losses_of(49), 50.0])
+    fed(watch, [*losses_of(99), 50.0])
     assert logger.events == []
 
 
 def test_a_process_that_starts_in_the_middle_sees_the_same_spikes(watch):
     losses = losses_of(400)
-    for step in (180, 260, 300, 399):
-        losses[step] = 20.0
+    for step, loss in ((180, 20.0), (260, 21.0), (300, 40.0), (399, 70.0)):
+        losses[step] = loss
     logs = []
-    for start in (0, 100, 249):
+    for start in (0, 100, 199):
         logger = Recorder()
         resumed = Watch(logger, World(), None, lambda step, replica: [], 10, 100)
         for step in range(start, 400):
@@ -124,12 +130,21 @@ def intervals(watch, speeds, data_wait=0.0, image_size=224, first=0):
 
 
 def test_a_throughput_drop_is_an_event(watch, logger):
-    intervals(watch, [20.0, *[100.0, 104.0, 97.0] * 3, 71.0])  # The first interval has compiled.
+    intervals(watch, [20.0, *[100.0, 104.0, 97.0] * 3, 78.0])  # The first interval has compiled.
     assert logger.anomalies == []
     intervals(watch, [69.0], first=11)
     assert logger.anomalies == [("throughput_drop", 120)]
     assert logger.events[0]["usual"] == 100.0
     assert logger.texts == ["warning: throughput drop: 69.0 images/s up to step 120, usual are 100.0"]
+    intervals(watch, [63.0, 56.0], first=12)  # Only a new low is an event.
+    assert logger.anomalies[1:] == [("throughput_drop", 140)]
+
+
+def test_a_machine_of_changing_speed_has_no_drop_until_a_new_low(watch, logger):
+    intervals(watch, [100.0, *[100.0, 60.0, 130.0, 90.0] * 5, 58.0])
+    assert logger.anomalies == []
+    intervals(watch, [50.0], first=22)
+    assert logger.anomalies == [("throughput_drop", 230)]
 
 
 def test_progressive_sizes_are_no_throughput_drop(watch, logger):
@@ -140,9 +155,12 @@ def test_progressive_sizes_are_no_throughput_drop(watch, logger):
     assert logger.anomalies == [("throughput_drop", 180)]
 
 
-def test_an_interval_of_profiled_steps_has_no_speed(watch, logger):
-    intervals(watch, [*[100.0] * 8, None, 100.0])
+def test_an_interval_of_traced_steps_or_of_few_steps_is_not_compared(watch, logger):
+    intervals(watch, [*[100.0] * 8, None])
+    watch.check_interval(94, Speed(10.0, 9.0), 224)
     assert logger.anomalies == []
+    watch.check_interval(99, Speed(10.0, 9.0), 224)
+    assert logger.anomalies == [("throughput_drop", 99), ("data_starvation", 99)]
 
 
 def test_data_starvation_is_an_event_when_it_begins(watch, logger):

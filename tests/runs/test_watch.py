@@ -8,10 +8,10 @@ from pathlib import Path
 
 import launcher
 import pytest
-from run_folders import digest
+from run_folders import differences, digest, losses
 
 pytestmark = [pytest.mark.runs, pytest.mark.narrow]
-PROGRAM = str(Path(__file__).parents[1] / "slow_rank.py")
+PROGRAM = str(Path(__file__).parents[1] / "disturbed.py")
 LOGGED = ("--set", "logging.every=4st", "--set", "data.workers=0", "--set", "evaluation.every=8st")
 
 
@@ -20,7 +20,7 @@ def all_events(run, kind):
     return [event for event in found if event["event"] == kind]
 
 
-@pytest.mark.parametrize("part", ["data", "computing"])
+@pytest.mark.parametrize("part", [pytest.param("data", marks=pytest.mark.full), "computing"])
 def test_a_slow_rank_is_named_with_the_part(train_arguments, tmp_path, part):
     """Rank 1 takes 0.2 s longer for each of two steps a log line, in loading or in computing."""
     run = tmp_path / "run"
@@ -43,6 +43,38 @@ def test_ranks_of_equal_speed_differ_little(train_arguments, tmp_path):
     launcher.complete(2, [PROGRAM, "none", "1", "0", *train_arguments(run, *LOGGED)[1:]])
     assert all(event["seconds"] - event["others"] < 0.06 for event in all_events(run, "slowest_rank"))
     assert (run / "log.txt").read_text().count("slowest rank up to step") == 2
+
+
+@pytest.mark.full
+def test_wrong_labels_and_a_slow_loader_are_events(train_arguments, tmp_path):
+    """Step 141 has wrong labels, and each batch from step 151 on comes 0.2 s late. The first 140 steps are normal."""
+    run, settings = tmp_path / "run", ("length=160st", "logging.every=10st", "evaluation.every=160st", "data.workers=0")
+    settings = (*settings, "optimizer.lr=0.02", "model.drop_rate=0", "schedule.warmup=10st", "checkpoint.every=160st")
+    words = [word for setting in settings for word in ("--set", setting)]
+    launcher.complete(1, [PROGRAM, "spoilt", "0", "0.2", *train_arguments(run, *words)[1:]])
+    events = all_events(run, "anomaly")
+    assert [event for event in events if event["kind"].endswith(("spike", "jump")) and event["step"] < 141] == []
+    last = {event["kind"]: event for event in events}
+    assert (last["loss_spike"]["step"], len(last["loss_spike"]["samples"])) == (141, 8)
+    assert last["throughput_drop"]["step"] == last["data_starvation"]["step"] == 160
+    assert last["data_starvation"]["value"] > 0.6
+
+
+@pytest.mark.full
+def test_a_fork_differs_from_the_run_by_the_change_alone(train, tmp_path):
+    """The first step after the fork has the same weights, images, crops and dropout, so the same loss."""
+    whole = train(tmp_path / "whole")
+    fork = str(whole / "checkpoints" / "step-00000004.safetensors")
+    same = train(tmp_path / "same", "--resume", fork)
+    assert differences(whole, same) == []
+    changed = train(
+        tmp_path / "changed", "--resume", fork, "--set", "optimizer.lr=0.004", "--allow-changed", "optimizer"
+    )
+    assert differences(whole, changed)
+    assert losses(changed)[0] == losses(whole)[4]
+    assert losses(changed)[3] != losses(whole)[7]
+    seeded = train(tmp_path / "seeded", "--resume", fork, "--set", "runtime.seed=1", "--allow-changed", "runtime")
+    assert losses(seeded)[0] != losses(whole)[4]
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
