@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,7 @@ class StepProfiler:
                 return ProfilerAction.WARMUP if number < first else ProfilerAction.NONE
             return ProfilerAction.RECORD_AND_SAVE if number == last else ProfilerAction.RECORD
 
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto prints two lines, and an error without a GPU.
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._profiler = profile(activities=activities, schedule=action, on_trace_ready=self._write)
         self._profiler.start()

@@ -76,3 +76,9 @@ def test_without_steps_there_is_no_profiler(tmp_path):
 def test_traced_steps_and_the_warm_up_do_not_count_as_speed():
     profiler = build_profiler((4, 5), 0, None, 0, print)
     assert [step for step in range(10) if profiler.covers(step)] == [2, 3, 4]
+
+
+def test_the_profiler_of_torch_prints_nothing(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    traced(build_profiler((2, 3), 0, tmp_path / "profile", 0, lambda text: None), range(5))
+    assert capfd.readouterr() == ("", "")
