@@ -57,9 +57,8 @@ def read_small_json(path: Path) -> Any:
         return None
 
 
-def write_json(path: Path, content: Any, option: str = "--json") -> None:
+def write_output(path: Path, text: str) -> None:
     """Write the file that an option of a command names. A device such as /dev/stdout is not replaced. Raise Failure."""
-    text = json.dumps(content, indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() or not path.exists():
@@ -67,4 +66,9 @@ def write_json(path: Path, content: Any, option: str = "--json") -> None:
         else:
             path.write_text(text)
     except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with {option}") from None
+        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write the JSON file that an option of a command names. Raise Failure."""
+    write_output(path, json.dumps(content, indent=2) + "\n")

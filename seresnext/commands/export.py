@@ -43,7 +43,7 @@ def card_arguments(parser: Parser) -> None:
 
 def card(options: Namespace) -> None:
     """Write the model card of a checkpoint, with the metadata of the Hugging Face Hub."""
-    from seresnext.export.describe import describe
+    from seresnext.export.create import describe
 
     describe(options)
 

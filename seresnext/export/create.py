@@ -1,4 +1,4 @@
-"""The export of a checkpoint: a new folder, which gets its name when its check has passed."""
+"""The export of a checkpoint, a folder that gets its name when its check has passed; and the card without an export."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from seresnext.export.golden import compute_logits, draw_golden, expect, load_go
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
 from seresnext.export.verify import Verified, verify
+from seresnext.files import write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
 from seresnext.printable import printable, shown_path
 
@@ -120,6 +121,21 @@ def collect_facts(
         dataset=hub_dataset(loaded.metadata),
         is_export=is_export,
     )
+
+
+def describe(options: Namespace) -> None:
+    """Print the card of a checkpoint, or write the card to a file, by the options of the command line."""
+    path = find_weights(options.checkpoint)
+    loaded = open_weights(path, options.weights)
+    evaluation = read_evaluation(options.evaluation, loaded) if options.evaluation else None
+    size, classes = path.stat().st_size, class_names(loaded)
+    facts = collect_facts(build_pretrained(loaded), loaded, classes, digest_of(path), evaluation, size, is_export=False)
+    card = write_card(facts)
+    if options.output is None:
+        print(card, end="")
+    else:
+        write_output(options.output, card)
+        print(f"wrote {shown_path(options.output)}")
 
 
 class _Calibration(BaseModel):

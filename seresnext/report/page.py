@@ -23,9 +23,9 @@ from PIL import Image
 from seresnext import __version__
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.synthetic import SyntheticReader
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError
 from seresnext.evaluation.statistics import BINS, confidences
-from seresnext.files import read_small_json, write_atomically
+from seresnext.files import read_small_json, write_output
 from seresnext.models import Preprocessing
 from seresnext.models.pretrained import build_pretrained
 from seresnext.printable import for_terminal, printable, shown_path
@@ -115,11 +115,7 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
         )
     )
     path = folder / "index.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
-    except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another folder for the report") from None
+    write_output(path, page)
     return path
 
 
