@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-from seresnext.errors import Failure
+from seresnext.errors import Failure, UsageError
+from seresnext.printable import shown_path
 
 _MAX_BYTES = 1 << 20  # of a small file
 
@@ -72,3 +74,38 @@ def write_output(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write the JSON file that an option of a command names. Raise Failure."""
     write_output(path, json.dumps(content, indent=2) + "\n")
+
+
+class NewFile(io.FileIO):
+    """The file that an option of a command names. The file appears at the end of the block, unless there is an error.
+
+    Raise UsageError for a path where no file can be, and Failure for a write that fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.part")
+        self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file"
+        if path.exists() and not path.is_file():  # A device would be replaced.
+            raise UsageError(self._failure.format("not a regular file"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(self._temporary, "w")
+        except OSError as error:
+            raise UsageError(self._failure.format(error.strerror)) from None
+
+    def write(self, data: Any, /) -> int:
+        """Write all bytes of the data."""
+        rest = memoryview(data).cast("B")
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            raise Failure(self._failure.format(error.strerror)) from None
+        return memoryview(data).nbytes
+
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        super().__exit__(kind, *details)
+        if kind:
+            self._temporary.unlink(missing_ok=True)
+        else:
+            self._temporary.replace(self._path)
