@@ -17,7 +17,6 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.export.card import ModelFacts, write_card
 from seresnext.export.documents import (
-    CONFIG,
     EXPECTED,
     Config,
     Manifest,
@@ -32,6 +31,7 @@ from seresnext.export.push import check_push, push
 from seresnext.export.verify import Verified, verify
 from seresnext.files import write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
+from seresnext.models.timm_config import CONFIG
 from seresnext.printable import printable, shown_path
 
 _PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")

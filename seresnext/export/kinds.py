@@ -43,14 +43,8 @@ def _write_weights(model: SENet, path: Path) -> None:
 
 
 def _open_weights(path: Path, config: Config) -> Network:
-    loaded = LoadedWeights(shown_path(path), read_weights(path)[0])
-    found = loaded.identify()  # Before a model is built: a number in the configuration can be larger than the file.
-    if found != (config.architecture, config.num_classes, 3):
-        raise CheckpointError(
-            f"{loaded.source} is a {found.name} with {found.num_classes} classes, and the configuration has a "
-            f"{config.architecture} with {config.num_classes}; export the model again"
-        )
-    return build_pretrained(loaded)
+    # With the configuration, the tensors are compared before a model is built: the numbers can exceed the file.
+    return build_pretrained(LoadedWeights(shown_path(path), read_weights(path)[0], config=config), in_channels=3)
 
 
 def _write_folded(model: SENet, path: Path) -> None:

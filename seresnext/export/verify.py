@@ -11,7 +11,6 @@ from torch import Tensor
 
 from seresnext.errors import CheckpointError, DataError
 from seresnext.export.documents import (
-    CONFIG,
     EXPECTED,
     MANIFEST,
     Config,
@@ -22,6 +21,7 @@ from seresnext.export.documents import (
 )
 from seresnext.export.golden import compute_logits, load_golden, pixels_digest
 from seresnext.export.kinds import KINDS
+from seresnext.models.timm_config import CONFIG
 from seresnext.printable import printable, shown_path
 
 

@@ -31,7 +31,7 @@ Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=64)
 Scales = Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=64)]
 
 
-class PretrainedConfig(BaseModel):
+class PretrainedConfig(BaseModel, frozen=True):
     """The preprocessing. Keys and defaults are timm's (`PretrainedCfg`).
 
     `test_input_size` and `test_crop_pct` are the sizes of timm's validate.py, and come first.
@@ -58,7 +58,7 @@ class PretrainedConfig(BaseModel):
         return Preprocessing(height, self.test_crop_pct or self.crop_pct, self.interpolation, mean, std)
 
 
-class TimmConfig(BaseModel):
+class TimmConfig(BaseModel, frozen=True):
     """The content of `config.json`. Keys without a meaning here are ignored."""
 
     architecture: str

@@ -14,8 +14,9 @@ from exports import run
 from safetensors.torch import save_file
 
 from seresnext.export import create, kinds
-from seresnext.export.documents import CONFIG, EXPECTED, MANIFEST
+from seresnext.export.documents import EXPECTED, MANIFEST
 from seresnext.models import LoadedWeights
+from seresnext.models.timm_config import CONFIG
 
 EVALUATION = {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10, "images_per_second": 3.0, "weights": "ema"}
 
