@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.export.card import ModelFacts, write_card
 from seresnext.export.documents import (
@@ -24,7 +25,7 @@ from seresnext.export.documents import (
     write_document,
     write_manifest,
 )
-from seresnext.export.facts import class_names, describe_training, hub_dataset
+from seresnext.export.facts import describe_training, hub_dataset
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
@@ -70,10 +71,6 @@ def write_export(
     evaluation: dict[str, float] | None,
 ) -> None:
     """Write all files of an export into a folder. `path` is the file of the weights. Raise DataError for bad images."""
-    if model.in_channels != 3:
-        raise CheckpointError(
-            f"{loaded.source} has {model.in_channels} channels, and images are read as RGB; give a model for 3 channels"
-        )
     classes = class_names(loaded)
     architecture, how = loaded.identify().name, loaded.preprocessing
     try:
