@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
-from seresnext.export.card import ModelFacts, write_card
+from seresnext.export.card import write_card
 from seresnext.export.documents import (
     EXPECTED,
     Config,
@@ -25,7 +25,6 @@ from seresnext.export.documents import (
     write_document,
     write_manifest,
 )
-from seresnext.export.facts import describe_training, hub_dataset
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
@@ -86,38 +85,11 @@ def write_export(
     digest, step = digest_of(path), loaded.metadata.step if loaded.metadata else None
     if kind == "hub":
         size = (folder / KINDS[kind].file).stat().st_size
-        facts = collect_facts(model, loaded, classes, digest, evaluation, size)
-        (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+        (folder / "README.md").write_text(write_card(model, loaded, digest, size, evaluation), encoding="utf-8")
     source = {"file": printable(path.name), "sha256": digest, "weights": loaded.weights, "step": step}
     versions = {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in sys.modules}
     manifest = Manifest(kind=kind, model=architecture, source=source, versions=versions, evaluation=evaluation)
     write_manifest(folder, manifest)
-
-
-def collect_facts(
-    model: SENet,
-    loaded: LoadedWeights,
-    classes: list[str],
-    digest: str,
-    evaluation: dict[str, float] | None,
-    file_size: int,
-    is_export: bool = True,
-) -> ModelFacts:
-    """Return the facts for the card of a model. `file_size` is the size of the weights in bytes."""
-    architecture = loaded.identify().name
-    return ModelFacts(
-        name=architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes",
-        architecture=architecture,
-        classes=classes,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        preprocessing=loaded.preprocessing,
-        weights=loaded.weights,
-        source_sha256=digest,
-        training=describe_training(loaded, file_size),
-        evaluation=evaluation,
-        dataset=hub_dataset(loaded.metadata),
-        is_export=is_export,
-    )
 
 
 def describe(options: Namespace) -> None:
@@ -125,9 +97,8 @@ def describe(options: Namespace) -> None:
     path = find_weights(options.checkpoint)
     loaded = open_weights(path, options.weights)
     evaluation = read_evaluation(options.evaluation, loaded) if options.evaluation else None
-    size, classes = path.stat().st_size, class_names(loaded)
-    facts = collect_facts(build_pretrained(loaded), loaded, classes, digest_of(path), evaluation, size, is_export=False)
-    card = write_card(facts)
+    size = path.stat().st_size
+    card = write_card(build_pretrained(loaded), loaded, digest_of(path), size, evaluation, is_export=False)
     if options.output is None:
         print(card, end="")
     else:
