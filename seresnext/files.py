@@ -7,6 +7,9 @@ import io
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +112,21 @@ class NewFile(io.FileIO):
             self._temporary.unlink(missing_ok=True)
         else:
             self._temporary.replace(self._path)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder that gets the name `output` at the end of the block, and is removed after an error.
+
+    Raise Failure if the folder cannot be written.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+            folder = Path(temporary) / output.name
+            folder.mkdir()
+            yield folder
+            folder.rename(output)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None

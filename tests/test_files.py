@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seresnext.errors import Failure
-from seresnext.files import NotRegularError, open_regular, read_small_json, write_atomically, write_json
+from seresnext.files import NotRegularError, new_folder, open_regular, read_small_json, write_atomically, write_json
 
 
 def test_a_file_and_a_link_are_opened(tmp_path: Path) -> None:
@@ -80,3 +80,14 @@ def test_the_json_of_an_option(tmp_path):
     os.close(reader)
     with pytest.raises(Failure, match=r"cannot be written .*; choose another file"):
         write_json(tmp_path / "new" / "file" / "x", 1)
+
+
+def test_an_interrupted_block_leaves_no_folder(tmp_path: Path):
+    def interrupt() -> None:
+        with new_folder(tmp_path / "new") as folder:
+            (folder / "file").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert list(tmp_path.iterdir()) == []

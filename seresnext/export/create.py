@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from seresnext.export.golden import compute_logits, draw_golden, expect, load_go
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
 from seresnext.export.verify import Verified, verify
-from seresnext.files import write_output
+from seresnext.files import new_folder, write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
 from seresnext.models.timm_config import CONFIG
 from seresnext.printable import printable, shown_path
@@ -158,23 +155,6 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
     temperature = {"temperature": found.calibration.temperature} if found.calibration else {}
     figures = {name: getattr(found, name) for name in ("top1", "top5", "loss", "num_images")} | temperature
     return {name: float(value) for name, value in figures.items() if value is not None}
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder that gets the name `output` at the end of the block, and is removed after an exception."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        temporary.rename(output)
-    except OSError as error:
-        raise Failure(
-            f"--output {shown_path(output)} cannot be written: {error.strerror or error}; choose another folder"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check(folder: Path) -> Verified:
