@@ -28,7 +28,7 @@ from seresnext.export.push import check_push, push
 from seresnext.export.verify import Verified, verify
 from seresnext.files import new_folder, write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
-from seresnext.models.timm_config import CONFIG
+from seresnext.models.timm_config import CONFIG, first_problem
 from seresnext.printable import printable, shown_path
 
 _PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")
@@ -133,10 +133,9 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror}; give the JSON of `seresnext validate`") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
         raise DataError(
-            f"{where} is not the result of one checkpoint: {problem}; give the JSON of `seresnext validate`"
+            f"{where} is not the result of one checkpoint: {first_problem(error)}; give the JSON "
+            "of `seresnext validate`"
         ) from None
     how = loaded.preprocessing
     wanted = {

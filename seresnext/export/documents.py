@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from seresnext.errors import CheckpointError
 from seresnext.files import open_regular
 from seresnext.models import MODELS, Preprocessing, timm_config
-from seresnext.models.timm_config import CONFIG
+from seresnext.models.timm_config import CONFIG, first_problem
 from seresnext.printable import printable, shown_path
 
 EXPECTED, MANIFEST = "golden/expected.json", "manifest.json"
@@ -139,10 +139,8 @@ def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
         raise CheckpointError(
-            f"{shown_path(path)} cannot be used: {printable(place)}: {printable(first['msg'])}; export the model again"
+            f"{shown_path(path)} cannot be used: {first_problem(error)}; export the model again"
         ) from None
 
 

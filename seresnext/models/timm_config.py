@@ -112,7 +112,7 @@ def read_config(weights: Path) -> TimmConfig | None:
         return TimmConfig.model_validate_json(data)
     except ValidationError as error:
         raise CheckpointError(
-            f"{shown_path(path)} is refused: {_first_problem(error)}; give a folder that timm wrote for one of these "
+            f"{shown_path(path)} is refused: {first_problem(error)}; give a folder that timm wrote for one of these "
             "models"
         ) from None
 
@@ -139,11 +139,12 @@ def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_chann
         return PretrainedConfig.model_validate({**published, **given}).preprocessing(in_channels, source)
     except ValidationError as error:
         raise CheckpointError(
-            f"{source} has arguments of its training that are refused: {_first_problem(error)}; "
+            f"{source} has arguments of its training that are refused: {first_problem(error)}; "
             "save the state_dict alone"
         ) from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem of values that pydantic refuses, with its place, on one line."""
     first = error.errors()[0]
     return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), longest=500)
