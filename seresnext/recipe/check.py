@@ -195,9 +195,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
         message = "is ema, but ema is null, so the run has no average; write auto or model, or give the ema section"
         yield Problem("evaluation.weights", message, ("ema",))
     if evaluation.recalibrate and recipe.early_stop:
-        message = (
-            "needs a last validation that is known in advance, unlike with early_stop; write null for one of the two"
-        )
+        message = "needs a last validation that is known in advance, unlike with early_stop; write null for one"
         yield Problem("evaluation.recalibrate", message, ("early_stop",))
     if evaluation.recalibrate and _are_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
         message = "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null"
