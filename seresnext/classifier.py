@@ -144,17 +144,17 @@ def class_names(loaded: LoadedWeights) -> list[str]:
 
     Raise CheckpointError if the file names another number of classes, and for a model that is not for RGB images.
     """
-    _, num_classes, in_channels = loaded.identify()
+    _, count, in_channels = loaded.identify()
     if in_channels != 3:
         raise CheckpointError(f"{loaded.source} is a model for images with {in_channels} channels; use a model for RGB")
-    if not loaded.classes and num_classes == 1000:
+    if not loaded.classes and count == 1000:
         from torchvision.models import ResNet50_Weights  # for the names; nothing is downloaded
 
         return ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
-    classes = loaded.classes or [f"class {number}" for number in range(num_classes)]
-    if len(classes) != num_classes:
+    classes = loaded.classes or [f"class {number}" for number in range(count)]
+    if len(classes) != count:
         raise CheckpointError(
-            f"{loaded.source} names {len(classes)} classes, the model has {num_classes}; use another checkpoint"
+            f"{loaded.source} names {len(classes)} classes, the model has {count}; use another checkpoint"
         )
     return classes
 

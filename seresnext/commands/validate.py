@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from argparse import Namespace
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -74,9 +74,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
 def _validate(options: Namespace, world: World) -> None:
     from seresnext.run.validate import ValidationSettings, validate
 
-    settings = ValidationSettings(
-        **{field.name: getattr(options, field.name) for field in dataclasses.fields(ValidationSettings)}
-    )
+    settings = ValidationSettings(**{field.name: getattr(options, field.name) for field in fields(ValidationSettings)})
     reports = []
     for path in options.checkpoint:
         validation = validate(path, world, settings)

@@ -100,9 +100,7 @@ class PredictionTable:
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror or error}); give a table of predictions") from None
         except (KeyError, ValueError, UnicodeDecodeError, csv.Error):
-            raise DataError(
-                f"{path} is no table of predictions; write one with `seresnext validate --table {path.name}`"
-            ) from None
+            raise DataError(f"{path} is no table of predictions; write one with `seresnext validate --table`") from None
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:

@@ -139,9 +139,7 @@ def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{shown_path(path)} cannot be used: {first_problem(error)}; export the model again"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} cannot be used: {first_problem(error)}; export again") from None
 
 
 def write_document(document: BaseModel, path: Path) -> None:
@@ -185,6 +183,4 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         with os.fdopen(open_regular(path), "rb") as file:
             yield file
     except OSError as error:
-        raise CheckpointError(
-            f"{shown_path(path)} cannot be read: {error.strerror}; give the folder of an export"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} cannot be read: {error.strerror}; give an export") from None

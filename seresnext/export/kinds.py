@@ -114,9 +114,7 @@ def _openable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Damaged files lead to errors of many kinds.
-        raise CheckpointError(
-            f"{shown_path(path)} cannot be opened: {printable(error)}; export the model again"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} cannot be opened: {printable(error)}; export again") from None
 
 
 @contextmanager

@@ -45,9 +45,7 @@ def verify(folder: Path) -> Verified:
     """Check an export. Raise CheckpointError with the reason if a byte, the preprocessing or the classes differ."""
     manifest = read_document(Manifest, folder / MANIFEST)
     if manifest.kind not in KINDS:
-        raise CheckpointError(
-            f"{shown_path(folder)} has the unknown kind {printable(manifest.kind)}; update this program"
-        )
+        raise CheckpointError(f"{shown_path(folder)} has the unknown kind {printable(manifest.kind)}; update seresnext")
     kind = KINDS[manifest.kind]
     check_files(folder, manifest, kind.file)
     config, expected = read_document(Config, folder / CONFIG), read_document(Expected, folder / EXPECTED)

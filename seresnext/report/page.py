@@ -123,9 +123,8 @@ def render(content: Content) -> str:
     """Return the page as ASCII; other characters are references of HTML."""
     with extra("report"):
         import jinja2
-    template, script, style = (
-        (files("seresnext.report") / f"page.{ending}").read_text("utf-8") for ending in ("html.jinja", "js", "css")
-    )
+    names = ("page.html.jinja", "page.js", "page.css")
+    template, script, style = ((files("seresnext.report") / name).read_text("utf-8") for name in names)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
@@ -220,9 +219,8 @@ def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     for key, label, name, others in rows:
         series = []
         for event, text, style in (*others, *validations):
-            points = [
-                point for point in zip(*curves.get(f"{event}.{key}", ()), strict=True) if np.isfinite(point).all()
-            ]
+            curve = zip(*curves.get(f"{event}.{key}", ()), strict=True)
+            points = [point for point in curve if np.isfinite(point).all()]
             series += [Series(text, style, points)] if points else []
         if series:
             last = max(epoch for each in series for epoch, _ in each.points)

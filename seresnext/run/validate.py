@@ -103,12 +103,11 @@ class Validation:
 
     def table(self) -> PredictionTable:
         """Return the predictions of all images."""
+        classes = self.selection.names
         if self.result.logits is None or self.result.labels is None:
-            raise DataError(
-                f"{len(self.reader)} images with {len(self.selection.names)} classes are too many for a table"
-            )
+            raise DataError(f"{len(self.reader)} images with {len(classes)} classes are too many for a table")
         names = [self.reader.name(index) for index in range(len(self.reader))]
-        return PredictionTable.of_logits(names, self.result.labels, self.result.logits, self.selection.names)
+        return PredictionTable.of_logits(names, self.result.labels, self.result.logits, classes)
 
 
 def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Validation:

@@ -176,7 +176,7 @@ def test_a_model_without_digest_is_refused(copy: Callable[[str], Path], capsys):
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path, capsys):
-    assert "give the folder of an export" in fails(tmp_path, capsys)
+    assert "give an export" in fails(tmp_path, capsys)
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

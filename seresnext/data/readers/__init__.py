@@ -81,9 +81,7 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     found = len(reader.classes)
     if found == num_classes:
         return
-    advice = (
-        f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add class folders, or"
-    )
+    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add folders, or"
     raise DataError(
         f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} point data.root at the right "
         "folder"

@@ -192,9 +192,7 @@ def _list_train(read: ReadAt, size: int, path: Path) -> ImagesByClass:
     for archive in members(read, 0, size, str(path)):
         found = _CLASS_ARCHIVE.fullmatch(archive.name)
         if not found:
-            raise DataError(
-                f"{path}: member {archive.name!a} is no archive of a class such as n01440764.tar; get the archive again"
-            )
+            raise DataError(f"{path}: member {archive.name!a} is no archive of a class; get the archive again")
         where = f"{path}: {archive.name}"
         images = _list_images(read, archive.offset, archive.offset + archive.size, where)
         if not images:
@@ -247,10 +245,8 @@ def check_md5(path: Path, archive: Archive) -> None:
                 advance(len(piece))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
-    if digest.hexdigest() != archive.md5:
-        raise DataError(
-            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; repeat the download"
-        )
+    if (found := digest.hexdigest()) != archive.md5:
+        raise DataError(f"{path} is damaged: its MD5 is {found}, and {archive.md5} is published; repeat the download")
 
 
 def _check_counts(by_class: ImagesByClass, split: str, path: Path) -> None:

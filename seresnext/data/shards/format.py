@@ -116,9 +116,7 @@ class Manifest:
         for shard in manifest.shards:
             name = shard.name
             if posixpath.basename(name) != name or not name.endswith(".tar") or not name.isprintable():
-                raise DataError(
-                    f"{where} names the shard {name!a:.200}; a shard must be a .tar file in the folder of the index"
-                )
+                raise DataError(f"{where} names the shard {name!a:.200}; a shard is a .tar file beside the index")
         if manifest.fingerprint != fields.get("fingerprint"):
             raise DataError(f"{where} was changed after it was written (another fingerprint); prepare the shards again")
         return manifest
@@ -168,9 +166,7 @@ def _list_images(file: io.BufferedReader, path: Path, num_classes: int) -> list[
                     "the archive by name"
                 )
             if kind in by_kind:
-                raise DataError(
-                    f"{path}: member {member.name!r} is a second image of the key {key!r}; write one image per key"
-                )
+                raise DataError(f"{path}: member {member.name!r} is a second image of the key {key!r}; remove one")
             by_kind[kind] = member
         found[key] = _entry(by_kind, key, read, num_classes, path)
     return list(found.values())
@@ -195,7 +191,7 @@ def _entry(
     text = read(label.offset, label.size).strip() if label.size <= 2 * _MOST_DIGITS else b""
     if not (text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < num_classes):
         raise DataError(
-            f"{path}: member {label.name!r} has the label {text!r}; write a number from 0 to {num_classes - 1}"
+            f"{path}: member {label.name!r} has the label {text!r}; write a number of 0 to {num_classes - 1}"
         )
     return image.offset, image.size, zlib.crc32(read(image.offset, image.size)), 0, int(text)
 

@@ -169,9 +169,7 @@ def _check_sum(path: Path, manifest: Manifest) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the file again") from None
     if digest != manifest.index_sha256:
-        raise DataError(
-            f"{path} is damaged or belongs to other shards (another checksum than in {MANIFEST}); get both files again"
-        )
+        raise DataError(f"{path} is damaged or of other shards (not the checksum in {MANIFEST}); get both files again")
 
 
 def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:

@@ -59,7 +59,7 @@ GOOD = [("a.jpg", b"one"), ("a.cls", b"1")]
         ([*GOOD, ("b.jpg", b"x")], "'b.jpg' has no label; add b.cls"),
         ([*GOOD, ("b.cls", b"0")], "'b.cls' has no image; add b.jpg"),
         ([*GOOD, ("b.jpg", b"x"), ("b.png", b"x"), ("b.cls", b"0")], "'b.png' is a second image of the key 'b'"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"3")], "'b.cls' has the label b'3'; write a number from 0 to 2"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"3")], "'b.cls' has the label b'3'; write a number of 0 to 2"),
         ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"-1")], "'b.cls' has the label"),
         ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"9" * 5000)], "'b.cls' has the label"),
         ([GOOD[0], ("b.jpg", b"x"), ("b.cls", b"1"), GOOD[1]], "'a.jpg' has no label; add a.cls"),
