@@ -48,6 +48,7 @@ from seresnext.data.shards.format import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError
+from seresnext.files import read_lines
 from seresnext.printable import as_utf8, printable
 from seresnext.process.fork import FORK
 from seresnext.process.signals import die_with_parent
@@ -289,25 +290,9 @@ def write_index(
     return manifest
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the names in a list of classes, one name a line. Raises DataError naming a line that is not UTF-8."""
-    content = b""
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; give the list of classes with --classes") from None
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save the list of classes as UTF-8"
-        ) from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
 def index_existing(folder: Path, classes_file: Path) -> None:
     """Write the index of shards of another tool. Raises DataError naming the member that is not an image."""
-    classes = read_classes(classes_file)
+    classes = tuple(read_lines(classes_file))
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise DataError(f"{folder} has no .tar files; give the folder of the shards")
