@@ -153,9 +153,7 @@ def class_names(loaded: LoadedWeights) -> list[str]:
         return ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
     classes = loaded.classes or [f"class {number}" for number in range(count)]
     if len(classes) != count:
-        raise CheckpointError(
-            f"{loaded.source} names {len(classes)} classes, the model has {count}; use another checkpoint"
-        )
+        raise CheckpointError(f"{loaded.source} names {len(classes)} classes, the model has {count}; use another file")
     return classes
 
 
@@ -188,6 +186,5 @@ def _pil(image: object) -> Image.Image:
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return Image.fromarray(np.ascontiguousarray(image))
     raise UsageError(
-        f"an image cannot be {kind}; give a path, a PIL image, an array uint8 H W 3, or a tensor 3 H W (uint8, or "
-        "float in 0..1)"
+        f"an image cannot be {kind}; give a path, PIL image, array uint8 H W 3, or tensor 3 H W (uint8, 0..1)"
     )

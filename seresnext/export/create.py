@@ -134,8 +134,7 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
         raise DataError(f"{where} cannot be read: {error.strerror}; give the JSON of `seresnext validate`") from None
     except ValidationError as error:
         raise DataError(
-            f"{where} is not the result of one checkpoint: {first_problem(error)}; give the JSON "
-            "of `seresnext validate`"
+            f"{where} is not the result of one checkpoint: {first_problem(error)}; give the --json of validate"
         ) from None
     how = loaded.preprocessing
     wanted = {

@@ -111,10 +111,7 @@ def read_config(weights: Path) -> TimmConfig | None:
     try:
         return TimmConfig.model_validate_json(data)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{shown_path(path)} is refused: {first_problem(error)}; give a folder that timm wrote for one of these "
-            "models"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} is refused: {first_problem(error)}; give a folder of timm") from None
 
 
 def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_channels: int, source: str) -> Preprocessing:
@@ -139,8 +136,7 @@ def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_chann
         return PretrainedConfig.model_validate({**published, **given}).preprocessing(in_channels, source)
     except ValidationError as error:
         raise CheckpointError(
-            f"{source} has arguments of its training that are refused: {first_problem(error)}; "
-            "save the state_dict alone"
+            f"{source} has training arguments that are refused: {first_problem(error)}; save the state dict alone"
         ) from None
 
 

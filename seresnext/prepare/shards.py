@@ -49,7 +49,7 @@ from seresnext.data.shards.format import (
 )
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.files import read_lines
-from seresnext.printable import as_utf8, printable
+from seresnext.printable import as_utf8, listed, printable
 from seresnext.process.fork import FORK
 from seresnext.process.signals import die_with_parent
 from seresnext.progress import progress, warn
@@ -261,10 +261,9 @@ def _made_before(job: Job) -> dict[str, Shard]:
         names = set(made)
     foreign = sorted({path.name for path in job.folder.glob("*.tar")} - names)
     if foreign:
-        more = f" and {len(foreign) - _LISTED} more" if len(foreign) > _LISTED else ""
         raise DataError(
-            f"{job.folder} has files of other shards: {', '.join(foreign[:_LISTED])}{more}; give another "
-            "--output, or remove the files"
+            f"{job.folder} has files of other shards: {', '.join(listed(foreign, _LISTED))}; give another --output, or "
+            "remove the files"
         )
     return made
 
@@ -344,10 +343,7 @@ def prepare_shards(arguments: Namespace) -> None:
     if arguments.shard_size * 1_000_000 > LARGEST_SHARD // 2:
         raise UsageError(f"--shard-size {arguments.shard_size}: must be at most 2000")
     if lies_in(arguments.output, arguments.data):
-        raise UsageError(
-            f"--output {arguments.output} is or lies inside the data {arguments.data}; give a folder outside of the "
-            "data"
-        )
+        raise UsageError(f"--output {arguments.output} lies inside the data {arguments.data}; give another folder")
     for split in arguments.split or ("train", "val"):
         job = plan(split, arguments)
         manifest = write_split(job, arguments.workers)

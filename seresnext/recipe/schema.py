@@ -150,9 +150,7 @@ class ModelSection(Section):
     weights: Text | None = _key(None, "File of weights to start from. null: random initial weights.")
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
-    drop_path_rate: Number = _key(
-        0.0, "Stochastic depth of the last block, linearly less for earlier ones.", ge=0, lt=1
-    )
+    drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
     frozen: Stages = _key((), "Stages whose loaded weights and BatchNorm statistics do not change.")
 
 

@@ -58,10 +58,7 @@ def _read(path: Path, weights: str | None) -> tuple[dict[str, Tensor], Checkpoin
     """Return the weights of a checkpoint and the metadata. Raise CheckpointError or UsageError."""
     loaded = open_weights(path, weights)
     if loaded.metadata is None or loaded.recipe is None:
-        raise CheckpointError(
-            f"{loaded.source} is a bare file of weights without a recipe, not a checkpoint of this project; give "
-            "checkpoints of one recipe"
-        )
+        raise CheckpointError(f"{loaded.source} is a file of weights without a recipe; give checkpoints of one recipe")
     check_values(loaded.tensors, loaded.source)
     return loaded.tensors, replace(loaded.metadata, recipe=to_values(loaded.recipe))
 

@@ -86,9 +86,7 @@ def read_class_map(path: Path) -> dict[str, str]:
         folder, name = row if len(row) == 2 else (row[0], str(number))
         if len(row) > 2 or folder in found:
             problem = "repeats a folder" if folder in found else "has three parts"
-            raise DataError(
-                f"--class-map {path}: line {number + 1} {problem}; write one line `folder,class` for each class folder"
-            )
+            raise DataError(f"--class-map {path}: line {number + 1} {problem}; write `folder,class` for each folder")
         found[folder] = name
     return found
 

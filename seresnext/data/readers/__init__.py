@@ -82,10 +82,7 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     if found == num_classes:
         return
     advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add folders, or"
-    raise DataError(
-        f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} point data.root at the right "
-        "folder"
-    )
+    raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} correct data.root")
 
 
 def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:

@@ -57,10 +57,7 @@ class RemoteShards:
         self._folder = _make_folder(cache)
         largest = max((shard.bytes for shard in shards), default=0)
         if largest > limit:
-            raise DataError(
-                f"{remote.address('')}: the largest shard has {largest} bytes, and data.cache_size is {limit} bytes; "
-                "raise data.cache_size"
-            )
+            raise DataError(f"{remote.address('')}: a shard has {largest} bytes; raise data.cache_size, now {limit}")
 
     def location(self, shard: int) -> str:
         """Return the address of a shard."""

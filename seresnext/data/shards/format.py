@@ -105,10 +105,7 @@ class Manifest:
                 raise ValueError(f"more than {MOST_MANIFEST_BYTES} bytes")
             fields = json.loads(text)
             if fields["format"] != _FORMAT:
-                raise DataError(
-                    f"{where} has the format {fields['format']!r:.60}, and this version reads {_FORMAT!r}; prepare "
-                    "the shards again"
-                )
+                raise DataError(f"{where} has the format {fields['format']!r:.60}, not {_FORMAT!r}; prepare again")
             manifest = _MANIFEST.validate_json(text, strict=True)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             problem = error.errors()[0] if isinstance(error, ValidationError) else error
@@ -161,10 +158,7 @@ def _list_images(file: io.BufferedReader, path: Path, num_classes: int) -> list[
         for member in group:
             kind = _split_name(member)[1]
             if key in found:
-                raise DataError(
-                    f"{path}: member {member.name!r} is separated from the other members of the key {key!r}; sort "
-                    "the archive by name"
-                )
+                raise DataError(f"{path}: member {member.name!r} is apart from others of the key {key!r}; sort by name")
             if kind in by_kind:
                 raise DataError(f"{path}: member {member.name!r} is a second image of the key {key!r}; remove one")
             by_kind[kind] = member
@@ -190,9 +184,7 @@ def _entry(
         raise DataError(f"{path}: member {image.name!r} has no label; add {key}.cls after the member")
     text = read(label.offset, label.size).strip() if label.size <= 2 * _MOST_DIGITS else b""
     if not (text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < num_classes):
-        raise DataError(
-            f"{path}: member {label.name!r} has the label {text!r}; write a number of 0 to {num_classes - 1}"
-        )
+        raise DataError(f"{path}: member {label.name!r} has the label {text!r}; write one of 0 to {num_classes - 1}")
     return image.offset, image.size, zlib.crc32(read(image.offset, image.size)), 0, int(text)
 
 

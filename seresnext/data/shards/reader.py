@@ -162,9 +162,7 @@ def _check_sum(path: Path, manifest: Manifest) -> None:
         with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > largest_index(manifest.num_images):
-                raise DataError(
-                    f"{path} is too large for {manifest.num_images} images ({size} bytes); get the file again"
-                )
+                raise DataError(f"{path} has {size} bytes, too many for {manifest.num_images} images; get another")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the file again") from None
@@ -214,12 +212,8 @@ def check_cache(reader: Reader, shards_per_block: int | None) -> None:
     advice = f"raise data.cache_size to {math.ceil(sum(sizes) / 1e8) / 10}"
     if fitting := limit // (2 * max(sizes)):
         advice += f", or set data.shuffle_shards to {fitting} or less"
-    order = (
-        "an order that mixes all shards needs room for all, or nearly every step would wait for a download:"
-        if shards_per_block is None
-        else f"data.shuffle_shards {shards_per_block} needs room for twice as many shards,"
-    )
+    kind = "all shards" if shards_per_block is None else f"twice data.shuffle_shards ({shards_per_block})"
     raise DataError(
-        f"{reader.store.remote.address('')}: {order} {needed / 1e9:.3g} GB, and data.cache_size is {limit / 1e9:.3g} "
-        f"GB; {advice}"
+        f"{reader.store.remote.address('')}: the order needs room for {kind}, {needed / 1e9:.3g} GB, and "
+        f"data.cache_size is {limit / 1e9:.3g} GB; {advice}"
     )

@@ -55,6 +55,6 @@ def test_one_class_is_no_advice_that_the_recipe_refuses(tmp_path: Path):
 
 def test_a_model_with_another_number_of_classes_is_reported_the_right_one(tmp_path: Path):
     train = reader(tmp_path, "train", "ant", "bee")
-    with pytest.raises(DataError, match=r"has 2 class.* 1000 classes; set model.num_classes=2 or point"):
+    with pytest.raises(DataError, match=r"has 2 class.* 1000 classes; set model.num_classes=2 or correct data.root"):
         check_classes(train, 1000, str(tmp_path))
     check_classes(train, 2, str(tmp_path))
