@@ -14,14 +14,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.export.card import write_card
-from seresnext.export.documents import (
-    EXPECTED,
-    Config,
-    Manifest,
-    digest_of,
-    write_document,
-    write_manifest,
-)
+from seresnext.export.documents import EXPECTED, Config, Manifest, digest_of, write_document, write_manifest
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from seresnext.errors import CheckpointError, DataError
-from seresnext.export.documents import (
-    EXPECTED,
-    MANIFEST,
-    Config,
-    Expected,
-    Manifest,
-    check_files,
-    read_document,
-)
+from seresnext.export.documents import EXPECTED, MANIFEST, Config, Expected, Manifest, check_files, read_document
 from seresnext.export.golden import compute_logits, load_golden, pixels_digest
 from seresnext.export.kinds import KINDS
 from seresnext.models.timm_config import CONFIG

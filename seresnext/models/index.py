@@ -17,10 +17,7 @@ from seresnext.models.registry import MODELS, create_model
 from seresnext.models.senet import SENet
 
 _PAPER = "https://paperswithcode.com/paper/squeeze-and-excitation-networks"
-_COLLECTION = {
-    "Name": "Legacy SE ResNeXt",
-    "Paper": {"Title": "Squeeze-and-Excitation Networks", "URL": _PAPER},
-}
+_COLLECTION = {"Name": "Legacy SE ResNeXt", "Paper": {"Title": "Squeeze-and-Excitation Networks", "URL": _PAPER}}
 _LAYERS = [
     "1x1 Convolution", "Batch Normalization", "Convolution", "Global Average Pooling", "Grouped Convolution",
     "Max Pooling", "ReLU", "ResNeXt Block", "Residual Connection", "Softmax", "Squeeze-and-Excitation Block",

@@ -18,15 +18,9 @@ from seresnext.durations import Duration
 from seresnext.recipe.reader import has_control
 
 ModelName = Literal[
-    "seresnext26",
-    "seresnext50",
-    "seresnext101",
-    "legacy_seresnext26_32x4d",
-    "legacy_seresnext50_32x4d",
-    "legacy_seresnext101_32x4d",
-    "seresnext50_32x4d",
-    "seresnext101_32x4d",
-]
+    "seresnext26", "seresnext50", "seresnext101", "legacy_seresnext26_32x4d", "legacy_seresnext50_32x4d",
+    "legacy_seresnext101_32x4d", "seresnext50_32x4d", "seresnext101_32x4d",
+]  # fmt: skip
 DataFormat = Literal["folder", "imagenet", "shards", "synthetic"]
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "linear"]
