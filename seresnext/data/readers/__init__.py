@@ -20,8 +20,8 @@ class Reader(Protocol):
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
-    A reader can be sent to a worker process cheaply, because no reader holds an object per image. A new reader
-    subclasses this class.
+    No reader holds an object per image: reference counting would copy the objects into every forked worker. A new
+    reader subclasses this class.
     """
 
     classes: tuple[str, ...]

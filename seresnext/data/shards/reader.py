@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,12 +73,12 @@ class ShardReader(Reader):
             remote, folder = Remote(root, split), cache_folder(cache)
             self.manifest = Manifest.from_text(remote.read(MANIFEST, MOST_MANIFEST_BYTES), remote.address(MANIFEST))
             most = largest_index(self.manifest.num_images)
-            self._path = fetch_index(remote, INDEX, self.manifest.index_sha256, most, folder)
+            path = fetch_index(remote, INDEX, self.manifest.index_sha256, most, folder)
             self.store = RemoteShards(remote, self.manifest.shards, folder, cache_size)
             where = remote.address("")
         else:
             folder = _shards_folder(Path(root), split)
-            where, self._path = str(folder), folder / INDEX
+            where, path = str(folder), folder / INDEX
             try:
                 with (folder / MANIFEST).open("rb") as file:
                     text = file.read(MOST_MANIFEST_BYTES + 1)
@@ -87,9 +86,9 @@ class ShardReader(Reader):
                 raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get the file again") from None
             self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
             self.store = LocalShards(folder, self.manifest.shards)
-            _check_sum(self._path, self.manifest)
+            _check_sum(path, self.manifest)
         self._split = split
-        self._index = _open_index(self._path, self.manifest, where)
+        self._index = _open_index(path, self.manifest, where)
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
         self.notices = ()
@@ -135,14 +134,6 @@ class ShardReader(Reader):
         if isinstance(self.store, RemoteShards):
             return prefetch_shards(self.store, self.shard_ids, keys)
         return nullcontext(keys)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process maps the index file again.
-        return {name: value for name, value in self.__dict__.items() if name != "_index"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._index = map_index(self._path)
 
 
 def _shards_folder(root: Path, split: str) -> Path:

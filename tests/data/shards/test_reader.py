@@ -1,5 +1,4 @@
 import mmap
-import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,20 +33,6 @@ def test_images_and_labels_equal_tarfile(shard_root: Path):
     assert [(reader.read(i), int(reader.labels[i])) for i in range(len(reader))] == tar_contents(shard_root / "train")
     assert (len(reader), reader.classes) == (24, ("ant", "bee", "cat"))
     assert reader.name(7) == "train/train-00001.tar, image 7"
-
-
-def test_a_reader_travels_to_another_process_without_its_index(shard_root: Path, tmp_path: Path):
-    """The pickle has no object per image: a thousand more images change only digits."""
-    reader = ShardReader(str(shard_root), "train")
-    make_shards(tmp_path / "more", per_shard=300, size=100)
-    more = ShardReader(str(tmp_path / "more"), "train")
-    texts = [pickle.dumps(each) for each in (reader, more)]
-    assert len(more) - len(reader) > 1000
-    assert abs(len(texts[0]) - len(texts[1])) < 100
-    for text, each in zip(texts, (reader, more), strict=True):
-        copy = pickle.loads(text)
-        assert copy.read(5) == each.read(5)
-        assert copy.labels.tolist() == each.labels.tolist()
 
 
 def test_a_forked_worker_shares_all_that_is_of_images(shard_root: Path):
