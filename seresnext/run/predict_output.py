@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,13 +54,14 @@ def open_rows(path: Path | None, output_format: str, top: int) -> Iterator[Write
         types = {name: float if name.startswith("probability") else str for name in _columns([], top)}
         with _open_parquet(path, types) as write_columns:
             yield lambda rows: write_columns(_columns(rows, top))
-    elif path is None:
-        _print(_header(output_format, top))
-        yield lambda rows: _print(_LINES[output_format](rows, top))
     else:
-        with NewFile(path) as file:
-            file.write(_header(output_format, top).encode())
-            yield lambda rows: _write(file, _LINES[output_format](rows, top))
+        with NewFile(path) if path else nullcontext() as file:
+
+            def write(text: str) -> None:
+                file.write(as_utf8(text).encode()) if file else _print(text)
+
+            write(",".join(_columns([], top)) + "\n" if output_format == "csv" else "")
+            yield lambda rows: write(_LINES[output_format](rows, top))
 
 
 @contextmanager
@@ -159,14 +160,6 @@ def _csv_lines(rows: Sequence[Row], top: int) -> str:
 
 
 _LINES = {"table": _table_lines, "jsonl": _json_lines, "csv": _csv_lines}
-
-
-def _header(output_format: str, top: int) -> str:
-    return ",".join(_columns([], top)) + "\n" if output_format == "csv" else ""
-
-
-def _write(file: io.FileIO, text: str) -> None:
-    file.write(as_utf8(text).encode())
 
 
 def _print(text: str) -> None:
