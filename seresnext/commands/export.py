@@ -58,6 +58,5 @@ def verify(options: Namespace) -> None:
     from seresnext.export.verify import verify
     from seresnext.printable import shown_path
 
-    verified = verify(options.folder)
-    print(f"{shown_path(options.folder)}: {verified.manifest.kind}, {verified.manifest.model}")
-    print(f"verified: {verified}")
+    manifest, result = verify(options.folder)
+    print(f"{shown_path(options.folder)}: {manifest.kind}, {manifest.model}\nverified: {result}")

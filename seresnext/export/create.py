@@ -18,7 +18,7 @@ from seresnext.export.documents import EXPECTED, Config, Manifest, digest_of, wr
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
-from seresnext.export.verify import Verified, verify
+from seresnext.export.verify import verify
 from seresnext.files import new_folder, write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
 from seresnext.models.timm_config import CONFIG, first_problem
@@ -42,10 +42,13 @@ def export(options: Namespace) -> None:
     images = read_golden(options.golden) if options.golden else draw_golden()
     with new_folder(output) as folder:
         write_export(folder, name, model, loaded, path, images, evaluation)
-        verified = _check(folder)
+        try:
+            _, result = verify(folder)
+        except CheckpointError as error:
+            raise Failure(f"the export was not kept, because its check failed: {error}") from None
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{shown_path(output)}: {KINDS[name].summary}, {loaded.identify().name} ({loaded.weights} weights)")
-    print(f"verified: {verified}; {size / 1e6:.1f} MB")
+    print(f"verified: {result}; {size / 1e6:.1f} MB")
     if options.push:
         print(f"pushed to {push(output, options.push)}")
 
@@ -146,10 +149,3 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
     temperature = {"temperature": found.calibration.temperature} if found.calibration else {}
     figures = {name: getattr(found, name) for name in ("top1", "top5", "loss", "num_images")} | temperature
     return {name: float(value) for name, value in figures.items() if value is not None}
-
-
-def _check(folder: Path) -> Verified:
-    try:
-        return verify(folder)
-    except CheckpointError as error:
-        raise Failure(f"the export was not kept, because its check failed: {error}") from None

@@ -25,6 +25,7 @@ from seresnext.process.packages import extra
 from seresnext.weights import read_weights
 
 _EXAMPLE = (2, 3, 64, 64)  # The export for a batch of 1 would fix the batch at 1.
+_DYNAMIC = (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),)  # batch, height and width
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _write_exported(model: SENet, path: Path) -> None:
     file = io.BytesIO()
     # With this setting the program also takes images with a last feature map of one pixel.
     with _quiet(), shapes.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
-        torch.export.save(torch.export.export(model, (torch.zeros(_EXAMPLE),), dynamic_shapes=_dynamic()), file)
+        torch.export.save(torch.export.export(model, (torch.zeros(_EXAMPLE),), dynamic_shapes=_DYNAMIC), file)
     path.write_bytes(file.getvalue())
 
 
@@ -79,7 +80,7 @@ def _write_onnx(model: SENet, path: Path) -> None:
             model,
             (torch.zeros(_EXAMPLE),),
             dynamo=True,
-            dynamic_shapes=_dynamic(),
+            dynamic_shapes=_DYNAMIC,
             input_names=["images"],
             output_names=["logits"],
             verbose=False,
@@ -102,11 +103,6 @@ def _import_onnx() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-
-
-def _dynamic() -> tuple[dict[int, object], ...]:
-    free = torch.export.Dim.AUTO
-    return ({0: free, 2: free, 3: free},)
 
 
 @contextmanager

@@ -97,9 +97,6 @@ class Job:
         return range(shard * size, min((shard + 1) * size, len(self.order)))
 
 
-# ------------------------------------------------------------------------------------------------ images
-
-
 def encode(data: bytes, name: str, options: dict[str, Any], max_pixels: int) -> tuple[bytes, str]:
     """Return the bytes of an image for a shard, and the file ending (jpg, png). Raises DataError naming the image."""
     ending = "jpg" if data.startswith(JPEG) else "png" if data.startswith(PNG) else None
@@ -130,9 +127,6 @@ def images_per_shard(reader: Reader, order: np.ndarray, options: dict[str, Any],
     sample = order[:_SAMPLE].tolist()
     sizes = [len(encode(reader.read(i), reader.name(i), options, max_pixels)[0]) for i in sample]
     return max(1, round(size / (sum(sizes) / len(sizes) + _TAR_BYTES)))
-
-
-# ------------------------------------------------------------------------------------------------ shards
 
 
 def write_shard(job: Job, number: int) -> tuple[Shard, np.ndarray]:
@@ -306,9 +300,6 @@ def index_existing(folder: Path, classes_file: Path) -> None:
             advance(shards[-1].bytes)
     manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
     print(f"{folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
-
-
-# ------------------------------------------------------------------------------------------------ command
 
 
 def plan(split: str, arguments: Namespace) -> Job:

@@ -11,6 +11,7 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.errors import DataError
+from seresnext.printable import listed
 
 _LISTED, _ALIKE_LISTED = 10, 5
 
@@ -64,8 +65,7 @@ def check_same_classes(train: Reader, val: Reader) -> None:
     only_train = sorted(set(train.classes) - set(val.classes))
     only_val = sorted(set(val.classes) - set(train.classes))
     differences = "; ".join(
-        f"only in {split}: {', '.join(names[:_LISTED])}"
-        + (f" and {len(names) - _LISTED} more" * (len(names) > _LISTED))
+        f"only in {split}: {', '.join(listed(names, _LISTED))}"
         for split, names in (("training", only_train), ("validation", only_val))
         if names
     )
@@ -98,8 +98,7 @@ def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
     ]
     if not clauses:
         return ""
-    more = f"; and {len(clauses) - _ALIKE_LISTED} more such pairs" if len(clauses) > _ALIKE_LISTED else ""
-    return f" ({'; '.join(clauses[:_ALIKE_LISTED])}{more}: rename one of each)"
+    return f" ({'; '.join(listed(clauses, _ALIKE_LISTED))}: rename one of each)"
 
 
 def _appearance(name: str) -> str:

@@ -18,7 +18,7 @@ def reader(root: Path, split: str, *classes: str) -> Reader:
     ("ours", "theirs", "message"),
     [
         (["ant", "bee", "cat"], ["ant", "cow", "dog"], r"only in training: bee, cat; only in validation: cow, dog"),
-        ([f"c{number:02}" for number in range(14)], ["c00"], r"only in training: c01.*c10 and 3 more; a label"),
+        ([f"c{number:02}" for number in range(14)], ["c00"], r"only in training: c01.*c10, ... and 3 more; a label"),
         (["K\u00e4fer"], ["Ka\u0308fer"], r"'K\\xe4fer' and 'Ka\\u0308fer'"),
     ],
 )
