@@ -124,7 +124,7 @@ def load(source: str | Path) -> Classifier:
     Raises CheckpointError for a file that is refused or missing, UsageError without the extra that the Hub needs.
     """
     is_name = isinstance(source, str) and (source in MODELS or source in SHORT_NAMES)
-    loaded = open_weights(find_published(source) if is_name else source)
+    loaded = open_weights(find_published(str(source)) if is_name else source)
     max_pixels = loaded.recipe.data.max_pixels if loaded.recipe else MAX_PIXELS
     return Classifier(build_pretrained(loaded), class_names(loaded), loaded.preprocessing, max_pixels, loaded.source)
 

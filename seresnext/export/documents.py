@@ -50,9 +50,9 @@ class Config(timm_config.TimmConfig, frozen=True, extra="forbid"):
     before softmax.
     """
 
-    num_classes: int
+    num_classes: int = 0
     num_features: int = 2048
-    label_names: list[str]
+    label_names: list[str] = Field(default=[])
     image_mode: Literal["RGB"] = "RGB"
     temperature: Annotated[FiniteFloat, Field(gt=0)] | None = None
     pretrained_cfg: PretrainedConfig

@@ -338,5 +338,5 @@ def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, monkeypatch
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(DataError, match=r"in the home folder: Could not determine home directory"):
+    with pytest.raises(DataError, match=r"in the user's cache folder: Could not determine home directory"):
         index_path(None, "folder", tmp_path, "train")
