@@ -45,21 +45,11 @@ command again resumes the run. README.md describes runs and their folders, docs/
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits; the same as data.root")
     add("--output", type=path_argument, metavar="DIR", help="the run folder (default: runs/<recipe>)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
-    add(
-        "--resume",
-        default="auto",
-        type=text_argument,
-        metavar="auto|never|FILE",
-        help="auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's "
-        "files aside; FILE: resume from this checkpoint",
-    )
-    add(
-        "--allow-changed",
-        action="append",
-        default=[],
-        metavar="KEY,...",
-        help="recipe keys (or `dataset`, `classes`) that may differ from those the run was started with",
-    )
+    resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
+        files aside; FILE: resume from this checkpoint"""
+    add("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
+    changed = "recipe keys (or `dataset`, `classes`) that may differ from those the run was started with"
+    add("--allow-changed", action="append", default=[], metavar="KEY,...", help=changed)
     add_device(parser)
     add("--print-recipe", action="store_true", help="print the resolved recipe and stop")
     add("--diff", type=text_argument, metavar="RECIPE", help="print how another recipe differs and stop")

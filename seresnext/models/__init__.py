@@ -15,19 +15,7 @@ from seresnext.models.senet import SENet
 from seresnext.models.timm_names import timm_state_dict
 
 __all__ = [
-    "MODELS",
-    "LoadedWeights",
-    "Preprocessing",
-    "SENet",
-    "build_pretrained",
-    "canonical_name",
-    "create_model",
-    "find_published",
-    "find_weights",
-    "identify_model",
-    "load_pretrained",
-    "load_weights",
-    "open_weights",
-    "published_preprocessing",
-    "timm_state_dict",
-]
+    "MODELS", "LoadedWeights", "Preprocessing", "SENet", "build_pretrained", "canonical_name", "create_model",
+    "find_published", "find_weights", "identify_model", "load_pretrained", "load_weights", "open_weights",
+    "published_preprocessing", "timm_state_dict",
+]  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from seresnext.errors import DataError
-from seresnext.prepare import complete_folder
+from seresnext.files import new_folder
 from seresnext.process.packages import extra
 from seresnext.randomness import permutation_at
 
@@ -59,6 +59,6 @@ def prepare_digits(output: Path) -> None:
             )
         print(f"{output}: {train} training and {val} validation images are there already")
         return
-    with complete_folder(output) as folder:
+    with new_folder(output) as folder:
         write_digits(folder)
     print(f"{output}: wrote {1797 - VALIDATION_IMAGES} training and {VALIDATION_IMAGES} validation images")
