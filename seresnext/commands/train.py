@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, count_argument, key_hints
-from seresnext.errors import Failure
+from seresnext.errors import Failure, UsageError
 from seresnext.paths import check_data_folder, path_argument, text_argument
 from seresnext.process.packages import LIGHT_PACKAGES, require_packages
 from seresnext.process.ranks import is_first_rank
@@ -82,6 +82,8 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
         elif is_first_rank():
             print(print_recipe(loaded), end="")
         return None
+    if options.profile and options.dry_run:
+        raise UsageError("--dry-run takes two steps and traces none; leave out --dry-run or --profile")
     if loaded.recipe.data.format != "synthetic":
         check_data_folder(loaded.recipe.data.root)
     if options.resume not in ("auto", "never"):
