@@ -15,8 +15,7 @@ from torch import Tensor
 from seresnext.data.decode.pillow import to_rgb
 from seresnext.data.readers.paths import PathReader
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.models import MODELS, LoadedWeights, Preprocessing, SENet, build_pretrained, find_published, open_weights
-from seresnext.models.registry import SHORT_NAMES
+from seresnext.models import Preprocessing, SENet, build_pretrained, open_weights
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
 
@@ -119,11 +118,11 @@ class Classifier:
 def load(source: str | Path) -> Classifier:
     """Return the classifier in a file of weights or a run folder, of a published model, or on the Hugging Face Hub.
 
-    A name of `MODELS`, such as `seresnext50`, means the published file in the cache folder of torch.hub. A text that
-    starts with `hf-hub:` means a model of the Hub, which is downloaded. Any other text, and each `Path`, is a path.
+    A name of `MODELS`, such as `seresnext50`, means the published file, which is downloaded to the cache folder of
+    torch.hub. A path of this name comes first. A text that starts with `hf-hub:` means a model of the Hub.
     Raises CheckpointError for a file that is refused or missing, UsageError without the extra that the Hub needs.
     """
-    loaded = _open(source)
+    loaded = open_weights(source)
     model = build_pretrained(loaded)
     classes = loaded.classes or presumed_classes(model.num_classes)
     if len(classes) != model.num_classes:
@@ -146,12 +145,6 @@ def top_classes(logits: Tensor, classes: Sequence[str], top: int) -> list[list[P
         [Prediction(classes[int(label)], probability) for label, probability in zip(labels, values, strict=True)]
         for labels, values in zip(order.tolist(), probabilities.tolist(), strict=True)
     ]
-
-
-def _open(source: str | Path) -> LoadedWeights:
-    if isinstance(source, str) and (source in MODELS or source in SHORT_NAMES):
-        return open_weights(find_published(source))
-    return open_weights(source)
 
 
 def presumed_classes(num_classes: int) -> Sequence[str]:

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.errors import Failure
-from seresnext.files import NotRegularError, open_regular, read_small_json, write_atomically, write_json
+from seresnext.errors import Failure, UsageError
+from seresnext.files import (
+    NotRegularError,
+    check_output_file,
+    open_regular,
+    read_small_json,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_file_and_a_link_are_opened(tmp_path: Path) -> None:
@@ -80,3 +87,16 @@ def test_the_json_of_an_option(tmp_path):
     os.close(reader)
     with pytest.raises(Failure, match=r"cannot be written .*; choose another file with --json"):
         write_json(tmp_path / "new" / "file" / "x", 1)
+
+
+def test_an_output_is_checked_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    for good in (tmp_path / "file", tmp_path / "new" / "folder" / "file", Path("/dev/stdout"), Path("/dev/null")):
+        check_output_file(good, "--json")
+    bad = [tmp_path, tmp_path / "file" / "x"]
+    bad += [] if os.geteuid() == 0 else [tmp_path / "sealed" / "file", tmp_path / "sealed" / "new" / "file"]
+    for path in bad:
+        with pytest.raises(UsageError, match="cannot be written; choose another file with --json"):
+            check_output_file(path, "--json")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "sealed"}

@@ -19,7 +19,7 @@ from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
-from seresnext.models import find_weights, open_weights
+from seresnext.models import first_weights, open_weights
 from seresnext.printable import listed
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
@@ -224,7 +224,7 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
     if section.weights is None:
         return
     try:
-        path = find_weights(section.weights)
+        path = first_weights(section)
         open_file(path).close()
         if not others:
             return  # `load_first_weights` reads the file.
