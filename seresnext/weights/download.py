@@ -29,21 +29,33 @@ def download(url: str, folder: Path) -> Path:
     download leaves, the next one resumes. Raises OSError.
     """
     path = folder / url.rpartition("/")[2]
+    part = folder / f".{path.name}.part"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            part = folder / f".{path.name}.part"
-            with part.open("a+b") as file:
+    while not path.exists():
+        with part.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _has_name(file, part):  # Another process has completed or removed the part.
+                continue
+            try:
                 _complete(url, file, path)
                 os.fsync(file.fileno())
-            part.replace(path)
+                part.replace(path)
+            finally:
+                if not file.seek(0, os.SEEK_END):
+                    part.unlink()
     return path
 
 
 def sha256_in_name(path: Path) -> str:
     """Return the first digits of the SHA-256 in the name of a published file."""
     return path.stem.rpartition("-")[2]
+
+
+def _has_name(file: BufferedRandom, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _complete(url: str, file: BufferedRandom, path: Path) -> None:

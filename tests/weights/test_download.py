@@ -38,7 +38,7 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     for _ in range(2):
         assert download(f"{server.url}/{NAME}", tmp_path / "cache").read_bytes() == CONTENT
     assert server.requests[NAME] == 1
-    assert not part(tmp_path / "cache").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
@@ -74,8 +74,7 @@ def test_other_content_is_refused(server: Server, tmp_path: Path) -> None:
     server.replaced[NAME] = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     with pytest.raises(OSError, match="another SHA-256"):
         download(f"{server.url}/{NAME}", tmp_path)
-    assert not (tmp_path / NAME).exists()
-    assert not part(tmp_path).stat().st_size
+    assert {path.name for path in tmp_path.iterdir()} == {"www"}
 
 
 def test_too_much_content_is_refused(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +91,21 @@ def test_of_several_processes_one_downloads(server: Server, tmp_path: Path) -> N
         paths = list(pool.map(lambda _: download(f"{server.url}/{NAME}", tmp_path), range(4)))
     assert {path.read_bytes() for path in paths} == {CONTENT}
     assert server.requests[NAME] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"www", NAME}
+
+
+def test_after_a_failure_the_next_process_downloads(server: Server, tmp_path: Path) -> None:
+    server.seconds, server.failures[NAME] = 0.3, 1
+
+    def attempt(_: int) -> bool:
+        try:
+            return download(f"{server.url}/{NAME}", tmp_path).read_bytes() == CONTENT
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(pool.map(attempt, range(3))) == [False, True, True]
+    assert server.requests[NAME] == 2
 
 
 def test_a_server_that_does_not_answer_is_given_up(
