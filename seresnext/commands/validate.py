@@ -8,7 +8,15 @@ from argparse import Namespace
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from seresnext.arguments import Parser, add_device, count_argument, share_argument, table_argument, workers_argument
+from seresnext.arguments import (
+    Parser,
+    add_device,
+    count_argument,
+    share_argument,
+    side_argument,
+    table_argument,
+    workers_argument,
+)
 from seresnext.commands import report
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.files import check_output_file, write_json
@@ -45,7 +53,7 @@ checkpoint has in it."""
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
     add("--split", type=text_argument, metavar="NAME", help="the split (default: as in training, else val)")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
-    add("--image-size", type=count_argument, metavar="PIXELS", help="the side of the images (default: as in the file)")
+    add("--image-size", type=side_argument, metavar="PIXELS", help="the side of the images (default: as in the file)")
     add("--crop-pct", type=share_argument, metavar="SHARE", help="image size / shorter side after the resize")
     add("--interpolation", choices=("bilinear", "bicubic"), help="of the resize")
     add("--batch-size", type=count_argument, metavar="N", help="images of one forward pass")
