@@ -36,6 +36,8 @@ def add_arguments(parser: Parser) -> None:
   seresnext train --recipe seresnext50 --data /path/to/imagenet --dry-run
   python -m seresnext.torchrun --nproc_per_node=8 -m seresnext train --recipe seresnext50 --data /path/to/imagenet
   seresnext train --recipe digits --set optimizer.lr=0.1 --set length=20ep
+  seresnext train --recipe digits --resume runs/digits/checkpoints/step-00000088.safetensors --output runs/fork \\
+    --set optimizer.lr=0.005 --allow-changed optimizer.lr
 
 Alone the command uses one process; under torchrun, one for each GPU. `python train.py` is the same command. The same
 command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
