@@ -23,7 +23,6 @@ from seresnext.files import check_output_file, write_json
 from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
 from seresnext.process.packages import require_extra
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.schema import ModelName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +66,8 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
 
     Checks that checkpoints and data exist, and returns the validation of a rank.
     """
+    from seresnext.recipe.schema import ModelName
+
     for path in options.checkpoint:
         # For a published file (.pth) a later message has the address.
         is_name = str(path) in get_args(ModelName) or str(path).startswith(HUB_PREFIX)
