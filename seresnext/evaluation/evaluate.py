@@ -62,8 +62,7 @@ def evaluate(
     `num_batches` counts the batches of the whole split. `batches` yields the batches numbered rank, rank + size, ...;
     some ranks may have one batch fewer. `on_round` is called after each round of one batch a rank. The mode of the
     model (training or evaluation) is restored. `keep_logits` adds the logits and labels of all images to the result. A
-    single process waits for its GPU only at the end. Several ranks also agree on a stop before each round, which takes
-    little time compared with a batch.
+    single process waits for its GPU only at the end. Several ranks also agree on a stop before each round.
 
     Returns None if any rank was asked to stop. Raises DataError on all ranks after the last batch if images were
     unreadable; the message lists the unreadable images of all batches.

@@ -1,8 +1,6 @@
 """The facts of models: multiply-adds, the table of `seresnext models`, and the model index.
 
-The index has the published facts as YAML, in the format of timm's pages and of Papers with Code.
-
-The format is described in https://github.com/paperswithcode/model-index. timm's pages have the same facts:
+The format of the index is described in https://github.com/paperswithcode/model-index. timm's pages have the same facts:
 https://github.com/huggingface/pytorch-image-models/blob/main/docs/models/.templates/models/legacy-se-resnext.md.
 """
 

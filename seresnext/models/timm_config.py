@@ -117,8 +117,7 @@ def read_config(weights: Path) -> TimmConfig | None:
 def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_channels: int, source: str) -> Preprocessing:
     """Return the preprocessing by the arguments of timm's train.py or of torchvision's, else the published one.
 
-    timm's names are img_size, crop_pct and so on, torchvision's val_crop_size and val_resize_size. Raise
-    CheckpointError.
+    timm's names are img_size and crop_pct, torchvision's val_crop_size and val_resize_size. Raise CheckpointError.
     """
     how = published_preprocessing(name)
     given = {key: arguments[key] for key in PretrainedConfig.model_fields if arguments.get(key)}

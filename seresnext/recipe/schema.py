@@ -3,8 +3,7 @@
 The schema is strict: `'5'` is not 5, `true` is not 1, and an unknown key is an error. An int is accepted as a float.
 check.py checks keys against each other. load.py turns a file into a `Recipe`.
 
-The names of models, optimizers, schedules, losses and formats are the names of the tables in the code. The names are
-repeated here because this package does not import torch. A test compares each list with the table.
+The names in the tables of the code are repeated here, because this package imports no torch. A test compares the two.
 """
 
 from __future__ import annotations

@@ -56,8 +56,7 @@ def check_format(found: str | None, source: str) -> None:
 def verify_digest(path: Path) -> None:
     """Check every byte of the file against the digest in the file.
 
-    Raise CheckpointError for a file that is damaged or not from this project, UnreadableError for a file that cannot be
-    read.
+    Raise CheckpointError for a file that is damaged or of another project, UnreadableError for an unreadable file.
     """
     with open_file(path) as file:
         try:

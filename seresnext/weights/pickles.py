@@ -162,8 +162,7 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         """Return the storage of a persistent id `("storage", type, key, device, numel)`.
 
-        Files that are not zip have a sixth value. The value is None except for views of storages, which torch gave up
-        before 1.0.
+        Files that are not zip have a sixth value, None except for views of storages, which torch gave up before 1.0.
         """
         match pid:
             case ("storage", _Global(name=kind), str(key), str(), int(numel), *rest) if kind in _DTYPES:

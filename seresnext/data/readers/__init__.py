@@ -21,8 +21,7 @@ class Reader(Protocol):
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
-    No reader holds an object per image: reference counting would copy the objects into every forked worker. A new
-    reader subclasses this class.
+    No reader holds an object per image: reference counting would copy the objects into every forked worker.
     """
 
     classes: tuple[str, ...]

@@ -68,8 +68,7 @@ class FolderReader(Reader):
 def folder_signature(folder: Path) -> Signature:
     """Return a signature that changes when a class folder, or a file in one, is added or removed.
 
-    A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a
-    mounted object store keeps no times of folders.
+    A new or removed file sets the times of the class folder. A mounted object store gives all folders equal times.
     """
     classes, loose, others = scan(folder)
     try:

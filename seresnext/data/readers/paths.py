@@ -58,8 +58,7 @@ class PathReader(Reader):
 def expand(words: Iterable[str], lines: Iterable[bytes]) -> Iterator[str]:
     """Yield the paths of images for the words of a command: files, folders, patterns such as `**/*.jpg`, and `-`.
 
-    A folder stands for all images below. The word `-` stands for the paths in `lines`. Raises DataError for a folder
-    or a pattern without images.
+    A folder stands for all images below, `-` for the paths in `lines`. Raises DataError where there is no image.
     """
     for word in words:
         if word == "-":
