@@ -80,7 +80,8 @@ def evaluate(
                 return None
             batch = next(batches, None)
             if batch is not None:
-                logits = _forward(model, batch, precision, world.device)
+                with torch.inference_mode(), precision.autocast(world.device):
+                    logits = model(batch.images)
                 found = [metric(logits, batch.labels).double() for metric in METRICS.values()]
                 sums[:, batch.step] = torch.stack(found)
                 if keep_logits:
@@ -120,9 +121,3 @@ def _unreadable_error(unreadable: list[tuple[int, str]]) -> DataError:
     error = DataError("\n  ".join(lines))
     error.is_shared = True
     return error
-
-
-@torch.inference_mode()
-def _forward(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> Tensor:
-    with precision.autocast(device):
-        return model(batch.images)

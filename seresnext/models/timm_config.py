@@ -134,9 +134,7 @@ def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_chann
     try:
         return PretrainedConfig.model_validate({**published, **given}).preprocessing(in_channels, source)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{source} has training arguments that are refused: {first_problem(error)}; save the state dict alone"
-        ) from None
+        raise CheckpointError(f"{source} has refused arguments: {first_problem(error)}; save the state dict") from None
 
 
 def first_problem(error: ValidationError) -> str:

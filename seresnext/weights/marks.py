@@ -48,9 +48,7 @@ def check_format(found: str | None, source: str) -> None:
             f"{source} has the format {found}, which a newer version wrote; this version reads formats up to {FORMAT}. "
             "Update this program to use the file"
         )
-    raise CheckpointError(
-        f"{source} has the format {printable(found)}, not of a run. Use a checkpoint of the format {FORMAT}"
-    )
+    raise CheckpointError(f"{source} has the format {printable(found)}, not of a run. Use a checkpoint of {FORMAT}")
 
 
 def verify_digest(path: Path) -> None:

@@ -113,9 +113,7 @@ def describe(stream: BinaryIO) -> Description:
             if count == _MOST_INSTRUCTIONS:
                 raise ValueError(f"the pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
             if opcode.name not in _INSTRUCTIONS:
-                raise ValueError(
-                    f"the pickle has the instruction {opcode.name}, which plain weights lack; save the state_dict alone"
-                )
+                raise ValueError(f"the pickle has the instruction {opcode.name}, unlike weights; save the state_dict")
             if opcode.name == "PROTO" and argument != 2:
                 raise ValueError(f"the pickle has protocol {argument}; torch.save writes 2")
     stream.seek(start)
@@ -205,8 +203,7 @@ class _Global(NamedTuple):
                 return _Dict()
             case "torch._utils._rebuild_tensor", (Storage() as storage, offset, shape, stride):
                 return _tensor(storage, offset, shape, stride)
-            # Further arguments: requires_grad, hooks (a dict) and, since torch 1.13, flags (None or a dict). Weights
-            # have no hooks and no flags.
+            # Further arguments: requires_grad, and hooks and (since torch 1.13) flags, which weights do not have.
             case "torch._utils._rebuild_tensor_v2", (Storage() as storage, offset, shape, stride, bool(), hooks, *rest):
                 if hooks != {} or rest not in ([], [None], [{}]):
                     raise ValueError("the pickle has a tensor with hooks or flags")

@@ -97,9 +97,8 @@ class ImagenetReader(Reader):
         try:
             return read_at(self._path, int(self._index.offset[index]), int(self._index.size[index]), self._state)
         except OSError as error:
-            raise DataError(
-                f"{self._path.parent / self.name(index)} cannot be read: {error.strerror}; put the file back"
-            ) from None
+            path = self._path.parent / self.name(index)
+            raise DataError(f"{path} cannot be read: {error.strerror}; put the file back, or start again") from None
 
 
 def archives_signature(paths: Sequence[Path], official: bool) -> Signature:
@@ -203,17 +202,13 @@ def _list_train(read: ReadAt, size: int, path: Path) -> ImagesByClass:
 def _list_val(read: ReadAt, size: int, path: Path, truth: list[str]) -> ImagesByClass:
     images = sorted(_list_images(read, 0, size, str(path)))
     if len(images) != len(truth):
-        raise DataError(
-            f"{path} holds {len(images):,} images, and the development kit the classes of {len(truth):,}; get both"
-        )
+        raise DataError(f"{path} holds {len(images):,} images, and the kit the classes of {len(truth):,}; get both")
     by_class: dict[str, list[Member]] = {wordnet_id: [] for wordnet_id in sorted(set(truth))}
     # The archive has no order. Line i of the kit has the class of image number i.
     for number, (image, wordnet_id) in enumerate(zip(images, truth, strict=True), 1):
         name = f"ILSVRC2012_val_{number:08}.JPEG"
         if image.name != name:
-            raise DataError(
-                f"{path}: member {image.name!a} is in the place of {name}, and labels follow these numbers; get another"
-            )
+            raise DataError(f"{path}: {image.name!a} stands for {name}, and labels follow these numbers; get another")
         by_class[wordnet_id].append(image)
     return {wordnet_id: _Images.pack(found) for wordnet_id, found in by_class.items()}
 

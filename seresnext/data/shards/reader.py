@@ -115,18 +115,16 @@ class ShardReader(Reader):
     def read(self, index: int) -> bytes:
         """Return the bytes of an image, checked by CRC-32. Raises DataError naming the shard and the image."""
         offset, size, crc32, shard, _ = self._index[index].item()
+        where = self.store.location(shard)
         try:
             data = self.store.read(shard, offset, size)
             if zlib.crc32(data) != crc32 and isinstance(self.store, RemoteShards):
                 self.store.discard(shard)
                 data = self.store.read(shard, offset, size)
         except OSError as error:
-            reason = error.strerror or error
-            raise DataError(
-                f"{self.store.location(shard)} cannot be read (image {index}): {reason}; {_REPAIR}"
-            ) from None
+            raise DataError(f"{where} cannot be read (image {index}): {error.strerror or error}; {_REPAIR}") from None
         if zlib.crc32(data) != crc32:
-            raise DataError(f"{self.store.location(shard)} is damaged (image {index} has another checksum); {_REPAIR}")
+            raise DataError(f"{where} is damaged (image {index} has another checksum); {_REPAIR}")
         return data
 
     def prefetch(self, keys: Iterable[BatchKey]) -> AbstractContextManager[Iterable[BatchKey]]:
