@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import LARGEST_IMAGE, FileState, read_at, read_piece
+from seresnext.data.readers.files import LARGEST_IMAGE, read_at, read_piece
 from seresnext.data.readers.imagenet_classes import imagenet_classes, read_validation_classes
 from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
 from seresnext.data.readers.index_cache import Signature, Times, index_path, open_or_build, sign
@@ -64,21 +64,16 @@ class ImagenetReader(Reader):
         paths = [root / archive.name for archive in _SPLITS[split]]
         self._path = paths[0]
         status = _status(self._path)
-        self._state = FileState(status.st_size, status.st_mtime_ns)
+        self._state = status.st_size, status.st_mtime_ns
         is_official = status.st_size == _SPLITS[split][0].size if official is None else official
         self._index = open_or_build(
             index_path(cache, "imagenet", root, split),
             lambda: archives_signature(paths, is_official),
             lambda: _list_archive(paths, split, is_official),
         )
-        self.classes = self._index.classes
+        self.classes, self.labels = self._index.classes, self._index.label
         self.fingerprint = self._index.fingerprint
         self.notices = tuple(f"{self._path}: {notice}" for notice in self._index.notices)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The label of each image, in the mapped index that all processes share."""
-        return self._index.label
 
     def name(self, index: int) -> str:
         """Return a name such as `ILSVRC2012_img_train.tar/n01440764.tar/n01440764_18.JPEG`."""

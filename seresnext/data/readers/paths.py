@@ -34,12 +34,7 @@ class PathReader(Reader):
             joined += os.fsencode(path)
             ends.append(len(joined))
         self._joined, self._ends = bytes(joined), np.array(ends)
-        self._labels = np.zeros(len(ends) - 1, np.int8)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Zeros, one for each image."""
-        return self._labels
+        self.labels = np.zeros(len(ends) - 1, np.int8)
 
     def name(self, index: int) -> str:
         """Return the path of an image as the user gave it."""
