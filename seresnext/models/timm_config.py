@@ -105,9 +105,7 @@ def read_config(weights: Path) -> TimmConfig | None:
     if weights.name not in HUB_WEIGHTS or not path.is_file():
         return None
     with open_file(path) as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise CheckpointError(f"{shown_path(path)} has more than {_MOST_BYTES:,} bytes; give a folder of timm")
+        data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
     try:
         return TimmConfig.model_validate_json(data)
     except ValidationError as error:
