@@ -98,15 +98,8 @@ class Namespace:
         self.values = state
 
 
-class Description(NamedTuple):
-    """The value of a pickle, with `StoredTensor` for tensors, and all storages by key."""
-
-    value: Any
-    storages: dict[str, Storage]
-
-
-def describe(stream: BinaryIO) -> Description:
-    """Read one pickle, and leave the stream at the end of the pickle. Raise ValueError."""
+def describe(stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """Read one pickle: the value, with `StoredTensor` for tensors, and all storages by key. Raise ValueError."""
     start = stream.tell()
     with warnings.catch_warnings(action="ignore"):  # The decoder warns of backslashes.
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -119,7 +112,7 @@ def describe(stream: BinaryIO) -> Description:
     stream.seek(start)
     unpickler = _Unpickler(stream)
     try:
-        return Description(unpickler.load(), unpickler.storages)
+        return unpickler.load(), unpickler.storages
     except ValueError:
         raise
     except Exception as error:  # The unpickler raises errors of many classes for a missing operand.
