@@ -70,8 +70,10 @@ def _number(kind: Callable[[str], Any], is_valid: Callable[[Any], bool], wanted:
 
 
 count_argument = _number(int, lambda value: value >= 1, "a whole number of at least 1")
-workers_argument = _number(int, lambda value: value >= 0, "a whole number of at least 0")
-share_argument = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+# These have the limits of data.workers, data.image_size and evaluation.crop_pct.
+workers_argument = _number(int, lambda value: 0 <= value <= 256, "a whole number from 0 to 256")
+side_argument = _number(int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")
+share_argument = _number(float, lambda value: 0.1 <= value <= 1, "a number from 0.1 to 1")
 
 
 def key_hints(words: Sequence[str]) -> str:

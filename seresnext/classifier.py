@@ -15,8 +15,7 @@ from torch import Tensor
 from seresnext.data.decode.pillow import to_rgb
 from seresnext.data.readers.paths import PathReader
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.models import MODELS, LoadedWeights, Preprocessing, SENet, build_pretrained, find_published, open_weights
-from seresnext.models.registry import SHORT_NAMES
+from seresnext.models import LoadedWeights, Preprocessing, SENet, build_pretrained, open_weights
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
 
@@ -119,12 +118,11 @@ class Classifier:
 def load(source: str | Path) -> Classifier:
     """Return the classifier in a file of weights or a run folder, of a published model, or on the Hugging Face Hub.
 
-    A name of `MODELS`, such as `seresnext50`, means the published file in the cache folder of torch.hub. A text that
-    starts with `hf-hub:` means a model of the Hub, which is downloaded. Any other text, and each `Path`, is a path.
+    A name of `MODELS`, such as `seresnext50`, means the published file, which is downloaded to the cache folder of
+    torch.hub. A path of this name comes first. A text that starts with `hf-hub:` means a model of the Hub.
     Raises CheckpointError for a file that is refused or missing, UsageError without the extra that the Hub needs.
     """
-    is_name = isinstance(source, str) and (source in MODELS or source in SHORT_NAMES)
-    loaded = open_weights(find_published(str(source)) if is_name else source)
+    loaded = open_weights(source)
     max_pixels = loaded.recipe.data.max_pixels if loaded.recipe else MAX_PIXELS
     return Classifier(build_pretrained(loaded), class_names(loaded), loaded.preprocessing, max_pixels, loaded.source)
 

@@ -42,9 +42,19 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # Errors of `write` name no file, errors of `open` do.
         raise
+    finally:  # Also after Ctrl-C.
+        temporary.unlink(missing_ok=True)
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Raise UsageError if a file cannot be written, so that long work does not end without a result."""
+    place = path.absolute()
+    nearest = next(each for each in (place, *place.parents) if os.path.exists(each))  # noqa: PTH110 (raises nothing)
+    written = place.parent if place.is_file() else nearest  # A file is replaced, a device is not.
+    if nearest.is_dir() == (nearest == place) or not os.access(written, os.W_OK):
+        raise UsageError(f"{path} cannot be written; choose another file with {option}")
 
 
 def read_small_json(path: Path) -> Any:

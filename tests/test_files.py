@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError, Failure, UsageError
 from seresnext.files import (
     NotRegularError,
+    check_output_file,
     new_folder,
     open_regular,
     read_lines,
@@ -116,3 +117,16 @@ def test_a_text_in_another_encoding_is_refused(tmp_path, encoding, place):
         (tmp_path / "text").write_text("Ameise\nK\xe4fer\n", encoding)
     with pytest.raises(DataError, match=place):
         read_lines(tmp_path / "text")
+
+
+def test_an_output_is_checked_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    for good in (tmp_path / "file", tmp_path / "new" / "folder" / "file", Path("/dev/stdout"), Path("/dev/null")):
+        check_output_file(good, "--json")
+    bad = [tmp_path, tmp_path / "file" / "x"]
+    bad += [] if os.geteuid() == 0 else [tmp_path / "sealed" / "file", tmp_path / "sealed" / "new" / "file"]
+    for path in bad:
+        with pytest.raises(UsageError, match="cannot be written; choose another file with --json"):
+            check_output_file(path, "--json")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "sealed"}

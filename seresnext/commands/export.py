@@ -16,7 +16,7 @@ def export_arguments(parser: Parser) -> None:
 
 docs/export.md describes the kinds, and how other tools load them."""
     add = parser.add_argument
-    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run folder, checkpoint or .pth")
+    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
     add("--to", required=True, choices=("weights", "hub", "timm", "onnx", "exported", "folded"), help="timm: as hub")
     add("--output", required=True, type=path_argument, metavar="DIR", help="a new folder")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
@@ -35,7 +35,7 @@ def export(options: Namespace) -> None:
 def card_arguments(parser: Parser) -> None:
     """Declare the arguments of `card`."""
     add = parser.add_argument
-    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run folder, checkpoint or .pth")
+    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
     add("--evaluation", type=path_argument, metavar="FILE", help="accuracy and temperature: validate's --json FILE")
     add("--output", type=path_argument, metavar="FILE", help="write the card to this file (default: print)")

@@ -54,6 +54,8 @@ class Comparison:
     @property
     def conclusion(self) -> str:
         """One line in plain words. The difference counts if McNemar's test has p < 0.05."""
+        if not self.gained + self.lost:
+            return "Both models are right on the same images."
         counts = f"{self.gained} images gained, {self.lost} lost, p = {self.p_value:.2g}"
         if self.p_value >= 0.05:
             return f"The data do not show which model is better: the difference may be chance ({counts})."

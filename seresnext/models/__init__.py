@@ -1,6 +1,6 @@
 """SE-ResNeXt: the networks, the table of models, and published weights."""
 
-from seresnext.models.locate import find_published, find_weights
+from seresnext.models.locate import PUBLISHED, find_published, find_weights, first_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.pretrained import (
     LoadedWeights,
@@ -15,7 +15,21 @@ from seresnext.models.senet import SENet
 from seresnext.models.timm_names import timm_state_dict
 
 __all__ = [
-    "MODELS", "LoadedWeights", "Preprocessing", "SENet", "build_pretrained", "canonical_name", "create_model",
-    "find_published", "find_weights", "identify_model", "load_pretrained", "load_weights", "open_weights",
-    "published_preprocessing", "timm_state_dict",
-]  # fmt: skip
+    "MODELS",
+    "PUBLISHED",
+    "LoadedWeights",
+    "Preprocessing",
+    "SENet",
+    "build_pretrained",
+    "canonical_name",
+    "create_model",
+    "find_published",
+    "find_weights",
+    "first_weights",
+    "identify_model",
+    "load_pretrained",
+    "load_weights",
+    "open_weights",
+    "published_preprocessing",
+    "timm_state_dict",
+]

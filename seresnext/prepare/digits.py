@@ -38,7 +38,7 @@ def write_digits(folder: Path) -> None:
     with extra("demo"):
         from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)  # N 64, grey levels 0 to 16
+    images, labels = map(np.asarray, load_digits(return_X_y=True))  # N 64, grey levels 0 to 16
     in_validation = np.isin(np.arange(len(labels)), validation_indices(labels))
     for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         image = Image.fromarray(np.round(pixels.reshape(8, 8) * (255 / 16)).astype(np.uint8))

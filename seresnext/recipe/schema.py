@@ -140,7 +140,11 @@ class ModelSection(Section):
     num_classes: int = _key(1000, "Outputs of the classifier: the number of class folders.", ge=2, le=1_000_000)
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
-    weights: Text | None = _key(None, "File of weights to start from. null: random initial weights.")
+    weights: Text | None = _key(
+        None,
+        "File of weights to start from. `published`: the published file of the model, which is downloaded. null: "
+        "random initial weights.",
+    )
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
     drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
