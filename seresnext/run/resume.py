@@ -22,13 +22,13 @@ from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
-from seresnext.training.plan import Progress
+from seresnext.training.plan import NEW_SUMS, Progress
 
 # Keys that change no number of a run, only loading, logging and saving. These keys may change on a resume.
 FREE_KEYS = frozenset({
     "data.root", "data.cache", "data.cache_size", "data.workers", "data.on_error", "data.max_bad_images",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "logging.every",
-    "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
+    "logging.sinks", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
 })  # fmt: skip
 
 # Keys that have an effect on a fresh start only: a resumed run has the weights of the checkpoint.
@@ -182,7 +182,9 @@ def _is_best(path: Path, best: dict[str, Any]) -> bool:
 def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
     """Return the progress in a checkpoint. Raises CheckpointError for values that no run writes."""
     metadata, usual = checkpoint.metadata, asdict(Progress())
-    found = {**metadata.progress, "history": metadata.history}
+    # Without a sum, which earlier versions did not write, the next mean is over the steps from here on.
+    sums = {name: usual[name] for name in NEW_SUMS if name not in metadata.progress}
+    found = {**metadata.progress, **sums, "history": metadata.history}
     odd = sorted(found.keys() ^ usual.keys())
     odd += [name for name in usual if name != "best" and name in found and type(found[name]) is not type(usual[name])]
     # The file has the step and the best twice.

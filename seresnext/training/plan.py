@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seresnext.recipe.schema import Recipe
+from seresnext.training.result import StepResult
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,20 @@ class Plan:
         return at_end and progress.step == progress.evaluated
 
 
+NEW_SUMS = (
+    "unlogged_correct", "unlogged_seen", "epoch_loss", "epoch_steps", "epoch_correct", "epoch_seen",
+)  # fmt: skip
+"""Fields of Progress that older checkpoints lack."""
+
+
 @dataclass
 class Progress:
     """The state of the training loop without tensors. Every checkpoint holds all fields.
 
     `step` counts completed and skipped steps. `evaluated` is the step of the last complete validation. The `unlogged`
-    fields are sums since the last line of metrics, so that a resumed run writes the same next line. `history` has the
-    skipped steps and the validations with a loss that is not finite (nonfinite.py). A new entry makes a new list.
+    fields are sums since the last line of metrics, so that a resumed run writes the same next line, and the `epoch`
+    fields are sums since the last end of an epoch. `correct` counts images of `seen` images. `history` has the skipped
+    steps and the validations with a loss that is not finite (nonfinite.py). A new entry makes a new list.
     """
 
     step: int = 0
@@ -65,6 +73,12 @@ class Progress:
     unlogged_loss: float = 0.0
     unlogged_steps: int = 0
     unlogged_skips: int = 0
+    unlogged_correct: int = 0
+    unlogged_seen: int = 0
+    epoch_loss: float = 0.0
+    epoch_steps: int = 0
+    epoch_correct: int = 0
+    epoch_seen: int = 0
     skips_in_a_row: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -72,6 +86,43 @@ class Progress:
     def logged(self) -> int:
         """Return the step of the last `train` event, 0 before the first."""
         return self.step - self.unlogged_steps - self.unlogged_skips
+
+    def add(self, result: StepResult, global_size: int) -> None:
+        """Add the result of a step of `global_size` images to the sums."""
+        if result.skipped:
+            self.unlogged_skips += 1
+            return
+        self.skips_in_a_row = 0
+        self.unlogged_loss += result.loss
+        self.unlogged_steps += 1
+        self.unlogged_correct += result.correct
+        self.unlogged_seen += global_size
+        self.epoch_loss += result.loss
+        self.epoch_steps += 1
+        self.epoch_correct += result.correct
+        self.epoch_seen += global_size
+
+    def take_unlogged(self) -> dict[str, Any]:
+        """Return the fields of the next line of metrics, and start the next sums. Without a sum a mean is None."""
+        line = {
+            "loss": self.unlogged_loss / self.unlogged_steps if self.unlogged_steps else None,
+            "top1": 100 * self.unlogged_correct / self.unlogged_seen if self.unlogged_seen else None,
+            "skipped": self.unlogged_skips,
+        }
+        self.unlogged_loss = 0.0
+        self.unlogged_steps = self.unlogged_skips = self.unlogged_correct = self.unlogged_seen = 0
+        return line
+
+    def take_epoch(self) -> dict[str, Any]:
+        """Return the means of an epoch and the number of their steps, and start the next sums."""
+        line = {
+            "loss": self.epoch_loss / self.epoch_steps if self.epoch_steps else None,
+            "top1": 100 * self.epoch_correct / self.epoch_seen if self.epoch_seen else None,
+            "steps": self.epoch_steps,
+        }
+        self.epoch_loss = 0.0
+        self.epoch_steps = self.epoch_correct = self.epoch_seen = 0
+        return line
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
