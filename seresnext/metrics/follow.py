@@ -39,8 +39,8 @@ class Service(Protocol):
     id: str
     address: str
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step."""
+    def log(self, numbers: Mapping[str, float], step: int, epoch: float) -> None:
+        """Log numbers at a step and its epoch."""
 
     def picture(self, path: Path) -> None:
         """Log a picture at step 0."""
@@ -111,7 +111,7 @@ class Follower:
         if kind == "picture":
             service.picture(self._folder / FIRST_BATCH)
         elif numbers := charts(event, self._recipe):
-            service.log({**numbers, "epoch": event.get("epoch", 0.0)}, step)
+            service.log(numbers, step, event.get("epoch", 0.0))
 
     def finish(self) -> None:
         """Send the rest and the state of the run."""

@@ -40,7 +40,7 @@ class Mlflow:
         for start in range(0, len(new), _MOST_PARAMS):
             mlflow.log_params(dict(new[start : start + _MOST_PARAMS]))
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
+    def log(self, numbers: Mapping[str, float], step: int, epoch: float) -> None:
         """Log numbers at a step."""
         self._mlflow.log_metrics(dict(numbers), step=step)
 

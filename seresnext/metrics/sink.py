@@ -7,21 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from seresnext.recipe.reader import write_value
+
 Event = Mapping[str, Any]
 
 FIRST_BATCH = "first_batch.png"
 """The picture of the first training images in a run folder."""
 
-_CHARTED = ("train", "validate", "epoch")  # Other events, such as a skipped step, are no points of a curve.
-# The groups of fields that are not shown in the group of the event, on the dashboards of all sinks.
-_GROUPS = {
-    "images_per_second": "speed",
-    "seconds_per_step": "speed",
-    "data_wait": "speed",
-    "gpu_memory_gb": "device",
-    "gpu_utilisation": "device",
-}
-# These fields are the places of points, or have the same value in a whole run.
+_CHARTED = ("train", "validate", "epoch")
+_SPEED = ("images_per_second", "seconds_per_step", "data_wait", "gpu_memory_gb", "gpu_utilisation")
 _NO_CHART = frozenset({"step", "epoch", "total_steps", "num_images", "steps"})
 
 
@@ -60,20 +54,24 @@ class RunStart:
 
 
 def charts(event: Event, recipe: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of an event by chart: `train/loss`, `speed/data_wait`, `validate_ema/top1`.
+    """Return the numbers of an event by chart: `train/loss`, `train/epoch_loss`, `speed/data_wait`, `validate_ema/top1`.
 
     Numbers that never change have no chart: the number of images, top-5 accuracy of 5 classes or fewer (100 %), and
-    the number of skipped steps while there is none.
+    the number of skipped steps while there is none. Other events than steps, epochs and validations have no chart.
     """
-    weights = event.get("weights", "model")
-    name = event["event"] if weights == "model" else f"{event['event']}_{weights}"
+    kind, weights = event["event"], event.get("weights", "model")
+    if kind not in _CHARTED:
+        return {}
+    name = kind if weights == "model" else f"{kind}_{weights}"
     num_classes = recipe.get("model", {}).get("num_classes") or 1000
     hidden = _NO_CHART | ({"top5"} if num_classes <= 5 else set()) | (set() if event.get("skipped") else {"skipped"})
     found = {}
-    for key, value in event.items() if event["event"] in _CHARTED else ():
+    for key, value in event.items():
         if key not in hidden and isinstance(value, int | float) and not isinstance(value, bool):
-            group = _GROUPS.get(key, name)
-            found[f"{group}/{key}" if name == "train" or group == name else f"{group}/{name}_{key}"] = value
+            if key in _SPEED:
+                found[f"speed/{key}" if kind == "train" else f"speed/{name}_{key}"] = value
+            else:
+                found[f"train/epoch_{key}" if kind == "epoch" else f"{name}/{key}"] = value
     return found
 
 
@@ -84,5 +82,5 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int 
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
+            flat[prefix + key] = value if isinstance(value, str | int | float | bool) else write_value(value)
     return flat

@@ -97,7 +97,7 @@ class TensorBoard:
         with Image.open(path) as image:
             size = {"width": image.width, "height": image.height, "colorspace": 3}
         picture = Summary.Image(encoded_image_string=path.read_bytes(), **size)
-        self._add(event["step"], Summary.Value(tag=path.stem, image=picture))
+        self._add(event["step"], Summary.Value(tag=f"train/{path.stem}", image=picture))
 
     def _add(self, step: int, *values: Any) -> None:
         self._last = step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class WeightsAndBiases:
 
         self._wandb = wandb
         is_valid = known is not None and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", known)
-        self.id = os.environ.get("WANDB_RUN_ID") or (known if known and is_valid else wandb.util.generate_id())
+        self.id = os.environ.get("WANDB_RUN_ID") or (known if known and is_valid else secrets.token_hex(4))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or "seresnext",
             name=os.environ.get("WANDB_NAME") or folder.name,
@@ -42,13 +43,13 @@ class WeightsAndBiases:
             self._run.define_metric(name, summary="max")
         self.address = self._run.url or f"offline, wandb sync {Path(self._run.dir).parent}"
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step."""
-        self._run.log(dict(numbers), step=step)
+    def log(self, numbers: Mapping[str, float], step: int, epoch: float) -> None:
+        """Log numbers at a step. The epoch has no chart, and can be the x axis of a chart."""
+        self._run.log({**numbers, "epoch": epoch}, step=step)
 
     def picture(self, path: Path) -> None:
         """Log a picture at step 0."""
-        self._run.log({path.stem: self._wandb.Image(str(path))}, step=0)
+        self._run.log({f"train/{path.stem}": self._wandb.Image(str(path))}, step=0)
 
     def artifact(self, path: Path) -> None:
         """Keep a file or a folder as an artifact of the run."""
