@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 
-def device_usage(device: torch.device) -> dict[str, Any]:
+def device_usage(device: torch.device) -> dict[str, float]:
     """Return the peak of allocated memory in GiB since the last call, and the utilisation in percent.
 
-    Nothing waits for the GPU. A CPU has no such numbers. The utilisation needs the package nvidia-ml-py, and is the
-    share of the last moments (nvidia-smi, `utilization.gpu`) in which a kernel ran.
+    A CPU has no such numbers. The utilisation needs the package nvidia-ml-py. Nothing waits for the GPU.
     """
     if device.type != "cuda":
         return {}
-    usage: dict[str, Any] = {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 2**30}
+    usage = {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 2**30}
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        usage["gpu_utilisation"] = torch.cuda.utilization(device)
-    except Exception:  # The package or the driver's library is missing, or the driver refuses (MIG, containers).
+        return {**usage, "gpu_utilisation": torch.cuda.utilization(device)}
+    except Exception:  # The package is missing, or the driver refuses (MIG, containers).
         return usage
-    return usage

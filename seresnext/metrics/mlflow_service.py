@@ -9,7 +9,7 @@ from typing import Any
 
 from seresnext.process.packages import extra
 
-_STATUS = {"finished": "FINISHED", "failed": "FAILED"}
+_STATUS = {"finished": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
 _MOST_PARAMS = 100  # of one request (https://mlflow.org/docs/latest/api_reference/rest-api.html)
 
 
@@ -22,8 +22,8 @@ class Mlflow:
 
     def __init__(self, folder: Path, known: str | None, values: Mapping[str, Any]) -> None:
         # By default mlflow tries an unreachable server for some ten minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
         with extra("track"):
             import mlflow
 

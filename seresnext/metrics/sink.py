@@ -54,7 +54,7 @@ class RunStart:
 
 
 def charts(event: Event, recipe: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of an event by chart: `train/loss`, `train/epoch_loss`, `speed/data_wait`, `validate_ema/top1`.
+    """Return the numbers of an event by chart: `train/loss`, `train/epoch_top1`, `speed/data_wait`, `validate/loss`.
 
     Numbers that never change have no chart: the number of images, top-5 accuracy of 5 classes or fewer (100 %), and
     the number of skipped steps while there is none. Other events than steps, epochs and validations have no chart.

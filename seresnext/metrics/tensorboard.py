@@ -137,11 +137,6 @@ def _hparams(tag: str, **content: Any) -> Any:
 
 def _text(tag: str, text: str) -> Any:
     """Return a text as a summary. Four spaces at the start of a line are code in Markdown."""
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-    from tensorboard.plugins.text.metadata import create_summary_metadata
+    from torch.utils.tensorboard import summary
 
-    code = "".join(f"    {line}\n" for line in text.splitlines())
-    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-    tensor = TensorProto(dtype="DT_STRING", string_val=[code.encode()], tensor_shape=shape)
-    return Summary.Value(tag=tag, metadata=create_summary_metadata("", ""), tensor=tensor)
+    return summary.text(tag, "".join(f"    {line}\n" for line in text.splitlines())).value[0]

@@ -51,20 +51,18 @@ class Plan:
         return at_end and progress.step == progress.evaluated
 
 
-NEW_SUMS = (
-    "unlogged_correct", "unlogged_seen", "epoch_loss", "epoch_steps", "epoch_correct", "epoch_seen",
-)  # fmt: skip
-"""Fields of Progress that older checkpoints lack."""
+WINDOWS = ("unlogged", "epoch")
+"""The sums of a run since the last line of metrics, and since the last end of an epoch."""
 
 
 @dataclass
 class Progress:
     """The state of the training loop without tensors. Every checkpoint holds all fields.
 
-    `step` counts completed and skipped steps. `evaluated` is the step of the last complete validation. The `unlogged`
-    fields are sums since the last line of metrics, so that a resumed run writes the same next line, and the `epoch`
-    fields are sums since the last end of an epoch. `correct` counts images of `seen` images. `history` has the skipped
-    steps and the validations with a loss that is not finite (nonfinite.py). A new entry makes a new list.
+    `step` counts completed and skipped steps. `evaluated` is the step of the last complete validation. The fields of
+    WINDOWS are sums, so that a resumed run writes the same next line; `correct` counts images of `seen` images.
+    `history` has the skipped steps and the validations with a loss that is not finite (nonfinite.py). A new entry makes
+    a new list.
     """
 
     step: int = 0
@@ -93,36 +91,17 @@ class Progress:
             self.unlogged_skips += 1
             return
         self.skips_in_a_row = 0
-        self.unlogged_loss += result.loss
-        self.unlogged_steps += 1
-        self.unlogged_correct += result.correct
-        self.unlogged_seen += global_size
-        self.epoch_loss += result.loss
-        self.epoch_steps += 1
-        self.epoch_correct += result.correct
-        self.epoch_seen += global_size
+        values = {"loss": result.loss, "steps": 1, "correct": result.correct, "seen": global_size}
+        for name, value in ((f"{window}_{key}", each) for window in WINDOWS for key, each in values.items()):
+            setattr(self, name, getattr(self, name) + value)
 
-    def take_unlogged(self) -> dict[str, Any]:
-        """Return the fields of the next line of metrics, and start the next sums. Without a sum a mean is None."""
-        line = {
-            "loss": self.unlogged_loss / self.unlogged_steps if self.unlogged_steps else None,
-            "top1": 100 * self.unlogged_correct / self.unlogged_seen if self.unlogged_seen else None,
-            "skipped": self.unlogged_skips,
-        }
-        self.unlogged_loss = 0.0
-        self.unlogged_steps = self.unlogged_skips = self.unlogged_correct = self.unlogged_seen = 0
-        return line
-
-    def take_epoch(self) -> dict[str, Any]:
-        """Return the means of an epoch and the number of their steps, and start the next sums."""
-        line = {
-            "loss": self.epoch_loss / self.epoch_steps if self.epoch_steps else None,
-            "top1": 100 * self.epoch_correct / self.epoch_seen if self.epoch_seen else None,
-            "steps": self.epoch_steps,
-        }
-        self.epoch_loss = 0.0
-        self.epoch_steps = self.epoch_correct = self.epoch_seen = 0
-        return line
+    def take(self, window: str) -> dict[str, Any]:
+        """Return the mean loss and accuracy of a window, None without a step, and start the next window."""
+        names = [f"{window}_{key}" for key in ("loss", "steps", "correct", "seen")]
+        loss, steps, correct, seen = (getattr(self, name) for name in names)
+        for name in names:
+            setattr(self, name, type(getattr(self, name))())
+        return {"loss": loss / steps if steps else None, "top1": 100 * correct / seen if seen else None}
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:

@@ -180,12 +180,14 @@ class Trainer:
             self._finish_step()
             assert self._result is not None
             rates = {"lr": self.schedule.lr_at(self._result.step), **self._speed.read("train")._asdict()}
-            fields = {**progress.take_unlogged(), **rates, "grad_norm": self._result.grad_norm}
+            means = {**progress.take("unlogged"), "skipped": progress.unlogged_skips}
+            progress.unlogged_skips = 0
+            fields = {**means, **rates, "grad_norm": self._result.grad_norm}
             self._write("train", fields, self._eta.update(progress.step))
         if progress.step % plan.steps_per_epoch == 0:
             self._finish_step()
             speed = self._speed.read("epoch").images_per_second
-            self._write("epoch", {**progress.take_epoch(), "images_per_second": speed})
+            self._write("epoch", {**progress.take("epoch"), "images_per_second": speed})
 
     def _write(self, event: str, fields: Mapping[str, object], seconds_left: float | None = None) -> None:
         place = {"event": event, "step": self.progress.step, "epoch": self.progress.step / self.plan.steps_per_epoch}
