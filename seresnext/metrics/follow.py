@@ -29,7 +29,7 @@ from seresnext.recipe import load_recipe, to_values
 
 SERVICES = {"wandb": WeightsAndBiases, "mlflow": Mlflow}
 _POLL, _RETRY = 1.0, 60.0  # seconds until the next look at the file, and until the next try after an error
-_LAST = 30  # seconds for the end, after which the system ends this process
+_LAST = 60  # seconds for the end, after which the system ends this process
 
 
 class Follower:
@@ -115,7 +115,7 @@ def main() -> None:
     ignore_signals()  # They are for the training, whose end ends this process.
     signal.signal(signal.SIGRTMIN, lambda number, frame: signal.alarm(_LAST))
     die_with_parent(signal.SIGRTMIN)
-    os.nice(10)
+    os.nice(5)
     reports = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # Services print.
     reported: list[Exception] = []

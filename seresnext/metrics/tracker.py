@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from seresnext.metrics.sink import Event, RunStart
+from seresnext.metrics.status import read_status
 from seresnext.process.packages import require_extra
 
-PATIENCE = 20.0
-"""Seconds that the process has to send the last lines after the end of a run."""
+PATIENCE, STOPPED_PATIENCE = 60.0, 10.0
+"""Seconds to send the last lines after the end of a run, and after a stop: torchrun kills a process after 30 s."""
 _ATTACH_PATIENCE = 300.0  # seconds to send a report
 _PROGRAM = """
 import json, sys
@@ -34,7 +35,7 @@ class Tracker:
     def __init__(self, name: str, start: RunStart) -> None:
         """Start the process. Raises UsageError without the extra `track`."""
         require_extra("track", name)
-        self._name, self._report, self._is_reported = name, start.report, False
+        self._name, self._folder, self._report, self._is_reported = name, start.folder, start.report, False
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = _start(name, start.folder)
@@ -51,17 +52,21 @@ class Tracker:
             self._is_reported |= line.startswith("warning: ")
             self._report(line)
         if code := self._process.poll():
-            self._process = None
+            with self._process:  # closes the pipes
+                self._process = None
             self._warn(f"has ended with code {code}")
 
     def close(self) -> None:
-        """Let the process send the rest, at most PATIENCE seconds long."""
-        if self._process is not None:
-            assert self._process.stdin
+        """Let the process send the rest, for at most PATIENCE or STOPPED_PATIENCE seconds."""
+        if self._process is None:
+            return
+        seconds = STOPPED_PATIENCE if read_status(self._folder).get("state") == "preempted" else PATIENCE
+        with self._process as process:
+            assert process.stdin
             with suppress(OSError):
-                self._process.stdin.write(b"end")  # A forked process may still hold the pipe open.
-            if not _has_ended(self._process, PATIENCE):
-                self._warn(f"has not ended within {PATIENCE:g} s; a resume of the run sends the rest")
+                process.stdin.write(b"end")  # A forked process may still hold the pipe open.
+            if not _has_ended(process, seconds):
+                self._warn(f"has not ended within {seconds:g} s; a resume of the run sends the rest")
             self.write({})
 
     def _warn(self, text: str) -> None:
@@ -73,10 +78,10 @@ class Tracker:
 def attach(folder: Path, path: Path) -> None:
     """Send a file or a folder to the services of a run, and print what they report."""
     for name in trackers_of(folder):
-        process = _start(name, folder, path)
-        has_ended = _has_ended(process, _ATTACH_PATIENCE)
-        assert process.stdout
-        print((process.stdout.read() or b"").decode(errors="replace").strip())
+        with _start(name, folder, path) as process:
+            has_ended = _has_ended(process, _ATTACH_PATIENCE)
+            assert process.stdout
+            print((process.stdout.read() or b"").decode(errors="replace").strip())
         if not has_ended:
             print(f"warning: {name} does not answer, and {path} is not sent")
 

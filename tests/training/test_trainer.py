@@ -31,8 +31,8 @@ CLASSES = 4
 class Steps:
     """Steps with the losses `loss_of(step)` of two replicas. Results are read one at a time, in order.
 
-    Steps with a loss or gradient that is not finite are skipped. `scaled`: the scale of fp16 is above 1. In step s, s of
-    the 6 images are correct.
+    Steps with a loss or gradient that is not finite are skipped. `scaled`: the scale of fp16 is above 1. In step s, s
+    of the 6 images are correct.
     """
 
     mix = None
