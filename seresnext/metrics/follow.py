@@ -42,8 +42,9 @@ class Follower:
         found = found if isinstance(found, dict) else {}
         known, sent = found.get("id"), found.get("sent")
         self._id = known if isinstance(known, str) else None
-        # A resumed run has removed the lines that it writes again.
-        size = (folder / "metrics.jsonl").stat().st_size
+        # A resumed run has removed the lines that it writes again, and a new run may have no line yet.
+        self._metrics = folder / "metrics.jsonl"
+        size = self._metrics.stat().st_size if self._metrics.exists() else 0
         self._sent = min(sent, size) if type(sent) is int and sent >= 0 else 0
         self._service: WeightsAndBiases | Mlflow | None = None
 
@@ -63,7 +64,9 @@ class Follower:
     def catch_up(self) -> None:
         """Send the lines that are new. After an error, the next call sends the rest."""
         service, before = self.open(), self._sent
-        with os.fdopen(open_regular(self._folder / "metrics.jsonl"), "rb") as file:
+        if not self._metrics.exists():
+            return
+        with os.fdopen(open_regular(self._metrics), "rb") as file:
             file.seek(self._sent)
             for line in file:
                 if not line.endswith(b"\n"):

@@ -74,17 +74,25 @@ class RunLogger:
             chosen = self._recipe.logging.sinks if self._recipe else ("tensorboard",)
             self._sinks = [SINKS[name](start) for name in dict.fromkeys((*_ALWAYS, *chosen))]
 
-    def write(self, event: Mapping[str, Any], seconds_left: float | None = None, text: str | None = None) -> None:
+    def write(
+        self,
+        event: Mapping[str, Any],
+        seconds_left: float | None = None,
+        text: str | None = None,
+        only_log: bool = False,
+    ) -> None:
         """Send an event to all sinks, and print the event with the remaining time, or `text` if given.
 
-        The README lists the fields of events.
+        `only_log`: the text goes to the log file alone. The README lists the fields of events.
         """
-        if event["event"] == "train":
+        if event["event"] == "train" and self._total:
             event = {**event, **device_usage(self._world.device), "total_steps": self._total}
         for sink in self._sinks:
             sink.write(event)
         if text is None:
             self.console.print_event({k: v for k, v in event.items() if k not in self._hidden}, seconds_left)
+        elif only_log:
+            self.console.log(text)
         else:
             self.console.print(text)
         if event["event"] == "validate" and not math.isfinite(event["loss"]):

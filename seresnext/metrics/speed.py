@@ -16,11 +16,13 @@ class Speed(NamedTuple):
     images_per_second: images over the whole time, including the time that steps waited for data.
     data_wait: mean time in seconds that a step waited for its batch.
     seconds_per_step: mean time in seconds of a step, including the wait.
+
+    All are None in a window without a step.
     """
 
-    images_per_second: float
-    data_wait: float
-    seconds_per_step: float
+    images_per_second: float | None
+    data_wait: float | None
+    seconds_per_step: float | None = None
 
 
 class SpeedMeter:
@@ -54,11 +56,13 @@ class SpeedMeter:
             self._paused += self._clock() - start
 
     def read(self, window: str = "") -> Speed:
-        """Return the speed since the last read of a window (zeros if there was no step)."""
+        """Return the speed since the last read of a window."""
         now, before = self._now(), self._ends.get(window, self._start)
         self._ends[window] = now
         seconds, images, steps, data_wait = (a - b for a, b in zip(now, before, strict=True))
-        return Speed(images / max(seconds, 1e-9), data_wait / max(steps, 1), seconds / steps if steps else 0.0)
+        if not steps:
+            return Speed(None, None)
+        return Speed(images / max(seconds, 1e-9), data_wait / steps, seconds / steps)
 
 
 class EtaClock:

@@ -31,6 +31,7 @@ RUN_FILES = (
     "trackers",
     "wandb",
     "first_batch.png",
+    "profile",  # --profile
     "log.txt",
     "checkpoints",
     "curves.png",  # seresnext plot

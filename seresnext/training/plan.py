@@ -95,7 +95,13 @@ class Progress:
         for name, value in ((f"{window}_{key}", each) for window in WINDOWS for key, each in values.items()):
             setattr(self, name, getattr(self, name) + value)
 
-    def take(self, window: str) -> dict[str, Any]:
+    def take_line(self) -> dict[str, Any]:
+        """Return the means and the skipped steps since the last line of metrics, and start the next line."""
+        line = {**self.take_means("unlogged"), "skipped": self.unlogged_skips}
+        self.unlogged_skips = 0
+        return line
+
+    def take_means(self, window: str) -> dict[str, float | None]:
         """Return the mean loss and accuracy of a window, None without a step, and start the next window."""
         names = [f"{window}_{key}" for key in ("loss", "steps", "correct", "seen")]
         loss, steps, correct, seen = (getattr(self, name) for name in names)

@@ -69,7 +69,9 @@ def logged(name="run-0"):
 
 
 def test_every_whole_line_is_sent_once(folder):
+    (folder / "metrics.jsonl").unlink()  # A new run has no line yet.
     follower = opened(folder)
+    follower.catch_up()
     append(folder, '{"event": "picture", "step": 0, "epoch": 0}\n' + train(1) + "no JSON\n[1]\n" + train(2)[:-9])
     follower.catch_up()
     assert logged() == [1]
