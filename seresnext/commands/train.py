@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from seresnext.arguments import Parser, add_device, count_argument, key_hints
 from seresnext.errors import Failure, UsageError
 from seresnext.paths import check_data_folder, path_argument, text_argument
-from seresnext.process.packages import LIGHT_PACKAGES, require_packages
+from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.ranks import is_first_rank
 from seresnext.process.stop_request import StopRequest
 
@@ -86,6 +86,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
         return None
     if options.profile and options.dry_run:
         raise UsageError("--dry-run takes two steps and traces none; leave out --dry-run or --profile")
+    require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
     if loaded.recipe.data.format != "synthetic":
         check_data_folder(loaded.recipe.data.root)
     if options.resume not in ("auto", "never"):
