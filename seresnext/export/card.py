@@ -81,7 +81,7 @@ def _hub_metadata(facts: ModelFacts) -> dict[str, Any]:
     names = {"Top 1 Accuracy": facts.evaluation["top1"], "Top 5 Accuracy": facts.evaluation.get("top5")}
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
-        "dataset": {"type": "image-folder", "name": "validation split of the training data"},
+        "dataset": {"type": "image-folder", "name": "validation images"},
         "metrics": [
             {"type": "accuracy", "name": name, "value": value} for name, value in names.items() if value is not None
         ],
