@@ -84,6 +84,7 @@ TESTED_ELSEWHERE = {
     "metrics/sink.py": "metrics/test_logger.py",
     "evaluation/real_labels.py": "run/test_validate_options.py",
     "export/documents.py": "export/test_verify.py",
+    "training/data.py": "training/test_trainer.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/preprocessing.py": "models/test_pretrained.py",

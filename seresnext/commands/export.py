@@ -43,7 +43,7 @@ def card_arguments(parser: Parser) -> None:
 
 def card(options: Namespace) -> None:
     """Write the model card of a checkpoint, with the metadata of the Hugging Face Hub."""
-    from seresnext.export.describe import describe
+    from seresnext.export.create import describe
 
     describe(options)
 
@@ -58,6 +58,5 @@ def verify(options: Namespace) -> None:
     from seresnext.export.verify import verify
     from seresnext.printable import shown_path
 
-    verified = verify(options.folder)
-    print(f"{shown_path(options.folder)}: {verified.manifest.kind}, {verified.manifest.model}")
-    print(f"verified: {verified}")
+    manifest, result = verify(options.folder)
+    print(f"{shown_path(options.folder)}: {manifest.kind}, {manifest.model}\nverified: {result}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from argparse import Namespace
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
@@ -41,15 +41,8 @@ def add_arguments(parser: Parser) -> None:
 `python validate.py` is the same command. docs/evaluation.md describes the result, docs/recipe.md the recipe that a
 checkpoint has in it."""
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        type=path_argument,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="checkpoints, run folders, published .pth files, names of models, or hf-hub:ORG/NAME",
-    )
+    files = "checkpoints, run folders, published .pth files, names of models, or hf-hub:ORG/NAME"
+    add("--checkpoint", required=True, type=path_argument, nargs="+", action="extend", metavar="FILE", help=files)
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
     add("--split", type=text_argument, metavar="NAME", help="the split (default: as in training, else val)")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
@@ -60,9 +53,7 @@ checkpoint has in it."""
     add("--workers", type=workers_argument, metavar="N", help="loader workers of each rank")
     add("--precision", choices=("fp32", "bf16", "fp16", "fp64"), help="of the network")
     add("--flip", action="store_true", help="average the logits of each image and of its mirror image")
-    add(
-        "--real-labels", type=path_argument, metavar="FILE", help="also measure ImageNet's reassessed labels: real.json"
-    )
+    add("--real-labels", type=path_argument, metavar="FILE", help="also measure the reassessed labels: real.json")
     add("--class-map", type=path_argument, metavar="FILE", help="the class of each class folder: lines `folder,class`")
     add("--classes", type=text_argument, metavar="NAMES", help="names of the model's outputs: a,b,c or a file of lines")
     add("--json", type=path_argument, metavar="FILE", help="also write the result to this file")
@@ -99,9 +90,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
 def _validate(options: Namespace, world: World) -> None:
     from seresnext.run.validate import ValidationSettings, validate
 
-    settings = ValidationSettings(
-        **{field.name: getattr(options, field.name) for field in dataclasses.fields(ValidationSettings)}
-    )
+    settings = ValidationSettings(**{field.name: getattr(options, field.name) for field in fields(ValidationSettings)})
     reports = []
     for path in options.checkpoint:
         validation = validate(path, world, settings)

@@ -60,9 +60,7 @@ class Comparison:
         if self.p_value >= 0.05:
             return f"The data do not show which model is better: the difference may be chance ({counts})."
         better, other = ("second", "first") if self.difference > 0 else ("first", "second")
-        return (
-            f"The {better} model is better than the {other} by {abs(self.difference):.2f} percentage points ({counts})."
-        )
+        return f"The {better} model is better than the {other} by {abs(self.difference):.2f} points ({counts})."
 
 
 def compare(first: PredictionTable, second: PredictionTable, names: tuple[str, str]) -> Comparison:

@@ -114,11 +114,7 @@ def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
 
 
 def _compare(
-    recipe: Recipe,
-    previous: Recipe | None,
-    readers: Mapping[str, Reader],
-    world_size: int,
-    warn: Callable[[str], None],
+    recipe: Recipe, previous: Recipe | None, readers: Mapping[str, Reader], world_size: int, warn: Callable[[str], None]
 ) -> list[StartProblem]:
     """Return the problems that rank 0 finds in the splits that could be opened."""
     problems: list[StartProblem] = []
