@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from seresnext.arguments import (
     Parser,
@@ -23,7 +23,6 @@ from seresnext.files import check_output_file, write_json
 from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
 from seresnext.process.packages import require_extra
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.schema import ModelName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,9 +67,9 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     Checks that checkpoints and data exist, and returns the validation of a rank.
     """
     for path in options.checkpoint:
-        # For a published file (.pth) a later message has the address.
-        is_name = str(path) in get_args(ModelName) or str(path).startswith(HUB_PREFIX)
-        if not os.path.lexists(path) and path.suffix != ".pth" and not is_name:
+        # Later code downloads published models and models of the Hub, and has the address of a published file (.pth).
+        is_known = str(path).startswith((HUB_PREFIX, "seresnext", "legacy_seresnext")) or path.suffix == ".pth"
+        if not is_known and not os.path.lexists(path):
             raise CheckpointError(f"{path} cannot be opened: no such file; give one with --checkpoint FILE")
     if options.data is not None:
         check_data_folder(options.data)
