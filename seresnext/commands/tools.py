@@ -32,8 +32,7 @@ def models_arguments(parser: Parser) -> None:
 
 def models(options: Namespace) -> None:
     """Print the table of the models."""
-    from seresnext.models.counting import print_models
-    from seresnext.models.index import print_index
+    from seresnext.models.index import print_index, print_models
 
     print_index() if options.index else print_models()
 

@@ -21,9 +21,8 @@ from seresnext.commands import report
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.files import check_output_file, write_json
 from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
-from seresnext.process.packages import require_extra
+from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.schema import ModelName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +68,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     """
     for path in options.checkpoint:
         # For a published file (.pth) a later message has the address.
-        is_name = str(path) in get_args(ModelName) or str(path).startswith(HUB_PREFIX)
-        if not os.path.lexists(path) and path.suffix != ".pth" and not is_name:
+        if not os.path.lexists(path) and path.suffix != ".pth" and not _is_model(str(path)):
             raise CheckpointError(f"{path} cannot be opened: no such file; give one with --checkpoint FILE")
     if options.data is not None:
         check_data_folder(options.data)
@@ -85,6 +83,14 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     if options.report is not None:
         report.check_report(options.report, "--report")
     return partial(_validate, options)
+
+
+def _is_model(given: str) -> bool:
+    """Return whether a text is the name of a published model or of a model of the Hub."""
+    require_packages(LIGHT_PACKAGES)
+    from seresnext.recipe.schema import ModelName
+
+    return given in get_args(ModelName) or given.startswith(HUB_PREFIX)
 
 
 def _validate(options: Namespace, world: World) -> None:
