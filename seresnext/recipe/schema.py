@@ -25,6 +25,7 @@ OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "linear"]
 LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
+SinkName = Literal["tensorboard", "wandb", "mlflow"]
 
 MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7
@@ -93,6 +94,7 @@ Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
 ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
+Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
@@ -325,6 +327,9 @@ class LoggingSection(Section):
     """Logging."""
 
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
+    sinks: Sinks = _key(
+        ("tensorboard",), "Where metrics go besides `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."
+    )
 
 
 class RuntimeSection(Section):
