@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import flip
 from imagenet_archives import special, tar
 from shard_folders import SHARDS, Server, images, make_shards, open_remote
 
@@ -61,12 +62,6 @@ def test_shards_are_recognised(shard_root: Path):
 
 
 # ------------------------------------------------------------------------------------------------ refusals
-
-
-def flip(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_flipped_bit_in_an_image_is_found_when_it_is_read(shard_root: Path):
