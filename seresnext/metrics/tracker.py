@@ -66,7 +66,7 @@ class Tracker:
             with suppress(OSError):
                 process.stdin.write(b"end")  # A forked process may still hold the pipe open.
             if not _has_ended(process, seconds):
-                self._warn(f"has not ended within {seconds:g} s; a resume of the run sends the rest")
+                self._warn(f"has not ended within {seconds:g} s; a later start sends the rest")
             self.write({})
 
     def _warn(self, text: str) -> None:
