@@ -44,6 +44,8 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
         raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
     if options.data is not None:
         check_data_folder(options.data)
+    if options.attach and not any(options.run.glob("trackers/*.json")):
+        raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     options.output = options.output or options.run / "report"
     check_report(options.output, "--output")
     return partial(_report, options)
@@ -56,14 +58,14 @@ def check_report(folder: Path, option: str) -> None:
 
 
 def _report(options: Namespace, world: World) -> None:
-    from seresnext.metrics.tracker import attach, trackers_of
+    from seresnext.metrics.tracker import attach
     from seresnext.run.validate import ValidationSettings, validate
 
-    if options.attach and not trackers_of(options.run):
-        raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     settings = ValidationSettings(data=options.data)
     write(validate(options.run, world, settings), settings, options.output, world)
     if options.attach and world.is_first:
+        from seresnext.metrics.tracker import attach
+
         attach(options.run, options.output)
 
 

@@ -130,6 +130,9 @@ def main() -> None:
     try:
         follower = Follower(name, Path(folder), lambda text: print(f"{name}: {text}", file=reports))
         if path:
+            with suppress(OSError):  # While the run is running, another process has the lock, and sends the lines.
+                fcntl.flock(2, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                follower.catch_up()
             follower.open().artifact(Path(path[0]))
             follower.finish()
             return

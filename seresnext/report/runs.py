@@ -45,12 +45,12 @@ def describe_run(run: Path) -> dict[str, Any]:
     status = read_status(run)
     best = status.get("best") or {}
     top1 = best.get("top1")
-    seconds, recipe = None, None
+    path, seconds, recipe = run / "recipe.yaml", None, None
     with suppress(KeyError, TypeError, ValueError):
         times = [datetime.fromisoformat(status[name]) for name in ("started", "updated")]
         seconds = (times[1] - times[0]).total_seconds()
     with suppress(RecipeError):
-        recipe = flatten(to_values(load_recipe(run / "recipe.yaml").recipe))
+        recipe = flatten(to_values(load_recipe(path).recipe)) if path.is_file() else None
     found = {"state": _state(status), "seconds": seconds, "recipe": recipe}
     found |= {"top1": top1 if isinstance(top1, int | float) and math.isfinite(top1) else None}
     counts = {"step": status.get("step"), "total_steps": status.get("total_steps"), "best_step": best.get("step")}

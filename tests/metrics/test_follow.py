@@ -153,6 +153,9 @@ def test_charts_have_the_numbers_that_change():
     }
     assert "validate/top5" not in charts(validate, {"model": {"num_classes": 5}})
     assert charts({"event": "epoch", "step": 5, "loss": 2.0}, recipe) == {"train/epoch_loss": 2.0}
+    assert charts({"event": "slowest_rank", "step": 5, "rank": 1, "slower": 0.2}, recipe) == {
+        "speed/slowest_rank_slower": 0.2
+    }
     assert charts({"event": "skipped", "step": 5, "loss": 2.0}, recipe) == {}
 
 
