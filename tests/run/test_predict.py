@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import timm
 import timm.data
 import torch
+from damage import flip_bit
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -289,10 +291,9 @@ def test_mistakes_are_explained(classify, tmp_path, checkpoint, photographs, che
 
 
 def test_a_damaged_checkpoint_predicts_nothing(classify, tmp_path, checkpoint, photographs):
-    content = bytearray(checkpoint.read_bytes())
-    content[-1000] ^= 1
-    (tmp_path / "damaged.safetensors").write_bytes(content)
-    found = classify(tmp_path / "damaged.safetensors", *photographs, "--output", tmp_path / "rows.csv")
+    damaged = shutil.copy(checkpoint, tmp_path / "damaged.safetensors")
+    flip_bit(damaged, -1000)
+    found = classify(damaged, *photographs, "--output", tmp_path / "rows.csv")
     assert found.code == 4
     assert "damaged.safetensors" in found.err
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.safetensors"]
