@@ -62,9 +62,8 @@ def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
         if has_effect and value is None and example and not unused:
             yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
         if not has_effect and value != default and unused:
-            message = (
-                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}"
-            )
+            wanted = f"{other} {one_of(names.split())}"
+            message = f"is for {wanted} and has no effect with {chosen}, found {write_value(value)}"
             fix = f"write the default, {write_value(default)}, or remove the key"
             yield Problem(key, f"{message}; {fix}", (other,))
 
