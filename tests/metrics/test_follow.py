@@ -78,7 +78,7 @@ def test_every_whole_line_is_sent_once(folder):
     append(folder, train(2)[-9:])
     follower.catch_up()
     follower.catch_up()
-    follower.finish()
+    follow(follower, lambda error: pytest.fail(str(error)), lambda pause: True)
     assert Service.runs["run-0"] == [
         ("artifact", "recipe.yaml"),
         ("artifact", "environment.json"),
@@ -132,7 +132,9 @@ def test_an_attached_file_moves_nothing_else(folder):
     opened(folder).catch_up()
     state = (folder / "trackers" / "wandb.json").read_text()
     append(folder, train(2))
-    opened(folder).attach(folder / "report")
+    follower = opened(folder)
+    follower.open().artifact(folder / "report")
+    follower.finish()
     assert logged() == [1]
     assert Service.runs["run-0"][-2:] == [("artifact", "report"), ("finish", "finished")]
     assert (folder / "trackers" / "wandb.json").read_text() == state
