@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from seresnext.arguments import Parser, add_device
 from seresnext.errors import UsageError
 from seresnext.files import check_output_file
-from seresnext.metrics.tracker import attach, trackers_of
 from seresnext.paths import check_data_folder, path_argument, text_argument
-from seresnext.process.packages import require_extra
+from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -45,8 +44,12 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
         raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
     if options.data is not None:
         check_data_folder(options.data)
-    if options.attach and not trackers_of(options.run):
-        raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
+    if options.attach:
+        require_packages(LIGHT_PACKAGES)
+        from seresnext.metrics.tracker import trackers_of
+
+        if not trackers_of(options.run):
+            raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     options.output = options.output or options.run / "report"
     check_report(options.output, "--output")
     return partial(_report, options)
@@ -64,6 +67,8 @@ def _report(options: Namespace, world: World) -> None:
     settings = ValidationSettings(data=options.data)
     write(validate(options.run, world, settings), settings, options.output, world)
     if options.attach and world.is_first:
+        from seresnext.metrics.tracker import attach
+
         attach(options.run, options.output)
 
 
