@@ -1,12 +1,14 @@
-"""Damage to files, for the tests of what notices it."""
+"""Damage to files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def flip(path: Path, position: int) -> None:
-    """Flip the lowest bit of the byte at a position, which may count from the end."""
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
+def flip_bit(path: Path, place: int, bit: int = 0) -> None:
+    """Flip a bit of the byte at a place of a file, in place. A negative place counts from the end."""
+    with path.open("r+b") as file:
+        file.seek(place, 2 if place < 0 else 0)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1 << bit]))

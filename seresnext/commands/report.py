@@ -58,7 +58,6 @@ def check_report(folder: Path, option: str) -> None:
 
 
 def _report(options: Namespace, world: World) -> None:
-    from seresnext.metrics.tracker import attach
     from seresnext.run.validate import ValidationSettings, validate
 
     settings = ValidationSettings(data=options.data)

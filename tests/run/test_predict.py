@@ -18,7 +18,7 @@ import pytest
 import timm
 import timm.data
 import torch
-from damage import flip
+from damage import flip_bit
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -292,7 +292,7 @@ def test_mistakes_are_explained(classify, tmp_path, checkpoint, photographs, che
 
 def test_a_damaged_checkpoint_predicts_nothing(classify, tmp_path, checkpoint, photographs):
     shutil.copy(checkpoint, tmp_path / "damaged.safetensors")
-    flip(tmp_path / "damaged.safetensors", -1000)
+    flip_bit(tmp_path / "damaged.safetensors", -1000)
     found = classify(tmp_path / "damaged.safetensors", *photographs, "--output", tmp_path / "rows.csv")
     assert found.code == 4
     assert "damaged.safetensors" in found.err
