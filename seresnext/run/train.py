@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from seresnext.data.shards.remote import is_remote
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status
@@ -16,6 +15,7 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
+from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
