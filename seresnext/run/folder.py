@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from seresnext.checkpoint import store
+from seresnext.checkpoint.mirror import NAME as MIRROR
+from seresnext.checkpoint.mirror import Mirror
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
@@ -21,12 +23,14 @@ from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
 from seresnext.printable import printable
+from seresnext.process.stop_request import StopRequest
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (
     "recipe.yaml",
     "environment.json",
     "metrics.jsonl",
+    MIRROR,
     "tensorboard",
     "log.txt",
     "checkpoints",
@@ -40,10 +44,15 @@ _LOCK_TRIES = 100
 
 
 class RunFolder:
-    """A run's folder, opened and locked by rank 0. On other ranks its methods do nothing."""
+    """A run's folder, opened and locked by rank 0. On other ranks its methods do nothing.
 
-    def __init__(self, path: Path, world: World) -> None:
+    `mirror` is the mirror at the address of the recipe (`checkpoint.mirror`), if any, from `open` on.
+    """
+
+    def __init__(self, path: Path, world: World, address: str | None = None) -> None:
         self.path = path
+        self.mirror: Mirror | None = None
+        self._address = address
         self._world = world
         self._lock: IO[bytes] | None = None
         self._made: list[Path] = []  # by `open`, the innermost first
@@ -61,6 +70,10 @@ class RunFolder:
         Returns a warning for the user, if any. Raises UsageError when the folder cannot be written or another
         training holds the lock.
         """
+        if self._address:
+            self.mirror = Mirror(self._address, self.path)
+            if lies_in(Path(self.mirror.address), self.path):
+                raise UsageError(f"checkpoint.mirror {self._address} is in the run folder; give a place outside")
         if not self._world.is_first:
             return None
         with as_usage_error(self.path):
@@ -104,8 +117,25 @@ class RunFolder:
             lock.close()  # A start that was refused has removed this file.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
-    def accept(self, starts_over: bool = False) -> None:
+    @contextmanager
+    def mirroring(self, console: Console, stop: StopRequest) -> Iterator[None]:
+        """Report uploads to the mirror in a block, and wait for the last upload at the end of the block."""
+        if self.mirror is None or not self._world.is_first:
+            yield
+            return
+        self.mirror.report = console.print
+        self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
+        is_stopping = True  # A failure is on its way.
+        try:
+            yield
+            is_stopping = False
+        finally:
+            self.mirror.close(lambda: is_stopping or stop.has_come)
+
+    def accept(self, starts_over: bool = False, step: int = 0, checkpoint: Path | None = None) -> None:
         """Keep the folder, because a run begins here: from now on `discard` removes nothing.
+
+        The run begins at a step, from a checkpoint if there is one, and owns the address of the mirror.
 
         Removes the temporary files of an interrupted save. A run that starts over moves the files of an earlier run
         into the first free `earlier-<n>`. All other files stay.
@@ -124,6 +154,8 @@ class RunFolder:
                 if not any(entry.is_file() for entry in target.rglob("*")):
                     shutil.rmtree(target)  # The earlier run had only empty folders.
                 self.checkpoints.mkdir()
+            if self.mirror:
+                self.mirror.claim(step, checkpoint)
 
     def discard(self) -> bool:
         """Remove the files that `open` made, unless a run was here before or `accept` was called.
@@ -133,8 +165,9 @@ class RunFolder:
         if not self._may_discard or self._lock is None:
             return False
         with suppress(OSError):  # Other files stay, and so do the folders that contain other files.
-            for name in ("status.json", "log.txt"):
-                (self.path / name).unlink(missing_ok=True)
+            fetched = store.steps(self.checkpoints).values()  # from the mirror: no run was here
+            for file in (self.path / "status.json", self.path / "log.txt", *fetched):
+                file.unlink(missing_ok=True)
             self.checkpoints.rmdir()
             (self.path / "lock").unlink()
             for folder in self._made:

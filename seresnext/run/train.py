@@ -42,7 +42,7 @@ def train(
     world.set_timeout(recipe.runtime.collective_timeout)
     with world.agreeing():
         check_output(output, _data_folders(recipe))
-    folder = RunFolder(output, world)
+    folder = RunFolder(output, world, recipe.checkpoint.mirror)
     with world.agreeing():
         notice = folder.open()
     stop.defer()
@@ -51,7 +51,7 @@ def train(
         console.print(f"warning: {notice}")
     last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
-    with folder.tracking_status(console, lambda: progress.step):
+    with folder.mirroring(console, stop), folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         total = run.plan.total
         if run.plan.is_complete(progress):
@@ -83,7 +83,7 @@ def _begin(
     """
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
-    checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted=restarted)
+    checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
     previous = checkpoint.recipe if checkpoint else None
     recipe, notices = keep_first_settings(recipe, previous, allow_changed)
     run = Run(recipe, previous, world, console)
@@ -96,7 +96,7 @@ def _begin(
             run.check_fits(checkpoint)
         folder.check_writable(starts_over)
     with world.agreeing():
-        folder.accept(starts_over)
+        folder.accept(starts_over, progress.step, checkpoint and checkpoint.path)
     if checkpoint:
         for line in [*notices, *(f"changed on resume: {change}" for change in changes)]:
             console.print(line)
@@ -118,9 +118,8 @@ def _begin(
 def _data_folders(recipe: Recipe) -> list[Path]:
     """Return the folders of this machine that hold the images."""
     data = recipe.data
-    if data.format == "synthetic" or is_remote(data.root):
-        return []
-    return [Path(data.root, name) for name in (".", data.train_split, data.val_split)]
+    is_here = data.format != "synthetic" and not is_remote(data.root)
+    return [Path(data.root, name) for name in (".", data.train_split, data.val_split)] if is_here else []
 
 
 def _finish(run: Run, folder: RunFolder, progress: Progress, console: Console) -> None:
