@@ -217,6 +217,7 @@ class Mirror:
         self._gives_up = self._thread.is_alive()
         if self._gives_up and self._process:
             self._process.kill()
+            self._thread.join(1)
         if self._uploaded == self._sent:
             self.report(f"{self.address} has the checkpoint of step {self._sent}")
         elif self._owner:
@@ -279,12 +280,12 @@ class Mirror:
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 )  # fmt: skip
-            try:
-                output, _ = process.communicate(timeout=request["seconds"])
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                return {"failed": f"no end of the transfer within {request['seconds']:.0f} s"}
+            with process:
+                try:
+                    output, _ = process.communicate(timeout=request["seconds"])
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    return {"failed": f"no end of the transfer within {request['seconds']:.0f} s"}
         except OSError as error:
             return {"failed": str(error)}
         last = output.strip().rpartition("\n")[2]

@@ -175,16 +175,16 @@ class MirrorFiles:
 
     @property
     def _files(self) -> Any:
-        return file_system(self._scheme)  # fsspec keeps one instance of a scheme.
+        files = file_system(self._scheme)  # fsspec keeps one instance of a scheme,
+        files.invalidate_cache()  # and the instance keeps listings. Other machines change the files.
+        return files
 
     def _url(self, name: str) -> str:
         return f"{self.address}/{name}"
 
     def _names(self, folder: str) -> list[str]:
-        files = self._files
-        files.invalidate_cache()
         try:
-            return [path.rpartition("/")[2] for path in files.ls(self._url(folder), detail=False)]
+            return [path.rpartition("/")[2] for path in self._files.ls(self._url(folder), detail=False)]
         except FileNotFoundError:
             return []
 
