@@ -214,10 +214,12 @@ class Mirror:
             self.report(f"waiting for the upload of the checkpoint of step {self._sent} to {self.address}")
         while self._thread.is_alive() and time.monotonic() < began + (STOP_SECONDS if is_stopping() else END_SECONDS):
             self._thread.join(0.1)
-        self._gives_up = self._thread.is_alive()
-        if self._gives_up and self._process:
+        with self._changed:
+            self._gives_up = True
+            self._changed.notify()
+        if self._process and self._process.poll() is None:
             self._process.kill()
-            self._thread.join(1)
+        self._thread.join(1)
         if self._uploaded == self._sent:
             self.report(f"{self.address} has the checkpoint of step {self._sent}")
         elif self._owner:
@@ -256,7 +258,7 @@ class Mirror:
                         f"{result['failed']}; training continues, and the upload is tried again"
                     )
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting, _pause(attempt))
+                    self._changed.wait_for(lambda: self._waiting or self._gives_up, _pause(attempt))
                     self._waiting = self._waiting or request
                 continue
             if is_failing:

@@ -154,6 +154,7 @@ class RunFolder:
                 if not any(entry.is_file() for entry in target.rglob("*")):
                     shutil.rmtree(target)  # The earlier run had only empty folders.
                 self.checkpoints.mkdir()
+            self.update_status(mirrored_step=None)
             if self.mirror:
                 self.mirror.claim(step, checkpoint)
 
