@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 from faults import Fault, Faults, one_error
-from run_folders import digest, losses, status
+from run_folders import digest, events, last_tensors, losses, status
 from stand_in_s3 import stand_in_s3
 
 from seresnext.metrics.status import read_status
@@ -88,3 +88,28 @@ def test_a_signal_to_all_processes_leaves_the_upload(faulty, tmp_path: Path):
     assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output
     assert f"{place} has the checkpoint of step {status(run)['step']}" in result.stdout
     assert manifests(str(place), status(run)["step"])
+
+
+@full
+def test_a_run_that_follows_the_offers(lose_machine, run_again, train, tmp_path: Path):
+    """Machines with 4, 2 and 1 processes, each lost with its run folder; float64, so that rounding stays small.
+
+    tests/runs/test_elastic.py explains the tolerance and has the controls.
+    """
+    # BatchNorm over 2 images, as in SIZES[4], would multiply a difference by thousands in some steps.
+    changes = ["batch={global_size: 24, micro_size: 6}", "data.image_size=48", "runtime.precision=fp64", "length=12st"]
+    settings = [word for change in changes for word in ("--set", change)]
+    whole = train(tmp_path / "whole", *settings)
+    address = str(tmp_path / "mirror")
+    for world, step in ((4, 4), (2, 8)):
+        lose_machine(tmp_path / f"machine{world}", address, step, world, *settings)
+    run = tmp_path / "machine1"
+    result = run_again(run, "--set", f"checkpoint.mirror={address}", *settings, world=1)
+    assert "fetched the checkpoint of step 8" in result.stdout
+    assert (status(run)["state"], len(losses(run))) == ("finished", 12)
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-9, abs=0)
+    moved, unbroken = (events(folder, "validate") for folder in (run, whole))
+    assert [event["top1"] for event in moved] == [event["top1"] for event in unbroken]
+    ours, theirs = last_tensors(run), last_tensors(whole)
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-9
+    assert losses(run) != losses(whole)  # Rounding differs, so the test compares two runs.
