@@ -96,7 +96,7 @@ def draw(whole: dict[int, float], moved: dict[int, float], machines: list[tuple[
     figure.savefig(path, metadata={"Date": None})
 
 
-def main() -> int:
+def main() -> None:
     """Train both runs, print the differences, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=path_argument, required=True, help="the folder of `seresnext prepare digits`")
@@ -108,7 +108,7 @@ def main() -> int:
     output.mkdir(parents=True, exist_ok=True)
     wait(start(arguments, output / "unbroken", 1), output / "unbroken")
     whole = losses(output / "unbroken")
-    machines, first = [], 0
+    machines, first, folder = [], 0, output
     for number, processes in enumerate(arguments.processes, 1):
         folder, end = output / f"machine{number}", max(whole) * number // len(arguments.processes)
         process = start(arguments, folder, processes, f"checkpoint.mirror={(output / 'mirror').absolute()}")
@@ -124,7 +124,6 @@ def main() -> int:
     print(f"machines (processes, first step): {machines}")
     print(f"largest difference of the loss in {len(whole)} steps: {largest:.1e}; best top-1 {tops[0]} and {tops[1]} %")
     draw(whole, moved, machines, output / "offers.svg")
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+BUGS = (TypeError, AttributeError, AssertionError)
+"""Errors of this project among the errors of fsspec's libraries, each of which raises other types."""
+
 _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
 _FINAL_ANSWERS = (400, 401, 403, 404, 410)
 

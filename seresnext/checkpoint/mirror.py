@@ -24,7 +24,7 @@ from seresnext.checkpoint.mirror_files import Damaged, MirrorFiles, Owner, Uploa
 from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
 from seresnext.process.signals import block_stop_signals
-from seresnext.remote import is_final, reason_of
+from seresnext.remote import BUGS, is_final, reason_of
 
 T = TypeVar("T")
 
@@ -169,17 +169,15 @@ class Mirror:
             number += 1
             try:
                 return action()
-            except (Damaged, Failure, TypeError, AttributeError, AssertionError):
+            except (Damaged, Failure, *BUGS):
                 raise
-            except Exception as error:  # Each of fsspec's libraries raises other types.
+            except Exception as error:
                 problem = f"checkpoint.mirror {self.address} cannot be used: {reason_of(error)}"
                 if is_final(error):
                     raise UsageError(f"{problem}; check the address and the credentials") from None
                 if number == ATTEMPTS:
-                    raise Failure(
-                        f"{problem}, in {ATTEMPTS} attempts; check the server, or train without the mirror: --set "
-                        "checkpoint.mirror=null"
-                    ) from None
+                    fix = "check the server, or train without the mirror: --set checkpoint.mirror=null"
+                    raise Failure(f"{problem}, in {number} attempts; {fix}") from None
             time.sleep(_pause(number))
 
     # ------------------------------------------------------------------------------------------------ uploads
@@ -273,12 +271,12 @@ class Mirror:
             self.on_upload(self._uploaded)
 
     def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Upload a checkpoint in another process. Return the result of `uploader`."""
+        """Upload a checkpoint in another process. Return the result of `mirror_files.perform`."""
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         try:
             with block_stop_signals():  # The end of the run decides how long an upload may take.
                 process = self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "seresnext.checkpoint.uploader", json.dumps(request)],
+                    [sys.executable, "-P", "-m", "seresnext.checkpoint.mirror_files", json.dumps(request)],
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 )  # fmt: skip

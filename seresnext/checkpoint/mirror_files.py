@@ -9,7 +9,9 @@ The start with the highest number owns the address. Each name has the number of 
 runs replaces no file of a newer start. An upload without a manifest does not count. An upload of an older start does
 not count either if a newer start of the run began at an earlier step, because the newer start repeats that step.
 
-This module does not import torch. Failures of a server raise whatever fsspec's libraries raise.
+The process that uploads (`python -m seresnext.checkpoint.mirror_files REQUEST`) imports no torch. A process of its own
+cannot slow down the training, and the training kills a process that takes too long. Failures of a server raise
+whatever fsspec's libraries raise.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,14 +33,15 @@ from urllib.parse import urlsplit
 from seresnext.errors import UsageError
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
-from seresnext.remote import file_system, has_secrets, is_remote, shown_url
+from seresnext.process.signals import die_with_parent
+from seresnext.remote import BUGS, Refused, file_system, has_secrets, is_final, is_remote, reason_of, shown_url
 
 _CHUNK = 16 << 20  # bytes
 _PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",)}
 _UPLOAD_NAME = re.compile(r"step-([0-9]{8,18})-([0-9]{6})-([0-9]{4,18})\.(json|safetensors)")
 
 
-class Damaged(Exception):
+class Damaged(Refused):
     """A file of a mirror that is missing, or does not have the digest of its manifest."""
 
 
@@ -235,3 +240,42 @@ class MirrorFiles:
 
 def _owner_name(number: int) -> str:
     return f"owners/{number:06d}.json"
+
+
+def perform(request: dict[str, Any]) -> dict[str, Any]:
+    """Upload the checkpoint of a request, and the best one if wanted, and remove old ones. Return the result.
+
+    The result has `size`, and `incomplete` with a reason if only the best one or the removal failed; or `fenced` with
+    the newer owner; or `failed` with a reason, and `is_final` if another attempt would fail in the same way.
+    """
+    owner, metrics = Owner(*request["owner"]), Path(request["metrics"])
+    new = Upload(request["step"], owner.number, request["number"])
+    result: dict[str, Any] = {}
+    try:
+        files = MirrorFiles(request["address"])
+        result["size"] = files.upload(owner, new, Path(request["path"]), metrics)
+        if request["best_path"]:
+            best = Path(request["best_path"])
+            files.upload(owner, new._replace(step=_step_in(best)), best, metrics)
+        files.prune(owner, new, request["keep"], request["keep_every"], request["best"])
+    except Fenced as error:
+        return {"fenced": str(error)}
+    except BUGS:
+        raise
+    except Exception as error:
+        reason = reason_of(error)
+        return result | ({"incomplete": reason} if result else {"failed": reason, "is_final": is_final(error)})
+    return result
+
+
+def _step_in(path: Path) -> int:
+    """Return the step in the header of a checkpoint (`file_format` has the layout)."""
+    with path.open("rb") as file:
+        return int(json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["step"])
+
+
+if __name__ == "__main__":
+    die_with_parent(signal.SIGKILL)
+    os.nice(5)  # The training and its loader come first.
+    print(json.dumps(perform(json.loads(sys.argv[1]))), flush=True)
+    os._exit(0)  # An open connection must not delay the end.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -93,8 +92,6 @@ def find_checkpoint(
     path = world.broadcast(path)
     if path is None:
         return None
-    if mirror and not all(world.gather(path.exists())):
-        path = _fetch_everywhere(folder, path, world, mirror)
     with world.agreeing():
         tensors, texts = store.read(path)
     digests = world.gather(texts["digest"])
@@ -148,21 +145,6 @@ def _newest(folder: Path, mirror: Mirror | None) -> store.Newest:
     if refusal:
         raise refusal
     return newest
-
-
-def _fetch_everywhere(folder: Path, path: Path, world: World, mirror: Mirror) -> Path:
-    """Download the newest checkpoint of the mirror on each machine: machines without a common run folder lack a file.
-
-    Returns the path. A newer checkpoint on one machine is of no use to the others.
-    """
-    with world.agreeing():
-        fetched = mirror.fetch(folder, beyond=-1) if world.is_first else None
-    path = world.broadcast(fetched) or path
-    with world.agreeing():
-        if os.environ.get("LOCAL_RANK", "0") == "0" and not path.exists():
-            mirror.look(starts_over=False, adopts=True)
-            mirror.fetch_step(folder, int(path.stem.rpartition("-")[2]))
-    return path
 
 
 def rewind_folder(

@@ -13,7 +13,7 @@ from run_folders import digest, lines, status
 from small_digits import small
 
 from seresnext.checkpoint import mirror as mirror_module
-from seresnext.checkpoint import store, uploader
+from seresnext.checkpoint import mirror_files, store
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.checkpoint.mirror_files import MirrorFiles
 from seresnext.distributed import World
@@ -22,7 +22,6 @@ from seresnext.models import pretrained, registry
 from seresnext.process.stop_request import StopRequest
 from seresnext.run import validate as validate_module
 from seresnext.run.folder import RunFolder
-from seresnext.run.resume import find_checkpoint
 from seresnext.run.train import train
 from seresnext.run.validate import ValidationSettings
 from seresnext.training.step import TrainingStep
@@ -42,7 +41,7 @@ def in_process(narrow: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> N
     """Use a network of 20,000 weights, open and lock run folders, and upload in this process."""
     monkeypatch.setattr(registry, "create_model", small)
     monkeypatch.setattr(RunFolder, "open", open_folder)
-    monkeypatch.setattr(Mirror, "_upload", lambda self, request: uploader.perform(request))
+    monkeypatch.setattr(Mirror, "_upload", lambda self, request: mirror_files.perform(request))
 
 
 @pytest.fixture
@@ -182,25 +181,3 @@ def test_a_mirror_that_only_a_checkpoint_names_is_not_contacted(start, tmp_path:
     assert asked == []
     start("second", steps=3)  # The control.
     assert str(tmp_path / "mirror") in asked
-
-
-class TwoMachines(World):
-    """A world of two ranks; the other one has another run folder, without the checkpoint of this one."""
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value, False if value is True else value]
-
-
-@pytest.mark.full
-def test_machines_without_a_common_run_folder_take_the_newest_of_the_mirror(start, tmp_path: Path):
-    """The newer checkpoint on one machine is of no use to the other."""
-    first = start("first", steps=2)
-    shutil.copytree(tmp_path / "mirror", tmp_path / "copy")
-    start("first", steps=3)
-    shutil.rmtree(tmp_path / "mirror")
-    (tmp_path / "copy").rename(tmp_path / "mirror")
-    mirror = Mirror(str(tmp_path / "mirror"), first)
-    found = find_checkpoint(first / "checkpoints", "auto", TwoMachines(), print, False, mirror)
-    assert found.metadata.step == 2
-    alone = find_checkpoint(first / "checkpoints", "auto", World(), print, False, mirror)
-    assert alone.metadata.step == 3  # The control.

@@ -11,7 +11,7 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from seresnext.errors import DataError
-from seresnext.remote import Refused, file_system, has_secrets, is_final, reason_of, shown_url
+from seresnext.remote import BUGS, Refused, file_system, has_secrets, is_final, reason_of, shown_url
 
 T = TypeVar("T")
 
@@ -90,9 +90,9 @@ class Remote:
                     f"{self.address(name)} needs the extra `remote` ({error.name or error}); run "
                     '`pip install "seresnext[remote]"`'
                 ) from None
-            except (TypeError, AttributeError, AssertionError):
-                raise  # A bug of this project.
-            except Exception as error:  # Each of fsspec's libraries raises other types.
+            except BUGS:
+                raise
+            except Exception as error:
                 seconds, reason = time.monotonic() - began, reason_of(error)
                 if is_final(error):
                     fix = "" if isinstance(error, Refused) else "; check data.root and the credentials"
