@@ -39,7 +39,7 @@ END_SECONDS, STOP_SECONDS = 300.0, 60.0  # that the end of a run waits for the l
 
 
 class Mirror:
-    """The mirror of one run folder. Rank 0 owns the address and uploads; the first rank of another machine may fetch.
+    """The mirror of one run folder, on rank 0.
 
     `report` prints a line, `on_upload` gets the step of each upload. Raises UsageError for an address that cannot be
     used.
@@ -155,11 +155,8 @@ class Mirror:
             with temporary.open("wb") as file:
                 self._files.download_metrics(run, upload, file.write)
             temporary.replace(self._folder / "metrics.jsonl")
-        except (
-            Exception
-        ) as error:  # The run has all numbers without the file. Each of fsspec's libraries raises others.
-            reason = str(error) if isinstance(error, Damaged) else reason_of(error)
-            self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason})")
+        except Exception as error:  # The run has all numbers without the file.
+            self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
             temporary.unlink(missing_ok=True)
 
     def _attempt(self, action: Callable[[], T]) -> T:
