@@ -1,4 +1,4 @@
-"""Train one run on machines that come and go, and draw its losses beside those of an unbroken run.
+"""Train one run on machines that come and go, and draw the losses with the losses of an unbroken run.
 
     python scripts/offers.py --data data/digits --output DIR [--processes 4 2 1] [--set KEY=VALUE]...
 

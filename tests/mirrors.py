@@ -25,7 +25,7 @@ def own(address: str, run: str = RUN, step: int = 0) -> tuple[MirrorFiles, Owner
 
 
 def add(files: MirrorFiles, owner: Owner, number: int, path: Path, metrics: Path = Path("none")) -> Upload:
-    """Upload a checkpoint, and return what the mirror should list."""
+    """Upload a checkpoint, and return the entry that the mirror should list."""
     upload = Upload(int(store.verify(path)["step"]), owner.number, number)
     assert files.upload(owner, upload, path, metrics) == path.stat().st_size
     return upload

@@ -1,4 +1,4 @@
-"""What all users of fsspec share. tests/data/shards/test_remote.py has a real server, and a stand-in for S3."""
+"""The base of all users of fsspec. tests/data/shards/test_remote.py has a real server, and a stand-in for S3."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 NAME = "mirror.json"
 """The file of the run folder with the id of the run."""
 
-ATTEMPTS = 4  # of a request at the start; an upload is tried until it succeeds
+ATTEMPTS = 6  # of a request at the start; an upload is tried until it succeeds
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts; each pause is twice as long as the one before
 REPORT_ATTEMPT = 3  # A failed upload is reported at this attempt, or at once if another attempt would not help.
 UPLOAD_SECONDS, UPLOAD_SPEED = 120, 1 << 20  # An attempt may take so many seconds, and one for so many bytes.

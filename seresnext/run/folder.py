@@ -125,12 +125,10 @@ class RunFolder:
             return
         self.mirror.report = console.print
         self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
-        is_stopping = True  # A failure is on its way.
         try:
             yield
-            is_stopping = False
-        finally:
-            self.mirror.close(lambda: is_stopping or stop.has_come)
+        finally:  # Another rank may have got the stop request.
+            self.mirror.close(lambda: stop.has_come or read_status(self.path).get("state") != "finished")
 
     def accept(self, starts_over: bool = False, step: int = 0, checkpoint: Path | None = None) -> None:
         """Keep the folder, because a run begins here: from now on `discard` removes nothing.

@@ -1,4 +1,4 @@
-"""The mirror of a run: who may use an address, what a start fetches, and what uploads do when the store fails."""
+"""The mirror of a run: the owner of an address, the checkpoints that a start fetches, and uploads to a bad store."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_run_takes_its_id_along_to_another_address(make, tmp_path: Path):
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (OSError("reset by s3://x"), Failure, "cannot be used: reset by .*, in 4 attempts.*checkpoint.mirror=null"),
+        (OSError("reset by s3://x"), Failure, "cannot be used: reset by .*, in 6 attempts.*checkpoint.mirror=null"),
         (PermissionError("denied"), UsageError, "cannot be used: denied; check the address and the credentials"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_store_that_cannot_be_reached_at_the_start(make, monkeypatch, answer: 
     monkeypatch.setattr(MirrorFiles, "newest_owner", fail)
     with pytest.raises(error, match=message):
         make().start()
-    assert len(tried) == (4 if error is Failure else 1)
+    assert len(tried) == (6 if error is Failure else 1)
 
 
 # ------------------------------------------------------------------------------------------------ fetching

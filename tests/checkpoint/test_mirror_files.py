@@ -1,4 +1,4 @@
-"""The files of a mirror, in a folder and in a bucket: what counts, who owns the address, what is removed."""
+"""The files of a mirror, in a folder and in a bucket: uploads that count, owners of the address, removal."""
 
 from __future__ import annotations
 
