@@ -24,6 +24,7 @@ from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
 from seresnext.printable import printable
 from seresnext.process.stop_request import StopRequest
+from seresnext.remote import is_remote
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (
@@ -72,7 +73,7 @@ class RunFolder:
         """
         if self._address:
             self.mirror = Mirror(self._address, self.path)
-            if lies_in(Path(self.mirror.address), self.path):
+            if not is_remote(self._address) and lies_in(Path(self.mirror.address), self.path):
                 raise UsageError(f"checkpoint.mirror {self._address} is in the run folder; give a place outside")
         if not self._world.is_first:
             return None
