@@ -33,6 +33,10 @@ RUN_FILES = (
     "metrics.jsonl",
     MIRROR,
     "tensorboard",
+    "trackers",
+    "wandb",
+    "first_batch.png",
+    "profile",  # --profile
     "log.txt",
     "checkpoints",
     "curves.png",  # seresnext plot
