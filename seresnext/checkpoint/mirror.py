@@ -150,11 +150,16 @@ class Mirror:
             return None
 
     def _fetch_metrics(self, run: str, upload: Upload) -> None:
+        """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
         temporary = self._folder / ".metrics.jsonl.mirror"
         try:
             with temporary.open("wb") as file:
-                self._files.download_metrics(run, upload, file.write)
+                trackers = self._files.download_metrics(run, upload, file.write)
             temporary.replace(self._folder / "metrics.jsonl")
+            for name, state in trackers.items():
+                path = self._folder / "trackers" / f"{Path(name).name}.json"
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, json.dumps(state))
         except Exception as error:  # The run has all numbers without the file.
             self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
             temporary.unlink(missing_ok=True)

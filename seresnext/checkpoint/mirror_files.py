@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from seresnext.errors import UsageError
+from seresnext.files import read_small_json
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
 from seresnext.process.signals import die_with_parent
@@ -141,13 +142,15 @@ class MirrorFiles:
     def upload(self, owner: Owner, new: Upload, checkpoint: Path, metrics: Path) -> int:
         """Upload a checkpoint, and the metrics if the file exists. Return the bytes of the checkpoint.
 
-        Both are read back and compared. The manifest comes last. Raises Fenced if a newer start owns the address.
+        Both are read back and compared. The manifest comes last, with the states of the trackers (metrics/follow.py).
+        Raises Fenced if a newer start owns the address.
         """
         self.check_owner(owner)
         manifest: dict[str, Any] = {"run": owner.run, "owner": owner.number, "step": new.step}
         manifest |= self._put(owner, f"{new.name}.safetensors", checkpoint)
         if metrics.is_file():
             manifest["metrics"] = self._put(owner, f"metrics-{owner.number:06d}.jsonl", metrics)
+        manifest["trackers"] = {path.stem: read_small_json(path) for path in metrics.parent.glob("trackers/*.json")}
         self.check_owner(owner)
         self._files.pipe_file(self._url(f"{owner.run}/{new.name}.json"), json.dumps(manifest, indent=2).encode())
         return manifest["size"]
@@ -156,9 +159,12 @@ class MirrorFiles:
         """Pass the chunks of a checkpoint to `write`. Raises Damaged unless they agree with the manifest."""
         self._get(run, self._manifest(run, upload), write)
 
-    def download_metrics(self, run: str, upload: Upload, write: Callable[[bytes], object]) -> None:
-        """Pass the metrics that came with a checkpoint to `write`. Raises Damaged."""
-        self._get(run, self._manifest(run, upload).get("metrics") or {}, write)
+    def download_metrics(self, run: str, upload: Upload, write: Callable[[bytes], object]) -> dict[str, Any]:
+        """Pass the metrics that came with a checkpoint to `write`. Return the states of trackers. Raises Damaged."""
+        manifest = self._manifest(run, upload)
+        if "metrics" in manifest:
+            self._get(run, manifest["metrics"], write)
+        return manifest.get("trackers", {})
 
     def prune(self, owner: Owner, newest: Upload, keep: int, keep_every: int | None, best: int | None) -> None:
         """Remove all but the newest `keep` steps, every `keep_every`-th and the best. Of a step one upload stays.

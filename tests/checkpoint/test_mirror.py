@@ -144,6 +144,8 @@ def filled(tmp_path: Path, place: str) -> dict[int, Path]:
     """A mirror with the checkpoints of three steps, and the local files by step."""
     files, owner = own(place)
     (tmp_path / "metrics").write_text("one line\n")
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers" / "mlflow.json").write_text('{"id": "abc", "sent": 9}')
     paths = {step: save(tmp_path / "there", step) for step in (10, 20, 30)}
     for number, path in enumerate(paths.values(), 1):
         add(files, owner, number, path, tmp_path / "metrics")
@@ -168,6 +170,7 @@ def test_the_newest_is_fetched_with_the_metrics(make, filled, tmp_path: Path):
     assert made.lines == [f"fetched the checkpoint of step 30 from {tmp_path / 'mirror'}"]
     made.mirror.claim(30, path)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "one line\n"
+    assert json.loads((tmp_path / "run" / "trackers" / "mlflow.json").read_text()) == {"id": "abc", "sent": 9}
     made.close()
     assert made.steps == []  # The mirror has the checkpoint.
 
