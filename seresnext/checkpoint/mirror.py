@@ -52,8 +52,8 @@ class Mirror:
         self._files = MirrorFiles(address)
         self.address = self._files.address
         self._folder = folder
-        self._run: str | None = None
-        self._starts_over = self._adopts = False
+        self._run = uuid.uuid4().hex
+        self._replaceable: set[str] = set()  # the runs that this start may find at the address
         self._owner: Owner | None = None  # the owner that `look` found, then this start
         self._fetched: Upload | None = None
         self._changed = threading.Condition()
@@ -73,12 +73,15 @@ class Mirror:
         A folder without an id `adopts` the run at the address, or else is another run. Raises UsageError if the address
         belongs to another run, unless the run `starts_over`. Raises Failure if the address cannot be reached.
         """
-        self._starts_over, self._adopts = starts_over, adopts
+        owner = self._owner = self._attempt(self._files.newest_owner)
         known = None if starts_over else read_small_json(self._folder / NAME)
         run = known.get("run") if isinstance(known, dict) else None
-        self._run = run if isinstance(run, str) and re.fullmatch(r"[0-9a-f]{32}", run) else None
-        self._owner = self._attempt(self._files.newest_owner)
-        self._check(self._owner)
+        if isinstance(run, str) and re.fullmatch(r"[0-9a-f]{32}", run):
+            self._run = run
+        elif owner and adopts and not starts_over:
+            self._run = owner.run
+        self._replaceable = {self._run, owner.run} if owner and starts_over else {self._run}
+        self._check(owner)
 
     def fetch(self, checkpoints: Path, beyond: int) -> Path | None:
         """Download the newest valid checkpoint of a later step than `beyond`, if any, and return the path.
@@ -109,22 +112,15 @@ class Mirror:
         The metrics of a fetched checkpoint come along. A checkpoint that the mirror lacks is uploaded. Raises
         UsageError if another run took the address meanwhile.
         """
-        run = self._run = self._run or uuid.uuid4().hex
-        self._adopts = False
-        write_atomically(self._folder / NAME, json.dumps({"run": run, "address": self.address}, indent=2) + "\n")
-        self._owner = self._attempt(lambda: self._files.claim(run, step, self._check))
-        self._starts_over = False
+        write_atomically(self._folder / NAME, json.dumps({"run": self._run, "address": self.address}, indent=2) + "\n")
+        self._owner = self._attempt(lambda: self._files.claim(self._run, step, self._check))
         if self._fetched:
-            self._fetch_metrics(run, self._fetched)
+            self._fetch_metrics(self._fetched)
         if checkpoint and all(one.step != step for one in self._uploads()):
             self.put(checkpoint, step, best=None, keep=10**9, keep_every=None)
 
     def _check(self, owner: Owner | None) -> None:
-        if owner is None or self._starts_over:
-            return
-        if self._run is None and self._adopts:
-            self._run = owner.run
-        if owner.run != self._run:
+        if owner and owner.run not in self._replaceable:
             raise UsageError(
                 f"checkpoint.mirror {self.address} belongs to another run ({owner.run}, started by {owner.by}) than "
                 f"{self._folder}; give another address, or start a new run there with --resume never"
@@ -138,7 +134,6 @@ class Mirror:
         """Download a checkpoint and return the path. Return None, with a warning, if the checkpoint is damaged."""
 
         def receive() -> Path:
-            assert self._run
             with store.receiving(checkpoints, upload.step) as (path, write):
                 self._files.download(self._run, upload, write)
             return path
@@ -149,12 +144,12 @@ class Mirror:
             self.report(f"warning: {self.address} has a damaged checkpoint of step {upload.step}: {error}")
             return None
 
-    def _fetch_metrics(self, run: str, upload: Upload) -> None:
+    def _fetch_metrics(self, upload: Upload) -> None:
         """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
         temporary = self._folder / ".metrics.jsonl.mirror"
         try:
             with temporary.open("wb") as file:
-                trackers = self._files.download_metrics(run, upload, file.write)
+                trackers = self._files.download_metrics(self._run, upload, file.write)
             temporary.replace(self._folder / "metrics.jsonl")
             for name, state in trackers.items():
                 path = self._folder / "trackers" / f"{Path(name).name}.json"
