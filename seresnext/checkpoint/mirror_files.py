@@ -230,7 +230,7 @@ class MirrorFiles:
     def _get(self, run: str, entry: dict[str, Any], write: Callable[[bytes], object]) -> None:
         """Pass the chunks of a file to `write`, without bytes that came after the manifest. Raises Damaged."""
         name, rest, digest = str(entry.get("file")).rpartition("/")[2], entry.get("size"), hashlib.sha256()
-        if type(rest) is not int:
+        if type(rest) is not int or rest < 0:
             raise Damaged("the manifest has no size")
         try:
             with self._files.open(self._url(f"{run}/{name}"), "rb", cache_type="none") as file:

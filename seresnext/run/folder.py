@@ -51,7 +51,7 @@ _LOCK_TRIES = 100
 class RunFolder:
     """A run's folder, opened and locked by rank 0. On other ranks its methods do nothing.
 
-    `mirror` is the mirror at the address of the recipe (`checkpoint.mirror`), if any, from `open` on.
+    `mirror` is the mirror at the address of the recipe (`checkpoint.mirror`), on rank 0 and from `open` on, or None.
     """
 
     def __init__(self, path: Path, world: World, address: str | None = None) -> None:
@@ -75,12 +75,12 @@ class RunFolder:
         Returns a warning for the user, if any. Raises UsageError when the folder cannot be written or another
         training holds the lock.
         """
+        if not self._world.is_first:
+            return None
         if self._address:
             self.mirror = Mirror(self._address, self.path)
             if not is_remote(self._address) and lies_in(Path(self.mirror.address), self.path):
                 raise UsageError(f"checkpoint.mirror {self._address} is in the run folder; give a place outside")
-        if not self._world.is_first:
-            return None
         with as_usage_error(self.path):
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             lock, notice = self._locked()
@@ -125,7 +125,7 @@ class RunFolder:
     @contextmanager
     def mirroring(self, console: Console, stop: StopRequest) -> Iterator[None]:
         """Report uploads to the mirror in a block, and wait for the last upload at the end of the block."""
-        if self.mirror is None or not self._world.is_first:
+        if self.mirror is None:
             yield
             return
         self.mirror.report = console.print
