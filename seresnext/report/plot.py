@@ -80,7 +80,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Run:
-    """A run to draw: its name, its curves and the label smoothing of its training loss."""
+    """A run to draw. `smoothing` is the label smoothing of the training loss."""
 
     name: str
     curves: dict[str, Curve]
