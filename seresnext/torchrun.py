@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,6 +33,8 @@ _BY_SIGNAL = 128
 _INTERRUPTED = _BY_SIGNAL + signal.SIGINT
 _READ_TIMEOUT = 60  # seconds; the default of torch's `--rdzv-conf=read_timeout=SECONDS`
 _CHECK_EVERY = 1.0  # seconds
+_EXIT_BARRIER = 15.0  # seconds between the ends of two machines; all processes of a run end at the same time
+_AGENT_LOGGER = "torch.distributed.elastic.agent.server.api"
 # Lines that torchrun logs for each worker when one worker fails. The worker has printed the reason.
 _LOGGER, _REPETITIONS = "torch.distributed.elastic.multiprocessing.api", ("Sending process", "failed (exitcode")
 
@@ -89,10 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_machine(configuration: str) -> None:
-    """Let this torchrun, one of several, admit machines that join later, and notice the loss of the first machine."""
+    """Let this torchrun, one of several, admit machines that join later, and notice machines that are gone."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.launcher import api
+
     # By default all starts share a store, whose address torch 2.14 does not give to a machine that joins later
     # (DynamicRendezvousHandler.next_rendezvous).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # A torchrun that a signal ended does not come to the barrier, for which torch waits 300 s and prints a traceback.
+    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=_EXIT_BARRIER)
+    logging.getLogger(_AGENT_LOGGER).addFilter(lambda record: "exit barrier" not in str(record.msg))
     found = re.search(r"\bread_timeout=(\d+)", configuration)
     seconds = int(found[1]) if found else _READ_TIMEOUT
     if sys.platform == "linux":

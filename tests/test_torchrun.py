@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import socket
@@ -11,9 +12,11 @@ from unittest.mock import Mock
 
 import pytest
 from torch.distributed import DistNetworkError
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.launcher import api
 
 from seresnext import torchrun
 from seresnext.process import packages
@@ -28,6 +31,7 @@ def ends(monkeypatch):
         monkeypatch.delenv(name)
     limits = []
     monkeypatch.setattr(torchrun, "_limit_connections", limits.append)
+    monkeypatch.setattr(api, "LocalElasticAgent", LocalElasticAgent)
 
     def end(error=None, words=("--standalone", "--nproc_per_node=2", "train.py", "--recipe", "x")):
         def run(options):
@@ -106,6 +110,9 @@ def test_several_machines_can_join_later_and_be_lost(ends, monkeypatch, words, s
     variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
     assert ends(words=[*words, "train.py"]) == 0
     assert (ends.limits, os.environ.get(variable)) == (([seconds], "1") if seconds else ([], None))
+    barrier = {"exit_barrier_timeout": 15.0}
+    assert getattr(api.LocalElasticAgent, "keywords", None) == (barrier if seconds else None)
+    assert barrier.keys() < inspect.signature(LocalElasticAgent).parameters.keys()
     monkeypatch.setenv(variable, "0")  # The user's value stays.
     assert ends(words=[*words, "train.py"]) == 0
     assert os.environ[variable] == "0"

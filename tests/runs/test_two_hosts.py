@@ -14,6 +14,7 @@ from typing import Any
 
 import launcher
 import pytest
+import yaml
 from benchmark.two_hosts import Host, measure_megabits, two_hosts
 from conftest import ROOT, Command, in_ci
 from faults import Fault, Faults
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.runs, pytest.mark.full]
 MEETING = ("--rdzv-backend=c10d", "--rdzv-id=test", "--rdzv-endpoint=host-a:29400", "--max-restarts=3")
 PATIENCE = "--rdzv-conf=last_call_timeout=2,join_timeout=60"
 FIXED, ELASTIC = ("--nnodes=2", *MEETING, PATIENCE), ("--nnodes=1:2", *MEETING, PATIENCE)
+JOB = ROOT / "scripts" / "cluster" / "train_job.yaml"
 READ_TIMEOUT, COLLECTIVE_TIMEOUT = 10, 5
 LONG = ("runtime.precision=fp64", "length=20st", "checkpoint.every=5st")
 LONG += (f"runtime.collective_timeout={COLLECTIVE_TIMEOUT}",)
@@ -164,6 +166,56 @@ def test_the_loss_of_the_host_of_the_rendezvous_ends_the_run(start, hosts, tmp_p
     assert of_torchrun.startswith("error: the machines of this run cannot meet at host-a:29400 (")
     assert "Traceback" not in result.output
     assert status(tmp_path / "run")["state"] == "failed"
+
+
+# ------------------------------------------------------------------------------------------------ pods of Kubernetes
+
+
+@pytest.fixture
+def start_pod(start_command: Any, narrow_arguments: Any, hosts: tuple[Host, Host], tmp_path: Path) -> Any:
+    """`start_pod(number, faults) -> Command`: the command of train_job.yaml, with what the runtime of torch sets."""
+    job = next(yaml.safe_load_all(JOB.read_text().partition("---")[2]))
+    _, script = job["spec"]["trainer"]["command"]
+    narrow, *arguments = narrow_arguments(tmp_path / "run")
+    place = arguments.index("--output")
+    (tmp_path / "programs").mkdir()
+    python = tmp_path / "programs" / "python"
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} "${{@/#train.py/{narrow}}}"\n')
+    python.chmod(0o755)
+    runtime = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "host-a", "PET_MASTER_PORT": "29500"}
+    runtime |= {"OUTPUT": str(tmp_path / "run"), "PATH": f"{python.parent}:{os.environ['PATH']}"}
+
+    def start(number: int, faults: Faults) -> Command:
+        words = ["bash", ROOT / Path(script).relative_to("/app"), *arguments[:place], *arguments[place + 2 :]]
+        env = {**runtime, "PET_NODE_RANK": str(number), **faults.environment}
+        return start_command(hosts[number].command(words), env=env)
+
+    return start
+
+
+def test_pods_that_are_drained_or_killed_start_again(start_pod, whole_digest, tmp_path):
+    """Kubernetes starts a pod again that does not end with 0."""
+    run = tmp_path / "run"
+    faults = Faults(tmp_path / "drained", [Fault("step:3", "hold-until-asked", rank=1)])
+    pods = [start_pod(number, faults) for number in range(2)]
+    pods[1].wait_for(faults.happened)
+    (first,) = Path(f"/proc/{pods[1].process.pid}/task/{pods[1].process.pid}/children").read_text().split()
+    os.kill(int(first), signal.SIGTERM)
+    results = [pod.finish() for pod in pods]
+    assert status(run)["state"] == "preempted"
+    assert [result.returncode for result in results] == [1, 128 + signal.SIGTERM], [each.output for each in results]
+    assert "the run is preempted" in results[0].stdout
+
+    faults = Faults(tmp_path / "killed", [Fault("step:6", "hold", rank) for rank in range(2)])
+    pods = [start_pod(number, faults) for number in range(2)]
+    pods[0].wait_for(lambda: faults.happened(0) and faults.happened(1))
+    pods[1].process.send_signal(signal.SIGKILL)
+    pods[1].process.wait()
+    faults.release()
+    pods[1] = start_pod(1, faults)
+    finished(run, pods, 2)
+    assert "the run is finished" in pods[1].output
+    assert digest(run) == whole_digest(2)
 
 
 # ------------------------------------------------------------------------------------------------ the hosts themselves
