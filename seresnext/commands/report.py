@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device
 from seresnext.errors import UsageError
+from seresnext.files import check_output_file
+from seresnext.metrics.tracker import attach, trackers_of
 from seresnext.paths import check_data_folder, path_argument, text_argument
 from seresnext.process.packages import require_extra
 from seresnext.process.stop_request import StopRequest
@@ -30,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("run", type=path_argument, metavar="RUN", help="the folder of a run")
     add("--output", type=path_argument, metavar="DIR", help="the folder of the page (default: RUN/report)")
+    add("--attach", action="store_true", help="also send the page to the trackers of the run (logging.sinks)")
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
     add_device(parser)
 
@@ -43,18 +45,17 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
         raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
     if options.data is not None:
         check_data_folder(options.data)
+    if options.attach and not trackers_of(options.run):
+        raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     options.output = options.output or options.run / "report"
-    check_report(options.output)
+    check_report(options.output, "--output")
     return partial(_report, options)
 
 
-def check_report(folder: Path) -> None:
+def check_report(folder: Path, option: str) -> None:
     """Raise UsageError if no report can be written: packages are missing, or the folder cannot be."""
     require_extra("report", "captum", "jinja2")
-    path = folder.absolute()
-    existing = next(each for each in (path, *path.parents) if each.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise UsageError(f"{existing} is no folder that can be written; choose another folder for the report")
+    check_output_file(folder / "index.html", option)
 
 
 def _report(options: Namespace, world: World) -> None:
@@ -62,6 +63,8 @@ def _report(options: Namespace, world: World) -> None:
 
     settings = ValidationSettings(data=options.data)
     write(validate(options.run, world, settings), settings, options.output, world)
+    if options.attach and world.is_first:
+        attach(options.run, options.output)
 
 
 def write(validation: Validation, settings: ValidationSettings, folder: Path, world: World) -> None:

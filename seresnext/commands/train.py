@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device, key_hints
-from seresnext.errors import Failure
+from seresnext.arguments import Parser, add_device, count_argument, key_hints
+from seresnext.errors import Failure, UsageError
 from seresnext.paths import check_data_folder, path_argument, text_argument
-from seresnext.process.packages import LIGHT_PACKAGES, require_packages
+from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.ranks import is_first_rank
 from seresnext.process.stop_request import StopRequest
 
@@ -36,6 +36,8 @@ def add_arguments(parser: Parser) -> None:
   seresnext train --recipe seresnext50 --data /path/to/imagenet --dry-run
   python -m seresnext.torchrun --nproc_per_node=8 -m seresnext train --recipe seresnext50 --data /path/to/imagenet
   seresnext train --recipe digits --set optimizer.lr=0.1 --set length=20ep
+  seresnext train --recipe digits --resume runs/digits/checkpoints/step-00000088.safetensors --output runs/fork \\
+    --set optimizer.lr=0.005 --allow-changed optimizer.lr
 
 Alone the command uses one process; under torchrun, one for each GPU. `python train.py` is the same command. The same
 command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
@@ -45,24 +47,21 @@ command again resumes the run. README.md describes runs and their folders, docs/
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits; the same as data.root")
     add("--output", type=path_argument, metavar="DIR", help="the run folder (default: runs/<recipe>)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
-    add(
-        "--resume",
-        default="auto",
-        type=text_argument,
-        metavar="auto|never|FILE",
-        help="auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's "
-        "files aside; FILE: resume from this checkpoint",
-    )
-    add(
-        "--allow-changed",
-        action="append",
-        default=[],
-        metavar="KEY,...",
-        help="recipe keys (or `dataset`, `classes`) that may differ from those the run was started with",
-    )
+    resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
+        files aside; FILE: resume from this checkpoint"""
+    add("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
+    changed = "recipe keys (or `dataset`, `classes`) that may differ from those the run was started with"
+    add("--allow-changed", action="append", default=[], metavar="KEY,...", help=changed)
     add_device(parser)
     add("--print-recipe", action="store_true", help="print the resolved recipe and stop")
     add("--diff", type=text_argument, metavar="RECIPE", help="print how another recipe differs and stop")
+    add(
+        "--profile",
+        type=profile_argument,
+        metavar="STEPS",
+        help="write a torch profiler trace of these steps to the run folder: 100:105 for steps 100 to 105, or 5 for "
+        "five steps after the start",
+    )
     add("--dry-run", action="store_true", help="build everything, take two steps, estimate the time, leave nothing")
 
 
@@ -85,6 +84,9 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
         elif is_first_rank():
             print(print_recipe(loaded), end="")
         return None
+    if options.profile and options.dry_run:
+        raise UsageError("--dry-run takes two steps and traces none; leave out --dry-run or --profile")
+    require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
     if loaded.recipe.data.format != "synthetic":
         check_data_folder(loaded.recipe.data.root)
     if options.resume not in ("auto", "never"):
@@ -101,7 +103,26 @@ def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: W
         dry_run(loaded.recipe, world, stop)
         return
     allowed = [key for keys in options.allow_changed for key in keys.split(",") if key]
-    train(loaded.recipe, world, stop, output=_run_folder(options), resume=options.resume, allow_changed=allowed)
+    train(
+        loaded.recipe,
+        world,
+        stop,
+        output=_run_folder(options),
+        resume=options.resume,
+        allow_changed=allowed,
+        profile=options.profile,
+    )
+
+
+def profile_argument(text: str) -> tuple[int | None, int]:
+    """Return the first and the last step of `FIRST:LAST`, both included and counted from 1, or None and a count."""
+    first, colon, last = text.rpartition(":")
+    if not colon:
+        return None, count_argument(text)
+    steps = count_argument(first), count_argument(last)
+    if steps[0] > steps[1]:
+        raise ArgumentTypeError(f"{text!r} ends before its first step; write FIRST:LAST")
+    return steps
 
 
 def _run_folder(options: Namespace) -> Path:

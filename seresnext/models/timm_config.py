@@ -31,7 +31,7 @@ Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=64)
 Scales = Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=64)]
 
 
-class PretrainedConfig(BaseModel):
+class PretrainedConfig(BaseModel, frozen=True):
     """The preprocessing. Keys and defaults are timm's (`PretrainedCfg`).
 
     `test_input_size` and `test_crop_pct` are the sizes of timm's validate.py, and come first.
@@ -58,7 +58,7 @@ class PretrainedConfig(BaseModel):
         return Preprocessing(height, self.test_crop_pct or self.crop_pct, self.interpolation, mean, std)
 
 
-class TimmConfig(BaseModel):
+class TimmConfig(BaseModel, frozen=True):
     """The content of `config.json`. Keys without a meaning here are ignored."""
 
     architecture: str
@@ -105,23 +105,17 @@ def read_config(weights: Path) -> TimmConfig | None:
     if weights.name not in HUB_WEIGHTS or not path.is_file():
         return None
     with open_file(path) as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise CheckpointError(f"{shown_path(path)} has more than {_MOST_BYTES:,} bytes; give a folder of timm")
+        data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
     try:
         return TimmConfig.model_validate_json(data)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{shown_path(path)} is refused: {_first_problem(error)}; give a folder that timm wrote for one of these "
-            "models"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} is refused: {first_problem(error)}; give a folder of timm") from None
 
 
 def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_channels: int, source: str) -> Preprocessing:
     """Return the preprocessing by the arguments of timm's train.py or of torchvision's, else the published one.
 
-    timm's names are img_size, crop_pct and so on, torchvision's val_crop_size and val_resize_size. Raise
-    CheckpointError.
+    timm's names are img_size and crop_pct, torchvision's val_crop_size and val_resize_size. Raise CheckpointError.
     """
     how = published_preprocessing(name)
     given = {key: arguments[key] for key in PretrainedConfig.model_fields if arguments.get(key)}
@@ -138,12 +132,10 @@ def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_chann
     try:
         return PretrainedConfig.model_validate({**published, **given}).preprocessing(in_channels, source)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{source} has arguments of its training that are refused: {_first_problem(error)}; "
-            "save the state_dict alone"
-        ) from None
+        raise CheckpointError(f"{source} has refused arguments: {first_problem(error)}; save the state dict") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem of values that pydantic refuses, with its place, on one line."""
     first = error.errors()[0]
     return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), longest=500)

@@ -1,7 +1,6 @@
 """An image folder of CIFAR-10: 50,000 images for training, 10,000 for validation, as 32 x 32 PNG files.
 
-The source is the "binary version" that the authors publish, which has no Python pickles. The archive is read as a
-stream and never unpacked.
+The source is the "binary version" of the authors, without Python pickles. The archive is read as a stream.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from seresnext.errors import DataError
-from seresnext.prepare import complete_folder
+from seresnext.files import new_folder
 
 # A record: one byte of label, then 1,024 bytes each of red, green and blue (https://www.cs.toronto.edu/~kriz/cifar.html).
 RECORD = 1 + 3 * 32 * 32
@@ -71,6 +70,6 @@ def prepare_cifar10(archive: Path, output: Path) -> None:
     if output.exists():
         raise DataError(f"{output} exists already; move the folder away or give another --output")
     found = read_archive(archive)
-    with complete_folder(output) as folder:
+    with new_folder(output) as folder:
         counts = write_images(found, folder)
     print(f"{output}: wrote {counts['train']:,} training and {counts['val']:,} validation images")

@@ -3,8 +3,7 @@
 The schema is strict: `'5'` is not 5, `true` is not 1, and an unknown key is an error. An int is accepted as a float.
 check.py checks keys against each other. load.py turns a file into a `Recipe`.
 
-The names of models, optimizers, schedules, losses and formats are the names of the tables in the code. The names are
-repeated here because this package does not import torch. A test compares each list with the table.
+The names in the tables of the code are repeated here, because this package imports no torch. A test compares the two.
 """
 
 from __future__ import annotations
@@ -18,20 +17,15 @@ from seresnext.durations import Duration
 from seresnext.recipe.reader import has_control
 
 ModelName = Literal[
-    "seresnext26",
-    "seresnext50",
-    "seresnext101",
-    "legacy_seresnext26_32x4d",
-    "legacy_seresnext50_32x4d",
-    "legacy_seresnext101_32x4d",
-    "seresnext50_32x4d",
-    "seresnext101_32x4d",
-]
+    "seresnext26", "seresnext50", "seresnext101", "legacy_seresnext26_32x4d", "legacy_seresnext50_32x4d",
+    "legacy_seresnext101_32x4d", "seresnext50_32x4d", "seresnext101_32x4d",
+]  # fmt: skip
 DataFormat = Literal["folder", "imagenet", "shards", "synthetic"]
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "linear"]
 LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
+SinkName = Literal["tensorboard", "wandb", "mlflow"]
 
 MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7
@@ -100,6 +94,7 @@ Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
 ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
+Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
@@ -147,12 +142,14 @@ class ModelSection(Section):
     num_classes: int = _key(1000, "Outputs of the classifier: the number of class folders.", ge=2, le=1_000_000)
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
-    weights: Text | None = _key(None, "File of weights to start from. null: random initial weights.")
+    weights: Text | None = _key(
+        None,
+        "File of weights to start from. `published`: the published file of the model, which is downloaded. null: "
+        "random initial weights.",
+    )
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
-    drop_path_rate: Number = _key(
-        0.0, "Stochastic depth: probability to skip the last block. Linearly less for earlier blocks.", ge=0, lt=1
-    )
+    drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
     frozen: Stages = _key((), "Stages whose loaded weights and BatchNorm statistics do not change.")
 
 
@@ -168,9 +165,7 @@ class ProgressiveSection(Section):
 class DataSection(Section):
     """The images."""
 
-    root: Text = _key(
-        "data/imagenet", "Folder with a folder per split. For `shards` also an address: `https://...`, `s3://...`."
-    )
+    root: Text = _key("data/imagenet", "Folder with a folder per split. For `shards` also an address, `s3://...`.")
     format: DataFormat = _key(
         "folder",
         "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
@@ -178,24 +173,18 @@ class DataSection(Section):
     )
     cache: Text | None = _key(None, "Folder for the index of the data. null: `seresnext` in the user's cache folder.")
     cache_size: Number = _key(200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep.", gt=0, le=1e9)
-    shuffle_shards: int | None = _key(
-        None, "`shards` only: shuffle in blocks of this many shards, if the cache is small. null: all.", ge=1, le=65_536
-    )
+    shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
     image_size: int = _key(224, "Side of the square input of the network, in pixels.", ge=16, le=4096)
-    progressive: ProgressiveSection | None = _key(
-        None, "Smaller training images at the start. Each size is compiled once. null: always `image_size`."
-    )
+    progressive: ProgressiveSection | None = _key(None, "Smaller training images at the start. null: `image_size`.")
     workers: int = _key(8, "Loader processes per rank. 0: load in the training process.", ge=0, le=256)
     on_error: Literal["raise", "substitute"] = _key(
         "raise",
         "Action for a bad training image. `raise`: stop and name the image. `substitute`: warn, and use "
         "another image of the same class. A bad validation image always stops the run.",
     )
-    max_bad_images: int = _key(
-        100, "`substitute` only: bad images that are replaced, over all ranks. One more stops the run.", ge=0, le=10**9
-    )
+    max_bad_images: int = _key(100, "`substitute` only: bad images of all ranks. More stop the run.", ge=0, le=10**9)
     mean: ChannelMean = _key((0.485, 0.456, 0.406), "Mean of each channel, for pixels scaled to 0..1.")
     std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
     # The limit is 1.5 GB decoded. The largest phone cameras have 200 million pixels.
@@ -206,9 +195,7 @@ class DataSection(Section):
 class PolicySection(Section):
     """Random operations on a training image, such as shear and posterize."""
 
-    name: Literal["randaugment", "trivialaugment"] = _key(
-        "randaugment", "The policy. Operations and magnitudes are torchvision's."
-    )
+    name: Literal["randaugment", "trivialaugment"] = _key("randaugment", "Operations and magnitudes are torchvision's.")
     num_ops: int | None = _key(None, "`randaugment` only: operations per image.", ge=1, le=14)
     magnitude: int | None = _key(None, "`randaugment` only: strength, from 0 to num_magnitude_bins - 1.", ge=0)
     num_magnitude_bins: int = _key(31, "Number of magnitudes.", ge=2, le=10_000)
@@ -246,9 +233,7 @@ class AugmentSection(Section):
     policy: PolicySection | None = _key(None, "RandAugment or TrivialAugment. null: off.")
     color_jitter: ColorJitterSection | None = _key(None, "Random changes of colour, after the policy. null: off.")
     erasing: ErasingSection | None = _key(None, "Random erasing. null: off.")
-    repeats: int = _key(
-        1, "Repeated augmentation: copies of each image in a global batch. An epoch shows fewer images.", ge=1, le=10**7
-    )
+    repeats: int = _key(1, "Repeated augmentation: copies of each image in a batch of fewer images.", ge=1, le=10**7)
 
 
 class MixSection(Section):
@@ -278,9 +263,7 @@ class OptimizerSection(Section):
     weight_decay: Number = _key(1e-4, "`sgd`: L2 penalty, added to the gradient. `adamw`: decoupled, times lr.", ge=0)
     decay_norm_and_bias: bool = _key(True, "Apply weight decay to BatchNorm weights and biases.")
     clip_norm: Number | None = _key(None, "Total norm above which gradients are scaled down. null: off.", gt=0)
-    stop_after_skips: int = _key(
-        10, "A step whose loss or gradient is not finite is skipped. This many skips in a row end the run.", ge=1
-    )
+    stop_after_skips: int = _key(10, "Skipped steps (loss or gradient not finite) in a row that end the run.", ge=1)
 
 
 class ScheduleSection(Section):
@@ -298,9 +281,7 @@ class LossSection(Section):
 
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
-    target_threshold: Number | None = _key(
-        None, "`bce` only: mixed targets above this become 1, others 0. null: off.", ge=0, lt=1
-    )
+    target_threshold: Number | None = _key(None, "`bce` only: targets above become 1, others 0. null: off.", ge=0, lt=1)
 
 
 class EmaSection(Section):
@@ -313,9 +294,7 @@ class EmaSection(Section):
 class RecalibrateSection(Section):
     """BatchNorm statistics of the final weights, computed over training images after the last step."""
 
-    images: int = _key(
-        50_000, "How many images, rounded up to global batches. The images are augmented and not mixed.", ge=1, le=10**9
-    )
+    images: int = _key(50_000, "Images (augmented, not mixed), rounded up to global batches.", ge=1, le=10**9)
 
 
 class EvaluationSection(Section):
@@ -325,12 +304,8 @@ class EvaluationSection(Section):
     batch_size: int | None = _key(None, "Images of a forward pass on a rank. null: `batch.micro_size`.", ge=1, le=10**6)
     crop_pct: Number = _key(0.875, "Side of the centre crop / shorter side of the resized image.", ge=0.1, le=1)
     interpolation: Interpolation = _key("bilinear", "Interpolation for resizing an image.")
-    weights: Literal["auto", "model", "ema"] = _key(
-        "auto", "Weights that choose `best`. auto: the EMA if there is one, else the model."
-    )
-    recalibrate: RecalibrateSection | None = _key(
-        None, "Recompute BatchNorm statistics before the last validation. null: off."
-    )
+    weights: Literal["auto", "model", "ema"] = _key("auto", "Weights that choose `best`. auto: EMA, else the model.")
+    recalibrate: RecalibrateSection | None = _key(None, "Recompute BatchNorm before the last validation. null: off.")
 
 
 class EarlyStopSection(Section):
@@ -342,9 +317,7 @@ class EarlyStopSection(Section):
 class CheckpointSection(Section):
     """Checkpoints."""
 
-    every: PositiveDuration = _key(
-        Duration(1, "ep"), "Interval between checkpoints. A checkpoint is also saved before each validation."
-    )
+    every: PositiveDuration = _key(Duration(1, "ep"), "Interval between checkpoints; also before each validation.")
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
     keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
     on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
@@ -354,6 +327,9 @@ class LoggingSection(Section):
     """Logging."""
 
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
+    sinks: Sinks = _key(
+        ("tensorboard",), "Where metrics go besides `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."
+    )
 
 
 class RuntimeSection(Section):
@@ -361,15 +337,13 @@ class RuntimeSection(Section):
 
     seed: int = _key(0, "Seed of all randomness.", ge=0, lt=2**63)
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = _key(
-        "auto", "auto: bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on CPU."
+        "auto", "auto: bf16 or fp16 on CUDA, fp32 on CPU."
     )
     compile: AutoBool = _key("auto", "torch.compile. auto: true on CUDA.")
     grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")
     channels_last: AutoBool = _key(True, "NHWC memory layout. auto: true.")
     bucket_mb: Number = _key(25.0, "MiB of gradients that DDP averages at a time.", gt=0, le=1024)
-    compress_gradients: Literal["none", "bf16"] = _key(
-        "none", "bf16: DDP sends gradients rounded to bf16, which halves the bytes."
-    )
+    compress_gradients: Literal["none", "bf16"] = _key("none", "bf16: DDP sends gradients as bf16, half the bytes.")
     deterministic: bool = _key(False, "Use deterministic kernels only: a repeated run on CUDA gives the same bits.")
     loader_timeout: int = _key(600, "Seconds without a batch after which the run ends with an error.", ge=1, le=10**7)
     collective_timeout: int = _key(600, "Seconds without an answer after which a rank counts as lost.", ge=1)

@@ -23,9 +23,9 @@ from PIL import Image
 from seresnext import __version__
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.synthetic import SyntheticReader
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError
 from seresnext.evaluation.statistics import BINS, confidences
-from seresnext.files import read_small_json, write_atomically
+from seresnext.files import read_small_json, write_output
 from seresnext.models import Preprocessing
 from seresnext.models.pretrained import build_pretrained
 from seresnext.printable import for_terminal, printable, shown_path
@@ -115,11 +115,7 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
         )
     )
     path = folder / "index.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
-    except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another folder for the report") from None
+    write_output(path, page)
     return path
 
 
@@ -127,9 +123,8 @@ def render(content: Content) -> str:
     """Return the page as ASCII; other characters are references of HTML."""
     with extra("report"):
         import jinja2
-    template, script, style = (
-        (files("seresnext.report") / f"page.{ending}").read_text("utf-8") for ending in ("html.jinja", "js", "css")
-    )
+    names = ("page.html.jinja", "page.js", "page.css")
+    template, script, style = ((files("seresnext.report") / name).read_text("utf-8") for name in names)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
@@ -137,6 +132,7 @@ def render(content: Content) -> str:
     per_class, pairs = result.get("per_class", ()), result.get("confusion", ())
     weakest_first = sorted(per_class, key=lambda row: (not row["support"], row["recall"]))
     support = {row["class"]: row["support"] for row in per_class}
+    english = {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in support}
     page = environment.from_string(template).render(
         content=content,
         result=result,
@@ -147,7 +143,7 @@ def render(content: Content) -> str:
         num_pairs=len(pairs),
         pair_classes=sorted({name for true, other, _ in pairs[:PAIRS] for name in (true, other)}),
         matrix=_matrix(per_class, pairs) if 2 <= len(per_class) <= _MATRIX else None,
-        names=_spoken_names(support),
+        names=english,
         calibration=_calibration_chart(result),
         curves=_curve_charts(content.curves),
         script=script,
@@ -195,11 +191,6 @@ def _matrix(per_class: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[Any
     return [[(int(count), count / max(1, row.sum())) for count in row] for row in counts]
 
 
-def _spoken_names(classes: Mapping[str, Any]) -> dict[str, str]:
-    """Return the English names of classes that are WordNet ids of ImageNet."""
-    return {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in classes}
-
-
 def _calibration_chart(result: Mapping[str, Any]) -> Chart | None:
     found = result.get("calibration")
     if not found:
@@ -224,9 +215,8 @@ def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     for key, label, name, others in rows:
         series = []
         for event, text, style in (*others, *validations):
-            points = [
-                point for point in zip(*curves.get(f"{event}.{key}", ()), strict=True) if np.isfinite(point).all()
-            ]
+            curve = zip(*curves.get(f"{event}.{key}", ()), strict=True)
+            points = [point for point in curve if np.isfinite(point).all()]
             series += [Series(text, style, points)] if points else []
         if series:
             last = max(epoch for each in series for epoch, _ in each.points)

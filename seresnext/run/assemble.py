@@ -40,6 +40,7 @@ from seresnext.run.opening import open_splits
 from seresnext.run.resolve import resolve_auto
 from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
+from seresnext.training.data import TrainData, Validation
 from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
 from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
@@ -47,7 +48,7 @@ from seresnext.training.plan import Progress, build_plan
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import build_schedule
 from seresnext.training.step import StepSettings, TrainingStep
-from seresnext.training.trainer import TrainData, Trainer, Validation
+from seresnext.training.trainer import Trainer
 
 
 class Run:
@@ -121,7 +122,7 @@ class Run:
         """
         recipe, recalibrate = self.recipe, self.recipe.evaluation.recalibrate
         self.warm_up()
-        logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe.model.num_classes)
+        logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe, self.train.classes)
         with self._world.agreeing():
             if checkpoint:
                 live = self.state()
@@ -173,8 +174,6 @@ class Run:
             continue_on_failure=settings.on_failure == "continue",
         )
 
-    # ------------------------------------------------------------------------------------------------ state
-
     def state(self) -> StateTensors:
         """Return the live tensors that a checkpoint saves."""
         return {
@@ -209,8 +208,6 @@ class Run:
             environment=self.environment,
             progress={name: value for name, value in progress.items() if name != "history"},
         )
-
-    # ------------------------------------------------------------------------------------------------ data
 
     def train_batches(self, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
         """Return the micro-batches of this rank's logical replicas, from step `start` to before step `end`."""

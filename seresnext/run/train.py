@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,23 @@ from seresnext.run.resume import (
 )
 from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
+from seresnext.training.profile import build_profiler
 
 
 def train(
-    recipe: Recipe, world: World, stop: StopRequest, *, output: Path, resume: str, allow_changed: Collection[str]
+    recipe: Recipe,
+    world: World,
+    stop: StopRequest,
+    *,
+    output: Path,
+    resume: str,
+    allow_changed: Collection[str],
+    profile: tuple[int | None, int] | None = None,
 ) -> None:
     """Train by a recipe in a run folder, from the last checkpoint if there is one, to the end or a stop request.
 
     Raises a Failure for a problem that the user has to fix. `status.json` in the folder states how the run ended.
+    `profile` has the steps to trace (training/profile.py).
     """
     world.set_timeout(recipe.runtime.collective_timeout)
     with world.agreeing():
@@ -51,7 +61,7 @@ def train(
         console.print(f"warning: {notice}")
     last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
-    with folder.tracking_status(console, lambda: progress.step):
+    with ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         total = run.plan.total
         if run.plan.is_complete(progress):
@@ -59,6 +69,8 @@ def train(
             _finish(run, folder, progress, console)
             return
         trainer = run.trainer(folder, checkpoint, progress, stop)
+        at_end.callback(trainer.logger.close)
+        trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
         console.print(run.introduction())
         if checkpoint:
             console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")

@@ -5,55 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-
-from torch import nn
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import EtaClock, SpeedMeter
+from seresnext.metrics.watch import Watch
 from seresnext.process.stop_request import StopRequest
-from seresnext.runtime import Precision
+from seresnext.training.data import TrainData, Validation
 from seresnext.training.nonfinite import describe_skip, record_validation
 from seresnext.training.plan import Plan, Progress
+from seresnext.training.profile import StepProfiler
 from seresnext.training.result import PendingResult, StepResult
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
 from seresnext.training.step import TrainingStep
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """The training stream: `batches(start, end)` of steps, and `names(step, replica)` of the samples, for messages.
-
-    `bad_images` counts the replaced images. The batches of `calibration_steps` more steps, which no step trains on,
-    serve the recalibration of BatchNorm after the last step. 0: no recalibration.
-    """
-
-    batches: Callable[[int, int], AbstractContextManager[Iterator[DeviceBatch]]]
-    names: Callable[[int, int], list[str]]
-    bad_images: BadImageCounter
-    calibration_steps: int = 0
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The validation: this rank's batches, the number of batches of all ranks, and the models to measure.
-
-    `models` has `model`, and `ema` if the run has an EMA. The top-1 accuracy of the model `best_by` decides which
-    checkpoint is the best.
-    """
-
-    batches: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]]
-    num_batches: int
-    models: dict[str, nn.Module]
-    best_by: str
-    precision: Precision
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,6 +39,7 @@ class Trainer:
     saver: Saver
     logger: RunLogger
     stop: StopRequest
+    profiler: StepProfiler = field(default_factory=StepProfiler)
 
     def __post_init__(self) -> None:
         self._stopping = False
@@ -78,6 +48,8 @@ class Trainer:
         self._result: StepResult | None = None
         self._speed = SpeedMeter()
         self._eta = EtaClock(self.plan.total)
+        names, plan = self.train.names, self.plan
+        self._watch = Watch(self.logger, self.world, self.step.timer, names, plan.steps_per_epoch, plan.global_size)
 
     def fit(self) -> bool:
         """Train until the plan is complete, or until a stop request. Return whether the plan is complete.
@@ -101,12 +73,17 @@ class Trainer:
         self._stopping = self.world.any(self.stop.requested)
         if self._stopping:
             return
-        with self.train.batches(progress.step, plan.total) as batches, self.logger.training(progress.step, plan.total):
+        with (
+            self.train.batches(progress.step, plan.total) as batches,
+            self.logger.training(progress.step, plan.total),
+            self.profiler,
+        ):
+            batches = self.logger.draw_first(batches, self.step.mix)
             self._save_and_evaluate()  # A run that was stopped during a validation repeats this validation.
             while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
-                self._take_step(batches)
-                if plan.is_due(plan.log_every, progress.step):
-                    self._log()
+                with self.profiler.tracing(progress.step, self._speed):
+                    self._take_step(batches)
+                self._log()
                 self._save_and_evaluate()
             self._finish_step()
             self.train.bad_images.share()
@@ -158,15 +135,13 @@ class Trainer:
             self.train.bad_images.share()
         self._stopping = self._stopping or result.stop
         progress = self.progress
-        if result.skipped:
-            progress.unlogged_skips += 1
-        else:
-            progress.unlogged_loss += result.loss
-            progress.unlogged_steps += 1
-            progress.skips_in_a_row = 0
+        progress.add(result, self.plan.global_size)
+        if not result.skipped:
+            self._watch.check_step(result.step, result.losses, result.grad_norm)
         if result.skipped and not result.overflowed:  # The scaler of fp16 handles overflows.
             self._report_skip(result)
-        self._speed.add(self.plan.global_size, result.data_wait)
+        if not self.profiler.covers(result.step):
+            self._speed.add(self.plan.global_size, result.data_wait)
         self.logger.advance()
 
     def _report_skip(self, result: StepResult) -> None:
@@ -179,25 +154,24 @@ class Trainer:
             raise skip.to_error(progress.skips_in_a_row)
 
     def _log(self) -> None:
-        self._finish_step()
-        result, progress = self._result, self.progress
-        assert result is not None
-        speed = self._speed.read()
-        self.logger.write(
-            {
-                "event": "train",
-                "step": progress.step,
-                "epoch": progress.step / self.plan.steps_per_epoch,
-                "loss": progress.unlogged_loss / progress.unlogged_steps if progress.unlogged_steps else None,
-                "skipped": progress.unlogged_skips,
-                "lr": self.schedule.lr_at(result.step),
-                "images_per_second": speed.images_per_second,
-                "data_wait": speed.data_wait,
-                "grad_norm": result.grad_norm,
-            },
-            self._eta.update(progress.step),
-        )
-        progress.unlogged_loss, progress.unlogged_steps, progress.unlogged_skips = 0.0, 0, 0
+        """Log what is due after this step: the means since the last line, and the means of an epoch."""
+        plan, progress = self.plan, self.progress
+        if plan.is_due(plan.log_every, progress.step):
+            self._finish_step()
+            assert self._result is not None
+            speed = self._speed.read("train")
+            rates = {"lr": self.schedule.lr_at(self._result.step), **speed._asdict()}
+            fields = {**progress.take_line(), **rates, "grad_norm": self._result.grad_norm}
+            self._write("train", fields, self._eta.update(progress.step))
+            self._watch.check_interval(progress.step, speed, self.step.image_size)
+        if progress.step % plan.steps_per_epoch == 0:
+            self._finish_step()
+            rate = self._speed.read("epoch").images_per_second
+            self._write("epoch", {**progress.take_means("epoch"), "images_per_second": rate})
+
+    def _write(self, event: str, fields: Mapping[str, object], seconds_left: float | None = None) -> None:
+        place = {"event": event, "step": self.progress.step, "epoch": self.progress.step / self.plan.steps_per_epoch}
+        self.logger.write({**place, **fields}, seconds_left)
 
     def _save_and_evaluate(self) -> None:
         """Save and validate after this step, if due.
@@ -242,8 +216,7 @@ class Trainer:
                     self._stopping = True
                     return
         for weights, result in results.items():
-            place = {"event": "validate", "step": step, "epoch": step / self.plan.steps_per_epoch}
-            self.logger.write({**place, **result.to_dict(), "weights": weights})
+            self._write("validate", {**result.to_dict(), "weights": weights})
         metrics = results[validation.best_by].metrics
         progress.history = record_validation(progress.history, step, metrics["loss"], progress.evaluated)
         progress.evaluated = step

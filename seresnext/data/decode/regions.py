@@ -8,11 +8,11 @@ damaged JPEGs, because nvimgcodec does not read the markers behind a region.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +22,12 @@ from seresnext.data.decode.jpeg import read_frame
 from seresnext.data.decode.pillow import decode
 from seresnext.errors import DataError
 
-HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") is not None and (
-    importlib.util.find_spec("nvidia.nvimgcodec") is not None
-)
+HAS_NVIMGCODEC = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
 """Whether the `fast` extra is installed."""
 DECODER = "nvimgcodec" if HAS_NVIMGCODEC else "Pillow"
 """The decoder of plain JPEGs. Pillow decodes all other images. The pixels are the same."""
 
-# libjpeg-turbo decodes a region of one pixel at the left edge without the colours of the neighbours. Pillow decodes
-# small regions at low cost.
+# libjpeg-turbo decodes a region of one pixel at the left edge without the colours of the neighbours.
 _LEAST_SIDE = 16
 
 
@@ -64,8 +61,7 @@ class RegionDecoder:
         if fast:
             with _silence():
                 self._module = nvimgcodec = importlib.import_module("nvidia.nvimgcodec")
-                # By default, nvimgcodec does not interpolate colours, and turns images by EXIF. Pillow does the
-                # opposite.
+                # Pillow interpolates colours, and does not turn images by EXIF.
                 self._decoder = nvimgcodec.Decoder(
                     device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
                     backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],

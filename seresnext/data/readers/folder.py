@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import read_image
 from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
@@ -38,14 +36,9 @@ class FolderReader(Reader):
             lambda: folder_signature(self._folder),
             lambda: _scan_split(self._folder),
         )
-        self.classes = self._index.classes
+        self.classes, self.labels = self._index.classes, self._index.label
         self.fingerprint = self._index.fingerprint
         self.notices = tuple(f"{self._folder}: {notice}" for notice in self._index.notices)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The label of each image, in the mapped index that all processes share."""
-        return self._index.label
 
     def name(self, index: int) -> str:
         """Return the path of an image below the root of the data."""
@@ -68,16 +61,13 @@ class FolderReader(Reader):
 def folder_signature(folder: Path) -> Signature:
     """Return a signature that changes when a class folder, or a file in one, is added or removed.
 
-    A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a
-    mounted object store keeps no times of folders.
+    A new or removed file sets the times of the class folder. A mounted object store gives all folders equal times.
     """
     classes, loose, others = scan(folder)
     try:
         times = [Times.of((folder / name).stat()) for name in classes]
     except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read: {error.strerror}; restore the folder or start again"
-        ) from None
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; restore the folder or restart") from None
     shows_changes = all(len(set(column)) > 1 for column in zip(*times, strict=True))
     return sign("folder", classes, loose, sorted(others.items()), times=times, shows_changes=shows_changes)
 
@@ -105,9 +95,7 @@ def _scan_split(folder: Path) -> IndexColumns:
                 )
             elif not found:
                 there = f"; found {counted(skipped)}" if skipped else ""
-                problems.append(
-                    f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); add some or remove the folder"
-                )
+                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); fill or remove the folder")
             names[class_name] = Names.pack(found)
             advance(1)
     if problems:

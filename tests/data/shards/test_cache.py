@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(shard_root: Path, server: Server, tmp_path: Path, room: int):
     order = np.random.default_rng(0).permutation(SHARDS * PER_SHARD).tolist()
     local, reader = ShardReader(str(shard_root), "train"), open_remote(server, tmp_path / "cache", room)
+    assert (local.has_local_files, reader.has_local_files) == (True, False)
     assert (reader.fingerprint, reader.classes) == (local.fingerprint, local.classes)
     assert reader.labels.tolist() == local.labels.tolist()
     expected = read_all(local, order)
@@ -79,7 +80,7 @@ def test_no_room_at_all_is_reported(server: Server, tmp_path: Path, monkeypatch:
 
 
 def test_a_cache_that_cannot_be_used_is_refused(server: Server, tmp_path: Path):
-    with pytest.raises(DataError, match=r"the largest shard has 40960 bytes, and data\.cache_size is 20480 bytes"):
+    with pytest.raises(DataError, match=r"a shard has 40960 bytes; raise data\.cache_size, now 20480"):
         open_remote(server, tmp_path / "cache", 0.5)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):
