@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # No worker has started yet.
         return _INTERRUPTED
     except (RendezvousError, DistError) as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error.__cause__ or error).strip().splitlines() or ["too few machines came in time"])[0]
         print(
             f"error: the machines of this run cannot meet at {place} ({reason}); check that machine, and start "
             "torchrun on all machines again, which resumes from the last save",
@@ -96,7 +96,7 @@ def _prepare_machine(configuration: str) -> None:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.launcher import api
 
-    # By default all starts share a store, whose address torch 2.14 does not give to a machine that joins later
+    # By default all starts share a store. torch 2.14 does not give the address to a machine that joins later
     # (DynamicRendezvousHandler.next_rendezvous).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # A torchrun that a signal ended does not come to the barrier, for which torch waits 300 s and prints a traceback.

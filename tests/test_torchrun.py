@@ -15,7 +15,7 @@ from torch.distributed import DistNetworkError
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.launcher import api
 
 from seresnext import torchrun
@@ -129,12 +129,18 @@ def test_the_machines_of_the_environment_are_read(ends, monkeypatch):
     assert (options.rdzv_backend, ends.limits) == ("static", [60])
 
 
-def test_a_rendezvous_that_is_lost_is_one_line(ends, capsys):
-    error = RendezvousConnectionError("The connection to the C10d store has failed.")
-    error.__cause__ = DistNetworkError("Broken pipe\nframe #0")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RendezvousConnectionError("The connection failed"), "Broken pipe"),
+        (RendezvousTimeoutError(), "too few machines"),
+    ],
+)
+def test_a_rendezvous_that_is_lost_is_one_line(ends, capsys, error, reason):
+    error.__cause__ = DistNetworkError("Broken pipe\nframe #0") if str(error) else None
     assert ends(error, words=["--nnodes=2", "--rdzv-endpoint=first:29400", "train.py"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the machines of this run cannot meet at first:29400 (Broken pipe); ")
+    assert line.startswith(f"error: the machines of this run cannot meet at first:29400 ({reason}")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")

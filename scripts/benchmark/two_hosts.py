@@ -124,7 +124,7 @@ def measure_megabits(sender: Host, receiver: Host) -> float:
 
 
 def _left() -> list[str]:
-    """Return the namespaces whose program has ended."""
+    """Return the namespaces of programs that have ended."""
     found = []
     for line in _run("ip", "netns", "list").splitlines():
         name = line.split()[0]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The command of a pod of train_job.yaml: one torchrun, whose machines, processes and address are in variables PET_*.
-# Arguments go to train.py. OUTPUT is the run folder, on a volume that all pods share.
+# The command of a pod of train_job.yaml: one torchrun, which reads the machines, the processes and the address from
+# variables PET_*. Arguments go to train.py. OUTPUT is the run folder, on a volume that all pods share.
 #
 # Kubernetes starts a pod again unless the pod ends with 0. A run that was preempted, because a machine is drained, is saved
 # and ends with 0 on all machines. So this script ends with 0 only if the run is finished.

@@ -199,7 +199,7 @@ class RunFolder:
         def fail(reason: str) -> None:
             console.log(f"error: {reason}")
             # Any rank may write the failure. The first reason stays, and so does the end of a saved or finished run. A
-            # machine that was cut off may report later than the others have started again: that run goes on.
+            # machine that was cut off may report a failure after the others have started the run again.
             status = read_status(self.path)
             if status.get("state", "running") == "running" and begun in (None, status.get("started")):
                 write_status(self.path, world, "failed", step(), reason)

@@ -124,7 +124,7 @@ def test_a_short_cut_only_takes_time(start, hosts, alone, tmp_path):
 
 
 def test_a_host_that_was_cut_off_joins_again(start, hosts, alone, tmp_path):
-    """The other host goes on alone, as `--nnodes=1:2` permits."""
+    """The other host continues alone, as `--nnodes=1:2` permits."""
     run = tmp_path / "run"
     commands, faults = start(*CUT, Fault("step:14", "hold-until-asked"), launch=ELASTIC, settings=LONG)
     commands[0].wait_for(lambda: faults.happened(0) and faults.happened(1))
@@ -173,7 +173,7 @@ def test_the_loss_of_the_host_of_the_rendezvous_ends_the_run(start, hosts, tmp_p
 
 @pytest.fixture
 def start_pod(start_command: Any, narrow_arguments: Any, hosts: tuple[Host, Host], tmp_path: Path) -> Any:
-    """`start_pod(number, faults) -> Command`: the command of train_job.yaml, with what the runtime of torch sets."""
+    """`start_pod(number, faults) -> Command`: the command of train_job.yaml, with the variables of the runtime."""
     job = next(yaml.safe_load_all(JOB.read_text().partition("---")[2]))
     _, script = job["spec"]["trainer"]["command"]
     narrow, *arguments = narrow_arguments(tmp_path / "run")
