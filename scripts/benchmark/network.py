@@ -66,17 +66,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "apart": stack.enter_context(Workers(options, 2, hosts=hosts)),
         }
         rows = [_measure(limit, hosts, workers, arguments) for limit in limits]
-    return {**figures, "gradient_bytes": 4 * parameters, "rows": rows}
+    apart = min(row["seconds_a_step"].pop("apart") for row in rows)  # No limit concerns a step apart.
+    for row in rows:
+        row["share"] = {name: 1 - apart / seconds for name, seconds in row["seconds_a_step"].items()}
+        shares = (
+            f"{name} {row['seconds_a_step'][name]:.2f} s a step, {share:.0%}" for name, share in row["share"].items()
+        )
+        print(f"{_name(row['megabits'])}: {'; '.join(shares)} is the all-reduce; {apart:.2f} s a step apart")
+    return {**figures, "gradient_bytes": 4 * parameters, "seconds_a_step_apart": apart, "rows": rows}
 
 
 def _measure(
     limit: float, hosts: tuple[Host, Host], workers: dict[str, Workers], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return the figures of a limit, in megabits a second (0: none)."""
+    """Return the seconds of a step by kind at a limit, in megabits a second (0: none)."""
     for host in hosts:
         host.limit(limit or None)
     reached = measure_megabits(*hosts)
-    print(f"limit {f'{limit:.0f} Mbit/s' if limit else 'none'}: {reached:.0f} Mbit/s measured")
+    print(f"{_name(limit)}: {reached:.0f} Mbit/s measured", flush=True)
 
     def seconds(answers: Answers) -> float:
         return max(one["seconds"] for one in answers) / arguments.steps
@@ -86,7 +93,8 @@ def _measure(
 
     rounds = take_turns({name: worker.round for name, worker in workers.items()}, rate, arguments.rounds)
     found = {name: min(map(seconds, taken)) for name, taken in rounds.items()}
-    shares = {name: 1 - found["apart"] / found[name] for name in ("fp32", "bf16")}
-    for name, share in shares.items():
-        print(f"{name}: {found[name]:.2f} s a step, {found['apart']:.2f} s apart; {share:.0%} is the all-reduce")
-    return {"megabits": limit, "measured_megabits": reached, "seconds_a_step": found, "share": shares}
+    return {"megabits": limit, "measured_megabits": reached, "seconds_a_step": found}
+
+
+def _name(limit: float) -> str:
+    return f"limit {limit:.0f} Mbit/s" if limit else "no limit"

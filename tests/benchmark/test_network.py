@@ -44,9 +44,10 @@ def test_shares_by_hand(measure, monkeypatch):
     assert figures["gradient_bytes"] == 4 * 16_790_280
     assert [row["megabits"] for row in figures["rows"]] == [100, 0]
     for row in figures["rows"]:
-        assert row["seconds_a_step"] == {"fp32": 8, "bf16": 5, "apart": 2}
+        assert row["seconds_a_step"] == {"fp32": 8, "bf16": 5}
         assert row["share"] == {"fp32": pytest.approx(0.75), "bf16": pytest.approx(0.6)}
         assert row["measured_megabits"] == 90
+    assert figures["seconds_a_step_apart"] == 2
     assert set(rounds.values()) == {6}  # For each limit a round that does not count, and two that do.
     for host in hosts:
         assert [call.args for call in host.limit.call_args_list] == [(100,), (None,)]
