@@ -23,7 +23,7 @@ from seresnext.commands import compare, export, predict, prepare, report, runs, 
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
-from seresnext.process.ranks import has_one_machine, is_first_rank, print_failure
+from seresnext.process.ranks import end_at_interrupt, has_one_machine, is_first_rank, print_failure
 from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _exiting_at_interrupt() -> Iterator[None]:
     if remembers or before == signal.SIG_IGN:
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGINT, end_at_interrupt)
     try:
         yield
     finally:

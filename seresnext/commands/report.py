@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from seresnext.arguments import Parser, add_device
 from seresnext.errors import UsageError
 from seresnext.files import check_output_file
-from seresnext.metrics.tracker import attach, trackers_of
 from seresnext.paths import check_data_folder, path_argument, text_argument
 from seresnext.process.packages import require_extra
 from seresnext.process.stop_request import StopRequest
@@ -45,7 +44,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
         raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
     if options.data is not None:
         check_data_folder(options.data)
-    if options.attach and not trackers_of(options.run):
+    if options.attach and not any(options.run.glob("trackers/*.json")):
         raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     options.output = options.output or options.run / "report"
     check_report(options.output, "--output")
@@ -64,6 +63,8 @@ def _report(options: Namespace, world: World) -> None:
     settings = ValidationSettings(data=options.data)
     write(validate(options.run, world, settings), settings, options.output, world)
     if options.attach and world.is_first:
+        from seresnext.metrics.tracker import attach
+
         attach(options.run, options.output)
 
 

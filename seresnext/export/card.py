@@ -76,7 +76,7 @@ def _hub_metadata(name: str, loaded: LoadedWeights, evaluation: Evaluation | Non
     names = {"Top 1 Accuracy": evaluation["top1"], "Top 5 Accuracy": evaluation.get("top5")}
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
-        "dataset": {"type": "image-folder", "name": "validation split of the training data"},
+        "dataset": {"type": "image-folder", "name": "validation images"},
         "metrics": [
             {"type": "accuracy", "name": metric, "value": value} for metric, value in names.items() if value is not None
         ],

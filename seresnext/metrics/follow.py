@@ -50,16 +50,18 @@ class Follower:
 
     def open(self) -> WeightsAndBiases | Mlflow:
         """Return the service, connected to its run."""
-        if self._service is None:
-            self._recipe = to_values(load_recipe(self._folder / "recipe.yaml").recipe)
-            self._service = SERVICES[self._name](self._folder, self._id, flatten(self._recipe))
-            if self._service.id != self._id:
-                self._id, self._sent = self._service.id, 0
-                self._save()
-            self._announce(self._service.address)
-            for name in ("recipe.yaml", "environment.json"):
-                self._service.artifact(self._folder / name)
-        return self._service
+        if self._service is not None:
+            return self._service
+        self._recipe = to_values(load_recipe(self._folder / "recipe.yaml").recipe)
+        service = SERVICES[self._name](self._folder, self._id, flatten(self._recipe))
+        if service.id != self._id:
+            self._id, self._sent = service.id, 0
+            self._save()
+        self._announce(service.address)
+        for name in ("recipe.yaml", "environment.json"):
+            service.artifact(self._folder / name)
+        self._service = service
+        return service
 
     def catch_up(self) -> None:
         """Send the lines that are new. After an error, the next call sends the rest."""
@@ -82,16 +84,10 @@ class Follower:
         if self._sent != before:
             self._save()
 
-    def finish(self) -> None:
-        """Send the rest, and how the run ended."""
-        self.catch_up()
+    def finish(self, running: str = "running") -> None:
+        """Send how the run ended. `running` is the state of a run whose status has no end."""
         state = str(read_status(self._folder).get("state"))
-        self.open().finish("killed" if state == "running" else state)
-
-    def attach(self, path: Path) -> None:
-        """Send a file or a folder, and nothing else."""
-        self.open().artifact(path)
-        self.open().finish(str(read_status(self._folder).get("state")))
+        self.open().finish(running if state == "running" else state)
 
     def _save(self) -> None:
         write_atomically(self._state, json.dumps({"id": self._id, "sent": self._sent}) + "\n")
@@ -108,7 +104,8 @@ def follow(follower: Follower, report: Callable[[Exception], None], is_over: Cal
             pause = _RETRY
             report(error)
     signal.alarm(_LAST)
-    follower.finish()
+    follower.catch_up()
+    follower.finish(running="killed")
 
 
 def main() -> None:
@@ -133,7 +130,11 @@ def main() -> None:
     try:
         follower = Follower(name, Path(folder), lambda text: print(f"{name}: {text}", file=reports))
         if path:
-            follower.attach(Path(path[0]))
+            with suppress(OSError):  # While the run is running, another process has the lock, and sends the lines.
+                fcntl.flock(2, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                follower.catch_up()
+            follower.open().artifact(Path(path[0]))
+            follower.finish()
             return
         with suppress(OSError):  # A file system without locks.
             fcntl.flock(2, fcntl.LOCK_EX)  # The process of an earlier start may still send its last lines.

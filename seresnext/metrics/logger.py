@@ -112,11 +112,10 @@ class RunLogger:
             images, labels = mix(images, labels, step=first.step, replica=first.replica)
         try:
             draw_batch(images, labels, self._classes, data.mean, data.std, self._folder / FIRST_BATCH)
-        except OSError as error:
-            self.console.warn(f"{self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues")
-        else:
             for sink in self._sinks:
                 sink.write({"event": "picture", "step": 0, "epoch": 0.0, "file": FIRST_BATCH})
+        except OSError as error:
+            self.console.warn(f"{self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues")
         return itertools.chain([first], batches)
 
     @contextmanager

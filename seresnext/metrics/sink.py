@@ -57,9 +57,11 @@ def charts(event: Event, recipe: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of an event by chart: `train/loss`, `train/epoch_top1`, `speed/data_wait`, `validate/loss`.
 
     Numbers that never change have no chart: the number of images, top-5 accuracy of 5 classes or fewer (100 %), and
-    the number of skipped steps while there is none. Other events than steps, epochs and validations have no chart.
+    the number of skipped steps while there is none. Events such as a skipped step have no chart.
     """
     kind, weights = event["event"], event.get("weights", "model")
+    if kind == "slowest_rank":
+        return {"speed/slowest_rank_slower": event["slower"]}
     if kind not in _CHARTED:
         return {}
     name = kind if weights == "model" else f"{kind}_{weights}"

@@ -6,6 +6,8 @@ import io
 import os
 import socket
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -13,15 +15,9 @@ from tensorboard.compat.proto.event_pb2 import Event as Record  # pyright: ignor
 from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.plugins.hparams import metadata
-from tensorboard.plugins.hparams.api_pb2 import Status  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.plugins.hparams.plugin_data_pb2 import (
-    HParamsPluginData,  # pyright: ignore[reportAttributeAccessIssue]
-    SessionEndInfo,  # pyright: ignore[reportAttributeAccessIssue]
-    SessionStartInfo,  # pyright: ignore[reportAttributeAccessIssue]
-)
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
 from seresnext.metrics.sink import Event, RunStart, charts, flatten
-from seresnext.metrics.status import read_status
 from seresnext.recipe.show import to_yaml
 
 # The sections of a recipe that decide the result. The page HPARAMS compares runs by their keys.
@@ -42,7 +38,7 @@ class TensorBoard:
 
     def __init__(self, start: RunStart) -> None:
         self._folder = folder = start.folder / "tensorboard"
-        self._start, self._last = start, start.step
+        self._start = start
         self._file: BinaryIO | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,57 +52,26 @@ class TensorBoard:
             session = SessionLog(status=SessionLog.START)
             self._append(Record(wall_time=time.time(), step=start.step + 1, session_log=session))
         if start.recipe:
-            self._add(start.step, _text("recipe", to_yaml(dict(start.recipe))), self._session_start())
+            self._add(start.step, _recipe_as_text(start.recipe), _hyperparameters(start))
 
     def write(self, event: Event) -> None:
         """Write the charts of the event at the event's step, or the picture that the event names."""
+        numbers = charts(event, self._start.recipe)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         if event["event"] == "picture":
-            self._add_picture(event)
-            return
-        values = [
-            Summary.Value(tag=name, simple_value=value) for name, value in charts(event, self._start.recipe).items()
-        ]
+            path = self._start.folder / event["file"]
+            values = [Summary.Value(tag=f"train/{path.stem}", image=_picture(path))]
         if values:
             self._add(event["step"], *values)
 
     def close(self) -> None:
-        """Write how the run ended, and close the file."""
-        if self._file is not None and self._start.recipe:
-            state = str(read_status(self._start.folder).get("state"))
-            end = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}.get(state, "STATUS_UNKNOWN")
-            info = SessionEndInfo(status=Status.Value(end), end_time_secs=time.time())
-            self._add(self._last, _hparams(metadata.SESSION_END_INFO_TAG, session_end_info=info))
-        self._close()
-
-    def _session_start(self) -> Any:
-        values = {key: value for key, value in self._start.recipe.items() if key in _COMPARED}
-        info = SessionStartInfo(group_name=self._start.folder.resolve().name, start_time_secs=time.time())
-        for key, value in flatten(values).items():
-            kind = (
-                "bool_value"
-                if isinstance(value, bool)
-                else "string_value"
-                if isinstance(value, str)
-                else "number_value"
-            )
-            setattr(info.hparams[key], kind, value)
-        return _hparams(metadata.SESSION_START_INFO_TAG, session_start_info=info)
-
-    def _add_picture(self, event: Event) -> None:
-        path = self._start.folder / event["file"]
-        with Image.open(path) as image:
-            size = {"width": image.width, "height": image.height, "colorspace": 3}
-        picture = Summary.Image(encoded_image_string=path.read_bytes(), **size)
-        self._add(event["step"], Summary.Value(tag=f"train/{path.stem}", image=picture))
-
-    def _add(self, step: int, *values: Any) -> None:
-        self._last = step
-        self._append(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
-
-    def _close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _add(self, step: int, *values: Any) -> None:
+        self._append(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _append(self, record: Any) -> None:
         if self._file is None:
@@ -121,7 +86,7 @@ class TensorBoard:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            self._close()
+            self.close()
             self._warn_about(error)
 
     def _warn_about(self, error: OSError) -> None:
@@ -130,13 +95,24 @@ class TensorBoard:
         )
 
 
-def _hparams(tag: str, **content: Any) -> Any:
-    """Return a record of TensorBoard's plugin for hyperparameters."""
-    return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(HParamsPluginData(**content)))
+def _hyperparameters(start: RunStart) -> Any:
+    """Return the keys of a recipe as the hyperparameters of a trial with the name of the run."""
+    content = HParamsPluginData()
+    content.session_start_info.group_name = start.folder.resolve().name
+    for key, value in flatten({key: value for key, value in start.recipe.items() if key in _COMPARED}).items():
+        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
+        setattr(content.session_start_info.hparams[key], kind, value)
+    return Summary.Value(tag=metadata.SESSION_START_INFO_TAG, metadata=metadata.create_summary_metadata(content))
 
 
-def _text(tag: str, text: str) -> Any:
-    """Return a text as a summary. Four spaces at the start of a line are code in Markdown."""
+def _recipe_as_text(recipe: Mapping[str, Any]) -> Any:
     from torch.utils.tensorboard import summary
 
-    return summary.text(tag, "".join(f"    {line}\n" for line in text.splitlines())).value[0]
+    code = "".join(f"    {line}\n" for line in to_yaml(dict(recipe)).splitlines())  # Four spaces are code in Markdown.
+    return summary.text("recipe", code).value[0]
+
+
+def _picture(path: Path) -> Any:
+    with Image.open(path) as image:
+        size = {"width": image.width, "height": image.height, "colorspace": 3}
+    return Summary.Image(encoded_image_string=path.read_bytes(), **size)

@@ -66,7 +66,7 @@ class Tracker:
             with suppress(OSError):
                 process.stdin.write(b"end")  # A forked process may still hold the pipe open.
             if not _has_ended(process, seconds):
-                self._warn(f"has not ended within {seconds:g} s; a resume of the run sends the rest")
+                self._warn(f"has not ended within {seconds:g} s; a later start sends the rest")
             self.write({})
 
     def _warn(self, text: str) -> None:
@@ -77,18 +77,15 @@ class Tracker:
 
 def attach(folder: Path, path: Path) -> None:
     """Send a file or a folder to the services of a run, and print what they report."""
-    for name in trackers_of(folder):
+    for name in ("wandb", "mlflow"):
+        if not (folder / "trackers" / f"{name}.json").is_file():
+            continue
         with _start(name, folder, path) as process:
             has_ended = _has_ended(process, _ATTACH_PATIENCE)
             assert process.stdout
             print((process.stdout.read() or b"").decode(errors="replace").strip())
         if not has_ended:
             print(f"warning: {name} does not answer, and {path} is not sent")
-
-
-def trackers_of(folder: Path) -> list[str]:
-    """Return the services that know the run in a folder."""
-    return [name for name in ("wandb", "mlflow") if (folder / "trackers" / f"{name}.json").is_file()]
 
 
 def _start(name: str, folder: Path, *path: Path) -> subprocess.Popen[bytes]:

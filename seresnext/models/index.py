@@ -7,6 +7,7 @@ https://github.com/huggingface/pytorch-image-models/blob/main/docs/models/.templ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 import torch
 import yaml
@@ -129,7 +130,7 @@ def _published(name: str, flops: int, line: int) -> dict[str, object]:
     row = MODELS[name]
     with torch.device("meta"):
         model = create_model(name)
-    training = {**_PUBLISHED, "FLOPs": flops, "File Size": row.weights_bytes}
+    training = {**deepcopy(_PUBLISHED), "FLOPs": flops, "File Size": row.weights_bytes}
     metrics = {"Top 1 Accuracy": f"{row.top1:.2f}%", "Top 5 Accuracy": f"{row.top5:.2f}%"}
     return {
         "Name": name,

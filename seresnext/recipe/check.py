@@ -7,14 +7,7 @@ from functools import reduce
 from typing import Any
 
 from seresnext.errors import RecipeError
-from seresnext.recipe.batch_sizes import (
-    changes,
-    fitting_batch,
-    fitting_in_words,
-    in_words,
-    lone_stages,
-    smallest_image,
-)
+from seresnext.recipe.batch_sizes import changes, fitting_batch, fitting_in_words, in_words, lone_stages, smallest_image
 from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.check_lengths import duration_problems
 from seresnext.recipe.explain import Problem, one_of

@@ -87,37 +87,25 @@ class Run:
     smoothing: float = 0.0
 
 
-def panels_of_one(run: Run) -> dict[str, list[Line]]:
-    """Return the panels of one run by title: training, model and average in each, without empty panels."""
-    smoothing = f" (label smoothing {run.smoothing:g})" if run.smoothing else ""
-    panels: dict[str, list[Line]] = {"loss": [], "accuracy, %": [], "learning rate": []}
-    for kind, text in _KINDS.items():
-        for field, title, style in (("loss", "loss", "-"), ("top1", "accuracy, %", "-"), ("top5", "accuracy, %", ":")):
-            if curve := run.curves.get(f"{kind}.{field}"):
-                name = text + smoothing * (field == "loss" and kind == "train")
-                name += {"loss": "", "top1": ", top-1", "top5": ", top-5"}[field]
-                panels[title].append(Line(f"{name} {curve[1][-1]:.2f}", curve, _COLOURS[kind], style))
-    if rates := run.curves.get("train.lr"):
-        panels["learning rate"].append(Line("", rates, "tab:gray"))
-    return {title: lines for title, lines in panels.items() if lines}
+def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
+    """Return the panels of runs by title, without empty panels.
 
-
-def panels_of_many(runs: Sequence[Run]) -> dict[str, list[Line]]:
-    """Return the panels of several runs by title, each with a line a run, without empty panels."""
-    colours = [f"C{number}" for number in range(len(runs))]
-    smoothings = {run.smoothing for run in runs}
-    panels = {}
-    for field, title in (("loss", "loss"), ("top1", "top-1, %")):
+    One run: training, model and average together. Several runs: a panel for each of these, with a line a run.
+    """
+    is_alone, panels = len(runs) == 1, defaultdict(list)
+    for field, name, style in (("loss", "loss", "-"), ("top1", "top-1", "-"), ("top5", "top-5", ":"))[: 2 + is_alone]:
         for kind, text in _KINDS.items():
-            is_smoothed = field == "loss" and kind == "train"
-            common = f" (label smoothing {min(smoothings):g})" if is_smoothed and smoothings not in ({0.0},) else ""
-            lines = []
-            for run, colour in zip(runs, colours, strict=True):
-                if curve := run.curves.get(f"{kind}.{field}"):
-                    own = f" (label smoothing {run.smoothing:g})" if is_smoothed and len(smoothings) > 1 else ""
-                    lines.append(Line(f"{run.name}{own} {curve[1][-1]:.2f}", curve, colour))
-            if lines:
-                panels[f"{title}: {text}{common * (len(smoothings) == 1)}"] = lines
+            for number, run in enumerate(runs):
+                if not (curve := run.curves.get(f"{kind}.{field}")):
+                    continue
+                is_smoothed = run.smoothing and field == "loss" and kind == "train"
+                note = f" (label smoothing {run.smoothing:g})" if is_smoothed else ""
+                label = (text if field == "loss" else f"{text}, {name}") if is_alone else run.name
+                title = ("loss" if field == "loss" else "accuracy, %") if is_alone else f"{name}: {text}"
+                colour = _COLOURS[kind] if is_alone else f"C{number}"
+                panels[title].append(Line(f"{label}{note} {curve[1][-1]:.2f}", curve, colour, style))
+    if is_alone and (rates := runs[0].curves.get("train.lr")):
+        panels["learning rate"] = [Line("", rates, "tab:gray")]
     return panels
 
 
@@ -139,7 +127,7 @@ def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None
             epochs, values = line.curve
             marker = "." if len(epochs) < 60 else None
             axes.plot(epochs, values, label=line.label, marker=marker, color=line.colour, linestyle=line.style)
-        axes.set(title=name, xlabel="epoch", ylim=(0, 101) if "%" in name else (0, None))
+        axes.set(title=name, xlabel="epoch", ylim=(0, 101) if name.startswith(("acc", "top")) else (0, None))
         axes.grid(alpha=0.3)
         if any(line.label for line in lines):  # outside of the axes, so that the legend covers no curve
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -166,6 +154,5 @@ def plot_runs(folders: Sequence[Path], output: Path | None) -> None:
     if not runs:
         raise UsageError(f"{folders[0]}: nothing has been logged yet; try again after the first log line")
     output = output or (folders[0] / "curves.png" if len(folders) == 1 else Path("curves.png"))
-    panels = panels_of_one(runs[0]) if len(runs) == 1 else panels_of_many(runs)
-    draw(panels, runs[0].name if len(runs) == 1 else f"{len(runs)} runs", output)
+    draw(panels_of(runs), runs[0].name if len(runs) == 1 else f"{len(runs)} runs", output)
     print(f"curves: {output}")

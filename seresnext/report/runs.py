@@ -6,6 +6,7 @@ import math
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,23 +38,25 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """Return what the files of a run state. A value is None where a file is missing, damaged or not yet complete."""
+    """Return what the files of a run state. A value is None where a file is missing, damaged or not yet complete.
+
+    `seconds` is the time from the last start of the run to the last change of its status.
+    """
     status = read_status(run)
     best = status.get("best") or {}
     top1 = best.get("top1")
-    return {
-        "run": str(run),
-        "state": _state(status),
-        "step": _whole(status.get("step")),
-        "total_steps": _whole(status.get("total_steps")),
-        "top1": top1 if type(top1) in (int, float) and math.isfinite(top1) else None,
-        "best_step": _whole(best.get("step")),
-        "best_weights": str(best["weights"]) if best.get("weights") else None,
-        "seconds": _seconds(status),
-        "updated": _text(status.get("updated")),
-        "reason": _text(status.get("reason")),
-        "recipe": _recipe(run / "recipe.yaml"),
-    }
+    path, seconds, recipe = run / "recipe.yaml", None, None
+    with suppress(KeyError, TypeError, ValueError):
+        times = [datetime.fromisoformat(status[name]) for name in ("started", "updated")]
+        seconds = (times[1] - times[0]).total_seconds()
+    with suppress(RecipeError):
+        recipe = flatten(to_values(load_recipe(path).recipe)) if path.is_file() else None
+    found = {"state": _state(status), "seconds": seconds, "recipe": recipe}
+    found |= {"top1": top1 if isinstance(top1, int | float) and math.isfinite(top1) else None}
+    counts = {"step": status.get("step"), "total_steps": status.get("total_steps"), "best_step": best.get("step")}
+    found |= {name: value if type(value) is int else None for name, value in counts.items()}
+    texts = {"best_weights": best.get("weights"), "updated": status.get("updated"), "reason": status.get("reason")}
+    return {"run": str(run), **found, **{name: value and str(value) for name, value in texts.items()}}
 
 
 def differences(runs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -94,35 +97,11 @@ def print_runs(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
 
 def _state(status: dict[str, Any]) -> str:
     """Return the state. A run whose process on this machine is gone was killed."""
-    state, pid = _text(status.get("state")) or "unknown", status.get("pid")
+    state, pid = str(status.get("state", "unknown")), status.get("pid")
     if state == "running" and status.get("host") == socket.gethostname() and type(pid) is int and pid > 0:
-        try:
-            os.kill(pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return "killed"
-        except PermissionError:  # The process is another user's.
-            pass
+        with suppress(PermissionError):  # The process is another user's.
+            try:
+                os.kill(pid, 0)
+            except (ProcessLookupError, OverflowError):
+                return "killed"
     return state
-
-
-def _recipe(path: Path) -> dict[str, Any] | None:
-    try:
-        return flatten(to_values(load_recipe(path).recipe)) if path.is_file() else None
-    except (RecipeError, OSError):
-        return None
-
-
-def _seconds(status: dict[str, Any]) -> float | None:
-    """Return the time since the last start of the run, up to the last change of the status."""
-    try:
-        return (datetime.fromisoformat(status["updated"]) - datetime.fromisoformat(status["started"])).total_seconds()
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _whole(value: Any) -> int | None:
-    return value if type(value) is int else None
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -78,7 +78,7 @@ def test_every_whole_line_is_sent_once(folder):
     append(folder, train(2)[-9:])
     follower.catch_up()
     follower.catch_up()
-    follower.finish()
+    follow(follower, lambda error: pytest.fail(str(error)), lambda pause: True)
     assert Service.runs["run-0"] == [
         ("artifact", "recipe.yaml"),
         ("artifact", "environment.json"),
@@ -132,7 +132,9 @@ def test_an_attached_file_moves_nothing_else(folder):
     opened(folder).catch_up()
     state = (folder / "trackers" / "wandb.json").read_text()
     append(folder, train(2))
-    opened(folder).attach(folder / "report")
+    follower = opened(folder)
+    follower.open().artifact(folder / "report")
+    follower.finish()
     assert logged() == [1]
     assert Service.runs["run-0"][-2:] == [("artifact", "report"), ("finish", "finished")]
     assert (folder / "trackers" / "wandb.json").read_text() == state
@@ -151,6 +153,9 @@ def test_charts_have_the_numbers_that_change():
     }
     assert "validate/top5" not in charts(validate, {"model": {"num_classes": 5}})
     assert charts({"event": "epoch", "step": 5, "loss": 2.0}, recipe) == {"train/epoch_loss": 2.0}
+    assert charts({"event": "slowest_rank", "step": 5, "rank": 1, "slower": 0.2}, recipe) == {
+        "speed/slowest_rank_slower": 0.2
+    }
     assert charts({"event": "skipped", "step": 5, "loss": 2.0}, recipe) == {}
 
 

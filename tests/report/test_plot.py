@@ -67,14 +67,14 @@ def labels(panels: dict[str, Any]) -> dict[str, list[str]]:
 
 def test_a_run_has_model_and_average_in_each_panel(drawn, run_folder):
     """Each curve has one point an epoch."""
-    panels = plot.panels_of_one(plot.Run("first", plot.read_curves(run_folder / "metrics.jsonl"), 0.1))
+    panels = plot.panels_of([plot.Run("first", plot.read_curves(run_folder / "metrics.jsonl"), 0.1)])
     assert labels(panels) == {
         "loss": [
             "training (label smoothing 0.1) 0.05", "validation, model 0.03", "validation, average (EMA) 0.03",
         ],
         "accuracy, %": [
-            "validation, model, top-1 90.00", "validation, model, top-5 90.00",
-            "validation, average (EMA), top-1 100.00", "validation, average (EMA), top-5 90.00",
+            "validation, model, top-1 90.00", "validation, average (EMA), top-1 100.00",
+            "validation, model, top-5 90.00", "validation, average (EMA), top-5 90.00",
         ],
         "learning rate": [""],
     }  # fmt: skip
@@ -92,7 +92,7 @@ def test_there_are_no_empty_panels(drawn, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = plot.Run("first", plot.read_curves(metrics))
-    for panels, title in ((plot.panels_of_one(run), "loss"), (plot.panels_of_many([run, run]), "loss: training")):
+    for panels, title in ((plot.panels_of([run]), "loss"), (plot.panels_of([run, run]), "loss: training")):
         assert list(panels) == [title]
         (axes,) = drawn(panels).axes
         assert list(axes.lines[0].get_xdata()) == [2]
@@ -101,17 +101,13 @@ def test_there_are_no_empty_panels(drawn, tmp_path):
 def test_several_runs_have_a_panel_for_the_model_and_one_for_the_average():
     first = {"train.loss": ([1], [3]), "validate.top1": ([1], [50]), "validate_ema.top1": ([1], [60])}
     second = {"train.loss": ([1], [2]), "validate.top1": ([1], [40])}
-    runs = [plot.Run("first", first, 0.1), plot.Run("second", second, 0.1)]
-    assert labels(plot.panels_of_many(runs)) == {
-        "loss: training (label smoothing 0.1)": ["first 3.00", "second 2.00"],
-        "top-1, %: validation, model": ["first 50.00", "second 40.00"],
-        "top-1, %: validation, average (EMA)": ["first 60.00"],
+    runs = [plot.Run("first", first, 0.1), plot.Run("second", second, 0.0)]
+    assert labels(plot.panels_of(runs)) == {
+        "loss: training": ["first (label smoothing 0.1) 3.00", "second 2.00"],
+        "top-1: validation, model": ["first 50.00", "second 40.00"],
+        "top-1: validation, average (EMA)": ["first 60.00"],
     }
-    runs[1] = plot.Run("second", second, 0.0)
-    assert labels(plot.panels_of_many(runs))["loss: training"] == [
-        "first (label smoothing 0.1) 3.00", "second (label smoothing 0) 2.00",
-    ]  # fmt: skip
-    colours = [line.colour for panel in plot.panels_of_many(runs).values() for line in panel if "first" in line.label]
+    colours = [line.colour for panel in plot.panels_of(runs).values() for line in panel if "first" in line.label]
     assert len(set(colours)) == 1
 
 
@@ -119,7 +115,7 @@ def test_a_legend_is_beside_its_panel(drawn):
     curve = ([1, 2], [99, 100])
     names = [f"{event}.{field}" for event in ("train", "validate", "validate_ema") for field in ("loss", "top1")]
     runs = [plot.Run(f"a run with a longer name, number {number}", dict.fromkeys(names, curve)) for number in range(3)]
-    figure = drawn(plot.panels_of_many(runs))
+    figure = drawn(plot.panels_of(runs))
     assert len(figure.axes) == 6
     for axes in figure.axes:
         legend, area = axes.get_legend().get_window_extent(), axes.get_window_extent()
@@ -140,7 +136,7 @@ def test_runs_are_overlaid_and_a_run_without_lines_is_left_out(tmp_path, monkeyp
     assert cli.main(["plot", "a/run", "empty", "b/run"], StopRequest()) == 0
     ((found, title, output),) = panels
     assert (title, output) == ("2 runs", Path("curves.png"))
-    assert labels(found)["top-1, %: validation, model"] == ["a/run 90.00", "b/run 90.00"]
+    assert labels(found)["top-1: validation, model"] == ["a/run 90.00", "b/run 90.00"]
     captured = capsys.readouterr()
     assert captured.out == "curves: curves.png\n"
     assert "empty: nothing has been logged yet" in captured.err

@@ -90,6 +90,16 @@ def test_damaged_files_leave_cells_empty(make, table, status, recipe):
     assert {run["top1"] for run in values} == {5.0, None}
 
 
+def test_a_pipe_is_not_read(make, table):
+    """A pipe without a writer has no end."""
+    for name in ("status.json", "recipe.yaml"):
+        run = make(f"with a pipe as {name}")
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    lines, _ = table()
+    assert len(lines) == 3
+
+
 def test_many_keys_that_differ_are_counted(make, table):
     make("one")
     make("two", *(f"optimizer.{text}" for text in ("lr=0.2", "momentum=0.5", "weight_decay=0.2", "nesterov=true")),
