@@ -62,6 +62,11 @@ def share_argument(text: str) -> float:
     return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
+def price_argument(text: str) -> float:
+    """Return the price in a word of the command line, above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
 def table_argument(text: str) -> Path:
     """Return the path of a table in a word of the command line. The ending of the name gives the format."""
     path = path_argument(text)

@@ -1,0 +1,111 @@
+"""The check of a run, from the recipe to the table: data, recipe, devices, disk, time and price."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from seresnext.check.data import check_data
+from seresnext.check.devices import check_devices
+from seresnext.check.disk import check_disk, judge_time
+from seresnext.check.findings import SECTIONS, CheckFailed, Finding, table
+from seresnext.check.loading import Photographs
+from seresnext.check.recipe import check_recipe
+from seresnext.data import pipeline
+from seresnext.data.readers import Reader
+from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
+from seresnext.distributed import World
+from seresnext.errors import DataError, RecipeError
+from seresnext.files import write_json
+from seresnext.metrics.console import Console
+from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.schema import Recipe
+from seresnext.run.opening import StartProblem, find_start_problems
+from seresnext.training.plan import Plan, build_plan
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """The options of a check. `has_data`: the user named the data. `price`: of an hour of all machines."""
+
+    output: Path
+    has_data: bool
+    full: bool = False
+    strict: bool = False
+    price: float | None = None
+    json: Path | None = None
+
+
+def check(recipe: Recipe, world: World, settings: CheckSettings) -> None:
+    """Check a run on all ranks, and print the table on rank 0. Raises CheckFailed after failures."""
+    started, console, findings = time.monotonic(), Console(enabled=world.is_first), []
+
+    def report(section: str, found: Iterable[Finding]) -> None:
+        own = [finding for finding in found if finding.section == section]
+        findings.extend(own)
+        if own:
+            console.print(table(section, own))
+
+    readers, found = _open(recipe, world, settings)
+    report("data", [*found, *check_data(recipe, readers, world, full=settings.full)])
+    train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
+    num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
+    plan = _plan(recipe, train)
+    report("recipe", [*found, *(check_recipe(recipe, plan) if plan else ())])
+    found, speeds = check_devices(recipe, train, world)
+    report("devices", found)
+    if plan and speeds:
+        report("disk", world.broadcast(world.is_first and check_disk(recipe, plan, speeds, settings.output)))
+        report("run", [judge_time(plan, speeds, num_val, settings.price)])
+    seconds = time.monotonic() - started
+    counts = {name: sum(each.verdict == name for each in findings) for name in ("failure", "warning", "ok")}
+    console.print(f"{', '.join(f'{count} {name}' for name, count in counts.items())}, in {seconds:.0f} s")
+    failing = ("failure", "warning") if settings.strict else ("failure",)
+    bad = world.broadcast([finding for finding in findings if finding.verdict in failing])
+    if settings.json and world.is_first:
+        result = {"exit_code": SECTIONS[bad[0].section] if bad else 0, **counts, "seconds": seconds}
+        write_json(settings.json, {**result, "world_size": world.size, "findings": list(map(asdict, findings))})
+    if bad:
+        raise CheckFailed(bad)
+
+
+def _open(recipe: Recipe, world: World, settings: CheckSettings) -> tuple[dict[str, Reader], list[Finding]]:
+    """Return the splits that all ranks can open, and the findings about the start of a run."""
+    if not settings.has_data or recipe.data.format == "synthetic":
+        data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
+        _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
+        measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
+        return {}, [Finding("data", "images", "ok", measured), *map(_from_problem, problems)]
+    warnings: list[str] = []
+    readers, problems = find_start_problems(recipe, None, world, warnings.append, looks=False)
+    opened = world.gather(list(readers))
+    readers = {name: reader for name, reader in readers.items() if all(name in names for names in opened)}
+    try:
+        with world.agreeing():
+            pipeline.check_same_data(world, *readers.values())
+    except DataError as error:
+        problems.append(StartProblem(DataError, str(error)))
+    notes = [text.removeprefix("warning: ") for text in world.broadcast(warnings)]
+    found = [Finding("data", "files", "warning", note, "see docs/data.md, Image folders") for note in notes]
+    return readers, [*found, *map(_from_problem, problems)]
+
+
+def _from_problem(problem: StartProblem) -> Finding:
+    """Return the finding about a problem that prevents the start. The message ends with the fix."""
+    section = "data" if issubclass(problem.error, DataError) else "recipe"
+    measured, _, fix = problem.text.rpartition("; ")
+    if not measured or "\n" in fix:
+        measured, fix = problem.text, "apply the fix of each line"
+    return Finding(section, "start", "failure", measured, fix)
+
+
+def _plan(recipe: Recipe, train: Reader) -> Plan | None:
+    """Return the plan of the run; None for too few images or lengths that do not fit, which are findings already."""
+    try:
+        plan = build_plan(recipe, pipeline.build_order(recipe, train).steps_per_epoch)
+        check_lengths(recipe, plan.steps_per_epoch)
+    except (DataError, RecipeError):
+        return None
+    return plan

@@ -1,0 +1,144 @@
+"""Checks of the devices: memory and speed of real steps, and the loader beside the step."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from dataclasses import dataclass
+
+from seresnext.check.findings import Finding, judge
+from seresnext.check.loading import measure_loader
+from seresnext.check.network import check_ranks, judge_all_reduce, measure_all_reduce
+from seresnext.check.steps import MemoryUse, Steps, free_memory
+from seresnext.data.decode.regions import DECODER
+from seresnext.data.readers import Reader
+from seresnext.distributed import World
+from seresnext.errors import DataError
+from seresnext.recipe.batch_sizes import least_micro_size
+from seresnext.recipe.schema import Recipe
+from seresnext.run.estimate import Spread
+
+_MEMORY_SECONDS, _STEP_SECONDS = 15.0, 18.0
+_COMPILED = 3547 / 2202
+"""How many times faster a compiled step is: SE-ResNeXt-50 in bf16 on one H100 (docs/benchmarks.md)."""
+
+
+@dataclass
+class Speeds:
+    """Seconds of a whole step without waits for data, bytes of a checkpoint, images/s of the loaders of all ranks."""
+
+    step: Spread
+    checkpoint_bytes: int
+    loader: Spread | None = None
+
+
+def check_devices(recipe: Recipe, reader: Reader, world: World) -> tuple[list[Finding], Speeds | None]:
+    """Return the findings about the devices, and the speeds. All ranks call this together."""
+    findings = check_ranks(world)
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world.size > 1 else 1
+    speeds = _check_steps(recipe, world, sharing, findings)
+    findings.append(_check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, speeds))
+    return findings, speeds
+
+
+def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Finding]) -> Speeds | None:
+    """Add the findings about steps and the all-reduce. Return the speeds, or None if no step fits the memory."""
+    micro, share = recipe.batch.micro_size, recipe.batch.global_size / world.size
+    sizes = [size for size in range(least_micro_size(recipe), int(share) + 1) if share % size == 0]
+    steps = Steps(
+        recipe, World(device=world.device)
+    )  # Without other ranks, which a lack of memory would leave waiting.
+    found = steps.uses(micro, free_memory(world.device, sharing), _MEMORY_SECONDS)
+    seen = world.gather((found, steps.largest(found, sizes)))
+    tightest, largest = min(seen, key=lambda each: (each[1] or 0, each[0].capacity))
+    findings.append(judge_memory(recipe, tightest, largest))
+    checkpoint = sum(tensor.nbytes for tensors in steps.run.state().values() for tensor in tensors.values())
+    del steps
+    gc.collect()
+    if not tightest.uses:
+        return None
+    use = ([use for use in tightest.uses if use.seconds < _STEP_SECONDS / 4] or tightest.uses[:1])[-1]
+    accumulation = int(min(share // micro, _STEP_SECONDS / 4 // use.seconds)) if use.micro == micro else 1
+    steps = Steps(recipe, world, max(accumulation, 1))
+    seconds = steps.repeat(use.micro, _STEP_SECONDS)
+    images, runtime = use.micro * max(accumulation, 1), steps.run.recipe.runtime
+    is_compiled = world.device.type == "cuda" and recipe.runtime.compile in (True, "auto")
+    findings.append(judge_step(recipe, seconds, images * world.size, runtime.precision, is_compiled))
+    speeds = Speeds(seconds.times(share / images / (_COMPILED if is_compiled else 1)), checkpoint)
+    if world.size > 1:
+        numbers = sum(weights.numel() for weights in steps.run.model.parameters() if weights.requires_grad)
+        width = 2 if runtime.compress_gradients == "bf16" else 8 if runtime.precision == "fp64" else 4
+        times = measure_all_reduce(width * numbers, world)
+        findings.append(judge_all_reduce(width * numbers, world.size, *times, speeds.step.median))
+    return speeds
+
+
+def judge_memory(recipe: Recipe, found: MemoryUse, largest: int | None) -> Finding:
+    """Return the finding about the memory of a step, with the line for the recipe."""
+    micro, free = recipe.batch.micro_size, f"{found.capacity / 2**30:.1f} GiB"
+    fix = f"write into the recipe: `batch.micro_size: {largest}`" if largest else "set runtime.grad_checkpointing=true"
+    if not found.uses:
+        return Finding("devices", "memory", "failure", f"the smallest step does not fit into {free}", fix)
+    needed, measured_micro = found.predict(micro), [use.micro for use in found.uses]
+    measured = f"{needed / 2**30:.2f} of {free} a rank for micro-batches of {micro} images"
+    if micro not in measured_micro:
+        measured += f", predicted from {' and '.join(map(str, measured_micro[-2:]))}"
+    values = {"bytes": needed, "capacity_bytes": found.capacity, "largest_micro_size": largest}
+    if not found.fits(micro):
+        verdict = "failure" if needed > found.capacity else "warning"
+        return Finding("devices", "memory", verdict, measured, fix, values=values)
+    measured += f"; the largest that fits: `batch.micro_size: {largest}`" if largest else ""
+    return Finding("devices", "memory", "ok", measured, values=values)
+
+
+def judge_step(recipe: Recipe, seconds: Spread, images: int, precision: str, is_compiled: bool) -> Finding:
+    """Return the finding about steps of so many images of all ranks. Compiled training in fp32 means a GPU."""
+    rate = seconds.rate(images)
+    measured = f"{rate.text()} images/s of all ranks, {seconds.median:.3g} s for {images:,} images, {precision}, eager"
+    if is_compiled:
+        measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)"
+    fix = "set runtime.precision=auto, which uses the GPU's units for 16 bits"
+    is_slow = is_compiled and precision == "fp32"
+    source = "Micikevicius et al. 2018, arXiv:1710.03740" if is_slow else ""
+    values = rate._asdict()
+    return judge("devices", "step alone", measured, is_slow, fix, source=source, values=values)
+
+
+def _check_loader(recipe: Recipe, reader: Reader, world: World, cores: float, speeds: Speeds | None) -> Finding:
+    rate, problem = None, ""
+    world.any(False)  # All ranks load at the same time.
+    try:
+        rate = measure_loader(recipe, reader, world)
+    except DataError as error:
+        problem = str(error)
+    seen = world.gather((rate, problem))
+    if problem := next((text for _, text in seen if text), ""):
+        return Finding("devices", "loader alone", "failure", problem, "repair the data first")
+    slowest = min(rate for rate, _ in seen if rate)
+    if speeds:
+        speeds.loader = slowest.times(world.size)
+    wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
+    return judge_loader(slowest, wanted, recipe.data.workers, cores)
+
+
+def judge_loader(rate: Spread, wanted: float, workers: int, cores: float) -> Finding:
+    """Return the finding about the images/s of the loader of a rank with so many workers, and the step's `wanted`.
+
+    More workers than `cores` (of a rank) are no faster. Without workers the step waits for all of the loading.
+    """
+    needed = wanted * max(min(workers, cores), 1) / rate.median
+    if workers == 0:
+        is_bound, needed = needed > 0.1, math.ceil(needed)
+    else:
+        is_bound, needed = rate.median < wanted, max(math.ceil(needed), workers + 1)
+    measured = f"{rate.text()} images/s a rank by {DECODER}, the step takes {wanted:.4g}"
+    fix = f"set data.workers={needed}"
+    if is_bound:
+        measured += f"\ndata-bound: {needed} workers a rank needed, {workers} given"
+        if needed > cores:
+            fix = f"use {needed} processor cores a rank instead of {cores:.3g}, or store smaller images"
+        if DECODER == "Pillow":
+            fix += '; pip install "seresnext[fast]" has a faster decoder'
+    values = {**rate._asdict(), "wanted": wanted, "decoder": DECODER} | ({"workers_needed": needed} if is_bound else {})
+    return judge("devices", "loader alone", measured, is_bound, fix, values=values)
