@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seresnext.check.data import check_data
 from seresnext.check.devices import check_devices
 from seresnext.check.disk import check_disk, judge_time
-from seresnext.check.findings import SECTIONS, CheckFailed, Finding, table
+from seresnext.check.findings import SECTIONS, CheckFailed, Finding, judge, table
 from seresnext.check.loading import Photographs
 from seresnext.check.recipe import check_recipe
 from seresnext.data import pipeline
@@ -26,20 +25,22 @@ from seresnext.run.opening import StartProblem, find_start_problems
 from seresnext.training.plan import Plan, build_plan
 
 
-@dataclass(frozen=True)
-class CheckSettings:
-    """The options of a check. `has_data`: the user named the data. `price`: of an hour of all machines."""
+def check(
+    recipe: Recipe,
+    world: World,
+    output: Path,
+    has_data: bool,
+    *,
+    full: bool = False,
+    strict: bool = False,
+    price: float | None = None,
+    json: Path | None = None,
+) -> None:
+    """Check a run into the folder `output`, on all ranks, and print the table on rank 0. Raises CheckFailed.
 
-    output: Path
-    has_data: bool
-    full: bool = False
-    strict: bool = False
-    price: float | None = None
-    json: Path | None = None
-
-
-def check(recipe: Recipe, world: World, settings: CheckSettings) -> None:
-    """Check a run on all ranks, and print the table on rank 0. Raises CheckFailed after failures."""
+    Without `has_data`, synthetic photographs stand for the images. `full`, `strict`, `price` (of an hour) and `json`
+    are the options of the command.
+    """
     started, console, findings = time.monotonic(), Console(enabled=world.is_first), []
 
     def report(section: str, found: Iterable[Finding]) -> None:
@@ -48,8 +49,8 @@ def check(recipe: Recipe, world: World, settings: CheckSettings) -> None:
         if own:
             console.print(table(section, own))
 
-    readers, found = _open(recipe, world, settings)
-    report("data", [*found, *check_data(recipe, readers, world, full=settings.full)])
+    readers, found = _open(recipe, world, has_data)
+    report("data", [*found, *check_data(recipe, readers, world, full=full)])
     train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
     num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
     plan = _plan(recipe, train)
@@ -57,27 +58,27 @@ def check(recipe: Recipe, world: World, settings: CheckSettings) -> None:
     found, speeds = check_devices(recipe, train, world)
     report("devices", found)
     if plan and speeds:
-        report("disk", world.broadcast(world.is_first and check_disk(recipe, plan, speeds, settings.output)))
-        report("run", [judge_time(plan, speeds, num_val, settings.price)])
+        report("disk", world.broadcast(world.is_first and check_disk(recipe, plan, speeds, output)))
+        report("run", [judge_time(plan, speeds, num_val, price)])
     seconds = time.monotonic() - started
     counts = {name: sum(each.verdict == name for each in findings) for name in ("failure", "warning", "ok")}
     console.print(f"{', '.join(f'{count} {name}' for name, count in counts.items())}, in {seconds:.0f} s")
-    failing = ("failure", "warning") if settings.strict else ("failure",)
+    failing = ("failure", "warning") if strict else ("failure",)
     bad = world.broadcast([finding for finding in findings if finding.verdict in failing])
-    if settings.json and world.is_first:
+    if json and world.is_first:
         result = {"exit_code": SECTIONS[bad[0].section] if bad else 0, **counts, "seconds": seconds}
-        write_json(settings.json, {**result, "world_size": world.size, "findings": list(map(asdict, findings))})
+        write_json(json, {**result, "world_size": world.size, "findings": [finding._asdict() for finding in findings]})
     if bad:
         raise CheckFailed(bad)
 
 
-def _open(recipe: Recipe, world: World, settings: CheckSettings) -> tuple[dict[str, Reader], list[Finding]]:
+def _open(recipe: Recipe, world: World, has_data: bool) -> tuple[dict[str, Reader], list[Finding]]:
     """Return the splits that all ranks can open, and the findings about the start of a run."""
-    if not settings.has_data or recipe.data.format == "synthetic":
+    if not has_data or recipe.data.format == "synthetic":
         data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
         _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
         measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
-        return {}, [Finding("data", "images", "ok", measured), *map(_from_problem, problems)]
+        return {}, [judge("data", "images", measured), *map(_from_problem, problems)]
     warnings: list[str] = []
     readers, problems = find_start_problems(recipe, None, world, warnings.append, looks=False)
     opened = world.gather(list(readers))
@@ -88,7 +89,7 @@ def _open(recipe: Recipe, world: World, settings: CheckSettings) -> tuple[dict[s
     except DataError as error:
         problems.append(StartProblem(DataError, str(error)))
     notes = [text.removeprefix("warning: ") for text in world.broadcast(warnings)]
-    found = [Finding("data", "files", "warning", note, "see docs/data.md, Image folders") for note in notes]
+    found = [judge("data", "files", note, "see docs/data.md, Image folders") for note in notes]
     return readers, [*found, *map(_from_problem, problems)]
 
 
@@ -98,7 +99,7 @@ def _from_problem(problem: StartProblem) -> Finding:
     measured, _, fix = problem.text.rpartition("; ")
     if not measured or "\n" in fix:
         measured, fix = problem.text, "apply the fix of each line"
-    return Finding(section, "start", "failure", measured, fix)
+    return judge(section, "start", measured, fix, verdict="failure")
 
 
 def _plan(recipe: Recipe, train: Reader) -> Plan | None:

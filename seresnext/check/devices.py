@@ -64,11 +64,12 @@ def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Find
     seconds = steps.repeat(use.micro, _STEP_SECONDS)
     images, runtime = use.micro * max(accumulation, 1), steps.run.recipe.runtime
     is_compiled = world.device.type == "cuda" and recipe.runtime.compile in (True, "auto")
-    findings.append(judge_step(recipe, seconds, images * world.size, runtime.precision, is_compiled))
+    of, precision = recipe.batch.global_size, runtime.precision
+    findings.append(judge_step(seconds, images * world.size, of, precision, is_compiled))
     speeds = Speeds(seconds.times(share / images / (_COMPILED if is_compiled else 1)), checkpoint)
     if world.size > 1:
         numbers = sum(weights.numel() for weights in steps.run.model.parameters() if weights.requires_grad)
-        width = 2 if runtime.compress_gradients == "bf16" else 8 if runtime.precision == "fp64" else 4
+        width = 2 if runtime.compress_gradients == "bf16" else 8 if precision == "fp64" else 4
         times = measure_all_reduce(width * numbers, world)
         findings.append(judge_all_reduce(width * numbers, world.size, *times, speeds.step.median))
     return speeds
@@ -77,32 +78,27 @@ def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Find
 def judge_memory(recipe: Recipe, found: MemoryUse, largest: int | None) -> Finding:
     """Return the finding about the memory of a step, with the line for the recipe."""
     micro, free = recipe.batch.micro_size, f"{found.capacity / 2**30:.1f} GiB"
-    fix = f"write into the recipe: `batch.micro_size: {largest}`" if largest else "set runtime.grad_checkpointing=true"
-    if not found.uses:
-        return Finding("devices", "memory", "failure", f"the smallest step does not fit into {free}", fix)
-    needed, measured_micro = found.predict(micro), [use.micro for use in found.uses]
+    line = f"`batch.micro_size: {largest}`" if largest else "`runtime.grad_checkpointing: true`"
+    fix, sizes = f"write into the recipe: {line}", [use.micro for use in found.uses]
+    if not sizes:
+        return judge("devices", "memory", f"the smallest step does not fit into {free}", fix, verdict="failure")
+    needed = found.predict(micro)
     measured = f"{needed / 2**30:.2f} of {free} a rank for micro-batches of {micro} images"
-    if micro not in measured_micro:
-        measured += f", predicted from {' and '.join(map(str, measured_micro[-2:]))}"
+    measured += f", predicted from {' and '.join(map(str, sizes[-2:]))}" * (micro not in sizes)
+    if found.fits(micro):
+        measured, fix = f"{measured}; the largest that fits: {line}" if largest else measured, ""
+    verdict = "failure" if needed > found.capacity else "warning"
     values = {"bytes": needed, "capacity_bytes": found.capacity, "largest_micro_size": largest}
-    if not found.fits(micro):
-        verdict = "failure" if needed > found.capacity else "warning"
-        return Finding("devices", "memory", verdict, measured, fix, values=values)
-    measured += f"; the largest that fits: `batch.micro_size: {largest}`" if largest else ""
-    return Finding("devices", "memory", "ok", measured, values=values)
+    return judge("devices", "memory", measured, fix, verdict=verdict, **values)
 
 
-def judge_step(recipe: Recipe, seconds: Spread, images: int, precision: str, is_compiled: bool) -> Finding:
-    """Return the finding about steps of so many images of all ranks. Compiled training in fp32 means a GPU."""
+def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compiled: bool) -> Finding:
+    """Return the finding about eager steps of so many images of all ranks, of a step of `of` images."""
     rate = seconds.rate(images)
-    measured = f"{rate.text()} images/s of all ranks, {seconds.median:.3g} s for {images:,} images, {precision}, eager"
-    if is_compiled:
-        measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)"
-    fix = "set runtime.precision=auto, which uses the GPU's units for 16 bits"
-    is_slow = is_compiled and precision == "fp32"
-    source = "Micikevicius et al. 2018, arXiv:1710.03740" if is_slow else ""
-    values = rate._asdict()
-    return judge("devices", "step alone", measured, is_slow, fix, source=source, values=values)
+    measured = f"{rate.text()} images/s of all ranks, {seconds.median:.3g} s for {images:,} images"
+    measured += f" of {of:,}" * (images != of) + f", {precision}, eager"
+    measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)" * is_compiled
+    return judge("devices", "step alone", measured, **rate._asdict())
 
 
 def _check_loader(recipe: Recipe, reader: Reader, world: World, cores: float, speeds: Speeds | None) -> Finding:
@@ -113,8 +109,8 @@ def _check_loader(recipe: Recipe, reader: Reader, world: World, cores: float, sp
     except DataError as error:
         problem = str(error)
     seen = world.gather((rate, problem))
-    if problem := next((text for _, text in seen if text), ""):
-        return Finding("devices", "loader alone", "failure", problem, "repair the data first")
+    if problems := [text for _, text in seen if text]:
+        return judge("devices", "loader alone", problems[0], "repair the data first", verdict="failure")
     slowest = min(rate for rate, _ in seen if rate)
     if speeds:
         speeds.loader = slowest.times(world.size)
@@ -127,18 +123,15 @@ def judge_loader(rate: Spread, wanted: float, workers: int, cores: float) -> Fin
 
     More workers than `cores` (of a rank) are no faster. Without workers the step waits for all of the loading.
     """
-    needed = wanted * max(min(workers, cores), 1) / rate.median
-    if workers == 0:
-        is_bound, needed = needed > 0.1, math.ceil(needed)
-    else:
-        is_bound, needed = rate.median < wanted, max(math.ceil(needed), workers + 1)
     measured = f"{rate.text()} images/s a rank by {DECODER}, the step takes {wanted:.4g}"
+    values = {**rate._asdict(), "wanted": wanted, "decoder": DECODER}
+    ratio = wanted / rate.median
+    if ratio <= (1.0 if workers else 0.1):
+        return judge("devices", "loader alone", measured, **values)
+    needed = max(math.ceil(ratio * max(min(workers, cores), 1)), workers + 1)
     fix = f"set data.workers={needed}"
-    if is_bound:
-        measured += f"\ndata-bound: {needed} workers a rank needed, {workers} given"
-        if needed > cores:
-            fix = f"use {needed} processor cores a rank instead of {cores:.3g}, or store smaller images"
-        if DECODER == "Pillow":
-            fix += '; pip install "seresnext[fast]" has a faster decoder'
-    values = {**rate._asdict(), "wanted": wanted, "decoder": DECODER} | ({"workers_needed": needed} if is_bound else {})
-    return judge("devices", "loader alone", measured, is_bound, fix, values=values)
+    if needed > cores:
+        fix = f"use {needed} processor cores a rank instead of {cores:.3g}, or store smaller images"
+    fix += '; pip install "seresnext[fast]" has a faster decoder' * (DECODER == "Pillow")
+    measured += f"\ndata-bound: {needed} workers a rank needed, {workers} given"
+    return judge("devices", "loader alone", measured, fix, workers_needed=needed, **values)

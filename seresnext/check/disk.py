@@ -13,7 +13,7 @@ from seresnext.check.devices import Speeds
 from seresnext.check.findings import Finding, judge
 from seresnext.printable import shown_path
 from seresnext.recipe.schema import Recipe
-from seresnext.run.estimate import Spread, duration_text
+from seresnext.run.estimate import Spread, duration
 from seresnext.training.plan import Plan
 
 _WRITES, _WRITTEN, _SECONDS = 5, 64 << 20, 10.0
@@ -29,7 +29,7 @@ def check_disk(recipe: Recipe, plan: Plan, speeds: Speeds, output: Path) -> list
         rate = measure_writes(folder)
     except OSError as error:
         problem = f"{shown_path(folder)} cannot be written: {error.strerror}"
-        return [*findings, Finding("disk", "writing", "failure", problem, "choose another folder with --output")]
+        return [*findings, judge("disk", "writing", problem, "choose another folder with --output", verdict="failure")]
     return [*findings, judge_writes(rate, speeds.checkpoint_bytes, every * step_seconds(plan, speeds).median)]
 
 
@@ -42,10 +42,9 @@ def judge_space(recipe: Recipe, plan: Plan, every: int, size: int, free: int, fo
         f"{free / 1e9:,.1f} GB free in {shown_path(folder)}; {count:,} checkpoints of {size / 1e6:,.0f} MB take "
         f"{needed / 1e9:,.1f} GB"
     )
-    verdict = "failure" if free < needed else "warning" if free < 2 * needed else "ok"
-    fix = "make room, choose another folder with --output, or lower checkpoint.keep" if verdict != "ok" else ""
-    values = {"free_bytes": free, "needed_bytes": needed}
-    return Finding("disk", "space", verdict, measured, fix, values=values)
+    fix = "make room, choose another folder with --output, or lower checkpoint.keep" * (free < 2 * needed)
+    verdict = "failure" if free < needed else "warning"
+    return judge("disk", "space", measured, fix, verdict=verdict, free_bytes=free, needed_bytes=needed)
 
 
 def measure_writes(folder: Path) -> Spread:
@@ -65,10 +64,11 @@ def measure_writes(folder: Path) -> Spread:
 def judge_writes(rate: Spread, size: int, interval: float) -> Finding:
     """Return the finding about a checkpoint of `size` bytes every `interval` seconds."""
     seconds = size / rate.median
-    measured = f"{rate.times(1e-6).text('.3g')} MB/s with fsync: {seconds:.2g} s a checkpoint, each {interval:,.3g} s"
+    measured = (
+        f"{rate.times(1e-6).text('.3g')} MB/s with fsync: {seconds:.2g} s a checkpoint, every {duration(interval)}"
+    )
     fix = "raise checkpoint.every and evaluation.every, or choose a faster disk with --output: training waits"
-    values = {**rate._asdict(), "checkpoint_seconds": seconds}
-    return judge("disk", "writing", measured, seconds > interval, fix, values=values)
+    return judge("disk", "writing", measured, fix * (seconds > interval), **rate._asdict(), checkpoint_seconds=seconds)
 
 
 def step_seconds(plan: Plan, speeds: Speeds) -> Spread:
@@ -84,12 +84,12 @@ def judge_time(plan: Plan, speeds: Speeds, num_val: int, price: float | None) ->
     validation = num_val * max(_FORWARD * speeds.step.median / plan.global_size, waited)
     total = step.times(plan.total, validation * plan.evaluations)
     measured = (
-        f"{duration_text(total)}: {plan.total:,} steps of {step.median:.3g} s, {plan.evaluations:,} validations of "
+        f"{total.text(duration)}: {plan.total:,} steps of {step.median:.3g} s, {plan.evaluations:,} validations of "
         f"about {validation:.3g} s"
     )
     values = total._asdict()
-    if price is not None:
+    if price:
         cost = total.times(price / 3600)
         measured += f"\nprice {cost.text(',.2f')}, at {price:g} an hour"
         values["price"] = cost.median
-    return Finding("run", "time", "ok", measured, values=values)
+    return judge("run", "time", measured, **values)

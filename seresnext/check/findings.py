@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from seresnext.errors import Failure
 from seresnext.printable import for_terminal
@@ -14,22 +13,26 @@ SECTIONS = {"data": 3, "recipe": 2, "devices": 2, "disk": 1, "run": 1}
 """The sections of a check, in order, with the exit code of a failure."""
 
 _WIDTH, _INDENT = 100, 30
+Verdict = Literal["ok", "warning", "failure"]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One row of the table: the measurement, the verdict with a fix, and the source of a rule.
-
-    `values` are the numbers of `measured`, for programs.
-    """
+class Finding(NamedTuple):
+    """A row of the table: the measurement, the verdict with a fix, the source of a rule, and numbers for programs."""
 
     section: str
     name: str
-    verdict: Literal["ok", "warning", "failure"]
+    verdict: Verdict
     measured: str
-    fix: str = ""
-    source: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
+    fix: str
+    source: str
+    values: dict[str, Any]
+
+
+def judge(
+    section: str, name: str, measured: str, fix: str = "", verdict: Verdict = "warning", source: str = "", **values: Any
+) -> Finding:
+    """Return a finding with the verdict if there is something to fix, else a finding that is ok."""
+    return Finding(section, name, verdict if fix else "ok", measured, fix, source, values)
 
 
 class CheckFailed(Failure):
@@ -43,26 +46,16 @@ class CheckFailed(Failure):
         self.exit_code = SECTIONS[bad[0].section]
 
 
-def judge(section: str, name: str, measured: str, problem: bool, fix: str, **more: Any) -> Finding:
-    """Return a finding that is ok, or a warning with a fix if there is a problem."""
-    return Finding(section, name, "warning" if problem else "ok", measured, fix if problem else "", **more)
-
-
 def table(section: str, findings: Sequence[Finding]) -> str:
-    """Return the findings of a section as text of at most 100 columns. Only a word that is longer is not broken."""
+    """Return the findings of a section as text of at most 100 columns. Only a longer word makes a longer line."""
+    wrapper = textwrap.TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
     lines = [section]
     for finding in findings:
-        head = f"  {finding.verdict:<8} {finding.name}".ljust(_INDENT)
         rows = finding.measured.split("\n")
         rows += [f"{label}: {text}" for label in ("fix", "source") if (text := getattr(finding, label))]
+        wrapper.initial_indent = f"  {finding.verdict:<8} {finding.name}".ljust(_INDENT)
         for row in rows:
-            lines += textwrap.wrap(
-                for_terminal(row).strip(),
-                _WIDTH,
-                initial_indent=head,
-                subsequent_indent=" " * _INDENT,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            head = " " * _INDENT
+            wrapper.subsequent_indent = " " * _INDENT
+            lines += wrapper.wrap(for_terminal(row).strip())
+            wrapper.initial_indent = wrapper.subsequent_indent
     return "\n".join(lines)

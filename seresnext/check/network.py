@@ -40,10 +40,10 @@ def judge_versions(environments: Sequence[Mapping[str, Any]]) -> Finding:
         measured = (
             f"{len(environments)} rank{'s' * bool(others)}: torch {first['torch']}, {first['gpu'] or first['cpu']}"
         )
-        return Finding("devices", "versions", "ok", measured)
+        return judge("devices", "versions", measured)
     fix = "install the same commit and constraints.txt on all machines, and use machines of one kind"
     verdict = "failure" if _FATAL & differences.keys() else "warning"
-    return Finding("devices", "versions", verdict, "\n".join(differences.values()), fix)
+    return judge("devices", "versions", "\n".join(differences.values()), fix, verdict=verdict)
 
 
 def measure_clocks(world: World) -> tuple[list[float], float]:
@@ -68,7 +68,7 @@ def judge_clocks(offsets: Sequence[float], uncertainty: float, hosts: Sequence[s
     measured = f"at most {offsets[rank]:+.2g} s apart (rank {rank} on {hosts[rank]}), within {uncertainty:.1g} s"
     fix = f"start chrony or ntpd on {hosts[rank]}: logs do not match, and object stores refuse wrong times"
     is_apart = abs(offsets[rank]) - uncertainty > _MOST_APART
-    return judge("devices", "clocks", measured, is_apart, fix, values={"offsets": offsets, "within": uncertainty})
+    return judge("devices", "clocks", measured, fix * is_apart, offsets=offsets, within=uncertainty)
 
 
 def measure_all_reduce(num_bytes: int, world: World) -> tuple[Spread, Spread]:
@@ -98,5 +98,9 @@ def judge_all_reduce(num_bytes: int, size: int, whole: Spread, latency: Spread, 
         f"latency {latency.median * 1e6:.3g} µs: {share:.0%} of a step, mostly during the backward pass"
     )
     fix = "set runtime.compress_gradients=bf16, or use a faster network or a larger batch.global_size"
-    values = {"seconds": whole.median, "bytes_per_second": 1e9 * bus.median, "latency_seconds": latency.median}
-    return judge("devices", "all-reduce", measured, share > _MOST_OF_STEP, fix, values=values)
+    values: dict[str, Any] = {
+        "seconds": whole.median,
+        "bytes_per_second": 1e9 * bus.median,
+        "latency_seconds": latency.median,
+    }
+    return judge("devices", "all-reduce", measured, fix * (share > _MOST_OF_STEP), **values)

@@ -34,8 +34,7 @@ def check_recipe(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
 
 def _judge(name: str, measured: str, source: str, *problems: tuple[bool, str]) -> Finding:
     """Return a warning with the fix of the first problem that holds, or ok."""
-    fix = next((fix for holds, fix in problems if holds), "")
-    return judge("recipe", name, measured, bool(fix), fix, source=source)
+    return judge("recipe", name, measured, next((fix for holds, fix in problems if holds), ""), source=source)
 
 
 def _learning_rate(recipe: Recipe) -> Finding:

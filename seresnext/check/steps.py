@@ -22,10 +22,6 @@ from seresnext.run.estimate import Spread, peak_memory
 
 _RATE = 1e-6  # A small learning rate: many steps on noise must not end in NaN.
 _USABLE = 0.9  # The share of the free memory that a step may use: fragments and the loader need some, too.
-_MEMORY = (  # The limit and the use of a container, and the caches that the kernel can drop: cgroups 2 and 1.
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-)
 
 
 def training_data(recipe: Recipe, **changes: object) -> Recipe:
@@ -92,10 +88,8 @@ class Steps:
     def uses(self, wanted: int, capacity: int, seconds: float) -> MemoryUse:
         """Take steps of growing size up to the wanted one. The next one must fit the memory, and after two the time."""
         deadline = time.monotonic() + seconds
-        micro, found = (
-            min(wanted, 2 if self._world.device.type == "cpu" else max(2, wanted // 4)),
-            MemoryUse((), capacity),
-        )
+        micro = min(wanted, 2 if self._world.device.type == "cpu" else max(2, wanted // 4))
+        found = MemoryUse((), capacity)
         while use := self.use(micro):
             found = MemoryUse((*found.uses, use), capacity)
             micro = min(2 * micro, wanted)
@@ -143,12 +137,11 @@ def free_memory(device: torch.device, sharing: int, cgroup: Path = Path("/sys/fs
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    free = [1024 * _number(Path("/proc/meminfo"), "MemAvailable:")]
-    for limit, use, cache in _MEMORY:
-        with suppress(OSError, ValueError):  # A missing limit is the word `max`.
-            dropped = _number((cgroup / use).with_name("memory.stat"), cache)
-            free.append(int((cgroup / limit).read_text()) - int((cgroup / use).read_text()) + dropped)
-    return max(min(free), 0) // sharing + 1024 * _number(Path("/proc/self/status"), "VmRSS:")
+    free = 1024 * _number(Path("/proc/meminfo"), "MemAvailable:")
+    with suppress(OSError, ValueError):  # A container without a limit has the word `max`.
+        used = int((cgroup / "memory.current").read_text()) - _number(cgroup / "memory.stat", "inactive_file")
+        free = min(free, int((cgroup / "memory.max").read_text()) - used)
+    return max(free, 0) // sharing + 1024 * _number(Path("/proc/self/status"), "VmRSS:")
 
 
 def _reset_peak(device: torch.device) -> None:

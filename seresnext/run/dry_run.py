@@ -7,7 +7,7 @@ from seresnext.metrics.console import Console
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
-from seresnext.run.estimate import Spread, duration_text, peak_memory
+from seresnext.run.estimate import Spread, duration, peak_memory
 from seresnext.training.plan import Progress
 
 
@@ -27,7 +27,7 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
         f"one step takes {step.text('.3g')} s ({run.plan.global_size / step.median:.4g} images/s, "
         f"the median of {len(seconds)}), one validation about {validation_seconds:.3g} s\n"
         f"peak memory of rank 0: {peak_memory(world.device) / 2**30:.2f} GiB{where}\n"
-        f"estimated time for the whole run: {duration_text(total)}: {run.plan.total} steps, "
+        f"estimated time for the whole run: {total.text(duration)}: {run.plan.total} steps, "
         f"{run.plan.evaluations} validations, without checkpoints\n"
         "nothing was written"
     )

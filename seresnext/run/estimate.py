@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -33,9 +33,9 @@ class Spread(NamedTuple):
         """Return the spread times a factor, plus `more`."""
         return Spread(*(factor * value + more for value in self))
 
-    def text(self, form: str = ".4g") -> str:
+    def text(self, form: str | Callable[[float], str] = ".4g") -> str:
         """Return `12.3 (11.9 to 12.8)`, or the number alone if there is no range."""
-        median, low, high = (format(value, form) for value in self)
+        median, low, high = (format(value, form) if isinstance(form, str) else form(value) for value in self)
         return median if low == high else f"{median} ({low} to {high})"
 
 
@@ -46,9 +46,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # The kernel counts kibibytes.
 
 
-def duration_text(seconds: Spread) -> str:
-    """Return `1:02:03 (1:01:00 to 1:04:00)`; days if the median is above two days."""
-    if seconds.median > 2 * _DAY:
-        return f"{seconds.times(1 / _DAY).text(',.1f')} days"
-    median, low, high = (str(timedelta(seconds=round(value))) for value in seconds)
-    return median if low == high else f"{median} ({low} to {high})"
+def duration(seconds: float) -> str:
+    """Return `1:02:03`, or `12.3 days` above two days."""
+    return f"{seconds / _DAY:,.1f} days" if seconds > 2 * _DAY else str(timedelta(seconds=round(seconds)))
