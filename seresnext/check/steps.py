@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Sequence
@@ -147,9 +148,13 @@ def free_memory(device: torch.device, sharing: int, cgroup: Path = Path("/sys/fs
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # Some containers forbid this. The peak then counts from the start of the process.
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+        return
+    with suppress(
+        AttributeError
+    ):  # Only glibc has the function. Memory that malloc keeps would hide what a step needs.
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):  # Some containers forbid this. The peak then counts from the start of the process.
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
 
 
 def _peak(device: torch.device) -> int:

@@ -1,0 +1,30 @@
+"""Median, range and rates."""
+
+import pytest
+import torch
+
+from seresnext.run.estimate import Spread, duration, peak_memory
+
+
+def test_median_and_range():
+    spread = Spread.of([3.0, 1.0, 2.0, 50.0, 2.5])
+    assert spread == (2.5, 1.0, 50.0)
+    assert spread.text() == "2.5 (1 to 50)"
+    assert Spread.of([2.0]).text() == "2"
+    assert spread.times(2, 1) == (6.0, 3.0, 101.0)
+
+
+def test_the_rate_of_the_longest_time_is_the_lowest():
+    assert Spread(2.0, 1.0, 4.0).rate(8) == (4.0, 2.0, 8.0)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(61.4, "0:01:01"), (172_800, "2 days, 0:00:00"), (864_000, "10.0 days")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_peak_memory_of_the_host_grows():
+    before = peak_memory(torch.device("cpu"))
+    block = torch.ones(before + (64 << 20), dtype=torch.uint8)
+    assert peak_memory(torch.device("cpu")) >= before + (32 << 20)
+    del block
