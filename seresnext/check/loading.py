@@ -27,7 +27,7 @@ class Photographs(SyntheticReader):
 
     def __init__(self, num_images: int, num_classes: int) -> None:
         super().__init__(num_images, num_classes)
-        self._files = [_photograph(number) for number in range(32)]
+        self._files = [_photograph(number) for number in range(16)]
 
     def read(self, index: int) -> bytes:
         """Return a JPEG. A few files stand for all images."""

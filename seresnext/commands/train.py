@@ -58,7 +58,7 @@ command again resumes the run. README.md describes runs and their folders, docs/
     add_device(parser)
     add("--print-recipe", action="store_true", help="print the resolved recipe and stop")
     add("--diff", type=text_argument, metavar="RECIPE", help="print how another recipe differs and stop")
-    add("--dry-run", action="store_true", help="build everything, take two steps, estimate the time, leave nothing")
+    add("--dry-run", action="store_true", help="build everything, take a few steps, estimate the time, leave nothing")
 
 
 def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | None:

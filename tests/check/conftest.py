@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import small_digits
 
 from seresnext.check import devices, disk, loading
-from seresnext.models import SENet
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.schema import Recipe
 
@@ -20,10 +20,7 @@ SMALL = [
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
     """`small(*settings) -> Recipe` of a network of four narrow blocks. Each measurement is short."""
-    monkeypatch.setattr(
-        "seresnext.models.registry.create_model",
-        lambda name, **options: SENet((1, 1, 1, 1), cardinality=1, **options),
-    )
+    monkeypatch.setattr("seresnext.models.registry.create_model", small_digits.small)
     for module, name in ((loading, "_WINDOW_SECONDS"), (devices, "_STEP_SECONDS"), (devices, "_MEMORY_SECONDS")):
         monkeypatch.setattr(module, name, 0.02)
     monkeypatch.setattr(disk, "_WRITTEN", 1 << 20)
