@@ -49,11 +49,12 @@ def check(
         if own:
             console.print(table(section, own))
 
-    readers, found = _open(recipe, world, has_data)
+    is_real = has_data and recipe.data.format != "synthetic"
+    readers, found = (_open if is_real else _open_nothing)(recipe, world)
     report("data", [*found, *check_data(recipe, readers, world, full=full)])
     train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
     num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
-    plan = _plan(recipe, train)
+    plan = None if is_real and len(readers) < 2 else _plan(recipe, train)
     report("recipe", [*found, *(check_recipe(recipe, plan) if plan else ())])
     found, speeds = check_devices(recipe, train, world)
     report("devices", found)
@@ -72,13 +73,16 @@ def check(
         raise CheckFailed(bad)
 
 
-def _open(recipe: Recipe, world: World, has_data: bool) -> tuple[dict[str, Reader], list[Finding]]:
+def _open_nothing(recipe: Recipe, world: World) -> tuple[dict[str, Reader], list[Finding]]:
+    """Return no splits, and the findings about the start of a run with as many images as ImageNet has."""
+    data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
+    _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
+    measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
+    return {}, [judge("data", "images", measured), *map(_from_problem, problems)]
+
+
+def _open(recipe: Recipe, world: World) -> tuple[dict[str, Reader], list[Finding]]:
     """Return the splits that all ranks can open, and the findings about the start of a run."""
-    if not has_data or recipe.data.format == "synthetic":
-        data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
-        _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
-        measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
-        return {}, [judge("data", "images", measured), *map(_from_problem, problems)]
     warnings: list[str] = []
     readers, problems = find_start_problems(recipe, None, world, warnings.append, looks=False)
     opened = world.gather(list(readers))

@@ -24,13 +24,15 @@ def check_disk(recipe: Recipe, plan: Plan, speeds: Speeds, output: Path) -> list
     """Return the findings about the file system of the run folder `output`, which may not exist yet."""
     folder = next(each for each in (output.absolute(), *output.absolute().parents) if each.is_dir())
     every = min(plan.save_every, plan.evaluate_every, plan.total)  # A validation saves, too.
-    findings = [judge_space(recipe, plan, every, speeds.checkpoint_bytes, shutil.disk_usage(folder).free, folder)]
     try:
-        rate = measure_writes(folder)
+        free, rate = shutil.disk_usage(folder).free, measure_writes(folder)
     except OSError as error:
         problem = f"{shown_path(folder)} cannot be written: {error.strerror}"
-        return [*findings, judge("disk", "writing", problem, "choose another folder with --output", verdict="failure")]
-    return [*findings, judge_writes(rate, speeds.checkpoint_bytes, every * step_seconds(plan, speeds).median)]
+        return [judge("disk", "writing", problem, "choose another folder with --output", verdict="failure")]
+    return [
+        judge_space(recipe, plan, every, speeds.checkpoint_bytes, free, folder),
+        judge_writes(rate, speeds.checkpoint_bytes, every * step_seconds(plan, speeds).median),
+    ]
 
 
 def judge_space(recipe: Recipe, plan: Plan, every: int, size: int, free: int, folder: Path) -> Finding:

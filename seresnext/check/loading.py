@@ -18,7 +18,7 @@ from seresnext.distributed import World
 from seresnext.recipe.schema import Recipe
 from seresnext.run.estimate import Spread
 
-_BATCH = 16  # images: slow workers then deliver soon
+_BATCH = 16  # images without a GPU: slow workers deliver soon. For a GPU, real batches must fit the shared memory.
 _WARM_UP_SECONDS, _WINDOWS, _WINDOW_SECONDS = 6.0, 5, 1.5
 
 
@@ -47,10 +47,11 @@ def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
     """Return the images/s of this rank's loader while all ranks load. Raises DataError if a class has no good image."""
     format = "folder" if recipe.data.format == "synthetic" else recipe.data.format
     recipe = training_data(recipe, format=format, on_error="substitute")
-    micro, workers = max(1, min(_BATCH, len(reader) // world.size)), recipe.data.workers
+    on_gpu, workers = world.device.type == "cuda", recipe.data.workers
+    micro = max(1, min(recipe.batch.micro_size if on_gpu else _BATCH, len(reader) // world.size))
     order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed)
     source, own = pipeline.train_source(recipe, reader), range(world.rank, world.rank + 1)
-    options = {"workers": workers, "timeout": 60, "pin_memory": world.device.type == "cuda"}
+    options = {"workers": workers, "timeout": 60, "pin_memory": on_gpu}
     with reader.prefetch(train_keys(order, own, 0, 10**9)) as keys, open_batches(source, keys, **options) as batches:
         started = time.monotonic()
         for _ in range(3 * max(workers, 1)):  # The workers start together, and deliver together at first.

@@ -46,7 +46,7 @@ def _learning_rate(recipe: Recipe) -> Finding:
         source = "Goyal et al. 2017, arXiv:1706.02677, section 5.1: 0.1 for 256 images, momentum 0.9"
     times = optimizer.lr / rule
     is_low = times < 1 / _RATE_FACTOR and recipe.model.weights is None  # Fine-tuning has low rates on purpose.
-    measured = f"{optimizer.name} at {optimizer.lr:g} for {batch:,} images, {times:.2g} times the linear rule"
+    measured = f"{optimizer.name} at {optimizer.lr:g} for {batch:,} images, {times:.3g} times the linear rule"
     return _judge("learning rate", measured, source, (times > _RATE_FACTOR or is_low, f"set optimizer.lr={rule:.2g}"))
 
 

@@ -77,9 +77,9 @@ def test_a_folder_that_does_not_exist_yet_and_one_that_cannot_be_written(small, 
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    found = check_disk(recipe, plan, speeds, tmp_path)
-    assert found[1].verdict == "failure"
-    assert "Read-only" in found[1].measured
+    (finding,) = check_disk(recipe, plan, speeds, tmp_path)
+    assert finding.verdict == "failure"
+    assert "Read-only" in finding.measured
 
 
 @pytest.mark.parametrize(("interval", "verdict"), [(10.1, "ok"), (9.9, "warning")])
