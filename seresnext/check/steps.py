@@ -81,10 +81,6 @@ class Steps:
                 raise
             self.run.optimizer.zero_grad()
             return None
-        finally:
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
 
     def uses(self, wanted: int, capacity: int, seconds: float) -> MemoryUse:
         """Take steps of growing size up to the wanted one. The next one must fit the memory, and after two the time."""
@@ -147,6 +143,8 @@ def free_memory(device: torch.device, sharing: int, cgroup: Path = Path("/sys/fs
 
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(
