@@ -45,40 +45,23 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_MODULES = {
-    "MODELS": "seresnext.models",
-    "Classifier": "seresnext.classifier",
-    "LoadedRecipe": "seresnext.recipe",
-    "Preprocessing": "seresnext.models",
-    "Recipe": "seresnext.recipe",
-    "ResizeCenterCrop": "seresnext.data.augment.crop",
-    "SENet": "seresnext.models",
-    "create_model": "seresnext.models",
-    "load": "seresnext.classifier",
-    "load_pretrained": "seresnext.models",
-    "load_recipe": "seresnext.recipe",
-    "load_weights": "seresnext.models",
+_NAMES = {
+    "classifier": ("Classifier", "load"),
+    "data.augment.crop": ("ResizeCenterCrop",),
+    "models": ("MODELS", "Preprocessing", "SENet", "create_model", "load_pretrained", "load_weights"),
+    "recipe": ("LoadedRecipe", "Recipe", "load_recipe"),
 }
 
 __all__ = [
-    "MODELS",
-    "Classifier",
-    "LoadedRecipe",
-    "Preprocessing",
-    "Recipe",
-    "ResizeCenterCrop",
-    "SENet",
-    "create_model",
-    "load",
-    "load_pretrained",
-    "load_recipe",
-    "load_weights",
-]
+    "MODELS", "Classifier", "LoadedRecipe", "Preprocessing", "Recipe", "ResizeCenterCrop", "SENet", "create_model",
+    "load", "load_pretrained", "load_recipe", "load_weights",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import seresnext` imports no torch."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
-    return value
+    for module, names in _NAMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"seresnext.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -80,13 +80,18 @@ def count_argument(text: str) -> int:
 
 
 def workers_argument(text: str) -> int:
-    """Return the number of workers in a word of the command line, at least 0."""
-    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+    """Return the number of workers in a word of the command line, in the limits of `data.workers`."""
+    return _number(text, int, lambda value: 0 <= value <= 256, "a whole number from 0 to 256")
+
+
+def side_argument(text: str) -> int:
+    """Return the side of an image in a word of the command line, in the limits of `data.image_size`."""
+    return _number(text, int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")
 
 
 def share_argument(text: str) -> float:
-    """Return the share in a word of the command line, above 0 and at most 1."""
-    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+    """Return the share in a word of the command line, in the limits of `evaluation.crop_pct`."""
+    return _number(text, float, lambda value: 0.1 <= value <= 1, "a number from 0.1 to 1")
 
 
 def price_argument(text: str) -> float:

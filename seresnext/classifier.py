@@ -15,8 +15,7 @@ from torch import Tensor
 from seresnext.data.decode.pillow import to_rgb
 from seresnext.data.readers.paths import PathReader
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.models import MODELS, LoadedWeights, Preprocessing, SENet, build_pretrained, find_published, open_weights
-from seresnext.models.registry import SHORT_NAMES
+from seresnext.models import LoadedWeights, Preprocessing, SENet, build_pretrained, open_weights
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
 
@@ -119,23 +118,13 @@ class Classifier:
 def load(source: str | Path) -> Classifier:
     """Return the classifier in a file of weights or a run folder, of a published model, or on the Hugging Face Hub.
 
-    A name of `MODELS`, such as `seresnext50`, means the published file in the cache folder of torch.hub. A text that
-    starts with `hf-hub:` means a model of the Hub, which is downloaded. Any other text, and each `Path`, is a path.
+    A name of `MODELS`, such as `seresnext50`, means the published file, which is downloaded to the cache folder of
+    torch.hub. A path of this name comes first. A text that starts with `hf-hub:` means a model of the Hub.
     Raises CheckpointError for a file that is refused or missing, UsageError without the extra that the Hub needs.
     """
-    loaded = _open(source)
-    model = build_pretrained(loaded)
-    classes = loaded.classes or presumed_classes(model.num_classes)
-    if len(classes) != model.num_classes:
-        raise CheckpointError(
-            f"{loaded.source} names {len(classes)} classes, the model has {model.num_classes}; use another checkpoint"
-        )
-    if model.in_channels != 3:
-        raise CheckpointError(
-            f"{loaded.source} is a model for images with {model.in_channels} channels; use a model for RGB"
-        )
+    loaded = open_weights(source)
     max_pixels = loaded.recipe.data.max_pixels if loaded.recipe else MAX_PIXELS
-    return Classifier(model, classes, loaded.preprocessing, max_pixels, loaded.source)
+    return Classifier(build_pretrained(loaded), class_names(loaded), loaded.preprocessing, max_pixels, loaded.source)
 
 
 def top_classes(logits: Tensor, classes: Sequence[str], top: int) -> list[list[Prediction]]:
@@ -148,19 +137,22 @@ def top_classes(logits: Tensor, classes: Sequence[str], top: int) -> list[list[P
     ]
 
 
-def _open(source: str | Path) -> LoadedWeights:
-    if isinstance(source, str) and (source in MODELS or source in SHORT_NAMES):
-        return open_weights(find_published(source))
-    return open_weights(source)
+def class_names(loaded: LoadedWeights) -> list[str]:
+    """Return the name of each output. Without names: ImageNet's for 1000 classes, otherwise numbers.
 
-
-def presumed_classes(num_classes: int) -> Sequence[str]:
-    """Return ImageNet's names for 1000 classes, as in the published files, otherwise numbers."""
-    if num_classes == 1000:
+    Raise CheckpointError if the file names another number of classes, and for a model that is not for RGB images.
+    """
+    _, count, in_channels = loaded.identify()
+    if in_channels != 3:
+        raise CheckpointError(f"{loaded.source} is a model for images with {in_channels} channels; use a model for RGB")
+    if not loaded.classes and count == 1000:
         from torchvision.models import ResNet50_Weights  # for the names; nothing is downloaded
 
         return ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
-    return [f"class {number}" for number in range(num_classes)]
+    classes = loaded.classes or [f"class {number}" for number in range(count)]
+    if len(classes) != count:
+        raise CheckpointError(f"{loaded.source} names {len(classes)} classes, the model has {count}; use another file")
+    return classes
 
 
 def _listed(images: ImageLike | Sequence[ImageLike]) -> tuple[Sequence[ImageLike], bool]:
@@ -192,6 +184,5 @@ def _pil(image: object) -> Image.Image:
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return Image.fromarray(np.ascontiguousarray(image))
     raise UsageError(
-        f"an image cannot be {kind}; give a path, a PIL image, an array uint8 H W 3, or a tensor 3 H W (uint8, or "
-        "float in 0..1)"
+        f"an image cannot be {kind}; give a path, PIL image, array uint8 H W 3, or tensor 3 H W (uint8, 0..1)"
     )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from seresnext.errors import Failure
+from seresnext.errors import DataError, Failure, UsageError
+from seresnext.printable import shown_path
 
 _MAX_BYTES = 1 << 20  # of a small file
 
@@ -38,9 +43,19 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # Errors of `write` name no file, errors of `open` do.
         raise
+    finally:  # Also after Ctrl-C.
+        temporary.unlink(missing_ok=True)
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Raise UsageError if a file cannot be written, so that long work does not end without a result."""
+    place = path.absolute()
+    nearest = next(each for each in (place, *place.parents) if os.path.exists(each))  # noqa: PTH110 (raises nothing)
+    written = place.parent if place.is_file() else nearest  # A file is replaced, a device is not.
+    if nearest.is_dir() == (nearest == place) or not os.access(written, os.W_OK):
+        raise UsageError(f"{path} cannot be written; choose another file with {option}")
 
 
 def read_small_json(path: Path) -> Any:
@@ -57,9 +72,22 @@ def read_small_json(path: Path) -> Any:
         return None
 
 
-def write_json(path: Path, content: Any, option: str = "--json") -> None:
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that have text. Raise DataError, which names a line that is not UTF-8."""
+    content = b""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; give a text file") from None
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save as UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def write_output(path: Path, text: str) -> None:
     """Write the file that an option of a command names. A device such as /dev/stdout is not replaced. Raise Failure."""
-    text = json.dumps(content, indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() or not path.exists():
@@ -67,4 +95,62 @@ def write_json(path: Path, content: Any, option: str = "--json") -> None:
         else:
             path.write_text(text)
     except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with {option}") from None
+        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write the JSON file that an option of a command names. Raise Failure."""
+    write_output(path, json.dumps(content, indent=2) + "\n")
+
+
+class NewFile(io.FileIO):
+    """The file that an option of a command names. The file appears at the end of the block, unless there is an error.
+
+    Raise UsageError for a path where no file can be, and Failure for a write that fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.part")
+        self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file"
+        if path.exists() and not path.is_file():  # A device would be replaced.
+            raise UsageError(self._failure.format("not a regular file"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(self._temporary, "w")
+        except OSError as error:
+            raise UsageError(self._failure.format(error.strerror)) from None
+
+    def write(self, data: Any, /) -> int:
+        """Write all bytes of the data."""
+        rest = memoryview(data).cast("B")
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            raise Failure(self._failure.format(error.strerror)) from None
+        return memoryview(data).nbytes
+
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        super().__exit__(kind, *details)
+        if kind:
+            self._temporary.unlink(missing_ok=True)
+        else:
+            self._temporary.replace(self._path)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder that gets the name `output` at the end of the block, and is removed after an error.
+
+    Raise Failure if the folder cannot be written.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+            folder = Path(temporary) / output.name
+            folder.mkdir()
+            yield folder
+            folder.rename(output)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None

@@ -34,9 +34,7 @@ def path_argument(text: str) -> Path:
     which `Path` would take for a local folder.
     """
     if address := address_in(text):
-        raise argparse.ArgumentTypeError(
-            f"{address} is an address, not a path on this machine; download the file, and give the path"
-        )
+        raise argparse.ArgumentTypeError(f"{address} is an address, not a path; download the file, and give the path")
     return expand_home(not_empty(text))
 
 

@@ -39,9 +39,7 @@ def listed(lines: Sequence[str], most: int) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Return text with escapes for unprintable characters, also for those that turn the writing direction."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def as_utf8(text: str) -> str:

@@ -25,7 +25,6 @@ _HEAP_BYTES = 16 << 30
 class Precision:
     """The format of the weights, and the format of convolutions and matrix products if different (autocast)."""
 
-    name: str
     weights: torch.dtype = torch.float32
     autocast_to: torch.dtype | None = None
 
@@ -46,10 +45,10 @@ class Precision:
 
 
 PRECISIONS = {
-    "fp64": Precision("fp64", weights=torch.float64),
-    "fp32": Precision("fp32"),
-    "bf16": Precision("bf16", autocast_to=torch.bfloat16),
-    "fp16": Precision("fp16", autocast_to=torch.float16),
+    "fp64": Precision(weights=torch.float64),
+    "fp32": Precision(),
+    "bf16": Precision(autocast_to=torch.bfloat16),
+    "fp16": Precision(autocast_to=torch.float16),
 }
 
 

@@ -38,7 +38,7 @@ def make_shards(root: Path, split: str = "train", shards: int = 4, per_shard: in
 
 
 class Server:
-    """The requests of a running server, and the errors to make. The server ignores ranges."""
+    """The requests of a running server, and the errors to make. By default the server ignores ranges."""
 
     def __init__(self, folder: Path) -> None:
         self.url = ""
@@ -49,6 +49,8 @@ class Server:
         self.cut: dict[str, int] = {}  # How many of the announced bytes of a file name are sent.
         self.replaced: dict[str, bytes] = {}  # Other contents of a file name.
         self.seconds = 0.0  # How long an answer takes.
+        self.has_ranges = False
+        self.starts: list[int] = []  # The first byte of each answer.
 
 
 @contextmanager
@@ -69,11 +71,16 @@ def serve(folder: Path) -> Iterator[Server]:
                 self.send_error(server.status if fails else 404)
                 return
             content = server.replaced.get(name) or path.read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if server.has_ranges else 0
+            if start >= len(content):
+                self.send_error(416)
+                return
+            server.starts.append(start)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             with suppress(ConnectionError):  # The client is gone.
-                self.wfile.write(content[: server.cut.get(name, len(content))])
+                self.wfile.write(content[start:][: server.cut.get(name, len(content))])
 
         def log_message(self, format: str, *args: object) -> None:
             pass

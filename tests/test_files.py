@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.errors import Failure
-from seresnext.files import NotRegularError, open_regular, read_small_json, write_atomically, write_json
+from seresnext.errors import DataError, Failure, UsageError
+from seresnext.files import (
+    NotRegularError,
+    check_output_file,
+    new_folder,
+    open_regular,
+    read_lines,
+    read_small_json,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_file_and_a_link_are_opened(tmp_path: Path) -> None:
@@ -78,5 +87,46 @@ def test_the_json_of_an_option(tmp_path):
     write_json(tmp_path / "pipe", [2])
     assert json.loads(os.read(reader, 100)) == [2]
     os.close(reader)
-    with pytest.raises(Failure, match=r"cannot be written .*; choose another file with --json"):
+    with pytest.raises(Failure, match=r"cannot be written .*; choose another file"):
         write_json(tmp_path / "new" / "file" / "x", 1)
+
+
+def test_an_interrupted_block_leaves_no_folder(tmp_path: Path):
+    def interrupt() -> None:
+        with new_folder(tmp_path / "new") as folder:
+            (folder / "file").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_text_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "text").write_text("K\xe4fer\r\n\r\nWanze\n", encoding, newline="")
+    assert read_lines(tmp_path / "text") == ["K\xe4fer", "Wanze"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "place"),
+    [("latin-1", r"text:2 .*0xe4"), ("utf-16", r"text:1 .*0xff"), (None, "No such")],
+)
+def test_a_text_in_another_encoding_is_refused(tmp_path, encoding, place):
+    if encoding:
+        (tmp_path / "text").write_text("Ameise\nK\xe4fer\n", encoding)
+    with pytest.raises(DataError, match=place):
+        read_lines(tmp_path / "text")
+
+
+def test_an_output_is_checked_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    for good in (tmp_path / "file", tmp_path / "new" / "folder" / "file", Path("/dev/stdout"), Path("/dev/null")):
+        check_output_file(good, "--json")
+    bad = [tmp_path, tmp_path / "file" / "x"]
+    bad += [] if os.geteuid() == 0 else [tmp_path / "sealed" / "file", tmp_path / "sealed" / "new" / "file"]
+    for path in bad:
+        with pytest.raises(UsageError, match="cannot be written; choose another file with --json"):
+            check_output_file(path, "--json")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "sealed"}

@@ -74,7 +74,7 @@ def test_the_examples_of_the_package():
 
 
 def test_the_public_names():
-    assert set(seresnext.__all__) == seresnext._MODULES.keys()
+    assert set(seresnext.__all__) == {name for names in seresnext._NAMES.values() for name in names}
     for name in seresnext.__all__:
         assert getattr(seresnext, name).__doc__ or name == "MODELS"
     with pytest.raises(AttributeError, match="nonsense"):

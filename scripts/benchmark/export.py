@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 from seresnext.export.create import write_export
-from seresnext.export.documents import CONFIG, Config, read_document
+from seresnext.export.documents import Config, read_document
 from seresnext.export.golden import Network, draw_golden
 from seresnext.export.kinds import KINDS
 from seresnext.models import build_pretrained, create_model, find_weights, open_weights, timm_state_dict
+from seresnext.models.timm_config import CONFIG
 from seresnext.paths import path_argument
 
 _PEER = "pytorch"

@@ -16,7 +16,7 @@ def export_arguments(parser: Parser) -> None:
 
 docs/export.md describes the kinds, and how other tools load them."""
     add = parser.add_argument
-    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run folder, checkpoint or .pth")
+    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
     add("--to", required=True, choices=("weights", "hub", "timm", "onnx", "exported", "folded"), help="timm: as hub")
     add("--output", required=True, type=path_argument, metavar="DIR", help="a new folder")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
@@ -35,7 +35,7 @@ def export(options: Namespace) -> None:
 def card_arguments(parser: Parser) -> None:
     """Declare the arguments of `card`."""
     add = parser.add_argument
-    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run folder, checkpoint or .pth")
+    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
     add("--evaluation", type=path_argument, metavar="FILE", help="accuracy and temperature: validate's --json FILE")
     add("--output", type=path_argument, metavar="FILE", help="write the card to this file (default: print)")
@@ -43,7 +43,7 @@ def card_arguments(parser: Parser) -> None:
 
 def card(options: Namespace) -> None:
     """Write the model card of a checkpoint, with the metadata of the Hugging Face Hub."""
-    from seresnext.export.describe import describe
+    from seresnext.export.create import describe
 
     describe(options)
 
@@ -58,6 +58,5 @@ def verify(options: Namespace) -> None:
     from seresnext.export.verify import verify
     from seresnext.printable import shown_path
 
-    verified = verify(options.folder)
-    print(f"{shown_path(options.folder)}: {verified.manifest.kind}, {verified.manifest.model}")
-    print(f"verified: {verified}")
+    manifest, result = verify(options.folder)
+    print(f"{shown_path(options.folder)}: {manifest.kind}, {manifest.model}\nverified: {result}")

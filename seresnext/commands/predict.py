@@ -17,20 +17,10 @@ def add_arguments(parser: Parser) -> None:
 
 docs/predict.md describes the formats."""
     add = parser.add_argument
-    add(
-        "images",
-        type=_not_address,
-        nargs="+",
-        metavar="PATH",
-        help="an image, a folder (images at any depth), a quoted pattern, or - for a list of paths on standard input",
-    )
-    add(
-        "--checkpoint",
-        type=_not_address,
-        required=True,
-        metavar="FILE",
-        help="a checkpoint, a run folder, a published .pth, the name of a model, or hf-hub:ORG/NAME",
-    )
+    images = "an image, a folder (images at any depth), a quoted pattern, or - for a list of paths on standard input"
+    files = "a checkpoint, a run folder, a published .pth, the name of a model, or hf-hub:ORG/NAME"
+    add("images", type=_not_address, nargs="+", metavar="PATH", help=images)
+    add("--checkpoint", type=_not_address, required=True, metavar="FILE", help=files)
     add("--top", type=count_argument, default=5, metavar="N", help="the number of classes (default: 5)")
     add("--format", choices=("table", "jsonl", "csv", "parquet"), help="default: the ending of --output, else table")
     add("--output", type=path_argument, metavar="FILE", help="a file in place of standard output")

@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from seresnext.arguments import Parser
+from seresnext.arguments import Parser, count_argument
 from seresnext.errors import UsageError
 from seresnext.paths import path_argument
 
@@ -62,14 +62,14 @@ The same command again continues after a stop. docs/shards.md describes shards."
     add("--output", type=path_argument, metavar="DIR", help="the folder of the shards")
     add("--split", action="append", metavar="NAME", help="repeatable (default: train and val)")
     add("--format", choices=("folder", "imagenet"), default="folder", help="default: as DATA looks")
-    add("--short-side", type=int, metavar="PIXELS", help="resize larger images to this shorter side")
-    add("--quality", type=int, metavar="1-95", help="of JPEG; 90 with --short-side")
+    add("--short-side", type=count_argument, metavar="PIXELS", help="resize larger images to this shorter side")
+    add("--quality", type=count_argument, metavar="1-95", help="of JPEG; 90 with --short-side")
     add("--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="default: bilinear")
     add("--seed", type=int, default=0, help="of the order of the images (default: 0)")
-    add("--shard-size", type=int, default=128, metavar="MB", help="the approximate size of a shard (default: 128)")
-    add("--images-per-shard", type=int, metavar="N", help="an exact number instead of a size")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    add("--max-pixels", type=int, default=50_000_000, metavar="N", help="a larger image is an error")
+    add("--shard-size", type=count_argument, default=128, metavar="MB", help="about the size of a shard (default: 128)")
+    add("--images-per-shard", type=count_argument, metavar="N", help="an exact number instead of a size")
+    add("--workers", type=count_argument, default=os.cpu_count() or 1, metavar="N", help="processes")
+    add("--max-pixels", type=count_argument, default=50_000_000, metavar="N", help="a larger image is an error")
     add("--cache", type=path_argument, metavar="DIR", help="the folder of the index of DATA: data.cache")
     add("--index", type=path_argument, metavar="FOLDER", help="write the index of existing shards")
     add("--classes", type=path_argument, metavar="FILE", help="for --index: a class name a line, by label")
@@ -85,10 +85,6 @@ def shards(options: Namespace) -> None:
             raise UsageError("--index needs --classes FILE")
     elif not options.data or not options.output:
         raise UsageError("DATA or --output is missing; give DATA and --output DIR")
-    for name in ("short_side", "quality", "shard_size", "images_per_shard", "workers"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if options.quality is not None and options.quality > 95:
         raise UsageError(f"--quality {options.quality}: must be at most 95; above 95, JPEG files only grow")
     if options.short_side and options.quality is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device
 from seresnext.errors import UsageError
+from seresnext.files import check_output_file
 from seresnext.paths import check_data_folder, path_argument, text_argument
 from seresnext.process.packages import require_extra
 from seresnext.process.stop_request import StopRequest
@@ -44,17 +44,14 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     if options.data is not None:
         check_data_folder(options.data)
     options.output = options.output or options.run / "report"
-    check_report(options.output)
+    check_report(options.output, "--output")
     return partial(_report, options)
 
 
-def check_report(folder: Path) -> None:
+def check_report(folder: Path, option: str) -> None:
     """Raise UsageError if no report can be written: packages are missing, or the folder cannot be."""
     require_extra("report", "captum", "jinja2")
-    path = folder.absolute()
-    existing = next(each for each in (path, *path.parents) if each.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise UsageError(f"{existing} is no folder that can be written; choose another folder for the report")
+    check_output_file(folder / "index.html", option)
 
 
 def _report(options: Namespace, world: World) -> None:

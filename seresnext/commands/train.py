@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device, add_recipe, load_run_recipe, run_folder
+from seresnext.arguments import Parser, add_device, add_recipe, count_argument, load_run_recipe, run_folder
 from seresnext.errors import Failure
 from seresnext.paths import check_data_folder, text_argument
 from seresnext.process.packages import LIGHT_PACKAGES, require_packages
@@ -40,24 +40,21 @@ Alone the command uses one process; under torchrun, one for each GPU. `python tr
 command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
 {textwrap.fill(f"Recipes by name: {', '.join(recipe_names()) or 'none'}.", 119)}"""
     add = parser.add_argument
-    add(
-        "--resume",
-        default="auto",
-        type=text_argument,
-        metavar="auto|never|FILE",
-        help="auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's "
-        "files aside; FILE: resume from this checkpoint",
-    )
-    add(
-        "--allow-changed",
-        action="append",
-        default=[],
-        metavar="KEY,...",
-        help="recipe keys (or `dataset`, `classes`) that may differ from those the run was started with",
-    )
+    resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
+        files aside; FILE: resume from this checkpoint"""
+    add("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
+    changed = "recipe keys (or `dataset`, `classes`) that may differ from those the run was started with"
+    add("--allow-changed", action="append", default=[], metavar="KEY,...", help=changed)
     add_device(parser)
     add("--print-recipe", action="store_true", help="print the resolved recipe and stop")
     add("--diff", type=text_argument, metavar="RECIPE", help="print how another recipe differs and stop")
+    add(
+        "--profile",
+        type=profile_argument,
+        metavar="STEPS",
+        help="write a torch profiler trace of these steps to the run folder: 100:105 for steps 100 to 105, or 5 for "
+        "five steps after the start",
+    )
     add("--dry-run", action="store_true", help="build everything, take a few steps, estimate the time, leave nothing")
 
 
@@ -94,7 +91,26 @@ def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: W
         dry_run(loaded.recipe, world, stop)
         return
     allowed = [key for keys in options.allow_changed for key in keys.split(",") if key]
-    train(loaded.recipe, world, stop, output=run_folder(options), resume=options.resume, allow_changed=allowed)
+    train(
+        loaded.recipe,
+        world,
+        stop,
+        output=run_folder(options),
+        resume=options.resume,
+        allow_changed=allowed,
+        profile=options.profile,
+    )
+
+
+def profile_argument(text: str) -> tuple[int | None, int]:
+    """Return the first and the last step of `FIRST:LAST`, both included and counted from 1, or None and a count."""
+    first, colon, last = text.rpartition(":")
+    if not colon:
+        return None, count_argument(text)
+    steps = count_argument(first), count_argument(last)
+    if steps[0] > steps[1]:
+        raise ArgumentTypeError(f"{text!r} ends before its first step; write FIRST:LAST")
+    return steps
 
 
 def record_refusal(options: Namespace, failure: Failure) -> None:

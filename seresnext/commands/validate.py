@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from argparse import Namespace
+from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from seresnext.arguments import Parser, add_device, count_argument, share_argument, table_argument, workers_argument
+from seresnext.arguments import (
+    Parser,
+    add_device,
+    count_argument,
+    share_argument,
+    side_argument,
+    table_argument,
+    workers_argument,
+)
 from seresnext.commands import report
 from seresnext.errors import CheckpointError, UsageError
-from seresnext.files import write_json
+from seresnext.files import check_output_file, write_json
 from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
+from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -25,34 +34,25 @@ def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
     parser.epilog = """examples:
   seresnext validate --checkpoint runs/first/checkpoints/best.safetensors
-  seresnext validate --checkpoint se_resnext50_32x4d-a260b3a4.pth --data /path/to/imagenet --json result.json
+  seresnext validate --checkpoint seresnext50 --data /path/to/imagenet --json result.json
   seresnext validate --checkpoint runs/first --table first.parquet --image-size 288 --crop-pct 1.0
 
 `python validate.py` is the same command. docs/evaluation.md describes the result, docs/recipe.md the recipe that a
 checkpoint has in it."""
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        type=path_argument,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="checkpoints, run folders or published .pth files",
-    )
+    files = "checkpoints, run folders, published .pth files, names of models, or hf-hub:ORG/NAME"
+    add("--checkpoint", required=True, type=path_argument, nargs="+", action="extend", metavar="FILE", help=files)
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
     add("--split", type=text_argument, metavar="NAME", help="the split (default: as in training, else val)")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
-    add("--image-size", type=count_argument, metavar="PIXELS", help="the side of the images (default: as in the file)")
+    add("--image-size", type=side_argument, metavar="PIXELS", help="the side of the images (default: as in the file)")
     add("--crop-pct", type=share_argument, metavar="SHARE", help="image size / shorter side after the resize")
     add("--interpolation", choices=("bilinear", "bicubic"), help="of the resize")
     add("--batch-size", type=count_argument, metavar="N", help="images of one forward pass")
     add("--workers", type=workers_argument, metavar="N", help="loader workers of each rank")
     add("--precision", choices=("fp32", "bf16", "fp16", "fp64"), help="of the network")
     add("--flip", action="store_true", help="average the logits of each image and of its mirror image")
-    add(
-        "--real-labels", type=path_argument, metavar="FILE", help="also measure ImageNet's reassessed labels: real.json"
-    )
+    add("--real-labels", type=path_argument, metavar="FILE", help="also measure the reassessed labels: real.json")
     add("--class-map", type=path_argument, metavar="FILE", help="the class of each class folder: lines `folder,class`")
     add("--classes", type=text_argument, metavar="NAMES", help="names of the model's outputs: a,b,c or a file of lines")
     add("--json", type=path_argument, metavar="FILE", help="also write the result to this file")
@@ -68,24 +68,35 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     """
     for path in options.checkpoint:
         # For a published file (.pth) a later message has the address.
-        if not os.path.lexists(path) and path.suffix != ".pth" and not str(path).startswith(HUB_PREFIX):
+        if not os.path.lexists(path) and path.suffix != ".pth" and not _is_model(str(path)):
             raise CheckpointError(f"{path} cannot be opened: no such file; give one with --checkpoint FILE")
     if options.data is not None:
         check_data_folder(options.data)
     for name in ("table", "report"):
         if getattr(options, name) is not None and len(options.checkpoint) > 1:
             raise UsageError(f"--{name} is for one checkpoint; write the {name} of each with a command of its own")
+    for name in ("json", "table"):
+        if path := getattr(options, name):
+            check_output_file(path, f"--{name}")
+    if options.table and options.table.suffix == ".parquet":
+        require_extra("report", "pyarrow")
     if options.report is not None:
-        report.check_report(options.report)
+        report.check_report(options.report, "--report")
     return partial(_validate, options)
+
+
+def _is_model(given: str) -> bool:
+    """Return whether a text is the name of a published model or of a model of the Hub."""
+    require_packages(LIGHT_PACKAGES)
+    from seresnext.recipe.schema import ModelName
+
+    return given in get_args(ModelName) or given.startswith(HUB_PREFIX)
 
 
 def _validate(options: Namespace, world: World) -> None:
     from seresnext.run.validate import ValidationSettings, validate
 
-    settings = ValidationSettings(
-        **{field.name: getattr(options, field.name) for field in dataclasses.fields(ValidationSettings)}
-    )
+    settings = ValidationSettings(**{field.name: getattr(options, field.name) for field in fields(ValidationSettings)})
     reports = []
     for path in options.checkpoint:
         validation = validate(path, world, settings)

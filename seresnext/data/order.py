@@ -63,9 +63,7 @@ class Order:
             unit = math.lcm(micro_size, repeats)
             fitting = num_images // unit * unit
             fix = f"set batch.global_size={fitting}" if fitting else "lower batch.global_size and batch.micro_size"
-            raise DataError(
-                f"{num_images} training images are fewer than one step takes (batch.global_size: {global_size}); {fix}"
-            )
+            raise DataError(f"{num_images} images are too few for one step (batch.global_size: {global_size}); {fix}")
         self._num_images = num_images
         self._distinct = global_size // repeats
         self._micro_size = micro_size

@@ -22,6 +22,7 @@ from seresnext.data.substitute import BadImageCounter
 from seresnext.data.synthetic import SyntheticImages
 from seresnext.distributed import World
 from seresnext.errors import DataError
+from seresnext.printable import listed
 from seresnext.recipe.schema import Recipe
 from seresnext.runtime import PRECISIONS, Precision
 
@@ -32,10 +33,9 @@ def check_same_data(world: World, *readers: Reader) -> None:
     usual = Counter(splits for _, splits in seen).most_common(1)[0][0]
     others = [f"rank {rank} on {host}" for rank, (host, splits) in enumerate(seen) if splits != usual]
     if others:
-        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
         one = next(f"rank {rank} on {host}" for rank, (host, splits) in enumerate(seen) if splits == usual)
         raise DataError(
-            f"{', '.join(others[:4])}{more} see other images or classes in data.root than {one}: "
+            f"{', '.join(listed(others, most=4))} see other images or classes in data.root than {one}: "
             "names, sizes or the number of images differ; give all machines the same data"
         )
 

@@ -72,9 +72,7 @@ class BadImageCounter:
                 continue
             self._seen.add(image)
             count = len(self._seen)
-            self._warn(
-                f"warning: {reason}; replaced by {replacement} ({count} bad images, at most {self._limit} allowed)"
-            )
+            self._warn(f"warning: {reason}; replaced by {replacement} ({count} bad images of at most {self._limit})")
             with self._world.agreeing():
                 if count > self._limit:
                     raise DataError(

@@ -26,8 +26,7 @@ _MOST_SECONDS = 30.0
 _ORIENTATION = 0x0112
 _EFFECTS = {
     "turned": "have an EXIF orientation and are used as stored: data with EXIF rotation is not turned",
-    "transparent": "have transparency (an alpha channel or a transparent colour): transparent pixels become the colour "
-    "that is stored for them, often black",
+    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black",
 }
 
 

@@ -4,11 +4,14 @@ from seresnext.distributed.batchnorm import BatchNormStatistics
 from seresnext.distributed.ddp import DDPOptions, wrap_ddp
 from seresnext.distributed.devices import choose_device
 from seresnext.distributed.launch import launcher_id, open_world
+from seresnext.distributed.timer import RankTimer, RankTimes
 from seresnext.distributed.world import World
 
 __all__ = [
     "BatchNormStatistics",
     "DDPOptions",
+    "RankTimer",
+    "RankTimes",
     "World",
     "choose_device",
     "launcher_id",

@@ -54,13 +54,13 @@ class Comparison:
     @property
     def conclusion(self) -> str:
         """One line in plain words. The difference counts if McNemar's test has p < 0.05."""
+        if not self.gained + self.lost:
+            return "Both models are right on the same images."
         counts = f"{self.gained} images gained, {self.lost} lost, p = {self.p_value:.2g}"
         if self.p_value >= 0.05:
             return f"The data do not show which model is better: the difference may be chance ({counts})."
         better, other = ("second", "first") if self.difference > 0 else ("first", "second")
-        return (
-            f"The {better} model is better than the {other} by {abs(self.difference):.2f} percentage points ({counts})."
-        )
+        return f"The {better} model is better than the {other} by {abs(self.difference):.2f} points ({counts})."
 
 
 def compare(first: PredictionTable, second: PredictionTable, names: tuple[str, str]) -> Comparison:

@@ -82,9 +82,8 @@ def evaluate(
             batch = next(batches, None)
             if batch is not None:
                 logits = _forward(model, batch, precision, world.device)
-                sums[:, batch.step] = torch.stack(
-                    [metric(logits, batch.labels).double() for metric in METRICS.values()]
-                )
+                found = [metric(logits, batch.labels).double() for metric in METRICS.values()]
+                sums[:, batch.step] = torch.stack(found)
                 if keep_logits:
                     kept[batch.step] = logits.float(), batch.labels
                 images += len(batch.labels)

@@ -28,9 +28,7 @@ def read_real_labels(path: Path) -> list[set[int]]:
     except OSError as error:
         raise DataError(f"--real-labels {path} cannot be read ({error.strerror}); give the file real.json") from None
     except (ValueError, TypeError, AssertionError):
-        raise DataError(
-            f"--real-labels {path} is no list of lists of labels 0 to 999; give the file real.json"
-        ) from None
+        raise DataError(f"--real-labels {path} is no list of lists of labels 0 to 999; give real.json") from None
 
 
 def real_accuracy(names: Sequence[str], predictions: Sequence[int], real: Sequence[set[int]]) -> dict[str, Any]:
@@ -44,9 +42,7 @@ def real_accuracy(names: Sequence[str], predictions: Sequence[int], real: Sequen
         match = _NUMBER.search(name)
         number = int(match[1]) if match else 0
         if not 0 < number <= len(real):
-            raise DataError(
-                f"{name} is none of the {len(real):,} images of --real-labels; validate ImageNet's own validation split"
-            )
+            raise DataError(f"{name} is none of the {len(real):,} images of --real-labels; give ImageNet's val split")
         if real[number - 1]:
             right.append(prediction in real[number - 1])
     if not right:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,74 +28,47 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
-@dataclass(frozen=True)
-class ClassResults:
-    """Results of each class (arrays of K; 0 to 100). 0 stands for 0 / 0: a class without images or predictions."""
-
-    precision: Floats
-    recall: Floats
-    f1: Floats
-    support: Ints
-
-
 def confusion_matrix(labels: Ints, predictions: Ints, num_classes: int) -> Ints:
     """Return the number of images of each pair of label (row) and prediction (column), int64 K K."""
     pairs = labels * num_classes + predictions
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def class_results(confusion: Ints) -> ClassResults:
-    """Return precision, recall, F1 (0 to 100) and support of each class."""
+def class_results(confusion: Ints) -> tuple[Floats, Floats, Floats, Ints]:
+    """Return precision, recall, F1 (0 to 100) and support of each class (K each). 0 stands for 0 / 0."""
     correct, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    return ClassResults(
-        100 * _ratio(correct, predicted),
-        100 * _ratio(correct, support),
-        100 * _ratio(2 * correct, support + predicted),
-        support,
-    )
+    parts = ((correct, predicted), (correct, support), (2 * correct, support + predicted))
+    precision, recall, f1 = (100 * _ratio(part, whole) for part, whole in parts)
+    return precision, recall, f1, support
 
 
 def _ratio(part: Ints, whole: Ints) -> Floats:
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole != 0)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The agreement of confidence and accuracy.
+def calibrate(logits: Floats, labels: Ints) -> dict[str, Any] | None:
+    """Return the calibration of logits (N K); None if a logit is not finite, or if a half of the images is empty.
 
     `temperature` divides the logits; it is fitted to all images. `error` is the expected calibration error in percent.
     `error_after` is the error with temperatures that were fitted to the other half of the images. `bins` has a row for
-    each bin with images: mean confidence, accuracy (both 0 to 100), images. `bins_after` belongs to `error_after`.
-    """
-
-    temperature: float
-    error: float
-    error_after: float
-    bins: list[tuple[float, float, int]]
-    bins_after: list[tuple[float, float, int]]
-
-
-def calibrate(logits: Floats, labels: Ints) -> Calibration | None:
-    """Return the calibration of logits (N K); None if a logit is not finite, or if a half of the images is empty.
-
-    The halves have every second image of each class, so that each half has the classes in equal shares.
+    each bin with images, as in `calibration_bins`. `bins_after` belongs to `error_after`. The halves have every second
+    image of each class, so that each half has the classes in equal shares.
     """
     half = _rank_within_class(labels) % 2
     if not np.isfinite(logits).all() or not half.any():
         return None
     correct = logits.argmax(1) == labels
-    after = np.empty(len(labels))
+    before, after = confidences(logits), np.empty(len(labels))
     for side in (0, 1):
         temperature = fit_temperature(logits[half != side], labels[half != side])
         after[half == side] = confidences(logits[half == side], temperature)
-    before = confidences(logits)
-    return Calibration(
-        fit_temperature(logits, labels),
-        calibration_error(before, correct),
-        calibration_error(after, correct),
-        calibration_bins(before, correct),
-        calibration_bins(after, correct),
-    )
+    return {
+        "error": calibration_error(before, correct),
+        "error_after": calibration_error(after, correct),
+        "temperature": fit_temperature(logits, labels),
+        "bins": calibration_bins(before, correct),
+        "bins_after": calibration_bins(after, correct),
+    }
 
 
 def _rank_within_class(labels: Ints) -> Ints:
@@ -115,7 +88,7 @@ def confidences(logits: Floats, temperature: float = 1.0) -> Floats:
     return np.concatenate(found) if found else np.empty(0)
 
 
-def calibration_bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[tuple[float, float, int]]:
+def calibration_bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[list[float]]:
     """Return mean confidence, accuracy (both 0 to 100) and images of the bins of equal width that have images.
 
     Bin k has the confidences in (k / BINS, (k + 1) / BINS].
@@ -125,7 +98,7 @@ def calibration_bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[tup
     mean, accuracy = (
         100 * _ratio(np.bincount(number, weights=values, minlength=BINS), count) for values in (confidence, correct)
     )
-    return [(float(mean[k]), float(accuracy[k]), int(count[k])) for k in range(BINS) if count[k]]
+    return [[float(mean[k]), float(accuracy[k]), int(count[k])] for k in range(BINS) if count[k]]
 
 
 def calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -> float:

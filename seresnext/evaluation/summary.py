@@ -27,35 +27,25 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
       images)
     """
     count = result.num_images
-    intervals = {name: wilson_interval(round(result.metrics[name] * count / 100), count) for name in ("top1", "top5")}
-    summary: dict[str, Any] = {"intervals": {name: list(interval) for name, interval in intervals.items()}}
+    correct = {name: round(result.metrics[name] * count / 100) for name in ("top1", "top5")}
+    summary: dict[str, Any] = {"intervals": {name: list(wilson_interval(n, count)) for name, n in correct.items()}}
     logits, labels = result.logits, result.labels
     if logits is None or labels is None or not np.isfinite(logits).all():
         return summary
     confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
-    own = class_results(confusion)
-    present = own.support > 0
-    summary["balanced_accuracy"] = float(own.recall[present].mean())
-    summary["macro_f1"] = float(own.f1[present].mean())
-    rows = zip(classes, own.precision, own.recall, own.f1, own.support, strict=True)
+    precision, recall, f1, support = class_results(confusion)
+    summary["balanced_accuracy"] = float(recall[support > 0].mean())
+    summary["macro_f1"] = float(f1[support > 0].mean())
     summary["per_class"] = [
         {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for name, p, r, f, n in rows
+        for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
     ]
     np.fill_diagonal(confusion, 0)
-    true, predicted = np.nonzero(confusion)
-    pairs = [
-        (classes[t], classes[p], int(confusion[t, p])) for t, p in zip(true.tolist(), predicted.tolist(), strict=True)
-    ]
-    summary["confusion"] = [list(pair) for pair in sorted(pairs, key=lambda pair: -pair[2])]
+    places = np.argwhere(confusion).tolist()
+    pairs = [[classes[true], classes[predicted], int(confusion[true, predicted])] for true, predicted in places]
+    summary["confusion"] = sorted(pairs, key=lambda pair: -pair[2])
     if calibration := calibrate(logits, labels):
-        summary["calibration"] = {
-            "error": calibration.error,
-            "error_after": calibration.error_after,
-            "temperature": calibration.temperature,
-            "bins": [list(row) for row in calibration.bins],
-            "bins_after": [list(row) for row in calibration.bins_after],
-        }
+        summary["calibration"] = calibration
     return summary
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError
 from seresnext.evaluation.statistics import Floats, Ints
+from seresnext.files import NewFile
 from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
@@ -55,19 +57,9 @@ class PredictionTable:
         return np.array([label == row[0] for label, row in zip(self.labels, self.predictions, strict=True)], dtype=bool)
 
     def write(self, path: Path) -> None:
-        """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise Failure."""
-        temporary = path.with_name(f".{path.name}.part")
-        if path.exists() and not path.is_file():
-            raise Failure(f"{path} is no regular file; choose another file with --table")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._write_csv(temporary) if path.suffix == ".csv" else self._write_parquet(temporary)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise Failure(f"{path} cannot be written ({error.strerror}); choose another file with --table") from None
+        """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise UsageError or Failure."""
+        with NewFile(path) as file:
+            self._write_csv(file) if path.suffix == ".csv" else self._write_parquet(file)
 
     def _columns(self) -> dict[str, Any]:
         k = self.probabilities.shape[1]
@@ -79,18 +71,16 @@ class PredictionTable:
             "loss": self.losses,
         }
 
-    def _write_csv(self, path: Path) -> None:
-        columns = self._columns()
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+    def _write_csv(self, file: BinaryIO) -> None:
+        columns, text = self._columns(), io.StringIO()
+        csv.writer(text).writerows([columns, *zip(*columns.values(), strict=True)])
+        file.write(text.getvalue().encode())
 
-    def _write_parquet(self, path: Path) -> None:
+    def _write_parquet(self, file: BinaryIO) -> None:
         with extra("report"):
             import pyarrow
             import pyarrow.parquet
-        pyarrow.parquet.write_table(pyarrow.table(self._columns()), path)
+        pyarrow.parquet.write_table(pyarrow.table(self._columns()), file)
 
     @classmethod
     def read(cls, path: Path) -> PredictionTable:
@@ -110,9 +100,7 @@ class PredictionTable:
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror or error}); give a table of predictions") from None
         except (KeyError, ValueError, UnicodeDecodeError, csv.Error):
-            raise DataError(
-                f"{path} is no table of predictions; write one with `seresnext validate --table {path.name}`"
-            ) from None
+            raise DataError(f"{path} is no table of predictions; write one with `seresnext validate --table`") from None
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:

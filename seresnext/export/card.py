@@ -8,88 +8,84 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from seresnext.models import Preprocessing
+from seresnext.classifier import class_names
+from seresnext.export.facts import describe_training, hub_dataset
+from seresnext.models import LoadedWeights, SENet
 from seresnext.printable import printable
 
 _CLASSES_SHOWN = 20
 _TAGS = ["image-classification", "timm", "seresnext"]
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """The facts of a trained model. `training` has the settings of the run, empty for a file without a recipe.
+Evaluation = Mapping[str, float]
+"""`top1`, `top5` (percent), `loss`, `num_images` and perhaps `temperature`."""
 
-    `evaluation` has `top1`, `top5` (percent), `loss`, `num_images` and perhaps `temperature`; None if nobody measured.
-    `dataset` is the name of the training data on the Hub, if known. `is_export` is false for a card without a folder.
+
+def write_card(
+    model: SENet,
+    loaded: LoadedWeights,
+    digest: str,
+    file_size: int,
+    evaluation: Evaluation | None,
+    is_export: bool = True,
+) -> str:
+    """Return the card as Markdown, with the YAML of the Hub.
+
+    `digest` is the SHA-256 of the source, `file_size` the size of the weights in bytes. `is_export` is false for a card
+    without a folder.
     """
-
-    name: str
-    architecture: str
-    classes: Sequence[str]
-    parameters: int
-    preprocessing: Preprocessing
-    weights: str
-    source_sha256: str
-    training: Mapping[str, object]
-    evaluation: Mapping[str, float] | None
-    dataset: str | None = None
-    is_export: bool = True
-
-
-def write_card(facts: ModelFacts) -> str:
-    """Return the card as Markdown, with the YAML of the Hub."""
-    header = yaml.safe_dump(_hub_metadata(facts), sort_keys=False, allow_unicode=True)
-    how = facts.preprocessing
+    architecture, classes, how = loaded.identify().name, class_names(loaded), loaded.preprocessing
+    name = architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes"
+    header = yaml.safe_dump(_hub_metadata(name, loaded, evaluation), sort_keys=False, allow_unicode=True)
     steps = (
         f"Convert the image to RGB. EXIF rotation is not applied. Resize the shorter side to {how.image_size} / "
         f"{how.crop_pct:g} pixels ({how.interpolation}). Cut out the central {how.image_size} x {how.image_size}. "
         f"Scale to 0..1. Subtract the mean {_numbers(how.mean)} and divide by {_numbers(how.std)}."
     )
-    model = {
-        "Architecture": _text(facts.architecture),
-        "Parameters": f"{facts.parameters:,}",
-        "Weights": "the average of the training (ema)" if facts.weights == "ema" else "model",
-        "Classes": f"{len(facts.classes):,}: {_listing(facts.classes)}",
-        "SHA-256 of the source": f"`{facts.source_sha256}`",
+    table = {
+        "Architecture": _text(architecture),
+        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "Weights": "the average of the training (ema)" if loaded.weights == "ema" else "model",
+        "Classes": f"{len(classes):,}: {_listing(classes)}",
+        "SHA-256 of the source": f"`{digest}`",
     }
     training = {
-        _text(name): _listing(value) if isinstance(value, list) else _text(value)
-        for name, value in facts.training.items()
+        _text(key): _listing(value) if isinstance(value, list) else _text(value)
+        for key, value in describe_training(loaded, file_size).items()
     }
     parts = [
-        f"---\n{header}---\n# {_text(facts.name)}",
-        _table(model),
+        f"---\n{header}---\n# {_text(name)}",
+        _table(table),
         f"## Preprocessing\n\n{steps}",
-        f"## Accuracy\n\n{_accuracy(facts.evaluation)}",
+        f"## Accuracy\n\n{_accuracy(evaluation)}",
         *([f"## Training\n\n{_table(training)}"] if training else []),
-        f"## Use\n\n{_usage(facts)}",
+        f"## Use\n\n{_usage(is_export)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _hub_metadata(facts: ModelFacts) -> dict[str, Any]:
+def _hub_metadata(name: str, loaded: LoadedWeights, evaluation: Evaluation | None) -> dict[str, Any]:
     metadata: dict[str, Any] = {"library_name": "timm", "pipeline_tag": "image-classification", "tags": _TAGS}
-    if facts.dataset:
-        metadata["datasets"] = [facts.dataset]
-    if facts.evaluation is None:
+    if dataset := hub_dataset(loaded.metadata):
+        metadata["datasets"] = [dataset]
+    if evaluation is None:
         return metadata
-    names = {"Top 1 Accuracy": facts.evaluation["top1"], "Top 5 Accuracy": facts.evaluation.get("top5")}
+    names = {"Top 1 Accuracy": evaluation["top1"], "Top 5 Accuracy": evaluation.get("top5")}
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
         "dataset": {"type": "image-folder", "name": "validation split of the training data"},
         "metrics": [
-            {"type": "accuracy", "name": name, "value": value} for name, value in names.items() if value is not None
+            {"type": "accuracy", "name": metric, "value": value} for metric, value in names.items() if value is not None
         ],
     }
-    return {**metadata, "metrics": ["accuracy"], "model-index": [{"name": facts.name, "results": [result]}]}
+    return {**metadata, "metrics": ["accuracy"], "model-index": [{"name": name, "results": [result]}]}
 
 
-def _accuracy(evaluation: Mapping[str, float] | None) -> str:
+def _accuracy(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return "Not measured. Accuracy and temperature are absent, because there was no evaluation."
     rows = {
@@ -104,8 +100,8 @@ def _accuracy(evaluation: Mapping[str, float] | None) -> str:
     return f"{_table(rows)}\n\nDivide the logits by the temperature before softmax for calibrated probabilities."
 
 
-def _usage(facts: ModelFacts) -> str:
-    if not facts.is_export:
+def _usage(is_export: bool) -> str:
+    if not is_export:
         return (
             "```bash\nseresnext predict --checkpoint FILE photo.jpg\n"
             "seresnext export --checkpoint FILE --to hub --output FOLDER   # for timm and the Hugging Face Hub\n```"

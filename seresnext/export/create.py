@@ -1,36 +1,27 @@
-"""The export of a checkpoint: a new folder, which gets its name when its check has passed."""
+"""The export of a checkpoint, a folder that gets its name when its check has passed; and the card without an export."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
-from seresnext.export.card import ModelFacts, write_card
-from seresnext.export.documents import (
-    CONFIG,
-    EXPECTED,
-    Config,
-    Manifest,
-    digest_of,
-    write_document,
-    write_manifest,
-)
-from seresnext.export.facts import class_names, describe_training, hub_dataset
+from seresnext.export.card import write_card
+from seresnext.export.documents import EXPECTED, Config, Manifest, digest_of, write_document, write_manifest
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
-from seresnext.export.verify import Verified, verify
+from seresnext.export.verify import verify
+from seresnext.files import new_folder, write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
+from seresnext.models.timm_config import CONFIG, first_problem
 from seresnext.printable import printable, shown_path
 
 _PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")
@@ -51,10 +42,13 @@ def export(options: Namespace) -> None:
     images = read_golden(options.golden) if options.golden else draw_golden()
     with new_folder(output) as folder:
         write_export(folder, name, model, loaded, path, images, evaluation)
-        verified = _check(folder)
+        try:
+            _, result = verify(folder)
+        except CheckpointError as error:
+            raise Failure(f"the export was not kept, because its check failed: {error}") from None
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{shown_path(output)}: {KINDS[name].summary}, {loaded.identify().name} ({loaded.weights} weights)")
-    print(f"verified: {verified}; {size / 1e6:.1f} MB")
+    print(f"verified: {result}; {size / 1e6:.1f} MB")
     if options.push:
         print(f"pushed to {push(output, options.push)}")
 
@@ -69,10 +63,6 @@ def write_export(
     evaluation: dict[str, float] | None,
 ) -> None:
     """Write all files of an export into a folder. `path` is the file of the weights. Raise DataError for bad images."""
-    if model.in_channels != 3:
-        raise CheckpointError(
-            f"{loaded.source} has {model.in_channels} channels, and images are read as RGB; give a model for 3 channels"
-        )
     classes = class_names(loaded)
     architecture, how = loaded.identify().name, loaded.preprocessing
     try:
@@ -88,38 +78,25 @@ def write_export(
     digest, step = digest_of(path), loaded.metadata.step if loaded.metadata else None
     if kind == "hub":
         size = (folder / KINDS[kind].file).stat().st_size
-        facts = collect_facts(model, loaded, classes, digest, evaluation, size)
-        (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+        (folder / "README.md").write_text(write_card(model, loaded, digest, size, evaluation), encoding="utf-8")
     source = {"file": printable(path.name), "sha256": digest, "weights": loaded.weights, "step": step}
     versions = {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in sys.modules}
     manifest = Manifest(kind=kind, model=architecture, source=source, versions=versions, evaluation=evaluation)
     write_manifest(folder, manifest)
 
 
-def collect_facts(
-    model: SENet,
-    loaded: LoadedWeights,
-    classes: list[str],
-    digest: str,
-    evaluation: dict[str, float] | None,
-    file_size: int,
-    is_export: bool = True,
-) -> ModelFacts:
-    """Return the facts for the card of a model. `file_size` is the size of the weights in bytes."""
-    architecture = loaded.identify().name
-    return ModelFacts(
-        name=architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes",
-        architecture=architecture,
-        classes=classes,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        preprocessing=loaded.preprocessing,
-        weights=loaded.weights,
-        source_sha256=digest,
-        training=describe_training(loaded, file_size),
-        evaluation=evaluation,
-        dataset=hub_dataset(loaded.metadata),
-        is_export=is_export,
-    )
+def describe(options: Namespace) -> None:
+    """Print the card of a checkpoint, or write the card to a file, by the options of the command line."""
+    path = find_weights(options.checkpoint)
+    loaded = open_weights(path, options.weights)
+    evaluation = read_evaluation(options.evaluation, loaded) if options.evaluation else None
+    size = path.stat().st_size
+    card = write_card(build_pretrained(loaded), loaded, digest_of(path), size, evaluation, is_export=False)
+    if options.output is None:
+        print(card, end="")
+    else:
+        write_output(options.output, card)
+        print(f"wrote {shown_path(options.output)}")
 
 
 class _Calibration(BaseModel):
@@ -152,10 +129,8 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror}; give the JSON of `seresnext validate`") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
         raise DataError(
-            f"{where} is not the result of one checkpoint: {problem}; give the JSON of `seresnext validate`"
+            f"{where} is not the result of one checkpoint: {first_problem(error)}; give the --json of validate"
         ) from None
     how = loaded.preprocessing
     wanted = {
@@ -174,27 +149,3 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
     temperature = {"temperature": found.calibration.temperature} if found.calibration else {}
     figures = {name: getattr(found, name) for name in ("top1", "top5", "loss", "num_images")} | temperature
     return {name: float(value) for name, value in figures.items() if value is not None}
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder that gets the name `output` at the end of the block, and is removed after an exception."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        temporary.rename(output)
-    except OSError as error:
-        raise Failure(
-            f"--output {shown_path(output)} cannot be written: {error.strerror or error}; choose another folder"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check(folder: Path) -> Verified:
-    try:
-        return verify(folder)
-    except CheckpointError as error:
-        raise Failure(f"the export was not kept, because its check failed: {error}") from None

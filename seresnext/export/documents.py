@@ -18,17 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from seresnext.errors import CheckpointError
 from seresnext.files import open_regular
-from seresnext.models import MODELS, Preprocessing
+from seresnext.models import MODELS, Preprocessing, timm_config
+from seresnext.models.timm_config import CONFIG, first_problem
 from seresnext.printable import printable, shown_path
 
-CONFIG, EXPECTED, MANIFEST = "config.json", "golden/expected.json", "manifest.json"
+EXPECTED, MANIFEST = "golden/expected.json", "manifest.json"
 DIGEST = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NO_DIGEST = "0" * 64
 _MOST_BYTES = 64 << 20  # of a JSON file
 MOST_GOLDEN = 8
-
-Size = Annotated[int, Field(ge=1, le=4096)]  # as in a recipe
-Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class Document(BaseModel):
@@ -37,72 +35,54 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PretrainedConfig(Document):
-    """The preprocessing, and the names of the first and the last layer, under timm's keys (`PretrainedCfg`)."""
+class PretrainedConfig(timm_config.PretrainedConfig, frozen=True, extra="forbid"):
+    """The preprocessing, and the names of the first and the last layer, under timm's keys."""
 
-    input_size: tuple[Literal[3], Size, Size]
-    mean: Channels
-    std: Channels
-    crop_pct: Annotated[float, Field(gt=0.01, le=1)]
-    crop_mode: Literal["center"] = "center"
-    interpolation: Literal["bilinear", "bicubic"]
     num_classes: int
     first_conv: str
     classifier: str
 
 
-class Config(Document):
+class Config(timm_config.TimmConfig, frozen=True, extra="forbid"):
     """The file config.json: model, classes and preprocessing, in the form that timm and the Hub read.
 
     `image_mode`: images are converted to RGB, and EXIF rotation is not applied. `temperature` divides the logits
     before softmax.
     """
 
-    architecture: str
-    num_classes: int
+    num_classes: int = 0
     num_features: int = 2048
-    label_names: list[str]
+    label_names: list[str] = Field(default=[])
     image_mode: Literal["RGB"] = "RGB"
     temperature: Annotated[FiniteFloat, Field(gt=0)] | None = None
     pretrained_cfg: PretrainedConfig
-
-    @model_validator(mode="after")
-    def _agree(self) -> Config:
-        if self.architecture not in MODELS:
-            raise ValueError(f"the architecture {printable(self.architecture)} is none of {', '.join(MODELS)}")
-        if {self.num_classes, self.pretrained_cfg.num_classes} != {len(self.label_names)}:
-            raise ValueError("num_classes is not the number of label_names")
-        if self.pretrained_cfg.input_size[1] != self.pretrained_cfg.input_size[2]:
-            raise ValueError("input_size is not square")
-        return self
 
     @classmethod
     def build(cls, architecture: str, classes: list[str], how: Preprocessing, temperature: float | None) -> Config:
         """Return the configuration of a model."""
         has_our_names = MODELS[architecture].stem_pool == "ceil"
-        pretrained = {
-            "input_size": (3, how.image_size, how.image_size),
-            "mean": how.mean,
-            "std": how.std,
-            "crop_pct": how.crop_pct,
-            "interpolation": how.interpolation,
-            "num_classes": len(classes),
-            "first_conv": "layer0.conv1" if has_our_names else "conv1",
-            "classifier": "last_linear" if has_our_names else "fc",
-        }
+        pretrained = PretrainedConfig(
+            input_size=(3, how.image_size, how.image_size),
+            mean=how.mean,
+            std=how.std,
+            crop_pct=how.crop_pct,
+            interpolation=how.interpolation,
+            num_classes=len(classes),
+            first_conv="layer0.conv1" if has_our_names else "conv1",
+            classifier="last_linear" if has_our_names else "fc",
+        )
         return cls(
             architecture=architecture,
             num_classes=len(classes),
             label_names=classes,
             temperature=temperature,
-            pretrained_cfg=PretrainedConfig.model_validate(pretrained),
+            pretrained_cfg=pretrained,
         )
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return the steps from an image to the network's input."""
-        given = self.pretrained_cfg
-        return Preprocessing(given.input_size[1], given.crop_pct, given.interpolation, given.mean, given.std)
+        """Return the steps from an image to the network's input. Raise CheckpointError."""
+        return self.pretrained_cfg.preprocessing(3, CONFIG)
 
 
 class ExpectedImage(Document):
@@ -145,7 +125,7 @@ class Manifest(Document):
     digest: DIGEST = _NO_DIGEST
 
 
-AnyDocument = TypeVar("AnyDocument", bound=Document)
+AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 
 def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
@@ -159,14 +139,10 @@ def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise CheckpointError(
-            f"{shown_path(path)} cannot be used: {printable(place)}: {printable(first['msg'])}; export the model again"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} cannot be used: {first_problem(error)}; export again") from None
 
 
-def write_document(document: Document, path: Path) -> None:
+def write_document(document: BaseModel, path: Path) -> None:
     """Write a file; for a manifest with the digest."""
     text = document.model_dump_json(indent=1, exclude_none=document.__class__ is Config) + "\n"
     if isinstance(document, Manifest):
@@ -207,6 +183,4 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         with os.fdopen(open_regular(path), "rb") as file:
             yield file
     except OSError as error:
-        raise CheckpointError(
-            f"{shown_path(path)} cannot be read: {error.strerror}; give the folder of an export"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} cannot be read: {error.strerror}; give an export") from None

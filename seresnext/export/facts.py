@@ -8,25 +8,12 @@ from typing import Any
 import torch
 
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.classifier import presumed_classes
-from seresnext.errors import CheckpointError
 from seresnext.models import LoadedWeights, create_model
 from seresnext.models.index import describe_model
 from seresnext.recipe.schema import Recipe
 
 _IMAGENET = (1_281_167, 1000)  # training images and classes
 _IMAGENET_ID = "imagenet-1k"  # on the Hub
-
-
-def class_names(loaded: LoadedWeights) -> list[str]:
-    """Return the name of each output. Raise CheckpointError if the file names another number of classes."""
-    num_classes = loaded.identify().num_classes
-    classes = list(loaded.classes or presumed_classes(num_classes))
-    if len(classes) != num_classes:
-        raise CheckpointError(
-            f"{loaded.source} names {len(classes)} classes, the model has {num_classes}; use another checkpoint"
-        )
-    return classes
 
 
 def describe_training(loaded: LoadedWeights, file_size: int) -> dict[str, object]:

@@ -25,6 +25,7 @@ from seresnext.process.packages import extra
 from seresnext.weights import read_weights
 
 _EXAMPLE = (2, 3, 64, 64)  # The export for a batch of 1 would fix the batch at 1.
+_DYNAMIC = (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),)  # batch, height and width
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,8 @@ def _write_weights(model: SENet, path: Path) -> None:
 
 
 def _open_weights(path: Path, config: Config) -> Network:
-    loaded = LoadedWeights(shown_path(path), read_weights(path)[0])
-    found = loaded.identify()  # Before a model is built: a number in the configuration can be larger than the file.
-    if found != (config.architecture, config.num_classes, 3):
-        raise CheckpointError(
-            f"{loaded.source} is a {found.name} with {found.num_classes} classes, and the configuration has a "
-            f"{config.architecture} with {config.num_classes}; export the model again"
-        )
-    return build_pretrained(loaded)
+    # With the configuration, the tensors are compared before a model is built: the numbers can exceed the file.
+    return build_pretrained(LoadedWeights(shown_path(path), read_weights(path)[0], config=config), in_channels=3)
 
 
 def _write_folded(model: SENet, path: Path) -> None:
@@ -70,7 +65,7 @@ def _write_exported(model: SENet, path: Path) -> None:
     file = io.BytesIO()
     # With this setting the program also takes images with a last feature map of one pixel.
     with _quiet(), shapes.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
-        torch.export.save(torch.export.export(model, (torch.zeros(_EXAMPLE),), dynamic_shapes=_dynamic()), file)
+        torch.export.save(torch.export.export(model, (torch.zeros(_EXAMPLE),), dynamic_shapes=_DYNAMIC), file)
     path.write_bytes(file.getvalue())
 
 
@@ -85,7 +80,7 @@ def _write_onnx(model: SENet, path: Path) -> None:
             model,
             (torch.zeros(_EXAMPLE),),
             dynamo=True,
-            dynamic_shapes=_dynamic(),
+            dynamic_shapes=_DYNAMIC,
             input_names=["images"],
             output_names=["logits"],
             verbose=False,
@@ -110,19 +105,12 @@ def _import_onnx() -> None:
         import onnxscript  # noqa: F401
 
 
-def _dynamic() -> tuple[dict[int, object], ...]:
-    free = torch.export.Dim.AUTO
-    return ({0: free, 2: free, 3: free},)
-
-
 @contextmanager
 def _openable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Damaged files lead to errors of many kinds.
-        raise CheckpointError(
-            f"{shown_path(path)} cannot be opened: {printable(error)}; export the model again"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} cannot be opened: {printable(error)}; export again") from None
 
 
 @contextmanager

@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from seresnext.errors import CheckpointError, DataError
-from seresnext.export.documents import (
-    CONFIG,
-    EXPECTED,
-    MANIFEST,
-    Config,
-    Expected,
-    Manifest,
-    check_files,
-    read_document,
-)
+from seresnext.export.documents import EXPECTED, MANIFEST, Config, Expected, Manifest, check_files, read_document
 from seresnext.export.golden import compute_logits, load_golden, pixels_digest
 from seresnext.export.kinds import KINDS
+from seresnext.models.timm_config import CONFIG
 from seresnext.printable import printable, shown_path
 
 
-@dataclass(frozen=True)
-class Verified:
-    """The result of a check that passed: the largest deviation of a logit, the limit, and the counts."""
+def verify(folder: Path) -> tuple[Manifest, str]:
+    """Check an export. Return the manifest and the result: counts, the largest deviation of a logit and the limit.
 
-    manifest: Manifest
-    deviation: float
-    tolerance: float
-    num_images: int
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.manifest.files)} files have their digests; the logits of {self.num_images} golden images "
-            f"deviate by at most {self.deviation:.2g} (limit {self.tolerance:.2g})"
-        )
-
-
-def verify(folder: Path) -> Verified:
-    """Check an export. Raise CheckpointError with the reason if a byte, the preprocessing or the classes differ."""
+    Raise CheckpointError with the reason if a byte, the preprocessing or the classes differ.
+    """
     manifest = read_document(Manifest, folder / MANIFEST)
     if manifest.kind not in KINDS:
-        raise CheckpointError(
-            f"{shown_path(folder)} has the unknown kind {printable(manifest.kind)}; update this program"
-        )
+        raise CheckpointError(f"{shown_path(folder)} has the unknown kind {printable(manifest.kind)}; update seresnext")
     kind = KINDS[manifest.kind]
     check_files(folder, manifest, kind.file)
     config, expected = read_document(Config, folder / CONFIG), read_document(Expected, folder / EXPECTED)
@@ -69,7 +45,10 @@ def verify(folder: Path) -> Verified:
     deviations = (logits - wanted).abs().nan_to_num(torch.inf).amax(1)
     if deviations.max() > expected.tolerance:
         _refuse(folder, config, expected, pixels, deviations)
-    return Verified(manifest, deviations.max().item(), expected.tolerance, len(names))
+    return manifest, (
+        f"{len(manifest.files)} files have their digests; the logits of {len(names)} golden images deviate by at most "
+        f"{deviations.max():.2g} (limit {expected.tolerance:.2g})"
+    )
 
 
 def _check_classes(folder: Path, config: Config, expected: Expected) -> None:

@@ -48,15 +48,23 @@ class RunLogger:
             start = RunStart(self._folder, step, evaluated, logged, self.console.warn)
             self._sinks = [open_sink(start) for open_sink in SINKS.values()]
 
-    def write(self, event: Mapping[str, Any], seconds_left: float | None = None, text: str | None = None) -> None:
+    def write(
+        self,
+        event: Mapping[str, Any],
+        seconds_left: float | None = None,
+        text: str | None = None,
+        only_log: bool = False,
+    ) -> None:
         """Send an event to all sinks, and print the event with the remaining time, or `text` if given.
 
-        The README lists the fields of events.
+        `only_log`: the text goes to the log file alone. The README lists the fields of events.
         """
         for sink in self._sinks:
             sink.write(event)
         if text is None:
             self.console.print_event({k: v for k, v in event.items() if k not in self._hidden}, seconds_left)
+        elif only_log:
+            self.console.log(text)
         else:
             self.console.print(text)
         if event["event"] == "validate" and not math.isfinite(event["loss"]):

@@ -15,10 +15,12 @@ class Speed(NamedTuple):
 
     images_per_second: images over the whole time, including the time that steps waited for data.
     data_wait: mean time in seconds that a step waited for its batch.
+
+    Both are None in a window without a step.
     """
 
-    images_per_second: float
-    data_wait: float
+    images_per_second: float | None
+    data_wait: float | None
 
 
 class SpeedMeter:
@@ -49,9 +51,9 @@ class SpeedMeter:
             self._start += self._clock() - start
 
     def read(self) -> Speed:
-        """Return the speed since the last read (zeros if there was no step), and start a new window."""
+        """Return the speed since the last read, and start a new window."""
         seconds = max(self._clock() - self._start, 1e-9)
-        speed = Speed(self._images / seconds, self._data_wait / max(self._steps, 1))
+        speed = Speed(self._images / seconds, self._data_wait / self._steps) if self._steps else Speed(None, None)
         self._restart()
         return speed
 

@@ -1,6 +1,6 @@
 """SE-ResNeXt: the networks, the table of models, and published weights."""
 
-from seresnext.models.locate import find_published, find_weights
+from seresnext.models.locate import PUBLISHED, find_published, find_weights, first_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.pretrained import (
     LoadedWeights,
@@ -16,6 +16,7 @@ from seresnext.models.timm_names import timm_state_dict
 
 __all__ = [
     "MODELS",
+    "PUBLISHED",
     "LoadedWeights",
     "Preprocessing",
     "SENet",
@@ -24,6 +25,7 @@ __all__ = [
     "create_model",
     "find_published",
     "find_weights",
+    "first_weights",
     "identify_model",
     "load_pretrained",
     "load_weights",

@@ -16,21 +16,13 @@ from seresnext.models.preprocessing import Preprocessing, published_preprocessin
 from seresnext.models.registry import MODELS, create_model
 from seresnext.models.senet import SENet
 
-_COLLECTION = {
-    "Name": "Legacy SE ResNeXt",
-    "Paper": {
-        "Title": "Squeeze-and-Excitation Networks",
-        "URL": "https://paperswithcode.com/paper/squeeze-and-excitation-networks",
-    },
-}
+_PAPER = "https://paperswithcode.com/paper/squeeze-and-excitation-networks"
+_COLLECTION = {"Name": "Legacy SE ResNeXt", "Paper": {"Title": "Squeeze-and-Excitation Networks", "URL": _PAPER}}
 _LAYERS = [
     "1x1 Convolution", "Batch Normalization", "Convolution", "Global Average Pooling", "Grouped Convolution",
     "Max Pooling", "ReLU", "ResNeXt Block", "Residual Connection", "Softmax", "Squeeze-and-Excitation Block",
 ]  # fmt: skip
-_CODE = (
-    "https://github.com/rwightman/pytorch-image-models/blob/d8e69206be253892b2956341fea09fdebfaae4e3/"
-    "timm/models/senet.py#L{}"
-)
+_TIMM = "https://github.com/rwightman/pytorch-image-models/blob/d8e69206be253892b2956341fea09fdebfaae4e3"
 
 
 # The keys in the order of timm's pages, and this project's own key.
@@ -94,7 +86,7 @@ def _published(name: str, flops: int, line: int) -> dict[str, object]:
         "Name": name,
         "In Collection": _COLLECTION["Name"],
         "Metadata": describe_model(name, model, published_preprocessing(name), training),
-        "Code": _CODE.format(line),
+        "Code": f"{_TIMM}/timm/models/senet.py#L{line}",
         "Weights": row.weights_url,
         "Results": [{"Task": "Image Classification", "Dataset": "ImageNet", "Metrics": metrics}],
     }

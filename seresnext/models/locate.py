@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
 from seresnext.errors import CheckpointError, UsageError
-from seresnext.models.registry import MODELS, canonical_name
+from seresnext.models.registry import MODELS, SHORT_NAMES, canonical_name
 from seresnext.models.timm_config import CONFIG, HUB_WEIGHTS
 from seresnext.paths import HUB_PREFIX, address_in, expand_home
 from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
+from seresnext.recipe.schema import ModelSection
+from seresnext.weights.download import download as download_file
+from seresnext.weights.download import sha256_in_name
 from seresnext.weights.opening import open_file
+
+PUBLISHED = "published"
+"""The value of `model.weights` that means the published file of the model."""
 
 _REPOSITORY = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", re.ASCII)
 
@@ -23,6 +30,7 @@ def find_weights(given: str | Path) -> Path:
     """Return the file of weights for a path.
 
     The path is a file, a run folder (the checkpoint `best`, or else `last`), or a folder with timm's `config.json`.
+    The name of a model, such as `seresnext50`, is the published file if there is no such path (see `find_published`).
     `hf-hub:ORG/NAME` is downloaded. `~` is expanded. Raise CheckpointError for an address, for a folder without
     weights, and for a published file that does not exist.
     """
@@ -39,27 +47,54 @@ def find_weights(given: str | Path) -> Path:
         is_there = path.exists()
     except (OSError, ValueError):  # A name that is too long or has a NUL character; opening the file reports the error.
         return path
-    urls = [row.weights_url for row in MODELS.values() if row.weights_file == path.name]
-    if urls and not is_there:
-        raise CheckpointError(f"{shown_path(path)} does not exist; download the file from {urls[0]}")
+    if is_there:
+        return path
+    if str(given) in MODELS or str(given) in SHORT_NAMES:
+        return find_published(str(given))
+    for name, row in MODELS.items():
+        for url in row.weights_urls:
+            if url.endswith(f"/{path.name}"):
+                raise CheckpointError(
+                    f"{shown_path(path)} does not exist; download the file from {url}, or give the name {name}, which "
+                    "downloads the file"
+                )
     return path
+
+
+def first_weights(section: ModelSection) -> Path:
+    """Return the file `model.weights` of a recipe. Raises CheckpointError as `find_weights` and `find_published` do."""
+    assert section.weights is not None
+    return find_published(section.name) if section.weights == PUBLISHED else find_weights(section.weights)
 
 
 def find_published(name: str) -> Path:
-    """Return the published file of a model of `MODELS` in the cache folder of `torch.hub`.
+    """Return the published file of a model of `MODELS`, from the cache folder of `torch.hub` or after a download to it.
 
-    Raises CheckpointError if the file is not there, or if the SHA-256 differs from the prefix in the name of the file.
+    Raises CheckpointError if there is no file and no download, or if the SHA-256 differs from the prefix in the name.
     """
-    row = MODELS[canonical_name(name)]
-    path = Path(torch.hub.get_dir(), "checkpoints", row.weights_file)
-    fix = f"download {row.weights_url} to {shown_path(path.parent)}"
-    if not path.exists():
-        raise CheckpointError(f"the weights of {name} are not on this machine; {fix}, or give the path of a file")
-    with open_file(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(path.stem.rpartition("-")[2]):
-        raise CheckpointError(f"{shown_path(path)} is damaged: the SHA-256 is {digest}; remove the file, and {fix}")
-    return path
+    urls = MODELS[canonical_name(name)].weights_urls
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    where = f"download {' or '.join(urls)} to {shown_path(folder)}"
+    for path in (folder / url.rpartition("/")[2] for url in urls):
+        if path.exists():
+            with open_file(path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not digest.startswith(sha256_in_name(path)):
+                raise CheckpointError(
+                    f"{shown_path(path)} is damaged: the SHA-256 is {digest}; remove the file, and {where}"
+                )
+            return path
+    problems = []
+    for url in urls:
+        try:
+            return download_file(url, folder)
+        except OSError as error:
+            reason = str(error).removeprefix("<urlopen error ").removesuffix(">")
+            problems.append(f"{urlsplit(url).hostname}: {printable(reason)}")
+    raise CheckpointError(
+        f"the weights of {name} are not on this machine, and no download worked ({'; '.join(problems)}); {where}, or "
+        "give the path of a file"
+    )
 
 
 def download(repository: str) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
 from seresnext.errors import CheckpointError, RecipeError, UsageError
-from seresnext.models.locate import find_weights
+from seresnext.models.locate import find_weights, first_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
@@ -186,7 +186,7 @@ def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Ca
     """
     if section.weights is None:
         return []
-    loaded = open_weights(section.weights)
+    loaded = open_weights(first_weights(section))
     notes = loaded.load_into(model, section.reset_head)
     if loaded.classes is None and not section.reset_head and has_other_labels():
         notes.append(

@@ -18,8 +18,9 @@ class Architecture:
 
     `params` counts trainable numbers. `multiply_adds` counts the multiply-adds of convolutions and linear layers for
     one image of 224x224. Both are for 1000 classes. `top1` and `top5` are percent of ImageNet's validation set, for one
-    centre crop after the preprocessing by `image_size`, `crop_pct` and `interpolation`. `weights_bytes` is the size of
-    the file, None if unknown.
+    centre crop after the preprocessing by `image_size`, `crop_pct` and `interpolation`. `weights_url` is the address of
+    the file that was measured, and `weights_bytes` the size, None if unknown. `timm_url` is the address of timm's copy,
+    which has another name and other bytes.
     """
 
     blocks: tuple[int, int, int, int]
@@ -30,6 +31,7 @@ class Architecture:
     top5: float
     weights_url: str
     weights_bytes: int | None = None
+    timm_url: str | None = None
     image_size: int = 224
     crop_pct: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -39,10 +41,16 @@ class Architecture:
         """Return the name of the published file."""
         return self.weights_url.rpartition("/")[2]
 
+    @property
+    def weights_urls(self) -> list[str]:
+        """Return the addresses of the published files. The first one answers today."""
+        return [*filter(None, [self.timm_url]), self.weights_url]
+
 
 # Sources of the `legacy_` weights: Hu et al. trained 50 and 101 in Caffe. Cadene's pretrained-models.pytorch converted
-# and measured them. timm trained and measured 26. The accuracies of the others are in timm's
-# results/results-imagenet.csv under `seresnext50_32x4d.racm_in1k` and `seresnext101_32x4d.gluon_in1k`.
+# and measured them; that server is reported dead, and timm's senet.py has the addresses of copies. timm trained and
+# measured 26. The accuracies of the other two are in timm's results/results-imagenet.csv under
+# `seresnext50_32x4d.racm_in1k` and `seresnext101_32x4d.gluon_in1k`.
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
 _GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1"
 _CADENE = "http://data.lip6.fr/cadene/pretrainedmodels"
@@ -66,6 +74,7 @@ MODELS = {
         top5=94.43,
         weights_url=f"{_CADENE}/se_resnext50_32x4d-a260b3a4.pth",
         weights_bytes=110_559_176,
+        timm_url=f"{_TIMM}/legacy_se_resnext50_32x4d-f3651bad.pth",
         interpolation="bilinear",
     ),
     "legacy_seresnext101_32x4d": Architecture(
@@ -77,6 +86,7 @@ MODELS = {
         top5=95.02,
         weights_url=f"{_CADENE}/se_resnext101_32x4d-3b2fe3d8.pth",
         weights_bytes=196_466_866,
+        timm_url=f"{_TIMM}/legacy_se_resnext101_32x4d-37725eac.pth",
         interpolation="bilinear",
     ),
     "seresnext50_32x4d": Architecture(

@@ -31,7 +31,7 @@ Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=64)
 Scales = Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=64)]
 
 
-class PretrainedConfig(BaseModel):
+class PretrainedConfig(BaseModel, frozen=True):
     """The preprocessing. Keys and defaults are timm's (`PretrainedCfg`).
 
     `test_input_size` and `test_crop_pct` are the sizes of timm's validate.py, and come first.
@@ -58,7 +58,7 @@ class PretrainedConfig(BaseModel):
         return Preprocessing(height, self.test_crop_pct or self.crop_pct, self.interpolation, mean, std)
 
 
-class TimmConfig(BaseModel):
+class TimmConfig(BaseModel, frozen=True):
     """The content of `config.json`. Keys without a meaning here are ignored."""
 
     architecture: str
@@ -111,10 +111,7 @@ def read_config(weights: Path) -> TimmConfig | None:
     try:
         return TimmConfig.model_validate_json(data)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{shown_path(path)} is refused: {_first_problem(error)}; give a folder that timm wrote for one of these "
-            "models"
-        ) from None
+        raise CheckpointError(f"{shown_path(path)} is refused: {first_problem(error)}; give a folder of timm") from None
 
 
 def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_channels: int, source: str) -> Preprocessing:
@@ -139,11 +136,11 @@ def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_chann
         return PretrainedConfig.model_validate({**published, **given}).preprocessing(in_channels, source)
     except ValidationError as error:
         raise CheckpointError(
-            f"{source} has arguments of its training that are refused: {_first_problem(error)}; "
-            "save the state_dict alone"
+            f"{source} has training arguments that are refused: {first_problem(error)}; save the state dict alone"
         ) from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem of values that pydantic refuses, with its place, on one line."""
     first = error.errors()[0]
     return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), longest=500)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from seresnext.errors import DataError
-from seresnext.prepare import complete_folder
+from seresnext.files import new_folder
 
 # A record: one byte of label, then 1,024 bytes each of red, green and blue (https://www.cs.toronto.edu/~kriz/cifar.html).
 RECORD = 1 + 3 * 32 * 32
@@ -71,6 +71,6 @@ def prepare_cifar10(archive: Path, output: Path) -> None:
     if output.exists():
         raise DataError(f"{output} exists already; move the folder away or give another --output")
     found = read_archive(archive)
-    with complete_folder(output) as folder:
+    with new_folder(output) as folder:
         counts = write_images(found, folder)
     print(f"{output}: wrote {counts['train']:,} training and {counts['val']:,} validation images")

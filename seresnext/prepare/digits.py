@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from seresnext.errors import DataError
-from seresnext.prepare import complete_folder
+from seresnext.files import new_folder
 from seresnext.process.packages import extra
 from seresnext.randomness import permutation_at
 
@@ -39,7 +39,7 @@ def write_digits(folder: Path) -> None:
     with extra("demo"):
         from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)  # N 64, grey levels 0 to 16
+    images, labels = map(np.asarray, load_digits(return_X_y=True))  # N 64, grey levels 0 to 16
     in_validation = np.isin(np.arange(len(labels)), validation_indices(labels))
     for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         image = Image.fromarray(np.round(pixels.reshape(8, 8) * (255 / 16)).astype(np.uint8))
@@ -59,6 +59,6 @@ def prepare_digits(output: Path) -> None:
             )
         print(f"{output}: {train} training and {val} validation images are there already")
         return
-    with complete_folder(output) as folder:
+    with new_folder(output) as folder:
         write_digits(folder)
     print(f"{output}: wrote {1797 - VALIDATION_IMAGES} training and {VALIDATION_IMAGES} validation images")

@@ -48,7 +48,8 @@ from seresnext.data.shards.format import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError
-from seresnext.printable import as_utf8, printable
+from seresnext.files import read_lines
+from seresnext.printable import as_utf8, listed, printable
 from seresnext.process.fork import FORK
 from seresnext.process.signals import die_with_parent
 from seresnext.progress import progress, warn
@@ -96,9 +97,6 @@ class Job:
         return range(shard * size, min((shard + 1) * size, len(self.order)))
 
 
-# ------------------------------------------------------------------------------------------------ images
-
-
 def encode(data: bytes, name: str, options: dict[str, Any], max_pixels: int) -> tuple[bytes, str]:
     """Return the bytes of an image for a shard, and the file ending (jpg, png). Raises DataError naming the image."""
     ending = "jpg" if data.startswith(JPEG) else "png" if data.startswith(PNG) else None
@@ -129,9 +127,6 @@ def images_per_shard(reader: Reader, order: np.ndarray, options: dict[str, Any],
     sample = order[:_SAMPLE].tolist()
     sizes = [len(encode(reader.read(i), reader.name(i), options, max_pixels)[0]) for i in sample]
     return max(1, round(size / (sum(sizes) / len(sizes) + _TAR_BYTES)))
-
-
-# ------------------------------------------------------------------------------------------------ shards
 
 
 def write_shard(job: Job, number: int) -> tuple[Shard, np.ndarray]:
@@ -260,10 +255,9 @@ def _made_before(job: Job) -> dict[str, Shard]:
         names = set(made)
     foreign = sorted({path.name for path in job.folder.glob("*.tar")} - names)
     if foreign:
-        more = f" and {len(foreign) - _LISTED} more" if len(foreign) > _LISTED else ""
         raise DataError(
-            f"{job.folder} has files of other shards: {', '.join(foreign[:_LISTED])}{more}; give another "
-            "--output, or remove the files"
+            f"{job.folder} has files of other shards: {', '.join(listed(foreign, _LISTED))}; give another --output, or "
+            "remove the files"
         )
     return made
 
@@ -289,25 +283,9 @@ def write_index(
     return manifest
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the names in a list of classes, one name a line. Raises DataError naming a line that is not UTF-8."""
-    content = b""
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; give the list of classes with --classes") from None
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save the list of classes as UTF-8"
-        ) from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
 def index_existing(folder: Path, classes_file: Path) -> None:
     """Write the index of shards of another tool. Raises DataError naming the member that is not an image."""
-    classes = read_classes(classes_file)
+    classes = tuple(read_lines(classes_file))
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise DataError(f"{folder} has no .tar files; give the folder of the shards")
@@ -322,9 +300,6 @@ def index_existing(folder: Path, classes_file: Path) -> None:
             advance(shards[-1].bytes)
     manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
     print(f"{folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
-
-
-# ------------------------------------------------------------------------------------------------ command
 
 
 def plan(split: str, arguments: Namespace) -> Job:
@@ -359,10 +334,7 @@ def prepare_shards(arguments: Namespace) -> None:
     if arguments.shard_size * 1_000_000 > LARGEST_SHARD // 2:
         raise UsageError(f"--shard-size {arguments.shard_size}: must be at most 2000")
     if lies_in(arguments.output, arguments.data):
-        raise UsageError(
-            f"--output {arguments.output} is or lies inside the data {arguments.data}; give a folder outside of the "
-            "data"
-        )
+        raise UsageError(f"--output {arguments.output} lies inside the data {arguments.data}; give another folder")
     for split in arguments.split or ("train", "val"):
         job = plan(split, arguments)
         manifest = write_split(job, arguments.workers)

@@ -27,7 +27,7 @@ def least_micro_size(recipe: Recipe) -> int:
     return 2 if recipe.mix.mixup or recipe.mix.cutmix or lone_stages(recipe) else 1
 
 
-def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
+def dividing_micro_size(recipe: Recipe, world_size: int) -> int | None:
     """Return the micro size nearest below the recipe's that divides a process's share of the global batch.
 
     None if the share is no whole number, or if all divisors of the share are less than half of the micro size.
@@ -39,12 +39,6 @@ def dividing_micro_size(recipe: Recipe, world_size: int = 1) -> int | None:
     largest = min(micro, share)
     least = max(least_micro_size(recipe), -(-largest // 2))
     return next((size for size in range(largest, least - 1, -1) if share % size == 0), None)
-
-
-def multiples_near(recipe: Recipe, unit: int) -> list[int]:
-    """Return the global sizes below and above the recipe's that are multiples of `unit` and of `augment.repeats`."""
-    unit, total = math.lcm(unit, recipe.augment.repeats), recipe.batch.global_size
-    return [size for size in (total // unit * unit, (total // unit + 1) * unit) if 0 < size <= MAX_GLOBAL_SIZE]
 
 
 def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> dict[str, int] | None:

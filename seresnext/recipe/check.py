@@ -9,12 +9,10 @@ from typing import Any
 from seresnext.errors import RecipeError
 from seresnext.recipe.batch_sizes import (
     changes,
-    dividing_micro_size,
     fitting_batch,
     fitting_in_words,
     in_words,
     lone_stages,
-    multiples_near,
     smallest_image,
 )
 from seresnext.recipe.check_images import image_problems
@@ -142,10 +140,8 @@ def _are_blocks_frozen(recipe: Recipe) -> bool:
 def _batch(recipe: Recipe) -> Iterator[Problem]:
     total, micro = recipe.batch.global_size, recipe.batch.micro_size
     if total % micro:
-        choices = [one_of([str(size) for size in multiples_near(recipe, micro)] or ["a smaller batch.micro_size"])]
-        if total % recipe.augment.repeats == 0 and (smaller := dividing_micro_size(recipe)):
-            choices.append(f"batch.micro_size={smaller}")
-        message = f"must be a multiple of batch.micro_size, {micro}, found {total}; write {', or '.join(choices)}"
+        advice = fitting_in_words(recipe)
+        message = f"must be a multiple of batch.micro_size, {micro}, found {total}; write {advice}"
         yield Problem("batch.global_size", message, ("batch.micro_size",))
     if micro == 1 and (alone := lone_stages(recipe)):
         size = smallest_image(recipe)
@@ -195,9 +191,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
         message = "is ema, but ema is null, so the run has no average; write auto or model, or give the ema section"
         yield Problem("evaluation.weights", message, ("ema",))
     if evaluation.recalibrate and recipe.early_stop:
-        message = (
-            "needs a last validation that is known in advance, unlike with early_stop; write null for one of the two"
-        )
+        message = "needs a last validation that is known in advance, unlike with early_stop; write null for one"
         yield Problem("evaluation.recalibrate", message, ("early_stop",))
     if evaluation.recalibrate and _are_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
         message = "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null"

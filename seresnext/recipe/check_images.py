@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from seresnext.recipe.batch_sizes import fitting_in_words, least_micro_size, multiples_near
-from seresnext.recipe.explain import Problem, one_of
+from seresnext.recipe.batch_sizes import fitting_in_words
+from seresnext.recipe.explain import Problem
 from seresnext.recipe.schema import ErasingSection, Recipe
 
 
@@ -87,23 +86,10 @@ def _augment(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _repeats(recipe: Recipe) -> Iterator[Problem]:
-    repeats, total, micro = recipe.augment.repeats, recipe.batch.global_size, recipe.batch.micro_size
-    if total % repeats == 0:
-        return
-    if micro < least_micro_size(recipe):
-        advice = fitting_in_words(recipe)
-    elif total % micro:
-        # batch.global_size has to change, too. A divisor of the present size may not divide the new size.
-        sizes = [str(size) for size in multiples_near(recipe, micro)]
-        advice = f"batch.global_size {one_of(sizes)}" if sizes else "a smaller number"
-    else:
-        small = [number for number in range(1, min(math.isqrt(total), 10**6) + 1) if total % number == 0]
-        divisors = sorted({*small, *(total // number for number in small)})
-        fitting = [str(number) for number in divisors if number < repeats][-1:]
-        fitting += [str(number) for number in divisors if number > repeats][:1]
-        advice = f"{one_of(fitting)}, or another global_size"
-    message = f"must divide batch.global_size, {total}, found {repeats}; write {advice}"
-    yield Problem("augment.repeats", message, ("batch.global_size",))
+    repeats, total = recipe.augment.repeats, recipe.batch.global_size
+    if total % repeats:
+        message = f"must divide batch.global_size, {total}, found {repeats}; write {fitting_in_words(recipe)}"
+        yield Problem("augment.repeats", message, ("batch.global_size",))
 
 
 def _mix(recipe: Recipe) -> Iterator[Problem]:

@@ -84,10 +84,8 @@ def _override(root: Node, override: str, problems: list[str]) -> Node:
         found = ["base: write the key in the file of a recipe"]
     elif key not in all_keys():
         parent, _, name = key.rpartition(".")
-        is_inside_value = all_keys().get(parent) is False
-        hint = (
-            f"{parent} has no keys inside; set the value as a whole" if is_inside_value else unknown_key(parent, name)
-        )
+        is_in_value = all_keys().get(parent) is False
+        hint = f"{parent} has no keys inside; set the value as a whole" if is_in_value else unknown_key(parent, name)
         found = [f"{shorten(key)}: {hint}"]
     else:
         try:

@@ -18,15 +18,9 @@ from seresnext.durations import Duration
 from seresnext.recipe.reader import has_control
 
 ModelName = Literal[
-    "seresnext26",
-    "seresnext50",
-    "seresnext101",
-    "legacy_seresnext26_32x4d",
-    "legacy_seresnext50_32x4d",
-    "legacy_seresnext101_32x4d",
-    "seresnext50_32x4d",
-    "seresnext101_32x4d",
-]
+    "seresnext26", "seresnext50", "seresnext101", "legacy_seresnext26_32x4d", "legacy_seresnext50_32x4d",
+    "legacy_seresnext101_32x4d", "seresnext50_32x4d", "seresnext101_32x4d",
+]  # fmt: skip
 DataFormat = Literal["folder", "imagenet", "shards", "synthetic"]
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "linear"]
@@ -147,12 +141,14 @@ class ModelSection(Section):
     num_classes: int = _key(1000, "Outputs of the classifier: the number of class folders.", ge=2, le=1_000_000)
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
-    weights: Text | None = _key(None, "File of weights to start from. null: random initial weights.")
+    weights: Text | None = _key(
+        None,
+        "File of weights to start from. `published`: the published file of the model, which is downloaded. null: "
+        "random initial weights.",
+    )
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
-    drop_path_rate: Number = _key(
-        0.0, "Stochastic depth: probability to skip the last block. Linearly less for earlier blocks.", ge=0, lt=1
-    )
+    drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
     frozen: Stages = _key((), "Stages whose loaded weights and BatchNorm statistics do not change.")
 
 
@@ -168,9 +164,7 @@ class ProgressiveSection(Section):
 class DataSection(Section):
     """The images."""
 
-    root: Text = _key(
-        "data/imagenet", "Folder with a folder per split. For `shards` also an address: `https://...`, `s3://...`."
-    )
+    root: Text = _key("data/imagenet", "Folder with a folder per split. For `shards` also an address, `s3://...`.")
     format: DataFormat = _key(
         "folder",
         "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
@@ -206,9 +200,7 @@ class DataSection(Section):
 class PolicySection(Section):
     """Random operations on a training image, such as shear and posterize."""
 
-    name: Literal["randaugment", "trivialaugment"] = _key(
-        "randaugment", "The policy. Operations and magnitudes are torchvision's."
-    )
+    name: Literal["randaugment", "trivialaugment"] = _key("randaugment", "Operations and magnitudes are torchvision's.")
     num_ops: int | None = _key(None, "`randaugment` only: operations per image.", ge=1, le=14)
     magnitude: int | None = _key(None, "`randaugment` only: strength, from 0 to num_magnitude_bins - 1.", ge=0)
     num_magnitude_bins: int = _key(31, "Number of magnitudes.", ge=2, le=10_000)
@@ -246,9 +238,7 @@ class AugmentSection(Section):
     policy: PolicySection | None = _key(None, "RandAugment or TrivialAugment. null: off.")
     color_jitter: ColorJitterSection | None = _key(None, "Random changes of colour, after the policy. null: off.")
     erasing: ErasingSection | None = _key(None, "Random erasing. null: off.")
-    repeats: int = _key(
-        1, "Repeated augmentation: copies of each image in a global batch. An epoch shows fewer images.", ge=1, le=10**7
-    )
+    repeats: int = _key(1, "Repeated augmentation: copies of each image in a batch of fewer images.", ge=1, le=10**7)
 
 
 class MixSection(Section):
@@ -278,9 +268,7 @@ class OptimizerSection(Section):
     weight_decay: Number = _key(1e-4, "`sgd`: L2 penalty, added to the gradient. `adamw`: decoupled, times lr.", ge=0)
     decay_norm_and_bias: bool = _key(True, "Apply weight decay to BatchNorm weights and biases.")
     clip_norm: Number | None = _key(None, "Total norm above which gradients are scaled down. null: off.", gt=0)
-    stop_after_skips: int = _key(
-        10, "A step whose loss or gradient is not finite is skipped. This many skips in a row end the run.", ge=1
-    )
+    stop_after_skips: int = _key(10, "Skipped steps (loss or gradient not finite) in a row that end the run.", ge=1)
 
 
 class ScheduleSection(Section):
@@ -298,9 +286,7 @@ class LossSection(Section):
 
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
-    target_threshold: Number | None = _key(
-        None, "`bce` only: mixed targets above this become 1, others 0. null: off.", ge=0, lt=1
-    )
+    target_threshold: Number | None = _key(None, "`bce` only: targets above become 1, others 0. null: off.", ge=0, lt=1)
 
 
 class EmaSection(Section):
@@ -313,9 +299,7 @@ class EmaSection(Section):
 class RecalibrateSection(Section):
     """BatchNorm statistics of the final weights, computed over training images after the last step."""
 
-    images: int = _key(
-        50_000, "How many images, rounded up to global batches. The images are augmented and not mixed.", ge=1, le=10**9
-    )
+    images: int = _key(50_000, "Images (augmented, not mixed), rounded up to global batches.", ge=1, le=10**9)
 
 
 class EvaluationSection(Section):
@@ -325,12 +309,8 @@ class EvaluationSection(Section):
     batch_size: int | None = _key(None, "Images of a forward pass on a rank. null: `batch.micro_size`.", ge=1, le=10**6)
     crop_pct: Number = _key(0.875, "Side of the centre crop / shorter side of the resized image.", ge=0.1, le=1)
     interpolation: Interpolation = _key("bilinear", "Interpolation for resizing an image.")
-    weights: Literal["auto", "model", "ema"] = _key(
-        "auto", "Weights that choose `best`. auto: the EMA if there is one, else the model."
-    )
-    recalibrate: RecalibrateSection | None = _key(
-        None, "Recompute BatchNorm statistics before the last validation. null: off."
-    )
+    weights: Literal["auto", "model", "ema"] = _key("auto", "Weights that choose `best`. auto: EMA, else the model.")
+    recalibrate: RecalibrateSection | None = _key(None, "Recompute BatchNorm before the last validation. null: off.")
 
 
 class EarlyStopSection(Section):
@@ -342,9 +322,7 @@ class EarlyStopSection(Section):
 class CheckpointSection(Section):
     """Checkpoints."""
 
-    every: PositiveDuration = _key(
-        Duration(1, "ep"), "Interval between checkpoints. A checkpoint is also saved before each validation."
-    )
+    every: PositiveDuration = _key(Duration(1, "ep"), "Interval between checkpoints; also before each validation.")
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
     keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
     on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
@@ -367,9 +345,7 @@ class RuntimeSection(Section):
     grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")
     channels_last: AutoBool = _key(True, "NHWC memory layout. auto: true.")
     bucket_mb: Number = _key(25.0, "MiB of gradients that DDP averages at a time.", gt=0, le=1024)
-    compress_gradients: Literal["none", "bf16"] = _key(
-        "none", "bf16: DDP sends gradients rounded to bf16, which halves the bytes."
-    )
+    compress_gradients: Literal["none", "bf16"] = _key("none", "bf16: DDP sends gradients as bf16, half the bytes.")
     deterministic: bool = _key(False, "Use deterministic kernels only: a repeated run on CUDA gives the same bits.")
     loader_timeout: int = _key(600, "Seconds without a batch after which the run ends with an error.", ge=1, le=10**7)
     collective_timeout: int = _key(600, "Seconds without an answer after which a rank counts as lost.", ge=1)

@@ -66,9 +66,8 @@ def build_chart(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
-        return round(_LEFT + across * (WIDTH - _LEFT - _RIGHT), 1), round(
-            HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1
-        )
+        left, top = _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
+        return round(left, 1), round(top, 1)
 
     lines = []
     for each in series:

@@ -23,9 +23,9 @@ from PIL import Image
 from seresnext import __version__
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.synthetic import SyntheticReader
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError
 from seresnext.evaluation.statistics import BINS, confidences
-from seresnext.files import read_small_json, write_atomically
+from seresnext.files import read_small_json, write_output
 from seresnext.models import Preprocessing
 from seresnext.models.pretrained import build_pretrained
 from seresnext.printable import for_terminal, printable, shown_path
@@ -115,11 +115,7 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
         )
     )
     path = folder / "index.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
-    except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another folder for the report") from None
+    write_output(path, page)
     return path
 
 
@@ -127,9 +123,8 @@ def render(content: Content) -> str:
     """Return the page as ASCII; other characters are references of HTML."""
     with extra("report"):
         import jinja2
-    template, script, style = (
-        (files("seresnext.report") / f"page.{ending}").read_text("utf-8") for ending in ("html.jinja", "js", "css")
-    )
+    names = ("page.html.jinja", "page.js", "page.css")
+    template, script, style = ((files("seresnext.report") / name).read_text("utf-8") for name in names)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
@@ -224,9 +219,8 @@ def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     for key, label, name, others in rows:
         series = []
         for event, text, style in (*others, *validations):
-            points = [
-                point for point in zip(*curves.get(f"{event}.{key}", ()), strict=True) if np.isfinite(point).all()
-            ]
+            curve = zip(*curves.get(f"{event}.{key}", ()), strict=True)
+            points = [point for point in curve if np.isfinite(point).all()]
             series += [Series(text, style, points)] if points else []
         if series:
             last = max(epoch for each in series for epoch, _ in each.points)

@@ -40,6 +40,7 @@ from seresnext.run.opening import open_splits
 from seresnext.run.resolve import resolve_auto
 from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
+from seresnext.training.data import TrainData, Validation
 from seresnext.training.ema import Ema
 from seresnext.training.loss import build_loss
 from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
@@ -47,7 +48,7 @@ from seresnext.training.plan import Progress, build_plan
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import build_schedule
 from seresnext.training.step import StepSettings, TrainingStep
-from seresnext.training.trainer import TrainData, Trainer, Validation
+from seresnext.training.trainer import Trainer
 
 
 class Run:

@@ -40,9 +40,7 @@ def average(paths: Sequence[Path], weights: str | None) -> tuple[dict[str, Tenso
             changes.append("the tensors differ")
         if changes:
             listing = "\n  ".join(changes)
-            raise CheckpointError(
-                f"{path} cannot be averaged with {paths[0]}; give checkpoints of one run:\n  {listing}"
-            )
+            raise CheckpointError(f"{path} cannot be averaged with {paths[0]}; give checkpoints of a run:\n  {listing}")
         if metadata.step >= newest[1].step:
             newest = found
         for name, tensor in tensors.items():
@@ -60,10 +58,7 @@ def _read(path: Path, weights: str | None) -> tuple[dict[str, Tensor], Checkpoin
     """Return the weights of a checkpoint and the metadata. Raise CheckpointError or UsageError."""
     loaded = open_weights(path, weights)
     if loaded.metadata is None or loaded.recipe is None:
-        raise CheckpointError(
-            f"{loaded.source} is a bare file of weights without a recipe, not a checkpoint of this project; give "
-            "checkpoints of one recipe"
-        )
+        raise CheckpointError(f"{loaded.source} is a file of weights without a recipe; give checkpoints of one recipe")
     check_values(loaded.tensors, loaded.source)
     return loaded.tensors, replace(loaded.metadata, recipe=to_values(loaded.recipe))
 
@@ -74,9 +69,7 @@ def average_checkpoints(arguments: Namespace) -> None:
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise UsageError("too few checkpoints, or one twice; give two checkpoints or more, each once")
     if output.suffix != ".safetensors" or output.exists():
-        raise UsageError(
-            f"--output {output}: the file exists or has another ending; give a new file with the ending .safetensors"
-        )
+        raise UsageError(f"--output {output}: the file exists or has another ending; give a new .safetensors file")
     if store.is_name_of_run(output):  # A run would resume from such a file in the run folder.
         raise UsageError(f"--output {output}: this name is reserved for the checkpoints of a run; give another name")
     tensors, metadata = average(paths, None if arguments.weights == "auto" else arguments.weights)

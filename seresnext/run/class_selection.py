@@ -11,6 +11,7 @@ from seresnext.data.readers import look_alikes
 from seresnext.data.readers.class_labels import labels_by_name
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError, UsageError
+from seresnext.files import read_lines
 from seresnext.printable import printable
 
 _LISTED = 5
@@ -47,19 +48,17 @@ def select_classes(
     is_imagenet = num_classes == len(places) and (model_names is None or set(model_names) == places.keys())
     names = list(model_names or (places if is_imagenet else map(str, range(num_classes))))
     outputs = {name: place for place, name in enumerate(names)}
-    numbers = {name: int(name) for name in folders if name.isascii() and name.isdigit() and len(name) < 10}
-    notice = None
+    found, notice = set(folders), None
+    has_names = model_names is not None or is_imagenet
     if class_map is not None:
-        labels = [_mapped(folder, class_map, outputs, where) for folder in folders]
-    elif (model_names is not None or is_imagenet) and set(folders) == outputs.keys():
+        if missing := sorted(found - class_map.keys()):
+            raise DataError(f"--class-map has no line for {printable(missing[0])}, a folder of {where}; add the line")
+        labels = [_label(class_map[folder].strip(), folder, outputs, "--class-map") for folder in folders]
+    elif has_names and (found == outputs.keys() or (is_imagenet and found < outputs.keys())):
         labels = [outputs[folder] for folder in folders]
-    elif is_imagenet and set(folders) < places.keys():
-        labels = [outputs[folder] for folder in folders]
-        notice = f"the class folders of {where} are {len(folders)} of ImageNet's classes; only these classes count"
-    elif is_imagenet and numbers.keys() == set(folders) and len(set(numbers.values())) == len(folders) < num_classes:
-        labels = [_checked_number(numbers[folder], folder, num_classes, where) for folder in folders]
-        notice = f"the class folders of {where} are {len(folders)} numbers; only these labels of ImageNet count"
-    elif model_names is not None and not (is_imagenet and sorted(numbers.values()) == list(range(num_classes))):
+    elif is_imagenet and len({int(name) for name in folders if _is_number(name)}) == len(folders):
+        labels = [_label(folder, folder, outputs, where) for folder in folders]
+    elif model_names is not None:
         raise _other_classes(folders, model_names, where)
     elif len(folders) != num_classes:
         raise DataError(
@@ -70,8 +69,11 @@ def select_classes(
         labels, notice = labels_by_name(folders, where)
         notice = notice and f"the file of weights has no class names; {notice}"
     used = sorted(set(labels))
-    columns = None if len(used) == num_classes else used
-    return ClassSelection(labels, columns, [names[place] for place in used], notice)
+    if len(used) == num_classes:
+        return ClassSelection(labels, None, names, notice)
+    if class_map is None:
+        notice = f"the class folders of {where} are {len(folders)} of ImageNet's classes; only these classes count"
+    return ClassSelection(labels, used, [names[place] for place in used], notice)
 
 
 def read_class_map(path: Path) -> dict[str, str]:
@@ -80,56 +82,37 @@ def read_class_map(path: Path) -> dict[str, str]:
     A file of folders alone is timm's `--class-map`. Empty lines do not count. Raise DataError.
     """
     found: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(read_lines(path, "--class-map"))):
+    for number, row in enumerate(csv.reader(read_lines(path))):
         folder, name = row if len(row) == 2 else (row[0], str(number))
         if len(row) > 2 or folder in found:
             problem = "repeats a folder" if folder in found else "has three parts"
-            raise DataError(
-                f"--class-map {path}: line {number + 1} {problem}; write one line `folder,class` for each class folder"
-            )
+            raise DataError(f"--class-map {path}: line {number + 1} {problem}; write `folder,class` for each folder")
         found[folder] = name
     return found
 
 
 def read_class_names(words: str) -> list[str]:
     """Return names from a text file with a name a line, or from a list with commas. Raise UsageError or DataError."""
-    names = (
-        read_lines(Path(words), "--classes") if Path(words).is_file() else [word.strip() for word in words.split(",")]
-    )
+    names = read_lines(Path(words)) if Path(words).is_file() else [word.strip() for word in words.split(",")]
     if len(set(names)) < len(names) or len(names) < 2:
         raise UsageError(f"--classes {words} names {len(set(names))} different classes; name each class once")
     return names
 
 
-def read_lines(path: Path, option: str) -> list[str]:
-    """Return the lines of a text file that have text. Raise DataError, which names the option."""
-    try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{option} {path} cannot be read ({error}); give a text file in UTF-8") from None
-
-
-def _mapped(folder: str, class_map: Mapping[str, str], outputs: Mapping[str, int], where: str) -> int:
-    if folder not in class_map:
-        raise DataError(f"--class-map has no line for the class folder {printable(folder)} of {where}; add the line")
-    name = class_map[folder].strip()
+def _label(name: str, folder: str, outputs: Mapping[str, int], where: str) -> int:
+    """Return the output for a class, by name or by number."""
     if name in outputs:
         return outputs[name]
-    if name.isascii() and name.isdigit() and len(name) < 10:
-        return _checked_number(int(name), folder, len(outputs), "--class-map")
+    if _is_number(name) and int(name) < len(outputs):
+        return int(name)
     raise DataError(
-        f"--class-map gives {printable(folder)} the class {printable(name)}, which the model does not have; write a "
-        f"class of the model or a number from 0 to {len(outputs) - 1}"
+        f"{where} gives {printable(folder)} the class {printable(name)}, which the model does not have; write a class "
+        f"of the model or a number from 0 to {len(outputs) - 1}"
     )
 
 
-def _checked_number(number: int, folder: str, num_classes: int, where: str) -> int:
-    if number >= num_classes:
-        raise DataError(
-            f"{where} gives {printable(folder)} the label {number}, and the labels of the model are 0 to "
-            f"{num_classes - 1}; correct the number"
-        )
-    return number
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 10
 
 
 def _other_classes(folders: Sequence[str], model_names: Sequence[str], where: str) -> DataError:

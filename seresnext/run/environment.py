@@ -19,16 +19,8 @@ from seresnext.data.decode.regions import DECODER
 from seresnext.distributed import World
 from seresnext.printable import printable
 
-_PACKAGES = (
-    "seresnext",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pillow",
-    "pydantic",
-    "safetensors",
-    "nvidia-nvimgcodec-cu13",
-)
+_PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
+_PACKAGES += ("nvidia-nvimgcodec-cu13",)
 # Fields and packages that may change the last bits of a number.
 _BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
 _BITS += ("seresnext", "torch", "torchvision", "numpy", "pillow", "git_commit")

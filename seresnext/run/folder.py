@@ -28,6 +28,7 @@ RUN_FILES = (
     "environment.json",
     "metrics.jsonl",
     "tensorboard",
+    "profile",  # --profile
     "log.txt",
     "checkpoints",
     "curves.png",  # seresnext plot

@@ -19,7 +19,7 @@ from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
-from seresnext.models import find_weights, open_weights
+from seresnext.models import PUBLISHED, first_weights, open_weights
 from seresnext.printable import listed
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
@@ -235,14 +235,14 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
     if section.weights is None:
         return
     try:
-        path = find_weights(section.weights)
+        path = first_weights(section)
         open_file(path).close()
         if not others:
             return  # `load_first_weights` reads the file.
         loaded = open_weights(path)
     except CheckpointError as error:
-        text = f"{error} (model.weights); set model.weights to the path of a file of weights"
-        yield StartProblem(CheckpointError, text)
+        fix = "" if section.weights == PUBLISHED else "; set model.weights to the path of a file of weights"
+        yield StartProblem(CheckpointError, f"{error} (model.weights){fix}")
         return
     wanted = {key: value for problem in others for key, value in problem.settings.items()}
     num_classes = wanted.get("model.num_classes", section.num_classes)

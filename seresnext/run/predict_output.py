@@ -7,13 +7,14 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.errors import Failure, UsageError
+from seresnext.errors import UsageError
+from seresnext.files import NewFile
 from seresnext.printable import as_utf8, printable, shown_path
 from seresnext.process.packages import extra
 
@@ -51,15 +52,16 @@ def open_rows(path: Path | None, output_format: str, top: int) -> Iterator[Write
     if output_format == "parquet":
         assert path is not None
         types = {name: float if name.startswith("probability") else str for name in _columns([], top)}
-        with _open_parquet(path, "--output", types) as write_columns:
+        with _open_parquet(path, types) as write_columns:
             yield lambda rows: write_columns(_columns(rows, top))
-    elif path is None:
-        _print(_header(output_format, top))
-        yield lambda rows: _print(_LINES[output_format](rows, top))
     else:
-        with _NewFile(path, "--output") as file:
-            file.write(_header(output_format, top).encode())
-            yield lambda rows: _write(file, _LINES[output_format](rows, top))
+        with NewFile(path) if path else nullcontext() as file:
+
+            def write(text: str) -> None:
+                file.write(as_utf8(text).encode()) if file else _print(text)
+
+            write(",".join(_columns([], top)) + "\n" if output_format == "csv" else "")
+            yield lambda rows: write(_LINES[output_format](rows, top))
 
 
 @contextmanager
@@ -71,10 +73,10 @@ def open_features(path: Path | None, width: int) -> Iterator[WriteFeatures]:
     if path is None:
         yield lambda paths, features: None
     elif path.suffix == ".parquet":
-        with _open_parquet(path, "--features", {"path": str, "features": width}) as write_columns:
+        with _open_parquet(path, {"path": str, "features": width}) as write_columns:
             yield lambda paths, features: write_columns({"path": list(map(as_utf8, paths)), "features": features})
     else:
-        with _NewFile(path, "--features") as file:
+        with NewFile(path) as file:
             count = 0
 
             def write(paths: Sequence[str], features: np.ndarray) -> None:
@@ -88,41 +90,8 @@ def open_features(path: Path | None, width: int) -> Iterator[WriteFeatures]:
             _write_header(file, count, width)  # NumPy leaves room for a larger number of rows.
 
 
-class _NewFile(io.FileIO):
-    """A file that gets the name `path` at the end of the block, and is removed after an error.
-
-    A failed write raises a Failure that names the file and the option.
-    """
-
-    def __init__(self, path: Path, option: str) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.part")
-        self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file with {option}"
-        if path.exists() and not path.is_file():  # A device would be replaced.
-            raise UsageError(self._failure.format("not a regular file"))
-        try:
-            super().__init__(self._temporary, "w")
-        except OSError as error:
-            raise UsageError(self._failure.format(error.strerror)) from None
-
-    def write(self, data: Any, /) -> int:
-        rest = memoryview(data).cast("B")
-        try:
-            while rest:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            raise Failure(self._failure.format(error.strerror)) from None
-        return memoryview(data).nbytes
-
-    def __exit__(self, kind: Any, *details: Any) -> None:
-        super().__exit__(kind, *details)
-        if kind:
-            self._temporary.unlink(missing_ok=True)
-        else:
-            self._temporary.replace(self._path)
-
-
 @contextmanager
-def _open_parquet(path: Path, option: str, types: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _open_parquet(path: Path, types: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that appends columns to a new Parquet file.
 
     The type of a column is `str` or `float` for lists, or the number of columns of a float32 array.
@@ -140,7 +109,7 @@ def _open_parquet(path: Path, option: str, types: dict[str, Any]) -> Iterator[Ca
             return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), types[name])
         return pyarrow.array(values, schema.field(name).type)
 
-    with _NewFile(path, option) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+    with NewFile(path) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:
             if pending:
@@ -191,14 +160,6 @@ def _csv_lines(rows: Sequence[Row], top: int) -> str:
 
 
 _LINES = {"table": _table_lines, "jsonl": _json_lines, "csv": _csv_lines}
-
-
-def _header(output_format: str, top: int) -> str:
-    return ",".join(_columns([], top)) + "\n" if output_format == "csv" else ""
-
-
-def _write(file: io.FileIO, text: str) -> None:
-    file.write(as_utf8(text).encode())
 
 
 def _print(text: str) -> None:

@@ -30,14 +30,23 @@ from seresnext.run.resume import (
 )
 from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
+from seresnext.training.profile import build_profiler
 
 
 def train(
-    recipe: Recipe, world: World, stop: StopRequest, *, output: Path, resume: str, allow_changed: Collection[str]
+    recipe: Recipe,
+    world: World,
+    stop: StopRequest,
+    *,
+    output: Path,
+    resume: str,
+    allow_changed: Collection[str],
+    profile: tuple[int | None, int] | None = None,
 ) -> None:
     """Train by a recipe in a run folder, from the last checkpoint if there is one, to the end or a stop request.
 
     Raises a Failure for a problem that the user has to fix. `status.json` in the folder states how the run ended.
+    `profile` has the steps to trace (training/profile.py).
     """
     world.set_timeout(recipe.runtime.collective_timeout)
     with world.agreeing():
@@ -59,6 +68,7 @@ def train(
             _finish(run, folder, progress, console)
             return
         trainer = run.trainer(folder, checkpoint, progress, stop)
+        trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
         console.print(run.introduction())
         if checkpoint:
             console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")

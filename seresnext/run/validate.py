@@ -103,12 +103,11 @@ class Validation:
 
     def table(self) -> PredictionTable:
         """Return the predictions of all images."""
+        classes = self.selection.names
         if self.result.logits is None or self.result.labels is None:
-            raise DataError(
-                f"{len(self.reader)} images with {len(self.selection.names)} classes are too many for a table"
-            )
+            raise DataError(f"{len(self.reader)} images with {len(classes)} classes are too many for a table")
         names = [self.reader.name(index) for index in range(len(self.reader))]
-        return PredictionTable.of_logits(names, self.result.labels, self.result.logits, self.selection.names)
+        return PredictionTable.of_logits(names, self.result.labels, self.result.logits, classes)
 
 
 def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Validation:
@@ -224,20 +223,15 @@ def _for_this_machine(recipe: Recipe, world: World) -> Recipe:
 
 def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
     """Return the recipe with the settings of the user."""
-
-    def given(**values: Any) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if value is not None}
-
-    changes = {
-        "data": given(image_size=settings.image_size, workers=settings.workers),
-        "evaluation": given(
-            crop_pct=settings.crop_pct, interpolation=settings.interpolation, batch_size=settings.batch_size
-        ),
-        "runtime": given(precision=settings.precision),
+    keys = {
+        "data": ("image_size", "workers"),
+        "evaluation": ("crop_pct", "interpolation", "batch_size"),
+        "runtime": ("precision",),
     }
-    return recipe.model_copy(
-        update={name: getattr(recipe, name).model_copy(update=values) for name, values in changes.items()}
-    )
+    for section, names in keys.items():
+        given = {name: value for name in names if (value := getattr(settings, name)) is not None}
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=given)})
+    return recipe
 
 
 def _open_split(recipe: Recipe, root: str, split: str) -> Reader:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.profiler import record_function
 
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.distributed import BatchNormStatistics, DDPOptions, World, wrap_ddp
+from seresnext.distributed import BatchNormStatistics, DDPOptions, RankTimer, World, wrap_ddp
 from seresnext.process.signals import block_stop_signals
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision, compile_forward
@@ -60,6 +61,8 @@ class TrainingStep:
         self.own_replicas = range(first, first + self._accumulation)  # the logical replicas that this rank computes
         self._statistics = BatchNormStatistics(self.model, self._accumulation)
         self._ddp = wrap_ddp(self.model, self.settings.ddp) if self.world.size > 1 else None
+        self.timer = RankTimer(self.model, self.world.device) if self.world.size > 1 else None
+        self.image_size = 0  # of the last step
         # Blocks stop signals in code that may start the compiler: the first pass, and a pass with a new image size.
         self._compiling = block_stop_signals if self.settings.compiled else nullcontext
         forward = self._ddp or self.model
@@ -103,9 +106,12 @@ class TrainingStep:
         data_wait = 0.0
         self._statistics.begin_step()
         for replica in self.own_replicas:
-            batch = next(micro_batches)
+            with record_function("data"):
+                batch = next(micro_batches)
             assert (batch.step, batch.replica) == (step, replica)
-            data_wait += batch.data_wait
+            data_wait, self.image_size = data_wait + batch.data_wait, batch.images.shape[-1]
+            if self.timer:
+                self.timer.start(step, batch.data_wait)
             is_last = replica == self.own_replicas[-1]
             with self._ddp.no_sync() if self._ddp and not is_last else nullcontext():
                 losses[replica] = self._forward_backward(batch)
@@ -121,17 +127,19 @@ class TrainingStep:
         self._statistics.undo_if(skip)
         if settings.clip_norm is not None:
             clip_grads_with_norm_(self._parameters, settings.clip_norm, norm)
-        set_lr(self.optimizer, lr)
-        skip_if(self.optimizer, skip)
-        self.optimizer.step()
-        # scaler.step would skip for this rank's gradient alone. A loss of another rank must skip the step here, too.
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update(step, skip)
+        with record_function("optimizer"):
+            set_lr(self.optimizer, lr)
+            skip_if(self.optimizer, skip)
+            self.optimizer.step()
+            # scaler.step would skip for this rank's gradient alone. A loss of another rank must skip the step, too.
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            if self.ema:
+                self.ema.update(step, skip)
         numbers = torch.cat([sums, *(number.to(sums.dtype).reshape(1) for number in (norm, skip, scale))])
         return PendingResult.queue(step, self.world.size, numbers)
 
+    @record_function("forward and backward")
     def _forward_backward(self, batch: DeviceBatch) -> Tensor:
         torch.manual_seed(torch_seed_at(self.settings.seed, "step", batch.step, batch.replica))
         images, targets = batch.images, batch.labels

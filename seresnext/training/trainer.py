@@ -5,55 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-
-from torch import nn
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import EtaClock, SpeedMeter
+from seresnext.metrics.watch import Watch
 from seresnext.process.stop_request import StopRequest
-from seresnext.runtime import Precision
+from seresnext.training.data import TrainData, Validation
 from seresnext.training.nonfinite import describe_skip, record_validation
 from seresnext.training.plan import Plan, Progress
+from seresnext.training.profile import StepProfiler
 from seresnext.training.result import PendingResult, StepResult
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
 from seresnext.training.step import TrainingStep
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """The training stream: `batches(start, end)` of steps, and `names(step, replica)` of the samples, for messages.
-
-    `bad_images` counts the replaced images. The batches of `calibration_steps` more steps, which no step trains on,
-    serve the recalibration of BatchNorm after the last step. 0: no recalibration.
-    """
-
-    batches: Callable[[int, int], AbstractContextManager[Iterator[DeviceBatch]]]
-    names: Callable[[int, int], list[str]]
-    bad_images: BadImageCounter
-    calibration_steps: int = 0
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The validation: this rank's batches, the number of batches of all ranks, and the models to measure.
-
-    `models` has `model`, and `ema` if the run has an EMA. The top-1 accuracy of the model `best_by` decides which
-    checkpoint is the best.
-    """
-
-    batches: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]]
-    num_batches: int
-    models: dict[str, nn.Module]
-    best_by: str
-    precision: Precision
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,6 +39,7 @@ class Trainer:
     saver: Saver
     logger: RunLogger
     stop: StopRequest
+    profiler: StepProfiler = field(default_factory=StepProfiler)
 
     def __post_init__(self) -> None:
         self._stopping = False
@@ -78,6 +48,8 @@ class Trainer:
         self._result: StepResult | None = None
         self._speed = SpeedMeter()
         self._eta = EtaClock(self.plan.total)
+        names, plan = self.train.names, self.plan
+        self._watch = Watch(self.logger, self.world, self.step.timer, names, plan.steps_per_epoch, plan.global_size)
 
     def fit(self) -> bool:
         """Train until the plan is complete, or until a stop request. Return whether the plan is complete.
@@ -101,10 +73,15 @@ class Trainer:
         self._stopping = self.world.any(self.stop.requested)
         if self._stopping:
             return
-        with self.train.batches(progress.step, plan.total) as batches, self.logger.training(progress.step, plan.total):
+        with (
+            self.train.batches(progress.step, plan.total) as batches,
+            self.logger.training(progress.step, plan.total),
+            self.profiler,
+        ):
             self._save_and_evaluate()  # A run that was stopped during a validation repeats this validation.
             while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
-                self._take_step(batches)
+                with self.profiler.tracing(progress.step, self._speed):
+                    self._take_step(batches)
                 if plan.is_due(plan.log_every, progress.step):
                     self._log()
                 self._save_and_evaluate()
@@ -164,9 +141,11 @@ class Trainer:
             progress.unlogged_loss += result.loss
             progress.unlogged_steps += 1
             progress.skips_in_a_row = 0
+            self._watch.check_step(result.step, result.losses, result.grad_norm)
         if result.skipped and not result.overflowed:  # The scaler of fp16 handles overflows.
             self._report_skip(result)
-        self._speed.add(self.plan.global_size, result.data_wait)
+        if not self.profiler.covers(result.step):
+            self._speed.add(self.plan.global_size, result.data_wait)
         self.logger.advance()
 
     def _report_skip(self, result: StepResult) -> None:
@@ -197,6 +176,7 @@ class Trainer:
             },
             self._eta.update(progress.step),
         )
+        self._watch.check_interval(progress.step, speed, self.step.image_size)
         progress.unlogged_loss, progress.unlogged_steps, progress.unlogged_skips = 0.0, 0, 0
 
     def _save_and_evaluate(self) -> None:

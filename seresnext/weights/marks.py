@@ -49,8 +49,7 @@ def check_format(found: str | None, source: str) -> None:
             "Update this program to use the file"
         )
     raise CheckpointError(
-        f"{source} has the format {printable(found)}, so the file is no checkpoint of a training run. Use a checkpoint "
-        f"of the format {FORMAT}"
+        f"{source} has the format {printable(found)}, not of a run. Use a checkpoint of the format {FORMAT}"
     )
 
 

@@ -114,8 +114,7 @@ def describe(stream: BinaryIO) -> Description:
                 raise ValueError(f"the pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
             if opcode.name not in _INSTRUCTIONS:
                 raise ValueError(
-                    f"the pickle has the instruction {opcode.name}, which plain weights do not need; save the "
-                    "state_dict alone"
+                    f"the pickle has the instruction {opcode.name}, which plain weights lack; save the state_dict alone"
                 )
             if opcode.name == "PROTO" and argument != 2:
                 raise ValueError(f"the pickle has protocol {argument}; torch.save writes 2")

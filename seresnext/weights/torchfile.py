@@ -166,9 +166,7 @@ def _state_dict(description: Description, weights: str | None) -> _State:
         if not isinstance(name, str) or not isinstance(entry, StoredTensor)
     ]
     if others:
-        raise ValueError(
-            f"the file has entries that are no tensors: {', '.join(listed(others, most=5))}; save the state dict alone"
-        )
+        raise ValueError(f"entries are no tensors: {', '.join(listed(others, most=5))}; save the state dict alone")
     if not state:
         raise ValueError("the file holds no tensors")
     # Many tensors can share one storage in the file. In a model each tensor has its own.

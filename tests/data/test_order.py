@@ -55,7 +55,7 @@ def test_the_advice_for_too_few_images_is_accepted(images: int, micro: int, repe
 
 
 def test_too_few_images_for_one_step_are_reported_with_both_sizes():
-    with pytest.raises(DataError, match=r"15 training images.*batch.global_size: 16"):
+    with pytest.raises(DataError, match=r"15 images.*batch.global_size: 16"):
         Order(num_images=15, global_size=16, micro_size=8, seed=0)
     assert Order(num_images=16, global_size=16, micro_size=8, seed=0).steps_per_epoch == 1
 

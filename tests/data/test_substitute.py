@@ -50,8 +50,8 @@ def test_each_image_is_counted_and_reported_once():
         counter.share()
         assert counter.pending == 0
     assert printed == [
-        "warning: 7.jpg is empty; replaced by other.jpg (1 bad images, at most 5 allowed)",
-        "warning: 8.jpg is empty; replaced by other.jpg (2 bad images, at most 5 allowed)",
+        "warning: 7.jpg is empty; replaced by other.jpg (1 bad images of at most 5)",
+        "warning: 8.jpg is empty; replaced by other.jpg (2 bad images of at most 5)",
     ]
 
 

@@ -49,5 +49,5 @@ def test_the_synthetic_reader_has_the_fields_of_a_reader():
     assert reader.name(3) == "synthetic/3"
     with pytest.raises(DataError, match="synthetic/3 is no file"):
         reader.read(3)
-    with pytest.raises(DataError, match="5 training images"):
+    with pytest.raises(DataError, match="5 images"):
         Order(len(reader), 8, 8, seed=0)

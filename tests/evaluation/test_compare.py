@@ -60,6 +60,11 @@ def test_chance_is_called_chance() -> None:
     assert found.interval[0] < 0 < found.interval[1]
 
 
+def test_equal_tables_are_called_equal() -> None:
+    table = table_of(pair()[0])
+    assert compare(table, table, ("A", "B")).conclusion == "Both models are right on the same images."
+
+
 def test_the_order_of_the_images_does_not_count() -> None:
     first, second = pair(50)
     order = np.random.default_rng(0).permutation(50)

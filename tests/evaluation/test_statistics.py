@@ -49,10 +49,10 @@ def test_results_of_classes_are_those_of_scikit_learn() -> None:
     confusion = confusion_matrix(labels, predictions, 7)
     assert (confusion == sklearn_confusion(labels, predictions, labels=range(7))).all()
     expected = precision_recall_fscore_support(labels, predictions, labels=range(7), zero_division=0)
-    found = class_results(confusion)
-    for mine, theirs in zip((found.precision, found.recall, found.f1), expected, strict=False):
+    *found, support = class_results(confusion)
+    for mine, theirs in zip(found, expected, strict=False):
         assert mine == pytest.approx(100 * theirs)
-    assert (found.support == expected[3]).all()
+    assert (support == expected[3]).all()
 
 
 def test_the_temperature_minimises_the_loss_of_torch() -> None:
@@ -77,7 +77,7 @@ def test_the_calibration_error_of_known_bins() -> None:
     """Two bins: confidence 0.95 with half of 4 right, and 0.5 with all of 4 right; the mean distance is 47.5 %."""
     confidence = np.array([0.95] * 4 + [0.5] * 4)
     correct = np.array([1, 1, 0, 0, 1, 1, 1, 1], dtype=bool)
-    assert calibration_bins(confidence, correct) == [(50, 100, 4), (pytest.approx(95), 50, 4)]
+    assert calibration_bins(confidence, correct) == [[50, 100, 4], [pytest.approx(95), 50, 4]]
     assert calibration_error(confidence, correct) == pytest.approx(47.5)
 
 
@@ -91,18 +91,18 @@ def test_the_temperature_repairs_confidence_that_is_too_high() -> None:
     logits, labels = _random(8000, scale=3.0)
     found = calibrate(logits, labels)
     assert found is not None
-    assert found.temperature == pytest.approx(3, rel=0.1)
-    assert found.error > 10
-    assert found.error_after < found.error / 5
-    assert found.error == pytest.approx(calibration_error(confidences(logits), logits.argmax(1) == labels))
+    assert found["temperature"] == pytest.approx(3, rel=0.1)
+    assert found["error"] > 10
+    assert found["error_after"] < found["error"] / 5
+    assert found["error"] == pytest.approx(calibration_error(confidences(logits), logits.argmax(1) == labels))
 
 
 def test_calibrated_logits_stay_as_they_are() -> None:
     logits, labels = _random(8000, scale=1.0)
     found = calibrate(logits, labels)
     assert found is not None
-    assert found.temperature == pytest.approx(1, rel=0.1)
-    assert found.error_after == pytest.approx(found.error, abs=1)
+    assert found["temperature"] == pytest.approx(1, rel=0.1)
+    assert found["error_after"] == pytest.approx(found["error"], abs=1)
 
 
 def test_the_halves_are_independent() -> None:
@@ -116,7 +116,7 @@ def test_the_halves_are_independent() -> None:
     changed[half == 1] = -changed[half == 1]
     found = calibrate(changed, labels)
     assert found is not None
-    assert found.error_after > found.error / 2
+    assert found["error_after"] > found["error"] / 2
 
 
 @pytest.mark.parametrize("case", ["not finite", "one image"])

@@ -91,7 +91,7 @@ def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path: Path, logits: torc
     with pytest.raises(DataError, match=r"missing\.csv cannot be read"):
         PredictionTable.read(tmp_path / "missing.csv")
     (tmp_path / "file").touch()
-    with pytest.raises(Failure, match="--table"):
+    with pytest.raises(Failure, match=r"t\.csv cannot be written"):
         _table(logits).write(tmp_path / "file" / "t.csv")
 
 

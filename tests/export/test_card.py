@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from huggingface_hub import ModelCard
 
-from seresnext.export.card import ModelFacts, write_card
-from seresnext.models import Preprocessing
+from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.export.card import write_card
+from seresnext.models import LoadedWeights, create_model
+from seresnext.recipe.load import load_recipe
+
+CLASSES = ["<script>alert(1)</script>", "a|b", "[x](http://y)", *map(str, range(30))]
 
 
-def facts(evaluation: dict[str, float] | None) -> ModelFacts:
-    how = Preprocessing(224, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    classes = ["<script>alert(1)</script>", "a|b", "[x](http://y)", *map(str, range(30))]
-    return ModelFacts(
-        "ants: 1", "legacy_seresnext26_32x4d", classes, 5, how, "ema", "0" * 64, {"Learning rate": 0.6}, evaluation
-    )
+def card_of(evaluation: dict[str, float] | None) -> str:
+    recipe = load_recipe("digits", [f"model.num_classes={len(CLASSES)}", "optimizer.lr=0.6"]).recipe
+    metadata = CheckpointMetadata(1, {}, "", None, [], {"classes": CLASSES, "num_images": 64}, {}, {})
+    with torch.device("meta"):
+        model = create_model(recipe.model.name, len(CLASSES))
+    loaded = LoadedWeights("file", model.state_dict(), "ema", recipe, metadata)
+    return write_card(model, loaded, "0" * 64, 5, evaluation)
 
 
 def test_the_hub_reads_the_card():
     evaluation = {"top1": 98.5, "top5": 99.5, "loss": 0.1, "num_images": 360.0, "temperature": 1.25}
-    card = ModelCard(write_card(facts(evaluation)))
+    card = ModelCard(card_of(evaluation))
     results = card.data.eval_results or []
     assert {result.metric_name: result.metric_value for result in results} == {
         "Top 1 Accuracy": 98.5,
@@ -26,11 +32,11 @@ def test_the_hub_reads_the_card():
     }
     assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
     assert "| Temperature | 1.2500 |" in card.text
-    assert "| Learning rate | 0.6 |" in card.text
+    assert "| LR | 0.6 |" in card.text
 
 
 def test_a_card_without_evaluation_has_no_accuracy():
-    card = ModelCard(write_card(facts(None)))
+    card = ModelCard(card_of(None))
     assert not card.data.eval_results
     assert "Not measured" in card.text
     assert "%" not in card.text
@@ -38,7 +44,7 @@ def test_a_card_without_evaluation_has_no_accuracy():
 
 
 def test_names_of_classes_are_text_in_a_card():
-    text = write_card(facts(None))
+    text = card_of(None)
     assert "<script" not in text
     assert "a\\|b" in text
     assert "[x](" not in text

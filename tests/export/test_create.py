@@ -13,9 +13,10 @@ import torch
 from exports import run
 from safetensors.torch import save_file
 
-from seresnext.export import create, kinds
-from seresnext.export.documents import CONFIG, EXPECTED, MANIFEST
+from seresnext.export import kinds
+from seresnext.export.documents import EXPECTED, MANIFEST
 from seresnext.models import LoadedWeights
+from seresnext.models.timm_config import CONFIG
 
 EVALUATION = {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10, "images_per_second": 3.0, "weights": "ema"}
 
@@ -99,17 +100,6 @@ def test_an_export_that_fails_its_check_leaves_nothing(words, monkeypatch, tmp_p
 
     monkeypatch.setitem(kinds.KINDS, "weights", kinds.Kind("", kind.file, damage, kind.open))
     refused(words, 1, "its check failed", tmp_path, capsys)
-
-
-def test_an_interrupted_export_leaves_nothing(tmp_path: Path):
-    def interrupt() -> None:
-        with create.new_folder(tmp_path / "new") as folder:
-            (folder / "file").touch()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(words, tmp_path: Path, capsys):

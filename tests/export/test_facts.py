@@ -9,8 +9,7 @@ import timm
 import torch
 
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.errors import CheckpointError
-from seresnext.export.facts import class_names, describe_training, hub_dataset
+from seresnext.export.facts import describe_training, hub_dataset
 from seresnext.models import LoadedWeights
 from seresnext.recipe.load import load_recipe
 
@@ -71,9 +70,3 @@ def test_imagenet_is_known_by_its_sizes():
     assert hub_dataset(loaded(num_images=1_281_167, classes=1000).metadata) == "imagenet-1k"
     assert hub_dataset(loaded(num_images=1_281_166, classes=1000).metadata) is None
     assert hub_dataset(None) is None
-
-
-def test_classes():
-    assert class_names(loaded()) == [f"c{number}" for number in range(10)]
-    with pytest.raises(CheckpointError, match="9 classes, the model has 10"):
-        class_names(loaded(classes=9))

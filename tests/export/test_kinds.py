@@ -14,10 +14,11 @@ from safetensors import safe_open
 
 from seresnext.arguments import Parser
 from seresnext.commands import export as command
-from seresnext.export.documents import CONFIG, MANIFEST, Config, read_document
+from seresnext.export.documents import MANIFEST, Config, read_document
 from seresnext.export.kinds import KINDS
+from seresnext.models.timm_config import CONFIG
 
-SHAPES = [(1, 64, 64), (5, 193, 257), (1, 224, 224), (2, 32, 32)]
+SHAPES = [(count, *size) for size in ((64, 64), (193, 257), (224, 224)) for count in (1, 5)] + [(2, 32, 32)]
 
 
 @pytest.mark.full

@@ -13,7 +13,8 @@ import torch
 from exports import make_oracle, replace, rewrite_manifest, run
 from safetensors.torch import save_file
 
-from seresnext.export.documents import CONFIG, EXPECTED, MANIFEST
+from seresnext.export.documents import EXPECTED, MANIFEST
+from seresnext.models.timm_config import CONFIG
 
 FILES = ["README.md", CONFIG, "model.safetensors", EXPECTED, MANIFEST, *(f"golden/{number}.jpg" for number in range(5)),
          *(f"golden/{number}.png" for number in range(5, 8))]  # fmt: skip
@@ -121,7 +122,7 @@ def test_another_number_of_classes_fails_before_a_model_is_built(copy: Callable[
     edit(folder / CONFIG, enlarge)
     edit(folder / EXPECTED, relabel)
     rewrite_manifest(folder)
-    assert "with 5 classes, and the configuration has a legacy_seresnext26_32x4d with 100000" in fails(folder, capsys)
+    assert "with 5 classes, and config.json names a legacy_seresnext26_32x4d with 100000" in fails(folder, capsys)
 
 
 def test_weights_of_another_model_fail(copy: Callable[[str], Path], capsys):
@@ -138,7 +139,7 @@ def test_weights_of_another_model_fail(copy: Callable[[str], Path], capsys):
         (MANIFEST, {"kind": "tflite"}, "unknown kind"),
         (MANIFEST, {"format": 2}, "format"),
         (CONFIG, {"architecture": "resnet50"}, "none of"),
-        (CONFIG, {"num_classes": 6}, "num_classes"),
+        (CONFIG, {"num_classes": 6}, "5 label_names for 6 classes"),
         (CONFIG, {"temperature": -1.0}, "temperature"),
         (CONFIG, {"code": "x"}, "code"),
         (EXPECTED, {"images": {}}, "images"),
@@ -175,7 +176,7 @@ def test_a_model_without_digest_is_refused(copy: Callable[[str], Path], capsys):
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path, capsys):
-    assert "give the folder of an export" in fails(tmp_path, capsys)
+    assert "give an export" in fails(tmp_path, capsys)
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from shard_folders import Server, serve
 
 from seresnext.errors import CheckpointError
-from seresnext.models import MODELS, find_weights
+from seresnext.models import MODELS, find_published, find_weights, first_weights
+from seresnext.recipe.schema import ModelSection
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -47,11 +54,73 @@ def test_addresses_are_shown_as_they_were_given(address: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_published_file_that_is_not_there_has_an_address(name: str, tmp_path: Path) -> None:
-    row = MODELS[name]
-    with pytest.raises(CheckpointError, match="download") as caught:
-        find_weights(tmp_path / row.weights_file)
-    assert row.weights_url in str(caught.value)
-    assert f": {row.weights_url}\n" in README.read_text()
-    assert row.weights_url.endswith(f"/{row.weights_file}")
-    (tmp_path / row.weights_file).touch()
-    assert find_weights(tmp_path / row.weights_file) == tmp_path / row.weights_file
+    for url in MODELS[name].weights_urls:
+        path = tmp_path / url.rpartition("/")[2]
+        with pytest.raises(CheckpointError, match="download") as caught:
+            find_weights(path)
+        assert url in str(caught.value)
+        assert f"give the name {name}" in str(caught.value)
+        assert f": {url}\n" in README.read_text()
+        path.touch()
+        assert find_weights(path) == path
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, list[str]]]:
+    """A server with both files of the 50, whose names have the digests of the contents."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "www").mkdir()
+    names = []
+    for content in (b"copy", b"original"):
+        names.append(f"{content.decode()}-{hashlib.sha256(content).hexdigest()[:8]}.pth")
+        (tmp_path / "www" / names[-1]).write_bytes(content)
+    with serve(tmp_path / "www") as server:
+        timm_url, weights_url = (f"{server.url}/{name}" for name in names)
+        row = replace(MODELS["legacy_seresnext50_32x4d"], timm_url=timm_url, weights_url=weights_url)
+        monkeypatch.setitem(MODELS, "legacy_seresnext50_32x4d", row)
+        yield server, names
+
+
+def test_a_name_is_the_published_file(published: tuple[Server, list[str]], tmp_path: Path) -> None:
+    server, (copy, original) = published
+    cache = tmp_path / "hub" / "checkpoints"
+    assert find_weights("seresnext50") == find_weights(Path("legacy_seresnext50_32x4d")) == cache / copy
+    assert server.requests == {copy: 1}  # The second time, the file is in the cache.
+    (cache / copy).unlink()
+    server.failures[copy] = 1
+    assert find_published("seresnext50").read_bytes() == b"original"
+    assert find_published("seresnext50") == cache / original
+    assert server.requests == {copy: 2, original: 1}
+    section = ModelSection(name="seresnext50", weights="published")
+    assert first_weights(section) == cache / original
+    assert first_weights(section.model_copy(update={"weights": "w.pth"})) == Path("w.pth")
+
+
+def test_a_path_comes_before_the_name_of_a_model(published: tuple[Server, list[str]]) -> None:
+    Path("seresnext50").touch()
+    assert find_weights("seresnext50") == Path("seresnext50")
+    assert find_weights("./seresnext26") == Path("seresnext26")
+    assert not published[0].requests
+
+
+def test_a_damaged_file_in_the_cache_is_refused(published: tuple[Server, list[str]]) -> None:
+    path = find_published("seresnext50")
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"is damaged: the SHA-256 is .*; remove the file, and download http"):
+        find_published("seresnext50")
+
+
+def test_without_a_network_the_message_has_addresses_and_folder(
+    published: tuple[Server, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = MODELS["legacy_seresnext50_32x4d"]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    urls = [f"{address}/{name}" for name in published[1]]
+    row = replace(row, timm_url=urls[0], weights_url=urls[1])
+    monkeypatch.setitem(MODELS, "legacy_seresnext50_32x4d", row)
+    with pytest.raises(CheckpointError, match="the weights of seresnext50 are not on this machine") as caught:
+        find_weights("seresnext50")
+    for words in (*urls, f"to {tmp_path}/hub/checkpoints", "refused", "give the path of a file"):
+        assert words in str(caught.value)

@@ -41,5 +41,4 @@ def test_preprocessing_and_names_are_those_of_timm() -> None:
         assert row.crop_pct == (config.test_crop_pct or config.crop_pct)
         assert config.input_size == (3, 224, 224)
         assert (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
-        if row.stem_pool == "padded":
-            assert row.weights_url == config.url
+        assert row.weights_urls[0] == config.url

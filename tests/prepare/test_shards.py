@@ -22,7 +22,6 @@ from shard_folders import make_shards
 
 from seresnext.data.formats import open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest
-from seresnext.errors import DataError
 from seresnext.prepare import shards
 from seresnext.randomness import permutation_at
 
@@ -266,29 +265,12 @@ def test_an_index_of_other_shards_is_written(prepare, tmp_path, monkeypatch):
     bar.assert_adds_up(4)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_list_of_classes_may_begin_with_a_byte_order_mark(tmp_path, encoding):
-    (tmp_path / "classes.txt").write_text("K\xe4fer\r\n\r\nWanze\n", encoding, newline="")
-    assert shards.read_classes(tmp_path / "classes.txt") == ("K\xe4fer", "Wanze")
-
-
-@pytest.mark.parametrize(
-    ("encoding", "place"),
-    [("latin-1", r"classes\.txt:2 .*0xe4"), ("utf-16", r"classes\.txt:1 .*0xff"), (None, "No such")],
-)
-def test_a_list_of_classes_in_another_encoding_is_refused(tmp_path, encoding, place):
-    if encoding:
-        (tmp_path / "classes.txt").write_text("Ameise\nK\xe4fer\n", encoding)
-    with pytest.raises(DataError, match=place):
-        shards.read_classes(tmp_path / "classes.txt")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give DATA and --output DIR"),
         (["x", "--output", "y", "--quality", "100"], "--quality 100"),
-        (["x", "--output", "y", "--short-side", "0"], "--short-side 0"),
+        (["x", "--output", "y", "--short-side", "0"], "--short-side: '0' is not a whole number"),
         (["--index", "x"], "--index needs --classes FILE"),
     ],
 )

@@ -45,11 +45,11 @@ augment.policy={num_ops: 2, magnitude: 31} | policy.magnitude: ; bins, 31, found
 augment.policy={name: trivialaugment, num_ops: 2} | policy.num_ops: ; no effect | augment.policy.num_ops=null
 augment.policy={name: trivialaugment, magnitude: 0} | policy.magnitude: ; no effect | augment.policy.magnitude=null
 augment.color_jitter={hue: 0} | augment.color_jitter: changes nothing | augment.color_jitter.contrast=0.4
-augment.repeats=3 | augment.repeats: must divide; 1024; write 2 or 4 | augment.repeats=4
+augment.repeats=3 | augment.repeats: must divide; 1024; write batch.global_size=768 | batch.global_size=768
 mix.off_after=5ep | mix.off_after: ; mixup and CutMix are off | mix.cutmix=1
 mix.mixup=1; batch.micro_size=1 | mix.mixup: needs a second image | batch.micro_size=2
-batch.global_size=1000 | batch.global_size: ; 128; 896 or 1024 | batch.global_size=896
-batch.global_size=64 | batch.global_size: ; write 128 | batch.micro_size=64
+batch.global_size=1000 | batch.global_size: ; 128; write batch.micro_size=125 | batch.micro_size=125
+batch.global_size=64 | batch.global_size: ; write batch.micro_size=64 | batch.micro_size=64
 batch.micro_size=1; data.image_size=32 | batch.micro_size: ; layer4 reduces one image of 32x32 | data.image_size=35
 batch.micro_size=1; data.progressive={min_size: 16, end_ramp: 10ep} | batch.micro_size: ; layer3 or layer4 reduces one \
 image of 16x16 pixels | batch.micro_size=2

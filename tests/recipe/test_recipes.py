@@ -146,7 +146,7 @@ BICUBIC = {"augment.interpolation": "bicubic", "evaluation.interpolation": "bicu
     ("seresnext101_90ep", NVIDIA | {"length": "90ep", "mix.mixup": 0.0}),
     ("seresnext101_250ep", NVIDIA | {"length": "250ep", "mix.mixup": 0.2}),
     ("seresnext26_strong", STRONG), ("seresnext50_strong", STRONG), ("seresnext101_strong", STRONG),
-    ("finetune", {"model.weights": "se_resnext50_32x4d-a260b3a4.pth", "model.reset_head": True}),
+    ("finetune", {"model.weights": "published", "model.reset_head": True}),
     ("digits", {"model.num_classes": 10}), ("cifar10", {"model.num_classes": 10}),
 ])  # fmt: skip
 def test_values_of_recipes(name: str, wanted: dict[str, object]) -> None:

@@ -320,7 +320,7 @@ def test_without_the_extra_nothing_begins(
         (["report", "run", "--data", "none"], 3, "none"),
         (["report", "."], 4, "."),
         (["report", "run", "--output", "tiny.yaml/report"], 2, "tiny.yaml"),
-        (["report", "run", "--output", "taken"], 1, "taken/index.html"),
+        (["report", "run", "--output", "taken"], 2, "taken/index.html"),
         (["validate", "--checkpoint", "run", "run", "--report", "new"], 2, "--report"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

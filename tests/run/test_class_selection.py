@@ -55,10 +55,10 @@ def test_a_map_by_name_and_by_number() -> None:
         (["a"], 2, ["a", "b"], None, "only there: b"),
         (["a", "b"], 3, None, None, "2 class folders, and the model has 3"),
         (["n01440764", "x"], 1000, None, None, "2 class folders"),
-        (["1000", "2"], 1000, None, None, "label 1000"),
-        (["a", "b"], 2, ["a", "b"], {"a": "a"}, "no line for the class folder b"),
+        (["1000", "2"], 1000, None, None, "the class 1000, which"),
+        (["a", "b"], 2, ["a", "b"], {"a": "a"}, "no line for b"),
         (["a", "b"], 2, ["a", "b"], {"a": "a", "b": "z"}, "the class z, which"),
-        (["a", "b"], 2, None, {"a": "0", "b": "2"}, "label 2"),
+        (["a", "b"], 2, None, {"a": "0", "b": "2"}, "the class 2, which"),
     ],
 )  # fmt: skip
 def test_classes_that_do_not_fit(folders, classes, names, class_map, words) -> None:

@@ -271,7 +271,7 @@ def test_memory_that_runs_out_names_the_option(classify, monkeypatch, checkpoint
         ("", ["{}/none/*.png"], 3, "matches no file"),
         ("", ["{}"], 3, "has no images"),
         ("", ["none.png"], 3, "1 of 1 images are bad"),
-        ("", ["{photo}", "--features", "no/such/folder"], 2, "no/such/folder"),
+        ("", ["{photo}", "--features", "{photo}/f.npy"], 2, "f.npy cannot be written"),
         ("", ["{photo}", "--output", "{}"], 2, "--format"),
         ("", ["{photo}", "--output", "{}", "--format", "csv"], 2, "cannot be written: not a regular file"),
         ("", ["{photo}", "--features", "/dev/null"], 2, "cannot be written: not a regular file"),

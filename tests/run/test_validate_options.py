@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -160,8 +161,12 @@ def test_a_map_of_classes(checkpoint: Path, tmp_path: Path, jpeg: bytes, capsys:
     [
         (["--table", "t.xlsx"], 2, "does not end in .parquet or .csv"),
         (["--table", "t.csv", "--checkpoint", "."], 2, "--table is for one checkpoint"),
-        (["--image-size", "0"], 2, "at least 1"),
-        (["--crop-pct", "1.5"], 2, "at most 1"),
+        (["--table", f"{__file__}/t.csv"], 2, "cannot be written; choose another file with --table"),
+        (["--json", "."], 2, "cannot be written; choose another file with --json"),
+        (["--image-size", "15"], 2, "from 16 to 4096"),
+        (["--batch-size", "0"], 2, "at least 1"),
+        (["--workers", "257"], 2, "from 0 to 256"),
+        (["--crop-pct", "1.5"], 2, "from 0.1 to 1"),
         (["--classes", "a,b"], 2, "names 2 classes, and the model has 3"),
         (["--real-labels", "none.json"], 3, "none.json cannot be read"),
     ],
@@ -169,3 +174,12 @@ def test_a_map_of_classes(checkpoint: Path, tmp_path: Path, jpeg: bytes, capsys:
 def test_wrong_options(checkpoint: Path, capsys: pytest.CaptureFixture[str], words, code, message) -> None:
     assert run("--checkpoint", checkpoint, *words) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_before_the_work(checkpoint: Path, capsys, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    assert run("--checkpoint", checkpoint, "--table", "t.parquet") == 2
+    output = capsys.readouterr()
+    assert 'pip install "seresnext[report]"' in output.err
+    assert output.out == ""

@@ -50,7 +50,7 @@ def test_broken_images_are_replaced_until_they_are_too_many(fails, images, tmp_p
     result = fails(0, *more, expect=[], output=tmp_path / "replaced")
     for number in (3, 5):
         assert result.output.count(f"class_1/{number}.jpg is empty") == 1
-    assert "(2 bad images, at most 100 allowed)" in result.output
+    assert "(2 bad images of at most 100)" in result.output
     fails(3, *more, "--set", "data.max_bad_images=1", expect=["data.max_bad_images (1)"])
 
 

@@ -73,9 +73,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # Damaged bytes lead Pillow to errors of a dozen kinds.
         reason = str(error) or "damaged"
-        raise DataError(
-            f"{name} is no JPEG or PNG image that can be decoded ({reason}); restore or remove the file"
-        ) from None
+        raise DataError(f"{name} is no JPEG or PNG image that can be decoded ({reason}); replace the file") from None
 
 
 def is_gray(data: bytes) -> bool:

@@ -8,11 +8,11 @@ damaged JPEGs, because nvimgcodec does not read the markers behind a region.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,7 @@ from seresnext.data.decode.jpeg import read_frame
 from seresnext.data.decode.pillow import decode
 from seresnext.errors import DataError
 
-HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") is not None and (
-    importlib.util.find_spec("nvidia.nvimgcodec") is not None
-)
+HAS_NVIMGCODEC = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
 """Whether the `fast` extra is installed."""
 DECODER = "nvimgcodec" if HAS_NVIMGCODEC else "Pillow"
 """The decoder of plain JPEGs. Pillow decodes all other images. The pixels are the same."""

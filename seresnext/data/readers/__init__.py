@@ -11,6 +11,7 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.errors import DataError
+from seresnext.printable import listed
 
 _LISTED, _ALIKE_LISTED = 10, 5
 
@@ -20,8 +21,8 @@ class Reader(Protocol):
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
-    A reader can be sent to a worker process cheaply, because no reader holds an object per image. A new reader
-    subclasses this class.
+    No reader holds an object per image: reference counting would copy the objects into every forked worker. A new
+    reader subclasses this class.
     """
 
     classes: tuple[str, ...]
@@ -64,8 +65,7 @@ def check_same_classes(train: Reader, val: Reader) -> None:
     only_train = sorted(set(train.classes) - set(val.classes))
     only_val = sorted(set(val.classes) - set(train.classes))
     differences = "; ".join(
-        f"only in {split}: {', '.join(names[:_LISTED])}"
-        + (f" and {len(names) - _LISTED} more" * (len(names) > _LISTED))
+        f"only in {split}: {', '.join(listed(names, _LISTED))}"
         for split, names in (("training", only_train), ("validation", only_val))
         if names
     )
@@ -81,13 +81,8 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     found = len(reader.classes)
     if found == num_classes:
         return
-    advice = (
-        f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add class folders, or"
-    )
-    raise DataError(
-        f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} point data.root at the right "
-        "folder"
-    )
+    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add folders, or"
+    raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} correct data.root")
 
 
 def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
@@ -103,8 +98,7 @@ def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
     ]
     if not clauses:
         return ""
-    more = f"; and {len(clauses) - _ALIKE_LISTED} more such pairs" if len(clauses) > _ALIKE_LISTED else ""
-    return f" ({'; '.join(clauses[:_ALIKE_LISTED])}{more}: rename one of each)"
+    return f" ({'; '.join(listed(clauses, _ALIKE_LISTED))}: rename one of each)"
 
 
 def _appearance(name: str) -> str:

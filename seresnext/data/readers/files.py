@@ -33,10 +33,6 @@ def read_piece(descriptor: int, offset: int, size: int) -> bytes:
     return data
 
 
-class ChangedFile(OSError):
-    """A file differs from the file that was indexed."""
-
-
 class FileState(NamedTuple):
     """Size in bytes and modification time (nanoseconds) of a file."""
 
@@ -47,13 +43,13 @@ class FileState(NamedTuple):
 def read_at(path: str | Path, offset: int, size: int, expected: FileState | None = None) -> bytes:
     """Open a file, and return `size` bytes from `offset` on, fewer at the end of the file.
 
-    Raises OSError, and ChangedFile when the file has not the `expected` state.
+    Raises OSError, also when the file has not the `expected` state.
     """
     descriptor = open_regular(path)
     try:
         status = os.fstat(descriptor)
         if expected is not None and (status.st_size, status.st_mtime_ns) != expected:
-            raise ChangedFile(0, "it has changed since its index was read", str(path))
+            raise OSError(0, "it has changed since its index was read", str(path))
         return read_piece(descriptor, offset, size)
     finally:
         os.close(descriptor)

@@ -75,9 +75,7 @@ def folder_signature(folder: Path) -> Signature:
     try:
         times = [Times.of((folder / name).stat()) for name in classes]
     except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read: {error.strerror}; restore the folder or start again"
-        ) from None
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; restore the folder or restart") from None
     shows_changes = all(len(set(column)) > 1 for column in zip(*times, strict=True))
     return sign("folder", classes, loose, sorted(others.items()), times=times, shows_changes=shows_changes)
 
@@ -105,9 +103,7 @@ def _scan_split(folder: Path) -> IndexColumns:
                 )
             elif not found:
                 there = f"; found {counted(skipped)}" if skipped else ""
-                problems.append(
-                    f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); add some or remove the folder"
-                )
+                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); fill or remove the folder")
             names[class_name] = Names.pack(found)
             advance(1)
     if problems:

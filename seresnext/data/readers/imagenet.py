@@ -99,8 +99,7 @@ class ImagenetReader(Reader):
             return read_at(self._path, int(self._index.offset[index]), int(self._index.size[index]), self._state)
         except OSError as error:
             raise DataError(
-                f"{self._path.parent / self.name(index)} cannot be read: {error.strerror}; put the archive of this "
-                "run back, or start again"
+                f"{self._path.parent / self.name(index)} cannot be read: {error.strerror}; put the file back"
             ) from None
 
 
@@ -193,9 +192,7 @@ def _list_train(read: ReadAt, size: int, path: Path) -> ImagesByClass:
     for archive in members(read, 0, size, str(path)):
         found = _CLASS_ARCHIVE.fullmatch(archive.name)
         if not found:
-            raise DataError(
-                f"{path}: member {archive.name!a} is no archive of a class such as n01440764.tar; get the archive again"
-            )
+            raise DataError(f"{path}: member {archive.name!a} is no archive of a class; get the archive again")
         where = f"{path}: {archive.name}"
         images = _list_images(read, archive.offset, archive.offset + archive.size, where)
         if not images:
@@ -208,8 +205,7 @@ def _list_val(read: ReadAt, size: int, path: Path, truth: list[str]) -> ImagesBy
     images = sorted(_list_images(read, 0, size, str(path)))
     if len(images) != len(truth):
         raise DataError(
-            f"{path} holds {len(images):,} images, and the development kit the classes of {len(truth):,} images; "
-            "get both again"
+            f"{path} holds {len(images):,} images, and the development kit the classes of {len(truth):,}; get both"
         )
     by_class: dict[str, list[Member]] = {wordnet_id: [] for wordnet_id in sorted(set(truth))}
     # The archive has no order. Line i of the kit has the class of image number i.
@@ -217,8 +213,7 @@ def _list_val(read: ReadAt, size: int, path: Path, truth: list[str]) -> ImagesBy
         name = f"ILSVRC2012_val_{number:08}.JPEG"
         if image.name != name:
             raise DataError(
-                f"{path}: member {image.name!a} is in the place of {name}, and labels follow these numbers; get the "
-                "archive again"
+                f"{path}: member {image.name!a} is in the place of {name}, and labels follow these numbers; get another"
             )
         by_class[wordnet_id].append(image)
     return {wordnet_id: _Images.pack(found) for wordnet_id, found in by_class.items()}
@@ -248,10 +243,8 @@ def check_md5(path: Path, archive: Archive) -> None:
                 advance(len(piece))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
-    if digest.hexdigest() != archive.md5:
-        raise DataError(
-            f"{path} is damaged: its MD5 is {digest.hexdigest()}, and {archive.md5} is published; repeat the download"
-        )
+    if (found := digest.hexdigest()) != archive.md5:
+        raise DataError(f"{path} is damaged: its MD5 is {found}, and {archive.md5} is published; repeat the download")
 
 
 def _check_counts(by_class: ImagesByClass, split: str, path: Path) -> None:
@@ -264,11 +257,9 @@ def _check_counts(by_class: ImagesByClass, split: str, path: Path) -> None:
             f"{', '.join(missing[:10]) or '-'}; unknown: {', '.join(odd[:10]) or '-'}); get the archive again"
         )
     counts = {wordnet_id: len(images.size) for wordnet_id, images in by_class.items()}
-    if sum(counts.values()) != OFFICIAL_COUNTS[split]:
-        raise DataError(
-            f"{path} holds {sum(counts.values()):,} images, the challenge {OFFICIAL_COUNTS[split]:,}; get the archive "
-            "again"
-        )
+    total, official = sum(counts.values()), OFFICIAL_COUNTS[split]
+    if total != official:
+        raise DataError(f"{path} holds {total:,} images, the challenge {official:,}; get the archive again")
     for wordnet_id, count in counts.items():
         if split == "val" and count != _VAL_PER_CLASS:
             raise DataError(f"{path}: {wordnet_id} has {count} images, not {_VAL_PER_CLASS}; get the archive again")

@@ -56,9 +56,7 @@ def read_validation_classes(devkit: Path) -> list[str]:
     lines = content[offset : offset + size].decode("ascii", "replace").split()
     for number, line in enumerate(lines, 1):
         if line not in wordnet_ids:
-            raise DataError(
-                f"{devkit}: {_TRUTH}:{number} has {line[:20]!a}, no class from 1 to 1000; get the kit again"
-            )
+            raise DataError(f"{devkit}: {_TRUTH}:{number} has {line[:20]!a}, no class of 1 to 1000; get the kit again")
     return [wordnet_ids[line] for line in lines]
 
 

@@ -11,14 +11,12 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-from seresnext.errors import DataError
 
 # The file: this mark, length and CRC-32 of a JSON header (little-endian uint64 each), the header, the columns.
 # The header holds the CRC-32 of each column.
@@ -60,7 +58,7 @@ class NotAnIndex(Exception):
 
 @dataclass(frozen=True)
 class Index(IndexColumns):
-    """An open index. The arrays are views of the file. Pickle stores only the path and the digest."""
+    """An open index. The arrays are views of the file."""
 
     path: Path = Path()
     digest: str = ""
@@ -72,9 +70,6 @@ class Index(IndexColumns):
         """Return the name of an image from an index with names."""
         start = int(self.name_ends[index - 1]) if index else 0
         return os.fsdecode(self.names[start : int(self.name_ends[index])].tobytes())
-
-    def __reduce__(self) -> tuple[Callable[[Path, str], Index], tuple[Path, str]]:
-        return _reopen, (self.path, self.digest)
 
     @classmethod
     def open(cls, path: Path) -> Index:
@@ -130,16 +125,6 @@ def _check_columns(columns: dict[str, np.ndarray], num_classes: int) -> None:
             raise ValueError(f"{name} of another length")
         if name in limits and len(column) and not 0 <= int(column.min()) <= int(column.max()) < limits[name]:
             raise ValueError(f"{name} out of range")
-
-
-def _reopen(path: Path, digest: str) -> Index:
-    try:
-        index = Index.open(path)
-    except NotAnIndex as error:
-        raise DataError(f"the index was removed or damaged during the run: {error}; start again") from None
-    if index.digest != digest:
-        raise DataError(f"the index {path} was replaced during the run; start again")
-    return index
 
 
 def digest_of(columns: IndexColumns) -> str:

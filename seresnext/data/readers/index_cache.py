@@ -77,13 +77,22 @@ def cache_folder(cache: Path | None) -> Path:
 
     Raises DataError when the folder cannot be created.
     """
-    folder = cache
-    try:
+    with kept_in(cache or "the user's cache folder"):
         folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seresnext"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home.
-        raise _no_cache(folder or "the home folder", error) from None
     return folder
+
+
+@contextmanager
+def kept_in(folder: Path | str) -> Iterator[None]:
+    """Raise DataError for a cache folder that cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home.
+        raise DataError(
+            f"the index or the shards of the data cannot be kept in {folder}: "
+            f"{getattr(error, 'strerror', None) or error}; set data.cache to a folder on a disk with room"
+        ) from None
 
 
 def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
@@ -94,13 +103,6 @@ def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
 
 def _signed_path(path: Path, digest: str, suffix: str = ".index") -> Path:
     return path.with_name(f"{path.stem}-{digest[:16]}{suffix}")
-
-
-def _no_cache(folder: Path | str, error: Exception) -> DataError:
-    return DataError(
-        f"the index of the data cannot be kept in {folder}: {getattr(error, 'strerror', None) or error}; set "
-        "data.cache to a folder that can be written"
-    )
 
 
 def open_or_build(path: Path, signature: Callable[[], Signature], build: Callable[[], IndexColumns]) -> Index:
@@ -118,16 +120,12 @@ def open_or_build(path: Path, signature: Callable[[], Signature], build: Callabl
         _sweep(path)
         start = time.monotonic()
         columns, known = _list(path, signature, build)
-        try:
+        with kept_in(path.parent):
             index = save_index(path, columns, known)
-            if known:
-                return index
-            seconds = time.monotonic() - start
-            if this_start := _this_start():
+            seconds, this_start = time.monotonic() - start, _this_start()
+            if not known and this_start:
                 _record(path, this_start, index, seconds)
-            return _noticed(index, seconds)
-        except OSError as error:
-            raise _no_cache(path.parent, error) from None
+        return index if known else _noticed(index, seconds)
 
 
 def save_index(path: Path, columns: IndexColumns, signature: Signature | None) -> Index:
@@ -242,11 +240,9 @@ def _sweep(path: Path) -> None:
 def _locked(path: Path) -> Iterator[None]:
     # One lock per machine: machines that share the cache may have different data under the same path.
     lock = _signed_path(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
-    try:
+    with kept_in(path.parent):
         lock.touch()  # Keeps `_sweep` away.
         file = lock.open("a")
-    except OSError as error:
-        raise _no_cache(path.parent, error) from None
     with file:
         # A network file system may have no locks. Then each process builds an index, and the last rename wins.
         with suppress(OSError):

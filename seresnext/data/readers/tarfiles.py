@@ -77,9 +77,7 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
         data = position + BLOCK
         padded = -(-size // BLOCK) * BLOCK
         if data + size > end:
-            raise DataError(
-                f"{where} is cut off: {max(end - data, 0)} of {size} bytes are there; get the archive again"
-            )
+            raise DataError(f"{where} is cut off: {max(end - data, 0)} of {size} bytes; get the archive again")
         if kind in (b"L", b"K", b"x", b"g"):
             extensions += 1
             if extensions > _MOST_EXTENSIONS:

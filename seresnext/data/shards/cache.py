@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from seresnext.data.readers.files import read_piece
+from seresnext.data.readers.index_cache import kept_in
 from seresnext.data.shards.format import Shard
 from seresnext.data.shards.remote import Remote
 from seresnext.errors import DataError
@@ -35,7 +36,7 @@ def fetch_index(remote: Remote, name: str, sha256: str, most: int, cache: Path) 
         if path.exists():
             warn(f"{path} is damaged (another checksum) and is downloaded again")
         part = path.with_suffix(".new")
-        with _kept_in(folder), part.open("wb") as file:
+        with kept_in(folder), part.open("wb") as file:
             remote.copy(name, file, sha256, most)
             part.replace(path)
     return path
@@ -57,10 +58,7 @@ class RemoteShards:
         self._folder = _make_folder(cache)
         largest = max((shard.bytes for shard in shards), default=0)
         if largest > limit:
-            raise DataError(
-                f"{remote.address('')}: the largest shard has {largest} bytes, and data.cache_size is {limit} bytes; "
-                "raise data.cache_size"
-            )
+            raise DataError(f"{remote.address('')}: a shard has {largest} bytes; raise data.cache_size, now {limit}")
 
     def location(self, shard: int) -> str:
         """Return the address of a shard."""
@@ -105,7 +103,7 @@ class RemoteShards:
                 return
             wanted = self.shards[shard]
             try:
-                with _kept_in(self._folder), self._reserve(part, wanted.bytes) as file:
+                with kept_in(self._folder), self._reserve(part, wanted.bytes) as file:
                     self.remote.copy(wanted.name, file, wanted.sha256, wanted.bytes)
                     part.replace(path)
             finally:
@@ -166,7 +164,7 @@ def _remove_unless_used(path: Path) -> bool:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Wait for a lock and hold it alone."""
-    with _kept_in(path.parent):
+    with kept_in(path.parent):
         file = path.open("a")
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -175,18 +173,6 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _make_folder(cache: Path) -> Path:
     folder = cache / "shards"
-    with _kept_in(folder):
+    with kept_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
-    """Raise DataError for a folder of the cache that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"shards cannot be kept in {folder}: {error.strerror or error}; set data.cache to a folder on a local disk "
-            "with room for data.cache_size"
-        ) from None

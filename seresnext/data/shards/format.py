@@ -105,10 +105,7 @@ class Manifest:
                 raise ValueError(f"more than {MOST_MANIFEST_BYTES} bytes")
             fields = json.loads(text)
             if fields["format"] != _FORMAT:
-                raise DataError(
-                    f"{where} has the format {fields['format']!r:.60}, and this version reads {_FORMAT!r}; prepare "
-                    "the shards again"
-                )
+                raise DataError(f"{where} has the format {fields['format']!r:.60}, not {_FORMAT!r}; prepare again")
             manifest = _MANIFEST.validate_json(text, strict=True)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             problem = error.errors()[0] if isinstance(error, ValidationError) else error
@@ -116,9 +113,7 @@ class Manifest:
         for shard in manifest.shards:
             name = shard.name
             if posixpath.basename(name) != name or not name.endswith(".tar") or not name.isprintable():
-                raise DataError(
-                    f"{where} names the shard {name!a:.200}; a shard must be a .tar file in the folder of the index"
-                )
+                raise DataError(f"{where} names the shard {name!a:.200}; a shard is a .tar file beside the index")
         if manifest.fingerprint != fields.get("fingerprint"):
             raise DataError(f"{where} was changed after it was written (another fingerprint); prepare the shards again")
         return manifest
@@ -163,14 +158,9 @@ def _list_images(file: io.BufferedReader, path: Path, num_classes: int) -> list[
         for member in group:
             kind = _split_name(member)[1]
             if key in found:
-                raise DataError(
-                    f"{path}: member {member.name!r} is separated from the other members of the key {key!r}; sort "
-                    "the archive by name"
-                )
+                raise DataError(f"{path}: member {member.name!r} is apart from others of the key {key!r}; sort by name")
             if kind in by_kind:
-                raise DataError(
-                    f"{path}: member {member.name!r} is a second image of the key {key!r}; write one image per key"
-                )
+                raise DataError(f"{path}: member {member.name!r} is a second image of the key {key!r}; remove one")
             by_kind[kind] = member
         found[key] = _entry(by_kind, key, read, num_classes, path)
     return list(found.values())
@@ -194,9 +184,7 @@ def _entry(
         raise DataError(f"{path}: member {image.name!r} has no label; add {key}.cls after the member")
     text = read(label.offset, label.size).strip() if label.size <= 2 * _MOST_DIGITS else b""
     if not (text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < num_classes):
-        raise DataError(
-            f"{path}: member {label.name!r} has the label {text!r}; write a number from 0 to {num_classes - 1}"
-        )
+        raise DataError(f"{path}: member {label.name!r} has the label {text!r}; write one of 0 to {num_classes - 1}")
     return image.offset, image.size, zlib.crc32(read(image.offset, image.size)), 0, int(text)
 
 

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,12 +73,12 @@ class ShardReader(Reader):
             remote, folder = Remote(root, split), cache_folder(cache)
             self.manifest = Manifest.from_text(remote.read(MANIFEST, MOST_MANIFEST_BYTES), remote.address(MANIFEST))
             most = largest_index(self.manifest.num_images)
-            self._path = fetch_index(remote, INDEX, self.manifest.index_sha256, most, folder)
+            path = fetch_index(remote, INDEX, self.manifest.index_sha256, most, folder)
             self.store = RemoteShards(remote, self.manifest.shards, folder, cache_size)
             where = remote.address("")
         else:
             folder = _shards_folder(Path(root), split)
-            where, self._path = str(folder), folder / INDEX
+            where, path = str(folder), folder / INDEX
             try:
                 with (folder / MANIFEST).open("rb") as file:
                     text = file.read(MOST_MANIFEST_BYTES + 1)
@@ -87,9 +86,9 @@ class ShardReader(Reader):
                 raise DataError(f"{folder / MANIFEST} cannot be read: {error.strerror}; get the file again") from None
             self.manifest = Manifest.from_text(text, str(folder / MANIFEST))
             self.store = LocalShards(folder, self.manifest.shards)
-            _check_sum(self._path, self.manifest)
+            _check_sum(path, self.manifest)
         self._split = split
-        self._index = _open_index(self._path, self.manifest, where)
+        self._index = _open_index(path, self.manifest, where)
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
         self.notices = ()
@@ -136,14 +135,6 @@ class ShardReader(Reader):
             return prefetch_shards(self.store, self.shard_ids, keys)
         return nullcontext(keys)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process maps the index file again.
-        return {name: value for name, value in self.__dict__.items() if name != "_index"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._index = map_index(self._path)
-
 
 def _shards_folder(root: Path, split: str) -> Path:
     folder = split_folder(root, split)
@@ -162,16 +153,12 @@ def _check_sum(path: Path, manifest: Manifest) -> None:
         with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > largest_index(manifest.num_images):
-                raise DataError(
-                    f"{path} is too large for {manifest.num_images} images ({size} bytes); get the file again"
-                )
+                raise DataError(f"{path} has {size} bytes, too many for {manifest.num_images} images; get another")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the file again") from None
     if digest != manifest.index_sha256:
-        raise DataError(
-            f"{path} is damaged or belongs to other shards (another checksum than in {MANIFEST}); get both files again"
-        )
+        raise DataError(f"{path} is damaged or of other shards (not the checksum in {MANIFEST}); get both files again")
 
 
 def _open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
@@ -216,12 +203,8 @@ def check_cache(reader: Reader, shards_per_block: int | None) -> None:
     advice = f"raise data.cache_size to {math.ceil(sum(sizes) / 1e8) / 10}"
     if fitting := limit // (2 * max(sizes)):
         advice += f", or set data.shuffle_shards to {fitting} or less"
-    order = (
-        "an order that mixes all shards needs room for all, or nearly every step would wait for a download:"
-        if shards_per_block is None
-        else f"data.shuffle_shards {shards_per_block} needs room for twice as many shards,"
-    )
+    kind = "all shards" if shards_per_block is None else f"twice data.shuffle_shards ({shards_per_block})"
     raise DataError(
-        f"{reader.store.remote.address('')}: {order} {needed / 1e9:.3g} GB, and data.cache_size is {limit / 1e9:.3g} "
-        f"GB; {advice}"
+        f"{reader.store.remote.address('')}: the order needs room for {kind}, {needed / 1e9:.3g} GB, and "
+        f"data.cache_size is {limit / 1e9:.3g} GB; {advice}"
     )

