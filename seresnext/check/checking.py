@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from seresnext.check.data import check_data
-from seresnext.check.devices import check_devices
+from seresnext.check.devices import Photographs, check_devices
 from seresnext.check.disk import check_disk, judge_time
 from seresnext.check.findings import SECTIONS, CheckFailed, Finding, judge, table
-from seresnext.check.loading import Photographs
 from seresnext.check.recipe import check_recipe
 from seresnext.data import pipeline
 from seresnext.data.readers import Reader
@@ -22,7 +22,7 @@ from seresnext.metrics.console import Console
 from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.schema import Recipe
 from seresnext.run.opening import StartProblem, find_start_problems
-from seresnext.training.plan import Plan, build_plan
+from seresnext.training.plan import build_plan
 
 
 def check(
@@ -50,11 +50,16 @@ def check(
             console.print(table(section, own))
 
     is_real = has_data and recipe.data.format != "synthetic"
-    readers, found = (_open if is_real else _open_nothing)(recipe, world)
+    readers, found = _open(recipe, world, is_real)
     report("data", [*found, *check_data(recipe, readers, world, full=full)])
     train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
     num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
-    plan = None if is_real and len(readers) < 2 else _plan(recipe, train)
+    plan = None
+    if len(readers) == 2 or not is_real:
+        with suppress(DataError, RecipeError):  # Too few images, or lengths that do not fit: `found` has the problem.
+            steps = pipeline.build_order(recipe, train).steps_per_epoch
+            check_lengths(recipe, steps)
+            plan = build_plan(recipe, steps)
     report("recipe", [*found, *(check_recipe(recipe, plan) if plan else ())])
     found, speeds = check_devices(recipe, train, world)
     report("devices", found)
@@ -73,16 +78,13 @@ def check(
         raise CheckFailed(bad)
 
 
-def _open_nothing(recipe: Recipe, world: World) -> tuple[dict[str, Reader], list[Finding]]:
-    """Return no splits, and the findings about the start of a run with as many images as ImageNet has."""
-    data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
-    _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
-    measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
-    return {}, [judge("data", "images", measured), *map(_from_problem, problems)]
-
-
-def _open(recipe: Recipe, world: World) -> tuple[dict[str, Reader], list[Finding]]:
-    """Return the splits that all ranks can open, and the findings about the start of a run."""
+def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[dict[str, Reader], list[Finding]]:
+    """Return the splits that all ranks can open, none unless `is_real`, and the findings about the start of a run."""
+    if not is_real:
+        data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
+        _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
+        measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
+        return {}, [judge("data", "images", measured), *map(_from_problem, problems)]
     warnings: list[str] = []
     readers, problems = find_start_problems(recipe, None, world, warnings.append, looks=False)
     opened = world.gather(list(readers))
@@ -104,13 +106,3 @@ def _from_problem(problem: StartProblem) -> Finding:
     if not measured or "\n" in fix:
         measured, fix = problem.text, "apply the fix of each line"
     return judge(section, "start", measured, fix, verdict="failure")
-
-
-def _plan(recipe: Recipe, train: Reader) -> Plan | None:
-    """Return the plan of the run; None for too few images or lengths that do not fit, which are findings already."""
-    try:
-        plan = build_plan(recipe, pipeline.build_order(recipe, train).steps_per_epoch)
-        check_lengths(recipe, plan.steps_per_epoch)
-    except (DataError, RecipeError):
-        return None
-    return plan

@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -77,9 +78,7 @@ def judge_counts(name: str, classes: Sequence[str], counts: np.ndarray) -> Findi
     )
     fix = source = ""
     if counts[largest] > _LARGEST_RATIO * counts[smallest] or share > _LARGEST_SHARE:
-        fix = (
-            f"add images of small classes, such as {printable(classes[smallest], 40)}: {label} alone gives {share:.1%}"
-        )
+        fix = f"add images of small classes ({printable(classes[smallest], 40)}): {label} alone gives {share:.1%}"
         source = "Buda et al. 2018, arXiv:1710.05381"
     values = {"smallest": int(counts[smallest]), "largest": int(counts[largest]), "largest_share": share}
     return judge("data", f"{name} classes", measured, fix, source=source, **values)
@@ -109,14 +108,14 @@ def look_at(name: str, reader: Reader, recipe: Recipe, world: World, full: bool)
             decode(data, reader.name(index), recipe.data.max_pixels)
         except DataError as error:
             return 0, [("bad", printable(error, 300))]
-        image = open_image(data)
-        is_odd = {
-            "CMYK": image.mode == "CMYK",
-            "turned": is_turned(image, data),
-            "transparent": is_transparent(image),
-            "tiny": min(image.size) < recipe.data.image_size / 4,
-            "huge": image.width * image.height > _HUGE_PIXELS,
-        }
+        is_odd = {}
+        with suppress(Exception):  # Odd metadata may cause any exception, and the pixels are good.
+            image = open_image(data)
+            is_odd["CMYK"] = image.mode == "CMYK"
+            is_odd["turned"] = is_turned(image, data)
+            is_odd["transparent"] = is_transparent(image)
+            is_odd["tiny"] = min(image.size) < recipe.data.image_size / 4
+            is_odd["huge"] = image.width * image.height > _HUGE_PIXELS
         return len(data), [(kind, printable(reader.name(index))) for kind, holds in is_odd.items() if holds]
 
     return [found for found in _on_all_ranks(look, indices, world) if found]
@@ -135,9 +134,8 @@ def judge_images(name: str, looks: Sequence[Look], total: int, if_bad: Verdict) 
         yield judge("data", f"{name} files", measured, fix, verdict=if_bad, **values)
     found = ", ".join(f"{len(examples):,} {kind} ({examples[0]})" for kind, examples in kinds.items())
     fix = "; ".join(_FIXES[kind] for kind, examples in kinds.items() if len(examples) > _FEW * len(looks))
-    yield judge(
-        "data", f"{name} images", f"{seen}: {found or 'none CMYK, turned, transparent, tiny or huge'}", fix, **values
-    )
+    measured = f"{seen}: {found or 'none CMYK, turned, transparent, tiny or huge'}"
+    yield judge("data", f"{name} images", measured, fix, **values)
 
 
 def compare_splits(train: Reader, val: Reader, num_bytes: float, world: World, full: bool) -> Finding:

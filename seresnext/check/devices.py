@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 import os
+import time
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
+
 from seresnext.check.findings import Finding, judge
-from seresnext.check.loading import measure_loader
 from seresnext.check.network import check_ranks, judge_all_reduce, measure_all_reduce
-from seresnext.check.steps import MemoryUse, Steps, free_memory
+from seresnext.check.steps import MemoryUse, Steps, free_memory, training_data
+from seresnext.data import pipeline
 from seresnext.data.decode.regions import DECODER
+from seresnext.data.loading.loader import open_batches, train_keys
+from seresnext.data.order import Order
 from seresnext.data.readers import Reader
+from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.batch_sizes import least_micro_size
@@ -20,6 +28,8 @@ from seresnext.recipe.schema import Recipe
 from seresnext.run.estimate import Spread
 
 _MEMORY_SECONDS, _STEP_SECONDS = 15.0, 18.0
+_BATCH = 16  # images without a GPU: slow workers deliver soon. For a GPU, real batches must fit the shared memory.
+_WARM_UP_SECONDS, _WINDOWS, _WINDOW_SECONDS = 6.0, 5, 1.5
 _COMPILED = 3547 / 2202
 """How many times faster a compiled step is: SE-ResNeXt-50 in bf16 on one H100 (docs/benchmarks.md)."""
 
@@ -46,9 +56,7 @@ def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Find
     """Add the findings about steps and the all-reduce. Return the speeds, or None if no step fits the memory."""
     micro, share = recipe.batch.micro_size, recipe.batch.global_size / world.size
     sizes = [size for size in range(least_micro_size(recipe), int(share) + 1) if share % size == 0]
-    steps = Steps(
-        recipe, World(device=world.device)
-    )  # Without other ranks, which a lack of memory would leave waiting.
+    steps = Steps(recipe, World(device=world.device))  # Alone: a lack of memory would leave other ranks waiting.
     found = steps.uses(micro, free_memory(world.device, sharing), _MEMORY_SECONDS)
     seen = world.gather((found, steps.largest(found, sizes)))
     tightest, largest = min(seen, key=lambda each: (each[1] or 0, each[0].capacity))
@@ -85,9 +93,9 @@ def judge_memory(recipe: Recipe, found: MemoryUse, largest: int | None) -> Findi
     needed = found.predict(micro)
     measured = f"{needed / 2**30:.2f} of {free} a rank for micro-batches of {micro} images"
     measured += f", predicted from {' and '.join(map(str, sizes[-2:]))}" * (micro not in sizes)
-    if found.fits(micro):
+    verdict = "failure" if needed > found.capacity or found.fits(micro) else "warning"  # A real step can fail, too.
+    if found.fits(micro) and (largest or micro) >= micro:
         measured, fix = f"{measured}; the largest that fits: {line}" if largest else measured, ""
-    verdict = "failure" if needed > found.capacity else "warning"
     values = {"bytes": needed, "capacity_bytes": found.capacity, "largest_micro_size": largest}
     return judge("devices", "memory", measured, fix, verdict=verdict, **values)
 
@@ -99,6 +107,51 @@ def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compile
     measured += f" of {of:,}" * (images != of) + f", {precision}, eager"
     measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)" * is_compiled
     return judge("devices", "step alone", measured, **rate._asdict())
+
+
+class Photographs(SyntheticReader):
+    """Synthetic JPEGs with the usual size of an image of ImageNet, 500 x 375 pixels and 110 KB, from memory."""
+
+    def __init__(self, num_images: int, num_classes: int) -> None:
+        super().__init__(num_images, num_classes)
+        self._files = [_photograph(number) for number in range(16)]
+
+    def read(self, index: int) -> bytes:
+        """Return a JPEG. A few files stand for all images."""
+        return self._files[index % len(self._files)]
+
+
+def _photograph(number: int) -> bytes:
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
+    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
+    """Return the images/s of this rank's loader while all ranks load. Raises DataError if a class has no good image."""
+    format = "folder" if recipe.data.format == "synthetic" else recipe.data.format
+    recipe = training_data(recipe, format=format, on_error="substitute")
+    on_gpu, workers = world.device.type == "cuda", recipe.data.workers
+    micro = max(1, min(recipe.batch.micro_size if on_gpu else _BATCH, len(reader) // world.size))
+    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed)
+    source, own = pipeline.train_source(recipe, reader), range(world.rank, world.rank + 1)
+    options = {"workers": workers, "timeout": 60, "pin_memory": on_gpu}
+    with reader.prefetch(train_keys(order, own, 0, 10**9)) as keys, open_batches(source, keys, **options) as batches:
+        started = time.monotonic()
+        for _ in range(3 * max(workers, 1)):  # The workers start together, and deliver together at first.
+            next(batches)
+            if time.monotonic() - started > _WARM_UP_SECONDS:
+                break
+        rates = []
+        for _ in range(_WINDOWS):
+            images, started = 0, time.monotonic()
+            while not images or time.monotonic() - started < _WINDOW_SECONDS:
+                images += len(next(batches).labels)
+            rates.append(images / (time.monotonic() - started))
+    return Spread.of(rates)
 
 
 def _check_loader(recipe: Recipe, reader: Reader, world: World, cores: float, speeds: Speeds | None) -> Finding:

@@ -20,10 +20,9 @@ _FATAL = {"seresnext", "torch", "cuda", "git_commit"}  # Ranks must have the sam
 def check_ranks(world: World) -> list[Finding]:
     """Return the findings about versions and clocks. All ranks call this together."""
     environments = world.gather(describe_environment(world))
-    findings = [judge_versions(environments)]
-    if world.size > 1:
-        findings.append(judge_clocks(*measure_clocks(world), [each["host"] for each in environments]))
-    return findings
+    clocks = measure_clocks(world)
+    findings = [judge_versions(environments), judge_clocks(*clocks, [each["host"] for each in environments])]
+    return findings if world.size > 1 else findings[:1]
 
 
 def judge_versions(environments: Sequence[Mapping[str, Any]]) -> Finding:
@@ -37,10 +36,8 @@ def judge_versions(environments: Sequence[Mapping[str, Any]]) -> Finding:
         if now.get(name) not in (None, before)
     }
     if not differences:
-        measured = (
-            f"{len(environments)} rank{'s' * bool(others)}: torch {first['torch']}, {first['gpu'] or first['cpu']}"
-        )
-        return judge("devices", "versions", measured)
+        count = f"{len(environments)} rank{'s' * bool(others)}"
+        return judge("devices", "versions", f"{count}: torch {first['torch']}, {first['gpu'] or first['cpu']}")
     fix = "install the same commit and constraints.txt on all machines, and use machines of one kind"
     verdict = "failure" if _FATAL & differences.keys() else "warning"
     return judge("devices", "versions", "\n".join(differences.values()), fix, verdict=verdict)
@@ -49,7 +46,7 @@ def judge_versions(environments: Sequence[Mapping[str, Any]]) -> Finding:
 def measure_clocks(world: World) -> tuple[list[float], float]:
     """Return the seconds that the clock of each rank is ahead of rank 0, and the uncertainty in seconds.
 
-    The ranks read their clocks after a barrier, which they leave within its duration. The shortest barrier counts.
+    The ranks read their clocks after a barrier. All leave the barrier within its duration, and the shortest one counts.
     """
     rounds = []
     for _ in range(7):
@@ -98,9 +95,5 @@ def judge_all_reduce(num_bytes: int, size: int, whole: Spread, latency: Spread, 
         f"latency {latency.median * 1e6:.3g} µs: {share:.0%} of a step, mostly during the backward pass"
     )
     fix = "set runtime.compress_gradients=bf16, or use a faster network or a larger batch.global_size"
-    values: dict[str, Any] = {
-        "seconds": whole.median,
-        "bytes_per_second": 1e9 * bus.median,
-        "latency_seconds": latency.median,
-    }
-    return judge("devices", "all-reduce", measured, fix * (share > _MOST_OF_STEP), **values)
+    fix *= share > _MOST_OF_STEP
+    return judge("devices", "all-reduce", measured, fix, seconds=whole.median, gb_per_second=bus.median, share=share)

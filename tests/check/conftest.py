@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import small_digits
 
-from seresnext.check import devices, disk, loading
+from seresnext.check import devices, disk
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.schema import Recipe
 
@@ -21,7 +21,7 @@ SMALL = [
 def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
     """`small(*settings) -> Recipe` of a network of four narrow blocks. Each measurement is short."""
     monkeypatch.setattr("seresnext.models.registry.create_model", small_digits.small)
-    for module, name in ((loading, "_WINDOW_SECONDS"), (devices, "_STEP_SECONDS"), (devices, "_MEMORY_SECONDS")):
+    for module, name in ((devices, "_WINDOW_SECONDS"), (devices, "_STEP_SECONDS"), (devices, "_MEMORY_SECONDS")):
         monkeypatch.setattr(module, name, 0.02)
     monkeypatch.setattr(disk, "_WRITTEN", 1 << 20)
     return lambda *settings: load_recipe("seresnext26", [*SMALL, *settings]).recipe

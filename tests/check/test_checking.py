@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launcher import OWN_TORCHRUN
 
 from seresnext import cli
 from seresnext.check import checking, devices, disk
@@ -141,17 +140,16 @@ def test_mistakes_of_the_command_line(capsys, words, code, text):
 
 
 @pytest.mark.full
-def test_two_ranks_share_the_work(torchrun, images, tmp_path):
-    """The real measurements, with the real network."""
+def test_two_ranks_share_the_work(run_world, images, tmp_path):
+    """The real measurements of a small network."""
     (images / "train" / "class_1" / "1.jpg").write_bytes(b"x")
     settings = [word for setting in SMALL for word in ("--set", setting)]
     words = ["--recipe", "seresnext26", *settings, "--data", images, "--json", tmp_path / "found.json"]
-    words = ["-m", "seresnext", "check", *words, "--output", tmp_path / "run"]
-    result = torchrun(2, words, torchrun=OWN_TORCHRUN)
-    assert result.returncode == 3, result.output
+    result = run_world(2, ["tests/small_digits.py", "check", *words, "--output", tmp_path / "run"])
+    assert result.returncode != 0, result.output
     assert result.stdout.count("training files") == 1
     assert result.stderr.count("the check found") == 1
     found = json.loads((tmp_path / "found.json").read_text())
-    assert (found["world_size"], found["findings"][2]["values"]) == (2, {"seen": 24, "bad": 1})
+    assert (found["exit_code"], found["world_size"], found["findings"][2]["values"]) == (3, 2, {"seen": 24, "bad": 1})
     assert {"devices: clocks", "devices: all-reduce", "disk: writing"} <= verdicts(found).keys()
     assert found["seconds"] < 120

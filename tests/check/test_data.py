@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from encoded_images import Images, encoded, noise, turned
+from PIL.PngImagePlugin import PngInfo
 
 from seresnext.check import data
 from seresnext.check.data import compare_splits, judge_counts, judge_images, judge_totals, look_at
@@ -73,11 +74,14 @@ KINDS = {
     "huge": encoded(noise(60, 60).resize((4000, 2501))),
     "bad": GOOD[:-300],
 }
+TEXT = PngInfo()
+TEXT.add_text("a long text", "x" * (2 << 20), zip=True)  # Pillow cannot open the file without special care.
 NORMAL = [
     GOOD,
     encoded(noise(8, 60)),
     encoded(noise(9, 9).resize((4000, 2500))),
     encoded(noise(60, 60), exif=turned(1)),
+    encoded(noise(60, 60), "PNG", pnginfo=TEXT),
 ]
 
 
@@ -86,7 +90,7 @@ def test_an_odd_image_is_found_by_its_kind(kind):
     found = looks(*NORMAL, KINDS[kind])
     assert [len(kinds) for _, kinds in found[:-1]] == [0] * len(NORMAL)
     assert [each for each, _ in found[-1][1]] == [kind]
-    assert "image 4" in found[-1][1][0][1]
+    assert "image 5" in found[-1][1][0][1]
 
 
 @pytest.mark.parametrize(("kind", "fix"), data._FIXES.items())

@@ -9,8 +9,8 @@ import pytest
 from encoded_images import encoded, noise
 from PIL import Image
 
-from seresnext.check import loading
-from seresnext.check.loading import Photographs, measure_loader
+from seresnext.check import devices
+from seresnext.check.devices import Photographs, measure_loader
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
@@ -35,8 +35,8 @@ def test_the_rate_is_that_of_the_reader(small, pause, low, high):
 
 
 def test_workers_load_at_the_same_time(small, monkeypatch):
-    monkeypatch.setattr(loading, "_WINDOW_SECONDS", 0.3)
-    monkeypatch.setattr(loading, "_BATCH", 2)
+    monkeypatch.setattr(devices, "_WINDOW_SECONDS", 0.3)
+    monkeypatch.setattr(devices, "_BATCH", 2)
     rate = measure_loader(small("data.workers=3"), Timed(0.05), World())
     assert 30 < rate.median < 70  # One process reaches 20 at most.
 
