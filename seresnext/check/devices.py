@@ -25,7 +25,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.batch_sizes import least_micro_size
 from seresnext.recipe.schema import Recipe
-from seresnext.run.estimate import Spread
+from seresnext.run.estimate import Spread, number
 
 _MEMORY_SECONDS, _STEP_SECONDS = 15.0, 18.0
 _BATCH = 16  # images without a GPU: slow workers deliver soon. For a GPU, real batches must fit the shared memory.
@@ -103,7 +103,7 @@ def judge_memory(recipe: Recipe, found: MemoryUse, largest: int | None) -> Findi
 def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compiled: bool) -> Finding:
     """Return the finding about eager steps of so many images of all ranks, of a step of `of` images."""
     rate = seconds.rate(images)
-    measured = f"{rate.text()} images/s of all ranks, {seconds.median:.3g} s for {images:,} images"
+    measured = f"{rate.text()} images/s of all ranks, {number(seconds.median)} s for {images:,} images"
     measured += f" of {of:,}" * (images != of) + f", {precision}, eager"
     measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)" * is_compiled
     return judge("devices", "step alone", measured, **rate._asdict())
@@ -176,7 +176,7 @@ def judge_loader(rate: Spread, wanted: float, workers: int, cores: float) -> Fin
 
     More workers than `cores` (of a rank) are no faster. Without workers the step waits for all of the loading.
     """
-    measured = f"{rate.text()} images/s a rank by {DECODER}, the step takes {wanted:.4g}"
+    measured = f"{rate.text()} images/s a rank by {DECODER}, the step takes {number(wanted)}"
     values = {**rate._asdict(), "wanted": wanted, "decoder": DECODER}
     ratio = wanted / rate.median
     if ratio <= (1.0 if workers else 0.1):

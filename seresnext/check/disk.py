@@ -13,7 +13,7 @@ from seresnext.check.devices import Speeds
 from seresnext.check.findings import Finding, judge
 from seresnext.printable import shown_path
 from seresnext.recipe.schema import Recipe
-from seresnext.run.estimate import Spread, duration
+from seresnext.run.estimate import Spread, duration, number
 from seresnext.training.plan import Plan
 
 _WRITES, _WRITTEN, _SECONDS = 5, 64 << 20, 10.0
@@ -67,7 +67,7 @@ def judge_writes(rate: Spread, size: int, interval: float) -> Finding:
     """Return the finding about a checkpoint of `size` bytes every `interval` seconds."""
     seconds = size / rate.median
     measured = (
-        f"{rate.times(1e-6).text('.3g')} MB/s with fsync: {seconds:.2g} s a checkpoint, every {duration(interval)}"
+        f"{rate.times(1e-6).text()} MB/s with fsync: {number(seconds)} s a checkpoint, every {duration(interval)}"
     )
     fix = "raise checkpoint.every and evaluation.every, or choose a faster disk with --output: training waits"
     return judge("disk", "writing", measured, fix * (seconds > interval), **rate._asdict(), checkpoint_seconds=seconds)
@@ -86,12 +86,12 @@ def judge_time(plan: Plan, speeds: Speeds, num_val: int, price: float | None) ->
     validation = num_val * max(_FORWARD * speeds.step.median / plan.global_size, waited)
     total = step.times(plan.total, validation * plan.evaluations)
     measured = (
-        f"{total.text(duration)}: {plan.total:,} steps of {step.median:.3g} s, {plan.evaluations:,} validations of "
-        f"about {validation:.3g} s"
+        f"{total.text(duration)}: {plan.total:,} steps of {number(step.median)} s, {plan.evaluations:,} validations of "
+        f"about {number(validation)} s"
     )
     values = total._asdict()
     if price:
         cost = total.times(price / 3600)
-        measured += f"\nprice {cost.text(',.2f')}, at {price:g} an hour"
+        measured += f"\nprice {cost.text('{:,.2f}'.format)}, at {price:g} an hour"
         values["price"] = cost.median
     return judge("run", "time", measured, **values)

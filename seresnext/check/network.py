@@ -11,7 +11,7 @@ import torch
 from seresnext.check.findings import Finding, judge
 from seresnext.distributed import World
 from seresnext.run.environment import describe_environment, settings_of_bits
-from seresnext.run.estimate import Spread
+from seresnext.run.estimate import Spread, number
 
 _SECONDS, _MOST_OF_STEP, _MOST_APART = 5.0, 0.3, 1.0
 _FATAL = {"seresnext", "torch", "cuda", "git_commit"}  # Ranks must have the same. Other differences change last bits.
@@ -91,8 +91,8 @@ def judge_all_reduce(num_bytes: int, size: int, whole: Spread, latency: Spread, 
     share = whole.median / step_seconds
     bus = whole.rate(2 * (size - 1) / size * num_bytes / 1e9)  # nccl-tests, doc/PERFORMANCE.md
     measured = (
-        f"{num_bytes / 1e6:.0f} MB gradient in {whole.times(1e3).text('.3g')} ms, {bus.text('.3g')} GB/s on the bus, "
-        f"latency {latency.median * 1e6:.3g} µs: {share:.0%} of a step, mostly during the backward pass"
+        f"{num_bytes / 1e6:.0f} MB gradient in {whole.times(1e3).text()} ms, {bus.text()} GB/s on the bus, "
+        f"latency {number(latency.median * 1e6)} µs: {share:.0%} of a step, mostly during the backward pass"
     )
     fix = "set runtime.compress_gradients=bf16, or use a faster network or a larger batch.global_size"
     fix *= share > _MOST_OF_STEP

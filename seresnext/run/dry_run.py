@@ -7,7 +7,7 @@ from seresnext.metrics.console import Console
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
-from seresnext.run.estimate import Spread, duration, peak_memory
+from seresnext.run.estimate import Spread, duration, number, peak_memory
 from seresnext.training.plan import Progress
 
 
@@ -24,8 +24,8 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
     where = " on the GPU" if world.device.type == "cuda" else ""
     total = step.times(run.plan.total, validation_seconds * run.plan.evaluations)
     console.print(
-        f"one step takes {step.text('.3g')} s ({run.plan.global_size / step.median:.4g} images/s, "
-        f"the median of {len(seconds)}), one validation about {validation_seconds:.3g} s\n"
+        f"one step takes {step.text()} s ({number(run.plan.global_size / step.median)} images/s, "
+        f"the median of {len(seconds)}), one validation about {number(validation_seconds)} s\n"
         f"peak memory of rank 0: {peak_memory(world.device) / 2**30:.2f} GiB{where}\n"
         f"estimated time for the whole run: {total.text(duration)}: {run.plan.total} steps, "
         f"{run.plan.evaluations} validations, without checkpoints\n"

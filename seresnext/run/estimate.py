@@ -33,9 +33,9 @@ class Spread(NamedTuple):
         """Return the spread times a factor, plus `more`."""
         return Spread(*(factor * value + more for value in self))
 
-    def text(self, form: str | Callable[[float], str] = ".4g") -> str:
+    def text(self, form: Callable[[float], str] | None = None) -> str:
         """Return `12.3 (11.9 to 12.8)`, or the number alone if there is no range."""
-        median, low, high = (format(value, form) if isinstance(form, str) else form(value) for value in self)
+        median, low, high = map(form or number, self)
         return median if low == high else f"{median} ({low} to {high})"
 
 
@@ -44,6 +44,11 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # The kernel counts kibibytes.
+
+
+def number(value: float) -> str:
+    """Return a number with three digits, or a whole number from 100 on: `0.0123`, `12.3`, `1,234`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

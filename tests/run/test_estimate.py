@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seresnext.run.estimate import Spread, duration, peak_memory
+from seresnext.run.estimate import Spread, duration, number, peak_memory
 
 
 def test_median_and_range():
@@ -12,6 +12,13 @@ def test_median_and_range():
     assert spread.text() == "2.5 (1 to 50)"
     assert Spread.of([2.0]).text() == "2"
     assert spread.times(2, 1) == (6.0, 3.0, 101.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.01234, "0.0123"), (12.34, "12.3"), (100.4, "100"), (16_700.0, "16,700"), (0.0, "0")]
+)
+def test_numbers(value, text):
+    assert number(value) == text
 
 
 def test_the_rate_of_the_longest_time_is_the_lowest():
