@@ -198,13 +198,16 @@ def make_images(root: Path) -> None:
 
 
 def contents(run: Path) -> dict[str, str]:
-    """Return digests of the tensors of the last checkpoint, and the lines of the metrics without speeds and times."""
+    """Return digests of the tensors of the last checkpoint, and the lines of the metrics without speeds and times.
+
+    Without the lines of the watch, too: the watch of a resumed process starts with no steps.
+    """
     found = {}
     for name, array in sorted(load_file(run / "checkpoints" / "last.safetensors").items()):
         found[name] = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
-    for number, line in enumerate((run / "metrics.jsonl").read_text().splitlines(), 1):
-        event = json.loads(line)
-        for name in ("images_per_second", "data_wait"):
+    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    for number, event in enumerate((one for one in events if one["event"] not in ("slowest_rank", "anomaly")), 1):
+        for name in ("images_per_second", "data_wait", "seconds_per_step"):
             event.pop(name, None)
         found[f"line {number} of the metrics"] = json.dumps(event, sort_keys=True)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -74,31 +75,6 @@ def add_device(parser: Parser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: use no GPU")
 
 
-def count_argument(text: str) -> int:
-    """Return the whole number in a word of the command line, at least 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
-
-
-def workers_argument(text: str) -> int:
-    """Return the number of workers in a word of the command line, in the limits of `data.workers`."""
-    return _number(text, int, lambda value: 0 <= value <= 256, "a whole number from 0 to 256")
-
-
-def side_argument(text: str) -> int:
-    """Return the side of an image in a word of the command line, in the limits of `data.image_size`."""
-    return _number(text, int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")
-
-
-def share_argument(text: str) -> float:
-    """Return the share in a word of the command line, in the limits of `evaluation.crop_pct`."""
-    return _number(text, float, lambda value: 0.1 <= value <= 1, "a number from 0.1 to 1")
-
-
-def price_argument(text: str) -> float:
-    """Return the price in a word of the command line, above 0."""
-    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
 def table_argument(text: str) -> Path:
     """Return the path of a table in a word of the command line. The ending of the name gives the format."""
     path = path_argument(text)
@@ -107,14 +83,25 @@ def table_argument(text: str) -> Path:
     return path
 
 
-def _number(text: str, kind: Callable[[str], Any], is_valid: Callable[[Any], bool], wanted: str) -> Any:
-    try:
-        value = kind(text)
-        if is_valid(value):
-            return value
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+def _number(kind: Callable[[str], Any], is_valid: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """Return a type of argparse that reads a number."""
+
+    def read(text: str) -> Any:
+        with suppress(ValueError):
+            value = kind(text)
+            if is_valid(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return read
+
+
+count_argument = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+# These have the limits of data.workers, data.image_size and evaluation.crop_pct.
+workers_argument = _number(int, lambda value: 0 <= value <= 256, "a whole number from 0 to 256")
+side_argument = _number(int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")
+share_argument = _number(float, lambda value: 0.1 <= value <= 1, "a number from 0.1 to 1")
+price_argument = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
 def key_hints(words: Sequence[str]) -> str:

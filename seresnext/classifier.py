@@ -183,6 +183,4 @@ def _pil(image: object) -> Image.Image:
         kind = f"array {image.dtype} {image.shape}"
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return Image.fromarray(np.ascontiguousarray(image))
-    raise UsageError(
-        f"an image cannot be {kind}; give a path, PIL image, array uint8 H W 3, or tensor 3 H W (uint8, 0..1)"
-    )
+    raise UsageError(f"{kind} is no image; give a path, PIL image, array uint8 H W 3, or tensor 3 H W (uint8, 0..1)")

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import check, compare, export, predict, prepare, report, tools, train, validate
+from seresnext.commands import check, compare, export, predict, prepare, report, runs, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
-from seresnext.process.ranks import has_one_machine, is_first_rank, print_failure
+from seresnext.process.ranks import end_at_interrupt, has_one_machine, is_first_rank, print_failure
 from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "prepare imagenet": Command(prepare.imagenet_arguments, prepare.imagenet, "interrupted; nothing was written"),
     "prepare shards": Command(prepare.shards_arguments, prepare.shards, "interrupted; the same command continues"),
     "average": Command(tools.average_arguments, tools.average),
-    "plot": Command(tools.plot_arguments, tools.plot),
+    "runs": Command(runs.runs_arguments, runs.runs, packages=LIGHT_PACKAGES),
+    "plot": Command(runs.plot_arguments, runs.plot),
     "models": Command(tools.models_arguments, tools.models),
     "recipe": Command(tools.recipe_arguments, tools.recipe, packages=LIGHT_PACKAGES),
 }
@@ -173,7 +174,7 @@ def _exiting_at_interrupt() -> Iterator[None]:
     if remembers or before == signal.SIG_IGN:
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGINT, end_at_interrupt)
     try:
         yield
     finally:

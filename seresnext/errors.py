@@ -86,7 +86,6 @@ _NO_MEMORY = (
     "bad_alloc",  # C++
     "STATUS_ALLOC_FAILED",  # cuBLAS, and cuDNN before 9
     "ALLOCATION_FAILED",  # cuDNN
-    # cuDNN times the available engines. Torch skips each engine that memory is too small for, and raises this if no
-    # engine is left.
+    # cuDNN times its engines. Torch skips those that need too much memory, and raises this if none is left.
     "unable to find an engine to execute this computation",
 )

@@ -26,8 +26,7 @@ class NotRegularError(OSError):
 def open_regular(path: str | Path) -> int:
     """Open a file for reading and return the descriptor. Links are followed.
 
-    Raise OSError, and NotRegularError for a folder, a pipe or a device: an ordinary open of a pipe waits for a writer,
-    and a device may have no end.
+    Raise OSError, and NotRegularError for a folder, a pipe (whose open waits for a writer) or a device without end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -30,8 +30,7 @@ def expand_home(path: str | Path) -> Path:
 def path_argument(text: str) -> Path:
     """Return the path in an argument of a command, with `~` expanded: a `type` for argparse.
 
-    Raises ArgumentTypeError for an empty text, which `Path` would take for the working folder, and for an address,
-    which `Path` would take for a local folder.
+    Raises ArgumentTypeError for an empty text and for an address, which `Path` would take for folders.
     """
     if address := address_in(text):
         raise argparse.ArgumentTypeError(f"{address} is an address, not a path; download the file, and give the path")

@@ -102,8 +102,7 @@ def make_deterministic(enabled: bool) -> None:
     """Select deterministic kernels if `enabled`, else the fastest kernels.
 
     CPU kernels are always deterministic. On CUDA deterministic kernels are slower: cuDNN cannot benchmark several
-    kernels, and cuBLAS needs a fixed workspace (CUBLAS_WORKSPACE_CONFIG, cuBLAS documentation, "Results
-    reproducibility").
+    kernels, and cuBLAS needs a fixed workspace (cuBLAS documentation, "Results reproducibility").
     """
     torch.backends.cudnn.benchmark = not enabled
     # fp32 means IEEE single precision. By default torch lets cuDNN round the inputs of convolutions to TF32.

@@ -76,9 +76,9 @@ class Browser:
         return json.loads(message)
 
     def open(
-        self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", script: bool = True
+        self, path: Path | str, width: int = 1280, height: int = 900, scheme: str = "light", script: bool = True
     ) -> Page:
-        """Return an HTML file as a page of a size, `light` or `dark`, with or without JavaScript."""
+        """Return an HTML file, or an address, as a page of a size, `light` or `dark`, with or without JavaScript."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -89,7 +89,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", session, features=features)
         self.call("Emulation.setScriptExecutionDisabled", session, value=not script)
         started = time.monotonic()
-        self.call("Page.navigate", session, url=path.absolute().as_uri())
+        self.call("Page.navigate", session, url=path if isinstance(path, str) else path.absolute().as_uri())
         self.wait_for("Page.loadEventFired", session)
         page = Page(self, session)
         if script:

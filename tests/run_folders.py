@@ -18,7 +18,7 @@ OTHER_METADATA = ("digest", "environment", "recipe", "recipe_hash")
 def lines(run: Path) -> list[dict[str, Any]]:
     """Return the events of `metrics.jsonl`, without times and speeds."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timing = {"images_per_second", "data_wait"}
+    timing = {"images_per_second", "data_wait", "seconds_per_step"}
     of_time = {"slowest_rank", "throughput_drop", "data_starvation"}
     found = [line for line in found if of_time.isdisjoint({line["event"], line.get("kind")})]
     return [{k: v for k, v in line.items() if k not in timing} for line in found]

@@ -76,6 +76,7 @@ TESTED_ELSEWHERE = {
     "commands/compare.py": "evaluation/test_compare.py",
     "commands/prepare.py": "prepare/test_shards.py",
     "commands/report.py": "report/test_page.py",
+    "commands/runs.py": "report/test_runs.py",
     "commands/tools.py": "run/test_average.py",
     "commands/train.py": "test_cli.py",
     "commands/predict.py": "run/test_predict.py",

@@ -30,7 +30,7 @@ from benchmark.turns import Worker, compare, take_turns
 
 from seresnext.errors import UsageError
 from seresnext.models import create_model
-from seresnext.models.counting import count_multiply_adds
+from seresnext.models.index import count_multiply_adds
 from seresnext.runtime import resolve_compile, resolve_precision
 
 TABLE = ("fp32", "tf32", "bf16", "fp16")

@@ -98,7 +98,7 @@ def _checkpoints() -> list[Files]:
     environment = {"command": ["train.py"], "host": "a", "packages": {"torch": "2"}, "world_size": 1, "threads": 1}
     found = []
     for has_all in (True, False):
-        progress = Progress(STEP, STEP, best if has_all else None, 1.5, 2, 1, 0, [skipped] if has_all else [])
+        progress = Progress(STEP, STEP, best if has_all else None, 1.5, 2, 1, history=[skipped] if has_all else [])
         said = {name: value for name, value in asdict(progress).items() if name != "history"}
         recipe = (
             values if has_all else {**values, "ema": None, "evaluation": {**values["evaluation"], "weights": "model"}}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, add_recipe, load_run_recipe, price_argument, run_folder
 from seresnext.paths import check_data_folder, path_argument
+from seresnext.process.packages import require_extra
 from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     Reads the recipe and returns the check of a rank.
     """
     loaded = load_run_recipe(options)
+    require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
     if options.data is not None:
         check_data_folder(options.data)
     return partial(_check, options, loaded)

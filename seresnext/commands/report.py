@@ -30,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("run", type=path_argument, metavar="RUN", help="the folder of a run")
     add("--output", type=path_argument, metavar="DIR", help="the folder of the page (default: RUN/report)")
+    add("--attach", action="store_true", help="also send the page to the trackers of the run (logging.sinks)")
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
     add_device(parser)
 
@@ -43,6 +44,8 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
         raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
     if options.data is not None:
         check_data_folder(options.data)
+    if options.attach and not any(options.run.glob("trackers/*.json")):
+        raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     options.output = options.output or options.run / "report"
     check_report(options.output, "--output")
     return partial(_report, options)
@@ -59,6 +62,10 @@ def _report(options: Namespace, world: World) -> None:
 
     settings = ValidationSettings(data=options.data)
     write(validate(options.run, world, settings), settings, options.output, world)
+    if options.attach and world.is_first:
+        from seresnext.metrics.tracker import attach
+
+        attach(options.run, options.output)
 
 
 def write(validation: Validation, settings: ValidationSettings, folder: Path, world: World) -> None:

@@ -25,19 +25,6 @@ def average(options: Namespace) -> None:
     average_checkpoints(options)
 
 
-def plot_arguments(parser: Parser) -> None:
-    """Declare the arguments of `plot`."""
-    parser.add_argument("run", type=path_argument, metavar="RUN_FOLDER")
-    parser.add_argument("--output", type=path_argument, metavar="FILE.png", help="default: RUN_FOLDER/curves.png")
-
-
-def plot(options: Namespace) -> None:
-    """Draw the loss and accuracy curves of a run as a picture."""
-    from seresnext.report.plot import plot_run
-
-    plot_run(options.run, options.output)
-
-
 def models_arguments(parser: Parser) -> None:
     """Declare the arguments of `models`."""
     parser.add_argument("--index", action="store_true", help="print the model index of the published models as YAML")
@@ -45,8 +32,7 @@ def models_arguments(parser: Parser) -> None:
 
 def models(options: Namespace) -> None:
     """Print the table of the models."""
-    from seresnext.models.counting import print_models
-    from seresnext.models.index import print_index
+    from seresnext.models.index import print_index, print_models
 
     print_index() if options.index else print_models()
 

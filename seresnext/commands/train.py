@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, add_recipe, count_argument, load_run_recipe, run_folder
-from seresnext.errors import Failure
+from seresnext.errors import Failure, UsageError
 from seresnext.paths import check_data_folder, text_argument
-from seresnext.process.packages import LIGHT_PACKAGES, require_packages
+from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.ranks import is_first_rank
 from seresnext.process.stop_request import StopRequest
 
@@ -35,6 +35,8 @@ def add_arguments(parser: Parser) -> None:
   seresnext train --recipe seresnext50 --data /path/to/imagenet --dry-run
   python -m seresnext.torchrun --nproc_per_node=8 -m seresnext train --recipe seresnext50 --data /path/to/imagenet
   seresnext train --recipe digits --set optimizer.lr=0.1 --set length=20ep
+  seresnext train --recipe digits --resume runs/digits/checkpoints/step-00000088.safetensors --output runs/fork \\
+    --set optimizer.lr=0.005 --allow-changed optimizer.lr
 
 Alone the command uses one process; under torchrun, one for each GPU. `python train.py` is the same command. The same
 command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
@@ -75,6 +77,9 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
         elif is_first_rank():
             print(print_recipe(loaded), end="")
         return None
+    if options.profile and options.dry_run:
+        raise UsageError("--dry-run takes a few steps and traces none; leave out --dry-run or --profile")
+    require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
     if loaded.recipe.data.format != "synthetic":
         check_data_folder(loaded.recipe.data.root)
     if options.resume not in ("auto", "never"):

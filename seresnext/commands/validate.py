@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from seresnext.arguments import (
     Parser,
@@ -21,7 +21,7 @@ from seresnext.commands import report
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.files import check_output_file, write_json
 from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
-from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
+from seresnext.process.packages import require_extra
 from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     Checks that checkpoints and data exist, and returns the validation of a rank.
     """
     for path in options.checkpoint:
-        # For a published file (.pth) a later message has the address.
-        if not os.path.lexists(path) and path.suffix != ".pth" and not _is_model(str(path)):
+        # Later code downloads published models and models of the Hub, and has the address of a published file (.pth).
+        is_known = str(path).startswith((HUB_PREFIX, "seresnext", "legacy_seresnext")) or path.suffix == ".pth"
+        if not is_known and not os.path.lexists(path):
             raise CheckpointError(f"{path} cannot be opened: no such file; give one with --checkpoint FILE")
     if options.data is not None:
         check_data_folder(options.data)
@@ -83,14 +84,6 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     if options.report is not None:
         report.check_report(options.report, "--report")
     return partial(_validate, options)
-
-
-def _is_model(given: str) -> bool:
-    """Return whether a text is the name of a published model or of a model of the Hub."""
-    require_packages(LIGHT_PACKAGES)
-    from seresnext.recipe.schema import ModelName
-
-    return given in get_args(ModelName) or given.startswith(HUB_PREFIX)
 
 
 def _validate(options: Namespace, world: World) -> None:

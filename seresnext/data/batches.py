@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from typing import NamedTuple, Protocol
 
@@ -57,37 +58,27 @@ class BatchSource(Protocol):
     def make(self, key: BatchKey) -> Batch: ...
 
 
+@dataclass(eq=False)
 class TrainImages:
     """Training batches: each image is cropped and augmented by draws at the address of the image.
 
     With `substitutes`, another image of the class replaces a bad image. `fast`: decode with nvimgcodec.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        transform: RandomResizedCrop,
-        *,
-        seed: int,
-        max_pixels: int,
-        policies: PolicyPipeline | None = None,
-        erasing: RandomErasing | None = None,
-        substitutes: bool = False,
-        fast: bool = HAS_NVIMGCODEC,
-    ) -> None:
-        self.reader = reader
-        self._transform = transform
-        self._seed = seed
-        self._max_pixels = max_pixels
-        self._policies = policies
-        self._erasing = erasing
-        self._substitutes = substitutes
-        self._fast = fast
+    reader: Reader
+    transform: RandomResizedCrop
+    _: KW_ONLY
+    seed: int
+    max_pixels: int
+    policies: PolicyPipeline | None = None
+    erasing: RandomErasing | None = None
+    substitutes: bool = False
+    fast: bool = HAS_NVIMGCODEC
 
     @cached_property
     def _decoder(self) -> RegionDecoder:
         # Opened late: this object crosses a fork, and a decoder would not survive a fork.
-        return RegionDecoder(self._max_pixels, self._fast)
+        return RegionDecoder(self.max_pixels, self.fast)
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key. Raises DataError naming an image that cannot be used."""
@@ -95,11 +86,11 @@ class TrainImages:
         flips = [False] * len(addresses)
 
         def choose(position: int, width: int, height: int) -> Crop:
-            crop = self._transform.draw(width, height, rng_at(self._seed, "augment", *addresses[position]))
+            crop = self.transform.draw(width, height, rng_at(self.seed, "augment", *addresses[position]))
             flips[position] = crop.flip
             return crop
 
-        size = key.image_size or self._transform.image_size
+        size = key.image_size or self.transform.image_size
         images = torch.empty((len(addresses), size, size, 3), dtype=torch.uint8)
         replaced = []
         for start in range(0, len(addresses), _DECODED_TOGETHER):
@@ -111,15 +102,15 @@ class TrainImages:
                     pixels, replacement = self._replace(position, addresses[position], pixels, choose)
                     replaced.append(replacement)
                 image = images[position]
-                resize_into(image, pixels, self._transform.interpolation)
-                if self._policies:
-                    draws = rng_at(self._seed, "retouch", *addresses[position])
-                    image.copy_(self._policies(image, flips[position], draws))
+                resize_into(image, pixels, self.transform.interpolation)
+                if self.policies:
+                    draws = rng_at(self.seed, "retouch", *addresses[position])
+                    image.copy_(self.policies(image, flips[position], draws))
                     flips[position] = False
         batch = collate(key, images, flips, self.reader.labels)._replace(replaced=tuple(replaced))
-        if self._erasing is None:
+        if self.erasing is None:
             return batch
-        boxes = [self._erasing.draw(size, size, rng_at(self._seed, "erase", *address)) for address in addresses]
+        boxes = [self.erasing.draw(size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
         return batch._replace(boxes=torch.tensor(boxes))
 
     def _decode(
@@ -142,29 +133,30 @@ class TrainImages:
     def _replace(
         self, position: int, address: tuple[int, int, int], error: DataError, choose: Choose
     ) -> tuple[np.ndarray, ReplacedImage]:
-        if not self._substitutes:
+        if not self.substitutes:
             raise DataError(f"{error}, {ADVICE}")
-        for index in candidates(self.reader.labels, self._seed, address):
+        for index in candidates(self.reader.labels, self.seed, address):
             pixels = self._decode([position], [index], choose)[position]
             if not isinstance(pixels, DataError):
                 return pixels, ReplacedImage(address[1], str(error), self.reader.name(index))
         raise DataError(f"{error}; no image of the class could be used as a replacement")
 
 
+@dataclass(eq=False)
 class EvaluationImages:
     """Evaluation batches: decoded, resized and cropped by Pillow."""
 
-    def __init__(self, reader: Reader, transform: ResizeCenterCrop, *, max_pixels: int) -> None:
-        self.reader = reader
-        self._transform = transform
-        self._max_pixels = max_pixels
+    reader: Reader
+    transform: ResizeCenterCrop
+    _: KW_ONLY
+    max_pixels: int
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key, with the images that cannot be used in `unreadable`.
 
         Raises DataError when the storage does not answer.
         """
-        size = self._transform.image_size
+        size = self.transform.image_size
         images = torch.empty((len(key.indices), size, size, 3), dtype=torch.uint8)
         unreadable = []
         for image, index in zip(images, key.indices.tolist(), strict=True):
@@ -172,7 +164,7 @@ class EvaluationImages:
             started = time.monotonic()
             try:
                 data, name = self.reader.read(index), self.reader.name(index)
-                image.copy_(self._transform.decode_and_crop(data, name, self._max_pixels))
+                image.copy_(self.transform.decode_and_crop(data, name, self.max_pixels))
             except DataError as error:
                 if time.monotonic() - started > _SLOW_FAILURE:
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,10 +59,7 @@ class Order:
         self.steps_per_epoch = num_images // global_size
         self.replicas = global_size // micro_size
         if self.steps_per_epoch == 0:
-            unit = math.lcm(micro_size, repeats)
-            fitting = num_images // unit * unit
-            fix = f"set batch.global_size={fitting}" if fitting else "lower batch.global_size and batch.micro_size"
-            raise DataError(f"{num_images} images are too few for one step (batch.global_size: {global_size}); {fix}")
+            raise DataError(f"{num_images} images make no step (batch.global_size: {global_size}); lower the size")
         self._num_images = num_images
         self._distinct = global_size // repeats
         self._micro_size = micro_size

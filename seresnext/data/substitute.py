@@ -29,8 +29,7 @@ class ReplacedImage(NamedTuple):
 def candidates(labels: np.ndarray, seed: int, address: tuple[int, int, int]) -> list[int]:
     """Return the images that may replace the image at an address (epoch, image, copy), in the order of the attempts.
 
-    The candidates are the images of the class, from a position drawn for the address. So the replacement is the same
-    for each worker, rank and resume.
+    The images are those of the class, from a position drawn for the address: the same on each worker and resume.
     """
     image = address[1]
     members = np.flatnonzero(labels == labels[image])
@@ -43,8 +42,7 @@ class BadImageCounter:
     """The number of different bad images of all ranks since the start of the process.
 
     An image may come to another rank in the next epoch, so no rank can count alone. `note` collects the bad images of
-    this rank, and `share`, called by all ranks, exchanges the new ones, warns once about each, and ends the run after
-    more than `limit`.
+    this rank, and `share`, called by all ranks, exchanges and reports them, and ends the run after more than `limit`.
     """
 
     def __init__(self, limit: int, world: World, warn: Callable[[str], None]) -> None:

@@ -15,22 +15,13 @@ from seresnext.randomness import hash_at
 class SyntheticReader(Reader):
     """A split of numbered images without files. `SyntheticImages` makes the batches."""
 
+    has_local_files = False
+
     def __init__(self, num_images: int, num_classes: int) -> None:
         self.classes = tuple(f"class_{label:04}" for label in range(num_classes))
-        self._labels = np.arange(num_images) % num_classes
+        self.labels = np.arange(num_images) % num_classes
         self.fingerprint = f"synthetic-{num_images}-{num_classes}"
         self.notices = ()
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._labels
-
-    @property
-    def has_local_files(self) -> bool:
-        return False
 
     def read(self, index: int) -> bytes:
         """Raise DataError: a synthetic image is no file."""

@@ -62,8 +62,7 @@ def evaluate(
     `num_batches` counts the batches of the whole split. `batches` yields the batches numbered rank, rank + size, ...;
     some ranks may have one batch fewer. `on_round` is called after each round of one batch a rank. The mode of the
     model (training or evaluation) is restored. `keep_logits` adds the logits and labels of all images to the result. A
-    single process waits for its GPU only at the end. Several ranks also agree on a stop before each round, which takes
-    little time compared with a batch.
+    single process waits for its GPU only at the end. Several ranks also agree on a stop before each round.
 
     Returns None if any rank was asked to stop. Raises DataError on all ranks after the last batch if images were
     unreadable; the message lists the unreadable images of all batches.
@@ -81,7 +80,8 @@ def evaluate(
                 return None
             batch = next(batches, None)
             if batch is not None:
-                logits = _forward(model, batch, precision, world.device)
+                with torch.inference_mode(), precision.autocast(world.device):
+                    logits = model(batch.images)
                 found = [metric(logits, batch.labels).double() for metric in METRICS.values()]
                 sums[:, batch.step] = torch.stack(found)
                 if keep_logits:
@@ -121,9 +121,3 @@ def _unreadable_error(unreadable: list[tuple[int, str]]) -> DataError:
     error = DataError("\n  ".join(lines))
     error.is_shared = True
     return error
-
-
-@torch.inference_mode()
-def _forward(model: nn.Module, batch: DeviceBatch, precision: Precision, device: torch.device) -> Tensor:
-    with precision.autocast(device):
-        return model(batch.images)

@@ -13,8 +13,7 @@ def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Return the number of images with the label among the k highest logits (int64 scalar, on the device).
 
     `logits` is N K, `labels` N (int64). If logits are equal, the lower class ranks first on every device; the order of
-    `torch.topk` is undefined there. With at most k classes every image is correct. An image with a NaN logit is wrong
-    for every k.
+    `torch.topk` is undefined there. With at most k classes every image is correct, but not with a NaN logit.
     """
     own = logits.gather(1, labels[:, None])  # N 1
     classes = torch.arange(logits.shape[1], device=logits.device)

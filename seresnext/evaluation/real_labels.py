@@ -34,8 +34,7 @@ def read_real_labels(path: Path) -> list[set[int]]:
 def real_accuracy(names: Sequence[str], predictions: Sequence[int], real: Sequence[set[int]]) -> dict[str, Any]:
     """Return the share of images whose prediction is one of the reassessed labels (percent), interval and images.
 
-    Images without a reassessed label do not count, as in the paper. Raise DataError for an image that has no number of
-    the validation split in the name.
+    Images without a reassessed label do not count, as in the paper. Raise DataError for a name without a number.
     """
     right = []
     for name, prediction in zip(names, predictions, strict=True):

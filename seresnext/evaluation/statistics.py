@@ -95,9 +95,8 @@ def calibration_bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[lis
     """
     number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     count = np.bincount(number, minlength=BINS)
-    mean, accuracy = (
-        100 * _ratio(np.bincount(number, weights=values, minlength=BINS), count) for values in (confidence, correct)
-    )
+    sums = (np.bincount(number, weights=values, minlength=BINS) for values in (confidence, correct))
+    mean, accuracy = (100 * _ratio(each, count) for each in sums)
     return [[float(mean[k]), float(accuracy[k]), int(count[k])] for k in range(BINS) if count[k]]
 
 

@@ -23,8 +23,7 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     - `balanced_accuracy`, `macro_f1`: means over the classes with images, in percent
     - `per_class`: `class`, `precision`, `recall`, `f1` (percent) and `support` of each class
     - `confusion`: true class, predicted class and images of each wrong pair, the most frequent first
-    - `calibration`: `error` and `error_after` in percent, `temperature`, `bins`, `bins_after` (confidence, accuracy,
-      images)
+    - `calibration`: as `calibrate` returns
     """
     count = result.num_images
     correct = {name: round(result.metrics[name] * count / 100) for name in ("top1", "top5")}

@@ -25,9 +25,8 @@ TOP = 5
 class PredictionTable:
     """Predictions of one model for N images, in the order of the split.
 
-    images: the N names. labels: the true class of each image (N names). predictions: the classes with the highest
-    probabilities (N lists of up to TOP names, best first). probabilities: in 0..1, as `predictions`. losses: the
-    cross-entropy of each image (N).
+    images: the N names. labels: the true classes (N names). predictions: the classes with the highest probabilities (N
+    lists of up to TOP names, best first). probabilities: in 0..1, as `predictions`. losses: the cross-entropies (N).
     """
 
     images: Sequence[str]

@@ -35,8 +35,7 @@ def write_card(
 ) -> str:
     """Return the card as Markdown, with the YAML of the Hub.
 
-    `digest` is the SHA-256 of the source, `file_size` the size of the weights in bytes. `is_export` is false for a card
-    without a folder.
+    `digest` is the SHA-256 of the source, `file_size` the bytes of the weights. Without `is_export` there is no folder.
     """
     architecture, classes, how = loaded.identify().name, class_names(loaded), loaded.preprocessing
     name = architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes"
@@ -77,7 +76,7 @@ def _hub_metadata(name: str, loaded: LoadedWeights, evaluation: Evaluation | Non
     names = {"Top 1 Accuracy": evaluation["top1"], "Top 5 Accuracy": evaluation.get("top5")}
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
-        "dataset": {"type": "image-folder", "name": "validation split of the training data"},
+        "dataset": {"type": "image-folder", "name": "validation images"},
         "metrics": [
             {"type": "accuracy", "name": metric, "value": value} for metric, value in names.items() if value is not None
         ],

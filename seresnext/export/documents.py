@@ -46,8 +46,7 @@ class PretrainedConfig(timm_config.PretrainedConfig, frozen=True, extra="forbid"
 class Config(timm_config.TimmConfig, frozen=True, extra="forbid"):
     """The file config.json: model, classes and preprocessing, in the form that timm and the Hub read.
 
-    `image_mode`: images are converted to RGB, and EXIF rotation is not applied. `temperature` divides the logits
-    before softmax.
+    `image_mode`: images become RGB, without EXIF rotation. `temperature` divides the logits before softmax.
     """
 
     num_classes: int = 0

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from seresnext.data.decode.pillow import PNG
+from seresnext.data.decode.pillow import PNG, decode
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.export.documents import MOST_GOLDEN, Expected, ExpectedImage
 from seresnext.models import Preprocessing
@@ -52,9 +52,12 @@ def read_golden(folder: Path) -> list[bytes]:
         paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         if not 1 <= len(paths) <= MOST_GOLDEN:
             raise UsageError(f"--golden {shown_path(folder)} has {len(paths)} files; give 1 to {MOST_GOLDEN} images")
-        return [path.read_bytes() for path in paths]
+        images = [path.read_bytes() for path in paths]
     except OSError as error:
         raise DataError(f"--golden {shown_path(folder)} cannot be read: {error.strerror}; give a folder") from None
+    for path, data in zip(paths, images, strict=True):
+        decode(data, shown_path(path), _MAX_PIXELS)  # A bad image is named as the user knows the image.
+    return images
 
 
 def write_golden(images: Sequence[bytes], folder: Path) -> list[str]:

@@ -13,10 +13,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from PIL import Image
 
 HERE = Path(__file__).parent
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def read(name):
+    """Return the content of a JSON file of this folder."""
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
 
 
 def load_image(path, config):
@@ -29,15 +34,13 @@ def load_image(path, config):
     short, shorter = math.floor(size / crop), min(image.size)
     resized = int(short * image.width / shorter), int(short * image.height / shorter)
     if resized != image.size:
-        image = image.resize(resized, FILTERS[config["interpolation"]])
+        image = image.resize(resized, Image.Resampling[config["interpolation"].upper()])
     left, top = (round((side - size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def open_session():
     """Return the session that runs model.onnx."""
-    import onnxruntime
-
     return onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
 
 
@@ -48,9 +51,9 @@ def compute_logits(session, pixels, config):
     return np.asarray(session.run(["logits"], {"images": np.ascontiguousarray(images)})[0])
 
 
-def predict(session, paths, config):
+def predict(paths):
     """Print the classes of each image. Return the number of files that are no images."""
-    bad = 0
+    config, session, bad = read("config.json"), open_session(), 0
     for path in paths:
         try:
             pixels = load_image(path, config["pretrained_cfg"])
@@ -59,24 +62,23 @@ def predict(session, paths, config):
             bad += 1
             continue
         logits = compute_logits(session, pixels[None], config["pretrained_cfg"])[0] / config.get("temperature", 1)
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
+        shares = np.exp(logits - logits.max())
         print(path)
-        for label in np.argsort(-probabilities)[:5]:
-            print(f"  {100 * probabilities[label]:6.2f} %  {config['label_names'][label]!r:.200}")
+        for label in np.argsort(-shares)[:5]:
+            print(f"  {100 * shares[label] / shares.sum():6.2f} %  {config['label_names'][label]!r:.200}")
     return bad
 
 
-def verify(config):
+def verify():
     """Return the largest deviation of a logit, or exit with the reason."""
     manifest = (HERE / "manifest.json").read_bytes()
     blank = re.sub(rb'("digest": ")[0-9a-f]{64}', rb"\g<1>" + b"0" * 64, manifest)
-    if json.loads(manifest)["digest"] != hashlib.sha256(blank).hexdigest():
+    if f'"digest": "{hashlib.sha256(blank).hexdigest()}"'.encode() not in manifest:
         sys.exit("manifest.json was changed")
     for name, digest in json.loads(manifest)["files"].items():
         if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
             sys.exit(f"{name} is missing or was changed")
-    expected = json.loads((HERE / "golden" / "expected.json").read_text(encoding="utf-8"))
+    config, expected = read("config.json"), read("golden/expected.json")
     if config["label_names"] != expected["classes"]:
         sys.exit("the classes of config.json have another order or other names than at the export")
     pixels = np.stack([load_image(HERE / "golden" / name, config["pretrained_cfg"]) for name in expected["images"]])
@@ -92,8 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("images", nargs="*", metavar="IMAGE")
     parser.add_argument("--verify", action="store_true")
     options = parser.parse_args()
-    configuration = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
     if options.verify or not options.images:
-        print(verify(configuration))
+        print(verify())
     else:
-        sys.exit(3 if predict(open_session(), options.images, configuration) else 0)
+        sys.exit(3 if predict(options.images) else 0)

@@ -63,9 +63,8 @@ def _check_classes(folder: Path, config: Config, expected: Expected) -> None:
 def _refuse(folder: Path, config: Config, expected: Expected, pixels: Tensor, deviations: Tensor) -> None:
     """Raise CheckpointError with the worst image, and with the step that differs."""
     names = list(expected.images)
-    changed = [
-        name for name, image in zip(names, pixels, strict=True) if pixels_digest(image) != expected.images[name].pixels
-    ]
+    digests = zip(names, map(pixels_digest, pixels), strict=True)
+    changed = [name for name, digest in digests if digest != expected.images[name].pixels]
     how = config.preprocessing
     cause = (
         f"the pixels of {len(changed)} images differ after decode, resize and crop, so {CONFIG} has another "

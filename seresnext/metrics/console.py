@@ -66,7 +66,11 @@ class Console:
         """Print an event of `metrics.jsonl`: a train event in the bar if there is a bar, other events as a line."""
         weights = event.get("weights", "model")
         name = event["event"] if weights == "model" else f"{event['event']} ({weights})"
-        line = f"{name} step {event['step']} (epoch {event['epoch']:.2f}): {describe(event, seconds_left)}"
+        total = f" of {event['total_steps']}" if event.get("total_steps") else ""
+        place = f"{name} step {event['step']}{total} (epoch {event['epoch']:.2f})"
+        if name == "epoch":
+            place = f"epoch {event['epoch']:.0f}, step {event['step']}"
+        line = f"{place}: {describe(event, seconds_left)}"
         if event["event"] == "train" and self._bars and self._bars[-1].is_drawn:
             self._bars[-1].show(describe(event, seconds_left, _BAR_FIELDS))
             self._write_log(line)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from seresnext.distributed import World
 from seresnext.metrics.console import Bar, Console
+from seresnext.metrics.devices import device_usage
 from seresnext.metrics.jsonlines import JsonLines
-from seresnext.metrics.sink import RunStart, Sink
+from seresnext.metrics.pictures import draw_batch
+from seresnext.metrics.sink import FIRST_BATCH, RunStart, Sink
 from seresnext.metrics.status import StatusFile
 from seresnext.metrics.tensorboard import TensorBoard
+from seresnext.metrics.tracker import Tracker
+from seresnext.recipe import Recipe, to_values
 
-# The sinks of every run, and the functions that open each sink at the start of a run.
+_ALWAYS = ("jsonl", "status")
+# The functions that open each sink at the start of a run: those of every run, then those of `logging.sinks`.
 SINKS: dict[str, Callable[[RunStart], Sink]] = {
     "jsonl": JsonLines,
-    "tensorboard": TensorBoard,
     "status": StatusFile,
+    "tensorboard": TensorBoard,
+    "wandb": partial(Tracker, "wandb"),
+    "mlflow": partial(Tracker, "mlflow"),
 }
 
 
@@ -29,24 +40,39 @@ class RunLogger:
     The console is not a sink: the console also shows bars, the remaining time and texts that replace an event.
 
     folder: the run folder; without a folder (a dry run) the logger only prints.
-    num_classes: with 5 classes or fewer the console omits top-5 accuracy, which is then always 100 %.
+    recipe: names the sinks. With 5 classes or fewer the console omits top-5 accuracy, which is then always 100 %.
+    classes: the names of the classes, for the picture of the first batch.
     """
 
-    def __init__(self, folder: Path | None, console: Console, world: World, num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        console: Console,
+        world: World,
+        recipe: Recipe | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
         self.console = console
-        self._hidden = ("top5",) if num_classes and num_classes <= 5 else ()
+        self._recipe, self._classes = recipe, classes
+        self._hidden = ("top5",) if recipe and recipe.model.num_classes <= 5 else ()
         self._bar: Bar | None = None
         self._sinks: list[Sink] = []
         self._folder = folder if world.is_first else None
+        self._world = world
+        self._is_new = True
+        self._total: int | None = None
 
     def open(self, step: int, evaluated: int, logged: int = 0) -> None:
         """Open the sinks of a run that starts after `step` completed steps. `RunStart` explains the arguments.
 
         Raises UsageError if a file of the run folder cannot be used.
         """
+        self._is_new = step == 0
         if self._folder is not None:
-            start = RunStart(self._folder, step, evaluated, logged, self.console.warn)
-            self._sinks = [open_sink(start) for open_sink in SINKS.values()]
+            values = to_values(self._recipe) if self._recipe else {}
+            start = RunStart(self._folder, step, evaluated, logged, self.console.warn, self.console.print, values)
+            chosen = self._recipe.logging.sinks if self._recipe else ("tensorboard",)
+            self._sinks = [SINKS[name](start) for name in dict.fromkeys((*_ALWAYS, *chosen))]
 
     def write(
         self,
@@ -59,6 +85,8 @@ class RunLogger:
 
         `only_log`: the text goes to the log file alone. The README lists the fields of events.
         """
+        if event["event"] == "train" and self._total:
+            event = {**event, **device_usage(self._world.device), "total_steps": self._total}
         for sink in self._sinks:
             sink.write(event)
         if text is None:
@@ -74,15 +102,31 @@ class RunLogger:
                 "(schedule.warmup) or fp16"
             )
 
+    def draw_first(self, batches: Iterator[Any], mix: Callable[..., tuple[Tensor, Tensor]] | None) -> Iterator[Any]:
+        """Draw the first batch of a new run, mixed as by the training step, for all sinks. Return the same batches."""
+        if self._folder is None or not self._recipe or not self._is_new:
+            return batches
+        first, data = next(batches), self._recipe.data
+        images, labels = first.images, first.labels
+        if mix:
+            images, labels = mix(images, labels, step=first.step, replica=first.replica)
+        try:
+            draw_batch(images, labels, self._classes, data.mean, data.std, self._folder / FIRST_BATCH)
+            for sink in self._sinks:
+                sink.write({"event": "picture", "step": 0, "epoch": 0.0, "file": FIRST_BATCH})
+        except OSError as error:
+            self.console.warn(f"{self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues")
+        return itertools.chain([first], batches)
+
     @contextmanager
     def training(self, step: int, total: int) -> Iterator[None]:
-        """Show the bar of the whole run while the block runs, and close the sinks at the end."""
+        """Show the bar of the whole run while the block runs."""
+        self._total = total
         try:
             with self.console.bar("train", total, step) as self._bar:
                 yield
         finally:
             self._bar = None
-            self.close()
 
     def advance(self) -> None:
         """Advance the bar of the run by one step."""
@@ -96,6 +140,6 @@ class RunLogger:
             yield bar.advance
 
     def close(self) -> None:
-        """Close the sinks."""
+        """Close the sinks. Call this after the end of the run is in `status.json`, outside of collectives."""
         for sink in self._sinks:
             sink.close()

@@ -15,12 +15,14 @@ class Speed(NamedTuple):
 
     images_per_second: images over the whole time, including the time that steps waited for data.
     data_wait: mean time in seconds that a step waited for its batch.
+    seconds_per_step: mean time in seconds of a step, including the wait.
 
-    Both are None in a window without a step.
+    All are None in a window without a step.
     """
 
     images_per_second: float | None
     data_wait: float | None
+    seconds_per_step: float | None = None
 
 
 class SpeedMeter:
@@ -28,12 +30,15 @@ class SpeedMeter:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._restart()
-
-    def _restart(self) -> None:
-        self._start = self._clock()
+        self._paused = 0.0
         self._images = self._steps = 0
         self._data_wait = 0.0
+        self._start = self._now()
+        self._ends: dict[str, tuple[float, int, int, float]] = {}
+
+    def _now(self) -> tuple[float, int, int, float]:
+        """Return the time without pauses, and the sums since the start: images, steps, seconds of waiting."""
+        return self._clock() - self._paused, self._images, self._steps, self._data_wait
 
     def add(self, images: int, data_wait: float = 0.0) -> None:
         """Count a step of `images` images (over all ranks) that waited `data_wait` seconds for its batch."""
@@ -48,14 +53,16 @@ class SpeedMeter:
         try:
             yield
         finally:
-            self._start += self._clock() - start
+            self._paused += self._clock() - start
 
-    def read(self) -> Speed:
-        """Return the speed since the last read, and start a new window."""
-        seconds = max(self._clock() - self._start, 1e-9)
-        speed = Speed(self._images / seconds, self._data_wait / self._steps) if self._steps else Speed(None, None)
-        self._restart()
-        return speed
+    def read(self, window: str = "") -> Speed:
+        """Return the speed since the last read of a window."""
+        now, before = self._now(), self._ends.get(window, self._start)
+        self._ends[window] = now
+        seconds, images, steps, data_wait = (a - b for a, b in zip(now, before, strict=True))
+        if not steps:
+            return Speed(None, None)
+        return Speed(images / max(seconds, 1e-9), data_wait / steps, seconds / steps)
 
 
 class EtaClock:

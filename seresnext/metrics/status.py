@@ -14,11 +14,13 @@ import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seresnext.distributed import World
 from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.sink import Event, RunStart
+
+if TYPE_CHECKING:
+    from seresnext.distributed import World
 
 _NAME = "status.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

@@ -6,19 +6,31 @@ import io
 import os
 import socket
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event as Record  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
-from seresnext.metrics.sink import Event, RunStart
+from seresnext.metrics.sink import Event, RunStart, charts, flatten
+from seresnext.recipe.show import to_yaml
+
+# The sections of a recipe that decide the result. The page HPARAMS compares runs by their keys.
+_COMPARED = (
+    "model", "data", "augment", "mix", "batch", "length", "optimizer", "schedule", "loss", "ema", "evaluation",
+    "early_stop", "runtime",
+)  # fmt: skip
 
 
 class TensorBoard:
-    """A TensorBoard file with scalars named `<event>/<field>`: train/loss, train/lr, validate/top1.
+    """A TensorBoard file with the charts of the events, the recipe as text, and the recipe's keys as hyperparameters.
 
-    A validation of EMA weights has another event name: validate_ema/top1. Each event is written at once.
+    TensorBoard itself pairs the hyperparameters with the last point of each chart. Each event is written at once.
 
     torch's SummaryWriter is not used: it writes from a thread, where an error of a full disk cannot be caught, and
     loader workers are forked from this process, which should have no other threads.
@@ -26,7 +38,7 @@ class TensorBoard:
 
     def __init__(self, start: RunStart) -> None:
         self._folder = folder = start.folder / "tensorboard"
-        self._warn = start.warn
+        self._start = start
         self._file: BinaryIO | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -39,23 +51,27 @@ class TensorBoard:
         if start.step:  # TensorBoard hides the points of earlier files from this record's step on.
             session = SessionLog(status=SessionLog.START)
             self._append(Record(wall_time=time.time(), step=start.step + 1, session_log=session))
+        if start.recipe:
+            self._add(start.step, _recipe_as_text(start.recipe), _hyperparameters(start))
 
     def write(self, event: Event) -> None:
-        """Write every number of the event, except step and epoch, at the event's step."""
-        weights = event.get("weights", "model")
-        group = event["event"] if weights == "model" else f"{event['event']}_{weights}"
-        values = [
-            Summary.Value(tag=f"{group}/{name}", simple_value=value)
-            for name, value in event.items()
-            if name not in ("step", "epoch") and isinstance(value, int | float) and not isinstance(value, bool)
-        ]
-        self._append(Record(wall_time=time.time(), step=event["step"], summary=Summary(value=values)))
+        """Write the charts of the event at the event's step, or the picture that the event names."""
+        numbers = charts(event, self._start.recipe)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        if event["event"] == "picture":
+            path = self._start.folder / event["file"]
+            values = [Summary.Value(tag=f"train/{path.stem}", image=_picture(path))]
+        if values:
+            self._add(event["step"], *values)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _add(self, step: int, *values: Any) -> None:
+        self._append(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _append(self, record: Any) -> None:
         if self._file is None:
@@ -74,6 +90,29 @@ class TensorBoard:
             self._warn_about(error)
 
     def _warn_about(self, error: OSError) -> None:
-        self._warn(
+        self._start.warn(
             f"TensorBoard files in {self._folder} cannot be written ({error.strerror}); training continues without them"
         )
+
+
+def _hyperparameters(start: RunStart) -> Any:
+    """Return the keys of a recipe as the hyperparameters of a trial with the name of the run."""
+    content = HParamsPluginData()
+    content.session_start_info.group_name = start.folder.resolve().name
+    for key, value in flatten({key: value for key, value in start.recipe.items() if key in _COMPARED}).items():
+        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
+        setattr(content.session_start_info.hparams[key], kind, value)
+    return Summary.Value(tag=metadata.SESSION_START_INFO_TAG, metadata=metadata.create_summary_metadata(content))
+
+
+def _recipe_as_text(recipe: Mapping[str, Any]) -> Any:
+    from torch.utils.tensorboard import summary
+
+    code = "".join(f"    {line}\n" for line in to_yaml(dict(recipe)).splitlines())  # Four spaces are code in Markdown.
+    return summary.text("recipe", code).value[0]
+
+
+def _picture(path: Path) -> Any:
+    with Image.open(path) as image:
+        size = {"width": image.width, "height": image.height, "colorspace": 3}
+    return Summary.Image(encoded_image_string=path.read_bytes(), **size)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from seresnext.models import cpu
 
-# A bottleneck has four times as many output channels as its stage's `channels`: He et al. 2016 (arXiv:1512.03385),
-# table 1.
+# A bottleneck has four times its stage's `channels` as outputs: He et al. 2016 (arXiv:1512.03385), table 1.
 EXPANSION = 4
 
 

@@ -1,6 +1,6 @@
 """Faster training of the bottleneck on a CPU, in channels_last.
 
-The kernels compute the same numbers as the modules of the block, except for rounding (BENCHMARKS.md has the speed).
+The kernels compute the same numbers as the modules of the block, except for rounding (speed: docs/benchmarks.md).
 `blocks.py` asks `has_kernels_for`. Evaluation, tracing, export, torch.compile and blocks with hooks never use them.
 """
 
@@ -133,8 +133,7 @@ def fused_bn_se_add_relu(
 ) -> Tensor:
     """Return relu(shortcut + drop_path_mask * SE(norm(x))) for maps N C H W in channels_last; `norm` trains.
 
-    `fc1` and `fc2` are the two layers of squeeze-and-excitation. `drop_path_mask` is N 1 1 1. The running statistics of
-    `norm` are updated.
+    `fc1` and `fc2` are the layers of squeeze-and-excitation. `drop_path_mask` is N 1 1 1. `norm` is updated.
     """
     parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     return _BlockEnd.apply(x, shortcut, *parameters, drop_path_mask, norm)  # pyright: ignore[reportReturnType]

@@ -310,7 +310,10 @@ def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
 def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recorded_name: str | None) -> list[str]:
     """Return fixes, if the file is of another model, has other classes, or has no BatchNorm."""
     if "layer0.conv1.bias" in tensors:  # The convolutions of the networks have no bias.
-        return ["BatchNorm is folded into the convolutions, give an export of the kind `weights`"]
+        return [
+            "BatchNorm is folded into the convolutions, and only seresnext.models.folding.build_folded reads the file; "
+            "give an export of the kind `weights`"
+        ]
     try:
         name, num_classes, _ = identify_model(tensors, recorded_name)
     except CheckpointError:

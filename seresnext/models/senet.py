@@ -31,8 +31,7 @@ class SENet(nn.Module):
     """A network from images N C H W to logits N num_classes.
 
     H and W are free. The published weights were trained on 224. `blocks` counts the bottlenecks of the four stages.
-    `drop_rate` is the dropout before the classifier. With 0 classes the network has no classifier, and the output is
-    N 2048.
+    `drop_rate` is the dropout before the classifier. With 0 classes there is no classifier, and the output is N 2048.
 
     `zero_init_last` sets the weight of the last BatchNorm of every block to 0, so that every block starts as the
     identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1). `drop_path_rate` is the rate of the last block. The

@@ -105,9 +105,7 @@ def read_config(weights: Path) -> TimmConfig | None:
     if weights.name not in HUB_WEIGHTS or not path.is_file():
         return None
     with open_file(path) as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise CheckpointError(f"{shown_path(path)} has more than {_MOST_BYTES:,} bytes; give a folder of timm")
+        data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
     try:
         return TimmConfig.model_validate_json(data)
     except ValidationError as error:
@@ -117,8 +115,7 @@ def read_config(weights: Path) -> TimmConfig | None:
 def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_channels: int, source: str) -> Preprocessing:
     """Return the preprocessing by the arguments of timm's train.py or of torchvision's, else the published one.
 
-    timm's names are img_size, crop_pct and so on, torchvision's val_crop_size and val_resize_size. Raise
-    CheckpointError.
+    timm's names are img_size and crop_pct, torchvision's val_crop_size and val_resize_size. Raise CheckpointError.
     """
     how = published_preprocessing(name)
     given = {key: arguments[key] for key in PretrainedConfig.model_fields if arguments.get(key)}
@@ -135,9 +132,7 @@ def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_chann
     try:
         return PretrainedConfig.model_validate({**published, **given}).preprocessing(in_channels, source)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{source} has training arguments that are refused: {first_problem(error)}; save the state dict alone"
-        ) from None
+        raise CheckpointError(f"{source} has refused arguments: {first_problem(error)}; save the state dict") from None
 
 
 def first_problem(error: ValidationError) -> str:

@@ -1,7 +1,6 @@
 """An image folder of CIFAR-10: 50,000 images for training, 10,000 for validation, as 32 x 32 PNG files.
 
-The source is the "binary version" that the authors publish, which has no Python pickles. The archive is read as a
-stream and never unpacked.
+The source is the "binary version" of the authors, without Python pickles. The archive is read as a stream.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """An image folder of scikit-learn's 1,797 handwritten digits: 1,437 for training, 360 for validation.
 
-The digits have 8 x 8 pixels with 17 levels of grey. They are written as 32 x 32 PNG files. The split is fixed and
-stratified.
+The digits, of 8 x 8 pixels with 17 levels of grey, become 32 x 32 PNG files. The split is fixed and stratified.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
 """Plain tar shards of an image folder or of ImageNet's archives, shuffled, for fast disks and for servers.
 
-Each split gets a folder: `train-00000.tar` and so on in the layout of WebDataset (`KEY.jpg`, `KEY.cls`), and an index
-with checksums.
-
-Without options, the bytes of the images do not change. `short_side` resizes an image with a longer shorter side
-(Pillow, antialiased) and encodes the image as JPEG with 4:2:0 colour, the fastest to decode; a smaller JPEG does not
-change. `quality` alone encodes every image again at the same size.
-
-The same images and options give the same bytes with any number of workers. After a stop, the same command keeps every
-shard that is finished and intact. A shard appears complete or not at all.
+Without options, the bytes of the images do not change. `short_side` resizes larger images and encodes them as JPEG with
+4:2:0 colour, the fastest to decode. `quality` alone encodes every image again at the same size. The same images and
+options give the same bytes with any number of workers. After a stop, the same command keeps every finished shard.
 """
 
 from __future__ import annotations

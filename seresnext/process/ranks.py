@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from types import FrameType
 from typing import NoReturn
 
 from seresnext.errors import Failure
@@ -77,6 +78,14 @@ def print_failure(failure: Failure, has_world: bool, is_stopping: Callable[[], b
         rank = f" (rank {os.environ['RANK']})" if names_rank and "RANK" in os.environ else ""
         with suppress(OSError):  # The terminal may be gone.
             print(f"error{rank}: {message}", file=sys.stderr, flush=True)
+
+
+def end_at_interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End this process at once: a handler of Ctrl-C for the time in which nothing has begun."""
+    with suppress(OSError):  # The terminal may be gone.
+        if is_first_rank():
+            os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def _is_of_torchrun() -> bool:

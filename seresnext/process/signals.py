@@ -72,8 +72,7 @@ def die_with_parent(death_signal: signal.Signals) -> None:
 def die_with_launcher() -> None:
     """End a process of torchrun at once if torchrun ends. Call this before torch is imported: nothing needs a save yet.
 
-    The import takes seconds, and minutes on slow storage. A process without torchrun would then wait for a server that
-    no longer exists.
+    The import can take minutes. A process without torchrun would then wait for a server that no longer exists.
     """
     if "RANK" in os.environ:
         die_with_parent(signal.SIGKILL)

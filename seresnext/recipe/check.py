@@ -7,14 +7,7 @@ from functools import reduce
 from typing import Any
 
 from seresnext.errors import RecipeError
-from seresnext.recipe.batch_sizes import (
-    changes,
-    fitting_batch,
-    fitting_in_words,
-    in_words,
-    lone_stages,
-    smallest_image,
-)
+from seresnext.recipe.batch_sizes import changes, fitting_batch, fitting_in_words, in_words, lone_stages, smallest_image
 from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.check_lengths import duration_problems
 from seresnext.recipe.explain import Problem, one_of
@@ -62,9 +55,8 @@ def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
         if has_effect and value is None and example and not unused:
             yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
         if not has_effect and value != default and unused:
-            message = (
-                f"is for {other} {one_of(names.split())} and has no effect with {chosen}, found {write_value(value)}"
-            )
+            wanted = f"{other} {one_of(names.split())}"
+            message = f"is for {wanted} and has no effect with {chosen}, found {write_value(value)}"
             fix = f"write the default, {write_value(default)}, or remove the key"
             yield Problem(key, f"{message}; {fix}", (other,))
 

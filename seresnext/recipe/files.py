@@ -33,15 +33,15 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
     A path is tried first, then a name in `./recipes`, then a name among the installed recipes.
     """
-    name = os.path.expanduser(str(name_or_path))  # noqa: PTH111 - a Path loses the `./` that excludes names
-    path = _find(name, Path())
+    path = _find(str(name_or_path), Path())
     if path is None:
-        raise RecipeError([_not_found(name, Path(), "the current folder")])
+        raise RecipeError([_not_found(str(name_or_path), Path(), "the current folder")])
     return path
 
 
 def _find(name: str, folder: Path) -> Path | None:
     """Return the file of a recipe: a path relative to `folder`, or a name. None if there is no such file."""
+    name = os.path.expanduser(name)  # noqa: PTH111 - a Path loses the `./` that excludes names
     spellings = [name] if name.endswith((".yaml", ".yml")) else [f"{name}.yaml", name]
     folders = [folder] if name.startswith((".", "/")) else [folder, *recipe_folders()]
     paths = [place / spelling for place in folders for spelling in spellings]
@@ -122,10 +122,9 @@ class RecipeFiles:
         if not isinstance(item.value, str) or not item.value:
             found = item.written or "no name"
             return self._fail(f"{origin}: base: expected a recipe or a list of recipes, found {found}")
-        name = os.path.expanduser(item.value)  # noqa: PTH111
-        target = _find(name, path.parent)
+        target = _find(item.value, path.parent)
         if target is None:
-            problem = _not_found(name, path.parent, f"the folder of {display(path)}")
+            problem = _not_found(item.value, path.parent, f"the folder of {display(path)}")
             return self._fail(f"{origin}: base: {problem}")
         if target.resolve() in chain:
             names = " -> ".join(display(step) for step in (*chain, target))

@@ -48,8 +48,7 @@ _REFUSED = [
 class Node:
     """A value of a recipe: None, a bool, a number, text, a list of nodes or a dict of nodes.
 
-    `origin` is the file and line, or `--set`. `written` is the spelling of a scalar in the file. `broken` marks a value
-    whose problem is already reported.
+    `origin` is the file and line, or `--set`. `written` is the spelling of a scalar. `broken`: the problem is reported.
     """
 
     value: Any
@@ -270,8 +269,7 @@ def _read(
 def read_yaml(text: str, origin_of: Callable[[int], str]) -> tuple[Node | None, list[str]]:
     """Read one document. `origin_of` names a line, such as `my.yaml:3`.
 
-    Returns the root (None for an empty text) and the problems found. Raises `Unreadable` with a located message if the
-    text is not YAML.
+    Returns the root (None for an empty text) and the problems. Raises `Unreadable` with the place for another text.
     """
     return _read(text, origin_of, "", yaml.SafeLoader)
 

@@ -3,8 +3,7 @@
 The schema is strict: `'5'` is not 5, `true` is not 1, and an unknown key is an error. An int is accepted as a float.
 check.py checks keys against each other. load.py turns a file into a `Recipe`.
 
-The names of models, optimizers, schedules, losses and formats are the names of the tables in the code. The names are
-repeated here because this package does not import torch. A test compares each list with the table.
+The names in the tables of the code are repeated here, because this package imports no torch. A test compares the two.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "linear"]
 LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
+SinkName = Literal["tensorboard", "wandb", "mlflow"]
 
 MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7
@@ -94,6 +94,7 @@ Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
 ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
+Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
@@ -172,24 +173,18 @@ class DataSection(Section):
     )
     cache: Text | None = _key(None, "Folder for the index of the data. null: `seresnext` in the user's cache folder.")
     cache_size: Number = _key(200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep.", gt=0, le=1e9)
-    shuffle_shards: int | None = _key(
-        None, "`shards` only: shuffle in blocks of this many shards, if the cache is small. null: all.", ge=1, le=65_536
-    )
+    shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
     image_size: int = _key(224, "Side of the square input of the network, in pixels.", ge=16, le=4096)
-    progressive: ProgressiveSection | None = _key(
-        None, "Smaller training images at the start. Each size is compiled once. null: always `image_size`."
-    )
+    progressive: ProgressiveSection | None = _key(None, "Smaller training images at the start. null: `image_size`.")
     workers: int = _key(8, "Loader processes per rank. 0: load in the training process.", ge=0, le=256)
     on_error: Literal["raise", "substitute"] = _key(
         "raise",
         "Action for a bad training image. `raise`: stop and name the image. `substitute`: warn, and use "
         "another image of the same class. A bad validation image always stops the run.",
     )
-    max_bad_images: int = _key(
-        100, "`substitute` only: bad images that are replaced, over all ranks. One more stops the run.", ge=0, le=10**9
-    )
+    max_bad_images: int = _key(100, "`substitute` only: bad images of all ranks. More stop the run.", ge=0, le=10**9)
     mean: ChannelMean = _key((0.485, 0.456, 0.406), "Mean of each channel, for pixels scaled to 0..1.")
     std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
     # The limit is 1.5 GB decoded. The largest phone cameras have 200 million pixels.
@@ -332,6 +327,9 @@ class LoggingSection(Section):
     """Logging."""
 
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
+    sinks: Sinks = _key(
+        ("tensorboard",), "Where metrics go besides `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."
+    )
 
 
 class RuntimeSection(Section):
@@ -339,7 +337,7 @@ class RuntimeSection(Section):
 
     seed: int = _key(0, "Seed of all randomness.", ge=0, lt=2**63)
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = _key(
-        "auto", "auto: bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on CPU."
+        "auto", "auto: bf16 or fp16 on CUDA, fp32 on CPU."
     )
     compile: AutoBool = _key("auto", "torch.compile. auto: true on CUDA.")
     grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")

@@ -132,6 +132,7 @@ def render(content: Content) -> str:
     per_class, pairs = result.get("per_class", ()), result.get("confusion", ())
     weakest_first = sorted(per_class, key=lambda row: (not row["support"], row["recall"]))
     support = {row["class"]: row["support"] for row in per_class}
+    english = {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in support}
     page = environment.from_string(template).render(
         content=content,
         result=result,
@@ -142,7 +143,7 @@ def render(content: Content) -> str:
         num_pairs=len(pairs),
         pair_classes=sorted({name for true, other, _ in pairs[:PAIRS] for name in (true, other)}),
         matrix=_matrix(per_class, pairs) if 2 <= len(per_class) <= _MATRIX else None,
-        names=_spoken_names(support),
+        names=english,
         calibration=_calibration_chart(result),
         curves=_curve_charts(content.curves),
         script=script,
@@ -188,11 +189,6 @@ def _matrix(per_class: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[Any
     for true, predicted, count in pairs:
         counts[place[true], place[predicted]] = count
     return [[(int(count), count / max(1, row.sum())) for count in row] for row in counts]
-
-
-def _spoken_names(classes: Mapping[str, Any]) -> dict[str, str]:
-    """Return the English names of classes that are WordNet ids of ImageNet."""
-    return {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in classes}
 
 
 def _calibration_chart(result: Mapping[str, Any]) -> Chart | None:

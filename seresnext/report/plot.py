@@ -1,4 +1,4 @@
-"""The loss and accuracy curves of a run as one picture.
+"""The loss and accuracy curves of one run or several runs as one picture.
 
 The curves come from `metrics.jsonl`, also while the run is training, and the label smoothing from `recipe.yaml`.
 """
@@ -6,20 +6,23 @@ The curves come from `metrics.jsonl`, also while the run is training, and the la
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from seresnext.errors import DataError, RecipeError, UsageError
+from seresnext.printable import printable
 from seresnext.process.packages import extra
+from seresnext.progress import warn
 from seresnext.recipe.load import load_recipe
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Curve = tuple[list[float], list[float]]  # epochs, values
 _FIELDS = ("loss", "top1", "top5", "lr")
+_KINDS = {"train": "training", "validate": "validation, model", "validate_ema": "validation, average (EMA)"}
 _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:green"}
+_COLUMNS, _WIDTH, _HEIGHT = 3, 7.0, 3.6  # panels of a row; inches of a panel
 
 
 def read_curves(metrics: Path) -> dict[str, Curve]:
@@ -65,59 +68,91 @@ def read_smoothing(recipe: Path) -> float:
         return 0.0
 
 
-def draw(curves: dict[str, Curve], title: str, output: Path, smoothing: float = 0.0) -> None:
-    """Write a PNG: loss on the left with the learning rate in the background, accuracy on the right."""
+@dataclass(frozen=True)
+class Line:
+    """A curve of a panel. `label` is the name in the legend, and empty for a panel without a legend."""
+
+    label: str
+    curve: Curve
+    colour: str
+    style: str = "-"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to draw: its name, its curves and the label smoothing of its training loss."""
+
+    name: str
+    curves: dict[str, Curve]
+    smoothing: float = 0.0
+
+
+def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
+    """Return the panels of runs by title, without empty panels.
+
+    One run: training, model and average together. Several runs: a panel for each of these, with a line a run.
+    """
+    is_alone, panels = len(runs) == 1, defaultdict(list)
+    for field, name, style in (("loss", "loss", "-"), ("top1", "top-1", "-"), ("top5", "top-5", ":"))[: 2 + is_alone]:
+        for kind, text in _KINDS.items():
+            for number, run in enumerate(runs):
+                if not (curve := run.curves.get(f"{kind}.{field}")):
+                    continue
+                is_smoothed = run.smoothing and field == "loss" and kind == "train"
+                note = f" (label smoothing {run.smoothing:g})" if is_smoothed else ""
+                label = (text if field == "loss" else f"{text}, {name}") if is_alone else run.name
+                title = ("loss" if field == "loss" else "accuracy, %") if is_alone else f"{name}: {text}"
+                colour = _COLOURS[kind] if is_alone else f"C{number}"
+                panels[title].append(Line(f"{label}{note} {curve[1][-1]:.2f}", curve, colour, style))
+    if is_alone and (rates := runs[0].curves.get("train.lr")):
+        panels["learning rate"] = [Line("", rates, "tab:gray")]
+    return panels
+
+
+def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None:
+    """Write a PNG of panels, each with its legend on the right."""
     with extra("demo"):
         import matplotlib as mpl
         import matplotlib.pyplot as plt
 
     mpl.use("Agg")  # No display is needed.
-    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    validations = sorted({name.partition(".")[0] for name in curves if name.startswith("validate")})
-    has_one = validations == ["validate"]
-    weights = {name: "" if has_one else f" ({name.partition('_')[2] or 'model'})" for name in validations}
-
-    _plot(loss, curves, "train.loss", f"training (label smoothing {smoothing:g})" if smoothing else "training")
-    for name in validations:
-        _plot(loss, curves, f"{name}.loss", f"validation{weights[name]}")
-    loss.set(title="loss", xlabel="epoch", ylim=(0, None))
-    if "train.lr" in curves:
-        rate = loss.twinx()
-        rate.plot(*curves["train.lr"], color="0.8", linestyle=":")
-        rate.set(ylabel="learning rate (dotted)", ylim=(0, None))
-
-    for name in validations:
-        _plot(accuracy, curves, f"{name}.top1", f"top-1{weights[name]}")
-        _plot(accuracy, curves, f"{name}.top5", f"top-5{weights[name]}", linestyle="--")
-    accuracy.set(title="validation accuracy, %", xlabel="epoch", ylim=(0, 101))
-    if not accuracy.lines:
-        accuracy.text(0.5, 0.5, "not validated yet", transform=accuracy.transAxes, ha="center", color="0.4")
-        accuracy.set(xticks=[], yticks=[])
-    for axes in (loss, accuracy):
+    columns = min(len(panels), _COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    size = (columns * _WIDTH, rows * _HEIGHT)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
+        for line in lines:
+            epochs, values = line.curve
+            marker = "." if len(epochs) < 60 else None
+            axes.plot(epochs, values, label=line.label, marker=marker, color=line.colour, linestyle=line.style)
+        axes.set(title=name, xlabel="epoch", ylim=(0, 101) if name.startswith(("acc", "top")) else (0, None))
         axes.grid(alpha=0.3)
-        if axes.lines:  # below the axes, so that the legend covers no curve
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+        if any(line.label for line in lines):  # outside of the axes, so that the legend covers no curve
+            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.suptitle(title)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
+    figure.savefig(output, dpi=110)
     plt.close(figure)
 
 
-def _plot(axes: Axes, curves: dict[str, Curve], name: str, label: str, linestyle: str = "-") -> None:
-    if name not in curves:
-        return
-    epochs, values = curves[name]
-    event = name.partition(".")[0]
-    last = f" {values[-1]:.2f}" if event != "train" else ""
-    marker = "." if len(epochs) < 60 else None
-    axes.plot(epochs, values, label=label + last, marker=marker, color=_COLOURS.get(event), linestyle=linestyle)
+def plot_runs(folders: Sequence[Path], output: Path | None) -> None:
+    """Write the curves of run folders as a PNG: `curves.png` in the folder of one run, or in the current folder.
 
-
-def plot_run(run: Path, output: Path | None) -> None:
-    """Write the curves of a run folder as a PNG, by default `curves.png` in the folder."""
-    curves = read_curves(run / "metrics.jsonl")
-    if not curves:
-        raise UsageError(f"{run}: nothing has been logged yet; try again after the first log line")
-    output = output or run / "curves.png"
-    draw(curves, run.resolve().name, output, read_smoothing(run / "recipe.yaml"))
+    A run without a line yet is left out with a warning.
+    """
+    names = [folder.resolve().name for folder in folders]
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        if curves := read_curves(folder / "metrics.jsonl"):
+            # Folders of one name are told apart by their paths.
+            label = name if names.count(name) == 1 else str(folder)
+            runs.append(Run(printable(label, 40), curves, read_smoothing(folder / "recipe.yaml")))
+        elif len(folders) > 1:
+            warn(f"{folder}: nothing has been logged yet; the picture leaves the run out")
+    if not runs:
+        raise UsageError(f"{folders[0]}: nothing has been logged yet; try again after the first log line")
+    output = output or (folders[0] / "curves.png" if len(folders) == 1 else Path("curves.png"))
+    draw(panels_of(runs), runs[0].name if len(runs) == 1 else f"{len(runs)} runs", output)
     print(f"curves: {output}")

@@ -122,7 +122,7 @@ class Run:
         """
         recipe, recalibrate = self.recipe, self.recipe.evaluation.recalibrate
         self.warm_up()
-        logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe.model.num_classes)
+        logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe, self.train.classes)
         with self._world.agreeing():
             if checkpoint:
                 live = self.state()
@@ -174,8 +174,6 @@ class Run:
             continue_on_failure=settings.on_failure == "continue",
         )
 
-    # ------------------------------------------------------------------------------------------------ state
-
     def state(self) -> StateTensors:
         """Return the live tensors that a checkpoint saves."""
         return {
@@ -210,8 +208,6 @@ class Run:
             environment=self.environment,
             progress={name: value for name, value in progress.items() if name != "history"},
         )
-
-    # ------------------------------------------------------------------------------------------------ data
 
     def train_batches(self, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
         """Return the micro-batches of this rank's logical replicas, from step `start` to before step `end`."""

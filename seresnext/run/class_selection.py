@@ -21,9 +21,8 @@ _LISTED = 5
 class ClassSelection:
     """The outputs of the model that a validation uses.
 
-    labels: the output of each class folder. columns: the outputs that count, in ascending order, or None for all. The
-    other outputs are left out before the softmax, as usual for ImageNet-A and ImageNet-R. names: of the outputs that
-    count. notice: for the user, or None.
+    labels: the output of each class folder. columns: the outputs that count, ascending, or None for all. The others are
+    left out before the softmax, as usual for ImageNet-A and ImageNet-R. names: of the outputs that count.
     """
 
     labels: list[int]

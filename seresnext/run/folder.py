@@ -28,6 +28,9 @@ RUN_FILES = (
     "environment.json",
     "metrics.jsonl",
     "tensorboard",
+    "trackers",
+    "wandb",
+    "first_batch.png",
     "profile",  # --profile
     "log.txt",
     "checkpoints",

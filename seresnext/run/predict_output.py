@@ -38,6 +38,10 @@ def choose_format(output: Path | None, given: str | None, features: Path | None)
     """Return the format of the predictions. Raise UsageError for files that do not fit."""
     if output is not None and output == features:
         raise UsageError(f"--output and --features are the same file, {shown_path(output)}; choose two files")
+    if features is not None and features.suffix not in (".npy", ".parquet"):
+        raise UsageError(
+            f"--features {shown_path(features)}: the ending is neither .npy nor .parquet; choose another name"
+        )
     chosen = given or (_ENDINGS.get(output.suffix) if output else "table")
     if chosen is None:
         raise UsageError(f"--output {output}: the ending is none of {', '.join(_ENDINGS)}; add --format")

@@ -28,7 +28,7 @@ from seresnext.training.plan import Progress
 FREE_KEYS = frozenset({
     "data.root", "data.cache", "data.cache_size", "data.workers", "data.on_error", "data.max_bad_images",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "logging.every",
-    "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
+    "logging.sinks", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
 })  # fmt: skip
 
 # Keys that have an effect on a fresh start only: a resumed run has the weights of the checkpoint.
@@ -41,6 +41,8 @@ MEASURE_KEYS = frozenset({
 })  # fmt: skip
 
 _MOST_LISTED = 50  # changes in one message: a screen
+
+_LATER = ("unlogged_correct", "unlogged_seen")  # progress that checkpoints of 0.1.0 lack
 
 # The metadata key of a file that `seresnext average` wrote: the names of the averaged checkpoints.
 AVERAGED = "averaged"
@@ -182,7 +184,9 @@ def _is_best(path: Path, best: dict[str, Any]) -> bool:
 def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
     """Return the progress in a checkpoint. Raises CheckpointError for values that no run writes."""
     metadata, usual = checkpoint.metadata, asdict(Progress())
-    found = {**metadata.progress, "history": metadata.history}
+    # Version 0.1 had no such sums. The next means are over the steps from here on.
+    later = {name: value for name, value in usual.items() if name.startswith("epoch_") or name in _LATER}
+    found = {**later, **metadata.progress, "history": metadata.history}
     odd = sorted(found.keys() ^ usual.keys())
     odd += [name for name in usual if name != "best" and name in found and type(found[name]) is not type(usual[name])]
     # The file has the step and the best twice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def train(
         console.print(f"warning: {notice}")
     last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
-    with folder.tracking_status(console, lambda: progress.step):
+    with ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         total = run.plan.total
         if run.plan.is_complete(progress):
@@ -68,6 +69,7 @@ def train(
             _finish(run, folder, progress, console)
             return
         trainer = run.trainer(folder, checkpoint, progress, stop)
+        at_end.callback(trainer.logger.close)
         trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
         console.print(run.introduction())
         if checkpoint:

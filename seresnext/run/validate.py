@@ -113,8 +113,7 @@ class Validation:
 def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Validation:
     """Measure a file of weights, and print top-1, top-5, loss, images per second and a summary.
 
-    Raise CheckpointError for a file that is refused, DataError for a split that cannot be used, UsageError for weights
-    that the file lacks.
+    Raise CheckpointError for a file that is refused, DataError for a wrong split, UsageError for missing weights.
     """
     with world.agreeing():
         checkpoint = find_weights(checkpoint)

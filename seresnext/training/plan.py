@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seresnext.recipe.schema import Recipe
+from seresnext.training.result import StepResult
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,18 @@ class Plan:
         return at_end and progress.step == progress.evaluated
 
 
+WINDOWS = ("unlogged", "epoch")
+"""The sums of a run since the last line of metrics, and since the last end of an epoch."""
+
+
 @dataclass
 class Progress:
     """The state of the training loop without tensors. Every checkpoint holds all fields.
 
-    `step` counts completed and skipped steps. `evaluated` is the step of the last complete validation. The `unlogged`
-    fields are sums since the last line of metrics, so that a resumed run writes the same next line. `history` has the
-    skipped steps and the validations with a loss that is not finite (nonfinite.py). A new entry makes a new list.
+    `step` counts completed and skipped steps. `evaluated` is the step of the last complete validation. The fields of
+    WINDOWS are sums, so that a resumed run writes the same next line; `correct` counts images of `seen` images.
+    `history` has the skipped steps and the validations with a loss that is not finite (nonfinite.py). A new entry makes
+    a new list.
     """
 
     step: int = 0
@@ -65,6 +71,12 @@ class Progress:
     unlogged_loss: float = 0.0
     unlogged_steps: int = 0
     unlogged_skips: int = 0
+    unlogged_correct: int = 0
+    unlogged_seen: int = 0
+    epoch_loss: float = 0.0
+    epoch_steps: int = 0
+    epoch_correct: int = 0
+    epoch_seen: int = 0
     skips_in_a_row: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -72,6 +84,30 @@ class Progress:
     def logged(self) -> int:
         """Return the step of the last `train` event, 0 before the first."""
         return self.step - self.unlogged_steps - self.unlogged_skips
+
+    def add(self, result: StepResult, global_size: int) -> None:
+        """Add the result of a step of `global_size` images to the sums."""
+        if result.skipped:
+            self.unlogged_skips += 1
+            return
+        self.skips_in_a_row = 0
+        values = {"loss": result.loss, "steps": 1, "correct": result.correct, "seen": global_size}
+        for name, value in ((f"{window}_{key}", each) for window in WINDOWS for key, each in values.items()):
+            setattr(self, name, getattr(self, name) + value)
+
+    def take_line(self) -> dict[str, Any]:
+        """Return the means and the skipped steps since the last line of metrics, and start the next line."""
+        line = {**self.take_means("unlogged"), "skipped": self.unlogged_skips}
+        self.unlogged_skips = 0
+        return line
+
+    def take_means(self, window: str) -> dict[str, float | None]:
+        """Return the mean loss and accuracy of a window, None without a step, and start the next window."""
+        names = [f"{window}_{key}" for key in ("loss", "steps", "correct", "seen")]
+        loss, steps, correct, seen = (getattr(self, name) for name in names)
+        for name in names:
+            setattr(self, name, type(getattr(self, name))())
+        return {"loss": loss / steps if steps else None, "top1": 100 * correct / seen if seen else None}
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:

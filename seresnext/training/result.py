@@ -15,6 +15,7 @@ class StepResult:
     """The result of a step, equal on all ranks.
 
     `losses` has one loss for each logical replica. `grad_norm` is the L2 norm of the whole gradient before clipping.
+    `correct` counts the images whose label, or larger label of a mixed image, had the highest logit.
     `data_wait` is the mean over ranks of the seconds spent waiting for images. `stop`: a rank was asked to stop.
     `save_failed`: rank 0 could not write its last checkpoint. `bad_images` counts replaced images that not all ranks
     know. `skipped`: the step changed nothing, because a loss or the gradient was not finite. `loss_scale` is the
@@ -30,6 +31,7 @@ class StepResult:
     skipped: bool = False
     loss_scale: float = 1.0
     bad_images: int = 0
+    correct: int = 0
 
     @property
     def loss(self) -> float:
@@ -43,6 +45,16 @@ class StepResult:
         This is normal: the scaler tries higher scales and lowers them again. At scale 1 the scaler is not the cause.
         """
         return self.skipped and self.loss_scale > 1 and all(map(math.isfinite, self.losses))
+
+
+def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how many rows of logits (N K) have their maximum at the label (scalar, on the device).
+
+    `targets` are labels N, or soft targets N K of mixed images, whose larger label counts, as in torchvision's
+    references/classification/utils.py. The host does not wait for the device.
+    """
+    labels = targets if targets.ndim == 1 else targets.argmax(1)
+    return (logits.argmax(1) == labels).sum()
 
 
 class PendingResult(NamedTuple):
@@ -71,7 +83,9 @@ class PendingResult(NamedTuple):
         """Wait until the device has finished the step, and return the result. Steps queued later are not awaited."""
         if self.arrival:
             self.arrival.synchronize()
-        *losses, stop, save_failed, bad_images, data_wait, grad_norm, skipped, loss_scale = self.numbers.tolist()
+        *losses, stop, save_failed, bad_images, data_wait, correct, grad_norm, skipped, loss_scale = (
+            self.numbers.tolist()
+        )
         return StepResult(
             self.step,
             tuple(losses),
@@ -82,4 +96,5 @@ class PendingResult(NamedTuple):
             skipped=skipped > 0,
             loss_scale=loss_scale,
             bad_images=round(bad_images),
+            correct=round(correct) if math.isfinite(correct) else 0,
         )

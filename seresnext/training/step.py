@@ -25,7 +25,7 @@ from seresnext.runtime import Precision, compile_forward
 from seresnext.training.ema import Ema
 from seresnext.training.loss import Loss
 from seresnext.training.optimizer import set_lr, skip_if
-from seresnext.training.result import PendingResult
+from seresnext.training.result import PendingResult, count_correct
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class TrainingStep:
         ranks, to the bit. The host does not wait for the device here, so read the result after queueing the next step.
         """
         settings, device = self.settings, self.world.device
-        losses = torch.zeros(settings.replicas, device=device, dtype=settings.precision.weights)
+        outcomes = torch.zeros(2, settings.replicas, device=device, dtype=settings.precision.weights)
         data_wait = 0.0
         self._statistics.begin_step()
         for replica in self.own_replicas:
@@ -114,10 +114,10 @@ class TrainingStep:
                 self.timer.start(step, batch.data_wait)
             is_last = replica == self.own_replicas[-1]
             with self._ddp.no_sync() if self._ddp and not is_last else nullcontext():
-                losses[replica] = self._forward_backward(batch)
-        flags = torch.tensor([stop, save_failed, bad_images, data_wait], dtype=losses.dtype)
+                outcomes[:, replica] = self._forward_backward(batch)
+        flags = torch.tensor([stop, save_failed, bad_images, data_wait], dtype=outcomes.dtype)
         flags = flags.to(device, non_blocking=True)
-        sums = self._statistics.end_step(self.world, torch.cat([losses, flags]))
+        sums = self._statistics.end_step(self.world, torch.cat([outcomes[0], flags, outcomes[1].sum(0, keepdim=True)]))
         self.scaler.unscale_(self.optimizer)
         # DDP has averaged the gradient, so all ranks compute the same norm and skip the same steps.
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
@@ -141,6 +141,7 @@ class TrainingStep:
 
     @record_function("forward and backward")
     def _forward_backward(self, batch: DeviceBatch) -> Tensor:
+        """Return the loss and the number of correct images."""
         torch.manual_seed(torch_seed_at(self.settings.seed, "step", batch.step, batch.replica))
         images, targets = batch.images, batch.labels
         if self.mix:
@@ -151,4 +152,4 @@ class TrainingStep:
                 logits = self._forward(images)
             loss = self.loss(logits, targets)
             self.scaler.scale(loss / self._accumulation).backward()
-        return loss.detach()
+        return torch.stack([loss.detach(), count_correct(logits.detach(), targets).to(loss.dtype)])

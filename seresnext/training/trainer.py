@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from seresnext.data.loading.prefetch import DeviceBatch
@@ -78,12 +78,12 @@ class Trainer:
             self.logger.training(progress.step, plan.total),
             self.profiler,
         ):
+            batches = self.logger.draw_first(batches, self.step.mix)
             self._save_and_evaluate()  # A run that was stopped during a validation repeats this validation.
             while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
                 with self.profiler.tracing(progress.step, self._speed):
                     self._take_step(batches)
-                if plan.is_due(plan.log_every, progress.step):
-                    self._log()
+                self._log()
                 self._save_and_evaluate()
             self._finish_step()
             self.train.bad_images.share()
@@ -135,12 +135,8 @@ class Trainer:
             self.train.bad_images.share()
         self._stopping = self._stopping or result.stop
         progress = self.progress
-        if result.skipped:
-            progress.unlogged_skips += 1
-        else:
-            progress.unlogged_loss += result.loss
-            progress.unlogged_steps += 1
-            progress.skips_in_a_row = 0
+        progress.add(result, self.plan.global_size)
+        if not result.skipped:
             self._watch.check_step(result.step, result.losses, result.grad_norm)
         if result.skipped and not result.overflowed:  # The scaler of fp16 handles overflows.
             self._report_skip(result)
@@ -158,26 +154,24 @@ class Trainer:
             raise skip.to_error(progress.skips_in_a_row)
 
     def _log(self) -> None:
-        self._finish_step()
-        result, progress = self._result, self.progress
-        assert result is not None
-        speed = self._speed.read()
-        self.logger.write(
-            {
-                "event": "train",
-                "step": progress.step,
-                "epoch": progress.step / self.plan.steps_per_epoch,
-                "loss": progress.unlogged_loss / progress.unlogged_steps if progress.unlogged_steps else None,
-                "skipped": progress.unlogged_skips,
-                "lr": self.schedule.lr_at(result.step),
-                "images_per_second": speed.images_per_second,
-                "data_wait": speed.data_wait,
-                "grad_norm": result.grad_norm,
-            },
-            self._eta.update(progress.step),
-        )
-        self._watch.check_interval(progress.step, speed, self.step.image_size)
-        progress.unlogged_loss, progress.unlogged_steps, progress.unlogged_skips = 0.0, 0, 0
+        """Log what is due after this step: the means since the last line, and the means of an epoch."""
+        plan, progress = self.plan, self.progress
+        if plan.is_due(plan.log_every, progress.step):
+            self._finish_step()
+            assert self._result is not None
+            speed = self._speed.read("train")
+            rates = {"lr": self.schedule.lr_at(self._result.step), **speed._asdict()}
+            fields = {**progress.take_line(), **rates, "grad_norm": self._result.grad_norm}
+            self._write("train", fields, self._eta.update(progress.step))
+            self._watch.check_interval(progress.step, speed, self.step.image_size)
+        if progress.step % plan.steps_per_epoch == 0:
+            self._finish_step()
+            rate = self._speed.read("epoch").images_per_second
+            self._write("epoch", {**progress.take_means("epoch"), "images_per_second": rate})
+
+    def _write(self, event: str, fields: Mapping[str, object], seconds_left: float | None = None) -> None:
+        place = {"event": event, "step": self.progress.step, "epoch": self.progress.step / self.plan.steps_per_epoch}
+        self.logger.write({**place, **fields}, seconds_left)
 
     def _save_and_evaluate(self) -> None:
         """Save and validate after this step, if due.
@@ -222,8 +216,7 @@ class Trainer:
                     self._stopping = True
                     return
         for weights, result in results.items():
-            place = {"event": "validate", "step": step, "epoch": step / self.plan.steps_per_epoch}
-            self.logger.write({**place, **result.to_dict(), "weights": weights})
+            self._write("validate", {**result.to_dict(), "weights": weights})
         metrics = results[validation.best_by].metrics
         progress.history = record_validation(progress.history, step, metrics["loss"], progress.evaluated)
         progress.evaluated = step

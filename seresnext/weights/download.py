@@ -25,8 +25,8 @@ def download(url: str, folder: Path) -> Path:
     """Return the path of a complete file in a folder, after a download if the file is not there.
 
     The name is the last part of the address, such as `model-65ebdb501.pth`. The content must have the SHA-256 that
-    begins with the digits in the name. Of several processes, one downloads and the others wait. What an interrupted
-    download leaves, the next one resumes. Raises OSError.
+    begins with the digits in the name. Of several processes, one downloads and the others wait. After an
+    interruption, the next call resumes the download. Raises OSError.
     """
     path = folder / url.rpartition("/")[2]
     part = folder / f".{path.name}.part"

@@ -48,16 +48,13 @@ def check_format(found: str | None, source: str) -> None:
             f"{source} has the format {found}, which a newer version wrote; this version reads formats up to {FORMAT}. "
             "Update this program to use the file"
         )
-    raise CheckpointError(
-        f"{source} has the format {printable(found)}, not of a run. Use a checkpoint of the format {FORMAT}"
-    )
+    raise CheckpointError(f"{source} has the format {printable(found)}, not of a run. Use a checkpoint of {FORMAT}")
 
 
 def verify_digest(path: Path) -> None:
     """Check every byte of the file against the digest in the file.
 
-    Raise CheckpointError for a file that is damaged or not from this project, UnreadableError for a file that cannot be
-    read.
+    Raise CheckpointError for a file that is damaged or of another project, UnreadableError for an unreadable file.
     """
     with open_file(path) as file:
         try:

@@ -98,30 +98,21 @@ class Namespace:
         self.values = state
 
 
-class Description(NamedTuple):
-    """The value of a pickle, with `StoredTensor` for tensors, and all storages by key."""
-
-    value: Any
-    storages: dict[str, Storage]
-
-
-def describe(stream: BinaryIO) -> Description:
-    """Read one pickle, and leave the stream at the end of the pickle. Raise ValueError."""
+def describe(stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """Read one pickle: the value, with `StoredTensor` for tensors, and all storages by key. Raise ValueError."""
     start = stream.tell()
     with warnings.catch_warnings(action="ignore"):  # The decoder warns of backslashes.
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count == _MOST_INSTRUCTIONS:
                 raise ValueError(f"the pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
             if opcode.name not in _INSTRUCTIONS:
-                raise ValueError(
-                    f"the pickle has the instruction {opcode.name}, which plain weights lack; save the state_dict alone"
-                )
+                raise ValueError(f"the pickle has the instruction {opcode.name}, unlike weights; save the state_dict")
             if opcode.name == "PROTO" and argument != 2:
                 raise ValueError(f"the pickle has protocol {argument}; torch.save writes 2")
     stream.seek(start)
     unpickler = _Unpickler(stream)
     try:
-        return Description(unpickler.load(), unpickler.storages)
+        return unpickler.load(), unpickler.storages
     except ValueError:
         raise
     except Exception as error:  # The unpickler raises errors of many classes for a missing operand.
@@ -162,8 +153,7 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         """Return the storage of a persistent id `("storage", type, key, device, numel)`.
 
-        Files that are not zip have a sixth value. The value is None except for views of storages, which torch gave up
-        before 1.0.
+        Files that are not zip have a sixth value, None except for views of storages, which torch gave up before 1.0.
         """
         match pid:
             case ("storage", _Global(name=kind), str(key), str(), int(numel), *rest) if kind in _DTYPES:
@@ -206,8 +196,7 @@ class _Global(NamedTuple):
                 return _Dict()
             case "torch._utils._rebuild_tensor", (Storage() as storage, offset, shape, stride):
                 return _tensor(storage, offset, shape, stride)
-            # Further arguments: requires_grad, hooks (a dict) and, since torch 1.13, flags (None or a dict). Weights
-            # have no hooks and no flags.
+            # Further arguments: requires_grad, and hooks and (since torch 1.13) flags, which weights do not have.
             case "torch._utils._rebuild_tensor_v2", (Storage() as storage, offset, shape, stride, bool(), hooks, *rest):
                 if hooks != {} or rest not in ([], [None], [{}]):
                     raise ValueError("the pickle has a tensor with hooks or flags")

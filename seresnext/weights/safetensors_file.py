@@ -76,9 +76,7 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
             yield opened
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         # RuntimeError: torch cannot map the file, or the header is nested too deeply.
-        raise CheckpointError(
-            f"{shown_path(path)} was cut off or damaged, or is no safetensors file of weights: {printable(error)}"
-        ) from error
+        raise CheckpointError(f"{shown_path(path)} is damaged or no safetensors file: {printable(error)}") from error
 
 
 def _check_header(text: bytes) -> None:

@@ -22,7 +22,7 @@ from seresnext.errors import CheckpointError
 from seresnext.printable import listed, printable, shown_path
 from seresnext.weights.names import MOST_TENSORS
 from seresnext.weights.opening import open_file
-from seresnext.weights.pickles import Description, Namespace, Storage, StoredTensor, describe
+from seresnext.weights.pickles import Namespace, Storage, StoredTensor, describe
 
 _LONGEST_PICKLE = 16 << 20  # bytes; the pickle of SE-ResNeXt-101 has 130 thousand
 _LONGEST_DIRECTORY = 2 << 20  # bytes of a zip's list of members; the list of SE-ResNeXt-101 has 50 thousand
@@ -81,24 +81,20 @@ def _read_pickles(file: BinaryIO, weights: str | None) -> tuple[_State, dict[str
     """Return the tensors of a file before torch 1.6, and the numbers of each storage."""
     size = os.fstat(file.fileno()).st_size
     pickles = io.BytesIO(file.read(_LONGEST_PICKLE))
-    magic, protocol, system = (describe(pickles).value for _ in range(3))
+    magic, protocol, system = (describe(pickles)[0] for _ in range(3))
     if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
         raise ValueError("a pickle, but not a pickle of torch.save")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("the file was written on a big-endian machine; save the weights on another machine")
-    description = describe(pickles)
-    storages = description.storages
-    order = describe(pickles).value
-    if (
-        not isinstance(order, list)
-        or not all(isinstance(key, str) for key in order)
-        or sorted(order) != sorted(storages)
-    ):
+    value, storages = describe(pickles)
+    order, _ = describe(pickles)
+    are_keys = isinstance(order, list) and all(isinstance(key, str) for key in order)
+    if not are_keys or sorted(order) != sorted(storages):
         raise ValueError("the list of storages differs from the storages of the tensors")
     needed = pickles.tell() + sum(8 + storage.nbytes for storage in storages.values())
     if needed != size:
         raise ValueError(f"the file has {size:,} bytes and announces {needed:,}: the file was cut off or changed")
-    found = _state_dict(description, weights)
+    found = _state_dict(value, storages, weights)
     numbers = {}
     file.seek(pickles.tell())
     for key in order:
@@ -128,11 +124,11 @@ def _read_zip(file: BinaryIO, weights: str | None) -> tuple[_State, dict[str, Te
             raise ValueError(f"the pickle is longer than {_LONGEST_PICKLE:,} bytes")
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("the file was written on a big-endian machine; save the weights on another machine")
-        description = describe(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        found = _state_dict(description, weights)
+        value, storages = describe(io.BytesIO(archive.read(f"{folder}data.pkl")))
+        found = _state_dict(value, storages, weights)
         needed = {tensor.storage.key for tensor in found.state.values()}
         numbers = {}
-        for key, storage in description.storages.items():
+        for key, storage in storages.items():
             member = members.get(f"{folder}data/{key}")
             if member is None or member.file_size != storage.nbytes:
                 raise ValueError("the storages differ from the storages of the tensors, in name or size")
@@ -150,8 +146,7 @@ def _numbers(storage: Storage, file: Any) -> Tensor:
     return data
 
 
-def _state_dict(description: Description, weights: str | None) -> _State:
-    value = description.value
+def _state_dict(value: Any, storages: dict[str, Storage], weights: str | None) -> _State:
     if not isinstance(value, dict):
         raise ValueError(f"the file holds a {type(value).__name__}, not a dict of tensors; save a state dict")
     kinds = ("model",) if weights == "model" else ("ema", "model")
@@ -170,7 +165,7 @@ def _state_dict(description: Description, weights: str | None) -> _State:
     if not state:
         raise ValueError("the file holds no tensors")
     # Many tensors can share one storage in the file. In a model each tensor has its own.
-    if sum(t.nbytes for t in state.values()) > sum(s.nbytes for s in description.storages.values()):
+    if sum(t.nbytes for t in state.values()) > sum(s.nbytes for s in storages.values()):
         raise ValueError("the tensors share storages and are larger than the file")
     arguments = value.get("args")
     return _State(state, kind, arguments.values if isinstance(arguments, Namespace) else {})

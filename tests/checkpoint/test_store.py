@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import flip_bit
 
 from seresnext.checkpoint import store
 from seresnext.errors import CheckpointError
@@ -17,12 +18,6 @@ from seresnext.files import open_regular
 def save(folder: Path, step: int) -> Path:
     tensors = {"model.weight": torch.full((2, 3), float(step)), "model.count": torch.tensor(step)}
     return store.commit(folder, step, tensors, {"format": "seresnext-1", "step": str(step)})
-
-
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def names(folder: Path) -> list[str]:
@@ -129,7 +124,7 @@ def test_a_damaged_newest_is_skipped_with_a_warning(tmp_path):
     for step in (1, 2, 3):
         path = save(tmp_path, step)
     store.update_link(tmp_path, "last", path)
-    damage(path)
+    flip_bit(path, -1)
     before = names(tmp_path)
     for _ in range(2):  # The folder stays unchanged until the start is accepted.
         found, warnings, damaged = store.newest_valid(tmp_path)
@@ -150,7 +145,7 @@ def test_a_damaged_newest_is_skipped_with_a_warning(tmp_path):
 
 def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
     for step in (1, 2):
-        damage(save(tmp_path, step))
+        flip_bit(save(tmp_path, step), -1)
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints") as failure:
         store.newest_valid(tmp_path)
     assert "step-00000001" in str(failure.value)
@@ -170,12 +165,12 @@ def test_the_newest_by_step_wins_among_all_names(tmp_path):
         save(tmp_path, 11).rename(tmp_path / name)
     older = save(tmp_path, 4)
     assert store.newest_valid(tmp_path).path == last
-    damage(last)
+    flip_bit(last, -1)
     assert store.newest_valid(tmp_path)[::2] == (best, [last])
     newest = save(tmp_path, 7)
     assert store.newest_valid(tmp_path).path == newest  # At equal steps, the step file wins.
     for path in (newest, best):
-        damage(path)
+        flip_bit(path, -1)
     assert store.newest_valid(tmp_path)[::2] == (older, [last, newest, best])
 
 

@@ -150,7 +150,7 @@ class InTurn(TrainImages):
     _calls = 0
 
     def make(self, key: BatchKey) -> Batch:
-        self._seed = type(self)._calls
+        self.seed = type(self)._calls
         type(self)._calls += 1
         return super().make(key)
 

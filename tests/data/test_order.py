@@ -44,16 +44,6 @@ def test_images_are_slices_of_the_permutation_at_the_address_in_any_order_of_ste
         assert key.addresses() == [(step // 6, image, 0) for image in expected]
 
 
-@pytest.mark.parametrize(("images", "micro", "repeats"), [(55, 32, 1), (55, 8, 3), (7, 8, 1)])
-def test_the_advice_for_too_few_images_is_accepted(images: int, micro: int, repeats: int):
-    with pytest.raises(DataError) as caught:
-        Order(images, 96, micro, 0, repeats)
-    advice = str(caught.value).partition("set batch.global_size=")[2]
-    assert bool(advice) == (micro <= images)
-    if advice:
-        assert Order(images, int(advice), micro, 0, repeats).steps_per_epoch == 1
-
-
 def test_too_few_images_for_one_step_are_reported_with_both_sizes():
     with pytest.raises(DataError, match=r"15 images.*batch.global_size: 16"):
         Order(num_images=15, global_size=16, micro_size=8, seed=0)

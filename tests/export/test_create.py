@@ -48,7 +48,7 @@ def test_an_existing_folder_is_refused(words, tmp_path: Path, capsys):
 def test_too_many_and_bad_images_are_refused(words, photographs: Path, tmp_path: Path, capsys):
     refused([*words, "--golden", tmp_path / "nothing"], 3, "No such file", tmp_path, capsys)
     (photographs / "b.txt").write_text("no image")
-    refused([*words, "--golden", photographs], 3, "golden/1.jpg", tmp_path, capsys)
+    refused([*words, "--golden", photographs], 3, f"{photographs / 'b.txt'} is a text", tmp_path, capsys)
     for number in range(8):
         (photographs / f"{number}.png").write_bytes(b"")
     refused([*words, "--golden", photographs], 2, "give 1 to 8 images", tmp_path, capsys)

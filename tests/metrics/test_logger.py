@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from unittest.mock import Mock, call
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import SINKS, RunLogger
 from seresnext.metrics.status import read_status, write_status
+from seresnext.recipe.load import load_recipe, to_values
 
 FIRST, SECOND = World(), World(rank=1, size=2)
 
@@ -41,8 +44,9 @@ def opened(tmp_path, stream):
     """`opened(step, evaluated, logged)`: a logger that prints to the stream, in a block."""
 
     @contextmanager
-    def opened(*start, num_classes=None):
-        logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST, num_classes)
+    def opened(*start, num_classes=10):
+        recipe = load_recipe("digits", [f"model.num_classes={num_classes}"]).recipe
+        logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST, recipe, list("0123456789"))
         logger.open(*start or (0, 0))
         yield logger
         logger.close()
@@ -76,29 +80,64 @@ def test_an_event_reaches_all_sinks_and_the_console(tmp_path, stream, opened):
 def test_a_new_sink_is_one_row_of_the_table(tmp_path, stream, monkeypatch):
     train, skipped = event(8, loss=0.5), event(8, "skipped", reason="nan")
     opens = Mock()
-    monkeypatch.setitem(SINKS, "list", opens)
+    monkeypatch.setitem(SINKS, "mlflow", opens)
+    recipe = load_recipe("digits", ["logging.sinks=[mlflow, mlflow]"]).recipe
     for world in (SECOND, FIRST):
         assert not opens.called
-        logger = RunLogger(tmp_path, Console(world.is_first, None, stream), world)
+        logger = RunLogger(tmp_path, Console(world.is_first, None, stream), world, recipe)
         logger.open(7, 5, 6)
         with logger.training(7, 10):
             logger.write(train, seconds_left=75)
             logger.write(skipped, text="warning: skipped")
+        assert call.close() not in opens.return_value.mock_calls  # The status has the end of the run first.
+        logger.close()
     (start,) = opens.call_args.args
     assert (start.folder, start.step, start.evaluated, start.logged) == (tmp_path, 7, 5, 6)
-    assert opens.return_value.mock_calls == [call.write(train), call.write(skipped), call.close()]
+    assert start.recipe == to_values(recipe)
+    written = call.write({**train, "total_steps": 10})
+    assert opens.return_value.mock_calls == [written, call.write(skipped), call.close()]
+    assert not (tmp_path / "tensorboard").exists()
     start.warn("the tracker is offline")
     assert stream.getvalue().endswith("warning: the tracker is offline\n")
 
 
-@pytest.mark.parametrize(("num_classes", "printed"), [(2, False), (5, False), (6, True), (None, True)])
+@pytest.mark.parametrize(("num_classes", "printed"), [(2, False), (5, False), (6, True)])
 def test_top5_of_five_classes_is_not_printed(tmp_path, stream, opened, num_classes, printed):
     with opened(num_classes=num_classes) as logger:
         logger.write(event(10, "validate", loss=0.75, top1=62.5, top5=100.0, weights="model"))
     assert ("top-5" in stream.getvalue()) is printed
     assert ("top-5" in (tmp_path / "log.txt").read_text()) is printed
     assert lines(tmp_path)[0]["top5"] == 100.0
-    assert scalars(tmp_path, "validate/top5") == [(10, 100.0)]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert ("validate/top5" in board.Tags()["scalars"]) is printed
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_the_first_batch_of_a_new_run_is_drawn_as_the_step_mixes_it(tmp_path, opened, step):
+    """The batches stay the same."""
+    batches = [DeviceBatch(torch.zeros(4, 3, 8, 8), torch.arange(4), number, 0, 0.0) for number in range(2)]
+    mixed = Mock(return_value=(torch.ones(4, 3, 8, 8), torch.eye(10)[:4]))
+    with opened(step, 0) as logger, logger.training(step, 10):
+        assert list(map(id, logger.draw_first(iter(batches), mixed))) == list(map(id, batches))
+    assert (tmp_path / "first_batch.png").exists() is (step == 0)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert board.Tags()["images"] == ["train/first_batch"] * (step == 0)
+    assert "recipe/text_summary" in board.Tags()["tensors"]
+    if step == 0:
+        mixed.assert_called_once_with(batches[0].images, batches[0].labels, step=0, replica=0)
+        assert lines(tmp_path) == [{"event": "picture", "step": 0, "epoch": 0.0, "file": "first_batch.png"}]
+
+
+def test_a_picture_that_cannot_be_written_is_one_warning(tmp_path, stream, opened):
+    (tmp_path / "first_batch.png").mkdir()
+    batch = DeviceBatch(torch.zeros(4, 3, 8, 8), torch.arange(4), 0, 0, 0.0)
+    with opened() as logger:
+        (same,) = logger.draw_first(iter([batch]), None)
+    assert same is batch
+    assert stream.getvalue().count("warning: ") == 1
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 2.0])

@@ -19,12 +19,14 @@ def clock():
 
 def test_speed_of_each_window(clock):
     meter = SpeedMeter(clock)
-    assert meter.read() == (None, None)  # no step
+    assert meter.read() == (None, None, None)  # no step
     for seconds, data_wait in ((0.5, 0.1), (2.0, 0.0)):
         for _ in range(4):
             clock.now += seconds
             meter.add(32, data_wait)
-        assert meter.read() == (pytest.approx(32 / seconds), pytest.approx(data_wait))
+        assert meter.read() == (pytest.approx(32 / seconds), pytest.approx(data_wait), pytest.approx(seconds))
+    assert meter.read("epoch") == (pytest.approx(32 * 8 / 10), pytest.approx(0.05), pytest.approx(10 / 8))
+    assert meter.read("epoch") == (None, None, None)
 
 
 def test_pauses_do_not_count_even_after_an_error(clock):

@@ -4,11 +4,19 @@ import math
 import threading
 
 import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.api_pb2 import ColParams, ListSessionGroupsRequest, MetricName, Status
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
 from torch.utils.tensorboard import SummaryWriter
 
 from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tensorboard import TensorBoard
+from seresnext.recipe.load import load_recipe, to_values
 
 
 @pytest.fixture
@@ -45,8 +53,8 @@ def test_points_are_the_numbers_of_the_events(open_board, folder, warnings):
     assert scalars(folder) == {  # Each event is written at once, before the close.
         "train/loss": [(10, 2.5)],
         "train/lr": [(10, 0.5)],
-        "train/images_per_second": [(10, 64.0)],
-        "train/data_wait": [(10, 0.25)],
+        "speed/images_per_second": [(10, 64.0)],
+        "speed/data_wait": [(10, 0.25)],
         "train/grad_norm": [(10, 1.0)],
         "validate/top1": [(10, 50.0)],
         "validate/top5": [(10, 75.0)],
@@ -121,6 +129,35 @@ def test_scalars_equal_those_of_summary_writer_without_its_thread(open_board, fo
     ours.close()
     with SummaryWriter(str(tmp_path / "torch"), purge_step=3) as torchs:
         assert threading.active_count() > threads
-        for name in ("loss", "lr", "images_per_second"):
-            torchs.add_scalar(f"train/{name}", event[name], 7)
+        for name in ("train/loss", "train/lr", "speed/images_per_second"):
+            torchs.add_scalar(name, event[name.partition("/")[2]], 7)
     assert repr(scalars(folder)) == repr(scalars(tmp_path / "torch"))
+
+
+def test_hparams_compares_runs_by_their_recipes(tmp_path):
+    """TensorBoard's own plugin pairs the keys that differ with the last points of the charts."""
+    for name, rate in (("slow", 0.25), ("fast", 0.5)):
+        (tmp_path / name).mkdir()
+        recipe = to_values(load_recipe("digits", [f"optimizer.lr={rate}"]).recipe)
+        board = TensorBoard(RunStart(tmp_path / name, 0, 0, 0, print, print, recipe))
+        for step in (1, 2):
+            board.write({"event": "validate", "step": step, "epoch": step, "top1": rate * step})
+        board.close()
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
+    board = Context(TBContext(logdir=str(tmp_path), data_provider=provider, multiplexer=multiplexer))
+    context, metric = RequestContext(), MetricName(tag="validate/top1")
+    experiment = board.experiment_from_metadata(context, "", True, board.hparams_metadata(context, ""), [])
+    assert [info.name for info in experiment.hparam_infos if info.differs] == ["optimizer.lr"]
+    assert len(experiment.hparam_infos) > 40
+    assert [info.name.tag for info in experiment.metric_infos] == ["validate/top1"]
+    request = ListSessionGroupsRequest(
+        allowed_statuses=[Status.Value("STATUS_RUNNING"), Status.Value("STATUS_UNKNOWN")],
+        slice_size=9,
+        col_params=[ColParams(metric=metric)],
+        include_metrics=True,
+    )
+    groups = Handler(context, board, "", request).run().session_groups
+    found = {group.name: (group.hparams["optimizer.lr"].number_value, group.metric_values[0].value) for group in groups}
+    assert found == {"slow": (0.25, 0.5), "fast": (0.5, 1.0)}

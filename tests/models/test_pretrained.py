@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from damage import flip_bit
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor
@@ -362,9 +363,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path, place: int) -> None:
     path = tmp_path / "best.safetensors"
     write_checkpoint(path, {"model.w": torch.ones(9)}, {"model": {"name": NAME}})
     open_weights(path)
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
+    flip_bit(path, place)
     with pytest.raises(CheckpointError, match=r"best\.safetensors "):
         open_weights(path)
 

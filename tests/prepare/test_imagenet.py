@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from advances import record_bars
+from damage import flip_bit
 from imagenet_archives import CLASSES, write_archives
 
 from seresnext.data.readers import imagenet
@@ -64,10 +65,7 @@ def test_the_progress_of_a_sum_adds_up(published, monkeypatch):
 
 
 def test_a_flipped_bit_changes_the_sum(published, monkeypatch, tmp_path):
-    path = published / imagenet.TRAIN.name
-    content = bytearray(path.read_bytes())
-    content[3000] ^= 1
-    path.write_bytes(content)
+    flip_bit(published / imagenet.TRAIN.name, 3000)
     with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar is damaged: its MD5 is .* repeat the download"):
         prepare_imagenet(published, tmp_path / "cache", skip_md5=False)
     assert not (tmp_path / "cache").exists()

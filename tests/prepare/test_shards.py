@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from advances import record_bars
+from damage import flip_bit
 from launcher import PYTHON
 from PIL import Image
 from shard_folders import make_shards
@@ -115,9 +116,7 @@ def test_a_second_run_writes_only_damaged_shards(write, tmp_path, monkeypatch):
     before, times = contents(folder), {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     write("out", "--images-per-shard", 5)
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")} == times
-    content = bytearray((folder / "train-00001.tar").read_bytes())
-    content[700] ^= 1
-    (folder / "train-00001.tar").write_bytes(content)
+    flip_bit(folder / "train-00001.tar", 700)
     (folder / "train-00003.tar").unlink()
     write("out", "--images-per-shard", 5)
     assert contents(folder) == before

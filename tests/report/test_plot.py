@@ -40,70 +40,113 @@ def test_curves_become_a_picture(run_folder, run_command):
     with Image.open(run_folder / "curves.png") as image:
         assert image.width > 800
         pixels = np.asarray(image.convert("RGB"))
-    # The first three colours of matplotlib: training is in the left panel, model and average in both.
+    # The first three colours of matplotlib: training is in the first panel, model and average in the first two.
     for colour, in_both in (((31, 119, 180), False), ((255, 127, 14), True), ((44, 160, 44), True)):
         rows, columns = np.nonzero((pixels == colour).all(-1))
         assert len(rows) > 100
-        assert columns.min() < image.width / 2
-        assert (columns.max() > image.width / 2) == in_both
+        assert columns.min() < image.width / 3
+        assert (columns.max() > image.width / 3) == in_both
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """`drawn(curves, smoothing=0)` returns the figure of the curves."""
+    """`drawn(panels)` returns the figure of the panels."""
     figures = []
     monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
 
-    def draw(curves: dict[str, Any], smoothing: float = 0.0) -> Any:
-        plot.draw(curves, "title", tmp_path / "curves.png", smoothing)
+    def draw(panels: dict[str, Any]) -> Any:
+        plot.draw(panels, "title", tmp_path / "curves.png")
         return figures[-1]
 
     return draw
 
 
-def test_model_and_average_are_two_curves(drawn, run_folder):
+def labels(panels: dict[str, Any]) -> dict[str, list[str]]:
+    return {title: [line.label for line in lines] for title, lines in panels.items()}
+
+
+def test_a_run_has_model_and_average_in_each_panel(drawn, run_folder):
     """Each curve has one point an epoch."""
-    figure = drawn(plot.read_curves(run_folder / "metrics.jsonl"))
-    accuracy = figure.axes[1]
+    panels = plot.panels_of([plot.Run("first", plot.read_curves(run_folder / "metrics.jsonl"), 0.1)])
+    assert labels(panels) == {
+        "loss": [
+            "training (label smoothing 0.1) 0.05", "validation, model 0.03", "validation, average (EMA) 0.03",
+        ],
+        "accuracy, %": [
+            "validation, model, top-1 90.00", "validation, average (EMA), top-1 100.00",
+            "validation, model, top-5 90.00", "validation, average (EMA), top-5 90.00",
+        ],
+        "learning rate": [""],
+    }  # fmt: skip
+    loss, accuracy, rate = drawn(panels).axes
     curves = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in accuracy.lines}
-    assert curves["top-1 (model) 90.00"] == ([1, 2, 3, 4], [60, 70, 80, 90])
-    assert curves["top-1 (ema) 100.00"] == ([1, 2, 3, 4], [70, 80, 90, 100])
-    assert len(curves) == 4
-    assert [line.get_label() for line in figure.axes[0].lines] == [
-        "training", "validation (model) 0.03", "validation (ema) 0.03",
-    ]  # fmt: skip
+    assert curves["validation, model, top-1 90.00"] == ([1, 2, 3, 4], [60, 70, 80, 90])
+    assert curves["validation, average (EMA), top-1 100.00"] == ([1, 2, 3, 4], [70, 80, 90, 100])
+    assert (len(loss.lines), len(rate.lines)) == (3, 1)
+    assert rate.get_legend() is None
 
 
-def test_labels_of_a_run_without_an_average_and_before_the_first_validation(drawn, tmp_path):
+def test_there_are_no_empty_panels(drawn, tmp_path):
     """A loss of null is no point."""
-    lines = [
-        {"event": "train", "epoch": 1, "loss": None}, {"event": "train", "epoch": 2, "loss": 1},
-        {"event": "validate", "epoch": 2, "loss": 0.5, "top1": 50},
-    ]  # fmt: skip
+    lines = [{"event": "train", "epoch": 1, "loss": None}, {"event": "train", "epoch": 2, "loss": 1}]
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figure = drawn(plot.read_curves(metrics))
-    labels = [line.get_label() for axes in figure.axes for line in axes.lines]
-    assert labels == ["training", "validation 0.50", "top-1 50.00"]
-    assert list(figure.axes[0].lines[0].get_xdata()) == [2]
-    assert list(figure.axes[1].texts) == []
-    assert len(drawn({"train.loss": ([1, 2], [2, 1])}).axes[1].texts) == 1
+    run = plot.Run("first", plot.read_curves(metrics))
+    for panels, title in ((plot.panels_of([run]), "loss"), (plot.panels_of([run, run]), "loss: training")):
+        assert list(panels) == [title]
+        (axes,) = drawn(panels).axes
+        assert list(axes.lines[0].get_xdata()) == [2]
 
 
-def test_a_legend_covers_no_curve(drawn):
-    names = [f"{event}.{field}" for event in ("validate", "validate_ema") for field in ("loss", "top1")]
-    figure = drawn({name: ([1, 2], [99, 100]) for name in names})
+def test_several_runs_have_a_panel_for_the_model_and_one_for_the_average():
+    first = {"train.loss": ([1], [3]), "validate.top1": ([1], [50]), "validate_ema.top1": ([1], [60])}
+    second = {"train.loss": ([1], [2]), "validate.top1": ([1], [40])}
+    runs = [plot.Run("first", first, 0.1), plot.Run("second", second, 0.0)]
+    assert labels(plot.panels_of(runs)) == {
+        "loss: training": ["first (label smoothing 0.1) 3.00", "second 2.00"],
+        "top-1: validation, model": ["first 50.00", "second 40.00"],
+        "top-1: validation, average (EMA)": ["first 60.00"],
+    }
+    colours = [line.colour for panel in plot.panels_of(runs).values() for line in panel if "first" in line.label]
+    assert len(set(colours)) == 1
+
+
+def test_a_legend_is_beside_its_panel(drawn):
+    curve = ([1, 2], [99, 100])
+    names = [f"{event}.{field}" for event in ("train", "validate", "validate_ema") for field in ("loss", "top1")]
+    runs = [plot.Run(f"a run with a longer name, number {number}", dict.fromkeys(names, curve)) for number in range(3)]
+    figure = drawn(plot.panels_of(runs))
+    assert len(figure.axes) == 6
     for axes in figure.axes:
         legend, area = axes.get_legend().get_window_extent(), axes.get_window_extent()
-        assert legend.y1 < area.y0
+        assert legend.x0 >= area.x1
+        others = [other.get_window_extent() for other in figure.axes if other is not axes]
+        assert not any(legend.overlaps(other) for other in others)
 
 
-def test_the_label_of_the_training_loss_has_label_smoothing(drawn, tmp_path):
+def test_runs_are_overlaid_and_a_run_without_lines_is_left_out(tmp_path, monkeypatch, capsys, run_folder):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/run", "b/run", "empty"):
+        Path(name).mkdir(parents=True)
+        Path(name, "metrics.jsonl").write_text("")
+    for name in ("a/run", "b/run"):
+        Path(name, "metrics.jsonl").write_bytes((run_folder / "metrics.jsonl").read_bytes())
+    panels = []
+    monkeypatch.setattr(plot, "draw", lambda found, title, output: panels.append((found, title, output)))
+    assert cli.main(["plot", "a/run", "empty", "b/run"], StopRequest()) == 0
+    ((found, title, output),) = panels
+    assert (title, output) == ("2 runs", Path("curves.png"))
+    assert labels(found)["top-1: validation, model"] == ["a/run 90.00", "b/run 90.00"]
+    captured = capsys.readouterr()
+    assert captured.out == "curves: curves.png\n"
+    assert "empty: nothing has been logged yet" in captured.err
+    assert cli.main(["plot", "empty"], StopRequest()) == 2
+
+
+def test_label_smoothing_is_read_from_the_recipe(tmp_path):
     recipe = load_recipe("cifar10", ["loss.label_smoothing=0.15"])
     (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(recipe.recipe)))
-    smoothing = plot.read_smoothing(tmp_path / "recipe.yaml")
-    (line,) = drawn({"train.loss": ([1], [2])}, smoothing).axes[0].lines
-    assert "label smoothing 0.15" in line.get_label()
+    assert plot.read_smoothing(tmp_path / "recipe.yaml") == 0.15
     (tmp_path / "recipe.yaml").write_text("no recipe")
     assert [plot.read_smoothing(tmp_path / name) for name in ("recipe.yaml", "none")] == [0, 0]
 

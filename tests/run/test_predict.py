@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import timm
 import timm.data
 import torch
+from damage import flip_bit
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -274,7 +276,7 @@ def test_memory_that_runs_out_names_the_option(classify, monkeypatch, checkpoint
         ("", ["{photo}", "--features", "{photo}/f.npy"], 2, "f.npy cannot be written"),
         ("", ["{photo}", "--output", "{}"], 2, "--format"),
         ("", ["{photo}", "--output", "{}", "--format", "csv"], 2, "cannot be written: not a regular file"),
-        ("", ["{photo}", "--features", "/dev/null"], 2, "cannot be written: not a regular file"),
+        ("", ["{photo}", "--features", "/dev/null"], 2, "neither .npy nor .parquet"),
         ("", ["{photo}", "--format", "parquet"], 2, "--output FILE"),
         ("", ["{photo}", "--output", "{}/a.csv", "--features", "{}/a.csv"], 2, "the same file"),
         ("", ["{photo}", "--top", "0"], 2, "--top"),
@@ -289,9 +291,8 @@ def test_mistakes_are_explained(classify, tmp_path, checkpoint, photographs, che
 
 
 def test_a_damaged_checkpoint_predicts_nothing(classify, tmp_path, checkpoint, photographs):
-    content = bytearray(checkpoint.read_bytes())
-    content[-1000] ^= 1
-    (tmp_path / "damaged.safetensors").write_bytes(content)
+    shutil.copy(checkpoint, tmp_path / "damaged.safetensors")
+    flip_bit(tmp_path / "damaged.safetensors", -1000)
     found = classify(tmp_path / "damaged.safetensors", *photographs, "--output", tmp_path / "rows.csv")
     assert found.code == 4
     assert "damaged.safetensors" in found.err

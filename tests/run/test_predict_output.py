@@ -113,7 +113,7 @@ def test_a_write_that_fails_names_the_file_and_leaves_none(tmp_path, monkeypatch
     monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: removed.append(path))
     removed: list[Path] = []
     with (
-        pytest.raises(Failure, match=rf"{name} cannot be written: No space left on device; .* --output"),
+        pytest.raises(Failure, match=rf"{name} cannot be written: No space left on device; choose another file"),
         open_rows(tmp_path / name, name.partition(".")[2], 2) as write,
     ):
         write(ROWS)
@@ -135,6 +135,8 @@ def test_a_missing_extra_is_named_and_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_missing_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"none/f\.npy cannot be written: No such file"):
-        open_features(tmp_path / "none" / "f.npy", 2).__enter__()
+def test_a_missing_folder_is_made_and_a_file_in_its_place_is_named(tmp_path):
+    with open_features(tmp_path / "new" / "f.npy", 2):
+        pass
+    with pytest.raises(UsageError, match=r"f\.npy/f\.npy cannot be written: "):
+        open_features(tmp_path / "new" / "f.npy" / "f.npy", 2).__enter__()

@@ -265,8 +265,8 @@ FREE = {
     "data.root": "other", "data.cache": "other", "data.cache_size": 7.0, "data.workers": 99,
     "data.on_error": "substitute", "data.max_bad_images": 6, "checkpoint.every": Duration(77, "st"),
     "checkpoint.keep": 99, "checkpoint.keep_every": Duration(77, "st"), "checkpoint.on_failure": "continue",
-    "logging.every": Duration(77, "st"), "optimizer.stop_after_skips": 7, "runtime.loader_timeout": 77,
-    "runtime.collective_timeout": 77,
+    "logging.every": Duration(77, "st"), "logging.sinks": ("mlflow",), "optimizer.stop_after_skips": 7,
+    "runtime.loader_timeout": 77, "runtime.collective_timeout": 77,
 }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ SETTINGS = [
     "ema={decay: 0.6, warmup: false}",
     "evaluation={every: 2ep, batch_size: 3, weights: model, recalibrate: {images: 17}}",
     "checkpoint={every: 3st, keep: 9, keep_every: 6st, on_failure: continue}",
-    "logging.every=11st",
+    "logging={every: 11st, sinks: []}",
     "runtime={seed: 12, precision: fp64, compile: false, grad_checkpointing: true, channels_last: false, "
     "bucket_mb: 13, compress_gradients: none, deterministic: false}",
 ]
@@ -170,6 +170,8 @@ def test_the_trainer(built):
         total=15, steps_per_epoch=5, log_every=11, evaluate_every=10, save_every=3, keep_every=6, global_size=8,
         patience=None, stop_after_skips=7,
     )  # fmt: skip
+    assert trainer["logger"]._recipe.logging.sinks == ()
+    assert list(trainer["logger"]._classes) == list(built.run.train.classes)
     validation = trainer["validation"]
     assert validation.models == {"model": built.run.model, "ema": built.run.ema.model}
     assert validation.best_by == "model"

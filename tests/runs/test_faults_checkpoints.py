@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+from damage import flip_bit
 from faults import Fault, one_error
 from run_folders import digest, status
 
@@ -38,11 +39,7 @@ def cut(path, share):
 
 
 def flip(path, place):
-    with path.open("r+b") as file:
-        file.seek(int(path.stat().st_size * place))
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 4]))
+    flip_bit(path, int(path.stat().st_size * place), 2)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def test_a_fork_differs_from_the_run_by_the_change_alone(train, tmp_path):
     assert losses(seeded)[0] != losses(whole)[4]
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_traced_run_has_the_same_bits_and_a_trace_for_each_rank(narrow_arguments, whole_digest, tmp_path, world):
     run = tmp_path / "run"
     launcher.complete(world, narrow_arguments(run, "--profile", "3:5"))

@@ -62,14 +62,16 @@ def run(training_step, steps=1, replicas=2, dtype=torch.float64, stop=False):
 
 def by_hand(model, optimizer, step, replicas=2, clip_norm=None, mix=None):
     """Take a step: average gradients and BatchNorm statistics over copies, each with one micro-batch."""
-    losses, copies = [], []
+    losses, copies, correct = [], [], 0
     for replica in range(replicas):
         alone = copy.deepcopy(model)
         images, targets = batch(step, replica)[:2]
         torch.manual_seed(torch_seed_at(SEED, "step", step, replica))
         if mix:
             images, targets = mix(images, targets, step=step, replica=replica)
-        loss = F.cross_entropy(alone(images), targets, label_smoothing=SMOOTHING)
+        logits = alone(images)
+        loss = F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
+        correct += sum(int(row.argmax() == target) for row, target in zip(logits, batch(step, replica)[1], strict=True))
         for parameter in alone.parameters():
             parameter.grad = None
         loss.backward()
@@ -86,7 +88,7 @@ def by_hand(model, optimizer, step, replicas=2, clip_norm=None, mix=None):
     for name in ("running_mean", "running_var"):
         getattr(model[1], name).copy_(torch.stack([getattr(alone[1], name) for alone in copies]).mean(0))
     model[1].num_batches_tracked += 1
-    return losses, norm
+    return losses, norm, correct
 
 
 def differences(model, other, rtol=1e-12):
@@ -101,13 +103,14 @@ def test_steps_are_those_written_by_hand(model, replicas):
     expected = [by_hand(other, optimizer, step, replicas) for step in range(3)]
     reports = run(make(model, replicas), 3, replicas)
     assert differences(model, other) == []
-    for step, (report, (losses, norm)) in enumerate(zip(reports, expected, strict=True)):
+    for step, (report, (losses, norm, correct)) in enumerate(zip(reports, expected, strict=True)):
         assert report.step == step
         assert report.losses == pytest.approx(losses, rel=1e-12)
         assert report.loss == pytest.approx(sum(losses) / replicas, rel=1e-12)
         assert report.grad_norm == pytest.approx(norm, rel=1e-12)
         assert report.data_wait == 0.25 * sum(range(1, replicas + 1))
         assert report.stop is False
+        assert report.correct == correct
     assert all(parameter.grad is None for parameter in model.parameters())
     assert run(make(model, replicas), replicas=replicas, stop=True)[0].stop is True
 
@@ -136,7 +139,7 @@ def test_randomness_depends_on_step_and_replica_alone(model):
 @pytest.mark.parametrize("clip_norm", [0.05, 1e6])
 def test_the_gradient_is_clipped_as_a_whole(model, clip_norm):
     other, free = copy.deepcopy(model), copy.deepcopy(model)
-    _, norm = by_hand(other, optimizer_of(other), 0, clip_norm=clip_norm)
+    _, norm, _ = by_hand(other, optimizer_of(other), 0, clip_norm=clip_norm)
     assert 0.05 < norm < 1e6
     (report,) = run(make(model, clip_norm=clip_norm))
     assert report.grad_norm == pytest.approx(norm, rel=1e-12)  # Before clipping.

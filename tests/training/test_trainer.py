@@ -32,10 +32,11 @@ CLASSES = 4
 class Steps:
     """Steps with the losses `loss_of(step)` of two replicas. Results are read one at a time, in order.
 
-    Steps with a loss or gradient that is not finite are skipped. `scaled`: the scale of fp16 is above 1.
+    Steps with a loss or gradient that is not finite are skipped. `scaled`: the scale of fp16 is above 1. In step s, s
+    of the 6 images are correct.
     """
 
-    timer, image_size = None, 224
+    mix, timer, image_size = None, None, 224
 
     def __init__(self, log, loss_of, grad_norm_of, stops_at, scaled):
         self._log, self._stops_at, self._scale = log, stops_at, 2.0 if scaled else 1.0
@@ -52,7 +53,7 @@ class Steps:
         self._log.append(("read", step))
         losses, grad_norm = self._loss_of(step), self._grad_norm_of(step)
         skipped = not all(map(math.isfinite, (*losses, grad_norm)))
-        flags = {"skipped": skipped, "loss_scale": self._scale, "bad_images": bad_images}
+        flags = {"skipped": skipped, "loss_scale": self._scale, "bad_images": bad_images, "correct": min(step, 6)}
         return StepResult(step, losses, grad_norm, 0.125, stop, save_failed, **flags)
 
 
@@ -97,6 +98,10 @@ class RunLogger:
         self._log.append((event["event"], event["step"]))
         self.events.append(event)
         self.texts += [text] if text else []
+
+    def draw_first(self, batches, mix):
+        self._log.append(("draw", 0))
+        return batches
 
     @contextmanager
     def training(self, step, total):
@@ -292,7 +297,19 @@ def test_train_events():
     assert [event["lr"] for event in events] == [0.5, 0.125, 0.0625]  # of the last step, not of the next
     assert [event["grad_norm"] for event in events] == [0.1, 0.3, 0.4]
     assert [event["data_wait"] for event in events] == [0.125] * 3
-    assert all(event["images_per_second"] > 0 for event in events)
+    assert all(event["images_per_second"] > 0 and event["seconds_per_step"] > 0 for event in events)
+    # Of 6 images a step, 0 and 1 are correct, then 2 and 3, then 4.
+    assert [event["top1"] for event in events] == [100 * 1 / 12, 100 * 5 / 12, 100 * 4 / 6]
+
+
+def test_an_epoch_has_the_means_of_its_steps():
+    """An epoch has 4 steps. Skipped steps are no part of the means. A run may end inside of an epoch."""
+    run = fitted(total=10, log_every=3, loss_of=lambda step: (math.nan if step == 5 else float(step), 1.0))
+    assert run.what("epoch") == "epoch4 epoch8"
+    first, second = ({k: v for k, v in event.items() if k != "images_per_second"} for event in run.events("epoch"))
+    assert first == {"event": "epoch", "step": 4, "epoch": 1.0, "loss": 1.25, "top1": 100 * 6 / 24}
+    assert second["loss"] == pytest.approx((4 + 6 + 7 + 3) / 6)
+    assert second["top1"] == 100 * (4 + 6 + 6) / 18
 
 
 def test_validate_events_for_all_weights():
@@ -328,7 +345,7 @@ def test_a_stopped_and_resumed_run_logs_and_saves_the_same(stops_at, bad):
     assert second.starts == [stopped_at]
 
     def logged(*runs):
-        timing = {"images_per_second", "data_wait"}
+        timing = {"images_per_second", "data_wait", "seconds_per_step"}
         return [{k: v for k, v in event.items() if k not in timing} for run in runs for event in run.logger.events]
 
     assert logged(first, second) == logged(straight)

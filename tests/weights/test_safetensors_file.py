@@ -61,7 +61,7 @@ def test_truncation(path: Path) -> None:
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        assert "was cut off or damaged" in refusal(path)
+        assert "is damaged or no safetensors file" in refusal(path)
 
 
 def test_dtype_that_is_unknown_here(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import flip_bit
 from torch_files import HEAD, Touch, long, old_file, save_as_published, tensor_pickle
 
 from seresnext.errors import CheckpointError
@@ -202,9 +203,7 @@ def test_truncation_anywhere(save) -> None:
 def test_flipped_bit_in_a_zip_number(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"w": torch.full((1000,), 3.0)}, path)
-    data = bytearray(path.read_bytes())
-    data[data.index(struct.pack("<f", 3.0) * 10) + 6] ^= 1
-    path.write_bytes(data)
+    flip_bit(path, path.read_bytes().index(struct.pack("<f", 3.0) * 10) + 6)
     assert "CRC" in refusal(path)
 
 

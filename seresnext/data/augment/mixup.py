@@ -44,8 +44,7 @@ class MixupCutmix:
 def cut_mix(images: Tensor, share: float, draws: RandomStream) -> tuple[Tensor, float]:
     """Return images (N C H W) with a box from the reversed batch, and the share of pixels outside of the box.
 
-    The box has the images' shape, `1 - share` of the area and a random centre, and is cut off at the border (Yun et al.
-    2019, eq. 2 and appendix A, algorithm A1).
+    The box has the images' shape, `1 - share` of the area and a random centre (Yun et al. 2019, eq. 2, algorithm A1).
     """
     height, width = images.shape[2:]
     side = math.sqrt(1 - share)

@@ -13,8 +13,7 @@ _MULTIPLE = 32  # The network divides the side of an image by 32.
 class ImageSizeSchedule:
     """The side of a training image in pixels: `min_size` before step `start`, `max_size` from step `end` on.
 
-    In between, the size grows linearly, rounded to a multiple of 32, as in FFCV's ImageNet recipes (rn50_configs,
-    `resolution`).
+    In between, the size grows linearly, in multiples of 32, as in FFCV's recipes (rn50_configs, `resolution`).
     """
 
     min_size: int

@@ -52,8 +52,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """Decode an image to RGB. EXIF rotation is not applied, as in the training of the published weights.
 
     Gray, palette, transparent and CMYK images become RGB as Pillow converts them; 16-bit gray keeps its high byte.
-    Raises DataError naming the file for more than `max_pixels` pixels, before anything is decoded, and for bytes that
-    are no whole image.
+    Raises DataError naming the file for more than `max_pixels` pixels, before the decode, and for a damaged image.
     """
     # Names of files lie: ImageNet has a PNG called .JPEG. The content decides.
     if not data.startswith((JPEG, PNG)):

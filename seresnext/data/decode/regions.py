@@ -27,8 +27,7 @@ HAS_NVIMGCODEC = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcode
 DECODER = "nvimgcodec" if HAS_NVIMGCODEC else "Pillow"
 """The decoder of plain JPEGs. Pillow decodes all other images. The pixels are the same."""
 
-# libjpeg-turbo decodes a region of one pixel at the left edge without the colours of the neighbours. Pillow decodes
-# small regions at low cost.
+# libjpeg-turbo decodes a region of one pixel at the left edge without the colours of the neighbours.
 _LEAST_SIDE = 16
 
 
@@ -62,8 +61,7 @@ class RegionDecoder:
         if fast:
             with _silence():
                 self._module = nvimgcodec = importlib.import_module("nvidia.nvimgcodec")
-                # By default, nvimgcodec does not interpolate colours, and turns images by EXIF. Pillow does the
-                # opposite.
+                # Pillow interpolates colours, and does not turn images by EXIF.
                 self._decoder = nvimgcodec.Decoder(
                     device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
                     backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],

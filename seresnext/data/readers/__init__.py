@@ -21,26 +21,17 @@ class Reader(Protocol):
 
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
-    No reader holds an object per image: reference counting would copy the objects into every forked worker. A new
-    reader subclasses this class.
+    `has_local_files`: the images are files of this machine, so that a read costs no download. `shard_ids` is the shard
+    number of each image (int N). No reader holds an object per image: reference counting would copy the objects into
+    every forked worker.
     """
 
     classes: tuple[str, ...]
+    labels: np.ndarray
     fingerprint: str
     notices: tuple[str, ...]
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    @property
-    def has_local_files(self) -> bool:
-        """Whether the images are files of this machine, so that a read costs no download."""
-        return True
-
-    @property
-    def shard_ids(self) -> np.ndarray | None:
-        """The shard number of each image (int N); None for data without shards."""
-        return None
+    has_local_files: bool = True
+    shard_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

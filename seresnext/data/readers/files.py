@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from seresnext.errors import DataError
 from seresnext.files import open_regular
@@ -33,17 +32,10 @@ def read_piece(descriptor: int, offset: int, size: int) -> bytes:
     return data
 
 
-class FileState(NamedTuple):
-    """Size in bytes and modification time (nanoseconds) of a file."""
-
-    size: int
-    modified: int
-
-
-def read_at(path: str | Path, offset: int, size: int, expected: FileState | None = None) -> bytes:
+def read_at(path: str | Path, offset: int, size: int, expected: tuple[int, int] | None = None) -> bytes:
     """Open a file, and return `size` bytes from `offset` on, fewer at the end of the file.
 
-    Raises OSError, also when the file has not the `expected` state.
+    Raises OSError, also when the file has not the `expected` size in bytes and modification time in nanoseconds.
     """
     descriptor = open_regular(path)
     try:

@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import read_image
 from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
@@ -38,14 +36,9 @@ class FolderReader(Reader):
             lambda: folder_signature(self._folder),
             lambda: _scan_split(self._folder),
         )
-        self.classes = self._index.classes
+        self.classes, self.labels = self._index.classes, self._index.label
         self.fingerprint = self._index.fingerprint
         self.notices = tuple(f"{self._folder}: {notice}" for notice in self._index.notices)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The label of each image, in the mapped index that all processes share."""
-        return self._index.label
 
     def name(self, index: int) -> str:
         """Return the path of an image below the root of the data."""
@@ -68,8 +61,7 @@ class FolderReader(Reader):
 def folder_signature(folder: Path) -> Signature:
     """Return a signature that changes when a class folder, or a file in one, is added or removed.
 
-    A new or removed file sets the times of the class folder. Equal times of all class folders show no changes: a
-    mounted object store keeps no times of folders.
+    A new or removed file sets the times of the class folder. A mounted object store gives all folders equal times.
     """
     classes, loose, others = scan(folder)
     try:

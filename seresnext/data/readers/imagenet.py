@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import LARGEST_IMAGE, FileState, read_at, read_piece
+from seresnext.data.readers.files import LARGEST_IMAGE, read_at, read_piece
 from seresnext.data.readers.imagenet_classes import imagenet_classes, read_validation_classes
 from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
 from seresnext.data.readers.index_cache import Signature, Times, index_path, open_or_build, sign
@@ -65,21 +65,16 @@ class ImagenetReader(Reader):
         paths = [root / archive.name for archive in _SPLITS[split]]
         self._path = paths[0]
         status = _status(self._path)
-        self._state = FileState(status.st_size, status.st_mtime_ns)
+        self._state = status.st_size, status.st_mtime_ns
         is_official = status.st_size == _SPLITS[split][0].size if official is None else official
         self._index = open_or_build(
             index_path(cache, "imagenet", root, split),
             lambda: archives_signature(paths, is_official),
             lambda: _list_archive(paths, split, is_official),
         )
-        self.classes = self._index.classes
+        self.classes, self.labels = self._index.classes, self._index.label
         self.fingerprint = self._index.fingerprint
         self.notices = tuple(f"{self._path}: {notice}" for notice in self._index.notices)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The label of each image, in the mapped index that all processes share."""
-        return self._index.label
 
     def name(self, index: int) -> str:
         """Return a name such as `ILSVRC2012_img_train.tar/n01440764.tar/n01440764_18.JPEG`."""
@@ -98,9 +93,8 @@ class ImagenetReader(Reader):
         try:
             return read_at(self._path, int(self._index.offset[index]), int(self._index.size[index]), self._state)
         except OSError as error:
-            raise DataError(
-                f"{self._path.parent / self.name(index)} cannot be read: {error.strerror}; put the file back"
-            ) from None
+            path = self._path.parent / self.name(index)
+            raise DataError(f"{path} cannot be read: {error.strerror}; put the file back, or start again") from None
 
 
 def archives_signature(paths: Sequence[Path], official: bool) -> Signature:
@@ -204,17 +198,13 @@ def _list_train(read: ReadAt, size: int, path: Path) -> ImagesByClass:
 def _list_val(read: ReadAt, size: int, path: Path, truth: list[str]) -> ImagesByClass:
     images = sorted(_list_images(read, 0, size, str(path)))
     if len(images) != len(truth):
-        raise DataError(
-            f"{path} holds {len(images):,} images, and the development kit the classes of {len(truth):,}; get both"
-        )
+        raise DataError(f"{path} holds {len(images):,} images, and the kit the classes of {len(truth):,}; get both")
     by_class: dict[str, list[Member]] = {wordnet_id: [] for wordnet_id in sorted(set(truth))}
     # The archive has no order. Line i of the kit has the class of image number i.
     for number, (image, wordnet_id) in enumerate(zip(images, truth, strict=True), 1):
         name = f"ILSVRC2012_val_{number:08}.JPEG"
         if image.name != name:
-            raise DataError(
-                f"{path}: member {image.name!a} is in the place of {name}, and labels follow these numbers; get another"
-            )
+            raise DataError(f"{path}: {image.name!a} stands for {name}, and labels follow these numbers; get another")
         by_class[wordnet_id].append(image)
     return {wordnet_id: _Images.pack(found) for wordnet_id, found in by_class.items()}
 

@@ -108,8 +108,7 @@ def _signed_path(path: Path, digest: str, suffix: str = ".index") -> Path:
 def open_or_build(path: Path, signature: Callable[[], Signature], build: Callable[[], IndexColumns]) -> Index:
     """Return the index of data for a path of `index_path`; call `build` to list the data where no index fits.
 
-    One process of the machine lists, and the others wait. Raises DataError when the cache cannot be written, or when
-    the data changes during the listing.
+    One process of the machine lists, the others wait. Raises DataError if the cache fails, or the data keeps changing.
     """
     if (index := _recorded(path, signature())) is not None:
         return index

@@ -34,12 +34,7 @@ class PathReader(Reader):
             joined += os.fsencode(path)
             ends.append(len(joined))
         self._joined, self._ends = bytes(joined), np.array(ends)
-        self._labels = np.zeros(len(ends) - 1, np.int8)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Zeros, one for each image."""
-        return self._labels
+        self.labels = np.zeros(len(ends) - 1, np.int8)
 
     def name(self, index: int) -> str:
         """Return the path of an image as the user gave it."""
@@ -58,8 +53,7 @@ class PathReader(Reader):
 def expand(words: Iterable[str], lines: Iterable[bytes]) -> Iterator[str]:
     """Yield the paths of images for the words of a command: files, folders, patterns such as `**/*.jpg`, and `-`.
 
-    A folder stands for all images below. The word `-` stands for the paths in `lines`. Raises DataError for a folder
-    or a pattern without images.
+    A folder stands for all images below, `-` for the paths in `lines`. Raises DataError where there is no image.
     """
     for word in words:
         if word == "-":

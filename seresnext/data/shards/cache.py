@@ -47,8 +47,7 @@ class RemoteShards:
 
     The first read of a shard downloads the whole shard. A copy is named by its checksum, and appears under this name
     only when it is complete. To make room, the least recently used copies are removed, except copies that a process
-    reads or writes at this moment. Processes use file locks, which end with the process. Raises DataError when the
-    largest shard is larger than the whole cache.
+    reads or writes at this moment. File locks end with their process. Raises DataError if one shard exceeds the cache.
     """
 
     def __init__(self, remote: Remote, shards: Sequence[Shard], cache: Path, limit: int) -> None:

@@ -28,8 +28,7 @@ def prefetch_shards(
 ) -> Iterator[Iterable[BatchKey]]:
     """Yield the same keys. Until the end of the block, a process downloads the shards of later keys.
 
-    `shard_ids` (int N) has the shard number of each image. The process downloads as far ahead as the cache has room,
-    and changes nothing but the time of a batch.
+    `shard_ids` (int N) has the shard number of each image. The process downloads as far ahead as the cache has room.
     """
     position = FORK.Value("q", 0, lock=False)
 

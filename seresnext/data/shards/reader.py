@@ -89,24 +89,11 @@ class ShardReader(Reader):
             _check_sum(path, self.manifest)
         self._split = split
         self._index = _open_index(path, self.manifest, where)
+        self.labels, self.shard_ids = self._index["label"], self._index["shard"]
+        self.has_local_files = isinstance(self.store, LocalShards)
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
         self.notices = ()
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The label of each image (uint16 N), in the mapped index that all processes share."""
-        return self._index["label"]
-
-    @property
-    def has_local_files(self) -> bool:
-        """Whether the shards are in a local folder."""
-        return isinstance(self.store, LocalShards)
-
-    @property
-    def shard_ids(self) -> np.ndarray:
-        """The shard number of each image (uint16 N)."""
-        return self._index["shard"]
 
     def name(self, index: int) -> str:
         """Return a name such as `train/train-00012.tar, image 12345`. The key in the shard begins with this number."""
@@ -115,24 +102,22 @@ class ShardReader(Reader):
     def read(self, index: int) -> bytes:
         """Return the bytes of an image, checked by CRC-32. Raises DataError naming the shard and the image."""
         offset, size, crc32, shard, _ = self._index[index].item()
+        where = self.store.location(shard)
         try:
             data = self.store.read(shard, offset, size)
             if zlib.crc32(data) != crc32 and isinstance(self.store, RemoteShards):
                 self.store.discard(shard)
                 data = self.store.read(shard, offset, size)
         except OSError as error:
-            reason = error.strerror or error
-            raise DataError(
-                f"{self.store.location(shard)} cannot be read (image {index}): {reason}; {_REPAIR}"
-            ) from None
+            raise DataError(f"{where} cannot be read (image {index}): {error.strerror or error}; {_REPAIR}") from None
         if zlib.crc32(data) != crc32:
-            raise DataError(f"{self.store.location(shard)} is damaged (image {index} has another checksum); {_REPAIR}")
+            raise DataError(f"{where} is damaged (image {index} has another checksum); {_REPAIR}")
         return data
 
     def prefetch(self, keys: Iterable[BatchKey]) -> AbstractContextManager[Iterable[BatchKey]]:
         """Return a context manager that gives the same keys. Inside, a process downloads the shards of later keys."""
         if isinstance(self.store, RemoteShards):
-            return prefetch_shards(self.store, self.shard_ids, keys)
+            return prefetch_shards(self.store, self._index["shard"], keys)
         return nullcontext(keys)
 
 

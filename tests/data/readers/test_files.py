@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.files import FileState, read_at, read_piece
+from seresnext.data.readers.files import read_at, read_piece
 
 CONTENT = bytes(range(256))
 
@@ -45,7 +45,7 @@ def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(path, monkeypat
 )
 def test_a_changed_file_is_not_read(path, change: Callable[[Path], object]):
     before, status = descriptors(), path.stat()
-    expected = FileState(status.st_size, status.st_mtime_ns)
+    expected = status.st_size, status.st_mtime_ns
     assert read_at(path, 50, 20, expected) == CONTENT[50:70]
     change(path)
     with pytest.raises(OSError, match="has changed"):

@@ -184,7 +184,7 @@ def test_validation_images_have_the_numbers_of_the_kit(archives: Path, old: str,
     (archives / VAL.name).write_bytes(tar(images))
     assert "labels follow these numbers" in refusal(archives, "val")
     (archives / DEVKIT.name).write_bytes(devkit(truth_of()[:-1]))
-    assert "holds 12 images, and the development kit the classes of 11" in refusal(archives, "val")
+    assert "holds 12 images, and the kit the classes of 11" in refusal(archives, "val")
 
 
 ALL_IDS = [row.wordnet_id for row in imagenet_classes()]

@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_cold_and_a_warm_cache_of_any_size_give_the_same(shard_root: Path, server: Server, tmp_path: Path, room: int):
     order = np.random.default_rng(0).permutation(SHARDS * PER_SHARD).tolist()
     local, reader = ShardReader(str(shard_root), "train"), open_remote(server, tmp_path / "cache", room)
+    assert (local.has_local_files, reader.has_local_files) == (True, False)
     assert (reader.fingerprint, reader.classes) == (local.fingerprint, local.classes)
     assert reader.labels.tolist() == local.labels.tolist()
     expected = read_all(local, order)

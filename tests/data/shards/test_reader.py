@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import flip_bit
 from imagenet_archives import special, tar
 from shard_folders import SHARDS, Server, images, make_shards, open_remote
 
@@ -63,19 +64,13 @@ def test_shards_are_recognised(shard_root: Path):
 # ------------------------------------------------------------------------------------------------ refusals
 
 
-def flip(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_flipped_bit_in_an_image_is_found_when_it_is_read(shard_root: Path):
     path = shard_root / "train" / "train-00001.tar"
-    flip(path, 600)
+    flip_bit(path, 600)
     reader = ShardReader(str(shard_root), "train")
     with pytest.raises(DataError, match=r"train-00001\.tar is damaged \(image 6 has another checksum"):
         reader.read(6)
-    flip(path, 600)
+    flip_bit(path, 600)
     assert reader.read(6)
 
 
@@ -99,7 +94,7 @@ def recount(path: Path) -> None:
             lambda path: path.write_bytes(tar([("0012.jpg", b"x"), ("0012.cls", b"1"), special("evil")])),
             r"train-00002\.tar: member 'evil' is a symbolic link",
         ),
-        (lambda path: flip(path.with_name("index.npy"), 200), r"index\.npy is damaged or of other shards"),
+        (lambda path: flip_bit(path.with_name("index.npy"), 200), r"index\.npy is damaged or of other shards"),
         (lambda path: path.with_name("index.npy").unlink(), r"index\.npy cannot be read: No such file"),
         (lambda path: path.with_name(MANIFEST).write_text('{"format": "other"}'), "has the format 'other'"),
         (lambda path: path.with_name(MANIFEST).unlink(), r"holds shards without index\.json.*--index"),

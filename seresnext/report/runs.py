@@ -1,0 +1,107 @@
+"""A table of the runs below a folder: state, steps, best validation, time, and the differences of their recipes."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from seresnext.errors import DataError, RecipeError
+from seresnext.metrics.sink import flatten
+from seresnext.metrics.status import read_status
+from seresnext.printable import printable
+from seresnext.recipe.load import load_recipe, to_values
+
+_DEEPEST = 6  # levels of folders below the given one
+_MOST_KEYS = 8  # columns of keys in the table
+_PARTS = ("checkpoints", "tensorboard", "trackers", "wandb", "report")  # no runs are inside
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, also those below earlier runs. Raises DataError if there are none."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give a folder that holds runs, such as runs")
+    found = []
+    for place, folders, files in os.walk(folder):
+        if "status.json" in files:
+            found.append(Path(place))
+        is_deep = len(Path(place).parts) - len(folder.parts) >= _DEEPEST
+        folders[:] = [] if is_deep else sorted(name for name in folders if name not in _PARTS)
+    if not found:
+        raise DataError(f"{folder} holds no runs; give a folder below which `seresnext train` wrote runs")
+    return found
+
+
+def describe_run(run: Path) -> dict[str, Any]:
+    """Return what the files of a run state. A value is None where a file is missing, damaged or not yet complete.
+
+    `seconds` is the time from the last start of the run to the last change of its status.
+    """
+    status = read_status(run)
+    best = status.get("best") or {}
+    top1 = best.get("top1")
+    path, seconds, recipe = run / "recipe.yaml", None, None
+    with suppress(KeyError, TypeError, ValueError):
+        times = [datetime.fromisoformat(status[name]) for name in ("started", "updated")]
+        seconds = (times[1] - times[0]).total_seconds()
+    with suppress(RecipeError):
+        recipe = flatten(to_values(load_recipe(path).recipe)) if path.is_file() else None
+    found = {"state": _state(status), "seconds": seconds, "recipe": recipe}
+    found |= {"top1": top1 if isinstance(top1, int | float) and math.isfinite(top1) else None}
+    counts = {"step": status.get("step"), "total_steps": status.get("total_steps"), "best_step": best.get("step")}
+    found |= {name: value if type(value) is int else None for name, value in counts.items()}
+    texts = {"best_weights": best.get("weights"), "updated": status.get("updated"), "reason": status.get("reason")}
+    return {"run": str(run), **found, **{name: value and str(value) for name, value in texts.items()}}
+
+
+def differences(runs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return the recipe keys whose values differ between runs, with one value a run (None for a recipe without)."""
+    recipes = [run["recipe"] for run in runs if run["recipe"]]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    return {
+        key: [(run["recipe"] or {}).get(key) for run in runs]
+        for key in keys
+        if len({repr(recipe.get(key)) for recipe in recipes}) > 1
+    }
+
+
+def print_runs(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Print the table, the best run first. A column for each key that differs follows the columns of the results."""
+    runs = sorted(runs, key=lambda run: (-(run["top1"] if run["top1"] is not None else -1.0), run["run"]))
+    rows = [["run", "state", "step", "top-1", "at step", "time"]]
+    for run in runs:
+        name = os.path.relpath(run["run"], folder)
+        top1 = "" if run["top1"] is None else f"{run['top1']:.2f} %{' (ema)' * (run['best_weights'] == 'ema')}"
+        steps = "" if run["step"] is None else f"{run['step']:,}"
+        steps += "" if run["total_steps"] is None else f" of {run['total_steps']:,}"
+        at = "" if run["best_step"] is None else f"{run['best_step']:,}"
+        time = "" if run["seconds"] is None else str(timedelta(seconds=round(run["seconds"])))
+        name = folder.resolve().name if name == "." else name
+        rows.append([printable(text, 40) for text in (name, run["state"], steps, top1, at, time)])
+    different = differences(runs)
+    for key, values in list(different.items())[:_MOST_KEYS]:
+        cells = ["" if value is None else printable(value, 24) for value in values]
+        for row, cell in zip(rows, [key, *cells], strict=True):
+            row.append(cell)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    if more := list(different)[_MOST_KEYS:]:
+        print(f"{len(more)} more keys differ: {printable(', '.join(more))}; --json writes all values")
+
+
+def _state(status: dict[str, Any]) -> str:
+    """Return the state. A run whose process on this machine is gone was killed."""
+    state, pid = str(status.get("state", "unknown")), status.get("pid")
+    if state == "running" and status.get("host") == socket.gethostname() and type(pid) is int and pid > 0:
+        with suppress(PermissionError):  # The process is another user's.
+            try:
+                os.kill(pid, 0)
+            except (ProcessLookupError, OverflowError):
+                return "killed"
+    return state

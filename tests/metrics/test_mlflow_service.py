@@ -1,0 +1,158 @@
+"""MLflow with the real library: what a run sends is read back from the store, and the page of the run is opened."""
+
+import json
+import socket
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+
+import mlflow
+import pytest
+from browser import needs_chromium, open_browser
+from PIL import Image
+
+from seresnext.metrics import tracker as module
+from seresnext.metrics.mlflow_service import Mlflow
+from seresnext.metrics.sink import RunStart
+from seresnext.metrics.tracker import Tracker, attach
+from seresnext.recipe.load import load_recipe, to_values
+from seresnext.recipe.show import to_yaml
+
+# MLflow's own warnings, about SQLAlchemy, are no errors of a test.
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The store that the variables of mlflow name, next to a run folder."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "STOPPED_PATIENCE", module.PATIENCE)  # The first start makes the tables of the store.
+    return uri
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "first"
+    (folder / "report").mkdir(parents=True)
+    (folder / "report" / "index.html").write_text("<p>a page</p>")
+    (folder / "recipe.yaml").write_text(to_yaml(to_values(load_recipe("digits").recipe)))
+    (folder / "environment.json").write_text("{}")
+    (folder / "metrics.jsonl").touch()
+    Image.new("RGB", (8, 8), "red").save(folder / "first_batch.png")
+    return folder
+
+
+def write(folder, *events, state="running"):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+    (folder / "status.json").write_text(json.dumps({"state": state}))
+
+
+def follow_to_the_end(folder, said, *events, state):
+    """Start a tracker as a run does, and end as a run ends."""
+    tracker = Tracker("mlflow", RunStart(folder, 0, 0, 0, said.append, said.append))
+    write(folder, *events, state=state)
+    tracker.close()
+
+
+def train(step):
+    return {"event": "train", "step": step, "epoch": step / 10, "loss": 3.0 - step / 10, "lr": 0.5, "data_wait": 0.1}
+
+
+def validate(step, weights="model"):
+    return {"event": "validate", "step": step, "epoch": step / 10, "loss": 1.0, "top1": 60.0, "weights": weights}
+
+
+def points(client, run_id, name):
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
+
+
+def test_a_run_its_resume_and_its_report_are_one_run_of_the_store(place, folder):
+    said = []
+    write(folder, {"event": "picture", "step": 0, "epoch": 0, "file": "first_batch.png"})
+    follow_to_the_end(folder, said, train(1), train(2), validate(2), state="preempted")
+    client = mlflow.MlflowClient(place)
+    (run,) = client.search_runs([client.get_experiment_by_name("seresnext").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("first", "KILLED")
+    assert said == [f"mlflow: run {run.info.run_id} in {place}"]
+    follow_to_the_end(folder, said, train(3), validate(3, "ema"), state="finished")
+    attach(folder, folder / "report")
+    run = client.get_run(run.info.run_id)
+    assert run.info.status == "FINISHED"
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    assert points(client, run.info.run_id, "train/loss") == [(1, 2.9), (2, 2.8), (3, 2.7)]
+    assert points(client, run.info.run_id, "validate_ema/top1") == [(3, 60.0)]
+    assert run.data.metrics.keys() == {
+        "train/loss", "train/lr", "speed/data_wait", "validate/loss", "validate/top1", "validate_ema/loss",
+        "validate_ema/top1",
+    }  # fmt: skip
+    assert (run.data.params["optimizer.lr"], run.data.params["model.name"]) == ("0.01", "seresnext26")
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert files == {"environment.json", "first_batch.png", "recipe.yaml", "report"}
+    assert not any(line.startswith("warning") for line in said)
+
+
+def test_a_changed_recipe_continues_the_run(place, folder):
+    """MLflow refuses a parameter with another value."""
+    values = {"optimizer.lr": 0.5, "length": "4ep"}
+    first = Mlflow(folder, None, values)
+    first.finish("finished")
+    second = Mlflow(folder, first.id, {**values, "optimizer.lr": 0.25, "runtime.seed": 1})
+    second.finish("finished")
+    assert second.id == first.id
+    params = mlflow.MlflowClient(place).get_run(first.id).data.params
+    assert params == {"optimizer.lr": "0.5", "length": "4ep", "runtime.seed": "1"}
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["refuses", "hangs"])
+def test_a_server_that_does_not_answer_is_one_warning(folder, monkeypatch, answers):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if not answers:  # The system accepts the connection, and nobody reads.
+            server.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(module, "PATIENCE", 12.0)
+        said, started = [], time.monotonic()
+        tracker = Tracker("mlflow", RunStart(folder, 0, 0, 0, said.append, said.append))
+        write(folder, train(1))
+        tracker.write(train(1))
+        assert time.monotonic() - started < 1
+        tracker.close()
+    assert time.monotonic() - started < 40
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+
+
+@needs_chromium
+def test_the_page_of_a_run_shows_its_charts_in_groups(place, folder, tmp_path, start_command):
+    follow_to_the_end(folder, [], *(train(step) for step in range(1, 9)), validate(8), state="finished")
+    client = mlflow.MlflowClient(place)
+    (run,) = client.search_runs([client.get_experiment_by_name("seresnext").experiment_id])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start_command(
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place, "--port", str(port), "--workers", "1"],
+        env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        cwd=tmp_path,
+    )
+    address = f"http://127.0.0.1:{port}"
+
+    def answers():
+        with suppress(OSError):
+            return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
+        return False
+
+    server.wait_for(answers, timeout=120)
+    (tmp_path / "browser").mkdir()
+    with open_browser(tmp_path / "browser") as browser:
+        page = browser.open(f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/model-metrics")
+        deadline, text = time.monotonic() + 90, ""
+        while "first (validate/top1)" not in text and time.monotonic() < deadline:
+            time.sleep(0.5)
+            text = page.evaluate("window.scrollTo(0, 1e6), document.body.innerText")
+    for words in ("first (train/loss)", "first (train/lr)", "first (speed/data_wait)", "train\n(2)", "validate\n(2)"):
+        assert words in text

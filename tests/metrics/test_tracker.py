@@ -1,0 +1,159 @@
+"""A tracker's process beside a training: reports, failures, hanging services, and whole runs with both trackers."""
+
+import json
+import os
+import signal
+import time
+
+import launcher
+import pytest
+from conftest import ROOT
+from run_folders import digest, lines
+
+from seresnext import cli
+from seresnext.errors import UsageError
+from seresnext.metrics import tracker as module
+from seresnext.metrics.sink import RunStart
+from seresnext.metrics.tracker import Tracker, attach
+from seresnext.process import packages
+from seresnext.process.stop_request import StopRequest
+
+EVENT = {"event": "train", "step": 1, "epoch": 0.1}
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch, said):
+    """`started(program)`: a tracker whose process runs a program."""
+
+    def started(program):
+        monkeypatch.setattr(module, "_PROGRAM", program)
+        return Tracker("wandb", RunStart(tmp_path, 0, 0, 0, said.append, said.append))
+
+    return started
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_reports_are_printed_and_other_output_is_kept(started, said, tmp_path):
+    program = "import sys; print('wandb: offline', flush=True); sys.stderr.write('chatter'); sys.stdin.read(1)"
+    tracker = started(program)
+    wait_until(lambda: (tracker.write(EVENT), said)[1])
+    tracker.close()
+    assert said == ["wandb: offline"]
+    assert (tmp_path / "trackers" / "wandb.log").read_text() == "chatter"
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("raise SystemExit(3)", "has ended with code 3"),
+        ("import os; os.kill(os.getpid(), 9)", "has ended with code -9"),
+        ("print('warning: no server')\nraise SystemExit(3)", "no server"),
+    ],
+)
+def test_a_process_that_fails_is_one_warning(started, said, program, words):
+    tracker = started(program)
+    tracker._process.wait()
+    for _ in range(3):
+        tracker.write(EVENT)
+    tracker.close()
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+    assert words in said[0]
+
+
+def test_a_service_that_hangs_delays_the_end_by_the_patience_alone(started, said, monkeypatch, tmp_path):
+    """Also its helpers end."""
+    monkeypatch.setattr(module, "STOPPED_PATIENCE", 0.5)
+    (tmp_path / "status.json").write_text('{"state": "preempted"}')
+    tracker = started("import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=1); time.sleep(60)")
+    before = time.monotonic()
+    tracker.write(EVENT)
+    assert time.monotonic() - before < 0.2
+    wait_until(lambda: (tracker.write(EVENT), said)[1])
+    tracker.close()
+    assert time.monotonic() - before < 10
+    helper, warning = said
+    assert "has not ended within 0.5 s" in warning
+    wait_until(lambda: not os.path.exists(f"/proc/{helper}"))  # noqa: PTH110
+
+
+def test_a_process_that_cannot_be_started_is_one_warning(started, said, monkeypatch):
+    monkeypatch.setattr(module.sys, "executable", "/no/python")
+    tracker = started("")
+    tracker.write(EVENT)
+    tracker.close()
+    assert said == [
+        "warning: the process of wandb cannot be started (No such file or directory); the run is not affected"
+    ]
+
+
+def test_without_the_extra_a_run_is_refused_before_it_starts(monkeypatch, tmp_path, started, capsys):
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "mlflow" else name)
+    words = ["train", "--recipe", "digits", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert cli.main([*words, "--set", "logging.sinks=[mlflow]"], StopRequest()) == 2
+    assert 'pip install "seresnext[track]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="has no mlflow"):
+        Tracker("mlflow", RunStart(tmp_path, 0, 0, 0, print))
+    started("").close()  # The control: wandb is there.
+
+
+def test_a_report_goes_to_the_known_services(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_PROGRAM", "import sys; print(sys.argv[1], sys.argv[3])")
+    attach(tmp_path, tmp_path / "report")
+    assert capsys.readouterr().out == ""
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers" / "mlflow.json").write_text("{}")
+    attach(tmp_path, tmp_path / "report")
+    assert capsys.readouterr().out == f"mlflow {tmp_path}/report\n"
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+PROGRAM = str(ROOT / "tests" / "small_digits.py")
+
+
+def command(data, run, *settings):
+    words = ["--recipe", "digits", "--data", data, "--output", run]
+    sets = ["length=8ep", "logging.every=5st", "checkpoint.every=10st", *settings]
+    return [launcher.PYTHON, PROGRAM, "train", *words, *(word for text in sets for word in ("--set", text))]
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")  # MLflow's own.
+def test_a_killed_and_resumed_run_with_trackers_is_the_run_without(start_command, run_command, tmp_path, digits_folder):
+    """Both trackers have every step of both starts in one run. No process is left."""
+    env = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    plain, tracked = tmp_path / "plain", tmp_path / "tracked"
+    assert run_command(command(digits_folder, plain)).returncode == 0
+    tracking = command(digits_folder, tracked, "logging.sinks=[wandb, mlflow]")
+    first = start_command(tracking, env=env, cwd=tmp_path)
+    states = [tracked / "trackers" / f"{name}.json" for name in ("wandb", "mlflow")]
+    first.wait_for(lambda: all(path.exists() for path in states) and len(lines(tracked)) > 6)
+    first.process.send_signal(signal.SIGKILL)
+    first.finish(grace=60)
+    ids = [json.loads(path.read_text())["id"] for path in states]
+    result = run_command(tracking, env=env, cwd=tmp_path)
+    assert result.returncode == 0, result.output
+    assert "warning" not in result.output
+    assert digest(tracked) == digest(plain)
+    assert [json.loads(path.read_text())["id"] for path in states] == ids
+    assert len(list(tracked.glob(f"wandb/*-{ids[0]}"))) == 2
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    steps = {metric.step for metric in client.get_metric_history(ids[1], "train/loss")}
+    assert steps == {event["step"] for event in lines(plain) if event["event"] == "train"}
+    assert client.get_run(ids[1]).info.status == "FINISHED"
