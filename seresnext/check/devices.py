@@ -27,7 +27,7 @@ from seresnext.recipe.batch_sizes import least_micro_size
 from seresnext.recipe.schema import Recipe
 from seresnext.run.estimate import Spread, number
 
-_MEMORY_SECONDS, _STEP_SECONDS = 15.0, 18.0
+_MEMORY_SECONDS, _STEP_SECONDS = 20.0, 18.0
 _BATCH = 16  # images without a GPU: slow workers deliver soon. For a GPU, real batches must fit the shared memory.
 _WARM_UP_SECONDS, _WINDOWS, _WINDOW_SECONDS = 6.0, 5, 1.5
 _COMPILED = 3547 / 2202

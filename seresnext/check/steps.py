@@ -75,6 +75,8 @@ class Steps:
         device = self._world.device
         _reset_peak(device)
         try:
+            if device.type == "cuda":
+                self.take(micro)  # cuDNN tries its kernels in the first step of a size.
             return Use(micro, self.take(micro), _peak(device))
         except (MemoryError, RuntimeError) as error:
             if out_of_memory(error) is None:
