@@ -11,8 +11,9 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,7 +29,7 @@ Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 _STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
-_TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors\.tmp")
+_TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors(\.[\w.-]+)?\.tmp")
 
 
 class SaveError(Failure):
@@ -72,6 +73,29 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     finally:
         _discard(temporary)
     return path
+
+
+@contextmanager
+def receiving(folder: Path, step: int) -> Iterator[tuple[Path, Callable[[bytes], object]]]:
+    """Yield the path of the checkpoint of `step` and a function that writes its next bytes.
+
+    After the block the file is there, synced and checked. Raises CheckpointError for other content than a checkpoint
+    of the step. After any error the folder is unchanged.
+    """
+    path = folder / f"step-{step:08d}.safetensors"
+    # Another machine may receive the same checkpoint in the same folder.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield path, file.write
+            file.flush()
+            os.fsync(file.fileno())
+        if verify(temporary).get("step") != str(step):
+            raise CheckpointError(f"{path.name} is a checkpoint of another step")
+        temporary.replace(path)
+        _sync_folder(folder)
+    finally:
+        _discard(temporary)
 
 
 def update_link(folder: Path, name: Pointer, path: Path) -> None:

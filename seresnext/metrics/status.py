@@ -27,6 +27,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # The fields that a change of state keeps, with the types of their values. A file from a stranger may hold other types.
 _KEPT_FIELDS: dict[str, tuple[type, ...]] = {
     "saved_step": (int,),
+    "mirrored_step": (int,),
     "total_steps": (int,),
     "best": (dict,),
     "started": (str,),
@@ -77,7 +78,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def update_status(folder: Path, **fields: Any) -> None:
-    """Update the fields `step`, `saved_step`, `total_steps` or `best` of a run, and the time.
+    """Update the fields `step`, `saved_step`, `mirrored_step`, `total_steps` or `best` of a run, and the time.
 
     State and step stay after another rank has reported a failure. An OSError is ignored: the fields are not the
     outcome, and other files of the run report a full disk.

@@ -20,7 +20,7 @@ from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, rea
 from seresnext.recipe.schema import Recipe
 
 _MAX_PROBLEMS = 100
-_PATHS = ("data.root", "data.cache", "model.weights")
+_PATHS = ("data.root", "data.cache", "model.weights", "checkpoint.mirror")
 
 
 @dataclass(frozen=True)

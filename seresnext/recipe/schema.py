@@ -321,6 +321,9 @@ class CheckpointSection(Section):
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
     keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
     on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
+    mirror: Text | None = _key(
+        None, "`s3://...`, `gs://...` or a folder that gets copies of the checkpoints (extra `remote`). null: none."
+    )
 
 
 class LoggingSection(Section):

@@ -13,6 +13,7 @@ import torch
 
 from seresnext.checkpoint import contents
 from seresnext.checkpoint.contents import CheckpointMetadata, StateTensors
+from seresnext.checkpoint.mirror import Mirror
 from seresnext.data import pipeline
 from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
@@ -151,7 +152,7 @@ class Run:
                 best_by=recipe.evaluation.weights,
                 precision=self.precision,
             ),
-            saver=self.saver(folder.checkpoints if folder else None),
+            saver=self.saver(folder.checkpoints if folder else None, folder and folder.mirror),
             logger=logger,
             stop=stop,
         )
@@ -160,18 +161,18 @@ class Run:
         """Warm up the training step with images of the largest size: too large a batch runs out of memory here."""
         self.step.warm_up(*pipeline.stand_in_batch(self.recipe, self._world.device))
 
-    def saver(self, folder: Path | None) -> Saver:
+    def saver(self, folder: Path | None, mirror: Mirror | None = None) -> Saver:
         """Return the saver of checkpoints into the folder `checkpoints`. Without a folder the saver writes nothing."""
-        settings = self.recipe.checkpoint
         return Saver(
             self._world,
             folder,
             tensors=self.state,
             metadata=self._metadata,
             warn=self._console.print,
-            keep=settings.keep,
+            keep=self.recipe.checkpoint.keep,
             keep_every=self.plan.keep_every,
-            continue_on_failure=settings.on_failure == "continue",
+            continue_on_failure=self.recipe.checkpoint.on_failure == "continue",
+            mirror=mirror,
         )
 
     def state(self) -> StateTensors:

@@ -21,7 +21,7 @@ from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.models import find_weights, open_weights
 from seresnext.recipe.load import to_values
 from seresnext.recipe.show import diff, recipe_hash
-from seresnext.run.resume import AVERAGED, FREE_KEYS
+from seresnext.run.resume import AVERAGED, is_allowed
 
 
 def average(paths: Sequence[Path], weights: str | None) -> tuple[dict[str, Tensor], CheckpointMetadata]:
@@ -33,7 +33,9 @@ def average(paths: Sequence[Path], weights: str | None) -> tuple[dict[str, Tenso
     sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in first[0].items()}
     for path in paths:
         tensors, metadata = found = first if path is paths[0] else _read(path, weights)
-        changes = [line for line in diff(first[1].recipe, metadata.recipe) if line.partition(":")[0] not in FREE_KEYS]
+        changes = [
+            line for line in diff(first[1].recipe, metadata.recipe) if not is_allowed(line.partition(":")[0], ())
+        ]
         if metadata.dataset["classes"] != first[1].dataset["classes"]:
             changes.append("the classes differ")
         if {name: tensor.shape for name, tensor in tensors.items()} != {name: sums[name].shape for name in sums}:

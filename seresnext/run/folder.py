@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from seresnext.checkpoint import store
+from seresnext.checkpoint.mirror import NAME as MIRROR
+from seresnext.checkpoint.mirror import Mirror
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
@@ -21,12 +23,15 @@ from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
 from seresnext.printable import printable
+from seresnext.process.stop_request import StopRequest
+from seresnext.remote import is_remote
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (
     "recipe.yaml",
     "environment.json",
     "metrics.jsonl",
+    MIRROR,
     "tensorboard",
     "trackers",
     "wandb",
@@ -44,10 +49,15 @@ _LOCK_TRIES = 100
 
 
 class RunFolder:
-    """A run's folder, opened and locked by rank 0. On other ranks its methods do nothing."""
+    """A run's folder, opened and locked by rank 0. On other ranks its methods do nothing.
 
-    def __init__(self, path: Path, world: World) -> None:
+    `mirror` is the mirror at the address of the recipe (`checkpoint.mirror`), on rank 0 and from `open` on, or None.
+    """
+
+    def __init__(self, path: Path, world: World, address: str | None = None) -> None:
         self.path = path
+        self.mirror: Mirror | None = None
+        self._address = address
         self._world = world
         self._lock: IO[bytes] | None = None
         self._made: list[Path] = []  # by `open`, the innermost first
@@ -67,6 +77,10 @@ class RunFolder:
         """
         if not self._world.is_first:
             return None
+        if self._address:
+            self.mirror = Mirror(self._address, self.path)
+            if not is_remote(self._address) and lies_in(Path(self.mirror.address), self.path):
+                raise UsageError(f"checkpoint.mirror {self._address} is in the run folder; give a place outside")
         with as_usage_error(self.path):
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             lock, notice = self._locked()
@@ -108,8 +122,23 @@ class RunFolder:
             lock.close()  # A start that was refused has removed this file.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
-    def accept(self, starts_over: bool = False) -> None:
+    @contextmanager
+    def mirroring(self, console: Console, stop: StopRequest) -> Iterator[None]:
+        """Report uploads to the mirror in a block, and wait for the last upload at the end of the block."""
+        if self.mirror is None:
+            yield
+            return
+        self.mirror.report = console.print
+        self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
+        try:
+            yield
+        finally:  # Another rank may have got the stop request.
+            self.mirror.close(lambda: stop.has_come or read_status(self.path).get("state") != "finished")
+
+    def accept(self, starts_over: bool = False, step: int = 0, checkpoint: Path | None = None) -> None:
         """Keep the folder, because a run begins here: from now on `discard` removes nothing.
+
+        The run begins at a step, from a checkpoint if there is one, and owns the address of the mirror.
 
         Removes the temporary files of an interrupted save. A run that starts over moves the files of an earlier run
         into the first free `earlier-<n>`. All other files stay.
@@ -128,6 +157,9 @@ class RunFolder:
                 if not any(entry.is_file() for entry in target.rglob("*")):
                     shutil.rmtree(target)  # The earlier run had only empty folders.
                 self.checkpoints.mkdir()
+            self.update_status(mirrored_step=None)
+            if self.mirror:
+                self.mirror.claim(step, checkpoint)
 
     def discard(self) -> bool:
         """Remove the files that `open` made, unless a run was here before or `accept` was called.
@@ -137,8 +169,9 @@ class RunFolder:
         if not self._may_discard or self._lock is None:
             return False
         with suppress(OSError):  # Other files stay, and so do the folders that contain other files.
-            for name in ("status.json", "log.txt"):
-                (self.path / name).unlink(missing_ok=True)
+            fetched = store.steps(self.checkpoints).values()  # from the mirror: no run was here
+            for file in (self.path / "status.json", self.path / "log.txt", *fetched):
+                file.unlink(missing_ok=True)
             self.checkpoints.rmdir()
             (self.path / "lock").unlink()
             for folder in self._made:

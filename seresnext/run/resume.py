@@ -14,6 +14,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.argument import checkpoint_argument
 from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.checkpoint.mirror import Mirror
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
@@ -24,11 +25,11 @@ from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
 from seresnext.training.plan import Progress
 
-# Keys that change no number of a run, only loading, logging and saving. These keys may change on a resume.
+# Keys and sections that change no number of a run, only loading, logging and saving. They may change on a resume.
 FREE_KEYS = frozenset({
     "data.root", "data.cache", "data.cache_size", "data.workers", "data.on_error", "data.max_bad_images",
-    "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "logging.every",
-    "logging.sinks", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
+    "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "checkpoint.mirror",
+    "logging", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
 })  # fmt: skip
 
 # Keys that have an effect on a fresh start only: a resumed run has the weights of the checkpoint.
@@ -50,12 +51,16 @@ AVERAGED = "averaged"
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint that was read and verified. `damaged` lists the damaged files that rank 0 skipped."""
+    """A checkpoint that was read and verified.
+
+    `damaged` lists the damaged files that rank 0 skipped. `mirror` is the mirror of this start, if any.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: CheckpointMetadata
     damaged: Sequence[Path] = ()
+    mirror: Mirror | None = None
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -70,16 +75,22 @@ class LoadedCheckpoint:
 
 
 def find_checkpoint(
-    folder: Path, resume: str, world: World, report: Callable[[str], None], restarted: bool = False
+    folder: Path,
+    resume: str,
+    world: World,
+    report: Callable[[str], None],
+    restarted: bool = False,
+    mirror: Mirror | None = None,
 ) -> LoadedCheckpoint | None:
     """Return the checkpoint to resume from, read by every rank, or None for a fresh start. The folder does not change.
 
     `resume` is `auto` (the newest valid checkpoint of the folder, if any), `never`, or a file. The option counts for
-    the first start of a launch: a torchrun restart (`restarted`) resumes from the last save of the launch. Raises
-    CheckpointError on all ranks if there are checkpoints and none is valid, or if ranks read different files.
+    the first start of a launch: a torchrun restart (`restarted`) resumes from the last save of the launch. A newer
+    checkpoint of the mirror is downloaded first. Raises CheckpointError on all ranks if there are checkpoints and none
+    is valid, or if ranks read different files.
     """
     with world.agreeing():
-        path, damaged = _choose(folder, resume, restarted, report) if world.is_first else (None, ())
+        path, damaged = _choose(folder, resume, restarted, report, mirror) if world.is_first else (None, ())
     path = world.broadcast(path)
     if path is None:
         return None
@@ -97,18 +108,21 @@ def find_checkpoint(
                 f"{path} is not the same file on every rank; put the run folder on a shared file system"
             )
         metadata = CheckpointMetadata.from_metadata(texts, str(path))
-    return LoadedCheckpoint(path, tensors, metadata, damaged)
+    return LoadedCheckpoint(path, tensors, metadata, damaged, mirror)
 
 
 def _choose(
-    folder: Path, resume: str, restarted: bool, report: Callable[[str], None]
+    folder: Path, resume: str, restarted: bool, report: Callable[[str], None], mirror: Mirror | None
 ) -> tuple[Path | None, Sequence[Path]]:
     """Return the checkpoint to resume from, and the damaged files that were skipped."""
     file = None if resume in ("auto", "never") else checkpoint_argument(resume)
-    if resume != "auto" and not restarted:
-        return file, []
+    is_auto = resume == "auto" or restarted
     try:
-        newest = store.newest_valid(folder)
+        if mirror:
+            mirror.look(starts_over=resume == "never" and not restarted, adopts=is_auto and not store.steps(folder))
+        if not is_auto:
+            return file, []
+        newest = _newest(folder, mirror)
     except OSError as error:
         raise UsageError(f"{folder} cannot be read ({error.strerror}); make the folder readable") from None
     for warning in newest.warnings:
@@ -116,6 +130,23 @@ def _choose(
     if file and (newest.path is None or int(store.verify(newest.path)["step"]) < int(store.verify(file)["step"])):
         return file, []
     return newest.path, newest.damaged
+
+
+def _newest(folder: Path, mirror: Mirror | None) -> store.Newest:
+    """Return the newest valid checkpoint of the folder, or of the mirror if the mirror has a newer one."""
+    newest, refusal = store.Newest(None, [], []), None
+    try:
+        newest = store.newest_valid(folder)
+    except CheckpointError as error:
+        if mirror is None:
+            raise
+        refusal = error
+    step = int(store.verify(newest.path)["step"]) if newest.path else -1
+    if mirror and (fetched := mirror.fetch(folder, beyond=step)):
+        return newest._replace(path=fetched)
+    if refusal:
+        raise refusal
+    return newest
 
 
 def rewind_folder(
@@ -129,8 +160,9 @@ def rewind_folder(
 
     Damaged checkpoints are renamed to `.corrupt`, later checkpoints to `.superseded`: the run repeats the later steps.
     If a crash came between a save and the update of `last`, `last` is updated now. A best checkpoint that the folder
-    lacks is taken from the folder of the resumed checkpoint. The best starts over if its file is gone, or if the
-    validation changed (other images or another measure). The file of the old best then stays under another name.
+    lacks is taken from the folder of the resumed checkpoint, or from the mirror. The best starts over if its file is
+    gone, or if the validation changed (other images or another measure). The file of the old best then stays under
+    another name.
     """
     with world.agreeing():
         best = _rewind(checkpoint, folder, report, validation_changed) if world.is_first else None
@@ -153,6 +185,8 @@ def _rewind(
         places = [store.best_candidates(place, best["step"]) for place in (folder, checkpoint.path.parent)]
         candidates = [checkpoint.path, *itertools.chain.from_iterable(places)]
         source = next((path for path in candidates if _is_best(path, best)), None)
+        if source is None and checkpoint.mirror and (fetched := checkpoint.mirror.fetch_step(folder, best["step"])):
+            source = fetched if _is_best(fetched, best) else None
         if source is not None:
             store.update_link(folder, "best", source)
         if validation_changed:
@@ -206,7 +240,7 @@ def keep_first_settings(recipe: Recipe, previous: Recipe | None, allowed: Collec
     if previous is None:
         return recipe, []
     old, new = previous.model.model_dump(), recipe.model.model_dump()
-    names = [key.removeprefix("model.") for key in FIRST_KEYS if _is_allowed(key, allowed)]
+    names = [key.removeprefix("model.") for key in FIRST_KEYS if is_allowed(key, allowed)]
     kept = {name: old[name] for name in names if old[name] != new[name]}
     notices = [
         f"model.{name} stays {printable(value)}: the key has an effect on a fresh start only, and this run is resumed; "
@@ -231,7 +265,7 @@ def check_compatible(
         raise CheckpointError(
             f"{source} has a recipe that cannot be read; use another checkpoint of the run"
         ) from error
-    refused = [change for change in changes if not _is_allowed(change.partition(":")[0], allowed)]
+    refused = [change for change in changes if not is_allowed(change.partition(":")[0], allowed)]
     problems, keys = _data_changes(metadata.dataset, dataset, allowed, source)
     error = DataError if problems else UsageError
     if refused:
@@ -289,5 +323,6 @@ def _differs(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return bool(was and now) and was["fingerprint"] != now["fingerprint"]
 
 
-def _is_allowed(key: str, allowed: Collection[str]) -> bool:
-    return key in FREE_KEYS or any(key == name or key.startswith(f"{name}.") for name in allowed)
+def is_allowed(key: str, allowed: Collection[str]) -> bool:
+    """Return whether a key may change on a resume: a key of FREE_KEYS or `allowed`, or of a section in these."""
+    return any(key == name or key.startswith(f"{name}.") for name in (*FREE_KEYS, *allowed))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from seresnext.data.shards.remote import is_remote
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status
@@ -17,6 +16,7 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
+from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
@@ -52,7 +52,7 @@ def train(
     world.set_timeout(recipe.runtime.collective_timeout)
     with world.agreeing():
         check_output(output, _data_folders(recipe))
-    folder = RunFolder(output, world)
+    folder = RunFolder(output, world, recipe.checkpoint.mirror)
     with world.agreeing():
         notice = folder.open()
     stop.defer()
@@ -61,7 +61,7 @@ def train(
         console.print(f"warning: {notice}")
     last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
-    with ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
+    with folder.mirroring(console, stop), ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         total = run.plan.total
         if run.plan.is_complete(progress):
@@ -95,7 +95,7 @@ def _begin(
     """
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
-    checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted=restarted)
+    checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
     previous = checkpoint.recipe if checkpoint else None
     recipe, notices = keep_first_settings(recipe, previous, allow_changed)
     run = Run(recipe, previous, world, console)
@@ -108,7 +108,7 @@ def _begin(
             run.check_fits(checkpoint)
         folder.check_writable(starts_over)
     with world.agreeing():
-        folder.accept(starts_over)
+        folder.accept(starts_over, progress.step, checkpoint and checkpoint.path)
     if checkpoint:
         for line in [*notices, *(f"changed on resume: {change}" for change in changes)]:
             console.print(line)
@@ -130,9 +130,8 @@ def _begin(
 def _data_folders(recipe: Recipe) -> list[Path]:
     """Return the folders of this machine that hold the images."""
     data = recipe.data
-    if data.format == "synthetic" or is_remote(data.root):
-        return []
-    return [Path(data.root, name) for name in (".", data.train_split, data.val_split)]
+    is_here = data.format != "synthetic" and not is_remote(data.root)
+    return [Path(data.root, name) for name in (".", data.train_split, data.val_split)] if is_here else []
 
 
 def _finish(run: Run, folder: RunFolder, progress: Progress, console: Console) -> None:

@@ -22,7 +22,6 @@ from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
 from seresnext.data.readers import Reader
-from seresnext.data.shards.remote import is_remote
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
@@ -36,6 +35,7 @@ from seresnext.models.folding import fold_batchnorm
 from seresnext.printable import shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
+from seresnext.remote import is_remote
 from seresnext.run.class_selection import ClassSelection, read_class_map, read_class_names, select_classes
 from seresnext.run.opening import check_images
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc

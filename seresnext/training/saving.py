@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata, Snapshot, StateTensors, allocate_snapshot, take_snapshot
+from seresnext.checkpoint.mirror import Mirror
 from seresnext.distributed import World
 from seresnext.errors import Failure
 from seresnext.metrics.status import update_status
@@ -25,7 +26,7 @@ class Saver:
     at a time, and a save waits for the write before. The exit of the context waits for the last write.
 
     The `keep` newest checkpoints stay, and those of every `keep_every`-th step. With `continue_on_failure`, training
-    continues after a failed write.
+    continues after a failed write. The `mirror` gets each checkpoint after the write.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Saver:
         keep: int,
         keep_every: int | None = None,
         continue_on_failure: bool = False,
+        mirror: Mirror | None = None,
     ) -> None:
         self._world = world
         self._folder = folder if world.is_first else None
@@ -48,6 +50,7 @@ class Saver:
         self._keep = keep
         self._keep_every = keep_every
         self._continue_on_failure = continue_on_failure
+        self._mirror = mirror
         self._buffers: dict[str, Tensor] = {}
         self._write_result: Future[OSError | None] | None = None
 
@@ -119,6 +122,9 @@ class Saver:
             if best is not None and best["step"] == snapshot.step:
                 store.update_link(self._folder, "best", path)
         update_status(self._folder.parent, saved_step=snapshot.step, best=best)
+        if self._mirror:
+            best_step = best["step"] if best else None
+            self._mirror.put(path, snapshot.step, best=best_step, keep=self._keep, keep_every=self._keep_every)
         try:
             store.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:

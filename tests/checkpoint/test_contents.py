@@ -166,9 +166,9 @@ def test_metadata_survives_as_text():
     [
         ({"format": "seresnext-3"}, "newer version"),
         ({"format": "seresnext-1000"}, "newer version"),
-        ({"format": "seresnext-0"}, "no checkpoint of a training run"),
-        ({"format": "pt"}, "no checkpoint of a training run"),
-        ({"format": None}, "no checkpoint of a training run"),
+        ({"format": "seresnext-0"}, "not of a run"),
+        ({"format": "pt"}, "not of a run"),
+        ({"format": None}, "not of a run"),
         ({"step": None}, "lacks the metadata step"),
         ({"dataset": None, "best": None}, "lacks the metadata best, dataset"),
         ({"step": "-3"}, "not a number"),

@@ -30,7 +30,7 @@ def test_status_has_state_process_and_times(tmp_path):
     assert timedelta(seconds=-2) < datetime.now(UTC) - updated < timedelta(seconds=60)
     state = {"state": "failed", "step": 13, "reason": "out of memory"}
     process = {"pid": os.getpid(), "host": socket.gethostname(), "world_size": 1}
-    assert status == {**state, **process, "saved_step": None, "total_steps": None, "best": None}
+    assert status == {**state, **process, **dict.fromkeys(("saved_step", "mirrored_step", "total_steps", "best"))}
 
 
 def test_saved_step_total_and_best_stay_until_the_end(tmp_path):

@@ -265,14 +265,14 @@ FREE = {
     "data.root": "other", "data.cache": "other", "data.cache_size": 7.0, "data.workers": 99,
     "data.on_error": "substitute", "data.max_bad_images": 6, "checkpoint.every": Duration(77, "st"),
     "checkpoint.keep": 99, "checkpoint.keep_every": Duration(77, "st"), "checkpoint.on_failure": "continue",
-    "logging.every": Duration(77, "st"), "logging.sinks": ("mlflow",), "optimizer.stop_after_skips": 7,
-    "runtime.loader_timeout": 77, "runtime.collective_timeout": 77,
+    "checkpoint.mirror": "s3://bucket/other", "logging.every": Duration(77, "st"), "logging.sinks": ("mlflow",),
+    "optimizer.stop_after_skips": 7, "runtime.loader_timeout": 77, "runtime.collective_timeout": 77,
 }  # fmt: skip
 
 
 def test_keys_that_no_number_depends_on_may_change():
-    assert FREE.keys() == FREE_KEYS
-    assert set(all_keys()) >= FREE_KEYS
+    assert {"logging" if key.startswith("logging.") else key for key in FREE} == FREE_KEYS
+    assert set(all_keys()) >= FREE_KEYS - {"logging"}
     for key, value in FREE.items():
         assert len(check(facts(3), changed(key, value), DATASET, [])) == 1
 

@@ -114,7 +114,7 @@ AS_BY_DEFAULT = {
     "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic",
     "optimizer.betas", "optimizer.eps", "loss.name",
     "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # other values below
-    "runtime.loader_timeout", "runtime.collective_timeout",
+    "runtime.loader_timeout", "runtime.collective_timeout", "checkpoint.mirror",
 }  # fmt: skip
 SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoint", "logging", "runtime")
 

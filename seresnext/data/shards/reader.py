@@ -30,9 +30,10 @@ from seresnext.data.shards.format import (
     map_index,
 )
 from seresnext.data.shards.readahead import prefetch_shards
-from seresnext.data.shards.remote import Remote, is_remote
+from seresnext.data.shards.remote import Remote
 from seresnext.errors import DataError
 from seresnext.files import open_regular
+from seresnext.remote import is_remote
 
 _REPAIR = "get the shard again, or run seresnext prepare shards with the same arguments again"
 

@@ -1,0 +1,293 @@
+"""The mirror of a run: copies of the checkpoints at an address away from the machine (`checkpoint.mirror`).
+
+A start first looks who owns the address, may fetch a checkpoint, and owns the address once the start is accepted. From
+then on a thread has each saved checkpoint uploaded by another process. A failure is reported and stops nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.mirror_files import Damaged, MirrorFiles, Owner, Upload
+from seresnext.errors import CheckpointError, Failure, UsageError
+from seresnext.files import read_small_json, write_atomically
+from seresnext.process.signals import block_stop_signals
+from seresnext.remote import BUGS, is_final, reason_of
+
+T = TypeVar("T")
+
+NAME = "mirror.json"
+"""The file of the run folder with the id of the run."""
+
+ATTEMPTS = 6  # of a request at the start; an upload is tried until it succeeds
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts; each pause is twice as long as the one before
+REPORT_ATTEMPT = 3  # A failed upload is reported at this attempt, or at once if another attempt would not help.
+UPLOAD_SECONDS, UPLOAD_SPEED = 120, 1 << 20  # An attempt may take so many seconds, and one for so many bytes.
+END_SECONDS, STOP_SECONDS = 300.0, 60.0  # that the end of a run waits for the last upload; after a stop or a failure
+
+
+class Mirror:
+    """The mirror of one run folder, on rank 0.
+
+    `report` prints a line, `on_upload` gets the step of each upload. Raises UsageError for an address that cannot be
+    used.
+    """
+
+    report: Callable[[str], None] = staticmethod(print)
+    on_upload: Callable[[int], None] = staticmethod(lambda step: None)
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self._files = MirrorFiles(address)
+        self.address = self._files.address
+        self._folder = folder
+        self._run = uuid.uuid4().hex
+        self._replaceable: set[str] = set()  # the runs that this start may find at the address
+        self._owner: Owner | None = None  # the owner that `look` found, then this start
+        self._fetched: Upload | None = None
+        self._changed = threading.Condition()
+        self._waiting: dict[str, Any] | None = None
+        self._is_closing = self._gives_up = False
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._count = 0
+        self._sent = self._uploaded = -1  # steps
+        self._best: int | None = None  # the step of the best checkpoint that was uploaded
+
+    # ------------------------------------------------------------------------------------------------ start
+
+    def look(self, *, starts_over: bool, adopts: bool) -> None:
+        """Find out who owns the address, and change nothing.
+
+        A folder without an id `adopts` the run at the address, or else is another run. Raises UsageError if the address
+        belongs to another run, unless the run `starts_over`. Raises Failure if the address cannot be reached.
+        """
+        owner = self._owner = self._attempt(self._files.newest_owner)
+        known = None if starts_over else read_small_json(self._folder / NAME)
+        run = known.get("run") if isinstance(known, dict) else None
+        if isinstance(run, str) and re.fullmatch(r"[0-9a-f]{32}", run):
+            self._run = run
+        elif owner and adopts and not starts_over:
+            self._run = owner.run
+        self._replaceable = {self._run, owner.run} if owner and starts_over else {self._run}
+        self._check(owner)
+
+    def fetch(self, checkpoints: Path, beyond: int) -> Path | None:
+        """Download the newest valid checkpoint of a later step than `beyond`, if any, and return the path.
+
+        Damaged ones are passed over with a warning. Raises CheckpointError if all are damaged and `beyond` is -1.
+        """
+        uploads = [one for one in self._uploads() if one.step > beyond]
+        for upload in reversed(uploads):
+            if path := self._receive(checkpoints, upload):
+                self._fetched = upload
+                self.report(f"fetched the checkpoint of step {upload.step} from {self.address}")
+                return path
+        if uploads and beyond < 0:
+            raise CheckpointError(
+                f"none of the {len(uploads)} checkpoints in {self.address} is valid; resume a run folder that has a "
+                "valid one, or start from the beginning with --resume never"
+            )
+        return None
+
+    def fetch_step(self, checkpoints: Path, step: int) -> Path | None:
+        """Download the checkpoint of a step, if the mirror has a valid one, and return the path."""
+        uploads = [one for one in self._uploads() if one.step == step]
+        return next(filter(None, (self._receive(checkpoints, one) for one in reversed(uploads))), None)
+
+    def claim(self, step: int, checkpoint: Path | None) -> None:
+        """Own the address from now on, for a start at a step, from a checkpoint. Older starts then upload nothing.
+
+        The metrics of a fetched checkpoint come along. A checkpoint that the mirror lacks is uploaded. Raises
+        UsageError if another run took the address meanwhile.
+        """
+        write_atomically(self._folder / NAME, json.dumps({"run": self._run, "address": self.address}, indent=2) + "\n")
+        self._owner = self._attempt(lambda: self._files.claim(self._run, step, self._check))
+        if self._fetched:
+            self._fetch_metrics(self._fetched)
+        if checkpoint and all(one.step != step for one in self._uploads()):
+            self.put(checkpoint, step, best=None, keep=10**9, keep_every=None)
+
+    def _check(self, owner: Owner | None) -> None:
+        if owner and owner.run not in self._replaceable:
+            raise UsageError(
+                f"checkpoint.mirror {self.address} belongs to another run ({owner.run}, started by {owner.by}) than "
+                f"{self._folder}; give another address, or start a new run there with --resume never"
+            )
+
+    def _uploads(self) -> list[Upload]:
+        owner = self._owner
+        return self._attempt(lambda: self._files.uploads(owner)) if owner and owner.run == self._run else []
+
+    def _receive(self, checkpoints: Path, upload: Upload) -> Path | None:
+        """Download a checkpoint and return the path. Return None, with a warning, if the checkpoint is damaged."""
+
+        def receive() -> Path:
+            with store.receiving(checkpoints, upload.step) as (path, write):
+                self._files.download(self._run, upload, write)
+            return path
+
+        try:
+            return self._attempt(receive)
+        except (Damaged, CheckpointError) as error:
+            self.report(f"warning: {self.address} has a damaged checkpoint of step {upload.step}: {error}")
+            return None
+
+    def _fetch_metrics(self, upload: Upload) -> None:
+        """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
+        temporary = self._folder / ".metrics.jsonl.mirror"
+        try:
+            with temporary.open("wb") as file:
+                trackers = self._files.download_metrics(self._run, upload, file.write)
+            temporary.replace(self._folder / "metrics.jsonl")
+            for name, state in trackers.items():
+                path = self._folder / "trackers" / f"{Path(name).name}.json"
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, json.dumps(state))
+        except Exception as error:  # The run has all numbers without the file.
+            self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
+            temporary.unlink(missing_ok=True)
+
+    def _attempt(self, action: Callable[[], T]) -> T:
+        """Return the result of an action, tried several times. Raises Failure with the answer of the server."""
+        number = 0
+        while True:
+            number += 1
+            try:
+                return action()
+            except (Damaged, Failure, *BUGS):
+                raise
+            except Exception as error:
+                problem = f"checkpoint.mirror {self.address} cannot be used: {reason_of(error)}"
+                if is_final(error):
+                    raise UsageError(f"{problem}; check the address and the credentials") from None
+                if number == ATTEMPTS:
+                    fix = "check the server, or train without the mirror: --set checkpoint.mirror=null"
+                    raise Failure(f"{problem}, in {number} attempts; {fix}") from None
+            time.sleep(_pause(number))
+
+    # ------------------------------------------------------------------------------------------------ uploads
+
+    def put(self, path: Path, step: int, *, best: int | None, keep: int, keep_every: int | None) -> None:
+        """Have a checkpoint uploaded, and return at once. An older one that waits is dropped.
+
+        `MirrorFiles.prune` explains the other arguments.
+        """
+        with self._changed:
+            self._sent, self._count = step, self._count + 1
+            self._waiting = {
+                "path": str(path), "metrics": str(self._folder / "metrics.jsonl"), "step": step, "best": best,
+                "keep": keep, "keep_every": keep_every, "number": self._count, "address": self.address,
+                "owner": self._owner, "seconds": UPLOAD_SECONDS + path.stat().st_size / UPLOAD_SPEED,
+            }  # fmt: skip
+            self._changed.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._upload_all, name="mirror", daemon=True)
+            self._thread.start()
+
+    def close(self, is_stopping: Callable[[], bool]) -> None:
+        """Wait a bounded time for the last upload: END_SECONDS, or STOP_SECONDS once `is_stopping()`."""
+        if self._thread is None:
+            return
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        began = time.monotonic()
+        self._thread.join(1)
+        if self._thread.is_alive():
+            self.report(f"waiting for the upload of the checkpoint of step {self._sent} to {self.address}")
+        while self._thread.is_alive() and time.monotonic() < began + (STOP_SECONDS if is_stopping() else END_SECONDS):
+            self._thread.join(0.1)
+        with self._changed:
+            self._gives_up = True
+            self._changed.notify()
+        if self._process and self._process.poll() is None:
+            self._process.kill()
+        self._thread.join(1)
+        if self._uploaded == self._sent:
+            self.report(f"{self.address} has the checkpoint of step {self._sent}")
+        elif self._owner:
+            self.report(
+                f"warning: {self.address} lacks the checkpoint of step {self._sent}, since the upload did not end "
+                f"within {time.monotonic() - began:.0f} s; the same command uploads the checkpoint"
+            )
+
+    def _upload_all(self) -> None:
+        """Upload the newest checkpoint that waits, until the end or until a newer start owns the address."""
+        attempt, is_failing, is_incomplete = 0, False, False
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                request, self._waiting = self._waiting, None
+            if request is None or self._gives_up:
+                return
+            attempt += 1
+            is_new = request["best"] not in (None, request["step"], self._best)
+            request["best_path"] = str(Path(request["path"]).with_name("best.safetensors")) if is_new else None
+            result = self._upload(request)
+            if "fenced" in result:
+                self._owner = None
+                self.report(
+                    f"warning: {self.address} has a newer owner, {result['fenced']}; this start uploads nothing from "
+                    "now on, and training continues"
+                )
+                return
+            if "failed" in result and not Path(request["path"]).exists():
+                continue  # The run has removed the file, because a newer one waits.
+            if "failed" in result:
+                if not is_failing and (attempt == REPORT_ATTEMPT or result.get("is_final")):
+                    is_failing = True
+                    self.report(
+                        f"warning: the checkpoint of step {request['step']} cannot be uploaded to {self.address}: "
+                        f"{result['failed']}; training continues, and the upload is tried again"
+                    )
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._gives_up, _pause(attempt))
+                    self._waiting = self._waiting or request
+                continue
+            if is_failing:
+                self.report(f"uploads to {self.address} succeed again")
+            if "incomplete" in result and not is_incomplete:
+                self.report(
+                    f"warning: {self.address} lacks the best checkpoint or keeps old ones: {result['incomplete']}"
+                )
+            attempt, is_failing, is_incomplete = 0, False, "incomplete" in result
+            self._best = self._best if is_incomplete else request["best"]
+            self._uploaded = request["step"]
+            self.on_upload(self._uploaded)
+
+    def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Upload a checkpoint in another process. Return the result of `mirror_files.perform`."""
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        try:
+            with block_stop_signals():  # The end of the run decides how long an upload may take.
+                process = self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "seresnext.checkpoint.mirror_files", json.dumps(request)],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                )  # fmt: skip
+            with process:
+                try:
+                    output, _ = process.communicate(timeout=request["seconds"])
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    return {"failed": f"no end of the transfer within {request['seconds']:.0f} s"}
+        except OSError as error:
+            return {"failed": str(error)}
+        last = output.strip().rpartition("\n")[2]
+        return json.loads(last) if process.returncode == 0 else {"failed": last or "the transfer was killed"}
+
+
+def _pause(attempt: int) -> float:
+    return min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * (0.5 + 0.5 * random.random())

@@ -1,0 +1,287 @@
+"""The files of a mirror: the place away from the machine that has copies of a run's checkpoints.
+
+    owners/000003.json                              the third start at this address
+    <run id>/step-00000040-000003-0002.safetensors  the second upload of start 3: the checkpoint of step 40
+    <run id>/step-00000040-000003-0002.json         the manifest, written after the upload was read back
+    <run id>/metrics-000003.jsonl                   `metrics.jsonl`, longer at each upload of start 3
+
+The start with the highest number owns the address. Each name has the number of a start, so an older start that still
+runs replaces no file of a newer start. An upload without a manifest does not count. An upload of an older start does
+not count either if a newer start of the run began at an earlier step, because the newer start repeats that step.
+
+The process that uploads (`python -m seresnext.checkpoint.mirror_files REQUEST`) imports no torch. A process of its own
+cannot slow down the training, and the training kills a process that takes too long. Failures of a server raise
+whatever fsspec's libraries raise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from seresnext.errors import UsageError
+from seresnext.files import read_small_json
+from seresnext.printable import printable
+from seresnext.process.packages import require_extra
+from seresnext.process.signals import die_with_parent
+from seresnext.remote import BUGS, Refused, file_system, has_secrets, is_final, is_remote, reason_of, shown_url
+
+_CHUNK = 16 << 20  # bytes
+_PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",)}
+_UPLOAD_NAME = re.compile(r"step-([0-9]{8,18})-([0-9]{6})-([0-9]{4,18})\.(json|safetensors)")
+
+
+class Damaged(Refused):
+    """A file of a mirror that is missing, or does not have the digest of its manifest."""
+
+
+class Fenced(Exception):
+    """The loss of an address to a newer start, which the message names."""
+
+
+class Owner(NamedTuple):
+    """A start that owns an address. `starts` lists all starts of the run: number, and step at which a start began."""
+
+    number: int
+    run: str
+    starts: list[list[int]]
+    by: str
+
+
+class Upload(NamedTuple):
+    """A checkpoint in a mirror: the `number`-th upload of the start `owner`. Of two of one step the later is larger."""
+
+    step: int
+    owner: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        """The name of the two files, without the ending."""
+        return f"step-{self.step:08d}-{self.owner:06d}-{self.number:04d}"
+
+
+class MirrorFiles:
+    """The files at one address: `s3://...`, `gs://...` or a folder. Raises UsageError for another address."""
+
+    def __init__(self, address: str) -> None:
+        self._scheme = urlsplit(address).scheme if is_remote(address) else "file"
+        if self._scheme not in _PACKAGES:
+            raise UsageError(f"checkpoint.mirror {printable(address)}: give s3://..., gs://... or a folder")
+        require_extra("remote", "fsspec", *_PACKAGES[self._scheme])
+        self.address = address.rstrip("/")
+        if self._scheme == "file":
+            self.address = os.path.abspath(address)  # noqa: PTH100 (removes `..`)
+            if not Path(self.address).parent.is_dir():  # as without the mount of another disk
+                folder = Path(self.address).parent
+                raise UsageError(f"checkpoint.mirror {address}: there is no folder {folder}; make or mount the folder")
+        elif has_secrets(address):
+            raise UsageError(
+                f"checkpoint.mirror {shown_url(address)} has a user, a password or a query, and checkpoints store the "
+                "address; give credentials in the environment or the configuration of the cloud"
+            )
+
+    def newest_owner(self) -> Owner | None:
+        """Return the owner of the address, or None if no run was here. Raises OSError for an unreadable owner."""
+        numbers = self._owners()
+        if not numbers:
+            return None
+        name = _owner_name(numbers[-1])
+        try:
+            values = json.loads(self._files.cat_file(self._url(name)))
+            starts = [[int(number), int(step)] for number, step in values["starts"]]
+            owner = Owner(numbers[-1], values["run"], starts, printable(values["by"]))
+            if re.fullmatch(r"[0-9a-f]{32}", owner.run):
+                return owner
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise OSError(f"{name} is not readable")
+
+    def claim(self, run: str, step: int, check: Callable[[Owner | None], None]) -> Owner:
+        """Own the address, for a start of a run at a step. `check` gets the owner before, and raises to refuse.
+
+        The store creates an object only if there is none of the name: of two starts at once, one tries the next number.
+        """
+        by = f"process {os.getpid()} on {socket.gethostname()}"
+        while True:
+            before = self.newest_owner()
+            check(before)
+            number = before.number + 1 if before else 1
+            starts = [*(before.starts if before and before.run == run else []), [number, step]]
+            values = {"run": run, "starts": starts, "by": by, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+            with suppress(FileExistsError):
+                with self._files.open(self._url(_owner_name(number)), "xb") as file:
+                    file.write(json.dumps(values).encode())
+                return Owner(number, run, starts, by)
+
+    def check_owner(self, owner: Owner) -> None:
+        """Raise Fenced if a newer start owns the address, and OSError if the object of this owner is gone."""
+        numbers = self._owners()
+        if owner.number not in numbers:
+            raise OSError(f"{_owner_name(owner.number)} is gone")
+        if numbers[-1] > owner.number and (newest := self.newest_owner()):
+            raise Fenced(newest.by)
+
+    def uploads(self, owner: Owner) -> list[Upload]:
+        """Return the uploads of the owner's run that count, in the order of the steps."""
+        starts = owner.starts
+        listed = self._listed(owner.run, "json")
+        return [one for one in listed if all(one.step <= step for number, step in starts if number > one.owner)]
+
+    def upload(self, owner: Owner, new: Upload, checkpoint: Path, metrics: Path) -> int:
+        """Upload a checkpoint, and the metrics if the file exists. Return the bytes of the checkpoint.
+
+        Both are read back and compared. The manifest comes last, with the states of the trackers (metrics/follow.py).
+        Raises Fenced if a newer start owns the address.
+        """
+        self.check_owner(owner)
+        manifest: dict[str, Any] = {"run": owner.run, "owner": owner.number, "step": new.step}
+        manifest |= self._put(owner, f"{new.name}.safetensors", checkpoint)
+        if metrics.is_file():
+            manifest["metrics"] = self._put(owner, f"metrics-{owner.number:06d}.jsonl", metrics)
+        manifest["trackers"] = {path.stem: read_small_json(path) for path in metrics.parent.glob("trackers/*.json")}
+        self.check_owner(owner)
+        self._files.pipe_file(self._url(f"{owner.run}/{new.name}.json"), json.dumps(manifest, indent=2).encode())
+        return manifest["size"]
+
+    def download(self, run: str, upload: Upload, write: Callable[[bytes], object]) -> None:
+        """Pass the chunks of a checkpoint to `write`. Raises Damaged unless they agree with the manifest."""
+        self._get(run, self._manifest(run, upload), write)
+
+    def download_metrics(self, run: str, upload: Upload, write: Callable[[bytes], object]) -> dict[str, Any]:
+        """Pass the metrics that came with a checkpoint to `write`. Return the states of trackers. Raises Damaged."""
+        manifest = self._manifest(run, upload)
+        if "metrics" in manifest:
+            self._get(run, manifest["metrics"], write)
+        return manifest.get("trackers", {})
+
+    def prune(self, owner: Owner, newest: Upload, keep: int, keep_every: int | None, best: int | None) -> None:
+        """Remove all but the newest `keep` steps, every `keep_every`-th and the best. Of a step one upload stays.
+
+        Unfinished uploads are removed, too. Uploads that do not count stay.
+        """
+        latest = {one.step: one for one in self.uploads(owner)}
+        stay = {*list(latest)[-keep:], best} | {step for step in latest if keep_every and step % keep_every == 0}
+        gone = [one for one in self.uploads(owner) if one.step not in stay or latest[one.step] != one]
+        unfinished = {*self._listed(owner.run, "safetensors")} - {*self._listed(owner.run, "json")}
+        gone += [one for one in unfinished if one[1:] < newest[1:]]  # one[1:] is the order in time
+        if gone:
+            self.check_owner(owner)
+        for name in [f"{one.name}.{ending}" for one in gone for ending in ("json", "safetensors")]:
+            with suppress(FileNotFoundError):
+                self._files.rm_file(self._url(f"{owner.run}/{name}"))
+
+    # ------------------------------------------------------------------------------------------------ helpers
+
+    @property
+    def _files(self) -> Any:
+        files = file_system(self._scheme)  # fsspec keeps one instance of a scheme,
+        files.invalidate_cache()  # and the instance keeps listings. Other machines change the files.
+        return files
+
+    def _url(self, name: str) -> str:
+        return f"{self.address}/{name}"
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            return [path.rpartition("/")[2] for path in self._files.ls(self._url(folder), detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def _owners(self) -> list[int]:
+        return sorted(int(name[:6]) for name in self._names("owners") if re.fullmatch(r"[0-9]{6}\.json", name))
+
+    def _listed(self, run: str, ending: str) -> list[Upload]:
+        matches = filter(None, map(_UPLOAD_NAME.fullmatch, self._names(run)))
+        return sorted(Upload(*map(int, match.groups()[:3])) for match in matches if match[4] == ending)
+
+    def _manifest(self, run: str, upload: Upload) -> dict[str, Any]:
+        try:
+            values = json.loads(self._files.cat_file(self._url(f"{run}/{upload.name}.json")))
+        except (ValueError, FileNotFoundError) as error:
+            raise Damaged(f"{upload.name}.json is not readable") from error
+        return values if isinstance(values, dict) else {}
+
+    def _put(self, owner: Owner, name: str, path: Path) -> dict[str, Any]:
+        """Write a file, read the file back, and return the entry of the manifest. Raises Damaged."""
+        digest = hashlib.sha256()
+        with path.open("rb") as source, self._files.open(self._url(f"{owner.run}/{name}"), "wb") as target:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                target.write(chunk)
+            if self._scheme == "file":
+                target.flush()
+                os.fsync(target.fileno())
+            entry = {"file": name, "size": source.tell(), "sha256": digest.hexdigest()}
+        self._get(owner.run, entry, lambda chunk: None)
+        return entry
+
+    def _get(self, run: str, entry: dict[str, Any], write: Callable[[bytes], object]) -> None:
+        """Pass the chunks of a file to `write`, without bytes that came after the manifest. Raises Damaged."""
+        name, rest, digest = str(entry.get("file")).rpartition("/")[2], entry.get("size"), hashlib.sha256()
+        if type(rest) is not int or rest < 0:
+            raise Damaged("the manifest has no size")
+        try:
+            with self._files.open(self._url(f"{run}/{name}"), "rb", cache_type="none") as file:
+                while rest and (chunk := file.read(min(rest, _CHUNK))):
+                    rest -= len(chunk)
+                    digest.update(chunk)
+                    write(chunk)
+        except FileNotFoundError as error:
+            raise Damaged(f"{printable(name)} is missing") from error
+        if digest.hexdigest() != entry.get("sha256"):
+            raise Damaged(f"{printable(name)} does not have the digest of the manifest")
+
+
+def _owner_name(number: int) -> str:
+    return f"owners/{number:06d}.json"
+
+
+def perform(request: dict[str, Any]) -> dict[str, Any]:
+    """Upload the checkpoint of a request, and the best one if wanted, and remove old ones. Return the result.
+
+    The result has `size`, and `incomplete` with a reason if only the best one or the removal failed; or `fenced` with
+    the newer owner; or `failed` with a reason, and `is_final` if another attempt would fail in the same way.
+    """
+    owner, metrics = Owner(*request["owner"]), Path(request["metrics"])
+    new = Upload(request["step"], owner.number, request["number"])
+    result: dict[str, Any] = {}
+    try:
+        files = MirrorFiles(request["address"])
+        result["size"] = files.upload(owner, new, Path(request["path"]), metrics)
+        if request["best_path"]:
+            best = Path(request["best_path"])
+            files.upload(owner, new._replace(step=_step_in(best)), best, metrics)
+        files.prune(owner, new, request["keep"], request["keep_every"], request["best"])
+    except Fenced as error:
+        return {"fenced": str(error)}
+    except BUGS:
+        raise
+    except Exception as error:
+        reason = reason_of(error)
+        return result | ({"incomplete": reason} if result else {"failed": reason, "is_final": is_final(error)})
+    return result
+
+
+def _step_in(path: Path) -> int:
+    """Return the step in the header of a checkpoint (`file_format` has the layout)."""
+    with path.open("rb") as file:
+        return int(json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["step"])
+
+
+if __name__ == "__main__":
+    die_with_parent(signal.SIGKILL)
+    os.nice(5)  # The training and its loader come first.
+    print(json.dumps(perform(json.loads(sys.argv[1]))), flush=True)
+    os._exit(0)  # An open connection must not delay the end.

@@ -1,0 +1,90 @@
+"""Files of a server through fsspec (extra `remote`): addresses, bounded connections, and the reasons of failures.
+
+Credentials come from the places where fsspec's libraries look (environment, netrc, configuration files of the cloud),
+never from an address, and no message shows them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+BUGS = (TypeError, AttributeError, AssertionError)
+"""Errors of this project among the errors of fsspec's libraries, each of which raises other types."""
+
+_CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
+_FINAL_ANSWERS = (400, 401, 403, 404, 410)
+
+
+class Refused(Exception):
+    """A failure that another attempt would not change."""
+
+
+def is_remote(root: str) -> bool:
+    """Return whether a root is an address and not a folder."""
+    return "://" in root
+
+
+def shown_url(url: str) -> str:
+    """Return an address without user, password and query, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def has_secrets(url: str) -> bool:
+    """Return whether an address has a user, a password, a query or a fragment."""
+    parts = urlsplit(url)
+    return bool("@" in parts.netloc or parts.query or parts.fragment)
+
+
+def file_system(scheme: str) -> Any:
+    """Return fsspec's file system of a scheme, such as `s3` or `file`. One request takes a bounded time.
+
+    Raises ImportError without the extra, and Refused for an unknown scheme.
+    """
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
+        # `trust_env` reads proxies and ~/.netrc. A compressed transfer would have another length.
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+        options["headers"] = {"Accept-Encoding": "identity"}
+    if scheme == "file":
+        options["auto_mkdir"] = True
+    if scheme == "s3":
+        options["config_kwargs"] = {
+            "connect_timeout": _CONNECT_SECONDS,
+            "read_timeout": _SILENT_SECONDS,
+            "retries": {"total_max_attempts": 1},  # The callers repeat attempts.
+        }
+    try:
+        found = fsspec.filesystem(scheme, **options)
+        if scheme == "s3":
+            found.retries = 1
+        return found
+    except ValueError:
+        raise Refused(f"{scheme}:// is an unknown kind of address; give https://, s3:// or gs://") from None
+
+
+def is_final(error: Exception) -> bool:
+    """Return whether another attempt would fail in the same way."""
+    return (
+        isinstance(error, FileNotFoundError | PermissionError | Refused)
+        or getattr(error, "status", 0) in _FINAL_ANSWERS
+        or "Credential" in type(error).__name__
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """Return the cause in one line, without anything that looks like an address."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, Refused):
+        return str(error)
+    if (status := getattr(error, "status", None)) is not None:
+        return f"the server answers {status}"
+    return re.sub(r"\S*://\S*", "(address)", " ".join(str(error).split()))[:200] or type(error).__name__

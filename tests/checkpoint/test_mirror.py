@@ -1,0 +1,362 @@
+"""The mirror of a run: the owner of an address, the checkpoints that a start fetches, and uploads to a bad store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mirrors import OTHER, RUN, add, content, own, save
+
+from seresnext.checkpoint import mirror as mirror_module
+from seresnext.checkpoint import store
+from seresnext.checkpoint.mirror import Mirror
+from seresnext.checkpoint.mirror_files import MirrorFiles
+from seresnext.errors import CheckpointError, Failure, UsageError
+
+
+class Made:
+    """A mirror with the lines that the mirror has printed, and the steps of the uploads."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.mirror = Mirror(address, folder)
+        self.lines: list[str] = []
+        self.steps: list[int] = []
+        self.mirror.report, self.mirror.on_upload = self.lines.append, self.steps.append
+
+    def start(self, step: int = 0, **options: bool) -> Made:
+        """Look and claim, as an accepted start does."""
+        self.mirror.look(**{"starts_over": False, "adopts": True, **options})
+        self.mirror.claim(step, None)
+        return self
+
+    def put(self, path: Path, best: int | None = None) -> None:
+        self.mirror.put(path, int(store.verify(path)["step"]), best=best, keep=3, keep_every=None)
+
+    def close(self, is_stopping: bool = False) -> None:
+        self.mirror.close(lambda: is_stopping)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 0.05)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    return str(tmp_path / "mirror")
+
+
+@pytest.fixture
+def make(tmp_path: Path, place: str) -> Iterator[Callable[..., Made]]:
+    """`make(name="run", address=place)`: the mirror of a run folder, closed at the end of the test."""
+    made: list[Made] = []
+
+    def make(name: str = "run", address: str = place) -> Made:
+        made.append(Made(address, tmp_path / name))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.mirror._gives_up = True
+        one.close(is_stopping=True)
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# ------------------------------------------------------------------------------------------------ the run of an address
+
+
+def test_the_run_of_a_folder_keeps_its_address(make):
+    run = json.loads((make().start().mirror._folder / "mirror.json").read_text())["run"]
+    make().start(step=3)
+    owner = make("fresh").start(step=3).mirror._owner  # A fresh folder adopts the run.
+    assert (owner.number, owner.run, owner.starts) == (3, run, [[1, 0], [2, 3], [3, 3]])
+
+
+def test_another_run_is_refused_unless_it_starts_over(make, tmp_path: Path):
+    first = make().start()
+    save(tmp_path / "run", 1)
+    make("other", address=str(tmp_path / "elsewhere")).start()
+    for name, adopts in (("other", True), ("a fork", False)):
+        with pytest.raises(UsageError, match=r"belongs to another run \(.*started by process"):
+            make(name).mirror.look(starts_over=False, adopts=adopts)
+    assert first.mirror._files.newest_owner() == first.mirror._owner  # A refused start changes nothing.
+    other = make("other").start(starts_over=True).mirror
+    assert (other._owner.number, other._owner.starts) == (2, [[2, 0]])
+    with pytest.raises(UsageError, match="belongs to another run"):
+        make().start()
+
+
+def test_a_run_that_came_since_the_look_is_refused(make, place: str):
+    mirror = make().mirror
+    mirror.look(starts_over=False, adopts=True)
+    own(place, OTHER)
+    with pytest.raises(UsageError, match="belongs to another run"):
+        mirror.claim(0, None)
+
+
+def test_a_run_takes_its_id_along_to_another_address(make, tmp_path: Path):
+    first = make().start().mirror
+    second = make(address=str(tmp_path / "second")).start(step=5).mirror
+    assert (second._owner.run, second._owner.starts) == (first._owner.run, [[1, 5]])
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (OSError("reset by s3://x"), Failure, "cannot be used: reset by .*, in 6 attempts.*checkpoint.mirror=null"),
+        (PermissionError("denied"), UsageError, "cannot be used: denied; check the address and the credentials"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_at_the_start(make, monkeypatch, answer: Exception, error, message: str):
+    tried = []
+
+    def fail(self: MirrorFiles) -> None:
+        tried.append(1)
+        raise answer
+
+    monkeypatch.setattr(MirrorFiles, "newest_owner", fail)
+    with pytest.raises(error, match=message):
+        make().start()
+    assert len(tried) == (6 if error is Failure else 1)
+
+
+# ------------------------------------------------------------------------------------------------ fetching
+
+
+@pytest.fixture
+def filled(tmp_path: Path, place: str) -> dict[int, Path]:
+    """A mirror with the checkpoints of three steps, and the local files by step."""
+    files, owner = own(place)
+    (tmp_path / "metrics").write_text("one line\n")
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers" / "mlflow.json").write_text('{"id": "abc", "sent": 9}')
+    paths = {step: save(tmp_path / "there", step) for step in (10, 20, 30)}
+    for number, path in enumerate(paths.values(), 1):
+        add(files, owner, number, path, tmp_path / "metrics")
+    return paths
+
+
+def damage(place: str, step: int) -> None:
+    (path,) = Path(place, RUN).glob(f"step-{step:08d}-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def fetch(made: Made, beyond: int = -1) -> Path | None:
+    made.mirror.look(starts_over=False, adopts=True)
+    return made.mirror.fetch(made.mirror._folder, beyond)
+
+
+def test_the_newest_is_fetched_with_the_metrics(make, filled, tmp_path: Path):
+    made = make()
+    path = fetch(made)
+    assert path == tmp_path / "run" / "step-00000030.safetensors"
+    assert path.read_bytes() == filled[30].read_bytes()
+    assert made.lines == [f"fetched the checkpoint of step 30 from {tmp_path / 'mirror'}"]
+    made.mirror.claim(30, path)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "one line\n"
+    assert json.loads((tmp_path / "run" / "trackers" / "mlflow.json").read_text()) == {"id": "abc", "sent": 9}
+    made.close()
+    assert made.steps == []  # The mirror has the checkpoint.
+
+
+def test_damaged_ones_are_passed_over(make, filled, place: str, tmp_path: Path):
+    damage(place, 30)
+    made = make()
+    assert fetch(made).name == "step-00000020.safetensors"
+    assert "damaged checkpoint of step 30" in made.lines[0]
+    damage(place, 20)
+    damage(place, 10)
+    with pytest.raises(CheckpointError, match=r"none of the 3 checkpoints in .* is valid"):
+        fetch(make("other"))
+    assert list((tmp_path / "other").iterdir()) == []
+    assert fetch(make("run"), beyond=20) is None  # The run folder has a valid one.
+
+
+@pytest.mark.parametrize(("beyond", "step"), [(-1, 30), (29, 30), (30, None), (31, None)])
+def test_only_a_newer_one_is_fetched(make, filled, beyond: int, step: int | None):
+    path = fetch(make(), beyond)
+    assert (path and path.name) == (step and f"step-{step:08d}.safetensors")
+
+
+def test_an_upload_under_another_step_is_damaged(make, filled, place: str):
+    """The digest of the manifest is right, the step in the file is not."""
+    for path in Path(place, RUN).glob("step-00000030-*"):
+        path.rename(path.with_name(path.name.replace("30-", "31-")))
+    (manifest,) = Path(place, RUN).glob("step-00000031-*.json")
+    manifest.write_text(manifest.read_text().replace("00000030", "00000031"))
+    made = make()
+    assert fetch(made).name == "step-00000020.safetensors"
+    assert "another step" in made.lines[0]
+
+
+# ------------------------------------------------------------------------------------------------ uploads
+
+
+def test_each_checkpoint_is_uploaded(make, tmp_path: Path):
+    made = make().start()
+    for step in (1, 2):
+        made.put(save(tmp_path, step))
+        until(lambda step=step: step in made.steps)
+    made.close()
+    files, owner = made.mirror._files, made.mirror._owner
+    assert [content(files, owner.run, one) for one in files.uploads(owner)] == [
+        (tmp_path / f"step-0000000{step}.safetensors").read_bytes() for step in (1, 2)
+    ]
+    assert made.lines[-1].endswith("mirror has the checkpoint of step 2")
+
+
+def test_a_checkpoint_that_the_mirror_lacks_is_uploaded_at_the_start(make, tmp_path: Path):
+    made = make()
+    made.mirror.look(starts_over=False, adopts=True)
+    made.mirror.claim(7, save(tmp_path / "run", 7))
+    made.close()
+    assert made.steps == [7]
+
+
+class Uploads:
+    """A stand-in for the process: uploads wait until the test gives the result."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
+        self.may_end = threading.Semaphore(0)
+        monkeypatch.setattr(Mirror, "_upload", self._upload)
+
+    def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.requests.append(request)
+        self.may_end.acquire()
+        return self.results.pop(0) if self.results else {"size": 1}
+
+    @property
+    def steps(self) -> list[int]:
+        return [request["step"] for request in self.requests]
+
+
+def test_when_behind_the_newest_comes_first_and_then_the_best(make, tmp_path: Path, monkeypatch):
+    uploads, made = Uploads(monkeypatch), make().start()
+    made.put(save(tmp_path, 1), best=1)
+    until(lambda: uploads.requests)
+    for step in (2, 3, 4):
+        made.put(save(tmp_path, step), best=3)
+    uploads.may_end.release(2)
+    made.close()
+    assert uploads.steps == [1, 4]
+    assert [request["best_path"] for request in uploads.requests] == [None, str(tmp_path / "best.safetensors")]
+
+
+def test_an_outage_is_reported_once(make, tmp_path: Path, monkeypatch):
+    uploads, made = Uploads(monkeypatch), make().start()
+    uploads.results = [*[{"failed": "reset", "is_final": False}] * 6, {"size": 1}, {"failed": "403", "is_final": True}]
+    uploads.may_end.release(100)
+    made.put(save(tmp_path, 1))
+    until(lambda: made.steps == [1])
+    assert len(uploads.requests) == 7
+    assert [line.split()[0] for line in made.lines] == ["warning:", "uploads"]
+    made.put(save(tmp_path, 2))
+    until(lambda: made.steps == [1, 2])
+    assert len(made.lines) == 4  # An outage that another attempt does not end is reported at once.
+    assert "reset; training continues, and the upload is tried again" in made.lines[0]
+
+
+def test_old_ones_that_cannot_be_removed_are_reported_once(make, tmp_path: Path, monkeypatch):
+    uploads, made = Uploads(monkeypatch), make().start()
+    uploads.results = [{"size": 1, "incomplete": "denied"}] * 2
+    uploads.may_end.release(2)
+    for step in (1, 2):
+        made.put(save(tmp_path, step))
+        until(lambda step=step: made.steps and made.steps[-1] == step)
+    assert [line for line in made.lines if "denied" in line] == made.lines[:1]
+
+
+def test_a_checkpoint_that_is_removed_while_it_waits_is_dropped(make, tmp_path: Path, monkeypatch):
+    uploads, made = Uploads(monkeypatch), make().start()
+    uploads.results = [{"failed": "there is no such file", "is_final": True}]
+    path = save(tmp_path, 1)
+    made.put(path)
+    until(lambda: uploads.requests)
+    path.unlink()
+    made.put(save(tmp_path, 2))
+    uploads.may_end.release(9)
+    until(lambda: made.steps == [2])
+    assert made.lines == []
+
+
+def test_a_fenced_start_stops_uploading(make, tmp_path: Path, place: str):
+    made = make().start()
+    own(place, made.mirror._run, step=0)
+    for step in (1, 2):
+        made.put(save(tmp_path, step))
+        until(lambda: not made.mirror._thread.is_alive())
+    made.close()
+    (line,) = made.lines
+    assert "has a newer owner, process" in line
+    assert "training continues" in line
+
+
+def test_a_killed_upload_is_tried_again(make, tmp_path: Path, monkeypatch):
+    made = make().start()
+    made.put(save(tmp_path, 1))
+    until(lambda: made.mirror._process)
+    os.kill(made.mirror._process.pid, signal.SIGKILL)
+    made.close()
+    assert made.steps == [1]
+
+
+@pytest.fixture
+def silence() -> Iterator[socket.socket]:
+    """A server that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server
+
+
+def test_a_store_that_does_not_answer_delays_the_end_for_a_bounded_time(
+    make, tmp_path: Path, bucket: str, silence: socket.socket, monkeypatch
+):
+    """A put returns at once, and the process that waits for an answer is killed."""
+    made = make(address=f"{bucket}/silent").start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silence.getsockname()[1]}")
+    monkeypatch.setattr(mirror_module, "END_SECONDS", 100)
+    monkeypatch.setattr(mirror_module, "STOP_SECONDS", 1.5)
+    began = time.monotonic()
+    made.put(save(tmp_path, 1))
+    assert time.monotonic() - began < 1
+    connection, _ = silence.accept()
+    began = time.monotonic()
+    with connection:
+        made.close(is_stopping=True)
+    assert 1 < time.monotonic() - began < 10
+    assert made.mirror._process.wait(5) == -signal.SIGKILL
+    assert "lacks the checkpoint of step 1, since the upload did not end within 2 s" in made.lines[-1]
+
+
+def test_a_transfer_that_takes_too_long_is_ended(
+    make, tmp_path: Path, bucket: str, silence: socket.socket, monkeypatch
+):
+    made = make(address=f"{bucket}/slow").start()
+    monkeypatch.setattr(mirror_module, "UPLOAD_SECONDS", 0.5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silence.getsockname()[1]}")
+    made.put(save(tmp_path, 1))
+    until(lambda: made.lines)
+    assert "no end of the transfer within 1 s; training continues" in made.lines[0]
+    monkeypatch.undo()
+    made.put(save(tmp_path, 2))
+    until(lambda: made.steps == [2])
+    assert made.lines[1].endswith("succeed again")

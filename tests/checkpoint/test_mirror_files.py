@@ -1,0 +1,322 @@
+"""The files of a mirror, in a folder and in a bucket: uploads that count, owners of the address, removal."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from mirrors import OTHER, RUN, add, content, own, save
+
+from seresnext.checkpoint import mirror_files, store
+from seresnext.checkpoint.mirror_files import Damaged, Fenced, MirrorFiles, Owner, Upload
+from seresnext.errors import UsageError
+from seresnext.weights.safetensors_file import read_header
+
+
+def names(address: str) -> set[str]:
+    """Return the names of all files, read by fsspec alone."""
+    files, root = fsspec.core.url_to_fs(address)
+    files.invalidate_cache()
+    return {path.removeprefix(f"{root}/") for path in files.find(root)}
+
+
+def read(address: str, name: str) -> bytes:
+    files, root = fsspec.core.url_to_fs(address)
+    return files.cat_file(f"{root}/{name}")
+
+
+def change(address: str, name: str, edit: Callable[[bytes], bytes]) -> None:
+    files, root = fsspec.core.url_to_fs(address)
+    files.pipe_file(f"{root}/{name}", edit(files.cat_file(f"{root}/{name}")))
+
+
+def remove(address: str, name: str) -> None:
+    files, root = fsspec.core.url_to_fs(address)
+    files.rm_file(f"{root}/{name}")
+
+
+# ------------------------------------------------------------------------------------------------ uploads
+
+
+def test_an_upload_has_a_manifest_and_comes_back_bit_for_bit(address: str, tmp_path: Path):
+    path, metrics = save(tmp_path, 40), tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 40}\n')
+    files, owner = own(address)
+    upload = add(files, owner, 1, path, metrics)
+    stem = f"{RUN}/step-00000040-000001-0001"
+    assert names(address) == {
+        "owners/000001.json", f"{RUN}/metrics-000001.jsonl", f"{stem}.json", f"{stem}.safetensors",
+    }  # fmt: skip
+    manifest = json.loads(read(address, f"{stem}.json"))
+    assert manifest["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (manifest["run"], manifest["owner"], manifest["step"]) == (RUN, 1, 40)
+    assert files.uploads(owner) == [upload]
+    assert content(files, RUN, upload) == path.read_bytes()
+    change(address, f"{RUN}/metrics-000001.jsonl", lambda text: text + b"longer")  # By the next upload of the start.
+    chunks: list[bytes] = []
+    files.download_metrics(RUN, upload, chunks.append)
+    assert b"".join(chunks) == metrics.read_bytes()
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "manifest", "no manifest"])
+def test_what_is_half_or_corrupt_does_not_count(address: str, tmp_path: Path, harm: str):
+    files, owner = own(address)
+    upload = add(files, owner, 1, save(tmp_path, 40))
+    assert content(files, RUN, upload)  # The control.
+    stem = f"{RUN}/{upload.name}"
+    match harm:
+        case "flipped":
+            change(address, f"{stem}.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+        case "truncated":
+            change(address, f"{stem}.safetensors", lambda data: data[:-1])
+        case "missing":
+            remove(address, f"{stem}.safetensors")
+        case "manifest":
+            change(address, f"{stem}.json", lambda text: text[: len(text) // 2])
+        case _:  # As after a kill in the middle of an upload.
+            remove(address, f"{stem}.json")
+            assert files.uploads(owner) == []
+            return
+    assert files.uploads(owner) == [upload]
+    with pytest.raises(Damaged, match=r"manifest|readable|missing"):
+        content(files, RUN, upload)
+
+
+class LosingFiles:
+    """A file system that loses the last byte of each checkpoint."""
+
+    def __init__(self, files: Any) -> None:
+        self._files = files
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def open(self, url: str, mode: str, **options: Any) -> Any:
+        """Return the file; of a checkpoint that is read, without the last byte."""
+        if mode == "rb" and url.endswith(".safetensors"):
+            self._files.pipe_file(url, self._files.cat_file(url)[:-1])
+        return self._files.open(url, mode, **options)
+
+
+def test_a_store_that_loses_bytes_gets_no_manifest(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files, owner = own(address)
+    path, real = save(tmp_path, 40), mirror_files.file_system
+    monkeypatch.setattr(mirror_files, "file_system", lambda scheme: LosingFiles(real(scheme)))
+    with pytest.raises(Damaged, match="does not have the digest"):
+        add(files, owner, 1, path)
+    assert files.uploads(owner) == []
+    monkeypatch.undo()
+    upload = add(files, owner, 1, path)  # The control: the next attempt.
+    assert files.uploads(owner) == [upload]
+
+
+# ------------------------------------------------------------------------------------------------ owners
+
+
+def test_a_newer_owner_fences_the_older(address: str, tmp_path: Path):
+    files, old = own(address)
+    first = add(files, old, 1, save(tmp_path, 10))  # The control: alone at the address.
+    _, new = own(address, step=10)
+    with pytest.raises(Fenced, match=r"process \d+ on "):
+        add(files, old, 2, save(tmp_path, 20))
+    add(files, new, 1, save(tmp_path, 11))
+    assert [one.step for one in files.uploads(new)] == [first.step, 11]
+    add(files, new, 2, save(tmp_path, 5))
+    with pytest.raises(Fenced):
+        files.prune(old, Upload(20, 1, 9), keep=1, keep_every=None, best=None)
+    assert [one.step for one in files.uploads(new)] == [5, 10, 11]
+
+
+def test_an_owner_that_comes_during_an_upload_fences_it(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There is no manifest, and the next owner removes the rest."""
+    files, old = own(address)
+    put = MirrorFiles._put
+
+    def slow(self: MirrorFiles, *arguments: Any) -> Any:
+        entry = put(self, *arguments)
+        monkeypatch.undo()
+        own(address, step=0)
+        return entry
+
+    monkeypatch.setattr(MirrorFiles, "_put", slow)
+    with pytest.raises(Fenced):
+        add(files, old, 1, save(tmp_path, 10))
+    assert f"{RUN}/step-00000010-000001-0001.safetensors" in names(address)
+    new = files.newest_owner()
+    assert new
+    files.prune(new, add(files, new, 1, save(tmp_path, 5)), keep=3, keep_every=None, best=None)
+    assert {name for name in names(address) if "step" in name} == {
+        f"{RUN}/step-00000005-000002-0001.{ending}" for ending in ("json", "safetensors")
+    }
+
+
+def test_of_two_starts_at_once_each_gets_a_number(address: str, monkeypatch: pytest.MonkeyPatch):
+    """The second start has read the address before the first claimed the number, and the store refuses the number."""
+    own(address)
+    newest, answers = MirrorFiles.newest_owner, [None]
+    monkeypatch.setattr(MirrorFiles, "newest_owner", lambda self: answers.pop() if answers else newest(self))
+    _, second = own(address, OTHER)
+    assert (second.number, answers) == (2, [])
+
+
+def test_the_object_of_an_owner_is_gone(address: str, tmp_path: Path):
+    """As when another disk is mounted: nothing is uploaded."""
+    files, owner = own(address)
+    remove(address, "owners/000001.json")
+    with pytest.raises(OSError, match=r"owners/000001\.json is gone"):
+        add(files, owner, 1, save(tmp_path, 10))
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"run": "../x", "starts": [], "by": ""}', b'{"run": 1}'])
+def test_an_owner_that_cannot_be_read(address: str, text: bytes):
+    files, _ = own(address)
+    change(address, "owners/000001.json", lambda _: text)
+    with pytest.raises(OSError, match=r"owners/000001\.json is not readable"):
+        files.newest_owner()
+
+
+def test_steps_that_a_newer_start_repeats_do_not_count(address: str, tmp_path: Path):
+    """Two machines trained on; the run then began again at step 20. Uploads of the old starts stay, uncounted."""
+    files, first = own(address)
+    for number, step in enumerate((10, 20, 30), 1):
+        add(files, first, number, save(tmp_path, step))
+    _, second = own(address, step=20)
+    assert [(one.step, one.owner) for one in files.uploads(second)] == [(10, 1), (20, 1)]
+    add(files, second, 1, save(tmp_path, 30, value=3.0))
+    _, third = own(address, step=30)
+    assert [(one.step, one.owner) for one in files.uploads(third)] == [(10, 1), (20, 1), (30, 2)]
+    files.prune(third, Upload(30, 3, 1), keep=1, keep_every=None, best=None)
+    assert [(one.step, one.owner) for one in files.uploads(third)] == [(30, 2)]
+    assert f"{RUN}/step-00000030-000001-0003.json" in names(address)
+
+
+def test_another_run_has_other_uploads(address: str, tmp_path: Path):
+    files, first = own(address)
+    add(files, first, 1, save(tmp_path, 10))
+    _, other = own(address, OTHER)
+    assert files.uploads(other) == []
+    assert other.starts == [[2, 0]]
+
+
+# ------------------------------------------------------------------------------------------------ removal
+
+
+@pytest.mark.parametrize(("keep", "keep_every", "best"), [(1, None, None), (2, 3, 1), (3, 2, 4), (9, None, 2)])
+def test_the_mirror_keeps_what_the_run_folder_keeps(tmp_path: Path, keep: int, keep_every: int | None, best: int):
+    local = tmp_path / "local"
+    files, owner = own(str(tmp_path / "mirror"))
+    for number, step in enumerate(range(1, 8), 1):
+        path = save(local, step)
+        add(files, owner, 2 * number - 1, path)
+        new = add(files, owner, 2 * number, path)  # A new best is saved twice.
+        if step == best:
+            store.update_link(local, "best", path)
+        store.prune(local, keep, keep_every)
+        files.prune(owner, new, keep, keep_every, best if best and step >= best else None)
+        expected = {*store.steps(local), *([best] if best and step >= best else [])}
+        assert {one.step for one in files.uploads(owner)} == expected
+        assert all(one.number % 2 == 0 for one in files.uploads(owner))
+    assert len(names(str(tmp_path / "mirror"))) == 2 * len(files.uploads(owner)) + 1
+
+
+# ------------------------------------------------------------------------------------------------ requests
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> tuple[MirrorFiles, Owner]:
+    return own(str(tmp_path / "mirror"))
+
+
+def request_for(mirror: tuple[MirrorFiles, Owner], path: Path, **more: Any) -> dict[str, Any]:
+    """Return a request as it comes from the training, in JSON."""
+    files, owner = mirror
+    values = {"address": files.address, "owner": owner, "path": str(path), "metrics": "none", "number": 1, "keep": 1}
+    usual = {"step": int(store.verify(path)["step"]), "keep_every": None, "best": None, "best_path": None}
+    return json.loads(json.dumps({**values, **usual, **more}))
+
+
+def test_a_checkpoint_and_the_best_are_there_and_old_ones_go(mirror, tmp_path: Path):
+    files, owner = mirror
+    old, best, new = (save(tmp_path, step) for step in (1, 2, 3))
+    assert mirror_files.perform(request_for(mirror, old)) == {"size": old.stat().st_size}
+    store.update_link(tmp_path, "best", best)
+    more = {"number": 2, "best": 2, "best_path": str(tmp_path / "best.safetensors")}
+    assert mirror_files.perform(request_for(mirror, new, **more)) == {"size": new.stat().st_size}
+    assert files.uploads(owner) == [Upload(2, 1, 2), Upload(3, 1, 2)]
+    assert [content(files, owner.run, one) for one in files.uploads(owner)] == [best.read_bytes(), new.read_bytes()]
+
+
+def test_the_step_is_read_without_torch(tmp_path: Path):
+    path = save(tmp_path, 123)
+    assert str(mirror_files._step_in(path)) == read_header(path)["step"] == "123"
+
+
+def test_a_newer_owner(mirror, tmp_path: Path):
+    own(mirror[0].address)
+    assert mirror_files.perform(request_for(mirror, save(tmp_path, 1)))["fenced"].startswith("process ")
+
+
+def test_failures_are_results(mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted = request_for(mirror, save(tmp_path, 1))
+    for error, is_final in ((PermissionError("denied by s3://bucket"), True), (OSError("reset"), False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(MirrorFiles, "upload", raising(error))
+            reason = "denied by (address)" if is_final else "reset"
+            assert mirror_files.perform(wanted) == {"failed": reason, "is_final": is_final}
+    with monkeypatch.context() as patch:
+        patch.setattr(MirrorFiles, "prune", raising(PermissionError("no removal")))
+        assert mirror_files.perform(wanted)["incomplete"] == "no removal"
+    with monkeypatch.context() as patch:
+        patch.setattr(MirrorFiles, "upload", raising(TypeError("a bug")))
+        with pytest.raises(TypeError):
+            mirror_files.perform(wanted)
+    gone = {**wanted, "address": str(tmp_path / "no" / "mirror")}
+    assert "there is no folder" in mirror_files.perform(gone)["failed"]
+
+
+def raising(error: Exception) -> Any:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return fail
+
+
+# ------------------------------------------------------------------------------------------------ addresses
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("https://host/x", r"give s3://\.\.\., gs://\.\.\. or a folder"),
+        ("s3://key:secret@bucket/x", "give credentials in the environment"),
+        ("s3://bucket/x?token=secret", "give credentials in the environment"),
+        ("/no/such/disk/run", "there is no folder /no/such/disk; make or mount the folder"),
+    ],
+)
+def test_an_address_that_cannot_be_used(wrong: str, message: str):
+    with pytest.raises(UsageError, match=message) as caught:
+        MirrorFiles(wrong)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "package"), [("s3://bucket/x", "s3fs"), ("gs://bucket/x", "gcsfs"), ("x", "fsspec")])
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, kind: str, package: str):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(UsageError, match=re.escape(f'has no {package}; run `pip install "seresnext[remote]"`')):
+        MirrorFiles(kind)
+
+
+def test_the_process_that_uploads_does_not_import_torch():
+    code = "import seresnext.checkpoint.mirror_files, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

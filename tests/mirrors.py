@@ -1,0 +1,38 @@
+"""Small checkpoints and mirrors for the tests of mirrors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from seresnext.checkpoint import store
+from seresnext.checkpoint.mirror_files import MirrorFiles, Owner, Upload
+
+RUN, OTHER = "a" * 32, "b" * 32
+
+
+def save(folder: Path, step: int, value: float | None = None) -> Path:
+    """Save a checkpoint of a step."""
+    tensors = {"model.weight": torch.full((1000,), float(step) if value is None else value)}
+    return store.commit(folder, step, tensors, {"format": "seresnext-2", "step": str(step)})
+
+
+def own(address: str, run: str = RUN, step: int = 0) -> tuple[MirrorFiles, Owner]:
+    """Return the files at an address, and a new owner."""
+    files = MirrorFiles(address)
+    return files, files.claim(run, step, lambda before: None)
+
+
+def add(files: MirrorFiles, owner: Owner, number: int, path: Path, metrics: Path = Path("none")) -> Upload:
+    """Upload a checkpoint, and return the entry that the mirror should list."""
+    upload = Upload(int(store.verify(path)["step"]), owner.number, number)
+    assert files.upload(owner, upload, path, metrics) == path.stat().st_size
+    return upload
+
+
+def content(files: MirrorFiles, run: str, upload: Upload) -> bytes:
+    """Return the bytes that a download passes on. Raises Damaged."""
+    chunks: list[bytes] = []
+    files.download(run, upload, chunks.append)
+    return b"".join(chunks)

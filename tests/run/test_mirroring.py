@@ -1,0 +1,196 @@
+"""Whole runs with a mirror in a folder: the files that another machine gets, and training without the store."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import digest, lines, status
+from small_digits import small
+
+from seresnext.checkpoint import mirror as mirror_module
+from seresnext.checkpoint import mirror_files, store
+from seresnext.checkpoint.mirror import Mirror
+from seresnext.checkpoint.mirror_files import MirrorFiles
+from seresnext.distributed import World
+from seresnext.errors import CheckpointError, UsageError
+from seresnext.metrics.console import Console
+from seresnext.models import pretrained, registry
+from seresnext.process.stop_request import StopRequest
+from seresnext.run import validate as validate_module
+from seresnext.run.folder import RunFolder
+from seresnext.run.train import train
+from seresnext.run.validate import ValidationSettings
+from seresnext.training.step import TrainingStep
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+SETTINGS = ["length=4st", "evaluation.every=2st", "ema=null", "checkpoint={every: 1st, keep: 9}", "logging.every=1st"]
+open_folder = RunFolder.open
+
+
+class MachineLost(BaseException):
+    """A stand-in for the end of a machine: no code of the program catches this exception."""
+
+
+@pytest.fixture(autouse=True)
+def in_process(narrow: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a network of 20,000 weights, open and lock run folders, and upload in this process."""
+    monkeypatch.setattr(registry, "create_model", small)
+    monkeypatch.setattr(RunFolder, "open", open_folder)
+    monkeypatch.setattr(Mirror, "_upload", lambda self, request: mirror_files.perform(request))
+
+
+@pytest.fixture
+def start(load_synthetic: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`start(name, *settings, steps=4, mirror=True, resume="auto") -> run`: train, and lose the machine after `steps`.
+
+    The newest checkpoint is uploaded before the machine is lost.
+    """
+    call = TrainingStep.__call__
+
+    def start(name: str, *settings: str, steps: int = 4, mirror: bool = True, resume: str = "auto") -> Path:
+        def step(self: TrainingStep, batches: Any, *, step: int, **options: Any) -> Any:
+            if step == steps:
+                raise MachineLost
+            return call(self, batches, step=step, **options)
+
+        address = [f"checkpoint.mirror={tmp_path / 'mirror'}"] if mirror else []
+        recipe = load_synthetic([*SETTINGS, *address, *settings]).recipe
+        monkeypatch.setattr(TrainingStep, "__call__", step)
+        try:
+            train(recipe, World(), StopRequest(), output=tmp_path / name, resume=resume, allow_changed=())
+        except MachineLost:
+            pass
+        finally:
+            gc.collect()
+        return tmp_path / name
+
+    return start
+
+
+def saved_steps(run: Path) -> list[int]:
+    return list(store.steps(run / "checkpoints"))
+
+
+def test_a_lost_machine_costs_nothing(start, tmp_path: Path):
+    """The bits, the best checkpoint and the metrics are those of a run on one machine."""
+    whole = start("whole", mirror=False)
+    first = start("first", steps=3)
+    assert (status(first)["state"], status(first)["mirrored_step"]) == ("failed", 3)
+    second = start("second")
+    assert digest(second) == digest(whole)
+    assert lines(second) == lines(whole)
+    best = status(whole)["best"]
+    assert status(second)["best"] == best
+    assert store.verify(second / "checkpoints" / "best.safetensors")["step"] == str(best["step"])
+    assert status(second)["mirrored_step"] == 4
+    assert "fetched the checkpoint of step 3" in (second / "log.txt").read_text()
+
+
+@pytest.mark.full
+def test_a_newer_local_checkpoint_wins(start, tmp_path: Path):
+    first = start("first", steps=2)
+    shutil.copytree(tmp_path / "mirror", tmp_path / "old")
+    start("first", steps=3)
+    shutil.rmtree(tmp_path / "mirror")
+    (tmp_path / "old").rename(tmp_path / "mirror")
+    start("first", steps=3)  # The mirror has the checkpoint of step 2.
+    assert "fetched" not in (first / "log.txt").read_text()
+    assert saved_steps(first) == [1, 2, 3]
+    newest = MirrorFiles(str(tmp_path / "mirror"))
+    assert [one.step for one in newest.uploads(newest.newest_owner())][-1] == 3
+
+
+@pytest.mark.full
+def test_if_all_local_ones_are_damaged_the_mirror_has_one(start, tmp_path: Path):
+    run = start("run", steps=2)
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    assert status(start("run"))["state"] == "finished"
+    for path in [*(run / "checkpoints").iterdir(), *(tmp_path / "mirror").rglob("*.safetensors")]:
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"none of the .* checkpoints in .*mirror is valid"):
+        start("run")
+
+
+@pytest.mark.full
+def test_a_run_that_begins_again_from_an_older_step_replaces_the_later_ones(start, tmp_path: Path):
+    run = start("run", steps=3)
+    first = run / "checkpoints" / "step-00000001.safetensors"
+    start("run", steps=2, resume=str(first))
+    other = start("other", steps=2)
+    assert saved_steps(other)[-1] == 2
+    assert "fetched the checkpoint of step 2" in (other / "log.txt").read_text()
+
+
+def test_a_refused_start_changes_nothing_at_the_address(start, tmp_path: Path):
+    start("run", steps=2)
+    before = sorted((tmp_path / "mirror").rglob("*"))
+    with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.01 -> 0\.5"):
+        start("fresh", "optimizer.lr=0.5")
+    assert not (tmp_path / "fresh").exists()
+    other = start("other", mirror=False, steps=1)
+    for name, resume in (("other", "auto"), ("fork", str(other / "checkpoints" / "last.safetensors"))):
+        with pytest.raises(UsageError, match="belongs to another run"):
+            start(name, resume=resume)
+    assert not (tmp_path / "fork").exists()
+    with pytest.raises(UsageError, match="is in the run folder"):
+        start("other", f"checkpoint.mirror={other / 'mirror'}")
+    assert sorted((tmp_path / "mirror").rglob("*")) == before
+    start("other", steps=1, resume="never")  # The control: a new prefix.
+    assert len([path for path in (tmp_path / "mirror").iterdir() if path.name != "owners"]) == 2
+    assert len(list((tmp_path / "mirror" / "owners").iterdir())) == 2
+    assert (other / "earlier-1").is_dir()
+
+
+def test_training_does_not_need_the_store(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The run ends, and the same command uploads the missing checkpoint."""
+    whole = start("whole", mirror=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_upload", lambda self, request: {"failed": "no answer", "is_final": True})
+        patch.setattr(mirror_module, "END_SECONDS", 0.5)
+        run = start("run")
+    assert digest(run) == digest(whole)
+    assert (status(run)["state"], status(run)["mirrored_step"]) == ("finished", None)
+    log = (run / "log.txt").read_text()
+    assert log.count("no answer; training continues") == 1
+    assert "lacks the checkpoint of step 4" in log
+    start("run")
+    assert status(run)["mirrored_step"] == 4
+
+
+@pytest.mark.parametrize(("state", "is_stopping"), [("finished", False), ("preempted", True), ("failed", True)])
+def test_only_a_finished_run_waits_long_for_the_upload(tmp_path: Path, monkeypatch, state: str, is_stopping: bool):
+    """The status decides: a stop request may come to another rank."""
+    asked = []
+    monkeypatch.setattr(Mirror, "close", lambda self, is_stopping: asked.append(is_stopping()))
+    folder = RunFolder(tmp_path / "run", World(), str(tmp_path / "mirror"))
+    folder.open()
+    with folder.mirroring(Console(enabled=False), StopRequest()):
+        folder.write_status(state, 1)
+    assert asked == [is_stopping]
+
+
+def test_a_mirror_that_only_a_checkpoint_names_is_not_contacted(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = start("first", steps=2) / "checkpoints" / "last.safetensors"
+    asked, open_files = [], MirrorFiles.__init__
+    sizes = pretrained.ModelSizes("legacy_seresnext26_32x4d", 3, 3)
+    monkeypatch.setattr(pretrained, "identify_model", lambda *_: sizes)
+    monkeypatch.setattr(validate_module, "create_model", small)
+
+    def watched(self: MirrorFiles, address: str) -> None:
+        asked.append(address)
+        open_files(self, address)
+
+    monkeypatch.setattr(MirrorFiles, "__init__", watched)
+    assert "mirror" in store.verify(path)["recipe"]
+    start("fork", mirror=False, resume=str(path))
+    validate_module.validate(path, World(), ValidationSettings())
+    assert asked == []
+    start("second", steps=3)  # The control.
+    assert str(tmp_path / "mirror") in asked
