@@ -23,5 +23,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
     monkeypatch.setattr("seresnext.models.registry.create_model", small_digits.small)
     for module, name in ((devices, "_WINDOW_SECONDS"), (devices, "_STEP_SECONDS"), (devices, "_MEMORY_SECONDS")):
         monkeypatch.setattr(module, name, 0.02)
+    monkeypatch.setattr(devices, "_BATCH", 2)
     monkeypatch.setattr(disk, "_WRITTEN", 1 << 20)
     return lambda *settings: load_recipe("seresnext26", [*SMALL, *settings]).recipe

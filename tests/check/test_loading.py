@@ -28,7 +28,7 @@ class Timed(SyntheticReader):
         return self._image
 
 
-@pytest.mark.parametrize(("pause", "low", "high"), [(0.02, 10, 50), (0.0, 100, 1e6)])
+@pytest.mark.parametrize(("pause", "low", "high"), [(0.02, 10, 50), (0.0, 60, 1e6)])
 def test_the_rate_is_that_of_the_reader(small, pause, low, high):
     rate = measure_loader(small(), Timed(pause), World())
     assert low < rate.low <= rate.median <= rate.high < high
@@ -36,9 +36,8 @@ def test_the_rate_is_that_of_the_reader(small, pause, low, high):
 
 def test_workers_load_at_the_same_time(small, monkeypatch):
     monkeypatch.setattr(devices, "_WINDOW_SECONDS", 0.3)
-    monkeypatch.setattr(devices, "_BATCH", 2)
     rate = measure_loader(small("data.workers=3"), Timed(0.05), World())
-    assert 30 < rate.median < 70  # One process reaches 20 at most.
+    assert 22 < rate.median < 70  # One process reaches 20 at most.
 
 
 def test_images_that_cannot_be_used_end_the_measurement(small):
