@@ -54,10 +54,9 @@ def check(
     report("data", [*found, *check_data(recipe, readers, world, full=full)])
     train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
     num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
-    plan = None
-    if len(readers) == 2 or not is_real:
-        with suppress(DataError, RecipeError):  # Too few images, or lengths that do not fit: `found` has the problem.
-            steps = pipeline.build_order(recipe, train).steps_per_epoch
+    plan, steps = None, len(train) // recipe.batch.global_size  # steps of an epoch; 0 is a problem in `found`
+    if steps and (len(readers) == 2 or not is_real):
+        with suppress(RecipeError):  # Lengths that do not fit are a problem in `found`, too.
             check_lengths(recipe, steps)
             plan = build_plan(recipe, steps)
     report("recipe", [*found, *(check_recipe(recipe, plan) if plan else ())])
@@ -93,7 +92,7 @@ def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[dict[str, Reader
         with world.agreeing():
             pipeline.check_same_data(world, *readers.values())
     except DataError as error:
-        problems.append(StartProblem(DataError, str(error)))
+        readers, problems = {}, [*problems, StartProblem(DataError, str(error))]
     notes = [text.removeprefix("warning: ") for text in world.broadcast(warnings)]
     found = [judge("data", "files", note, "see docs/data.md, Image folders") for note in notes]
     return readers, [*found, *map(_from_problem, problems)]

@@ -40,7 +40,7 @@ class Steps:
         replicas = accumulation * world.size
         synthetic = Recipe(
             model=recipe.model.model_copy(update={"weights": None}),
-            data=training_data(recipe, format="synthetic", synthetic_images=2 * replicas).data,
+            data=training_data(recipe, format="synthetic", synthetic_images=2 * replicas, shuffle_shards=None).data,
             mix=recipe.mix.model_copy(update={"off_after": None}),
             batch=BatchSection(global_size=2 * replicas, micro_size=2),
             optimizer=recipe.optimizer,

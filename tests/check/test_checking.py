@@ -70,6 +70,8 @@ def test_without_data_the_rest_is_checked(run):
     code, found, _ = run()
     assert code == 0
     assert "not checked: no --data" in found["findings"][0]["measured"]
+    shards = ("data.format=shards", "data.shuffle_shards=9")
+    assert run(*(word for setting in shards for word in ("--set", setting)))[0] == 0
     assert "1,601,450 steps" in found["findings"][-1]["measured"]  # 10 epochs of 1,281,167 images, by 8.
 
 

@@ -69,11 +69,18 @@ def test_a_lack_of_memory_is_no_error_and_another_error_is(small, monkeypatch):
         steps.use(4)
 
 
-@pytest.mark.parametrize(
-    "setting", ["mix.mixup=0.2", "ema={}", "data.progressive={min_size: 32, max_size: 64, end_ramp: 2ep}"]
-)
-def test_a_step_is_that_of_the_recipe(small, setting):
-    recipe = small("data.image_size=64", setting)
+SETTINGS = {
+    "mixup": ["mix.mixup=0.2"],
+    "average": ["ema={}"],
+    "progressive": ["data.progressive={min_size: 32, max_size: 64, end_ramp: 2ep}"],
+    "shards": ["data.format=shards", "data.shuffle_shards=3"],
+    "weights": ["model.weights=nowhere.pth", "model.reset_head=true", "model.frozen=[layer0]"],
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_step_is_that_of_the_recipe(small, settings):
+    recipe = small("data.image_size=64", *settings)
     steps = Steps(recipe, World(), accumulation=2)
     seen = []
     steps.run.model.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
