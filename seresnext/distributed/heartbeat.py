@@ -49,7 +49,8 @@ class Heartbeat:
     ends sooner, but never while it writes a checkpoint. `on_peer_lost` is called with the message before the process
     ends. `advice` returns the last sentence of the message. The other ranks read `activity`.
 
-    A store that does not answer for `timeout` seconds ends this process, too. Of each machine one rank `prints` that.
+    With `watches_store`, a store that does not answer for `timeout` seconds ends this process, too. Of each machine one
+    rank `prints` that.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float, prints: bool = True) -> None:
@@ -58,6 +59,7 @@ class Heartbeat:
         self.on_peer_lost: Callable[[str], None] = lambda message: None
         self.advice: Callable[[], str] = lambda: "Run the same command again"
         self.is_stopping: Callable[[], bool] = lambda: False
+        self.watches_store = False
         self._store = store
         self._rank = rank
         self._size = size
@@ -74,7 +76,8 @@ class Heartbeat:
     def start(self) -> None:
         """Start the threads."""
         self._thread.start()
-        threading.Thread(target=self._watch, name="heartbeat of the store", daemon=True).start()
+        if self.watches_store:
+            threading.Thread(target=self._watch, name="heartbeat of the store", daemon=True).start()
 
     def stop(self, end: str) -> None:
         """Stop the threads and publish how this rank ends: an error in words, or ""."""
@@ -117,7 +120,7 @@ class Heartbeat:
                 answered, pause = time.monotonic(), self._interval
             except RuntimeError:
                 if time.monotonic() - answered >= self.timeout:
-                    return  # `_watch` ends this process.
+                    return  # Collectives still report lost connections, and `_watch` a lost machine.
                 pause *= 2  # torch logs a line for each error.
             self._ended.wait(pause)
 

@@ -56,6 +56,7 @@ def open_world(device: str = "auto") -> Iterator[World]:
         # once: the other launchers restart the run without this machine (torchrun --nnodes=1:2).
         die_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
     if heartbeat:
+        heartbeat.watches_store = size > local_size  # The store can be on another machine.
         heartbeat.start()
     end = ""
     try:

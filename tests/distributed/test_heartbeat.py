@@ -197,6 +197,7 @@ def test_a_store_that_never_answers_ends_the_process(ended, capsys, prints):
     """A torch store can wait without end for a machine that is gone, in this thread and in an explanation."""
     store = Slow()
     heart = Heartbeat(store, 0, 2, 1.0, prints)  # pyright: ignore[reportArgumentType]
+    heart.watches_store = True
     heart.start()
     while not heart._answers:
         time.sleep(0.01)
@@ -209,14 +210,17 @@ def test_a_store_that_never_answers_ends_the_process(ended, capsys, prints):
     assert ("no longer answers" in capsys.readouterr().err) == prints
 
 
-def test_a_store_that_is_slow_ends_nothing(ended):
+@pytest.mark.parametrize(("seconds", "watches"), [(0.3, True), (5.0, False)], ids=["slow", "on the same machine"])
+def test_another_store_ends_nothing(ended, seconds, watches):
     """Control."""
-    store = Slow(0.3)
+    store = Slow(seconds)
     heart = Heartbeat(store, 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
+    heart.watches_store = watches
     heart.start()
     store.is_slow = True
     with pytest.raises(TimeoutError):
         ended(heart)
+    store.released.set()
     heart.stop("")
 
 

@@ -187,11 +187,13 @@ def test_a_dead_launcher_stops_a_run_on_one_machine_and_kills_a_process_of_sever
     gpus(0)
     asked = []
     monkeypatch.setattr(launch, "die_with_parent", asked.append)
-    monkeypatch.setattr(launch, "_join", Still)
+    still = Still()
+    monkeypatch.setattr(launch, "_join", lambda *settings: still)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     environment(0, 4, 0, local_size)
     with open_world():
         assert asked == [number]
+    assert still.watches_store == (number == signal.SIGKILL)  # The store can be on another machine.
 
 
 def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):
