@@ -2,7 +2,7 @@
 
 The training process starts this one (tracker.py), and writes to its standard input at the end of the run. The events
 come from `metrics.jsonl`. `trackers/<name>.json` has the id of the service's run, and the number of bytes that were
-sent: a resumed run continues the same run of the service, and sends what an earlier start could not send.
+sent: a resumed run continues the same run of the service, and sends the lines that an earlier start could not send.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LAST = 60  # seconds for the end, after which the system ends this process
 
 
 class Follower:
-    """The state between a run folder and a service. All methods raise what the service raises."""
+    """The state between a run folder and a service. All methods raise the errors of the service."""
 
     def __init__(self, name: str, folder: Path, announce: Callable[[str], None]) -> None:
         self._name, self._folder, self._announce = name, folder, announce
@@ -94,7 +94,7 @@ class Follower:
 
 
 def follow(follower: Follower, report: Callable[[Exception], None], is_over: Callable[[float], bool]) -> None:
-    """Send what is new until `is_over(seconds)`, which waits for the end of the run. Report errors, and try again."""
+    """Send new lines until `is_over(seconds)`, which waits for the end of the run. Report errors, and try again."""
     pause = 0.0
     while not is_over(pause):
         pause = _POLL
@@ -124,7 +124,7 @@ def main() -> None:
         print(f"{datetime.now():%F %T} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if not reported:
             text = printable(str(error).strip().partition("\n")[0] or type(error).__name__, 300)
-            print(f"warning: {name} failed ({text}); what is not sent now is sent later", file=reports)
+            print(f"warning: {name} failed ({text}); unsent lines are sent later", file=reports)
         reported.append(error)
 
     try:

@@ -1,6 +1,6 @@
 """The sink of a tracking service, such as Weights & Biases or MLflow.
 
-A process of its own follows the files of the run folder and sends what is new (follow.py). A service that is slow,
+A process of its own follows the files of the run folder and sends new lines (follow.py). A service that is slow,
 hangs, prints or crashes cannot disturb the training process, whose loader workers are forked.
 """
 
@@ -43,7 +43,7 @@ class Tracker:
             self._warn(f"cannot be started ({error.strerror})")
 
     def write(self, event: Event) -> None:
-        """Print what the process reports. The process reads the event from `metrics.jsonl`."""
+        """Print the reports of the process. The process reads the event from `metrics.jsonl`."""
         if self._process is None:
             return
         assert self._process.stdout
@@ -76,7 +76,7 @@ class Tracker:
 
 
 def attach(folder: Path, path: Path) -> None:
-    """Send a file or a folder to the services of a run, and print what they report."""
+    """Send a file or a folder to the services of a run, and print their reports."""
     for name in ("wandb", "mlflow"):
         if not (folder / "trackers" / f"{name}.json").is_file():
             continue

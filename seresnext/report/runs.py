@@ -38,7 +38,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """Return what the files of a run state. A value is None where a file is missing, damaged or not yet complete.
+    """Return the content of the files of a run. A value is None where a file is missing, damaged or not yet complete.
 
     `seconds` is the time from the last start of the run to the last change of its status.
     """

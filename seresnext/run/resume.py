@@ -23,7 +23,7 @@ from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
-from seresnext.training.plan import Progress
+from seresnext.training.plan import LATER_FIELDS, Progress
 
 # Keys and sections that change no number of a run, only loading, logging and saving. They may change on a resume.
 FREE_KEYS = frozenset({
@@ -42,8 +42,6 @@ MEASURE_KEYS = frozenset({
 })  # fmt: skip
 
 _MOST_LISTED = 50  # changes in one message: a screen
-
-_LATER = ("unlogged_correct", "unlogged_seen")  # progress that checkpoints of 0.1.0 lack
 
 # The metadata key of a file that `seresnext average` wrote: the names of the averaged checkpoints.
 AVERAGED = "averaged"
@@ -215,9 +213,9 @@ def _is_best(path: Path, best: dict[str, Any]) -> bool:
 def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
     """Return the progress in a checkpoint. Raises CheckpointError for values that no run writes."""
     metadata, usual = checkpoint.metadata, asdict(Progress())
-    # Version 0.1 had no such sums. The next means are over the steps from here on.
-    later = {name: value for name, value in usual.items() if name.startswith("epoch_") or name in _LATER}
-    found = {**later, **metadata.progress, "history": metadata.history}
+    found = {**metadata.progress, "history": metadata.history}
+    if not found.keys() & LATER_FIELDS:  # The next means are over the steps from here on.
+        found |= {name: usual[name] for name in LATER_FIELDS}
     odd = sorted(found.keys() ^ usual.keys())
     odd += [name for name in usual if name != "best" and name in found and type(found[name]) is not type(usual[name])]
     # The file has the step and the best twice.

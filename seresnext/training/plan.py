@@ -53,6 +53,8 @@ class Plan:
 
 WINDOWS = ("unlogged", "epoch")
 """The sums of a run since the last line of metrics, and since the last end of an epoch."""
+LATER_FIELDS = {"unlogged_correct", "unlogged_seen", "epoch_loss", "epoch_steps", "epoch_correct", "epoch_seen"}
+"""Fields of `Progress` that version 0.1 did not write."""
 
 
 @dataclass

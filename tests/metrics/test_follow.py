@@ -1,4 +1,4 @@
-"""What a tracker's process sends from the files of a run folder, with a service that keeps everything in memory."""
+"""Lines and files that a tracker's process sends from a run folder, to a service that keeps everything in memory."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""MLflow with the real library: what a run sends is read back from the store, and the page of the run is opened."""
+"""MLflow with the real library: the content of a run is read back from the store, and the page of the run is opened."""
 
 import json
 import socket

@@ -31,10 +31,13 @@ from seresnext.training.trainer import Progress
 # The files of a run stay open to the end of the process.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
-# The checkpoint under test was saved right after a validation, between two lines of metrics. The last step before and
-# the first step after the save are skipped.
+# The checkpoint under test was saved right after a validation, between two lines of metrics and inside of an epoch of 3
+# steps. The last step before and the first step after the save are skipped.
 STOPPED, TOTAL, SKIPPED = 5, 8, (1, 4, 5)
-SETTINGS = [f"length={TOTAL}st", "evaluation.every=5st", "checkpoint={every: 3st, keep: 9}", "logging.every=3st"]
+SETTINGS = [
+    f"length={TOTAL}st", "evaluation.every=5st", "checkpoint={every: 3st, keep: 9}", "logging.every=3st",
+    "data.synthetic_images=24",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
