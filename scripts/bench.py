@@ -1,6 +1,6 @@
 """Measure a part of the project, and the peers of the part.
 
-    python scripts/bench.py loader|index|step|checkpoint|export|resume|validate --json FILE [OPTIONS]
+    python scripts/bench.py loader|index|step|network|checkpoint|export|resume|validate --json FILE [OPTIONS]
     python scripts/bench.py PART --help                                        # the options of a part
 
 Machines drift, so ours and the peers take turns within one run. FILE gets the figures, and the machine, as JSON.
@@ -27,6 +27,7 @@ PARTS = {
     "loader": "images a second of the training loader",
     "index": "time and memory of the index of a large dataset",
     "step": "images a second of training, and the parts of a step",
+    "network": "share of a step that two hosts wait for the network",
     "checkpoint": "seconds that training waits for a save",
     "export": "size, latency and images a second of each kind of export",
     "resume": "seconds from a loaded checkpoint to the first step",

@@ -6,11 +6,14 @@ import argparse
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from seresnext.errors import UsageError
-from seresnext.paths import path_argument
+from seresnext.paths import path_argument, text_argument
 from seresnext.process.ranks import is_first_rank
+
+if TYPE_CHECKING:
+    from seresnext.recipe import LoadedRecipe
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +44,30 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
         if is_first_rank():
             super().print_help(file)
+
+
+def add_recipe(parser: Parser) -> None:
+    """Add the options of a run: `--recipe`, `--data`, `--output` and `--set`."""
+    parser.hint = key_hints
+    add = parser.add_argument
+    add("--recipe", required=True, type=text_argument, metavar="RECIPE", help="a recipe's path, or a recipe's name")
+    add("--data", type=text_argument, metavar="DIR", help="the folder with the splits; the same as data.root")
+    add("--output", type=path_argument, metavar="DIR", help="the run folder (default: runs/<recipe>)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
+
+
+def load_run_recipe(options: argparse.Namespace) -> LoadedRecipe:
+    """Return the recipe that the options of `add_recipe` name. Raises RecipeError."""
+    from seresnext.recipe.load import load_recipe
+    from seresnext.recipe.reader import write_scalar
+
+    data = [] if options.data is None else [f"data.root={write_scalar(options.data)}"]
+    return load_recipe(options.recipe, options.set + data)
+
+
+def run_folder(options: argparse.Namespace) -> Path:
+    """Return the run folder that the options of `add_recipe` name."""
+    return options.output or Path("runs") / Path(options.recipe).stem
 
 
 def add_device(parser: Parser) -> None:
@@ -74,6 +101,7 @@ count_argument = _number(int, lambda value: value >= 1, "a whole number of at le
 workers_argument = _number(int, lambda value: 0 <= value <= 256, "a whole number from 0 to 256")
 side_argument = _number(int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")
 share_argument = _number(float, lambda value: 0.1 <= value <= 1, "a number from 0.1 to 1")
+price_argument = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
 def key_hints(words: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import compare, export, predict, prepare, report, runs, tools, train, validate
+from seresnext.commands import check, compare, export, predict, prepare, report, runs, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
@@ -57,6 +57,7 @@ class RankedCommand:
 # The first line of the docstring of `run` or `prepare` describes the command in the help.
 COMMANDS: dict[str, Command | RankedCommand] = {
     "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal, train.INTERRUPTED),
+    "check": RankedCommand(check.add_arguments, check.prepare),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
     "compare": Command(compare.add_arguments, compare.run),
@@ -104,8 +105,7 @@ def _summary(command: Command | RankedCommand) -> str:
 
 
 def _print_commands(name: str) -> None:
-    width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:<{width}}  {_summary(command)}" for name, command in COMMANDS.items())
+    listing = "\n".join(f"  {name:<{max(map(len, COMMANDS))}}  {_summary(row)}" for name, row in COMMANDS.items())
     if name == "--version":
         print(f"seresnext {__version__}")
     elif name in ("-h", "--help", "prepare -h", "prepare --help"):

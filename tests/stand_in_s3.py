@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import fsspec
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 
@@ -23,7 +24,9 @@ def stand_in_s3(bucket: str) -> Iterator[str]:
                 patch.setenv(f"AWS_{name}", "testing")
             patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
             patch.setenv("AWS_CONFIG_FILE", "/dev/null")
+            s3fs.S3FileSystem.clear_instance_cache()  # An instance keeps the address of another server.
             fsspec.filesystem("s3").mkdir(bucket)
             yield address
     finally:
+        s3fs.S3FileSystem.clear_instance_cache()
         server.stop()

@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = {
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",
+    "commands/check.py": "check/test_checking.py",
     "commands/compare.py": "evaluation/test_compare.py",
     "commands/prepare.py": "prepare/test_shards.py",
     "commands/report.py": "report/test_page.py",

@@ -48,7 +48,7 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Options:
-    """The training of a worker. `compile` and `channels_last` concern `ours`. Recipes lack the precision `tf32`."""
+    """The training of a worker. `compile`, `channels_last` and `compress` concern `ours`. Recipes lack `tf32`."""
 
     kind: str
     model: str
@@ -59,6 +59,7 @@ class Options:
     precision: str = "fp32"
     compile: bool | str = "auto"
     channels_last: bool | str = True
+    compress: str = "none"
 
     @property
     def recipe_precision(self) -> str:
@@ -205,6 +206,7 @@ def our_recipe(options: Options, ranks: int) -> Recipe:
             "precision": options.recipe_precision,
             "compile": options.compile,
             "channels_last": options.channels_last,
+            "compress_gradients": options.compress,
         },
     }
     return recipe_from_values(recipe, "the benchmark")

@@ -19,6 +19,7 @@ import os
 import socket
 import statistics
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from benchmark.bench_worker import PARTS, Options
 from benchmark.turns import Worker, compare, take_turns
+from benchmark.two_hosts import Host
 
 from seresnext.errors import UsageError
 from seresnext.models import create_model
@@ -94,18 +96,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class Workers:
-    """Processes that train a round at the same time: the ranks of one run (`together`), or separate runs."""
+    """Processes that train a round at the same time: the ranks of one run (`together`), or separate runs.
 
-    def __init__(self, options: Options, count: int, together: bool = False) -> None:
+    With `hosts` each process runs on a host of its own.
+    """
+
+    def __init__(self, options: Options, count: int, together: bool = False, hosts: Sequence[Host] = ()) -> None:
         environments: list[dict[str, str]] = [{} for _ in range(count)]
         if together and count > 1:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
-                shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-            shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-            environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+                port = str(probe.getsockname()[1])
+            shared = {"MASTER_ADDR": hosts[0].address if hosts else "127.0.0.1", "MASTER_PORT": port}
+            shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": "1" if hosts else str(count)}
+            local = ["0"] * count if hosts else map(str, range(count))
+            environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": own} for rank, own in enumerate(local)]
         command = [sys.executable, str(Path(__file__).parent / "bench_worker.py"), json.dumps(asdict(options))]
-        self._workers = [Worker(options.kind, command, options.threads, **extra) for extra in environments]
+        commands = [host.command(command) for host in hosts] or [command] * count
+        self._workers = [
+            Worker(options.kind, words, options.threads, **extra)
+            for words, extra in zip(commands, environments, strict=True)
+        ]
 
     def __enter__(self) -> Workers:
         with ExitStack() as stack:

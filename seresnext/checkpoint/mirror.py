@@ -189,7 +189,8 @@ class Mirror:
             self._waiting = {
                 "path": str(path), "metrics": str(self._folder / "metrics.jsonl"), "step": step, "best": best,
                 "keep": keep, "keep_every": keep_every, "number": self._count, "address": self.address,
-                "owner": self._owner, "seconds": UPLOAD_SECONDS + path.stat().st_size / UPLOAD_SPEED,
+                "owner": self._owner, "parent": os.getpid(),
+                "seconds": UPLOAD_SECONDS + path.stat().st_size / UPLOAD_SPEED,
             }  # fmt: skip
             self._changed.notify()
         if self._thread is None:

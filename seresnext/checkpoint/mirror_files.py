@@ -281,7 +281,9 @@ def _step_in(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    wanted = json.loads(sys.argv[1])
     die_with_parent(signal.SIGKILL)
-    os.nice(5)  # The training and its loader come first.
-    print(json.dumps(perform(json.loads(sys.argv[1]))), flush=True)
+    if os.getppid() == wanted["parent"]:  # The training may have ended during the imports.
+        os.nice(5)  # The training and its loader come first.
+        print(json.dumps(perform(wanted)), flush=True)
     os._exit(0)  # An open connection must not delay the end.

@@ -149,7 +149,7 @@ def mark_superseded(folder: Path, beyond: int) -> list[Path]:
     remove new checkpoints first.
     """
     later = [path for step, path in steps(folder).items() if step > beyond]
-    later += [pointer for pointer in _pointers(folder) if _step_of(pointer) > beyond]
+    later += [pointer for pointer in _pointers(folder) if step_of(pointer) > beyond]
     return [_renamed(path, ".superseded") for path in later]
 
 
@@ -191,6 +191,15 @@ def steps(folder: Path) -> dict[int, Path]:
         if match := _STEP_NAME.fullmatch(path.name):
             found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def step_of(path: Path) -> int:
+    """Return the step in the header of a checkpoint, or else the step in the name of the file, or else -1."""
+    try:
+        return int(read_header(path)["step"])
+    except (CheckpointError, KeyError, ValueError):
+        match = _STEP_NAME.fullmatch(path.name)
+        return int(match[1]) if match else -1
 
 
 def verify(path: Path) -> dict[str, str]:
@@ -290,21 +299,12 @@ def _candidates(folder: Path) -> list[list[Path]]:
         except OSError:  # A broken link. Reading the file gives the reason.
             identity = path
         groups.setdefault(identity, []).append(path)
-    return sorted(groups.values(), key=lambda names: max(map(_step_of, names)), reverse=True)
+    return sorted(groups.values(), key=lambda names: max(map(step_of, names)), reverse=True)
 
 
 def _pointers(folder: Path) -> list[Path]:
     pointers = [folder / f"{name}.safetensors" for name in POINTERS]
     return [pointer for pointer in pointers if os.path.lexists(pointer)]
-
-
-def _step_of(path: Path) -> int:
-    """Return the step in the header of a checkpoint, or else the step in the name of the file, or else -1."""
-    try:
-        return int(read_header(path)["step"])
-    except (CheckpointError, KeyError, ValueError):
-        match = _STEP_NAME.fullmatch(path.name)
-        return int(match[1]) if match else -1
 
 
 def _entries(folder: Path) -> list[Path]:

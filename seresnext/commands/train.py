@@ -6,12 +6,11 @@ import textwrap
 from argparse import ArgumentTypeError, Namespace
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device, count_argument, key_hints
+from seresnext.arguments import Parser, add_device, add_recipe, count_argument, load_run_recipe, run_folder
 from seresnext.errors import Failure, UsageError
-from seresnext.paths import check_data_folder, path_argument, text_argument
+from seresnext.paths import check_data_folder, text_argument
 from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.ranks import is_first_rank
 from seresnext.process.stop_request import StopRequest
@@ -31,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     require_packages(LIGHT_PACKAGES)
     from seresnext.recipe.files import recipe_names
 
-    parser.hint = key_hints
+    add_recipe(parser)
     parser.epilog = f"""examples:
   seresnext train --recipe seresnext50 --data /path/to/imagenet --dry-run
   python -m seresnext.torchrun --nproc_per_node=8 -m seresnext train --recipe seresnext50 --data /path/to/imagenet
@@ -43,10 +42,6 @@ Alone the command uses one process; under torchrun, one for each GPU. `python tr
 command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
 {textwrap.fill(f"Recipes by name: {', '.join(recipe_names()) or 'none'}.", 119)}"""
     add = parser.add_argument
-    add("--recipe", required=True, type=text_argument, metavar="RECIPE", help="a recipe's path, or a recipe's name")
-    add("--data", type=text_argument, metavar="DIR", help="the folder with the splits; the same as data.root")
-    add("--output", type=path_argument, metavar="DIR", help="the run folder (default: runs/<recipe>)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
     resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
         files aside; FILE: resume from this checkpoint"""
     add("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
@@ -62,7 +57,7 @@ command again resumes the run. README.md describes runs and their folders, docs/
         help="write a torch profiler trace of these steps to the run folder: 100:105 for steps 100 to 105, or 5 for "
         "five steps after the start",
     )
-    add("--dry-run", action="store_true", help="build everything, take two steps, estimate the time, leave nothing")
+    add("--dry-run", action="store_true", help="build everything, take a few steps, estimate the time, leave nothing")
 
 
 def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | None:
@@ -72,11 +67,9 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
     """
     from seresnext.checkpoint.argument import checkpoint_argument
     from seresnext.recipe.load import load_recipe, to_values
-    from seresnext.recipe.reader import write_scalar
     from seresnext.recipe.show import diff, print_recipe
 
-    data = [] if options.data is None else [f"data.root={write_scalar(options.data)}"]
-    loaded = load_recipe(options.recipe, options.set + data)
+    loaded = load_run_recipe(options)
     if options.diff or options.print_recipe:
         if is_first_rank() and options.diff:
             differences = diff(to_values(loaded.recipe), to_values(load_recipe(options.diff).recipe))
@@ -85,7 +78,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
             print(print_recipe(loaded), end="")
         return None
     if options.profile and options.dry_run:
-        raise UsageError("--dry-run takes two steps and traces none; leave out --dry-run or --profile")
+        raise UsageError("--dry-run takes a few steps and traces none; leave out --dry-run or --profile")
     require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
     if loaded.recipe.data.format != "synthetic":
         check_data_folder(loaded.recipe.data.root)
@@ -107,7 +100,7 @@ def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: W
         loaded.recipe,
         world,
         stop,
-        output=_run_folder(options),
+        output=run_folder(options),
         resume=options.resume,
         allow_changed=allowed,
         profile=options.profile,
@@ -125,10 +118,6 @@ def profile_argument(text: str) -> tuple[int | None, int]:
     return steps
 
 
-def _run_folder(options: Namespace) -> Path:
-    return options.output or Path("runs") / Path(options.recipe).stem
-
-
 def record_refusal(options: Namespace, failure: Failure) -> None:
     """Write a failure into the folder of the run that the options continue.
 
@@ -137,8 +126,8 @@ def record_refusal(options: Namespace, failure: Failure) -> None:
     """
     if "resume" not in options or options.print_recipe or options.diff or options.dry_run:
         return
-    if _run_folder(options).is_dir():
+    if run_folder(options).is_dir():
         with suppress(ImportError):  # This Python may lack torch.
             from seresnext.run.folder import record_refusal
 
-            record_refusal(_run_folder(options), str(failure))
+            record_refusal(run_folder(options), str(failure))

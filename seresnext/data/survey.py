@@ -84,13 +84,18 @@ def _look(reader: Reader, max_pixels: int, deadline: float, index: int) -> _Head
     try:
         data = reader.read(index)
         image = open_image(data)
-        transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-        return _Header(_is_turned(image, data), transparent, _may_be_broken(image, data, max_pixels))
+        return _Header(is_turned(image, data), is_transparent(image), _may_be_broken(image, data, max_pixels))
     except Exception:  # A hostile file may cause any exception. The decoder decides.
         return _Header(doubtful=True)
 
 
-def _is_turned(image: Image.Image, data: bytes) -> bool:
+def is_transparent(image: Image.Image) -> bool:
+    """Return whether an opened image has an alpha channel or a transparent colour."""
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def is_turned(image: Image.Image, data: bytes) -> bool:
+    """Return whether EXIF asks for a rotation or a reflection. `data` are the bytes of the file. Raises nothing."""
     try:
         # `PngImageFile.getexif` would decode the pixels, because EXIF may stand behind the pixels.
         exif = Image.Image.getexif(image)

@@ -48,18 +48,24 @@ class Heartbeat:
     collective that nothing else can end. With a stop request (`is_stopping`), or after another rank failed, the process
     ends sooner, but never while it writes a checkpoint. `on_peer_lost` is called with the message before the process
     ends. `advice` returns the last sentence of the message. The other ranks read `activity`.
+
+    With `watches_store`, a store that does not answer for `timeout` seconds ends this process, too. Of each machine one
+    rank `prints` that.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: float, prints: bool = True) -> None:
         self.timeout = timeout
         self.activity = "the start"
         self.on_peer_lost: Callable[[str], None] = lambda message: None
         self.advice: Callable[[], str] = lambda: "Run the same command again"
         self.is_stopping: Callable[[], bool] = lambda: False
+        self.watches_store = False
         self._store = store
         self._rank = rank
         self._size = size
+        self._prints = prints
         self._count = 0
+        self._answers = 0
         self._silent = [0.0] * size
         self._failed = 0.0
         self._is_leaving = False
@@ -68,11 +74,13 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
         self._thread.start()
+        if self.watches_store:
+            threading.Thread(target=self._watch, name="heartbeat of the store", daemon=True).start()
 
     def stop(self, end: str) -> None:
-        """Stop the thread and publish how this rank ends: an error in words, or ""."""
+        """Stop the threads and publish how this rank ends: an error in words, or ""."""
         self._ended.set()
         self._thread.join(_INTERVAL)  # The thread may wait for a rank that never started.
         try:
@@ -93,11 +101,7 @@ class Heartbeat:
             time.sleep(_LATE * self._interval)
             after = self._read()
         except RuntimeError:
-            lost = RankLost(
-                "the process that connects the ranks has ended: torchrun, or rank 0 without torchrun. " + self.advice()
-            )
-            lost.is_printed = self._rank != 0
-            return lost
+            return self._describe_lost_store()
         silent = {rank for rank, beat in enumerate(before) if beat.count == after[rank].count}
         return self._describe(silent - {self._rank}, after)
 
@@ -112,12 +116,31 @@ class Heartbeat:
             try:
                 self._publish(None)
                 self._check_peers()
+                self._answers += 1
                 answered, pause = time.monotonic(), self._interval
             except RuntimeError:
                 if time.monotonic() - answered >= self.timeout:
-                    return  # Collectives still report lost connections.
+                    return  # Collectives still report lost connections, and `_watch` a lost machine.
                 pause *= 2  # torch logs a line for each error.
             self._ended.wait(pause)
+
+    def _watch(self) -> None:
+        """End this process if the store does not answer for too long.
+
+        A store on a lost machine does not only fail: torch can wait for its answer longer than any timeout, until the
+        kernel gives up the connection (TCPStoreClient::wait, after CANCEL_WAIT; 15 minutes).
+        """
+        known, silent = 0, 0.0
+        while not self._ended.wait(self._interval):
+            # The store first waits for the slowest rank. Intervals of this thread: suspended machines do not count.
+            silent = silent + self._interval if known == self._answers > 0 else 0
+            known = self._answers
+            if silent >= self._patience and not in_critical_section():
+                self._exit(self._describe_lost_store())
+
+    @property
+    def _patience(self) -> float:
+        return min(self.timeout, _STOPPING) if self.is_stopping() and not in_critical_section() else self.timeout
 
     def _check_peers(self) -> None:
         """Count the seconds of silence of each rank, in intervals of this thread: suspended machines do not count."""
@@ -128,9 +151,7 @@ class Heartbeat:
         self._known = beats
         others_failed = any(beat.end for rank, beat in enumerate(beats) if rank != self._rank)
         self._failed = self._failed + self._interval if others_failed and not in_critical_section() else 0
-        is_hurried = self.is_stopping() and not in_critical_section()
-        patience = min(self.timeout, _STOPPING) if is_hurried else self.timeout
-        silent = {rank for rank, seconds in enumerate(self._silent) if seconds >= patience}
+        silent = {rank for rank, seconds in enumerate(self._silent) if seconds >= self._patience}
         lost = silent or self._failed >= min(self.timeout, _FAILING)
         if lost and not self._is_leaving and not self._ended.is_set():
             self._exit(self._describe(silent, beats))
@@ -159,6 +180,14 @@ class Heartbeat:
         # The lowest remaining rank prints the message. If ranks failed and none is silent, the failed ranks print.
         left = set(range(self._size)) - silent - failed.keys()
         lost.is_printed = self._rank != min(left) or (bool(failed) and not silent)
+        return lost
+
+    def _describe_lost_store(self) -> RankLost:
+        lost = RankLost(
+            "the process that connects the ranks (torchrun or rank 0) no longer answers; the process has ended, or its "
+            f"machine cannot be reached. {self.advice()}"
+        )
+        lost.is_printed = not self._prints
         return lost
 
     def _publish(self, end: str | None) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -29,6 +31,7 @@ _STORE_TIMEOUT = timedelta(seconds=30)  # for one beat of each rank
 # torchrun opens its store before it starts the ranks. If rank 0 holds the store instead, the import of torch on slow
 # storage comes first, and the timeout is _COLLECTIVE_TIMEOUT.
 _TORCHRUN_STORE_TIMEOUT = timedelta(minutes=1)
+_POLL = 0.05  # seconds
 
 
 @contextmanager
@@ -47,12 +50,13 @@ def open_world(device: str = "auto") -> Iterator[World]:
     heartbeat = None
     if size > 1:
         die_with_launcher()  # A run can save only after all ranks have joined.
-        heartbeat = _join(rank, size, own)
+        heartbeat = _join(rank, size, own, local_rank == 0)
     if is_launched:
         # If the launcher dies, a run on one machine saves and stops. With several machines this process must end at
         # once: the other launchers restart the run without this machine (torchrun --nnodes=1:2).
         die_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
     if heartbeat:
+        heartbeat.watches_store = size > local_size  # The store can be on another machine.
         heartbeat.start()
     end = ""
     try:
@@ -70,17 +74,16 @@ def open_world(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
+def _join(rank: int, size: int, device: torch.device, prints: bool) -> Heartbeat:
     """Connect to the other processes and return a heartbeat. Raises UsageError if that fails."""
     where = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     on_gpu = device.type == "cuda"
-    # All starts of a launch share one store. The prefix hides the addresses of earlier starts.
-    start = f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store_timeout = _TORCHRUN_STORE_TIMEOUT if of_torchrun else _COLLECTIVE_TIMEOUT
         found, _, _ = next(rendezvous("env://", rank, size, timeout=store_timeout))
         found.set_timeout(_COLLECTIVE_TIMEOUT)  # Other ranks may still import torch.
+        start = _name_start(found, rank, size)
         dist.init_process_group(
             # Gloo sends objects of the host, such as messages. NCCL sends tensors of GPUs.
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -96,11 +99,35 @@ def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"rank {rank} cannot meet the other {size - 1} at {where[0]}:{where[1]}: {reason}; on one machine, use "
-            "torchrun --standalone, which finds a free port; on several machines, give the address and an open port of "
-            "the first machine"
+            "torchrun --standalone, which finds a free port; on several machines, give the name and an open port of "
+            "the first machine, and set GLOO_SOCKET_IFNAME to the network device if a machine's name leads to 127.0.1.1"
         ) from error
     own = dist.PrefixStore(f"heartbeat/{start}", store)
-    return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds())
+    return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds(), prints)
+
+
+def _name_start(store: dist.Store, rank: int, size: int) -> str:
+    """Return a name that all ranks of this start share, and no rank of another start.
+
+    The starts of a launch can share a store, which keeps the addresses of earlier starts. The count of restarts
+    (TORCHELASTIC_RESTART_COUNT) does not name a start: each torchrun counts the failures of its own machine. So every
+    rank draws a name, and rank 0 joins the names until all ranks find their own in the joined name. Raises RuntimeError
+    after _COLLECTIVE_TIMEOUT.
+    """
+    own = uuid.uuid4().hex[:8]
+    store.set(f"name/{rank}", own)
+    deadline = time.monotonic() + _COLLECTIVE_TIMEOUT.total_seconds()
+    while time.monotonic() < deadline:
+        if rank == 0:
+            names = store.multi_get([f"name/{each}" for each in range(size)])
+            store.set("start", b"-".join(names).decode())
+        start = store.get("start").decode()
+        if start.split("-")[rank : rank + 1] == [own]:
+            store.set(f"{start}/{rank}", "")
+            if store.check([f"{start}/{each}" for each in range(size)]):
+                return start
+        time.sleep(_POLL)
+    raise RuntimeError("the ranks do not start at the same time")
 
 
 def launcher_id() -> str | None:

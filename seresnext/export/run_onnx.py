@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -41,6 +40,8 @@ def load_image(path, config):
 
 def open_session():
     """Return the session that runs model.onnx."""
+    import onnxruntime
+
     return onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
 
 

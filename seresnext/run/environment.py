@@ -53,7 +53,7 @@ def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
 
     `before` comes from a checkpoint. Fields that an older checkpoint lacks are not compared.
     """
-    old, new = _bits(before), _bits(now)
+    old, new = settings_of_bits(before), settings_of_bits(now)
     changed = [name for name in new if name in old and old[name] != new[name]]
     if not changed:
         return None
@@ -61,7 +61,7 @@ def compare_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
     return f"numbers may differ in their last bits, because this differs from the checkpoint: {'; '.join(changes)}"
 
 
-def _bits(environment: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_bits(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields and packages that the last bits of a number may depend on."""
     packages = environment.get("packages")
     found = {**environment, **(packages if isinstance(packages, dict) else {})}

@@ -231,14 +231,18 @@ class RunFolder:
 
         def fail(reason: str) -> None:
             console.log(f"error: {reason}")
-            # Any rank may write the failure. The first reason stays, and so does the end of a saved or finished run.
-            if read_status(self.path).get("state", "running") == "running":
+            # Any rank may write the failure. The first reason stays, and so does the end of a saved or finished run. A
+            # machine that was cut off may report a failure after the others have started the run again.
+            status = read_status(self.path)
+            if status.get("state", "running") == "running" and begun in (None, status.get("started")):
                 write_status(self.path, world, "failed", step(), reason)
 
+        begun = None
         self.write_status("running", step())
         world.on_peer_lost(lambda reason: fail(f"rank {world.rank}: {reason}"), lambda: resume_point(self.path))
         try:
             world.broadcast(None)  # No rank writes a failure before rank 0 has written `running`.
+            begun = read_status(self.path).get("started")
             with world.translate_errors():
                 yield
                 world.broadcast(None)  # No rank leaves before rank 0 has written the end.

@@ -48,15 +48,25 @@ def open_splits(
     `previous` is the recipe of the run to resume, and None for a fresh start. Raises one Failure on all ranks that
     lists all problems: DataError if any problem concerns the data.
     """
+    readers, problems = find_start_problems(recipe, previous, world, warn)
+    with world.agreeing():
+        _refuse(problems, "this run")
+    return readers["training"], readers["validation"]
+
+
+def find_start_problems(
+    recipe: Recipe, previous: Recipe | None, world: World, warn: Callable[[str], None], looks: bool = True
+) -> tuple[dict[str, Reader], list[StartProblem]]:
+    """Return the readers of `training` and `validation` that can be opened, and all problems, equal on all ranks.
+
+    `looks`: also look at a sample of the images.
+    """
     readers, own = _open_both(recipe)
     problems = _seen_by_all(own, world)
     if world.is_first:
         world.set_activity("the check of the images")
-        problems += _compare(recipe, previous, readers, world.size, warn)
-    problems = world.broadcast(problems)
-    with world.agreeing():
-        _refuse(problems, "this run")
-    return readers["training"], readers["validation"]
+        problems += _compare(recipe, previous, readers, world.size, warn, looks)
+    return readers, world.broadcast(problems)
 
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
@@ -114,7 +124,12 @@ def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
 
 
 def _compare(
-    recipe: Recipe, previous: Recipe | None, readers: Mapping[str, Reader], world_size: int, warn: Callable[[str], None]
+    recipe: Recipe,
+    previous: Recipe | None,
+    readers: Mapping[str, Reader],
+    world_size: int,
+    warn: Callable[[str], None],
+    looks: bool,
 ) -> list[StartProblem]:
     """Return the problems that rank 0 finds in the splits that could be opened."""
     problems: list[StartProblem] = []
@@ -126,7 +141,7 @@ def _compare(
             check_same_classes(readers["training"], readers["validation"])
     for reader in list(readers.values())[:1]:
         problems += _class_problems(recipe, previous, reader)
-    surveys = _survey(recipe, readers, warn)
+    surveys = _survey(recipe, readers, warn) if looks else {}
     if recipe.data.on_error == "substitute":
         surveys.pop("training", None)
     bad = {name: result for name, result in surveys.items() if result.errors}

@@ -132,19 +132,16 @@ def _choose(
 
 def _newest(folder: Path, mirror: Mirror | None) -> store.Newest:
     """Return the newest valid checkpoint of the folder, or of the mirror if the mirror has a newer one."""
-    newest, refusal = store.Newest(None, [], []), None
+    if mirror is None:
+        return store.newest_valid(folder)
     try:
-        newest = store.newest_valid(folder)
+        newest, refusal = store.newest_valid(folder), None
     except CheckpointError as error:
-        if mirror is None:
-            raise
-        refusal = error
-    step = int(store.verify(newest.path)["step"]) if newest.path else -1
-    if mirror and (fetched := mirror.fetch(folder, beyond=step)):
-        return newest._replace(path=fetched)
-    if refusal:
+        newest, refusal = store.Newest(None, [], []), error
+    fetched = mirror.fetch(folder, beyond=store.step_of(newest.path) if newest.path else -1)
+    if refusal and not fetched:
         raise refusal
-    return newest
+    return newest._replace(path=fetched or newest.path)
 
 
 def rewind_folder(

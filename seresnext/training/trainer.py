@@ -88,11 +88,11 @@ class Trainer:
             self._finish_step()
             self.train.bad_images.share()
 
-    def dry_run(self) -> tuple[float, float]:
-        """Take two steps and validate one batch. Return the seconds of the second step and of a whole validation."""
+    def dry_run(self) -> tuple[list[float], float]:
+        """Take 2 to 8 steps, validate one batch. Return seconds of the steps after the first, and of a validation."""
         seconds = []
         with self.train.batches(self.progress.step, self.plan.total) as batches:
-            for _ in range(min(2, self.plan.total)):
+            while self.progress.step < min(2 if self.world.any(sum(seconds[1:]) > 20) else 8, self.plan.total):
                 started = time.monotonic()
                 self._take_step(batches)
                 self._finish_step()
@@ -105,7 +105,7 @@ class Trainer:
             for model in validation.models.values():
                 evaluate(model, iter(own), num_batches=first, world=self.world, precision=validation.precision)
             one_round = time.monotonic() - started
-        return seconds[-1], one_round * math.ceil(validation.num_batches / self.world.size)
+        return seconds[1:] or seconds, one_round * math.ceil(validation.num_batches / self.world.size)
 
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then finish the step before, whose result has arrived by now."""

@@ -59,12 +59,14 @@ def ended(monkeypatch):
     exits = threading.Event()
     monkeypatch.setattr("seresnext.distributed.heartbeat.os._exit", lambda code: exits.set())
 
-    def wait(heart):
+    def wait(heart, stays=False):
         told = []
         heart.on_peer_lost = told.append
         if not exits.wait(3 * heart.timeout):
             raise TimeoutError
-        freeze(heart)
+        heart._ended.set()
+        if not stays:
+            freeze(heart)
         return told
 
     return wait
@@ -171,6 +173,54 @@ def test_a_store_that_is_gone_is_reported_and_beats_stop_after_the_timeout():
         lost = heart.explain(error)
         assert isinstance(lost, RankLost)
         assert "the process that connects the ranks" in str(lost)
+    heart.stop("")
+
+
+class Slow:
+    """A store of rank 0 of two that answers later from some call on: after seconds, or never."""
+
+    def __init__(self, seconds=None):
+        self._store, self._seconds = Moody(lambda call: False), seconds
+        self.is_slow, self.released = False, threading.Event()
+
+    def __getattr__(self, name):
+        def call(*words):
+            if self.is_slow:
+                self.released.wait(self._seconds)
+            return getattr(self._store, name)(*words)
+
+        return call
+
+
+@pytest.mark.parametrize("prints", [True, False])
+def test_a_store_that_never_answers_ends_the_process(ended, capsys, prints):
+    """A torch store can wait without end for a machine that is gone, in this thread and in an explanation."""
+    store = Slow()
+    heart = Heartbeat(store, 0, 2, 1.0, prints)  # pyright: ignore[reportArgumentType]
+    heart.watches_store = True
+    heart.start()
+    while not heart._answers:
+        time.sleep(0.01)
+    store.is_slow = True
+    try:
+        told = ended(heart, stays=True)
+    finally:
+        store.released.set()
+    assert [message.startswith("the process that connects the ranks ") for message in told[:1]] == [True] * prints
+    assert ("no longer answers" in capsys.readouterr().err) == prints
+
+
+@pytest.mark.parametrize(("seconds", "watches"), [(0.3, True), (5.0, False)], ids=["slow", "on the same machine"])
+def test_another_store_ends_nothing(ended, seconds, watches):
+    """Control."""
+    store = Slow(seconds)
+    heart = Heartbeat(store, 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
+    heart.watches_store = watches
+    heart.start()
+    store.is_slow = True
+    with pytest.raises(TimeoutError):
+        ended(heart)
+    store.released.set()
     heart.stop("")
 
 

@@ -5,6 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -121,7 +124,7 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.distributed, name, fake)
     monkeypatch.setattr(launch, "rendezvous", lambda *args, **options: iter([(store, 3, 4)]))
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setattr(launch, "_name_start", lambda store, rank, size: f"start of {rank} of {size}")
     monkeypatch.setattr(launch, "Heartbeat", Still)
 
     def body(world):
@@ -135,11 +138,46 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
     ((backend,), options) = joined[0]
     assert (options["rank"], options["world_size"]) == (3, 4)
     options["store"].set("address", "mine")
-    assert store.get("start-2/address") == b"mine"  # The first start of this launch used another prefix.
+    assert store.get("start of 3 of 4/address") == b"mine"
     device = torch.device("cuda", 1) if count else torch.device("cpu")
     assert (world.device, options["device_id"]) == (device, device if count else None)
     assert (backend, chosen) == (("cpu:gloo,cuda:nccl", [1]) if count else ("gloo", []))
     assert 60 <= options["timeout"].total_seconds() <= 3600
+
+
+def start(store, ranks, size):
+    """Return the names that ranks of a start find, at the same time; each rank begins a little later."""
+    with ThreadPoolExecutor() as pool:
+        found = []
+        for rank in ranks:
+            found.append(pool.submit(launch._name_start, store, rank, size))
+            time.sleep(0.1)
+        return [each.result() for each in found]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A store in which ranks wait for two seconds."""
+    monkeypatch.setattr(launch, "_COLLECTIVE_TIMEOUT", timedelta(seconds=2))
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=2))
+    return store
+
+
+def test_the_ranks_of_a_start_share_a_name_that_no_other_start_has(store):
+    """Machines that start again count their own failures, and share the store of the first start."""
+    names = [start(store, ranks, len(ranks)) for ranks in ([0, 1, 2], [2, 0, 1], [1, 0], [0, 1, 2, 3])]
+    assert [len(set(found)) for found in names] == [1, 1, 1, 1]
+    assert len({found[0] for found in names}) == 4
+
+
+def test_ranks_of_another_start_are_not_waited_for_without_end(store, monkeypatch):
+    """Control: the other rank belongs to an earlier start."""
+    start(store, [0, 1], 2)
+    monkeypatch.setattr(launch, "_COLLECTIVE_TIMEOUT", timedelta(seconds=0.3))
+    for rank in (0, 1):
+        with pytest.raises(RuntimeError, match="do not start at the same time"):
+            start(store, [rank], 2)
 
 
 @pytest.mark.parametrize(("local_size", "number"), [(4, signal.SIGTERM), (2, signal.SIGKILL)])
@@ -149,11 +187,13 @@ def test_a_dead_launcher_stops_a_run_on_one_machine_and_kills_a_process_of_sever
     gpus(0)
     asked = []
     monkeypatch.setattr(launch, "die_with_parent", asked.append)
-    monkeypatch.setattr(launch, "_join", Still)
+    still = Still()
+    monkeypatch.setattr(launch, "_join", lambda *settings: still)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     environment(0, 4, 0, local_size)
     with open_world():
         assert asked == [number]
+    assert still.watches_store == (number == signal.SIGKILL)  # The store can be on another machine.
 
 
 def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):

@@ -34,7 +34,7 @@ def published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(imagenet, "DEVKIT", facts[-1])
     rows = tuple(row for row in imagenet.imagenet_classes() if row.wordnet_id in CLASSES)
     monkeypatch.setattr(imagenet, "imagenet_classes", lambda: rows)
-    monkeypatch.setattr(imagenet, "_OFFICIAL_COUNTS", {"train": 20, "val": 12})
+    monkeypatch.setattr(imagenet, "OFFICIAL_COUNTS", {"train": 20, "val": 12})
     monkeypatch.setattr(imagenet, "_VAL_PER_CLASS", 3)
     return archives
 

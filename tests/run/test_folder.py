@@ -15,6 +15,7 @@ import pytest
 
 from seresnext.distributed import World
 from seresnext.errors import UsageError
+from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status, write_status
 from seresnext.run.folder import (
     RUN_FILES,
@@ -244,6 +245,22 @@ def test_other_ranks_write_nothing(path):
     folder.write("recipe.yaml", "recipe")
     folder.write_status("running", 0)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("started", ["earlier", "later"])
+def test_a_failure_belongs_to_the_start_that_failed(path, started):
+    """A machine that was cut off can report a failure after the others have started the run again."""
+    folder = opened(path, fresh=True)
+
+    def run():
+        if started == "later":
+            status = {**read_status(path), "started": "2999-01-01T00:00:00+00:00"}
+            (path / "status.json").write_text(json.dumps(status))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), folder.tracking_status(Console(enabled=False), lambda: 7):
+        run()
+    assert read_status(path)["state"] == {"earlier": "failed", "later": "running"}[started]
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,31 @@ def test_a_signal_to_all_processes_leaves_the_upload(faulty, tmp_path: Path):
     assert (result.returncode, status(run)["state"]) == (0, "preempted"), result.output
     assert f"{place} has the checkpoint of step {status(run)['step']}" in result.stdout
     assert manifests(str(place), status(run)["step"])
+
+
+@full
+@pytest.mark.parametrize("delay", [0, 3], ids=["during the imports", "during the upload"])
+def test_a_killed_training_leaves_no_upload_behind(start_faulty, tmp_path: Path, delay: int):
+    """The upload hangs in a pipe that nobody reads. `finish` fails if a process is left."""
+    run, place, name = tmp_path / "run", tmp_path / "mirror", "c" * 32
+    for folder in (run, place / name):
+        folder.mkdir(parents=True)
+    (run / "mirror.json").write_text(f'{{"run": "{name}"}}')
+    os.mkfifo(place / name / "step-00000004-000001-0001.safetensors")
+    mirror = ("--set", f"checkpoint.mirror={place}")
+    command, _ = start_faulty(run, Fault("step:5", "hold"), world=1, more=mirror)
+    command.wait_for(lambda: any(is_upload(pid) for pid in command.alive()))
+    time.sleep(delay)
+    os.kill(command.process.pid, signal.SIGKILL)
+    assert command.finish().returncode == -signal.SIGKILL
+
+
+def is_upload(pid: int) -> bool:
+    """Return whether a process is an upload."""
+    try:
+        return b"mirror_files" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 @full

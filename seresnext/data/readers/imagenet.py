@@ -42,9 +42,10 @@ VAL = Archive("ILSVRC2012_img_val.tar", 6_744_924_160, "29b22e2961454d5413ddabcf
 DEVKIT = Archive("ILSVRC2012_devkit_t12.tar.gz", 2_568_145, "fa75699e90414af021442c21a62c3abf")
 ARCHIVES = (TRAIN, VAL, DEVKIT)
 
+OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
+"""Numbers of images in the published archives."""
+
 _SPLITS = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
-# Numbers of images in the published archives.
-_OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
 _VAL_PER_CLASS = 50
 _PIECE = 8 << 20  # bytes of a read
 _CLASS_ARCHIVE = re.compile(r"(n[0-9]{8})\.tar")
@@ -246,7 +247,7 @@ def _check_counts(by_class: ImagesByClass, split: str, path: Path) -> None:
             f"{', '.join(missing[:10]) or '-'}; unknown: {', '.join(odd[:10]) or '-'}); get the archive again"
         )
     counts = {wordnet_id: len(images.size) for wordnet_id, images in by_class.items()}
-    total, official = sum(counts.values()), _OFFICIAL_COUNTS[split]
+    total, official = sum(counts.values()), OFFICIAL_COUNTS[split]
     if total != official:
         raise DataError(f"{path} holds {total:,} images, the challenge {official:,}; get the archive again")
     for wordnet_id, count in counts.items():

@@ -1,0 +1,107 @@
+"""The check of a run, from the recipe to the table: data, recipe, devices, disk, time and price."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from seresnext.check.data import check_data
+from seresnext.check.devices import Photographs, check_devices
+from seresnext.check.disk import check_disk, judge_time
+from seresnext.check.findings import SECTIONS, CheckFailed, Finding, judge, table
+from seresnext.check.recipe import check_recipe
+from seresnext.data import pipeline
+from seresnext.data.readers import Reader
+from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
+from seresnext.distributed import World
+from seresnext.errors import DataError, RecipeError
+from seresnext.files import write_json
+from seresnext.metrics.console import Console
+from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.schema import Recipe
+from seresnext.run.opening import StartProblem, find_start_problems
+from seresnext.training.plan import build_plan
+
+
+def check(
+    recipe: Recipe,
+    world: World,
+    output: Path,
+    has_data: bool,
+    *,
+    full: bool = False,
+    strict: bool = False,
+    price: float | None = None,
+    json: Path | None = None,
+) -> None:
+    """Check a run into the folder `output`, on all ranks, and print the table on rank 0. Raises CheckFailed.
+
+    Without `has_data`, synthetic photographs stand for the images. `full`, `strict`, `price` (of an hour) and `json`
+    are the options of the command.
+    """
+    started, console, findings = time.monotonic(), Console(enabled=world.is_first), []
+
+    def report(section: str, found: Iterable[Finding]) -> None:
+        own = [finding for finding in found if finding.section == section]
+        findings.extend(own)
+        if own:
+            console.print(table(section, own))
+
+    is_real = has_data and recipe.data.format != "synthetic"
+    readers, found = _open(recipe, world, is_real)
+    report("data", [*found, *check_data(recipe, readers, world, full=full)])
+    train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
+    num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
+    plan, steps = None, len(train) // recipe.batch.global_size  # steps of an epoch; 0 is a problem in `found`
+    if steps and (len(readers) == 2 or not is_real):
+        with suppress(RecipeError):  # Lengths that do not fit are a problem in `found`, too.
+            check_lengths(recipe, steps)
+            plan = build_plan(recipe, steps)
+    report("recipe", [*found, *(check_recipe(recipe, plan) if plan else ())])
+    found, speeds = check_devices(recipe, train, world)
+    report("devices", found)
+    if plan and speeds:
+        report("disk", world.broadcast(world.is_first and check_disk(recipe, plan, speeds, output)))
+        report("run", [judge_time(plan, speeds, num_val, price)])
+    seconds = time.monotonic() - started
+    counts = {name: sum(each.verdict == name for each in findings) for name in ("failure", "warning", "ok")}
+    console.print(f"{', '.join(f'{count} {name}' for name, count in counts.items())}, in {seconds:.0f} s")
+    failing = ("failure", "warning") if strict else ("failure",)
+    bad = world.broadcast([finding for finding in findings if finding.verdict in failing])
+    if json and world.is_first:
+        result = {"exit_code": SECTIONS[bad[0].section] if bad else 0, **counts, "seconds": seconds}
+        write_json(json, {**result, "world_size": world.size, "findings": [finding._asdict() for finding in findings]})
+    if bad:
+        raise CheckFailed(bad)
+
+
+def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[dict[str, Reader], list[Finding]]:
+    """Return the splits that all ranks can open, none unless `is_real`, and the findings about the start of a run."""
+    if not is_real:
+        data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
+        _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
+        measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
+        return {}, [judge("data", "images", measured), *map(_from_problem, problems)]
+    warnings: list[str] = []
+    readers, problems = find_start_problems(recipe, None, world, warnings.append, looks=False)
+    opened = world.gather(list(readers))
+    readers = {name: reader for name, reader in readers.items() if all(name in names for names in opened)}
+    try:
+        with world.agreeing():
+            pipeline.check_same_data(world, *readers.values())
+    except DataError as error:
+        readers, problems = {}, [*problems, StartProblem(DataError, str(error))]
+    notes = [text.removeprefix("warning: ") for text in world.broadcast(warnings)]
+    found = [judge("data", "files", note, "see docs/data.md, Image folders") for note in notes]
+    return readers, [*found, *map(_from_problem, problems)]
+
+
+def _from_problem(problem: StartProblem) -> Finding:
+    """Return the finding about a problem that prevents the start. The message ends with the fix."""
+    section = "data" if issubclass(problem.error, DataError) else "recipe"
+    measured, _, fix = problem.text.rpartition("; ")
+    if not measured or "\n" in fix:
+        measured, fix = problem.text, "apply the fix of each line"
+    return judge(section, "start", measured, fix, verdict="failure")

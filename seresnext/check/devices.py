@@ -1,0 +1,190 @@
+"""Checks of the devices: memory and speed of real steps, and the loader beside the step."""
+
+from __future__ import annotations
+
+import gc
+import io
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from seresnext.check.findings import Finding, judge
+from seresnext.check.network import check_ranks, judge_all_reduce, measure_all_reduce
+from seresnext.check.steps import MemoryUse, Steps, free_memory, training_data
+from seresnext.data import pipeline
+from seresnext.data.decode.regions import DECODER
+from seresnext.data.loading.loader import open_batches, train_keys
+from seresnext.data.order import Order
+from seresnext.data.readers import Reader
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.distributed import World
+from seresnext.errors import DataError
+from seresnext.recipe.batch_sizes import least_micro_size
+from seresnext.recipe.schema import Recipe
+from seresnext.run.estimate import Spread, number
+
+_MEMORY_SECONDS, _STEP_SECONDS = 20.0, 18.0
+_BATCH = 16  # images without a GPU: slow workers deliver soon. For a GPU, real batches must fit the shared memory.
+_WARM_UP_SECONDS, _WINDOWS, _WINDOW_SECONDS = 6.0, 5, 1.5
+_COMPILED = 3547 / 2202
+"""How many times faster a compiled step is: SE-ResNeXt-50 in bf16 on one H100 (docs/benchmarks.md)."""
+
+
+@dataclass
+class Speeds:
+    """Seconds of a whole step without waits for data, bytes of a checkpoint, images/s of the loaders of all ranks."""
+
+    step: Spread
+    checkpoint_bytes: int
+    loader: Spread | None = None
+
+
+def check_devices(recipe: Recipe, reader: Reader, world: World) -> tuple[list[Finding], Speeds | None]:
+    """Return the findings about the devices, and the speeds. All ranks call this together."""
+    findings = check_ranks(world)
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world.size > 1 else 1
+    speeds = _check_steps(recipe, world, sharing, findings)
+    findings.append(_check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, speeds))
+    return findings, speeds
+
+
+def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Finding]) -> Speeds | None:
+    """Add the findings about steps and the all-reduce. Return the speeds, or None if no step fits the memory."""
+    micro, share = recipe.batch.micro_size, recipe.batch.global_size / world.size
+    sizes = [size for size in range(least_micro_size(recipe), int(share) + 1) if share % size == 0]
+    steps = Steps(recipe, World(device=world.device))  # Alone: a lack of memory would leave other ranks waiting.
+    found = steps.uses(micro, free_memory(world.device, sharing), _MEMORY_SECONDS)
+    seen = world.gather((found, steps.largest(found, sizes)))
+    tightest, largest = min(seen, key=lambda each: (each[1] or 0, each[0].capacity))
+    findings.append(judge_memory(recipe, tightest, largest))
+    checkpoint = sum(tensor.nbytes for tensors in steps.run.state().values() for tensor in tensors.values())
+    del steps
+    gc.collect()
+    if not tightest.uses:
+        return None
+    use = ([use for use in tightest.uses if use.seconds < _STEP_SECONDS / 4] or tightest.uses[:1])[-1]
+    accumulation = int(min(share // micro, _STEP_SECONDS / 4 // use.seconds)) if use.micro == micro else 1
+    steps = Steps(recipe, world, max(accumulation, 1))
+    seconds = steps.repeat(use.micro, _STEP_SECONDS)
+    images, runtime = use.micro * max(accumulation, 1), steps.run.recipe.runtime
+    is_compiled = world.device.type == "cuda" and recipe.runtime.compile in (True, "auto")
+    of, precision = recipe.batch.global_size, runtime.precision
+    findings.append(judge_step(seconds, images * world.size, of, precision, is_compiled))
+    speeds = Speeds(seconds.times(share / images / (_COMPILED if is_compiled else 1)), checkpoint)
+    if world.size > 1:
+        numbers = sum(weights.numel() for weights in steps.run.model.parameters() if weights.requires_grad)
+        width = 2 if runtime.compress_gradients == "bf16" else 8 if precision == "fp64" else 4
+        times = measure_all_reduce(width * numbers, world)
+        findings.append(judge_all_reduce(width * numbers, world.size, *times, speeds.step.median))
+    return speeds
+
+
+def judge_memory(recipe: Recipe, found: MemoryUse, largest: int | None) -> Finding:
+    """Return the finding about the memory of a step, with the line for the recipe."""
+    micro, free = recipe.batch.micro_size, f"{found.capacity / 2**30:.1f} GiB"
+    line = f"`batch.micro_size: {largest}`" if largest else "`runtime.grad_checkpointing: true`"
+    fix, sizes = f"write into the recipe: {line}", [use.micro for use in found.uses]
+    if not sizes:
+        return judge("devices", "memory", f"the smallest step does not fit into {free}", fix, verdict="failure")
+    needed = found.predict(micro)
+    measured = f"{needed / 2**30:.2f} of {free} a rank for micro-batches of {micro} images"
+    measured += f", predicted from {' and '.join(map(str, sizes[-2:]))}" * (micro not in sizes)
+    verdict = "failure" if needed > found.capacity or found.fits(micro) else "warning"  # A real step can fail, too.
+    if found.fits(micro) and (largest or micro) >= micro:
+        measured, fix = f"{measured}; the largest that fits: {line}" if largest else measured, ""
+    values = {"bytes": needed, "capacity_bytes": found.capacity, "largest_micro_size": largest}
+    return judge("devices", "memory", measured, fix, verdict=verdict, **values)
+
+
+def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compiled: bool) -> Finding:
+    """Return the finding about eager steps of so many images of all ranks, of a step of `of` images."""
+    rate = seconds.rate(images)
+    measured = f"{rate.text()} images/s of all ranks, {number(seconds.median)} s for {images:,} images"
+    measured += f" of {of:,}" * (images != of) + f", {precision}, eager"
+    measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)" * is_compiled
+    return judge("devices", "step alone", measured, **rate._asdict())
+
+
+class Photographs(SyntheticReader):
+    """Synthetic JPEGs with the usual size of an image of ImageNet, 500 x 375 pixels and 110 KB, from memory."""
+
+    def __init__(self, num_images: int, num_classes: int) -> None:
+        super().__init__(num_images, num_classes)
+        self._files = [_photograph(number) for number in range(16)]
+
+    def read(self, index: int) -> bytes:
+        """Return a JPEG. A few files stand for all images."""
+        return self._files[index % len(self._files)]
+
+
+def _photograph(number: int) -> bytes:
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
+    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
+    """Return the images/s of this rank's loader while all ranks load. Raises DataError if a class has no good image."""
+    format = "folder" if recipe.data.format == "synthetic" else recipe.data.format
+    recipe = training_data(recipe, format=format, on_error="substitute")
+    on_gpu, workers = world.device.type == "cuda", recipe.data.workers
+    micro = max(1, min(recipe.batch.micro_size if on_gpu else _BATCH, len(reader) // world.size))
+    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed)
+    source, own = pipeline.train_source(recipe, reader), range(world.rank, world.rank + 1)
+    options = {"workers": workers, "timeout": 60, "pin_memory": on_gpu}
+    with reader.prefetch(train_keys(order, own, 0, 10**9)) as keys, open_batches(source, keys, **options) as batches:
+        started = time.monotonic()
+        for _ in range(3 * max(workers, 1)):  # The workers start together, and deliver together at first.
+            next(batches)
+            if time.monotonic() - started > _WARM_UP_SECONDS:
+                break
+        rates = []
+        for _ in range(_WINDOWS):
+            images, started = 0, time.monotonic()
+            while not images or time.monotonic() - started < _WINDOW_SECONDS:
+                images += len(next(batches).labels)
+            rates.append(images / (time.monotonic() - started))
+    return Spread.of(rates)
+
+
+def _check_loader(recipe: Recipe, reader: Reader, world: World, cores: float, speeds: Speeds | None) -> Finding:
+    rate, problem = None, ""
+    world.any(False)  # All ranks load at the same time.
+    try:
+        rate = measure_loader(recipe, reader, world)
+    except DataError as error:
+        problem = str(error)
+    seen = world.gather((rate, problem))
+    if problems := [text for _, text in seen if text]:
+        return judge("devices", "loader alone", problems[0], "repair the data first", verdict="failure")
+    slowest = min(rate for rate, _ in seen if rate)
+    if speeds:
+        speeds.loader = slowest.times(world.size)
+    wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
+    return judge_loader(slowest, wanted, recipe.data.workers, cores)
+
+
+def judge_loader(rate: Spread, wanted: float, workers: int, cores: float) -> Finding:
+    """Return the finding about the images/s of the loader of a rank with so many workers, and the step's `wanted`.
+
+    More workers than `cores` (of a rank) are no faster. Without workers the step waits for all of the loading.
+    """
+    measured = f"{rate.text()} images/s a rank by {DECODER}, the step takes {number(wanted)}"
+    values = {**rate._asdict(), "wanted": wanted, "decoder": DECODER}
+    ratio = wanted / rate.median
+    if ratio <= (1.0 if workers else 0.1):
+        return judge("devices", "loader alone", measured, **values)
+    needed = max(math.ceil(ratio * max(min(workers, cores), 1)), workers + 1)
+    fix = f"set data.workers={needed}"
+    if needed > cores:
+        fix = f"use {needed} processor cores a rank instead of {cores:.3g}, or store smaller images"
+    fix += '; pip install "seresnext[fast]" has a faster decoder' * (DECODER == "Pillow")
+    measured += f"\ndata-bound: {needed} workers a rank needed, {workers} given"
+    return judge("devices", "loader alone", measured, fix, workers_needed=needed, **values)

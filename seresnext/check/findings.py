@@ -1,0 +1,61 @@
+"""The findings of a check: verdicts with fixes, the table, and the failure at the end."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from seresnext.errors import Failure
+from seresnext.printable import for_terminal
+
+SECTIONS = {"data": 3, "recipe": 2, "devices": 2, "disk": 1, "run": 1}
+"""The sections of a check, in order, with the exit code of a failure."""
+
+_WIDTH, _INDENT = 100, 30
+Verdict = Literal["ok", "warning", "failure"]
+
+
+class Finding(NamedTuple):
+    """A row of the table: the measurement, the verdict with a fix, the source of a rule, and numbers for programs."""
+
+    section: str
+    name: str
+    verdict: Verdict
+    measured: str
+    fix: str
+    source: str
+    values: dict[str, Any]
+
+
+def judge(
+    section: str, name: str, measured: str, fix: str = "", verdict: Verdict = "warning", source: str = "", **values: Any
+) -> Finding:
+    """Return a finding with the verdict if there is something to fix, else a finding that is ok."""
+    return Finding(section, name, verdict if fix else "ok", measured, fix, source, values)
+
+
+class CheckFailed(Failure):
+    """A check with failures, or with warnings under `--strict`. The exit code belongs to the first of them."""
+
+    is_shared = True
+
+    def __init__(self, bad: Sequence[Finding]) -> None:
+        names = ", ".join(f"{finding.section}: {finding.name}" for finding in bad)
+        super().__init__(f"the check found {len(bad)} problem{'s' * (len(bad) > 1)} ({names}); apply the fixes above")
+        self.exit_code = SECTIONS[bad[0].section]
+
+
+def table(section: str, findings: Sequence[Finding]) -> str:
+    """Return the findings of a section as text of at most 100 columns. Only a longer word makes a longer line."""
+    wrapper = textwrap.TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
+    lines = [section]
+    for finding in findings:
+        rows = finding.measured.split("\n")
+        rows += [f"{label}: {text}" for label in ("fix", "source") if (text := getattr(finding, label))]
+        wrapper.initial_indent = f"  {finding.verdict:<8} {finding.name}".ljust(_INDENT)
+        for row in rows:
+            wrapper.subsequent_indent = " " * _INDENT
+            lines += wrapper.wrap(for_terminal(row).strip())
+            wrapper.initial_indent = wrapper.subsequent_indent
+    return "\n".join(lines)

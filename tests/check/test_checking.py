@@ -1,0 +1,157 @@
+"""The command as a user runs it: the table, the JSON, and the exit codes of good and bad runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seresnext import cli
+from seresnext.check import checking, devices, disk
+from seresnext.process.stop_request import StopRequest
+from seresnext.run.estimate import Spread
+
+from .conftest import SMALL
+
+
+@pytest.fixture
+def run(small, tmp_path, capsys, monkeypatch) -> Callable[..., tuple[int, dict, str]]:
+    """`run(*words) -> exit code, JSON, output` of `seresnext check`. Steps and loader have fixed figures."""
+    speeds = devices.Speeds(Spread(1.0, 1.0, 1.0), 1000, Spread(9000.0, 9000.0, 9000.0))
+    monkeypatch.setattr(checking, "check_devices", lambda *_: ([checking.judge("devices", "memory", "enough")], speeds))
+
+    def check(*words: object) -> tuple[int, dict, str]:
+        file = tmp_path / "found.json"
+        file.unlink(missing_ok=True)
+        settings = [word for setting in SMALL for word in ("--set", setting)]
+        named = ["--recipe", "seresnext26", *settings, "--output", tmp_path / "run", "--json", file, "--device", "cpu"]
+        code = cli.main(["check", *map(str, [*named, *words])], StopRequest())
+        output = capsys.readouterr()
+        return code, json.loads(file.read_text()), output.out + output.err
+
+    return check
+
+
+@pytest.fixture
+def images(tiny_image_folder, tmp_path) -> Path:
+    """Two splits that a test may change."""
+    return shutil.copytree(tiny_image_folder(), tmp_path / "images")
+
+
+def verdicts(found: dict) -> dict[str, str]:
+    return {f"{each['section']}: {each['name']}": each["verdict"] for each in found["findings"]}
+
+
+def test_a_good_run(run, images):
+    code, found, output = run("--data", images, "--price", "7.2", "--set", "optimizer.lr=0.003")
+    assert (code, found["exit_code"], found["failure"], found["warning"]) == (0, 0, 0, 1)
+    assert [line for line in output.splitlines() if not line.startswith(" ")][:-1] == list(checking.SECTIONS)
+    assert output.splitlines()[-1].startswith(f"0 failure, 1 warning, {found['ok']} ok, in ")
+    assert found["findings"][-1]["values"]["price"] == pytest.approx(0.07)  # 30 steps of 1 s, 10 validations.
+    assert verdicts(found)["recipe: BatchNorm"] == "warning"  # Micro-batches of 4 images.
+    assert max(map(len, output.splitlines())) <= 100
+    assert not (images.parent / "run").exists()
+
+
+def test_warnings_fail_if_the_user_wants_it(run, images):
+    code, found, output = run("--data", images, "--set", "optimizer.lr=0.003", "--strict")
+    assert (code, found["exit_code"]) == (2, 2)
+    assert "the check found 1 problem (recipe: BatchNorm)" in output
+
+
+def test_without_data_the_rest_is_checked(run):
+    code, found, _ = run(
+        "--set", "data.root=recipes", "--set", "data.format=synthetic", "--set", "data.synthetic_images=9"
+    )
+    assert (code, verdicts(found)["data: images"]) == (0, "ok")
+    code, found, _ = run()
+    assert code == 0
+    assert "not checked: no --data" in found["findings"][0]["measured"]
+    shards = ("data.format=shards", "data.shuffle_shards=9")
+    assert run(*(word for setting in shards for word in ("--set", setting)))[0] == 0
+    assert "1,601,450 steps" in found["findings"][-1]["measured"]  # 10 epochs of 1,281,167 images, by 8.
+
+
+BAD = {
+    "class": (lambda root: shutil.rmtree(root / "val" / "class_1"), "data: start", "failure", 3),
+    "file": (lambda root: (root / "train/class_1/1.jpg").write_bytes(b"x"), "data: training files", "failure", 3),
+    "copy": (
+        lambda root: shutil.copy(root / "train" / "class_1" / "1.jpg", root / "val" / "class_1" / "copy.jpg"),
+        "data: train in val", "failure", 3,
+    ),
+    "text": (lambda root: (root / "train" / "class_1" / "list.txt").write_text("x"), "data: files", "warning", 0),
+    "split": (lambda root: shutil.rmtree(root / "val"), "data: start", "failure", 3),
+    "few": (lambda root: [path.unlink() for path in root.glob("train/*/[1-7].jpg")], "data: start", "failure", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_is_found(run, images, case):
+    spoil, name, verdict, expected = BAD[case]
+    before = verdicts(run("--data", images)[1])
+    spoil(images)
+    code, found, output = run("--data", images)
+    assert (code, found["exit_code"]) == (expected, expected)
+    assert verdicts(found)[name] == verdict
+    assert before.get(name, "ok") == "ok"
+    assert "Traceback" not in output
+    assert all(each["fix"] for each in found["findings"] if each["verdict"] != "ok")
+
+
+def test_a_single_class_and_a_wrong_number_of_classes(run, images):
+    code, found, output = run("--data", images, "--set", "model.num_classes=4")
+    assert (code, verdicts(found)["data: start"]) == (3, "failure")
+    assert "model.num_classes=3" in output
+    for path in images.glob("*/class_[12]"):
+        shutil.rmtree(path)
+    assert "a classifier needs two classes" in run("--data", images)[2]
+
+
+def test_a_recipe_that_cannot_start_has_exit_code_2(run, images):
+    late = "data.progressive={min_size: 16, start_ramp: 9st, end_ramp: 1ep}"  # An epoch has 3 steps.
+    cases = [
+        ("model.weights=nowhere.pth", [], "nowhere.pth"),
+        ("model.weights=nowhere.pth", ["--data", images], "nowhere"),
+    ]
+    for setting, data, text in [*cases, (late, ["--data", images], "end_ramp")]:
+        code, found, output = run(*data, "--set", setting)
+        assert (code, verdicts(found)["recipe: start"]) == (2, "failure")
+        assert text in output
+    assert run("--data", images)[0] == run("--set", late)[0] == 0
+
+
+def test_the_first_failure_gives_the_code(run, images, monkeypatch):
+    shutil.rmtree(images / "val" / "class_1")
+    assert run("--data", images, "--set", "model.weights=nowhere.pth")[0] == 3
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    code, found, _ = run()
+    assert (code, verdicts(found)["disk: space"]) == (1, "failure")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [(["--price", "-1"], 2, "--price"), (["--data", "nowhere"], 3, "no folder nowhere"),
+     (["--lr", "3"], 2, "optimizer.lr=3"), (["--set", "optimizer.lr=x"], 2, "optimizer.lr")],
+)  # fmt: skip
+def test_mistakes_of_the_command_line(capsys, words, code, text):
+    assert cli.main(["check", "--recipe", "seresnext26", *words], StopRequest()) == code
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_two_ranks_share_the_work(run_world, images, tmp_path):
+    """The real measurements of a small network."""
+    (images / "train" / "class_1" / "1.jpg").write_bytes(b"x")
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    words = ["--recipe", "seresnext26", *settings, "--data", images, "--json", tmp_path / "found.json"]
+    result = run_world(2, ["tests/small_digits.py", "check", *words, "--output", tmp_path / "run"])
+    assert result.returncode != 0, result.output
+    assert result.stdout.count("training files") == 1
+    assert result.stderr.count("the check found") == 1
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["exit_code"], found["world_size"], found["findings"][2]["values"]) == (3, 2, {"seen": 24, "bad": 1})
+    assert {"devices: clocks", "devices: all-reduce", "disk: writing"} <= verdicts(found).keys()
+    assert found["seconds"] < 120

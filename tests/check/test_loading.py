@@ -1,0 +1,55 @@
+"""The loader alone: a reader of known speed is the oracle."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from encoded_images import encoded, noise
+from PIL import Image
+
+from seresnext.check import devices
+from seresnext.check.devices import Photographs, measure_loader
+from seresnext.data.synthetic import SyntheticReader
+from seresnext.distributed import World
+from seresnext.errors import DataError
+
+
+class Timed(SyntheticReader):
+    """Small images, each after a pause."""
+
+    def __init__(self, pause, image=None):
+        super().__init__(40, 2)
+        self._pause, self._image = pause, image or encoded(noise(40, 40))
+
+    def read(self, index):
+        time.sleep(self._pause)
+        return self._image
+
+
+@pytest.mark.parametrize(("pause", "low", "high"), [(0.02, 10, 50), (0.0, 60, 1e6)])
+def test_the_rate_is_that_of_the_reader(small, pause, low, high):
+    rate = measure_loader(small(), Timed(pause), World())
+    assert low < rate.low <= rate.median <= rate.high < high
+
+
+def test_workers_load_at_the_same_time(small, monkeypatch):
+    monkeypatch.setattr(devices, "_WINDOW_SECONDS", 0.3)
+    rate = measure_loader(small("data.workers=3"), Timed(0.05), World())
+    assert 22 < rate.median < 70  # One process reaches 20 at most.
+
+
+def test_images_that_cannot_be_used_end_the_measurement(small):
+    with pytest.raises(DataError, match="no image of the class"):
+        measure_loader(small(), Timed(0, b"no image"), World())
+
+
+def test_photographs_have_the_sizes_of_imagenet(small):
+    reader = Photographs(1_281_167, 1000)
+    sizes = [len(reader.read(index)) for index in range(16)]
+    assert 90_000 < sum(sizes) / 16 < 130_000
+    assert {Image.open(io.BytesIO(reader.read(index))).size for index in range(16)} == {(500, 375)}
+    assert len({reader.read(index) for index in range(16)}) == 16
+    assert (len(reader), len(reader.classes), int(reader.labels.max())) == (1_281_167, 1000, 999)
+    assert measure_loader(small("data.format=synthetic", "data.synthetic_images=50"), reader, World()).low > 0

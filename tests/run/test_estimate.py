@@ -1,0 +1,38 @@
+"""Median, range and rates."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from seresnext.run.estimate import Spread, duration, number, peak_memory
+
+
+def test_median_and_range():
+    spread = Spread.of([3.0, 1.0, 2.0, 50.0, 2.5])
+    assert spread == (2.5, 1.0, 50.0)
+    assert spread.text() == "2.5 (1 to 50)"
+    assert Spread.of([2.0]).text() == "2"
+    assert spread.times(2, 1) == (6.0, 3.0, 101.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.01234, "0.0123"), (12.34, "12.3"), (100.4, "100"), (16_700.0, "16,700"), (0.0, "0")]
+)
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_the_rate_of_the_longest_time_is_the_lowest():
+    assert Spread(2.0, 1.0, 4.0).rate(8) == (4.0, 2.0, 8.0)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(61.4, "0:01:01"), (172_800, "2 days, 0:00:00"), (864_000, "10.0 days")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_peak_of_memory_is_at_least_the_memory_in_use():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (in_use,) = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")]
+    assert 0.9 * in_use < peak_memory(torch.device("cpu")) < 100 * in_use
