@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ class Mlflow:
         self._mlflow = mlflow
         if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
             mlflow.set_experiment("seresnext")
-        known = os.environ.get("MLFLOW_RUN_ID") or known
-        found = (
-            mlflow.search_runs(filter_string=f"attributes.run_id = '{known}'", output_format="list") if known else []
-        )
-        run = mlflow.start_run(run_id=known if found else None, run_name=None if found else folder.name)
+        known, found = os.environ.get("MLFLOW_RUN_ID") or known or "", []
+        if re.fullmatch(r"[0-9a-f]{32}", known):
+            found = mlflow.search_runs(filter_string=f"attributes.run_id = '{known}'", output_format="list")
+        options: dict[str, Any] = {"run_id": known} if found else {"run_name": folder.name}
+        run = mlflow.active_run() or mlflow.start_run(**options)  # Active: an earlier try has failed after the start.
         self.id, self.address = run.info.run_id, f"run {run.info.run_id} in {mlflow.get_tracking_uri()}"
         new = [item for item in values.items() if item[0] not in run.data.params]
         for start in range(0, len(new), _MOST_PARAMS):

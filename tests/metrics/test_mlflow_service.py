@@ -103,6 +103,9 @@ def test_a_changed_recipe_continues_the_run(place, folder):
     second = Mlflow(folder, first.id, {**values, "optimizer.lr": 0.25, "runtime.seed": 1})
     second.finish("finished")
     assert second.id == first.id
+    third = Mlflow(folder, "' OR 'a' = 'a", values)  # An id from a damaged file is no id.
+    third.finish("finished")
+    assert third.id != first.id
     params = mlflow.MlflowClient(place).get_run(first.id).data.params
     assert params == {"optimizer.lr": "0.5", "length": "4ep", "runtime.seed": "1"}
 
