@@ -100,7 +100,7 @@ def _prepare_machine(configuration: str) -> None:
     # (DynamicRendezvousHandler.next_rendezvous).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # A torchrun that a signal ended does not come to the barrier, for which torch waits 300 s and prints a traceback.
-    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=_EXIT_BARRIER)
+    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=_EXIT_BARRIER)  # pyright: ignore[reportPrivateImportUsage]
     logging.getLogger(_AGENT_LOGGER).addFilter(lambda record: "exit barrier" not in str(record.msg))
     found = re.search(r"\bread_timeout=(\d+)", configuration)
     seconds = int(found[1]) if found else _READ_TIMEOUT

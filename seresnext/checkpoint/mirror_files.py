@@ -11,7 +11,7 @@ not count either if a newer start of the run began at an earlier step, because t
 
 The process that uploads (`python -m seresnext.checkpoint.mirror_files REQUEST`) imports no torch. A process of its own
 cannot slow down the training, and the training kills a process that takes too long. Failures of a server raise
-whatever fsspec's libraries raise.
+the errors of fsspec's libraries.
 """
 
 from __future__ import annotations

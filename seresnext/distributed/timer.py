@@ -20,7 +20,7 @@ class RankTimes(NamedTuple):
 
 
 class RankTimer:
-    """A stopwatch for the work of one rank in the training steps. Neither the host nor the device waits for it.
+    """A stopwatch for the work of one rank in the training steps. Host and device never wait for the stopwatch.
 
     `data` is the wait for images. `computing` lasts from the arrival of a micro-batch until the last gradient of the
     backward pass is ready: DDP then sends the last bucket, and only then the rank begins to wait for other ranks. The

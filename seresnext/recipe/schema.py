@@ -331,7 +331,8 @@ class LoggingSection(Section):
 
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
     sinks: Sinks = _key(
-        ("tensorboard",), "Where metrics go besides `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."
+        ("tensorboard",),
+        "Services for metrics, in addition to `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`.",
     )
 
 

@@ -146,7 +146,7 @@ def plot_runs(folders: Sequence[Path], output: Path | None) -> None:
     runs = []
     for folder, name in zip(folders, names, strict=True):
         if curves := read_curves(folder / "metrics.jsonl"):
-            # Folders of one name are told apart by their paths.
+            # Folders of one name are named by their paths.
             label = name if names.count(name) == 1 else str(folder)
             runs.append(Run(printable(label, 40), curves, read_smoothing(folder / "recipe.yaml")))
         elif len(folders) > 1:

@@ -327,6 +327,7 @@ def silence() -> Iterator[socket.socket]:
         yield server
 
 
+@pytest.mark.full
 def test_a_store_that_does_not_answer_delays_the_end_for_a_bounded_time(
     make, tmp_path: Path, bucket: str, silence: socket.socket, monkeypatch
 ):
@@ -347,6 +348,7 @@ def test_a_store_that_does_not_answer_delays_the_end_for_a_bounded_time(
     assert "lacks the checkpoint of step 1, since the upload did not end within 2 s" in made.lines[-1]
 
 
+@pytest.mark.full
 def test_a_transfer_that_takes_too_long_is_ended(
     make, tmp_path: Path, bucket: str, silence: socket.socket, monkeypatch
 ):

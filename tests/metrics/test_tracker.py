@@ -1,4 +1,4 @@
-"""A tracker's process beside a training: reports, failures, hanging services, and whole runs with both trackers."""
+"""The process of a tracker: reports, failures, hanging services, and whole runs with both trackers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run reports about itself while it trains: the slowest rank, anomalies, and traces."""
+"""Reports of a run during training: the slowest rank, anomalies, and traces."""
 
 from __future__ import annotations
 
