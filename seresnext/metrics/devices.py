@@ -6,10 +6,7 @@ import torch
 
 
 def device_usage(device: torch.device) -> dict[str, float]:
-    """Return the peak of allocated memory in GiB since the last call, and the utilisation in percent.
-
-    A CPU has no such numbers. The utilisation needs the package nvidia-ml-py. Nothing waits for the GPU.
-    """
+    """Return the peak of allocated memory in GiB since the last call, and the utilisation in percent (not on a CPU)."""
     if device.type != "cuda":
         return {}
     usage = {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 2**30}

@@ -70,10 +70,10 @@ def charts(event: Event, recipe: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for key, value in event.items():
         if key not in hidden and isinstance(value, int | float) and not isinstance(value, bool):
-            if key in _SPEED:
-                found[f"speed/{key}" if kind == "train" else f"speed/{name}_{key}"] = value
-            else:
+            if key not in _SPEED:
                 found[f"train/epoch_{key}" if kind == "epoch" else f"{name}/{key}"] = value
+            elif kind == "train":
+                found[f"speed/{key}"] = value
     return found
 
 

@@ -20,12 +20,6 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyr
 from seresnext.metrics.sink import Event, RunStart, charts, flatten
 from seresnext.recipe.show import to_yaml
 
-# The sections of a recipe that decide the result. The page HPARAMS compares runs by their keys.
-_COMPARED = (
-    "model", "data", "augment", "mix", "batch", "length", "optimizer", "schedule", "loss", "ema", "evaluation",
-    "early_stop", "runtime",
-)  # fmt: skip
-
 
 class TensorBoard:
     """A TensorBoard file with the charts of the events, the recipe as text, and the recipe's keys as hyperparameters.
@@ -99,7 +93,7 @@ def _hyperparameters(start: RunStart) -> Any:
     """Return the keys of a recipe as the hyperparameters of a trial with the name of the run."""
     content = HParamsPluginData()
     content.session_start_info.group_name = start.folder.resolve().name
-    for key, value in flatten({key: value for key, value in start.recipe.items() if key in _COMPARED}).items():
+    for key, value in flatten(start.recipe).items():
         kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(content.session_start_info.hparams[key], kind, value)
     return Summary.Value(tag=metadata.SESSION_START_INFO_TAG, metadata=metadata.create_summary_metadata(content))

@@ -60,9 +60,13 @@ def describe_run(run: Path) -> dict[str, Any]:
 
 
 def differences(runs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return the recipe keys whose values differ between runs, with one value a run (None for a recipe without)."""
+    """Return the recipe keys whose values differ between runs, with one value a run (None for a recipe without).
+
+    Keys of checkpoints and logging, which change no result, come last.
+    """
     recipes = [run["recipe"] for run in runs if run["recipe"]]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    keys = sorted(keys, key=lambda key: key.startswith(("checkpoint.", "logging.")))
     return {
         key: [(run["recipe"] or {}).get(key) for run in runs]
         for key in keys
@@ -75,13 +79,12 @@ def print_runs(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
     runs = sorted(runs, key=lambda run: (-(run["top1"] if run["top1"] is not None else -1.0), run["run"]))
     rows = [["run", "state", "step", "top-1", "at step", "time"]]
     for run in runs:
-        name = os.path.relpath(run["run"], folder)
+        name = os.path.relpath(run["run"], folder.parent if run["run"] == str(folder) else folder)
         top1 = "" if run["top1"] is None else f"{run['top1']:.2f} %{' (ema)' * (run['best_weights'] == 'ema')}"
         steps = "" if run["step"] is None else f"{run['step']:,}"
         steps += "" if run["total_steps"] is None else f" of {run['total_steps']:,}"
         at = "" if run["best_step"] is None else f"{run['best_step']:,}"
         time = "" if run["seconds"] is None else str(timedelta(seconds=round(run["seconds"])))
-        name = folder.resolve().name if name == "." else name
         rows.append([printable(text, 40) for text in (name, run["state"], steps, top1, at, time)])
     different = differences(runs)
     for key, values in list(different.items())[:_MOST_KEYS]:
@@ -97,11 +100,5 @@ def print_runs(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
 
 def _state(status: dict[str, Any]) -> str:
     """Return the state. A run whose process on this machine is gone was killed."""
-    state, pid = str(status.get("state", "unknown")), status.get("pid")
-    if state == "running" and status.get("host") == socket.gethostname() and type(pid) is int and pid > 0:
-        with suppress(PermissionError):  # The process is another user's.
-            try:
-                os.kill(pid, 0)
-            except (ProcessLookupError, OverflowError):
-                return "killed"
-    return state
+    is_here = status.get("state") == "running" and status.get("host") == socket.gethostname()
+    return "killed" if is_here and not Path(f"/proc/{status.get('pid')}").exists() else str(status.get("state"))

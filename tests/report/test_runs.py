@@ -60,13 +60,14 @@ def test_a_run_whose_process_is_gone_was_killed(make, table):
     ended = subprocess.Popen(["true"])
     ended.wait()
     here, pids = socket.gethostname(), {"gone": ended.pid, "alive": os.getpid(), "init": 1, "odd": 2**70}
-    for name, pid in pids.items():
+    for name, pid in {**pids, "none": None}.items():
         make(name, state="running", host=here, pid=pid)
     make("elsewhere", state="running", host=f"not-{here}", pid=ended.pid)
     lines, _ = table()
     states = {line[0]: line[1] for line in lines[1:]}
     assert states == {
-        "gone": "killed", "odd": "killed", "alive": "running", "init": "running", "elsewhere": "running",
+        "gone": "killed", "odd": "killed", "none": "killed",
+        "alive": "running", "init": "running", "elsewhere": "running",
     }  # fmt: skip
 
 
