@@ -40,7 +40,7 @@ def load_image(path, config):
 
 def open_session():
     """Return the session that runs model.onnx."""
-    import onnxruntime
+    import onnxruntime  # late: the project imports this module without it
 
     return onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
 
@@ -95,7 +95,6 @@ if __name__ == "__main__":
     parser.add_argument("images", nargs="*", metavar="IMAGE")
     parser.add_argument("--verify", action="store_true")
     options = parser.parse_args()
-    if options.verify or not options.images:
-        print(verify())
-    else:
+    if options.images and not options.verify:
         sys.exit(3 if predict(options.images) else 0)
+    print(verify())

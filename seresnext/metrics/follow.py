@@ -103,7 +103,6 @@ def follow(follower: Follower, report: Callable[[Exception], None], is_over: Cal
         except Exception as error:
             pause = _RETRY
             report(error)
-    signal.alarm(_LAST)
     follower.catch_up()
     follower.finish(running="killed")
 
@@ -127,6 +126,12 @@ def main() -> None:
             print(f"warning: {name} failed ({text}); unsent lines are sent later", file=reports)
         reported.append(error)
 
+    def is_over(pause: float) -> bool:
+        if not select.select([0], [], [], pause)[0] and os.getppid() == parent:
+            return False
+        signal.alarm(_LAST)
+        return True
+
     try:
         follower = Follower(name, Path(folder), lambda text: print(f"{name}: {text}", file=reports))
         if path:
@@ -138,6 +143,6 @@ def main() -> None:
             return
         with suppress(OSError):  # A file system without locks.
             fcntl.flock(2, fcntl.LOCK_EX)  # The process of an earlier start may still send its last lines.
-        follow(follower, report, lambda pause: bool(select.select([0], [], [], pause)[0]) or os.getppid() != parent)
+        follow(follower, report, is_over)
     except Exception as error:
         report(error)

@@ -28,8 +28,10 @@ def place(tmp_path, monkeypatch):
     """The store that the variables of mlflow name, next to a run folder."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # mlflow sets the variable for child processes.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "STOPPED_PATIENCE", module.PATIENCE)  # The first start makes the tables of the store.
+    for name in ("PATIENCE", "STOPPED_PATIENCE"):  # The first start makes the tables of the store.
+        monkeypatch.setattr(module, name, 240.0)
     return uri
 
 
