@@ -153,7 +153,8 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
             command.record_refusal(options, failure)
         return failure.exit_code
     except KeyboardInterrupt:
-        print(command.interrupted, file=sys.stderr)
+        if is_first_rank():
+            print(command.interrupted, file=sys.stderr)
         return INTERRUPTED
     except SystemExit as end:  # After --help.
         return int(end.code or 0)

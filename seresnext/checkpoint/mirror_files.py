@@ -78,7 +78,8 @@ class MirrorFiles:
     def __init__(self, address: str) -> None:
         self._scheme = urlsplit(address).scheme if is_remote(address) else "file"
         if self._scheme not in _PACKAGES:
-            raise UsageError(f"checkpoint.mirror {printable(address)}: give s3://..., gs://... or a folder")
+            problem = f"checkpoint.mirror {printable(address)} is an address of an unknown kind"
+            raise UsageError(f"{problem}; give s3://..., gs://... or a folder")
         require_extra("remote", "fsspec", *_PACKAGES[self._scheme])
         self.address = address.rstrip("/")
         if self._scheme == "file":
