@@ -133,9 +133,14 @@ def test_the_first_failure_gives_the_code(run, images, monkeypatch):
 
 @pytest.mark.parametrize(
     ("words", "code", "text"),
-    [(["--price", "-1"], 2, "--price"), (["--data", "nowhere"], 3, "no folder nowhere"),
-     (["--json", f"{__file__}/x"], 2, "cannot be written"), (["--lr", "3"], 2, "optimizer.lr=3"), (["--set", "optimizer.lr=x"], 2, "optimizer.lr")],
-)  # fmt: skip
+    [
+        (["--price", "-1"], 2, "--price"),
+        (["--data", "nowhere"], 3, "no folder nowhere"),
+        (["--json", f"{__file__}/x"], 2, "cannot be written"),
+        (["--lr", "3"], 2, "optimizer.lr=3"),
+        (["--set", "optimizer.lr=x"], 2, "optimizer.lr"),
+    ],
+)
 def test_mistakes_of_the_command_line(capsys, words, code, text):
     assert cli.main(["check", "--recipe", "seresnext26", *words], StopRequest()) == code
     assert text in capsys.readouterr().err
