@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from seresnext.check.data import check_data
-from seresnext.check.devices import Photographs, check_devices
+from seresnext.check.devices import check_devices
 from seresnext.check.disk import check_disk, judge_time
 from seresnext.check.findings import SECTIONS, CheckFailed, Finding, judge, table
 from seresnext.check.recipe import check_recipe
 from seresnext.data import pipeline
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
+from seresnext.data.synthetic import Photographs
 from seresnext.distributed import World
 from seresnext.errors import DataError, RecipeError
 from seresnext.files import write_json

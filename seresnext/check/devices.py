@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import gc
-import io
 import math
 import os
 import time
 from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
 
 from seresnext.check.findings import Finding, judge
 from seresnext.check.network import check_ranks, judge_all_reduce, measure_all_reduce
@@ -20,7 +16,6 @@ from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import Order
 from seresnext.data.readers import Reader
-from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.batch_sizes import least_micro_size
@@ -107,27 +102,6 @@ def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compile
     measured += f" of {of:,}" * (images != of) + f", {precision}, eager"
     measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)" * is_compiled
     return judge("devices", "step alone", measured, **rate._asdict())
-
-
-class Photographs(SyntheticReader):
-    """Synthetic JPEGs with the usual size of an image of ImageNet, 500 x 375 pixels and 110 KB, from memory."""
-
-    def __init__(self, num_images: int, num_classes: int) -> None:
-        super().__init__(num_images, num_classes)
-        self._files = [_photograph(number) for number in range(16)]
-
-    def read(self, index: int) -> bytes:
-        """Return a JPEG. A few files stand for all images."""
-        return self._files[index % len(self._files)]
-
-
-def _photograph(number: int) -> bytes:
-    rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
-    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from seresnext.check import devices
-from seresnext.check.devices import Photographs, check_devices, judge_loader, judge_memory, judge_step
+from seresnext.check.devices import check_devices, judge_loader, judge_memory, judge_step
 from seresnext.check.steps import MemoryUse, Use
+from seresnext.data.synthetic import Photographs
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.load import load_recipe
