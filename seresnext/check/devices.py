@@ -14,7 +14,7 @@ from seresnext.check.steps import MemoryUse, Steps, free_memory, training_data
 from seresnext.data import pipeline
 from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import open_batches, train_keys
-from seresnext.data.order import Order
+from seresnext.data.order import Order, block_shuffle
 from seresnext.data.readers import Reader
 from seresnext.distributed import World
 from seresnext.errors import DataError
@@ -106,14 +106,17 @@ def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compile
 
 def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
     """Return the images/s of this rank's loader while all ranks load. Raises DataError if a class has no good image."""
-    format = "folder" if recipe.data.format == "synthetic" else recipe.data.format
-    recipe = training_data(recipe, format=format, on_error="substitute")
-    on_gpu, workers = world.device.type == "cuda", recipe.data.workers
+    recipe = training_data(recipe, format="folder", on_error="substitute")  # Synthetic photographs are decoded, too.
+    on_gpu, workers, shards = world.device.type == "cuda", recipe.data.workers, recipe.data.shuffle_shards
     micro = max(1, min(recipe.batch.micro_size if on_gpu else _BATCH, len(reader) // world.size))
-    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed)
-    source, own = pipeline.train_source(recipe, reader), range(world.rank, world.rank + 1)
-    options = {"workers": workers, "timeout": 60, "pin_memory": on_gpu}
-    with reader.prefetch(train_keys(order, own, 0, 10**9)) as keys, open_batches(source, keys, **options) as batches:
+    blocks = block_shuffle(reader.shard_ids, shards) if shards and reader.shard_ids is not None else None
+    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed, blocks=blocks)
+    own = range(world.rank, world.rank + 1)
+    source, keys = pipeline.train_source(recipe, reader), train_keys(order, own, 0, 10**9)
+    with (
+        reader.prefetch(keys) as keys,
+        open_batches(source, keys, workers=workers, timeout=60, pin_memory=on_gpu) as batches,
+    ):
         started = time.monotonic()
         for _ in range(3 * max(workers, 1)):  # The workers start together, and deliver together at first.
             next(batches)

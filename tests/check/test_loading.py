@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from encoded_images import encoded, noise
 
@@ -19,9 +20,10 @@ class Timed(SyntheticReader):
 
     def __init__(self, pause, image=None):
         super().__init__(40, 2)
-        self._pause, self._image = pause, image or encoded(noise(40, 40))
+        self._pause, self._image, self.seen = pause, image or encoded(noise(40, 40)), []
 
     def read(self, index):
+        self.seen.append(index)
         time.sleep(self._pause)
         return self._image
 
@@ -36,6 +38,14 @@ def test_workers_load_at_the_same_time(small, monkeypatch):
     monkeypatch.setattr(devices, "_WINDOW_SECONDS", 0.3)
     rate = measure_loader(small("data.workers=3"), Timed(0.05), World())
     assert 22 < rate.median < 70  # One process reaches 20 at most.
+
+
+def test_images_of_shards_come_in_the_order_of_a_run(small):
+    """A random order would download all shards of a server for the first batches."""
+    reader = Timed(0.0)
+    reader.shard_ids = np.arange(40) // 10
+    measure_loader(small("data.format=shards", "data.shuffle_shards=1"), reader, World())
+    assert [len(set(reader.shard_ids[reader.seen[n : n + 10]])) for n in (0, 10, 20, 30)] == [1] * 4
 
 
 @pytest.mark.parametrize("settings", [(), ("data.format=synthetic", "data.synthetic_images=50")])
