@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from seresnext.check.findings import Finding, judge
 from seresnext.check.network import check_ranks, judge_all_reduce, measure_all_reduce
@@ -29,8 +29,7 @@ _COMPILED = 3547 / 2202
 """How many times faster a compiled step is: SE-ResNeXt-50 in bf16 on one H100 (docs/benchmarks.md)."""
 
 
-@dataclass
-class Speeds:
+class Speeds(NamedTuple):
     """Seconds of a whole step without waits for data, bytes of a checkpoint, images/s of the loaders of all ranks."""
 
     step: Spread
@@ -40,32 +39,35 @@ class Speeds:
 
 def check_devices(recipe: Recipe, reader: Reader, world: World) -> tuple[list[Finding], Speeds | None]:
     """Return the findings about the devices, and the speeds. All ranks call this together."""
-    findings = check_ranks(world)
+    ranks = check_ranks(world)
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world.size > 1 else 1
-    speeds = _check_steps(recipe, world, sharing, findings)
-    findings.append(_check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, speeds))
-    return findings, speeds
+    steps, speeds = _check_steps(recipe, world, sharing)
+    wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
+    loading, rate = _check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, wanted)
+    if speeds and rate:
+        speeds = speeds._replace(loader=rate.times(world.size))
+    return [*ranks, *steps, loading], speeds
 
 
-def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Finding]) -> Speeds | None:
-    """Add the findings about steps and the all-reduce. Return the speeds, or None if no step fits the memory."""
+def _check_steps(recipe: Recipe, world: World, sharing: int) -> tuple[list[Finding], Speeds | None]:
+    """Return the findings about steps and the all-reduce, and the speeds, None if no step fits the memory."""
     micro, share = recipe.batch.micro_size, recipe.batch.global_size / world.size
     sizes = [size for size in range(least_micro_size(recipe), int(share) + 1) if share % size == 0]
     steps = Steps(recipe, World(device=world.device))  # Alone: a lack of memory would leave other ranks waiting.
     found = steps.uses(micro, free_memory(world.device, sharing), _MEMORY_SECONDS)
     seen = world.gather((found, steps.largest(found, sizes)))
     tightest, largest = min(seen, key=lambda each: (each[1] or 0, each[0].capacity))
-    findings.append(judge_memory(recipe, tightest, largest))
+    findings = [judge_memory(recipe, tightest, largest)]
     checkpoint = sum(tensor.nbytes for tensors in steps.run.state().values() for tensor in tensors.values())
     del steps
     gc.collect()
     if not tightest.uses:
-        return None
+        return findings, None
     use = ([use for use in tightest.uses if use.seconds < _STEP_SECONDS / 4] or tightest.uses[:1])[-1]
-    accumulation = int(min(share // micro, _STEP_SECONDS / 4 // use.seconds)) if use.micro == micro else 1
-    steps = Steps(recipe, world, max(accumulation, 1))
+    accumulation = max(1, int(min(share // micro, _STEP_SECONDS / 4 // use.seconds))) if use.micro == micro else 1
+    steps = Steps(recipe, world, accumulation)
     seconds = steps.repeat(use.micro, _STEP_SECONDS)
-    images, runtime = use.micro * max(accumulation, 1), steps.run.recipe.runtime
+    images, runtime = use.micro * accumulation, steps.run.recipe.runtime
     is_compiled = world.device.type == "cuda" and recipe.runtime.compile in (True, "auto")
     of, precision = recipe.batch.global_size, runtime.precision
     findings.append(judge_step(seconds, images * world.size, of, precision, is_compiled))
@@ -75,7 +77,7 @@ def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Find
         width = 2 if runtime.compress_gradients == "bf16" else 8 if precision == "fp64" else 4
         times = measure_all_reduce(width * numbers, world)
         findings.append(judge_all_reduce(width * numbers, world.size, *times, speeds.step.median))
-    return speeds
+    return findings, speeds
 
 
 def judge_memory(recipe: Recipe, found: MemoryUse, largest: int | None) -> Finding:
@@ -131,21 +133,18 @@ def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
     return Spread.of(rates)
 
 
-def _check_loader(recipe: Recipe, reader: Reader, world: World, cores: float, speeds: Speeds | None) -> Finding:
-    rate, problem = None, ""
+def _check_loader(
+    recipe: Recipe, reader: Reader, world: World, cores: float, wanted: float
+) -> tuple[Finding, Spread | None]:
+    """Return the finding about the loader, and the images/s of the slowest rank, None if the data is bad."""
     world.any(False)  # All ranks load at the same time.
     try:
-        rate = measure_loader(recipe, reader, world)
+        with world.agreeing():
+            rate = measure_loader(recipe, reader, world)
     except DataError as error:
-        problem = str(error)
-    seen = world.gather((rate, problem))
-    if problems := [text for _, text in seen if text]:
-        return judge("devices", "loader alone", problems[0], "repair the data first", verdict="failure")
-    slowest = min(rate for rate, _ in seen if rate)
-    if speeds:
-        speeds.loader = slowest.times(world.size)
-    wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
-    return judge_loader(slowest, wanted, recipe.data.workers, cores)
+        return judge("devices", "loader alone", str(error), "repair the data first", verdict="failure"), None
+    slowest = min(world.gather(rate))
+    return judge_loader(slowest, wanted, recipe.data.workers, cores), slowest
 
 
 def judge_loader(rate: Spread, wanted: float, workers: int, cores: float) -> Finding:
