@@ -71,7 +71,8 @@ def _rates(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
         "schedule",
         "Loshchilov and Hutter 2017, arXiv:1608.03983",
         "\n".join([measured, *unreached]),
-        (is_high or bool(unreached), "set schedule.name=cosine, or shorten schedule.every and the settings above"),
+        (is_high, f"set 'schedule={{name: cosine, warmup: {warmup}}}', or shorten schedule.every"),
+        (bool(unreached), "shorten these settings, or raise length"),
         (share > _WARMUP, f"shorten schedule.warmup, which takes {share:.0%} of the run"),
     )
 
