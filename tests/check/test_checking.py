@@ -12,6 +12,7 @@ import pytest
 from seresnext import cli
 from seresnext.check import checking, devices, disk
 from seresnext.check import data as data_checks
+from seresnext.check.findings import SECTIONS
 from seresnext.errors import DataError
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.estimate import Spread
@@ -50,7 +51,7 @@ def verdicts(found: dict) -> dict[str, str]:
 def test_a_good_run(run, images):
     code, found, output = run("--data", images, "--price", "7.2", "--set", "optimizer.lr=0.003")
     assert (code, found["exit_code"], found["failure"], found["warning"]) == (0, 0, 0, 1)
-    assert [line for line in output.splitlines() if not line.startswith(" ")][:-1] == list(checking.SECTIONS)
+    assert [line for line in output.splitlines() if not line.startswith(" ")][:-1] == list(SECTIONS)
     assert output.splitlines()[-1].startswith(f"0 failure, 1 warning, {found['ok']} ok, in ")
     assert found["findings"][-1]["values"]["price"] == pytest.approx(0.07)  # 30 steps of 1 s, 10 validations.
     assert verdicts(found)["recipe: BatchNorm"] == "warning"  # Micro-batches of 4 images.
