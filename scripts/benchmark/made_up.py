@@ -6,13 +6,11 @@ Each `write` function returns the root of the data, the format, and the index fi
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from seresnext.data.readers.folder import folder_signature
 from seresnext.data.readers.imagenet import TRAIN, archives_signature
@@ -20,6 +18,7 @@ from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.readers.index import IndexColumns
 from seresnext.data.readers.index_cache import Signature, index_path, save_index
 from seresnext.data.shards.format import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
+from seresnext.data.synthetic import synthetic_photograph
 
 _MEAN_BYTES = 110_000  # Mean size of an image of ImageNet.
 _SHARD_BYTES = 128_000_000
@@ -41,7 +40,7 @@ def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
     """Write an archive whose many entries are a few synthetic JPEGs, and the index."""
     root.mkdir()
     archive = root / TRAIN.name
-    photographs = [_photograph(number) for number in range(32)]
+    photographs = [synthetic_photograph(number) for number in range(32)]
     archive.write_bytes(b"".join(photographs))
     sizes = np.array([len(data) for data in photographs])
     which = np.arange(images) % len(photographs)
@@ -124,13 +123,3 @@ def _sizes(rng: np.random.Generator, count: int) -> np.ndarray:
 def _write_hole(path: Path, size: int) -> None:
     path.touch()
     os.truncate(path, size)
-
-
-def _photograph(number: int) -> bytes:
-    """Return a JPEG with the usual size (500 x 375) and detail of an image of ImageNet."""
-    rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
-    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()

@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from seresnext.check.data import check_data
-from seresnext.check.devices import Photographs, check_devices
+from seresnext.check.devices import check_devices
 from seresnext.check.disk import check_disk, judge_time
-from seresnext.check.findings import SECTIONS, CheckFailed, Finding, judge, table
+from seresnext.check.findings import CheckFailed, Finding, judge, table
 from seresnext.check.recipe import check_recipe
 from seresnext.data import pipeline
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
+from seresnext.data.synthetic import Photographs
 from seresnext.distributed import World
 from seresnext.errors import DataError, RecipeError
 from seresnext.files import write_json
@@ -70,11 +71,12 @@ def check(
     console.print(f"{', '.join(f'{count} {name}' for name, count in counts.items())}, in {seconds:.0f} s")
     failing = ("failure", "warning") if strict else ("failure",)
     bad = world.broadcast([finding for finding in findings if finding.verdict in failing])
+    failed = CheckFailed(bad) if bad else None
     if json and world.is_first:
-        result = {"exit_code": SECTIONS[bad[0].section] if bad else 0, **counts, "seconds": seconds}
+        result = {"exit_code": failed.exit_code if failed else 0, **counts, "seconds": seconds}
         write_json(json, {**result, "world_size": world.size, "findings": [finding._asdict() for finding in findings]})
-    if bad:
-        raise CheckFailed(bad)
+    if failed:
+        raise failed
 
 
 def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[dict[str, Reader], list[Finding]]:

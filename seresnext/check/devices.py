@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import gc
-import io
 import math
 import os
 import time
-from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
+from typing import NamedTuple
 
 from seresnext.check.findings import Finding, judge
 from seresnext.check.network import check_ranks, judge_all_reduce, measure_all_reduce
@@ -18,9 +14,8 @@ from seresnext.check.steps import MemoryUse, Steps, free_memory, training_data
 from seresnext.data import pipeline
 from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import open_batches, train_keys
-from seresnext.data.order import Order
+from seresnext.data.order import Order, block_shuffle
 from seresnext.data.readers import Reader
-from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.batch_sizes import least_micro_size
@@ -34,8 +29,7 @@ _COMPILED = 3547 / 2202
 """How many times faster a compiled step is: SE-ResNeXt-50 in bf16 on one H100 (docs/benchmarks.md)."""
 
 
-@dataclass
-class Speeds:
+class Speeds(NamedTuple):
     """Seconds of a whole step without waits for data, bytes of a checkpoint, images/s of the loaders of all ranks."""
 
     step: Spread
@@ -45,32 +39,35 @@ class Speeds:
 
 def check_devices(recipe: Recipe, reader: Reader, world: World) -> tuple[list[Finding], Speeds | None]:
     """Return the findings about the devices, and the speeds. All ranks call this together."""
-    findings = check_ranks(world)
+    ranks = check_ranks(world)
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world.size > 1 else 1
-    speeds = _check_steps(recipe, world, sharing, findings)
-    findings.append(_check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, speeds))
-    return findings, speeds
+    steps, speeds = _check_steps(recipe, world, sharing)
+    wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
+    loading, rate = _check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, wanted)
+    if speeds and rate:
+        speeds = speeds._replace(loader=rate.times(world.size))
+    return [*ranks, *steps, loading], speeds
 
 
-def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Finding]) -> Speeds | None:
-    """Add the findings about steps and the all-reduce. Return the speeds, or None if no step fits the memory."""
+def _check_steps(recipe: Recipe, world: World, sharing: int) -> tuple[list[Finding], Speeds | None]:
+    """Return the findings about steps and the all-reduce, and the speeds, None if no step fits the memory."""
     micro, share = recipe.batch.micro_size, recipe.batch.global_size / world.size
     sizes = [size for size in range(least_micro_size(recipe), int(share) + 1) if share % size == 0]
     steps = Steps(recipe, World(device=world.device))  # Alone: a lack of memory would leave other ranks waiting.
     found = steps.uses(micro, free_memory(world.device, sharing), _MEMORY_SECONDS)
     seen = world.gather((found, steps.largest(found, sizes)))
     tightest, largest = min(seen, key=lambda each: (each[1] or 0, each[0].capacity))
-    findings.append(judge_memory(recipe, tightest, largest))
+    findings = [judge_memory(recipe, tightest, largest)]
     checkpoint = sum(tensor.nbytes for tensors in steps.run.state().values() for tensor in tensors.values())
     del steps
     gc.collect()
     if not tightest.uses:
-        return None
+        return findings, None
     use = ([use for use in tightest.uses if use.seconds < _STEP_SECONDS / 4] or tightest.uses[:1])[-1]
-    accumulation = int(min(share // micro, _STEP_SECONDS / 4 // use.seconds)) if use.micro == micro else 1
-    steps = Steps(recipe, world, max(accumulation, 1))
+    accumulation = max(1, int(min(share // micro, _STEP_SECONDS / 4 // use.seconds))) if use.micro == micro else 1
+    steps = Steps(recipe, world, accumulation)
     seconds = steps.repeat(use.micro, _STEP_SECONDS)
-    images, runtime = use.micro * max(accumulation, 1), steps.run.recipe.runtime
+    images, runtime = use.micro * accumulation, steps.run.recipe.runtime
     is_compiled = world.device.type == "cuda" and recipe.runtime.compile in (True, "auto")
     of, precision = recipe.batch.global_size, runtime.precision
     findings.append(judge_step(seconds, images * world.size, of, precision, is_compiled))
@@ -80,7 +77,7 @@ def _check_steps(recipe: Recipe, world: World, sharing: int, findings: list[Find
         width = 2 if runtime.compress_gradients == "bf16" else 8 if precision == "fp64" else 4
         times = measure_all_reduce(width * numbers, world)
         findings.append(judge_all_reduce(width * numbers, world.size, *times, speeds.step.median))
-    return speeds
+    return findings, speeds
 
 
 def judge_memory(recipe: Recipe, found: MemoryUse, largest: int | None) -> Finding:
@@ -109,37 +106,19 @@ def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compile
     return judge("devices", "step alone", measured, **rate._asdict())
 
 
-class Photographs(SyntheticReader):
-    """Synthetic JPEGs with the usual size of an image of ImageNet, 500 x 375 pixels and 110 KB, from memory."""
-
-    def __init__(self, num_images: int, num_classes: int) -> None:
-        super().__init__(num_images, num_classes)
-        self._files = [_photograph(number) for number in range(16)]
-
-    def read(self, index: int) -> bytes:
-        """Return a JPEG. A few files stand for all images."""
-        return self._files[index % len(self._files)]
-
-
-def _photograph(number: int) -> bytes:
-    rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
-    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
 def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
     """Return the images/s of this rank's loader while all ranks load. Raises DataError if a class has no good image."""
-    format = "folder" if recipe.data.format == "synthetic" else recipe.data.format
-    recipe = training_data(recipe, format=format, on_error="substitute")
-    on_gpu, workers = world.device.type == "cuda", recipe.data.workers
+    recipe = training_data(recipe, format="folder", on_error="substitute")  # Synthetic photographs are decoded, too.
+    on_gpu, workers, shards = world.device.type == "cuda", recipe.data.workers, recipe.data.shuffle_shards
     micro = max(1, min(recipe.batch.micro_size if on_gpu else _BATCH, len(reader) // world.size))
-    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed)
-    source, own = pipeline.train_source(recipe, reader), range(world.rank, world.rank + 1)
-    options = {"workers": workers, "timeout": 60, "pin_memory": on_gpu}
-    with reader.prefetch(train_keys(order, own, 0, 10**9)) as keys, open_batches(source, keys, **options) as batches:
+    blocks = block_shuffle(reader.shard_ids, shards) if shards and reader.shard_ids is not None else None
+    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed, blocks=blocks)
+    own = range(world.rank, world.rank + 1)
+    source, keys = pipeline.train_source(recipe, reader), train_keys(order, own, 0, 10**9)
+    with (
+        reader.prefetch(keys) as keys,
+        open_batches(source, keys, workers=workers, timeout=60, pin_memory=on_gpu) as batches,
+    ):
         started = time.monotonic()
         for _ in range(3 * max(workers, 1)):  # The workers start together, and deliver together at first.
             next(batches)
@@ -154,21 +133,18 @@ def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
     return Spread.of(rates)
 
 
-def _check_loader(recipe: Recipe, reader: Reader, world: World, cores: float, speeds: Speeds | None) -> Finding:
-    rate, problem = None, ""
+def _check_loader(
+    recipe: Recipe, reader: Reader, world: World, cores: float, wanted: float
+) -> tuple[Finding, Spread | None]:
+    """Return the finding about the loader, and the images/s of the slowest rank, None if the data is bad."""
     world.any(False)  # All ranks load at the same time.
     try:
-        rate = measure_loader(recipe, reader, world)
+        with world.agreeing():
+            rate = measure_loader(recipe, reader, world)
     except DataError as error:
-        problem = str(error)
-    seen = world.gather((rate, problem))
-    if problems := [text for _, text in seen if text]:
-        return judge("devices", "loader alone", problems[0], "repair the data first", verdict="failure")
-    slowest = min(rate for rate, _ in seen if rate)
-    if speeds:
-        speeds.loader = slowest.times(world.size)
-    wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
-    return judge_loader(slowest, wanted, recipe.data.workers, cores)
+        return judge("devices", "loader alone", str(error), "repair the data first", verdict="failure"), None
+    slowest = min(world.gather(rate))
+    return judge_loader(slowest, wanted, recipe.data.workers, cores), slowest
 
 
 def judge_loader(rate: Spread, wanted: float, workers: int, cores: float) -> Finding:

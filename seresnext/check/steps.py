@@ -149,16 +149,16 @@ def _reset_peak(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with suppress(
-        AttributeError
-    ):  # Only glibc has the function. Memory that malloc keeps would hide what a step needs.
+    # Memory that malloc keeps would hide what a step needs.
+    with suppress(AttributeError):  # Only glibc has the function.
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # Some containers forbid this. The peak then counts from the start of the process.
         Path("/proc/self/clear_refs").write_text("5")  # proc(5)
 
 
 def _peak(device: torch.device) -> int:
-    return peak_memory(device) if device.type == "cuda" else 1024 * _number(Path("/proc/self/status"), "VmHWM:")
+    since_reset = 0 if device.type == "cuda" else 1024 * _number(Path("/proc/self/status"), "VmHWM:")
+    return since_reset or peak_memory(device)  # Some containers do not show the peak in /proc.
 
 
 def _number(file: Path, name: str) -> int:

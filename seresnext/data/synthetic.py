@@ -1,9 +1,12 @@
-"""Synthetic images for benchmarks: no files, no decoding, and the same pixels in each run."""
+"""Synthetic images for benchmarks and checks: no files, and the same pixels in each run."""
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
+from PIL import Image
 
 from seresnext.data.batches import Batch, collate
 from seresnext.data.order import BatchKey
@@ -29,6 +32,28 @@ class SyntheticReader(Reader):
 
     def name(self, index: int) -> str:
         return f"synthetic/{index}"
+
+
+class Photographs(SyntheticReader):
+    """Synthetic photographs from memory. A few files stand for all images."""
+
+    def __init__(self, num_images: int, num_classes: int) -> None:
+        super().__init__(num_images, num_classes)
+        self._files = [synthetic_photograph(number) for number in range(16)]
+
+    def read(self, index: int) -> bytes:
+        """Return a JPEG."""
+        return self._files[index % len(self._files)]
+
+
+def synthetic_photograph(number: int) -> bytes:
+    """Return a JPEG with the usual size and detail of an image of ImageNet: 500 x 375 pixels and 110 KB."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
+    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 12, (375, 500, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 class SyntheticImages:

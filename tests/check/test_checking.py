@@ -11,6 +11,9 @@ import pytest
 
 from seresnext import cli
 from seresnext.check import checking, devices, disk
+from seresnext.check import data as data_checks
+from seresnext.check.findings import SECTIONS
+from seresnext.errors import DataError
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.estimate import Spread
 
@@ -48,7 +51,7 @@ def verdicts(found: dict) -> dict[str, str]:
 def test_a_good_run(run, images):
     code, found, output = run("--data", images, "--price", "7.2", "--set", "optimizer.lr=0.003")
     assert (code, found["exit_code"], found["failure"], found["warning"]) == (0, 0, 0, 1)
-    assert [line for line in output.splitlines() if not line.startswith(" ")][:-1] == list(checking.SECTIONS)
+    assert [line for line in output.splitlines() if not line.startswith(" ")][:-1] == list(SECTIONS)
     assert output.splitlines()[-1].startswith(f"0 failure, 1 warning, {found['ok']} ok, in ")
     assert found["findings"][-1]["values"]["price"] == pytest.approx(0.07)  # 30 steps of 1 s, 10 validations.
     assert verdicts(found)["recipe: BatchNorm"] == "warning"  # Micro-batches of 4 images.
@@ -60,6 +63,22 @@ def test_warnings_fail_if_the_user_wants_it(run, images):
     code, found, output = run("--data", images, "--set", "optimizer.lr=0.003", "--strict")
     assert (code, found["exit_code"]) == (2, 2)
     assert "the check found 1 problem (recipe: BatchNorm)" in output
+
+
+def test_all_images_are_decoded_if_the_user_wants_it(run, images, monkeypatch):
+    monkeypatch.setitem(data_checks._SAMPLE, "training", 5)
+    rows = [{each["name"]: each for each in run("--data", images, *words)[1]["findings"]} for words in ([], ["--full"])]
+    assert [row["training images"]["values"]["seen"] for row in rows] == [5, 24]
+
+
+def test_ranks_that_see_other_images_are_a_failure(run, images, monkeypatch):
+    def differ(*_):
+        raise DataError("rank 1 on two see other images; give all machines the same data")
+
+    monkeypatch.setattr(checking.pipeline, "check_same_data", differ)
+    code, found, _ = run("--data", images)
+    assert (code, verdicts(found)["data: start"]) == (3, "failure")
+    assert "training images" not in str(found["findings"])  # No reader is left.
 
 
 def test_without_data_the_rest_is_checked(run):

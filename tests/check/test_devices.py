@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from seresnext.check import devices
-from seresnext.check.devices import Photographs, check_devices, judge_loader, judge_memory, judge_step
+from seresnext.check.devices import check_devices, judge_loader, judge_memory, judge_step
 from seresnext.check.steps import MemoryUse, Use
+from seresnext.data.synthetic import Photographs
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.load import load_recipe
@@ -99,6 +100,18 @@ def test_the_findings_of_this_machine(small):
     assert speeds
     assert speeds.loader
     assert speeds.checkpoint_bytes > 4 * 20_000
+
+
+def test_a_part_of_a_step_stands_for_the_whole(small, monkeypatch):
+    """A micro-batch has 4 of the 8 images of a step and takes 2 s."""
+    monkeypatch.setattr(devices, "_STEP_SECONDS", 18.0)
+    monkeypatch.setattr(devices.Steps, "use", lambda steps, micro: Use(micro, float(micro), 1))
+    monkeypatch.setattr(devices.Steps, "repeat", lambda *_: Spread(2.0, 1.0, 3.0))
+    findings, speeds = check_devices(small(), Photographs(100, 3), World())
+    assert "4 images of 8" in findings[2].measured
+    assert speeds
+    assert speeds.step == (4.0, 2.0, 6.0)
+    assert findings[3].values["wanted"] == 2
 
 
 def test_a_step_that_does_not_fit_and_a_loader_that_fails(small, monkeypatch):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import time
 
+import numpy as np
 import pytest
 from encoded_images import encoded, noise
-from PIL import Image
 
 from seresnext.check import devices
-from seresnext.check.devices import Photographs, measure_loader
+from seresnext.check.devices import measure_loader
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
@@ -21,9 +20,10 @@ class Timed(SyntheticReader):
 
     def __init__(self, pause, image=None):
         super().__init__(40, 2)
-        self._pause, self._image = pause, image or encoded(noise(40, 40))
+        self._pause, self._image, self.seen = pause, image or encoded(noise(40, 40)), []
 
     def read(self, index):
+        self.seen.append(index)
         time.sleep(self._pause)
         return self._image
 
@@ -40,16 +40,16 @@ def test_workers_load_at_the_same_time(small, monkeypatch):
     assert 22 < rate.median < 70  # One process reaches 20 at most.
 
 
-def test_images_that_cannot_be_used_end_the_measurement(small):
+def test_images_of_shards_come_in_the_order_of_a_run(small):
+    """A random order would download all shards of a server for the first batches."""
+    reader = Timed(0.0)
+    reader.shard_ids = np.arange(40) // 10
+    measure_loader(small("data.format=shards", "data.shuffle_shards=1"), reader, World())
+    assert [len(set(reader.shard_ids[reader.seen[n : n + 10]])) for n in (0, 10, 20, 30)] == [1] * 4
+
+
+@pytest.mark.parametrize("settings", [(), ("data.format=synthetic", "data.synthetic_images=50")])
+def test_images_that_cannot_be_used_end_the_measurement(small, settings):
+    """A recipe with synthetic images decodes the reader's images, too."""
     with pytest.raises(DataError, match="no image of the class"):
-        measure_loader(small(), Timed(0, b"no image"), World())
-
-
-def test_photographs_have_the_sizes_of_imagenet(small):
-    reader = Photographs(1_281_167, 1000)
-    sizes = [len(reader.read(index)) for index in range(16)]
-    assert 90_000 < sum(sizes) / 16 < 130_000
-    assert {Image.open(io.BytesIO(reader.read(index))).size for index in range(16)} == {(500, 375)}
-    assert len({reader.read(index) for index in range(16)}) == 16
-    assert (len(reader), len(reader.classes), int(reader.labels.max())) == (1_281_167, 1000, 999)
-    assert measure_loader(small("data.format=synthetic", "data.synthetic_images=50"), reader, World()).low > 0
+        measure_loader(small(*settings), Timed(0, b"no image"), World())

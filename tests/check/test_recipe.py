@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,10 @@ CASES = {
         ["batch.global_size=16384", "schedule.warmup=5ep"], "global_size=8192",
     ),
     "decay after the end": ("schedule", ["schedule.every=30ep"], ["schedule.every=100ep"], "schedule.every"),
-    "decay too weak": ("schedule", ["schedule.factor=0.3"], ["schedule.factor=0.5"], "schedule.name=cosine"),
+    "decay too weak": ("schedule", ["schedule.factor=0.3"], ["schedule.factor=0.5"], "name: cosine"),
+    "unreached": (
+        "schedule", ["checkpoint.keep_every=90ep"], ["checkpoint.keep_every=101ep"], "shorten these settings",
+    ),
     "long warm-up": ("schedule", ["schedule.warmup=20ep"], ["schedule.warmup=21ep"], "schedule.warmup"),
     "decay of SGD": ("weight decay", ["optimizer.weight_decay=1e-3"], ["optimizer.weight_decay=2e-3"], "1e-4"),
     "decay of AdamW": ("weight decay", ADAMW, [*ADAMW, "optimizer.weight_decay=1e-4"], "0.05"),
@@ -72,6 +76,8 @@ def test_a_rule_accepts_a_good_and_reports_a_bad_recipe(case):
     assert found.verdict == "warning"
     assert words in found.fix
     assert found.source
+    if setting := re.search(r"set '?([\w.]+=(?:{.*?}|[\w.-]+))", found.fix):
+        assert findings("seresnext50", *bad, setting[1])[name].verdict == "ok"
 
 
 def test_the_share_of_old_weights_is_that_of_a_real_average():

@@ -130,3 +130,8 @@ def test_the_memory_of_a_container_limits_that_of_the_host(tmp_path):
 def test_progressive_images_count_with_their_largest_size():
     assert training_data(load_recipe("seresnext50_strong").recipe).data.image_size == 192
     assert training_data(load_recipe("seresnext50").recipe).data.image_size == 224
+
+
+def test_a_container_that_hides_the_peak_has_the_peak_of_the_process(monkeypatch):
+    monkeypatch.setattr(steps_module, "_number", lambda *_: 0)
+    assert steps_module._peak(CPU) > 1 << 20

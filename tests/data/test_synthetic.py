@@ -1,10 +1,13 @@
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import Order
-from seresnext.data.synthetic import SyntheticImages, SyntheticReader
+from seresnext.data.synthetic import Photographs, SyntheticImages, SyntheticReader
 from seresnext.errors import DataError
 
 
@@ -51,3 +54,12 @@ def test_the_synthetic_reader_has_the_fields_of_a_reader():
         reader.read(3)
     with pytest.raises(DataError, match="5 images"):
         Order(len(reader), 8, 8, seed=0)
+
+
+def test_photographs_have_the_sizes_of_imagenet():
+    reader = Photographs(1_281_167, 1000)
+    sizes = [len(reader.read(index)) for index in range(16)]
+    assert 90_000 < sum(sizes) / 16 < 130_000
+    assert {Image.open(io.BytesIO(reader.read(index))).size for index in range(16)} == {(500, 375)}
+    assert len({reader.read(index) for index in range(16)}) == 16
+    assert (len(reader), len(reader.classes), int(reader.labels.max())) == (1_281_167, 1000, 999)
