@@ -16,7 +16,6 @@ import os
 import re
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -115,13 +114,11 @@ def _limit_connections(seconds: int) -> NoReturn:
     after 15 minutes (tcp_retries2 in tcp(7)). torch gives no access to the connections.
     """
     while True:
-        for number in list(Path("/proc/self/fd").iterdir()):
+        for path in list(Path("/proc/self/fd").iterdir()):
             with suppress(OSError):  # The file may be closed by now.
-                own = os.dup(int(number.name))
-                if not stat.S_ISSOCK(os.fstat(own).st_mode):
-                    os.close(own)
+                if not path.is_socket():
                     continue
-                with socket.socket(fileno=own) as connection:
+                with socket.socket(fileno=os.dup(int(path.name))) as connection:
                     if connection.family in (socket.AF_INET, socket.AF_INET6):
                         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                         for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):

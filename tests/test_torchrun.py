@@ -109,6 +109,7 @@ def test_a_python_without_torch(capsys, monkeypatch):
 def test_several_machines_can_join_later_and_be_lost(ends, monkeypatch, words, seconds):
     variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
     assert ends(words=[*words, "train.py"]) == 0
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == "ERROR"  # torch's warnings at a lost connection have 20 lines.
     assert (ends.limits, os.environ.get(variable)) == (([seconds], "1") if seconds else ([], None))
     barrier = {"exit_barrier_timeout": 15.0}
     assert getattr(api.LocalElasticAgent, "keywords", None) == (barrier if seconds else None)

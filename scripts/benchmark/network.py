@@ -17,8 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from benchmark.bench_worker import Options
-from benchmark.step import Answers, Workers
+from benchmark.step import Answers, Workers, add_training_arguments, training_options
 from benchmark.turns import take_turns
 from benchmark.two_hosts import Host, measure_megabits, two_hosts
 
@@ -35,26 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="a limit of the bandwidth, 10^6 bits a second; 0 is no limit (default: 100, 1000 and 0)",
     )
-    parser.add_argument("--model", default="seresnext50", metavar="NAME", help="default: seresnext50")
-    parser.add_argument("--size", type=int, default=64, metavar="N", help="side of an image (default: 64)")
-    parser.add_argument("--micro", type=int, default=16, metavar="N", help="images of a step and host (default: 16)")
-    parser.add_argument("--steps", type=int, default=1, metavar="N", help="of a round (default: 1)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="that count, of a limit (default: 3)")
+    add_training_arguments(parser, size=64, steps=1, rounds=3)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return the seconds of a step and the shares, by limit and kind."""
     limits = arguments.megabits or [100.0, 1000.0, 0.0]
-    if min(arguments.steps, arguments.rounds, arguments.micro) < 1 or min(limits) < 0:
-        raise UsageError("--steps, --rounds and --micro are at least 1, and --megabits is not negative")
-    options = Options(
-        kind="ours",
-        model=arguments.model,
-        size=arguments.size,
-        micro=arguments.micro,
-        steps=arguments.steps,
-        threads=1,
-    )
+    if min(limits) < 0:
+        raise UsageError("--megabits is negative; give 0 for no limit")
+    options = training_options(arguments, threads=1)
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in create_model(arguments.model).parameters())
     figures = {name: getattr(arguments, name) for name in ("model", "size", "micro")}

@@ -42,11 +42,7 @@ Answers = list[dict[str, float]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench.py step`."""
-    parser.add_argument("--model", default="seresnext50", metavar="NAME", help="default: seresnext50")
-    parser.add_argument("--size", type=int, default=224, metavar="N", help="side of an image (default: 224)")
-    parser.add_argument("--micro", type=int, default=16, metavar="N", help="images of a step and rank (default: 16)")
-    parser.add_argument("--steps", type=int, default=2, metavar="N", help="of a round (default: 2)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="that count (default: 5)")
+    add_training_arguments(parser, size=224, steps=2, rounds=5)
     parser.add_argument(
         "--threads", type=int, metavar="N", help="of a process (default: the cores, shared by the ranks)"
     )
@@ -59,21 +55,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", action="append", default=[], choices=["timm"])
 
 
+def add_training_arguments(parser: argparse.ArgumentParser, size: int, steps: int, rounds: int) -> None:
+    """Add the options of the training that is measured, with these defaults."""
+    parser.add_argument("--model", default="seresnext50", metavar="NAME", help="default: seresnext50")
+    parser.add_argument("--size", type=int, default=size, metavar="N", help=f"side of an image (default: {size})")
+    parser.add_argument("--micro", type=int, default=16, metavar="N", help="images of a step and rank (default: 16)")
+    parser.add_argument("--steps", type=int, default=steps, metavar="N", help=f"of a round (default: {steps})")
+    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"that count (default: {rounds})")
+
+
+def training_options(arguments: argparse.Namespace, threads: int, **more: Any) -> Options:
+    """Return our training by the options of the command line. Raises UsageError for numbers below 1."""
+    if min(arguments.steps, arguments.rounds, arguments.micro) < 1:
+        raise UsageError("--steps, --rounds and --micro are at least 1")
+    names = ("model", "size", "micro", "steps")
+    return Options(kind="ours", threads=threads, **{name: getattr(arguments, name) for name in names}, **more)
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return the images per second of ours and of the peer, the ratio, and the breakdown."""
-    if min(arguments.steps, arguments.rounds, arguments.ranks, arguments.micro) < 1:
-        raise UsageError("--steps, --rounds, --ranks and --micro are at least 1")
+    if arguments.ranks < 1:
+        raise UsageError("--ranks is at least 1")
     if arguments.ranks > 1 and arguments.peer:
         raise UsageError("--peer is for one process; remove --peer or --ranks")
     on_gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options = Options(
-        kind="ours",
-        model=arguments.model,
-        size=arguments.size,
-        micro=arguments.micro,
-        steps=arguments.steps,
-        threads=arguments.threads or max(1, cores // arguments.ranks),
+    options = training_options(
+        arguments,
+        arguments.threads or max(1, cores // arguments.ranks),
         precision=arguments.precision or "fp32",
         compile=SWITCH[arguments.compile],
         channels_last=SWITCH[arguments.channels_last],

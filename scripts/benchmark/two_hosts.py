@@ -95,7 +95,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         raise UsageError(f"there is no program {missing[0]}; install iproute2 and util-linux")
     for namespace in _left():
         _remove(namespace)
-    owner = f"{_PREFIX}-{os.getpid()}-{_started(os.getpid())}-{uuid.uuid4().hex[:4]}"
+    owner = f"{_PREFIX}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
     hosts = [Host(f"{owner}-{name}", name, f"10.77.0.{number}") for number, name in enumerate(_NAMES, 1)]
     known = "127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in hosts)
     with ExitStack() as stack:
@@ -125,21 +125,9 @@ def measure_megabits(sender: Host, receiver: Host) -> float:
 
 def _left() -> list[str]:
     """Return the namespaces of programs that have ended."""
-    found = []
-    for line in _run("ip", "netns", "list").splitlines():
-        name = line.split()[0]
-        if name.startswith(f"{_PREFIX}-"):
-            pid, started = map(int, name.removeprefix(f"{_PREFIX}-").split("-")[:2])
-            if started != _started(pid):
-                found.append(name)
-    return found
-
-
-def _started(pid: int) -> int:
-    """Return when a process started, in ticks since the start of the machine; -1 without such a process."""
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
-    return -1
+    names = [line.split()[0] for line in _run("ip", "netns", "list").splitlines()]
+    pids = {name: name.removeprefix(f"{_PREFIX}-").partition("-")[0] for name in names if name.startswith(_PREFIX)}
+    return [name for name, pid in pids.items() if not Path("/proc", pid).exists()]
 
 
 def _remove(namespace: str) -> None:

@@ -100,7 +100,7 @@ def _join(rank: int, size: int, device: torch.device, prints: bool) -> Heartbeat
         raise UsageError(
             f"rank {rank} cannot meet the other {size - 1} at {where[0]}:{where[1]}: {reason}; on one machine, use "
             "torchrun --standalone, which finds a free port; on several machines, give the name and an open port of "
-            "the first machine, and set GLOO_SOCKET_IFNAME to the network device if a machine's name leads to 127.0.1.1"
+            "the first machine, and set GLOO_SOCKET_IFNAME to the network device if a host name resolves to 127.0.1.1"
         ) from error
     own = dist.PrefixStore(f"heartbeat/{start}", store)
     return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds(), prints)

@@ -269,7 +269,7 @@ def _read(
 def read_yaml(text: str, origin_of: Callable[[int], str]) -> tuple[Node | None, list[str]]:
     """Read one document. `origin_of` names a line, such as `my.yaml:3`.
 
-    Returns the root (None for an empty text) and the problems. Raises `Unreadable` with the place for another text.
+    Returns the root (None for an empty text) and the problems. Raises `Unreadable`, with the place, for no YAML.
     """
     return _read(text, origin_of, "", yaml.SafeLoader)
 

@@ -17,9 +17,15 @@ from seresnext.durations import Duration
 from seresnext.recipe.reader import has_control
 
 ModelName = Literal[
-    "seresnext26", "seresnext50", "seresnext101", "legacy_seresnext26_32x4d", "legacy_seresnext50_32x4d",
-    "legacy_seresnext101_32x4d", "seresnext50_32x4d", "seresnext101_32x4d",
-]  # fmt: skip
+    "seresnext26",
+    "seresnext50",
+    "seresnext101",
+    "legacy_seresnext26_32x4d",
+    "legacy_seresnext50_32x4d",
+    "legacy_seresnext101_32x4d",
+    "seresnext50_32x4d",
+    "seresnext101_32x4d",
+]
 DataFormat = Literal["folder", "imagenet", "shards", "synthetic"]
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "linear"]
@@ -233,7 +239,7 @@ class AugmentSection(Section):
     policy: PolicySection | None = _key(None, "RandAugment or TrivialAugment. null: off.")
     color_jitter: ColorJitterSection | None = _key(None, "Random changes of colour, after the policy. null: off.")
     erasing: ErasingSection | None = _key(None, "Random erasing. null: off.")
-    repeats: int = _key(1, "Repeated augmentation: copies of each image in a batch of fewer images.", ge=1, le=10**7)
+    repeats: int = _key(1, "Copies of an image in a batch (repeated augmentation).", ge=1, le=10**7)
 
 
 class MixSection(Section):
@@ -341,7 +347,7 @@ class RuntimeSection(Section):
 
     seed: int = _key(0, "Seed of all randomness.", ge=0, lt=2**63)
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = _key(
-        "auto", "auto: bf16 or fp16 on CUDA, fp32 on CPU."
+        "auto", "auto: bf16 on CUDA 8.0 and newer, fp16 on older GPUs, fp32 on CPU."
     )
     compile: AutoBool = _key("auto", "torch.compile. auto: true on CUDA.")
     grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")

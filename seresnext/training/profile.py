@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from seresnext.metrics.speed import SpeedMeter
 
@@ -60,16 +61,11 @@ class StepProfiler:
             self._report("warning: --profile traced nothing, because the run ended before the first of the steps")
 
     def _start(self, step: int) -> None:
-        first, last = self._steps.start - step, self._steps.stop - 1 - step
-
-        def action(number: int) -> ProfilerAction:
-            if not first <= number <= last:
-                return ProfilerAction.WARMUP if number < first else ProfilerAction.NONE
-            return ProfilerAction.RECORD_AND_SAVE if number == last else ProfilerAction.RECORD
-
+        with warnings.catch_warnings(action="ignore"):  # of a run that starts with the first traced step
+            plan = schedule(wait=0, warmup=self._steps.start - step, active=len(self._steps), repeat=1)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto prints two lines, and an error without a GPU.
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-        self._profiler = profile(activities=activities, schedule=action, on_trace_ready=self._write)
+        self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
         self._profiler.start()
 
     def _write(self, trace: profile) -> None:

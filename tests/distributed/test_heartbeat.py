@@ -210,12 +210,16 @@ def test_a_store_that_never_answers_ends_the_process(ended, capsys, prints):
     assert ("no longer answers" in capsys.readouterr().err) == prints
 
 
-@pytest.mark.parametrize(("seconds", "watches"), [(0.3, True), (5.0, False)], ids=["slow", "on the same machine"])
-def test_another_store_ends_nothing(ended, seconds, watches):
+@pytest.mark.parametrize(
+    ("seconds", "watches", "answers"),
+    [(0.3, True, True), (5.0, False, True), (5.0, True, False)],
+    ids=["slow", "on the same machine", "before all ranks have started"],
+)
+def test_another_store_ends_nothing(ended, seconds, watches, answers):
     """Control."""
     store = Slow(seconds)
-    heart = Heartbeat(store, 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
-    heart.watches_store = watches
+    heart = Heartbeat(store, 0, 2, 0.8)  # pyright: ignore[reportArgumentType]
+    heart.watches_store, store.is_slow = watches, not answers
     heart.start()
     store.is_slow = True
     with pytest.raises(TimeoutError):

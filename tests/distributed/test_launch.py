@@ -185,15 +185,17 @@ def test_a_dead_launcher_stops_a_run_on_one_machine_and_kills_a_process_of_sever
     gpus, environment, monkeypatch, local_size, number
 ):
     gpus(0)
-    asked = []
+    asked, joined = [], []
     monkeypatch.setattr(launch, "die_with_parent", asked.append)
     still = Still()
-    monkeypatch.setattr(launch, "_join", lambda *settings: still)
+    monkeypatch.setattr(launch, "_join", lambda *settings: joined.append(settings) or still)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    environment(0, 4, 0, local_size)
+    environment(2, 4, 2 % local_size, local_size)
     with open_world():
         assert asked == [number]
-    assert still.watches_store == (number == signal.SIGKILL)  # The store can be on another machine.
+    several = number == signal.SIGKILL
+    assert still.watches_store == several  # The store can be on another machine.
+    assert joined == [(2, 4, torch.device("cpu"), several)]  # The first rank of each machine prints a lost store.
 
 
 def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):

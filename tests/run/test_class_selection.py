@@ -56,6 +56,7 @@ def test_a_map_by_name_and_by_number() -> None:
         (["a", "b"], 3, None, None, "2 class folders, and the model has 3"),
         (["n01440764", "x"], 1000, None, None, "2 class folders"),
         (["1000", "2"], 1000, None, None, "the class 1000, which"),
+        (["02", "2"], 1000, None, None, "2 class folders, and the model has 1000"),
         (["a", "b"], 2, ["a", "b"], {"a": "a"}, "no line for b"),
         (["a", "b"], 2, ["a", "b"], {"a": "a", "b": "z"}, "the class z, which"),
         (["a", "b"], 2, None, {"a": "0", "b": "2"}, "the class 2, which"),

@@ -204,7 +204,7 @@ def _list_val(read: ReadAt, size: int, path: Path, truth: list[str]) -> ImagesBy
     for number, (image, wordnet_id) in enumerate(zip(images, truth, strict=True), 1):
         name = f"ILSVRC2012_val_{number:08}.JPEG"
         if image.name != name:
-            raise DataError(f"{path}: {image.name!a} stands for {name}, and labels follow these numbers; get another")
+            raise DataError(f"{path}: {image.name!a} is not {name}, and labels follow these numbers; download again")
         by_class[wordnet_id].append(image)
     return {wordnet_id: _Images.pack(found) for wordnet_id, found in by_class.items()}
 
