@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launcher import PYTHON
 from PIL import Image
 
 from seresnext import cli
@@ -34,9 +33,8 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_curves_become_a_picture(run_folder, run_command):
-    result = run_command([PYTHON, "-m", "seresnext", "plot", run_folder])
-    assert result.returncode == 0, result.output
+def test_curves_become_a_picture(run_folder):
+    assert cli.main(["plot", str(run_folder)], StopRequest()) == 0
     with Image.open(run_folder / "curves.png") as image:
         assert image.width > 800
         pixels = np.asarray(image.convert("RGB"))
