@@ -297,6 +297,7 @@ def test_train_events():
     assert [event["lr"] for event in events] == [0.5, 0.125, 0.0625]  # of the last step, not of the next
     assert [event["grad_norm"] for event in events] == [0.1, 0.3, 0.4]
     assert [event["data_wait"] for event in events] == [0.125] * 3
+    assert [event["total_steps"] for event in events] == [5] * 3
     assert all(event["images_per_second"] > 0 and event["seconds_per_step"] > 0 for event in events)
     # Of 6 images a step, 0 and 1 are correct, then 2 and 3, then 4.
     assert [event["top1"] for event in events] == [100 * 1 / 12, 100 * 5 / 12, 100 * 4 / 6]
@@ -342,6 +343,7 @@ def test_a_stopped_and_resumed_run_logs_and_saves_the_same(stops_at, bad):
     assert first.saver.saved[-1] == asdict(first.progress)
     second = first.resumed(**settings)
     assert second.fit() is True
+    assert (first.what("draw"), second.what("draw")) == ("draw0", "")
     assert second.starts == [stopped_at]
 
     def logged(*runs):
