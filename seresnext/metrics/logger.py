@@ -39,7 +39,7 @@ class RunLogger:
     The console is not a sink: the console also shows bars, the remaining time and texts that replace an event.
 
     folder: the run folder; without a folder (a dry run) the logger only prints.
-    recipe: the recipe, which names the sinks. With 5 classes or fewer the console omits top-5 accuracy, which is then always 100 %.
+    recipe: names the sinks. With 5 classes or fewer the console omits top-5 accuracy, which is then always 100 %.
     classes: the names of the classes, for the picture of the first batch.
     """
 
