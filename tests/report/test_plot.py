@@ -141,6 +141,16 @@ def test_runs_are_overlaid_and_a_run_without_lines_is_left_out(tmp_path, monkeyp
     assert cli.main(["plot", "empty"], StopRequest()) == 2
 
 
+@pytest.mark.parametrize("place", ["folder", "file/curves.png"])
+def test_a_picture_that_cannot_be_written_is_refused(run_folder, capsys, place):
+    (run_folder / "folder").mkdir()
+    (run_folder / "file").touch()
+    before = sorted(run_folder.parent.rglob("*"))
+    assert cli.main(["plot", str(run_folder), "--output", str(run_folder / place)], StopRequest()) == 2
+    assert f"{place} cannot be written" in capsys.readouterr().err
+    assert sorted(run_folder.parent.rglob("*")) == before
+
+
 def test_label_smoothing_is_read_from_the_recipe(tmp_path):
     recipe = load_recipe("cifar10", ["loss.label_smoothing=0.15"])
     (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(recipe.recipe)))
