@@ -197,7 +197,7 @@ def _start_in(folder: Path, files: Files) -> None:
         run_folder.is_restart(["x a:1:2"])
         run_folder.accept()
         update_status(folder, step=STEP)
-        logger = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world)
+        logger = RunLogger(folder, Console(enabled=True, log=folder / "log.txt"), world, load_recipe("digits").recipe)
         logger.open(STEP, STEP)
         logger.write({"event": "train", "step": 9, "epoch": 2.25, "loss": 1.0})
         logger.close()

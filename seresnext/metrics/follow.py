@@ -1,8 +1,9 @@
 """The process of a tracker: sends the files of a run folder to a service, until the run ends.
 
-The training process starts this one (tracker.py), and writes to its standard input at the end of the run. The events
-come from `metrics.jsonl`. `trackers/<name>.json` has the id of the service's run, and the number of bytes that were
-sent: a resumed run continues the same run of the service, and sends the lines that an earlier start could not send.
+The training process starts this one (tracker.py). At the end of the run, standard input gets a byte or is closed. The
+events come from `metrics.jsonl`. `trackers/<name>.json` has the id of the service's run, and the number of bytes that
+were sent: a resumed run continues the same run of the service, and sends the lines that an earlier start could not
+send.
 """
 
 from __future__ import annotations
@@ -29,23 +30,25 @@ from seresnext.recipe import load_recipe, to_values
 
 SERVICES = {"wandb": WeightsAndBiases, "mlflow": Mlflow}
 _POLL, _RETRY = 1.0, 60.0  # seconds until the next look at the file, and until the next try after an error
-_LAST = 60  # seconds for the end, after which the system ends this process
+_LAST = 60  # seconds to live after the training process has died
 
 
 class Follower:
-    """The state between a run folder and a service. All methods raise the errors of the service."""
+    """The state between a run folder and a service. All methods raise the errors of the service.
 
-    def __init__(self, name: str, folder: Path, announce: Callable[[str], None]) -> None:
+    size: bytes of `metrics.jsonl` at the start of the run. A resumed run has removed the lines that follow, and writes
+    these lines again.
+    """
+
+    def __init__(self, name: str, folder: Path, size: int, announce: Callable[[str], None]) -> None:
         self._name, self._folder, self._announce = name, folder, announce
         self._state = folder / "trackers" / f"{name}.json"
         found = read_small_json(self._state)
         found = found if isinstance(found, dict) else {}
         known, sent = found.get("id"), found.get("sent")
         self._id = known if isinstance(known, str) else None
-        # A resumed run has removed the lines that it writes again, and a new run may have no line yet.
-        self._metrics = folder / "metrics.jsonl"
-        size = self._metrics.stat().st_size if self._metrics.exists() else 0
         self._sent = min(sent, size) if type(sent) is int and sent >= 0 else 0
+        self._metrics = folder / "metrics.jsonl"
         self._service: WeightsAndBiases | Mlflow | None = None
 
     def open(self) -> WeightsAndBiases | Mlflow:
@@ -109,8 +112,7 @@ def follow(follower: Follower, report: Callable[[Exception], None], is_over: Cal
 
 def main() -> None:
     """Follow the run folder of the command line, or send the further path of the command line as an artifact."""
-    name, folder, *path = sys.argv[1:]
-    parent = os.getppid()
+    name, folder, size, *path = sys.argv[1:]
     ignore_signals()  # They are for the training, whose end ends this process.
     signal.signal(signal.SIGRTMIN, lambda number, frame: signal.alarm(_LAST))
     die_with_parent(signal.SIGRTMIN)
@@ -126,23 +128,23 @@ def main() -> None:
             print(f"warning: {name} failed ({text}); unsent lines are sent later", file=reports)
         reported.append(error)
 
-    def is_over(pause: float) -> bool:
-        if not select.select([0], [], [], pause)[0] and os.getppid() == parent:
-            return False
-        signal.alarm(_LAST)
-        return True
-
+    is_alone = True
+    try:  # The process of an earlier start may still send its last lines.
+        fcntl.flock(2, fcntl.LOCK_EX | (fcntl.LOCK_NB if path else 0))
+    except OSError:  # The run is running, and its process sends the lines. Or the file system has no locks.
+        is_alone = False
     try:
-        follower = Follower(name, Path(folder), lambda text: print(f"{name}: {text}", file=reports))
-        if path:
-            with suppress(OSError):  # While the run is running, another process has the lock, and sends the lines.
-                fcntl.flock(2, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                follower.catch_up()
-            follower.open().artifact(Path(path[0]))
-            follower.finish()
+        follower = Follower(name, Path(folder), int(size), lambda text: print(f"{name}: {text}", file=reports))
+        if not path:
+            follow(follower, report, lambda pause: bool(select.select([0], [], [], pause)[0]))
             return
-        with suppress(OSError):  # A file system without locks.
-            fcntl.flock(2, fcntl.LOCK_EX)  # The process of an earlier start may still send its last lines.
-        follow(follower, report, is_over)
+        if is_alone:
+            follower.catch_up()
+        follower.open().artifact(Path(path[0]))
+        follower.finish()
     except Exception as error:
         report(error)
+
+
+if __name__ == "__main__":
+    main()

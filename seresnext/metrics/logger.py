@@ -14,7 +14,6 @@ from torch import Tensor
 
 from seresnext.distributed import World
 from seresnext.metrics.console import Bar, Console
-from seresnext.metrics.devices import device_usage
 from seresnext.metrics.jsonlines import JsonLines
 from seresnext.metrics.pictures import draw_batch
 from seresnext.metrics.sink import FIRST_BATCH, RunStart, Sink
@@ -49,30 +48,25 @@ class RunLogger:
         folder: Path | None,
         console: Console,
         world: World,
-        recipe: Recipe | None = None,
+        recipe: Recipe,
         classes: Sequence[str] = (),
     ) -> None:
         self.console = console
         self._recipe, self._classes = recipe, classes
-        self._hidden = ("top5",) if recipe and recipe.model.num_classes <= 5 else ()
+        self._hidden = ("top5",) if recipe.model.num_classes <= 5 else ()
         self._bar: Bar | None = None
         self._sinks: list[Sink] = []
         self._folder = folder if world.is_first else None
-        self._world = world
-        self._is_new = True
-        self._total: int | None = None
 
     def open(self, step: int, evaluated: int, logged: int = 0) -> None:
         """Open the sinks of a run that starts after `step` completed steps. `RunStart` explains the arguments.
 
         Raises UsageError if a file of the run folder cannot be used.
         """
-        self._is_new = step == 0
         if self._folder is not None:
-            values = to_values(self._recipe) if self._recipe else {}
-            start = RunStart(self._folder, step, evaluated, logged, self.console.warn, self.console.print, values)
-            chosen = self._recipe.logging.sinks if self._recipe else ("tensorboard",)
-            self._sinks = [SINKS[name](start) for name in dict.fromkeys((*_ALWAYS, *chosen))]
+            values, console = to_values(self._recipe), self.console
+            start = RunStart(self._folder, step, evaluated, logged, console.warn, console.print, values)
+            self._sinks = [SINKS[name](start) for name in dict.fromkeys((*_ALWAYS, *self._recipe.logging.sinks))]
 
     def write(
         self,
@@ -83,10 +77,8 @@ class RunLogger:
     ) -> None:
         """Send an event to all sinks, and print the event with the remaining time, or `text` if given.
 
-        `only_log`: the text goes to the log file alone. The README lists the fields of events.
+        `only_log`: the text goes to the log file alone. docs/logging.md lists the fields of events.
         """
-        if event["event"] == "train" and self._total:
-            event = {**event, **device_usage(self._world.device), "total_steps": self._total}
         for sink in self._sinks:
             sink.write(event)
         if text is None:
@@ -103,8 +95,8 @@ class RunLogger:
             )
 
     def draw_first(self, batches: Iterator[Any], mix: Callable[..., tuple[Tensor, Tensor]] | None) -> Iterator[Any]:
-        """Draw the first batch of a new run, mixed as by the training step, for all sinks. Return the same batches."""
-        if self._folder is None or not self._recipe or not self._is_new:
+        """Draw the first batch, mixed as by the training step, for all sinks. Return the same batches."""
+        if self._folder is None:
             return batches
         first, data = next(batches), self._recipe.data
         images, labels = first.images, first.labels
@@ -121,7 +113,6 @@ class RunLogger:
     @contextmanager
     def training(self, step: int, total: int) -> Iterator[None]:
         """Show the bar of the whole run while the block runs."""
-        self._total = total
         try:
             with self.console.bar("train", total, step) as self._bar:
                 yield

@@ -45,16 +45,14 @@ class Mlflow:
         """Log numbers at a step."""
         self._mlflow.log_metrics(dict(numbers), step=step)
 
-    def picture(self, path: Path) -> None:
-        """Keep a picture as an artifact."""
-        self._mlflow.log_artifact(str(path))
-
     def artifact(self, path: Path) -> None:
         """Keep a file, or a folder with all files, under its name."""
         if path.is_dir():
             self._mlflow.log_artifacts(str(path), path.name)
         else:
             self._mlflow.log_artifact(str(path))
+
+    picture = artifact
 
     def finish(self, state: str) -> None:
         """End the run. A preempted run is shown as killed until a resume."""

@@ -16,7 +16,7 @@ FIRST_BATCH = "first_batch.png"
 
 _CHARTED = ("train", "validate", "epoch")
 _SPEED = ("images_per_second", "seconds_per_step", "data_wait", "gpu_memory_gb", "gpu_utilisation")
-_NO_CHART = frozenset({"step", "epoch", "total_steps", "num_images", "steps"})
+_NO_CHART = {"step", "epoch", "total_steps", "num_images"}
 
 
 class Sink(Protocol):
@@ -69,7 +69,7 @@ def charts(event: Event, recipe: Mapping[str, Any]) -> dict[str, float]:
     hidden = _NO_CHART | ({"top5"} if num_classes <= 5 else set()) | (set() if event.get("skipped") else {"skipped"})
     found = {}
     for key, value in event.items():
-        if key not in hidden and isinstance(value, int | float) and not isinstance(value, bool):
+        if key not in hidden and isinstance(value, int | float):
             if key not in _SPEED:
                 found[f"train/epoch_{key}" if kind == "epoch" else f"{name}/{key}"] = value
             elif kind == "train":

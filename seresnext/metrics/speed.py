@@ -55,7 +55,7 @@ class SpeedMeter:
         finally:
             self._paused += self._clock() - start
 
-    def read(self, window: str = "") -> Speed:
+    def read(self, window: str) -> Speed:
         """Return the speed since the last read of a window."""
         now, before = self._now(), self._ends.get(window, self._start)
         self._ends[window] = now

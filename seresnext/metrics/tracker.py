@@ -6,7 +6,6 @@ hangs, prints or crashes cannot disturb the training process, whose loader worke
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from seresnext.metrics.follow import SERVICES
 from seresnext.metrics.sink import Event, RunStart
 from seresnext.metrics.status import read_status
 from seresnext.process.packages import require_extra
@@ -21,12 +21,7 @@ from seresnext.process.packages import require_extra
 PATIENCE, STOPPED_PATIENCE = 60.0, 10.0
 """Seconds to send the last lines after the end of a run, and after a stop: torchrun kills a process after 30 s."""
 _ATTACH_PATIENCE = 300.0  # seconds to send a report
-_PROGRAM = """
-import json, sys
-sys.path[:] = json.loads(sys.argv.pop())
-from seresnext.metrics.follow import main
-main()
-"""
+_PROGRAM = ("-P", "-m", "seresnext.metrics.follow")
 
 
 class Tracker:
@@ -77,7 +72,7 @@ class Tracker:
 
 def attach(folder: Path, path: Path) -> None:
     """Send a file or a folder to the services of a run, and print their reports."""
-    for name in ("wandb", "mlflow"):
+    for name in SERVICES:
         if not (folder / "trackers" / f"{name}.json").is_file():
             continue
         with _start(name, folder, path) as process:
@@ -95,11 +90,13 @@ def _start(name: str, folder: Path, *path: Path) -> subprocess.Popen[bytes]:
     session of its own: Ctrl-C is for the training, and `killpg` ends the helpers of the service, too.
     """
     (folder / "trackers").mkdir(exist_ok=True)
-    words = [sys.executable, "-c", _PROGRAM, name, *(str(each.absolute()) for each in (folder, *path))]
-    pipe = subprocess.PIPE
+    metrics, pipe = folder / "metrics.jsonl", subprocess.PIPE
+    size = metrics.stat().st_size if metrics.exists() else 0  # a new run may have no line yet
+    words = [sys.executable, *_PROGRAM, name, folder.absolute(), str(size), *(each.absolute() for each in path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with (folder / "trackers" / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
-            [*words, json.dumps(sys.path)], stdin=pipe, stdout=pipe, stderr=log, bufsize=0, start_new_session=True
+            words, stdin=pipe, stdout=pipe, stderr=log, bufsize=0, start_new_session=True, env=env
         )
     assert process.stdout
     os.set_blocking(process.stdout.fileno(), False)

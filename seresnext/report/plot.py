@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seresnext.errors import DataError, RecipeError, UsageError
+from seresnext.files import NewFile
 from seresnext.printable import printable
 from seresnext.process.packages import extra
 from seresnext.progress import warn
@@ -110,7 +111,7 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
 
 
 def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None:
-    """Write a PNG of panels, each with its legend on the right."""
+    """Write a PNG of panels, each with its legend on the right. Raises the errors of NewFile."""
     with extra("demo"):
         import matplotlib as mpl
         import matplotlib.pyplot as plt
@@ -132,8 +133,8 @@ def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None
         if any(line.label for line in lines):  # outside of the axes, so that the legend covers no curve
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.suptitle(title)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+    with NewFile(output) as file:
+        figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
 
 

@@ -17,21 +17,14 @@ from seresnext.metrics.status import read_status
 from seresnext.printable import printable
 from seresnext.recipe.load import load_recipe, to_values
 
-_DEEPEST = 6  # levels of folders below the given one
 _MOST_KEYS = 8  # columns of keys in the table
-_PARTS = ("checkpoints", "tensorboard", "trackers", "wandb", "report")  # no runs are inside
 
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the run folders in a folder, also those below earlier runs. Raises DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder that holds runs, such as runs")
-    found = []
-    for place, folders, files in os.walk(folder):
-        if "status.json" in files:
-            found.append(Path(place))
-        is_deep = len(Path(place).parts) - len(folder.parts) >= _DEEPEST
-        folders[:] = [] if is_deep else sorted(name for name in folders if name not in _PARTS)
+    found = sorted(Path(place) for place, _, files in os.walk(folder) if "status.json" in files)
     if not found:
         raise DataError(f"{folder} holds no runs; give a folder below which `seresnext train` wrote runs")
     return found
@@ -44,39 +37,38 @@ def describe_run(run: Path) -> dict[str, Any]:
     """
     status = read_status(run)
     best = status.get("best") or {}
-    top1 = best.get("top1")
-    path, seconds, recipe = run / "recipe.yaml", None, None
+    top1, seconds, recipe = best.get("top1"), None, None
     with suppress(KeyError, TypeError, ValueError):
-        times = [datetime.fromisoformat(status[name]) for name in ("started", "updated")]
-        seconds = (times[1] - times[0]).total_seconds()
+        started, updated = (datetime.fromisoformat(status[name]) for name in ("started", "updated"))
+        seconds = (updated - started).total_seconds()
     with suppress(RecipeError):
-        recipe = flatten(to_values(load_recipe(path).recipe)) if path.is_file() else None
-    found = {"state": _state(status), "seconds": seconds, "recipe": recipe}
-    found |= {"top1": top1 if isinstance(top1, int | float) and math.isfinite(top1) else None}
+        recipe = flatten(to_values(load_recipe(run / "recipe.yaml").recipe))
     counts = {"step": status.get("step"), "total_steps": status.get("total_steps"), "best_step": best.get("step")}
-    found |= {name: value if type(value) is int else None for name, value in counts.items()}
     texts = {"best_weights": best.get("weights"), "updated": status.get("updated"), "reason": status.get("reason")}
-    return {"run": str(run), **found, **{name: value and str(value) for name, value in texts.items()}}
+    return {
+        "run": str(run),
+        "state": _state(status),
+        "seconds": seconds,
+        "recipe": recipe,
+        "top1": top1 if isinstance(top1, int | float) and math.isfinite(top1) else None,
+        **{name: value if type(value) is int else None for name, value in counts.items()},
+        **{name: value and str(value) for name, value in texts.items()},
+    }
 
 
 def differences(runs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return the recipe keys whose values differ between runs, with one value a run (None for a recipe without).
-
-    Keys of checkpoints and logging, which change no result, come last.
-    """
+    """Return the recipe keys whose values differ between runs, with one value a run (None for a recipe without)."""
     recipes = [run["recipe"] for run in runs if run["recipe"]]
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
-    keys = sorted(keys, key=lambda key: key.startswith(("checkpoint.", "logging.")))
     return {
         key: [(run["recipe"] or {}).get(key) for run in runs]
-        for key in keys
+        for key in dict.fromkeys(key for recipe in recipes for key in recipe)
         if len({repr(recipe.get(key)) for recipe in recipes}) > 1
     }
 
 
 def print_runs(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
     """Print the table, the best run first. A column for each key that differs follows the columns of the results."""
-    runs = sorted(runs, key=lambda run: (-(run["top1"] if run["top1"] is not None else -1.0), run["run"]))
+    runs = sorted(runs, key=lambda run: (-(run["top1"] or 0), run["run"]))
     rows = [["run", "state", "step", "top-1", "at step", "time"]]
     for run in runs:
         name = os.path.relpath(run["run"], folder.parent if run["run"] == str(folder) else folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,8 +95,9 @@ class Progress:
             return
         self.skips_in_a_row = 0
         values = {"loss": result.loss, "steps": 1, "correct": result.correct, "seen": global_size}
-        for name, value in ((f"{window}_{key}", each) for window in WINDOWS for key, each in values.items()):
-            setattr(self, name, getattr(self, name) + value)
+        for window, key in itertools.product(WINDOWS, values):
+            name = f"{window}_{key}"
+            setattr(self, name, getattr(self, name) + values[key])
 
     def take_line(self) -> dict[str, Any]:
         """Return the means and the skipped steps since the last line of metrics, and start the next line."""
@@ -108,7 +110,7 @@ class Progress:
         names = [f"{window}_{key}" for key in ("loss", "steps", "correct", "seen")]
         loss, steps, correct, seen = (getattr(self, name) for name in names)
         for name in names:
-            setattr(self, name, type(getattr(self, name))())
+            setattr(self, name, getattr(Progress, name))  # the default
         return {"loss": loss / steps if steps else None, "top1": 100 * correct / seen if seen else None}
 
 

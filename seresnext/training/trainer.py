@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
+from seresnext.metrics.devices import device_usage
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import EtaClock, SpeedMeter
 from seresnext.metrics.watch import Watch
@@ -78,7 +79,8 @@ class Trainer:
             self.logger.training(progress.step, plan.total),
             self.profiler,
         ):
-            batches = self.logger.draw_first(batches, self.step.mix)
+            if progress.step == 0:
+                batches = self.logger.draw_first(batches, self.step.mix)
             self._save_and_evaluate()  # A run that was stopped during a validation repeats this validation.
             while progress.step < plan.total and not plan.is_complete(progress) and not self._stopping:
                 with self.profiler.tracing(progress.step, self._speed):
@@ -162,6 +164,7 @@ class Trainer:
             speed = self._speed.read("train")
             rates = {"lr": self.schedule.lr_at(self._result.step), **speed._asdict()}
             fields = {**progress.take_line(), **rates, "grad_norm": self._result.grad_norm}
+            fields |= {**device_usage(self.world.device), "total_steps": plan.total}
             self._write("train", fields, self._eta.update(progress.step))
             self._watch.check_interval(progress.step, speed, self.step.image_size)
         if progress.step % plan.steps_per_epoch == 0:

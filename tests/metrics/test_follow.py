@@ -60,8 +60,10 @@ def append(folder: Path, text):
         file.write(text)
 
 
-def opened(folder):
-    return Follower("wandb", folder, lambda text: None)
+def opened(folder, size=None):
+    metrics = folder / "metrics.jsonl"
+    size = size if size is not None else metrics.stat().st_size if metrics.exists() else 0
+    return Follower("wandb", folder, size, lambda text: None)
 
 
 def logged(name="run-0"):
@@ -92,10 +94,9 @@ def test_every_whole_line_is_sent_once(folder):
 def test_a_resume_continues_the_run_and_repeats_what_the_file_repeats(folder):
     append(folder, train(1) + train(2) + train(3))
     opened(folder).catch_up()
-    (folder / "metrics.jsonl").write_text(train(1) + train(2))  # The resumed run starts after step 2.
-    follower = opened(folder)
-    append(folder, train(3) + train(4))
-    follower.catch_up()
+    kept = train(1) + train(2)  # The resumed run starts after step 2, and writes more before the process looks.
+    (folder / "metrics.jsonl").write_text(kept + train(3) + train(4))
+    opened(folder, len(kept)).catch_up()
     assert Service.runs.keys() == {"run-0"}
     assert logged() == [1, 2, 3, 3, 4]
     Service.runs["another"] = Service.runs.pop("run-0")

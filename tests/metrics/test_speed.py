@@ -19,12 +19,12 @@ def clock():
 
 def test_speed_of_each_window(clock):
     meter = SpeedMeter(clock)
-    assert meter.read() == (None, None, None)  # no step
+    assert meter.read("train") == (None, None, None)  # no step
     for seconds, data_wait in ((0.5, 0.1), (2.0, 0.0)):
         for _ in range(4):
             clock.now += seconds
             meter.add(32, data_wait)
-        assert meter.read() == (pytest.approx(32 / seconds), pytest.approx(data_wait), pytest.approx(seconds))
+        assert meter.read("train") == (pytest.approx(32 / seconds), pytest.approx(data_wait), pytest.approx(seconds))
     assert meter.read("epoch") == (pytest.approx(32 * 8 / 10), pytest.approx(0.05), pytest.approx(10 / 8))
     assert meter.read("epoch") == (None, None, None)
 
@@ -41,7 +41,7 @@ def test_pauses_do_not_count_even_after_an_error(clock):
 
     with pytest.raises(ValueError, match="validation failed"):
         validate()
-    assert meter.read().images_per_second == pytest.approx(10)
+    assert meter.read("train").images_per_second == pytest.approx(10)
 
 
 @pytest.mark.parametrize("first", [1, 900])

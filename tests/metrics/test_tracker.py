@@ -1,9 +1,12 @@
 """The process of a tracker: reports, failures, hanging services, and whole runs with both trackers."""
 
+import fcntl
 import json
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import launcher
 import pytest
@@ -17,6 +20,8 @@ from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tracker import Tracker, attach
 from seresnext.process import packages
 from seresnext.process.stop_request import StopRequest
+from seresnext.recipe.load import load_recipe, to_values
+from seresnext.recipe.show import to_yaml
 
 EVENT = {"event": "train", "step": 1, "epoch": 0.1}
 
@@ -31,7 +36,7 @@ def started(tmp_path, monkeypatch, said):
     """`started(program)`: a tracker whose process runs a program."""
 
     def started(program):
-        monkeypatch.setattr(module, "_PROGRAM", program)
+        monkeypatch.setattr(module, "_PROGRAM", ("-c", program))
         return Tracker("wandb", RunStart(tmp_path, 0, 0, 0, said.append, said.append))
 
     return started
@@ -110,13 +115,52 @@ def test_without_the_extra_a_run_is_refused_before_it_starts(monkeypatch, tmp_pa
 
 
 def test_a_report_goes_to_the_known_services(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "_PROGRAM", "import sys; print(sys.argv[1], sys.argv[3])")
+    monkeypatch.setattr(module, "_PROGRAM", ("-c", "import sys; print(sys.argv[1], sys.argv[4])"))
     attach(tmp_path, tmp_path / "report")
     assert capsys.readouterr().out == ""
     (tmp_path / "trackers").mkdir()
     (tmp_path / "trackers" / "mlflow.json").write_text("{}")
     attach(tmp_path, tmp_path / "report")
     assert capsys.readouterr().out == f"mlflow {tmp_path}/report\n"
+
+
+SERVICE = """
+import sys
+from seresnext.metrics import follow
+
+class Service:
+    id = address = "a-run"
+
+    def __init__(self, *arguments):
+        print("made", file=sys.stderr)
+
+    def __getattr__(self, name):
+        return lambda *arguments: print(name, *arguments[1:2], file=sys.stderr)
+
+follow.SERVICES["wandb"] = Service
+follow.main()
+"""
+
+
+def test_lines_that_an_earlier_process_still_sends_are_not_sent_again(started, said, tmp_path):
+    """The process waits for the earlier one, and reads the state of the lines after the wait."""
+    trackers, metrics = tmp_path / "trackers", tmp_path / "metrics.jsonl"
+    trackers.mkdir()
+    (trackers / "wandb.json").write_text('{"id": "a-run", "sent": 0}')
+    (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(load_recipe("digits").recipe)))
+    (tmp_path / "status.json").write_text('{"state": "finished"}')
+    metrics.write_text(json.dumps({**EVENT, "loss": 1.0}) + "\n")
+    with (trackers / "wandb.log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        tracker = started(SERVICE)
+        waiting = re.compile(rf"-> FLOCK +ADVISORY +WRITE {tracker._process.pid} ")
+        wait_until(lambda: waiting.search(Path("/proc/locks").read_text()))
+        (trackers / "wandb.json").write_text(json.dumps({"id": "a-run", "sent": metrics.stat().st_size}))
+    with metrics.open("a") as file:
+        file.write(json.dumps({**EVENT, "step": 2, "loss": 1.0}) + "\n")
+    tracker.close()
+    assert said == ["wandb: a-run"]
+    assert (trackers / "wandb.log").read_text().split("\n") == ["made", "artifact", "artifact", "log 2", "finish", ""]
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
@@ -136,6 +180,10 @@ def command(data, run, *settings):
 def test_a_killed_and_resumed_run_with_trackers_is_the_run_without(start_command, run_command, tmp_path, digits_folder):
     """Both trackers have every step of both starts in one run. No process is left."""
     env = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    import mlflow
+
+    client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
+    client.search_experiments()  # The first use makes the tables of the store, which takes long on a busy machine.
     plain, tracked = tmp_path / "plain", tmp_path / "tracked"
     assert run_command(command(digits_folder, plain)).returncode == 0
     tracking = command(digits_folder, tracked, "logging.sinks=[wandb, mlflow]")
@@ -151,9 +199,6 @@ def test_a_killed_and_resumed_run_with_trackers_is_the_run_without(start_command
     assert digest(tracked) == digest(plain)
     assert [json.loads(path.read_text())["id"] for path in states] == ids
     assert len(list(tracked.glob(f"wandb/*-{ids[0]}"))) == 2
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     steps = {metric.step for metric in client.get_metric_history(ids[1], "train/loss")}
     assert steps == {event["step"] for event in lines(plain) if event["event"] == "train"}
     assert client.get_run(ids[1]).info.status == "FINISHED"

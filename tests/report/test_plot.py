@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launcher import PYTHON
 from PIL import Image
 
 from seresnext import cli
@@ -34,9 +33,8 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_curves_become_a_picture(run_folder, run_command):
-    result = run_command([PYTHON, "-m", "seresnext", "plot", run_folder])
-    assert result.returncode == 0, result.output
+def test_curves_become_a_picture(run_folder):
+    assert cli.main(["plot", str(run_folder)], StopRequest()) == 0
     with Image.open(run_folder / "curves.png") as image:
         assert image.width > 800
         pixels = np.asarray(image.convert("RGB"))
@@ -141,6 +139,16 @@ def test_runs_are_overlaid_and_a_run_without_lines_is_left_out(tmp_path, monkeyp
     assert captured.out == "curves: curves.png\n"
     assert "empty: nothing has been logged yet" in captured.err
     assert cli.main(["plot", "empty"], StopRequest()) == 2
+
+
+@pytest.mark.parametrize("place", ["folder", "file/curves.png"])
+def test_a_picture_that_cannot_be_written_is_refused(run_folder, capsys, place):
+    (run_folder / "folder").mkdir()
+    (run_folder / "file").touch()
+    before = sorted(run_folder.parent.rglob("*"))
+    assert cli.main(["plot", str(run_folder), "--output", str(run_folder / place)], StopRequest()) == 2
+    assert f"{place} cannot be written" in capsys.readouterr().err
+    assert sorted(run_folder.parent.rglob("*")) == before
 
 
 def test_label_smoothing_is_read_from_the_recipe(tmp_path):
