@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` leaves no temporary folder.
     parser = argparse.ArgumentParser(description="Measure a part of the project.")
     subparsers = parser.add_subparsers(dest="part", required=True, metavar="PART")
     chosen = next((word for word in sys.argv[1:] if word in PARTS), None)

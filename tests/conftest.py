@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import getpass
 import os
 import shutil
 import signal
 import subprocess
 import tarfile
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,6 +85,17 @@ def needs(is_there: bool, reason: str) -> pytest.MarkDecorator:
 def in_ci() -> bool:
     """Return whether this machine runs continuous integration; all of these machines set the variable."""
     return os.environ.get("CI") == "true"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Replace the temporary folder of the system: killed processes leave files there. torch's cache stays."""
+    folder, cache = str(tmp_path_factory.mktemp("tmp")), f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache))
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,8 @@ Points (a number is that of completed steps):
 
     import     before torch is imported          step:N      before step N + 1
     open       before the data are opened        reduce:N    inside step N + 1: gradients are reduced, statistics not
-    warm-up    before the first pass             validate:N  inside the validation after step N
+    weights    before `model.weights` is found   validate:N  inside the validation after step N
+    warm-up    before the first pass
     end        after the last step, before       save:N      before the checkpoint of step N is written
                `finished` is written             write:N     when the file of the checkpoint is written
     exit       after everything                  saved:N     after the write, before `last` points to the checkpoint
@@ -171,7 +172,7 @@ class _Injection:
         from seresnext.checkpoint import store
         from seresnext.distributed import BatchNormStatistics
         from seresnext.models import registry
-        from seresnext.run import assemble
+        from seresnext.run import assemble, opening
         from seresnext.run.assemble import Run
         from seresnext.run.folder import RunFolder
         from seresnext.training import trainer
@@ -180,6 +181,7 @@ class _Injection:
         registry.create_model = narrow
         before = self._before
         before(assemble, "open_splits", lambda *args, **options: "open")
+        before(opening, "first_weights", lambda section: "weights")
         before(Run, "trainer", self._resume_from)
         before(TrainingStep, "warm_up", lambda *args, **options: "warm-up")
         before(TrainingStep, "__call__", self._begin_step)

@@ -13,9 +13,11 @@ from seresnext.errors import UsageError
 
 T = TypeVar("T")
 
+_END_SECONDS = 10.0
+
 
 class Worker:
-    """A process that prints `ready`, and then a line of figures for each line of input. `close` kills the process."""
+    """A process that prints `ready`, and then a line of figures for each line of input. The end of input ends it."""
 
     def __init__(self, name: str, command: Sequence[str], threads: int, **environment: str) -> None:
         self._name = name
@@ -47,8 +49,11 @@ class Worker:
         return line
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=_END_SECONDS)  # A killed process leaves its temporary folder.
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
         self._stderr.close()
 
 

@@ -16,6 +16,8 @@ from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.errors import Failure, out_of_memory
 
 _CPU = torch.device("cpu")
+_AFTER_HEARTBEAT = 10.0  # Seconds; collectives time out after the heartbeat, because the heartbeat names the lost rank.
+_DOWNLOAD_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,22 @@ class World:
         """Set the time after which a rank that does not answer is lost."""
         if self.heartbeat:
             self.heartbeat.timeout = seconds
-            # Collectives time out after the heartbeat, because the heartbeat can name the lost rank.
-            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
-            set_timeout(timedelta(seconds=seconds + 10))
+            _limit_collectives(seconds + _AFTER_HEARTBEAT)
+
+    @contextmanager
+    def downloading(self) -> Iterator[None]:
+        """Let ranks wait for an hour in the collectives of a block, because other ranks may download a file.
+
+        A rank that is lost meanwhile is found as soon as elsewhere.
+        """
+        if self.heartbeat is None:
+            yield
+            return
+        _limit_collectives(_DOWNLOAD_SECONDS)
+        try:
+            yield
+        finally:
+            _limit_collectives(self.heartbeat.timeout + _AFTER_HEARTBEAT)
 
     def on_peer_lost(self, report: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
         """Call `report` with a message, in another thread, before this process ends because of a lost rank.
@@ -119,3 +134,8 @@ class World:
             if explained:
                 raise explained from None
             raise
+
+
+def _limit_collectives(seconds: float) -> None:
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
+    set_timeout(timedelta(seconds=seconds))

@@ -76,7 +76,7 @@ class Run:
             "fingerprint": self.train.fingerprint,
             "val": {"num_images": len(self.val), "fingerprint": self.val.fingerprint},
         }
-        with world.agreeing():
+        with world.downloading(), world.agreeing():
             pipeline.check_same_data(world, self.train, self.val)
             self.order = pipeline.build_order(recipe, self.train)
             notices += check_lengths(recipe, self.order.steps_per_epoch)

@@ -63,10 +63,11 @@ def find_start_problems(
     """
     readers, own = _open_both(recipe)
     problems = _seen_by_all(own, world)
-    if world.is_first:
-        world.set_activity("the check of the images")
-        problems += _compare(recipe, previous, readers, world.size, warn, looks)
-    return readers, world.broadcast(problems)
+    with world.downloading():  # of `model.weights`
+        if world.is_first:
+            world.set_activity("the check of the images")
+            problems += _compare(recipe, previous, readers, world.size, warn, looks)
+        return readers, world.broadcast(problems)
 
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:

@@ -87,7 +87,7 @@ def find_checkpoint(
     checkpoint of the mirror is downloaded first. Raises CheckpointError on all ranks if there are checkpoints and none
     is valid, or if ranks read different files.
     """
-    with world.agreeing():
+    with world.downloading(), world.agreeing():
         path, damaged = _choose(folder, resume, restarted, report, mirror) if world.is_first else (None, ())
     path = world.broadcast(path)
     if path is None:
@@ -159,7 +159,7 @@ def rewind_folder(
     gone, or if the validation changed (other images or another measure). The file of the old best then stays under
     another name.
     """
-    with world.agreeing():
+    with world.downloading(), world.agreeing():
         best = _rewind(checkpoint, folder, report, validation_changed) if world.is_first else None
     return world.broadcast(best)
 

@@ -115,7 +115,7 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
 
     Raise CheckpointError for a file that is refused, DataError for a wrong split, UsageError for missing weights.
     """
-    with world.agreeing():
+    with world.downloading(), world.agreeing():
         checkpoint = find_weights(checkpoint)
         loaded, recipe = read_subject(checkpoint, settings.weights, world)
         recipe = _with_settings(recipe, settings)

@@ -82,6 +82,16 @@ def test_a_rank_that_is_only_slow_is_waited_for(faulty, whole_digest, tmp_path):
 
 
 @pytest.mark.full
+def test_a_download_of_weights_is_waited_for(faulty, tmp_path):
+    """The wait exceeds the limit of collectives, 13 seconds."""
+    run = tmp_path / "run"
+    more = ["--set", "runtime.collective_timeout=3", "--set", "model.weights=/no/such/file"]
+    result = faulty(run, Fault("weights", "sleep:16"), more=more)
+    assert "/no/such/file" in one_error(result)
+    assert result.seconds > 16
+
+
+@pytest.mark.full
 def test_ranks_in_a_deadlock_report_their_activities(faulty, assert_resumes, tmp_path):
     """The rank is alive but reaches no collective: a deadlock, which must end."""
     run = tmp_path / "run"
