@@ -5,7 +5,7 @@
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
 python=$venv/bin/python
-extras=demo,test,dev,fast,remote,report,export,track
+extras=demo,test,dev,fast,remote,report,export,track,heic
 
 _is_recent() { # _is_recent PYTHON: whether this Python runs and is 3.11 or newer
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
