@@ -97,6 +97,8 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 # A list is not a tuple in strict mode. The items stay strict.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+_Level = Annotated[int, Field(ge=0, le=255)]
+Color = Annotated[tuple[_Level, _Level, _Level], Field(strict=False)]
 ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
 ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
@@ -195,6 +197,8 @@ class DataSection(Section):
     std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
     # The limit is 1.5 GB decoded. The largest phone cameras have 200 million pixels.
     max_pixels: int = _key(50_000_000, "Largest image, in pixels. A larger image is an error.", ge=1, le=500_000_000)
+    exif_rotation: bool = _key(False, "Turn images as their EXIF orientation asks. The published weights: false.")
+    background: Color | None = _key(None, "Colour behind transparent pixels, [r, g, b]. null: the stored colour.")
     synthetic_images: int | None = _key(None, "`synthetic` only: how many images to generate.", ge=1, le=10**7)
 
 
