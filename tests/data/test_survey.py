@@ -2,13 +2,12 @@
 
 import io
 import threading
-import zlib
 from pathlib import Path
 
 import encoded_images
 import numpy as np
 import pytest
-from encoded_images import Images, noise, turned
+from encoded_images import Images, exif_behind_pixels, noise, turned
 from PIL import Image, ImageOps
 from shard_folders import make_shards
 
@@ -22,15 +21,6 @@ from seresnext.errors import DataError
 def encoded(mode: str = "RGB", form: str = "JPEG", orientation: int | None = None, **options: object) -> bytes:
     exif = {} if orientation is None else {"exif": turned(orientation)}
     return encoded_images.encoded(noise(60, 40).convert(mode), form, **exif, **options)
-
-
-def exif_behind_pixels(data: bytes) -> bytes:
-    """Return a PNG with the eXIf chunk moved behind the pixels, which the format permits, too."""
-    start = data.index(b"eXIf") - 4
-    length = int.from_bytes(data[start : start + 4])
-    chunk = data[start : start + 12 + length]
-    assert int.from_bytes(chunk[-4:]) == zlib.crc32(chunk[4:-4])
-    return data.replace(chunk, b"").replace(data[-12:], chunk + data[-12:])
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])

@@ -180,13 +180,19 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = None) -
 
     With `background`, transparent pixels are blended with this colour.
     """
-    if background is not None and is_transparent(image):
-        alpha = image.convert("RGBA").getchannel("A")
-        return Image.composite(to_rgb(image), Image.new("RGB", image.size, background), alpha)
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits at 255.
-        return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        values = np.asarray(image, np.int32)
+        rgb = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    else:
+        values, rgb = None, image.convert("RGB")
+    if background is None or not is_transparent(image):
+        return rgb
+    if values is None:
+        alpha = image.convert("RGBA").getchannel("A")
+    else:
+        alpha = Image.fromarray(values != image.info["transparency"]).convert("L")
+    return Image.composite(rgb, Image.new("RGB", image.size, background), alpha)
 
 
 def _without_metadata(data: bytes) -> bytes:
