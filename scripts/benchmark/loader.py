@@ -126,6 +126,7 @@ class _Tagged(Reader):
         body = exif.tobytes()
         self._reader, self._segment = reader, b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body
         self.classes, self.labels, self.fingerprint = reader.classes, reader.labels, reader.fingerprint
+        self.notices = reader.notices
 
     def name(self, index: int) -> str:
         return self._reader.name(index)
