@@ -63,7 +63,7 @@ class PretrainedConfig(BaseModel, frozen=True):
 class TimmConfig(BaseModel, frozen=True):
     """The content of `config.json`. Keys without a meaning here are ignored.
 
-    `exif_rotation` and `background` are keys of this project: timm neither turns images nor fills transparent pixels.
+    `exif_rotation` and `background` are keys of this project. timm turns no images, and fills no transparent pixels.
     """
 
     architecture: str

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from shard_folders import make_shards
 
 from seresnext.data import survey as survey_module
+from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.formats import open_reader
 from seresnext.data.survey import describe, survey
@@ -21,6 +22,25 @@ from seresnext.errors import DataError
 def encoded(mode: str = "RGB", form: str = "JPEG", orientation: int | None = None, **options: object) -> bytes:
     exif = {} if orientation is None else {"exif": turned(orientation)}
     return encoded_images.encoded(noise(60, 40).convert(mode), form, **exif, **options)
+
+
+def test_formats_that_are_turned_in_any_case_and_formats_that_are_not():
+    """Pillow turns a TIFF by itself. The decoder is the oracle: with and without the key, pixels differ or not."""
+    for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", *["HEIF"] * HAS_HEIC):
+        data = encoded(form=form, orientation=6)
+        stored, upright = (decode(data, "any", Decoding(10**6, rotation)) for rotation in (False, True))
+        assert (survey(Images(data), Decoding(10**6)).turned == (0,)) == (stored.size != upright.size), form
+        assert (stored.size == upright.size) == (form in ("TIFF", "HEIF"))
+
+
+def test_images_that_the_recipe_turns_and_fills_are_not_reported():
+    images = Images(encoded(orientation=6), encoded("RGBA", "PNG"))
+    assert survey(images, Decoding(10**6))[2:4] == ((0,), (1,))
+    assert survey(images, Decoding(10**6, exif_rotation=True))[2:4] == ((), (1,))
+    assert survey(images, Decoding(10**6, background=(0, 0, 0)))[2:4] == ((0,), ())
+    text = str(describe({"training": survey(images, Decoding(10**6))}, {"training": images}))
+    assert "data.exif_rotation=true" in text
+    assert "data.background" in text
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
