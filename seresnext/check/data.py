@@ -37,7 +37,7 @@ _LARGEST_RATIO, _LARGEST_SHARE = 10, 0.8
 _FIXES = {
     "CMYK": "convert the CMYK images to RGB: Pillow ignores their colour profile",
     "turned": "set data.exif_rotation=true: the images that EXIF turns are used as stored",
-    "transparent": "set data.background, such as [255, 255, 255]: hidden pixels become their stored colour, often black",
+    "transparent": "set data.background=[255, 255, 255]: hidden pixels become their stored colour, often black",
     "tiny": "remove the tiny images or lower data.image_size: they are enlarged more than 4 times",
     "huge": "shrink the images above 10 million pixels: the loader decodes every pixel",
 }

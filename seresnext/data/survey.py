@@ -27,8 +27,8 @@ _MOST_SECONDS = 30.0
 _ALWAYS_TURNED = ("TIFF", "HEIF")
 _EFFECTS = {
     "turned": "have an EXIF orientation and are used as stored; a run with data.exif_rotation=true turns these images",
-    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black; a run "
-    "with data.background, such as [255, 255, 255], fills these pixels",
+    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black; "
+    "a run with data.background=[255, 255, 255] makes these pixels white",
 }
 
 
