@@ -43,8 +43,8 @@ def train(
     resume: str,
     allow_changed: Collection[str],
     profile: tuple[int | None, int] | None = None,
-) -> None:
-    """Train by a recipe in a run folder, from the last checkpoint if there is one, to the end or a stop request.
+) -> bool:
+    """Train by a recipe in a run folder, from the last checkpoint if there is one. Return False after a stop request.
 
     Raises a Failure for a problem that the user has to fix. `status.json` in the folder states how the run ended.
     `profile` has the steps to trace (training/profile.py).
@@ -67,7 +67,7 @@ def train(
         if run.plan.is_complete(progress):
             console.print(f"{output} is complete, nothing to do")
             _finish(run, folder, progress, console)
-            return
+            return True
         trainer = run.trainer(folder, checkpoint, progress, stop)
         at_end.callback(trainer.logger.close)
         trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
@@ -78,11 +78,12 @@ def train(
         folder.update_status(step=progress.step, saved_step=saved_step, total_steps=total, best=progress.best)
         if trainer.fit():
             _finish(run, folder, progress, console)
-            return
+            return True
         signals = ", ".join(sorted(set(filter(None, world.gather(stop.signal)))))
         folder.write_status("preempted", progress.step, f"stopped by {signals}")
         where = f"after step {progress.step} of {total}"
         console.print(f"stopped {where} by {signals}, and saved; the same command resumes the run")
+    return False
 
 
 def _begin(
