@@ -17,7 +17,7 @@ from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, Recipe
 # Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
 _FILE_KEYS = {
     "augment": ("crop_scale", "crop_ratio", "flip", "interpolation"),
-    "data": ("cache", "max_pixels", "on_error", "train_split", "val_split"),
+    "data": ("background", "cache", "exif_rotation", "max_pixels", "on_error", "train_split", "val_split"),
     "evaluation": ("crop_pct", "interpolation"),
 }
 

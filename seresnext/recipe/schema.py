@@ -116,6 +116,8 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 # A list is not a tuple in strict mode. The items stay strict.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+_Level = Annotated[int, Field(ge=0, le=255)]
+Color = Annotated[tuple[_Level, _Level, _Level], Field(strict=False)]
 ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
 ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
@@ -221,18 +223,18 @@ class DataSection(Section):
     split: SplitSection | None = _key(None, "`folder` only: division of data without validation images. null: none.")
     ignore: Patterns = _key(
         (),
-        "`folder` only: patterns of files to leave out, such as `*_copy*`. A pattern is compared with the path below the "
-        "root, and with each name in the path.",
+        "`folder` only: patterns of files to leave out, such as `*_copy*`, compared with the path below the root and "
+        "with each name in the path.",
     )
     class_map: Text | None = _key(
         None,
-        "`folder` only: CSV file with `old,new` lines, other names for classes. Equal names merge. An empty name leaves "
-        "the class out.",
+        "`folder` only: CSV file with `old,new` lines, other names for classes. Equal names merge. An empty name "
+        "leaves the class out.",
     )
     exclude: Text | None = _key(
         None,
-        "`folder` only: file of photos to leave out, a path a line, or CSV with the column `path`, as `seresnext doctor` "
-        "writes.",
+        "`folder` only: file of photos to leave out, a path a line, or CSV with the column `path`, as "
+        "`seresnext doctor` writes.",
     )
     image_size: int = _key(224, "Side of the square input of the network, in pixels.", ge=16, le=4096)
     progressive: ProgressiveSection | None = _key(None, "Smaller training images at the start. null: `image_size`.")
@@ -247,6 +249,8 @@ class DataSection(Section):
     std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
     # The limit is 1.5 GB decoded. The largest phone cameras have 200 million pixels.
     max_pixels: int = _key(50_000_000, "Largest image, in pixels. A larger image is an error.", ge=1, le=500_000_000)
+    exif_rotation: bool = _key(False, "Turn images as their EXIF orientation asks. The published weights: false.")
+    background: Color | None = _key(None, "Colour behind transparent pixels, [r, g, b]. null: the stored colour.")
     synthetic_images: int | None = _key(None, "`synthetic` only: how many images to generate.", ge=1, le=10**7)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
 from seresnext.data.shards.reader import check_cache
@@ -240,7 +241,7 @@ def _batch_problems(
 def _survey(recipe: Recipe, readers: Mapping[str, Reader], warn: Callable[[str], None]) -> dict[str, Survey]:
     """Check the images on this machine. A check of the images of a server would download every image."""
     local = {name: reader for name, reader in readers.items() if reader.has_local_files}
-    surveys = {name: survey(reader, recipe.data.max_pixels) for name, reader in local.items()}
+    surveys = {name: survey(reader, Decoding.of(recipe.data)) for name, reader in local.items()}
     if warning := describe(surveys, local):
         warn(f"warning: {warning}")
     return surveys

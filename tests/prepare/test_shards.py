@@ -233,7 +233,7 @@ def test_a_bad_image_is_named(photographs, write, tmp_path):
     assert "text" in message
     bad.write_bytes(next(photographs.glob("train/*/02.JPEG")).read_bytes()[:900])
     message = write("out", "--short-side", 64, data=tmp_path / "data", code=3)
-    assert "train/a/bad.jpg is no JPEG or PNG image that can be decoded" in message
+    assert "train/a/bad.jpg is no JPEG image that can be decoded" in message
 
 
 def test_a_shard_has_about_the_requested_size(write, tmp_path):

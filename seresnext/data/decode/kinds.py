@@ -55,7 +55,7 @@ _OTHERS = (
     (b"pk\3\4", "a zip archive"),
     (b"rar!", "a RAR archive"),
     (b"7z\xbc\xaf", "a 7z archive"),
-    (b"\x1a\x45\xdf\xa3", "a video"),
+    (b"\x1ae\xdf\xa3", "a video"),
     (b"\0\0\1\xba", "a video"),
     (b"%pdf", "a PDF document"),
     (b"<!doctype html", "an HTML page"),
@@ -73,26 +73,24 @@ def kind_of(data: bytes) -> str | None:
     return kind
 
 
-def describe(data: bytes) -> str:
-    """Return what the first bytes of a file are, such as `a video`, if no image that can be decoded."""
-    if not data:
-        return "an empty file"
-    kind = _format(data)
-    image = {"HEIC": "a HEIC image", "TIFF": "a camera's raw image"}.get(kind or "") or _other_image(data)
-    return image or _other(data[:_LOOKED_AT])
-
-
 def not_an_image(data: bytes, name: str) -> DataError:
     """Return the error for a file without a format that can be decoded. The error names what the file is."""
     if not data:
         return DataError(f"{name} is empty; restore or remove the file")
-    kind = _format(data)
+    what, kind = describe(data), _format(data)
     if kind == "HEIC":
-        return DataError(f'{name} is a HEIC image; run `pip install "seresnext[heic]"`, or convert the file')
-    image = "a camera's raw image" if kind == "TIFF" else _other_image(data)
-    if image:
-        return DataError(f"{name} is {image}, not {', '.join(ENDINGS)}; convert or remove the file")
-    return DataError(f"{name} is {_other(data[:_LOOKED_AT])}, no image; restore or remove the file")
+        return DataError(f'{name} is {what}; run `pip install "seresnext[heic]"`, or convert the file')
+    if kind or _other_image(data):
+        return DataError(f"{name} is {what}, not {', '.join(ENDINGS)}; convert or remove the file")
+    return DataError(f"{name} is {what}, no image; restore or remove the file")
+
+
+def describe(data: bytes) -> str:
+    """Return what a file is that cannot be decoded, by the first bytes: `a video`, `a HEIC image`, `an empty file`."""
+    if not data:
+        return "an empty file"
+    kinds = {"HEIC": "a HEIC image", "TIFF": "a camera's raw image"}
+    return kinds.get(_format(data) or "") or _other_image(data) or _other(data[:_LOOKED_AT])
 
 
 def _format(data: bytes) -> str | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.decode.kinds import HAS_HEIC, kind_of
-from seresnext.data.decode.pillow import decode, open_image
+from seresnext.data.decode.pillow import Decoding, decode, open_image
 from seresnext.data.readers.files import read_head, read_image
 from seresnext.data.readers.folder import has_image_ending, kind_in_words, list_names
 from seresnext.data.readers.index import DIGEST_BYTES, Index, IndexColumns, Names, NotAnIndex
@@ -156,7 +156,7 @@ def _check(data: bytes) -> None:
             image.draft("RGB", (image.width // 8, image.height // 8))
             image.load()
             return
-    decode(data, "", _CHECKED_PIXELS)
+    decode(data, "", Decoding(_CHECKED_PIXELS))
 
 
 def _in_threads(work: Callable, items: Sequence[str], advance: Callable[[int], None] | None = None) -> list:
