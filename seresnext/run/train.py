@@ -20,6 +20,7 @@ from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
+from seresnext.run.photo_choice import photo_files
 from seresnext.run.resume import (
     LoadedCheckpoint,
     changes_validation,
@@ -99,7 +100,7 @@ def _begin(
     checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
     previous = checkpoint.recipe if checkpoint else None
     recipe, notices = keep_first_settings(recipe, previous, allow_changed)
-    run = Run(recipe, previous, world, console)
+    run = Run(recipe, previous, world, console, checkpoint and checkpoint.metadata.dataset.get("choice"))
     starts_over = resume == "never" and not restarted
     progress, changes = Progress(), []
     with world.agreeing():
@@ -125,6 +126,8 @@ def _begin(
         with world.agreeing():  # A full disk shows now, before the first pass, which may compile for minutes.
             folder.write("recipe.yaml", to_yaml(to_values(run.recipe)))
             folder.write("environment.json", json.dumps({**run.environment, "launch": launchers}, indent=2) + "\n")
+            for name, text in photo_files(run.train, run.val).items():
+                folder.write(name, text)
     return run, checkpoint, progress
 
 
