@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from seresnext.arguments import Parser, add_device, key_hints
 from seresnext.commands.report import check_report
 from seresnext.commands.train import add_resume, check_start, record_in
-from seresnext.errors import CheckpointError, DataError, Failure
+from seresnext.errors import CheckpointError, Failure
 from seresnext.paths import path_argument, text_argument
 from seresnext.printable import shown_path
 from seresnext.process.packages import LIGHT_PACKAGES, require_packages
@@ -129,7 +129,7 @@ def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
 def _suited_recipe(options: Namespace, world: World) -> Recipe:
     """Return the recipe of a new run, with settings that suit the number of images and the weights that are there."""
     from seresnext.recipe.load import load_recipe
-    from seresnext.run.opening import count_training_images
+    from seresnext.run.opening import find_start_problems
 
     recipe, problem = _recipe(options), None
     with world.downloading(), world.agreeing():
@@ -139,9 +139,9 @@ def _suited_recipe(options: Namespace, world: World) -> Recipe:
     fallback = _settings_without_weights() if problem else []
     if problem and world.is_first:
         print(f"WITHOUT PRETRAINED WEIGHTS: {problem}")
-    try:
-        num_images = count_training_images(recipe)
-    except DataError:  # The start of the run reports all problems of the data together.
+    readers = find_start_problems(recipe, None, world, lambda warning: None, looks=False)[1]
+    num_images = world.broadcast(len(readers["training"]) if "training" in readers else 0)
+    if not num_images:  # The start of the run reports all problems of the data together.
         return _recipe(options, fallback=fallback)
     is_new = bool(problem) or recipe.model.weights is None
     found = suited_settings(load_recipe(options.recipe).recipe, recipe, num_images, world.size, is_new)

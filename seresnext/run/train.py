@@ -7,8 +7,6 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status
@@ -30,6 +28,7 @@ from seresnext.run.resume import (
     restored_progress,
     rewind_folder,
 )
+from seresnext.training.best import describe_end
 from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
 from seresnext.training.profile import build_profiler
@@ -140,17 +139,11 @@ def _data_folders(recipe: Recipe) -> list[Path]:
 
 def _finish(run: Run, folder: RunFolder, progress: Progress, console: Console) -> None:
     """Write the status `finished`, and print how the run ended."""
-    early, best, warning = None, progress.best, nonfinite_validation(progress)
+    early, warning = None, nonfinite_validation(progress)
     if progress.step < run.plan.total and run.recipe.early_stop:
         early = f"validation has not improved for {run.recipe.early_stop.patience} (early_stop.patience)"
         console.print(f"training ends after step {progress.step} of {run.plan.total}: {early}")
     if warning:
         console.print(f"warning: {warning}")
     folder.write_status("finished", progress.step, "; ".join(filter(None, [early, warning])) or None)
-    if best:
-        largest = 100 * np.bincount(run.val.labels).max() / len(run.val)
-        result = f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights)"
-        result += f"; the largest class is {largest:.1f} % of the validation images"
-    else:
-        result = "the best checkpoint is lost" if progress.evaluated else "not validated"
-    console.print(f"finished: {result}; the run is in {folder.path}")
+    console.print(f"finished: {describe_end(progress, run.val.labels)}; the run is in {folder.path}")
