@@ -132,9 +132,9 @@ def test_a_second_run_writes_only_damaged_shards(write, tmp_path, monkeypatch):
 
 def test_ignored_files_are_reported_each_time(photographs, write, tmp_path):
     data = shutil.copytree(photographs, tmp_path / "data")
-    (data / "train" / "class_0" / "photo.heic").write_bytes(b"")
+    (data / "train" / "class_0" / "notes.md").write_bytes(b"# notes")
     for _ in range(2):
-        (line,) = [line for line in write("out", data=data).splitlines() if "(1 .heic)" in line]
+        (line,) = [line for line in write("out", data=data).splitlines() if "1 text (.md)" in line]
         assert line.startswith(f"warning: {data}/train: ")
 
 

@@ -77,13 +77,20 @@ def not_an_image(data: bytes, name: str) -> DataError:
     """Return the error for a file without a format that can be decoded. The error names what the file is."""
     if not data:
         return DataError(f"{name} is empty; restore or remove the file")
-    kind = _format(data)
+    what, kind = describe(data), _format(data)
     if kind == "HEIC":
-        return DataError(f'{name} is a HEIC image; run `pip install "seresnext[heic]"`, or convert the file')
-    image = "a camera's raw image" if kind == "TIFF" else _other_image(data)
-    if image:
-        return DataError(f"{name} is {image}, not {', '.join(ENDINGS)}; convert or remove the file")
-    return DataError(f"{name} is {_other(data[:_LOOKED_AT])}, no image; restore or remove the file")
+        return DataError(f'{name} is {what}; run `pip install "seresnext[heic]"`, or convert the file')
+    if kind or _other_image(data):
+        return DataError(f"{name} is {what}, not {', '.join(ENDINGS)}; convert or remove the file")
+    return DataError(f"{name} is {what}, no image; restore or remove the file")
+
+
+def describe(data: bytes) -> str:
+    """Return what a file is that cannot be decoded, by the first bytes: `a video`, `a HEIC image`, `an empty file`."""
+    if not data:
+        return "an empty file"
+    kinds = {"HEIC": "a HEIC image", "TIFF": "a camera's raw image"}
+    return kinds.get(_format(data) or "") or _other_image(data) or _other(data[:_LOOKED_AT])
 
 
 def _format(data: bytes) -> str | None:
