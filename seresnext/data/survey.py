@@ -54,8 +54,11 @@ class _Header(NamedTuple):
     doubtful: bool = False
 
 
-def survey(reader: Reader, decoding: Decoding) -> Survey:
-    """Look at up to 1,000 images, for half a minute at most. All threads end before this returns."""
+def survey(reader: Reader, decoding: Decoding, finds_errors: bool = True) -> Survey:
+    """Look at up to 1,000 images, for half a minute at most. All threads end before this returns.
+
+    Without `finds_errors`, no image is decoded.
+    """
     count = min(len(reader), _MOST_IMAGES)
     indices = [number * len(reader) // count for number in range(count)]
     deadline = time.monotonic() + _MOST_SECONDS
@@ -66,7 +69,7 @@ def survey(reader: Reader, decoding: Decoding) -> Survey:
     errors = []
     for index, header in headers.items():
         # One at a time: a hostile image may take much memory and time.
-        if header.doubtful and time.monotonic() < deadline:
+        if finds_errors and header.doubtful and time.monotonic() < deadline:
             try:
                 decode(reader.read(index), reader.name(index), decoding)
             except DataError as error:
