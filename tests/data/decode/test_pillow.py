@@ -174,6 +174,18 @@ def test_other_formats_have_the_pixels_of_pillow(form: str, mode: str):
         pixels(data[: len(data) // 2])
 
 
+def test_the_tiles_of_a_tiff_are_limited_too():
+    """libtiff would decode whole tiles of 3.6 billion pixels."""
+    tiled = encoded(PICTURE, "TIFF", tiffinfo={0x0142: 60_000, 0x0143: 60_000})
+    with pytest.raises(DataError, match=r"60000 x 60000 pixels, more than data\.max_pixels"):
+        pixels(tiled, 10**9)
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(DataError, match=r"any is no TIFF image .*no known range"):
+        pixels(encoded(Image.new("F", (4, 4)), "TIFF"))
+
+
 def colours(mode: str) -> Image.Image:
     """Return the picture in a mode; Pillow converts to LAB with a profile only."""
     return Image.frombytes("LAB", PICTURE.size, PICTURE.tobytes()) if mode == "LAB" else PICTURE.convert(mode)
