@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.readers.class_labels import read_class_map
+from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError, UsageError
 from seresnext.run.class_selection import read_class_names, select_classes
 

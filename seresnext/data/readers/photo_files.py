@@ -72,7 +72,7 @@ def _states(base: Path, paths: Sequence[str]) -> list[tuple[int, int]]:
     states = []
     for path in paths:
         try:
-            status = os.stat(f"{base}/{path}")  # noqa: PTH116 (pathlib takes twice the time)
+            status = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 (pathlib takes twice the time)
         except OSError:
             states.append((0, 0))
         else:
@@ -118,7 +118,7 @@ def _read_files(base: Path, paths: Sequence[str], known: dict[str, tuple[tuple[i
 
 def _look(base: Path, path: str) -> tuple[str, bytes]:
     """Read a file. Return the verdict on the file, and the digest of the content, zeros if the photo is not good."""
-    name, none = f"{base}/{path}", bytes(DIGEST_BYTES)
+    name, none = str(base / path), bytes(DIGEST_BYTES)
     head = read_head(name)
     if not has_image_ending(path) and not (head and kind_of(head)):
         return "\t".join((NO_IMAGE, *kind_in_words(head, path))), none

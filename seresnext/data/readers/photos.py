@@ -9,9 +9,10 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,11 +33,12 @@ ALL = "all"
 _LISTED = 10
 
 
-class _Row(NamedTuple):
-    """A photo: the number in the index, the digest of the content, the class, and the split (empty: not given)."""
+@dataclass(slots=True)
+class _Row:
+    """A photo: the place in the index, the digest of the content, the class, and the split (empty: not given)."""
 
     path: str
-    number: int
+    place: int
     digest: bytes
     label: str = ""
     split: str = ""
@@ -60,7 +62,8 @@ class PhotoReader(Reader):
         self._index = open_photo_index(self._base, root, lambda: walk(root) if listing is None else [*listing], cache)
         good = _good_photos(self._index, choice, notices)
         rows = _in_folders(good, wanted, notices) if listing is None else _in_list(good, listing)
-        rows, self.choice = divide(_chosen(rows, choice, notices), choice)
+        rows = _chosen(rows, choice, notices)
+        self.choice = divide(rows, choice)
         chosen = sorted((row for row in rows if wanted in (row.split, ALL)), key=lambda row: (row.label, row.path))
         if not chosen:
             raise _no_photos(root, split, rows, choice)
@@ -71,13 +74,13 @@ class PhotoReader(Reader):
         self.classes = tuple(sorted(of["train"] | {row.label for row in chosen}))
         places = {label: place for place, label in enumerate(self.classes)}
         self.labels = np.array([places[row.label] for row in chosen], np.min_scalar_type(len(places)))
-        self._numbers = np.array([row.number for row in chosen])
+        self._places = np.array([row.place for row in chosen])
         self.fingerprint = _fingerprint(self.classes, chosen)
         self.notices = tuple(f"{root}: {notice}" for notice in notices)
 
     def name(self, index: int) -> str:
         """Return the path of a photo below the root, or as in the list."""
-        return self._index.stored_name(int(self._numbers[index]))
+        return self._index.stored_name(int(self._places[index]))
 
     def read(self, index: int) -> bytes:
         """Return the bytes of a photo. Raises DataError naming a file that cannot be read."""
@@ -99,32 +102,34 @@ def split_table(train: Reader, val: Reader) -> str:
     return text.getvalue()
 
 
-def divide(rows: Sequence[_Row], choice: PhotoChoice) -> tuple[list[_Row], PhotoChoice]:
-    """Return the rows with their splits, and the choice with all splits that are not by the hash.
+def divide(rows: Sequence[_Row], choice: PhotoChoice) -> PhotoChoice:
+    """Set the splits of the rows that have none. Return the choice with all splits that are not by the hash.
 
     With `val_share` and without validation photos, a training photo becomes a validation photo if the hash is below the
     share. Then a class without a validation photo gives its lowest hash, and a class without a training photo keeps its
     highest, so that a single photo stays in training. Other rows without a split are training photos.
     """
-    rows = [row if row.split else row._replace(split="train") for row in rows]
+    for row in rows:
+        row.split = row.split or "train"
     if choice.val_share is None or any(row.split == "val" for row in rows):
-        return rows, choice
+        return choice
+    rows = [row for row in rows if row.split == "train"]
     hashes = {row.digest: fraction_of(row.digest, choice.seed) for row in rows}
     kept, split = dict(choice.kept), {}
     for digest, fraction in hashes.items():
         split[digest] = kept.get(digest.hex(), "val" if fraction < choice.val_share else "train")
     members: dict[str, set[bytes]] = {}
     for row in rows:
-        if row.split == "train":
-            members.setdefault(row.label, set()).add(row.digest)
+        members.setdefault(row.label, set()).add(row.digest)
     rules: tuple[tuple[Literal["val", "train"], Any, int], ...] = (("val", min, 2), ("train", max, 1))
     for missing, pick, least in rules:
         for _, digests in sorted(members.items()):
             if len(digests) >= least and all(split[digest] != missing for digest in digests):
                 chosen = pick(digests, key=hashes.__getitem__)
                 split[chosen] = kept[chosen.hex()] = missing
-    divided = [row._replace(split=split[row.digest]) if row.split == "train" else row for row in rows]
-    return divided, choice.model_copy(update={"kept": kept})
+    for row in rows:
+        row.split = split[row.digest]
+    return choice.model_copy(update={"kept": kept})
 
 
 def fraction_of(digest: bytes, seed: int) -> float:
@@ -142,12 +147,12 @@ def _good_photos(index: Index, choice: PhotoChoice, notices: list[str]) -> list[
         found = {name for name in names if match(name) or any(map(match, name.split("/")))}
         _report_unused("data.ignore", [pattern] if not found else [], choice, notices)
         ignored |= found
-    for number, (path, label, digest) in enumerate(zip(names, index.label, index.digests(), strict=True)):
+    for place, (path, label, digest) in enumerate(zip(names, index.label.tolist(), index.digests(), strict=True)):
         verdict = index.classes[label]
         if path in ignored:
             continue
         if not verdict:
-            good.append(_Row(path, number, digest))
+            good.append(_Row(path, place, digest))
         elif verdict.startswith(NO_IMAGE):
             _, kind, ending = verdict.split("\t")
             others[kind, ending] += 1
@@ -175,7 +180,8 @@ def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list
         elif has_splits and each[0] not in splits:
             outside.append(row.path)
         else:
-            rows.append(row._replace(label=each[has_splits], split=splits[each[0]] if has_splits else ""))
+            row.label, row.split = each[has_splits], splits[each[0]] if has_splits else ""
+            rows.append(row)
     for paths, place in ((loose, "outside of class folders"), (outside, "outside of splits")):
         if paths and rows:
             what = _counted(len(paths), "photo is", "photos are")
@@ -183,8 +189,10 @@ def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list
     return rows
 
 
-def _in_list(photos: Sequence[_Row], listing: dict[str, ListedPhoto]) -> list[_Row]:
-    return [row._replace(label=listing[row.path].label, split=listing[row.path].split) for row in photos]
+def _in_list(photos: Sequence[_Row], listing: Mapping[str, ListedPhoto]) -> Sequence[_Row]:
+    for row in photos:
+        row.label, row.split = listing[row.path]
+    return photos
 
 
 def _chosen(rows: Sequence[_Row], choice: PhotoChoice, notices: list[str]) -> list[_Row]:
@@ -194,8 +202,9 @@ def _chosen(rows: Sequence[_Row], choice: PhotoChoice, notices: list[str]) -> li
         _report_unused("data.exclude", excluded - {as_utf8(row.path) for row in rows}, choice, notices)
         rows = [row for row in rows if as_utf8(row.path) not in excluded]
     _report_unused("data.class_map", new.keys() - {row.label for row in rows}, choice, notices)
-    renamed = [row._replace(label=new[row.label].strip()) if row.label in new else row for row in rows]
-    return [row for row in renamed if row.label]
+    for row in rows:
+        row.label = new[row.label].strip() if row.label in new else row.label
+    return [row for row in rows if row.label]
 
 
 def _report_unused(key: str, names: Collection[str], choice: PhotoChoice, notices: list[str]) -> None:
