@@ -123,7 +123,8 @@ def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
         raise
     if world.is_first:
         run = shown_path(options.output)
-        print(f"next: seresnext predict --checkpoint {run} IMAGES\n      seresnext export --checkpoint {run} --to onnx")
+        print(f"next: seresnext predict --checkpoint {run} IMAGES")
+        print(f"      seresnext export --checkpoint {run} --to onnx --output MODEL")
 
 
 def _suited_recipe(options: Namespace, world: World) -> Recipe:

@@ -116,7 +116,10 @@ def split_folder(root: Path, split: str) -> Path:
     splits = scan(root).folders
     if split not in splits:
         there = f"found {', '.join(splits[:10])}" if splits else "found no folders"
-        raise DataError(f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/")
+        raise DataError(
+            f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/, "
+            "and data.split='{val: 0.2}' divides data without splits"
+        )
     return root / split
 
 
