@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.regions import HAS_NVIMGCODEC
 
 needs_nvimgcodec = pytest.mark.skipif(not HAS_NVIMGCODEC, reason="needs the fast extra")
+needs_heic = pytest.mark.skipif(not HAS_HEIC, reason="needs the heic extra")
 DECODERS = [pytest.param(False, id="pillow"), pytest.param(True, id="nvimgcodec", marks=needs_nvimgcodec)]
 
 
@@ -22,7 +24,12 @@ def noise(width: int, height: int) -> Image.Image:
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    if format == "HEIF":
+        import pillow_heif
+
+        pillow_heif.from_pillow(image).save(buffer, **options)
+    else:
+        image.save(buffer, format, **options)
     return buffer.getvalue()
 
 

@@ -29,6 +29,7 @@ from benchmark.turns import Worker, compare, take_turns
 from seresnext.data.augment.crop import Crop, RandomResizedCrop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import read_frame
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
@@ -37,8 +38,10 @@ from seresnext.data.readers import Reader
 from seresnext.errors import DataError, UsageError
 from seresnext.paths import path_argument
 from seresnext.randomness import rng_at
+from seresnext.recipe.schema import DataSection
 
-SIZE, MAX_PIXELS, SEED = 224, 50_000_000, 0
+SIZE, SEED = 224, 0
+DECODING = Decoding.of(DataSection())
 TRANSFORM = RandomResizedCrop(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 PEERS = ("torchvision", "timm", "dali", "ffcv")
 # Images decoded in one call, as in training.
@@ -110,7 +113,7 @@ def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> Ge
     order = Order(len(reader), batch, batch, SEED)
     # Workers start together and deliver together, so only whole rounds (one batch per worker) are measured.
     steps = -(-order.steps_per_epoch * arguments.repeat // workers) * workers
-    source = TrainImages(reader, TRANSFORM, seed=SEED, max_pixels=MAX_PIXELS, fast=fast)
+    source = TrainImages(reader, TRANSFORM, seed=SEED, decoding=DECODING, fast=fast)
     # Each epoch has new workers, so that no worker runs ahead in the turn of a peer. The clock starts after the
     # first rounds and stops before the last ones, when fewer workers are busy.
     ahead = 3 * workers
@@ -158,7 +161,7 @@ def _breakdown(reader: Reader, fast: bool, repeats: int = 3) -> dict[str, Any]:
 
 def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
     spent = dict.fromkeys(("read", "header", "decode", "resize", "collate"), 0.0)
-    decoder = RegionDecoder(MAX_PIXELS, fast)
+    decoder = RegionDecoder(DECODING, fast)
     count = len(reader) // _DECODED_TOGETHER * _DECODED_TOGETHER
     clock = time.process_time
     batch = torch.empty((_DECODED_TOGETHER, SIZE, SIZE, 3), dtype=torch.uint8)

@@ -25,7 +25,7 @@ from fuzzing.mutations import mutate_bytes, mutate_json
 from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
@@ -35,7 +35,7 @@ from seresnext.data.shards.format import Manifest, Shard, index_bytes, list_shar
 from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError
 
-MAX_PIXELS = 1_000_000
+DECODING = Decoding(1_000_000, exif_rotation=True, background=(1, 2, 3))
 
 
 def _tar(members: Mapping[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
@@ -301,7 +301,7 @@ def _pngs() -> list[Files]:
 
 @functools.cache
 def _decoders() -> list:
-    return [RegionDecoder(MAX_PIXELS, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
+    return [RegionDecoder(DECODING, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
 
 
 def _decode(_: Path, files: Files) -> None:
@@ -317,10 +317,10 @@ def _decode(_: Path, files: Files) -> None:
     shown = [str(result) if isinstance(result, DataError) else f"pixels {result.shape}" for result in results]
     if len({type(result) for result in results}) > 1 or len({s for s in shown if s.startswith("pixels")}) > 1:
         raise WrongResult(f"with nvimgcodec: {shown[0]}; without: {shown[1]}")
-    image = decode(data, "image", MAX_PIXELS)
+    image = decode(data, "image", DECODING)
     if any(size != image.size for size in sizes):
         raise WrongResult(f"sizes {sizes}, decoded {image.size}")
-    ResizeCenterCrop(24, 0.875, "bilinear").decode_and_crop(data, "image", MAX_PIXELS)
+    ResizeCenterCrop(24, 0.875, "bilinear").decode_and_crop(data, "image", DECODING)
 
 
 READERS = {

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from seresnext.check.findings import Finding, Verdict, judge
-from seresnext.data.decode.pillow import decode, open_image
+from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_image
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.survey import is_transparent, is_turned
+from seresnext.data.survey import is_turned
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.printable import printable
@@ -99,13 +99,14 @@ def look_at(name: str, reader: Reader, recipe: Recipe, world: World, full: bool)
     """Decode a seeded sample of a split, or all images if `full`."""
     indices = np.arange(len(reader)) if full else permutation_at(0, "check", name, count=len(reader))[: _SAMPLE[name]]
     deadline = math.inf if full else time.monotonic() + _SAMPLE_SECONDS
+    decoding = Decoding.of(recipe.data)
 
     def look(index: int) -> Look | None:
         if time.monotonic() > deadline:
             return None
         try:
             data = reader.read(index)
-            decode(data, reader.name(index), recipe.data.max_pixels)
+            decode(data, reader.name(index), decoding)
         except DataError as error:
             return 0, [("bad", printable(error, 300))]
         is_odd = {}

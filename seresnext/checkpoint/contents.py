@@ -48,7 +48,8 @@ class CheckpointMetadata:
 
     `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps. `dataset` has
     `classes`, `num_images` and `fingerprint` of the training split, and in `val` the number and the fingerprint of the
-    validation split (0.1.0 wrote no `val`). `progress` has the other values of the training loop. All values are plain
+    validation split (0.1.0 wrote no `val`); `choice` is the choice of photos (data/readers/photos.py), for photos only.
+    `progress` has the other values of the training loop. All values are plain
     JSON data; floats are restored bit for bit.
     """
 

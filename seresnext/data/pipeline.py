@@ -14,6 +14,7 @@ from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
 from seresnext.data.augment.erase import RandomErasing, build_erase_fill
 from seresnext.data.augment.policies import build_policies
 from seresnext.data.batches import Batch, BatchSource, EvaluationImages, TrainImages
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.order import BatchKey, Order, block_shuffle
@@ -61,7 +62,7 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
         reader,
         RandomResizedCrop(data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation),
         seed=recipe.runtime.seed,
-        max_pixels=data.max_pixels,
+        decoding=Decoding.of(data),
         policies=build_policies(augment),
         erasing=RandomErasing(erasing.probability, erasing.scale, erasing.ratio) if erasing else None,
         substitutes=data.on_error == "substitute",
@@ -74,7 +75,7 @@ def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
     if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
     transform = ResizeCenterCrop(data.image_size, recipe.evaluation.crop_pct, recipe.evaluation.interpolation)
-    return EvaluationImages(reader, transform, max_pixels=data.max_pixels)
+    return EvaluationImages(reader, transform, decoding=Decoding.of(data))
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.check_lengths import duration_problems
 from seresnext.recipe.explain import Problem, one_of
 from seresnext.recipe.reader import write_value
-from seresnext.recipe.schema import ONLY_FOR, Recipe
+from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, Recipe
 
 # Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
 _FILE_KEYS = {
     "augment": ("crop_scale", "crop_ratio", "flip", "interpolation"),
-    "data": ("cache", "max_pixels", "on_error", "sampling", "train_split", "val_split"),
+    "data": ("background", "cache", "exif_rotation", "max_pixels", "on_error", "sampling", "train_split", "val_split"),
     "evaluation": ("crop_pct", "interpolation"),
 }
 
@@ -72,7 +72,7 @@ def _smoothing(recipe: Recipe) -> Iterator[Problem]:
     smoothing, threshold = recipe.loss.label_smoothing, recipe.loss.target_threshold
     if recipe.loss.name != "bce" or threshold is None or not smoothing or not _is_mixed(recipe):
         return  # `_loss` reports the other cases.
-    same = (threshold - smoothing / recipe.model.num_classes) / (1 - smoothing)
+    same = (threshold - smoothing / (recipe.model.num_classes or 1000)) / (1 - smoothing)
     hint = f" (a threshold of {same:.3g} then gives the same targets)" if 0 <= same < 1 else ""
     yield Problem(
         "loss.label_smoothing",
@@ -104,6 +104,12 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
     model, data = recipe.model, recipe.data
+    if model.num_classes == AUTO_CLASSES and model.weights is not None and not model.reset_head:
+        message = "needs a new head, and model.weights has one; set model.reset_head=true, or write the number"
+        yield Problem("model.num_classes", message, ("model.weights", "model.reset_head"))
+    if model.num_classes == AUTO_CLASSES and data.format == "synthetic":
+        message = "needs class folders, and synthetic images have none; write a number"
+        yield Problem("model.num_classes", message, ("data.format",))
     if model.reset_head and model.weights is None:
         message = "has no effect without model.weights: a new network has a new head anyway; write false"
         yield Problem("model.reset_head", message, ("model.weights",))

@@ -11,7 +11,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    WrapValidator,
+)
 
 from seresnext.durations import Duration
 from seresnext.recipe.reader import has_control
@@ -32,6 +41,9 @@ ScheduleName = Literal["step", "cosine", "linear"]
 LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
 SinkName = Literal["tensorboard", "wandb", "mlflow"]
+
+AUTO_CLASSES = 0
+"""The value of `model.num_classes: auto` until the data is opened."""
 
 MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7
@@ -98,6 +110,13 @@ _DURATION_TEXT = (
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ep|st)$"}),
 )
+NumClasses = Annotated[
+    int,
+    Field(ge=2, le=1_000_000),
+    WrapValidator(lambda value, check: AUTO_CLASSES if value == "auto" else check(value)),
+    PlainSerializer(lambda count: "auto" if count == AUTO_CLASSES else count),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 2, "maximum": 1_000_000}, {"const": "auto"}]}),
+]
 AnyDuration = Annotated[Duration, PlainValidator(_read_duration), *_DURATION_TEXT]
 PositiveDuration = Annotated[Duration, PlainValidator(_read_positive_duration), *_DURATION_TEXT]
 
@@ -107,11 +126,14 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 # A list is not a tuple in strict mode. The items stay strict.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+_Level = Annotated[int, Field(ge=0, le=255)]
+Color = Annotated[tuple[_Level, _Level, _Level], Field(strict=False)]
 ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
 ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
 Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
+Patterns = Annotated[tuple[Text, ...], Field(strict=False)]
 ClassWeights = Annotated[
     Literal["balanced"] | dict[str, float],
     PlainValidator(_read_class_weights),
@@ -130,8 +152,12 @@ ONLY_FOR = {
     "augment.policy.num_ops": ("name", "randaugment", "2"),
     "augment.policy.magnitude": ("name", "randaugment", "9"),
     "data.cache_size": ("format", "shards", None),
+    "data.class_map": ("format", "folder", None),
+    "data.exclude": ("format", "folder", None),
+    "data.ignore": ("format", "folder", None),
     "data.max_bad_images": ("on_error", "substitute", None),
     "data.shuffle_shards": ("format", "shards", None),
+    "data.split": ("format", "folder", None),
     "data.synthetic_images": ("format", "synthetic", "5000"),
     "loss.target_threshold": ("name", "bce", None),
     "optimizer.momentum": ("name", "sgd", None),
@@ -167,7 +193,9 @@ class ModelSection(Section):
         description="The network. `seresnext50` is short for `legacy_seresnext50_32x4d`, and so on for 26 and 101. "
         "`seresnext50_32x4d` and `seresnext101_32x4d` are timm's newer networks with padding in the stem's pooling."
     )
-    num_classes: int = _key(1000, "Outputs of the classifier: the number of class folders.", ge=2, le=1_000_000)
+    num_classes: NumClasses = _key(
+        1000, "Outputs of the classifier: the number of classes. auto: as many as the data has, if no head is loaded."
+    )
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
     weights: Text | None = _key(
@@ -196,10 +224,20 @@ class ProgressiveSection(Section):
     end_ramp: PositiveDuration | None = _key(None, "When the size reaches `max_size`.")
 
 
+class SplitSection(Section):
+    """The division of photos without validation photos, by a hash of `runtime.seed` and the content of each file."""
+
+    val: Number = _key(0.2, "Share of the validation photos. Photos that are added later move no others.", gt=0, lt=1)
+
+
 class DataSection(Section):
     """The images."""
 
-    root: Text = _key("data/imagenet", "Folder with a folder per split. For `shards` also an address, `s3://...`.")
+    root: Text = _key(
+        "data/imagenet",
+        "Folder with a folder per split or, with `split`, per class; or a list (`.csv`, `.jsonl`) with path, label and "
+        "optional split. For `shards` also an address, `s3://...`.",
+    )
     format: DataFormat = _key(
         "folder",
         "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
@@ -210,6 +248,22 @@ class DataSection(Section):
     shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
+    split: SplitSection | None = _key(None, "`folder` only: division of data without validation images. null: none.")
+    ignore: Patterns = _key(
+        (),
+        "`folder` only: patterns of files to leave out, such as `*_copy*`, compared with the path below the root and "
+        "with each name in the path.",
+    )
+    class_map: Text | None = _key(
+        None,
+        "`folder` only: CSV file with `old,new` lines, other names for classes. Equal names merge. An empty name "
+        "leaves the class out.",
+    )
+    exclude: Text | None = _key(
+        None,
+        "`folder` only: file of photos to leave out, a path a line, or CSV with the column `path`, as "
+        "`seresnext doctor` writes.",
+    )
     sampling: Literal["shuffle", "balanced"] = _key(
         "shuffle",
         "Training images of an epoch. `shuffle`: each image at most once. `balanced`: equally many of each class.",
@@ -227,6 +281,8 @@ class DataSection(Section):
     std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
     # The limit is 1.5 GB decoded. The largest phone cameras have 200 million pixels.
     max_pixels: int = _key(50_000_000, "Largest image, in pixels. A larger image is an error.", ge=1, le=500_000_000)
+    exif_rotation: bool = _key(False, "Turn images as their EXIF orientation asks. The published weights: false.")
+    background: Color | None = _key(None, "Colour behind transparent pixels, [r, g, b]. null: the stored colour.")
     synthetic_images: int | None = _key(None, "`synthetic` only: how many images to generate.", ge=1, le=10**7)
 
 

@@ -38,6 +38,7 @@ from seresnext.recipe.show import recipe_hash
 from seresnext.run.environment import describe_environment
 from seresnext.run.folder import RunFolder
 from seresnext.run.opening import open_splits
+from seresnext.run.photo_choice import choice_of
 from seresnext.run.resolve import resolve_auto
 from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
@@ -56,18 +57,20 @@ class Run:
     """The objects of one training run, built on every rank alike.
 
     `recipe` has every `auto` resolved. `previous` is the recipe of the run to resume, and None for a fresh start. The
-    model of a resumed run gets no first weights: the checkpoint has the weights.
+    model of a resumed run gets no first weights: the checkpoint has the weights. `choice` is its choice of photos.
     """
 
-    def __init__(self, recipe: Recipe, previous: Recipe | None, world: World, console: Console) -> None:
+    def __init__(
+        self, recipe: Recipe, previous: Recipe | None, world: World, console: Console, choice: Any = None
+    ) -> None:
         self._world = world
         self._console = console
         with world.agreeing():
             recipe, notices = resolve_auto(recipe, previous, world)
-        self.recipe = recipe
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
-        self.train, self.val = open_splits(recipe, previous, world, console.print)
+        recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, choice)
+        self.recipe = recipe
         self.environment = describe_environment(world)
         self._evaluation_size = recipe.evaluation.batch_size or recipe.batch.micro_size
         self.dataset = {  # the description of the data in checkpoints
@@ -75,6 +78,7 @@ class Run:
             "num_images": len(self.train),
             "fingerprint": self.train.fingerprint,
             "val": {"num_images": len(self.val), "fingerprint": self.val.fingerprint},
+            **choice_of(self.train),
         }
         with world.downloading(), world.agreeing():
             pipeline.check_same_data(world, self.train, self.val)

@@ -104,7 +104,8 @@ def _batches(
     workers = options.workers
     if workers is None:  # A single batch is done sooner without the start of a worker.
         workers = min(_MOST_WORKERS, math.ceil(len(reader) / size) - 1, len(os.sched_getaffinity(0)))
-    source = EvaluationImages(reader, preprocessing.crop, max_pixels=options.max_pixels or classifier.max_pixels)
+    decoding = preprocessing.decoding(options.max_pixels or classifier.max_pixels)
+    source = EvaluationImages(reader, preprocessing.crop, decoding=decoding)
     keys = evaluation_keys(len(reader), size, rank=0, world_size=1)
     with open_batches(source, keys, workers=workers, timeout=_TIMEOUT, pin_memory=device.type == "cuda") as on_host:
         on_device = prefetch(

@@ -18,6 +18,7 @@ from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
+from seresnext.run.photo_choice import photo_files
 from seresnext.run.resume import (
     LoadedCheckpoint,
     changes_validation,
@@ -42,8 +43,8 @@ def train(
     resume: str,
     allow_changed: Collection[str],
     profile: tuple[int | None, int] | None = None,
-) -> None:
-    """Train by a recipe in a run folder, from the last checkpoint if there is one, to the end or a stop request.
+) -> bool:
+    """Train by a recipe in a run folder, from the last checkpoint if there is one. Return False after a stop request.
 
     Raises a Failure for a problem that the user has to fix. `status.json` in the folder states how the run ended.
     `profile` has the steps to trace (training/profile.py).
@@ -66,7 +67,7 @@ def train(
         if run.plan.is_complete(progress):
             console.print(f"{output} is complete, nothing to do")
             _finish(run, folder, progress, console)
-            return
+            return True
         trainer = run.trainer(folder, checkpoint, progress, stop)
         at_end.callback(trainer.logger.close)
         trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
@@ -77,11 +78,12 @@ def train(
         folder.update_status(step=progress.step, saved_step=saved_step, total_steps=total, best=progress.best)
         if trainer.fit():
             _finish(run, folder, progress, console)
-            return
+            return True
         signals = ", ".join(sorted(set(filter(None, world.gather(stop.signal)))))
         folder.write_status("preempted", progress.step, f"stopped by {signals}")
         where = f"after step {progress.step} of {total}"
         console.print(f"stopped {where} by {signals}, and saved; the same command resumes the run")
+    return False
 
 
 def _begin(
@@ -97,7 +99,7 @@ def _begin(
     checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
     previous = checkpoint.recipe if checkpoint else None
     recipe, notices = keep_first_settings(recipe, previous, allow_changed)
-    run = Run(recipe, previous, world, console)
+    run = Run(recipe, previous, world, console, checkpoint and checkpoint.metadata.dataset.get("choice"))
     starts_over = resume == "never" and not restarted
     progress, changes = Progress(), []
     with world.agreeing():
@@ -123,6 +125,8 @@ def _begin(
         with world.agreeing():  # A full disk shows now, before the first pass, which may compile for minutes.
             folder.write("recipe.yaml", to_yaml(to_values(run.recipe)))
             folder.write("environment.json", json.dumps({**run.environment, "launch": launchers}, indent=2) + "\n")
+            for name, text in photo_files(run.train, run.val).items():
+                folder.write(name, text)
     return run, checkpoint, progress
 
 

@@ -22,6 +22,7 @@ from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
 from seresnext.data.readers import Reader
+from seresnext.data.readers.photos import PhotoChoice
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
@@ -38,6 +39,7 @@ from seresnext.recipe.schema import Recipe
 from seresnext.remote import is_remote
 from seresnext.run.class_selection import ClassSelection, read_class_map, read_class_names, select_classes
 from seresnext.run.opening import check_images
+from seresnext.run.photo_choice import stored_choice
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc
 
 # Settings that a published file of weights lacks. The values suit 2 cores with 24 GiB, and a GPU.
@@ -126,7 +128,8 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
                 f"choose the server; if you trust the server, give --data {recipe.data.root}"
             )
         root, split = data or recipe.data.root, settings.split or recipe.data.val_split
-        reader = _open_split(recipe, root, split)
+        choice = loaded.metadata and stored_choice(loaded.metadata.dataset)
+        reader = _open_split(recipe, root, split, choice)
         selection = _select(loaded, reader, recipe, settings, f"{root}/{split}")
         real = read_real_labels(settings.real_labels) if settings.real_labels else None
     console = Console(enabled=world.is_first)
@@ -233,12 +236,13 @@ def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
     return recipe
 
 
-def _open_split(recipe: Recipe, root: str, split: str) -> Reader:
+def _open_split(recipe: Recipe, root: str, split: str, choice: PhotoChoice | None) -> Reader:
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
     cache = Path(recipe.data.cache) if recipe.data.cache else None
-    return open_reader(root, split, detect_format(root, split, recipe.data.format), cache, recipe.data.cache_size)
+    format = detect_format(root, split, recipe.data.format)
+    return open_reader(root, split, format, cache, recipe.data.cache_size, choice)
 
 
 def _select(

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from shard_folders import make_shards
 
 from seresnext.data import survey as survey_module
-from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.formats import open_reader
 from seresnext.data.survey import describe, survey
 from seresnext.errors import DataError
@@ -40,11 +40,11 @@ def test_turned_images_are_the_ones_that_pillow_turns(form, orientation):
     image = Image.open(io.BytesIO(data))
     turned = np.asarray(ImageOps.exif_transpose(image)).tobytes() != np.asarray(image).tobytes()
     assert turned == (orientation in range(2, 9))
-    found = survey(Images(data), 10**6)
+    found = survey(Images(data), Decoding(10**6))
     assert (found.turned, found.errors) == ((0,) * turned, ())
     if form == "PNG" and orientation is not None:
         behind = exif_behind_pixels(data)
-        assert survey(Images(behind), 10**6) == found
+        assert survey(Images(behind), Decoding(10**6)) == found
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_turned_images_are_the_ones_that_pillow_turns(form, orientation):
 )  # fmt: skip
 def test_transparent_images_are_found(data):
     opaque = [encoded(mode, "PNG") for mode in ("P", "RGB")] + [encoded(mode) for mode in ("L", "CMYK")]
-    assert survey(Images(*opaque, data), 10**6).transparent == (4,)
+    assert survey(Images(*opaque, data), Decoding(10**6)).transparent == (4,)
 
 
 def with_thumbnail(data: bytes) -> bytes:
@@ -65,7 +65,7 @@ def with_thumbnail(data: bytes) -> bytes:
 
 def is_refused(data: bytes) -> bool:
     try:
-        decode(data, "it", 10**7)
+        decode(data, "it", Decoding(10**7))
     except DataError:
         return True
     return False
@@ -74,13 +74,18 @@ def is_refused(data: bytes) -> bool:
 BROKEN = {
     "empty": b"",
     "text": b"no image" * 99,
-    "another format": encoded(form="WEBP"),
+    "another format": encoded(form="JPEG2000"),
+    "WebP cut off": encoded(form="WEBP")[:-900],
+    "GIF cut off": encoded(form="GIF")[:-900],
+    "AVIF cut off": encoded(form="AVIF")[:-900],
     "header only": encoded()[:80],
     "cut off": encoded(quality=95)[:-900],
     "cut off behind a thumbnail": with_thumbnail(encoded(quality=95))[:-900],
     "PNG cut off": encoded(form="PNG")[:-900],
 }
 GOOD = {
+    "WebP": encoded(form="WEBP"),
+    "TIFF": encoded(form="TIFF"),
     "progressive": encoded(progressive=True),
     "thumbnail": with_thumbnail(encoded()),
     "bytes behind the end": encoded() + b"\0" * 5000,
@@ -93,7 +98,7 @@ GOOD = {
 @pytest.mark.parametrize("kind", [*BROKEN, *GOOD])
 def test_images_that_cannot_be_used_are_the_ones_that_the_decoder_refuses(kind):
     data = (BROKEN | GOOD)[kind]
-    found = survey(Images(encoded(), data), 10**6)
+    found = survey(Images(encoded(), data), Decoding(10**6))
     assert found.seen == 2
     assert is_refused(data) == (kind in BROKEN)
     assert [error[:8] for error in found.errors] == ["image 1 "] * (kind in BROKEN)
@@ -106,8 +111,8 @@ def test_an_image_above_the_limit_of_pillow_is_counted(monkeypatch: pytest.Monke
     data = encoded(form=form, orientation=6)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(data))
-    assert survey(Images(data), 2400) == (1, 1, (0,), (), ())
-    (error,) = survey(Images(data), 2399).errors
+    assert survey(Images(data), Decoding(2400)) == (1, 1, (0,), (), ())
+    (error,) = survey(Images(data), Decoding(2399)).errors
     assert "data.max_pixels (2399)" in error
 
 
@@ -119,7 +124,7 @@ def test_cuts_and_changed_bytes_of_photographs_raise_nothing_and_no_false_alarm(
             for place in rng.integers(0, min(len(changed), 1000), 3 * int(rng.integers(2))):
                 changed[place] = rng.integers(256)
             mutated.append(bytes(changed))
-    found = survey(Images(*mutated), 10**7)
+    found = survey(Images(*mutated), Decoding(10**7))
     assert found.seen == len(mutated)
     named = {int(error.split()[1]) for error in found.errors}
     refused = {number for number, data in enumerate(mutated) if is_refused(data)}
@@ -134,21 +139,21 @@ def test_photographs_of_imagenet(imagenet_sample):
     reader = open_reader(imagenet_sample, "train")
     orientations = [Image.open(io.BytesIO(reader.read(index))).getexif().get(0x0112) for index in range(500)]
     oracle = tuple(index for index, orientation in enumerate(orientations) if orientation in range(2, 9))
-    assert survey(reader, 50_000_000) == (len(reader), 500, oracle, (), ())
+    assert survey(reader, Decoding(50_000_000)) == (len(reader), 500, oracle, (), ())
     assert len(oracle) == 1
 
 
 def test_a_sample_is_evenly_spaced_and_reported(monkeypatch):
     monkeypatch.setattr(survey_module, "_MOST_IMAGES", 10)
     images = Images(*[encoded(orientation=6 if number < 500 else 1) for number in range(1000)])
-    found = survey(images, 10**6)
+    found = survey(images, Decoding(10**6))
     assert (found.total, found.seen, found.turned) == (1000, 10, (0, 100, 200, 300, 400))
     text = describe({"training": found}, {"training": images})
     assert text is not None
     for words in ("5 of 10 training", "1,000", "image 0"):
         assert words in text
     # The control: the survey reads all images of a small split.
-    few = survey(Images(*images.images[:10]), 10**6)
+    few = survey(Images(*images.images[:10]), Decoding(10**6))
     whole = str(describe({"training": few}, {"training": images}))
     assert "10 of 10 training" in whole
     assert "1,000" not in whole
@@ -159,24 +164,24 @@ def test_one_warning_counts_both_kinds_in_both_splits():
         "training": Images(encoded(), encoded(orientation=3), encoded("RGBA", "PNG")),
         "validation": Images(encoded(orientation=8), encoded(orientation=8)),
     }
-    surveys = {name: survey(reader, 10**6) for name, reader in readers.items()}
+    surveys = {name: survey(reader, Decoding(10**6)) for name, reader in readers.items()}
     text = describe(surveys, readers)
     assert text is not None
     assert text.count("1 of 3 training") == 2
     for words in ("image 1", "2 of 2 validation", "image 0", "EXIF", "image 2", "transparen"):
         assert words in text
-    assert describe({"training": survey(Images(encoded()), 10**6)}, readers) is None
+    assert describe({"training": survey(Images(encoded()), Decoding(10**6))}, readers) is None
 
 
 def test_the_time_is_bounded_and_no_thread_is_left(monkeypatch):
     before = threading.active_count()
-    found = survey(Images(*[encoded()] * 50), 10**6)
+    found = survey(Images(*[encoded()] * 50), Decoding(10**6))
     assert (found.seen, threading.active_count()) == (50, before)
     monkeypatch.setattr(survey_module, "_MOST_SECONDS", 0.0)
-    assert survey(Images(*[b""] * 50), 10**6).seen == 0
+    assert survey(Images(*[b""] * 50), Decoding(10**6)).seen == 0
 
 
 def test_local_shards_are_looked_at(tmp_path: Path):
     make_shards(tmp_path)
     reader = open_reader(tmp_path, "train", "shards")
-    assert survey(reader, 10**6).seen == len(reader)
+    assert survey(reader, Decoding(10**6)).seen == len(reader)

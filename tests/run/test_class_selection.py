@@ -76,7 +76,7 @@ def test_files_of_classes(tmp_path: Path) -> None:
     assert read_class_names("cat, dog") == ["cat", "dog"]
 
 
-@pytest.mark.parametrize(("text", "words"), [("a,1\na,2\n", "line 2 repeats"), ("a,1,2\n", "line 1 has three")])
+@pytest.mark.parametrize(("text", "words"), [("a,1\na,2\n", "line 2 repeats"), ("a,1,2\n", "line 1 has 3 parts")])
 def test_a_map_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "map").write_text(text)
     with pytest.raises(DataError, match=words):

@@ -73,7 +73,7 @@ def break_image(root: Path, name: str) -> None:
 
 
 def test_both_splits_and_the_model_have_the_same_classes(photos):
-    train_split, val_split = opened(f"data.root={photos}", FEW, "model.num_classes=3")
+    _, train_split, val_split = opened(f"data.root={photos}", FEW, "model.num_classes=3")
     assert train_split.classes == val_split.classes == ("class_0", "class_1", "class_2")
     assert "model.num_classes=3" in str(refusal(photos, FEW))
 
@@ -117,7 +117,7 @@ def test_the_batch_that_is_advised_is_accepted(photos, world_size, extra):
     error = refusal(photos, "model.num_classes=10", *extra, world=world)
     assert isinstance(error, DataError)
     root = f"data.root={photos}"
-    train_split, _ = opened(root, *extra, *settings_of(error), world=world)
+    _, train_split, _ = opened(root, *extra, *settings_of(error), world=world)
     assert len(train_split) == 55
 
 
@@ -261,7 +261,7 @@ def test_turned_images_are_a_warning_and_synthetic_images_are_not_checked(photos
     assert "1 of 55 training" in line
     assert "1 of 12 validation" in line
     monkeypatch.setattr(opening, "survey", None)
-    train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=64", warn=lines.append)
+    _, train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=64", warn=lines.append)
     assert len(train_split) == len(val_split) == 64
     remote = ShardReader.__new__(ShardReader)
     remote.has_local_files = False

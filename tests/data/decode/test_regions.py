@@ -13,6 +13,7 @@ from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, turn
 from PIL import Image, ImageFile
 
 from seresnext.data.decode.jpeg import Frame, read_frame
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
@@ -21,7 +22,7 @@ PICTURE = noise(101, 75)
 
 @pytest.fixture(params=DECODERS, scope="module")
 def decoder(request: pytest.FixtureRequest) -> RegionDecoder:
-    return RegionDecoder(5 * 10**7, fast=request.param)
+    return RegionDecoder(Decoding(5 * 10**7), fast=request.param)
 
 
 def boxes(width: int, height: int, count: int, seed: int = 0) -> list[Crop]:
@@ -99,7 +100,7 @@ def of_both(data: bytes, draws: random.Random) -> list[np.ndarray | DataError]:
         left, top = draws.randrange(width), draws.randrange(height)
         return Crop(left, top, draws.randint(1, width - left), draws.randint(1, height - top), False)
 
-    return [RegionDecoder(10**7, fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
+    return [RegionDecoder(Decoding(10**7), fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
 
 
 def damaged(originals: list[bytes], draws: random.Random) -> bytes:
@@ -145,8 +146,8 @@ def credulous(data: bytes) -> Frame | None:
 
 @needs_nvimgcodec
 def test_plain_jpegs_are_not_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
-    decoder = RegionDecoder(10**6, fast=True)
-    monkeypatch.setattr("seresnext.data.decode.regions.decode", lambda *_: pytest.fail("Pillow was asked"))
+    decoder = RegionDecoder(Decoding(10**6), fast=True)
+    monkeypatch.setattr("seresnext.data.decode.regions.decode_as_stored", lambda *_: pytest.fail("Pillow was asked"))
     crop = Crop(9, 10, 50, 60, False)
     (result,) = decoder([Encoded(encoded(PICTURE), lambda: "any")], lambda *_: crop)
     assert isinstance(result, np.ndarray)
@@ -180,7 +181,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
         (b"<html>not found</html>", "HTML"),
         (encoded(PICTURE)[:-200], "truncated"),
         (encoded(PICTURE)[:200], "JPEG"),
-        (encoded(PICTURE, "PNG")[:-200], "is no JPEG or PNG"),
+        (encoded(PICTURE, "PNG")[:-200], "is no PNG image"),
     ],
     ids=["empty", "html", "short JPEG", "header", "short PNG"],
 )
@@ -197,10 +198,11 @@ def test_one_bad_image_is_named_and_the_others_are_decoded(decoder: RegionDecode
 @needs_nvimgcodec
 def test_opening_and_decoding_say_nothing_on_the_terminal():
     program = (
+        "from seresnext.data.decode.pillow import Decoding\n"
         "from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder\n"
         "import io; from PIL import Image; file = io.BytesIO(); Image.new('RGB', (40, 40)).save(file, 'JPEG')\n"
         "images = [Encoded(file.getvalue(), str)]\n"
-        "print(RegionDecoder(10**6, True)(images, lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
+        "print(RegionDecoder(Decoding(10**6), True)(images, lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "(30, 20, 3)\n"
