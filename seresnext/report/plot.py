@@ -22,7 +22,7 @@ from seresnext.recipe.load import load_recipe
 Curve = tuple[list[float], list[float]]  # epochs, values
 _FIELDS = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1", "lr")
 _MEASURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
-"""The measures of `evaluation.best_by` beside top-1 and the loss, and their names."""
+"""The measures of `evaluation.best_by` other than top-1 and the loss, and their names."""
 _KINDS = {"train": "training", "validate": "validation, model", "validate_ema": "validation, average (EMA)"}
 _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:green"}
 _COLUMNS, _WIDTH, _HEIGHT = 3, 7.0, 3.6  # panels of a row; inches of a panel
