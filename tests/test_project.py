@@ -69,6 +69,8 @@ def test_a_wrong_import_is_named(tmp_path, module, added, named):
 TESTED_ELSEWHERE = {
     "recipe/check_images.py": "recipe/test_check.py",
     "run/dry_run.py": "runs/test_mistakes.py",
+    "run/introduction.py": "runs/test_training.py",
+    "training/wrapped.py": "training/test_step.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",

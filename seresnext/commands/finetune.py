@@ -102,7 +102,7 @@ def _earlier_recipe(options: Namespace) -> Path | None:
 
 
 def _settings_without_weights() -> list[str]:
-    return ["model.weights=null", "model.reset_head=false", "model.frozen=[]"]
+    return ["model.weights=null", "model.reset_head=false", "model.frozen=[]", "model.frozen_until=null"]
 
 
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
