@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import check, compare, export, predict, prepare, report, runs, tools, train, validate
+from seresnext.commands import check, compare, export, finetune, predict, prepare, report, runs, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
@@ -57,6 +57,7 @@ class RankedCommand:
 # The first line of the docstring of `run` or `prepare` describes the command in the help.
 COMMANDS: dict[str, Command | RankedCommand] = {
     "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal, train.INTERRUPTED),
+    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, finetune.record_refusal, train.INTERRUPTED),
     "check": RankedCommand(check.add_arguments, check.prepare),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),

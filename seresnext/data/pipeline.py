@@ -60,7 +60,8 @@ def build_order(recipe: Recipe, reader: Reader) -> Order:
         assert reader.shard_ids is not None
         blocks = block_shuffle(reader.shard_ids, recipe.data.shuffle_shards)
     batch, repeats = recipe.batch, recipe.augment.repeats
-    return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks)
+    labels = reader.labels if recipe.data.sampling == "balanced" else None
+    return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks, labels)
 
 
 def train_source(recipe: Recipe, reader: Reader) -> BatchSource:

@@ -62,6 +62,12 @@ class StopRequest:
         """Let Ctrl-C be a request from now on."""
         self._defers = True
 
+    def end_deferral(self) -> None:
+        """Let Ctrl-C end the process again, except under torchrun. Raises KeyboardInterrupt for an earlier request."""
+        self._defers = self._of_torchrun
+        if self.signal:
+            raise KeyboardInterrupt
+
     def __enter__(self) -> StopRequest:
         reader, writer = self._pipe = os.pipe()
         os.set_blocking(writer, False)

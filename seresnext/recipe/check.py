@@ -17,7 +17,7 @@ from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, Recipe
 # Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
 _FILE_KEYS = {
     "augment": ("crop_scale", "crop_ratio", "flip", "interpolation"),
-    "data": ("background", "cache", "exif_rotation", "max_pixels", "on_error", "train_split", "val_split"),
+    "data": ("background", "cache", "exif_rotation", "max_pixels", "on_error", "sampling", "train_split", "val_split"),
     "evaluation": ("crop_pct", "interpolation"),
 }
 
@@ -116,6 +116,9 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if model.zero_init_last and model.weights is not None:
         message = "has no effect with model.weights: the loaded weights replace the zeros; write false"
         yield Problem("model.zero_init_last", message, ("model.weights",))
+    if model.frozen_until and not model.frozen:
+        message = f"has no effect without model.frozen, found {model.frozen_until}; write null, or name the stages"
+        yield Problem("model.frozen_until", message, ("model.frozen",))
     if model.frozen and model.weights is None:
         message = "needs model.weights: without loaded weights the stages would stay random; write []"
         yield Problem("model.frozen", message, ("model.weights",))
@@ -132,7 +135,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _are_blocks_frozen(recipe: Recipe) -> bool:
-    return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.frozen)
+    return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.never_trained)
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
@@ -158,6 +161,14 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
         message = "has no effect with optimizer.weight_decay 0, found false; write true"
         yield Problem("optimizer.decay_norm_and_bias", message, ("optimizer.weight_decay",))
+    if optimizer.head_lr == optimizer.lr:
+        message = f"has no effect beside the same optimizer.lr, found {optimizer.head_lr}; write null"
+        yield Problem("optimizer.head_lr", message, ("optimizer.lr",))
+    if len(set(recipe.model.never_trained)) == 5:  # The classifier trains alone.
+        for key, usual, fix in (("head_lr", None, "null, and set optimizer.lr"), ("layer_decay", 1.0, "1")):
+            if (value := getattr(optimizer, key)) != usual:
+                message = f"has no effect if all stages are in model.frozen, found {value}; write {fix}"
+                yield Problem(f"optimizer.{key}", message, ("model.frozen",))
     if schedule.name != "step" and schedule.final_lr > optimizer.lr:
         message = f"must not be above optimizer.lr, {optimizer.lr}, found {schedule.final_lr}"
         yield Problem("schedule.final_lr", message, ("optimizer.lr", "schedule.name"))
@@ -165,6 +176,11 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     threshold = recipe.loss.target_threshold
+    if recipe.loss.class_weights == recipe.data.sampling == "balanced":
+        message = (
+            "is balanced, and so is data.sampling: rare classes would count twice; write null, or sample by shuffle"
+        )
+        yield Problem("loss.class_weights", message, ("data.sampling",))
     if recipe.loss.name == "bce" and threshold is not None and not _is_mixed(recipe):
         message = f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null"
         yield Problem("loss.target_threshold", message, ("mix.mixup", "mix.cutmix"))
@@ -191,7 +207,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     if evaluation.recalibrate and recipe.early_stop:
         message = "needs a last validation that is known in advance, unlike with early_stop; write null for one"
         yield Problem("evaluation.recalibrate", message, ("early_stop",))
-    if evaluation.recalibrate and _are_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
+    if evaluation.recalibrate and len(set(recipe.model.never_trained)) == 5:
         message = "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null"
         yield Problem("evaluation.recalibrate", message, ("model.frozen",))
 

@@ -75,6 +75,16 @@ def _read_erasing_value(value: Any) -> float | str:
     raise ValueError("expected a finite number or 'random'")
 
 
+def _read_class_weights(value: Any) -> str | dict[str, float]:
+    if value == "balanced":
+        return value
+    if isinstance(value, dict) and value:
+        if bad := [name for name, weight in value.items() if not (_is_number(weight) and 0 < weight < math.inf)]:
+            raise ValueError(f"the weight of the class {bad[0]!r} must be a finite number above 0")
+        return {str(name): float(weight) for name, weight in value.items()}
+    raise ValueError("expected 'balanced' or a weight for each class, such as {cat: 2, dog: 1}")
+
+
 def _without_control_characters(text: str) -> str:
     # A checkpoint's JSON may contain such characters. The reader of YAML has already refused them.
     if has_control(text):
@@ -116,6 +126,18 @@ Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4
 Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 Patterns = Annotated[tuple[Text, ...], Field(strict=False)]
+ClassWeights = Annotated[
+    Literal["balanced"] | dict[str, float],
+    PlainValidator(_read_class_weights),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "balanced"},
+                {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+            ]
+        }
+    ),
+]
 AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
 ONLY_FOR = {
@@ -177,6 +199,12 @@ class ModelSection(Section):
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
     drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
     frozen: Stages = _key((), "Stages whose loaded weights and BatchNorm statistics do not change.")
+    frozen_until: PositiveDuration | None = _key(None, "When the stages of `frozen` start to train. null: never.")
+
+    @property
+    def never_trained(self) -> Stages:
+        """The stages that are frozen to the end of the run."""
+        return self.frozen if self.frozen_until is None else ()
 
 
 class ProgressiveSection(Section):
@@ -227,6 +255,10 @@ class DataSection(Section):
         None,
         "`folder` only: file of photos to leave out, a path a line, or CSV with the column `path`, as "
         "`seresnext doctor` writes.",
+    )
+    sampling: Literal["shuffle", "balanced"] = _key(
+        "shuffle",
+        "Training images of an epoch. `shuffle`: each image at most once. `balanced`: equally many of each class.",
     )
     image_size: int = _key(224, "Side of the square input of the network, in pixels.", ge=16, le=4096)
     progressive: ProgressiveSection | None = _key(None, "Smaller training images at the start. null: `image_size`.")
@@ -310,6 +342,8 @@ class OptimizerSection(Section):
 
     name: OptimizerName = _key("sgd", "`sgd`: SGD with momentum. `adamw`: AdamW. Both are torch's.")
     lr: Number = _key(0.6, "Peak learning rate for this global_size. The run never rescales the rate.", gt=0)
+    head_lr: Number | None = _key(None, "Peak learning rate of the classifier. null: `lr`.", gt=0)
+    layer_decay: Number = _key(1.0, "Factor of the rate from each stage to the stage before. 1: off.", gt=0, le=1)
     momentum: Number = _key(0.9, "`sgd` only: momentum.", ge=0, lt=1)
     nesterov: bool = _key(False, "`sgd` only: Nesterov momentum.")
     betas: Betas = _key((0.9, 0.999), "`adamw` only: decay of the averages of gradients and squared gradients.")
@@ -335,6 +369,10 @@ class LossSection(Section):
 
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
+    class_weights: ClassWeights | None = _key(
+        None,
+        "Weights of the classes, by name, or `balanced`: rare classes weigh more. null: all weigh the same.",
+    )
     target_threshold: Number | None = _key(None, "`bce` only: targets above become 1, others 0. null: off.", ge=0, lt=1)
 
 
@@ -359,6 +397,10 @@ class EvaluationSection(Section):
     crop_pct: Number = _key(0.875, "Side of the centre crop / shorter side of the resized image.", ge=0.1, le=1)
     interpolation: Interpolation = _key("bilinear", "Interpolation for resizing an image.")
     weights: Literal["auto", "model", "ema"] = _key("auto", "Weights that choose `best`. auto: EMA, else the model.")
+    best_by: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] = _key(
+        "top1",
+        "Measure that chooses `best`. `balanced_accuracy` (mean recall) and `macro_f1` are means over classes.",
+    )
     recalibrate: RecalibrateSection | None = _key(None, "Recompute BatchNorm before the last validation. null: off.")
 
 

@@ -23,15 +23,17 @@ from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
 from seresnext.models import PUBLISHED, first_weights, open_weights
-from seresnext.printable import listed
+from seresnext.printable import listed, printable
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
 from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
 from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
+_CLASSES_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _compare(
             check_same_classes(readers["training"], readers["validation"])
     for reader in list(readers.values())[:1]:
         problems += _class_problems(recipe, previous, reader)
+        problems += _class_weight_problems(recipe, reader)
     surveys = _survey(recipe, readers, warn) if looks else {}
     if recipe.data.on_error == "substitute":
         surveys.pop("training", None)
@@ -211,6 +214,21 @@ def _class_problems(recipe: Recipe, previous: Recipe | None, reader: Reader) -> 
         f"the old class folders back, or start a new run: another --output with --set model.num_classes={found}"
     )
     return [StartProblem(DataError, text)]
+
+
+def _class_weight_problems(recipe: Recipe, reader: Reader) -> list[StartProblem]:
+    """Return a problem if `loss.class_weights` names classes that the data lack."""
+    given = recipe.loss.class_weights
+    unknown = sorted(set(given) - set(reader.classes)) if isinstance(given, dict) else []
+    if not unknown:
+        return []
+    close = near_miss(unknown[0], list(reader.classes))
+    names = ", ".join(listed([printable(name, 40) for name in unknown], _CLASSES_LISTED))
+    hint = f" (did you mean {close}?)" if close else ""
+    classes = ", ".join(listed([printable(name, 40) for name in reader.classes], _CLASSES_LISTED))
+    fix = f"write names of its {len(reader.classes)} classes: {classes}"
+    text = f"loss.class_weights: {recipe.data.root} has no class {names}{hint}; {fix}"
+    return [StartProblem(RecipeError, text)]
 
 
 def _batch_problems(

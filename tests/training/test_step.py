@@ -16,7 +16,7 @@ from seresnext.models import SENet
 from seresnext.randomness import torch_seed_at
 from seresnext.recipe.schema import OptimizerSection
 from seresnext.runtime import PRECISIONS
-from seresnext.training import step as step_module
+from seresnext.training import wrapped as wrapped_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.optimizer import build_optimizer
@@ -292,7 +292,7 @@ def test_ranks_share_the_replicas(model, monkeypatch):
         wrapped.append(exchange)
         return module
 
-    monkeypatch.setattr(step_module, "wrap_ddp", wrap_ddp)
+    monkeypatch.setattr(wrapped_module, "wrap_ddp", wrap_ddp)
     shares = [list(make(model, replicas=6, world=World(rank, 3)).own_replicas) for rank in range(3)]
     assert shares == [[0, 1], [2, 3], [4, 5]]
     assert wrapped == [DDPOptions()] * 3
