@@ -17,7 +17,6 @@ from seresnext.checkpoint.mirror import Mirror
 from seresnext.data import pipeline
 from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
-from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.readers.class_labels import has_other_labels
@@ -233,17 +232,3 @@ class Run:
         keys = evaluation_keys(len(self.val), self._evaluation_size, self._world.rank, self._world.size)
         source = pipeline.validation_source(self.recipe, self.val)
         return pipeline.device_batches(source, self.val, keys, self.recipe, self.precision, self._world)
-
-    def introduction(self) -> str:
-        """Return a summary of the run for the terminal."""
-        recipe, plan, world = self.recipe, self.plan, self._world
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return (
-            f"{recipe.model.name}: {parameters:,} parameters, {recipe.model.num_classes} classes\n"
-            f"{len(self.train):,} training and {len(self.val):,} validation images\n"
-            f"{plan.total:,} steps ({recipe.length}, {plan.steps_per_epoch:,} an epoch) of {plan.global_size} images: "
-            f"{self.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
-            f"{'process' if world.size == 1 else 'processes'}\n"
-            f"{world.device.type}, {recipe.runtime.precision}, "
-            f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}"
-        )

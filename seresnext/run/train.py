@@ -19,6 +19,7 @@ from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
+from seresnext.run.introduction import introduce
 from seresnext.run.resume import (
     LoadedCheckpoint,
     changes_validation,
@@ -71,7 +72,7 @@ def train(
         trainer = run.trainer(folder, checkpoint, progress, stop)
         at_end.callback(trainer.logger.close)
         trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
-        console.print(run.introduction())
+        console.print(introduce(run, world))
         if checkpoint:
             console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")
         saved_step = progress.step if checkpoint else None

@@ -78,6 +78,22 @@ def test_both_splits_and_the_model_have_the_same_classes(photos):
     assert "model.num_classes=3" in str(refusal(photos, FEW))
 
 
+def test_weights_of_unknown_classes_are_reported_with_the_other_problems(photos):
+    weights = "loss.class_weights={clas_0: 2, class_1: 3, mouse: 1}"
+    _, train_split, _ = opened(f"data.root={photos}", FEW, "model.num_classes=3", "loss.class_weights={class_1: 3}")
+    assert len(train_split) == 55  # The control.
+    with pytest.raises(RecipeError) as caught:
+        opened(f"data.root={photos}", FEW, "model.num_classes=3", weights)
+    problem = str(caught.value).splitlines()[-1].strip()
+    assert problem == (
+        f"loss.class_weights: {photos} has no class clas_0, mouse (did you mean class_0?); write names of its 3 "
+        "classes: class_0, class_1, class_2"
+    )
+    both = str(refusal(photos, FEW, weights))
+    assert "model.num_classes=3" in both
+    assert problem in both
+
+
 def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_path, capsys):
     """The test repairs the validation image by hand. The settings of the error message then start the run."""
     good = (photos / "val" / "class_1" / "0.jpg").read_bytes()
