@@ -66,9 +66,9 @@ class Run:
             recipe, notices = resolve_auto(recipe, previous, world)
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
-        dataset = checkpoint.metadata.dataset if checkpoint else {}
-        recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, dataset)
-        self.recipe = recipe
+        dataset = checkpoint and checkpoint.metadata.dataset
+        self.recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, dataset)
+        recipe = self.recipe
         self.environment = describe_environment(world)
         self._evaluation_size = recipe.evaluation.batch_size or recipe.batch.micro_size
         self.dataset = pipeline.describe_data(self.train, self.val)  # in checkpoints

@@ -181,7 +181,8 @@ def kind_in_words(head: bytes | None, name: str) -> tuple[str, str]:
 
 def skipped_files(others: Counter[tuple[str, str]]) -> str:
     """Return the notice about files that are no images."""
-    return f"{others.total():,} files are skipped: {counted(others)}"
+    count = others.total()
+    return f"{count:,} {'file is' if count == 1 else 'files are'} skipped: {counted(others)}"
 
 
 def counted(kinds: Counter[tuple[str, str]]) -> str:
