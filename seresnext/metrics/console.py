@@ -142,7 +142,7 @@ class Bar:
 def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:
     """Return the numbers of an event as a text: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`.
 
-    Balanced accuracy is left out beside the same top-1 accuracy: all classes have equally many images.
+    Balanced accuracy is left out next to the same top-1 accuracy: all classes have equally many images.
     """
     fields = [name for name in fields if name != "balanced_accuracy" or fields[0] == name or not _is_balanced(event)]
     values = {**event, "eta": None if seconds_left is None else timedelta(seconds=round(seconds_left))}

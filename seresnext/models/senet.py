@@ -108,7 +108,7 @@ class SENet(nn.Module):
     def freeze(self, stages: Sequence[str]) -> None:
         """Freeze these stages among `layer0` to `layer4`: no gradients, and BatchNorm's statistics stay.
 
-        All other stages train. DDP and BatchNormStatistics have to be made anew: both know the stages that train.
+        All other stages train. DDP and BatchNormStatistics have to be made again: both know the stages that train.
         """
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(True)

@@ -162,7 +162,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
         message = "has no effect with optimizer.weight_decay 0, found false; write true"
         yield Problem("optimizer.decay_norm_and_bias", message, ("optimizer.weight_decay",))
     if optimizer.head_lr == optimizer.lr:
-        message = f"has no effect beside the same optimizer.lr, found {optimizer.head_lr}; write null"
+        message = f"has no effect with the same optimizer.lr, found {optimizer.head_lr}; write null"
         yield Problem("optimizer.head_lr", message, ("optimizer.lr",))
     if len(set(recipe.model.never_trained)) == 5:  # The classifier trains alone.
         for key, usual, fix in (("head_lr", None, "null, and set optimizer.lr"), ("layer_decay", 1.0, "1")):

@@ -4,8 +4,8 @@ A loss computes in float32 or float64, also after a forward pass in half precisi
 overflow. Label smoothing mixes every target with the uniform distribution (Szegedy et al. 2016, section 7).
 
 Class weights have a mean of 1 over the training images, and a weighted loss divides by the number of images. torch
-divides by the sum of the weights of a batch instead: an image would then weigh more beside images of frequent classes
-than beside images of rare classes, and the gradient of a global batch would depend on the size of the micro-batches.
+divides by the sum of the weights of a batch instead: an image would then weigh more next to images of frequent classes
+than next to images of rare classes, and the gradient of a global batch would depend on the size of the micro-batches.
 
 To add a loss, write its class, enter the class in `LOSSES`, and add the name to the recipe's `LossSection`.
 """
