@@ -21,7 +21,7 @@ from seresnext.data.readers.files import read_image
 from seresnext.data.readers.folder import skipped_files
 from seresnext.data.readers.index import Index
 from seresnext.data.readers.photo_choice import PhotoChoice
-from seresnext.data.readers.photo_files import NO_IMAGE, open_photo_index, walk
+from seresnext.data.readers.photo_files import NO_IMAGE, open_photo_index
 from seresnext.data.readers.photo_list import SPLIT_NAMES, ListedPhoto, read_photo_list
 from seresnext.errors import DataError
 from seresnext.paths import check_data_folder, is_list
@@ -59,7 +59,7 @@ class PhotoReader(Reader):
         choice, wanted, notices = choice or PhotoChoice(), SPLIT_NAMES.get(split, split), []
         listing = read_photo_list(root) if is_list(root) else None
         self._base = root if listing is None else root.parent
-        self._index = open_photo_index(self._base, root, lambda: walk(root) if listing is None else [*listing], cache)
+        self._index = open_photo_index(root, self._base, None if listing is None else [*listing], cache)
         good = _good_photos(self._index, choice, notices)
         rows = _in_folders(good, wanted, notices) if listing is None else _in_list(good, listing)
         rows = _chosen(rows, choice, notices)
