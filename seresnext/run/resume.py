@@ -39,7 +39,7 @@ FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
 
 # Keys that change the result of a validation. Other images in the split change the result, too.
 MEASURE_KEYS = frozenset({
-    "data.image_size", "data.mean", "data.std", "data.val_split",
+    "data.background", "data.exif_rotation", "data.image_size", "data.mean", "data.std", "data.val_split",
     "evaluation.crop_pct", "evaluation.interpolation", "evaluation.weights", "evaluation.best_by",
 })  # fmt: skip
 

@@ -202,6 +202,8 @@ def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedW
             "image_size": preprocessing.image_size,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
+            "exif_rotation": preprocessing.exif_rotation,
+            "background": preprocessing.background,
             "workers": _PUBLISHED_WORKERS,
         },
         "evaluation": {"crop_pct": preprocessing.crop_pct, "interpolation": preprocessing.interpolation},

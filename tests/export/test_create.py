@@ -17,11 +17,14 @@ from safetensors.torch import save_file
 
 from seresnext.classifier import load
 from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.data.decode.pillow import Decoding
+from seresnext.distributed import World
 from seresnext.export import kinds
 from seresnext.export.documents import EXPECTED, MANIFEST
 from seresnext.export.run_onnx import load_image
 from seresnext.models import LoadedWeights
 from seresnext.models.timm_config import CONFIG
+from seresnext.run.validate import read_subject
 
 EVALUATION = {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10, "images_per_second": 3.0, "weights": "ema"}
 
@@ -176,5 +179,7 @@ def test_an_export_turns_and_fills_as_the_run_did(key: str, write_checkpoint, tm
     for image in (folder / "golden" / name, Image.open(folder / "golden" / name)):
         inputs = classifier.prepare(image)
         torch.testing.assert_close(inputs[0], classifier.preprocessing.normalise(torch.from_numpy(pixels)))
+    _, recipe = read_subject(folder, None, World())  # of `seresnext validate`
+    assert Decoding.of(recipe.data) == classifier.decoding
     del config[key]  # The control.
     assert (load_image(folder / "golden" / name, config) != pixels).any()
