@@ -71,8 +71,8 @@ def find_start_problems(
     previous = checkpoint.recipe if checkpoint else None
     readers, own = _open_both(recipe, checkpoint.metadata.dataset if checkpoint else {})
     recipe = _with_num_classes(recipe, previous, readers)
-    problems = _seen_by_all(own, world)
-    with world.downloading():  # of `model.weights`
+    with world.downloading():  # of `model.weights`; another machine may still read photos
+        problems = _seen_by_all(own, world)
         if world.is_first:
             world.set_activity("the check of the images")
             problems += _compare(recipe, previous, readers, world.size, warn, looks)

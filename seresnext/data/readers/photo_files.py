@@ -28,23 +28,23 @@ NO_IMAGE = "no image"
 """The start of the verdict on a file that is no image. The kind in words and the ending follow, with tabs between."""
 
 _GOOD = ""  # the verdict on a photo that can be decoded
-_THREADS, _TASKS = 16, 1000  # Ctrl-C waits for the tasks.
+_THREADS, _TASKS = 8, 1000  # The tasks are those that Ctrl-C waits for.
 # Larger images are not decoded here: the images of all threads would take too much memory.
 _MOST_PIXELS: int = DataSection.model_fields["max_pixels"].default
 _NEW_NS = 2_100_000_000  # A file of this age may change once more without a new time.
 
 
-def open_photo_index(root: Path, base: Path, listed: Sequence[str] | None, cache: Path | None) -> Index:
+def open_photo_index(root: Path, base: Path, listed: Sequence[str], cache: Path | None) -> Index:
     """Return the index of the files of the data `root`. In place of classes the index has the verdicts on files.
 
-    The files are those below the folder `base`, or the `listed` paths below `base`. The verdict on a good photo is an
-    empty text. Each start compares size and time of all files, and reads new and changed files only. One process of the
-    machine reads.
+    The files are the `listed` paths below the folder `base`, or else all files below `base`. The verdict on a good
+    photo is an empty text. Each start compares size and time of all files, and reads new and changed files only. One
+    process of the machine reads.
     """
     path, start = index_path(cache, "photos", root, ""), len(f"{base}/")
 
     def paths() -> Sequence[str]:
-        return sorted(file[start:] for file in walk(f"{base}/")) if listed is None else listed
+        return listed or sorted(file[start:] for file in walk(f"{base}/"))
 
     def signature() -> Signature:
         names = paths()
@@ -114,7 +114,8 @@ def _look(base: Path, path: str) -> tuple[str, bytes]:
         data = read_image(name)
         _check(data)
     except (DataError, OSError) as error:
-        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error).strip()
+        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        reason = reason.removeprefix(name).strip()
         return reason if "pip install" in reason else reason.partition("; ")[0], none
     return _GOOD, hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
