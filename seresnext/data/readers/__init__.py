@@ -66,8 +66,8 @@ def check_same_classes(train: Reader, val: Reader) -> None:
     )
     raise DataError(
         f"the class folders of training ({len(train.classes)}) and validation ({len(val.classes)}) differ: "
-        f"{differences}; a label would stand for two classes{look_alikes(train.classes, only_val)}. Give validation the "
-        "class folders of training"
+        f"{differences}; a label would stand for two classes{look_alikes(train.classes, only_val)}. Give validation "
+        "the class folders of training"
     )
 
 
