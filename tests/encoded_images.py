@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -43,6 +44,21 @@ def turned(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()
+
+
+def exif_behind_pixels(data: bytes) -> bytes:
+    """Return a PNG with the eXIf chunk moved behind the pixels, which the format permits, too."""
+    start = data.index(b"eXIf") - 4
+    length = int.from_bytes(data[start : start + 4])
+    chunk = data[start : start + 12 + length]
+    assert int.from_bytes(chunk[-4:]) == zlib.crc32(chunk[4:-4])
+    return data.replace(chunk, b"").replace(data[-12:], chunk + data[-12:])
+
+
+def tagged(data: bytes, orientation: int) -> bytes:
+    """Return a JPEG with the EXIF orientation. Other bytes stay the same."""
+    body = turned(orientation)
+    return data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body + data[2:]
 
 
 class Images:

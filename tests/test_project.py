@@ -76,6 +76,7 @@ TESTED_ELSEWHERE = {
     "arguments.py": "test_cli.py",
     "commands/check.py": "check/test_checking.py",
     "commands/compare.py": "evaluation/test_compare.py",
+    "commands/finetune.py": "runs/test_finetune.py",
     "commands/prepare.py": "prepare/test_shards.py",
     "commands/report.py": "report/test_page.py",
     "commands/runs.py": "report/test_runs.py",

@@ -36,8 +36,8 @@ _FEW = 0.01  # A share of odd images that is normal: ImageNet has CMYK, turned, 
 _LARGEST_RATIO, _LARGEST_SHARE = 10, 0.8
 _FIXES = {
     "CMYK": "convert the CMYK images to RGB: Pillow ignores their colour profile",
-    "turned": "turn the pixels (mogrify -auto-orient): EXIF rotation is not applied",
-    "transparent": "flatten the transparent images: hidden pixels become their stored colour, often black",
+    "turned": "set data.exif_rotation=true: the images that EXIF turns are used as stored",
+    "transparent": "set data.background=[255, 255, 255]: hidden pixels become their stored colour, often black",
     "tiny": "remove the tiny images or lower data.image_size: they are enlarged more than 4 times",
     "huge": "shrink the images above 10 million pixels: the loader decodes every pixel",
 }
@@ -113,8 +113,8 @@ def look_at(name: str, reader: Reader, recipe: Recipe, world: World, full: bool)
         with suppress(Exception):  # Odd metadata may cause any exception, and the pixels are good.
             image = open_image(data)
             is_odd["CMYK"] = image.mode == "CMYK"
-            is_odd["turned"] = is_turned(image, data)
-            is_odd["transparent"] = is_transparent(image)
+            is_odd["turned"] = not decoding.exif_rotation and is_turned(image, data)
+            is_odd["transparent"] = decoding.background is None and is_transparent(image)
             is_odd["tiny"] = min(image.size) < recipe.data.image_size / 4
             is_odd["huge"] = image.width * image.height > _HUGE_PIXELS
         return len(data), [(kind, printable(reader.name(index))) for kind, holds in is_odd.items() if holds]

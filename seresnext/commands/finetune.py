@@ -114,7 +114,7 @@ def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
     recipe = _recipe(options) if _earlier_recipe(options) else _suited_recipe(options, world)
     if not train(recipe, world, stop, output=options.output, resume=options.resume, allow_changed=()):
         return
-    stop.end_deferral()
+    stop.end()  # Ctrl-C ends the report.
     try:
         settings = ValidationSettings()
         write(validate(options.output, world, settings), settings, options.output / "report", world)
@@ -123,7 +123,8 @@ def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
         raise
     if world.is_first:
         run = shown_path(options.output)
-        print(f"next: seresnext predict --checkpoint {run} IMAGES\n      seresnext export --checkpoint {run} --to onnx")
+        print(f"next: seresnext predict --checkpoint {run} IMAGES")
+        print(f"      seresnext export --checkpoint {run} --to onnx --output MODEL")
 
 
 def _suited_recipe(options: Namespace, world: World) -> Recipe:

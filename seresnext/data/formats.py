@@ -8,7 +8,8 @@ from pathlib import Path
 from seresnext.data.readers import Reader
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ImagenetReader, is_imagenet
-from seresnext.data.readers.photos import ALL, PhotoChoice, PhotoReader
+from seresnext.data.readers.photo_choice import PhotoChoice
+from seresnext.data.readers.photos import ALL, PhotoReader
 from seresnext.data.shards.reader import ShardReader, is_shards
 from seresnext.errors import DataError
 from seresnext.paths import is_list

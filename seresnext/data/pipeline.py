@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,17 @@ def check_same_data(world: World, *readers: Reader) -> None:
             f"{', '.join(listed(others, most=4))} see other images or classes in data.root than {one}: "
             "names, sizes or the number of images differ; give all machines the same data"
         )
+
+
+def describe_data(train: Reader, val: Reader) -> dict[str, Any]:
+    """Return the description of the data in checkpoints: classes, and size and fingerprint of both splits."""
+    description = {
+        "classes": list(train.classes),
+        "num_images": len(train),
+        "fingerprint": train.fingerprint,
+        "val": {"num_images": len(val), "fingerprint": val.fingerprint},
+    }
+    return {**description, "choice": train.choice.model_dump(mode="json")} if train.choice else description
 
 
 def build_order(recipe: Recipe, reader: Reader) -> Order:

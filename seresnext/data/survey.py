@@ -1,6 +1,7 @@
 """A look at the images of a split at each start: which are turned by EXIF, transparent, or no images at all.
 
-The survey parses headers and decodes no pixels. Pillow decodes only images that look cut off, and decides about these.
+The survey parses headers. Pillow decodes only images that look cut off, and decides about these. Other formats than
+JPEG and PNG have no mark of their end, and are always decoded.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ _THREADS = 16
 _MOST_SECONDS = 30.0
 _ALWAYS_TURNED = ("TIFF", "HEIF")
 _EFFECTS = {
-    "turned": "have an EXIF orientation and are used as stored: data with EXIF rotation is not turned",
-    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black",
+    "turned": "have an EXIF orientation and are used as stored; a run with data.exif_rotation=true turns these images",
+    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black; "
+    "a run with data.background=[255, 255, 255] makes these pixels white",
 }
 
 
 class Survey(NamedTuple):
     """The result: number of images in the split (`total`) and of images looked at (`seen`).
 
-    `turned` and `transparent` are indices of images. `errors` are the messages for images that cannot be used.
+    `turned` and `transparent` are indices of images that the decoding does not turn, or does not fill. `errors` are the
+    messages for images that cannot be used.
     """
 
     total: int
@@ -51,8 +54,11 @@ class _Header(NamedTuple):
     doubtful: bool = False
 
 
-def survey(reader: Reader, decoding: Decoding) -> Survey:
-    """Look at up to 1,000 images, for half a minute at most. All threads end before this returns."""
+def survey(reader: Reader, decoding: Decoding, finds_errors: bool = True) -> Survey:
+    """Look at up to 1,000 images, for half a minute at most. All threads end before this returns.
+
+    Without `finds_errors`, no image is decoded.
+    """
     count = min(len(reader), _MOST_IMAGES)
     indices = [number * len(reader) // count for number in range(count)]
     deadline = time.monotonic() + _MOST_SECONDS
@@ -63,7 +69,7 @@ def survey(reader: Reader, decoding: Decoding) -> Survey:
     errors = []
     for index, header in headers.items():
         # One at a time: a hostile image may take much memory and time.
-        if header.doubtful and time.monotonic() < deadline:
+        if finds_errors and header.doubtful and time.monotonic() < deadline:
             try:
                 decode(reader.read(index), reader.name(index), decoding)
             except DataError as error:
@@ -84,7 +90,11 @@ def _look(reader: Reader, decoding: Decoding, deadline: float, index: int) -> _H
     try:
         data = reader.read(index)
         image = open_image(data)
-        return _Header(is_turned(image, data), is_transparent(image), _may_be_broken(image, data, decoding.max_pixels))
+        return _Header(
+            not decoding.exif_rotation and is_turned(image, data),
+            decoding.background is None and is_transparent(image),
+            _may_be_broken(image, data, decoding.max_pixels),
+        )
     except Exception:  # A hostile file may cause any exception. The decoder decides.
         return _Header(doubtful=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,8 +42,9 @@ class Preprocessing:
 
     def crop_of(self, image: Image.Image) -> Tensor:
         """Return the pixels of an image that the network sees, uint8 H W 3."""
-        pixels = to_rgb(image, self.background)
-        return self.crop(turn(pixels, orientation_of(image)) if self.exif_rotation else pixels)
+        with warnings.catch_warnings(action="ignore"):  # Broken EXIF makes Pillow warn.
+            pixels = to_rgb(image, self.background)
+            return self.crop(turn(pixels, orientation_of(image)) if self.exif_rotation else pixels)
 
     def decoding(self, max_pixels: int) -> Decoding:
         """Return the decoding of image files of at most `max_pixels` pixels."""

@@ -1,8 +1,9 @@
 """Plain tar shards of an image folder or of ImageNet's archives, shuffled, for fast disks and for servers.
 
 Without options, the bytes of the images do not change. `short_side` resizes larger images and encodes them as JPEG with
-4:2:0 colour, the fastest to decode. `quality` alone encodes every image again at the same size. The same images and
-options give the same bytes with any number of workers. After a stop, the same command keeps every finished shard.
+4:2:0 colour, the fastest to decode. `quality` alone encodes every image again at the same size. Pixels are not turned:
+the EXIF orientation of an encoded image stays. The same images and options give the same bytes with any number of
+workers. After a stop, the same command keeps every finished shard.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from PIL import Image, features
 
 from seresnext.data.decode.kinds import ENDINGS, kind_of, not_an_image
-from seresnext.data.decode.pillow import Decoding, decode, is_gray
+from seresnext.data.decode.pillow import Decoding, decode_as_stored, exif_of, is_gray
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.shards.format import (
@@ -101,7 +102,7 @@ def encode(data: bytes, name: str, options: dict[str, Any], decoding: Decoding) 
     short_side, quality = options["short_side"], options["quality"]
     if quality is None:
         return data, ending
-    image = decode(data, name, decoding)
+    image, orientation = decode_as_stored(data, name, decoding)
     if short_side is not None:
         width, height = image.size
         shorter = min(width, height)
@@ -111,10 +112,11 @@ def encode(data: bytes, name: str, options: dict[str, Any], decoding: Decoding) 
             image = image.resize(size, _FILTERS[options["interpolation"]])
         elif kind == "JPEG":
             return data, ending
-    if is_gray(data):
+    if is_gray(data) and decoding.background is None:
         image = image.convert("L")  # Exact, and decoding costs half.
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    # The orientation stays, so that data.exif_rotation means the same for shards.
+    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", exif=exif_of(orientation))
     return buffer.getvalue(), ".jpg"
 
 
@@ -313,7 +315,9 @@ def plan(split: str, arguments: Namespace) -> Job:
         options |= {"subsampling": "4:2:0", "interpolation": arguments.interpolation if arguments.short_side else None}
         # Another version of the encoder may write other bytes for the same pixels.
         options |= {"encoder": f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"}
-    decoding = Decoding(arguments.max_pixels)
+    decoding = Decoding(arguments.max_pixels, exif_rotation=True, background=arguments.background)
+    if arguments.background is not None:
+        options["background"] = list(arguments.background)
     if arguments.images_per_shard is None:
         size = arguments.shard_size * 1_000_000
         options["images_per_shard"] = images_per_shard(reader, order, options, decoding, size)

@@ -18,6 +18,9 @@ def image_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
+    if data.split and (data.train_split != "train" or data.val_split not in ("val", "valid", "validation")):
+        message = f"divides train into train and val, found {data.train_split} and {data.val_split}; write null"
+        yield Problem("data.split", message, ("data.train_split", "data.val_split"))
     _, is_address, address = data.root.partition("://")
     if is_address and data.format not in ("shards", "synthetic"):
         message = f"is an address, and data.format {data.format} reads folders; write a folder, or data.format shards"

@@ -37,7 +37,6 @@ from seresnext.recipe.show import recipe_hash
 from seresnext.run.environment import describe_environment
 from seresnext.run.folder import RunFolder
 from seresnext.run.opening import open_splits
-from seresnext.run.photo_choice import choice_of
 from seresnext.run.resolve import resolve_auto
 from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
@@ -55,30 +54,24 @@ from seresnext.training.trainer import Trainer
 class Run:
     """The objects of one training run, built on every rank alike.
 
-    `recipe` has every `auto` resolved. `previous` is the recipe of the run to resume, and None for a fresh start. The
-    model of a resumed run gets no first weights: the checkpoint has the weights. `choice` is its choice of photos.
+    `recipe` has every `auto` resolved. `checkpoint` is of the run to resume, and None for a fresh start. The model of a
+    resumed run gets no first weights: the checkpoint has the weights.
     """
 
-    def __init__(
-        self, recipe: Recipe, previous: Recipe | None, world: World, console: Console, choice: Any = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, checkpoint: LoadedCheckpoint | None, world: World, console: Console) -> None:
         self._world = world
         self._console = console
+        previous = checkpoint.recipe if checkpoint else None
         with world.agreeing():
             recipe, notices = resolve_auto(recipe, previous, world)
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
-        recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, choice)
-        self.recipe = recipe
+        dataset = checkpoint and checkpoint.metadata.dataset
+        self.recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, dataset)
+        recipe = self.recipe
         self.environment = describe_environment(world)
         self._evaluation_size = recipe.evaluation.batch_size or recipe.batch.micro_size
-        self.dataset = {  # the description of the data in checkpoints
-            "classes": list(self.train.classes),
-            "num_images": len(self.train),
-            "fingerprint": self.train.fingerprint,
-            "val": {"num_images": len(self.val), "fingerprint": self.val.fingerprint},
-            **choice_of(self.train),
-        }
+        self.dataset = pipeline.describe_data(self.train, self.val)  # in checkpoints
         with world.downloading(), world.agreeing():
             pipeline.check_same_data(world, self.train, self.val)
             self.order = pipeline.build_order(recipe, self.train)

@@ -15,6 +15,7 @@ from typing import Any
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
+from seresnext.data.readers.photo_choice import photo_choice
 from seresnext.data.shards.reader import check_cache
 from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
@@ -29,7 +30,6 @@ from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
-from seresnext.run.photo_choice import photo_choice
 from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
@@ -50,15 +50,15 @@ def open_splits(
     previous: Recipe | None,
     world: World,
     warn: Callable[[str], None],
-    stored: Mapping[str, Any] | None = None,
+    dataset: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, Reader, Reader]:
     """Open the training and the validation split. Return the recipe with the number of classes, and the readers.
 
-    Warn about turned, transparent and shared images. `previous` is the recipe of the run to resume, and `stored` its
-    choice of photos; both are None for a fresh start. Raises one Failure on all ranks that lists all problems:
-    DataError if any problem concerns the data.
+    Warn about turned, transparent and shared images. `previous` is the recipe of the run to resume, and `dataset`
+    describes the data of that run; both are None for a fresh start. Raises one Failure on all ranks that lists all
+    problems: DataError if any problem concerns the data.
     """
-    recipe, readers, problems = find_start_problems(recipe, previous, world, warn, stored=stored)
+    recipe, readers, problems = find_start_problems(recipe, previous, world, warn, dataset=dataset)
     with world.agreeing():
         _refuse(problems, "this run")
     return recipe, readers["training"], readers["validation"]
@@ -70,14 +70,14 @@ def find_start_problems(
     world: World,
     warn: Callable[[str], None],
     looks: bool = True,
-    stored: Mapping[str, Any] | None = None,
+    dataset: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, dict[str, Reader], list[StartProblem]]:
     """Return the recipe with the number of classes, the readers of `training` and `validation` that can be opened, and
     all problems, equal on all ranks.
 
-    `looks`: also look at a sample of the images. `stored` is as for `open_splits`.
+    `looks`: also look at a sample of the images. `dataset` is as for `open_splits`.
     """
-    readers, own = _open_both(recipe, stored)
+    readers, own = _open_both(recipe, dataset)
     recipe = _with_num_classes(recipe, previous, readers)
     problems = _seen_by_all(own, world)
     with world.downloading():  # of `model.weights`
@@ -119,7 +119,7 @@ def _with_num_classes(recipe: Recipe, previous: Recipe | None, readers: Mapping[
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": num_classes})})
 
 
-def _open_both(recipe: Recipe, stored: Mapping[str, Any] | None) -> tuple[dict[str, Reader], list[StartProblem]]:
+def _open_both(recipe: Recipe, dataset: Mapping[str, Any] | None) -> tuple[dict[str, Reader], list[StartProblem]]:
     """Return the readers of training and validation that can be opened, and the problems."""
     data = recipe.data
     if data.format == "synthetic":
@@ -131,7 +131,7 @@ def _open_both(recipe: Recipe, stored: Mapping[str, Any] | None) -> tuple[dict[s
     cache = Path(data.cache) if data.cache else None
     choice = None
     with _collecting(problems):
-        choice = photo_choice(recipe, stored)
+        choice = photo_choice(recipe, dataset)
     if problems:
         return readers, problems
     for name, split in (("training", data.train_split), ("validation", data.val_split)):

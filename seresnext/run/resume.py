@@ -29,6 +29,7 @@ from seresnext.training.plan import LATER_FIELDS, Progress
 # Keys and sections that change no number of a run, only loading, logging and saving. They may change on a resume.
 FREE_KEYS = frozenset({
     "data.root", "data.cache", "data.cache_size", "data.workers", "data.on_error", "data.max_bad_images",
+    "data.ignore", "data.class_map", "data.exclude",  # The images are compared.
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "checkpoint.mirror",
     "logging", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
 })  # fmt: skip
@@ -38,7 +39,7 @@ FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
 
 # Keys that change the result of a validation. Other images in the split change the result, too.
 MEASURE_KEYS = frozenset({
-    "data.image_size", "data.mean", "data.std", "data.val_split",
+    "data.background", "data.exif_rotation", "data.image_size", "data.mean", "data.std", "data.val_split",
     "evaluation.crop_pct", "evaluation.interpolation", "evaluation.weights", "evaluation.best_by",
 })  # fmt: skip
 

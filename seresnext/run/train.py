@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
+from seresnext.data.readers.photos import split_table
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status
@@ -19,7 +20,6 @@ from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
 from seresnext.run.introduction import introduce
-from seresnext.run.photo_choice import photo_files
 from seresnext.run.resume import (
     LoadedCheckpoint,
     changes_validation,
@@ -98,9 +98,8 @@ def _begin(
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
     checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
-    previous = checkpoint.recipe if checkpoint else None
-    recipe, notices = keep_first_settings(recipe, previous, allow_changed)
-    run = Run(recipe, previous, world, console, checkpoint and checkpoint.metadata.dataset.get("choice"))
+    recipe, notices = keep_first_settings(recipe, checkpoint and checkpoint.recipe, allow_changed)
+    run = Run(recipe, checkpoint, world, console)
     starts_over = resume == "never" and not restarted
     progress, changes = Progress(), []
     with world.agreeing():
@@ -126,8 +125,8 @@ def _begin(
         with world.agreeing():  # A full disk shows now, before the first pass, which may compile for minutes.
             folder.write("recipe.yaml", to_yaml(to_values(run.recipe)))
             folder.write("environment.json", json.dumps({**run.environment, "launch": launchers}, indent=2) + "\n")
-            for name, text in photo_files(run.train, run.val).items():
-                folder.write(name, text)
+            if run.train.choice:
+                folder.write("split.csv", split_table(run.train, run.val))
     return run, checkpoint, progress
 
 

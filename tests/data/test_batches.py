@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoded_images import DECODERS, rgb
-from PIL import Image
+from encoded_images import DECODERS, Images, encoded, rgb, turned
+from PIL import Image, ImageOps
 
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
 from seresnext.data.batches import Batch, EvaluationImages, TrainImages
@@ -61,6 +61,26 @@ def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: 
             controls.append((is_close(1, own), is_close(0, other)))
     assert len(controls) == 20
     assert max(map(sum, zip(*controls, strict=True))) <= 5
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_images_that_exif_turns_give_the_batches_of_upright_ones(reader: Reader, orientation: int):
+    """Bit for bit: a run on such files is the run on upright files."""
+    uprights = [rgb(reader.read(index)) for index in range(len(reader))]
+    stored = {6: 8, 8: 6}.get(orientation, orientation)  # The inverse of a turn; mirrors are their own inverse.
+    turns = [ImageOps.exif_transpose(with_orientation(image, stored)) for image in uprights]
+    files = [encoded(image, "PNG", exif=turned(orientation)) for image in turns]
+    same = TrainImages(Images(*files), TRANSFORM, seed=0, decoding=Decoding(10**6, exif_rotation=True))
+    other = TrainImages(Images(*files), TRANSFORM, seed=0, decoding=Decoding(10**6))
+    train = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6))
+    (key,) = train_keys(Order(len(reader), 16, 16, seed=0), range(1), 0, 1)
+    assert torch.equal(same.make(key).images, train.make(key).images)
+    assert not torch.equal(other.make(key).images, train.make(key).images)  # The control.
+
+
+def with_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[0x0112] = orientation
+    return image
 
 
 def test_evaluation_images_equal_the_transform_and_are_not_mirrored(reader: Reader):

@@ -2,17 +2,17 @@
 
 import io
 import threading
-import zlib
 from pathlib import Path
 
 import encoded_images
 import numpy as np
 import pytest
-from encoded_images import Images, noise, turned
+from encoded_images import Images, exif_behind_pixels, noise, turned
 from PIL import Image, ImageOps
 from shard_folders import make_shards
 
 from seresnext.data import survey as survey_module
+from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.formats import open_reader
 from seresnext.data.survey import describe, survey
@@ -24,13 +24,23 @@ def encoded(mode: str = "RGB", form: str = "JPEG", orientation: int | None = Non
     return encoded_images.encoded(noise(60, 40).convert(mode), form, **exif, **options)
 
 
-def exif_behind_pixels(data: bytes) -> bytes:
-    """Return a PNG with the eXIf chunk moved behind the pixels, which the format permits, too."""
-    start = data.index(b"eXIf") - 4
-    length = int.from_bytes(data[start : start + 4])
-    chunk = data[start : start + 12 + length]
-    assert int.from_bytes(chunk[-4:]) == zlib.crc32(chunk[4:-4])
-    return data.replace(chunk, b"").replace(data[-12:], chunk + data[-12:])
+def test_formats_that_are_turned_in_any_case_and_formats_that_are_not():
+    """Pillow turns a TIFF by itself. The decoder is the oracle: with and without the key, pixels differ or not."""
+    for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", *["HEIF"] * HAS_HEIC):
+        data = encoded(form=form, orientation=6)
+        stored, upright = (decode(data, "any", Decoding(10**6, rotation)) for rotation in (False, True))
+        assert (survey(Images(data), Decoding(10**6)).turned == (0,)) == (stored.size != upright.size), form
+        assert (stored.size == upright.size) == (form in ("TIFF", "HEIF"))
+
+
+def test_images_that_the_recipe_turns_and_fills_are_not_reported():
+    images = Images(encoded(orientation=6), encoded("RGBA", "PNG"))
+    assert survey(images, Decoding(10**6))[2:4] == ((0,), (1,))
+    assert survey(images, Decoding(10**6, exif_rotation=True))[2:4] == ((), (1,))
+    assert survey(images, Decoding(10**6, background=(0, 0, 0)))[2:4] == ((0,), ())
+    text = str(describe({"training": survey(images, Decoding(10**6))}, {"training": images}))
+    assert "data.exif_rotation=true" in text
+    assert "data.background" in text
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])

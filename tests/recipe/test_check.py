@@ -18,6 +18,12 @@ from seresnext.training.loss import BinaryCrossEntropy
 DISAGREEMENTS = """
 data.shuffle_shards=8 | data.shuffle_shards: is for data.format shards; no effect with folder | data.format=shards
 data.cache_size=50 | data.cache_size: is for; folder, found 50; the default, 200 | data.format=shards
+data.split={}; data.train_split=all | data.split: divides; found all and val; null | data.train_split=train
+data.format=imagenet; data.ignore=['x'] | data.ignore: is for data.format folder; found [x] | data.format=folder
+data.format=shards; data.split={val: 0.1} | data.split: is for data.format folder; null | data.split=null
+model.num_classes=auto; model.weights=x | model.num_classes: needs a new head | model.reset_head=true
+model.num_classes=auto; data.format=synthetic; data.synthetic_images=5 | model.num_classes: ; write a number | \
+model.num_classes=3
 data.max_bad_images=5 | data.max_bad_images: is for; raise, found 5; the default, 100 | data.on_error=substitute
 data.root=https://host/path | data.root: is an address; data.format shards | data.format=shards
 data.format=shards; data.root=s3://key:word@bucket/x | data.root: contains a user; credentials | data.root=s3://bucket/x

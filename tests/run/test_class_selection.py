@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from seresnext.data.readers.class_labels import read_class_map
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError, UsageError
-from seresnext.run.class_selection import read_class_map, read_class_names, select_classes
+from seresnext.run.class_selection import read_class_names, select_classes
 
 IDS = [row.wordnet_id for row in imagenet_classes()]
 NUMBERS = sorted(map(str, range(1000)))  # As folders are sorted: 0, 1, 10, 100, ...

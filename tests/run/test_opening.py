@@ -100,7 +100,14 @@ def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_p
     for name in ("train/class_1/3.jpg", "train/class_2/4.jpg", "val/class_1/0.jpg"):
         break_image(photos, name)
     weights = tmp_path / "weights.safetensors"
-    common = [f"data.root={photos}", f"model.weights={weights}", *SMALL]
+    common = [
+        f"data.root={photos}",
+        "data.split=null",
+        "model.num_classes=1000",
+        "data.on_error=raise",
+        f"model.weights={weights}",
+        *SMALL,
+    ]
     output = tmp_path / "run"
 
     def start(settings: list[str]) -> None:
@@ -297,3 +304,37 @@ def test_a_validation_names_all_its_bad_images(photos):
     for words in ("2 of 12 val", "class_1/0.jpg", "class_1/2.jpg"):
         assert words in str(caught.value)
     assert "substitute" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ photographs
+
+
+def test_the_number_of_classes_comes_from_the_data(photos):
+    recipe, train_split, _ = opened(f"data.root={photos}", "model.num_classes=auto", FEW)
+    assert recipe.model.num_classes == len(train_split.classes) == 3
+    previous = recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": 7})})
+    with pytest.raises(DataError, match="has 3 class folders, the run that is resumed has 7"):
+        opened(f"data.root={photos}", "model.num_classes=auto", FEW, previous=previous)
+    shutil.rmtree(photos / "train" / "class_1")
+    shutil.rmtree(photos / "train" / "class_2")
+    error = str(refusal(photos, "model.num_classes=auto", FEW))
+    assert "only in validation: class_1, class_2" in error
+    assert "a classifier needs two classes" in error
+
+
+def test_classes_that_only_validation_has_are_named(photos):
+    (photos / "val" / "class_1").rename(photos / "val" / "Class_1")
+    error = str(refusal(photos, "model.num_classes=auto", "data.split={}", FEW))
+    assert "only in validation: Class_1" in error
+    assert "differ only in upper and lower case" in error
+
+
+def test_other_words_for_val_need_no_key(photos):
+    (photos / "val").rename(photos / "valid")
+    (photos / "valid" / "class_0" / "0.jpg").write_bytes(b"")
+    lines: list[str] = []
+    _, train_split, val_split = opened(f"data.root={photos}", "model.num_classes=3", FEW, warn=lines.append)
+    assert (len(train_split), len(val_split)) == (55, 11)
+    assert lines == [f"warning: {photos}: 1 unreadable photo is left out:\n  valid/class_0/0.jpg is empty"]
+    break_image(photos, "valid/class_0/1.jpg")
+    assert len(opened(f"data.root={photos}", "model.num_classes=3", FEW)[2]) == 10

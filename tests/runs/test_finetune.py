@@ -17,6 +17,7 @@ from seresnext.models import SENet, locate
 from seresnext.models.pretrained import ModelSizes
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
+from seresnext.run.folder import RunFolder
 
 SETTINGS = ["data.image_size=32", "data.workers=0", "model.name=seresnext26", "length=2ep", "runtime.precision=fp32"]
 USUAL = load_recipe("finetune").recipe
@@ -44,14 +45,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Pat
 def finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Finetune:
     """`finetune(photos, *options) -> (exit code, output, errors)` with four narrow blocks, in a folder without runs."""
 
-    def narrow(name: str, num_classes: int = 1000, in_channels: int = 3, **options: float) -> SENet:
-        return SENet((1, 1, 1, 1), num_classes, in_channels, cardinality=1, **options)
+    def narrow(
+        name: str, num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0, **more: float
+    ) -> SENet:
+        return SENet((1, 1, 1, 1), num_classes, in_channels, drop_rate=drop_rate, cardinality=1, **more)
 
     for module in ("models.registry", "models.pretrained", "run.validate"):
         monkeypatch.setattr(f"seresnext.{module}.create_model", narrow)
     sizes = lambda tensors, *_: ("legacy_seresnext26_32x4d", len(tensors["last_linear.bias"]), 3)  # noqa: E731
     monkeypatch.setattr("seresnext.models.pretrained.identify_model", lambda *given: ModelSizes(*sizes(*given)))
     monkeypatch.setattr(locate, "download_file", unreachable)
+    # A folder stays locked to the end of the process.
+    monkeypatch.setattr(RunFolder, "open", lambda self: self.checkpoints.mkdir(parents=True, exist_ok=True))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.chdir(tmp_path)
 
@@ -82,18 +87,20 @@ def test_from_photos_to_a_report(finetune: Finetune, photos: Path, tmp_path: Pat
     assert recipe["batch"] == {"global_size": 8, "micro_size": 8}
     assert recipe["optimizer"]["lr"] == pytest.approx(10 * USUAL.optimizer.lr * 8 / 64)
     text = output + errors
-    assert "cannot be decoded" in text, text  # The damaged photo is named.
-    assert "notes.txt" in text or "1 text" in text
+    assert "0/0000.png is no PNG image that can be decoded" in text
+    assert "skipped: 1 text (.txt)" in text
+    assert "75 training and 15 validation images" in text
     assert "<html" in (run / "report" / "index.html").read_text()
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert f"seresnext predict --checkpoint {Path('runs/photos')} IMAGES" in output
-    # The same command finds weights, and the run keeps the recipe.
+    # The same command keeps the recipe, and looks for no weights.
     monkeypatch.setattr(locate, "download_file", lambda url, folder: pytest.fail("a resume looks for weights"))
     code, output, errors = finetune(photos, "--set", "logging.every=2st")
     assert (code, "is complete, nothing to do" in output) == (0, True), errors
     assert "WITHOUT" not in output
 
 
+@pytest.mark.full
 def test_weights_of_a_run_start_another(finetune: Finetune, photos: Path, tmp_path: Path):
     assert finetune(photos, "--weights", "none")[0] == 0
     first = tmp_path / "runs" / "photos"
@@ -116,7 +123,7 @@ def test_weights_of_a_run_start_another(finetune: Finetune, photos: Path, tmp_pa
 def test_a_mistake_is_one_message(finetune: Finetune, photos: Path, options: list[str], code: int, words: str):
     found, _, errors = finetune(photos, *options)
     assert (found, words in errors, "Traceback" in errors) == (code, True, False), errors
-    assert not Path("runs/photos/checkpoints").exists()
+    assert not [*Path("runs").rglob("*.safetensors")]
 
 
 def test_photos_that_are_not_there(finetune: Finetune, tmp_path: Path):

@@ -84,9 +84,8 @@ def decode_as_stored(data: bytes, name: str, decoding: Decoding) -> tuple[Image.
     if kind is None:
         raise not_an_image(data, name)
     try:
-        with warnings.catch_warnings():
-            # Broken EXIF and odd transparency make Pillow warn; the pixels are not affected.
-            warnings.simplefilter("ignore")
+        # Broken EXIF and odd transparency make Pillow warn; the pixels are not affected.
+        with warnings.catch_warnings(action="ignore"):
             try:
                 return _decode(data, name, decoding)
             except ValueError:  # One cause is metadata that Pillow finds too large.
@@ -103,8 +102,7 @@ def decode_as_stored(data: bytes, name: str, decoding: Decoding) -> tuple[Image.
 
 def is_gray(data: bytes) -> bool:
     """Return whether an image that `decode` takes has 8 bits of gray and nothing else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return open_image(_without_metadata(data)).mode == "L"
 
 
@@ -129,7 +127,7 @@ def _plugin(kind: str) -> type[ImageFile]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1 to 8. Broken EXIF and other values are 1. Raises nothing."""
+    """Return the EXIF orientation of an image, 1 to 8. Broken EXIF and other values are 1. Pillow may warn."""
     try:
         # `PngImageFile.getexif` would decode the pixels, because EXIF may stand behind the pixels.
         orientation = Image.Image.getexif(image).get(_ORIENTATION)
@@ -138,11 +136,19 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
+def exif_of(orientation: int) -> bytes:
+    """Return EXIF data with an orientation, or none for 1."""
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    return exif.tobytes() if orientation > 1 else b""
+
+
 def orientation_in(metadata: dict[str, bytes]) -> int:
     """Return the EXIF orientation in the `exif` or `xmp` of a file, as Pillow finds the orientation. Raises nothing."""
     image = Image.Image()
     image.info.update(metadata)
-    return orientation_of(image)
+    with warnings.catch_warnings(action="ignore"):
+        return orientation_of(image)
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:
@@ -151,8 +157,9 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Return whether an opened image has an alpha channel or a transparent colour."""
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    """Return whether an opened image has an alpha channel or a transparent colour. 16-bit gray counts as opaque."""
+    has_color = "transparency" in image.info and not image.mode.startswith("I")
+    return has_color or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def _decode(data: bytes, name: str, decoding: Decoding) -> tuple[Image.Image, int]:
@@ -180,13 +187,14 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = None) -
 
     With `background`, transparent pixels are blended with this colour.
     """
-    if background is not None and is_transparent(image):
-        alpha = image.convert("RGBA").getchannel("A")
-        return Image.composite(to_rgb(image), Image.new("RGB", image.size, background), alpha)
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits at 255.
-        return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        return Image.fromarray((np.asarray(image, np.int32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    rgb = image.convert("RGB")
+    if background is None or not is_transparent(image):
+        return rgb
+    alpha = image.convert("RGBA").getchannel("A")
+    return Image.composite(rgb, Image.new("RGB", image.size, background), alpha)
 
 
 def _without_metadata(data: bytes) -> bytes:

@@ -116,7 +116,10 @@ def split_folder(root: Path, split: str) -> Path:
     splits = scan(root).folders
     if split not in splits:
         there = f"found {', '.join(splits[:10])}" if splits else "found no folders"
-        raise DataError(f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/")
+        raise DataError(
+            f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/, "
+            "and data.split='{val: 0.2}' divides data without splits"
+        )
     return root / split
 
 
@@ -178,7 +181,8 @@ def kind_in_words(head: bytes | None, name: str) -> tuple[str, str]:
 
 def skipped_files(others: Counter[tuple[str, str]]) -> str:
     """Return the notice about files that are no images."""
-    return f"{others.total():,} files are skipped: {counted(others)}"
+    count = others.total()
+    return f"{count:,} {'file is' if count == 1 else 'files are'} skipped: {counted(others)}"
 
 
 def counted(kinds: Counter[tuple[str, str]]) -> str:

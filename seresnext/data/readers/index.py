@@ -81,6 +81,11 @@ class Index(IndexColumns):
         joined, ends = self.names.tobytes(), self.name_ends.tolist()
         return [os.fsdecode(joined[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
+    def digests(self) -> list[bytes]:
+        """Return the digest of the content of each file from an index with contents."""
+        joined = self.contents.tobytes()
+        return [joined[start : start + DIGEST_BYTES] for start in range(0, len(joined), DIGEST_BYTES)]
+
     @classmethod
     def open(cls, path: Path) -> Index:
         """Map an index file into memory. Raises NotAnIndex for any other file, and for a damaged index.

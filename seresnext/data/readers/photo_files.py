@@ -1,16 +1,16 @@
-"""The files of photographs: content digests, and which files are photos, kept in an index by path, size and time."""
+"""The files of photographs: content digests, and which files are photos, in an index by path, size and time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,152 +24,121 @@ from seresnext.errors import DataError
 from seresnext.progress import progress
 from seresnext.recipe.schema import DataSection
 
-GOOD = ""
-"""The verdict on a photo that can be decoded."""
-
 NO_IMAGE = "no image"
 """The start of the verdict on a file that is no image. The kind in words and the ending follow, with tabs between."""
 
+_GOOD = ""  # the verdict on a photo that can be decoded
 _THREADS = 16
-# The pixels of larger images are not checked here: 16 threads would take too much memory.
-_CHECKED_PIXELS: int = DataSection.model_fields["max_pixels"].default
-_NO_DIGEST = bytes(DIGEST_BYTES)
+# Larger images are not decoded here: the images of all threads would take too much memory.
+_MOST_PIXELS: int = DataSection.model_fields["max_pixels"].default
+_NEW_NS = 2_100_000_000  # A file of this age may change once more without a new time.
 
 
-class _Facts(NamedTuple):
-    """The facts about a file: the verdict, and the digest of the content (zeros if the file is no image)."""
+def open_photo_index(base: Path, root: Path, list_paths: Callable[[], Sequence[str]], cache: Path | None) -> Index:
+    """Return the index of the files of the data `root`. In place of classes the index has the verdicts on files.
 
-    verdict: str
-    digest: bytes
-
-
-def open_photo_index(base: Path, root: Path, list_paths: Callable[[], list[str]], cache: Path | None) -> Index:
-    """Return the index of the files of the data `root`: in place of class names, the verdicts on files.
-
-    `list_paths` returns paths below the folder `base`, sorted. Each start compares size and time of each file. Only new
-    and changed files are read. One process of the machine reads, the others wait.
+    `list_paths` returns sorted paths below the folder `base`. The verdict on a good photo is an empty text. Each start
+    compares size and time of all files, and reads new and changed files only. One process of the machine reads.
     """
     path = index_path(cache, "photos", root, "")
-    return open_or_build(
-        path,
-        lambda: _signature(base, list_paths()),
-        lambda: _read_files(base, list_paths(), _newest_index(path)),
-    )
+
+    def signature() -> Signature:
+        paths = list_paths()
+        states = _states(base, paths)
+        newest = max((modified for _, modified in states), default=0)
+        return sign("photos", HAS_HEIC, paths, states, times=())._replace(newest=newest)
+
+    return open_or_build(path, signature, lambda: _read_files(base, list_paths(), _good_photos(path)))
 
 
 def walk(root: Path) -> list[str]:
-    """Return the paths of all files below a folder, sorted, without hidden names.
+    """Return the paths of all files below a folder, sorted, without hidden names. Raises DataError.
 
-    Links to folders are followed, except to a folder above the link. Raises DataError for a folder that cannot be read.
+    Links to folders are followed, except to a folder above the link.
     """
     found, stack = [], [("", frozenset[str]())]
     while stack:
         folder, above = stack.pop()
         place = os.path.realpath(root / folder)
-        if place in above:
-            continue
-        folders, files = list_names(root / folder)
-        found += [folder + name for name in files]
-        stack += [(f"{folder}{name}/", above | {place}) for name in folders]
+        if place not in above:
+            folders, files = list_names(root / folder)
+            found += [folder + name for name in files]
+            stack += [(f"{folder}{name}/", above | {place}) for name in folders]
     return sorted(found)
 
 
-def _signature(base: Path, paths: Sequence[str]) -> Signature:
-    """Return a signature that changes with any name, size or time of a file."""
-    states = _in_threads(partial(_state, base), paths)
-    names = hashlib.sha256("\0".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
-    content = hashlib.sha256(np.array(states, np.int64).tobytes()).hexdigest()
-    newest = max((modified for _, modified in states), default=0)
-    # Without the extra, HEIC photos are not photos.
-    return sign("photos", names, content, HAS_HEIC, times=())._replace(newest=newest)
+def _states(base: Path, paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Return size and time of each file, zeros for a file that cannot be read."""
+    states = []
+    for path in paths:
+        try:
+            status = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118 (pathlib takes twice the time)
+        except OSError:
+            states.append((0, 0))
+        else:
+            states.append((status.st_size, max(status.st_mtime_ns, 0)))
+    return states
 
 
-def _state(base: Path, path: str) -> tuple[int, int]:
-    """Return size and time of a file, zeros for a file that cannot be read."""
-    try:
-        status = os.stat(f"{base}/{path}")  # noqa: PTH116 (pathlib takes twice the time)
-    except OSError:
-        return 0, 0
-    return status.st_size, max(status.st_mtime_ns, 0)
-
-
-def _newest_index(path: Path) -> Index | None:
-    """Return the index that was written last for a path of `index_path`, if any."""
+def _good_photos(path: Path) -> dict[str, tuple[tuple[int, int], bytes]]:
+    """Return state and digest of each good photo of the index that was written last for a path of `index_path`."""
     with suppress(OSError, ValueError, NotAnIndex):
-        return Index.open(max(path.parent.glob(f"{path.stem}-*.index"), key=lambda file: file.stat().st_mtime_ns))
-    return None
+        index = Index.open(max(path.parent.glob(f"{path.stem}-*.index"), key=lambda file: file.stat().st_mtime_ns))
+        states = zip(index.size.tolist(), index.modified.tolist(), strict=True)
+        rows = zip(index.stored_names(), states, index.digests(), index.label, strict=True)
+        return {name: (state, digest) for name, state, digest, label in rows if index.classes[label] == _GOOD}
+    return {}
 
 
-def _read_files(base: Path, paths: Sequence[str], old: Index | None) -> IndexColumns:
-    """Return the index of files. Good photos of the `old` index with the same size and time are not read again."""
-    known: dict[str, tuple[int, int, bytes]] = {}
-    if old is not None:
-        contents, verdicts = old.contents.tobytes(), [verdict == GOOD for verdict in old.classes]
-        columns = zip(old.stored_names(), old.label.tolist(), old.size.tolist(), old.modified.tolist(), strict=True)
-        for row, (name, label, size, modified) in enumerate(columns):
-            if verdicts[label]:
-                known[name] = size, modified, contents[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]
-    states = _in_threads(partial(_state, base), paths)
-    new = [path for path, state in zip(paths, states, strict=True) if known.get(path, ())[:2] != state]
-    with warnings.catch_warnings(action="ignore"), progress("photos", len(new), " photos") as advance:
-        read = dict(zip(new, _in_threads(partial(_look, base), new, advance), strict=True))
-    facts = [read.get(path) or _Facts(GOOD, known[path][2]) for path in paths]
-    names = Names.pack(paths)
-    verdicts = dict.fromkeys([GOOD, *sorted({fact.verdict for fact in facts})])
+def _read_files(base: Path, paths: Sequence[str], known: dict[str, tuple[tuple[int, int], bytes]]) -> IndexColumns:
+    """Return the index of files. Files that are `known` with the same state are not read again."""
+    states = _states(base, paths)
+    new = [path for path, state in zip(paths, states, strict=True) if path not in known or known[path][0] != state]
+    facts = {path: (_GOOD, digest) for path, (_, digest) in known.items()}
+    pool = ThreadPoolExecutor(_THREADS)
+    with progress("photos", len(new)) as advance, warnings.catch_warnings(action="ignore"), pool:
+        for path, found in zip(new, pool.map(partial(_look, base), new), strict=True):
+            facts[path] = found
+            advance(1)
+    verdicts = sorted({_GOOD, *(facts[path][0] for path in paths)})
     places = {verdict: place for place, verdict in enumerate(verdicts)}
-    sizes = np.array(states, np.int64).reshape(-1, 2)
+    names, now = Names.pack(paths), time.time_ns()
     return IndexColumns(
         classes=tuple(verdicts),
         fingerprint="",
-        label=np.array([places[fact.verdict] for fact in facts], np.int64),
-        size=sizes[:, 0],
-        modified=sizes[:, 1],
-        contents=np.frombuffer(b"".join(fact.digest for fact in facts), np.uint8),
+        label=np.array([places[facts[path][0]] for path in paths], np.int64),
+        size=np.array([size for size, _ in states], np.int64),
+        # Some file systems have times that are always now. Time 0 is read again.
+        modified=np.array([modified if modified < now - _NEW_NS else 0 for _, modified in states], np.int64),
+        contents=np.frombuffer(b"".join(facts[path][1] for path in paths), np.uint8),
         name_ends=np.cumsum(names.lengths),
         names=np.frombuffer(names.joined, np.uint8),
     )
 
 
-def _look(base: Path, path: str) -> _Facts:
-    """Read a file, and return the facts about the file. Raises nothing but MemoryError."""
-    name = f"{base}/{path}"
+def _look(base: Path, path: str) -> tuple[str, bytes]:
+    """Read a file. Return the verdict on the file, and the digest of the content, zeros if the photo is not good."""
+    name, none = str(base / path), bytes(DIGEST_BYTES)
     head = read_head(name)
     if not has_image_ending(path) and not (head and kind_of(head)):
-        return _Facts("\t".join((NO_IMAGE, *kind_in_words(head, path))), _NO_DIGEST)
+        return "\t".join((NO_IMAGE, *kind_in_words(head, path))), none
     try:
         data = read_image(name)
         _check(data)
-    except DataError as error:
-        return _Facts(str(error), _NO_DIGEST)
-    except OSError as error:
-        return _Facts(f"cannot be read: {error.strerror}", _NO_DIGEST)
-    return _Facts(GOOD, hashlib.sha256(data).digest()[:DIGEST_BYTES])
+    except (DataError, OSError) as error:
+        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error).strip()
+        return reason if "pip install" in reason else reason.partition("; ")[0], none
+    return _GOOD, hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 def _check(data: bytes) -> None:
     """Raise DataError for an image that cannot be decoded. A baseline JPEG is decoded at an eighth of the size."""
-    with suppress(Exception):  # `decode` has the message for a bad image.
+    with suppress(Exception):  # `decode` decides, and has the message.
         image = open_image(data)
-        if image.width * image.height > _CHECKED_PIXELS:
+        if image.width * image.height > _MOST_PIXELS:
             return
         if image.format == "JPEG" and "progressive" not in image.info:
             image.draft("RGB", (image.width // 8, image.height // 8))
             image.load()
             return
-    decode(data, "", Decoding(_CHECKED_PIXELS))
-
-
-def _in_threads(work: Callable, items: Sequence[str], advance: Callable[[int], None] | None = None) -> list:
-    """Return the results of `work` for items, in order. The threads take long parts: a task costs 20 microseconds."""
-    size = max(1, min(256, len(items) // _THREADS))
-
-    def do(start: int) -> list:
-        return [work(item) for item in items[start : start + size]]
-
-    results: list = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for part in pool.map(do, range(0, len(items), size)):
-            results += part
-            if advance:
-                advance(len(part))
-    return results
+    decode(data, "", Decoding(_MOST_PIXELS))

@@ -20,15 +20,14 @@ _LISTED = 20
 
 
 class ListedPhoto(NamedTuple):
-    """A line of a list: the path as written, the class, and the split (empty if the list gives none)."""
+    """A line of a list: the class, and the split (empty if the list gives none)."""
 
-    path: str
     label: str
     split: str
 
 
-def read_photo_list(file: Path) -> list[ListedPhoto]:
-    """Return the photos of a list, sorted by path. Raises one DataError for all mistakes, with the numbers of lines."""
+def read_photo_list(file: Path) -> dict[str, ListedPhoto]:
+    """Return the photos of a list by path, sorted. Raises one DataError for all mistakes, with the numbers of lines."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -51,13 +50,13 @@ def read_photo_list(file: Path) -> list[ListedPhoto]:
         if path in photos:
             problems.append(f"{printable(path)} is in line {photos[path][1]}, too")
         mistakes += [f"line {number}: {problem}" for problem in problems]
-        photos.setdefault(path, (ListedPhoto(path, label, known), number))
+        photos.setdefault(path, (ListedPhoto(label, known), number))
     if mistakes:
         heading = f"{file} cannot be used; correct {len(mistakes):,} mistake{'s' * (len(mistakes) > 1)}:"
         raise DataError("\n  ".join([heading, *listed(mistakes, _LISTED)]))
     if not photos:
         raise DataError(f"{file} lists no photos; write a line with path and label for each photo")
-    return [photo for _, (photo, _) in sorted(photos.items())]
+    return {path: photo for path, (photo, _) in sorted(photos.items())}
 
 
 def _text(value: Any) -> str:

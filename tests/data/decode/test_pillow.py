@@ -5,13 +5,13 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from encoded_images import encoded, noise, rgb, turned
+from encoded_images import encoded, exif_behind_pixels, needs_heic, noise, rgb, turned
 from fuzzing.formats import png_chunk
-from PIL import Image
+from PIL import Image, ImageOps
 
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import Decoding, decode, is_gray
-from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
 PICTURE = noise(20, 24)
@@ -177,3 +177,113 @@ def test_other_formats_have_the_pixels_of_pillow(form: str, mode: str):
 def colours(mode: str) -> Image.Image:
     """Return the picture in a mode; Pillow converts to LAB with a profile only."""
     return Image.frombytes("LAB", PICTURE.size, PICTURE.tobytes()) if mode == "LAB" else PICTURE.convert(mode)
+
+
+# ------------------------------------------------------------------------------------- EXIF rotation, background
+
+UPRIGHT = Decoding(10**6, exif_rotation=True)
+
+
+def upright(data: bytes) -> np.ndarray:
+    """Return the pixels of an image that Pillow's own function turns: the oracle."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_images_are_turned_as_pillow_turns_them(form: str):
+    shapes = set()
+    for orientation in range(10):
+        data = encoded(PICTURE, form, exif=turned(orientation))
+        found = np.asarray(decode(data, "any", UPRIGHT))
+        np.testing.assert_array_equal(found, upright(data), err_msg=str(orientation))
+        np.testing.assert_array_equal(pixels(data), np.asarray(rgb(data)))
+        shapes.add(found.shape)
+    assert shapes == {(24, 20, 3), (20, 24, 3)}  # The control.
+
+
+def test_a_png_with_exif_behind_the_pixels_and_large_texts_is_turned():
+    data = exif_behind_pixels(encoded(PICTURE, "PNG", exif=turned(6)))
+    expected = upright(data)
+    assert expected.shape == (20, 24, 3)
+    large = png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(2 << 20)))  # Pillow refuses such a file.
+    for each in (data, data[:33] + large + data[33:]):
+        np.testing.assert_array_equal(np.asarray(decode(each, "any", UPRIGHT)), expected)
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
+TAG = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+METADATA = {
+    "good": {"exif": b"Exif\0\0" + TAG},
+    "XMP": {"xmp": XMP},
+    "EXIF and XMP": {"exif": turned(6), "xmp": XMP},
+    "a byte": {"exif": b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x01\0\0\0\x01\x06\0")},
+    "two values": {"exif": b"Exif\0\0" + TAG.replace(b"\0\0\0\x01\0\x06\0\0", b"\0\0\0\x02\0\x06\0\x03")},
+    "text": {"exif": b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x02\0\0\0\x01\x36\0")},
+    "cut off": {"exif": b"Exif\0\0" + TAG[:-8]},
+    "no header": {"exif": b"Exif\0\0" + b"garbage"},
+    "another header": {"exif": b"Exif\0\0XX*\0" + TAG[4:]},
+    "empty": {"exif": b"Exif\0\0"},
+    "a far directory": {"exif": b"Exif\0\0MM\0*\xff\xff\xff\xff"},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", METADATA)
+def test_odd_and_broken_metadata(kind: str):
+    """Pillow's own function is the oracle. Where Pillow raises an error, the pixels stay."""
+    data = encoded(PICTURE, **METADATA[kind])
+    try:
+        expected = upright(data)
+    except Exception:
+        expected = np.asarray(rgb(data))
+    np.testing.assert_array_equal(np.asarray(decode(data, "any", UPRIGHT)), expected)
+    assert (expected.shape == (20, 24, 3)) == (kind in ("good", "XMP", "EXIF and XMP", "two values"))
+    for fast in (False, True)[: 1 + HAS_NVIMGCODEC]:
+        (found,) = RegionDecoder(UPRIGHT, fast)([Encoded(data, str)], lambda _, *size: Crop(0, 0, *size, False))
+        np.testing.assert_array_equal(found, expected)
+
+
+@needs_heic
+def test_heic_is_upright_in_any_case():
+    """libheif turns the pixels, and pillow-heif sets the orientation to 1. Pillow's pixels of the source are near."""
+    smooth = PICTURE.resize((3, 2)).resize((96, 64), Image.Resampling.BICUBIC)
+    data = encoded(smooth, "HEIF", quality=95, exif=turned(6))
+    expected = np.asarray(smooth.transpose(Image.Transpose.ROTATE_270), int)
+    for decoding in (UPRIGHT, Decoding(10**6)):
+        found = np.asarray(decode(data, "any", decoding), int)
+        assert found.shape == (96, 64, 3)
+        assert np.abs(found - expected).mean() < 4
+    with pytest.raises(DataError, match=r"has \d\d x \d\d pixels"):
+        pixels(data, 96 * 64 - 1)
+    with pytest.raises(DataError, match="any is no HEIC image"):
+        pixels(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "options"),
+    [("PNG", "RGBA", {}), ("PNG", "LA", {}), ("PNG", "P", {"transparency": 35}), ("PNG", "L", {"transparency": 115}),
+     ("PNG", "RGB", {"transparency": (1, 2, 3)}), ("WEBP", "RGBA", {"lossless": True}), ("TIFF", "RGBA", {}),
+     ("AVIF", "RGBA", {}), ("GIF", "P", {"transparency": 3})],
+)  # fmt: skip
+def test_transparent_pixels_show_the_background(form: str, mode: str, options: dict):
+    image = PICTURE.convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    elif options.get("transparency"):
+        image.paste(options["transparency"], (0, 0, 9, 9))
+    data = encoded(image, form, **options)
+    whole = Image.open(io.BytesIO(data)).convert("RGBA")
+    expected = Image.new("RGB", whole.size, (10, 200, 30))
+    expected.paste(whole, mask=whole)  # The usual way to flatten an image: the oracle.
+    found = np.asarray(decode(data, "any", Decoding(1000, background=(10, 200, 30))))
+    np.testing.assert_array_equal(found, np.asarray(expected))
+    assert (found != pixels(data)).any()  # The control.
+    opaque = encoded(PICTURE)
+    assert decode(opaque, "any", Decoding(1000, background=(10, 200, 30))).tobytes() == pixels(opaque).tobytes()
+
+
+def test_a_gray_of_16_bits_counts_as_opaque():
+    values = np.arange(480, dtype=np.uint16).reshape(24, 20) * 100
+    data = encoded(Image.fromarray(values), "PNG", transparency=4700)
+    found = np.asarray(decode(data, "any", Decoding(1000, background=(255, 0, 0))))
+    np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], 3, 2))

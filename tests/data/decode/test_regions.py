@@ -1,5 +1,6 @@
 """Regions are equal to Pillow's crops, pixel for pixel, with both decoders."""
 
+import io
 import random
 import re
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, turned
-from PIL import Image, ImageFile
+from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, tagged, turned
+from PIL import Image, ImageFile, ImageOps
 
 from seresnext.data.decode.jpeg import Frame, read_frame
 from seresnext.data.decode.pillow import Decoding
@@ -60,6 +61,33 @@ def adobes_rgb() -> bytes:
     start = data.index(b"\xff\xe0")
     end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
     return data[:start] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0" + data[end:]
+
+
+@pytest.mark.parametrize("fast", DECODERS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_regions_of_turned_images(orientation: int, fast: bool, photographs, monkeypatch: pytest.MonkeyPatch):
+    """The crop is drawn in the upright image. Pillow's own function turns the whole image: the oracle."""
+    decoder = RegionDecoder(Decoding(10**7, exif_rotation=True), fast)
+    if fast:  # The fast decoder must not leave such images to Pillow.
+        asked = "seresnext.data.decode.regions.decode_as_stored"
+        monkeypatch.setattr(asked, lambda *_: pytest.fail("Pillow was asked"))
+    for number, photograph in enumerate([encoded(PICTURE), *photographs[:2]]):
+        data = tagged(photograph, orientation)
+        whole = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+        shape = (whole.shape[1], whole.shape[0])
+        crops = [crop for crop in boxes(*shape, 40, number) if min(crop.width, crop.height) >= 16]
+        sizes = []
+
+        def choose(number: int, *size: int, crops: list = crops, sizes: list = sizes) -> Crop:
+            sizes.append(size)
+            return crops[number]
+
+        results = decoder([Encoded(data, lambda: "any")] * len(crops), choose)
+        assert set(sizes) == {shape}
+        for crop, result in zip(crops, results, strict=True):
+            expected = whole[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+            np.testing.assert_array_equal(result, expected, err_msg=str(crop))
+            assert result.flags.c_contiguous
 
 
 SIZES = [(1, 1), (1, 40), (17, 16), (33, 17), (200, 33)]
