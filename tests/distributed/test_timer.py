@@ -121,7 +121,7 @@ def test_mean_times_of_steps(frozen):
 
 
 def test_a_layer_that_trains_later_is_measured_after_attach():
-    """The time ends at the gradient of the first layer. Without `attach`, at the gradient of the second."""
+    """The time ends at the gradient of the first layer, and before `attach` at the gradient of the last layer."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Identity(), nn.Linear(2, 2))
     model[1].register_full_backward_hook(lambda *_: time.sleep(0.05))  # between the two gradients
     model[0].requires_grad_(False)
