@@ -3,9 +3,9 @@
     python scripts/doctor_proof.py --data cifar10-small --output DIR [--images 200] [--image-size 32] [--seeds 0 1]
 
 DATA has train/ and val/ with the same class folders. DIR/data gets the first `--images` of each class of train, and all
-of val. 5 % of the training labels are changed. 50 copies are planted: resized, compressed again or slightly cropped, half
-of them of validation images. The doctor examines DIR/data. Then a network is trained three times for each seed: on
-everything, without the images of exclude.csv, and without the planted images. `results.json` has the figures.
+of val. 5 % of the training labels are changed. 50 copies are planted: resized, compressed again or slightly cropped.
+Half of the copies show validation images. The doctor examines DIR/data. Then a network is trained three times for each
+seed: on everything, without the images of exclude.csv, and without the planted images. DIR/results.json has all.
 """
 
 from __future__ import annotations
@@ -113,15 +113,15 @@ def alter(image: Image.Image, way: int, rng: np.random.Generator) -> bytes:
 
 def judge(planted: dict[str, list[str]], found: dict[str, Any]) -> dict[str, Any]:
     """Return precision and recall of the findings, in percent, and an empty list of accuracies."""
-    images = {each["key"]: each["images"] for each in found["findings"]}
-    results: dict[str, Any] = {"images": found["images"], "seconds": found["seconds"], "method": found["method"]}
+    images = {each["key"]: each["rows"] for each in found["findings"]}
+    results: dict[str, Any] = {"images": found["num_images"], "seconds": found["seconds"], "method": found["method"]}
     copies = {
         row[name] for key in ("leak", "near", "contradiction") for row in images[key] for name in ("path", "other")
     }
     results["leaks"] = precision_recall(planted["leak"], [row["path"] for row in images["leak"]])
     results["near duplicates, recall"] = precision_recall(planted["near"], copies)["recall"]
-    results["labels"] = precision_recall(planted["label"], [row["path"] for row in images["label"] if row["excluded"]])
-    first = [row["path"] for row in images["label"] if row["excluded"]][: len(planted["label"])]
+    results["labels"] = precision_recall(planted["label"], [row["path"] for row in images["label"] if row["listed"]])
+    first = [row["path"] for row in images["label"] if row["listed"]][: len(planted["label"])]
     results["labels, as many as are wrong"] = precision_recall(planted["label"], first)
     results["accuracy"] = []
     return results

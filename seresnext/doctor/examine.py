@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,22 @@ import torch
 from seresnext.classifier import MAX_PIXELS
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
-from seresnext.doctor import network
-from seresnext.doctor.duplicates import components, exact_groups, near_pairs
-from seresnext.doctor.findings import Finding, excluded, find_by_network, find_copies, find_in_files
-from seresnext.doctor.images import Collection, Looks, Subset, look_at
-from seresnext.doctor.labels import ClassPair, classes_like_one
-from seresnext.doctor.network import Opinions
+from seresnext.doctor.duplicates import components, near_pairs
+from seresnext.doctor.findings import (
+    Finding,
+    Row,
+    equal_files,
+    exclusions,
+    find_by_network,
+    find_copies,
+    find_in_files,
+    good_images,
+)
+from seresnext.doctor.images import Collection, Looks, look_at
+from seresnext.doctor.labels import classes_like_one
+from seresnext.doctor.network import FOLDS, ask, cross_validate
 from seresnext.models import LoadedWeights, open_weights
-from seresnext.printable import as_utf8, for_terminal, printable
+from seresnext.printable import as_utf8, for_terminal
 
 _COLUMNS = ("path", "reason", "split", "label", "suggestion", "other", "detail")
 _SPLITS = ("train", "val", "test")
@@ -31,129 +39,109 @@ _SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Examination:
-    """The result of an examination. `method` describes the network, `pairs` are the classes that look like one."""
+    """The result of an examination.
+
+    `method` describes the networks in sentences, and is empty without networks. `pairs` are the classes that look like
+    one, with the share that is mixed up. `listed` are the images of the exclusion list, with the reasons.
+    """
 
     source: str
     images: Collection
     looks: Looks
     findings: Sequence[Finding]
-    max_pixels: int
-    method: Sequence[str] = ()
-    pairs: Sequence[ClassPair] = ()
-    seconds: float = 0.0
+    listed: Mapping[int, tuple[str, Row]]
+    method: Sequence[str]
+    pairs: Sequence[tuple[str, str, float]]
+    seconds: float
 
-    def rows(self, finding: Finding) -> list[dict[str, Any]]:
-        """Return the images of a finding with names for people and programs."""
+    def describe(self, row: Row) -> dict[str, Any]:
+        """Return an image of a finding with names for people and programs."""
         images = self.images
-        return [
-            {
-                "path": as_utf8(images.name(row.image)),
-                "split": images.split_names[images.splits[row.image]],
-                "label": as_utf8(images.classes[images.labels[row.image]]),
-                "suggestion": row.suggestion,
-                "other": "" if row.other is None else as_utf8(images.name(row.other)),
-                "detail": as_utf8(row.detail),
-                "excluded": row.excluded,
-            }
-            for row in finding.rows
-        ]
-
-    @property
-    def listed(self) -> dict[int, str]:
-        """Return the images of the exclusion list, by index, each with the key of a finding."""
-        return {index: key for index, (key, _) in excluded(self.findings).items()}
+        values = {
+            "path": images.name(row.image),
+            "split": images.split_names[images.splits[row.image]],
+            "label": images.classes[images.labels[row.image]],
+            "suggestion": row.suggestion,
+            "other": "" if row.other is None else images.name(row.other),
+            "detail": row.detail,
+        }
+        return {**{name: as_utf8(value) for name, value in values.items()}, "listed": row.listed}
 
     def classes(self) -> list[dict[str, Any]]:
-        """Return a row for each class: images of each split, images in the list, and suspected labels."""
-        images = self.images
-        suspects = next((f.rows for f in self.findings if f.key == "label"), ())
-        counts = {
-            name: np.bincount(images.labels[images.splits == split], minlength=len(images.classes))
-            for split, name in enumerate(images.split_names)
-        }
-        marked = {
-            name: np.bincount(images.labels[np.array(places, np.int64)], minlength=len(images.classes))
-            for name, places in (("listed", list(self.listed)), ("suspected", [row.image for row in suspects]))
-        }
-        return [
-            {"class": as_utf8(name), **{key: int(column[number]) for key, column in {**counts, **marked}.items()}}
-            for number, name in enumerate(images.classes)
+        """Return name and images of each class: in each split, and in the list."""
+        labels, splits, number = self.images.labels, self.images.splits, len(self.images.classes)
+        counts = [
+            np.bincount(labels[splits == split], minlength=number) for split in range(len(self.images.split_names))
         ]
+        counts.append(np.bincount(labels[np.array([*self.listed], np.int64)], minlength=number))
+        keys = ("class", *self.images.split_names, "listed")
+        rows = zip(map(as_utf8, self.images.classes), *(column.tolist() for column in counts), strict=True)
+        return [dict(zip(keys, row, strict=True)) for row in rows]
+
+    def sizes(self) -> dict[str, list[int]]:
+        """Return width and height of the smallest, the median and the largest image, by the shorter side."""
+        size = self.looks.size[good_images(self.looks)]
+        order = np.argsort(size.min(1), kind="stable")
+        places = {"smallest": 0, "median": len(size) // 2, "largest": -1} if len(size) else {}
+        return {name: size[order[place]].tolist() for name, place in places.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as in the JSON file."""
-        names, size = [as_utf8(name) for name in self.images.classes], self.looks.size[self.looks.good]
+        pairs = [{"first": as_utf8(one), "second": as_utf8(other), "mixed": mixed} for one, other, mixed in self.pairs]
         return {
             "data": self.source,
-            "images": len(self.images),
-            "excluded": len(self.listed),
+            "num_images": len(self.images),
+            "num_listed": len(self.listed),
+            "seconds": self.seconds,
             "notices": list(self.images.notices),
             "method": list(self.method),
-            "sizes": dict(zip(("smallest", "median", "largest"), quantiles(size), strict=True)) if len(size) else {},
             "classes": self.classes(),
-            "class_pairs": [
-                {"first": names[pair.first], "second": names[pair.second], "images": pair.images, "mixed": pair.mixed}
-                for pair in self.pairs
-            ],
-            "findings": [
-                {"key": each.key, "title": each.title, "measure": each.measure, "images": self.rows(each)}
-                for each in self.findings
-            ],
-            "seconds": self.seconds,
+            "sizes": self.sizes(),
+            "alike_classes": pairs,
+            "findings": [{**vars(each), "rows": [self.describe(row) for row in each.rows]} for each in self.findings],
         }
 
     def exclusion_list(self) -> str:
         """Return the exclusion list as CSV: `path` and `reason` of each image, and what helps a person to decide."""
         text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(_COLUMNS)
-        for index, (key, row) in excluded(self.findings).items():
-            assert row.image == index
-            values = {**self.rows(Finding(key, "", "", [row]))[0], "reason": key}
-            table.writerow([values[name] for name in _COLUMNS])
+        table: csv.DictWriter[str] = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows({**self.describe(row), "reason": reason} for reason, row in self.listed.values())
         return text.getvalue()
 
 
-def quantiles(size: np.ndarray) -> list[str]:
-    """Return the smallest, the median and the largest size (N 2, by the shorter side) as text."""
-    order = np.argsort(size.min(1), kind="stable")
-    return [f"{width} x {height}" for width, height in size[order[[0, len(order) // 2, -1]]].tolist()]
-
-
 def examine(root: str, device: torch.device, checkpoint: str | None = None, folds: int | None = None) -> Examination:
-    """Examine the images below a root, and return the result. Nothing is written.
+    """Examine the images below a root. Nothing is written.
 
-    checkpoint: weights that are asked, or, with `folds`, that as many trainings start from. Without a checkpoint the
-    trainings start from random weights. folds: 0 for no network, None for the default. Raises DataError for data that
-    cannot be used, CheckpointError or UsageError for weights that do not fit.
+    checkpoint: weights that judge the images, or, with `folds`, that as many trainings start from. folds: 0 for no
+    network; None for the default without a checkpoint, and for none with one. Raises DataError for data that cannot be
+    used, CheckpointError or UsageError for weights that do not fit.
     """
     started = time.monotonic()
     weights = open_weights(checkpoint) if checkpoint else None
     images = Collection(open_splits(root))
     for notice in images.notices:
         print(f"warning: {for_terminal(notice)}")
-    print(f"{describe_counts(images)}")
+    counts = zip(np.bincount(images.splits).tolist(), images.split_names, strict=True)
+    splits = ", ".join(f"{count:,} of {name}" for count, name in counts)
+    print(f"{len(images):,} images of {len(images.classes):,} classes: {splits}")
     looks = look_at(images, MAX_PIXELS)
-    good = looks.good
-    findings = list(find_in_files(images, looks))
-    groups = [
-        sorted(group, key=lambda index: (-images.splits[index], index)) for group in exact_groups(looks.digest, good)
-    ]
+    findings, good, groups = list(find_in_files(images, looks)), good_images(looks), equal_files(images, looks)
     empty = {row.image for finding in findings if finding.key == "empty" for row in finding.rows}
     alone = np.array(sorted({*good.tolist()} - empty - {index for group in groups for index in group[1:]}), np.int64)
     pairs = alone[near_pairs(looks.bits[alone], looks.pixels[alone])]
-    findings += find_copies(images, groups, pairs)
-    if folds is None:
-        folds = 0 if weights else network.FOLDS
-    method: list[str] = []
-    alike: list[ClassPair] = []
-    if len(good) >= 2 * folds and len(images.classes) > 1 and (weights or folds):
+    findings[1:1] = find_copies(images, groups, pairs)
+    folds = (0 if weights else FOLDS) if folds is None else folds
+    method, alike = [], []
+    if (weights or folds) and len(images.classes) > 1 and len(good) > folds:
         links = [(group[0], index) for group in groups for index in group[1:]]
-        together = components(np.array([*pairs.tolist(), *links], np.int64).reshape(-1, 2), len(images))[good]
-        opinions, method, seen = _ask(Subset(images, good), together, weights, folds, device)
-        findings += find_by_network(images, good, opinions, seen, max(folds, 2))
-        alike = classes_like_one(images.labels[good], opinions.probabilities)
-    return Examination(root, images, looks, findings, MAX_PIXELS, method, alike, time.monotonic() - started)
+        copies = components(np.array([*pairs.tolist(), *links], np.int64).reshape(-1, 2), len(images))[good]
+        (probabilities, distances), method, knows = _judge(images.take(good), copies, weights, folds, device)
+        findings[:0] = find_by_network(images, probabilities, distances, good, knows, max(folds, 2))
+        found = classes_like_one(images.labels[good], probabilities)
+        alike = [(images.classes[one], images.classes[other], mixed) for one, other, mixed in found]
+    seconds = time.monotonic() - started
+    return Examination(root, images, looks, findings, exclusions(findings), method, alike, seconds)
 
 
 def open_splits(root: str) -> dict[str, Reader]:
@@ -164,45 +152,26 @@ def open_splits(root: str) -> dict[str, Reader]:
     return {name: open_reader(root, name, detect_format(root, name, "folder")) for name in names or _SPLITS[:1]}
 
 
-def _ask(
-    reader: Subset, groups: np.ndarray, weights: LoadedWeights | None, folds: int, device: torch.device
-) -> tuple[Opinions, list[str], bool]:
-    """Return the opinions of networks, sentences on the method, and whether a network has seen the training images."""
+def _judge(
+    reader: Collection, copies: np.ndarray, weights: LoadedWeights | None, folds: int, device: torch.device
+) -> tuple[tuple[np.ndarray, np.ndarray], list[str], bool]:
+    """Return probabilities and distances, sentences on the method, and whether the network knows training labels."""
     metadata = weights.metadata if weights else None
-    seen = metadata is not None and metadata.dataset["fingerprint"] in reader.fingerprint.split()
+    knows = metadata is not None and metadata.dataset["fingerprint"] in reader.fingerprint.split()
     if folds:
-        opinions = network.cross_validate(reader, groups, folds, weights, device)
         start = weights.source if weights else "random weights"
-        method = [
-            f"{folds} short trainings from {start}: each network judges the images of the fold that it was not trained "
-            "on. Copies of an image share a fold."
-        ]
-        method += ["The weights at the start were trained on these images, so all probabilities are too high."] * seen
-        seen = False
+        method = [f"{folds} short trainings from {start}. Each network judges the images that were left out for it."]
+        method += ["The first weights were trained on these images, so the probabilities are too high."] * knows
+        found, knows = cross_validate(reader, copies, folds, weights, device), False
     else:
         assert weights
-        opinions = network.ask(reader, weights, device)
         method = [f"The network of {weights.source} judges all images."]
         method.append(
-            "This network was trained on the images of training, and so knows the labels, right or wrong. Only the "
-            "findings in validation are out of sample: --folds 4 trains networks that judge all images out of sample."
-            if seen
+            "The network was trained on the images of training, and so knows their labels, right or wrong. Only the "
+            f"findings in other splits are out of sample: --folds {FOLDS} judges all images out of sample."
+            if knows
             else "The findings hold for images that this network was not trained on."
         )
-    agreement = 100 * float((opinions.probabilities.argmax(1) == reader.labels).mean())
-    return opinions, [*method, f"The prediction is the label for {agreement:.1f} % of the images."], seen
-
-
-def describe_counts(images: Collection) -> str:
-    """Return the images of all splits as text."""
-    counts = zip(np.bincount(images.splits).tolist(), images.split_names, strict=True)
-    splits = ", ".join(f"{count:,} of {printable(name)}" for count, name in counts)
-    return f"{len(images):,} images of {len(images.classes):,} classes: {splits}"
-
-
-def describe(result: Examination) -> list[str]:
-    """Return a result as lines for the terminal."""
-    lines = [f"  {finding.title:<28} {len(finding.rows):,}" for finding in result.findings]
-    lines += [f"  {'Classes that look like one':<28} {len(result.pairs):,}"] * bool(result.method)
-    lines += [for_terminal(text) for text in result.method]
-    return lines
+        found = ask(weights, reader, device)
+    right = 100 * float((found[0].argmax(1) == reader.labels).mean())
+    return found, [*method, f"The prediction is the label for {right:.1f} % of the images."], knows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -20,30 +20,14 @@ from seresnext.errors import DataError
 from seresnext.process.packages import extra
 from seresnext.progress import progress
 
-SIDE = 256
-"""The longest side of an image, in pixels, at which light and sharpness are measured: a network sees no more."""
+SIDE = 256  # The longest side, in pixels, for light and sharpness: a network sees no more.
 _THUMBNAIL = (16, 16)
-_HUGE_PIXELS, _LONG = 50_000_000, 3.0  # of pixels; of the longer side over the shorter
-_AT_ONCE = 256  # images between two looks at Ctrl-C
-
-
-class Subset(Reader):
-    """Some images of a reader, in the order of the indices."""
-
-    def __init__(self, reader: Reader, indices: np.ndarray) -> None:
-        self._reader, self._indices = reader, indices
-        self.classes, self.labels = reader.classes, reader.labels[indices]
-        self.fingerprint, self.notices, self.has_local_files = reader.fingerprint, (), reader.has_local_files
-
-    def read(self, index: int) -> bytes:
-        return self._reader.read(int(self._indices[index]))
-
-    def name(self, index: int) -> str:
-        return self._reader.name(int(self._indices[index]))
+_HUGE_PIXELS, _LONG = 50_000_000, 3
+_AT_ONCE = 256  # images that Ctrl-C waits for
 
 
 class Collection(Reader):
-    """The images of all splits, one split after the other. `splits` (int N) has the number of the split of each image.
+    """The images of all splits, one split after the other. `splits` (int N) has the number of each image's split.
 
     A class is known by its name, so a split may lack classes.
     """
@@ -52,73 +36,59 @@ class Collection(Reader):
         self.split_names, self._readers = tuple(readers), tuple(readers.values())
         self.classes = tuple(sorted({name for reader in self._readers for name in reader.classes}))
         place = {name: number for number, name in enumerate(self.classes)}
-        labels = [np.array([place[name] for name in each.classes])[each.labels] for each in self._readers]
-        self.labels = np.concatenate(labels)
+        self.labels = np.concatenate(
+            [np.array([place[n] for n in each.classes])[each.labels] for each in self._readers]
+        )
         self.splits = np.repeat(np.arange(len(readers)), list(map(len, self._readers)))
-        self._starts = np.cumsum([0, *map(len, self._readers)])
+        self._places = np.concatenate([np.arange(len(reader)) for reader in self._readers])
         self.fingerprint = " ".join(reader.fingerprint for reader in self._readers)
         self.notices = tuple(dict.fromkeys(notice for reader in self._readers for notice in reader.notices))
-        self.has_local_files = all(reader.has_local_files for reader in self._readers)
+
+    def take(self, indices: np.ndarray) -> Self:
+        """Return the images of some indices, in this order."""
+        part = copy.copy(self)
+        part.labels, part.splits, part._places = self.labels[indices], self.splits[indices], self._places[indices]
+        return part
 
     def read(self, index: int) -> bytes:
-        split = self.splits[index]
-        return self._readers[split].read(index - int(self._starts[split]))
+        return self._readers[self.splits[index]].read(int(self._places[index]))
 
     def name(self, index: int) -> str:
-        split = self.splits[index]
-        return self._readers[split].name(index - int(self._starts[split]))
+        return self._readers[self.splits[index]].name(int(self._places[index]))
 
 
-class Look(NamedTuple):
-    """What one look at an image shows. With an `error` the image cannot be decoded, and the other fields are empty.
+class Looks(NamedTuple):
+    """What a look at each of N images shows. An image with an `error` cannot be decoded, and has zeros elsewhere.
 
-    digest: of the file. kinds: oddities. size: width and height. light: the gray levels (0 to 255) that 1, 5 and 99 %
-    of the pixels do not exceed. sharpness: the variance of the Laplacian over the variance of the gray levels. bits:
-    the perceptual hash, bool 64. pixels: a thumbnail, uint8 768.
+    digest: of the file. kinds: oddities, as words. size: width and height. light: the gray levels (0 to 255) that 1, 5
+    and 99 % of the pixels do not exceed. sharpness: the variance of the Laplacian over the variance of the gray levels.
+    bits: perceptual hashes, bool N 64. pixels: thumbnails, uint8 N 768.
     """
-
-    error: str = ""
-    digest: bytes = b""
-    kinds: tuple[str, ...] = ()
-    size: tuple[int, int] = (0, 0)
-    light: tuple[float, float, float] = (0, 0, 0)
-    sharpness: float = 0
-    bits: np.ndarray = np.zeros(64, bool)
-    pixels: np.ndarray = np.zeros(768, np.uint8)
-
-
-@dataclass(frozen=True)
-class Looks:
-    """The looks at all images, as columns with a row for each image (see `Look`)."""
 
     error: Sequence[str]
     digest: Sequence[bytes]
-    kinds: Sequence[tuple[str, ...]]
+    kinds: Sequence[Sequence[str]]
     size: np.ndarray
     light: np.ndarray
     sharpness: np.ndarray
     bits: np.ndarray
     pixels: np.ndarray
 
-    @property
-    def good(self) -> np.ndarray:
-        """Return the indices of the images that can be decoded."""
-        return np.array([index for index, error in enumerate(self.error) if not error], dtype=np.int64)
-
 
 def look_at(reader: Reader, max_pixels: int) -> Looks:
-    """Read and decode each image once, in threads, and show the progress. Ctrl-C waits for a few images only."""
+    """Read and decode each image once, in threads."""
     with extra("report"):
         import imagehash
 
-    def look(index: int) -> Look:
+    def look(index: int) -> tuple[Any, ...]:
         try:
             data = reader.read(index)
-            return _look(data, decode(data, reader.name(index), max_pixels), imagehash.phash)
+            return "", *_look(data, decode(data, reader.name(index), max_pixels), imagehash.phash)
         except DataError as error:
-            return Look(str(error))
+            text = str(error).removeprefix(f"{reader.name(index)} ")
+            return text, b"", (), (0, 0), (0, 0, 0), 0, np.zeros(64, bool), np.zeros(768, np.uint8)
 
-    found: list[Look] = []
+    found: list[tuple[Any, ...]] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, progress("look", len(reader), " images") as advance:
         for start in range(0, len(reader), _AT_ONCE):
             found += pool.map(look, range(start, min(start + _AT_ONCE, len(reader))))
@@ -127,31 +97,17 @@ def look_at(reader: Reader, max_pixels: int) -> Looks:
     return Looks(error, digest, kinds, *map(np.array, numbers))
 
 
-def _look(data: bytes, image: Image.Image, phash: Any) -> Look:
-    size = image.size
+def _look(data: bytes, image: Image.Image, phash: Any) -> tuple[Any, ...]:
+    """Return the fields of `Looks` from the second on."""
+    size, kinds = image.size, []
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     gray = np.asarray(image.convert("L"), np.float32)
-    laplacian = np.zeros(1)
-    if min(gray.shape) > 2:
-        around = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
-        laplacian = around - 4 * gray[1:-1, 1:-1]
-    return Look(
-        digest=hashlib.sha256(data).digest(),
-        kinds=_kinds(data, size),
-        size=size,
-        light=tuple(np.percentile(gray, (1, 5, 99)).tolist()),
-        sharpness=float(laplacian.var() / max(gray.var(), 1e-6)),
-        bits=phash(image).hash.ravel(),
-        pixels=np.asarray(image.resize(_THUMBNAIL, Image.Resampling.BOX)).ravel(),
-    )
-
-
-def _kinds(data: bytes, size: tuple[int, int]) -> tuple[str, ...]:
-    """Return the oddities of an image, as words."""
-    kinds = [f"long ({size[0]} x {size[1]} pixels)"] if max(size) > _LONG * min(size) else []
-    kinds += [f"huge ({size[0]} x {size[1]} pixels)"] if size[0] * size[1] > _HUGE_PIXELS else []
+    laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
+    sharpness = float(laplacian.var() / max(gray.var(), 1e-6)) if laplacian.size else 0.0
+    kinds += [f"{size[0]} x {size[1]} pixels"] * (max(size) > _LONG * min(size) or size[0] * size[1] > _HUGE_PIXELS)
     with suppress(Exception):  # Odd metadata may cause any exception, and the pixels are good.
         header = open_image(data)
         kinds += ["turned by EXIF"] * is_turned(header, data) + ["transparent"] * is_transparent(header)
         kinds += ["CMYK"] * (header.mode == "CMYK")
-    return tuple(kinds)
+    light, pixels = np.percentile(gray, (1, 5, 99)), np.asarray(image.resize(_THUMBNAIL, Image.Resampling.BOX)).ravel()
+    return hashlib.sha256(data).digest(), kinds, size, light, sharpness, phash(image).hash.ravel(), pixels

@@ -1,49 +1,40 @@
-"""What the opinions of a network show: suspected wrong labels, outliers, and classes that look like one."""
+"""What the opinions of networks show: suspected wrong labels, values far out, and classes that look like one."""
 
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 
 from seresnext.evaluation.statistics import confusion_matrix
 from seresnext.process.packages import extra
 
-_SAME = 1 / 3  # of the images of two classes; 1/2 is a coin
+MIXED = 1 / 3
+"""The share from which two classes look like one. A coin has 1/2."""
 _FENCE = 3.0  # interquartile ranges beyond a quartile: "far out" in Tukey 1977, Exploratory Data Analysis, section 2D
 
 
-class ClassPair(NamedTuple):
-    """Two classes (numbers), the images that were predicted as one of the two, and the share that is mixed up."""
-
-    first: int
-    second: int
-    images: int
-    mixed: float
-
-
 def suspected_labels(labels: np.ndarray, probabilities: np.ndarray, fewest: int) -> np.ndarray:
-    """Return the indices of images whose label is probably wrong, the least probable label first (cleanlab).
+    """Return the indices of images whose label is probably wrong, the least probable label first.
 
     labels: int N. probabilities: out of sample, N K. Classes of fewer than `fewest` images are spared: a network learns
-    nothing about such a class. The filter is confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+    nothing about such a class. The method is confident learning (Northcutt et al. 2021, arXiv:1911.00068), by cleanlab.
     """
     with extra("report"):
         from cleanlab.filter import find_label_issues
-    there = np.unique(labels)  # cleanlab needs an image of each class.
-    own = np.searchsorted(there, labels)
-    columns = probabilities[:, there] / np.maximum(probabilities[:, there].sum(1, keepdims=True), 1e-9)
+    there, own = np.unique(labels, return_inverse=True)  # cleanlab needs an image of each class.
     if len(there) < 2:
         return np.empty(0, np.int64)
+    columns = probabilities[:, there] / np.maximum(probabilities[:, there].sum(1, keepdims=True), 1e-9)
     with warnings.catch_warnings(action="ignore"):  # of classes without a confident image
         found = find_label_issues(own, columns, return_indices_ranked_by="self_confidence", n_jobs=1)
     is_large = np.bincount(own)[own] >= fewest
-    return np.array([index for index in found if is_large[index]], np.int64)
+    is_other = probabilities.argmax(1) != labels
+    return found[(is_large & is_other)[found]]
 
 
 def far_out(values: np.ndarray, high: bool = True) -> np.ndarray:
-    """Return the indices of values (positive) far above, or far below, the others, the farthest first.
+    """Return the indices of positive values far above, or far below, the others, the farthest first.
 
     The fence is 3 interquartile ranges of the logarithms beyond the quartile, and at least a factor of 2.
     """
@@ -53,18 +44,13 @@ def far_out(values: np.ndarray, high: bool = True) -> np.ndarray:
     return found[np.argsort(-logs[found], kind="stable")]
 
 
-def classes_like_one(labels: np.ndarray, probabilities: np.ndarray) -> list[ClassPair]:
-    """Return the pairs of classes that a network cannot tell apart, the most mixed first.
+def classes_like_one(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[int, int, float]]:
+    """Return pairs of classes that networks cannot tell apart, with the share that is mixed up, the largest first.
 
-    Of the images of two classes that were predicted as one of the two, a third or more (mean of both classes) got the
-    other class.
+    The share counts the images of two classes that were predicted as one of the two (mean of both classes).
     """
     confusion = confusion_matrix(labels, probabilities.argmax(1), probabilities.shape[1])
-    own = np.diag(confusion)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        wrong = confusion / (confusion + own[:, None])  # of the images of the row that got row or column
-    mixed, found = np.nan_to_num((wrong + wrong.T) / 2), []
-    for first, second in np.argwhere(np.triu(mixed >= _SAME, 1)).tolist():
-        images = own[first] + own[second] + confusion[first, second] + confusion[second, first]
-        found.append(ClassPair(first, second, int(images), float(mixed[first, second])))
-    return sorted(found, key=lambda pair: -pair.mixed)
+    wrong = confusion / np.maximum(confusion + np.diag(confusion)[:, None], 1)
+    mixed = (wrong + wrong.T) / 2
+    pairs = [(one, other, float(mixed[one, other])) for one, other in np.argwhere(np.triu(mixed >= MIXED, 1)).tolist()]
+    return sorted(pairs, key=lambda pair: -pair[2])
