@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from seresnext.arguments import Parser, add_device, folds_argument
+from seresnext.arguments import Parser, add_device, folds_argument, side_argument
 from seresnext.errors import UsageError
 from seresnext.files import check_output_file
 from seresnext.paths import check_data_folder, path_argument, text_argument
@@ -26,6 +26,7 @@ DIR gets index.html, findings.json and exclude.csv. docs/doctor.md describes the
     add("data", type=text_argument, metavar="DATA", help="the folder of the images, with or without splits")
     add("--checkpoint", type=text_argument, metavar="FILE", help=files)
     add("--folds", type=folds_argument, metavar="K", help=folds)
+    add("--image-size", type=side_argument, metavar="N", help="side in the trainings (default: that of FILE, or 64)")
     add("--quick", action="store_true", help="without networks: files, copies, classes, sizes and light only")
     add("--output", type=path_argument, default=Path("doctor"), metavar="DIR", help="folder of the results (doctor)")
     add("--json", type=path_argument, metavar="FILE", help="another place for findings.json")
@@ -44,14 +45,17 @@ def run(options: Namespace) -> None:
         check_output_file(path, "--json" if path == options.json else "--output")
     from seresnext.distributed import choose_device
     from seresnext.doctor.examine import examine
+    from seresnext.doctor.network import FOLDS, Networks
     from seresnext.doctor.page import render
     from seresnext.files import write_json, write_output
+    from seresnext.models import open_weights
     from seresnext.run.folder import lies_in
 
     if lies_in(page, Path(options.data)):
         raise UsageError(f"--output {options.output} lies among the images; choose a folder elsewhere")
-    device = choose_device(options.device)
-    result = examine(options.data, device, options.checkpoint, 0 if options.quick else options.folds)
+    folds = options.folds or (0 if options.quick or options.checkpoint else FOLDS)
+    weights = open_weights(options.checkpoint) if options.checkpoint else None
+    result = examine(options.data, Networks(choose_device(options.device), weights, folds, options.image_size))
     for finding in result.findings:
         print(f"  {finding.title:<28} {len(finding.rows):>8,}")
     html = render(result)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from seresnext.classifier import MAX_PIXELS
 from seresnext.data.formats import detect_format, open_reader
@@ -29,8 +28,7 @@ from seresnext.doctor.findings import (
 )
 from seresnext.doctor.images import Collection, Looks, look_at
 from seresnext.doctor.labels import classes_like_one
-from seresnext.doctor.network import FOLDS, ask, cross_validate
-from seresnext.models import LoadedWeights, open_weights
+from seresnext.doctor.network import FOLDS, Networks, ask, cross_validate
 from seresnext.printable import as_utf8, for_terminal
 
 _COLUMNS = ("path", "reason", "split", "label", "suggestion", "other", "detail")
@@ -110,15 +108,12 @@ class Examination:
         return text.getvalue()
 
 
-def examine(root: str, device: torch.device, checkpoint: str | None = None, folds: int | None = None) -> Examination:
+def examine(root: str, networks: Networks) -> Examination:
     """Examine the images below a root. Nothing is written.
 
-    checkpoint: weights that judge the images, or, with `folds`, that as many trainings start from. folds: 0 for no
-    network; None for the default without a checkpoint, and for none with one. Raises DataError for data that cannot be
-    used, CheckpointError or UsageError for weights that do not fit.
+    Raises DataError for data that cannot be used, CheckpointError or UsageError for weights that do not fit.
     """
     started = time.monotonic()
-    weights = open_weights(checkpoint) if checkpoint else None
     images = Collection(open_splits(root))
     for notice in images.notices:
         print(f"warning: {for_terminal(notice)}")
@@ -131,13 +126,12 @@ def examine(root: str, device: torch.device, checkpoint: str | None = None, fold
     alone = np.array(sorted({*good.tolist()} - empty - {index for group in groups for index in group[1:]}), np.int64)
     pairs = alone[near_pairs(looks.bits[alone], looks.pixels[alone])]
     findings[1:1] = find_copies(images, groups, pairs)
-    folds = (0 if weights else FOLDS) if folds is None else folds
     method, alike = [], []
-    if (weights or folds) and len(images.classes) > 1 and len(good) > folds:
+    if (networks.weights or networks.folds) and len(images.classes) > 1 and len(good) > networks.folds:
         links = [(group[0], index) for group in groups for index in group[1:]]
         copies = components(np.array([*pairs.tolist(), *links], np.int64).reshape(-1, 2), len(images))[good]
-        (probabilities, distances), method, knows = _judge(images.take(good), copies, weights, folds, device)
-        findings[:0] = find_by_network(images, probabilities, distances, good, knows, max(folds, 2))
+        (probabilities, distances), method, knows = _judge(images.take(good), copies, networks)
+        findings[:0] = find_by_network(images, probabilities, distances, good, knows, max(networks.folds, 2))
         found = classes_like_one(images.labels[good], probabilities)
         alike = [(images.classes[one], images.classes[other], mixed) for one, other, mixed in found]
     seconds = time.monotonic() - started
@@ -153,16 +147,17 @@ def open_splits(root: str) -> dict[str, Reader]:
 
 
 def _judge(
-    reader: Collection, copies: np.ndarray, weights: LoadedWeights | None, folds: int, device: torch.device
+    reader: Collection, copies: np.ndarray, networks: Networks
 ) -> tuple[tuple[np.ndarray, np.ndarray], list[str], bool]:
     """Return probabilities and distances, sentences on the method, and whether the network knows training labels."""
+    weights, folds = networks.weights, networks.folds
     metadata = weights.metadata if weights else None
     knows = metadata is not None and metadata.dataset["fingerprint"] in reader.fingerprint.split()
     if folds:
         start = weights.source if weights else "random weights"
         method = [f"{folds} short trainings from {start}. Each network judges the images that were left out for it."]
         method += ["The first weights were trained on these images, so the probabilities are too high."] * knows
-        found, knows = cross_validate(reader, copies, folds, weights, device), False
+        found, knows = cross_validate(reader, copies, networks), False
     else:
         assert weights
         method = [f"The network of {weights.source} judges all images."]
@@ -172,6 +167,6 @@ def _judge(
             if knows
             else "The findings hold for images that this network was not trained on."
         )
-        found = ask(weights, reader, device)
+        found = ask(reader, weights, networks)
     right = 100 * float((found[0].argmax(1) == reader.labels).mean())
     return found, [*method, f"The prediction is the label for {right:.1f} % of the images."], knows

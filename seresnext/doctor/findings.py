@@ -109,8 +109,8 @@ def find_copies(images: Collection, groups: Iterable[list[int]], pairs: np.ndarr
          "copy in training, else both."),
         ("leak", "Copies in two splits", "The accuracy counts images of training. The list has the copy in training."),
         ("copy", "Equal files", "Equal files of one class and one split. The list has all but one."),
-        ("near", "Near duplicates", "At most 12 of the 64 bits of the perceptual hashes differ, and thumbnails (16 x 16 "
-         "pixels) have a correlation of 0.9 or more. The list has none: a burst of photographs is no error."),
+        ("near", "Near duplicates", "At most 12 of the 64 bits of the perceptual hashes differ, and thumbnails of 16 x "
+         "16 pixels have a correlation of 0.9 or more. The list has none: a burst of photographs is no error."),
     ):  # fmt: skip
         yield Finding(key, title, rule, [found[key][index] for index in sorted(found[key])])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,41 +35,52 @@ from seresnext.training.schedule import build_schedule
 from seresnext.training.step import StepSettings, TrainingStep
 
 FOLDS = 4
-_EPOCHS, _FEWEST_STEPS = 8, 100
+_EPOCHS, _FINE_TUNE_EPOCHS, _FEWEST_STEPS = 8, 4, 100
 _NEIGHBOURS = 10  # as in cleanlab's OutOfDistribution
 
 
-def ask(weights: LoadedWeights, reader: Reader, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Networks:
+    """The networks to ask. `folds` trainings (0: none) start from the weights; None: from random weights.
+
+    image_size: of the trainings; None: that of the weights, or else that of the recipe.
+    """
+
+    device: torch.device
+    weights: LoadedWeights | None = None
+    folds: int = FOLDS
+    image_size: int | None = None
+
+
+def ask(reader: Reader, weights: LoadedWeights, networks: Networks) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities (float32 N K) and feature distances (float N) by the network in a file.
 
     Raise UsageError if the network lacks a class of the reader.
     """
-    names, world = class_names(weights), World(device=device)
+    names, world = class_names(weights), World(device=networks.device)
     if missing := [printable(name) for name in reader.classes if name not in names]:
         raise UsageError(
             f"{weights.source} does not know the classes {', '.join(listed(missing, 5))}; with --folds {FOLDS}, "
             "networks that start from the file learn the classes"
         )
-    recipe = short_recipe(reader, weights, world, len(reader))
-    probabilities, features = predict(recipe, build_pretrained(weights).to(device), reader, names, world)
+    recipe = short_recipe(reader, networks, world, len(reader))
+    probabilities, features = predict(recipe, build_pretrained(weights).to(world.device), reader, names, world)
     probabilities = probabilities[:, [names.index(name) for name in reader.classes]]
     return probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-9), distances(features)
 
 
-def cross_validate(
-    reader: Collection, groups: np.ndarray, folds: int, weights: LoadedWeights | None, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
+def cross_validate(reader: Collection, groups: np.ndarray, networks: Networks) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities and feature distances by networks that were trained on the other folds, as `ask` does.
 
-    The networks start from `weights` with a new classifier, or from random weights. The images of a group share a fold.
+    The networks start from the weights with a new classifier. The images of a group share a fold.
     """
-    world, fold = World(device=device), deal_folds(reader.labels, groups, folds)
-    recipe = short_recipe(reader, weights, world, len(reader) - int(np.bincount(fold).max()))
+    world, fold = World(device=networks.device), deal_folds(reader.labels, groups, networks.folds)
+    recipe = short_recipe(reader, networks, world, len(reader) - int(np.bincount(fold).max()))
     found = np.empty((len(reader), len(reader.classes)), np.float32), np.empty(len(reader))
-    with progress("train", folds * recipe.length.count, " steps") as advance:
+    with progress("train", networks.folds * recipe.length.count, " steps") as advance:
         for number in np.unique(fold):
             own, others = np.flatnonzero(fold == number), reader.take(np.flatnonzero(fold != number))
-            model = train(recipe, others, weights, world, advance)
+            model = train(recipe, others, networks.weights, world, advance)
             found[0][own], features = predict(recipe, model, reader.take(own), reader.classes, world)
             found[1][own] = distances(predict(recipe, model, others, reader.classes, world)[1], features)
     return found
@@ -87,17 +99,19 @@ def deal_folds(labels: np.ndarray, groups: np.ndarray, folds: int) -> np.ndarray
     return fold[first][group]
 
 
-def short_recipe(reader: Reader, weights: LoadedWeights | None, world: World, count: int) -> Recipe:
+def short_recipe(reader: Reader, networks: Networks, world: World, count: int) -> Recipe:
     """Return the recipe of a short training on `count` images: `cifar10`, with network and images of the weights."""
     settings = [f"model.num_classes={len(reader.classes)}", "runtime.compile=false"]
-    if weights:
+    if weights := networks.weights:
         how = weights.preprocessing
         settings += [f"model.name={weights.identify().name}", "optimizer.lr=0.005", f"data.image_size={how.image_size}"]
         settings += [f"data.{key}=[{', '.join(map(str, getattr(how, key)))}]" for key in ("mean", "std")]
         settings += [f"evaluation.{key}={getattr(how, key)}" for key in ("crop_pct", "interpolation")]
+    settings += [f"data.image_size={networks.image_size}"] if networks.image_size else []
     batch = min(32, max(2, count))
-    steps = max(_FEWEST_STEPS, _EPOCHS * count // batch)
-    settings += [f"length={steps}st", f"schedule.warmup={steps // _EPOCHS}st"]
+    epochs = _FINE_TUNE_EPOCHS if networks.weights else _EPOCHS
+    steps = max(_FEWEST_STEPS, epochs * count // batch)
+    settings += [f"length={steps}st", f"schedule.warmup={steps // epochs}st"]
     settings += [f"batch={{global_size: {batch}, micro_size: {16 if batch == 32 else batch}}}"]
     return resolve_auto(load_recipe("cifar10", settings).recipe, None, world)[0]
 
