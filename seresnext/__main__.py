@@ -16,7 +16,7 @@ def main(*command: str) -> NoReturn:
 
         return cli.main(words, stop)
 
-    run_ranks(run, saves=words[:1] == ["train"])
+    run_ranks(run, saves=words[:1] in (["train"], ["finetune"]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seresnext.data.decode.pillow import to_rgb
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers.paths import PathReader
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.models import LoadedWeights, Preprocessing, SENet, build_pretrained, open_weights
@@ -40,7 +40,8 @@ class Classifier:
 
     An image is a path, a PIL image, an array (uint8 H W 3) or a tensor (3 H W: uint8, or float in 0..1). Several images
     are a list of these, or an array or tensor with one more dimension in front. An image file with more than
-    `max_pixels` pixels is refused. `source` is the file of the weights, for messages.
+    `max_pixels` pixels is refused. For a model trained with `data.exif_rotation`, a file is turned as its EXIF asks,
+    and a PIL image if it still carries the EXIF; an array must be upright. `source` is the file of the weights.
     """
 
     model: SENet = field(repr=False)
@@ -53,6 +54,11 @@ class Classifier:
     def device(self) -> torch.device:
         """Return the device of the model."""
         return next(self.model.parameters()).device
+
+    @property
+    def decoding(self) -> Decoding:
+        """Return how image files become pixels."""
+        return self.preprocessing.decoding(self.max_pixels)
 
     def to(self, device: torch.device | str) -> Classifier:
         """Move the model to a device, and return this classifier."""
@@ -107,10 +113,10 @@ class Classifier:
     def _pixels(self, image: ImageLike) -> Tensor:
         """Return the pixels of an image that the model sees, uint8 H W 3."""
         if not isinstance(image, str | Path):
-            return self.preprocessing.crop(_pil(image))
+            return self.preprocessing.crop_of(_pil(image))
         data = PathReader([str(image)]).read(0)
         try:
-            return self.preprocessing.crop.decode_and_crop(data, str(image), self.max_pixels)
+            return self.preprocessing.crop.decode_and_crop(data, str(image), self.decoding)
         except DataError as error:  # The limit is no key of a recipe here.
             raise DataError(str(error).replace("data.max_pixels", "max_pixels")) from None
 
@@ -166,7 +172,7 @@ def _listed(images: ImageLike | Sequence[ImageLike]) -> tuple[Sequence[ImageLike
 
 def _pil(image: object) -> Image.Image:
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return image
     kind = type(image).__name__
     if isinstance(image, Tensor):
         kind = f"tensor {image.dtype} {tuple(image.shape)}"

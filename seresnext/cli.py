@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import check, compare, doctor, export, predict, prepare, report, runs, tools, train, validate
+from seresnext.commands import check, compare, export, finetune, predict, prepare, report, runs, tools, train, validate
+from seresnext.commands import doctor as data_doctor
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
@@ -57,10 +58,11 @@ class RankedCommand:
 # The first line of the docstring of `run` or `prepare` describes the command in the help.
 COMMANDS: dict[str, Command | RankedCommand] = {
     "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal, train.INTERRUPTED),
+    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, finetune.record_refusal, train.INTERRUPTED),
     "check": RankedCommand(check.add_arguments, check.prepare),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
-    "doctor": Command(doctor.add_arguments, doctor.run, "interrupted; nothing was written"),
+    "doctor": Command(data_doctor.add_arguments, data_doctor.run, "interrupted; nothing was written"),
     "compare": Command(compare.add_arguments, compare.run),
     "predict": Command(predict.add_arguments, predict.run),
     "export": Command(export.export_arguments, export.export),

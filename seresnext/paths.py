@@ -49,7 +49,18 @@ def not_empty(text: str) -> str:
     return text
 
 
+def is_list(root: str | Path) -> bool:
+    """Return whether the data is a list of photos by the ending of the path, and not a folder."""
+    return str(root).lower().endswith((".csv", ".jsonl")) and not os.path.isdir(root)  # noqa: PTH112 (raises nothing)
+
+
 def check_data_folder(root: str) -> None:
-    """Raise DataError if the folder of the data does not exist. An address is checked later."""
-    if not address_in(root) and not os.path.isdir(root):  # noqa: PTH112 (raises nothing)
-        raise DataError(f"there is no folder {root}; give the folder that holds train/ and val/ with --data DIR")
+    """Raise DataError if the folder of the data, or the list, does not exist. An address is checked later."""
+    if address_in(root) or os.path.isdir(root):  # noqa: PTH112 (raises nothing)
+        return
+    if not is_list(root):
+        raise DataError(
+            f"there is no folder {root}; give the folder of the images, or a list (.csv, .jsonl), with --data"
+        )
+    if not os.path.isfile(root):  # noqa: PTH113 (raises nothing)
+        raise DataError(f"there is no file {root}; give a list of photos (.csv, .jsonl) with --data FILE")

@@ -15,7 +15,7 @@ def photograph(number: int, side: int = 64) -> Image.Image:
     coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(
         (side, side), Image.Resampling.BICUBIC
     )
-    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 8, (side, side, 1))
+    pixels = np.asarray(coarse, np.float32) + rng.normal(0, rng.uniform(3, 12), (side, side, 1))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -26,12 +26,19 @@ def jpeg(image: Image.Image, quality: int = 90, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def bright() -> Image.Image:
+    """Return a white picture with a small black square."""
+    image = Image.new("RGB", (64, 64), "white")
+    image.paste("black", (10, 10, 20, 20))
+    return image
+
+
 FAULTS: dict[str, Callable[[], bytes]] = {
     "train/a/broken.jpg": lambda: jpeg(photograph(0))[:-500],
     "train/a/text.jpg": lambda: b"no image",
     "train/a/small.jpg": lambda: jpeg(photograph(1, 15)),
     "train/a/dark.jpg": lambda: jpeg(photograph(2).point(lambda level: level // 4)),
-    "train/a/bright.jpg": lambda: jpeg(photograph(3).point(lambda level: 255 - level // 20 * (level > 250))),
+    "train/a/bright.jpg": lambda: jpeg(bright()),
     "train/a/empty.jpg": lambda: jpeg(Image.new("RGB", (64, 64), (90, 120, 90))),
     "train/a/blurred.jpg": lambda: jpeg(photograph(4).filter(ImageFilter.GaussianBlur(5))),
     "train/a/long.jpg": lambda: jpeg(photograph(5).resize((256, 64))),

@@ -16,6 +16,7 @@ from seresnext.checkpoint.store import SaveError
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.substitute import BadImageCounter, ReplacedImage
 from seresnext.distributed import World
+from seresnext.recipe.schema import EvaluationSection
 from seresnext.runtime import PRECISIONS
 from seresnext.training.data import TrainData, Validation
 from seresnext.training.plan import Plan, Progress
@@ -140,7 +141,8 @@ class Run:
         stops_at=None,
         scaled=False,
         weights=("model",),
-        best_by="model",
+        chosen="model",
+        best_by="top1",
         calibrated=False,
         saves_fail_at=(),
         bad_at=(),
@@ -168,7 +170,14 @@ class Run:
                 self.bad_images,
                 3 if calibrated else 0,
             ),
-            validation=Validation(self._validation_batches, 2, self.models, best_by, PRECISIONS["fp32"]),
+            validation=Validation(
+                self._validation_batches,
+                2,
+                self.models,
+                EvaluationSection(weights=chosen, best_by=best_by),
+                PRECISIONS["fp32"],
+                [f"class {number}" for number in range(CLASSES)],
+            ),
             saver=self.saver,
             logger=self.logger,
             stop=self.stop,

@@ -36,11 +36,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 @pytest.mark.full
 def test_nothing_escapes(monkeypatch, tmp_path, capsys):
-    code = run(monkeypatch, "--inputs", 1600, "--json", tmp_path / "table.json")
+    code = run(monkeypatch, "--inputs", 2200, "--json", tmp_path / "table.json")
     out, err = capsys.readouterr()
     assert code == 0, out + err
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert len(rows) == len(script.READERS) == 16
+    assert len(rows) == len(script.READERS) == 22
     # Some are accepted and some refused: the damage reaches the code behind the first check.
     assert all(row["inputs"] == 100 and row["accepted"] >= 2 and row["refused"] >= 2 for row in rows), out
     assert sum(row["refused"] for row in rows) > 600

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark.turns import Worker, compare, take_turns
+from PIL import Image
 
 from seresnext.data.augment.crop import Crop, RandomResizedCrop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import read_frame
+from seresnext.data.decode.kinds import kind_of
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
@@ -37,8 +41,10 @@ from seresnext.data.readers import Reader
 from seresnext.errors import DataError, UsageError
 from seresnext.paths import path_argument
 from seresnext.randomness import rng_at
+from seresnext.recipe.schema import DataSection
 
-SIZE, MAX_PIXELS, SEED = 224, 50_000_000, 0
+SIZE, SEED = 224, 0
+DECODING = Decoding.of(DataSection())
 TRANSFORM = RandomResizedCrop(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 PEERS = ("torchvision", "timm", "dali", "ffcv")
 # Images decoded in one call, as in training.
@@ -58,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peer-python", action="append", default=[], metavar="PEER=PYTHON", help="interpreter of a peer's environment"
     )
+    parser.add_argument(
+        "--orientation", action="append", type=int, choices=range(1, 9), default=[], metavar="1-8",
+        help="repeatable: also measure data.exif_rotation, with this EXIF orientation in each JPEG",
+    )  # fmt: skip
     parser.add_argument("--breakdown", action="store_true", help="also measure the parts of one image, in one process")
     parser.add_argument(
         "--decoder", choices=["nvimgcodec", "pillow"], help="default: nvimgcodec if the extra `fast` is installed"
@@ -90,6 +100,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         epochs: dict[str, Callable[[], float]] = {}
         epochs["ours"] = stack.enter_context(closing(_our_epochs(reader, arguments, fast))).__next__
+        for orientation in arguments.orientation:
+            tagged = _our_epochs(_Tagged(reader, orientation), arguments, fast)
+            epochs[f"orientation {orientation}"] = stack.enter_context(closing(tagged)).__next__
         for peer in arguments.peer:
             words = [peer, arguments.data / arguments.split, arguments.workers, arguments.batch]
             command = [pythons[peer], Path(__file__).parent / "peers.py", *words]
@@ -104,13 +117,33 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+class _Tagged(Reader):
+    """The images of a reader. Each JPEG has an EXIF orientation, as of a camera."""
+
+    def __init__(self, reader: Reader, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        body = exif.tobytes()
+        self._reader, self._segment = reader, b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body
+        self.classes, self.labels, self.fingerprint = reader.classes, reader.labels, reader.fingerprint
+        self.notices = reader.notices
+
+    def name(self, index: int) -> str:
+        return self._reader.name(index)
+
+    def read(self, index: int) -> bytes:
+        data = self._reader.read(index)
+        return data[:2] + self._segment + data[2:] if kind_of(data) == "JPEG" else data
+
+
 def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> Generator[float, None, None]:
     """Yield the images per second of each epoch of the training loader."""
     batch, workers = arguments.batch, arguments.workers
     order = Order(len(reader), batch, batch, SEED)
     # Workers start together and deliver together, so only whole rounds (one batch per worker) are measured.
     steps = -(-order.steps_per_epoch * arguments.repeat // workers) * workers
-    source = TrainImages(reader, TRANSFORM, seed=SEED, max_pixels=MAX_PIXELS, fast=fast)
+    decoding = replace(DECODING, exif_rotation=isinstance(reader, _Tagged))
+    source = TrainImages(reader, TRANSFORM, seed=SEED, decoding=decoding, fast=fast)
     # Each epoch has new workers, so that no worker runs ahead in the turn of a peer. The clock starts after the
     # first rounds and stops before the last ones, when fewer workers are busy.
     ahead = 3 * workers
@@ -158,7 +191,7 @@ def _breakdown(reader: Reader, fast: bool, repeats: int = 3) -> dict[str, Any]:
 
 def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
     spent = dict.fromkeys(("read", "header", "decode", "resize", "collate"), 0.0)
-    decoder = RegionDecoder(MAX_PIXELS, fast)
+    decoder = RegionDecoder(DECODING, fast)
     count = len(reader) // _DECODED_TOGETHER * _DECODED_TOGETHER
     clock = time.process_time
     batch = torch.empty((_DECODED_TOGETHER, SIZE, SIZE, 3), dtype=torch.uint8)

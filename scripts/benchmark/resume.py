@@ -87,7 +87,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     saved = find_checkpoint(folder.checkpoints, "auto", world, console.print)
     assert saved
     times.append(time.perf_counter())
-    training = Run(loaded.recipe, saved.recipe, world, console)
+    training = Run(loaded.recipe, saved, world, console)
     times.append(time.perf_counter())
     trainer = training.trainer(folder, saved, restored_progress(saved), StopRequest())
     times.append(time.perf_counter())

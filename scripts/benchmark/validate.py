@@ -28,6 +28,7 @@ from benchmark.turns import compare, take_turns
 from torch import nn
 
 from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.data.decode.pillow import Decoding
 from seresnext.distributed import World
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.models import canonical_name, create_model
@@ -39,7 +40,7 @@ SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 # The largest difference of two logits in fp32.
 LIMIT = 1e-4
 _SPLIT = "val"
-_MAX_PIXELS = 50_000_000
+_DECODING = Decoding(50_000_000)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +180,7 @@ def _draw_weights(name: str, classes: int, images: Path, path: Path) -> Path:
             module.momentum = None  # The statistics of the one batch.
     files, crop = sorted(images.glob("*/*")), ResizeCenterCrop(224, 0.875, "bicubic")
     chosen = files[:: -(-len(files) // 16)]
-    pixels = torch.stack([crop.decode_and_crop(file.read_bytes(), file.name, _MAX_PIXELS) for file in chosen])
+    pixels = torch.stack([crop.decode_and_crop(file.read_bytes(), file.name, _DECODING) for file in chosen])
     with torch.no_grad():
         model((pixels.permute(0, 3, 1, 2) / 255 - 0.45) / 0.225)
     torch.save(model.state_dict(), path)

@@ -1,4 +1,4 @@
-"""Readers of data: ImageNet's archives, shards, the file of an index, JPEG and PNG images."""
+"""Readers of data: ImageNet's archives, shards, the file of an index, images of all formats."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from fuzzing.mutations import mutate_bytes, mutate_json
 from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.kinds import HAS_HEIC
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
@@ -35,7 +36,7 @@ from seresnext.data.shards.format import Manifest, Shard, index_bytes, list_shar
 from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError
 
-MAX_PIXELS = 1_000_000
+DECODING = Decoding(1_000_000, exif_rotation=True, background=(1, 2, 3))
 
 
 def _tar(members: Mapping[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
@@ -299,9 +300,45 @@ def _pngs() -> list[Files]:
     return [*(_encoded(mode, "PNG") for mode in modes), {"image": deep.getvalue()}, clear]
 
 
+def _webps() -> list[Files]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    moving = _encoded("RGB", "WEBP", save_all=True, append_images=[_pixels("RGB").rotate(90)])
+    return [_encoded("RGB", "WEBP"), _encoded("RGBA", "WEBP", lossless=True, exif=exif), moving]
+
+
+def _gifs() -> list[Files]:
+    moving = _encoded("P", "GIF", save_all=True, append_images=[_pixels("P").rotate(90)])
+    return [_encoded("P", "GIF", transparency=3), _encoded("L", "GIF"), moving]
+
+
+def _tiffs() -> list[Files]:
+    kinds = (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg", "group4")
+    plain = [_encoded("1" if kind == "group4" else "RGB", "TIFF", compression=kind) for kind in kinds]
+    return [*plain, *(_encoded(mode, "TIFF") for mode in ("L", "P", "RGBA", "CMYK", "I;16"))]
+
+
+def _bmps() -> list[Files]:
+    return [_encoded(mode, "BMP") for mode in ("RGB", "P", "L", "1")]
+
+
+def _avifs() -> list[Files]:
+    return [_encoded("RGB", "AVIF", speed=10), _encoded("RGBA", "AVIF", speed=10)]
+
+
+def _heics() -> list[Files]:
+    if not HAS_HEIC:
+        return [{"image": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"}]
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(_pixels("RGB")).save(buffer)
+    return [{"image": buffer.getvalue()}]
+
+
 @functools.cache
 def _decoders() -> list:
-    return [RegionDecoder(MAX_PIXELS, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
+    return [RegionDecoder(DECODING, fast) for fast in (True, False) if HAS_NVIMGCODEC or not fast]
 
 
 def _decode(_: Path, files: Files) -> None:
@@ -317,10 +354,10 @@ def _decode(_: Path, files: Files) -> None:
     shown = [str(result) if isinstance(result, DataError) else f"pixels {result.shape}" for result in results]
     if len({type(result) for result in results}) > 1 or len({s for s in shown if s.startswith("pixels")}) > 1:
         raise WrongResult(f"with nvimgcodec: {shown[0]}; without: {shown[1]}")
-    image = decode(data, "image", MAX_PIXELS)
+    image = decode(data, "image", DECODING)
     if any(size != image.size for size in sizes):
         raise WrongResult(f"sizes {sizes}, decoded {image.size}")
-    ResizeCenterCrop(24, 0.875, "bilinear").decode_and_crop(data, "image", MAX_PIXELS)
+    ResizeCenterCrop(24, 0.875, "bilinear").decode_and_crop(data, "image", DECODING)
 
 
 READERS = {
@@ -332,4 +369,15 @@ READERS = {
     "index": Reader(_indices, _mutate_index, _read_index, (NotAnIndex,)),
     "jpeg": Reader(_jpegs, of_one_file(mutate_jpeg), _decode, (DataError,)),
     "png": Reader(_pngs, of_one_file(mutate_png), _decode, (DataError,)),
+    **{
+        name: Reader(make, of_one_file(mutate_bytes), _decode, (DataError,))
+        for name, make in {
+            "webp": _webps,
+            "gif": _gifs,
+            "tiff": _tiffs,
+            "bmp": _bmps,
+            "avif": _avifs,
+            "heic": _heics,
+        }.items()
+    },
 }

@@ -21,7 +21,7 @@ from seresnext.errors import DataError, RecipeError
 from seresnext.files import write_json
 from seresnext.metrics.console import Console
 from seresnext.recipe.check_lengths import check_lengths
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.opening import StartProblem, find_start_problems
 from seresnext.training.plan import build_plan
 
@@ -51,7 +51,7 @@ def check(
             console.print(table(section, own))
 
     is_real = has_data and recipe.data.format != "synthetic"
-    readers, found = _open(recipe, world, is_real)
+    recipe, readers, found = _open(recipe, world, is_real)
     report("data", [*found, *check_data(recipe, readers, world, full=full)])
     train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
     num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
@@ -79,15 +79,20 @@ def check(
         raise failed
 
 
-def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[dict[str, Reader], list[Finding]]:
-    """Return the splits that all ranks can open, none unless `is_real`, and the findings about the start of a run."""
+def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[Recipe, dict[str, Reader], list[Finding]]:
+    """Return the recipe with the number of classes, the splits that all ranks can open, and the findings about a start.
+
+    No split is opened unless `is_real`.
+    """
     if not is_real:
+        if recipe.model.num_classes == AUTO_CLASSES:
+            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": 1000})})
         data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
-        _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
+        _, _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
         measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
-        return {}, [judge("data", "images", measured), *map(_from_problem, problems)]
+        return recipe, {}, [judge("data", "images", measured), *map(_from_problem, problems)]
     warnings: list[str] = []
-    readers, problems = find_start_problems(recipe, None, world, warnings.append, looks=False)
+    recipe, readers, problems = find_start_problems(recipe, None, world, warnings.append, looks=False)
     opened = world.gather(list(readers))
     readers = {name: reader for name, reader in readers.items() if all(name in names for names in opened)}
     try:
@@ -97,7 +102,7 @@ def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[dict[str, Reader
         readers, problems = {}, [*problems, StartProblem(DataError, str(error))]
     notes = [text.removeprefix("warning: ") for text in world.broadcast(warnings)]
     found = [judge("data", "files", note, "see docs/data.md, Image folders") for note in notes]
-    return readers, [*found, *map(_from_problem, problems)]
+    return recipe, readers, [*found, *map(_from_problem, problems)]
 
 
 def _from_problem(problem: StartProblem) -> Finding:

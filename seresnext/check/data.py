@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from seresnext.check.findings import Finding, Verdict, judge
-from seresnext.data.decode.pillow import decode, open_image
+from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_image
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.survey import is_transparent, is_turned
+from seresnext.data.survey import is_turned
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.printable import printable
@@ -36,8 +36,8 @@ _FEW = 0.01  # A share of odd images that is normal: ImageNet has CMYK, turned, 
 _LARGEST_RATIO, _LARGEST_SHARE = 10, 0.8
 _FIXES = {
     "CMYK": "convert the CMYK images to RGB: Pillow ignores their colour profile",
-    "turned": "turn the pixels (mogrify -auto-orient): EXIF rotation is not applied",
-    "transparent": "flatten the transparent images: hidden pixels become their stored colour, often black",
+    "turned": "set data.exif_rotation=true: the images that EXIF turns are used as stored",
+    "transparent": "set data.background=[255, 255, 255]: hidden pixels become their stored colour, often black",
     "tiny": "remove the tiny images or lower data.image_size: they are enlarged more than 4 times",
     "huge": "shrink the images above 10 million pixels: the loader decodes every pixel",
 }
@@ -99,21 +99,22 @@ def look_at(name: str, reader: Reader, recipe: Recipe, world: World, full: bool)
     """Decode a seeded sample of a split, or all images if `full`."""
     indices = np.arange(len(reader)) if full else permutation_at(0, "check", name, count=len(reader))[: _SAMPLE[name]]
     deadline = math.inf if full else time.monotonic() + _SAMPLE_SECONDS
+    decoding = Decoding.of(recipe.data)
 
     def look(index: int) -> Look | None:
         if time.monotonic() > deadline:
             return None
         try:
             data = reader.read(index)
-            decode(data, reader.name(index), recipe.data.max_pixels)
+            decode(data, reader.name(index), decoding)
         except DataError as error:
             return 0, [("bad", printable(error, 300))]
         is_odd = {}
         with suppress(Exception):  # Odd metadata may cause any exception, and the pixels are good.
             image = open_image(data)
             is_odd["CMYK"] = image.mode == "CMYK"
-            is_odd["turned"] = is_turned(image, data)
-            is_odd["transparent"] = is_transparent(image)
+            is_odd["turned"] = not decoding.exif_rotation and is_turned(image, data)
+            is_odd["transparent"] = decoding.background is None and is_transparent(image)
             is_odd["tiny"] = min(image.size) < recipe.data.image_size / 4
             is_odd["huge"] = image.width * image.height > _HUGE_PIXELS
         return len(data), [(kind, printable(reader.name(index))) for kind, holds in is_odd.items() if holds]

@@ -99,7 +99,7 @@ def _regularisation(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
             f"decay {ema.decay:g}: {share:.1%} of the average is from the first half of {plan.total:,} steps",
             (share > _FIRST_HALF, f"set ema.decay={1 - 10 / max(plan.total, 20):.4g}"),
         )
-    if len(recipe.model.frozen) < 5:
+    if len(recipe.model.never_trained) < 5:
         fix = f"set batch.micro_size={_MICRO_SIZE} or more; runtime.grad_checkpointing=true saves memory"
         yield _judge("BatchNorm", _GROUP_NORM, f"statistics over {micro} images", (micro < _MICRO_SIZE, fix))
     epochs = plan.total / plan.steps_per_epoch

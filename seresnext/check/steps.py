@@ -39,12 +39,14 @@ class Steps:
     def __init__(self, recipe: Recipe, world: World, accumulation: int = 1) -> None:
         replicas = accumulation * world.size
         synthetic = Recipe(
-            model=recipe.model.model_copy(update={"weights": None}),
+            model=recipe.model.model_copy(
+                update={"weights": None, "frozen": recipe.model.never_trained, "frozen_until": None}
+            ),
             data=training_data(recipe, format="synthetic", synthetic_images=2 * replicas, shuffle_shards=None).data,
             mix=recipe.mix.model_copy(update={"off_after": None}),
             batch=BatchSection(global_size=2 * replicas, micro_size=2),
             optimizer=recipe.optimizer,
-            loss=recipe.loss,
+            loss=recipe.loss.model_copy(update={"class_weights": None}),
             ema=recipe.ema,
             runtime=recipe.runtime.model_copy(update={"compile": False}),
         )

@@ -24,6 +24,7 @@ _MOST_LISTED = 50  # lines in one message: a screen
 _DEEPEST = 32  # levels of nesting in a value; a recipe has 4
 _LARGEST = 2**64  # a whole number in a value; steps and seeds are smaller
 _MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/nonfinite.py)
+_PERCENTAGES = ("top1", "top5", "balanced_accuracy", "macro_f1")  # of the best validation
 
 StateTensors = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run, by prefix and by name: `{"model": {"layer0.conv1.weight": ...}, "optimizer": ...}`."""
@@ -47,7 +48,8 @@ class CheckpointMetadata:
 
     `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps. `dataset` has
     `classes`, `num_images` and `fingerprint` of the training split, and in `val` the number and the fingerprint of the
-    validation split (0.1.0 wrote no `val`). `progress` has the other values of the training loop. All values are plain
+    validation split (0.1.0 wrote no `val`); `choice` is the choice of photos (data/readers/photos.py), for photos only.
+    `progress` has the other values of the training loop. All values are plain
     JSON data; floats are restored bit for bit.
     """
 
@@ -210,9 +212,13 @@ def _is_split(value: dict[str, Any]) -> bool:
 
 
 def _is_best(value: dict[str, Any], step: int) -> bool:
-    percentages = [value[name] for name in ("top1", "top5") if name in value]
+    percentages = [value[name] for name in _PERCENTAGES if name in value]
+    by, loss = value.get("by", "top1"), value.get("loss", 0.0)
     return (
         _is_count(value.get("step"), step)
+        and by in (*_PERCENTAGES, "loss")
+        and (by == "top1" or by in value)
+        and type(loss) in (int, float)
         and all(type(number) in (int, float) and 0 <= number <= 100 for number in percentages)
         and isinstance(value.get("weights", ""), str)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from seresnext.arguments import Parser, count_argument
@@ -65,6 +65,7 @@ The same command again continues after a stop. docs/shards.md describes shards."
     add("--short-side", type=count_argument, metavar="PIXELS", help="resize larger images to this shorter side")
     add("--quality", type=count_argument, metavar="1-95", help="of JPEG; 90 with --short-side")
     add("--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="default: bilinear")
+    add("--background", type=_color, metavar="R,G,B", help="behind transparent pixels; for encoded images")
     add("--seed", type=int, default=0, help="of the order of the images (default: 0)")
     add("--shard-size", type=count_argument, default=128, metavar="MB", help="about the size of a shard (default: 128)")
     add("--images-per-shard", type=count_argument, metavar="N", help="an exact number instead of a size")
@@ -73,6 +74,13 @@ The same command again continues after a stop. docs/shards.md describes shards."
     add("--cache", type=path_argument, metavar="DIR", help="the folder of the index of DATA: data.cache")
     add("--index", type=path_argument, metavar="FOLDER", help="write the index of existing shards")
     add("--classes", type=path_argument, metavar="FILE", help="for --index: a class name a line, by label")
+
+
+def _color(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) < 256 for part in parts):
+        raise ArgumentTypeError("write red, green and blue of 0 to 255, such as 255,255,255")
+    return tuple(map(int, parts))
 
 
 def shards(options: Namespace) -> None:
@@ -89,6 +97,8 @@ def shards(options: Namespace) -> None:
         raise UsageError(f"--quality {options.quality}: must be at most 95; above 95, JPEG files only grow")
     if options.short_side and options.quality is None:
         options.quality = 90
+    if options.background and options.quality is None:
+        raise UsageError("--background is for images that are encoded again; add --quality or --short-side")
     from seresnext.prepare.shards import index_existing, prepare_shards
 
     if options.index:

@@ -17,9 +17,11 @@ from seresnext.process.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from seresnext.distributed import World
     from seresnext.recipe import LoadedRecipe
+    from seresnext.recipe.schema import Recipe
 
 INTERRUPTED = "interrupted; nothing changed after the last save"
 """Printed after Ctrl-C."""
@@ -41,10 +43,8 @@ def add_arguments(parser: Parser) -> None:
 Alone the command uses one process; under torchrun, one for each GPU. `python train.py` is the same command. The same
 command again resumes the run. README.md describes runs and their folders, docs/recipe.md all keys of a recipe.
 {textwrap.fill(f"Recipes by name: {', '.join(recipe_names()) or 'none'}.", 119)}"""
+    add_resume(parser)
     add = parser.add_argument
-    resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
-        files aside; FILE: resume from this checkpoint"""
-    add("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
     changed = "recipe keys (or `dataset`, `classes`) that may differ from those the run was started with"
     add("--allow-changed", action="append", default=[], metavar="KEY,...", help=changed)
     add_device(parser)
@@ -60,12 +60,18 @@ command again resumes the run. README.md describes runs and their folders, docs/
     add("--dry-run", action="store_true", help="build everything, take a few steps, estimate the time, leave nothing")
 
 
+def add_resume(parser: Parser) -> None:
+    """Add the option `--resume`."""
+    resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
+        files aside; FILE: resume from this checkpoint"""
+    parser.add_argument("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
+
+
 def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | None:
     """Train a model by a recipe, or resume a run.
 
     Reads the recipe and returns the training of a rank. For `--print-recipe` and `--diff`, prints and returns None.
     """
-    from seresnext.checkpoint.argument import checkpoint_argument
     from seresnext.recipe.load import load_recipe, to_values
     from seresnext.recipe.show import diff, print_recipe
 
@@ -79,12 +85,19 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
         return None
     if options.profile and options.dry_run:
         raise UsageError("--dry-run takes a few steps and traces none; leave out --dry-run or --profile")
-    require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
-    if loaded.recipe.data.format != "synthetic":
-        check_data_folder(loaded.recipe.data.root)
-    if options.resume not in ("auto", "never"):
-        checkpoint_argument(options.resume)
+    check_start(loaded.recipe, options.resume)
     return partial(_train, options, loaded, stop)
+
+
+def check_start(recipe: Recipe, resume: str) -> None:
+    """Raise a Failure if a package, the folder of the data, or the checkpoint to resume from is missing."""
+    from seresnext.checkpoint.argument import checkpoint_argument
+
+    require_extra("track", *(name for name in recipe.logging.sinks if name != "tensorboard"))
+    if recipe.data.format != "synthetic":
+        check_data_folder(recipe.data.root)
+    if resume not in ("auto", "never"):
+        checkpoint_argument(resume)
 
 
 def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: World) -> None:
@@ -126,8 +139,13 @@ def record_refusal(options: Namespace, failure: Failure) -> None:
     """
     if "resume" not in options or options.print_recipe or options.diff or options.dry_run:
         return
-    if run_folder(options).is_dir():
+    record_in(run_folder(options), failure)
+
+
+def record_in(folder: Path, failure: Failure) -> None:
+    """Write a failure into a run folder, if the folder is there."""
+    if folder.is_dir():
         with suppress(ImportError):  # This Python may lack torch.
             from seresnext.run.folder import record_refusal
 
-            record_refusal(run_folder(options), str(failure))
+            record_refusal(folder, str(failure))

@@ -15,6 +15,7 @@ from torch import Tensor
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
 from seresnext.data.augment.erase import RandomErasing
 from seresnext.data.augment.policies import PolicyPipeline
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded, RegionDecoder
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
@@ -69,7 +70,7 @@ class TrainImages:
     transform: RandomResizedCrop
     _: KW_ONLY
     seed: int
-    max_pixels: int
+    decoding: Decoding
     policies: PolicyPipeline | None = None
     erasing: RandomErasing | None = None
     substitutes: bool = False
@@ -78,7 +79,7 @@ class TrainImages:
     @cached_property
     def _decoder(self) -> RegionDecoder:
         # Opened late: this object crosses a fork, and a decoder would not survive a fork.
-        return RegionDecoder(self.max_pixels, self.fast)
+        return RegionDecoder(self.decoding, self.fast)
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key. Raises DataError naming an image that cannot be used."""
@@ -149,7 +150,7 @@ class EvaluationImages:
     reader: Reader
     transform: ResizeCenterCrop
     _: KW_ONLY
-    max_pixels: int
+    decoding: Decoding
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key, with the images that cannot be used in `unreadable`.
@@ -164,7 +165,7 @@ class EvaluationImages:
             started = time.monotonic()
             try:
                 data, name = self.reader.read(index), self.reader.name(index)
-                image.copy_(self.transform.decode_and_crop(data, name, self.max_pixels))
+                image.copy_(self.transform.decode_and_crop(data, name, self.decoding))
             except DataError as error:
                 if time.monotonic() - started > _SLOW_FAILURE:
                     raise

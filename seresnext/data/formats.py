@@ -8,33 +8,48 @@ from pathlib import Path
 from seresnext.data.readers import Reader
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ImagenetReader, is_imagenet
+from seresnext.data.readers.photo_choice import PhotoChoice
+from seresnext.data.readers.photos import ALL, PhotoReader
 from seresnext.data.shards.reader import ShardReader, is_shards
 from seresnext.errors import DataError
+from seresnext.paths import is_list
 
 
-def _open_folder(root: str, split: str, cache: Path | None, cache_size: float) -> Reader:
-    if is_imagenet(Path(root), split) and not (Path(root) / split).is_dir():
+def _open_folder(root: str, split: str, cache: Path | None, cache_size: float, choice: PhotoChoice | None) -> Reader:
+    folder = Path(root)
+    has_other_val = not (folder / "val").is_dir() and any((folder / name).is_dir() for name in ("valid", "validation"))
+    wants_all = split == ALL and not (folder / split).is_dir()
+    if choice or is_list(root) or has_other_val or wants_all:
+        return PhotoReader(folder, split, choice, cache)
+    if is_imagenet(folder, split) and not (folder / split).is_dir():
         raise DataError(f"{root} holds ImageNet's archives and no folder {split}; set data.format=imagenet")
-    return FolderReader(Path(root), split, cache)
+    return FolderReader(folder, split, cache)
 
 
-READERS: dict[str, Callable[[str, str, Path | None, float], Reader]] = {
+READERS: dict[str, Callable[[str, str, Path | None, float, PhotoChoice | None], Reader]] = {
     "folder": _open_folder,
-    "imagenet": lambda root, split, cache, cache_size: ImagenetReader(Path(root), split, cache),
-    "shards": lambda root, split, cache, cache_size: ShardReader(root, split, cache, round(cache_size * 1e9)),
+    "imagenet": lambda root, split, cache, size, choice: ImagenetReader(Path(root), split, cache),
+    "shards": lambda root, split, cache, size, choice: ShardReader(root, split, cache, round(size * 1e9)),
 }
-"""Opens a reader from root, split, cache folder and cache size (GB), for each `data.format` but `synthetic`."""
+"""Opens a reader from root, split, cache folder, cache size (GB) and choice of photos, for each `data.format` but
+`synthetic`."""
 
 
 def open_reader(
-    root: Path | str, split: str, format: str = "folder", cache: Path | None = None, cache_size: float = 200.0
+    root: Path | str,
+    split: str,
+    format: str = "folder",
+    cache: Path | None = None,
+    cache_size: float = 200.0,
+    choice: PhotoChoice | None = None,
 ) -> Reader:
     """Open the reader of one split of data in a format of `READERS`.
 
-    `root` is a folder; for shards, also an address. The folder `cache` keeps the index, and at most `cache_size` GB of
-    shards. Raises DataError when the split is missing or cannot be used.
+    `root` is a folder; for photos also a list, for shards also an address. The folder `cache` keeps the index, and at
+    most `cache_size` GB of shards. `choice` is for the format `folder`. Raises DataError when the split is missing or
+    cannot be used.
     """
-    return READERS[format](str(root), split, cache, cache_size)
+    return READERS[format](str(root), split, cache, cache_size, choice)
 
 
 def detect_format(root: Path | str, split: str, format: str) -> str:

@@ -44,6 +44,8 @@ class Order:
 
     `blocks(seed, epoch)` returns a block number for each image (int N). Images are then shuffled only within a block,
     and the blocks come in order: for datasets larger than the local cache.
+
+    `labels` (int N) balances the classes: `balanced` then replaces the permutation.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Order:
         seed: int,
         repeats: int = 1,
         blocks: Callable[[int, int], np.ndarray] | None = None,
+        labels: np.ndarray | None = None,
     ) -> None:
         assert global_size % micro_size == global_size % repeats == 0
         self.steps_per_epoch = num_images // global_size
@@ -61,25 +64,70 @@ class Order:
         if self.steps_per_epoch == 0:
             raise DataError(f"{num_images} images make no step (batch.global_size: {global_size}); lower the size")
         self._num_images = num_images
-        self._distinct = global_size // repeats
+        self._global_size, self._distinct = global_size, global_size // repeats
         self._micro_size = micro_size
         self._seed = seed
         self._blocks = blocks
+        self._labels = labels
         self._epoch = -1
-        self._permutation = np.empty(0, np.int64)
+        self._permutation = self._rounds = np.empty(0, np.int64)
 
     def micro_batch(self, step: int, replica: int) -> BatchKey:
         """Return the micro-batch of a logical replica in a step (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
+            self._rounds = np.zeros(self._num_images, np.int64)
+            if self._labels is None:
+                self._permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
+            else:
+                self._permutation, self._rounds = balanced(
+                    self._labels, self._seed, epoch, self.steps_per_epoch * self._distinct
+                )
             if self._blocks is not None:
                 blocks = self._blocks(self._seed, epoch)[self._permutation]
                 self._permutation = self._permutation[np.argsort(blocks, kind="stable")]
             self._epoch = epoch
         copies, positions = np.divmod(np.arange(self._micro_size) + replica * self._micro_size, self._distinct)
-        indices = self._permutation[within * self._distinct + positions]
-        return BatchKey(step, replica, epoch, indices, copies)
+        places = within * self._distinct + positions
+        copies += self._rounds[places] * (self._global_size // self._distinct)
+        return BatchKey(step, replica, epoch, self._permutation[places], copies)
+
+
+def balanced(labels: np.ndarray, seed: int, epoch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of an epoch of `count` places with equally many images of each class, and their rounds.
+
+    One row of places goes through all epochs. Of K classes with images, each K places in a row have every class once,
+    in a keyed order. The n-th place of a class has the n-th image of the class, in rounds: a round is a keyed
+    permutation of the class, so an image comes again only after all images of the class. A round that continues from
+    the epoch before is number 0 of the epoch. Image and round are unique within an epoch.
+    """
+    images_of = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    images_of = [images for images in images_of if len(images)]
+    start = epoch * count
+    classes = _shuffled(len(images_of), seed, "classes", start=start, stop=start + count)
+    visits = np.arange(start, start + count) // len(images_of)  # the number of earlier places with the same class
+    found, rounds = np.empty(count, np.int64), np.empty(count, np.int64)
+    for number, images in enumerate(images_of):
+        places = np.flatnonzero(classes == number)
+        if not len(places):
+            continue
+        first, last = visits[places[0]], visits[places[-1]]
+        order = _shuffled(len(images), seed, "class", number, start=int(first), stop=int(last) + 1)
+        found[places] = images[order]
+        rounds[places] = visits[places] // len(images) - first // len(images)
+    return found, rounds
+
+
+def _shuffled(count: int, seed: int, *address: int | str, start: int, stop: int) -> np.ndarray:
+    """Return places `start` to `stop` of an endless row of keyed permutations of 0 .. count - 1."""
+    rows = -(-1024 // count)  # permutations of one key: a key costs more than a number
+    size = rows * count
+    blocks = range(start // size, -(-stop // size))
+    found = []
+    for block in blocks:
+        drawn = permutation_at(seed, *address, block, count=size)
+        found.append(drawn[np.argsort(drawn // count, kind="stable")] % count)  # row by row
+    return np.concatenate(found)[start - blocks.start * size : stop - blocks.start * size]
 
 
 def block_shuffle(shard_ids: np.ndarray, shards_per_block: int) -> Callable[[int, int], np.ndarray]:

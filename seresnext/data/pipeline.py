@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
 from seresnext.data.augment.erase import RandomErasing, build_erase_fill
 from seresnext.data.augment.policies import build_policies
 from seresnext.data.batches import Batch, BatchSource, EvaluationImages, TrainImages
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.order import BatchKey, Order, block_shuffle
@@ -40,6 +42,17 @@ def check_same_data(world: World, *readers: Reader) -> None:
         )
 
 
+def describe_data(train: Reader, val: Reader) -> dict[str, Any]:
+    """Return the description of the data in checkpoints: classes, and size and fingerprint of both splits."""
+    description = {
+        "classes": list(train.classes),
+        "num_images": len(train),
+        "fingerprint": train.fingerprint,
+        "val": {"num_images": len(val), "fingerprint": val.fingerprint},
+    }
+    return {**description, "choice": train.choice.model_dump(mode="json")} if train.choice else description
+
+
 def build_order(recipe: Recipe, reader: Reader) -> Order:
     """Return the order of the training images. Raises DataError when there are too few images for one step."""
     blocks = None
@@ -47,7 +60,8 @@ def build_order(recipe: Recipe, reader: Reader) -> Order:
         assert reader.shard_ids is not None
         blocks = block_shuffle(reader.shard_ids, recipe.data.shuffle_shards)
     batch, repeats = recipe.batch, recipe.augment.repeats
-    return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks)
+    labels = reader.labels if recipe.data.sampling == "balanced" else None
+    return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks, labels)
 
 
 def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
@@ -60,7 +74,7 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
         reader,
         RandomResizedCrop(data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation),
         seed=recipe.runtime.seed,
-        max_pixels=data.max_pixels,
+        decoding=Decoding.of(data),
         policies=build_policies(augment),
         erasing=RandomErasing(erasing.probability, erasing.scale, erasing.ratio) if erasing else None,
         substitutes=data.on_error == "substitute",
@@ -73,7 +87,7 @@ def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
     if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
     transform = ResizeCenterCrop(data.image_size, recipe.evaluation.crop_pct, recipe.evaluation.interpolation)
-    return EvaluationImages(reader, transform, max_pixels=data.max_pixels)
+    return EvaluationImages(reader, transform, decoding=Decoding.of(data))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A look at the images of a split at each start: which are turned by EXIF, transparent, or no images at all.
 
-The survey parses headers and decodes no pixels. Pillow decodes only images that look cut off, and decides about these.
+The survey parses headers. Pillow decodes only images that look cut off, and decides about these. Other formats than
+JPEG and PNG have no mark of their end, and are always decoded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from seresnext.data.decode.jpeg import has_many_scans
-from seresnext.data.decode.pillow import decode, open_image
+from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_image, orientation_of
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 
@@ -23,17 +24,19 @@ from seresnext.errors import DataError
 _MOST_IMAGES = 1000
 _THREADS = 16
 _MOST_SECONDS = 30.0
-_ORIENTATION = 0x0112
+_ALWAYS_TURNED = ("TIFF", "HEIF")
 _EFFECTS = {
-    "turned": "have an EXIF orientation and are used as stored: data with EXIF rotation is not turned",
-    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black",
+    "turned": "have an EXIF orientation and are used as stored; a run with data.exif_rotation=true turns these images",
+    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black; "
+    "a run with data.background=[255, 255, 255] makes these pixels white",
 }
 
 
 class Survey(NamedTuple):
     """The result: number of images in the split (`total`) and of images looked at (`seen`).
 
-    `turned` and `transparent` are indices of images. `errors` are the messages for images that cannot be used.
+    `turned` and `transparent` are indices of images that the decoding does not turn, or does not fill. `errors` are the
+    messages for images that cannot be used.
     """
 
     total: int
@@ -51,21 +54,24 @@ class _Header(NamedTuple):
     doubtful: bool = False
 
 
-def survey(reader: Reader, max_pixels: int) -> Survey:
-    """Look at up to 1,000 images, for half a minute at most. All threads end before this returns."""
+def survey(reader: Reader, decoding: Decoding, finds_errors: bool = True) -> Survey:
+    """Look at up to 1,000 images, for half a minute at most. All threads end before this returns.
+
+    Without `finds_errors`, no image is decoded.
+    """
     count = min(len(reader), _MOST_IMAGES)
     indices = [number * len(reader) // count for number in range(count)]
     deadline = time.monotonic() + _MOST_SECONDS
     # Broken EXIF and odd transparency make Pillow warn. The filters are set once for all threads.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(partial(_look, reader, max_pixels, deadline), indices))
+        found = list(pool.map(partial(_look, reader, decoding, deadline), indices))
     headers = {index: header for index, header in zip(indices, found, strict=True) if header is not None}
     errors = []
     for index, header in headers.items():
         # One at a time: a hostile image may take much memory and time.
-        if header.doubtful and time.monotonic() < deadline:
+        if finds_errors and header.doubtful and time.monotonic() < deadline:
             try:
-                decode(reader.read(index), reader.name(index), max_pixels)
+                decode(reader.read(index), reader.name(index), decoding)
             except DataError as error:
                 errors.append(str(error))
     return Survey(
@@ -77,33 +83,31 @@ def survey(reader: Reader, max_pixels: int) -> Survey:
     )
 
 
-def _look(reader: Reader, max_pixels: int, deadline: float, index: int) -> _Header | None:
+def _look(reader: Reader, decoding: Decoding, deadline: float, index: int) -> _Header | None:
     """Return facts about an image; None after the deadline."""
     if time.monotonic() > deadline:
         return None
     try:
         data = reader.read(index)
         image = open_image(data)
-        return _Header(is_turned(image, data), is_transparent(image), _may_be_broken(image, data, max_pixels))
+        return _Header(
+            not decoding.exif_rotation and is_turned(image, data),
+            decoding.background is None and is_transparent(image),
+            _may_be_broken(image, data, decoding.max_pixels),
+        )
     except Exception:  # A hostile file may cause any exception. The decoder decides.
         return _Header(doubtful=True)
 
 
-def is_transparent(image: Image.Image) -> bool:
-    """Return whether an opened image has an alpha channel or a transparent colour."""
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-
-
 def is_turned(image: Image.Image, data: bytes) -> bool:
-    """Return whether EXIF asks for a rotation or a reflection. `data` are the bytes of the file. Raises nothing."""
-    try:
-        # `PngImageFile.getexif` would decode the pixels, because EXIF may stand behind the pixels.
-        exif = Image.Image.getexif(image)
-        if image.format == "PNG" and "exif" not in image.info and (place := data.rfind(b"eXIf")) > 0:
-            exif.load(data[place + 4 :][: int.from_bytes(data[place - 4 : place])])
-        return exif.get(_ORIENTATION) in range(2, 9)
-    except Exception:
-        return False  # The pixels are good.
+    """Return whether only EXIF turns or mirrors an opened image, before the decode. `data` are the bytes of the file.
+
+    Pillow turns a TIFF and libheif a HEIC in any case. Raises nothing.
+    """
+    if image.format == "PNG" and "exif" not in image.info and (place := data.rfind(b"eXIf")) > 0:
+        # The part behind the pixels, which only a decode would read.
+        image.info["exif"] = data[place + 4 :][: int.from_bytes(data[place - 4 : place])]
+    return image.format not in _ALWAYS_TURNED and orientation_of(image) > 1
 
 
 def _may_be_broken(image: Image.Image, data: bytes, max_pixels: int) -> bool:
@@ -111,6 +115,8 @@ def _may_be_broken(image: Image.Image, data: bytes, max_pixels: int) -> bool:
         return True
     if image.format == "PNG":
         return b"IEND" not in data
+    if image.format not in ("JPEG", "MPO"):
+        return True
     # A thumbnail has an end mark, too, before the scans of the main image.
     return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") or has_many_scans(data)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class RankTimes(NamedTuple):
@@ -33,13 +34,20 @@ class RankTimer:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
-        first.register_post_accumulate_grad_hook(self._stop)
+        self._hook: RemovableHandle | None = None
+        self.attach(model)
         self._on_gpu = device.type == "cuda"
         self._started: float | torch.cuda.Event | None = None
         self._passing: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self._data = self._computing = 0.0
         self._steps: set[int] = set()
+
+    def attach(self, model: nn.Module) -> None:
+        """Measure until the gradient of the first parameter that trains now."""
+        if self._hook:
+            self._hook.remove()
+        first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+        self._hook = first.register_post_accumulate_grad_hook(self._stop)
 
     def start(self, step: int, data_wait: float) -> None:
         """Start to measure a micro-batch of a step. The micro-batch has arrived after `data_wait` seconds."""

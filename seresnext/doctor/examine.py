@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.classifier import MAX_PIXELS
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
+from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.doctor.duplicates import components, near_pairs
 from seresnext.doctor.findings import (
     Finding,
@@ -30,9 +31,10 @@ from seresnext.doctor.images import Collection, Looks, look_at
 from seresnext.doctor.labels import classes_like_one
 from seresnext.doctor.network import FOLDS, Networks, ask, cross_validate
 from seresnext.printable import as_utf8, for_terminal
+from seresnext.recipe.schema import RuntimeSection
 
 _COLUMNS = ("path", "reason", "split", "label", "suggestion", "other", "detail")
-_SPLITS = ("train", "val", "test")
+_VAL_SHARE = 0.2  # as in the recipe `finetune`
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Examination:
     source: str
     images: Collection
     looks: Looks
+    decoding: Decoding
     findings: Sequence[Finding]
     listed: Mapping[int, tuple[str, Row]]
     method: Sequence[str]
@@ -120,7 +123,7 @@ def examine(root: str, networks: Networks) -> Examination:
     counts = zip(np.bincount(images.splits).tolist(), images.split_names, strict=True)
     splits = ", ".join(f"{count:,} of {name}" for count, name in counts)
     print(f"{len(images):,} images of {len(images.classes):,} classes: {splits}")
-    looks = look_at(images, MAX_PIXELS)
+    looks = look_at(images, networks.decoding)
     findings, good, groups = list(find_in_files(images, looks)), good_images(looks), equal_files(images, looks)
     empty = {row.image for finding in findings if finding.key == "empty" for row in finding.rows}
     alone = np.array(sorted({*good.tolist()} - empty - {index for group in groups for index in group[1:]}), np.int64)
@@ -135,15 +138,21 @@ def examine(root: str, networks: Networks) -> Examination:
         found = classes_like_one(images.labels[good], probabilities)
         alike = [(images.classes[one], images.classes[other], mixed) for one, other, mixed in found]
     seconds = time.monotonic() - started
-    return Examination(root, images, looks, findings, exclusions(findings), method, alike, seconds)
+    return Examination(root, images, looks, networks.decoding, findings, exclusions(findings), method, alike, seconds)
 
 
 def open_splits(root: str) -> dict[str, Reader]:
-    """Return the readers of the splits below a root: training first, then validation and test if there are any."""
-    names = [name for name in _SPLITS if (Path(root) / name).is_dir()]
-    if not names and Path(root).is_dir():
-        return {"all": open_reader(Path(root).absolute().parent, Path(root).absolute().name)}
-    return {name: open_reader(root, name, detect_format(root, name, "folder")) for name in names or _SPLITS[:1]}
+    """Return the readers of training, validation, and test if there is such a folder. Raises DataError.
+
+    Data without train/ and val/ are divided as `seresnext finetune` divides the photographs.
+    """
+    format = detect_format(root, "train", "folder")
+    is_there = {split: (Path(root) / split).is_dir() for split in ("train", "val", "test")}
+    choice = None
+    if format == "folder" and not (is_there["train"] and is_there["val"]):
+        choice = PhotoChoice(val_share=_VAL_SHARE, seed=RuntimeSection().seed)
+    splits = ("train", "val", "test") if is_there["test"] else ("train", "val")
+    return {split: open_reader(root, split, format, choice=choice) for split in splits}
 
 
 def _judge(

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from seresnext.data.decode.pillow import decode, open_image
+from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_image
 from seresnext.data.readers import Reader
-from seresnext.data.survey import is_transparent, is_turned
+from seresnext.data.survey import is_turned
 from seresnext.errors import DataError
 from seresnext.process.packages import extra
 from seresnext.progress import progress
@@ -75,7 +75,7 @@ class Looks(NamedTuple):
     pixels: np.ndarray
 
 
-def look_at(reader: Reader, max_pixels: int) -> Looks:
+def look_at(reader: Reader, decoding: Decoding) -> Looks:
     """Read and decode each image once, in threads."""
     with extra("report"):
         import imagehash
@@ -83,7 +83,7 @@ def look_at(reader: Reader, max_pixels: int) -> Looks:
     def look(index: int) -> tuple[Any, ...]:
         try:
             data = reader.read(index)
-            return "", *_look(data, decode(data, reader.name(index), max_pixels), imagehash.phash)
+            return "", *_look(data, decode(data, reader.name(index), decoding), decoding, imagehash.phash)
         except DataError as error:
             text = str(error).removeprefix(f"{reader.name(index)} ")
             return text, b"", (), (0, 0), (0, 0, 0), 0, np.zeros(64, bool), np.zeros(768, np.uint8)
@@ -97,7 +97,7 @@ def look_at(reader: Reader, max_pixels: int) -> Looks:
     return Looks(error, digest, kinds, *map(np.array, numbers))
 
 
-def _look(data: bytes, image: Image.Image, phash: Any) -> tuple[Any, ...]:
+def _look(data: bytes, image: Image.Image, decoding: Decoding, phash: Any) -> tuple[Any, ...]:
     """Return the fields of `Looks` from the second on."""
     size, kinds = image.size, []
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
@@ -107,7 +107,7 @@ def _look(data: bytes, image: Image.Image, phash: Any) -> tuple[Any, ...]:
     kinds += [f"{size[0]} x {size[1]} pixels"] * (max(size) > _LONG * min(size) or size[0] * size[1] > _HUGE_PIXELS)
     with suppress(Exception):  # Odd metadata may cause any exception, and the pixels are good.
         header = open_image(data)
-        kinds += ["turned by EXIF"] * is_turned(header, data) + ["transparent"] * is_transparent(header)
-        kinds += ["CMYK"] * (header.mode == "CMYK")
+        kinds += ["turned by EXIF"] * (not decoding.exif_rotation and is_turned(header, data))
+        kinds += ["transparent"] * is_transparent(header) + ["CMYK"] * (header.mode == "CMYK")
     light, pixels = np.percentile(gray, (1, 5, 99)), np.asarray(image.resize(_THUMBNAIL, Image.Resampling.BOX)).ravel()
     return hashlib.sha256(data).digest(), kinds, size, light, sharpness, phash(image).hash.ravel(), pixels

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from seresnext.classifier import Classifier, class_names
+from seresnext.classifier import MAX_PIXELS, Classifier, class_names
 from seresnext.data import pipeline
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.readers import Reader
 from seresnext.distributed import World
@@ -50,6 +52,13 @@ class Networks:
     weights: LoadedWeights | None = None
     folds: int = FOLDS
     image_size: int | None = None
+
+    @property
+    def decoding(self) -> Decoding:
+        """Return the decoding of the images: that of the recipe `finetune`; without trainings that of the weights."""
+        if self.folds or not self.weights:
+            return Decoding(MAX_PIXELS, exif_rotation=True, background=(255, 255, 255))
+        return self.weights.preprocessing.decoding(MAX_PIXELS)
 
 
 def ask(reader: Reader, weights: LoadedWeights, networks: Networks) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +110,10 @@ def deal_folds(labels: np.ndarray, groups: np.ndarray, folds: int) -> np.ndarray
 
 def short_recipe(reader: Reader, networks: Networks, world: World, count: int) -> Recipe:
     """Return the recipe of a short training on `count` images: `cifar10`, with network and images of the weights."""
+    decoding = networks.decoding
     settings = [f"model.num_classes={len(reader.classes)}", "runtime.compile=false"]
+    settings += [f"data.exif_rotation={json.dumps(decoding.exif_rotation)}"]
+    settings += [f"data.background={json.dumps(decoding.background)}"]
     if weights := networks.weights:
         how = weights.preprocessing
         settings += [f"model.name={weights.identify().name}", "optimizer.lr=0.005", f"data.image_size={how.image_size}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from seresnext.classifier import MAX_PIXELS
 from seresnext.data.decode.pillow import decode
 from seresnext.doctor.examine import Examination
 from seresnext.doctor.findings import Row
@@ -42,7 +41,7 @@ def _picture(result: Examination, row: Row) -> dict[str, Any] | None:
         if index is None:
             continue
         try:
-            image = decode(result.images.read(index), result.images.name(index), MAX_PIXELS)
+            image = decode(result.images.read(index), result.images.name(index), result.decoding)
         except DataError:
             return None
         sides.append(max(image.size))

@@ -2,6 +2,7 @@
 
 The batches are the same for every world size, and each rank evaluates some of the batches. Every metric of a batch is
 one float64 number of one rank, so the sum over the ranks is exact. `math.fsum` then adds the batches in their order.
+Balanced accuracy and macro F1 come from counts of images, whose sums are exact.
 The result is therefore equal to the bit for any number of ranks.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.evaluation.metrics import METRICS
+from seresnext.evaluation.metrics import METRICS, count_classes
+from seresnext.evaluation.statistics import class_means, describe_classes
 from seresnext.printable import listed
 from seresnext.runtime import Precision
 
@@ -31,6 +34,7 @@ class Evaluation:
     """The result of an evaluation.
 
     metrics: means over all images, by the names in `METRICS`. Accuracy is in percent (0 to 100).
+    counts: correct images, labels and predictions of each class, int64 3 K.
     images_per_second: images of all ranks over the time of the evaluation.
     logits, labels: float32 N K and int64 N, in the order of the split, on the CPU of every rank; None unless kept.
     """
@@ -40,10 +44,16 @@ class Evaluation:
     images_per_second: float
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
+    counts: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, float]:
         """Return all numbers by name, as in `metrics.jsonl` and in the JSON file of a validation."""
-        return {**self.metrics, "num_images": self.num_images, "images_per_second": self.images_per_second}
+        means = {} if self.counts is None else class_means(*self.counts)
+        return {**self.metrics, **means, "num_images": self.num_images, "images_per_second": self.images_per_second}
+
+    def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the results of each class by name, as `describe_classes` does."""
+        return [] if self.counts is None else describe_classes(classes, tuple(self.counts))
 
 
 def evaluate(
@@ -71,6 +81,7 @@ def evaluate(
     unreadable: list[tuple[int, str]] = []
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     sums = torch.zeros(len(METRICS), num_batches, dtype=torch.float64, device=world.device)
+    counts = torch.zeros(3, 0, dtype=torch.int64, device=world.device)
     was_training = model.training
     model.eval()
     started = time.monotonic()
@@ -82,6 +93,9 @@ def evaluate(
             if batch is not None:
                 with torch.inference_mode(), precision.autocast(world.device):
                     logits = model(batch.images)
+                if not counts.numel():
+                    counts = counts.new_zeros(3, logits.shape[1])
+                count_classes(logits, batch.labels, counts)
                 found = [metric(logits, batch.labels).double() for metric in METRICS.values()]
                 sums[:, batch.step] = torch.stack(found)
                 if keep_logits:
@@ -91,16 +105,19 @@ def evaluate(
             on_round()
     finally:
         model.train(was_training)
-    counts = torch.tensor([images, len(unreadable)], device=world.device)
-    images, num_unreadable = world.sum_(counts).tolist()
+    images, num_unreadable = world.sum_(torch.tensor([images, len(unreadable)], device=world.device)).tolist()
     if num_unreadable:
         raise _unreadable_error([image for own in world.gather(unreadable) for image in own])
+    num_classes = max(world.gather(counts.shape[1]))
     seconds = time.monotonic() - started
+    if not counts.numel():  # This rank had no batch.
+        counts = counts.new_zeros(3, num_classes)
     totals = [math.fsum(by_batch) for by_batch in world.sum_(sums).tolist()]
     return Evaluation(
         metrics={name: total / images for name, total in zip(METRICS, totals, strict=True)},
         num_images=images,
         images_per_second=images / seconds,
+        counts=world.sum_(counts).cpu().numpy(),
         **(_gather_logits(kept, world) if keep_logits else {}),
     )
 

@@ -31,6 +31,19 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "top5": lambda logits, labels: 100 * topk_correct(logits, labels, 5),
     "loss": lambda logits, labels: F.cross_entropy(logits.double(), labels, reduction="sum"),
 }
+
+
+def count_classes(logits: Tensor, labels: Tensor, counts: Tensor) -> None:
+    """Add the images (logits N K, labels N) to `counts`, int64 3 K: correct, labels, predictions of each class.
+
+    The prediction is the first maximum. Logits with a NaN predict no class. Nothing waits for the device.
+    """
+    predictions, valid = logits.argmax(1), (~logits.isnan().any(1)).long()
+    counts[0].scatter_add_(0, labels, valid * (predictions == labels))
+    counts[1].scatter_add_(0, labels, torch.ones_like(labels))
+    counts[2].scatter_add_(0, predictions, valid)
+
+
 _TEXTS = {"top1": "top-1 {:.3f} %", "top5": "top-5 {:.3f} %"}
 
 

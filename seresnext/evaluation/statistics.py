@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,31 @@ def confusion_matrix(labels: Ints, predictions: Ints, num_classes: int) -> Ints:
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def class_results(confusion: Ints) -> tuple[Floats, Floats, Floats, Ints]:
-    """Return precision, recall, F1 (0 to 100) and support of each class (K each). 0 stands for 0 / 0."""
-    correct, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+def count_pairs(confusion: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the numbers of correct images, labels and predictions of each class (K each)."""
+    return confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+
+
+def class_means(correct: Ints, support: Ints, predicted: Ints) -> dict[str, float]:
+    """Return balanced accuracy (mean recall) and macro F1 in percent: the means over the classes with images."""
+    _, recall, f1 = class_results(correct, support, predicted)
+    return {"balanced_accuracy": float(recall[support > 0].mean()), "macro_f1": float(f1[support > 0].mean())}
+
+
+def class_results(correct: Ints, support: Ints, predicted: Ints) -> tuple[Floats, Floats, Floats]:
+    """Return precision, recall and F1 (0 to 100) of each class (K each). 0 stands for 0 / 0."""
     parts = ((correct, predicted), (correct, support), (2 * correct, support + predicted))
     precision, recall, f1 = (100 * _ratio(part, whole) for part, whole in parts)
-    return precision, recall, f1, support
+    return precision, recall, f1
+
+
+def describe_classes(classes: Sequence[str], counts: Sequence[Ints]) -> list[dict[str, Any]]:
+    """Return `class`, `precision`, `recall`, `f1` (percent) and `support` (images) of each class."""
+    precision, recall, f1 = class_results(*counts)
+    return [
+        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for name, p, r, f, n in zip(classes, precision, recall, f1, counts[1], strict=True)
+    ]
 
 
 def _ratio(part: Ints, whole: Ints) -> Floats:

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from seresnext.evaluation.evaluate import Evaluation
-from seresnext.evaluation.statistics import calibrate, class_results, confusion_matrix, wilson_interval
+from seresnext.evaluation.statistics import (
+    calibrate,
+    class_means,
+    confusion_matrix,
+    count_pairs,
+    describe_classes,
+    wilson_interval,
+)
 from seresnext.printable import printable
 
 _LISTED = 3
@@ -32,13 +39,8 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     if logits is None or labels is None or not np.isfinite(logits).all():
         return summary
     confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
-    precision, recall, f1, support = class_results(confusion)
-    summary["balanced_accuracy"] = float(recall[support > 0].mean())
-    summary["macro_f1"] = float(f1[support > 0].mean())
-    summary["per_class"] = [
-        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
-    ]
+    counts = count_pairs(confusion)
+    summary |= {**class_means(*counts), "per_class": describe_classes(classes, counts)}
     np.fill_diagonal(confusion, 0)
     places = np.argwhere(confusion).tolist()
     pairs = [[classes[true], classes[predicted], int(confusion[true, predicted])] for true, predicted in places]

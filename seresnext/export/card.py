@@ -14,7 +14,7 @@ import yaml
 
 from seresnext.classifier import class_names
 from seresnext.export.facts import describe_training, hub_dataset
-from seresnext.models import LoadedWeights, SENet
+from seresnext.models import LoadedWeights, Preprocessing, SENet
 from seresnext.printable import printable
 
 _CLASSES_SHOWN = 20
@@ -40,8 +40,10 @@ def write_card(
     architecture, classes, how = loaded.identify().name, class_names(loaded), loaded.preprocessing
     name = architecture if loaded.recipe is None else f"{architecture}, {len(classes)} classes"
     header = yaml.safe_dump(_hub_metadata(name, loaded, evaluation), sort_keys=False, allow_unicode=True)
+    turn = "Turn the image as its EXIF asks." if how.exif_rotation else "EXIF rotation is not applied."
+    fill = f" Behind transparent pixels is the colour {_numbers(how.background)}." if how.background else ""
     steps = (
-        f"Convert the image to RGB. EXIF rotation is not applied. Resize the shorter side to {how.image_size} / "
+        f"{turn} Convert the image to RGB.{fill} Resize the shorter side to {how.image_size} / "
         f"{how.crop_pct:g} pixels ({how.interpolation}). Cut out the central {how.image_size} x {how.image_size}. "
         f"Scale to 0..1. Subtract the mean {_numbers(how.mean)} and divide by {_numbers(how.std)}."
     )
@@ -62,7 +64,7 @@ def write_card(
         f"## Preprocessing\n\n{steps}",
         f"## Accuracy\n\n{_accuracy(evaluation)}",
         *([f"## Training\n\n{_table(training)}"] if training else []),
-        f"## Use\n\n{_usage(is_export)}",
+        f"## Use\n\n{_usage(is_export, how)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -99,17 +101,20 @@ def _accuracy(evaluation: Evaluation | None) -> str:
     return f"{_table(rows)}\n\nDivide the logits by the temperature before softmax for calibrated probabilities."
 
 
-def _usage(is_export: bool) -> str:
+def _usage(is_export: bool, how: Preprocessing) -> str:
     if not is_export:
         return (
             "```bash\nseresnext predict --checkpoint FILE photo.jpg\n"
             "seresnext export --checkpoint FILE --to hub --output FOLDER   # for timm and the Hugging Face Hub\n```"
         )
+    absent = ["does not turn images: call `PIL.ImageOps.exif_transpose` before"] * how.exif_rotation
+    absent += ["does not fill transparent pixels: do so before"] * (how.background is not None)
     return (
         "```python\nimport timm\n\n"
         'model = timm.create_model("hf-hub:ORG/NAME", pretrained=True).eval()   # or "local-dir:FOLDER"\n'
         "transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))\n```\n\n"
-        "`seresnext verify FOLDER` checks a copy of this folder: the digests of all files, and the logits of the "
+        + "".join(f"The transform of timm {words}.\n\n" for words in absent)
+        + "`seresnext verify FOLDER` checks a copy of this folder: the digests of all files, and the logits of the "
         "images in `golden/`."
     )
 

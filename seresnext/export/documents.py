@@ -46,7 +46,7 @@ class PretrainedConfig(timm_config.PretrainedConfig, frozen=True, extra="forbid"
 class Config(timm_config.TimmConfig, frozen=True, extra="forbid"):
     """The file config.json: model, classes and preprocessing, in the form that timm and the Hub read.
 
-    `image_mode`: images become RGB, without EXIF rotation. `temperature` divides the logits before softmax.
+    `image_mode`: images become RGB. `temperature` divides the logits before softmax.
     """
 
     num_classes: int = 0
@@ -75,13 +75,16 @@ class Config(timm_config.TimmConfig, frozen=True, extra="forbid"):
             num_classes=len(classes),
             label_names=classes,
             temperature=temperature,
+            # Earlier versions refuse an export with these keys. An export that does without stays readable.
+            exif_rotation=how.exif_rotation or None,
+            background=how.background,
             pretrained_cfg=pretrained,
         )
 
     @property
     def preprocessing(self) -> Preprocessing:
         """Return the steps from an image to the network's input. Raise CheckpointError."""
-        return self.pretrained_cfg.preprocessing(3, CONFIG)
+        return self.steps(3, CONFIG)
 
 
 class ExpectedImage(Document):

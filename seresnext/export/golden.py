@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from seresnext.data.decode.pillow import PNG, decode
+from seresnext.data.decode.kinds import ENDINGS, kind_of
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.export.documents import MOST_GOLDEN, Expected, ExpectedImage
 from seresnext.models import Preprocessing
@@ -56,14 +57,14 @@ def read_golden(folder: Path) -> list[bytes]:
     except OSError as error:
         raise DataError(f"--golden {shown_path(folder)} cannot be read: {error.strerror}; give a folder") from None
     for path, data in zip(paths, images, strict=True):
-        decode(data, shown_path(path), _MAX_PIXELS)  # A bad image is named as the user knows the image.
+        decode(data, shown_path(path), Decoding(_MAX_PIXELS))  # A bad image is named as the user knows the image.
     return images
 
 
 def write_golden(images: Sequence[bytes], folder: Path) -> list[str]:
     """Write the images as numbered files. Return the names: the user's own names may be private."""
     folder.mkdir()
-    names = [f"{number}.{'png' if data.startswith(PNG) else 'jpg'}" for number, data in enumerate(images)]
+    names = [f"{number}{ENDINGS[kind_of(data) or 'JPEG'][0]}" for number, data in enumerate(images)]
     for name, data in zip(names, images, strict=True):
         (folder / name).write_bytes(data)
     return names
@@ -71,11 +72,11 @@ def write_golden(images: Sequence[bytes], folder: Path) -> list[str]:
 
 def load_golden(folder: Path, names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
     """Return the pixels of the images after decode, resize and crop, uint8 N H W 3. Raise DataError."""
-    crop = preprocessing.crop
+    crop, decoding = preprocessing.crop, preprocessing.decoding(_MAX_PIXELS)
     pixels = []
     for name in names:
         try:
-            pixels.append(crop.decode_and_crop((folder / name).read_bytes(), shown_path(folder / name), _MAX_PIXELS))
+            pixels.append(crop.decode_and_crop((folder / name).read_bytes(), shown_path(folder / name), decoding))
         except OSError as error:
             raise DataError(f"{shown_path(folder / name)} cannot be read: {error.strerror}; restore it") from None
     return torch.stack(pixels)

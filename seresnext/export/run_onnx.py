@@ -10,10 +10,11 @@ import json
 import math
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 HERE = Path(__file__).parent
 
@@ -24,16 +25,23 @@ def read(name):
 
 
 def load_image(path, config):
-    """Return the pixels that the model was trained for, uint8 H W 3. EXIF rotation is not applied."""
-    size, crop = config["input_size"][1], config["crop_pct"]
+    """Return the pixels that the model was trained for, uint8 H W 3."""
+    how, background = config["pretrained_cfg"], config.get("background")
+    size, crop = how["input_size"][1], how["crop_pct"]
     image = Image.open(path)
+    if config.get("exif_rotation"):
+        with suppress(Exception):  # Broken EXIF. The pixels are good.
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+    elif background and (image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info):
+        opaque = image.convert("RGBA").getchannel("A")
+        image = Image.composite(image.convert("RGB"), Image.new("RGB", image.size, tuple(background)), opaque)
     image = image.convert("RGB")
     short, shorter = math.floor(size / crop), min(image.size)
     resized = int(short * image.width / shorter), int(short * image.height / shorter)
     if resized != image.size:
-        image = image.resize(resized, Image.Resampling[config["interpolation"].upper()])
+        image = image.resize(resized, Image.Resampling[how["interpolation"].upper()])
     left, top = (round((side - size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
@@ -57,7 +65,7 @@ def predict(paths):
     config, session, bad = read("config.json"), open_session(), 0
     for path in paths:
         try:
-            pixels = load_image(path, config["pretrained_cfg"])
+            pixels = load_image(path, config)
         except Exception as error:  # Pillow raises errors of many kinds.
             print(f"{path}: {error}", file=sys.stderr)
             bad += 1
@@ -82,7 +90,7 @@ def verify():
     config, expected = read("config.json"), read("golden/expected.json")
     if config["label_names"] != expected["classes"]:
         sys.exit("the classes of config.json have another order or other names than at the export")
-    pixels = np.stack([load_image(HERE / "golden" / name, config["pretrained_cfg"]) for name in expected["images"]])
+    pixels = np.stack([load_image(HERE / "golden" / name, config) for name in expected["images"]])
     wanted = np.asarray([image["logits"] for image in expected["images"].values()])
     deviation = np.abs(compute_logits(open_session(), pixels, config["pretrained_cfg"]) - wanted).max()
     if not deviation <= expected["tolerance"]:

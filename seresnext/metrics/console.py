@@ -6,6 +6,7 @@ does not end the run.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from seresnext.printable import for_terminal
+from seresnext.printable import for_terminal, listed, printable
 from seresnext.progress import ProgressBar
 
 # The fields of a line, in order. A line omits the other fields of an event.
@@ -22,6 +23,8 @@ _FIELD_TEXTS = {
     "loss": "loss {:.4f}",
     "top1": "top-1 {:.2f} %",
     "top5": "top-5 {:.2f} %",
+    "balanced_accuracy": "balanced accuracy {:.2f} %",
+    "macro_f1": "macro F1 {:.2f} %",
     "lr": "lr {:.4g}",
     "images_per_second": "{:.1f} images/s",
     "data_wait": "data wait {:.3f} s",
@@ -31,6 +34,7 @@ _FIELD_TEXTS = {
 }
 _LINE_FIELDS = tuple(name for name in _FIELD_TEXTS if name != "epoch")
 _BAR_FIELDS = ("loss", "images_per_second", "eta", "lr", "epoch")  # A narrow terminal cuts off the last fields.
+_MOST_CLASSES, _LONGEST_NAME = 20, 40
 _BAR_WITH_TIMES = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 _BAR_WITH_TEXT = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
 
@@ -136,9 +140,32 @@ class Bar:
 
 
 def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:
-    """Return the numbers of an event as a text: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`."""
+    """Return the numbers of an event as a text: `loss 6.9078, lr 0.6, 812.3 images/s, eta 1:02:03`.
+
+    Balanced accuracy is left out next to the same top-1 accuracy: all classes have equally many images.
+    """
+    fields = [name for name in fields if name != "balanced_accuracy" or fields[0] == name or not _is_balanced(event)]
     values = {**event, "eta": None if seconds_left is None else timedelta(seconds=round(seconds_left))}
     return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
+
+
+def describe_classes(classes: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results of the classes (`per_class` of an event) as a table, the lowest recall first."""
+    measured = sorted((row for row in classes if row["support"]), key=lambda row: (row["recall"], row["class"]))
+    shown = [(printable(row["class"], _LONGEST_NAME), row) for row in measured[:_MOST_CLASSES]]
+    width = max([len("class"), *(len(name) for name, _ in shown)])
+    lines = [f"{'class':<{width}}   images    recall  precision"]
+    lines += [f"{name:<{width}} {r['support']:8,} {r['recall']:7.1f} % {r['precision']:8.1f} %" for name, r in shown]
+    if more := len(measured) - len(shown):
+        lines.append(f"{more:,} classes with a higher recall are in metrics.jsonl")
+    if missing := [printable(row["class"], _LONGEST_NAME) for row in classes if not row["support"]]:
+        names = ", ".join(listed(missing, 5))
+        lines.append(f"no validation images, and no part in the means over classes: {names}")
+    return "\n  ".join(["results of the classes in the last validation:", *lines])
+
+
+def _is_balanced(event: Mapping[str, Any]) -> bool:
+    return abs(event.get("balanced_accuracy", 0) - event.get("top1", math.inf)) < 0.005
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

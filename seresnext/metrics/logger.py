@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.distributed import World
-from seresnext.metrics.console import Bar, Console
+from seresnext.metrics.console import Bar, Console, describe_classes
 from seresnext.metrics.jsonlines import JsonLines
 from seresnext.metrics.pictures import draw_batch
 from seresnext.metrics.sink import FIRST_BATCH, RunStart, Sink
@@ -39,7 +39,8 @@ class RunLogger:
     The console is not a sink: the console also shows bars, the remaining time and texts that replace an event.
 
     folder: the run folder; without a folder (a dry run) the logger only prints.
-    recipe: names the sinks. With 5 classes or fewer the console omits top-5 accuracy, which is then always 100 %.
+    recipe: names the sinks. With 5 classes or fewer the console omits top-5 accuracy, which is then always 100 %. The
+    console omits macro F1 unless macro F1 chooses the best checkpoint.
     classes: the names of the classes, for the picture of the first batch.
     """
 
@@ -53,7 +54,8 @@ class RunLogger:
     ) -> None:
         self.console = console
         self._recipe, self._classes = recipe, classes
-        self._hidden = ("top5",) if recipe.model.num_classes <= 5 else ()
+        self._hidden = ["top5"] if recipe.model.num_classes <= 5 else []
+        self._hidden += ["macro_f1"] if recipe.evaluation.best_by != "macro_f1" else []
         self._bar: Bar | None = None
         self._sinks: list[Sink] = []
         self._folder = folder if world.is_first else None
@@ -87,6 +89,8 @@ class RunLogger:
             self.console.log(text)
         else:
             self.console.print(text)
+        if classes := event.get("per_class"):
+            self.console.print(describe_classes(classes))
         if event["event"] == "validate" and not math.isfinite(event["loss"]):
             self.console.warn(
                 f"the validation loss after step {event['step']} is {event['loss']} ({event['weights']} weights). The "

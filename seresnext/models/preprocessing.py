@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import to_rgb
+from seresnext.data.decode.pillow import Decoding, orientation_of, to_rgb, turn
 from seresnext.models.registry import MODELS, canonical_name
 from seresnext.recipe.schema import Recipe
 
@@ -23,6 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing:
     """The steps from an image to the network's input: resize, crop, scale to 0..1, subtract `mean`, divide by `std`.
 
+    Before, `exif_rotation` turns an image as EXIF asks, and transparent pixels get the colour `background`, if any.
     The shorter side is resized to `image_size / crop_pct` pixels, and the central square of `image_size` is cut out.
     """
 
@@ -31,10 +33,22 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    exif_rotation: bool = False
+    background: tuple[int, int, int] | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return an image of any size and mode as an input of the network, float32 3 H W."""
-        return self.normalise(self.crop(to_rgb(image)))
+        return self.normalise(self.crop_of(image))
+
+    def crop_of(self, image: Image.Image) -> Tensor:
+        """Return the pixels of an image that the network sees, uint8 H W 3."""
+        with warnings.catch_warnings(action="ignore"):  # Broken EXIF makes Pillow warn.
+            pixels = to_rgb(image, self.background)
+            return self.crop(turn(pixels, orientation_of(image)) if self.exif_rotation else pixels)
+
+    def decoding(self, max_pixels: int) -> Decoding:
+        """Return the decoding of image files of at most `max_pixels` pixels."""
+        return Decoding(max_pixels, self.exif_rotation, self.background)
 
     @property
     def crop(self) -> ResizeCenterCrop:
@@ -50,7 +64,8 @@ class Preprocessing:
     def of_recipe(cls, recipe: Recipe) -> Preprocessing:
         """Return the preprocessing of a run's validation."""
         data, evaluation = recipe.data, recipe.evaluation
-        return cls(data.image_size, evaluation.crop_pct, evaluation.interpolation, data.mean, data.std)
+        crop = (data.image_size, evaluation.crop_pct, evaluation.interpolation)
+        return cls(*crop, data.mean, data.std, data.exif_rotation, data.background)
 
 
 def published_preprocessing(name: str) -> Preprocessing:

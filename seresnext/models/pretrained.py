@@ -108,7 +108,7 @@ class LoadedWeights:
             return Preprocessing.of_recipe(self.recipe)
         name, _, in_channels = self.identify()
         if self.config is not None:
-            return self.config.pretrained_cfg.preprocessing(in_channels, self.source)
+            return self.config.steps(in_channels, self.source)
         if self.arguments:
             return preprocessing_of_arguments(self.arguments, name, in_channels, self.source)
         return published_preprocessing(name)

@@ -106,7 +106,12 @@ class SENet(nn.Module):
         self.last_linear = _classifier(self.num_features, num_classes).to(like.device, like.dtype)
 
     def freeze(self, stages: Sequence[str]) -> None:
-        """Stop the training of stages among `layer0` to `layer4`: no gradients, and BatchNorm's statistics stay."""
+        """Freeze these stages among `layer0` to `layer4`: no gradients, and BatchNorm's statistics stay.
+
+        All other stages train. DDP and BatchNormStatistics have to be made again: both know the stages that train.
+        """
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(True)
         self._frozen = tuple(stages)
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(False)

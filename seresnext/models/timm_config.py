@@ -7,6 +7,7 @@ https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_hub.p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from seresnext.errors import CheckpointError
 from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS
 from seresnext.printable import listed, printable, shown_path
+from seresnext.recipe.schema import Color
 from seresnext.weights.opening import open_file
 
 CONFIG = "config.json"
@@ -59,7 +61,10 @@ class PretrainedConfig(BaseModel, frozen=True):
 
 
 class TimmConfig(BaseModel, frozen=True):
-    """The content of `config.json`. Keys without a meaning here are ignored."""
+    """The content of `config.json`. Keys without a meaning here are ignored.
+
+    `exif_rotation` and `background` are keys of this project. timm turns no images, and fills no transparent pixels.
+    """
 
     architecture: str
     num_classes: int | None = None
@@ -67,6 +72,13 @@ class TimmConfig(BaseModel, frozen=True):
     global_pool: Literal["avg"] = "avg"
     model_args: dict[str, Any] = {}
     pretrained_cfg: PretrainedConfig
+    exif_rotation: bool | None = None
+    background: Color | None = None
+
+    def steps(self, in_channels: int, source: str) -> Preprocessing:
+        """Return the steps from an image to the input of a network. Raise CheckpointError."""
+        found = self.pretrained_cfg.preprocessing(in_channels, source)
+        return replace(found, exif_rotation=bool(self.exif_rotation), background=self.background)
 
     @model_validator(mode="before")
     @classmethod

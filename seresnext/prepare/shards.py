@@ -1,8 +1,9 @@
 """Plain tar shards of an image folder or of ImageNet's archives, shuffled, for fast disks and for servers.
 
 Without options, the bytes of the images do not change. `short_side` resizes larger images and encodes them as JPEG with
-4:2:0 colour, the fastest to decode. `quality` alone encodes every image again at the same size. The same images and
-options give the same bytes with any number of workers. After a stop, the same command keeps every finished shard.
+4:2:0 colour, the fastest to decode. `quality` alone encodes every image again at the same size. Pixels are not turned:
+the EXIF orientation of an encoded image stays. The same images and options give the same bytes with any number of
+workers. After a stop, the same command keeps every finished shard.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from seresnext.data.decode.pillow import JPEG, PNG, decode, is_gray, not_an_image
+from seresnext.data.decode.kinds import ENDINGS, kind_of, not_an_image
+from seresnext.data.decode.pillow import Decoding, decode_as_stored, exif_of, is_gray
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.shards.format import (
@@ -70,7 +72,7 @@ class Job:
     folder: Path
     order: np.ndarray
     options: dict[str, Any]
-    max_pixels: int
+    decoding: Decoding
     made: dict[str, Shard] = field(default_factory=dict)
 
     @property
@@ -91,15 +93,16 @@ class Job:
         return range(shard * size, min((shard + 1) * size, len(self.order)))
 
 
-def encode(data: bytes, name: str, options: dict[str, Any], max_pixels: int) -> tuple[bytes, str]:
-    """Return the bytes of an image for a shard, and the file ending (jpg, png). Raises DataError naming the image."""
-    ending = "jpg" if data.startswith(JPEG) else "png" if data.startswith(PNG) else None
-    if ending is None:
+def encode(data: bytes, name: str, options: dict[str, Any], decoding: Decoding) -> tuple[bytes, str]:
+    """Return the bytes of an image for a shard, and the ending of its name. Raises DataError naming the image."""
+    kind = kind_of(data)
+    if kind is None:
         raise not_an_image(data, name)
+    ending = ENDINGS[kind][0]
     short_side, quality = options["short_side"], options["quality"]
     if quality is None:
         return data, ending
-    image = decode(data, name, max_pixels)
+    image, orientation = decode_as_stored(data, name, decoding)
     if short_side is not None:
         width, height = image.size
         shorter = min(width, height)
@@ -107,19 +110,20 @@ def encode(data: bytes, name: str, options: dict[str, Any], max_pixels: int) -> 
             # The same rounding as in evaluation: 256 here and 224 / 0.875 there give the same size.
             size = (int(short_side * width / shorter), int(short_side * height / shorter))
             image = image.resize(size, _FILTERS[options["interpolation"]])
-        elif ending == "jpg":
+        elif kind == "JPEG":
             return data, ending
-    if is_gray(data):
+    if is_gray(data) and decoding.background is None:
         image = image.convert("L")  # Exact, and decoding costs half.
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-    return buffer.getvalue(), "jpg"
+    # The orientation stays, so that data.exif_rotation means the same for shards.
+    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", exif=exif_of(orientation))
+    return buffer.getvalue(), ".jpg"
 
 
-def images_per_shard(reader: Reader, order: np.ndarray, options: dict[str, Any], max_pixels: int, size: int) -> int:
+def images_per_shard(reader: Reader, order: np.ndarray, options: dict[str, Any], decoding: Decoding, size: int) -> int:
     """Return the number of images that make a shard of about `size` bytes, from the mean size of a sample."""
     sample = order[:_SAMPLE].tolist()
-    sizes = [len(encode(reader.read(i), reader.name(i), options, max_pixels)[0]) for i in sample]
+    sizes = [len(encode(reader.read(i), reader.name(i), options, decoding)[0]) for i in sample]
     return max(1, round(size / (sum(sizes) / len(sizes) + _TAR_BYTES)))
 
 
@@ -137,9 +141,9 @@ def write_shard(job: Job, number: int) -> tuple[Shard, np.ndarray]:
             for position in job.images(number):
                 image = int(job.order[position])
                 source = job.reader.name(image)
-                data, ending = encode(job.reader.read(image), source, job.options, job.max_pixels)
+                data, ending = encode(job.reader.read(image), source, job.options, job.decoding)
                 key = f"{position:09}-{re.sub('[^A-Za-z0-9_-]', '_', Path(source).stem)[:60]}"
-                _add(tar, f"{key}.{ending}", data)
+                _add(tar, f"{key}{ending}", data)
                 _add(tar, f"{key}.cls", b"%d" % job.reader.labels[image])
         file.flush()
         os.fsync(file.fileno())
@@ -311,10 +315,13 @@ def plan(split: str, arguments: Namespace) -> Job:
         options |= {"subsampling": "4:2:0", "interpolation": arguments.interpolation if arguments.short_side else None}
         # Another version of the encoder may write other bytes for the same pixels.
         options |= {"encoder": f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"}
+    decoding = Decoding(arguments.max_pixels, exif_rotation=True, background=arguments.background)
+    if arguments.background is not None:
+        options["background"] = list(arguments.background)
     if arguments.images_per_shard is None:
         size = arguments.shard_size * 1_000_000
-        options["images_per_shard"] = images_per_shard(reader, order, options, arguments.max_pixels, size)
-    job = Job(reader, arguments.output / split, order, options, arguments.max_pixels)
+        options["images_per_shard"] = images_per_shard(reader, order, options, decoding, size)
+    job = Job(reader, arguments.output / split, order, options, decoding)
     if job.num_shards > MOST_SHARDS or len(reader.classes) > MOST_CLASSES:
         raise UsageError(f"{job.num_shards} shards are more than {MOST_SHARDS}; give a larger --shard-size")
     return job

@@ -62,6 +62,12 @@ class StopRequest:
         """Let Ctrl-C be a request from now on."""
         self._defers = True
 
+    def end(self) -> None:
+        """Let signals end the process again, as before this request. Raises KeyboardInterrupt if one has come."""
+        self._restore()
+        if self.signal:
+            raise KeyboardInterrupt
+
     def __enter__(self) -> StopRequest:
         reader, writer = self._pipe = os.pipe()
         os.set_blocking(writer, False)
@@ -76,12 +82,18 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         self._is_read = True
+        if self._pipe[1] < 0:
+            return
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._remember:  # `ignore_signals` may have replaced the handler.
                 signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_wakeup)
         os.close(self._pipe[1])  # Ends the thread, which closes the other end.
+        self._pipe = (-1, -1)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and not self._defers:

@@ -13,7 +13,7 @@ _ONE_PIXEL = {"layer3": 18, "layer4": 34}
 def lone_stages(recipe: Recipe) -> list[str]:
     """Return the stages where one image gives BatchNorm a single value per channel, and so no variance."""
     size = smallest_image(recipe)
-    return [stage for stage, side in _ONE_PIXEL.items() if size <= side and stage not in recipe.model.frozen]
+    return [stage for stage, side in _ONE_PIXEL.items() if size <= side and stage not in recipe.model.never_trained]
 
 
 def smallest_image(recipe: Recipe) -> int:

@@ -12,12 +12,12 @@ from seresnext.recipe.check_images import image_problems
 from seresnext.recipe.check_lengths import duration_problems
 from seresnext.recipe.explain import Problem, one_of
 from seresnext.recipe.reader import write_value
-from seresnext.recipe.schema import ONLY_FOR, Recipe
+from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, Recipe
 
 # Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
 _FILE_KEYS = {
     "augment": ("crop_scale", "crop_ratio", "flip", "interpolation"),
-    "data": ("cache", "max_pixels", "on_error", "train_split", "val_split"),
+    "data": ("background", "cache", "exif_rotation", "max_pixels", "on_error", "sampling", "train_split", "val_split"),
     "evaluation": ("crop_pct", "interpolation"),
 }
 
@@ -72,7 +72,7 @@ def _smoothing(recipe: Recipe) -> Iterator[Problem]:
     smoothing, threshold = recipe.loss.label_smoothing, recipe.loss.target_threshold
     if recipe.loss.name != "bce" or threshold is None or not smoothing or not _is_mixed(recipe):
         return  # `_loss` reports the other cases.
-    same = (threshold - smoothing / recipe.model.num_classes) / (1 - smoothing)
+    same = (threshold - smoothing / (recipe.model.num_classes or 1000)) / (1 - smoothing)
     hint = f" (a threshold of {same:.3g} then gives the same targets)" if 0 <= same < 1 else ""
     yield Problem(
         "loss.label_smoothing",
@@ -104,12 +104,21 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
     model, data = recipe.model, recipe.data
+    if model.num_classes == AUTO_CLASSES and model.weights is not None and not model.reset_head:
+        message = "needs a new head, and model.weights has one; set model.reset_head=true, or write the number"
+        yield Problem("model.num_classes", message, ("model.weights", "model.reset_head"))
+    if model.num_classes == AUTO_CLASSES and data.format == "synthetic":
+        message = "needs class folders, and synthetic images have none; write a number"
+        yield Problem("model.num_classes", message, ("data.format",))
     if model.reset_head and model.weights is None:
         message = "has no effect without model.weights: a new network has a new head anyway; write false"
         yield Problem("model.reset_head", message, ("model.weights",))
     if model.zero_init_last and model.weights is not None:
         message = "has no effect with model.weights: the loaded weights replace the zeros; write false"
         yield Problem("model.zero_init_last", message, ("model.weights",))
+    if model.frozen_until and not model.frozen:
+        message = f"has no effect without model.frozen, found {model.frozen_until}; write null, or name the stages"
+        yield Problem("model.frozen_until", message, ("model.frozen",))
     if model.frozen and model.weights is None:
         message = "needs model.weights: without loaded weights the stages would stay random; write []"
         yield Problem("model.frozen", message, ("model.weights",))
@@ -126,7 +135,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _are_blocks_frozen(recipe: Recipe) -> bool:
-    return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.frozen)
+    return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.never_trained)
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
@@ -152,6 +161,14 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
         message = "has no effect with optimizer.weight_decay 0, found false; write true"
         yield Problem("optimizer.decay_norm_and_bias", message, ("optimizer.weight_decay",))
+    if optimizer.head_lr == optimizer.lr:
+        message = f"has no effect with the same optimizer.lr, found {optimizer.head_lr}; write null"
+        yield Problem("optimizer.head_lr", message, ("optimizer.lr",))
+    if len(set(recipe.model.never_trained)) == 5:  # The classifier trains alone.
+        for key, usual, fix in (("head_lr", None, "null, and set optimizer.lr"), ("layer_decay", 1.0, "1")):
+            if (value := getattr(optimizer, key)) != usual:
+                message = f"has no effect if all stages are in model.frozen, found {value}; write {fix}"
+                yield Problem(f"optimizer.{key}", message, ("model.frozen",))
     if schedule.name != "step" and schedule.final_lr > optimizer.lr:
         message = f"must not be above optimizer.lr, {optimizer.lr}, found {schedule.final_lr}"
         yield Problem("schedule.final_lr", message, ("optimizer.lr", "schedule.name"))
@@ -159,6 +176,11 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     threshold = recipe.loss.target_threshold
+    if recipe.loss.class_weights == recipe.data.sampling == "balanced":
+        message = (
+            "is balanced, and so is data.sampling: rare classes would count twice; write null, or sample by shuffle"
+        )
+        yield Problem("loss.class_weights", message, ("data.sampling",))
     if recipe.loss.name == "bce" and threshold is not None and not _is_mixed(recipe):
         message = f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null"
         yield Problem("loss.target_threshold", message, ("mix.mixup", "mix.cutmix"))
@@ -185,7 +207,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     if evaluation.recalibrate and recipe.early_stop:
         message = "needs a last validation that is known in advance, unlike with early_stop; write null for one"
         yield Problem("evaluation.recalibrate", message, ("early_stop",))
-    if evaluation.recalibrate and _are_blocks_frozen(recipe) and "layer0" in recipe.model.frozen:
+    if evaluation.recalibrate and len(set(recipe.model.never_trained)) == 5:
         message = "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null"
         yield Problem("evaluation.recalibrate", message, ("model.frozen",))
 

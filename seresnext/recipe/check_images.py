@@ -12,12 +12,15 @@ from seresnext.recipe.schema import ErasingSection, Recipe
 
 def image_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield every disagreement between the keys of `data`, `augment` and `mix`."""
-    for check in (_data, _progressive, _ranges, _augment, _repeats, _mix):
+    for check in (_data, _sampling, _progressive, _ranges, _augment, _repeats, _mix):
         yield from check(recipe)
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
+    if data.split and (data.train_split != "train" or data.val_split not in ("val", "valid", "validation")):
+        message = f"divides train into train and val, found {data.train_split} and {data.val_split}; write null"
+        yield Problem("data.split", message, ("data.train_split", "data.val_split"))
     _, is_address, address = data.root.partition("://")
     if is_address and data.format not in ("shards", "synthetic"):
         message = f"is an address, and data.format {data.format} reads folders; write a folder, or data.format shards"
@@ -33,6 +36,13 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             "contains a user, a password or a query, and every checkpoint stores the address; give credentials through "
             "the environment, ~/.netrc or the cloud's own configuration",
         )
+
+
+def _sampling(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if data.sampling == "balanced" and data.shuffle_shards is not None:
+        message = f"needs images in any order, and balanced data.sampling chooses by class, found {data.shuffle_shards}"
+        yield Problem("data.shuffle_shards", f"{message}; write null, or sample by shuffle", ("data.sampling",))
 
 
 def _progressive(recipe: Recipe) -> Iterator[Problem]:

@@ -49,6 +49,7 @@ def _unreached_settings(recipe: Recipe, steps_per_epoch: int) -> Iterator[str]:
     end_ramp = progressive and progressive.end_ramp
     settings = [
         ("mix.off_after", recipe.mix.off_after, "images are mixed to the end", False),
+        ("model.frozen_until", recipe.model.frozen_until, "the stages of model.frozen do not train", False),
         ("schedule.every", every, "the learning rate never falls", False),
         ("schedule.warmup", schedule.warmup, "the learning rate rises to the end", False),
         ("data.progressive.end_ramp", end_ramp, "images do not grow to their full size", True),

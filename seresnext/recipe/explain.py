@@ -216,6 +216,8 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
             return f"must have at most {context['max_length']} characters"
         case "string_too_short":
             return "must not be empty"
+        case "tuple_type" if error["loc"][-1] in ("frozen", "ignore", "sinks"):
+            return _type_problem("a list of texts", node, "write brackets and quotes, such as ['one', 'two']")
         case "tuple_type":
             return _type_problem("a list of numbers", node, "write brackets, such as [0.08, 1.0]")
         case "too_short" | "too_long" | "missing":

@@ -17,10 +17,10 @@ from seresnext.recipe.check import cross_field_problems, unused_settings
 from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
 from seresnext.recipe.files import RecipeFiles, display, find_recipe
 from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, write_scalar
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 
 _MAX_PROBLEMS = 100
-_PATHS = ("data.root", "data.cache", "model.weights", "checkpoint.mirror")
+_PATHS = ("data.root", "data.cache", "data.class_map", "data.exclude", "model.weights", "checkpoint.mirror")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
         section, _, name = key.partition(".")
         if (node := root.at([section])) and isinstance(node.value, dict):
             node.value.pop(name, None)
-    return _validate(root, origin, [])
+    recipe = _validate(root, origin, [])
+    if recipe.model.num_classes == AUTO_CLASSES:
+        raise RecipeError([f"{origin}: model.num_classes: is auto, and a run stores a number"])
+    return recipe
 
 
 def to_values(recipe: Recipe) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def write_scalar(value: Any) -> str:
 def write_value(value: Any) -> str:
     """Return plain data as YAML on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {write_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{write_scalar(key)}: {write_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(write_value, value)) + "]"
     return write_scalar(value)

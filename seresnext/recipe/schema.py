@@ -12,6 +12,7 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic.functional_validators import WrapValidator
 
 from seresnext.durations import Duration
 from seresnext.recipe.reader import has_control
@@ -32,6 +33,9 @@ ScheduleName = Literal["step", "cosine", "linear"]
 LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
 SinkName = Literal["tensorboard", "wandb", "mlflow"]
+
+AUTO_CLASSES = 0
+"""The value of `model.num_classes: auto` until the data is opened."""
 
 MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7
@@ -71,6 +75,16 @@ def _read_erasing_value(value: Any) -> float | str:
     raise ValueError("expected a finite number or 'random'")
 
 
+def _read_class_weights(value: Any) -> str | dict[str, float]:
+    if value == "balanced":
+        return value
+    if isinstance(value, dict) and value:
+        if bad := [name for name, weight in value.items() if not (_is_number(weight) and 0 < weight < math.inf)]:
+            raise ValueError(f"the weight of the class {bad[0]!r} must be a finite number above 0")
+        return {str(name): float(weight) for name, weight in value.items()}
+    raise ValueError("expected 'balanced' or a weight for each class, such as {cat: 2, dog: 1}")
+
+
 def _without_control_characters(text: str) -> str:
     # A checkpoint's JSON may contain such characters. The reader of YAML has already refused them.
     if has_control(text):
@@ -88,6 +102,13 @@ _DURATION_TEXT = (
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ep|st)$"}),
 )
+NumClasses = Annotated[
+    int,
+    Field(ge=2, le=1_000_000),
+    WrapValidator(lambda value, check: AUTO_CLASSES if value == "auto" else check(value)),
+    PlainSerializer(lambda count: "auto" if count == AUTO_CLASSES else count),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 2, "maximum": 1_000_000}, {"const": "auto"}]}),
+]
 AnyDuration = Annotated[Duration, PlainValidator(_read_duration), *_DURATION_TEXT]
 PositiveDuration = Annotated[Duration, PlainValidator(_read_positive_duration), *_DURATION_TEXT]
 
@@ -97,19 +118,38 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 # A list is not a tuple in strict mode. The items stay strict.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+_Level = Annotated[int, Field(ge=0, le=255)]
+Color = Annotated[tuple[_Level, _Level, _Level], Field(strict=False)]
 ChannelMean = Annotated[tuple[Annotated[Number, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)]
 ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
 Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
+Patterns = Annotated[tuple[Text, ...], Field(strict=False)]
+ClassWeights = Annotated[
+    Literal["balanced"] | dict[str, float],
+    PlainValidator(_read_class_weights),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "balanced"},
+                {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+            ]
+        }
+    ),
+]
 AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
 ONLY_FOR = {
     "augment.policy.num_ops": ("name", "randaugment", "2"),
     "augment.policy.magnitude": ("name", "randaugment", "9"),
     "data.cache_size": ("format", "shards", None),
+    "data.class_map": ("format", "folder", None),
+    "data.exclude": ("format", "folder", None),
+    "data.ignore": ("format", "folder", None),
     "data.max_bad_images": ("on_error", "substitute", None),
     "data.shuffle_shards": ("format", "shards", None),
+    "data.split": ("format", "folder", None),
     "data.synthetic_images": ("format", "synthetic", "5000"),
     "loss.target_threshold": ("name", "bce", None),
     "optimizer.momentum": ("name", "sgd", None),
@@ -145,7 +185,9 @@ class ModelSection(Section):
         description="The network. `seresnext50` is short for `legacy_seresnext50_32x4d`, and so on for 26 and 101. "
         "`seresnext50_32x4d` and `seresnext101_32x4d` are timm's newer networks with padding in the stem's pooling."
     )
-    num_classes: int = _key(1000, "Outputs of the classifier: the number of class folders.", ge=2, le=1_000_000)
+    num_classes: NumClasses = _key(
+        1000, "Outputs of the classifier: the number of classes. auto: as many as the data has, if no head is loaded."
+    )
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
     weights: Text | None = _key(
@@ -157,6 +199,12 @@ class ModelSection(Section):
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
     drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
     frozen: Stages = _key((), "Stages whose loaded weights and BatchNorm statistics do not change.")
+    frozen_until: PositiveDuration | None = _key(None, "When the stages of `frozen` start to train. null: never.")
+
+    @property
+    def never_trained(self) -> Stages:
+        """The stages that are frozen to the end of the run."""
+        return self.frozen if self.frozen_until is None else ()
 
 
 class ProgressiveSection(Section):
@@ -168,10 +216,20 @@ class ProgressiveSection(Section):
     end_ramp: PositiveDuration | None = _key(None, "When the size reaches `max_size`.")
 
 
+class SplitSection(Section):
+    """The division of photos without validation photos, by a hash of `runtime.seed` and the content of each file."""
+
+    val: Number = _key(0.2, "Share of the validation photos. Photos that are added later move no others.", gt=0, lt=1)
+
+
 class DataSection(Section):
     """The images."""
 
-    root: Text = _key("data/imagenet", "Folder with a folder per split. For `shards` also an address, `s3://...`.")
+    root: Text = _key(
+        "data/imagenet",
+        "Folder with a folder per split or, with `split`, per class; or a list (`.csv`, `.jsonl`) with path, label and "
+        "optional split. For `shards` also an address, `s3://...`.",
+    )
     format: DataFormat = _key(
         "folder",
         "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
@@ -182,6 +240,26 @@ class DataSection(Section):
     shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
+    split: SplitSection | None = _key(None, "`folder` only: division of data without validation images. null: none.")
+    ignore: Patterns = _key(
+        (),
+        "`folder` only: patterns of files to leave out, such as `*_copy*`, compared with the path below the root and "
+        "with each name in the path.",
+    )
+    class_map: Text | None = _key(
+        None,
+        "`folder` only: CSV file with `old,new` lines, other names for classes. Equal names merge. An empty name "
+        "leaves the class out.",
+    )
+    exclude: Text | None = _key(
+        None,
+        "`folder` only: file of photos to leave out, a path a line, or CSV with the column `path`, as "
+        "`seresnext doctor` writes.",
+    )
+    sampling: Literal["shuffle", "balanced"] = _key(
+        "shuffle",
+        "Training images of an epoch. `shuffle`: each image at most once. `balanced`: equally many of each class.",
+    )
     image_size: int = _key(224, "Side of the square input of the network, in pixels.", ge=16, le=4096)
     progressive: ProgressiveSection | None = _key(None, "Smaller training images at the start. null: `image_size`.")
     workers: int = _key(8, "Loader processes per rank. 0: load in the training process.", ge=0, le=256)
@@ -195,6 +273,8 @@ class DataSection(Section):
     std: ChannelStd = _key((0.229, 0.224, 0.225), "Standard deviation of each channel, for pixels scaled to 0..1.")
     # The limit is 1.5 GB decoded. The largest phone cameras have 200 million pixels.
     max_pixels: int = _key(50_000_000, "Largest image, in pixels. A larger image is an error.", ge=1, le=500_000_000)
+    exif_rotation: bool = _key(False, "Turn images as their EXIF orientation asks. The published weights: false.")
+    background: Color | None = _key(None, "Colour behind transparent pixels, [r, g, b]. null: the stored colour.")
     synthetic_images: int | None = _key(None, "`synthetic` only: how many images to generate.", ge=1, le=10**7)
 
 
@@ -262,6 +342,8 @@ class OptimizerSection(Section):
 
     name: OptimizerName = _key("sgd", "`sgd`: SGD with momentum. `adamw`: AdamW. Both are torch's.")
     lr: Number = _key(0.6, "Peak learning rate for this global_size. The run never rescales the rate.", gt=0)
+    head_lr: Number | None = _key(None, "Peak learning rate of the classifier. null: `lr`.", gt=0)
+    layer_decay: Number = _key(1.0, "Factor of the rate from each stage to the stage before. 1: off.", gt=0, le=1)
     momentum: Number = _key(0.9, "`sgd` only: momentum.", ge=0, lt=1)
     nesterov: bool = _key(False, "`sgd` only: Nesterov momentum.")
     betas: Betas = _key((0.9, 0.999), "`adamw` only: decay of the averages of gradients and squared gradients.")
@@ -287,6 +369,10 @@ class LossSection(Section):
 
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
+    class_weights: ClassWeights | None = _key(
+        None,
+        "Weights of the classes, by name, or `balanced`: rare classes weigh more. null: all weigh the same.",
+    )
     target_threshold: Number | None = _key(None, "`bce` only: targets above become 1, others 0. null: off.", ge=0, lt=1)
 
 
@@ -311,6 +397,10 @@ class EvaluationSection(Section):
     crop_pct: Number = _key(0.875, "Side of the centre crop / shorter side of the resized image.", ge=0.1, le=1)
     interpolation: Interpolation = _key("bilinear", "Interpolation for resizing an image.")
     weights: Literal["auto", "model", "ema"] = _key("auto", "Weights that choose `best`. auto: EMA, else the model.")
+    best_by: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] = _key(
+        "top1",
+        "Measure that chooses `best`. `balanced_accuracy` (mean recall) and `macro_f1` are means over classes.",
+    )
     recalibrate: RecalibrateSection | None = _key(None, "Recompute BatchNorm before the last validation. null: off.")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from seresnext.recipe.load import LoadedRecipe, to_values
-from seresnext.recipe.reader import write_value
+from seresnext.recipe.reader import write_scalar, write_value
 from seresnext.recipe.schema import Recipe
 
 
@@ -28,10 +28,10 @@ def to_yaml(values: dict[str, Any]) -> str:
 def _yaml_lines(values: dict[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            yield prefix + key, f"{indent}{key}:"
+            yield prefix + key, f"{indent}{write_scalar(key)}:"
             yield from _yaml_lines(value, f"{prefix}{key}.", indent + "  ")
         else:
-            yield prefix + key, f"{indent}{key}: {write_value(value)}"
+            yield prefix + key, f"{indent}{write_scalar(key)}: {write_value(value)}"
 
 
 def diff(a_values: dict[str, Any], b_values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -118,6 +118,8 @@ def _type(field: dict[str, Any]) -> str:
         count = f"{len(items)} " if "prefixItems" in field else ""
         noun, _, rest = _type(items[0]).partition(" ")
         return f"list of {count}{noun}{'s' if noun == 'number' else ''} {rest}".strip()
+    if field["type"] == "object":
+        return f"{_type(field['additionalProperties'])} for each name"
     if field["type"] == "string":
         return "duration" if "pattern" in field else "text"
     word = {"integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}[field["type"]]

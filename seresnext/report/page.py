@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.errors import DataError
@@ -278,11 +279,12 @@ def _pictures(validation: Validation, device: torch.device) -> tuple[list[Pictur
 
 def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.ndarray]:
     """Return the pixels that the network sees (uint8 H W 3) by index, without images that are gone in the meantime."""
-    crop, max_pixels, crops = Preprocessing.of_recipe(validation.recipe).crop, validation.recipe.data.max_pixels, {}
+    recipe = validation.recipe
+    crop, decoding, crops = Preprocessing.of_recipe(recipe).crop, Decoding.of(recipe.data), {}
     for index in indices:
         name = validation.reader.name(index)
         try:
-            crops[index] = crop.decode_and_crop(validation.reader.read(index), name, max_pixels).numpy()
+            crops[index] = crop.decode_and_crop(validation.reader.read(index), name, decoding).numpy()
         except DataError as error:
             print(f"warning: the report leaves an image out: {for_terminal(error)}")
     return crops

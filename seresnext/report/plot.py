@@ -20,7 +20,9 @@ from seresnext.progress import warn
 from seresnext.recipe.load import load_recipe
 
 Curve = tuple[list[float], list[float]]  # epochs, values
-_FIELDS = ("loss", "top1", "top5", "lr")
+_FIELDS = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1", "lr")
+_MEASURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+"""The measures of `evaluation.best_by` other than top-1 and the loss, and their names."""
 _KINDS = {"train": "training", "validate": "validation, model", "validate_ema": "validation, average (EMA)"}
 _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:green"}
 _COLUMNS, _WIDTH, _HEIGHT = 3, 7.0, 3.6  # panels of a row; inches of a panel
@@ -61,12 +63,13 @@ def _add(curves: dict[str, Curve], line: bytes, place: str) -> None:
         values.append(value)
 
 
-def read_smoothing(recipe: Path) -> float:
-    """Return the label smoothing of the training loss, or 0 if the recipe is missing or cannot be read."""
+def read_run(name: str, folder: Path, curves: dict[str, Curve]) -> Run:
+    """Return a run to draw. If the recipe is missing or cannot be read, the defaults of `Run` hold."""
     try:
-        return load_recipe(str(recipe)).recipe.loss.label_smoothing if recipe.is_file() else 0.0
+        recipe = load_recipe(str(folder / "recipe.yaml")).recipe
     except RecipeError:
-        return 0.0
+        return Run(name, curves)
+    return Run(name, curves, recipe.loss.label_smoothing, recipe.evaluation.best_by)
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Run:
-    """A run to draw. `smoothing` is the label smoothing of the training loss."""
+    """A run to draw. `smoothing` is the label smoothing of the training loss. `best_by` chooses the best."""
 
     name: str
     curves: dict[str, Curve]
     smoothing: float = 0.0
+    best_by: str = "top1"
 
 
 def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
@@ -94,7 +98,9 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
     One run: training, model and average together. Several runs: a panel for each of these, with a line a run.
     """
     is_alone, panels = len(runs) == 1, defaultdict(list)
-    for field, name, style in (("loss", "loss", "-"), ("top1", "top-1", "-"), ("top5", "top-5", ":"))[: 2 + is_alone]:
+    rows = [("loss", "loss", "-"), ("top1", "top-1", "-"), ("top5", "top-5", ":")][: 2 + is_alone]
+    rows += [(field, name, "--") for field, name in _MEASURES.items() if field in {run.best_by for run in runs}]
+    for field, name, style in rows:
         for kind, text in _KINDS.items():
             for number, run in enumerate(runs):
                 if not (curve := run.curves.get(f"{kind}.{field}")):
@@ -128,7 +134,11 @@ def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None
             epochs, values = line.curve
             marker = "." if len(epochs) < 60 else None
             axes.plot(epochs, values, label=line.label, marker=marker, color=line.colour, linestyle=line.style)
-        axes.set(title=name, xlabel="epoch", ylim=(0, 101) if name.startswith(("acc", "top")) else (0, None))
+        axes.set(
+            title=name,
+            xlabel="epoch",
+            ylim=(0, 101) if name.startswith(("acc", "top", *_MEASURES.values())) else (0, None),
+        )
         axes.grid(alpha=0.3)
         if any(line.label for line in lines):  # outside of the axes, so that the legend covers no curve
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -149,7 +159,7 @@ def plot_runs(folders: Sequence[Path], output: Path | None) -> None:
         if curves := read_curves(folder / "metrics.jsonl"):
             # Folders of one name are named by their paths.
             label = name if names.count(name) == 1 else str(folder)
-            runs.append(Run(printable(label, 40), curves, read_smoothing(folder / "recipe.yaml")))
+            runs.append(read_run(printable(label, 40), folder, curves))
         elif len(folders) > 1:
             warn(f"{folder}: nothing has been logged yet; the picture leaves the run out")
     if not runs:

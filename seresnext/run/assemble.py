@@ -17,7 +17,6 @@ from seresnext.checkpoint.mirror import Mirror
 from seresnext.data import pipeline
 from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
-from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.readers.class_labels import has_other_labels
@@ -43,7 +42,7 @@ from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
 from seresnext.training.data import TrainData, Validation
 from seresnext.training.ema import Ema
-from seresnext.training.loss import build_loss
+from seresnext.training.loss import build_class_weights, build_loss
 from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
 from seresnext.training.plan import Progress, build_plan
 from seresnext.training.saving import Saver
@@ -55,27 +54,24 @@ from seresnext.training.trainer import Trainer
 class Run:
     """The objects of one training run, built on every rank alike.
 
-    `recipe` has every `auto` resolved. `previous` is the recipe of the run to resume, and None for a fresh start. The
-    model of a resumed run gets no first weights: the checkpoint has the weights.
+    `recipe` has every `auto` resolved. `checkpoint` is of the run to resume, and None for a fresh start. The model of a
+    resumed run gets no first weights: the checkpoint has the weights.
     """
 
-    def __init__(self, recipe: Recipe, previous: Recipe | None, world: World, console: Console) -> None:
+    def __init__(self, recipe: Recipe, checkpoint: LoadedCheckpoint | None, world: World, console: Console) -> None:
         self._world = world
         self._console = console
+        previous = checkpoint.recipe if checkpoint else None
         with world.agreeing():
             recipe, notices = resolve_auto(recipe, previous, world)
-        self.recipe = recipe
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
-        self.train, self.val = open_splits(recipe, previous, world, console.print)
+        dataset = checkpoint and checkpoint.metadata.dataset
+        self.recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, dataset)
+        recipe = self.recipe
         self.environment = describe_environment(world)
         self._evaluation_size = recipe.evaluation.batch_size or recipe.batch.micro_size
-        self.dataset = {  # the description of the data in checkpoints
-            "classes": list(self.train.classes),
-            "num_images": len(self.train),
-            "fingerprint": self.train.fingerprint,
-            "val": {"num_images": len(self.val), "fingerprint": self.val.fingerprint},
-        }
+        self.dataset = pipeline.describe_data(self.train, self.val)  # in checkpoints
         with world.downloading(), world.agreeing():
             pipeline.check_same_data(world, self.train, self.val)
             self.order = pipeline.build_order(recipe, self.train)
@@ -91,21 +87,22 @@ class Run:
                 is_real = recipe.data.format != "synthetic"
                 other_labels = lambda: is_real and has_other_labels(self.train)  # noqa: E731
                 notices += load_first_weights(self.model, recipe.model, other_labels)
-        self.model.freeze(recipe.model.frozen)
+        self.model.freeze(recipe.model.never_trained)
         for notice in notices:
             console.print(notice)
         self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer, later=recipe.model.frozen)
         self.step = TrainingStep(
             self.model,
             self.optimizer,
-            loss=build_loss(recipe.loss),
+            loss=build_loss(recipe.loss, build_class_weights(recipe, self.train.classes, self.train.labels)),
             settings=StepSettings(
                 replicas=self.order.replicas,
                 seed=recipe.runtime.seed,
                 precision=self.precision,
                 compiled=recipe.runtime.compile is True,
                 clip_norm=recipe.optimizer.clip_norm,
+                thaw_at=self.plan.thaw_at,
                 ddp=build_ddp_options(recipe),
             ),
             world=world,
@@ -122,7 +119,7 @@ class Run:
         Without a folder (a dry run) the trainer writes nothing.
         """
         recipe, recalibrate = self.recipe, self.recipe.evaluation.recalibrate
-        self.warm_up()
+        self.warm_up(progress.step)
         logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe, self.train.classes)
         with self._world.agreeing():
             if checkpoint:
@@ -149,17 +146,24 @@ class Run:
                 self._validation_batches,
                 num_batches=math.ceil(len(self.val) / self._evaluation_size),
                 models={"model": self.model, **({"ema": self.ema.model} if self.ema else {})},
-                best_by=recipe.evaluation.weights,
+                settings=recipe.evaluation,
                 precision=self.precision,
+                classes=self.train.classes,
             ),
             saver=self.saver(folder.checkpoints if folder else None, folder and folder.mirror),
             logger=logger,
             stop=stop,
         )
 
-    def warm_up(self) -> None:
-        """Warm up the training step with images of the largest size: too large a batch runs out of memory here."""
-        self.step.warm_up(*pipeline.stand_in_batch(self.recipe, self._world.device))
+    def warm_up(self, step: int = 0) -> None:
+        """Warm up the training step with images of the largest size: too large a batch runs out of memory here.
+
+        All stages are warmed up first. Those that are still frozen after `step` completed steps are frozen then.
+        """
+        images, labels = pipeline.stand_in_batch(self.recipe, self._world.device)
+        self.step.warm_up(images, labels)
+        if step < (self.plan.thaw_at or 0):
+            self.step.freeze(self.recipe.model.frozen, images, labels)
 
     def saver(self, folder: Path | None, mirror: Mirror | None = None) -> Saver:
         """Return the saver of checkpoints into the folder `checkpoints`. Without a folder the saver writes nothing."""
@@ -228,17 +232,3 @@ class Run:
         keys = evaluation_keys(len(self.val), self._evaluation_size, self._world.rank, self._world.size)
         source = pipeline.validation_source(self.recipe, self.val)
         return pipeline.device_batches(source, self.val, keys, self.recipe, self.precision, self._world)
-
-    def introduction(self) -> str:
-        """Return a summary of the run for the terminal."""
-        recipe, plan, world = self.recipe, self.plan, self._world
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return (
-            f"{recipe.model.name}: {parameters:,} parameters, {recipe.model.num_classes} classes\n"
-            f"{len(self.train):,} training and {len(self.val):,} validation images\n"
-            f"{plan.total:,} steps ({recipe.length}, {plan.steps_per_epoch:,} an epoch) of {plan.global_size} images: "
-            f"{self.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
-            f"{'process' if world.size == 1 else 'processes'}\n"
-            f"{world.device.type}, {recipe.runtime.precision}, "
-            f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}"
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,21 +72,6 @@ def select_classes(
     if class_map is None:
         notice = f"the class folders of {where} are {len(folders)} of ImageNet's classes; only these classes count"
     return ClassSelection(labels, used, [names[place] for place in used], notice)
-
-
-def read_class_map(path: Path) -> dict[str, str]:
-    """Return the class of each folder from a text file: `folder,class` a line, or only folders (then labels 0, 1, ...).
-
-    A file of folders alone is timm's `--class-map`. Empty lines do not count. Raise DataError.
-    """
-    found: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(read_lines(path))):
-        folder, name = row if len(row) == 2 else (row[0], str(number))
-        if len(row) > 2 or folder in found:
-            problem = "repeats a folder" if folder in found else "has three parts"
-            raise DataError(f"--class-map {path}: line {number + 1} {problem}; write `folder,class` for each folder")
-        found[folder] = name
-    return found
 
 
 def read_class_names(words: str) -> list[str]:

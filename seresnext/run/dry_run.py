@@ -8,6 +8,7 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
 from seresnext.run.estimate import Spread, duration, number, peak_memory
+from seresnext.run.introduction import introduce
 from seresnext.training.plan import Progress
 
 
@@ -18,7 +19,7 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
     """
     console = Console(enabled=world.is_first)
     run = Run(recipe, None, world, console)
-    console.print(run.introduction())
+    console.print(introduce(run, world))
     seconds, validation_seconds = run.trainer(None, None, Progress(), stop).dry_run()
     step = Spread.of(seconds)
     where = " on the GPU" if world.device.type == "cuda" else ""

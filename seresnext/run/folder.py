@@ -30,6 +30,7 @@ from seresnext.remote import is_remote
 RUN_FILES = (
     "recipe.yaml",
     "environment.json",
+    "split.csv",
     "metrics.jsonl",
     MIRROR,
     "tensorboard",

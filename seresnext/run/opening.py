@@ -10,9 +10,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
+from seresnext.data.readers.photo_choice import photo_choice
 from seresnext.data.shards.reader import check_cache
 from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
@@ -20,15 +23,17 @@ from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
 from seresnext.models import PUBLISHED, first_weights, open_weights
-from seresnext.printable import listed
+from seresnext.printable import listed, printable
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_world
 from seresnext.recipe.check_lengths import check_lengths
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe.explain import near_miss
+from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
 from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
+_CLASSES_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -41,33 +46,45 @@ class StartProblem:
 
 
 def open_splits(
-    recipe: Recipe, previous: Recipe | None, world: World, warn: Callable[[str], None]
-) -> tuple[Reader, Reader]:
-    """Open the training and the validation split. Warn about turned, transparent and shared images.
+    recipe: Recipe,
+    previous: Recipe | None,
+    world: World,
+    warn: Callable[[str], None],
+    dataset: Mapping[str, Any] | None = None,
+) -> tuple[Recipe, Reader, Reader]:
+    """Open the training and the validation split. Return the recipe with the number of classes, and the readers.
 
-    `previous` is the recipe of the run to resume, and None for a fresh start. Raises one Failure on all ranks that
-    lists all problems: DataError if any problem concerns the data.
+    Warn about turned, transparent and shared images. `previous` is the recipe of the run to resume, and `dataset`
+    describes the data of that run; both are None for a fresh start. Raises one Failure on all ranks that lists all
+    problems: DataError if any problem concerns the data.
     """
-    readers, problems = find_start_problems(recipe, previous, world, warn)
+    recipe, readers, problems = find_start_problems(recipe, previous, world, warn, dataset=dataset)
     with world.agreeing():
         _refuse(problems, "this run")
-    return readers["training"], readers["validation"]
+    return recipe, readers["training"], readers["validation"]
 
 
 def find_start_problems(
-    recipe: Recipe, previous: Recipe | None, world: World, warn: Callable[[str], None], looks: bool = True
-) -> tuple[dict[str, Reader], list[StartProblem]]:
-    """Return the readers of `training` and `validation` that can be opened, and all problems, equal on all ranks.
+    recipe: Recipe,
+    previous: Recipe | None,
+    world: World,
+    warn: Callable[[str], None],
+    looks: bool = True,
+    dataset: Mapping[str, Any] | None = None,
+) -> tuple[Recipe, dict[str, Reader], list[StartProblem]]:
+    """Return the recipe with the number of classes, the readers of `training` and `validation` that can be opened, and
+    all problems, equal on all ranks.
 
-    `looks`: also look at a sample of the images.
+    `looks`: also look at a sample of the images. `dataset` is as for `open_splits`.
     """
-    readers, own = _open_both(recipe)
+    readers, own = _open_both(recipe, dataset)
+    recipe = _with_num_classes(recipe, previous, readers)
     problems = _seen_by_all(own, world)
     with world.downloading():  # of `model.weights`
         if world.is_first:
             world.set_activity("the check of the images")
             problems += _compare(recipe, previous, readers, world.size, warn, looks)
-        return readers, world.broadcast(problems)
+        return recipe, readers, world.broadcast(problems)
 
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
@@ -93,7 +110,16 @@ def _collecting(
         problems += [problem for problem in found if problem not in problems]  # A missing root is one problem.
 
 
-def _open_both(recipe: Recipe) -> tuple[dict[str, Reader], list[StartProblem]]:
+def _with_num_classes(recipe: Recipe, previous: Recipe | None, readers: Mapping[str, Reader]) -> Recipe:
+    """Return the recipe with the number of classes: of the run to resume, or else of the data."""
+    if recipe.model.num_classes != AUTO_CLASSES:
+        return recipe
+    found = max((len(reader.classes) for reader in list(readers.values())[:1]), default=0)
+    num_classes = previous.model.num_classes if previous else max(found, 2)  # `check_classes` refuses one class.
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": num_classes})})
+
+
+def _open_both(recipe: Recipe, dataset: Mapping[str, Any] | None) -> tuple[dict[str, Reader], list[StartProblem]]:
     """Return the readers of training and validation that can be opened, and the problems."""
     data = recipe.data
     if data.format == "synthetic":
@@ -103,9 +129,14 @@ def _open_both(recipe: Recipe) -> tuple[dict[str, Reader], list[StartProblem]]:
     readers: dict[str, Reader] = {}
     problems: list[StartProblem] = []
     cache = Path(data.cache) if data.cache else None
+    choice = None
+    with _collecting(problems):
+        choice = photo_choice(recipe, dataset)
+    if problems:
+        return readers, problems
     for name, split in (("training", data.train_split), ("validation", data.val_split)):
         with _collecting(problems):
-            reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size)
+            reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size, choice)
             if name == "training":
                 check_cache(reader, data.shuffle_shards)
     return readers, problems
@@ -142,6 +173,7 @@ def _compare(
             check_same_classes(readers["training"], readers["validation"])
     for reader in list(readers.values())[:1]:
         problems += _class_problems(recipe, previous, reader)
+        problems += _class_weight_problems(recipe, reader)
     surveys = _survey(recipe, readers, warn) if looks else {}
     if recipe.data.on_error == "substitute":
         surveys.pop("training", None)
@@ -184,6 +216,21 @@ def _class_problems(recipe: Recipe, previous: Recipe | None, reader: Reader) -> 
     return [StartProblem(DataError, text)]
 
 
+def _class_weight_problems(recipe: Recipe, reader: Reader) -> list[StartProblem]:
+    """Return a problem if `loss.class_weights` names classes that the data lack."""
+    given = recipe.loss.class_weights
+    unknown = sorted(set(given) - set(reader.classes)) if isinstance(given, dict) else []
+    if not unknown:
+        return []
+    close = near_miss(unknown[0], list(reader.classes))
+    names = ", ".join(listed([printable(name, 40) for name in unknown], _CLASSES_LISTED))
+    hint = f" (did you mean {close}?)" if close else ""
+    classes = ", ".join(listed([printable(name, 40) for name in reader.classes], _CLASSES_LISTED))
+    fix = f"write names of its {len(reader.classes)} classes: {classes}"
+    text = f"loss.class_weights: {recipe.data.root} has no class {names}{hint}; {fix}"
+    return [StartProblem(RecipeError, text)]
+
+
 def _batch_problems(
     recipe: Recipe, previous: Recipe | None, num_images: int, num_bad: int, world_size: int
 ) -> list[StartProblem]:
@@ -212,7 +259,7 @@ def _batch_problems(
 def _survey(recipe: Recipe, readers: Mapping[str, Reader], warn: Callable[[str], None]) -> dict[str, Survey]:
     """Check the images on this machine. A check of the images of a server would download every image."""
     local = {name: reader for name, reader in readers.items() if reader.has_local_files}
-    surveys = {name: survey(reader, recipe.data.max_pixels) for name, reader in local.items()}
+    surveys = {name: survey(reader, Decoding.of(recipe.data)) for name, reader in local.items()}
     if warning := describe(surveys, local):
         warn(f"warning: {warning}")
     return surveys

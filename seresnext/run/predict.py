@@ -18,6 +18,7 @@ from seresnext.data.batches import EvaluationImages
 from seresnext.data.loading.loader import evaluation_keys, open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.readers.paths import PathReader, expand
+from seresnext.data.survey import describe, survey
 from seresnext.distributed import choose_device
 from seresnext.errors import DataError, Failure, out_of_memory
 from seresnext.models.folding import fold_batchnorm
@@ -59,6 +60,9 @@ def predict(options: Namespace) -> None:
     tune_malloc(device)
     PRECISIONS["fp32"].apply_to(classifier.model, device, channels_last=True)
     classifier.model = fold_batchnorm(classifier.model)
+    looked = {"given": survey(reader, classifier.decoding, finds_errors=False)}
+    if warning := describe(looked, {"given": reader}):
+        print(f"warning: {for_terminal(warning)}", file=sys.stderr)
     top = min(options.top, len(classifier.classes))
     width = STAGES[options.stage]
     prints, num_bad = options.output is None and sys.stdout.isatty(), 0
@@ -104,7 +108,8 @@ def _batches(
     workers = options.workers
     if workers is None:  # A single batch is done sooner without the start of a worker.
         workers = min(_MOST_WORKERS, math.ceil(len(reader) / size) - 1, len(os.sched_getaffinity(0)))
-    source = EvaluationImages(reader, preprocessing.crop, max_pixels=options.max_pixels or classifier.max_pixels)
+    decoding = preprocessing.decoding(options.max_pixels or classifier.max_pixels)
+    source = EvaluationImages(reader, preprocessing.crop, decoding=decoding)
     keys = evaluation_keys(len(reader), size, rank=0, world_size=1)
     with open_batches(source, keys, workers=workers, timeout=_TIMEOUT, pin_memory=device.type == "cuda") as on_host:
         on_device = prefetch(

@@ -23,11 +23,13 @@ from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
+from seresnext.training.best import describe_best
 from seresnext.training.plan import LATER_FIELDS, Progress
 
 # Keys and sections that change no number of a run, only loading, logging and saving. They may change on a resume.
 FREE_KEYS = frozenset({
     "data.root", "data.cache", "data.cache_size", "data.workers", "data.on_error", "data.max_bad_images",
+    "data.ignore", "data.class_map", "data.exclude",  # The images are compared.
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "checkpoint.mirror",
     "logging", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
 })  # fmt: skip
@@ -37,8 +39,8 @@ FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
 
 # Keys that change the result of a validation. Other images in the split change the result, too.
 MEASURE_KEYS = frozenset({
-    "data.image_size", "data.mean", "data.std", "data.val_split",
-    "evaluation.crop_pct", "evaluation.interpolation", "evaluation.weights",
+    "data.background", "data.exif_rotation", "data.image_size", "data.mean", "data.std", "data.val_split",
+    "evaluation.crop_pct", "evaluation.interpolation", "evaluation.weights", "evaluation.best_by",
 })  # fmt: skip
 
 _MOST_LISTED = 50  # changes in one message: a screen
@@ -187,7 +189,7 @@ def _rewind(
         if validation_changed:
             kept = store.retire_best(folder)
             report(
-                f"validation changed: the best so far (top-1 {best['top1']:.2f} % after step {best['step']}) is not "
+                f"validation changed: the best so far ({describe_best(best)} after step {best['step']}) is not "
                 f"compared with later validations; the file of the old best is {kept.name if kept else 'gone'}"
             )
             return None
@@ -195,7 +197,7 @@ def _rewind(
             return best
         store.retire_best(folder)
     report(
-        f"warning: no valid checkpoint is left of the best validation so far (top-1 {best['top1']:.2f} % after step "
+        f"warning: no valid checkpoint is left of the best validation so far ({describe_best(best)} after step "
         f"{best['step']}); the best starts over now"
     )
     return None

@@ -7,8 +7,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
+from seresnext.data.readers.photos import split_table
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status
@@ -20,6 +19,7 @@ from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
+from seresnext.run.introduction import introduce
 from seresnext.run.resume import (
     LoadedCheckpoint,
     changes_validation,
@@ -29,6 +29,7 @@ from seresnext.run.resume import (
     restored_progress,
     rewind_folder,
 )
+from seresnext.training.best import describe_end
 from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
 from seresnext.training.profile import build_profiler
@@ -43,8 +44,8 @@ def train(
     resume: str,
     allow_changed: Collection[str],
     profile: tuple[int | None, int] | None = None,
-) -> None:
-    """Train by a recipe in a run folder, from the last checkpoint if there is one, to the end or a stop request.
+) -> bool:
+    """Train by a recipe in a run folder, from the last checkpoint if there is one. Return False after a stop request.
 
     Raises a Failure for a problem that the user has to fix. `status.json` in the folder states how the run ended.
     `profile` has the steps to trace (training/profile.py).
@@ -67,22 +68,23 @@ def train(
         if run.plan.is_complete(progress):
             console.print(f"{output} is complete, nothing to do")
             _finish(run, folder, progress, console)
-            return
+            return True
         trainer = run.trainer(folder, checkpoint, progress, stop)
         at_end.callback(trainer.logger.close)
         trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
-        console.print(run.introduction())
+        console.print(introduce(run, world))
         if checkpoint:
             console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")
         saved_step = progress.step if checkpoint else None
         folder.update_status(step=progress.step, saved_step=saved_step, total_steps=total, best=progress.best)
         if trainer.fit():
             _finish(run, folder, progress, console)
-            return
+            return True
         signals = ", ".join(sorted(set(filter(None, world.gather(stop.signal)))))
         folder.write_status("preempted", progress.step, f"stopped by {signals}")
         where = f"after step {progress.step} of {total}"
         console.print(f"stopped {where} by {signals}, and saved; the same command resumes the run")
+    return False
 
 
 def _begin(
@@ -96,9 +98,8 @@ def _begin(
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
     checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
-    previous = checkpoint.recipe if checkpoint else None
-    recipe, notices = keep_first_settings(recipe, previous, allow_changed)
-    run = Run(recipe, previous, world, console)
+    recipe, notices = keep_first_settings(recipe, checkpoint and checkpoint.recipe, allow_changed)
+    run = Run(recipe, checkpoint, world, console)
     starts_over = resume == "never" and not restarted
     progress, changes = Progress(), []
     with world.agreeing():
@@ -124,6 +125,8 @@ def _begin(
         with world.agreeing():  # A full disk shows now, before the first pass, which may compile for minutes.
             folder.write("recipe.yaml", to_yaml(to_values(run.recipe)))
             folder.write("environment.json", json.dumps({**run.environment, "launch": launchers}, indent=2) + "\n")
+            if run.train.choice:
+                folder.write("split.csv", split_table(run.train, run.val))
     return run, checkpoint, progress
 
 
@@ -136,17 +139,11 @@ def _data_folders(recipe: Recipe) -> list[Path]:
 
 def _finish(run: Run, folder: RunFolder, progress: Progress, console: Console) -> None:
     """Write the status `finished`, and print how the run ended."""
-    early, best, warning = None, progress.best, nonfinite_validation(progress)
+    early, warning = None, nonfinite_validation(progress)
     if progress.step < run.plan.total and run.recipe.early_stop:
         early = f"validation has not improved for {run.recipe.early_stop.patience} (early_stop.patience)"
         console.print(f"training ends after step {progress.step} of {run.plan.total}: {early}")
     if warning:
         console.print(f"warning: {warning}")
     folder.write_status("finished", progress.step, "; ".join(filter(None, [early, warning])) or None)
-    if best:
-        largest = 100 * np.bincount(run.val.labels).max() / len(run.val)
-        result = f"best top-1 {best['top1']:.2f} % after step {best['step']} ({best['weights']} weights)"
-        result += f"; the largest class is {largest:.1f} % of the validation images"
-    else:
-        result = "the best checkpoint is lost" if progress.evaluated else "not validated"
-    console.print(f"finished: {result}; the run is in {folder.path}")
+    console.print(f"finished: {describe_end(progress, run.val.labels)}; the run is in {folder.path}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches, validation_source
 from seresnext.data.readers import Reader
+from seresnext.data.readers.class_labels import read_class_map
+from seresnext.data.readers.photo_choice import stored_choice
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
@@ -36,7 +38,7 @@ from seresnext.printable import shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
 from seresnext.remote import is_remote
-from seresnext.run.class_selection import ClassSelection, read_class_map, read_class_names, select_classes
+from seresnext.run.class_selection import ClassSelection, read_class_names, select_classes
 from seresnext.run.opening import check_images
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc
 
@@ -126,7 +128,7 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
                 f"choose the server; if you trust the server, give --data {recipe.data.root}"
             )
         root, split = data or recipe.data.root, settings.split or recipe.data.val_split
-        reader = _open_split(recipe, root, split)
+        reader = _open_split(recipe, root, split, loaded.metadata.dataset if loaded.metadata else {})
         selection = _select(loaded, reader, recipe, settings, f"{root}/{split}")
         real = read_real_labels(settings.real_labels) if settings.real_labels else None
     console = Console(enabled=world.is_first)
@@ -200,6 +202,8 @@ def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedW
             "image_size": preprocessing.image_size,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
+            "exif_rotation": preprocessing.exif_rotation,
+            "background": preprocessing.background,
             "workers": _PUBLISHED_WORKERS,
         },
         "evaluation": {"crop_pct": preprocessing.crop_pct, "interpolation": preprocessing.interpolation},
@@ -233,12 +237,13 @@ def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
     return recipe
 
 
-def _open_split(recipe: Recipe, root: str, split: str) -> Reader:
+def _open_split(recipe: Recipe, root: str, split: str, dataset: Mapping[str, Any]) -> Reader:
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
     cache = Path(recipe.data.cache) if recipe.data.cache else None
-    return open_reader(root, split, detect_format(root, split, recipe.data.format), cache, recipe.data.cache_size)
+    format = detect_format(root, split, recipe.data.format)
+    return open_reader(root, split, format, cache, recipe.data.cache_size, stored_choice(dataset))
 
 
 def _select(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.substitute import BadImageCounter
+from seresnext.recipe.schema import EvaluationSection
 from seresnext.runtime import Precision
 
 
@@ -31,12 +32,13 @@ class TrainData:
 class Validation:
     """The validation: this rank's batches, the number of batches of all ranks, and the models to measure.
 
-    `models` has `model`, and `ema` if the run has an EMA. The top-1 accuracy of the model `best_by` decides which
-    checkpoint is the best.
+    `models` has `model`, and `ema` if the run has an EMA. `settings.best_by` of the model `settings.weights` decides
+    which checkpoint is the best. `classes` are the names of the classes.
     """
 
     batches: Callable[[], AbstractContextManager[Iterator[DeviceBatch]]]
     num_batches: int
     models: dict[str, nn.Module]
-    best_by: str
+    settings: EvaluationSection
     precision: Precision
+    classes: Sequence[str]

@@ -7,7 +7,8 @@ up to the order of floating-point sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -18,25 +19,29 @@ from torch.profiler import record_function
 
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.distributed import BatchNormStatistics, DDPOptions, RankTimer, World, wrap_ddp
-from seresnext.process.signals import block_stop_signals
+from seresnext.distributed import DDPOptions, World
 from seresnext.randomness import torch_seed_at
-from seresnext.runtime import Precision, compile_forward
+from seresnext.runtime import Precision
 from seresnext.training.ema import Ema
 from seresnext.training.loss import Loss
 from seresnext.training.optimizer import set_lr, skip_if
 from seresnext.training.result import PendingResult, count_correct
+from seresnext.training.wrapped import WrappedModel
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """The settings of a step. `replicas` is the number of micro-batches in a global batch."""
+    """The settings of a step. `replicas` is the number of micro-batches in a global batch.
+
+    From step `thaw_at` on (from 0) no stage is frozen. None: frozen stages stay frozen.
+    """
 
     replicas: int
     seed: int
     precision: Precision
     compiled: bool = False
     clip_norm: float | None = None
+    thaw_at: int | None = None
     ddp: DDPOptions = field(default_factory=DDPOptions)
 
 
@@ -59,31 +64,24 @@ class TrainingStep:
         self._accumulation = self.settings.replicas // self.world.size
         first = self.world.rank * self._accumulation
         self.own_replicas = range(first, first + self._accumulation)  # the logical replicas that this rank computes
-        self._statistics = BatchNormStatistics(self.model, self._accumulation)
-        self._ddp = wrap_ddp(self.model, self.settings.ddp) if self.world.size > 1 else None
-        self.timer = RankTimer(self.model, self.world.device) if self.world.size > 1 else None
+        ddp, compiled = self.settings.ddp, self.settings.compiled
+        self._wrapped = WrappedModel(self.model, self.world, self._accumulation, ddp, compiled)
+        self.timer = self._wrapped.timer
         self.image_size = 0  # of the last step
-        # Blocks stop signals in code that may start the compiler: the first pass, and a pass with a new image size.
-        self._compiling = block_stop_signals if self.settings.compiled else nullcontext
-        forward = self._ddp or self.model
-        self._forward = compile_forward(forward) if self.settings.compiled else forward
 
     def warm_up(self, images: Tensor, labels: Tensor) -> None:
-        """Run forward and backward once and discard the results, before the first step of a fresh or resumed run.
+        """Run forward and backward once and discard the results, before the first step of a fresh or resumed run."""
 
-        DDP reduces all gradients in one bucket in its first iteration and makes new buckets then
-        (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Buckets decide the order of sums. Without the warm-up,
-        the first step of a resumed run would add in another order than the uninterrupted run.
-        """
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        with self._compiling():
+        def compute_loss() -> Tensor:
             with self.settings.precision.autocast(self.world.device):
-                loss = self.loss(self._forward(images), labels)
-            loss.backward()
-        self.optimizer.zero_grad()
-        with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
+                return self.loss(self._wrapped.forward(images), labels)
+
+        self._wrapped.warm_up(compute_loss)
+
+    def freeze(self, stages: Sequence[str], images: Tensor, labels: Tensor) -> None:
+        """Freeze these stages, train all others, and warm up: the next step is as in a run that is resumed here."""
+        self._wrapped.freeze(stages)
+        self.warm_up(images, labels)
 
     def __call__(
         self,
@@ -101,10 +99,14 @@ class TrainingStep:
         gradient that is not finite leaves weights, optimizer state, BatchNorm statistics and the EMA unchanged on all
         ranks, to the bit. The host does not wait for the device here, so read the result after queueing the next step.
         """
-        settings, device = self.settings, self.world.device
+        settings, device, wrapped = self.settings, self.world.device, self._wrapped
+        if step == settings.thaw_at:
+            first = next(micro_batches)
+            self.freeze((), first.images, first.labels)
+            micro_batches = itertools.chain([first], micro_batches)
         outcomes = torch.zeros(2, settings.replicas, device=device, dtype=settings.precision.weights)
         data_wait = 0.0
-        self._statistics.begin_step()
+        wrapped.statistics.begin_step()
         for replica in self.own_replicas:
             with record_function("data"):
                 batch = next(micro_batches)
@@ -113,18 +115,19 @@ class TrainingStep:
             if self.timer:
                 self.timer.start(step, batch.data_wait)
             is_last = replica == self.own_replicas[-1]
-            with self._ddp.no_sync() if self._ddp and not is_last else nullcontext():
+            with wrapped.ddp.no_sync() if wrapped.ddp and not is_last else nullcontext():
                 outcomes[:, replica] = self._forward_backward(batch)
         flags = torch.tensor([stop, save_failed, bad_images, data_wait], dtype=outcomes.dtype)
         flags = flags.to(device, non_blocking=True)
-        sums = self._statistics.end_step(self.world, torch.cat([outcomes[0], flags, outcomes[1].sum(0, keepdim=True)]))
+        report = torch.cat([outcomes[0], flags, outcomes[1].sum(0, keepdim=True)])
+        sums = wrapped.statistics.end_step(self.world, report)
         self.scaler.unscale_(self.optimizer)
         # DDP has averaged the gradient, so all ranks compute the same norm and skip the same steps.
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         usable = sums[: settings.replicas].isfinite().all() & norm.isfinite()
         skip = usable.logical_not().float()
         scale = self.scaler.scale(torch.ones_like(skip))
-        self._statistics.undo_if(skip)
+        wrapped.statistics.undo_if(skip)
         if settings.clip_norm is not None:
             clip_grads_with_norm_(self._parameters, settings.clip_norm, norm)
         with record_function("optimizer"):
@@ -146,10 +149,10 @@ class TrainingStep:
         images, targets = batch.images, batch.labels
         if self.mix:
             images, targets = self.mix(images, targets, step=batch.step, replica=batch.replica)
-        self._statistics.begin_micro_batch()
-        with self._compiling():
+        self._wrapped.statistics.begin_micro_batch()
+        with self._wrapped.compiling():
             with self.settings.precision.autocast(self.world.device):
-                logits = self._forward(images)
+                logits = self._wrapped.forward(images)
             loss = self.loss(logits, targets)
             self.scaler.scale(loss / self._accumulation).backward()
         return torch.stack([loss.detach(), count_correct(logits.detach(), targets).to(loss.dtype)])

@@ -16,6 +16,7 @@ from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import EtaClock, SpeedMeter
 from seresnext.metrics.watch import Watch
 from seresnext.process.stop_request import StopRequest
+from seresnext.training.best import choose_best
 from seresnext.training.data import TrainData, Validation
 from seresnext.training.nonfinite import describe_skip, record_validation
 from seresnext.training.plan import Plan, Progress
@@ -218,14 +219,14 @@ class Trainer:
                 if results[weights] is None:
                     self._stopping = True
                     return
-        for weights, result in results.items():
-            self._write("validate", {**result.to_dict(), "weights": weights})
-        metrics = results[validation.best_by].metrics
-        progress.history = record_validation(progress.history, step, metrics["loss"], progress.evaluated)
+        chosen = results[validation.settings.weights]
+        progress.history = record_validation(progress.history, step, chosen.metrics["loss"], progress.evaluated)
         progress.evaluated = step
-        if progress.best is None or metrics["top1"] > progress.best["top1"]:
-            accuracies = {name: metrics[name] for name in ("top1", "top5")}
-            progress.best = {"step": step, **accuracies, "weights": validation.best_by}
+        progress.best = choose_best(progress.best, chosen, step, validation.settings)
+        for weights, result in results.items():
+            is_last = result is chosen and self.plan.is_complete(progress)
+            classes = {"per_class": result.per_class(validation.classes)} if is_last else {}
+            self._write("validate", {**result.to_dict(), "weights": weights, **classes})
 
     def _recalibrate(self) -> None:
         """Measure the BatchNorm statistics of all models again, if the recipe asks for this, unless a stop comes.

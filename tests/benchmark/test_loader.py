@@ -26,8 +26,10 @@ def test_figures_are_measured_and_written(bench, tiny_image_folder):
 
 
 def test_pillow_can_be_asked_for(bench, tiny_image_folder):
-    options = ["--batch", "4", "--epochs", "1", "--decoder", "pillow", "--workers", "1"]
-    assert bench("loader", "--data", tiny_image_folder(), *options)[0]["decoder"] == "pillow"
+    options = ["--batch", "4", "--epochs", "1", "--decoder", "pillow", "--workers", "1", "--orientation", "6"]
+    figures, _ = bench("loader", "--data", tiny_image_folder(), *options)
+    assert figures["decoder"] == "pillow"
+    assert figures["ratio"]["orientation 6"] > 0
 
 
 @pytest.mark.parametrize(

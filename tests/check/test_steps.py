@@ -74,6 +74,8 @@ SETTINGS = {
     "average": ["ema={}"],
     "progressive": ["data.progressive={min_size: 32, max_size: 64, end_ramp: 2ep}"],
     "shards": ["data.format=shards", "data.shuffle_shards=3"],
+    "weights of classes": ["loss.class_weights={cat: 2}"],
+    "frozen for a while": ["model.weights=nowhere.pth", "model.frozen=[layer0]", "model.frozen_until=1st"],
     "weights": ["model.weights=nowhere.pth", "model.reset_head=true", "model.frozen=[layer0]"],
 }
 

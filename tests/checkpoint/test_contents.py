@@ -158,7 +158,8 @@ def test_metadata_survives_as_text():
     assert CheckpointMetadata.from_metadata({**metadata, "format": "seresnext-1"}, "file") == FACTS
     shuffled = CheckpointMetadata(**{**vars(FACTS), "recipe": dict(reversed(FACTS.recipe.items()))})
     assert shuffled.to_metadata() == metadata
-    assert CheckpointMetadata.from_metadata({**metadata, "best": "null"}, "file").best is None
+    for best in (None, {"step": 4, "top1": 50.0, "balanced_accuracy": 1, "loss": 7.5, "by": "loss"}):
+        assert CheckpointMetadata.from_metadata({**metadata, "best": json.dumps(best)}, "file").best == best
 
 
 @pytest.mark.parametrize(
@@ -187,6 +188,10 @@ def test_metadata_survives_as_text():
         ({"best": json.dumps({"step": 4, "top1": True})}, "best"),
         ({"best": json.dumps({"step": 4, "top1": "50"})}, "best"),
         ({"best": json.dumps({"step": 6, "top1": 50.0})}, "best"),
+        ({"best": json.dumps({"step": 4, "top1": 50.0, "macro_f1": -1})}, "best"),
+        ({"best": json.dumps({"step": 4, "top1": 50.0, "by": "macro_f1"})}, "best"),
+        ({"best": json.dumps({"step": 4, "top1": 50.0, "by": ["top1"]})}, "best"),
+        ({"best": json.dumps({"step": 4, "top1": 50.0, "by": "loss", "loss": "low"})}, "best"),
         ({"best": '{"step": 4, "top1": NaN}'}, "nan"),
         ({"best": '{"step": 4, "top1": 1e999}'}, "inf"),
         ({"progress": '{"unlogged_loss": NaN}'}, "nan"),

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoded_images import DECODERS, rgb
-from PIL import Image
+from encoded_images import DECODERS, Images, encoded, rgb, turned
+from PIL import Image, ImageOps
 
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
 from seresnext.data.batches import Batch, EvaluationImages, TrainImages
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import BatchKey, Order
@@ -21,7 +22,7 @@ TRANSFORM = RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 
 
 def test_a_batch_is_as_promised(reader: Reader):
-    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6)
+    source = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6))
     first, second = (source.make(key) for key in train_keys(Order(len(reader), 8, 4, seed=0), range(2), 1, 2))
     assert first.images.shape == (4, 3, 16, 16)
     assert first.images.is_contiguous(memory_format=torch.channels_last)
@@ -39,7 +40,7 @@ def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: 
         (folder / f"{number}.JPEG").write_bytes(data)
     transform = RandomResizedCrop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, interpolation)
     reader = open_reader(tmp_path, "train")
-    source = TrainImages(reader, transform, seed=5, max_pixels=10**8, fast=fast)
+    source = TrainImages(reader, transform, seed=5, decoding=Decoding(10**8), fast=fast)
     filters = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
     own, other = filters if interpolation == "bilinear" else filters[::-1]
     controls = []
@@ -62,9 +63,29 @@ def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: 
     assert max(map(sum, zip(*controls, strict=True))) <= 5
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_images_that_exif_turns_give_the_batches_of_upright_ones(reader: Reader, orientation: int):
+    """Bit for bit: a run on such files is the run on upright files."""
+    uprights = [rgb(reader.read(index)) for index in range(len(reader))]
+    stored = {6: 8, 8: 6}.get(orientation, orientation)  # The inverse of a turn; mirrors are their own inverse.
+    turns = [ImageOps.exif_transpose(with_orientation(image, stored)) for image in uprights]
+    files = [encoded(image, "PNG", exif=turned(orientation)) for image in turns]
+    same = TrainImages(Images(*files), TRANSFORM, seed=0, decoding=Decoding(10**6, exif_rotation=True))
+    other = TrainImages(Images(*files), TRANSFORM, seed=0, decoding=Decoding(10**6))
+    train = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6))
+    (key,) = train_keys(Order(len(reader), 16, 16, seed=0), range(1), 0, 1)
+    assert torch.equal(same.make(key).images, train.make(key).images)
+    assert not torch.equal(other.make(key).images, train.make(key).images)  # The control.
+
+
+def with_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[0x0112] = orientation
+    return image
+
+
 def test_evaluation_images_equal_the_transform_and_are_not_mirrored(reader: Reader):
     transform = ResizeCenterCrop(16, 0.875, "bicubic")
-    source = EvaluationImages(reader, transform, max_pixels=10**6)
+    source = EvaluationImages(reader, transform, decoding=Decoding(10**6))
     batches = [source.make(key) for key in evaluation_keys(len(reader), 10, 0, 1)]
     assert [len(batch.labels) for batch in batches] == [10, 10, 6]
     assert not torch.cat([batch.flips for batch in batches]).any()
@@ -88,7 +109,7 @@ def grays(tmp_path: Path) -> Reader:
 
 def test_an_evaluation_records_every_unreadable_image(grays: Reader, tmp_path: Path):
     """Bad images are black, and the other images are unchanged. One file is no image, and one file was removed."""
-    source = EvaluationImages(grays, ResizeCenterCrop(16, 0.875, "bilinear"), max_pixels=10**6)
+    source = EvaluationImages(grays, ResizeCenterCrop(16, 0.875, "bilinear"), decoding=Decoding(10**6))
     (tmp_path / "train" / "class_1" / "6.jpg").unlink()
     batch = source.make(next(evaluation_keys(8, 8, 0, 1)))
     assert [index for index, _ in batch.unreadable] == [3, 6]
@@ -100,13 +121,13 @@ def test_an_evaluation_records_every_unreadable_image(grays: Reader, tmp_path: P
 
 def test_a_storage_that_does_not_answer_is_not_waited_for_image_by_image(grays: Reader, monkeypatch):
     monkeypatch.setattr("seresnext.data.batches._SLOW_FAILURE", -1.0)
-    source = EvaluationImages(grays, ResizeCenterCrop(16, 0.875, "bilinear"), max_pixels=10**6)
+    source = EvaluationImages(grays, ResizeCenterCrop(16, 0.875, "bilinear"), decoding=Decoding(10**6))
     with pytest.raises(DataError, match=r"^train/class_0/3.jpg"):
         source.make(next(evaluation_keys(8, 8, 0, 1)))
 
 
 def test_a_bad_image_is_replaced_by_the_same_image_on_all_ranks(grays: Reader):
-    source = TrainImages(grays, TRANSFORM, seed=0, max_pixels=10**6, substitutes=True)
+    source = TrainImages(grays, TRANSFORM, seed=0, decoding=Decoding(10**6), substitutes=True)
     seen, replacements = [], []
     for epoch in range(6):
         (whole,) = (source.make(key) for key in train_keys(Order(8, 8, 8, seed=0), range(1), epoch, epoch + 1))
@@ -130,7 +151,7 @@ def copied(tiny_image_folder, tmp_path: Path) -> Reader:
 
 
 def make(reader: Reader, indices: Sequence[int], fast: bool, substitutes: bool = True, epoch: int = 0) -> Batch:
-    source = TrainImages(reader, TRANSFORM, seed=0, max_pixels=10**6, substitutes=substitutes, fast=fast)
+    source = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6), substitutes=substitutes, fast=fast)
     return source.make(BatchKey(0, 0, epoch, np.array(indices)))
 
 

@@ -22,6 +22,7 @@ from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.augment.policies import ColorJitter, PolicyPipeline, RandAugment, TrivialAugment
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.loading.prefetch import prefetch
 from seresnext.data.order import BatchKey, Order
@@ -41,7 +42,7 @@ def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
         READER,
         RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear"),
         seed=seed,
-        max_pixels=10**6,
+        decoding=Decoding(10**6),
         policies=PolicyPipeline(
             (RandAugment(2, 9, 31), TrivialAugment(31), ColorJitter(0.4, 0.4, 0.4, 0.1)), "bilinear"
         ),
@@ -183,7 +184,7 @@ def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
     transform = RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
     key = Order(IMAGES, GLOBAL, MICRO, 5).micro_batch(3, 1)
     plain, erased, retouched = (
-        TrainImages(READER, transform, seed=5, max_pixels=10**6, **settings).make(key)  # type: ignore[arg-type]
+        TrainImages(READER, transform, seed=5, decoding=Decoding(10**6), **settings).make(key)  # type: ignore[arg-type]
         for settings in (
             {},
             {"erasing": RandomErasing(1.0, (0.1, 0.2), (1.0, 2.0))},

@@ -27,7 +27,7 @@ from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.jpeg import MOST_SCANS, read_frame
-from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, DEVKIT, VAL, ImagenetReader
@@ -61,10 +61,10 @@ def test_a_jpeg_of_many_scans() -> None:
     few, many = progressive(640, 50), progressive(640, 3000)
     assert many.count(b"\xff\xda") == 3000 > MOST_SCANS
     assert read_frame(many) == (640, 640, False)
-    assert decode(few, "few.jpg", 10**6).size == (640, 640)
+    assert decode(few, "few.jpg", Decoding(10**6)).size == (640, 640)
     with within(0.5), pytest.raises(DataError, match=r"many\.jpg has more than 100 scans"):
-        decode(many, "many.jpg", 10**6)
-    decoder = RegionDecoder(10**6)
+        decode(many, "many.jpg", Decoding(10**6))
+    decoder = RegionDecoder(Decoding(10**6))
     with within(0.5):  # The other decoder leaves the image to Pillow.
         (found,) = decoder([Encoded(many, lambda: "many.jpg")], lambda *_: Crop(0, 0, 64, 64, False))
     assert isinstance(found, DataError)
@@ -79,10 +79,10 @@ def test_an_image_a_thousand_times_as_long_as_wide() -> None:
     """The resize of 40,000 x 1 pixels would turn the shorter side of 1 into 256."""
     data, less = (encoded(Image.new("1", (width, 1)), "PNG") for width in (40_000, 100))
     transform = ResizeCenterCrop(224, 0.875, "bilinear")
-    assert decode(data, "long.png", 50_000_000).size == (40_000, 1)
+    assert decode(data, "long.png", Decoding(50_000_000)).size == (40_000, 1)
     with within(0.5), pytest.raises(DataError, match=r"long\.png .* resized to 10240000 x 256, more than data"):
-        transform.decode_and_crop(data, "long.png", 50_000_000)
-    assert transform.decode_and_crop(less, "less.png", 50_000_000).shape == (224, 224, 3)
+        transform.decode_and_crop(data, "long.png", Decoding(50_000_000))
+    assert transform.decode_and_crop(less, "less.png", Decoding(50_000_000)).shape == (224, 224, 3)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -105,3 +105,48 @@ def test_blocks_of_shards_are_mixed_within_themselves():
 def test_blocks_of_all_shards_are_the_order_without_blocks():
     whole = Order(50, 10, 5, seed=2, blocks=block_shuffle(np.repeat(np.arange(5), 10), 5))
     assert epoch_of(whole, 1).tolist() == epoch_of(Order(50, 10, 5, seed=2), 1).tolist()
+
+
+# ----------------------------------------------------------------------------------- balanced classes
+
+
+LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3, 4], [60, 25, 3, 12]))  # Class 2 has no image.
+
+
+def balanced_order(micro_size: int = 6, seed: int = 5, repeats: int = 1) -> Order:
+    return Order(len(LABELS), 12, micro_size, seed, repeats, labels=LABELS)
+
+
+def test_classes_are_equally_frequent_and_images_come_again_only_after_all_of_their_class():
+    order = balanced_order()
+    assert order.steps_per_epoch == 8  # floor(100 / 12)
+    images = np.concatenate([epoch_of(order, epoch) for epoch in range(10)])
+    assert {tuple(np.bincount(LABELS[part], minlength=5)) for part in np.split(images, 80)} == {(3, 3, 0, 3, 3)}
+    for label in (0, 1, 3, 4):
+        own = images[LABELS[images] == label]
+        members = set(np.flatnonzero(label == LABELS).tolist())
+        rounds = [own[start : start + len(members)].tolist() for start in range(0, len(own), len(members))]
+        assert all(set(whole) == members for whole in rounds[:-1])
+        assert len({tuple(whole) for whole in rounds[:-1]}) > 1 or len(rounds) < 3
+    plain = epoch_of(Order(len(LABELS), 12, 6, 5), 0)  # The control.
+    assert len(set(np.bincount(LABELS[plain], minlength=5))) > 2
+
+
+def test_a_balanced_batch_is_a_function_of_seed_and_step_for_any_micro_size():
+    whole = [global_batch(balanced_order(), step) for step in range(30)]
+    order, fine = balanced_order(), balanced_order(micro_size=2)
+    for step in (29, 7, 8, 0, 16):
+        assert global_batch(order, step) == global_batch(fine, step) == whole[step]
+    assert [global_batch(balanced_order(seed=6), step) for step in range(30)] != whole
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_each_view_of_an_image_in_an_epoch_is_another_copy(repeats: int):
+    """Three images of class 3 make a quarter of an epoch. The copy is an address of random draws."""
+    order = balanced_order(repeats=repeats)
+    for epoch in range(3):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        views = [view for step in steps for view in global_batch(order, step)]
+        assert len(set(views)) == len(views) == 96
+        images = [image for image, _ in views]
+        assert len(set(images)) < 96 / repeats

@@ -2,18 +2,18 @@
 
 import io
 import threading
-import zlib
 from pathlib import Path
 
 import encoded_images
 import numpy as np
 import pytest
-from encoded_images import Images, noise, turned
+from encoded_images import Images, exif_behind_pixels, noise, turned
 from PIL import Image, ImageOps
 from shard_folders import make_shards
 
 from seresnext.data import survey as survey_module
-from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.kinds import HAS_HEIC
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.formats import open_reader
 from seresnext.data.survey import describe, survey
 from seresnext.errors import DataError
@@ -24,13 +24,23 @@ def encoded(mode: str = "RGB", form: str = "JPEG", orientation: int | None = Non
     return encoded_images.encoded(noise(60, 40).convert(mode), form, **exif, **options)
 
 
-def exif_behind_pixels(data: bytes) -> bytes:
-    """Return a PNG with the eXIf chunk moved behind the pixels, which the format permits, too."""
-    start = data.index(b"eXIf") - 4
-    length = int.from_bytes(data[start : start + 4])
-    chunk = data[start : start + 12 + length]
-    assert int.from_bytes(chunk[-4:]) == zlib.crc32(chunk[4:-4])
-    return data.replace(chunk, b"").replace(data[-12:], chunk + data[-12:])
+def test_formats_that_are_turned_in_any_case_and_formats_that_are_not():
+    """Pillow turns a TIFF by itself. The decoder is the oracle: with and without the key, pixels differ or not."""
+    for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", *["HEIF"] * HAS_HEIC):
+        data = encoded(form=form, orientation=6)
+        stored, upright = (decode(data, "any", Decoding(10**6, rotation)) for rotation in (False, True))
+        assert (survey(Images(data), Decoding(10**6)).turned == (0,)) == (stored.size != upright.size), form
+        assert (stored.size == upright.size) == (form in ("TIFF", "HEIF"))
+
+
+def test_images_that_the_recipe_turns_and_fills_are_not_reported():
+    images = Images(encoded(orientation=6), encoded("RGBA", "PNG"))
+    assert survey(images, Decoding(10**6))[2:4] == ((0,), (1,))
+    assert survey(images, Decoding(10**6, exif_rotation=True))[2:4] == ((), (1,))
+    assert survey(images, Decoding(10**6, background=(0, 0, 0)))[2:4] == ((0,), ())
+    text = str(describe({"training": survey(images, Decoding(10**6))}, {"training": images}))
+    assert "data.exif_rotation=true" in text
+    assert "data.background" in text
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
@@ -40,11 +50,11 @@ def test_turned_images_are_the_ones_that_pillow_turns(form, orientation):
     image = Image.open(io.BytesIO(data))
     turned = np.asarray(ImageOps.exif_transpose(image)).tobytes() != np.asarray(image).tobytes()
     assert turned == (orientation in range(2, 9))
-    found = survey(Images(data), 10**6)
+    found = survey(Images(data), Decoding(10**6))
     assert (found.turned, found.errors) == ((0,) * turned, ())
     if form == "PNG" and orientation is not None:
         behind = exif_behind_pixels(data)
-        assert survey(Images(behind), 10**6) == found
+        assert survey(Images(behind), Decoding(10**6)) == found
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,7 @@ def test_turned_images_are_the_ones_that_pillow_turns(form, orientation):
 )  # fmt: skip
 def test_transparent_images_are_found(data):
     opaque = [encoded(mode, "PNG") for mode in ("P", "RGB")] + [encoded(mode) for mode in ("L", "CMYK")]
-    assert survey(Images(*opaque, data), 10**6).transparent == (4,)
+    assert survey(Images(*opaque, data), Decoding(10**6)).transparent == (4,)
 
 
 def with_thumbnail(data: bytes) -> bytes:
@@ -65,7 +75,7 @@ def with_thumbnail(data: bytes) -> bytes:
 
 def is_refused(data: bytes) -> bool:
     try:
-        decode(data, "it", 10**7)
+        decode(data, "it", Decoding(10**7))
     except DataError:
         return True
     return False
@@ -74,13 +84,18 @@ def is_refused(data: bytes) -> bool:
 BROKEN = {
     "empty": b"",
     "text": b"no image" * 99,
-    "another format": encoded(form="WEBP"),
+    "another format": encoded(form="JPEG2000"),
+    "WebP cut off": encoded(form="WEBP")[:-900],
+    "GIF cut off": encoded(form="GIF")[:-900],
+    "AVIF cut off": encoded(form="AVIF")[:-900],
     "header only": encoded()[:80],
     "cut off": encoded(quality=95)[:-900],
     "cut off behind a thumbnail": with_thumbnail(encoded(quality=95))[:-900],
     "PNG cut off": encoded(form="PNG")[:-900],
 }
 GOOD = {
+    "WebP": encoded(form="WEBP"),
+    "TIFF": encoded(form="TIFF"),
     "progressive": encoded(progressive=True),
     "thumbnail": with_thumbnail(encoded()),
     "bytes behind the end": encoded() + b"\0" * 5000,
@@ -93,7 +108,7 @@ GOOD = {
 @pytest.mark.parametrize("kind", [*BROKEN, *GOOD])
 def test_images_that_cannot_be_used_are_the_ones_that_the_decoder_refuses(kind):
     data = (BROKEN | GOOD)[kind]
-    found = survey(Images(encoded(), data), 10**6)
+    found = survey(Images(encoded(), data), Decoding(10**6))
     assert found.seen == 2
     assert is_refused(data) == (kind in BROKEN)
     assert [error[:8] for error in found.errors] == ["image 1 "] * (kind in BROKEN)
@@ -106,8 +121,8 @@ def test_an_image_above_the_limit_of_pillow_is_counted(monkeypatch: pytest.Monke
     data = encoded(form=form, orientation=6)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(data))
-    assert survey(Images(data), 2400) == (1, 1, (0,), (), ())
-    (error,) = survey(Images(data), 2399).errors
+    assert survey(Images(data), Decoding(2400)) == (1, 1, (0,), (), ())
+    (error,) = survey(Images(data), Decoding(2399)).errors
     assert "data.max_pixels (2399)" in error
 
 
@@ -119,7 +134,7 @@ def test_cuts_and_changed_bytes_of_photographs_raise_nothing_and_no_false_alarm(
             for place in rng.integers(0, min(len(changed), 1000), 3 * int(rng.integers(2))):
                 changed[place] = rng.integers(256)
             mutated.append(bytes(changed))
-    found = survey(Images(*mutated), 10**7)
+    found = survey(Images(*mutated), Decoding(10**7))
     assert found.seen == len(mutated)
     named = {int(error.split()[1]) for error in found.errors}
     refused = {number for number, data in enumerate(mutated) if is_refused(data)}
@@ -134,21 +149,21 @@ def test_photographs_of_imagenet(imagenet_sample):
     reader = open_reader(imagenet_sample, "train")
     orientations = [Image.open(io.BytesIO(reader.read(index))).getexif().get(0x0112) for index in range(500)]
     oracle = tuple(index for index, orientation in enumerate(orientations) if orientation in range(2, 9))
-    assert survey(reader, 50_000_000) == (len(reader), 500, oracle, (), ())
+    assert survey(reader, Decoding(50_000_000)) == (len(reader), 500, oracle, (), ())
     assert len(oracle) == 1
 
 
 def test_a_sample_is_evenly_spaced_and_reported(monkeypatch):
     monkeypatch.setattr(survey_module, "_MOST_IMAGES", 10)
     images = Images(*[encoded(orientation=6 if number < 500 else 1) for number in range(1000)])
-    found = survey(images, 10**6)
+    found = survey(images, Decoding(10**6))
     assert (found.total, found.seen, found.turned) == (1000, 10, (0, 100, 200, 300, 400))
     text = describe({"training": found}, {"training": images})
     assert text is not None
     for words in ("5 of 10 training", "1,000", "image 0"):
         assert words in text
     # The control: the survey reads all images of a small split.
-    few = survey(Images(*images.images[:10]), 10**6)
+    few = survey(Images(*images.images[:10]), Decoding(10**6))
     whole = str(describe({"training": few}, {"training": images}))
     assert "10 of 10 training" in whole
     assert "1,000" not in whole
@@ -159,24 +174,24 @@ def test_one_warning_counts_both_kinds_in_both_splits():
         "training": Images(encoded(), encoded(orientation=3), encoded("RGBA", "PNG")),
         "validation": Images(encoded(orientation=8), encoded(orientation=8)),
     }
-    surveys = {name: survey(reader, 10**6) for name, reader in readers.items()}
+    surveys = {name: survey(reader, Decoding(10**6)) for name, reader in readers.items()}
     text = describe(surveys, readers)
     assert text is not None
     assert text.count("1 of 3 training") == 2
     for words in ("image 1", "2 of 2 validation", "image 0", "EXIF", "image 2", "transparen"):
         assert words in text
-    assert describe({"training": survey(Images(encoded()), 10**6)}, readers) is None
+    assert describe({"training": survey(Images(encoded()), Decoding(10**6))}, readers) is None
 
 
 def test_the_time_is_bounded_and_no_thread_is_left(monkeypatch):
     before = threading.active_count()
-    found = survey(Images(*[encoded()] * 50), 10**6)
+    found = survey(Images(*[encoded()] * 50), Decoding(10**6))
     assert (found.seen, threading.active_count()) == (50, before)
     monkeypatch.setattr(survey_module, "_MOST_SECONDS", 0.0)
-    assert survey(Images(*[b""] * 50), 10**6).seen == 0
+    assert survey(Images(*[b""] * 50), Decoding(10**6)).seen == 0
 
 
 def test_local_shards_are_looked_at(tmp_path: Path):
     make_shards(tmp_path)
     reader = open_reader(tmp_path, "train", "shards")
-    assert survey(reader, 10**6).seen == len(reader)
+    assert survey(reader, Decoding(10**6)).seen == len(reader)

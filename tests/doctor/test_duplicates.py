@@ -9,6 +9,7 @@ import pytest
 from encoded_images import Images
 from faulty_photos import jpeg, photograph
 
+from seresnext.data.decode.pillow import Decoding
 from seresnext.doctor import duplicates
 from seresnext.doctor.duplicates import components, near_pairs
 from seresnext.doctor.images import look_at
@@ -49,7 +50,7 @@ def test_altered_copies_are_found_and_other_photographs_are_not() -> None:
         photographs[3].point(lambda level: level * 0.9 + 10),
     ]
     files = [jpeg(image) for image in photographs] + [jpeg(image, 40) for image in copies]
-    looks = look_at(Images(*files), 10**6)
+    looks = look_at(Images(*files), Decoding(10**6))
     assert near_pairs(looks.bits, looks.pixels).tolist() == [[0, 60], [1, 61], [2, 62], [3, 63]]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from faulty_photos import FAULTS
 
+from seresnext.data.decode.pillow import Decoding
 from seresnext.doctor.duplicates import near_pairs
 from seresnext.doctor.findings import (
     Finding,
@@ -24,7 +25,7 @@ from seresnext.doctor.images import Collection, Looks, look_at
 
 @pytest.fixture(scope="module")
 def looks(images: Collection) -> Looks:
-    return look_at(images, 10**6)
+    return look_at(images, Decoding(10**6))
 
 
 def found_names(images: Collection, findings: Sequence[Finding]) -> dict[str, list[str]]:

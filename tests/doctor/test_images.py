@@ -11,6 +11,7 @@ from encoded_images import Images, encoded, turned
 from faulty_photos import FAULTS, jpeg, photograph
 from PIL import Image
 
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.doctor.images import Collection, look_at
 
@@ -45,7 +46,7 @@ def test_a_look_measures_an_image() -> None:
     halves[:, 32:] = 200
     board = np.where(np.indices((64, 64)).sum(0) % 2, 40, 10).astype(np.uint8)
     files = [encoded(Image.fromarray(each), "PNG") for each in (halves, board, np.zeros((2, 2), np.uint8))]
-    looks = look_at(Images(*files), 10**6)
+    looks = look_at(Images(*files), Decoding(10**6))
     assert looks.digest == tuple(hashlib.sha256(data).digest() for data in files)
     assert looks.size.tolist() == [[64, 64], [64, 64], [2, 2]]
     np.testing.assert_allclose(looks.light[:2], [[50, 50, 200], [10, 10, 40]])
@@ -65,11 +66,11 @@ def test_bad_and_odd_files() -> None:
         jpeg(image.resize((200, 64))),
         jpeg(image),
     ]
-    looks = look_at(Images(*files), 10**6)
+    looks = look_at(Images(*files), Decoding(10**6))
     assert [bool(error) for error in looks.error] == [True, True, *[False] * 5]
     assert "text" in looks.error[1]
     assert not looks.error[1].startswith("image 1")  # A finding has the name apart.
     assert [list(kinds) for kinds in looks.kinds[2:]] == [
         ["turned by EXIF"], ["CMYK"], ["transparent"], ["200 x 64 pixels"], [],
     ]  # fmt: skip
-    assert look_at(Images(files[-1]), 64 * 64 - 1).error[0]
+    assert look_at(Images(files[-1]), Decoding(64 * 64 - 1)).error[0]

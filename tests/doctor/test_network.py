@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_digits
 import torch
+from PIL import Image
 from sklearn.metrics.pairwise import cosine_distances
 
 from seresnext.data.formats import open_reader
@@ -17,7 +20,7 @@ from seresnext.doctor import network
 from seresnext.doctor.images import Collection
 from seresnext.doctor.network import Networks, ask, cross_validate, deal_folds, distances, short_recipe
 from seresnext.errors import UsageError
-from seresnext.models import LoadedWeights, registry
+from seresnext.models import LoadedWeights, Preprocessing, create_model, registry
 
 CPU = torch.device("cpu")
 
@@ -64,11 +67,13 @@ def test_the_recipe_of_a_short_training(photos: Collection) -> None:
 
 def test_each_image_is_judged_by_a_network_without_it(photos: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks learn the gradients of three classes. An image with a wrong label is judged by its content."""
-    monkeypatch.setattr(network, "_FEWEST_STEPS", 40)
+    monkeypatch.setattr(network, "_FEWEST_STEPS", 20)
     true, trained = photos.labels.copy(), []
     photos.labels[2] = (true[2] + 1) % 3
     real = network.train
-    monkeypatch.setattr(network, "train", lambda *args: (trained.append({*map(args[1].name, range(24))}), real(*args))[1])
+    monkeypatch.setattr(
+        network, "train", lambda *args: (trained.append({*map(args[1].name, range(24))}), real(*args))[1]
+    )
     groups = np.arange(36)
     probabilities, found = cross_validate(photos, groups, Networks(CPU, folds=3, image_size=32))
     assert [len(names) for names in trained] == [24] * 3
@@ -76,14 +81,31 @@ def test_each_image_is_judged_by_a_network_without_it(photos: Collection, monkey
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     assert (probabilities.argmax(1) == true).mean() > 0.8
     assert found.shape == (36,)
-    again, _ = cross_validate(photos, groups, Networks(CPU, folds=3, image_size=32))
-    np.testing.assert_array_equal(again, probabilities)
 
 
-def weights(names: list[str]) -> LoadedWeights:
-    """Return the weights of an untrained network of classes."""
-    torch.manual_seed(0)
-    model = registry.create_model("seresnext26", num_classes=len(names))
+@pytest.mark.full
+def test_the_same_images_get_the_same_opinions(photos: Collection) -> None:
+    networks = Networks(CPU, folds=2, image_size=32)
+    (probabilities, found), again = (cross_validate(photos, np.arange(36), networks) for _ in range(2))
+    np.testing.assert_array_equal(again[0], probabilities)
+    np.testing.assert_array_equal(again[1], found)
+
+
+def test_the_opinions_of_a_file(photos: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network has the classes in another order, and one more."""
+    names = ["class_2", "other", "class_0", "class_1"]
+    model = create_model("seresnext26", num_classes=4)
     loaded = LoadedWeights("a file", dict(model.state_dict()))
-    object.__setattr__(loaded, "config", type("Config", (), {"label_names": names})())
-    return loaded
+    monkeypatch.setattr(network, "class_names", lambda weights: names)
+    monkeypatch.setattr(network, "build_pretrained", lambda weights: model)
+    networks = Networks(CPU, loaded, folds=0, image_size=32)
+    probabilities, found = ask(photos, loaded, networks)
+    crop = replace(loaded.preprocessing, image_size=32)
+    image = crop(Image.open(io.BytesIO(photos.read(7))))
+    with torch.inference_mode():
+        logits = (model.eval()(image[None]) + model(image.flip(2)[None]))[0] / 2
+    np.testing.assert_allclose(probabilities[7], logits[[2, 3, 0]].softmax(0), rtol=1e-3)
+    assert (probabilities.shape, found.shape) == ((36, 3), (36,))
+    monkeypatch.setattr(network, "class_names", lambda weights: [*names[:3], "x"])
+    with pytest.raises(UsageError, match=r"a file does not know the classes class_1; with --folds"):
+        ask(photos, loaded, networks)

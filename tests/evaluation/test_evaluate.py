@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -81,6 +82,23 @@ def test_metrics_equal_a_plain_loop(model, images, labels):
     assert abs(sum(means) / len(means) - loss) > 1e-3
 
 
+def test_means_over_classes_are_those_of_scikit_learn(labels):
+    logits = torch.randn(NUM_IMAGES, NUM_CLASSES, generator=torch.Generator().manual_seed(3))
+    predictions = logits.argmax(1)
+    labels = torch.where(labels < 3, predictions, labels).clamp(max=5)  # No image has class 6.
+    result = measure(nn.Identity(), logits, labels)
+    confusion = confusion_matrix(labels, predictions, labels=range(NUM_CLASSES))
+    assert result.counts.tolist() == [confusion.diagonal().tolist(), *(confusion.sum(axis).tolist() for axis in (1, 0))]
+    present = labels.unique()
+    recall, f1 = (
+        100 * score(labels, predictions, labels=present, average="macro", zero_division=0)
+        for score in (recall_score, f1_score)
+    )
+    found = result.to_dict()
+    assert (found["balanced_accuracy"], found["macro_f1"]) == pytest.approx((recall, f1))
+    assert abs(recall - found["top1"]) > 0.1  # The control.
+
+
 @pytest.mark.parametrize("size", [1, 4, NUM_IMAGES])
 def test_batch_size_does_not_change_metrics(model, images, labels, size):
     results = [measure(model.double(), images.double(), labels, number) for number in (size, 5)]
@@ -102,7 +120,8 @@ def test_a_new_metric_is_one_row_of_the_table(monkeypatch, model, images, labels
     assert list(result.metrics) == list(METRICS)
     assert result.metrics["label_mean"] == int(labels.sum()) / NUM_IMAGES
     speed = result.images_per_second
-    assert result.to_dict() == {**result.metrics, "num_images": NUM_IMAGES, "images_per_second": speed}
+    means = {name: result.to_dict()[name] for name in ("balanced_accuracy", "macro_f1")}
+    assert result.to_dict() == {**result.metrics, **means, "num_images": NUM_IMAGES, "images_per_second": speed}
 
 
 # ------------------------------------------------------------------------------------------------ mode of the model
@@ -226,6 +245,7 @@ def test_any_number_of_ranks_gets_the_same_bits(model, images, labels, size):
     results, rounds = over_ranks(model, list(batches(images, labels)), size)
     for result in results:
         assert (result.metrics, result.num_images) == (expected.metrics, expected.num_images)
+        assert (result.counts == expected.counts).all()
         assert (result.logits == logits).all()
         assert (result.labels == labels.numpy()).all()
     assert expected.logits is None  # Unless they are asked for.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.utils import accuracy as timm_accuracy
 from torch import Tensor
 
-from seresnext.evaluation.metrics import METRICS, describe_metrics, topk_correct
+from seresnext.evaluation.metrics import METRICS, count_classes, describe_metrics, topk_correct
 
 
 def correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> list[int]:
@@ -79,6 +79,24 @@ def test_metrics_are_exact_sums(generator):
     assert [int(sums["top1"]), int(sums["top5"])] == [100 * count for count in correct(logits, labels)]
     assert sums["loss"].dtype == torch.float64
     assert float(sums["loss"]) == pytest.approx(100 * float(F.cross_entropy(logits, labels)), rel=1e-5)
+
+
+def test_counts_of_classes(generator):
+    """As by hand, also with ties, where the first class counts, and with NaN, which predicts no class."""
+    logits = torch.randint(3, (300, 6), generator=generator).float()
+    logits[::7, 2] = float("nan")
+    labels = torch.randint(5, (300,), generator=generator)
+    expected = torch.zeros(3, 6, dtype=torch.int64)
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        expected[1, label] += 1
+        if not any(value != value for value in row):
+            expected[2, row.index(max(row))] += 1
+            expected[0, label] += row.index(max(row)) == label
+    counts = torch.zeros(3, 6, dtype=torch.int64)
+    for part in (slice(0, 100), slice(100, 300)):
+        count_classes(logits[part], labels[part], counts)
+    assert counts.tolist() == expected.tolist()
+    assert int(counts[0].sum()) == correct(logits, labels, (1,))[0]
 
 
 def test_metrics_as_text():

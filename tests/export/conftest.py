@@ -25,19 +25,31 @@ def oracles() -> dict[str, torch.nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(oracles: dict[str, torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_checkpoint(
+    oracles: dict[str, torch.nn.Module], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`write_checkpoint(*settings) -> folder`: a run folder with a checkpoint of a recipe with these settings."""
+
+    def write(*settings: str) -> Path:
+        recipe = to_values(load_recipe("digits", [*SETTINGS, *settings]).recipe)
+        dataset = {"classes": CLASSES, "num_images": 5, "fingerprint": ""}
+        metadata = CheckpointMetadata(
+            7, recipe, recipe_hash="", best=None, history=[], dataset=dataset, environment={}, progress={}
+        )
+        folder = tmp_path_factory.mktemp("run")
+        tensors = {f"{kind}.{name}": value for kind in oracles for name, value in oracles[kind].state_dict().items()}
+        store.commit(folder / "checkpoints", 7, tensors, metadata.to_metadata()).rename(
+            folder / "checkpoints" / "best.safetensors"
+        )
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def checkpoint(write_checkpoint: Callable[..., Path]) -> Path:
     """A run folder with a checkpoint."""
-    recipe = to_values(load_recipe("digits", SETTINGS).recipe)
-    dataset = {"classes": CLASSES, "num_images": 5, "fingerprint": ""}
-    metadata = CheckpointMetadata(
-        7, recipe, recipe_hash="", best=None, history=[], dataset=dataset, environment={}, progress={}
-    )
-    folder = tmp_path_factory.mktemp("run")
-    tensors = {f"{kind}.{name}": value for kind in oracles for name, value in oracles[kind].state_dict().items()}
-    store.commit(folder / "checkpoints", 7, tensors, metadata.to_metadata()).rename(
-        folder / "checkpoints" / "best.safetensors"
-    )
-    return folder
+    return write_checkpoint()
 
 
 @pytest.fixture(scope="session")

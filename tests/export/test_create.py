@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,19 @@ import pytest
 import timm
 import torch
 from exports import run
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
+from seresnext.classifier import load
+from seresnext.data.augment.crop import ResizeCenterCrop
+from seresnext.data.decode.pillow import Decoding
+from seresnext.distributed import World
 from seresnext.export import kinds
 from seresnext.export.documents import EXPECTED, MANIFEST
+from seresnext.export.run_onnx import load_image
 from seresnext.models import LoadedWeights
 from seresnext.models.timm_config import CONFIG
+from seresnext.run.validate import read_subject
 
 EVALUATION = {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10, "images_per_second": 3.0, "weights": "ema"}
 
@@ -139,3 +147,39 @@ def test_weights_with_infinite_logits_are_refused(tmp_path: Path, capsys):
 def test_names_of_classes_that_are_no_text_are_refused(words, monkeypatch, tmp_path: Path, capsys):
     monkeypatch.setattr(LoadedWeights, "classes", property(lambda self: ["a\udcff", "b", "c", "d", "e"]))
     refused(words, 4, "cannot be exported", tmp_path, capsys)
+
+
+CASES = {
+    "exif_rotation": ("data.exif_rotation=true", True, "1.jpg", ("Turn the image", "PIL.ImageOps.exif_transpose")),
+    "background": ("data.background=[9, 200, 30]", [9, 200, 30], "7.png", ("colour 9, 200, 30", "does not fill")),
+}
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_an_export_turns_and_fills_as_the_run_did(key: str, write_checkpoint, tmp_path: Path):
+    """One golden image is turned and one is transparent. Pillow's own functions are the oracle."""
+    setting, value, name, words = CASES[key]
+    folder = tmp_path / "new"
+    assert run("export", "--checkpoint", write_checkpoint(setting), "--to", "hub", "--output", folder) == 0
+    assert all(each in (folder / "README.md").read_text() for each in words)
+    config = json.loads((folder / CONFIG).read_text())
+    assert (config[key], config.keys() & CASES.keys()) == (value, {key})
+    image = ImageOps.exif_transpose(Image.open(folder / "golden" / name))
+    oracle = Image.new("RGB", image.size, (9, 200, 30))
+    oracle.paste(image, mask=image if image.mode == "RGBA" else None)
+    pixels = ResizeCenterCrop(64, 0.8, "bicubic")(oracle).numpy()
+    expected = json.loads((folder / EXPECTED).read_text())["images"]
+    assert hashlib.sha256(pixels.data).hexdigest() == expected[name]["pixels"]
+    # The program of an ONNX folder, and the weights opened again.
+    for golden, facts in expected.items():
+        found = load_image(folder / "golden" / golden, config)
+        assert hashlib.sha256(found.tobytes()).hexdigest() == facts["pixels"]
+    classifier = load(folder)
+    assert getattr(classifier.decoding, key) == (tuple(value) if key == "background" else value)
+    for image in (folder / "golden" / name, Image.open(folder / "golden" / name)):
+        inputs = classifier.prepare(image)
+        torch.testing.assert_close(inputs[0], classifier.preprocessing.normalise(torch.from_numpy(pixels)))
+    _, recipe = read_subject(folder, None, World())  # of `seresnext validate`
+    assert Decoding.of(recipe.data) == classifier.decoding
+    del config[key]  # The control.
+    assert (load_image(folder / "golden" / name, config) != pixels).any()

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pytest
 
-from seresnext.metrics.console import Console, describe
+from seresnext.metrics.console import Console, describe, describe_classes
 
 TRAIN = {"event": "train", "step": 50, "epoch": 0.5, "loss": 6.9078, "lr": 0.6, "images_per_second": 812.34}
 VALIDATE = {"event": "validate", "step": 100, "epoch": 1.0, "loss": 2.5, "top1": 50.0, "top5": 75.125, "num_images": 8}
@@ -171,6 +171,31 @@ def test_text_the_terminal_cannot_show(tmp_path):
 def test_describe_omits_missing_fields():
     assert describe({"loss": float("nan"), "lr": None, "weights": "ema"}) == "loss nan"
     assert describe({"data_wait": 0.0123, "grad_norm": 2.0}) == "data wait 0.012 s, gradient norm 2.000"
+
+
+def test_balanced_accuracy_is_shown_where_classes_are_unequal():
+    unequal = {"top1": 62.5, "balanced_accuracy": 50.0}
+    assert describe(unequal) == "top-1 62.50 %, balanced accuracy 50.00 %"
+    equal = {"top1": 62.5, "balanced_accuracy": 62.500001}
+    assert describe(equal) == "top-1 62.50 %"
+    assert describe(equal, fields=("balanced_accuracy", "top1")) == "balanced accuracy 62.50 %, top-1 62.50 %"
+
+
+def test_results_of_classes_are_a_table_with_the_lowest_recall_first():
+    rows = [{"class": "cat", "support": 1200, "recall": 90.0, "precision": 75.25}]
+    rows += [{"class": "a\x1b[2Jdog", "support": 3, "recall": 33.333, "precision": 100.0}]
+    rows += [{"class": name, "support": 0, "recall": 0.0, "precision": 0.0} for name in ("newt", "owl")]
+    assert describe_classes(rows).splitlines() == [
+        "results of the classes in the last validation:",
+        "  class         images    recall  precision",
+        "  a\\x1b[2Jdog        3    33.3 %    100.0 %",
+        "  cat            1,200    90.0 %     75.2 %",
+        "  no validation images, and no part in the means over classes: newt, owl",
+    ]
+    many = [{**rows[0], "class": f"{number:02}", "recall": float(number)} for number in range(25)]
+    table = describe_classes(many).splitlines()
+    assert [line.split()[0] for line in table[2:-1]] == [f"{number:02}" for number in range(20)]
+    assert table[-1] == "  5 classes with a higher recall are in metrics.jsonl"
 
 
 def test_control_characters_are_escaped(tmp_path):

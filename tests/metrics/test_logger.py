@@ -45,8 +45,9 @@ def opened(tmp_path, stream):
     """`opened(step, evaluated, logged)`: a logger that prints to the stream, in a block."""
 
     @contextmanager
-    def opened(*start, num_classes=10):
-        recipe = load_recipe("digits", [f"model.num_classes={num_classes}"]).recipe
+    def opened(*start, num_classes=10, best_by="top1"):
+        changes = [f"model.num_classes={num_classes}", f"evaluation.best_by={best_by}"]
+        recipe = load_recipe("digits", changes).recipe
         logger = RunLogger(tmp_path, Console(True, tmp_path / "log.txt", stream), FIRST, recipe, list("0123456789"))
         logger.open(*start or (0, 0))
         yield logger
@@ -111,6 +112,21 @@ def test_top5_of_five_classes_is_not_printed(tmp_path, stream, opened, num_class
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert ("validate/top5" in board.Tags()["scalars"]) is printed
+
+
+@pytest.mark.parametrize("best_by", ["top1", "macro_f1"])
+def test_macro_f1_is_printed_if_it_chooses_the_best_and_the_last_validation_has_a_table(
+    tmp_path, stream, opened, best_by
+):
+    rows = [{"class": "cat", "support": 12, "recall": 90.0, "precision": 75.0, "f1": 81.8}]
+    with opened(best_by=best_by) as logger:
+        logger.write(event(10, "validate", loss=0.75, top1=62.5, macro_f1=40.0, weights="model"))
+        assert "cat" not in stream.getvalue()
+        logger.write(event(20, "validate", loss=0.75, top1=62.5, macro_f1=40.0, weights="model", per_class=rows))
+    assert stream.getvalue().count("macro F1 40.00 %") == (2 if best_by == "macro_f1" else 0)
+    assert "cat" in stream.getvalue()
+    assert lines(tmp_path)[1]["per_class"] == rows
+    assert scalars(tmp_path, "validate/macro_f1") == [(10, 40.0), (20, 40.0)]
 
 
 def test_the_first_batch_is_drawn_as_the_step_mixes_it(tmp_path, opened):

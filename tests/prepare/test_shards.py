@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from advances import record_bars
 from damage import flip_bit
+from encoded_images import encoded, noise, turned
 from launcher import PYTHON
 from PIL import Image
 from shard_folders import make_shards
 
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.formats import open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest
 from seresnext.prepare import shards
@@ -130,9 +132,9 @@ def test_a_second_run_writes_only_damaged_shards(write, tmp_path, monkeypatch):
 
 def test_ignored_files_are_reported_each_time(photographs, write, tmp_path):
     data = shutil.copytree(photographs, tmp_path / "data")
-    (data / "train" / "class_0" / "photo.heic").write_bytes(b"")
+    (data / "train" / "class_0" / "notes.md").write_bytes(b"# notes")
     for _ in range(2):
-        (line,) = [line for line in write("out", data=data).splitlines() if "(1 .heic)" in line]
+        (line,) = [line for line in write("out", data=data).splitlines() if "1 text (.md)" in line]
         assert line.startswith(f"warning: {data}/train: ")
 
 
@@ -233,7 +235,54 @@ def test_a_bad_image_is_named(photographs, write, tmp_path):
     assert "text" in message
     bad.write_bytes(next(photographs.glob("train/*/02.JPEG")).read_bytes()[:900])
     message = write("out", "--short-side", 64, data=tmp_path / "data", code=3)
-    assert "train/a/bad.jpg is no JPEG or PNG image that can be decoded" in message
+    assert "train/a/bad.jpg is no JPEG image that can be decoded" in message
+
+
+def test_turned_transparent_and_other_images(write, tmp_path):
+    """Training from the shards gives the upright picture with data.exif_rotation, and the stored one without."""
+    folder = tmp_path / "data" / "train" / "a"
+    folder.mkdir(parents=True)
+    smooth = noise(3, 2).resize((96, 64), Image.Resampling.BICUBIC)
+    clear = smooth.convert("RGBA")
+    clear.putalpha(0)
+    sources = {"0turned": encoded(smooth, exif=turned(6)), "1webp": encoded(smooth, "WEBP", exif=turned(6)),
+               "2clear": encoded(clear, "PNG"), "3plain": encoded(smooth), "4gif": encoded(smooth, "GIF")}  # fmt: skip
+    for name, data in sources.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+    write("same", data=folder.parents[1])
+    same = members(tmp_path / "same" / "train")
+    assert {name[10:]: data for name, data in same.items() if not name.endswith("cls")} == {
+        f"{name}.{ending}": data
+        for (name, data), ending in zip(sources.items(), ("jpg", "webp", "png", "jpg", "gif"), strict=True)
+    }
+    reader = open_reader(tmp_path / "same", "train", "shards")
+    assert sorted(reader.read(index) for index in range(5)) == sorted(sources.values())
+
+    write("small", "--short-side", 32, "--background", "10,200,30", data=folder.parents[1])
+    small = {name[10:-4]: data for name, data in members(tmp_path / "small" / "train").items() if "cls" not in name}
+    tags = {name: Image.open(io.BytesIO(data)).getexif().get(0x0112) for name, data in small.items()}
+    assert tags == {**dict.fromkeys(sources), "0turned": 6, "1webp": 6}
+    for name in ("0turned", "1webp", "3plain"):
+        for rotation in (False, True):
+            decoding = Decoding(10**6, exif_rotation=rotation)
+            expected = decode(sources[name], name, decoding)
+            found = decode(small[name], name, decoding)
+            assert found.size == tuple(side // 2 for side in expected.size)
+            difference = np.asarray(found, float) - np.asarray(expected.resize(found.size), float)
+            assert np.abs(difference).mean() < 4
+    color = np.asarray(Image.open(io.BytesIO(small["2clear"])).convert("RGB"), int)
+    assert np.abs(color - (10, 200, 30)).max() < 4
+    # An image without a tag has the same bytes as ever.
+    buffer = io.BytesIO()
+    smooth_again = Image.open(io.BytesIO(sources["3plain"])).resize((48, 32), Image.Resampling.BILINEAR)
+    smooth_again.save(buffer, "JPEG", quality=90, subsampling="4:2:0")
+    assert small["3plain"] == buffer.getvalue()
+
+
+@pytest.mark.parametrize(("words", "reason"), [(["--quality", 90, "--background", "1,2,300"], "0 to 255"),
+                                               (["--background", "1,2,3"], "add --quality")])  # fmt: skip
+def test_backgrounds_that_cannot_be_used(write, words: list[object], reason: str):
+    assert reason in write("out", *words, code=2)
 
 
 def test_a_shard_has_about_the_requested_size(write, tmp_path):

@@ -55,6 +55,22 @@ def test_leaving_restores_the_wakeup_and_ends_the_thread(stop):
     assert not thread.is_alive()
 
 
+def test_after_the_training_signals_end_the_process_again(stop):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop:
+            stop.end()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        with stop:
+            os.kill(os.getpid(), signal.SIGINT)  # A request that came during the last step.
+            with pytest.raises(KeyboardInterrupt):
+                stop.end()
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_interrupts_before_training_begins(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with StopRequest() as stop:

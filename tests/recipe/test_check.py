@@ -10,13 +10,20 @@ import torch
 from seresnext.errors import RecipeError
 from seresnext.models import create_model
 from seresnext.recipe import check_world, load_recipe, recipe_from_values, to_values
-from seresnext.recipe.show import to_yaml
+from seresnext.recipe.reader import write_value
+from seresnext.recipe.show import print_recipe, to_yaml
 from seresnext.training.loss import BinaryCrossEntropy
 
 # Overrides of recipes/seresnext50.yaml | parts of the one problem that results | the override that fixes the problem
 DISAGREEMENTS = """
 data.shuffle_shards=8 | data.shuffle_shards: is for data.format shards; no effect with folder | data.format=shards
 data.cache_size=50 | data.cache_size: is for; folder, found 50; the default, 200 | data.format=shards
+data.split={}; data.train_split=all | data.split: divides; found all and val; null | data.train_split=train
+data.format=imagenet; data.ignore=['x'] | data.ignore: is for data.format folder; found [x] | data.format=folder
+data.format=shards; data.split={val: 0.1} | data.split: is for data.format folder; null | data.split=null
+model.num_classes=auto; model.weights=x | model.num_classes: needs a new head | model.reset_head=true
+model.num_classes=auto; data.format=synthetic; data.synthetic_images=5 | model.num_classes: ; write a number | \
+model.num_classes=3
 data.max_bad_images=5 | data.max_bad_images: is for; raise, found 5; the default, 100 | data.on_error=substitute
 data.root=https://host/path | data.root: is an address; data.format shards | data.format=shards
 data.format=shards; data.root=s3://key:word@bucket/x | data.root: contains a user; credentials | data.root=s3://bucket/x
@@ -74,6 +81,16 @@ model.frozen=[layer1, layer2, layer3, layer4]; model.weights=w.pth; runtime.grad
 runtime.grad_checkpointing: ; model.frozen | model.frozen=[layer1]
 model.frozen=[layer0, layer1, layer2, layer3, layer4]; model.weights=w.pth; evaluation.recalibrate={images: 5000} | \
 evaluation.recalibrate: ; model.frozen | model.frozen=[layer0]
+loss.class_weights=balanced; data.sampling=balanced | loss.class_weights: is balanced; twice | data.sampling=shuffle
+data.format=shards; data.shuffle_shards=8; data.sampling=balanced | data.shuffle_shards: ; data.sampling; found 8 | \
+data.shuffle_shards=null
+optimizer.head_lr=0.6 | optimizer.head_lr: ; the same optimizer.lr; write null | optimizer.head_lr=0.7
+model.frozen=[layer0, layer1, layer2, layer3, layer4]; model.weights=w.pth; optimizer.head_lr=1 | optimizer.head_lr: ; \
+all stages; set optimizer.lr | model.frozen_until=2ep
+model.frozen=[layer0, layer1, layer2, layer3, layer4]; model.weights=w.pth; optimizer.layer_decay=0.5 | \
+optimizer.layer_decay: ; found 0.5; write 1 | model.frozen=[layer0]
+model.frozen_until=2ep | model.frozen_until: has no effect without model.frozen; 2ep | \
+model={name: seresnext50, frozen: [layer0], frozen_until: 2ep, weights: w.pth}
 runtime.grad_checkpointing=true; runtime.compile=true | grad_checkpointing: ; not compiled | runtime.compile=auto
 runtime.compress_gradients=bf16; runtime.precision=fp64 | runtime.compress_gradients: | runtime.precision=fp32
 evaluation.recalibrate={images: 5000}; early_stop={patience: 5ep} | recalibrate: ; early_stop | early_stop=null
@@ -109,7 +126,7 @@ def test_disagreement_and_fix(row: str) -> None:
         "augment.repeats=2", "augment.crop_scale=[0.5, 1]", "augment.crop_ratio=[1, 1]",
         "augment.flip=0.5",  # The default.
         "augment.interpolation=bicubic", "data.cache=index", "data.max_pixels=1000", "data.on_error=substitute",
-        "data.val_split=test", "evaluation.crop_pct=1.0", "evaluation.interpolation=bicubic",
+        "data.sampling=balanced", "data.val_split=test", "evaluation.crop_pct=1.0", "evaluation.interpolation=bicubic",
     ],
 )  # fmt: skip
 def test_settings_of_image_files_have_no_effect_on_synthetic_images(setting: str) -> None:
@@ -146,6 +163,45 @@ def test_worlds_that_do_not_divide_the_replicas(world_size: int, parts: list[str
         check_world(recipe, world_size)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_stages_that_are_frozen_for_a_while_count_as_trained() -> None:
+    """Control: stages that stay frozen need no batch of two images, and make these keys useless."""
+    stages = "model={name: seresnext50, weights: w.pth, frozen: [layer0, layer1, layer2, layer3, layer4]"
+    keys = ["batch={global_size: 1, micro_size: 1}", "data.image_size=32"]
+    load_recipe("seresnext50", [f"{stages}}}", *keys])
+    with pytest.raises(RecipeError, match="layer4 reduces one image"):
+        load_recipe("seresnext50", [f"{stages}, frozen_until: 2ep}}", *keys])
+    useful = ["runtime.grad_checkpointing=true", "evaluation.recalibrate={images: 5}", "model.drop_path_rate=0.1"]
+    load_recipe("seresnext50", [f"{stages}, frozen_until: 2ep}}", *useful])
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("seresnext50", [f"{stages}}}", *useful])
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    "value", ["{}", "{cat: 0}", "{cat: -1}", "{cat: .inf}", "{cat: x}", "{cat: true}", "often", "3"]
+)
+def test_weights_of_classes_are_positive_numbers(value: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("seresnext50", [f"loss.class_weights={value}"])
+    (problem,) = caught.value.problems
+    assert problem.startswith("--set: loss.class_weights: ")
+    assert "cat" in problem
+
+
+def test_names_of_classes_survive_the_recipe_of_a_run(tmp_path: Path) -> None:
+    """Names like these are folders that people have."""
+    names = ["a: b", "yes", "1", "#2", 'say "x"', "ä", "null", "a.b", "- c", "{d}"]
+    weights = ", ".join(f"{name!r}: {number}" for number, name in enumerate(names, 1))
+    loaded = load_recipe("seresnext50", [f"loss.class_weights={{{weights}}}"])
+    (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(loaded.recipe)))
+    again = load_recipe(tmp_path / "recipe.yaml").recipe
+    assert again == loaded.recipe == recipe_from_values(to_values(loaded.recipe), "last.safetensors")
+    assert again.loss.class_weights == {name: float(number) for number, name in enumerate(names, 1)}
+    (tmp_path / "printed.yaml").write_text(print_recipe(loaded))
+    assert load_recipe(tmp_path / "printed.yaml").recipe == loaded.recipe
+    assert load_recipe("seresnext50", [f"loss.class_weights={write_value(again.loss.class_weights)}"]).recipe == again
 
 
 @pytest.mark.parametrize(("stage", "side"), [("layer3", 18), ("layer4", 34)])

@@ -13,12 +13,14 @@ from seresnext.recipe.show import to_yaml
 
 MIXED = "mix={{mixup: 0.2, off_after: {}}}"
 PROGRESSIVE = "data.progressive={{min_size: 128, end_ramp: {}}}"
+FROZEN = "model={{name: seresnext50, weights: w.pth, frozen: [layer0], frozen_until: {}}}"
 KEPT = "checkpoint={{every: 1ep, keep_every: {}}}"
 
 # Overrides of recipes/seresnext50.yaml (100ep): the first unreached duration, the last one that is reached, and the
 # effect that the notice states.
 UNREACHED = {
     "mix.off_after": (MIXED, "100ep", "99ep", "images are mixed to the end"),
+    "model.frozen_until": (FROZEN, "100ep", "99ep", "the stages of model.frozen do not train"),
     "schedule.every": ("schedule.every={}", "100ep", "99ep", "the learning rate never falls"),
     "schedule.warmup": ("schedule.warmup={}", "100ep", "99ep", "the learning rate rises to the end"),
     "data.progressive.end_ramp": (PROGRESSIVE, "101ep", "100ep", "images do not grow to their full size"),

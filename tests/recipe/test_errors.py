@@ -56,6 +56,8 @@ WRONG_VALUES = [
     ("data: {workers: 8.0}", "expected a whole number, found 8.0; write 8"),
     ("optimizer: {lr: {a: 1}}", "expected a number, found a section"),
     ("augment: {crop_scale: 0.5}", "expected a list of numbers, found 0.5"),
+    ("data: {ignore: drafts}", "expected a list of texts, found the text 'drafts'; write brackets and quotes"),
+    ("data: {split: {val: 1}}", "must be below 1, found 1"),
     ("augment: {crop_scale: [0.5]}", "augment.crop_scale: expected a list of 2 numbers, found a list of 1"),
     ("augment: {crop_scale: [0.5, 1, 1]}", "augment.crop_scale: expected a list of 2 numbers, found a list of 3"),
     ("data: {mean: [0.5, x, 0.5]}", "data.mean[1]: expected a number, found the text 'x'"),

@@ -74,6 +74,7 @@ def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
 
 GOOD = {"model": {"name": "seresnext26"}}
 WRONG_STORED = [
+    ({"model": {"name": "seresnext26", "num_classes": "auto"}}, "last.safetensors: model.num_classes: is auto, and"),
     (GOOD | {"lr": 1}, "last.safetensors: lr: unknown key"),
     ({}, "last.safetensors: model.name: is missing"),
     ({"model": {"name": 5}}, "last.safetensors: model.name: expected one of"),

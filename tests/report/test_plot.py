@@ -151,12 +151,22 @@ def test_a_picture_that_cannot_be_written_is_refused(run_folder, capsys, place):
     assert sorted(run_folder.parent.rglob("*")) == before
 
 
-def test_label_smoothing_is_read_from_the_recipe(tmp_path):
-    recipe = load_recipe("cifar10", ["loss.label_smoothing=0.15"])
+def test_label_smoothing_and_measure_are_read_from_the_recipe(tmp_path):
+    recipe = load_recipe("cifar10", ["loss.label_smoothing=0.15", "evaluation.best_by=macro_f1"])
     (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(recipe.recipe)))
-    assert plot.read_smoothing(tmp_path / "recipe.yaml") == 0.15
+    assert plot.read_run("a", tmp_path, {}) == plot.Run("a", {}, 0.15, "macro_f1")
     (tmp_path / "recipe.yaml").write_text("no recipe")
-    assert [plot.read_smoothing(tmp_path / name) for name in ("recipe.yaml", "none")] == [0, 0]
+    for folder in (tmp_path, tmp_path / "none"):
+        assert plot.read_run("a", folder, {}) == plot.Run("a", {})
+
+
+def test_the_measure_that_chooses_the_best_has_a_curve():
+    curves = {f"validate.{field}": ([1], [value]) for field, value in (("top1", 50), ("macro_f1", 40))}
+    runs = [plot.Run("first", curves, best_by="macro_f1"), plot.Run("second", curves)]
+    alone = labels(plot.panels_of(runs[:1]))["accuracy, %"]
+    assert alone == ["validation, model, top-1 50.00", "validation, model, macro F1 40.00"]
+    assert labels(plot.panels_of(runs))["macro F1: validation, model"] == ["first 40.00", "second 40.00"]
+    assert "macro F1: validation, model" not in plot.panels_of([runs[1]] * 2)  # The control.
 
 
 LINES = [

@@ -56,6 +56,17 @@ def test_runs_are_listed_by_accuracy_with_the_keys_that_differ(make, table):
     assert by_name["new"]["top1"] is None
 
 
+def test_another_measure_of_the_best_has_a_column(make, table):
+    best = {"step": 20, "top1": 61.5, "weights": "model"}
+    make("a", "evaluation.best_by=macro_f1", best={**best, "macro_f1": 40.25, "by": "macro_f1"})
+    make("b", "evaluation.best_by=top1", best={**best, "top1": 60.0, "by": "top1"})
+    make("odd", best={**best, "top1": 1.0, "by": "macro_f1"})
+    (header, *rows), values = table()
+    assert header[3:8] == ["top-1", "best", "by", "at", "step"]
+    assert rows[0][2:] == ["61.50", "%", "macro", "F1", "40.25", "%", "20", "macro_f1"]
+    assert [run["measure"] for run in values] == ["macro F1 40.25 %", None, ""]
+
+
 def test_a_run_whose_process_is_gone_was_killed(make, table):
     ended = subprocess.Popen(["true"])
     ended.wait()

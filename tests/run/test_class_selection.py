@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from seresnext.data.readers.class_labels import read_class_map
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError, UsageError
-from seresnext.run.class_selection import read_class_map, read_class_names, select_classes
+from seresnext.run.class_selection import read_class_names, select_classes
 
 IDS = [row.wordnet_id for row in imagenet_classes()]
 NUMBERS = sorted(map(str, range(1000)))  # As folders are sorted: 0, 1, 10, 100, ...
@@ -76,7 +77,7 @@ def test_files_of_classes(tmp_path: Path) -> None:
     assert read_class_names("cat, dog") == ["cat", "dog"]
 
 
-@pytest.mark.parametrize(("text", "words"), [("a,1\na,2\n", "line 2 repeats"), ("a,1,2\n", "line 1 has three")])
+@pytest.mark.parametrize(("text", "words"), [("a,1\na,2\n", "line 2 repeats"), ("a,1,2\n", "line 1 has 3 parts")])
 def test_a_map_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "map").write_text(text)
     with pytest.raises(DataError, match=words):

@@ -148,6 +148,7 @@ def test_a_refused_start_changes_nothing_at_the_address(start, tmp_path: Path):
     assert (other / "earlier-1").is_dir()
 
 
+@pytest.mark.full
 def test_training_does_not_need_the_store(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The run ends, and the same command uploads the missing checkpoint."""
     whole = start("whole", mirror=False)
@@ -176,6 +177,7 @@ def test_only_a_finished_run_waits_long_for_the_upload(tmp_path: Path, monkeypat
     assert asked == [is_stopping]
 
 
+@pytest.mark.full
 def test_a_mirror_that_only_a_checkpoint_names_is_not_contacted(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = start("first", steps=2) / "checkpoints" / "last.safetensors"
     asked, open_files = [], MirrorFiles.__init__

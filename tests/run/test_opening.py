@@ -73,9 +73,25 @@ def break_image(root: Path, name: str) -> None:
 
 
 def test_both_splits_and_the_model_have_the_same_classes(photos):
-    train_split, val_split = opened(f"data.root={photos}", FEW, "model.num_classes=3")
+    _, train_split, val_split = opened(f"data.root={photos}", FEW, "model.num_classes=3")
     assert train_split.classes == val_split.classes == ("class_0", "class_1", "class_2")
     assert "model.num_classes=3" in str(refusal(photos, FEW))
+
+
+def test_weights_of_unknown_classes_are_reported_with_the_other_problems(photos):
+    weights = "loss.class_weights={clas_0: 2, class_1: 3, mouse: 1}"
+    _, train_split, _ = opened(f"data.root={photos}", FEW, "model.num_classes=3", "loss.class_weights={class_1: 3}")
+    assert len(train_split) == 55  # The control.
+    with pytest.raises(RecipeError) as caught:
+        opened(f"data.root={photos}", FEW, "model.num_classes=3", weights)
+    problem = str(caught.value).splitlines()[-1].strip()
+    assert problem == (
+        f"loss.class_weights: {photos} has no class clas_0, mouse (did you mean class_0?); write names of its 3 "
+        "classes: class_0, class_1, class_2"
+    )
+    both = str(refusal(photos, FEW, weights))
+    assert "model.num_classes=3" in both
+    assert problem in both
 
 
 def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_path, capsys):
@@ -84,7 +100,14 @@ def test_all_problems_come_at_once_and_the_advice_is_taken(photos, narrow, tmp_p
     for name in ("train/class_1/3.jpg", "train/class_2/4.jpg", "val/class_1/0.jpg"):
         break_image(photos, name)
     weights = tmp_path / "weights.safetensors"
-    common = [f"data.root={photos}", f"model.weights={weights}", *SMALL]
+    common = [
+        f"data.root={photos}",
+        "data.split=null",
+        "model.num_classes=1000",
+        "data.on_error=raise",
+        f"model.weights={weights}",
+        *SMALL,
+    ]
     output = tmp_path / "run"
 
     def start(settings: list[str]) -> None:
@@ -117,7 +140,7 @@ def test_the_batch_that_is_advised_is_accepted(photos, world_size, extra):
     error = refusal(photos, "model.num_classes=10", *extra, world=world)
     assert isinstance(error, DataError)
     root = f"data.root={photos}"
-    train_split, _ = opened(root, *extra, *settings_of(error), world=world)
+    _, train_split, _ = opened(root, *extra, *settings_of(error), world=world)
     assert len(train_split) == 55
 
 
@@ -261,7 +284,7 @@ def test_turned_images_are_a_warning_and_synthetic_images_are_not_checked(photos
     assert "1 of 55 training" in line
     assert "1 of 12 validation" in line
     monkeypatch.setattr(opening, "survey", None)
-    train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=64", warn=lines.append)
+    _, train_split, val_split = opened("data.format=synthetic", "data.synthetic_images=64", warn=lines.append)
     assert len(train_split) == len(val_split) == 64
     remote = ShardReader.__new__(ShardReader)
     remote.has_local_files = False
@@ -281,3 +304,37 @@ def test_a_validation_names_all_its_bad_images(photos):
     for words in ("2 of 12 val", "class_1/0.jpg", "class_1/2.jpg"):
         assert words in str(caught.value)
     assert "substitute" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ photographs
+
+
+def test_the_number_of_classes_comes_from_the_data(photos):
+    recipe, train_split, _ = opened(f"data.root={photos}", "model.num_classes=auto", FEW)
+    assert recipe.model.num_classes == len(train_split.classes) == 3
+    previous = recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": 7})})
+    with pytest.raises(DataError, match="has 3 class folders, the run that is resumed has 7"):
+        opened(f"data.root={photos}", "model.num_classes=auto", FEW, previous=previous)
+    shutil.rmtree(photos / "train" / "class_1")
+    shutil.rmtree(photos / "train" / "class_2")
+    error = str(refusal(photos, "model.num_classes=auto", FEW))
+    assert "only in validation: class_1, class_2" in error
+    assert "a classifier needs two classes" in error
+
+
+def test_classes_that_only_validation_has_are_named(photos):
+    (photos / "val" / "class_1").rename(photos / "val" / "Class_1")
+    error = str(refusal(photos, "model.num_classes=auto", "data.split={}", FEW))
+    assert "only in validation: Class_1" in error
+    assert "differ only in upper and lower case" in error
+
+
+def test_other_words_for_val_need_no_key(photos):
+    (photos / "val").rename(photos / "valid")
+    (photos / "valid" / "class_0" / "0.jpg").write_bytes(b"")
+    lines: list[str] = []
+    _, train_split, val_split = opened(f"data.root={photos}", "model.num_classes=3", FEW, warn=lines.append)
+    assert (len(train_split), len(val_split)) == (55, 11)
+    assert lines == [f"warning: {photos}: 1 unreadable photo is left out:\n  valid/class_0/0.jpg is empty"]
+    break_image(photos, "valid/class_0/1.jpg")
+    assert len(opened(f"data.root={photos}", "model.num_classes=3", FEW)[2]) == 10

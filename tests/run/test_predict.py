@@ -19,12 +19,14 @@ import timm
 import timm.data
 import torch
 from damage import flip_bit
+from encoded_images import noise, turned
 from PIL import Image
 from safetensors.torch import save_file
 
 from seresnext import classifier
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
+from seresnext.classifier import load
 from seresnext.cli import main
 from seresnext.data.batches import EvaluationImages
 from seresnext.evaluation.table import PredictionTable
@@ -297,6 +299,26 @@ def test_a_damaged_checkpoint_predicts_nothing(classify, tmp_path, checkpoint, p
     assert found.code == 4
     assert "damaged.safetensors" in found.err
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.safetensors"]
+
+
+def test_turned_photographs_have_the_predictions_of_upright_ones(classify, tmp_path, oracle, checkpoint):
+    """The same pixels, upright in the file and upright only by EXIF. Without the key, such files are reported."""
+    upright = noise(60, 40)
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned(6))
+    turning = our_checkpoint(oracle, tmp_path / "turning", "data.exif_rotation=true")
+    images = (tmp_path / "upright.png", tmp_path / "turned.png")
+    for given, is_same in ((turning, True), (checkpoint, False)):
+        found = classify(given, *images, "--format", "jsonl")
+        one, other = (row["predictions"] for row in rows_of(found.out))
+        assert (one == other) == is_same
+        assert ("1 of 2 given images, such as" in found.err) == (not is_same)
+        assert ("data.exif_rotation=true" in found.err) == (not is_same)
+        model = load(given)
+        opened = [Image.open(path) for path in images]
+        assert torch.equal(*model.prepare(opened)) == is_same
+        assert torch.equal(model.preprocessing(opened[0]), model.prepare(images[0])[0])
+        assert torch.equal(model.preprocessing(opened[1]), model.prepare(images[1])[0])
 
 
 @pytest.mark.full

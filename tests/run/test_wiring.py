@@ -24,6 +24,7 @@ from seresnext.run import assemble as run_module
 from seresnext.run.assemble import Run
 from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
+from seresnext.training import wrapped as wrapped_module
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.schedule import Schedule
@@ -36,12 +37,13 @@ SETTINGS = [
     "mix={mixup: 0.2, cutmix: 0.7, off_after: 14st}",
     "batch={global_size: 8, micro_size: 2}",
     "length=3ep",
-    "optimizer={lr: 0.35, momentum: 0.8, nesterov: true, weight_decay: 0.003, decay_norm_and_bias: false, "
+    "optimizer={lr: 0.35, head_lr: 0.7, layer_decay: 0.5, momentum: 0.8, nesterov: true, weight_decay: 0.003, "
+    "decay_norm_and_bias: false, "
     "clip_norm: 1.5, stop_after_skips: 7}",
     "schedule={name: cosine, warmup: 4st, final_lr: 0.01}",
-    "loss={name: bce, label_smoothing: 0, target_threshold: 0.25}",
+    "loss={name: bce, label_smoothing: 0, target_threshold: 0.25, class_weights: {class_0001: 2}}",
     "ema={decay: 0.6, warmup: false}",
-    "evaluation={every: 2ep, batch_size: 3, weights: model, recalibrate: {images: 17}}",
+    "evaluation={every: 2ep, batch_size: 3, weights: model, best_by: macro_f1, recalibrate: {images: 17}}",
     "checkpoint={every: 3st, keep: 9, keep_every: 6st, on_failure: continue}",
     "logging={every: 11st, sinks: []}",
     "runtime={seed: 12, precision: fp64, compile: false, grad_checkpointing: true, channels_last: false, "
@@ -86,7 +88,7 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
         with pytest.MonkeyPatch.context() as patch:
             for name in ("TrainingStep", "Trainer", "Saver", "BadImageCounter", "build_model"):
                 patch.setattr(run_module, name, recorded(name))
-            patch.setattr(step_module, "wrap_ddp", lambda model, options: setattr(seen, "ddp", options) or model)
+            patch.setattr(wrapped_module, "wrap_ddp", lambda model, options: setattr(seen, "ddp", options) or model)
             patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
             recipe = load_synthetic([*SETTINGS, *changes]).recipe
             # A recipe of synthetic images with this key is refused.
@@ -110,7 +112,7 @@ def blocks(model: SENet) -> list[SEResNeXtBottleneck]:
 
 # Keys that have the default for another reason.
 AS_BY_DEFAULT = {
-    "model.name", "model.weights", "model.reset_head", "model.frozen",  # test_assemble.py
+    "model.name", "model.weights", "model.reset_head", "model.frozen", "model.frozen_until",  # test_assemble.py
     "optimizer.name", "runtime.compile", "runtime.compress_gradients", "runtime.deterministic",
     "optimizer.betas", "optimizer.eps", "loss.name",
     "schedule.every", "schedule.factor", "early_stop", "ema.warmup",  # other values below
@@ -147,14 +149,18 @@ def test_the_optimizer(built):
     groups = built.run.optimizer.param_groups
     for group in groups:
         assert (group["lr"], group["momentum"], group["nesterov"]) == (0.35, 0.8, True)
-    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [
-        (0.003, {2, 4}), (0.0, {1}),
-    ]  # fmt: skip
+    found = [(group["weight_decay"], group["rate_factor"], {p.ndim for p in group["params"]}) for group in groups]
+    assert found == [
+        *((0.003, 0.5**depth, {4}) if depth else (0.003, 2.0, {2}) for depth in range(6)),
+        *((0.0, 0.5**depth if depth else 2.0, {1}) for depth in range(6)),
+    ]
 
 
 def test_the_step(built):
     run, step = built.run, built.TrainingStep
-    assert step["loss"] == BinaryCrossEntropy(0.0, 0.25)
+    loss = step["loss"]
+    assert (type(loss), loss.label_smoothing, loss.target_threshold) == (BinaryCrossEntropy, 0.0, 0.25)
+    assert loss.weights.tolist() == pytest.approx([5 / 6, 10 / 6, 5 / 6, 5 / 6, 5 / 6])
     assert step["mix"] == MixupCutmix(num_classes=5, seed=12, mixup=0.2, cutmix=0.7, last_step=14)
     assert step["ema"] is run.ema is not None
     assert (run.ema.decay_at(0), run.ema.decay_at(99)) == (0.6, 0.6)
@@ -174,7 +180,7 @@ def test_the_trainer(built):
     assert list(trainer["logger"]._classes) == list(built.run.train.classes)
     validation = trainer["validation"]
     assert validation.models == {"model": built.run.model, "ema": built.run.ema.model}
-    assert validation.best_by == "model"
+    assert (validation.settings.weights, validation.settings.best_by) == ("model", "macro_f1")
     assert validation.precision is PRECISIONS["fp64"]
     assert validation.num_batches == 14  # 40 images by 3.
     assert trainer["train"].calibration_steps == 3  # 17 images are 3 steps of 8.
@@ -215,11 +221,13 @@ OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
         lambda built: (built.TrainingStep["ema"], list(built.Trainer["validation"].models)),
         (None, ["model"]),
     ),
-    "average chooses": ("evaluation={weights: auto}", lambda built: built.Trainer["validation"].best_by, "ema"),
+    "average chooses": (
+        "evaluation={weights: auto}", lambda built: built.Trainer["validation"].settings.weights, "ema",
+    ),
     "all decay": (
         "optimizer.decay_norm_and_bias=true",
-        lambda built: [group["weight_decay"] for group in built.run.optimizer.param_groups],
-        [0.003],
+        lambda built: {group["weight_decay"] for group in built.run.optimizer.param_groups},
+        {0.003},
     ),
     "compressed": (
         "runtime={compress_gradients: bf16, precision: fp32, compile: false}",
@@ -253,7 +261,7 @@ def test_compiled_and_deterministic(build, monkeypatch):
         return model
 
     monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested is True, None))
-    monkeypatch.setattr(step_module, "compile_forward", compile_forward)
+    monkeypatch.setattr(wrapped_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
     built = build("runtime={compile: true, deterministic: true, precision: fp32}")
     assert built.TrainingStep["settings"].compiled is True

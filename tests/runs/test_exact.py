@@ -152,6 +152,7 @@ def test_interrupted_at_any_check_for_a_stop_request(labs, world):
     assert [stop_at for stop_at, run in runs.items() if lab.differences(run.run, "whole")] == []
 
 
+@pytest.mark.full
 def test_without_the_warm_up_three_ranks_differ(labs):
     """The control: DDP adds up the first step after a resume in another order, which a world of two would not show."""
     lab = labs(3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from exactness import narrow
 from torch import nn
 
 from seresnext.data.augment.mixup import MixupCutmix
@@ -16,10 +17,10 @@ from seresnext.models import SENet
 from seresnext.randomness import torch_seed_at
 from seresnext.recipe.schema import OptimizerSection
 from seresnext.runtime import PRECISIONS
-from seresnext.training import step as step_module
+from seresnext.training import wrapped as wrapped_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
-from seresnext.training.optimizer import build_optimizer
+from seresnext.training.optimizer import build_optimizer, optimizer_state
 from seresnext.training.step import StepSettings, TrainingStep
 
 SEED, LR, SMOOTHING = 3, 0.1, 0.1
@@ -113,6 +114,46 @@ def test_steps_are_those_written_by_hand(model, replicas):
         assert report.correct == correct
     assert all(parameter.grad is None for parameter in model.parameters())
     assert run(make(model, replicas), replicas=replicas, stop=True)[0].stop is True
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_stages_train_from_a_step_on_as_in_a_loop_of_torch(name):
+    """torch's optimizer ignores parameters without gradients, so AdamW's correction of a stage counts from its thaw."""
+    torch.manual_seed(0)
+    ours = narrow("", num_classes=5, drop_path_rate=0.0).double()
+    theirs, frozen = copy.deepcopy(ours), ("layer0", "layer2")
+    section = OptimizerSection(name=name, lr=LR, weight_decay=1e-2)
+    optimizer = build_optimizer(ours, section, later=frozen)
+    settings = StepSettings(2, SEED, PRECISIONS["fp64"], thaw_at=1)
+    training_step = TrainingStep(ours, optimizer, CrossEntropy(), settings, World())
+    kind, options = (torch.optim.SGD, {"momentum": 0.9}) if name == "sgd" else (torch.optim.AdamW, {"fused": True})
+    reference = kind(theirs.parameters(), lr=LR, weight_decay=1e-2, **options)
+
+    def batch_of(step, replica):
+        generator = torch.Generator().manual_seed(100 * step + replica)
+        images = torch.randn(4, 3, 48, 48, generator=generator, dtype=torch.float64)
+        return DeviceBatch(images, torch.randint(5, (4,), generator=generator), step, replica, 0.0)
+
+    training_step.freeze(frozen, *batch_of(9, 9)[:2])
+    for step in range(3):
+        training_step(iter([batch_of(step, 0), batch_of(step, 1)]), step=step, lr=LR, stop=False).result()
+        theirs.train()
+        for stage in frozen:
+            theirs.get_submodule(stage).requires_grad_(step >= 1).train(step >= 1)
+        before, after = copy.deepcopy(theirs.state_dict()), []
+        reference.zero_grad()
+        for replica in range(2):
+            theirs.load_state_dict(before)
+            images, labels = batch_of(step, replica)[:2]
+            (F.cross_entropy(theirs(images), labels) / 2).backward()
+            after.append(copy.deepcopy(theirs.state_dict()))
+        for key, value in theirs.state_dict().items():
+            value.copy_((after[0][key] + after[1][key]) / 2 if value.is_floating_point() else after[1][key])
+        reference.step()
+        assert differences(ours, theirs, rtol=1e-9) == []
+        changed = {key.partition(".")[0] for key, value in theirs.state_dict().items() if (value != before[key]).any()}
+        assert changed.isdisjoint(frozen) is (step < 1)
+    assert set(optimizer_state(ours, optimizer)) >= ({"step", "later_step"} if name == "adamw" else set())
 
 
 def test_one_large_batch_gives_another_step(model):
@@ -292,7 +333,7 @@ def test_ranks_share_the_replicas(model, monkeypatch):
         wrapped.append(exchange)
         return module
 
-    monkeypatch.setattr(step_module, "wrap_ddp", wrap_ddp)
+    monkeypatch.setattr(wrapped_module, "wrap_ddp", wrap_ddp)
     shares = [list(make(model, replicas=6, world=World(rank, 3)).own_replicas) for rank in range(3)]
     assert shares == [[0, 1], [2, 3], [4, 5]]
     assert wrapped == [DDPOptions()] * 3

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict
 
 import pytest
-from stand_in_run import Run, fitted
+from stand_in_run import CLASSES, Run, fitted
 
 from seresnext.errors import DataError
 from seresnext.training import trainer as trainer_module
@@ -95,13 +95,16 @@ def test_an_epoch_has_the_means_of_its_steps():
 
 
 def test_validate_events_for_all_weights():
-    run = fitted(total=4, weights=("model", "ema"), best_by="ema")
+    run = fitted(total=4, weights=("model", "ema"), chosen="ema")
     model, ema = run.events("validate")
     assert (model["weights"], ema["weights"]) == ("model", "ema")
     for event in (model, ema):
         assert (event["step"], event["epoch"], event["top1"], event["num_images"]) == (4, 1.0, 50.0, 8)
         assert event.keys() >= {"loss", "top5"}
-    assert run.progress.best == {"step": 4, "top1": 50.0, "top5": 100.0, "weights": "ema"}
+    measures = {name: ema[name] for name in ("top1", "top5", "balanced_accuracy", "macro_f1")}
+    assert run.progress.best == {"step": 4, **measures, "by": "top1", "weights": "ema"}
+    assert "per_class" not in model
+    assert [row["support"] for row in ema["per_class"]] == [2] * CLASSES
     assert [logits.calls for logits in run.models.values()] == [2, 2]
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.decode.regions import Crop
 from seresnext.errors import DataError
 from seresnext.randomness import RandomStream
@@ -67,17 +67,17 @@ class ResizeCenterCrop:
     crop_pct: float
     interpolation: str
 
-    def decode_and_crop(self, data: bytes, name: str, max_pixels: int) -> Tensor:
+    def decode_and_crop(self, data: bytes, name: str, decoding: Decoding) -> Tensor:
         """Return the centre crop of an encoded image, uint8 H W C.
 
-        Raises DataError as `decode` does, and for a long image of more than `max_pixels` pixels after the resize.
+        Raises DataError as `decode` does, and for a long image with too many pixels after the resize.
         """
-        image = decode(data, name, max_pixels)
+        image = decode(data, name, decoding)
         width, height = self._resized(image)
-        if width * height > max_pixels:
+        if width * height > decoding.max_pixels:
             raise DataError(
                 f"{name} has {image.width} x {image.height} pixels and would be resized to {width} x {height}, more "
-                f"than data.max_pixels ({max_pixels}); remove the file or raise the limit"
+                f"than data.max_pixels ({decoding.max_pixels}); remove the file or raise the limit"
             )
         return self(image)
 

@@ -15,7 +15,8 @@ MOST_SCANS = 100
 """Most scans of a progressive JPEG; usual are ten. A scan of few bytes covers all pixels: a megabyte takes an hour."""
 
 _SOS, _DRI = 0xDA, 0xDD
-_APP0, _APP2, _APP13, _ADOBE = 0xE0, 0xE2, 0xED, 0xEE
+_APP0, _APP1, _APP2, _APP13, _ADOBE = 0xE0, 0xE1, 0xE2, 0xED, 0xEE
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))
 # Frames: all codings of ITU-T T.81, table B.1. The two are baseline and extended sequential Huffman.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -70,6 +71,18 @@ def read_frame(data: bytes) -> Frame | None:
         elif is_plain:
             is_plain = _is_read_alike(marker, body)
     return None
+
+
+def read_metadata(data: bytes) -> dict[str, bytes]:
+    """Return `exif` and `xmp` of a JPEG, as Pillow's plugin finds both before the first scan. Raises nothing."""
+    found: dict[str, bytes] = {}
+    for marker, body, _ in _segments(data, 2):
+        if marker == _APP1 and body.startswith(_EXIF):
+            # A longer block is in several segments.
+            found["exif"] = found["exif"] + body[len(_EXIF) :] if "exif" in found else body
+        elif marker == _APP1 and body.startswith(_XMP):
+            found["xmp"] = body[len(_XMP) :]
+    return found
 
 
 def has_many_scans(data: bytes) -> bool:

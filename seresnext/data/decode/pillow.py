@@ -2,149 +2,209 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
+from PIL.ImageFile import ImageFile
 
 from seresnext.data.decode.jpeg import MOST_SCANS, has_many_scans
+from seresnext.data.decode.kinds import kind_of, not_an_image
 from seresnext.errors import DataError, Failure
+from seresnext.process.packages import extra
+from seresnext.recipe.schema import DataSection
 
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-
-_IMAGES = (
-    (b"GIF8", "a GIF image"),
-    (b"BM", "a BMP image"),
-    (b"II*\0", "a TIFF image"),
-    (b"MM\0*", "a TIFF image"),
-    (b"\xff\x0a", "a JPEG XL image"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    (b"8BPS", "a Photoshop image"),
-    (b"\0\0\1\0", "an icon (ICO)"),
-    (b"<svg", "an SVG image"),
-)
-# Brands of the ISO base media format: bytes 8 to 12 of a file.
-_BRANDS = {
-    **dict.fromkeys((b"avif", b"avis"), "an AVIF image"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC image"),
-    b"crx ": "a camera's raw image (CR3)",
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Pillow's plugins by format. `Image.open` has another limit of pixels, and hides why a plugin refused the image.
+_PLUGINS = {
+    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
+    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
+    "WebP": ("PIL.WebPImagePlugin", "WebPImageFile"),
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
+    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "HEIC": ("pillow_heif", "HeifImageFile"),
 }
-_OTHERS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"pk\3\4", "a zip archive"),
-    (b"%pdf", "a PDF document"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"<?xml", "an XML text"),
-)
-_LOOKED_AT = 512  # Bytes of a file that is no image.
-# Parts of a PNG that change no pixel: texts, colour profile, EXIF. Pillow unpacks at most a megabyte of each.
-_METADATA = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"))
+_TILE_WIDTH, _TILE_HEIGHT = 0x0142, 0x0143  # tags of TIFF
+_ORIENTATION = 0x0112  # the tag of EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Parts of a PNG that change no pixel: texts and colour profile. Pillow unpacks at most a megabyte of each.
+_METADATA = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP"))
 
 
-def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Decode an image to RGB. EXIF rotation is not applied, as in the training of the published weights.
+@dataclass(frozen=True)
+class Decoding:
+    """How the bytes of an image file become RGB pixels.
 
-    Gray, palette, transparent and CMYK images become RGB as Pillow converts them; 16-bit gray keeps its high byte.
+    `exif_rotation`: turn the image as EXIF asks. `background`: the colour behind transparent pixels. None: transparent
+    pixels get the colour that is stored for them, as Pillow converts to RGB.
+    """
+
+    max_pixels: int
+    exif_rotation: bool = False
+    background: tuple[int, int, int] | None = None
+
+    @classmethod
+    def of(cls, data: DataSection) -> Decoding:
+        """Return the decoding of a recipe."""
+        return cls(data.max_pixels, data.exif_rotation, data.background)
+
+
+def decode(data: bytes, name: str, decoding: Decoding) -> Image.Image:
+    """Decode an image to RGB, the first frame or page of several.
+
+    Gray, palette and CMYK images become RGB as Pillow converts them; 16-bit gray keeps its high byte. Pillow turns each
+    TIFF by its orientation, and libheif each HEIC; other formats are turned only with `decoding.exif_rotation`.
     Raises DataError naming the file for more than `max_pixels` pixels, before the decode, and for a damaged image.
     """
+    image, orientation = decode_as_stored(data, name, decoding)
+    return turn(image, orientation)
+
+
+def decode_as_stored(data: bytes, name: str, decoding: Decoding) -> tuple[Image.Image, int]:
+    """Return an image as RGB before the turn, and the EXIF orientation of the turn, 1 to 8. Raises errors as `decode`.
+
+    The orientation is 1 without `decoding.exif_rotation`.
+    """
     # Names of files lie: ImageNet has a PNG called .JPEG. The content decides.
-    if not data.startswith((JPEG, PNG)):
+    kind = kind_of(data)
+    if kind is None:
         raise not_an_image(data, name)
     try:
-        with warnings.catch_warnings():
-            # Broken EXIF and odd transparency make Pillow warn; the pixels are not affected.
-            warnings.simplefilter("ignore")
+        # Broken EXIF and odd transparency make Pillow warn; the pixels are not affected.
+        with warnings.catch_warnings(action="ignore"):
             try:
-                return _decode(data, name, max_pixels)
+                return _decode(data, name, decoding)
             except ValueError:  # One cause is metadata that Pillow finds too large.
                 without = _without_metadata(data)
                 if without == data:
                     raise
-                return _decode(without, name, max_pixels)
+                return _decode(without, name, decoding)
     except (Failure, MemoryError):
         raise
     except Exception as error:  # Damaged bytes lead Pillow to errors of a dozen kinds.
         reason = str(error) or "damaged"
-        raise DataError(f"{name} is no JPEG or PNG image that can be decoded ({reason}); replace the file") from None
+        raise DataError(f"{name} is no {kind} image that can be decoded ({reason}); replace the file") from None
 
 
 def is_gray(data: bytes) -> bool:
     """Return whether an image that `decode` takes has 8 bits of gray and nothing else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return open_image(_without_metadata(data)).mode == "L"
 
 
-def open_image(data: bytes) -> JpegImageFile | PngImageFile:
-    """Open a JPEG or PNG and read the header, without a limit of pixels. Raises an exception of any type."""
-    # Image.open has another limit of pixels than data.max_pixels, and does not report why a plugin refused the image.
-    return (PngImageFile if data.startswith(PNG) else JpegImageFile)(io.BytesIO(data))
+def open_image(data: bytes) -> ImageFile:
+    """Open an image of a known kind and read the header, without a limit of pixels. Raises an exception of any type."""
+    kind = kind_of(data)
+    assert kind is not None
+    return _plugin(kind)(io.BytesIO(data))
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
+@cache
+def _plugin(kind: str) -> type[ImageFile]:
+    module, name = _PLUGINS[kind]
+    if kind == "HEIC":
+        with extra("heic"):
+            import pillow_heif
+        pillow_heif.options.DECODE_THREADS = 1
+    plugin = importlib.import_module(module)
+    if kind == "AVIF":
+        plugin.DEFAULT_MAX_THREADS = 1  # pyright: ignore[reportAttributeAccessIssue] (each loader worker decodes)
+    return getattr(plugin, name)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8. Broken EXIF and other values are 1. Pillow may warn."""
+    try:
+        # `PngImageFile.getexif` would decode the pixels, because EXIF may stand behind the pixels.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION)
+        return int(orientation) if orientation in _TURNS else 1
+    except Exception:  # The pixels are good.
+        return 1
+
+
+def exif_of(orientation: int) -> bytes:
+    """Return EXIF data with an orientation, or none for 1."""
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    return exif.tobytes() if orientation > 1 else b""
+
+
+def orientation_in(metadata: dict[str, bytes]) -> int:
+    """Return the EXIF orientation in the `exif` or `xmp` of a file, as Pillow finds the orientation. Raises nothing."""
+    image = Image.Image()
+    image.info.update(metadata)
+    with warnings.catch_warnings(action="ignore"):
+        return orientation_of(image)
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    """Return a stored image, turned and mirrored by its EXIF orientation, 1 to 8."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Return whether an opened image has an alpha channel or a transparent colour. 16-bit gray counts as opaque."""
+    has_color = "transparency" in image.info and not image.mode.startswith("I")
+    return has_color or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+def _decode(data: bytes, name: str, decoding: Decoding) -> tuple[Image.Image, int]:
     image = open_image(data)
-    if image.width * image.height > max_pixels:
-        raise DataError(
-            f"{name} has {image.width} x {image.height} pixels, more than data.max_pixels ({max_pixels}); "
-            "remove the file or raise the limit"
-        )
+    _check_size(name, image.width, image.height, decoding.max_pixels)
+    if tags := getattr(image, "tag_v2", None):
+        # libtiff decodes whole tiles, and a tile may be larger than the image.
+        _check_size(name, tags.get(_TILE_WIDTH, 1), tags.get(_TILE_HEIGHT, 1), decoding.max_pixels)
     if "progressive" in image.info and has_many_scans(data):
         raise DataError(f"{name} has more than {MOST_SCANS} scans, and no photograph has so many; remove the file")
-    return to_rgb(image)
+    pixels = to_rgb(image, decoding.background)
+    return pixels, orientation_of(image) if decoding.exif_rotation else 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB, as Pillow converts the image; 16-bit gray keeps the high byte."""
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name} has {width} x {height} pixels, more than data.max_pixels ({max_pixels}); "
+            "remove the file or raise the limit"
+        )
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = None) -> Image.Image:
+    """Return an image as RGB, as Pillow converts the image; 16-bit gray keeps the high byte.
+
+    With `background`, transparent pixels are blended with this colour.
+    """
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits at 255.
-        return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        return Image.fromarray((np.asarray(image, np.int32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    rgb = image.convert("RGB")
+    if background is None or not is_transparent(image):
+        return rgb
+    alpha = image.convert("RGBA").getchannel("A")
+    return Image.composite(rgb, Image.new("RGB", image.size, background), alpha)
 
 
 def _without_metadata(data: bytes) -> bytes:
     """Return a PNG without metadata; return other bytes unchanged."""
-    if not data.startswith(PNG):
+    if not data.startswith(_PNG):
         return data
-    parts, position = [PNG], len(PNG)
+    parts, position = [_PNG], len(_PNG)
     while position < len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4])
         if data[position + 4 : position + 8] not in _METADATA:
             parts.append(data[position:end])
         position = end
     return b"".join(parts)
-
-
-def not_an_image(data: bytes, name: str) -> DataError:
-    """Return the error for a file without the first bytes of a JPEG or PNG."""
-    if not data:
-        return DataError(f"{name} is empty; restore or remove the file")
-    if image := _image(data):
-        return DataError(f"{name} is {image}, not JPEG or PNG; convert or remove the file")
-    return DataError(f"{name} is {_other(data[:_LOOKED_AT])}, no JPEG or PNG image; restore or remove the file")
-
-
-def _image(data: bytes) -> str | None:
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "a WebP image"
-    if data[4:8] == b"ftyp":
-        return _BRANDS.get(data[8:12])
-    return next((name for signature, name in _IMAGES if data.startswith(signature)), None)
-
-
-def _other(head: bytes) -> str:
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if found := next((name for signature, name in _OTHERS if start.startswith(signature)), None):
-        return found
-    if head[4:8] == b"ftyp":
-        return "a video"
-    if not any(head):
-        return "zeros at the beginning"
-    is_text = head.isascii() and all(one.isprintable() or one.isspace() for one in head.decode("latin-1"))
-    return "a text" if is_text else "of an unknown kind"

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.data.decode.jpeg import read_frame
-from seresnext.data.decode.pillow import decode
+from seresnext.data.decode.jpeg import read_frame, read_metadata
+from seresnext.data.decode.pillow import Decoding, decode_as_stored, orientation_in
 from seresnext.errors import DataError
 
 HAS_NVIMGCODEC = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
@@ -29,6 +29,8 @@ DECODER = "nvimgcodec" if HAS_NVIMGCODEC else "Pillow"
 
 # libjpeg-turbo decodes a region of one pixel at the left edge without the colours of the neighbours.
 _LEAST_SIDE = 16
+# EXIF orientations (EXIF 2.32, 4.6.4): from 5 on, rows are columns. Then rows or columns are in reverse order.
+_FIRST_SWAPPED, _UPSIDE_DOWN, _MIRRORED = 5, (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 class Crop(NamedTuple):
@@ -53,10 +55,10 @@ Choose = Callable[[int, int, int], Crop]
 
 
 class RegionDecoder:
-    """A decoder of regions for this process, not for a child. Images of more than `max_pixels` pixels are refused."""
+    """A decoder of regions for this process, not for a child."""
 
-    def __init__(self, max_pixels: int, fast: bool = HAS_NVIMGCODEC) -> None:
-        self._max_pixels = max_pixels
+    def __init__(self, decoding: Decoding, fast: bool = HAS_NVIMGCODEC) -> None:
+        self._decoding = decoding
         self._module: Any = None
         if fast:
             with _silence():
@@ -80,31 +82,64 @@ class RegionDecoder:
 
     def _decode_by_pillow(self, image: Encoded, number: int, choose: Choose) -> np.ndarray | DataError:
         try:
-            whole = decode(image.data, image.name(), self._max_pixels)
+            whole, orientation = decode_as_stored(image.data, image.name(), self._decoding)
         except DataError as error:
             return error
-        crop = choose(number, *whole.size)
+        crop = _choose_stored(choose, number, *whole.size, orientation)
         # Pillow's crop has another limit of pixels than data.max_pixels. torch warns of an array that is read-only.
-        return np.asarray(whole)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].copy()
+        region = np.asarray(whole)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        return turn_array(region, orientation) if orientation > 1 else region.copy()
 
     def _decode_plain(self, images: Sequence[Encoded], choose: Choose) -> dict[int, np.ndarray]:
         """Return the regions of the images that nvimgcodec decodes like Pillow, by number."""
-        shapes, streams = {}, []
+        shapes, turned, streams = {}, {}, []
         for number, image in enumerate(images):
             frame = read_frame(image.data)
-            if frame is None or not frame.is_plain or frame.width * frame.height > self._max_pixels:
+            if frame is None or not frame.is_plain or frame.width * frame.height > self._decoding.max_pixels:
                 continue
-            left, top, width, height, _ = choose(number, frame.width, frame.height)
+            orientation = 1
+            if self._decoding.exif_rotation and (metadata := read_metadata(image.data)):
+                orientation = turned[number] = orientation_in(metadata)
+            crop = _choose_stored(choose, number, frame.width, frame.height, orientation)
+            left, top, width, height, _ = crop
             if min(width, height) >= _LEAST_SIDE:
                 region = self._module.Region(top, left, top + height, left + width)
                 shapes[number] = (height, width, 3)
                 streams.append(self._module.CodeStream(image.data).get_sub_code_stream(region=region))
         decoded = self._decoder.decode(streams, params=self._params) if streams else []
         return {
-            number: np.asarray(pixels)
+            number: turn_array(np.asarray(pixels), turned.get(number, 1))
             for (number, shape), pixels in zip(shapes.items(), decoded, strict=True)
             if pixels is not None and pixels.shape == shape
         }
+
+
+def _choose_stored(choose: Choose, number: int, width: int, height: int, orientation: int) -> Crop:
+    """Choose a region of the upright image. Return the region in the stored image, which has `width` and `height`."""
+    if orientation >= _FIRST_SWAPPED:
+        width, height = height, width
+    crop = choose(number, width, height)
+    left, top, wide, high, flip = crop
+    if orientation in _MIRRORED:
+        left = width - left - wide
+    if orientation in _UPSIDE_DOWN:
+        top = height - top - high
+    return Crop(top, left, high, wide, flip) if orientation >= _FIRST_SWAPPED else Crop(left, top, wide, high, flip)
+
+
+def turn_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return stored pixels (uint8 H W 3), turned and mirrored by an EXIF orientation, as Pillow does."""
+    if orientation == 1:
+        return pixels
+    # Items of 3 bytes: a copy of single bytes takes twice as long.
+    image = np.ascontiguousarray(pixels).view("V3")[..., 0]
+    if orientation >= _FIRST_SWAPPED:
+        image = image.T
+    if orientation in _UPSIDE_DOWN:
+        image = image[::-1]
+    if orientation in _MIRRORED:
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image).view(np.uint8).reshape(*image.shape, 3)
 
 
 @contextmanager

@@ -5,13 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.errors import DataError
 from seresnext.printable import listed
+
+if TYPE_CHECKING:
+    from seresnext.data.readers.photo_choice import PhotoChoice
 
 _LISTED, _ALIKE_LISTED = 10, 5
 
@@ -22,8 +25,8 @@ class Reader(Protocol):
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
     `has_local_files`: the images are files of this machine, so that a read costs no download. `shard_ids` is the shard
-    number of each image (int N). No reader holds an object per image: reference counting would copy the objects into
-    every forked worker.
+    number of each image (int N). `choice` states which photos count, for photos only. No reader holds an object per
+    image: reference counting would copy the objects into every forked worker.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +35,7 @@ class Reader(Protocol):
     notices: tuple[str, ...]
     has_local_files: bool = True
     shard_ids: np.ndarray | None = None
+    choice: PhotoChoice | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +66,7 @@ def check_same_classes(train: Reader, val: Reader) -> None:
     )
     raise DataError(
         f"the class folders of training ({len(train.classes)}) and validation ({len(val.classes)}) differ: "
-        f"{differences}; a label would stand for two classes{look_alikes(only_train, only_val)}. Give validation the "
+        f"{differences}; a label would stand for two classes{look_alikes(train.classes, only_val)}. Give validation the "
         "class folders of training"
     )
 

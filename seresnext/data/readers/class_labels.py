@@ -1,12 +1,15 @@
-"""Labels of the class folders, for a model from a file of weights without class names."""
+"""Labels of the class folders: for a model from a file of weights without class names, and from a file of the user."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError
+from seresnext.files import read_lines
 from seresnext.printable import printable
 
 
@@ -40,3 +43,19 @@ def has_other_labels(reader: Reader) -> bool:
         return labels_by_name(reader.classes, "the data")[0] != list(range(len(reader.classes)))
     except DataError:
         return True
+
+
+def read_class_map(path: Path, option: str = "--class-map", has_numbers: bool = True) -> dict[str, str]:
+    """Return the class of each folder from a text file: `folder,class` a line, or only folders (then labels 0, 1, ...).
+
+    A file of folders alone is timm's `--class-map`, and is refused unless `has_numbers`. Empty lines do not count.
+    `option` names the setting in messages. Raise DataError.
+    """
+    found: dict[str, str] = {}
+    for number, row in enumerate(csv.reader(read_lines(path))):
+        folder, name = row if len(row) == 2 else (row[0], str(number))
+        if len(row) > 2 or folder in found or (len(row) == 1 and not has_numbers):
+            problem = "repeats a folder" if folder in found else f"has {len(row)} part{'s' * (len(row) > 1)}"
+            raise DataError(f"{option} {path}: line {number + 1} {problem}; write `folder,class` for each folder")
+        found[folder] = name
+    return found

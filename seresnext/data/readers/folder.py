@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from seresnext.data.decode.kinds import ENDINGS, describe, kind_of
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import read_image
+from seresnext.data.readers.files import read_head, read_image
 from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
 from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
 from seresnext.printable import listed, printable
 from seresnext.progress import progress
 
-_ENDINGS = (".jpeg", ".jpg", ".png")
+IMAGE_ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)
+"""The endings of files that count as images without a look at the content."""
+
 # Problems that a message lists. A wrong folder has a thousand of one kind.
 _LISTED = 20
-_ENDINGS_LISTED = 5
+_KINDS_LISTED = 5
 
 
 class FolderReader(Reader):
     """One split of an image folder. A class is a folder, and the label is the position among the sorted names.
 
-    Names that start with a dot (`.ipynb_checkpoints`) are skipped. Files with other endings are skipped and counted in
-    `notices`. File names are kept in an index in the folder `cache` (by default, the user's cache folder): reference
-    counting would copy 1.28 million Python strings into every worker. Raises DataError for any other layout.
+    Names that start with a dot (`.ipynb_checkpoints`) are skipped. The content decides about files with other endings
+    than `IMAGE_ENDINGS`: files that are no images are skipped and counted in `notices`. File names are kept in an
+    index in the folder `cache` (by default, the user's cache folder): reference counting would copy 1.28 million Python
+    strings into every worker. Raises DataError for any other layout.
     """
 
     def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
@@ -94,14 +99,13 @@ def _scan_split(folder: Path) -> IndexColumns:
                     "folder, or move the folder away"
                 )
             elif not found:
-                there = f"; found {counted(skipped)}" if skipped else ""
-                problems.append(f"{class_name} has no images ({', '.join(_ENDINGS)}{there}); fill or remove the folder")
+                there = f" (found {counted(skipped)})" if skipped else ""
+                problems.append(f"{class_name} has no images{there}; fill or remove the folder")
             names[class_name] = Names.pack(found)
             advance(1)
     if problems:
         raise DataError("\n  ".join([f"{folder} cannot be used:", *listed(problems, _LISTED)]))
-    images = f"images are {', '.join(_ENDINGS)}"
-    notices = (f"{others.total()} files are skipped ({counted(others)}); {images}",) if others else ()
+    notices = (skipped_files(others),) if others else ()
     return columns_by_class(names, notices)
 
 
@@ -112,42 +116,91 @@ def split_folder(root: Path, split: str) -> Path:
     splits = scan(root).folders
     if split not in splits:
         there = f"found {', '.join(splits[:10])}" if splits else "found no folders"
-        raise DataError(f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/")
+        raise DataError(
+            f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/, "
+            "and data.split='{val: 0.2}' divides data without splits"
+        )
     return root / split
 
 
 class Entries(NamedTuple):
-    """The contents of a folder without hidden names: folders and images, sorted, and endings of all other files."""
+    """The contents of a folder without hidden names: folders and images, sorted, and the kinds of all other files.
+
+    A kind is the content in words and the ending of the name.
+    """
 
     folders: tuple[str, ...]
     images: list[str]
-    others: Counter[str]
+    others: Counter[tuple[str, str]]
 
 
 def scan(folder: Path) -> Entries:
     """List a folder. Raises DataError for a folder that cannot be listed."""
-    folders, images, others = [], [], Counter[str]()
+    folders, files = list_names(folder)
+    images, others = [], Counter[tuple[str, str]]()
+    for name in files:
+        if has_image_ending(name):
+            images.append(name)
+            continue
+        head = read_head(folder / name)
+        if head and kind_of(head):
+            images.append(name)
+        else:
+            others[kind_in_words(head, name)] += 1
+    return Entries(tuple(folders), images, others)
+
+
+def list_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of folders and of files in a folder, without hidden names, sorted.
+
+    Raises DataError for a folder that cannot be listed.
+    """
+    folders, files = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 # A link with the name of an image is not followed. Each link would cost a system call.
-                is_image = entry.name.lower().endswith(_ENDINGS)
-                if entry.is_dir(follow_symlinks=not is_image):
-                    folders.append(entry.name)
-                elif is_image:
-                    images.append(entry.name)
-                else:
-                    others[Path(entry.name).suffix.lower()] += 1
+                is_folder = entry.is_dir(follow_symlinks=not has_image_ending(entry.name))
+                (folders if is_folder else files).append(entry.name)
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from None
-    return Entries(tuple(sorted(folders)), sorted(images), others)
+    return sorted(folders), sorted(files)
 
 
-def counted(endings: Counter[str]) -> str:
-    """Return the most frequent endings, in the same order for any order of files: `120 .webp, 3 .txt`."""
-    most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_ENDINGS_LISTED]
-    parts = [f"{count} {printable(ending) or 'without ending'}" for ending, count in most]
-    rest = endings.total() - sum(count for _, count in most)
-    return ", ".join(parts + [f"{rest} others"] * bool(rest))
+def has_image_ending(name: str) -> bool:
+    """Return whether the name of a file promises an image."""
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def kind_in_words(head: bytes | None, name: str) -> tuple[str, str]:
+    """Return what a file is by the first bytes, such as `a video`, and the ending of the name. None: unreadable."""
+    return "unreadable" if head is None else describe(head), Path(name).suffix.lower()
+
+
+def skipped_files(others: Counter[tuple[str, str]]) -> str:
+    """Return the notice about files that are no images."""
+    count = others.total()
+    return f"{count:,} {'file is' if count == 1 else 'files are'} skipped: {counted(others)}"
+
+
+def counted(kinds: Counter[tuple[str, str]]) -> str:
+    """Return the most frequent kinds, in the same order for any order of files: `2 videos (.mov), 1 text (.txt)`."""
+    most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:_KINDS_LISTED]
+    parts = [
+        f"{count:,} {_plural(kind) if count > 1 else _noun(kind)} ({printable(ending, 40) or 'without ending'})"
+        for (kind, ending), count in most
+    ]
+    rest = kinds.total() - sum(count for _, count in most)
+    return ", ".join(parts + [f"{rest:,} others"] * bool(rest))
+
+
+def _noun(kind: str) -> str:
+    return kind.removeprefix("a ").removeprefix("an ")
+
+
+def _plural(kind: str) -> str:
+    """Return the plural of words such as `a pointer of Git LFS`. Words without an article stay."""
+    noun = _noun(kind)
+    return noun if noun == kind else re.sub(r"(?= of | \(|$)", "s", noun, count=1)

@@ -13,7 +13,7 @@ import numpy as np
 
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import read_image
-from seresnext.data.readers.folder import counted, scan
+from seresnext.data.readers.folder import counted, scan, skipped_files
 from seresnext.errors import DataError
 from seresnext.progress import warn
 
@@ -81,7 +81,7 @@ def _below(path: str) -> Iterator[str]:
     if not _is_folder(path):
         yield path
         return
-    count, others = 0, Counter[str]()
+    count, others = 0, Counter[tuple[str, str]]()
     stack = [(path, frozenset[str]())]
     while stack:
         folder, above = stack.pop()
@@ -95,6 +95,6 @@ def _below(path: str) -> Iterator[str]:
         stack += [(os.path.join(folder, name), above | {place}) for name in reversed(entries.folders)]  # noqa: PTH118
     if not count:
         there = f" ({counted(others)})" if others else ""
-        raise DataError(f"{path} has no images{there}; give a folder with JPEG or PNG files")
+        raise DataError(f"{path} has no images{there}; give a folder of images")
     if others:
-        warn(f"{path}: {others.total():,} files are skipped ({counted(others)})")
+        warn(f"{path}: {skipped_files(others)}")

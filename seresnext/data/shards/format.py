@@ -23,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from seresnext.data.decode.kinds import ENDINGS
 from seresnext.data.readers.files import read_piece
 from seresnext.data.readers.tarfiles import Member, ReadAt, members
 from seresnext.errors import DataError
@@ -45,7 +46,7 @@ _NPY_MARK = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     re.escape(f"{{'descr': {ENTRY.descr}, 'fortran_order': False, 'shape': (").encode() + rb"(\d{1,12}),\), \} *\n"
 )
-_IMAGES = frozenset({"jpg", "jpeg", "png"})
+_IMAGES = frozenset(ending[1:] for endings in ENDINGS.values() for ending in endings)
 _MOST_DIGITS = 5
 
 

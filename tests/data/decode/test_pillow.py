@@ -1,19 +1,17 @@
-import gzip
 import io
 import struct
-import zipfile
 import zlib
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from encoded_images import encoded, noise, rgb, turned
+from encoded_images import encoded, exif_behind_pixels, needs_heic, noise, rgb, turned
 from fuzzing.formats import png_chunk
-from PIL import Image
+from PIL import Image, ImageOps
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import decode, is_gray, not_an_image
-from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
+from seresnext.data.decode.pillow import Decoding, decode, is_gray
+from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
 PICTURE = noise(20, 24)
@@ -21,7 +19,7 @@ PIXELS = np.asarray(PICTURE)
 
 
 def pixels(data: bytes, max_pixels: int = 1000) -> np.ndarray:
-    return np.asarray(decode(data, "any", max_pixels))
+    return np.asarray(decode(data, "any", Decoding(max_pixels)))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
@@ -43,9 +41,9 @@ def test_the_first_picture_of_a_telephones_jpeg_is_decoded():
 
 @pytest.mark.filterwarnings("error")
 def test_exif_is_ignored_without_a_warning():
-    assert decode(encoded(PICTURE, exif=turned(6)), "any", 1000).size == (20, 24)
+    assert decode(encoded(PICTURE, exif=turned(6)), "any", Decoding(1000)).size == (20, 24)
     broken = encoded(PICTURE, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01garbage")
-    assert decode(broken, "any", 1000).size == (20, 24)
+    assert decode(broken, "any", Decoding(1000)).size == (20, 24)
 
 
 def made_png(width: int, height: int, bits: int, kind: int, body: bytes) -> bytes:
@@ -69,13 +67,13 @@ def test_a_palette_that_is_missing_is_named():
     start = data.index(b"PLTE") - 4
     damaged = data[:start] + data[start + 12 + int.from_bytes(data[start : start + 4]) :]
     with pytest.raises(DataError, match=r"train/7\.png .*PNG"):
-        decode(damaged, "train/7.png", 1000)
+        decode(damaged, "train/7.png", Decoding(1000))
 
 
 def test_too_many_pixels_are_refused_from_the_header_alone():
     # A PNG with a header of 9000 x 9000 and no pixels. A decode would raise another error.
     with pytest.raises(DataError, match=r"bomb.png has 9000 x 9000 pixels, more than data.max_pixels \(50000000\)"):
-        decode(made_png(9000, 9000, 8, 2, b""), "bomb.png", 50_000_000)
+        decode(made_png(9000, 9000, 8, 2, b""), "bomb.png", Decoding(50_000_000))
 
 
 def test_too_many_pixels_of_a_jpeg_that_breaks_off_after_its_header():
@@ -99,9 +97,9 @@ def test_the_limit_of_pixels_is_ours(format: str, limit: int, monkeypatch: pytes
         Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(pixels(data, 480), expected)
     whole = Crop(0, 0, 20, 24, False)
-    (found,) = RegionDecoder(480, fast=False)([Encoded(data, lambda: "any")], lambda *_: whole)
+    (found,) = RegionDecoder(Decoding(480), fast=False)([Encoded(data, lambda: "any")], lambda *_: whole)
     np.testing.assert_array_equal(found, expected)
-    assert ResizeCenterCrop(8, 0.875, "bilinear").decode_and_crop(data, "any", 480).shape == (8, 8, 3)
+    assert ResizeCenterCrop(8, 0.875, "bilinear").decode_and_crop(data, "any", Decoding(480)).shape == (8, 8, 3)
     with pytest.raises(DataError, match=r"20 x 24 .* \(479\)"):
         pixels(data, 479)
 
@@ -113,13 +111,13 @@ def test_the_limit_of_pixels_is_ours(format: str, limit: int, monkeypatch: pytes
         (b"<html>not found</html>", "HTML"),
         (encoded(PICTURE)[:-200], "truncated"),
         (encoded(PICTURE, "PNG")[:-200], "PNG"),
-        (encoded(PICTURE, "GIF"), "GIF image"),
+        (encoded(PICTURE, "JPEG2000"), "JPEG 2000 image"),
     ],
-    ids=["empty", "html", "short JPEG", "short PNG", "GIF"],
+    ids=["empty", "html", "short JPEG", "short PNG", "JPEG 2000"],
 )
 def test_an_image_that_cannot_be_decoded_is_named(data: bytes, what: str):
     with pytest.raises(DataError, match=rf"^train/cat/7\.jpg .*{what}"):
-        decode(data, "train/cat/7.jpg", 1000)
+        decode(data, "train/cat/7.jpg", Decoding(1000))
 
 
 def png_with(*parts: bytes, place: int = 33) -> bytes:
@@ -153,55 +151,139 @@ def test_errors_of_damaged_images_name_the_file_and_a_lack_of_memory_is_no_such_
     for error in (KeyError(1), OverflowError(2), struct.error("3"), zlib.error("4"), EOFError(), RuntimeError("6")):
         monkeypatch.setattr("seresnext.data.decode.pillow._decode", Mock(side_effect=error))
         with pytest.raises(DataError, match=r"train/7\.jpg"):
-            decode(encoded(PICTURE), "train/7.jpg", 480)
+            decode(encoded(PICTURE), "train/7.jpg", Decoding(480))
     monkeypatch.setattr("seresnext.data.decode.pillow._decode", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
-        decode(encoded(PICTURE), "train/7.jpg", 480)
+        decode(encoded(PICTURE), "train/7.jpg", Decoding(480))
 
 
 # ---------------------------------------------------------------------------------------------- other formats
 
+MODES = {"WEBP": ("RGB", "RGBA"), "BMP": ("RGB", "L", "P", "1"), "GIF": ("P", "L"), "AVIF": ("RGB", "RGBA"),
+         "TIFF": ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr", "LAB")}  # fmt: skip
+FORMATS = [(form, mode) for form, modes in MODES.items() for mode in modes]
+
+
+@pytest.mark.parametrize(("form", "mode"), FORMATS)
+def test_other_formats_have_the_pixels_of_pillow(form: str, mode: str):
+    data = encoded(colours(mode), form)
+    np.testing.assert_array_equal(pixels(data), np.asarray(rgb(data)))
+    with pytest.raises(DataError, match=r"any has 20 x 24 pixels"):
+        pixels(data, 479)
+    with pytest.raises(DataError, match=rf"any is no (?i:{form}) image"):
+        pixels(data[: len(data) // 2])
+
+
+def colours(mode: str) -> Image.Image:
+    """Return the picture in a mode; Pillow converts to LAB with a profile only."""
+    return Image.frombytes("LAB", PICTURE.size, PICTURE.tobytes()) if mode == "LAB" else PICTURE.convert(mode)
+
+
+# ------------------------------------------------------------------------------------- EXIF rotation, background
+
+UPRIGHT = Decoding(10**6, exif_rotation=True)
+
+
+def upright(data: bytes) -> np.ndarray:
+    """Return the pixels of an image that Pillow's own function turns: the oracle."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_images_are_turned_as_pillow_turns_them(form: str):
+    shapes = set()
+    for orientation in range(10):
+        data = encoded(PICTURE, form, exif=turned(orientation))
+        found = np.asarray(decode(data, "any", UPRIGHT))
+        np.testing.assert_array_equal(found, upright(data), err_msg=str(orientation))
+        np.testing.assert_array_equal(pixels(data), np.asarray(rgb(data)))
+        shapes.add(found.shape)
+    assert shapes == {(24, 20, 3), (20, 24, 3)}  # The control.
+
+
+def test_a_png_with_exif_behind_the_pixels_and_large_texts_is_turned():
+    data = exif_behind_pixels(encoded(PICTURE, "PNG", exif=turned(6)))
+    expected = upright(data)
+    assert expected.shape == (20, 24, 3)
+    large = png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(2 << 20)))  # Pillow refuses such a file.
+    for each in (data, data[:33] + large + data[33:]):
+        np.testing.assert_array_equal(np.asarray(decode(each, "any", UPRIGHT)), expected)
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
+TAG = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+METADATA = {
+    "good": {"exif": b"Exif\0\0" + TAG},
+    "XMP": {"xmp": XMP},
+    "EXIF and XMP": {"exif": turned(6), "xmp": XMP},
+    "a byte": {"exif": b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x01\0\0\0\x01\x06\0")},
+    "two values": {"exif": b"Exif\0\0" + TAG.replace(b"\0\0\0\x01\0\x06\0\0", b"\0\0\0\x02\0\x06\0\x03")},
+    "text": {"exif": b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x02\0\0\0\x01\x36\0")},
+    "cut off": {"exif": b"Exif\0\0" + TAG[:-8]},
+    "no header": {"exif": b"Exif\0\0" + b"garbage"},
+    "another header": {"exif": b"Exif\0\0XX*\0" + TAG[4:]},
+    "empty": {"exif": b"Exif\0\0"},
+    "a far directory": {"exif": b"Exif\0\0MM\0*\xff\xff\xff\xff"},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", METADATA)
+def test_odd_and_broken_metadata(kind: str):
+    """Pillow's own function is the oracle. Where Pillow raises an error, the pixels stay."""
+    data = encoded(PICTURE, **METADATA[kind])
+    try:
+        expected = upright(data)
+    except Exception:
+        expected = np.asarray(rgb(data))
+    np.testing.assert_array_equal(np.asarray(decode(data, "any", UPRIGHT)), expected)
+    assert (expected.shape == (20, 24, 3)) == (kind in ("good", "XMP", "EXIF and XMP", "two values"))
+    for fast in (False, True)[: 1 + HAS_NVIMGCODEC]:
+        (found,) = RegionDecoder(UPRIGHT, fast)([Encoded(data, str)], lambda _, *size: Crop(0, 0, *size, False))
+        np.testing.assert_array_equal(found, expected)
+
+
+@needs_heic
+def test_heic_is_upright_in_any_case():
+    """libheif turns the pixels, and pillow-heif sets the orientation to 1. Pillow's pixels of the source are near."""
+    smooth = PICTURE.resize((3, 2)).resize((96, 64), Image.Resampling.BICUBIC)
+    data = encoded(smooth, "HEIF", quality=95, exif=turned(6))
+    expected = np.asarray(smooth.transpose(Image.Transpose.ROTATE_270), int)
+    for decoding in (UPRIGHT, Decoding(10**6)):
+        found = np.asarray(decode(data, "any", decoding), int)
+        assert found.shape == (96, 64, 3)
+        assert np.abs(found - expected).mean() < 4
+    with pytest.raises(DataError, match=r"has \d\d x \d\d pixels"):
+        pixels(data, 96 * 64 - 1)
+    with pytest.raises(DataError, match="any is no HEIC image"):
+        pixels(data[: len(data) // 2])
+
 
 @pytest.mark.parametrize(
-    ("image", "kind"),
-    [("WEBP", "a WebP image"), ("AVIF", "an AVIF image"), ("BMP", "a BMP image"), ("TIFF", "a TIFF image"),
-     ("JPEG2000", "a JPEG 2000 image"), ("ICO", "an icon")],
+    ("form", "mode", "options"),
+    [("PNG", "RGBA", {}), ("PNG", "LA", {}), ("PNG", "P", {"transparency": 35}), ("PNG", "L", {"transparency": 115}),
+     ("PNG", "RGB", {"transparency": (1, 2, 3)}), ("WEBP", "RGBA", {"lossless": True}), ("TIFF", "RGBA", {}),
+     ("AVIF", "RGBA", {}), ("GIF", "P", {"transparency": 3})],
 )  # fmt: skip
-def test_images_of_other_formats_need_a_conversion(image: str, kind: str):
-    with pytest.raises(DataError, match=rf"^a/7\.jpg .*{kind}.* convert"):
-        decode(encoded(PICTURE.resize((16, 16)), image), "a/7.jpg", 1000)
+def test_transparent_pixels_show_the_background(form: str, mode: str, options: dict):
+    image = PICTURE.convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    elif options.get("transparency"):
+        image.paste(options["transparency"], (0, 0, 9, 9))
+    data = encoded(image, form, **options)
+    whole = Image.open(io.BytesIO(data)).convert("RGBA")
+    expected = Image.new("RGB", whole.size, (10, 200, 30))
+    expected.paste(whole, mask=whole)  # The usual way to flatten an image: the oracle.
+    found = np.asarray(decode(data, "any", Decoding(1000, background=(10, 200, 30))))
+    np.testing.assert_array_equal(found, np.asarray(expected))
+    assert (found != pixels(data)).any()  # The control.
+    opaque = encoded(PICTURE)
+    assert decode(opaque, "any", Decoding(1000, background=(10, 200, 30))).tobytes() == pixels(opaque).tobytes()
 
 
-def zipped() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("a.jpg", b"a")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
-        (b"\0\0\0\x18ftypisom\0\0\2\0", "a video"),
-        (b"\xff\x0a\x7a", "a JPEG XL image"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
-        (b"MM\0*\0\0\0\x08", "a TIFF image"),
-        (gzip.compress(b"a", mtime=0), "a gzip archive"),
-        (zipped(), "a zip archive"),
-        (b"%PDF-1.7", "a PDF document"),
-        (b"\n <!DOCTYPE html><html>", "an HTML page"),
-        (b"\xef\xbb\xbf<html>", "an HTML page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "Git LFS"),
-        (b"403 Forbidden\n", "a text"),
-        (bytes(9000), "zeros"),
-        (b"\xd0\xcf\x11\xe0", "of an unknown kind"),
-        (b"\x89PNG\n", "of an unknown kind"),
-        ("Käfer".encode("latin-1"), "of an unknown kind"),
-    ],
-)
-def test_the_kind_of_a_file(data: bytes, kind: str):
-    message = str(not_an_image(data, "a/7.jpg"))
-    assert message.startswith("a/7.jpg is ")
-    assert kind in message
-    assert ("convert" in message) == ("image," in message.partition("no JPEG")[0])
+def test_a_gray_of_16_bits_counts_as_opaque():
+    values = np.arange(480, dtype=np.uint16).reshape(24, 20) * 100
+    data = encoded(Image.fromarray(values), "PNG", transparency=4700)
+    found = np.asarray(decode(data, "any", Decoding(1000, background=(255, 0, 0))))
+    np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], 3, 2))

@@ -1,5 +1,6 @@
 """Regions are equal to Pillow's crops, pixel for pixel, with both decoders."""
 
+import io
 import random
 import re
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, turned
-from PIL import Image, ImageFile
+from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, tagged, turned
+from PIL import Image, ImageFile, ImageOps
 
 from seresnext.data.decode.jpeg import Frame, read_frame
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
@@ -21,7 +23,7 @@ PICTURE = noise(101, 75)
 
 @pytest.fixture(params=DECODERS, scope="module")
 def decoder(request: pytest.FixtureRequest) -> RegionDecoder:
-    return RegionDecoder(5 * 10**7, fast=request.param)
+    return RegionDecoder(Decoding(5 * 10**7), fast=request.param)
 
 
 def boxes(width: int, height: int, count: int, seed: int = 0) -> list[Crop]:
@@ -59,6 +61,33 @@ def adobes_rgb() -> bytes:
     start = data.index(b"\xff\xe0")
     end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
     return data[:start] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0" + data[end:]
+
+
+@pytest.mark.parametrize("fast", DECODERS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_regions_of_turned_images(orientation: int, fast: bool, photographs, monkeypatch: pytest.MonkeyPatch):
+    """The crop is drawn in the upright image. Pillow's own function turns the whole image: the oracle."""
+    decoder = RegionDecoder(Decoding(10**7, exif_rotation=True), fast)
+    if fast:  # The fast decoder must not leave such images to Pillow.
+        asked = "seresnext.data.decode.regions.decode_as_stored"
+        monkeypatch.setattr(asked, lambda *_: pytest.fail("Pillow was asked"))
+    for number, photograph in enumerate([encoded(PICTURE), *photographs[:2]]):
+        data = tagged(photograph, orientation)
+        whole = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+        shape = (whole.shape[1], whole.shape[0])
+        crops = [crop for crop in boxes(*shape, 40, number) if min(crop.width, crop.height) >= 16]
+        sizes = []
+
+        def choose(number: int, *size: int, crops: list = crops, sizes: list = sizes) -> Crop:
+            sizes.append(size)
+            return crops[number]
+
+        results = decoder([Encoded(data, lambda: "any")] * len(crops), choose)
+        assert set(sizes) == {shape}
+        for crop, result in zip(crops, results, strict=True):
+            expected = whole[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+            np.testing.assert_array_equal(result, expected, err_msg=str(crop))
+            assert result.flags.c_contiguous
 
 
 SIZES = [(1, 1), (1, 40), (17, 16), (33, 17), (200, 33)]
@@ -99,7 +128,7 @@ def of_both(data: bytes, draws: random.Random) -> list[np.ndarray | DataError]:
         left, top = draws.randrange(width), draws.randrange(height)
         return Crop(left, top, draws.randint(1, width - left), draws.randint(1, height - top), False)
 
-    return [RegionDecoder(10**7, fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
+    return [RegionDecoder(Decoding(10**7), fast)([Encoded(data, lambda: "x.jpg")], choose)[0] for fast in (False, True)]
 
 
 def damaged(originals: list[bytes], draws: random.Random) -> bytes:
@@ -145,8 +174,8 @@ def credulous(data: bytes) -> Frame | None:
 
 @needs_nvimgcodec
 def test_plain_jpegs_are_not_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
-    decoder = RegionDecoder(10**6, fast=True)
-    monkeypatch.setattr("seresnext.data.decode.regions.decode", lambda *_: pytest.fail("Pillow was asked"))
+    decoder = RegionDecoder(Decoding(10**6), fast=True)
+    monkeypatch.setattr("seresnext.data.decode.regions.decode_as_stored", lambda *_: pytest.fail("Pillow was asked"))
     crop = Crop(9, 10, 50, 60, False)
     (result,) = decoder([Encoded(encoded(PICTURE), lambda: "any")], lambda *_: crop)
     assert isinstance(result, np.ndarray)
@@ -180,7 +209,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
         (b"<html>not found</html>", "HTML"),
         (encoded(PICTURE)[:-200], "truncated"),
         (encoded(PICTURE)[:200], "JPEG"),
-        (encoded(PICTURE, "PNG")[:-200], "is no JPEG or PNG"),
+        (encoded(PICTURE, "PNG")[:-200], "is no PNG image"),
     ],
     ids=["empty", "html", "short JPEG", "header", "short PNG"],
 )
@@ -197,10 +226,11 @@ def test_one_bad_image_is_named_and_the_others_are_decoded(decoder: RegionDecode
 @needs_nvimgcodec
 def test_opening_and_decoding_say_nothing_on_the_terminal():
     program = (
+        "from seresnext.data.decode.pillow import Decoding\n"
         "from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder\n"
         "import io; from PIL import Image; file = io.BytesIO(); Image.new('RGB', (40, 40)).save(file, 'JPEG')\n"
         "images = [Encoded(file.getvalue(), str)]\n"
-        "print(RegionDecoder(10**6, True)(images, lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
+        "print(RegionDecoder(Decoding(10**6), True)(images, lambda *_: Crop(1, 2, 20, 30, 0))[0].shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "(30, 20, 3)\n"

@@ -47,21 +47,20 @@ def test_files_that_are_skipped_are_reported_at_each_start(tmp_path: Path):
         # Warnings about times depend on the clock.
         return [notice for notice in FolderReader(tmp_path, split).notices if "files are skipped" in notice]
 
-    made = ["a/1.jpg", "a/2.webp", "b/1.png", "b/3.WEBP", "b/4.webp", "b/5.bmp", "b/README", "classes.csv", "b/.6.webp"]
+    made = ["a/1.jpg", "a/2.mov", "b/1.png", "b/3.MOV", "b/4.mov", "b/5.doc", "b/README", "classes.csv", "b/.6.mov"]
     make(tmp_path, *(f"train/{name}" for name in made))
     for _ in range(3):
         (notice,) = skipped("train")
-        assert notice.startswith(f"{tmp_path}/train: 6 files ")
-        assert "(3 .webp, 1 without ending, 1 .bmp, 1 .csv)" in notice
-        assert ".jpeg, .jpg, .png" in notice
+        assert notice.startswith(f"{tmp_path}/train: 6 files are skipped: ")
+        assert notice.endswith(": 3 texts (.mov), 1 text (without ending), 1 text (.csv), 1 text (.doc)")
     make(tmp_path, "train/more.csv")  # The times of the class folders stay unchanged.
-    assert "(3 .webp, 2 .csv, " in skipped("train")[0]
+    assert " 3 texts (.mov), 2 texts (.csv), " in skipped("train")[0]
     make(tmp_path, "val/a/1.jpg", "val/b/1.png")
     assert skipped("val") == []
     make(tmp_path, "odd/a/1.jpg", *(f"odd/a/{n}.x{n}" for n in range(9)), "odd/a/odd.\x1b[2J\n", "odd/a/odd.\udcff")
     (notice,) = skipped("odd")
     assert "11 files " in notice
-    assert ", 6 others)" in notice
+    assert notice.endswith(", 6 others")
     assert notice.isprintable()
 
 
@@ -163,7 +162,7 @@ def test_all_problems_of_a_split_come_at_once(tmp_path: Path):
     assert "loose.png" in lines[0]
     assert lines[1].startswith("empty has no images")
     assert lines[2].startswith("nested holds the folder more")
-    assert lines[3].startswith("texts has no images (.jpeg, .jpg, .png; found 1 .txt)")
+    assert lines[3].startswith("texts has no images (found 1 text (.txt)); fill or remove")
 
 
 def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

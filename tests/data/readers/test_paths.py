@@ -10,7 +10,7 @@ import pytest
 from seresnext.data.readers.paths import PathReader, expand
 from seresnext.errors import DataError
 
-FILES = ("a.png", "b.JPG", "sub/c.jpeg", "sub/deep/d.png", "sub/note.txt", ".hidden/e.png", "[x]/f.png", "g.webp")
+FILES = ("a.png", "b.JPG", "sub/c.jpeg", "sub/deep/d.png", "sub/note.txt", ".hidden/e.png", "[x]/f.png", "g.mov")
 
 
 @pytest.fixture
@@ -61,17 +61,21 @@ def test_links_are_followed_and_a_loop_ends(here, tmp_path_factory):
 
 def test_skipped_files_are_counted(here, capsys):
     list(expand(["."], ()))
-    assert "2 files are skipped (1 .txt, 1 .webp)" in capsys.readouterr().err
+    assert "2 files are skipped: 1 text (.mov), 1 text (.txt)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("empty", "empty has no images;"), ("web", r"web has no images \(1 .webp\)"), ("*.gif", "matches no file")],
+    [
+        ("empty", "empty has no images;"),
+        ("web", r"web has no images \(1 text \(.mov\)\)"),
+        ("*.gif", "matches no file"),
+    ],
 )
 def test_nothing_is_an_error(here, word, message):
     (here / "empty").mkdir()
     (here / "web").mkdir()
-    (here / "g.webp").rename(here / "web" / "g.webp")
+    (here / "g.mov").rename(here / "web" / "g.mov")
     with pytest.raises(DataError, match=message):
         list(expand(["a.png", word], ()))
 

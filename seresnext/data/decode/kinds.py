@@ -1,0 +1,138 @@
+"""What the bytes of a file are: an image that can be decoded, an image of another format, or anything else."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from seresnext.errors import DataError
+
+HAS_HEIC = find_spec("pillow_heif") is not None
+"""Whether the `heic` extra is installed."""
+ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WebP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "HEIC": (".heic", ".heif"),
+}
+"""The formats that are decoded, with the usual endings of files. The content decides, not the ending."""
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_FORMATS = (
+    (_JPEG, "JPEG"),
+    (_PNG, "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_BMP_HEADERS = frozenset((12, 16, 40, 52, 56, 64, 108, 124))  # Sizes, by version.
+# Tags of a TIFF: a mark of small previews, and the version of DNG.
+_SUBFILE, _DNG = 0x00FE, 0xC612
+_OTHER_IMAGES = (
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"8BPS", "a Photoshop image"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"<svg", "an SVG image"),
+    (b"FUJIFILMCCD-RAW", "a camera's raw image (RAF)"),
+    (b"IIRO", "a camera's raw image (ORF)"),
+    (b"IIU\0", "a camera's raw image (RW2)"),
+)
+# Brands of the ISO base media format: bytes 8 to 12 of a file, then from 16 on.
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"pk\3\4", "a zip archive"),
+    (b"rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x1ae\xdf\xa3", "a video"),
+    (b"\0\0\1\xba", "a video"),
+    (b"%pdf", "a PDF document"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<?xml", "an XML text"),
+)
+_LOOKED_AT = 512  # Bytes of a file that is no image.
+
+
+def kind_of(data: bytes) -> str | None:
+    """Return the format of an image that can be decoded, a key of `ENDINGS`, else None. Raises nothing."""
+    kind = _format(data)
+    if (kind == "TIFF" and _is_raw(data)) or (kind == "HEIC" and not HAS_HEIC):
+        return None
+    return kind
+
+
+def not_an_image(data: bytes, name: str) -> DataError:
+    """Return the error for a file without a format that can be decoded. The error names what the file is."""
+    if not data:
+        return DataError(f"{name} is empty; restore or remove the file")
+    what, kind = describe(data), _format(data)
+    if kind == "HEIC":
+        return DataError(f'{name} is {what}; run `pip install "seresnext[heic]"`, or convert the file')
+    if kind or _other_image(data):
+        return DataError(f"{name} is {what}, not {', '.join(ENDINGS)}; convert or remove the file")
+    return DataError(f"{name} is {what}, no image; restore or remove the file")
+
+
+def describe(data: bytes) -> str:
+    """Return what a file is that cannot be decoded, by the first bytes: `a video`, `a HEIC image`, `an empty file`."""
+    if not data:
+        return "an empty file"
+    kinds = {"HEIC": "a HEIC image", "TIFF": "a camera's raw image"}
+    return kinds.get(_format(data) or "") or _other_image(data) or _other(data[:_LOOKED_AT])
+
+
+def _format(data: bytes) -> str | None:
+    for signature, kind in _FORMATS:
+        if data.startswith(signature):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4]), _LOOKED_AT)
+        brands = {data[8:12], *(data[place : place + 4] for place in range(16, end, 4))}
+        # A brand such as mif1 states a container of any coding.
+        if data[8:12] in _HEIC_BRANDS | _AVIF_BRANDS:
+            return "AVIF" if brands & _AVIF_BRANDS else "HEIC"
+    return None
+
+
+def _is_raw(data: bytes) -> bool:
+    """Return whether a TIFF comes from a camera's sensor (DNG, NEF, ARW, CR2): the first page is a preview."""
+    order = "little" if data.startswith(b"II") else "big"
+    start = int.from_bytes(data[4:8], order)
+    count = int.from_bytes(data[start : start + 2], order)
+    entries = (data[place : place + 12] for place in range(start + 2, start + 2 + 12 * count, 12))
+    tags = {int.from_bytes(entry[:2], order): int.from_bytes(entry[8:], order) for entry in entries if len(entry) == 12}
+    return data[8:10] == b"CR" or _DNG in tags or tags.get(_SUBFILE) == 1
+
+
+def _other_image(data: bytes) -> str | None:
+    if data[4:12] == b"ftypcrx ":
+        return "a camera's raw image (CR3)"
+    return next((name for signature, name in _OTHER_IMAGES if data.startswith(signature)), None)
+
+
+def _other(head: bytes) -> str:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if found := next((name for signature, name in _OTHERS if start.startswith(signature)), None):
+        return found
+    if head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return "a video"
+    if not any(head):
+        return "zeros at the beginning"
+    is_text = head.isascii() and all(one.isprintable() or one.isspace() for one in head.decode("latin-1"))
+    return "a text" if is_text else "of an unknown kind"

@@ -1,0 +1,77 @@
+"""The choice of photos: which files count, under which class, and in which split. A checkpoint stores the choice."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from seresnext.data.readers.class_labels import read_class_map
+from seresnext.errors import CheckpointError
+from seresnext.files import read_lines
+from seresnext.paths import is_list
+from seresnext.recipe.schema import Recipe, Section
+
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class PhotoChoice(Section):
+    """The photos that count, and the split of each photo.
+
+    `val_share` (0 to 1) divides data without validation photos, by `seed` and the content of each photo. `ignore` are
+    patterns of paths. `class_map` has new names of classes; an empty name leaves a class out. `excluded` are the paths
+    of photos to leave out. `kept` has the split of each photo, by the digest of the content, whose split is not by the
+    hash, because a class would have no photo in that split. `is_stored`: the choice comes from a checkpoint.
+    """
+
+    val_share: float | None = Field(default=None, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    ignore: Texts = ()
+    class_map: dict[str, str] = Field(default_factory=dict)
+    excluded: Texts = ()
+    kept: dict[str, Literal["train", "val"]] = Field(default_factory=dict)
+    is_stored: bool = Field(default=False, exclude=True)
+
+
+def photo_choice(recipe: Recipe, dataset: Mapping[str, Any] | None = None) -> PhotoChoice | None:
+    """Return the choice of photos of a recipe, or None if the recipe chooses none.
+
+    `dataset` describes the data of the run to resume, whose photos keep their splits. Raises DataError for a file of
+    the recipe that cannot be read.
+    """
+    data = recipe.data
+    if data.format != "folder" or not (data.split or data.ignore or data.class_map or data.exclude):
+        return None
+    before = stored_choice(dataset or {}) or PhotoChoice(seed=recipe.runtime.seed)
+    return PhotoChoice(
+        val_share=data.split.val if data.split else None,
+        seed=before.seed,
+        ignore=data.ignore,
+        class_map=read_class_map(Path(data.class_map), "data.class_map", has_numbers=False) if data.class_map else {},
+        excluded=_read_excluded(Path(data.exclude), Path(data.root)) if data.exclude else (),
+        kept=before.kept,
+    )
+
+
+def stored_choice(dataset: Mapping[str, Any]) -> PhotoChoice | None:
+    """Return the choice in the description of the data in a checkpoint, if any. Raises CheckpointError."""
+    if "choice" not in dataset:
+        return None
+    try:
+        return PhotoChoice.model_validate({**dataset["choice"], "is_stored": True})
+    except (ValidationError, TypeError):
+        raise CheckpointError("the checkpoint has a choice of photos that no run writes; use another file") from None
+
+
+def _read_excluded(file: Path, root: Path) -> tuple[str, ...]:
+    """Return the paths below the root in a list of photos: a path a line, or CSV with the column `path`."""
+    base, lines = root.parent if is_list(root) else root, read_lines(file)
+    columns = [name.strip().lower() for name in next(csv.reader(lines[:1]), [])]
+    if "path" in columns:
+        lines = [row[columns.index("path")] for row in csv.reader(lines[1:]) if len(row) == len(columns)]
+    # A path may be absolute, which replaces the base.
+    return tuple(sorted({os.path.relpath(os.path.join(base, path), base) for path in lines}))  # noqa: PTH118

@@ -1,0 +1,96 @@
+"""A list of photographs: CSV or JSON Lines with path, label and an optional split."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seresnext.errors import DataError
+from seresnext.printable import listed, printable
+
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The split that a name in a list, or a folder, stands for."""
+
+_LISTED = 20
+
+
+class ListedPhoto(NamedTuple):
+    """A line of a list: the class, and the split (empty if the list gives none)."""
+
+    label: str
+    split: str
+
+
+def read_photo_list(file: Path) -> dict[str, ListedPhoto]:
+    """Return the photos of a list by path, sorted. Raises one DataError for all mistakes, with the numbers of lines."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; give a list of photos or a folder") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 (byte {error.start}); save the list as UTF-8") from None
+    photos: dict[str, tuple[ListedPhoto, int]] = {}
+    mistakes = []
+    for number, values in (_json_lines if file.suffix.lower() == ".jsonl" else _csv_lines)(text, file):
+        if isinstance(values, str):
+            mistakes.append(f"line {number}: {values}")
+            continue
+        path, label, split = (_text(values.get(key)) for key in ("path", "label", "split"))
+        known = SPLIT_NAMES.get(split.lower(), "") if split else ""
+        problems = [f"{key} is missing" for key, value in (("path", path), ("label", label)) if not value]
+        if split and not known:
+            problems.append(f"split is {printable(split)}, not {', '.join(SPLIT_NAMES)}")
+        if path and not os.path.isfile(file.parent / path):  # noqa: PTH113 (raises nothing for odd names)
+            problems.append(f"there is no file {printable(path)}")
+        if path in photos:
+            problems.append(f"{printable(path)} is in line {photos[path][1]}, too")
+        mistakes += [f"line {number}: {problem}" for problem in problems]
+        photos.setdefault(path, (ListedPhoto(label, known), number))
+    if mistakes:
+        heading = f"{file} cannot be used; correct {len(mistakes):,} mistake{'s' * (len(mistakes) > 1)}:"
+        raise DataError("\n  ".join([heading, *listed(mistakes, _LISTED)]))
+    if not photos:
+        raise DataError(f"{file} lists no photos; write a line with path and label for each photo")
+    return {path: photo for path, (photo, _) in sorted(photos.items())}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _csv_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the number and the values of each line, or a mistake. The first line names the columns."""
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip().lower() for name in next(rows, [])]
+        if not {"path", "label"} <= set(names):
+            raise DataError(
+                f"{file} has the columns {printable(', '.join(names)) or '-'} in the first line; name the columns "
+                "path, label and, if the list gives the splits, split"
+            )
+        for row in rows:
+            if len(row) > len(names):
+                yield rows.line_num, f"{len(row)} values for {len(names)} columns"
+            elif row:
+                yield rows.line_num, dict(zip(names, row, strict=False))
+    except csv.Error as error:
+        yield rows.line_num, f"this is not CSV ({error})"
+
+
+def _json_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"this is not JSON ({error})"
+            continue
+        yield number, values if isinstance(values, dict) else "this is no JSON object with path and label"

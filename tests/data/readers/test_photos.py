@@ -1,0 +1,299 @@
+"""Photographs: class folders, splits, lists, patterns, and the division into training and validation."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photographs import make, names, photo
+
+from seresnext.data.readers.folder import FolderReader
+from seresnext.data.readers.photo_choice import PhotoChoice
+from seresnext.data.readers.photos import PhotoReader, split_table
+from seresnext.errors import DataError
+
+MANY = [f"{label}/{number:02}.jpg" for label in ("cat", "dog") for number in range(40)]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "photos"
+
+
+def notices(root: Path, cache: Path, split: str = "train", **choice) -> str:
+    return "\n".join(PhotoReader(root, split, PhotoChoice(**choice), cache).notices)
+
+
+# ------------------------------------------------------------------------------------------------ layouts
+
+
+def test_a_layout_with_splits_reads_as_with_the_folder_reader(root, cache):
+    make(root, *(f"{split}/{label}/{n}.jpg" for split in ("train", "val") for label in ("b", "a") for n in (10, 9, 2)))
+    for split in ("train", "val"):
+        ours, theirs = PhotoReader(root, split, cache=cache), FolderReader(root, split, cache)
+        assert ours.classes == theirs.classes
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        assert [ours.name(i) for i in range(6)] == [theirs.name(i) for i in range(6)]
+        assert [ours.read(i) for i in range(6)] == [theirs.read(i) for i in range(6)]
+
+
+@pytest.mark.parametrize("word", ["valid", "validation"])
+def test_other_words_mean_val_and_test_is_apart(root, cache, word):
+    make(root, "train/a/1.jpg", f"{word}/a/2.jpg", "test/a/3.jpg")
+    assert names(root, "train", cache, val_share=0.5) == ["train/a/1.jpg"]
+    for name in ("val", word):
+        assert names(root, name, cache, val_share=0.5) == [f"{word}/a/2.jpg"]
+    assert names(root, "test", cache) == ["test/a/3.jpg"]
+    assert len(names(root, "all", cache)) == 3
+
+
+def test_val_counts_and_valid_beside_val_does_not(root, cache):
+    make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg")
+    assert names(root, "val", cache) == ["val/a/2.jpg"]
+    assert "1 photo is outside of splits and left out, such as valid/a/3.jpg" in notices(root, cache)
+
+
+def test_the_class_is_the_first_folder_and_deeper_folders_do_not_count(root, cache):
+    make(root, "a/x/y/1.jpg", "a/2.jpg", "train/3.jpg", "test/4.jpg")  # Here train and test are classes.
+    reader = PhotoReader(root, "all", cache=cache)
+    assert reader.classes == ("a", "test", "train")
+    assert reader.labels.tolist() == [0, 0, 1, 2]
+    make(root / "divided", "train/a/deep/1.jpg", "val/a/2.jpg")
+    assert PhotoReader(root / "divided", "train", cache=cache).classes == ("a",)
+
+
+def test_loose_and_hidden_photos_are_left_out(root, cache):
+    make(root, "a/1.jpg", "b/2.jpg", "loose.jpg", "a/._1.jpg", ".hidden/3.jpg")
+    assert names(root, "all", cache) == ["a/1.jpg", "b/2.jpg"]
+    assert "1 photo is outside of class folders and left out, such as loose.jpg" in notices(root, cache)
+    make(root / "flat", "1.jpg")
+    with pytest.raises(DataError, match="has no photos in class folders; give a folder with a folder for each class"):
+        PhotoReader(root / "flat", "train", cache=cache)
+
+
+def test_a_loop_of_links_ends(root, cache):
+    make(root, "a/1.jpg", "b/2.jpg")
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "b").symlink_to(root / "b")
+    assert names(root, "all", cache) == ["a/1.jpg", "a/b/2.jpg", "b/2.jpg"]
+
+
+# ------------------------------------------------------------------------------------------------ division
+
+
+def hashed(content: bytes, seed: int) -> bytes:
+    return hashlib.blake2b(hashlib.sha256(content).digest()[:16], digest_size=8, key=seed.to_bytes(8, "big")).digest()
+
+
+def oracle(content: bytes, seed: int, share: float) -> str:
+    number = sum(byte / 256 ** (place + 1) for place, byte in enumerate(hashed(content, seed)))
+    return "val" if number < share else "train"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_the_hash_of_seed_and_content_decides(root, cache, seed):
+    make(root, *MANY)
+    for split in ("train", "val"):
+        found = set(names(root, split, cache, val_share=0.2, seed=seed))
+        assert found == {name for name in MANY if oracle((root / name).read_bytes(), seed, 0.2) == split}
+    assert sorted(names(root, "all", cache, val_share=0.2, seed=seed)) == MANY
+
+
+def test_the_share_holds_and_seeds_differ(root, cache):
+    make(root, *(f"a/{number}.jpg" for number in range(400)))
+    picks = [set(names(root, "val", cache, val_share=0.25, seed=seed)) for seed in (0, 1)]
+    assert all(abs(len(pick) - 100) < 4 * (400 * 0.25 * 0.75) ** 0.5 for pick in picks)
+    assert len(picks[0] & picks[1]) < 60  # 25 are expected, all for the same pick.
+
+
+def test_photos_that_are_added_or_renamed_move_no_others(root, cache):
+    make(root, *MANY)
+    before = set(names(root, "val", cache, val_share=0.2))
+    for number in range(40):
+        (root / "cat" / f"new{number}.jpg").write_bytes(photo(5000 + number))
+    (root / "dog").rename(root / "hound")
+    after = set(names(root, "val", cache, val_share=0.2))
+    assert {name.replace("hound", "dog") for name in after if "new" not in name} == before
+    assert any("new" in name for name in after)
+
+
+def test_copies_stay_together_also_in_another_class(root, cache):
+    make(root, *MANY, *(f"copies/{number}.jpg={1000 + number}" for number in range(40)))
+    val = names(root, "val", cache, val_share=0.2)
+    originals = {(root / name).read_bytes() for name in val if "cat" in name}
+    assert {(root / name).read_bytes() for name in val if "copies" in name} == originals
+
+
+def test_small_classes(root, cache):
+    """A class without a validation photo gives the lowest hash; the last photo of a class stays in training."""
+    make(root, *MANY, "one/1.jpg", "two/1.jpg", "two/2.jpg", "same/1.jpg=7", "same/2.jpg=7")
+    low = {"val_share": 1e-9}
+    val = PhotoReader(root, "val", PhotoChoice(**low), cache)
+    assert val.classes == ("cat", "dog", "one", "same", "two")
+    assert sorted(val.labels.tolist()) == [0, 1, 4]
+    assert "2 classes have no validation images: one, same" in "\n".join(val.notices)
+    assert val.name(0) == min(MANY[:40], key=lambda name: hashed((root / name).read_bytes(), 0))
+    high = names(root, "train", cache, val_share=1 - 1e-9)
+    assert {name.partition("/")[0] for name in high} == {"cat", "dog", "one", "two", "same"}
+    assert high[0] == max(MANY[:40], key=lambda name: hashed((root / name).read_bytes(), 0))
+
+
+def test_kept_splits_stay_when_photos_are_added(root, cache):
+    make(root, "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
+    first = PhotoReader(root, "val", PhotoChoice(val_share=1e-9), cache)
+    kept = [first.name(i) for i in range(len(first))]
+    assert len(first.choice.kept) == 2
+    make(root, *(f"a/new{number}.jpg={number}" for number in range(50)))
+    assert set(kept) <= set(names(root, "val", cache, val_share=1e-9, kept=first.choice.kept))
+    assert not set(kept) <= set(names(root, "val", cache, val_share=1e-9))  # Negative control: a lower hash came.
+
+
+def test_data_with_validation_photos_is_not_divided(root, cache):
+    make(root, *(f"train/{name}" for name in MANY), "val/cat/1.jpg")
+    reader = PhotoReader(root, "val", PhotoChoice(val_share=0.5), cache)
+    assert len(reader) == 1
+    assert "1 class has no validation images: dog" in "\n".join(reader.notices)
+    shutil.rmtree(root / "val")
+    assert len(names(root, "val", cache, val_share=0.5)) > 20  # `train` is divided.
+    make(root, "test/cat/1.jpg")
+    assert "test/cat/1.jpg" not in names(root, "val", cache, val_share=0.5)
+
+
+def test_a_split_that_is_missing_is_an_error_with_the_fix(root, cache):
+    make(root, "a/1.jpg", "b/1.jpg")
+    with pytest.raises(
+        DataError, match=r"no photos of the split val \(found 2 train\); add the folder val, or set data"
+    ):
+        PhotoReader(root, "val", cache=cache)
+    with pytest.raises(DataError, match=r"no photos of the split test \(found 2 train\); name another split"):
+        PhotoReader(root, "test", cache=cache)
+    with pytest.raises(DataError, match=r"no photos of the split val \(found 2 train\); add photos"):
+        PhotoReader(root, "val", PhotoChoice(val_share=0.5), cache)
+    with pytest.raises(DataError, match="there is no folder"):
+        PhotoReader(root / "none", "val", cache=cache)
+
+
+# ------------------------------------------------------------------------------------------------ choice
+
+
+def test_patterns_leave_out_files_and_folders(root, cache):
+    make(root, "a/1.jpg", "a/1_copy.jpg", "a/drafts/2.jpg", "b/3.jpg", "b/4.JPG")
+    found = names(root, "all", cache, ignore=["*_copy*", "drafts", "b/4*"])
+    assert found == ["a/1.jpg", "b/3.jpg"]
+    assert "1 entry of data.ignore matched nothing, such as *.gif" in notices(root, cache, ignore=["*.gif"])
+    assert notices(root, cache, ignore=["*.gif"], is_stored=True) == ""
+
+
+def test_classes_are_renamed_merged_and_left_out(root, cache):
+    make(root, "cat/1.jpg", "kitten/2.jpg", "dog/3.jpg", "other/4.jpg")
+    reader = PhotoReader(root, "all", PhotoChoice(class_map={"kitten": "cat", "dog": " hound", "other": ""}), cache)
+    assert reader.classes == ("cat", "hound")
+    assert [reader.name(index) for index in range(3)] == ["cat/1.jpg", "kitten/2.jpg", "dog/3.jpg"]
+    assert "1 entry of data.class_map matched nothing, such as Dog" in notices(root, cache, class_map={"Dog": "x"})
+
+
+def test_photos_are_excluded_by_path(root, cache):
+    make(root, "a/1.jpg", "a/2.jpg", "b/3.jpg", "b/\udcff.jpg")
+    assert names(root, "all", cache, excluded=["a/2.jpg", "b/\\udcff.jpg"]) == ["a/1.jpg", "b/3.jpg"]
+    found = notices(root, cache, excluded=["a/2.jpg", "a/9.jpg", "a/8.jpg"])
+    assert "2 entries of data.exclude matched nothing, such as a/8.jpg" in found
+
+
+def test_a_choice_changes_the_fingerprint_and_so_does_the_content(root, cache):
+    make(root, "a/1.jpg", "a/2.jpg", "b/3.jpg")
+    choices = [{}, {"excluded": ["a/2.jpg"]}, {"class_map": {"b": "c"}}, {"class_map": {"b": "a"}}]
+    found = [PhotoReader(root, "all", PhotoChoice(**choice), cache).fingerprint for choice in choices]
+    (root / "a" / "2.jpg").write_bytes(photo(99))
+    found.append(PhotoReader(root, "all", cache=cache).fingerprint)
+    assert len(set(found)) == 5
+    copy = shutil.copytree(root, root.parent / "copy")
+    assert PhotoReader(copy, "all", cache=cache).fingerprint == found[-1]
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_unreadable_photos_are_named_and_other_files_are_counted(root, cache):
+    make(root, "a/1.jpg", "a/2.jfif", "b/3", "b/4.txt", "b/\x1b[2J.jpg")
+    (root / "a" / "empty.jpg").touch()
+    (root / "a" / "cut.jpg").write_bytes(photo(1)[:200])
+    (root / "b" / "\x1b[2J.jpg").write_bytes(b"<html>")
+    (root / "b" / "film.mov").write_bytes(b"\0\0\0\x18ftypqt  ")
+    (root / "b" / "film2.mov").write_bytes(b"\0\0\0\x18ftypqt  ")
+    (root / "b" / "notes.md").write_bytes(b"# notes")
+    for _ in range(2):  # The second start reads the index.
+        reader = PhotoReader(root, "all", cache=cache)
+        assert [reader.name(index) for index in range(4)] == ["a/1.jpg", "a/2.jfif", "b/3", "b/4.txt"]
+        skipped, unreadable = (notice.removeprefix(f"{root}: ") for notice in reader.notices[:2])
+        assert skipped == "3 files are skipped: 2 videos (.mov), 1 text (.md)"
+        heading, *lines = unreadable.split("\n  ")
+        assert heading == "3 unreadable photos are left out:"
+        assert lines[1] == "a/empty.jpg is empty"
+        assert "a/cut.jpg is no JPEG image" in lines[0]
+        assert lines[2] == "b/\\x1b[2J.jpg is an HTML page, no image"
+
+
+def test_a_file_that_vanishes_is_named_at_the_read(root, cache):
+    make(root, "a/1.jpg", "b/2.jpg")
+    reader = PhotoReader(root, "all", cache=cache)
+    (root / "a" / "1.jpg").unlink()
+    with pytest.raises(DataError, match=r"a/1.jpg cannot be read: No such file or directory; restore the file"):
+        reader.read(0)
+    assert names(root, "all", cache) == ["b/2.jpg"]
+
+
+def test_a_reader_holds_no_object_per_photo(root, cache):
+    make(root, *MANY)
+    reader = PhotoReader(root, "all", cache=cache)
+    kept = [value for value in vars(reader).values() if isinstance(value, list | tuple | dict)]
+    assert max(map(len, kept)) == 2
+    assert isinstance(reader.labels, np.ndarray)
+
+
+def test_the_table_of_splits(root, cache):
+    make(root, 'a/"1",x.jpg', "a/\udcff.jpg", "b/3.jpg", "b/4.jpg")
+    train, val = (PhotoReader(root, split, PhotoChoice(val_share=1e-9), cache) for split in ("train", "val"))
+    rows = list(csv.DictReader(io.StringIO(split_table(train, val))))
+    assert sorted(row["path"] for row in rows) == sorted(['a/"1",x.jpg', "a/\\udcff.jpg", "b/3.jpg", "b/4.jpg"])
+    assert [(row["label"], row["split"]) for row in rows] == [
+        ("a", "train"),
+        ("b", "train"),
+        ("a", "val"),
+        ("b", "val"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ lists
+
+
+def test_a_list_gives_paths_classes_and_splits(root, cache, monkeypatch):
+    make(root, "x/1.jpg", "x/2.jpg", "y/3.jpg", "4.jpg")
+    lines = ["path,label,split", "x/1.jpg,a,train", "x/2.jpg,a,valid", "y/3.jpg,b,", f"{root}/4.jpg,b,test"]
+    (root / "list.csv").write_text("\n".join(lines))
+    assert names(root / "list.csv", "train", cache, val_share=0.5) == ["x/1.jpg", "y/3.jpg"]
+    val = PhotoReader(root / "list.csv", "val", cache=cache)
+    assert [val.name(0), val.classes, val.read(0)] == ["x/2.jpg", ("a", "b"), (root / "x" / "2.jpg").read_bytes()]
+    test = PhotoReader(root / "list.csv", "test", cache=cache)
+    assert test.read(0) == (root / "4.jpg").read_bytes()
+    monkeypatch.chdir("/")
+    assert names(root / "list.csv", "test", cache) == [f"{root}/4.jpg"]
+
+
+def test_a_list_without_splits_is_divided_like_folders(root, cache):
+    make(root, *MANY)
+    (root.parent / "all.jsonl").write_text(
+        "".join(f'{{"path": "photos/{name}", "label": "{name[:3]}"}}\n' for name in reversed(MANY))
+    )
+    for split in ("train", "val"):
+        found = names(root.parent / "all.jsonl", split, cache, val_share=0.2)
+        assert [name.removeprefix("photos/") for name in found] == names(root, split, cache, val_share=0.2)

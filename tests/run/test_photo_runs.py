@@ -1,0 +1,179 @@
+"""Whole runs on photographs in class folders: the number of classes, the splits, a resume and later validations."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from photographs import make, photo
+
+from seresnext.checkpoint import store
+from seresnext.data.readers.photo_choice import PhotoChoice
+from seresnext.distributed import World
+from seresnext.errors import DataError, UsageError
+from seresnext.models import SENet, pretrained
+from seresnext.process.stop_request import StopRequest
+from seresnext.recipe.load import load_recipe
+from seresnext.run import validate as module
+from seresnext.run.train import train
+from seresnext.run.validate import Validation, ValidationSettings, validate
+
+FILES = [f"{label}/{number}.jpg" for label in ("bird", "cat", "dog") for number in range(12)]
+SETTINGS = [
+    "model.num_classes=auto", "data.image_size=32", "data.workers=0", "batch={global_size: 8, micro_size: 4}",
+    "optimizer.lr=0.01", "schedule={name: cosine}", "runtime.precision=fp32", "runtime.compile=false", "length=4st",
+    "data.split={val: 0.25}", "checkpoint.every=2st",
+]  # fmt: skip
+
+
+@pytest.fixture
+def root(narrow: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return class folders of 12 photos, for trainings and validations of a narrow network."""
+    narrow_model = lambda name, num_classes=3, in_channels=3, **options: SENet(  # noqa: E731
+        (1, 1, 1, 1), num_classes, in_channels, cardinality=1, **options
+    )
+    monkeypatch.setattr(module, "create_model", narrow_model)
+    sizes = lambda tensors, *_: pretrained.ModelSizes(  # noqa: E731
+        "legacy_seresnext26_32x4d", len(tensors["last_linear.bias"]), 3
+    )
+    monkeypatch.setattr(pretrained, "identify_model", sizes)
+    return make(tmp_path / "photos", *FILES)
+
+
+def trained(root: Path, *settings: str, allow: tuple[str, ...] = (), resume: str = "auto") -> Path:
+    """Train into the folder `run` beside the photos."""
+    recipe = load_recipe("seresnext26", [*SETTINGS, f"data.root={root}", *settings]).recipe
+    output = root.parent / "run"
+    try:
+        train(recipe, World(), StopRequest(), output=output, resume=resume, allow_changed=allow)
+    finally:
+        gc.collect()  # Close the files of TensorBoard within this test.
+    return output
+
+
+def table(output: Path) -> dict[str, str]:
+    """Return the split of each path in `split.csv`."""
+    return {row["path"]: row["split"] for row in csv.DictReader((output / "split.csv").read_text().splitlines())}
+
+
+def measured(output: Path, **settings) -> Validation:
+    return validate(output / "checkpoints" / "last.safetensors", World(), ValidationSettings(**settings))
+
+
+def names(validation: Validation) -> set[str]:
+    return {validation.reader.name(index) for index in range(len(validation.reader))}
+
+
+def test_class_folders_train_and_later_validations_use_the_same_images(root, tmp_path):
+    """Also after the files of the choice are gone, and after a photo was added."""
+    (tmp_path / "map.csv").write_text("bird,animal\ndog,animal\n")
+    (tmp_path / "exclude.csv").write_text("path,reason\ncat/3.jpg,dark\n")
+    files = [f"data.class_map={tmp_path}/map.csv", f"data.exclude={tmp_path}/exclude.csv", "data.ignore=['bird/1*']"]
+    output = trained(root, *files)
+    (tmp_path / "map.csv").unlink()
+    (tmp_path / "exclude.csv").unlink()
+    splits = table(output)
+    left_out = {"cat/3.jpg", "bird/1.jpg", "bird/10.jpg", "bird/11.jpg"}
+    assert splits.keys() == set(FILES) - left_out
+    assert "num_classes: 2" in (output / "recipe.yaml").read_text()
+    stored = json.loads(store.read(output / "checkpoints" / "last.safetensors")[1]["dataset"])["choice"]
+    assert stored == PhotoChoice(
+        val_share=0.25,
+        ignore=("bird/1*",),
+        class_map={"bird": "animal", "dog": "animal"},
+        excluded=("cat/3.jpg",),
+        kept=stored["kept"],
+    ).model_dump(mode="json")
+    validation = measured(output)
+    assert names(validation) == {name for name, split in splits.items() if split == "val"}
+    assert validation.selection.names == ["animal", "cat"]
+    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+    assert validation.result.metrics["loss"] == pytest.approx(last["loss"], abs=1e-6)
+    assert names(measured(output, split="all")) == set(FILES) - left_out
+    for number in range(20):
+        (root / "cat" / f"new{number}.jpg").write_bytes(photo(number))
+    later = names(measured(output))
+    assert {name for name in later if "new" not in name} == names(validation)
+    assert any("new" in name for name in later)
+
+
+@pytest.mark.full
+def test_a_resume_with_added_photos_is_refused_and_moves_no_photo(root, capsys):
+    output = trained(root, "data.split={val: 1.0e-9}")
+    before = table(output)
+    assert Counter(before.values()) == {"train": 33, "val": 3}
+    for label in ("bird", "cat", "dog"):
+        for number in range(10):
+            (root / label / f"new{number}.jpg").write_bytes(photo(number + ord(label[0]) * 100))
+    more = ["length=6st", "data.split={val: 1.0e-9}", "runtime.seed=1"]
+    with pytest.raises(
+        DataError, match=r"33 training images then, 63 now, or other names\n.*--allow-changed length,r.*set$"
+    ):
+        trained(root, *more, allow=("length", "runtime"))
+    trained(root, *more, allow=("length", "runtime", "dataset"))
+    after = table(output)
+    assert {name: split for name, split in after.items() if "new" not in name} == before
+    assert Counter(after.values()) == {"train": 63, "val": 3}
+    # Negative control: a fresh start chooses other photos.
+    trained(root, *more, resume="never")
+    assert {name for name, split in table(output).items() if split == "val"} != {
+        name for name, split in before.items() if split == "val"
+    }
+
+
+@pytest.mark.full
+def test_a_resumed_run_has_the_bits_of_the_whole_run(root):
+    whole = store.read(trained(root) / "checkpoints" / "last.safetensors")[0]
+    trained(root, "length=4st", resume=str(root.parent / "run" / "checkpoints" / "step-00000002.safetensors"))
+    resumed = store.read(root.parent / "run" / "checkpoints" / "last.safetensors")[0]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.full
+def test_the_number_of_classes_stays_on_a_resume(root):
+    output = trained(root)
+    make(root, "horse/1.jpg=1", "horse/2.jpg=2")
+    with pytest.raises(
+        DataError, match="has 4 class folders, the run that is resumed has 3; put the old class folders"
+    ):
+        trained(root, "length=6st", allow=("length", "dataset", "classes"))
+    assert "num_classes: 3" in (output / "recipe.yaml").read_text()
+
+
+@pytest.mark.full
+def test_other_data_is_measured_with_the_choice_of_the_run(root, tmp_path, capsys):
+    output = trained(root)
+    other = make(tmp_path / "other", *(f"{split}/{name}" for split in ("test", "val") for name in FILES))
+    assert len(names(measured(output, data=str(other), split="test"))) == 36
+    assert len(names(measured(output, data=str(other)))) == 36
+    assert "matched nothing" not in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_classes_without_validation_images_are_reported(root, capsys):
+    make(root, "only/1.jpg")
+    output = trained(root)
+    assert "1 class has no validation images: only" in capsys.readouterr().out
+    assert measured(output).selection.names == ["bird", "cat", "dog", "only"]
+
+
+def test_all_problems_come_in_one_message(root, tmp_path):
+    (tmp_path / "map.csv").write_text("a\nb,c,d\n")
+    with pytest.raises(DataError, match=r"data\.class_map .*line 1 has 1 part; write `folder,class`"):
+        trained(root, f"data.class_map={tmp_path}/map.csv")
+    with pytest.raises(DataError) as caught:
+        trained(root, f"data.root={make(tmp_path / 'one', 'a/1.jpg', 'a/2.jpg', 'a/3.jpg')}")
+    assert "2 reasons" in str(caught.value)
+    assert "has 1 class folders" in str(caught.value)
+    assert "2 training images are fewer than one step takes" in str(caught.value)
+
+
+def test_a_run_folder_in_the_photos_is_refused(root):
+    recipe = load_recipe("seresnext26", [*SETTINGS, f"data.root={root}"]).recipe
+    with pytest.raises(UsageError, match="overlap"):
+        train(recipe, World(), StopRequest(), output=root / "run", resume="auto", allow_changed=())
