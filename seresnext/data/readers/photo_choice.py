@@ -57,14 +57,14 @@ def photo_choice(recipe: Recipe, dataset: Mapping[str, Any]) -> PhotoChoice | No
     )
 
 
-def stored_choice(dataset: Mapping[str, Any]) -> PhotoChoice | None:
-    """Return the choice in the description of the data in a checkpoint, if any. Raises CheckpointError."""
+def stored_choice(dataset: Mapping[str, Any], source: str = "the checkpoint") -> PhotoChoice | None:
+    """Return the choice in the description of the data in the checkpoint `source`, if any. Raises CheckpointError."""
     if "choice" not in dataset:
         return None
     try:
         return PhotoChoice.model_validate({**dataset["choice"], "is_stored": True})
     except (ValidationError, TypeError):
-        raise CheckpointError("the checkpoint has a choice of photos that no run writes; use another file") from None
+        raise CheckpointError(f"{source} has a choice of photos that no run writes; use another file") from None
 
 
 def _read_excluded(file: Path, root: Path) -> tuple[str, ...]:
