@@ -46,6 +46,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, key: str, text: str | None):
         choice(f"data.{key}={tmp_path}/file")
 
 
+def test_both_files_are_reported_at_once(tmp_path: Path):
+    with pytest.raises(DataError, match=r"one cannot be read: .*\n.*two cannot be read: "):
+        choice(f"data.class_map={tmp_path}/one", f"data.exclude={tmp_path}/two")
+
+
 def test_a_resumed_run_keeps_the_splits_and_takes_new_lists(tmp_path: Path):
     (tmp_path / "list.txt").write_text("c/9.jpg\n")
     dataset = {"choice": FULL.model_dump(mode="json")}
