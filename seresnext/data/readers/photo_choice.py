@@ -30,7 +30,7 @@ class PhotoChoice(Section):
 
     val_share: float | None = Field(default=None, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    ignore: Texts = ()
+    ignore: Annotated[Texts, Field(max_length=1000)] = ()  # A recipe has fewer values.
     class_map: dict[str, str] = Field(default_factory=dict)
     excluded: Texts = ()
     kept: dict[str, Literal["train", "val"]] = Field(default_factory=dict)
