@@ -94,7 +94,7 @@ class Run:
         self.step = TrainingStep(
             self.model,
             self.optimizer,
-            loss=build_loss(recipe.loss, build_class_weights(recipe, self.train.classes, self.train.labels)),
+            loss=build_loss(recipe.loss, build_class_weights(recipe, self.train, world.device)),
             settings=StepSettings(
                 replicas=self.order.replicas,
                 seed=recipe.runtime.seed,
