@@ -222,7 +222,7 @@ def _fingerprint(classes: Sequence[str], rows: Sequence[_Row]) -> str:
 
 
 def _no_photos(root: Path, split: str, rows: Sequence[_Row], choice: PhotoChoice) -> DataError:
-    """Return the error for a split without photos, with what is there."""
+    """Return the error for a split without photos, with the splits that are there."""
     if not rows:
         return DataError(
             f"{root} has no photos in class folders; give a folder with a folder for each class, or a list of photos"
