@@ -20,7 +20,7 @@ from seresnext.doctor import network
 from seresnext.doctor.images import Collection
 from seresnext.doctor.network import Networks, ask, cross_validate, deal_folds, distances, short_recipe
 from seresnext.errors import UsageError
-from seresnext.models import LoadedWeights, Preprocessing, create_model, registry
+from seresnext.models import LoadedWeights, create_model, registry
 
 CPU = torch.device("cpu")
 
