@@ -78,7 +78,8 @@ def judge_counts(name: str, classes: Sequence[str], counts: np.ndarray) -> Findi
     )
     fix = source = ""
     if counts[largest] > _LARGEST_RATIO * counts[smallest] or share > _LARGEST_SHARE:
-        fix = f"add images of small classes ({printable(classes[smallest], 40)}): {label} alone gives {share:.1%}"
+        fix = f"add images of small classes ({printable(classes[smallest], 40)}), or set data.sampling=balanced: "
+        fix += f"{label} alone gives {share:.1%}"
         source = "Buda et al. 2018, arXiv:1710.05381"
     values = {"smallest": int(counts[smallest]), "largest": int(counts[largest]), "largest_share": share}
     return judge("data", f"{name} classes", measured, fix, source=source, **values)

@@ -96,19 +96,17 @@ class Order:
 def balanced(labels: np.ndarray, seed: int, epoch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of an epoch of `count` places with equally many images of each class, and their rounds.
 
-    One row of places goes through all epochs. Of K classes with images, each K places in a row have every class once,
-    in a keyed order. The n-th place of a class has the n-th image of the class, in rounds: a round is a keyed
-    permutation of the class, so an image comes again only after all images of the class. A round that continues from
-    the epoch before is number 0 of the epoch. Image and round are unique within an epoch.
+    One row of places goes through all epochs. The places are in blocks of K, the number of classes with images. Each
+    block has every class once, in a keyed order. The places of a class take the images of the class in rounds. A round
+    is a keyed permutation, so an image comes again only after all images of the class. A round that continues from the
+    epoch before is number 0 of the epoch. The pair of image and round is unique within an epoch.
     """
-    images_of = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
-    images_of = [images for images in images_of if len(images)]
+    images_of = [images for images in _by_value(labels) if len(images)]
     start = epoch * count
     classes = _shuffled(len(images_of), seed, "classes", start=start, stop=start + count)
     visits = np.arange(start, start + count) // len(images_of)  # the number of earlier places with the same class
     found, rounds = np.empty(count, np.int64), np.empty(count, np.int64)
-    for number, images in enumerate(images_of):
-        places = np.flatnonzero(classes == number)
+    for number, (images, places) in enumerate(zip(images_of, _by_value(classes), strict=False)):
         if not len(places):
             continue
         first, last = visits[places[0]], visits[places[-1]]
@@ -118,9 +116,14 @@ def balanced(labels: np.ndarray, seed: int, epoch: int, count: int) -> tuple[np.
     return found, rounds
 
 
+def _by_value(values: np.ndarray) -> list[np.ndarray]:
+    """Return the places of each value 0, 1, ... in growing order (int N each)."""
+    return np.split(np.argsort(values, kind="stable"), np.cumsum(np.bincount(values))[:-1])
+
+
 def _shuffled(count: int, seed: int, *address: int | str, start: int, stop: int) -> np.ndarray:
     """Return places `start` to `stop` of an endless row of keyed permutations of 0 .. count - 1."""
-    rows = -(-1024 // count)  # permutations of one key: a key costs more than a number
+    rows = -(-256 // count)  # permutations of one key: a key costs more than a number
     size = rows * count
     blocks = range(start // size, -(-stop // size))
     found = []

@@ -149,7 +149,7 @@ def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields
     return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
 
 
-def describe_classes(classes: Sequence[Mapping[str, Any]]) -> str:
+def table_of_classes(classes: Sequence[Mapping[str, Any]]) -> str:
     """Return the results of the classes (`per_class` of an event) as a table, the lowest recall first."""
     measured = sorted((row for row in classes if row["support"]), key=lambda row: (row["recall"], row["class"]))
     shown = [(printable(row["class"], _LONGEST_NAME), row) for row in measured[:_MOST_CLASSES]]

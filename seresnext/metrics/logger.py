@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.distributed import World
-from seresnext.metrics.console import Bar, Console, describe_classes
+from seresnext.metrics.console import Bar, Console, table_of_classes
 from seresnext.metrics.jsonlines import JsonLines
 from seresnext.metrics.pictures import draw_batch
 from seresnext.metrics.sink import FIRST_BATCH, RunStart, Sink
@@ -90,7 +90,7 @@ class RunLogger:
         else:
             self.console.print(text)
         if classes := event.get("per_class"):
-            self.console.print(describe_classes(classes))
+            self.console.print(table_of_classes(classes))
         if event["event"] == "validate" and not math.isfinite(event["loss"]):
             self.console.warn(
                 f"the validation loss after step {event['step']} is {event['loss']} ({event['weights']} weights). The "

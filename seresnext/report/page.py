@@ -27,7 +27,7 @@ from seresnext.recipe.show import to_yaml
 from seresnext.report.figures import Chart, Series, build_chart
 from seresnext.report.gradcam import choose_stage, grad_cam, overlay
 from seresnext.report.html import SIDE, address, render_page
-from seresnext.report.plot import Curve, read_curves
+from seresnext.report.plot import MEASURES, Curve, read_curves
 from seresnext.run.validate import Validation, ValidationSettings
 
 PICTURES = 24
@@ -84,6 +84,8 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
         except DataError as error:
             print(f"warning: {for_terminal(error)}; the report has no curves")
     recipe, metadata = validation.loaded.recipe, validation.loaded.metadata
+    hidden = MEASURES.keys() - {recipe.evaluation.best_by if recipe else ""}
+    curves = {name: curve for name, curve in curves.items() if name.partition(".")[2] not in hidden}
     environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else None)
     mistakes, uncertain, stage = _pictures(validation, device)
     split = settings.split or validation.recipe.data.val_split
@@ -183,6 +185,7 @@ def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     rows = (
         ("loss", "Loss", "loss", (("train", "training", "first"),)),
         ("top1", "Accuracy on the validation images", "top-1, %", ()),
+        *((field, f"Validation images: {name}", f"{name}, %", ()) for field, name in MEASURES.items()),
     )
     validations = (("validate", "validation, model", "second"), ("validate_ema", "validation, average (EMA)", "third"))
     for key, label, name, others in rows:

@@ -21,7 +21,7 @@ from seresnext.recipe.load import load_recipe
 
 Curve = tuple[list[float], list[float]]  # epochs, values
 _FIELDS = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1", "lr")
-_MEASURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+MEASURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
 """The measures of `evaluation.best_by` other than top-1 and the loss, and their names."""
 _KINDS = {"train": "training", "validate": "validation, model", "validate_ema": "validation, average (EMA)"}
 _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:green"}
@@ -99,7 +99,7 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
     """
     is_alone, panels = len(runs) == 1, defaultdict(list)
     rows = [("loss", "loss", "-"), ("top1", "top-1", "-"), ("top5", "top-5", ":")][: 2 + is_alone]
-    rows += [(field, name, "--") for field, name in _MEASURES.items() if field in {run.best_by for run in runs}]
+    rows += [(field, name, "--") for field, name in MEASURES.items() if field in {run.best_by for run in runs}]
     for field, name, style in rows:
         for kind, text in _KINDS.items():
             for number, run in enumerate(runs):
@@ -137,7 +137,7 @@ def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None
         axes.set(
             title=name,
             xlabel="epoch",
-            ylim=(0, 101) if name.startswith(("acc", "top", *_MEASURES.values())) else (0, None),
+            ylim=(0, 101) if name.startswith(("acc", "top", *MEASURES.values())) else (0, None),
         )
         axes.grid(alpha=0.3)
         if any(line.label for line in lines):  # outside of the axes, so that the legend covers no curve

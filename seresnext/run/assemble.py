@@ -66,8 +66,7 @@ class Run:
             recipe, notices = resolve_auto(recipe, previous, world)
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
-        dataset = checkpoint and checkpoint.metadata.dataset
-        self.recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, dataset)
+        self.recipe, self.train, self.val = open_splits(recipe, checkpoint, world, console.print)
         recipe = self.recipe
         self.environment = describe_environment(world)
         self._evaluation_size = recipe.evaluation.batch_size or recipe.batch.micro_size
@@ -95,7 +94,7 @@ class Run:
         self.step = TrainingStep(
             self.model,
             self.optimizer,
-            loss=build_loss(recipe.loss, build_class_weights(recipe, self.train.classes, self.train.labels)),
+            loss=build_loss(recipe.loss, build_class_weights(recipe, self.train, world.device)),
             settings=StepSettings(
                 replicas=self.order.replicas,
                 seed=recipe.runtime.seed,

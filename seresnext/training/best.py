@@ -44,4 +44,4 @@ def describe_end(progress: Progress, labels: np.ndarray) -> str:
         largest = 100 * np.bincount(labels).max() / len(labels)
         text = f"best {describe_best(best)} after step {best['step']} ({best['weights']} weights)"
         return f"{text}; the largest class is {largest:.1f} % of the validation images"
-    return "the best checkpoint is lost" if progress.evaluated else "not validated"
+    return "there is no best checkpoint" if progress.evaluated else "not validated"

@@ -12,7 +12,7 @@ To add a loss, write its class, enter the class in `LOSSES`, and add the name to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seresnext.data.readers import Reader
 from seresnext.recipe.schema import LossSection, Recipe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -88,18 +89,19 @@ def build_loss(section: LossSection, weights: Tensor | None = None) -> Loss:
     return LOSSES[section.name](section, weights)
 
 
-def build_class_weights(recipe: Recipe, classes: Sequence[str], labels: np.ndarray) -> Tensor | None:
+def build_class_weights(recipe: Recipe, train: Reader, device: torch.device) -> Tensor | None:
     """Return the weight of each class (float64 K), with a mean of 1 over the images to train on. None: no weights.
 
-    `labels` (int N) are the labels of the training images. `balanced` is N / (K n_k) for n_k images of class k, as
-    scikit-learn's `compute_class_weight`; K counts the classes with images. A class that the recipe does not name has
-    the weight 1 before the division by the mean. With balanced sampling, the mean is over the classes.
+    `balanced` is N / (K n_k) for n_k of N training images in class k, as in scikit-learn's `compute_class_weight`. K
+    counts the classes with images. A class that the recipe does not name has the weight 1 before the division by the
+    mean. With balanced sampling, the mean is over the classes.
     """
-    given, counts = recipe.loss.class_weights, np.bincount(labels, minlength=len(classes))
+    given, counts = recipe.loss.class_weights, np.bincount(train.labels, minlength=len(train.classes))
     if given is None:
         return None
     if given == "balanced":
-        return torch.from_numpy(len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)))
-    weights = np.array([given.get(name, 1.0) for name in classes])
-    shown = counts > 0 if recipe.data.sampling == "balanced" else counts
-    return torch.from_numpy(weights / np.average(weights, weights=shown))
+        weights = len(train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    else:
+        weights = np.array([given.get(name, 1.0) for name in train.classes])
+        weights /= np.average(weights, weights=counts > 0 if recipe.data.sampling == "balanced" else counts)
+    return torch.from_numpy(weights).to(device)

@@ -120,6 +120,22 @@ def test_mean_times_of_steps(frozen):
     assert timer.read()[1:] == (0.0, 0.0)
 
 
+def test_a_layer_that_trains_later_is_measured_after_attach():
+    """The time ends at the gradient of the first layer, and before `attach` at the gradient of the last layer."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Identity(), nn.Linear(2, 2))
+    model[1].register_full_backward_hook(lambda *_: time.sleep(0.05))  # between the two gradients
+    model[0].requires_grad_(False)
+    timer = RankTimer(model, torch.device("cpu"))
+    times = []
+    for change in (lambda: None, lambda: timer.attach(model)):
+        model[0].requires_grad_(True)
+        change()
+        timer.start(1, 0.0)
+        model(torch.ones(1, 2)).sum().backward()
+        times.append(timer.read().computing)
+    assert times[0] < 0.05 <= times[1]
+
+
 class FakeEvent:
     """An event of a device that passes when the test advances the device."""
 

@@ -235,9 +235,9 @@ def over_ranks(model, every, size, stop_at=None):
     return [results[rank] for rank in range(size)], rounds
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
 def test_any_number_of_ranks_gets_the_same_bits(model, images, labels, size):
-    """With 5 batches and 2, 3 or 4 ranks, some ranks get one batch fewer. The last batch is short."""
+    """With 5 batches, some of 2, 3 or 4 ranks get one fewer, and two of 7 ranks get none. The last batch is short."""
     model.eval()
     expected = measure(model, images, labels)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pytest
 
-from seresnext.metrics.console import Console, describe, describe_classes
+from seresnext.metrics.console import Console, describe, table_of_classes
 
 TRAIN = {"event": "train", "step": 50, "epoch": 0.5, "loss": 6.9078, "lr": 0.6, "images_per_second": 812.34}
 VALIDATE = {"event": "validate", "step": 100, "epoch": 1.0, "loss": 2.5, "top1": 50.0, "top5": 75.125, "num_images": 8}
@@ -185,7 +185,7 @@ def test_results_of_classes_are_a_table_with_the_lowest_recall_first():
     rows = [{"class": "cat", "support": 1200, "recall": 90.0, "precision": 75.25}]
     rows += [{"class": "a\x1b[2Jdog", "support": 3, "recall": 33.333, "precision": 100.0}]
     rows += [{"class": name, "support": 0, "recall": 0.0, "precision": 0.0} for name in ("newt", "owl")]
-    assert describe_classes(rows).splitlines() == [
+    assert table_of_classes(rows).splitlines() == [
         "results of the classes in the last validation:",
         "  class         images    recall  precision",
         "  a\\x1b[2Jdog        3    33.3 %    100.0 %",
@@ -193,7 +193,7 @@ def test_results_of_classes_are_a_table_with_the_lowest_recall_first():
         "  no validation images, and no part in the means over classes: newt, owl",
     ]
     many = [{**rows[0], "class": f"{number:02}", "recall": float(number)} for number in range(25)]
-    table = describe_classes(many).splitlines()
+    table = table_of_classes(many).splitlines()
     assert [line.split()[0] for line in table[2:-1]] == [f"{number:02}" for number in range(20)]
     assert table[-1] == "  5 classes with a higher recall are in metrics.jsonl"
 

@@ -195,6 +195,12 @@ def test_parts_without_content_are_left_out() -> None:
         assert f'id="{name}"' not in page
 
 
+def test_the_measure_that_chose_the_best_has_a_chart():
+    label = "Validation images: macro F1"
+    for curves, is_there in (({"validate.macro_f1": ([1.0, 2.0], [30.0, 40.0])}, True), ({}, False)):
+        assert (label in render(content(["a", "b"], curves=curves))) is is_there
+
+
 # ------------------------------------------------------------------------------------------------ commands
 
 

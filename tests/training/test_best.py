@@ -60,4 +60,4 @@ def test_the_end_names_the_measure_and_balanced_accuracy_of_unequal_classes():
     equal = replace(FAIR, metrics={**FAIR.metrics, "top1": 50.0}, counts=np.array([[3, 2], [5, 5], [6, 4]]))
     assert end(equal).startswith("best top-1 50.00 % after step 9")
     assert describe_end(Progress(), labels) == "not validated"
-    assert describe_end(Progress(step=9, evaluated=9), labels) == "the best checkpoint is lost"
+    assert describe_end(Progress(step=9, evaluated=9), labels) == "there is no best checkpoint"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
+from seresnext.data.synthetic import SyntheticReader
 from seresnext.recipe.schema import LossSection, Recipe
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy, build_class_weights, build_loss
 
@@ -117,19 +118,26 @@ def recipe(weights, **data):
     return Recipe.model_validate(values)
 
 
+LABELS = np.repeat([0, 1, 3], [70, 20, 10])
+
+
+def weights_of(section):
+    reader = SyntheticReader(len(LABELS), 4)
+    reader.classes, reader.labels = tuple("abcd"), LABELS
+    return build_class_weights(section, reader, torch.device("cpu"))
+
+
 def test_balanced_weights_are_those_of_scikit_learn():
-    labels = np.repeat([0, 1, 3], [70, 20, 10])
-    found = build_class_weights(recipe("balanced"), "abcd", labels)
-    expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    found = weights_of(recipe("balanced"))
+    expected = compute_class_weight("balanced", classes=np.unique(LABELS), y=LABELS)
     assert found[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
-    assert float(found[labels].mean()) == pytest.approx(1)
-    assert build_class_weights(recipe(None), "abcd", labels) is None
+    assert float(found[LABELS].mean()) == pytest.approx(1)
+    assert weights_of(recipe(None)) is None
 
 
 @pytest.mark.parametrize(("sampling", "shown"), [("shuffle", [70, 20, 0, 10]), ("balanced", [1, 1, 0, 1])])
 def test_named_weights_have_a_mean_of_one_over_the_images_that_are_shown(sampling, shown):
-    labels = np.repeat([0, 1, 3], [70, 20, 10])
-    found = build_class_weights(recipe({"d": 6, "b": 3}, sampling=sampling), "abcd", labels).numpy()
+    found = weights_of(recipe({"d": 6, "b": 3}, sampling=sampling)).numpy()
     assert (found / found[0]).tolist() == pytest.approx([1, 3, 1, 6])
     assert np.average(found, weights=shown) == pytest.approx(1)
 

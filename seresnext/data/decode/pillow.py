@@ -170,6 +170,8 @@ def _decode(data: bytes, name: str, decoding: Decoding) -> tuple[Image.Image, in
         _check_size(name, tags.get(_TILE_WIDTH, 1), tags.get(_TILE_HEIGHT, 1), decoding.max_pixels)
     if "progressive" in image.info and has_many_scans(data):
         raise DataError(f"{name} has more than {MOST_SCANS} scans, and no photograph has so many; remove the file")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
     pixels = to_rgb(image, decoding.background)
     return pixels, orientation_of(image) if decoding.exif_rotation else 1
 

@@ -37,16 +37,16 @@ class PhotoChoice(Section):
     is_stored: bool = Field(default=False, exclude=True)
 
 
-def photo_choice(recipe: Recipe, dataset: Mapping[str, Any] | None = None) -> PhotoChoice | None:
+def photo_choice(recipe: Recipe, dataset: Mapping[str, Any]) -> PhotoChoice | None:
     """Return the choice of photos of a recipe, or None if the recipe chooses none.
 
-    `dataset` describes the data of the run to resume, whose photos keep their splits. Raises DataError for a file of
-    the recipe that cannot be read.
+    `dataset` describes the data of the run to resume, if any: the photos keep their splits. Raises DataError for a file
+    of the recipe that cannot be read.
     """
     data = recipe.data
     if data.format != "folder" or not (data.split or data.ignore or data.class_map or data.exclude):
         return None
-    before = stored_choice(dataset or {}) or PhotoChoice(seed=recipe.runtime.seed)
+    before = stored_choice(dataset) or PhotoChoice(seed=recipe.runtime.seed)
     return PhotoChoice(
         val_share=data.split.val if data.split else None,
         seed=before.seed,

@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from seresnext.data.readers.files import read_image
 from seresnext.data.readers.folder import skipped_files
 from seresnext.data.readers.index import Index
 from seresnext.data.readers.photo_choice import PhotoChoice
-from seresnext.data.readers.photo_files import NO_IMAGE, open_photo_index, walk
-from seresnext.data.readers.photo_list import SPLIT_NAMES, ListedPhoto, read_photo_list
+from seresnext.data.readers.photo_files import NO_IMAGE, open_photo_index
+from seresnext.data.readers.photo_list import SPLIT_NAMES, read_photo_list
 from seresnext.errors import DataError
 from seresnext.paths import check_data_folder, is_list
 from seresnext.printable import as_utf8, listed, printable
@@ -57,12 +57,13 @@ class PhotoReader(Reader):
     def __init__(self, root: Path, split: str, choice: PhotoChoice | None = None, cache: Path | None = None) -> None:
         check_data_folder(str(root))
         choice, wanted, notices = choice or PhotoChoice(), SPLIT_NAMES.get(split, split), []
-        listing = read_photo_list(root) if is_list(root) else None
-        self._base = root if listing is None else root.parent
-        self._index = open_photo_index(self._base, root, lambda: walk(root) if listing is None else [*listing], cache)
+        listing = read_photo_list(root) if is_list(root) else {}
+        self._base = root.parent if listing else root
+        self._index = open_photo_index(root, self._base, list(listing), cache)
         good, self.left_out = _good_photos(self._index, choice, notices)
-        rows = _in_folders(good, wanted, notices) if listing is None else _in_list(good, listing)
-        rows = _chosen(rows, choice, notices)
+        for row in good if listing else ():
+            row.label, row.split = listing[row.path]
+        rows = _chosen(good if listing else _in_folders(good, wanted, notices), choice, notices)
         self.choice = divide(rows, choice)
         chosen = sorted((row for row in rows if wanted in (row.split, ALL)), key=lambda row: (row.label, row.path))
         if not chosen:
@@ -189,12 +190,6 @@ def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list
     return rows
 
 
-def _in_list(photos: Sequence[_Row], listing: Mapping[str, ListedPhoto]) -> Sequence[_Row]:
-    for row in photos:
-        row.label, row.split = listing[row.path]
-    return photos
-
-
 def _chosen(rows: Sequence[_Row], choice: PhotoChoice, notices: list[str]) -> list[_Row]:
     """Return the rows that are not excluded, with the new names of classes."""
     excluded, new = set(choice.excluded), choice.class_map
@@ -235,5 +230,5 @@ def _no_photos(root: Path, split: str, rows: Sequence[_Row], choice: PhotoChoice
     there = ", ".join(f"{count:,} {name}" for name, count in sorted(Counter(row.split for row in rows).items()))
     advice = "name another split"
     if SPLIT_NAMES.get(split) == "val":
-        advice = "add photos" if choice.val_share else "add the folder val, or set data.split='{val: 0.2}'"
+        advice = "add photos" if choice.val_share else "add photos of val, or set data.split='{val: 0.2}'"
     return DataError(f"{root} has no photos of the split {split} (found {there}); {advice}")

@@ -174,6 +174,26 @@ def test_other_formats_have_the_pixels_of_pillow(form: str, mode: str):
         pixels(data[: len(data) // 2])
 
 
+def test_the_tiles_of_a_tiff_are_limited_too():
+    """libtiff would decode whole tiles of 3.6 billion pixels."""
+    tiled = bytearray(encoded(PICTURE, "TIFF"))
+    # The strips become tiles: rows of a strip and planes, then offsets and sizes (TIFF 6.0, sections 8 and 15).
+    for place in range(start := int.from_bytes(tiled[4:8], "little") + 2, start + 120, 12):
+        tag = int.from_bytes(tiled[place : place + 2], "little")
+        if tag in (0x0116, 0x011C):
+            tiled[place + 2 : place + 12] = struct.pack("<HLL", 4, 1, 60_000)
+        changed = {0x0116: 0x0142, 0x011C: 0x0143, 0x0111: 0x0144, 0x0117: 0x0145}.get(tag, tag)
+        tiled[place : place + 2] = changed.to_bytes(2, "little")
+    assert {0x0142, 0x0143} <= Image.open(io.BytesIO(tiled)).tag_v2.keys()
+    with pytest.raises(DataError, match=r"60000 x 60000 pixels, more than data\.max_pixels"):
+        pixels(bytes(tiled), 10**9)
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(DataError, match=r"any is no TIFF image .*no known range"):
+        pixels(encoded(Image.new("F", (4, 4)), "TIFF"))
+
+
 def colours(mode: str) -> Image.Image:
     """Return the picture in a mode; Pillow converts to LAB with a profile only."""
     return Image.frombytes("LAB", PICTURE.size, PICTURE.tobytes()) if mode == "LAB" else PICTURE.convert(mode)

@@ -17,7 +17,7 @@ FULL = PhotoChoice(
 
 
 def choice(*settings: str, dataset=None) -> PhotoChoice | None:
-    return photo_choice(load_recipe("digits", settings).recipe, dataset)
+    return photo_choice(load_recipe("digits", settings).recipe, dataset or {})
 
 
 def test_a_recipe_without_the_keys_chooses_nothing():

@@ -11,7 +11,7 @@ import pytest
 from photographs import make, photo
 
 from seresnext.data.readers import photo_files
-from seresnext.data.readers.photo_files import open_photo_index, walk
+from seresnext.data.readers.photo_files import open_photo_index
 
 OLD = 1_600_000_000
 
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 def opened(root: Path) -> dict[str, str]:
     """Return the verdict on each file."""
-    index = open_photo_index(root, root, lambda: walk(root), root.parent / "cache")
+    index = open_photo_index(root, root, (), root.parent / "cache")
     return {name: index.classes[label] for name, label in zip(index.stored_names(), index.label, strict=True)}
 
 
@@ -83,7 +83,7 @@ def test_times_that_are_always_now(root, monkeypatch, read):
     monkeypatch.setattr(photo_files, "_states", lambda base, paths: [(9, __import__("time").time_ns()) for _ in paths])
     monkeypatch.setattr("seresnext.data.readers.index_cache._FINE_TICK_NS", 1)
     monkeypatch.setattr("seresnext.data.readers.index_cache._COARSE_TICK_NS", 1)
-    index = open_photo_index(root, root, lambda: walk(root), root.parent / "cache")
+    index = open_photo_index(root, root, (), root.parent / "cache")
     assert "the times do not show changes" in index.notices[0]
     assert len(read) >= 3
 
