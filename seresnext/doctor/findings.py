@@ -135,7 +135,8 @@ def find_by_network(
         own, best = int(labels[place]), int(probabilities[place].argmax())
         percent, name = 100 * probabilities[place], images.classes[best]
         detail = f"{percent[best]:.0f} %, label {percent[own]:.0f} %"
-        rows.append(Row(int(good[place]), detail, None, name, images.splits[good[place]] == 0 and not knows))
+        listed = bool(images.splits[good[place]] == 0) and not knows
+        rows.append(Row(int(good[place]), detail, None, name, listed))
     rule = (
         "Confident learning (Northcutt et al. 2021, cleanlab). The list has the images of training. Images of other "
         "splits stay: to leave out what a network gets wrong raises the accuracy on paper only."
