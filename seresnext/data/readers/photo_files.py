@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 
 from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding, decode, open_image
@@ -50,7 +51,7 @@ def open_photo_index(root: Path, base: Path, listed: Sequence[str], cache: Path 
         names = paths()
         states = _states(base, names)
         newest = max((modified for _, modified in states), default=0)
-        return sign("photos", HAS_HEIC, names, states, times=())._replace(newest=newest)
+        return sign("photos", HAS_HEIC, PIL.__version__, names, states, times=())._replace(newest=newest)
 
     return open_or_build(path, signature, lambda: _read_files(base, paths(), _good_photos(path)))
 
