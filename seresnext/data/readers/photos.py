@@ -171,10 +171,12 @@ def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list
     """Return the photos in class folders, or in the class folders of splits."""
     parts = [row.path.split("/") for row in photos]
     folders = {each[0] for each in parts if len(each) > 1}
-    has_splits = not {*SPLIT_NAMES, wanted}.isdisjoint(folders - {each[0] for each in parts if len(each) == 2})
+    splits = {wanted: wanted} if wanted in folders else {}
+    for known, split in SPLIT_NAMES.items():  # `valid` does not count if there is `val`.
+        same = [name for name in sorted(folders) if name.lower() == known and split not in splits.values()]
+        splits |= dict.fromkeys(same[:1], split)
+    has_splits = not splits.keys().isdisjoint(folders - {each[0] for each in parts if len(each) == 2})
     rows, loose, outside = [], [], []
-    val = next((name for name in ("val", "valid", "validation") if name in folders), None)
-    splits = {"train": "train", val: "val", "test": "test", wanted: wanted}
     for row, each in zip(photos, parts, strict=True):
         if len(each) < 2 + has_splits:
             loose.append(row.path)
