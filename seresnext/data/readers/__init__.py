@@ -81,7 +81,7 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     if found == 1:
         name = printable(reader.classes[0])
         raise DataError(
-            f"{root} has one class, {name}; a classifier needs two classes: add folders, or correct data.root"
+            f"{root} has 1 class, {name}; a classifier needs two classes: add folders, or correct data.root"
         )
     fix = f"set model.num_classes={found} or correct data.root"
     raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {fix}")
