@@ -31,7 +31,7 @@ from seresnext.process.exit import run_script
 
 ROOT = Path(__file__).parents[1]
 _WRONG, _COPIES = 0.05, 50
-RECIPE = ("length=8ep", "evaluation.every=8ep", "checkpoint.every=8ep", "logging.sinks=[]")
+_FINE_TUNE = ("model.reset_head=true", "length=4ep", "optimizer.lr=0.005")
 
 
 def main() -> None:
@@ -59,9 +59,9 @@ def main() -> None:
     for seed in options.seeds:
         for name, file in lists.items():
             folder = options.output / f"{name.replace(' ', '-')}-{seed}"
-            settings = [f"data.image_size={options.image_size}", f"runtime.seed={seed}", *RECIPE]
+            settings = [f"data.image_size={options.image_size}", f"runtime.seed={seed}", "logging.sinks=[]"]
             settings += [f"model.num_classes={len(list((data / 'train').iterdir()))}"]
-            settings += [f"model.weights={options.weights}", "model.reset_head=true"] if options.weights else []
+            settings += [f"model.weights={options.weights}", *_FINE_TUNE] if options.weights else []
             settings += [f"data.exclude={options.output / file}"] if file else []
             words = [word for setting in settings for word in ("--set", setting)]
             run("train", "--recipe", "cifar10", "--data", str(data), "--output", str(folder), *words)

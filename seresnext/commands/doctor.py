@@ -57,7 +57,7 @@ def run(options: Namespace) -> None:
     weights = open_weights(options.checkpoint) if options.checkpoint else None
     result = examine(options.data, Networks(choose_device(options.device), weights, folds, options.image_size))
     for finding in result.findings:
-        print(f"  {finding.title:<28} {len(finding.rows):>8,}")
+        print(f"  {finding.title:<28} {len(finding):>8,}")
     html = render(result)
     write_output(page, html)
     write_json(json, result.to_json())

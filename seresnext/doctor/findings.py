@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,18 +28,26 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """Images of one kind. `key` names the kind in the files. `rule` explains the kind, and what the list takes."""
+    """Images of one kind. `key` names the kind in the files. `rule` explains the kind, and what the list takes.
+
+    `left_out` are files that the reader left out, as text.
+    """
 
     key: str
     title: str
     rule: str
     rows: list[Row] = field(default_factory=list)
+    left_out: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.left_out)
 
 
 def find_in_files(images: Collection, looks: Looks) -> Iterator[Finding]:
     """Yield the findings about single files: unreadable, odd, small, empty, dark, bright and blurred images."""
     bad = [Row(index, error, listed=True) for index, error in enumerate(looks.error) if error]
-    yield Finding("unreadable", "Unreadable files", "The decoder refuses the file. The list has all of them.", bad)
+    rule = "The decoder refuses the file. The list has the files that the reader does not leave out by itself."
+    yield Finding("unreadable", "Unreadable files", rule, bad, images.left_out)
     rule = "Turned by EXIF, transparent, CMYK, sides longer than 3 to 1, or above 50 million pixels."
     odd = [Row(index, ", ".join(kinds)) for index, kinds in enumerate(looks.kinds) if kinds]
     yield Finding("odd", "Odd files", rule, odd)
@@ -127,7 +135,8 @@ def find_by_network(
         own, best = int(labels[place]), int(probabilities[place].argmax())
         percent, name = 100 * probabilities[place], images.classes[best]
         detail = f"{percent[best]:.0f} %, label {percent[own]:.0f} %"
-        rows.append(Row(int(good[place]), detail, None, name, images.splits[good[place]] == 0 and not knows))
+        listed = bool(images.splits[good[place]] == 0) and not knows
+        rows.append(Row(int(good[place]), detail, None, name, listed))
     rule = (
         "Confident learning (Northcutt et al. 2021, cleanlab). The list has the images of training. Images of other "
         "splits stay: to leave out what a network gets wrong raises the accuracy on paper only."

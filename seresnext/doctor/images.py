@@ -42,6 +42,7 @@ class Collection(Reader):
         self.splits = np.repeat(np.arange(len(readers)), list(map(len, self._readers)))
         self._places = np.concatenate([np.arange(len(reader)) for reader in self._readers])
         self.fingerprint = " ".join(reader.fingerprint for reader in self._readers)
+        self.left_out = tuple(dict.fromkeys(text for reader in self._readers for text in reader.left_out))
         self.notices = tuple(dict.fromkeys(notice for reader in self._readers for notice in reader.notices))
 
     def take(self, indices: np.ndarray) -> Self:

@@ -28,6 +28,7 @@ def render(result: Examination) -> str:
         "page.html.jinja",
         result=result,
         sections=sections,
+        most=ROWS,
         classes=sorted(classes, key=lambda row: sum(row[split] for split in splits))[:CLASSES],
         largest=(classes[totals.index(max(totals))]["class"], 100 * max(totals) / sum(totals)),
         sizes={name: f"{width} x {height}" for name, (width, height) in result.sizes().items()},

@@ -65,6 +65,7 @@ def test_the_recipe_of_a_short_training(photos: Collection) -> None:
     assert short_recipe(photos, Networks(CPU, image_size=32), World(), 9).data.image_size == 32
 
 
+@pytest.mark.full
 def test_each_image_is_judged_by_a_network_without_it(photos: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks learn the gradients of three classes. An image with a wrong label is judged by its content."""
     monkeypatch.setattr(network, "_FEWEST_STEPS", 20)

@@ -60,7 +60,7 @@ class PhotoReader(Reader):
         listing = read_photo_list(root) if is_list(root) else {}
         self._base = root.parent if listing else root
         self._index = open_photo_index(root, self._base, list(listing), cache)
-        good = _good_photos(self._index, choice, notices)
+        good, self.left_out = _good_photos(self._index, choice, notices)
         for row in good if listing else ():
             row.label, row.split = listing[row.path]
         rows = _chosen(good if listing else _in_folders(good, wanted, notices), choice, notices)
@@ -137,8 +137,8 @@ def fraction_of(digest: bytes, seed: int) -> float:
     return int.from_bytes(hashed, "big") / 2**64
 
 
-def _good_photos(index: Index, choice: PhotoChoice, notices: list[str]) -> list[_Row]:
-    """Return the photos that can be decoded and are not ignored. Report the other files."""
+def _good_photos(index: Index, choice: PhotoChoice, notices: list[str]) -> tuple[list[_Row], tuple[str, ...]]:
+    """Return the photos that can be decoded and are not ignored, and those that cannot. Report the other files."""
     names, good, bad, others = index.stored_names(), [], [], Counter[tuple[str, str]]()
     ignored: set[str] = set()
     for pattern in choice.ignore:
@@ -162,7 +162,7 @@ def _good_photos(index: Index, choice: PhotoChoice, notices: list[str]) -> list[
     if bad:
         heading = f"{_counted(len(bad), 'unreadable photo is', 'unreadable photos are')} left out:"
         notices.append("\n  ".join([heading, *listed(bad, _LISTED)]))
-    return good
+    return good, tuple(bad)
 
 
 def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list[_Row]:

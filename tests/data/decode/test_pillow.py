@@ -1,4 +1,6 @@
 import io
+import itertools
+import random
 import struct
 import zlib
 from unittest.mock import Mock
@@ -7,10 +9,12 @@ import numpy as np
 import pytest
 from encoded_images import encoded, exif_behind_pixels, needs_heic, noise, rgb, turned
 from fuzzing.formats import png_chunk
+from fuzzing.mutations import mutate_bytes
 from PIL import Image, ImageOps
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import Decoding, decode, is_gray
+from seresnext.data.decode import pillow as pillow_module
+from seresnext.data.decode.pillow import Decoding, decode, is_gray, orientation_in, orientation_of
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
@@ -307,3 +311,26 @@ def test_a_gray_of_16_bits_counts_as_opaque():
     data = encoded(Image.fromarray(values), "PNG", transparency=4700)
     found = np.asarray(decode(data, "any", Decoding(1000, background=(255, 0, 0))))
     np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], 3, 2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_orientation_is_that_of_pillow_in_damaged_exif_too():
+    """Ordinary EXIF is read without Pillow. Pillow is the oracle for all answers of the short reader."""
+    draws, seeds, quick = random.Random(0), [], 0
+    for endian, orientation in itertools.product("<>", (1, 3, 6, 8)):
+        exif = Image.Exif()
+        exif.endian = endian
+        for tag, value in {0x010F: "maker", 0x0110: "model of a camera", 0x0112: orientation, 0x011A: 72.0}.items():
+            exif[tag] = value
+        seeds.append(exif.tobytes())
+    assert [pillow_module._quick_orientation(seed) for seed in seeds] == [1, 3, 6, 8] * 2
+    for number in range(4000):
+        seed = draws.choice(seeds)
+        data = seed if number < 8 else seed[:6] + mutate_bytes(draws, seed[6:], draws.choice(seeds)[6:80])
+        found = pillow_module._quick_orientation(data)
+        image = Image.Image()
+        image.info["exif"] = data
+        quick += found is not None
+        assert found in (None, orientation_of(image)), data
+        assert orientation_in({"exif": data}) == orientation_of(image)
+    assert quick > 1000
