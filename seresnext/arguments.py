@@ -97,6 +97,7 @@ def _number(kind: Callable[[str], Any], is_valid: Callable[[Any], bool], wanted:
 
 
 count_argument = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+folds_argument = _number(int, lambda value: 2 <= value <= 20, "a whole number from 2 to 20")
 # These have the limits of data.workers, data.image_size and evaluation.crop_pct.
 workers_argument = _number(int, lambda value: 0 <= value <= 256, "a whole number from 0 to 256")
 side_argument = _number(int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from seresnext import __version__
 from seresnext.arguments import Parser
 from seresnext.commands import check, compare, export, finetune, predict, prepare, report, runs, tools, train, validate
+from seresnext.commands import doctor as data_doctor
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Command | RankedCommand] = {
     "check": RankedCommand(check.add_arguments, check.prepare),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
+    "doctor": Command(data_doctor.add_arguments, data_doctor.run, "interrupted; nothing was written"),
     "compare": Command(compare.add_arguments, compare.run),
     "predict": Command(predict.add_arguments, predict.run),
     "export": Command(export.export_arguments, export.export),

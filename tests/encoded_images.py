@@ -64,7 +64,7 @@ def tagged(data: bytes, orientation: int) -> bytes:
 class Images:
     """A reader of bytes in memory, with two classes in turn."""
 
-    classes, fingerprint = ("a", "b"), "in memory"
+    classes, fingerprint, choice = ("a", "b"), "in memory", None
 
     def __init__(self, *images: bytes) -> None:
         self.images, self.labels = images, np.arange(len(images)) % 2

@@ -68,6 +68,7 @@ def test_a_wrong_import_is_named(tmp_path, module, added, named):
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
     "recipe/check_images.py": "recipe/test_check.py",
+    "report/html.py": "report/test_page.py",
     "run/dry_run.py": "runs/test_mistakes.py",
     "run/introduction.py": "runs/test_training.py",
     "training/wrapped.py": "training/test_step.py",
@@ -77,6 +78,7 @@ TESTED_ELSEWHERE = {
     "commands/check.py": "check/test_checking.py",
     "commands/compare.py": "evaluation/test_compare.py",
     "commands/finetune.py": "runs/test_finetune.py",
+    "commands/doctor.py": "doctor/test_examine.py",
     "commands/prepare.py": "prepare/test_shards.py",
     "commands/report.py": "report/test_page.py",
     "commands/runs.py": "report/test_runs.py",

@@ -114,6 +114,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     figures |= compare(rates, "epochs")
     if arguments.breakdown:
         figures["breakdown"] = _breakdown(reader, fast)
+        for orientation in arguments.orientation:
+            figures[f"breakdown of orientation {orientation}"] = _breakdown(_Tagged(reader, orientation), fast)
     return figures
 
 
@@ -136,14 +138,17 @@ class _Tagged(Reader):
         return data[:2] + self._segment + data[2:] if kind_of(data) == "JPEG" else data
 
 
+def _decoding(reader: Reader) -> Decoding:
+    return replace(DECODING, exif_rotation=isinstance(reader, _Tagged))
+
+
 def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> Generator[float, None, None]:
     """Yield the images per second of each epoch of the training loader."""
     batch, workers = arguments.batch, arguments.workers
     order = Order(len(reader), batch, batch, SEED)
     # Workers start together and deliver together, so only whole rounds (one batch per worker) are measured.
     steps = -(-order.steps_per_epoch * arguments.repeat // workers) * workers
-    decoding = replace(DECODING, exif_rotation=isinstance(reader, _Tagged))
-    source = TrainImages(reader, TRANSFORM, seed=SEED, decoding=decoding, fast=fast)
+    source = TrainImages(reader, TRANSFORM, seed=SEED, decoding=_decoding(reader), fast=fast)
     # Each epoch has new workers, so that no worker runs ahead in the turn of a peer. The clock starts after the
     # first rounds and stops before the last ones, when fewer workers are busy.
     ahead = 3 * workers
@@ -191,7 +196,7 @@ def _breakdown(reader: Reader, fast: bool, repeats: int = 3) -> dict[str, Any]:
 
 def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
     spent = dict.fromkeys(("read", "header", "decode", "resize", "collate"), 0.0)
-    decoder = RegionDecoder(DECODING, fast)
+    decoder = RegionDecoder(_decoding(reader), fast)
     count = len(reader) // _DECODED_TOGETHER * _DECODED_TOGETHER
     clock = time.process_time
     batch = torch.empty((_DECODED_TOGETHER, SIZE, SIZE, 3), dtype=torch.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, key_hints
-from seresnext.commands.report import check_report
+from seresnext.commands.report import check_report, has_tracker, report_run
 from seresnext.commands.train import add_resume, check_start, record_in
 from seresnext.errors import CheckpointError, Failure
 from seresnext.paths import path_argument, text_argument
@@ -106,9 +106,7 @@ def _settings_without_weights() -> list[str]:
 
 
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
-    from seresnext.commands.report import write
     from seresnext.run.train import train
-    from seresnext.run.validate import ValidationSettings, validate
 
     world.set_stop_check(lambda: stop.has_come)
     recipe = _recipe(options) if _earlier_recipe(options) else _suited_recipe(options, world)
@@ -116,8 +114,7 @@ def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
         return
     stop.end()  # Ctrl-C ends the report.
     try:
-        settings = ValidationSettings()
-        write(validate(options.output, world, settings), settings, options.output / "report", world)
+        report_run(options.output, options.output / "report", world, attach=has_tracker(options.output))
     except Failure as failure:
         failure.is_recorded = True  # The run itself is finished.
         raise

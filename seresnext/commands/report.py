@@ -44,11 +44,16 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
         raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
     if options.data is not None:
         check_data_folder(options.data)
-    if options.attach and not any(options.run.glob("trackers/*.json")):
+    if options.attach and not has_tracker(options.run):
         raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     options.output = options.output or options.run / "report"
     check_report(options.output, "--output")
     return partial(_report, options)
+
+
+def has_tracker(run: Path) -> bool:
+    """Return whether a tracker knows a run."""
+    return any(run.glob("trackers/*.json"))
 
 
 def check_report(folder: Path, option: str) -> None:
@@ -58,14 +63,18 @@ def check_report(folder: Path, option: str) -> None:
 
 
 def _report(options: Namespace, world: World) -> None:
+    report_run(options.run, options.output, world, options.data, options.attach)
+
+
+def report_run(run: Path, folder: Path, world: World, data: str | None = None, attach: bool = False) -> None:
+    """Validate the best checkpoint of a run, and write the report. `attach`: also send the page to the trackers."""
+    from seresnext.metrics import tracker
     from seresnext.run.validate import ValidationSettings, validate
 
-    settings = ValidationSettings(data=options.data)
-    write(validate(options.run, world, settings), settings, options.output, world)
-    if options.attach and world.is_first:
-        from seresnext.metrics.tracker import attach
-
-        attach(options.run, options.output)
+    settings = ValidationSettings(data=data)
+    write(validate(run, world, settings), settings, folder, world)
+    if attach and world.is_first:
+        tracker.attach(run, folder)
 
 
 def write(validation: Validation, settings: ValidationSettings, folder: Path, world: World) -> None:

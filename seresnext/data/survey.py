@@ -1,7 +1,7 @@
 """A look at the images of a split at each start: which are turned by EXIF, transparent, or no images at all.
 
 The survey parses headers. Pillow decodes only images that look cut off, and decides about these. Other formats than
-JPEG and PNG have no mark of their end, and are always decoded.
+JPEG and PNG have no mark of their end, and are always decoded, except photos, which the reader has decoded.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _look(reader: Reader, decoding: Decoding, deadline: float, index: int) -> _H
         return _Header(
             not decoding.exif_rotation and is_turned(image, data),
             decoding.background is None and is_transparent(image),
-            _may_be_broken(image, data, decoding.max_pixels),
+            # A reader of photos has decoded each image once.
+            image.width * image.height > decoding.max_pixels or (reader.choice is None and _may_be_broken(image, data)),
         )
     except Exception:  # A hostile file may cause any exception. The decoder decides.
         return _Header(doubtful=True)
@@ -110,9 +111,7 @@ def is_turned(image: Image.Image, data: bytes) -> bool:
     return image.format not in _ALWAYS_TURNED and orientation_of(image) > 1
 
 
-def _may_be_broken(image: Image.Image, data: bytes, max_pixels: int) -> bool:
-    if image.width * image.height > max_pixels:
-        return True
+def _may_be_broken(image: Image.Image, data: bytes) -> bool:
     if image.format == "PNG":
         return b"IEND" not in data
     if image.format not in ("JPEG", "MPO"):

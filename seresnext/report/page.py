@@ -1,18 +1,10 @@
-"""The report of a validation: one HTML page that needs no network.
-
-Names of classes and files come from strangers. The template escapes every value, no value gets into the script, and the
-policy in the page (Content-Security-Policy) permits this one script and no request.
-"""
+"""The report of a validation: one HTML page that needs no network."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seresnext import __version__
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.synthetic import SyntheticReader
@@ -29,20 +20,18 @@ from seresnext.evaluation.statistics import BINS, confidences
 from seresnext.files import read_small_json, write_output
 from seresnext.models import Preprocessing
 from seresnext.models.pretrained import build_pretrained
-from seresnext.printable import for_terminal, printable, shown_path
-from seresnext.process.packages import extra
+from seresnext.printable import for_terminal, shown_path
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
 from seresnext.report.figures import Chart, Series, build_chart
 from seresnext.report.gradcam import choose_stage, grad_cam, overlay
+from seresnext.report.html import SIDE, address, render_page
 from seresnext.report.plot import MEASURES, Curve, read_curves
 from seresnext.run.validate import Validation, ValidationSettings
 
 PICTURES = 24
 """Thumbnails of the most confident mistakes, and of the least certain images."""
-SIDE = 96
-"""The longest side of a thumbnail, in pixels."""
 PAIRS = 200
 _MOST_ROWS = 100  # of the environment
 _MATRIX = 20  # classes of the largest matrix that is drawn
@@ -124,19 +113,14 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
 
 def render(content: Content) -> str:
     """Return the page as ASCII; other characters are references of HTML."""
-    with extra("report"):
-        import jinja2
-    names = ("page.html.jinja", "page.js", "page.css")
-    template, script, style = ((files("seresnext.report") / name).read_text("utf-8") for name in names)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
     result = content.result
     per_class, pairs = result.get("per_class", ()), result.get("confusion", ())
     weakest_first = sorted(per_class, key=lambda row: (not row["support"], row["recall"]))
     support = {row["class"]: row["support"] for row in per_class}
     english = {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in support}
-    page = environment.from_string(template).render(
+    return render_page(
+        "seresnext.report",
+        "page.html.jinja",
         content=content,
         result=result,
         cards=_cards(result),
@@ -149,19 +133,7 @@ def render(content: Content) -> str:
         names=english,
         calibration=_calibration_chart(result),
         curves=_curve_charts(content.curves),
-        script=script,
-        style=style,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
     )
-    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
-
-
-def _shown(value: Any) -> Any:
-    """Return a value for the template: plain text gets escapes for control characters and turned writing directions."""
-    if type(value) is str and not value.isprintable():
-        return "\n".join(printable(line, longest=5000) for line in value.split("\n"))
-    return value
 
 
 def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -300,9 +272,9 @@ def _pictures(validation: Validation, device: torch.device) -> tuple[list[Pictur
         image = Image.fromarray(crops[index])
         image.thumbnail((SIDE, SIDE))
         label, prediction = names[int(labels[index])], names[int(predictions[index])]
-        heat = _address(overlay(image, heats[index]))
+        heat = address(overlay(image, heats[index]))
         name, percent = validation.reader.name(index), 100 * float(confidence[index])
-        return Picture(name, label, prediction, percent, _address(image), heat, how.image_size < SIDE)
+        return Picture(name, label, prediction, percent, address(image), heat, how.image_size < SIDE)
 
     first, second = ([picture(index) for index in places if index in crops] for places in (mistakes, uncertain))
     return first, second, stage
@@ -319,9 +291,3 @@ def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.
         except DataError as error:
             print(f"warning: the report leaves an image out: {for_terminal(error)}")
     return crops
-
-
-def _address(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "jpeg", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

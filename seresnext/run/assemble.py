@@ -66,8 +66,7 @@ class Run:
             recipe, notices = resolve_auto(recipe, previous, world)
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
-        dataset = checkpoint and checkpoint.metadata.dataset
-        self.recipe, self.train, self.val = open_splits(recipe, previous, world, console.print, dataset)
+        self.recipe, self.train, self.val = open_splits(recipe, checkpoint, world, console.print)
         recipe = self.recipe
         self.environment = describe_environment(world)
         self._evaluation_size = recipe.evaluation.batch_size or recipe.batch.micro_size

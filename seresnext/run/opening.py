@@ -30,6 +30,7 @@ from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
+from seresnext.run.resume import LoadedCheckpoint
 from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
@@ -46,41 +47,32 @@ class StartProblem:
 
 
 def open_splits(
-    recipe: Recipe,
-    previous: Recipe | None,
-    world: World,
-    warn: Callable[[str], None],
-    dataset: Mapping[str, Any] | None = None,
+    recipe: Recipe, checkpoint: LoadedCheckpoint | None, world: World, warn: Callable[[str], None]
 ) -> tuple[Recipe, Reader, Reader]:
     """Open the training and the validation split. Return the recipe with the number of classes, and the readers.
 
-    Warn about turned, transparent and shared images. `previous` is the recipe of the run to resume, and `dataset`
-    describes the data of that run; both are None for a fresh start. Raises one Failure on all ranks that lists all
-    problems: DataError if any problem concerns the data.
+    Warn about turned, transparent and shared images. `checkpoint` is of the run to resume, and None for a fresh start.
+    Raises one Failure on all ranks that lists all problems: DataError if any problem concerns the data.
     """
-    recipe, readers, problems = find_start_problems(recipe, previous, world, warn, dataset=dataset)
+    recipe, readers, problems = find_start_problems(recipe, checkpoint, world, warn)
     with world.agreeing():
         _refuse(problems, "this run")
     return recipe, readers["training"], readers["validation"]
 
 
 def find_start_problems(
-    recipe: Recipe,
-    previous: Recipe | None,
-    world: World,
-    warn: Callable[[str], None],
-    looks: bool = True,
-    dataset: Mapping[str, Any] | None = None,
+    recipe: Recipe, checkpoint: LoadedCheckpoint | None, world: World, warn: Callable[[str], None], looks: bool = True
 ) -> tuple[Recipe, dict[str, Reader], list[StartProblem]]:
-    """Return the recipe with the number of classes, the readers of `training` and `validation` that can be opened, and
-    all problems, equal on all ranks.
+    """Return the recipe with the number of classes, the readers that can be opened, and all problems.
 
-    `looks`: also look at a sample of the images. `dataset` is as for `open_splits`.
+    The readers are `training` and `validation`. The problems are equal on all ranks. `looks`: also look at a sample of
+    the images.
     """
-    readers, own = _open_both(recipe, dataset)
+    previous = checkpoint.recipe if checkpoint else None
+    readers, own = _open_both(recipe, checkpoint.metadata.dataset if checkpoint else {})
     recipe = _with_num_classes(recipe, previous, readers)
-    problems = _seen_by_all(own, world)
-    with world.downloading():  # of `model.weights`
+    with world.downloading():  # of `model.weights`; another machine may still read photos
+        problems = _seen_by_all(own, world)
         if world.is_first:
             world.set_activity("the check of the images")
             problems += _compare(recipe, previous, readers, world.size, warn, looks)
@@ -114,12 +106,12 @@ def _with_num_classes(recipe: Recipe, previous: Recipe | None, readers: Mapping[
     """Return the recipe with the number of classes: of the run to resume, or else of the data."""
     if recipe.model.num_classes != AUTO_CLASSES:
         return recipe
-    found = max((len(reader.classes) for reader in list(readers.values())[:1]), default=0)
-    num_classes = previous.model.num_classes if previous else max(found, 2)  # `check_classes` refuses one class.
+    found = max([2, *(len(reader.classes) for reader in list(readers.values())[:1])])  # One class is refused later.
+    num_classes = previous.model.num_classes if previous else found
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": num_classes})})
 
 
-def _open_both(recipe: Recipe, dataset: Mapping[str, Any] | None) -> tuple[dict[str, Reader], list[StartProblem]]:
+def _open_both(recipe: Recipe, dataset: Mapping[str, Any]) -> tuple[dict[str, Reader], list[StartProblem]]:
     """Return the readers of training and validation that can be opened, and the problems."""
     data = recipe.data
     if data.format == "synthetic":
@@ -129,13 +121,9 @@ def _open_both(recipe: Recipe, dataset: Mapping[str, Any] | None) -> tuple[dict[
     readers: dict[str, Reader] = {}
     problems: list[StartProblem] = []
     cache = Path(data.cache) if data.cache else None
-    choice = None
-    with _collecting(problems):
-        choice = photo_choice(recipe, dataset)
-    if problems:
-        return readers, problems
     for name, split in (("training", data.train_split), ("validation", data.val_split)):
         with _collecting(problems):
+            choice = photo_choice(recipe, dataset)
             reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size, choice)
             if name == "training":
                 check_cache(reader, data.shuffle_shards)

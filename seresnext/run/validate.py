@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
                 f"choose the server; if you trust the server, give --data {recipe.data.root}"
             )
         root, split = data or recipe.data.root, settings.split or recipe.data.val_split
-        reader = _open_split(recipe, root, split, loaded.metadata.dataset if loaded.metadata else {})
+        reader = _open_split(recipe, root, split, loaded)
         selection = _select(loaded, reader, recipe, settings, f"{root}/{split}")
         real = read_real_labels(settings.real_labels) if settings.real_labels else None
     console = Console(enabled=world.is_first)
@@ -237,13 +237,14 @@ def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
     return recipe
 
 
-def _open_split(recipe: Recipe, root: str, split: str, dataset: Mapping[str, Any]) -> Reader:
+def _open_split(recipe: Recipe, root: str, split: str, loaded: LoadedWeights) -> Reader:
     if recipe.data.format == "synthetic":
         assert recipe.data.synthetic_images is not None
         return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
     cache = Path(recipe.data.cache) if recipe.data.cache else None
     format = detect_format(root, split, recipe.data.format)
-    return open_reader(root, split, format, cache, recipe.data.cache_size, stored_choice(dataset))
+    choice = stored_choice(loaded.metadata.dataset, loaded.source) if loaded.metadata else None
+    return open_reader(root, split, format, cache, recipe.data.cache_size, choice)
 
 
 def _select(

@@ -15,6 +15,7 @@ from seresnext.data import survey as survey_module
 from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.formats import open_reader
+from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.data.survey import describe, survey
 from seresnext.errors import DataError
 
@@ -31,6 +32,18 @@ def test_formats_that_are_turned_in_any_case_and_formats_that_are_not():
         stored, upright = (decode(data, "any", Decoding(10**6, rotation)) for rotation in (False, True))
         assert (survey(Images(data), Decoding(10**6)).turned == (0,)) == (stored.size != upright.size), form
         assert (stored.size == upright.size) == (form in ("TIFF", "HEIF"))
+
+
+def test_photos_that_the_reader_has_decoded_are_not_decoded_again(monkeypatch: pytest.MonkeyPatch):
+    images = Images(encoded(form="WEBP"), encoded())
+    images.choice = PhotoChoice()
+    monkeypatch.setattr(survey_module, "decode", lambda *_: pytest.fail("decoded"))
+    assert survey(images, Decoding(10**6)) == (2, 2, (), (), ())
+    with pytest.raises(pytest.fail.Exception):  # A limit below the limit of the reader, and the control.
+        survey(images, Decoding(100))
+    images.choice = None
+    with pytest.raises(pytest.fail.Exception):
+        survey(images, Decoding(10**6))
 
 
 def test_images_that_the_recipe_turns_and_fills_are_not_reported():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +54,8 @@ def photos(tiny_image_folder, tmp_path: Path) -> Path:
 
 
 def opened(*settings: str, world: World | None = None, warn=print, previous=None):
-    return open_splits(load_recipe("digits", settings).recipe, previous, world or World(), warn)
+    checkpoint: Any = previous and SimpleNamespace(recipe=previous, metadata=SimpleNamespace(dataset={}))
+    return open_splits(load_recipe("digits", settings).recipe, checkpoint, world or World(), warn)
 
 
 def refusal(root: Path, *settings: str, **options) -> Exception:

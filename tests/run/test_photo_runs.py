@@ -46,7 +46,7 @@ def root(narrow: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def trained(root: Path, *settings: str, allow: tuple[str, ...] = (), resume: str = "auto") -> Path:
-    """Train into the folder `run` beside the photos."""
+    """Train into the folder `run` next to the photos."""
     recipe = load_recipe("seresnext26", [*SETTINGS, f"data.root={root}", *settings]).recipe
     output = root.parent / "run"
     try:

@@ -86,7 +86,7 @@ def not_an_image(data: bytes, name: str) -> DataError:
 
 
 def describe(data: bytes) -> str:
-    """Return what a file is that cannot be decoded, by the first bytes: `a video`, `a HEIC image`, `an empty file`."""
+    """Return the kind of a file that cannot be decoded, by the first bytes: `a video`, `a HEIC image`, `a text`."""
     if not data:
         return "an empty file"
     kinds = {"HEIC": "a HEIC image", "TIFF": "a camera's raw image"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,7 +33,8 @@ _PLUGINS = {
     "HEIC": ("pillow_heif", "HeifImageFile"),
 }
 _TILE_WIDTH, _TILE_HEIGHT = 0x0142, 0x0143  # tags of TIFF
-_ORIENTATION = 0x0112  # the tag of EXIF
+_ORIENTATION, _SHORT = 0x0112, 3  # the tag of EXIF, and the type of the value
+_TYPE_BYTES = (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8)  # by type of a value; 8 for unknown types, to be safe
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -145,10 +148,32 @@ def exif_of(orientation: int) -> bytes:
 
 def orientation_in(metadata: dict[str, bytes]) -> int:
     """Return the EXIF orientation in the `exif` or `xmp` of a file, as Pillow finds the orientation. Raises nothing."""
+    if orientation := _quick_orientation(metadata.get("exif", b"")):
+        return orientation
     image = Image.Image()
     image.info.update(metadata)
     with warnings.catch_warnings(action="ignore"):
         return orientation_of(image)
+
+
+def _quick_orientation(exif: bytes) -> int | None:
+    """Return the orientation in EXIF as cameras write, in a tenth of Pillow's time. None: Pillow has to decide.
+
+    The layout is a directory of TIFF 6.0, section 2. Pillow stops at an entry whose data lie outside, and so does this.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[6:10])
+    if order is None:
+        return None
+    with suppress(struct.error):
+        place = 6 + struct.unpack_from(f"{order}L", exif, 10)[0]
+        for entry in range(place + 2, place + 2 + 12 * struct.unpack_from(f"{order}H", exif, place)[0], 12):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHLH", exif, entry)
+            if tag == _ORIENTATION:
+                return value if (kind, count) == (_SHORT, 1) and value in range(1, 9) else None
+            size = count * _TYPE_BYTES[min(kind, len(_TYPE_BYTES) - 1)]
+            if size > 4 and struct.unpack_from(f"{order}L", exif, entry + 8)[0] + size > len(exif) - 6:
+                return None
+    return None
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:
@@ -170,6 +195,8 @@ def _decode(data: bytes, name: str, decoding: Decoding) -> tuple[Image.Image, in
         _check_size(name, tags.get(_TILE_WIDTH, 1), tags.get(_TILE_HEIGHT, 1), decoding.max_pixels)
     if "progressive" in image.info and has_many_scans(data):
         raise DataError(f"{name} has more than {MOST_SCANS} scans, and no photograph has so many; remove the file")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
     pixels = to_rgb(image, decoding.background)
     return pixels, orientation_of(image) if decoding.exif_rotation else 1
 

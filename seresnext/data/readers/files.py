@@ -12,8 +12,6 @@ from seresnext.files import open_regular
 LARGEST_IMAGE = 512 << 20
 """Most bytes of an encoded image that are read: the size of the largest image that Pillow opens, uncompressed."""
 
-_HEAD = 4096  # bytes
-
 
 def read_image(path: str) -> bytes:
     """Return the bytes of an image file. Raises OSError, and DataError for a file that is too large."""
@@ -23,14 +21,6 @@ def read_image(path: str) -> bytes:
         if size > LARGEST_IMAGE:
             raise DataError(f"{path} has {size} bytes, more than {LARGEST_IMAGE}; remove the file")
         return file.readall()
-
-
-def read_head(path: str | Path) -> bytes | None:
-    """Return the first bytes of a file, which show the kind of the file; None for a file that cannot be read."""
-    try:
-        return read_at(path, 0, _HEAD)
-    except OSError:
-        return None
 
 
 def read_piece(descriptor: int, offset: int, size: int) -> bytes:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from seresnext.data.decode.kinds import ENDINGS, describe, kind_of
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import read_head, read_image
+from seresnext.data.readers.files import read_at, read_image
 from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
 from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
 from seresnext.printable import listed, printable
 from seresnext.progress import progress
 
-IMAGE_ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)
-"""The endings of files that count as images without a look at the content."""
-
+_ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)
+_HEAD = 4096  # bytes that show the kind of a file
 # Problems that a message lists. A wrong folder has a thousand of one kind.
 _LISTED = 20
 _KINDS_LISTED = 5
@@ -29,7 +29,7 @@ class FolderReader(Reader):
     """One split of an image folder. A class is a folder, and the label is the position among the sorted names.
 
     Names that start with a dot (`.ipynb_checkpoints`) are skipped. The content decides about files with other endings
-    than `IMAGE_ENDINGS`: files that are no images are skipped and counted in `notices`. File names are kept in an
+    than those of images: files that are no images are skipped and counted in `notices`. File names are kept in an
     index in the folder `cache` (by default, the user's cache folder): reference counting would copy 1.28 million Python
     strings into every worker. Raises DataError for any other layout.
     """
@@ -137,20 +137,12 @@ class Entries(NamedTuple):
 def scan(folder: Path) -> Entries:
     """List a folder. Raises DataError for a folder that cannot be listed."""
     folders, files = list_names(folder)
-    images, others = [], Counter[tuple[str, str]]()
-    for name in files:
-        if has_image_ending(name):
-            images.append(name)
-            continue
-        head = read_head(folder / name)
-        if head and kind_of(head):
-            images.append(name)
-        else:
-            others[kind_in_words(head, name)] += 1
-    return Entries(tuple(folders), images, others)
+    kinds = [other_kind(f"{folder}/{name}") for name in files]
+    images = [name for name, kind in zip(files, kinds, strict=True) if kind is None]
+    return Entries(tuple(folders), images, Counter(filter(None, kinds)))
 
 
-def list_names(folder: Path) -> tuple[list[str], list[str]]:
+def list_names(folder: Path | str) -> tuple[list[str], list[str]]:
     """Return the names of folders and of files in a folder, without hidden names, sorted.
 
     Raises DataError for a folder that cannot be listed.
@@ -162,45 +154,54 @@ def list_names(folder: Path) -> tuple[list[str], list[str]]:
                 if entry.name.startswith("."):
                     continue
                 # A link with the name of an image is not followed. Each link would cost a system call.
-                is_folder = entry.is_dir(follow_symlinks=not has_image_ending(entry.name))
-                (folders if is_folder else files).append(entry.name)
+                is_image = entry.name.lower().endswith(_ENDINGS)
+                (folders if entry.is_dir(follow_symlinks=not is_image) else files).append(entry.name)
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from None
     return sorted(folders), sorted(files)
 
 
-def has_image_ending(name: str) -> bool:
-    """Return whether the name of a file promises an image."""
-    return name.lower().endswith(IMAGE_ENDINGS)
+def walk(folder: str) -> Iterator[str]:
+    """Yield the paths of all files below a folder, without hidden names. Raises DataError.
+
+    Links to folders are followed, except to a folder above the link.
+    """
+    stack = [(folder, frozenset[str]())]
+    while stack:
+        folder, above = stack.pop()
+        place = os.path.realpath(folder)
+        if place not in above:
+            folders, files = list_names(folder)
+            yield from (os.path.join(folder, name) for name in files)  # noqa: PTH118
+            stack += [(os.path.join(folder, name), above | {place}) for name in reversed(folders)]  # noqa: PTH118
 
 
-def kind_in_words(head: bytes | None, name: str) -> tuple[str, str]:
-    """Return what a file is by the first bytes, such as `a video`, and the ending of the name. None: unreadable."""
-    return "unreadable" if head is None else describe(head), Path(name).suffix.lower()
+def other_kind(path: str) -> tuple[str, str] | None:
+    """Return None for an image, by the ending or the content; else the content in words, and the ending."""
+    if path.lower().endswith(_ENDINGS):
+        return None
+    ending = Path(path).suffix.lower()
+    try:
+        head = read_at(path, 0, _HEAD)
+    except OSError:
+        return "unreadable", ending
+    return None if kind_of(head) else (describe(head), ending)
 
 
-def skipped_files(others: Counter[tuple[str, str]]) -> str:
+def skipped_files(kinds: Counter[tuple[str, str]]) -> str:
     """Return the notice about files that are no images."""
-    count = others.total()
-    return f"{count:,} {'file is' if count == 1 else 'files are'} skipped: {counted(others)}"
+    count = kinds.total()
+    return f"{count:,} {'file is' if count == 1 else 'files are'} skipped: {counted(kinds)}"
 
 
 def counted(kinds: Counter[tuple[str, str]]) -> str:
     """Return the most frequent kinds, in the same order for any order of files: `2 videos (.mov), 1 text (.txt)`."""
     most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:_KINDS_LISTED]
-    parts = [
-        f"{count:,} {_plural(kind) if count > 1 else _noun(kind)} ({printable(ending, 40) or 'without ending'})"
-        for (kind, ending), count in most
-    ]
+    parts = []
+    for (kind, ending), count in most:
+        noun = kind.removeprefix("a ").removeprefix("an ")
+        if count > 1 and noun != kind:  # Only a noun has an article.
+            noun = re.sub(r"(?= of | \(|$)", "s", noun, count=1)
+        parts.append(f"{count:,} {noun} ({printable(ending, 40) or 'without ending'})")
     rest = kinds.total() - sum(count for _, count in most)
     return ", ".join(parts + [f"{rest:,} others"] * bool(rest))
-
-
-def _noun(kind: str) -> str:
-    return kind.removeprefix("a ").removeprefix("an ")
-
-
-def _plural(kind: str) -> str:
-    """Return the plural of words such as `a pointer of Git LFS`. Words without an article stay."""
-    noun = _noun(kind)
-    return noun if noun == kind else re.sub(r"(?= of | \(|$)", "s", noun, count=1)

@@ -7,13 +7,12 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import read_image
-from seresnext.data.readers.folder import counted, scan, skipped_files
+from seresnext.data.readers.folder import counted, other_kind, skipped_files, walk
 from seresnext.errors import DataError
 from seresnext.progress import warn
 
@@ -82,17 +81,12 @@ def _below(path: str) -> Iterator[str]:
         yield path
         return
     count, others = 0, Counter[tuple[str, str]]()
-    stack = [(path, frozenset[str]())]
-    while stack:
-        folder, above = stack.pop()
-        place = os.path.realpath(folder)
-        if place in above:
-            continue
-        entries = scan(Path(folder))
-        others += entries.others
-        count += len(entries.images)
-        yield from (os.path.join(folder, name) for name in entries.images)  # noqa: PTH118
-        stack += [(os.path.join(folder, name), above | {place}) for name in reversed(entries.folders)]  # noqa: PTH118
+    for file in walk(path):
+        if (kind := other_kind(file)) is None:
+            count += 1
+            yield file
+        else:
+            others[kind] += 1
     if not count:
         there = f" ({counted(others)})" if others else ""
         raise DataError(f"{path} has no images{there}; give a folder of images")

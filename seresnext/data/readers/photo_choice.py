@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from seresnext.data.readers.class_labels import read_class_map
-from seresnext.errors import CheckpointError
+from seresnext.errors import CheckpointError, DataError
 from seresnext.files import read_lines
 from seresnext.paths import is_list
 from seresnext.recipe.schema import Recipe, Section
@@ -30,41 +30,46 @@ class PhotoChoice(Section):
 
     val_share: float | None = Field(default=None, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    ignore: Texts = ()
+    ignore: Annotated[Texts, Field(max_length=1000)] = ()  # A recipe has fewer values.
     class_map: dict[str, str] = Field(default_factory=dict)
     excluded: Texts = ()
     kept: dict[str, Literal["train", "val"]] = Field(default_factory=dict)
     is_stored: bool = Field(default=False, exclude=True)
 
 
-def photo_choice(recipe: Recipe, dataset: Mapping[str, Any] | None = None) -> PhotoChoice | None:
+def photo_choice(recipe: Recipe, dataset: Mapping[str, Any]) -> PhotoChoice | None:
     """Return the choice of photos of a recipe, or None if the recipe chooses none.
 
-    `dataset` describes the data of the run to resume, whose photos keep their splits. Raises DataError for a file of
-    the recipe that cannot be read.
+    `dataset` describes the data of the run to resume, if any: the photos keep their splits. Raises DataError for a file
+    of the recipe that cannot be read.
     """
     data = recipe.data
     if data.format != "folder" or not (data.split or data.ignore or data.class_map or data.exclude):
         return None
-    before = stored_choice(dataset or {}) or PhotoChoice(seed=recipe.runtime.seed)
-    return PhotoChoice(
-        val_share=data.split.val if data.split else None,
-        seed=before.seed,
-        ignore=data.ignore,
-        class_map=read_class_map(Path(data.class_map), "data.class_map", has_numbers=False) if data.class_map else {},
-        excluded=_read_excluded(Path(data.exclude), Path(data.root)) if data.exclude else (),
-        kept=before.kept,
-    )
+    before = stored_choice(dataset) or PhotoChoice(seed=recipe.runtime.seed)
+    lists, problems = {}, []
+    for name, file, read in (
+        ("class_map", data.class_map, lambda file: read_class_map(file, "data.class_map", has_numbers=False)),
+        ("excluded", data.exclude, lambda file: _read_excluded(file, Path(data.root))),
+    ):
+        try:
+            lists |= {name: read(Path(file))} if file else {}
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    share = data.split.val if data.split else None
+    return PhotoChoice(val_share=share, seed=before.seed, ignore=data.ignore, kept=before.kept, **lists)
 
 
-def stored_choice(dataset: Mapping[str, Any]) -> PhotoChoice | None:
-    """Return the choice in the description of the data in a checkpoint, if any. Raises CheckpointError."""
+def stored_choice(dataset: Mapping[str, Any], source: str = "the checkpoint") -> PhotoChoice | None:
+    """Return the choice in the description of the data in the checkpoint `source`, if any. Raises CheckpointError."""
     if "choice" not in dataset:
         return None
     try:
         return PhotoChoice.model_validate({**dataset["choice"], "is_stored": True})
     except (ValidationError, TypeError):
-        raise CheckpointError("the checkpoint has a choice of photos that no run writes; use another file") from None
+        raise CheckpointError(f"{source} has a choice of photos that no run writes; use another file") from None
 
 
 def _read_excluded(file: Path, root: Path) -> tuple[str, ...]:

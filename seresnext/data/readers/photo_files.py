@@ -6,18 +6,19 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 
-from seresnext.data.decode.kinds import HAS_HEIC, kind_of
+from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding, decode, open_image
-from seresnext.data.readers.files import read_head, read_image
-from seresnext.data.readers.folder import has_image_ending, kind_in_words, list_names
+from seresnext.data.readers.files import read_image
+from seresnext.data.readers.folder import other_kind, walk
 from seresnext.data.readers.index import DIGEST_BYTES, Index, IndexColumns, Names, NotAnIndex
 from seresnext.data.readers.index_cache import Signature, index_path, open_or_build, sign
 from seresnext.errors import DataError
@@ -28,43 +29,31 @@ NO_IMAGE = "no image"
 """The start of the verdict on a file that is no image. The kind in words and the ending follow, with tabs between."""
 
 _GOOD = ""  # the verdict on a photo that can be decoded
-_THREADS = 16
+_THREADS, _TASKS = 8, 1000  # The tasks are those that Ctrl-C waits for.
 # Larger images are not decoded here: the images of all threads would take too much memory.
 _MOST_PIXELS: int = DataSection.model_fields["max_pixels"].default
 _NEW_NS = 2_100_000_000  # A file of this age may change once more without a new time.
 
 
-def open_photo_index(base: Path, root: Path, list_paths: Callable[[], Sequence[str]], cache: Path | None) -> Index:
+def open_photo_index(root: Path, base: Path, listed: Sequence[str], cache: Path | None) -> Index:
     """Return the index of the files of the data `root`. In place of classes the index has the verdicts on files.
 
-    `list_paths` returns sorted paths below the folder `base`. The verdict on a good photo is an empty text. Each start
-    compares size and time of all files, and reads new and changed files only. One process of the machine reads.
+    The files are the `listed` paths below the folder `base`, or else all files below `base`. The verdict on a good
+    photo is an empty text. Each start compares size and time of all files, and reads new and changed files only. One
+    process of the machine reads.
     """
-    path = index_path(cache, "photos", root, "")
+    path, start = index_path(cache, "photos", root, ""), len(f"{base}/")
+
+    def paths() -> Sequence[str]:
+        return listed or sorted(file[start:] for file in walk(f"{base}/"))
 
     def signature() -> Signature:
-        paths = list_paths()
-        states = _states(base, paths)
+        names = paths()
+        states = _states(base, names)
         newest = max((modified for _, modified in states), default=0)
-        return sign("photos", HAS_HEIC, paths, states, times=())._replace(newest=newest)
+        return sign("photos", HAS_HEIC, PIL.__version__, names, states, times=())._replace(newest=newest)
 
-    return open_or_build(path, signature, lambda: _read_files(base, list_paths(), _good_photos(path)))
-
-
-def walk(root: Path) -> list[str]:
-    """Return the paths of all files below a folder, sorted, without hidden names. Raises DataError.
-
-    Links to folders are followed, except to a folder above the link.
-    """
-    found, stack = [], [("", frozenset[str]())]
-    while stack:
-        folder, above = stack.pop()
-        place = os.path.realpath(root / folder)
-        if place not in above:
-            folders, files = list_names(root / folder)
-            found += [folder + name for name in files]
-            stack += [(f"{folder}{name}/", above | {place}) for name in folders]
-    return sorted(found)
+    return open_or_build(path, signature, lambda: _read_files(base, paths(), _good_photos(path)))
 
 
 def _states(base: Path, paths: Sequence[str]) -> list[tuple[int, int]]:
@@ -97,9 +86,10 @@ def _read_files(base: Path, paths: Sequence[str], known: dict[str, tuple[tuple[i
     facts = {path: (_GOOD, digest) for path, (_, digest) in known.items()}
     pool = ThreadPoolExecutor(_THREADS)
     with progress("photos", len(new)) as advance, warnings.catch_warnings(action="ignore"), pool:
-        for path, found in zip(new, pool.map(partial(_look, base), new), strict=True):
-            facts[path] = found
-            advance(1)
+        for start in range(0, len(new), _TASKS):
+            part = new[start : start + _TASKS]
+            facts |= zip(part, pool.map(partial(_look, base), part), strict=True)
+            advance(len(part))
     verdicts = sorted({_GOOD, *(facts[path][0] for path in paths)})
     places = {verdict: place for place, verdict in enumerate(verdicts)}
     names, now = Names.pack(paths), time.time_ns()
@@ -119,14 +109,14 @@ def _read_files(base: Path, paths: Sequence[str], known: dict[str, tuple[tuple[i
 def _look(base: Path, path: str) -> tuple[str, bytes]:
     """Read a file. Return the verdict on the file, and the digest of the content, zeros if the photo is not good."""
     name, none = str(base / path), bytes(DIGEST_BYTES)
-    head = read_head(name)
-    if not has_image_ending(path) and not (head and kind_of(head)):
-        return "\t".join((NO_IMAGE, *kind_in_words(head, path))), none
+    if kind := other_kind(name):
+        return "\t".join((NO_IMAGE, *kind)), none
     try:
         data = read_image(name)
         _check(data)
     except (DataError, OSError) as error:
-        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error).strip()
+        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        reason = reason.removeprefix(name).strip()
         return reason if "pip install" in reason else reason.partition("; ")[0], none
     return _GOOD, hashlib.sha256(data).digest()[:DIGEST_BYTES]
 

@@ -65,23 +65,20 @@ def _text(value: Any) -> str:
 
 def _csv_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield the number and the values of each line, or a mistake. The first line names the columns."""
-    first = text.partition("\n")[0]
+    first, _, rest = text.partition("\n")
     delimiter = max(",;\t", key=first.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names = [name.strip(' \r"').lower() for name in first.split(delimiter)]
+    if not {"path", "label"} <= set(names):
+        raise DataError(
+            f"{file} has the columns {printable(', '.join(names)) or '-'} in the first line; name the columns path, "
+            "label and, if the list gives the splits, split"
+        )
+    rows = csv.DictReader(io.StringIO(rest, newline=""), names, delimiter=delimiter, strict=True)
     try:
-        names = [name.strip().lower() for name in next(rows, [])]
-        if not {"path", "label"} <= set(names):
-            raise DataError(
-                f"{file} has the columns {printable(', '.join(names)) or '-'} in the first line; name the columns "
-                "path, label and, if the list gives the splits, split"
-            )
         for row in rows:
-            if len(row) > len(names):
-                yield rows.line_num, f"{len(row)} values for {len(names)} columns"
-            elif row:
-                yield rows.line_num, dict(zip(names, row, strict=False))
+            yield rows.line_num + 1, f"more than {len(names)} values" if None in row else row
     except csv.Error as error:
-        yield rows.line_num, f"this is not CSV ({error})"
+        yield rows.reader.line_num + 1, f"this is not CSV ({error})"
 
 
 def _json_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:

@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from seresnext.data.readers.files import read_image
 from seresnext.data.readers.folder import skipped_files
 from seresnext.data.readers.index import Index
 from seresnext.data.readers.photo_choice import PhotoChoice
-from seresnext.data.readers.photo_files import NO_IMAGE, open_photo_index, walk
-from seresnext.data.readers.photo_list import SPLIT_NAMES, ListedPhoto, read_photo_list
+from seresnext.data.readers.photo_files import NO_IMAGE, open_photo_index
+from seresnext.data.readers.photo_list import SPLIT_NAMES, read_photo_list
 from seresnext.errors import DataError
 from seresnext.paths import check_data_folder, is_list
 from seresnext.printable import as_utf8, listed, printable
@@ -57,12 +57,13 @@ class PhotoReader(Reader):
     def __init__(self, root: Path, split: str, choice: PhotoChoice | None = None, cache: Path | None = None) -> None:
         check_data_folder(str(root))
         choice, wanted, notices = choice or PhotoChoice(), SPLIT_NAMES.get(split, split), []
-        listing = read_photo_list(root) if is_list(root) else None
-        self._base = root if listing is None else root.parent
-        self._index = open_photo_index(self._base, root, lambda: walk(root) if listing is None else [*listing], cache)
-        good = _good_photos(self._index, choice, notices)
-        rows = _in_folders(good, wanted, notices) if listing is None else _in_list(good, listing)
-        rows = _chosen(rows, choice, notices)
+        listing = read_photo_list(root) if is_list(root) else {}
+        self._base = root.parent if listing else root
+        self._index = open_photo_index(root, self._base, list(listing), cache)
+        good, self.left_out = _good_photos(self._index, choice, notices)
+        for row in good if listing else ():
+            row.label, row.split = listing[row.path]
+        rows = _chosen(good if listing else _in_folders(good, wanted, notices), choice, notices)
         self.choice = divide(rows, choice)
         chosen = sorted((row for row in rows if wanted in (row.split, ALL)), key=lambda row: (row.label, row.path))
         if not chosen:
@@ -138,8 +139,8 @@ def fraction_of(digest: bytes, seed: int) -> float:
     return int.from_bytes(hashed, "big") / 2**64
 
 
-def _good_photos(index: Index, choice: PhotoChoice, notices: list[str]) -> list[_Row]:
-    """Return the photos that can be decoded and are not ignored. Report the other files."""
+def _good_photos(index: Index, choice: PhotoChoice, notices: list[str]) -> tuple[list[_Row], tuple[str, ...]]:
+    """Return the photos that can be decoded and are not ignored, and those that cannot. Report the other files."""
     names, good, bad, others = index.stored_names(), [], [], Counter[tuple[str, str]]()
     ignored: set[str] = set()
     for pattern in choice.ignore:
@@ -163,7 +164,7 @@ def _good_photos(index: Index, choice: PhotoChoice, notices: list[str]) -> list[
     if bad:
         heading = f"{_counted(len(bad), 'unreadable photo is', 'unreadable photos are')} left out:"
         notices.append("\n  ".join([heading, *listed(bad, _LISTED)]))
-    return good
+    return good, tuple(bad)
 
 
 def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list[_Row]:
@@ -187,12 +188,6 @@ def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list
             what = _counted(len(paths), "photo is", "photos are")
             notices.append(f"{what} {place} and left out, such as {printable(paths[0])}")
     return rows
-
-
-def _in_list(photos: Sequence[_Row], listing: Mapping[str, ListedPhoto]) -> Sequence[_Row]:
-    for row in photos:
-        row.label, row.split = listing[row.path]
-    return photos
 
 
 def _chosen(rows: Sequence[_Row], choice: PhotoChoice, notices: list[str]) -> list[_Row]:
@@ -227,7 +222,7 @@ def _fingerprint(classes: Sequence[str], rows: Sequence[_Row]) -> str:
 
 
 def _no_photos(root: Path, split: str, rows: Sequence[_Row], choice: PhotoChoice) -> DataError:
-    """Return the error for a split without photos, with what is there."""
+    """Return the error for a split without photos, with the splits that are there."""
     if not rows:
         return DataError(
             f"{root} has no photos in class folders; give a folder with a folder for each class, or a list of photos"
@@ -235,5 +230,5 @@ def _no_photos(root: Path, split: str, rows: Sequence[_Row], choice: PhotoChoice
     there = ", ".join(f"{count:,} {name}" for name, count in sorted(Counter(row.split for row in rows).items()))
     advice = "name another split"
     if SPLIT_NAMES.get(split) == "val":
-        advice = "add photos" if choice.val_share else "add the folder val, or set data.split='{val: 0.2}'"
+        advice = "add photos" if choice.val_share else "add photos of val, or set data.split='{val: 0.2}'"
     return DataError(f"{root} has no photos of the split {split} (found {there}); {advice}")

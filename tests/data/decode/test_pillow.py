@@ -1,4 +1,6 @@
 import io
+import itertools
+import random
 import struct
 import zlib
 from unittest.mock import Mock
@@ -7,10 +9,12 @@ import numpy as np
 import pytest
 from encoded_images import encoded, exif_behind_pixels, needs_heic, noise, rgb, turned
 from fuzzing.formats import png_chunk
+from fuzzing.mutations import mutate_bytes
 from PIL import Image, ImageOps
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.pillow import Decoding, decode, is_gray
+from seresnext.data.decode import pillow as pillow_module
+from seresnext.data.decode.pillow import Decoding, decode, is_gray, orientation_in, orientation_of
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
 
@@ -174,6 +178,26 @@ def test_other_formats_have_the_pixels_of_pillow(form: str, mode: str):
         pixels(data[: len(data) // 2])
 
 
+def test_the_tiles_of_a_tiff_are_limited_too():
+    """libtiff would decode whole tiles of 3.6 billion pixels."""
+    tiled = bytearray(encoded(PICTURE, "TIFF"))
+    # The strips become tiles: rows of a strip and planes, then offsets and sizes (TIFF 6.0, sections 8 and 15).
+    for place in range(start := int.from_bytes(tiled[4:8], "little") + 2, start + 120, 12):
+        tag = int.from_bytes(tiled[place : place + 2], "little")
+        if tag in (0x0116, 0x011C):
+            tiled[place + 2 : place + 12] = struct.pack("<HLL", 4, 1, 60_000)
+        changed = {0x0116: 0x0142, 0x011C: 0x0143, 0x0111: 0x0144, 0x0117: 0x0145}.get(tag, tag)
+        tiled[place : place + 2] = changed.to_bytes(2, "little")
+    assert {0x0142, 0x0143} <= Image.open(io.BytesIO(tiled)).tag_v2.keys()
+    with pytest.raises(DataError, match=r"60000 x 60000 pixels, more than data\.max_pixels"):
+        pixels(bytes(tiled), 10**9)
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(DataError, match=r"any is no TIFF image .*no known range"):
+        pixels(encoded(Image.new("F", (4, 4)), "TIFF"))
+
+
 def colours(mode: str) -> Image.Image:
     """Return the picture in a mode; Pillow converts to LAB with a profile only."""
     return Image.frombytes("LAB", PICTURE.size, PICTURE.tobytes()) if mode == "LAB" else PICTURE.convert(mode)
@@ -287,3 +311,26 @@ def test_a_gray_of_16_bits_counts_as_opaque():
     data = encoded(Image.fromarray(values), "PNG", transparency=4700)
     found = np.asarray(decode(data, "any", Decoding(1000, background=(255, 0, 0))))
     np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], 3, 2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_orientation_is_that_of_pillow_in_damaged_exif_too():
+    """Ordinary EXIF is read without Pillow. Pillow is the oracle for all answers of the short reader."""
+    draws, seeds, quick = random.Random(0), [], 0
+    for endian, orientation in itertools.product("<>", (1, 3, 6, 8)):
+        exif = Image.Exif()
+        exif.endian = endian
+        for tag, value in {0x010F: "maker", 0x0110: "model of a camera", 0x0112: orientation, 0x011A: 72.0}.items():
+            exif[tag] = value
+        seeds.append(exif.tobytes())
+    assert [pillow_module._quick_orientation(seed) for seed in seeds] == [1, 3, 6, 8] * 2
+    for number in range(4000):
+        seed = draws.choice(seeds)
+        data = seed if number < 8 else seed[:6] + mutate_bytes(draws, seed[6:], draws.choice(seeds)[6:80])
+        found = pillow_module._quick_orientation(data)
+        image = Image.Image()
+        image.info["exif"] = data
+        quick += found is not None
+        assert found in (None, orientation_of(image)), data
+        assert orientation_in({"exif": data}) == orientation_of(image)
+    assert quick > 1000

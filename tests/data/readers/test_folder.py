@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torchvision
 from advances import record_bars
 
 from seresnext.data.readers import folder as module
-from seresnext.data.readers.folder import FolderReader
+from seresnext.data.readers.folder import FolderReader, counted, skipped_files
 from seresnext.data.readers.index_cache import Times
 from seresnext.errors import DataError
 
@@ -62,6 +63,37 @@ def test_files_that_are_skipped_are_reported_at_each_start(tmp_path: Path):
     assert "11 files " in notice
     assert notice.endswith(", 6 others")
     assert notice.isprintable()
+
+
+def test_kinds_are_counted_in_words():
+    kinds = {
+        ("a video", ".mov"): 2,
+        ("an icon (ICO)", ".ico"): 2,
+        ("of an unknown kind", ""): 3,
+        ("an HTML page", ".jpg"): 1,
+    }
+    assert counted(Counter(kinds)) == (
+        "3 of an unknown kind (without ending), 2 videos (.mov), 2 icons (ICO) (.ico), 1 HTML page (.jpg)"
+    )
+    assert counted(Counter({("a pointer of Git LFS, not the file", ".png"): 1200})) == (
+        "1,200 pointers of Git LFS, not the file (.png)"
+    )
+    assert skipped_files(Counter({("a text", ".txt"): 1})) == "1 file is skipped: 1 text (.txt)"
+
+
+def test_content_decides_about_files_without_the_ending_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file with the ending of an image is not opened: ImageNet has a million."""
+    make(tmp_path, "train/a/1.jpg", "train/a/video.mov", "train/b/2.TIFF")
+    for name in ("a/photo", "b/photo.tmp"):
+        (tmp_path / "train" / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    opened: list[str] = []
+    real = module.read_at
+    monkeypatch.setattr(module, "read_at", lambda path, *rest: (opened.append(Path(path).name), real(path, *rest))[1])
+    reader = FolderReader(tmp_path, "train")
+    assert [reader.name(i) for i in range(len(reader))] == [
+        "train/a/1.jpg", "train/a/photo", "train/b/2.TIFF", "train/b/photo.tmp",
+    ]  # fmt: skip
+    assert sorted(opened) == ["photo", "photo.tmp", "video.mov"]
 
 
 def test_a_folder_with_the_name_of_an_image_is_refused(tmp_path: Path):

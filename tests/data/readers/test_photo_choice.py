@@ -17,7 +17,7 @@ FULL = PhotoChoice(
 
 
 def choice(*settings: str, dataset=None) -> PhotoChoice | None:
-    return photo_choice(load_recipe("digits", settings).recipe, dataset)
+    return photo_choice(load_recipe("digits", settings).recipe, dataset or {})
 
 
 def test_a_recipe_without_the_keys_chooses_nothing():
@@ -46,6 +46,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, key: str, text: str | None):
         choice(f"data.{key}={tmp_path}/file")
 
 
+def test_both_files_are_reported_at_once(tmp_path: Path):
+    with pytest.raises(DataError, match=r"one cannot be read: .*\n.*two cannot be read: "):
+        choice(f"data.class_map={tmp_path}/one", f"data.exclude={tmp_path}/two")
+
+
 def test_a_resumed_run_keeps_the_splits_and_takes_new_lists(tmp_path: Path):
     (tmp_path / "list.txt").write_text("c/9.jpg\n")
     dataset = {"choice": FULL.model_dump(mode="json")}
@@ -63,7 +68,8 @@ def test_a_stored_choice_returns():
     "change",
     [
         {"val_share": 2.0}, {"val_share": "0.2"}, {"seed": -1}, {"seed": True}, {"ignore": [1]}, {"ignore": "x"},
-        {"class_map": {"a": 1}}, {"excluded": None}, {"kept": {"00": "test"}}, {"more": 1},
+        {"ignore": ["x"] * 1001}, {"class_map": {"a": 1}}, {"excluded": None}, {"more": 1},
+        {"kept": {"00": "test"}},
     ],
 )  # fmt: skip
 def test_a_choice_that_no_run_writes_is_refused(change):

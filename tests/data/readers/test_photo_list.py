@@ -27,6 +27,7 @@ def read(folder: Path, text: str | bytes, name: str = "list.csv") -> dict[str, L
     [
         "path,label,split\n2.jpg,b,Validation\n1.jpg,a,\n",
         "\ufeffPath;LABEL;split;note\r\n2.jpg;b;val;x\r\n\r\n1.jpg;a;;y\r\n",
+        '"path","label","split"\r\n"1.jpg","a",""\r\n"2.jpg","b","val"\r\n',
         "split\tlabel\tpath\nvalid\tb\t2.jpg\n\ta\t1.jpg",
     ],
 )
@@ -52,7 +53,7 @@ def test_all_mistakes_come_at_once_with_the_lines(folder):
         "line 5: label is missing",
         "line 5: split is dev, not train, val, valid, validation, test",
         "line 6: 1.jpg is in line 2, too",
-        "line 7: 4 values for 3 columns",
+        "line 7: more than 3 values",
         "line 8: there is no file ..",
     ]
 
@@ -75,7 +76,7 @@ def test_mistakes_of_json_lines(folder):
         ("", "has the columns - in the first line"),
         ("path,label\n", "lists no photos; write a line with path and label"),
         (b"path,label\n\xff.jpg,a\n", r"is not UTF-8 \(byte 11\); save the list as UTF-8"),
-        ('path,label\n"1.jpg,a\n', "line 3: this is not CSV|line 2: this is not CSV"),
+        ('path,label\n"1.jpg,a\n', r"line [23]: this is not CSV \(unexpected end of data\)"),
         ("path,label\n\x1b[2J.jpg,a\n", r"there is no file \\x1b\[2J.jpg"),
     ],
 )

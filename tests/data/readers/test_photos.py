@@ -172,7 +172,7 @@ def test_data_with_validation_photos_is_not_divided(root, cache):
 def test_a_split_that_is_missing_is_an_error_with_the_fix(root, cache):
     make(root, "a/1.jpg", "b/1.jpg")
     with pytest.raises(
-        DataError, match=r"no photos of the split val \(found 2 train\); add the folder val, or set data"
+        DataError, match=r"no photos of the split val \(found 2 train\); add photos of val, or set data"
     ):
         PhotoReader(root, "val", cache=cache)
     with pytest.raises(DataError, match=r"no photos of the split test \(found 2 train\); name another split"):

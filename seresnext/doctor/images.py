@@ -1,0 +1,114 @@
+"""All images of the data, and what one look at each of them shows."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from PIL import Image
+
+from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_image
+from seresnext.data.readers import Reader
+from seresnext.data.survey import is_turned
+from seresnext.errors import DataError
+from seresnext.process.packages import extra
+from seresnext.progress import progress
+
+SIDE = 256  # The longest side, in pixels, for light and sharpness: a network sees no more.
+_THUMBNAIL = (16, 16)
+_HUGE_PIXELS, _LONG = 50_000_000, 3
+_AT_ONCE = 256  # images that Ctrl-C waits for
+
+
+class Collection(Reader):
+    """The images of all splits, one split after the other. `splits` (int N) has the number of each image's split.
+
+    A class is known by its name, so a split may lack classes.
+    """
+
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self.split_names, self._readers = tuple(readers), tuple(readers.values())
+        self.classes = tuple(sorted({name for reader in self._readers for name in reader.classes}))
+        place = {name: number for number, name in enumerate(self.classes)}
+        self.labels = np.concatenate(
+            [np.array([place[n] for n in each.classes])[each.labels] for each in self._readers]
+        )
+        self.splits = np.repeat(np.arange(len(readers)), list(map(len, self._readers)))
+        self._places = np.concatenate([np.arange(len(reader)) for reader in self._readers])
+        self.fingerprint = " ".join(reader.fingerprint for reader in self._readers)
+        self.left_out = tuple(dict.fromkeys(text for reader in self._readers for text in reader.left_out))
+        self.notices = tuple(dict.fromkeys(notice for reader in self._readers for notice in reader.notices))
+
+    def take(self, indices: np.ndarray) -> Self:
+        """Return the images of some indices, in this order."""
+        part = copy.copy(self)
+        part.labels, part.splits, part._places = self.labels[indices], self.splits[indices], self._places[indices]
+        return part
+
+    def read(self, index: int) -> bytes:
+        return self._readers[self.splits[index]].read(int(self._places[index]))
+
+    def name(self, index: int) -> str:
+        return self._readers[self.splits[index]].name(int(self._places[index]))
+
+
+class Looks(NamedTuple):
+    """What a look at each of N images shows. An image with an `error` cannot be decoded, and has zeros elsewhere.
+
+    digest: of the file. kinds: oddities, as words. size: width and height. light: the gray levels (0 to 255) that 1, 5
+    and 99 % of the pixels do not exceed. sharpness: the variance of the Laplacian over the variance of the gray levels.
+    bits: perceptual hashes, bool N 64. pixels: thumbnails, uint8 N 768.
+    """
+
+    error: Sequence[str]
+    digest: Sequence[bytes]
+    kinds: Sequence[Sequence[str]]
+    size: np.ndarray
+    light: np.ndarray
+    sharpness: np.ndarray
+    bits: np.ndarray
+    pixels: np.ndarray
+
+
+def look_at(reader: Reader, decoding: Decoding) -> Looks:
+    """Read and decode each image once, in threads."""
+    with extra("report"):
+        import imagehash
+
+    def look(index: int) -> tuple[Any, ...]:
+        try:
+            data = reader.read(index)
+            return "", *_look(data, decode(data, reader.name(index), decoding), decoding, imagehash.phash)
+        except DataError as error:
+            text = str(error).removeprefix(f"{reader.name(index)} ")
+            return text, b"", (), (0, 0), (0, 0, 0), 0, np.zeros(64, bool), np.zeros(768, np.uint8)
+
+    found: list[tuple[Any, ...]] = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, progress("look", len(reader), " images") as advance:
+        for start in range(0, len(reader), _AT_ONCE):
+            found += pool.map(look, range(start, min(start + _AT_ONCE, len(reader))))
+            advance(len(found) - start)
+    error, digest, kinds, *numbers = zip(*found, strict=True)
+    return Looks(error, digest, kinds, *map(np.array, numbers))
+
+
+def _look(data: bytes, image: Image.Image, decoding: Decoding, phash: Any) -> tuple[Any, ...]:
+    """Return the fields of `Looks` from the second on."""
+    size, kinds = image.size, []
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    gray = np.asarray(image.convert("L"), np.float32)
+    laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
+    sharpness = float(laplacian.var() / max(gray.var(), 1e-6)) if laplacian.size else 0.0
+    kinds += [f"{size[0]} x {size[1]} pixels"] * (max(size) > _LONG * min(size) or size[0] * size[1] > _HUGE_PIXELS)
+    with suppress(Exception):  # Odd metadata may cause any exception, and the pixels are good.
+        header = open_image(data)
+        kinds += ["turned by EXIF"] * (not decoding.exif_rotation and is_turned(header, data))
+        kinds += ["transparent"] * is_transparent(header) + ["CMYK"] * (header.mode == "CMYK")
+    light, pixels = np.percentile(gray, (1, 5, 99)), np.asarray(image.resize(_THUMBNAIL, Image.Resampling.BOX)).ravel()
+    return hashlib.sha256(data).digest(), kinds, size, light, sharpness, phash(image).hash.ravel(), pixels

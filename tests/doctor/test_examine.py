@@ -1,0 +1,170 @@
+"""The command `doctor`, from the folder to the page, the JSON file and the list that a training leaves out."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_digits
+from faulty_photos import jpeg, photograph
+
+from seresnext.cli import main
+from seresnext.data.formats import open_reader
+from seresnext.data.readers.photo_choice import photo_choice
+from seresnext.doctor import examine, network
+from seresnext.doctor.examine import open_splits
+from seresnext.models import registry
+from seresnext.process.stop_request import StopRequest
+from seresnext.recipe.load import load_recipe
+
+
+def doctor(*words: object) -> int:
+    return main(["doctor", *map(str, words)], StopRequest())
+
+
+def read_list(path: Path) -> dict[str, str]:
+    """Return path and reason of the images in an exclusion list."""
+    with path.open(newline="") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_the_files_of_a_quick_examination(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in faulty.rglob("*"))
+    monkeypatch.setattr(network, "train", None)
+    assert doctor(faulty, "--quick", "--output", tmp_path / "out") == 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in faulty.rglob("*")) == before
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "findings.json", "exclude.csv"}
+    found = json.loads((tmp_path / "out" / "findings.json").read_text())
+    numbers = {each["key"]: len(each["rows"]) for each in found["findings"]}
+    assert numbers == {
+        "unreadable": 2, "contradiction": 2, "leak": 1, "copy": 1, "near": 1, "odd": 1, "small": 1, "empty": 1,
+        "dark": 1, "bright": 1, "blurred": 1,
+    }  # fmt: skip
+    assert found["sizes"] == {"smallest": [15, 15], "median": [64, 64], "largest": [90, 90]}
+    assert [(row["class"], row["train"], row["val"]) for row in found["classes"]] == [("a", 23, 4), ("b", 13, 4)]
+    listed = read_list(tmp_path / "out" / "exclude.csv")
+    assert listed["train/a/broken.jpg"] == listed["train/a/text.jpg"] == "unreadable"
+    assert listed["train/b/clash.jpg"] == listed["train/a/2.jpg"] == "contradiction"
+    assert listed["train/a/leak.jpg"] == "leak"
+    assert (len(listed), found["num_listed"]) == (6, 6)
+    output = capsys.readouterr().out
+    assert "44 images of 2 classes: 36 of train, 8 of val" in output
+    assert f"6 images are in {tmp_path}/out/exclude.csv" in output
+    # A run leaves out what the list names.
+    recipe = load_recipe("finetune", [f"data.root={faulty}", f"data.exclude={tmp_path}/out/exclude.csv"]).recipe
+    reader = open_reader(faulty, "train", choice=photo_choice(recipe, {}))
+    names = {*map(reader.name, range(len(reader)))}
+    assert names == {str(path.relative_to(faulty)) for path in (faulty / "train").rglob("*.jpg")} - listed.keys()
+
+
+@pytest.mark.full
+def test_suspected_labels_of_short_trainings(
+    tiny_image_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "create_model", small_digits.small)
+    monkeypatch.setattr(network, "_FEWEST_STEPS", 50)
+    root = shutil.copytree(tiny_image_folder(3, 20), tmp_path / "photos")
+    (root / "train" / "class_0" / "3.jpg").rename(root / "train" / "class_1" / "wrong.jpg")
+    (root / "val" / "class_2" / "1.jpg").rename(root / "val" / "class_0" / "wrong.jpg")
+    assert doctor(root, "--folds", 3, "--image-size", 32, "--output", tmp_path / "out", "--json", tmp_path / "x") == 0
+    found = json.loads((tmp_path / "x").read_text())
+    labels = {row["path"]: row for each in found["findings"] for row in each["rows"] if each["key"] == "label"}
+    assert labels["train/class_1/wrong.jpg"]["suggestion"] == "class_0"
+    assert labels["val/class_0/wrong.jpg"]["suggestion"] == "class_2"
+    listed = read_list(tmp_path / "out" / "exclude.csv")
+    assert listed["train/class_1/wrong.jpg"] == "label"
+    assert "val/class_0/wrong.jpg" not in listed
+    assert len(listed) <= 3
+    assert found["method"][0].startswith("3 short trainings from random weights.")
+    assert not (tmp_path / "out" / "findings.json").exists()
+
+
+def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path: Path) -> None:
+    for number in range(20):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(photograph(number, 20)))
+    (tmp_path / "photos" / "a" / "bad.jpg").write_text("bad")
+    readers = open_splits(str(tmp_path / "photos"))
+    recipe = load_recipe("finetune", [f"data.root={tmp_path}/photos"]).recipe
+    for split in ("train", "val"):
+        run = open_reader(tmp_path / "photos", split, choice=photo_choice(recipe, {}))
+        assert run.fingerprint == readers[split].fingerprint
+    assert doctor(tmp_path / "photos", "--quick", "--output", tmp_path / "out") == 0
+    unreadable = json.loads((tmp_path / "out" / "findings.json").read_text())["findings"][0]
+    assert (unreadable["key"], unreadable["left_out"]) == ("unreadable", ["a/bad.jpg is a text, no image"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["none"], 3, "there is no folder none"),
+        (["photos", "--quick", "--folds", "3"], 2, "--quick"),
+        (["photos", "--folds", "1"], 2, "whole number from 2 to 20"),
+        (["photos", "--quick", "--output", "photos/out"], 2, "lies among the images"),
+        (["photos", "--quick", "--output", "taken"], 2, "taken/index.html cannot be written"),
+        (["photos", "--quick", "--json", "out"], 2, "choose another file with --json"),
+        (["photos", "--checkpoint", "none.pth"], 4, "none.pth"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes(
+    faulty: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(faulty)
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "out").mkdir()
+    assert doctor(*words) == code
+    assert named in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos", "taken"]
+    assert not (faulty / "out").exists()
+
+
+def test_without_the_extra_nothing_begins(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagehash" else find(name))
+    assert doctor(faulty, "--output", tmp_path / "out") == 2
+    assert 'pip install "seresnext[report]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("moment", ["look_at", "cross_validate"])
+def test_nothing_is_written_after_ctrl_c(
+    faulty: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(examine, moment, interrupt)
+    assert doctor(faulty, "--output", tmp_path / "out") == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    """One class, and fewer images than folds."""
+    for number in range(6):
+        path = tmp_path / "photos" / ("train", "val")[number % 2] / "a" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(photograph(number, 20)))
+    assert doctor(tmp_path / "photos", "--output", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "findings.json").read_text())
+    assert (found["method"], found["alike_classes"]) == ([], [])
+    assert np.isfinite(found["seconds"])

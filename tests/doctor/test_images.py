@@ -1,0 +1,76 @@
+"""All splits as one reader, and the look at each image."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encoded_images import Images, encoded, turned
+from faulty_photos import FAULTS, jpeg, photograph
+from PIL import Image
+
+from seresnext.data.decode.pillow import Decoding
+from seresnext.data.formats import open_reader
+from seresnext.doctor.images import Collection, look_at
+
+
+def test_a_collection_has_all_splits(faulty: Path, images: Collection) -> None:
+    names = [images.name(index) for index in range(len(images))]
+    files = {str(path.relative_to(faulty)) for path in faulty.rglob("*.*")}
+    assert set(names) == files
+    assert len(names) == len(files) == 32 + len(FAULTS)
+    for index in (0, 20, len(images) - 1):
+        assert images.read(index) == (faulty / names[index]).read_bytes()
+        assert names[index].split("/")[:2] == [
+            images.split_names[images.splits[index]],
+            images.classes[images.labels[index]],
+        ]
+    part = images.take(np.array([30, 3]))
+    assert (len(part), part.name(0), part.read(1)) == (2, names[30], images.read(3))
+
+
+def test_a_class_is_known_by_its_name(tmp_path: Path) -> None:
+    """A split without the class `a` numbers its classes from `b` on."""
+    for name in ("train/a", "train/b", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").write_bytes(jpeg(photograph(1)))
+    found = Collection({split: open_reader(tmp_path, split) for split in ("train", "val")})
+    assert (found.classes, found.labels.tolist()) == (("a", "b"), [0, 1, 1])
+
+
+def test_a_look_measures_an_image() -> None:
+    """The oracles: pixels of two levels, and a checkerboard, whose Laplacian is 8 times the half of the contrast."""
+    halves = np.full((64, 64, 3), 50, np.uint8)
+    halves[:, 32:] = 200
+    board = np.where(np.indices((64, 64)).sum(0) % 2, 40, 10).astype(np.uint8)
+    files = [encoded(Image.fromarray(each), "PNG") for each in (halves, board, np.zeros((2, 2), np.uint8))]
+    looks = look_at(Images(*files), Decoding(10**6))
+    assert looks.digest == tuple(hashlib.sha256(data).digest() for data in files)
+    assert looks.size.tolist() == [[64, 64], [64, 64], [2, 2]]
+    np.testing.assert_allclose(looks.light[:2], [[50, 50, 200], [10, 10, 40]])
+    assert looks.sharpness[1] == pytest.approx(64)
+    assert looks.sharpness[2] == 0
+    assert (looks.bits.shape, looks.pixels.shape, looks.pixels.dtype) == ((3, 64), (3, 768), np.uint8)
+
+
+def test_bad_and_odd_files() -> None:
+    image = photograph(1)
+    files = [
+        jpeg(image)[:-500],
+        b"text",
+        jpeg(image, exif=turned(6)),
+        encoded(image.convert("CMYK")),
+        encoded(image.convert("RGBA"), "PNG"),
+        jpeg(image.resize((200, 64))),
+        jpeg(image),
+    ]
+    looks = look_at(Images(*files), Decoding(10**6))
+    assert [bool(error) for error in looks.error] == [True, True, *[False] * 5]
+    assert "text" in looks.error[1]
+    assert not looks.error[1].startswith("image 1")  # A finding has the name apart.
+    assert [list(kinds) for kinds in looks.kinds[2:]] == [
+        ["turned by EXIF"], ["CMYK"], ["transparent"], ["200 x 64 pixels"], [],
+    ]  # fmt: skip
+    assert look_at(Images(files[-1]), Decoding(64 * 64 - 1)).error[0]

@@ -1,0 +1,93 @@
+"""The page of the doctor in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser, needs_chromium, open_browser
+from faulty_photos import jpeg, photograph
+
+from seresnext.data.decode.pillow import Decoding
+from seresnext.data.readers import Reader
+from seresnext.doctor.examine import Examination
+from seresnext.doctor.findings import Finding, Row, exclusions
+from seresnext.doctor.images import Collection, look_at
+from seresnext.doctor.page import PICTURES, ROWS, render
+
+HOSTILE = ["<script>window.hit = 1</script>", '"><img src=x onerror="window.hit = 1">', "{{ 7 * 7 }}", "\u202eb\x1b[1m"]
+
+
+class Strangers(Reader):
+    """Images whose classes and names are hostile."""
+
+    classes, fingerprint, notices = tuple(sorted(HOSTILE)), "", (HOSTILE[0],)
+    labels = np.arange(40) % 4
+    left_out = (HOSTILE[1],)
+
+    def read(self, index: int) -> bytes:
+        return jpeg(photograph(index, 30))
+
+    def name(self, index: int) -> str:
+        return f"{HOSTILE[index % 4]}/{index}"
+
+
+def result(rows: int = 40) -> Examination:
+    """Return an examination in which each image has a finding."""
+    images = Collection({"train": Strangers()})
+    all_rows = [Row(n % 40, HOSTILE[n % 4], (n + 1) % 40, HOSTILE[(n + 1) % 4], listed=True) for n in range(rows)]
+    findings = [
+        Finding("label", "Labels", "A rule.", all_rows),
+        Finding("unreadable", "Files", "", [], images.left_out),
+    ]
+    looks = look_at(images, Decoding(10**6))
+    pairs = [(HOSTILE[0], HOSTILE[1], 0.4)]
+    return Examination(
+        HOSTILE[0], images, looks, Decoding(10**6), findings, exclusions(findings), [HOSTILE[2]], pairs, 1.0
+    )
+
+
+def test_thumbnails_and_rows_are_bounded() -> None:
+    page = render(result(2000))
+    assert page.isascii()
+    assert page.count("data:image/jpeg") == 2 * PICTURES
+    assert page.count("<tr>") == 2 + 4 + ROWS  # The headers, the classes, the file that the reader left out.
+    assert "The first 500 of 2,000" in page
+    assert len(page) < 2_000_000
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with open_browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@needs_chromium
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("width", "scheme", "script"), [(400, "dark", True), (1280, "light", True), (400, "light", False)]
+)
+def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, width: int, scheme: str, script: bool) -> None:
+    path = tmp_path / "index.html"
+    path.write_text(render(result()), "ascii")
+    page = browser.open(path, width=width, scheme=scheme, script=script)
+    assert (page.errors, len(page.requests)) == ([], 1)
+    assert page.evaluate("[window.hit, document.scripts.length, document.querySelectorAll('img[src=x]').length]") == [
+        None,
+        1,
+        0,
+    ]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0 && image.alt)")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 21, 27)"
+    assert dark == (scheme == "dark")
+    shown = page.evaluate("[...document.querySelectorAll('#class-rows tbody th')].map(e => e.textContent)")
+    assert sorted(shown) == sorted([*HOSTILE[:3], "\\u202eb\\x1b[1m"])
+    links = page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    assert links
+    if script:
+        page.evaluate("document.querySelector('#class-rows thead button').focus()")
+        page.press("Enter")
+        assert page.evaluate("document.querySelector('#class-rows [aria-sort]') !== null")
