@@ -11,7 +11,7 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.errors import DataError
-from seresnext.printable import listed
+from seresnext.printable import listed, printable
 
 if TYPE_CHECKING:
     from seresnext.data.readers.photo_choice import PhotoChoice
@@ -78,8 +78,13 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     found = len(reader.classes)
     if found == num_classes:
         return
-    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add folders, or"
-    raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} correct data.root")
+    if found == 1:
+        name = printable(reader.classes[0])
+        raise DataError(
+            f"{root} has 1 class, {name}; a classifier needs two classes: add folders, or correct data.root"
+        )
+    fix = f"set model.num_classes={found} or correct data.root"
+    raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {fix}")
 
 
 def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
