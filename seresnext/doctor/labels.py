@@ -1,4 +1,4 @@
-"""What the opinions of networks show: suspected wrong labels, values far out, and classes that look like one."""
+"""Suspected wrong labels, values far out, and classes that look like one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks say about each image: probabilities of the classes, and the distance to the most similar images."""
+"""Networks that judge each image: probabilities of the classes, and the distance to the most similar images."""
 
 from __future__ import annotations
 
