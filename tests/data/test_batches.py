@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoded_images import DECODERS, Images, encoded, rgb, turned
+from encoded_images import DECODERS, Images, encoded, noise, rgb, turned
 from PIL import Image, ImageOps
 
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
 from seresnext.data.batches import Batch, EvaluationImages, TrainImages
+from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
-from seresnext.data.loading.loader import evaluation_keys, train_keys
+from seresnext.data.loading.loader import evaluation_keys, open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
@@ -81,6 +82,19 @@ def test_images_that_exif_turns_give_the_batches_of_upright_ones(reader: Reader,
 def with_orientation(image: Image.Image, orientation: int) -> Image.Image:
     image.getexif()[0x0112] = orientation
     return image
+
+
+def test_workers_decode_the_formats_that_the_parent_decoded_before():
+    """The codecs of AVIF and HEIC have threads, which no fork takes along."""
+    forms = ["WEBP", "AVIF", "GIF", "TIFF", "BMP", *["HEIF"] * HAS_HEIC]
+    images = Images(*(encoded(noise(64, 48), form) for form in forms))
+    source = EvaluationImages(images, ResizeCenterCrop(16, 0.875, "bicubic"), decoding=Decoding(10**6))
+    keys = list(evaluation_keys(len(images), 1, 0, 1))
+    before = [source.make(key) for key in keys]
+    assert not any(batch.unreadable for batch in before)
+    with open_batches(source, keys, workers=2, timeout=60, pin_memory=False) as batches:
+        for one, other in zip(before, batches, strict=True):
+            assert torch.equal(one.images, other.images)
 
 
 def test_evaluation_images_equal_the_transform_and_are_not_mirrored(reader: Reader):

@@ -112,6 +112,8 @@ def _format(data: bytes) -> str | None:
 
 def _is_raw(data: bytes) -> bool:
     """Return whether a TIFF comes from a camera's sensor (DNG, NEF, ARW, CR2): the first page is a preview."""
+    if b"+" in data[2:4]:  # BigTIFF, with another layout.
+        return False
     order = "little" if data.startswith(b"II") else "big"
     start = int.from_bytes(data[4:8], order)
     count = int.from_bytes(data[start : start + 2], order)

@@ -11,7 +11,7 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.errors import DataError
-from seresnext.printable import listed
+from seresnext.printable import listed, printable
 
 if TYPE_CHECKING:
     from seresnext.data.readers.photo_choice import PhotoChoice
@@ -25,9 +25,9 @@ class Reader(Protocol):
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
     `has_local_files`: the images are files of this machine, so that a read costs no download. `shard_ids` is the shard
-    number of each image (int N). `choice` states which photos count, for photos only. `left_out` are the photos that
-    cannot be decoded, with the reasons. No reader holds an object per image: reference counting would copy the objects
-    into every forked worker.
+    number of each image (int N). `choice` states which photos count, for photos only. `is_divided`: the choice divides
+    the photos into splits. `left_out` are the photos that cannot be decoded, with the reasons. No reader holds an object
+    per image: reference counting would copy the objects into every forked worker.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +37,7 @@ class Reader(Protocol):
     has_local_files: bool = True
     shard_ids: np.ndarray | None = None
     choice: PhotoChoice | None = None
+    is_divided: bool = False
     left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -78,8 +79,13 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     found = len(reader.classes)
     if found == num_classes:
         return
-    advice = f"set model.num_classes={found} or" if found > 1 else "a classifier needs two classes: add folders, or"
-    raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {advice} correct data.root")
+    if found == 1:
+        name = printable(reader.classes[0])
+        raise DataError(
+            f"{root} has 1 class, {name}; a classifier needs two classes: add folders, or correct data.root"
+        )
+    fix = f"set model.num_classes={found} or correct data.root"
+    raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {fix}")
 
 
 def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:

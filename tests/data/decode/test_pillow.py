@@ -267,6 +267,20 @@ def test_odd_and_broken_metadata(kind: str):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("first", [6, 1])
+def test_exif_in_two_segments_is_joined(first: int):
+    """Cameras split EXIF of more than 64 KiB. Pillow joins the segments."""
+    whole = turned(first)
+    parts = [whole[:-3], b"Exif\0\0" + whole[-3:]]
+    segments = b"".join(b"\xff\xe1" + (len(part) + 2).to_bytes(2) + part for part in parts)
+    data = encoded(PICTURE)
+    data = data[:2] + segments + data[2:]
+    assert (upright(data).shape == (20, 24, 3)) == (first == 6)
+    for fast in (False, True)[: 1 + HAS_NVIMGCODEC]:
+        (found,) = RegionDecoder(UPRIGHT, fast)([Encoded(data, str)], lambda _, *size: Crop(0, 0, *size, False))
+        np.testing.assert_array_equal(found, upright(data))
+
+
 @needs_heic
 def test_heic_is_upright_in_any_case():
     """libheif turns the pixels, and pillow-heif sets the orientation to 1. Pillow's pixels of the source are near."""
