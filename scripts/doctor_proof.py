@@ -1,4 +1,4 @@
-"""Prove the data doctor: plant wrong labels and copies in photographs, and measure what the doctor finds.
+"""Prove the data doctor: plant wrong labels and copies in photographs, and count the findings.
 
     python scripts/doctor_proof.py --data cifar10-small --output DIR [--classes cat ship truck] [--weights FILE] ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,10 @@ from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.doctor.duplicates import components, near_pairs
-from seresnext.doctor.findings import (
-    Finding,
-    Row,
-    equal_files,
-    exclusions,
-    find_by_network,
-    find_copies,
-    find_in_files,
-    good_images,
-)
+from seresnext.doctor.findings import Finding, equal_files, exclusions, find_by_network, find_copies, find_in_files
 from seresnext.doctor.images import Collection, Looks, look_at
 from seresnext.doctor.labels import classes_like_one
-from seresnext.doctor.network import FOLDS, Networks, ask, cross_validate
+from seresnext.doctor.network import FOLDS, Networks, ask, check_known, cross_validate
 from seresnext.printable import as_utf8, for_terminal
 from seresnext.recipe.schema import RuntimeSection
 
@@ -41,8 +32,8 @@ _VAL_SHARE = 0.2  # as in the recipe `finetune`
 class Examination:
     """The result of an examination.
 
-    `method` describes the networks in sentences, and is empty without networks. `pairs` are the classes that look like
-    one, with the share that is mixed up. `listed` are the images of the exclusion list, with the reasons.
+    `listed` are the rows of the exclusion list. `method` describes the networks, and is empty without networks. `pairs`
+    are the classes that look like one, with the share of images that is mixed up.
     """
 
     source: str
@@ -50,64 +41,40 @@ class Examination:
     looks: Looks
     decoding: Decoding
     findings: Sequence[Finding]
-    listed: Mapping[int, tuple[str, Row]]
+    listed: Sequence[dict[str, Any]]
     method: Sequence[str]
     pairs: Sequence[tuple[str, str, float]]
     seconds: float
 
-    def describe(self, row: Row) -> dict[str, Any]:
-        """Return an image of a finding with names for people and programs."""
-        images = self.images
-        values = {
-            "path": images.name(row.image),
-            "split": images.split_names[images.splits[row.image]],
-            "label": images.classes[images.labels[row.image]],
-            "suggestion": row.suggestion,
-            "other": "" if row.other is None else images.name(row.other),
-            "detail": row.detail,
-        }
-        return {**{name: as_utf8(value) for name, value in values.items()}, "listed": row.listed}
-
     def classes(self) -> list[dict[str, Any]]:
         """Return name and images of each class: in each split, and in the list."""
-        labels, splits, number = self.images.labels, self.images.splits, len(self.images.classes)
-        counts = [
-            np.bincount(labels[splits == split], minlength=number) for split in range(len(self.images.split_names))
-        ]
-        counts.append(np.bincount(labels[np.array([*self.listed], np.int64)], minlength=number))
-        keys = ("class", *self.images.split_names, "listed")
-        rows = zip(map(as_utf8, self.images.classes), *(column.tolist() for column in counts), strict=True)
+        images, names = self.images, self.images.split_names
+        parts = [images.splits == number for number in range(len(names))]
+        parts.append(np.array([row["indices"][0] for row in self.listed], np.int64))
+        counts = (np.bincount(images.labels[part], minlength=len(images.classes)).tolist() for part in parts)
+        keys, rows = ("class", *names, "listed"), zip(map(as_utf8, images.classes), *counts, strict=True)
         return [dict(zip(keys, row, strict=True)) for row in rows]
 
     def sizes(self) -> dict[str, list[int]]:
         """Return width and height of the smallest, the median and the largest image, by the shorter side."""
-        size = self.looks.size[good_images(self.looks)]
+        size = self.looks.size[self.looks.good()]
         order = np.argsort(size.min(1), kind="stable")
         places = {"smallest": 0, "median": len(size) // 2, "largest": -1} if len(size) else {}
         return {name: size[order[place]].tolist() for name, place in places.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as in the JSON file."""
-        pairs = [{"first": as_utf8(one), "second": as_utf8(other), "mixed": mixed} for one, other, mixed in self.pairs]
-        return {
-            "data": self.source,
-            "num_images": len(self.images),
-            "num_listed": len(self.listed),
-            "seconds": self.seconds,
-            "notices": list(self.images.notices),
-            "method": list(self.method),
-            "classes": self.classes(),
-            "sizes": self.sizes(),
-            "alike_classes": pairs,
-            "findings": [{**vars(each), "rows": [self.describe(row) for row in each.rows]} for each in self.findings],
-        }
+        named = {name: getattr(self, name) for name in ("method", "pairs", "seconds")}
+        numbers = {"num_images": len(self.images), "num_listed": len(self.listed)}
+        tables = {"classes": self.classes(), "sizes": self.sizes(), "findings": [vars(each) for each in self.findings]}
+        return {"data": self.source, **numbers, **named, "notices": self.images.notices, **tables}
 
     def exclusion_list(self) -> str:
-        """Return the exclusion list as CSV: `path` and `reason` of each image, and what helps a person to decide."""
+        """Return the exclusion list as CSV: `path` and `reason` of each image, and help for a decision."""
         text = io.StringIO()
         table: csv.DictWriter[str] = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        table.writerows({**self.describe(row), "reason": reason} for reason, row in self.listed.values())
+        table.writerows(self.listed)
         return text.getvalue()
 
 
@@ -116,16 +83,17 @@ def examine(root: str, networks: Networks) -> Examination:
 
     Raises DataError for data that cannot be used, CheckpointError or UsageError for weights that do not fit.
     """
-    started = time.monotonic()
-    images = Collection(open_splits(root))
+    started, images = time.monotonic(), Collection(open_splits(root))
+    if networks.weights and not networks.folds:
+        check_known(images, networks.weights)
     for notice in images.notices:
         print(f"warning: {for_terminal(notice)}")
     counts = zip(np.bincount(images.splits).tolist(), images.split_names, strict=True)
     splits = ", ".join(f"{count:,} of {name}" for count, name in counts)
     print(f"{len(images):,} images of {len(images.classes):,} classes: {splits}")
     looks = look_at(images, networks.decoding)
-    findings, good, groups = list(find_in_files(images, looks)), good_images(looks), equal_files(images, looks)
-    empty = {row.image for finding in findings if finding.key == "empty" for row in finding.rows}
+    findings, good, groups = list(find_in_files(images, looks)), looks.good(), equal_files(images, looks)
+    empty = {row["indices"][0] for finding in findings if finding.key == "empty" for row in finding.rows}
     alone = np.array(sorted({*good.tolist()} - empty - {index for group in groups for index in group[1:]}), np.int64)
     pairs = alone[near_pairs(looks.bits[alone], looks.pixels[alone])]
     findings[1:1] = find_copies(images, groups, pairs)
@@ -136,9 +104,9 @@ def examine(root: str, networks: Networks) -> Examination:
         (probabilities, distances), method, knows = _judge(images.take(good), copies, networks)
         findings[:0] = find_by_network(images, probabilities, distances, good, knows, max(networks.folds, 2))
         found = classes_like_one(images.labels[good], probabilities)
-        alike = [(images.classes[one], images.classes[other], mixed) for one, other, mixed in found]
-    seconds = time.monotonic() - started
-    return Examination(root, images, looks, networks.decoding, findings, exclusions(findings), method, alike, seconds)
+        alike = [(as_utf8(images.classes[one]), as_utf8(images.classes[other]), mixed) for one, other, mixed in found]
+    listed, seconds = exclusions(findings), time.monotonic() - started
+    return Examination(root, images, looks, networks.decoding, findings, listed, method, alike, seconds)
 
 
 def open_splits(root: str) -> dict[str, Reader]:
@@ -146,9 +114,8 @@ def open_splits(root: str) -> dict[str, Reader]:
 
     Data without train/ and val/ are divided as `seresnext finetune` divides the photographs.
     """
-    format = detect_format(root, "train", "folder")
+    format, choice = detect_format(root, "train", "folder"), None
     is_there = {split: (Path(root) / split).is_dir() for split in ("train", "val", "test")}
-    choice = None
     if format == "folder" and not (is_there["train"] and is_there["val"]):
         choice = PhotoChoice(val_share=_VAL_SHARE, seed=RuntimeSection().seed)
     splits = ("train", "val", "test") if is_there["test"] else ("train", "val")

@@ -1,11 +1,11 @@
-"""The findings of the doctor: kinds of images with the rules, and the images that the exclusion list names."""
+"""The findings of the doctor: kinds of images, the rules, and the images that the exclusion list names."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,29 +14,29 @@ from seresnext.doctor.labels import far_out, suspected_labels
 
 _DARK, _BRIGHT, _EMPTY = 82, 242, 16  # gray levels
 _SMALL = 4  # times smaller than the median
-
-
-class Row(NamedTuple):
-    """An image of a finding. `other` is an image that is alike, `suggestion` a class. `listed`: for the list."""
-
-    image: int
-    detail: str = ""
-    other: int | None = None
-    suggestion: str = ""
-    listed: bool = False
+_COPIES = {
+    "contradiction": ("Copies with different labels", "A label is wrong. The list has both, or only that in training."),
+    "leak": ("Copies in two splits", "The accuracy counts images of training. The list has the copy in training."),
+    "copy": ("Equal files", "Equal files of one class and one split. The list has all but one."),
+    "near": (
+        "Near duplicates",
+        "At most 12 of the 64 bits of the perceptual hashes differ, and thumbnails of 16 x 16 pixels have a "
+        "correlation of 0.9 or more. The list has none: a burst of photographs is no error.",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Images of one kind. `key` names the kind in the files. `rule` explains the kind, and what the list takes.
+    """Images of one kind: `key` names the kind in the files, `rule` explains the kind.
 
-    `left_out` are files that the reader left out, as text.
+    `rows` are of `Collection.row`. `left_out` are files that the reader left out, with the reasons.
     """
 
     key: str
     title: str
     rule: str
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[dict[str, Any]]
     left_out: Sequence[str] = ()
 
     def __len__(self) -> int:
@@ -45,44 +45,40 @@ class Finding:
 
 def find_in_files(images: Collection, looks: Looks) -> Iterator[Finding]:
     """Yield the findings about single files: unreadable, odd, small, empty, dark, bright and blurred images."""
-    bad = [Row(index, error, listed=True) for index, error in enumerate(looks.error) if error]
+    bad = [images.row(index, error, listed=True) for index, error in enumerate(looks.error) if error]
     rule = "The decoder refuses the file. The list has the files that the reader does not leave out by itself."
     yield Finding("unreadable", "Unreadable files", rule, bad, images.left_out)
-    rule = "Turned by EXIF, transparent, CMYK, sides longer than 3 to 1, or above 50 million pixels."
-    odd = [Row(index, ", ".join(kinds)) for index, kinds in enumerate(looks.kinds) if kinds]
-    yield Finding("odd", "Odd files", rule, odd)
-    good, side = good_images(looks), looks.size.min(1)
+    good, side = looks.good(), looks.size.min(1)
+    low, lower, high = looks.light.T
+    is_odd, is_empty = np.array([bool(kinds) for kinds in looks.kinds]), high - low < _EMPTY
     median = float(np.median(side[good])) if len(good) else 0.0
-    rule = f"The shorter side is under a quarter of the median, {median:g} pixels."
-    small = good[side[good] * _SMALL < median].tolist()
-    yield Finding("small", "Small images", rule, [Row(index, f"{side[index]} pixels") for index in small])
-    low, lower, high = looks.light[good].T
-    is_empty = high - low < _EMPTY
-    for key, flags, rule in (
-        ("empty", is_empty, f"98 % of the pixels lie within {_EMPTY} of 256 gray levels."),
-        ("dark", ~is_empty & (high < _DARK), f"99 % of the pixels are below gray level {_DARK} of 255."),
-        ("bright", ~is_empty & (lower > _BRIGHT), f"95 % of the pixels are above gray level {_BRIGHT} of 255."),
-    ):
-        rows = [Row(index, "gray levels {:.0f} to {:.0f}".format(*looks.light[index, ::2])) for index in good[flags]]
-        yield Finding(key, f"{key.title()} images", rule, rows)
-    clear = good[~is_empty]
-    rule = (
-        "The variance of the Laplacian over the variance of the gray levels, at 256 pixels, is far below that of the "
-        "other images: 3 interquartile ranges under the lower quartile, of the logarithm."
-    )
-    blurred = clear[far_out(looks.sharpness[clear], high=False)].tolist()
-    yield Finding("blurred", "Blurred images", rule, [Row(n, f"sharpness {looks.sharpness[n]:.2g}") for n in blurred])
+    clear = good[~is_empty[good]]
 
+    def levels(index: int) -> str:
+        return f"gray levels {low[index]:.0f} to {high[index]:.0f}"
 
-def good_images(looks: Looks) -> np.ndarray:
-    """Return the indices of the images that can be decoded (int N)."""
-    return np.array([index for index, error in enumerate(looks.error) if not error], np.int64)
+    rules: list[tuple[str, np.ndarray, str, Callable[[int], str]]] = [
+        ("Odd files", good[is_odd[good]], "Turned by EXIF, transparent, CMYK, longer than 3 to 1, or above 50 million "
+         "pixels.", lambda index: looks.kinds[index]),
+        ("Small images", good[side[good] * _SMALL < median], "The shorter side is under a quarter of the median, "
+         f"{median:g} pixels.", lambda index: f"{side[index]} pixels"),
+        ("Empty images", good[is_empty[good]], f"98 % of the pixels lie within {_EMPTY} of 256 gray levels.", levels),
+        ("Dark images", clear[high[clear] < _DARK], f"99 % of the pixels are below gray level {_DARK} of 255.", levels),
+        ("Bright images", clear[lower[clear] > _BRIGHT], f"95 % of the pixels are above gray level {_BRIGHT} of 255.",
+         levels),
+        ("Blurred images", clear[far_out(looks.sharpness[clear], high=False)], "The variance of the Laplacian over the "
+         "variance of the gray levels is far below that of the other images.",
+         lambda index: f"sharpness {looks.sharpness[index]:.2g}"),
+    ]  # fmt: skip
+    for title, found, rule, describe in rules:
+        rows = [images.row(index, describe(index)) for index in found.tolist()]
+        yield Finding(title.split()[0].lower(), title, rule, rows)
 
 
 def equal_files(images: Collection, looks: Looks) -> list[list[int]]:
     """Return the groups of images with equal files. The first one is kept, so images of training come last."""
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for index in sorted(good_images(looks).tolist(), key=lambda index: (-images.splits[index], index)):
+    for index in sorted(looks.good().tolist(), key=lambda index: (-images.splits[index], index)):
         groups[looks.digest[index]].append(index)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -92,13 +88,13 @@ def find_copies(images: Collection, groups: Iterable[list[int]], pairs: np.ndarr
 
     The first split is that of training. Copies in other splits stay, so that accuracies can be compared.
     """
-    labels, splits, found = images.labels, images.splits, defaultdict[str, dict[int, Row]](dict)
+    labels, splits, found = images.labels, images.splits, defaultdict[str, dict[int, Any]](dict)
 
     def add(image: int, other: int, text: str, listed: bool) -> None:
         clashes, leaks = labels[image] != labels[other], splits[image] != splits[other]
         key = "contradiction" if clashes else "leak" if leaks else "copy" if text == "equal file" else "near"
         text = f"{text} of {images.classes[labels[other]]}" if clashes else text
-        found[key].setdefault(image, Row(image, text, other, listed=listed))
+        found[key].setdefault(image, images.row(image, text, other, listed=listed))
 
     for first, *others in groups:
         for other in others:
@@ -107,19 +103,12 @@ def find_copies(images: Collection, groups: Iterable[list[int]], pairs: np.ndarr
             add(first, clash[0], "equal file", True)
     for pair in pairs.tolist():
         image, other = sorted(pair, key=lambda index: (splits[index], index))
-        clashes, leaks = labels[image] != labels[other], splits[image] != splits[other]
+        clashes, leaks = bool(labels[image] != labels[other]), bool(splits[image] != splits[other])
         if clashes or leaks:
             add(image, other, "near duplicate", True)
         if not leaks:
-            add(other, image, "near duplicate", bool(clashes))
-    for key, title, rule in (
-        ("contradiction", "Copies with different labels", "A label is wrong. If the splits differ, the list has the "
-         "copy in training, else both."),
-        ("leak", "Copies in two splits", "The accuracy counts images of training. The list has the copy in training."),
-        ("copy", "Equal files", "Equal files of one class and one split. The list has all but one."),
-        ("near", "Near duplicates", "At most 12 of the 64 bits of the perceptual hashes differ, and thumbnails of 16 x "
-         "16 pixels have a correlation of 0.9 or more. The list has none: a burst of photographs is no error."),
-    ):  # fmt: skip
+            add(other, image, "near duplicate", clashes)
+    for key, (title, rule) in _COPIES.items():
         yield Finding(key, title, rule, [found[key][index] for index in sorted(found[key])])
 
 
@@ -130,32 +119,28 @@ def find_by_network(
 
     knows: the network was trained on the images of training. fewest: as in `suspected_labels`.
     """
-    labels, rows = images.labels[good], []
-    for place in suspected_labels(labels, probabilities, fewest).tolist():
-        own, best = int(labels[place]), int(probabilities[place].argmax())
-        percent, name = 100 * probabilities[place], images.classes[best]
-        detail = f"{percent[best]:.0f} %, label {percent[own]:.0f} %"
-        listed = bool(images.splits[good[place]] == 0) and not knows
-        rows.append(Row(int(good[place]), detail, None, name, listed))
+    rows = []
+    for place in suspected_labels(images.labels[good], probabilities, fewest).tolist():
+        index, best = int(good[place]), int(probabilities[place].argmax())
+        percent = 100 * probabilities[place]
+        detail = f"{percent[best]:.0f} %, label {percent[images.labels[index]]:.0f} %"
+        listed = bool(images.splits[index] == 0) and not knows
+        rows.append(images.row(index, detail, suggestion=images.classes[best], listed=listed))
     rule = (
-        "Confident learning (Northcutt et al. 2021, cleanlab). The list has the images of training. Images of other "
-        "splits stay: to leave out what a network gets wrong raises the accuracy on paper only."
-    )
-    rule += " The network was trained on the images of training, so the list has none of them." * knows
+        "Confident learning (Northcutt et al. 2021, cleanlab). The list has images of training only: to leave out the "
+        "mistakes of a network in validation raises the accuracy on paper."
+    ) + " The network was trained on the images of training, so the list has none." * knows
     yield Finding("label", "Suspected wrong labels", rule, rows)
-    rule = (
-        "The mean cosine distance of the features to the 10 nearest images is far above that of the other images: 3 "
-        "interquartile ranges over the upper quartile, of the logarithm."
-    )
-    far = [Row(int(good[place]), f"{distances[place]:.1f} times the median") for place in far_out(distances)]
+    rule = "The mean cosine distance of the features to the 10 nearest images is far above that of the other images."
+    far = [images.row(int(good[n]), f"{distances[n]:.1f} times the median") for n in far_out(distances)]
     yield Finding("outlier", "Outliers", rule, far)
 
 
-def exclusions(findings: Iterable[Finding]) -> dict[int, tuple[str, Row]]:
-    """Return the images of the exclusion list in order, each with the key of the first finding that has the image."""
-    found: dict[int, tuple[str, Row]] = {}
+def exclusions(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Return the rows of the exclusion list by path, each with the key of the first finding as the `reason`."""
+    found: dict[str, dict[str, Any]] = {}
     for finding in findings:
         for row in finding.rows:
-            if row.listed:
-                found.setdefault(row.image, (finding.key, row))
-    return dict(sorted(found.items()))
+            if row["listed"]:
+                found.setdefault(row["path"], {"reason": finding.key, **row})
+    return [found[path] for path in sorted(found)]

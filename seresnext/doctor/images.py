@@ -1,4 +1,4 @@
-"""All images of the data, and what one look at each of them shows."""
+"""All images of the data, and the look at each of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_
 from seresnext.data.readers import Reader
 from seresnext.data.survey import is_turned
 from seresnext.errors import DataError
+from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 from seresnext.progress import progress
 
@@ -57,23 +58,39 @@ class Collection(Reader):
     def name(self, index: int) -> str:
         return self._readers[self.splits[index]].name(int(self._places[index]))
 
+    def row(
+        self, image: int, detail: str, other: int | None = None, suggestion: str = "", listed: bool = False
+    ) -> dict[str, Any]:
+        """Return an image of a finding for people and programs.
+
+        `other`: an image that is alike. `suggestion`: a better class. `listed`: the exclusion list has the image.
+        """
+        path, alike = self.name(image), "" if other is None else self.name(other)
+        texts = {"path": path, "split": self.split_names[self.splits[image]], "label": self.classes[self.labels[image]]}
+        texts |= {"suggestion": suggestion, "other": alike, "detail": detail}
+        return {name: as_utf8(text) for name, text in texts.items()} | {"listed": listed, "indices": (image, other)}
+
 
 class Looks(NamedTuple):
-    """What a look at each of N images shows. An image with an `error` cannot be decoded, and has zeros elsewhere.
+    """The looks at N images. An image with an `error` cannot be decoded, and has zeros elsewhere.
 
-    digest: of the file. kinds: oddities, as words. size: width and height. light: the gray levels (0 to 255) that 1, 5
+    digest: of the file. kinds: oddities, as text. size: width and height. light: the gray levels (0 to 255) that 1, 5
     and 99 % of the pixels do not exceed. sharpness: the variance of the Laplacian over the variance of the gray levels.
     bits: perceptual hashes, bool N 64. pixels: thumbnails, uint8 N 768.
     """
 
     error: Sequence[str]
     digest: Sequence[bytes]
-    kinds: Sequence[Sequence[str]]
+    kinds: Sequence[str]
     size: np.ndarray
     light: np.ndarray
     sharpness: np.ndarray
     bits: np.ndarray
     pixels: np.ndarray
+
+    def good(self) -> np.ndarray:
+        """Return the indices of the images that can be decoded (int N)."""
+        return np.array([index for index, error in enumerate(self.error) if not error], np.int64)
 
 
 def look_at(reader: Reader, decoding: Decoding) -> Looks:
@@ -87,7 +104,7 @@ def look_at(reader: Reader, decoding: Decoding) -> Looks:
             return "", *_look(data, decode(data, reader.name(index), decoding), decoding, imagehash.phash)
         except DataError as error:
             text = str(error).removeprefix(f"{reader.name(index)} ")
-            return text, b"", (), (0, 0), (0, 0, 0), 0, np.zeros(64, bool), np.zeros(768, np.uint8)
+            return text, b"", "", (0, 0), (0, 0, 0), 0, np.zeros(64, bool), np.zeros(768, np.uint8)
 
     found: list[tuple[Any, ...]] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, progress("look", len(reader), " images") as advance:
@@ -111,4 +128,4 @@ def _look(data: bytes, image: Image.Image, decoding: Decoding, phash: Any) -> tu
         kinds += ["turned by EXIF"] * (not decoding.exif_rotation and is_turned(header, data))
         kinds += ["transparent"] * is_transparent(header) + ["CMYK"] * (header.mode == "CMYK")
     light, pixels = np.percentile(gray, (1, 5, 99)), np.asarray(image.resize(_THUMBNAIL, Image.Resampling.BOX)).ravel()
-    return hashlib.sha256(data).digest(), kinds, size, light, sharpness, phash(image).hash.ravel(), pixels
+    return hashlib.sha256(data).digest(), ", ".join(kinds), size, light, sharpness, phash(image).hash.ravel(), pixels

@@ -12,7 +12,7 @@ from seresnext.recipe.schema import ErasingSection, Recipe
 
 def image_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield every disagreement between the keys of `data`, `augment` and `mix`."""
-    for check in (_data, _sampling, _progressive, _ranges, _augment, _repeats, _mix):
+    for check in (_data, _progressive, _ranges, _augment, _repeats, _mix):
         yield from check(recipe)
 
 
@@ -36,10 +36,6 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             "contains a user, a password or a query, and every checkpoint stores the address; give credentials through "
             "the environment, ~/.netrc or the cloud's own configuration",
         )
-
-
-def _sampling(recipe: Recipe) -> Iterator[Problem]:
-    data = recipe.data
     if data.sampling == "balanced" and data.shuffle_shards is not None:
         message = f"needs images in any order, and balanced data.sampling chooses by class, found {data.shuffle_shards}"
         yield Problem("data.shuffle_shards", f"{message}; write null, or sample by shuffle", ("data.sampling",))

@@ -11,6 +11,8 @@ def introduce(run: Run, world: World) -> str:
     """Return a summary of a run for the terminal: model, images, steps and device."""
     recipe, plan = run.recipe, run.plan
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    stages = ", ".join(recipe.model.frozen)
+    thaw = f"\n{stages} train after step {plan.thaw_at} ({recipe.model.frozen_until})" if plan.thaw_at else ""
     return (
         f"{recipe.model.name}: {parameters:,} parameters, {recipe.model.num_classes} classes\n"
         f"{len(run.train):,} training and {len(run.val):,} validation images\n"
@@ -18,12 +20,5 @@ def introduce(run: Run, world: World) -> str:
         f"{run.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
         f"{'process' if world.size == 1 else 'processes'}\n"
         f"{world.device.type}, {recipe.runtime.precision}, "
-        f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}"
-        f"{_thaw(run)}"
+        f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}{thaw}"
     )
-
-
-def _thaw(run: Run) -> str:
-    """Return a line on the stages that are frozen at first."""
-    at, model = run.plan.thaw_at, run.recipe.model
-    return f"\n{', '.join(model.frozen)} train after step {at} ({model.frozen_until})" if at else ""

@@ -206,17 +206,17 @@ def _class_problems(recipe: Recipe, previous: Recipe | None, reader: Reader) -> 
 
 def _class_weight_problems(recipe: Recipe, reader: Reader) -> list[StartProblem]:
     """Return a problem if `loss.class_weights` names classes that the data lack."""
-    given = recipe.loss.class_weights
+    given, root = recipe.loss.class_weights, recipe.data.root
     unknown = sorted(set(given) - set(reader.classes)) if isinstance(given, dict) else []
     if not unknown:
         return []
     close = near_miss(unknown[0], list(reader.classes))
-    names = ", ".join(listed([printable(name, 40) for name in unknown], _CLASSES_LISTED))
-    hint = f" (did you mean {close}?)" if close else ""
-    classes = ", ".join(listed([printable(name, 40) for name in reader.classes], _CLASSES_LISTED))
-    fix = f"write names of its {len(reader.classes)} classes: {classes}"
-    text = f"loss.class_weights: {recipe.data.root} has no class {names}{hint}; {fix}"
-    return [StartProblem(RecipeError, text)]
+    hint = f" (did you mean {printable(close, 40)}?)" if close else ""
+    names, known = (
+        ", ".join(listed([printable(name, 40) for name in each], _CLASSES_LISTED)) for each in (unknown, reader.classes)
+    )
+    text = f"{root} has no class {names}{hint}; write names of its {len(reader.classes)} classes: {known}"
+    return [StartProblem(RecipeError, f"loss.class_weights: {text}")]
 
 
 def _batch_problems(

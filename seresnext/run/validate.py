@@ -134,6 +134,8 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
         console.print(f"warning: {notice}")
+    if settings.data and not settings.split and reader.is_divided:
+        console.print("note: these photos are divided as those of the training were; --split all measures all photos")
     with world.agreeing():
         check_same_data(world, reader)
     check_images(recipe, {split: reader}, world, console.print)

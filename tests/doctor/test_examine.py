@@ -58,7 +58,7 @@ def test_the_files_of_a_quick_examination(
     output = capsys.readouterr().out
     assert "44 images of 2 classes: 36 of train, 8 of val" in output
     assert f"6 images are in {tmp_path}/out/exclude.csv" in output
-    # A run leaves out what the list names.
+    # A run leaves out the images of the list.
     recipe = load_recipe("finetune", [f"data.root={faulty}", f"data.exclude={tmp_path}/out/exclude.csv"]).recipe
     reader = open_reader(faulty, "train", choice=photo_choice(recipe, {}))
     names = {*map(reader.name, range(len(reader)))}
@@ -166,5 +166,5 @@ def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path: Path) -
         path.write_bytes(jpeg(photograph(number, 20)))
     assert doctor(tmp_path / "photos", "--output", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "findings.json").read_text())
-    assert (found["method"], found["alike_classes"]) == ([], [])
+    assert (found["method"], found["pairs"]) == ([], [])
     assert np.isfinite(found["seconds"])

@@ -10,16 +10,7 @@ from faulty_photos import FAULTS
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.doctor.duplicates import near_pairs
-from seresnext.doctor.findings import (
-    Finding,
-    Row,
-    equal_files,
-    exclusions,
-    find_by_network,
-    find_copies,
-    find_in_files,
-    good_images,
-)
+from seresnext.doctor.findings import Finding, equal_files, exclusions, find_by_network, find_copies, find_in_files
 from seresnext.doctor.images import Collection, Looks, look_at
 
 
@@ -28,13 +19,13 @@ def looks(images: Collection) -> Looks:
     return look_at(images, Decoding(10**6))
 
 
-def found_names(images: Collection, findings: Sequence[Finding]) -> dict[str, list[str]]:
+def found_names(findings: Sequence[Finding]) -> dict[str, list[str]]:
     """Return the names of the images of each finding, without `train/a/`."""
-    return {each.key: [images.name(row.image).removeprefix("train/a/") for row in each.rows] for each in findings}
+    return {each.key: [row["path"].removeprefix("train/a/") for row in each.rows] for each in findings}
 
 
 def test_each_fault_of_a_file_is_found(images: Collection, looks: Looks) -> None:
-    found = found_names(images, list(find_in_files(images, looks)))
+    found = found_names(list(find_in_files(images, looks)))
     assert {key: sorted(names) for key, names in found.items()} == {
         "unreadable": ["broken.jpg", "text.jpg"],
         "odd": ["long.jpg"],
@@ -47,26 +38,25 @@ def test_each_fault_of_a_file_is_found(images: Collection, looks: Looks) -> None
 
 
 def test_each_copy_is_found(images: Collection, looks: Looks) -> None:
-    good, groups = good_images(looks), equal_files(images, looks)
+    good, groups = looks.good(), equal_files(images, looks)
     pairs = good[near_pairs(looks.bits[good], looks.pixels[good])]
-    names = [images.name(index) for index in range(len(images))]
     pairs = np.array([pair for pair in pairs.tolist() if looks.digest[pair[0]] != looks.digest[pair[1]]])
     findings = list(find_copies(images, groups, pairs))
-    found = found_names(images, findings)
+    found = found_names(findings)
     assert sorted(found["contradiction"]) == ["2.jpg", "train/b/clash.jpg"]
     assert found["leak"] == ["leak.jpg"]
     assert len(found["copy"]) == 1
     assert set(found["copy"]) <= {"0.jpg", "equal.jpg"}
     assert len(found["near"]) == 1
     assert set(found["near"]) <= {"1.jpg", "near.jpg"}
-    listed = {names[index]: reason for index, (reason, _) in exclusions(findings).items()}
-    assert sorted(listed.values()) == ["contradiction", "contradiction", "copy", "leak"]
+    listed = exclusions(findings)
+    assert sorted(row["reason"] for row in listed) == ["contradiction", "contradiction", "copy", "leak"]
     [leak] = findings[1].rows
-    assert names[leak.other or 0] == "val/a/0.jpg"
+    assert (leak["other"], leak["listed"]) == ("val/a/0.jpg", True)
     assert len(FAULTS) == 12
 
 
-class FewImages:
+class FewImages(Collection):
     """Images of two classes and three splits without files."""
 
     classes, split_names = ("a", "b"), ("train", "val", "test")
@@ -74,6 +64,9 @@ class FewImages:
     def __init__(self, labels: str, splits: str) -> None:
         self.labels = np.array(["ab".index(each) for each in labels])
         self.splits = np.array([int(each) for each in splits])
+
+    def name(self, index: int) -> str:
+        return f"{index:02}"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +84,8 @@ class FewImages:
 def test_the_list_of_equal_files(labels: str, splits: str, expected: dict[int, str]) -> None:
     images, group = FewImages(labels, splits), list(range(len(labels)))
     group.sort(key=lambda index: -images.splits[index])
-    listed = exclusions(find_copies(images, [group], np.empty((0, 2), int)))  # pyright: ignore[reportArgumentType]
-    assert {index: reason for index, (reason, _) in listed.items()} == expected
+    listed = exclusions(find_copies(images, [group], np.empty((0, 2), int)))
+    assert {row["indices"][0]: row["reason"] for row in listed} == expected
 
 
 @pytest.mark.parametrize(
@@ -106,9 +99,9 @@ def test_the_list_of_equal_files(labels: str, splits: str, expected: dict[int, s
     ],
 )
 def test_the_list_of_near_duplicates(labels: str, splits: str, keys: dict[int, str], listed: list[int]) -> None:
-    findings = list(find_copies(FewImages(labels, splits), [], np.array([[0, 1]])))  # pyright: ignore[reportArgumentType]
-    assert {row.image: each.key for each in findings for row in each.rows} == keys
-    assert list(exclusions(findings)) == listed
+    findings = list(find_copies(FewImages(labels, splits), [], np.array([[0, 1]])))
+    assert {row["indices"][0]: each.key for each in findings for row in each.rows} == keys
+    assert [row["indices"][0] for row in exclusions(findings)] == listed
 
 
 def test_labels_of_validation_and_of_a_network_that_knows_them_are_not_listed() -> None:
@@ -118,14 +111,15 @@ def test_labels_of_validation_and_of_a_network_that_knows_them_are_not_listed() 
     distances = np.ones(60)
     distances[7] = 9
     for knows, listed in ((False, [3]), (True, [])):
-        labels, outliers = find_by_network(images, probabilities, distances, np.arange(60), knows, 2)  # pyright: ignore[reportArgumentType]
-        assert sorted(row.image for row in labels.rows) == [3, 20]
-        assert {row.suggestion for row in labels.rows} == {"b"}
-        assert list(exclusions([labels, outliers])) == listed
-        assert outliers.rows == [Row(7, "9.0 times the median")]
+        labels, outliers = find_by_network(images, probabilities, distances, np.arange(60), knows, 2)
+        assert sorted(row["path"] for row in labels.rows) == ["03", "20"]
+        assert {row["suggestion"] for row in labels.rows} == {"b"}
+        assert [row["indices"][0] for row in exclusions([labels, outliers])] == listed
+        assert [(row["path"], row["detail"]) for row in outliers.rows] == [("07", "9.0 times the median")]
 
 
 def test_the_first_finding_gives_the_reason() -> None:
-    findings = [Finding("x", "", "", [Row(5, listed=True), Row(2)]), Finding("y", "", "", [Row(2, listed=True)] * 2)]
-    findings.append(Finding("z", "", "", [Row(5, listed=True)]))
-    assert {index: reason for index, (reason, _) in exclusions(findings).items()} == {2: "y", 5: "x"}
+    images = FewImages("aaa", "000")
+    listed, other = images.row(2, "", listed=True), images.row(1, "")
+    findings = [Finding("x", "", "", [other]), Finding("y", "", "", [listed]), Finding("z", "", "", [listed, other])]
+    assert [(row["path"], row["reason"]) for row in exclusions(findings)] == [("02", "y")]

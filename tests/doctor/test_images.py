@@ -70,7 +70,7 @@ def test_bad_and_odd_files() -> None:
     assert [bool(error) for error in looks.error] == [True, True, *[False] * 5]
     assert "text" in looks.error[1]
     assert not looks.error[1].startswith("image 1")  # A finding has the name apart.
-    assert [list(kinds) for kinds in looks.kinds[2:]] == [
-        ["turned by EXIF"], ["CMYK"], ["transparent"], ["200 x 64 pixels"], [],
+    assert list(looks.kinds[2:]) == [
+        "turned by EXIF", "CMYK", "transparent", "200 x 64 pixels", "",
     ]  # fmt: skip
     assert look_at(Images(files[-1]), Decoding(64 * 64 - 1)).error[0]

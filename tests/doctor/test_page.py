@@ -13,7 +13,7 @@ from faulty_photos import jpeg, photograph
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers import Reader
 from seresnext.doctor.examine import Examination
-from seresnext.doctor.findings import Finding, Row, exclusions
+from seresnext.doctor.findings import Finding, exclusions
 from seresnext.doctor.images import Collection, look_at
 from seresnext.doctor.page import PICTURES, ROWS, render
 
@@ -37,7 +37,7 @@ class Strangers(Reader):
 def result(rows: int = 40) -> Examination:
     """Return an examination in which each image has a finding."""
     images = Collection({"train": Strangers()})
-    all_rows = [Row(n % 40, HOSTILE[n % 4], (n + 1) % 40, HOSTILE[(n + 1) % 4], listed=True) for n in range(rows)]
+    all_rows = [images.row(n % 40, HOSTILE[n % 4], (n + 1) % 40, HOSTILE[(n + 1) % 4], True) for n in range(rows)]
     findings = [
         Finding("label", "Labels", "A rule.", all_rows),
         Finding("unreadable", "Files", "", [], images.left_out),

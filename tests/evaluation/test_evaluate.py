@@ -237,7 +237,7 @@ def over_ranks(model, every, size, stop_at=None):
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7])
 def test_any_number_of_ranks_gets_the_same_bits(model, images, labels, size):
-    """With 5 batches, some of 2, 3 or 4 ranks get one fewer, and two of 7 ranks get none. The last batch is short."""
+    """Some of 2, 3 or 4 ranks get one of 5 batches fewer, and two of 7 get none. The last batch is short."""
     model.eval()
     expected = measure(model, images, labels)
     with torch.no_grad():

@@ -175,6 +175,8 @@ def test_only_a_finished_run_waits_long_for_the_upload(tmp_path: Path, monkeypat
     with folder.mirroring(Console(enabled=False), StopRequest()):
         folder.write_status(state, 1)
     assert asked == [is_stopping]
+    del folder
+    gc.collect()  # Close the lock within this test.
 
 
 @pytest.mark.full

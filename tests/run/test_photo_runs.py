@@ -147,11 +147,14 @@ def test_the_number_of_classes_stays_on_a_resume(root):
 
 @pytest.mark.full
 def test_other_data_is_measured_with_the_choice_of_the_run(root, tmp_path, capsys):
-    output = trained(root)
+    output = trained(root, "data.ignore=['*.gif']")
+    assert capsys.readouterr().out.count("data.ignore matched nothing") == 1
     other = make(tmp_path / "other", *(f"{split}/{name}" for split in ("test", "val") for name in FILES))
     assert len(names(measured(output, data=str(other), split="test"))) == 36
     assert len(names(measured(output, data=str(other)))) == 36
-    assert "matched nothing" not in capsys.readouterr().out
+    assert "--split all" not in capsys.readouterr().out
+    assert len(names(measured(output, data=str(other / "val")))) < 36
+    assert "note: these photos are divided" in capsys.readouterr().out
 
 
 @pytest.mark.full
@@ -169,7 +172,7 @@ def test_all_problems_come_in_one_message(root, tmp_path):
     with pytest.raises(DataError) as caught:
         trained(root, f"data.root={make(tmp_path / 'one', 'a/1.jpg', 'a/2.jpg', 'a/3.jpg')}")
     assert "2 reasons" in str(caught.value)
-    assert "has 1 class folders" in str(caught.value)
+    assert "has 1 class, a; a classifier needs" in str(caught.value)
     assert "2 training images are fewer than one step takes" in str(caught.value)
 
 

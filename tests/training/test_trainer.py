@@ -29,6 +29,18 @@ def test_a_result_is_read_after_the_next_step_was_queued():
     assert run.what("read") == "read0 read1 read2 read3 read4 read5"
 
 
+def test_the_measure_of_the_recipe_chooses_the_best_and_ends_the_run():
+    """7 of 8 are right, then 5, then 6: the first validation is the best by each measure, and old after step 6."""
+    for by in ("loss", "balanced_accuracy", "macro_f1"):
+        settings = {"total": 100, "evaluate_every": 2, "right": {2: 7, 4: 5, 6: 6}.__getitem__, "patience": 4}
+        run = fitted(**settings, best_by=by)
+        events = run.events("validate")
+        assert (run.progress.step, run.progress.best["step"]) == (6, 2)
+        assert (run.progress.best["by"], run.progress.best[by]) == (by, events[0][by])
+        assert len({event[by] for event in events}) == 3
+        assert ["per_class" in event for event in events] == [False, False, True]
+
+
 def test_each_validation_is_saved_before_and_a_new_best_once_more():
     """6 of 8 are correct, then 4, then 8: the second validation is no new best."""
     run = fitted(total=6, evaluate_every=2, save_every=100, right={2: 6, 4: 4, 6: 8}.__getitem__)

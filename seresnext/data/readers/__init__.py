@@ -25,9 +25,9 @@ class Reader(Protocol):
     `classes` are the class names in the order of the labels, `labels` N whole numbers of any type, `fingerprint` a hash
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
     `has_local_files`: the images are files of this machine, so that a read costs no download. `shard_ids` is the shard
-    number of each image (int N). `choice` states which photos count, for photos only. `left_out` are the photos that
-    cannot be decoded, with the reasons. No reader holds an object per image: reference counting would copy the objects
-    into every forked worker.
+    number of each image (int N). `choice` states which photos count, for photos only. `is_divided`: the choice divides
+    the photos into splits. `left_out` are the photos that cannot be decoded, with the reasons. No reader holds an
+    object per image: reference counting would copy the objects into every forked worker.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +37,7 @@ class Reader(Protocol):
     has_local_files: bool = True
     shard_ids: np.ndarray | None = None
     choice: PhotoChoice | None = None
+    is_divided: bool = False
     left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     if found == 1:
         name = printable(reader.classes[0])
         raise DataError(
-            f"{root} has one class, {name}; a classifier needs two classes: add folders, or correct data.root"
+            f"{root} has 1 class, {name}; a classifier needs two classes: add folders, or correct data.root"
         )
     fix = f"set model.num_classes={found} or correct data.root"
     raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {fix}")

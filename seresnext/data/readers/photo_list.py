@@ -20,7 +20,7 @@ _LISTED = 20
 
 
 class ListedPhoto(NamedTuple):
-    """A line of a list: the class, and the split (empty if the list gives none)."""
+    """A line of a list: the class, and the split (train if the list gives none)."""
 
     label: str
     split: str
@@ -41,16 +41,16 @@ def read_photo_list(file: Path) -> dict[str, ListedPhoto]:
             mistakes.append(f"line {number}: {values}")
             continue
         path, label, split = (_text(values.get(key)) for key in ("path", "label", "split"))
-        known = SPLIT_NAMES.get(split.lower(), "") if split else ""
+        known = SPLIT_NAMES.get(split.lower() or "train")
         problems = [f"{key} is missing" for key, value in (("path", path), ("label", label)) if not value]
-        if split and not known:
+        if not known:
             problems.append(f"split is {printable(split)}, not {', '.join(SPLIT_NAMES)}")
         if path and not os.path.isfile(file.parent / path):  # noqa: PTH113 (raises nothing for odd names)
             problems.append(f"there is no file {printable(path)}")
         if path in photos:
             problems.append(f"{printable(path)} is in line {photos[path][1]}, too")
         mistakes += [f"line {number}: {problem}" for problem in problems]
-        photos.setdefault(path, (ListedPhoto(label, known), number))
+        photos.setdefault(path, (ListedPhoto(label, known or ""), number))
     if mistakes:
         heading = f"{file} cannot be used; correct {len(mistakes):,} mistake{'s' * (len(mistakes) > 1)}:"
         raise DataError("\n  ".join([heading, *listed(mistakes, _LISTED)]))

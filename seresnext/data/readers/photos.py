@@ -35,13 +35,13 @@ _LISTED = 10
 
 @dataclass(slots=True)
 class _Row:
-    """A photo: the place in the index, the digest of the content, the class, and the split (empty: not given)."""
+    """A photo: the path, the place in the index, the digest of the content, the class and the split."""
 
     path: str
     place: int
     digest: bytes
     label: str = ""
-    split: str = ""
+    split: str = "train"
 
 
 class PhotoReader(Reader):
@@ -64,7 +64,8 @@ class PhotoReader(Reader):
         for row in good if listing else ():
             row.label, row.split = listing[row.path]
         rows = _chosen(good if listing else _in_folders(good, wanted, notices), choice, notices)
-        self.choice = divide(rows, choice)
+        self.is_divided = choice.val_share is not None and all(row.split != "val" for row in rows)
+        self.choice = divide(rows, choice) if self.is_divided else choice
         chosen = sorted((row for row in rows if wanted in (row.split, ALL)), key=lambda row: (row.label, row.path))
         if not chosen:
             raise _no_photos(root, split, rows, choice)
@@ -104,16 +105,13 @@ def split_table(train: Reader, val: Reader) -> str:
 
 
 def divide(rows: Sequence[_Row], choice: PhotoChoice) -> PhotoChoice:
-    """Set the splits of the rows that have none. Return the choice with all splits that are not by the hash.
+    """Divide the training photos of the rows. Return the choice with all splits that are not by the hash.
 
-    With `val_share` and without validation photos, a training photo becomes a validation photo if the hash is below the
-    share. Then a class without a validation photo gives its lowest hash, and a class without a training photo keeps its
-    highest, so that a single photo stays in training. Other rows without a split are training photos.
+    A photo becomes a validation photo if the hash is below `choice.val_share`. Then a class without a validation photo
+    gives the lowest hash, and a class without a training photo keeps the highest, so that a single photo stays in
+    training.
     """
-    for row in rows:
-        row.split = row.split or "train"
-    if choice.val_share is None or any(row.split == "val" for row in rows):
-        return choice
+    assert choice.val_share is not None
     rows = [row for row in rows if row.split == "train"]
     hashes = {row.digest: fraction_of(row.digest, choice.seed) for row in rows}
     kept, split = dict(choice.kept), {}
@@ -171,17 +169,19 @@ def _in_folders(photos: Sequence[_Row], wanted: str, notices: list[str]) -> list
     """Return the photos in class folders, or in the class folders of splits."""
     parts = [row.path.split("/") for row in photos]
     folders = {each[0] for each in parts if len(each) > 1}
-    has_splits = not {*SPLIT_NAMES, wanted}.isdisjoint(folders - {each[0] for each in parts if len(each) == 2})
+    splits = {wanted: wanted} if wanted in folders else {}
+    for known, split in SPLIT_NAMES.items():  # `valid` does not count if there is `val`.
+        same = [name for name in sorted(folders) if name.lower() == known and split not in splits.values()]
+        splits |= dict.fromkeys(same[:1], split)
+    has_splits = not splits.keys().isdisjoint(folders - {each[0] for each in parts if len(each) == 2})
     rows, loose, outside = [], [], []
-    val = next((name for name in ("val", "valid", "validation") if name in folders), None)
-    splits = {"train": "train", val: "val", "test": "test", wanted: wanted}
     for row, each in zip(photos, parts, strict=True):
         if len(each) < 2 + has_splits:
             loose.append(row.path)
         elif has_splits and each[0] not in splits:
             outside.append(row.path)
         else:
-            row.label, row.split = each[has_splits], splits[each[0]] if has_splits else ""
+            row.label, row.split = each[has_splits], splits[each[0]] if has_splits else "train"
             rows.append(row)
     for paths, place in ((loose, "outside of class folders"), (outside, "outside of splits")):
         if paths and rows:
@@ -223,12 +223,9 @@ def _fingerprint(classes: Sequence[str], rows: Sequence[_Row]) -> str:
 
 def _no_photos(root: Path, split: str, rows: Sequence[_Row], choice: PhotoChoice) -> DataError:
     """Return the error for a split without photos, with the splits that are there."""
-    if not rows:
-        return DataError(
-            f"{root} has no photos in class folders; give a folder with a folder for each class, or a list of photos"
-        )
-    there = ", ".join(f"{count:,} {name}" for name, count in sorted(Counter(row.split for row in rows).items()))
-    advice = "name another split"
-    if SPLIT_NAMES.get(split) == "val":
+    found = Counter(row.split for row in rows)
+    there = ", ".join(f"{count:,} {name}" for name, count in sorted(found.items())) or "no photos in class folders"
+    advice = "name another split" if rows else "give a folder with a folder for each class, or a list of photos"
+    if rows and SPLIT_NAMES.get(split) == "val":
         advice = "add photos" if choice.val_share else "add photos of val, or set data.split='{val: 0.2}'"
     return DataError(f"{root} has no photos of the split {split} (found {there}); {advice}")

@@ -32,14 +32,14 @@ def read(folder: Path, text: str | bytes, name: str = "list.csv") -> dict[str, L
     ],
 )
 def test_csv_of_other_programs(folder, text):
-    assert list(read(folder, text).items()) == [("1.jpg", ("a", "")), ("2.jpg", ("b", "val"))]
+    assert list(read(folder, text).items()) == [("1.jpg", ("a", "train")), ("2.jpg", ("b", "val"))]
 
 
 def test_quotes_spaces_and_numbers(folder):
     found = read(folder, 'label,path\n"a, b",a b.jpg\n7,"ä,.jpg"\n')
-    assert found == {"a b.jpg": ("a, b", ""), "ä,.jpg": ("7", "")}
+    assert found == {"a b.jpg": ("a, b", "train"), "ä,.jpg": ("7", "train")}
     lines = '{"path": "1.jpg", "label": 7, "split": "test"}\n\n{"label": "x", "path": "2.jpg", "split": null}\n'
-    assert read(folder, lines, "list.JSONL") == {"1.jpg": ("7", "test"), "2.jpg": ("x", "")}
+    assert read(folder, lines, "list.JSONL") == {"1.jpg": ("7", "test"), "2.jpg": ("x", "train")}
 
 
 def test_all_mistakes_come_at_once_with_the_lines(folder):

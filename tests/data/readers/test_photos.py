@@ -57,6 +57,16 @@ def test_other_words_mean_val_and_test_is_apart(root, cache, word):
     assert len(names(root, "all", cache)) == 3
 
 
+def test_names_of_splits_in_capitals_are_no_classes(root, cache):
+    make(root, "Train/a/1.jpg", "Train/b/2.jpg", "VALID/a/3.jpg", "Test/b/4.jpg")
+    train = PhotoReader(root, "train", PhotoChoice(val_share=0.5), cache)
+    assert (train.classes, len(train)) == (("a", "b"), 2)
+    assert names(root, "val", cache) == ["VALID/a/3.jpg"]
+    assert names(root, "test", cache) == ["Test/b/4.jpg"]
+    other = make(root.parent / "other", "one/a/1.jpg", "two/a/2.jpg", "valid/a/3.jpg")
+    assert names(other, "one", cache) == ["one/a/1.jpg"]  # A split of any name, as in data.train_split.
+
+
 def test_val_counts_and_valid_beside_val_does_not(root, cache):
     make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg")
     assert names(root, "val", cache) == ["val/a/2.jpg"]
@@ -77,7 +87,9 @@ def test_loose_and_hidden_photos_are_left_out(root, cache):
     assert names(root, "all", cache) == ["a/1.jpg", "b/2.jpg"]
     assert "1 photo is outside of class folders and left out, such as loose.jpg" in notices(root, cache)
     make(root / "flat", "1.jpg")
-    with pytest.raises(DataError, match="has no photos in class folders; give a folder with a folder for each class"):
+    with pytest.raises(
+        DataError, match=r"found no photos in class folders\); give a folder with a folder for each class"
+    ):
         PhotoReader(root / "flat", "train", cache=cache)
 
 
