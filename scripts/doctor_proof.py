@@ -5,7 +5,7 @@
 DATA has train/ and val/ with the same class folders. DIR/data gets the first `--images` of each class of train, and all
 of val. 5 % of the training labels are changed. 50 copies are planted: resized, compressed again or slightly cropped.
 Half of the copies show validation images. The doctor examines DIR/data. Then a network is trained for each seed: on
-everything, without the images of exclude.csv, and without the planted images. The accuracy is that of the last weights on
+everything, without the images of exclude.csv, and without the planted images. The accuracy is of the last weights, on
 DIR/new, with the validation images and the training images beyond `--images`. DIR/results.json has the figures.
 """
 
