@@ -68,9 +68,8 @@ def main() -> None:
             run("train", "--recipe", "cifar10", "--data", str(data), "--output", str(folder), *words)
             last, json_file = folder / "checkpoints" / "last.safetensors", folder / "new.json"
             run("validate", "--checkpoint", str(last), "--data", str(options.output / "new"), "--json", str(json_file))
-            results["accuracy"].append(
-                {"images": name, "seed": seed, "top1": json.loads(json_file.read_text())["top1"]}
-            )
+            new = json.loads(json_file.read_text())
+            results["accuracy"].append({"images": name, "seed": seed, "top1": new["top1"], "loss": new["loss"]})
             (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
