@@ -6,7 +6,7 @@ DATA has train/ and val/ with the same class folders. DIR/data gets the first `-
 of val. 5 % of the training labels are changed. 50 copies are planted: resized, compressed again or slightly cropped.
 Half of the copies show validation images. The doctor examines DIR/data. Then a network is trained for each seed: on
 everything, without the images of exclude.csv, and without the planted images. The accuracy is of the last weights, on
-DIR/new, with the validation images and the training images beyond `--images`. DIR/results.json has the figures.
+DIR/new, the training images beyond `--images`. DIR/results.json has the figures.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def plant(source: Path, data: Path, count: int, classes: Sequence[str] | None = 
             for place in places:
                 place.mkdir(parents=True, exist_ok=True)
             for number, file in enumerate(sorted(folder.iterdir())):
-                for place in [places[number >= count]] if split == "train" else places:
-                    shutil.copyfile(file, place / file.name)
+                shutil.copyfile(file, places[split == "train" and number >= count] / file.name)
     rng = np.random.default_rng(0)
     names = sorted(folder.name for folder in (data / "train").iterdir())
     images = {split: sorted((data / split).rglob("*.*")) for split in ("train", "val")}
