@@ -29,7 +29,6 @@ DIR gets index.html, findings.json and exclude.csv. docs/doctor.md describes the
     add("--image-size", type=side_argument, metavar="N", help="side in the trainings (default: that of FILE, or 64)")
     add("--quick", action="store_true", help="without networks: files, copies, classes, sizes and light only")
     add("--output", type=path_argument, default=Path("doctor"), metavar="DIR", help="folder of the results (doctor)")
-    add("--json", type=path_argument, metavar="FILE", help="another place for findings.json")
     add_device(parser)
 
 
@@ -39,12 +38,12 @@ def run(options: Namespace) -> None:
         raise UsageError("--quick uses no network; leave out --quick, or --checkpoint and --folds")
     check_data_folder(options.data)
     require_extra("report", "cleanlab", "imagehash", "jinja2", "scipy", "sklearn")
-    page, table = options.output / "index.html", options.output / "exclude.csv"
-    json = options.json or options.output / "findings.json"
-    for path in (page, table, json):
-        check_output_file(path, "--json" if path == options.json else "--output")
+    page, json, table = (options.output / name for name in ("index.html", "findings.json", "exclude.csv"))
+    for path in (page, json, table):
+        check_output_file(path, "--output")
     from seresnext.distributed import choose_device
     from seresnext.doctor.examine import examine
+    from seresnext.doctor.findings import exclusion_list
     from seresnext.doctor.network import FOLDS, Networks
     from seresnext.doctor.page import render
     from seresnext.files import write_json, write_output
@@ -55,13 +54,14 @@ def run(options: Namespace) -> None:
         raise UsageError(f"--output {options.output} lies among the images; choose a folder elsewhere")
     folds = options.folds or (0 if options.quick or options.checkpoint else FOLDS)
     weights = open_weights(options.checkpoint) if options.checkpoint else None
-    result = examine(options.data, Networks(choose_device(options.device), weights, folds, options.image_size))
-    for finding in result.findings:
-        print(f"  {finding.title:<28} {len(finding):>8,}")
-    html = render(result)
+    networks = Networks(choose_device(options.device), weights, folds, options.image_size)
+    result, listed, images = examine(options.data, networks)
+    for finding in result["findings"]:
+        print(f"  {finding['title']:<28} {len(finding['rows']):>8,}")
+    html = render(result, images, networks.decoding)
     write_output(page, html)
-    write_json(json, result.to_json())
-    write_output(table, result.exclusion_list())
-    for text in result.method:
+    write_json(json, result)
+    write_output(table, exclusion_list(listed))
+    for text in result["method"]:
         print(text)
-    print(f"{len(result.listed):,} images are in {table}; look at {page}, then train with --set data.exclude={table}")
+    print(f"{len(listed):,} images are in {table}; look at {page}, then train with --set data.exclude={table}")

@@ -13,6 +13,16 @@ MOST_PAIRS = 1_000_000
 _ROWS = 256  # of the table of all pairs at one time: 51 MB for 50,000 images
 
 
+def equal_pairs(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """Return the pairs of equal files, int64 P 2 with the file to keep first: the first one in the last split."""
+    kept, found = {}, []
+    for index in np.lexsort((np.arange(len(splits)), -splits)).tolist():
+        first = kept.setdefault(digests[index], index)
+        if first != index:
+            found.append((first, index))
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
 def near_pairs(bits: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Return the pairs of near duplicates, int64 P 2 with the lower index first, about `MOST_PAIRS` at most.
 

@@ -2,111 +2,90 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.readers.photo_choice import PhotoChoice
-from seresnext.doctor.duplicates import components, near_pairs
-from seresnext.doctor.findings import Finding, equal_files, exclusions, find_by_network, find_copies, find_in_files
-from seresnext.doctor.images import Collection, Looks, look_at
+from seresnext.doctor.duplicates import components, equal_pairs, near_pairs
+from seresnext.doctor.findings import (
+    exclusions,
+    find_by_network,
+    find_copies,
+    find_in_files,
+    find_unreadable,
+    is_empty,
+)
+from seresnext.doctor.images import Collection, look_at
 from seresnext.doctor.labels import classes_like_one
 from seresnext.doctor.network import FOLDS, Networks, ask, check_known, cross_validate
 from seresnext.printable import as_utf8, for_terminal
 from seresnext.recipe.schema import RuntimeSection
 
-_COLUMNS = ("path", "reason", "split", "label", "suggestion", "other", "detail")
 _VAL_SHARE = 0.2  # as in the recipe `finetune`
 
 
-@dataclass(frozen=True)
-class Examination:
-    """The result of an examination.
+def examine(root: str, networks: Networks) -> tuple[dict[str, Any], list[dict[str, Any]], Collection]:
+    """Examine the images below a root. Return the result, the exclusion list, and the images that can be decoded.
 
-    `listed` are the rows of the exclusion list. `method` describes the networks, and is empty without networks. `pairs`
-    are the classes that look like one, with the share of images that is mixed up.
-    """
-
-    source: str
-    images: Collection
-    looks: Looks
-    decoding: Decoding
-    findings: Sequence[Finding]
-    listed: Sequence[dict[str, Any]]
-    method: Sequence[str]
-    pairs: Sequence[tuple[str, str, float]]
-    seconds: float
-
-    def classes(self) -> list[dict[str, Any]]:
-        """Return name and images of each class: in each split, and in the list."""
-        images, names = self.images, self.images.split_names
-        parts = [images.splits == number for number in range(len(names))]
-        parts.append(np.array([row["indices"][0] for row in self.listed], np.int64))
-        counts = (np.bincount(images.labels[part], minlength=len(images.classes)).tolist() for part in parts)
-        keys, rows = ("class", *names, "listed"), zip(map(as_utf8, images.classes), *counts, strict=True)
-        return [dict(zip(keys, row, strict=True)) for row in rows]
-
-    def sizes(self) -> dict[str, list[int]]:
-        """Return width and height of the smallest, the median and the largest image, by the shorter side."""
-        size = self.looks.size[self.looks.good()]
-        order = np.argsort(size.min(1), kind="stable")
-        places = {"smallest": 0, "median": len(size) // 2, "largest": -1} if len(size) else {}
-        return {name: size[order[place]].tolist() for name, place in places.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as in the JSON file."""
-        named = {name: getattr(self, name) for name in ("method", "pairs", "seconds")}
-        numbers = {"num_images": len(self.images), "num_listed": len(self.listed)}
-        tables = {"classes": self.classes(), "sizes": self.sizes(), "findings": [vars(each) for each in self.findings]}
-        return {"data": self.source, **numbers, **named, "notices": self.images.notices, **tables}
-
-    def exclusion_list(self) -> str:
-        """Return the exclusion list as CSV: `path` and `reason` of each image, and help for a decision."""
-        text = io.StringIO()
-        table: csv.DictWriter[str] = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.listed)
-        return text.getvalue()
-
-
-def examine(root: str, networks: Networks) -> Examination:
-    """Examine the images below a root. Nothing is written.
-
+    The result has the form of the JSON file. `method` describes the networks, and is empty without networks. `pairs`
+    are the classes that look like one, with the share of images that is mixed up. Nothing is written.
     Raises DataError for data that cannot be used, CheckpointError or UsageError for weights that do not fit.
     """
-    started, images = time.monotonic(), Collection(open_splits(root))
+    started, everything = time.monotonic(), Collection(open_splits(root))
     if networks.weights and not networks.folds:
-        check_known(images, networks.weights)
-    for notice in images.notices:
+        check_known(everything, networks.weights)
+    for notice in everything.notices:
         print(f"warning: {for_terminal(notice)}")
-    counts = zip(np.bincount(images.splits).tolist(), images.split_names, strict=True)
-    splits = ", ".join(f"{count:,} of {name}" for count, name in counts)
-    print(f"{len(images):,} images of {len(images.classes):,} classes: {splits}")
-    looks = look_at(images, networks.decoding)
-    findings, good, groups = list(find_in_files(images, looks)), looks.good(), equal_files(images, looks)
-    empty = {row["indices"][0] for finding in findings if finding.key == "empty" for row in finding.rows}
-    alone = np.array(sorted({*good.tolist()} - empty - {index for group in groups for index in group[1:]}), np.int64)
-    pairs = alone[near_pairs(looks.bits[alone], looks.pixels[alone])]
-    findings[1:1] = find_copies(images, groups, pairs)
+    names, splits = everything.split_names, everything.splits
+    counts = ", ".join(f"{(splits == number).sum():,} of {name}" for number, name in enumerate(names))
+    print(f"{len(everything):,} images of {len(everything.classes):,} classes: {counts}")
+    looks, errors = look_at(everything, networks.decoding)
+    images = everything.take(np.delete(np.arange(len(everything)), list(errors)))
+    equal = equal_pairs(looks["digest"], images.splits)
+    alone = np.setdiff1d(np.flatnonzero(~is_empty(looks)), equal[:, 1])
+    near = alone[near_pairs(looks["bits"][alone], looks["pixels"][alone])]
+    findings = [find_unreadable(everything, errors), *find_copies(images, equal, near), *find_in_files(images, looks)]
     method, alike = [], []
-    if (networks.weights or networks.folds) and len(images.classes) > 1 and len(good) > networks.folds:
-        links = [(group[0], index) for group in groups for index in group[1:]]
-        copies = components(np.array([*pairs.tolist(), *links], np.int64).reshape(-1, 2), len(images))[good]
-        (probabilities, distances), method, knows = _judge(images.take(good), copies, networks)
-        findings[:0] = find_by_network(images, probabilities, distances, good, knows, max(networks.folds, 2))
-        found = classes_like_one(images.labels[good], probabilities)
+    if (networks.weights or networks.folds) and len(images.classes) > 1 and len(images) > networks.folds:
+        copies = components(np.concatenate([equal, near]), len(images))
+        (probabilities, distances), method, knows = _judge(images, copies, networks)
+        findings[:0] = find_by_network(images, probabilities, distances, knows, max(networks.folds, 2))
+        found = classes_like_one(images.labels, probabilities)
         alike = [(as_utf8(images.classes[one]), as_utf8(images.classes[other]), mixed) for one, other, mixed in found]
-    listed, seconds = exclusions(findings), time.monotonic() - started
-    return Examination(root, images, looks, networks.decoding, findings, listed, method, alike, seconds)
+    listed = exclusions(findings)
+    by_size = looks["size"][np.argsort(looks["size"].min(1), kind="stable")].tolist()
+    places = {"smallest": 0, "median": len(by_size) // 2, "largest": -1} if by_size else {}
+    result = {
+        "data": root,
+        "num_images": len(everything),
+        "num_listed": len(listed),
+        "method": method,
+        "pairs": alike,
+        "seconds": time.monotonic() - started,
+        "notices": everything.notices,
+        "classes": count_classes(everything, listed),
+        "sizes": {name: by_size[place] for name, place in places.items()},
+        "findings": [each._asdict() for each in findings],
+    }
+    return result, listed, images
+
+
+def count_classes(images: Collection, listed: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return name and images of each class: in each split, and in the exclusion list."""
+    in_list, counts = Counter(row["label"] for row in listed), Counter(zip(images.labels, images.splits, strict=True))
+    return [
+        {"class": name}
+        | {split: counts[label, number] for number, split in enumerate(images.split_names)}
+        | {"listed": in_list[name]}
+        for label, name in enumerate(map(as_utf8, images.classes))
+    ]
 
 
 def open_splits(root: str) -> dict[str, Reader]:

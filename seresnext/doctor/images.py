@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,17 @@ SIDE = 256  # The longest side, in pixels, for light and sharpness: a network se
 _THUMBNAIL = (16, 16)
 _HUGE_PIXELS, _LONG = 50_000_000, 3
 _AT_ONCE = 256  # images that Ctrl-C waits for
+
+LOOK = np.dtype([
+    ("digest", "S32"), ("kinds", object), ("size", int, 2), ("light", float, 3), ("sharpness", float),
+    ("bits", bool, 64), ("pixels", np.uint8, 768),
+])  # fmt: skip
+"""The look at an image that can be decoded.
+
+digest: of the file. kinds: oddities, as text. size: width and height. light: the gray levels (0 to 255) that 1, 5 and
+99 % of the pixels do not exceed. sharpness: the variance of the Laplacian over the variance of the gray levels. bits:
+the perceptual hash. pixels: the thumbnail.
+"""
 
 
 class Collection(Reader):
@@ -68,55 +79,33 @@ class Collection(Reader):
         path, alike = self.name(image), "" if other is None else self.name(other)
         texts = {"path": path, "split": self.split_names[self.splits[image]], "label": self.classes[self.labels[image]]}
         texts |= {"suggestion": suggestion, "other": alike, "detail": detail}
-        return {name: as_utf8(text) for name, text in texts.items()} | {"listed": listed, "indices": (image, other)}
+        indices = (image,) if other is None else (image, other)
+        return {name: as_utf8(text) for name, text in texts.items()} | {"listed": listed, "indices": indices}
 
 
-class Looks(NamedTuple):
-    """The looks at N images. An image with an `error` cannot be decoded, and has zeros elsewhere.
-
-    digest: of the file. kinds: oddities, as text. size: width and height. light: the gray levels (0 to 255) that 1, 5
-    and 99 % of the pixels do not exceed. sharpness: the variance of the Laplacian over the variance of the gray levels.
-    bits: perceptual hashes, bool N 64. pixels: thumbnails, uint8 N 768.
-    """
-
-    error: Sequence[str]
-    digest: Sequence[bytes]
-    kinds: Sequence[str]
-    size: np.ndarray
-    light: np.ndarray
-    sharpness: np.ndarray
-    bits: np.ndarray
-    pixels: np.ndarray
-
-    def good(self) -> np.ndarray:
-        """Return the indices of the images that can be decoded (int N)."""
-        return np.array([index for index, error in enumerate(self.error) if not error], np.int64)
-
-
-def look_at(reader: Reader, decoding: Decoding) -> Looks:
-    """Read and decode each image once, in threads."""
+def look_at(reader: Reader, decoding: Decoding) -> tuple[np.ndarray, dict[int, str]]:
+    """Read and decode each image once, in threads. Return the looks (`LOOK`) at good images, and errors by index."""
     with extra("report"):
         import imagehash
 
-    def look(index: int) -> tuple[Any, ...]:
+    def look(index: int) -> tuple[Any, ...] | str:
         try:
             data = reader.read(index)
-            return "", *_look(data, decode(data, reader.name(index), decoding), decoding, imagehash.phash)
+            return _look(data, decode(data, reader.name(index), decoding), decoding, imagehash.phash)
         except DataError as error:
-            text = str(error).removeprefix(f"{reader.name(index)} ")
-            return text, b"", "", (0, 0), (0, 0, 0), 0, np.zeros(64, bool), np.zeros(768, np.uint8)
+            return str(error).removeprefix(f"{reader.name(index)} ")
 
-    found: list[tuple[Any, ...]] = []
+    found: list[tuple[Any, ...] | str] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, progress("look", len(reader), " images") as advance:
         for start in range(0, len(reader), _AT_ONCE):
             found += pool.map(look, range(start, min(start + _AT_ONCE, len(reader))))
             advance(len(found) - start)
-    error, digest, kinds, *numbers = zip(*found, strict=True)
-    return Looks(error, digest, kinds, *map(np.array, numbers))
+    errors = {index: each for index, each in enumerate(found) if isinstance(each, str)}
+    return np.array([each for each in found if not isinstance(each, str)], LOOK), errors
 
 
 def _look(data: bytes, image: Image.Image, decoding: Decoding, phash: Any) -> tuple[Any, ...]:
-    """Return the fields of `Looks` from the second on."""
+    """Return the fields of `LOOK`."""
     size, kinds = image.size, []
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     gray = np.asarray(image.convert("L"), np.float32)

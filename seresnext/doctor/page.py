@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from seresnext.data.decode.pillow import decode
-from seresnext.doctor.examine import Examination
+from seresnext.data.decode.pillow import Decoding, decode
+from seresnext.doctor.images import Collection
 from seresnext.errors import DataError
 from seresnext.report.html import SIDE, address, render_page
 
@@ -13,36 +13,32 @@ PICTURES, ROWS, CLASSES = 24, 500, 1000
 """The most thumbnails and rows of a finding, and the most classes, on the page. The JSON file has all."""
 
 
-def render(result: Examination) -> str:
-    """Return the page as ASCII. Raise UsageError without the extra."""
-    classes = result.classes()
-    totals = [sum(row[split] for split in result.images.split_names) for row in classes]
+def render(result: dict[str, Any], images: Collection, decoding: Decoding) -> str:
+    """Return the page of an examination as ASCII. Raise UsageError without the extra."""
+    totals = {row["class"]: sum(row[split] for split in images.split_names) for row in result["classes"]}
+    largest = max(totals, key=lambda name: totals[name])
     pictures = {
-        each.key: list(filter(None, (_picture(result, row) for row in each.rows[:PICTURES])))
-        for each in result.findings
+        each["key"]: [shown for row in each["rows"][:PICTURES] if (shown := _picture(images, decoding, row))]
+        for each in result["findings"]
     }
     return render_page(
         "seresnext.doctor",
         "page.html.jinja",
         result=result,
-        pictures={key: list(filter(None, found)) for key, found in pictures.items()},
-        classes=classes[:CLASSES],
-        largest=(classes[totals.index(max(totals))]["class"], 100 * max(totals) / sum(totals)),
-        sizes={name: f"{width} x {height}" for name, (width, height) in result.sizes().items()},
+        pictures=pictures,
+        classes=result["classes"][:CLASSES],
+        largest=(largest, 100 * totals[largest] / sum(totals.values())),
         most=ROWS,
     )
 
 
-def _picture(result: Examination, row: dict[str, Any]) -> dict[str, Any] | None:
+def _picture(images: Collection, decoding: Decoding, row: dict[str, Any]) -> dict[str, Any] | None:
     """Return a row with a thumbnail, next to the image that is alike; None without a readable image."""
-    thumbnails, sides = [], []
-    for index in row["indices"]:
-        if index is not None:
-            try:
-                image = decode(result.images.read(index), result.images.name(index), result.decoding)
-            except DataError:
-                return None
-            sides.append(max(image.size))
-            image.thumbnail((SIDE, SIDE))
-            thumbnails.append(address(image))
-    return {**row, "thumbnails": thumbnails, "is_small": max(sides) < SIDE}
+    try:
+        shown = [decode(images.read(index), images.name(index), decoding) for index in row["indices"]]
+    except DataError:
+        return None
+    is_small = max((max(image.size) for image in shown), default=0) < SIDE
+    for image in shown:
+        image.thumbnail((SIDE, SIDE))
+    return {**row, "thumbnails": [address(image) for image in shown], "is_small": is_small} if shown else None

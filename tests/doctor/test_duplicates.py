@@ -50,8 +50,8 @@ def test_altered_copies_are_found_and_other_photographs_are_not() -> None:
         photographs[3].point(lambda level: level * 0.9 + 10),
     ]
     files = [jpeg(image) for image in photographs] + [jpeg(image, 40) for image in copies]
-    looks = look_at(Images(*files), Decoding(10**6))
-    assert near_pairs(looks.bits, looks.pixels).tolist() == [[0, 60], [1, 61], [2, 62], [3, 63]]
+    looks, _ = look_at(Images(*files), Decoding(10**6))
+    assert near_pairs(looks["bits"], looks["pixels"]).tolist() == [[0, 60], [1, 61], [2, 62], [3, 63]]
 
 
 def test_components_are_groups_of_connected_images() -> None:

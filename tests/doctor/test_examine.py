@@ -79,8 +79,8 @@ def test_suspected_labels_of_short_trainings(
     root = shutil.copytree(tiny_image_folder(3, 20), tmp_path / "photos")
     (root / "train" / "class_0" / "3.jpg").rename(root / "train" / "class_1" / "wrong.jpg")
     (root / "val" / "class_2" / "1.jpg").rename(root / "val" / "class_0" / "wrong.jpg")
-    assert doctor(root, "--folds", 3, "--image-size", 32, "--output", tmp_path / "out", "--json", tmp_path / "x") == 0
-    found = json.loads((tmp_path / "x").read_text())
+    assert doctor(root, "--folds", 3, "--image-size", 32, "--output", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "findings.json").read_text())
     labels = {row["path"]: row for each in found["findings"] for row in each["rows"] if each["key"] == "label"}
     assert labels["train/class_1/wrong.jpg"]["suggestion"] == "class_0"
     assert labels["val/class_0/wrong.jpg"]["suggestion"] == "class_2"
@@ -89,7 +89,6 @@ def test_suspected_labels_of_short_trainings(
     assert "val/class_0/wrong.jpg" not in listed
     assert len(listed) <= 3
     assert found["method"][0].startswith("3 short trainings from random weights.")
-    assert not (tmp_path / "out" / "findings.json").exists()
 
 
 def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path: Path) -> None:
@@ -105,7 +104,10 @@ def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path: Path) -
         assert run.fingerprint == readers[split].fingerprint
     assert doctor(tmp_path / "photos", "--quick", "--output", tmp_path / "out") == 0
     unreadable = json.loads((tmp_path / "out" / "findings.json").read_text())["findings"][0]
-    assert (unreadable["key"], unreadable["left_out"]) == ("unreadable", ["a/bad.jpg is a text, no image"])
+    assert (unreadable["key"], [row["detail"] for row in unreadable["rows"]]) == (
+        "unreadable",
+        ["a/bad.jpg is a text, no image"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,6 @@ def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path: Path) -
         (["photos", "--folds", "1"], 2, "whole number from 2 to 20"),
         (["photos", "--quick", "--output", "photos/out"], 2, "lies among the images"),
         (["photos", "--quick", "--output", "taken"], 2, "taken/index.html cannot be written"),
-        (["photos", "--quick", "--json", "out"], 2, "choose another file with --json"),
         (["photos", "--checkpoint", "none.pth"], 4, "none.pth"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -133,10 +134,9 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(faulty)
     (tmp_path / "taken").write_text("")
-    (tmp_path / "out").mkdir()
     assert doctor(*words) == code
     assert named in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos", "taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "taken"]
     assert not (faulty / "out").exists()
 
 
@@ -179,11 +179,11 @@ def test_labels_are_not_listed_by_a_network_that_knows_them(
         return found + 0.01 * (found == found[0]), np.ones(len(reader))
 
     monkeypatch.setattr(examine, "ask", answer)
-    result = examine.examine(str(root), Networks(torch.device("cpu"), weights, folds=0))  # pyright: ignore[reportArgumentType]
-    [row] = result.findings[0].rows
+    result, exclusions, _ = examine.examine(str(root), Networks(torch.device("cpu"), weights, folds=0))  # pyright: ignore[reportArgumentType]
+    [row] = result["findings"][0]["rows"]
     assert (row["path"], row["suggestion"]) == ("train/class_0/0.jpg", "class_2")
-    assert [each["path"] for each in result.listed] == [row["path"]] * (not knows)
-    assert ("knows their labels" in result.method[1]) == knows
+    assert [each["path"] for each in exclusions] == [row["path"]] * (not knows)
+    assert ("knows their labels" in result["method"][1]) == knows
 
 
 def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path: Path) -> None:

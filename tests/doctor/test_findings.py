@@ -9,14 +9,23 @@ import pytest
 from faulty_photos import FAULTS
 
 from seresnext.data.decode.pillow import Decoding
-from seresnext.doctor.duplicates import near_pairs
-from seresnext.doctor.findings import Finding, equal_files, exclusions, find_by_network, find_copies, find_in_files
-from seresnext.doctor.images import Collection, Looks, look_at
+from seresnext.doctor.duplicates import equal_pairs, near_pairs
+from seresnext.doctor.findings import (
+    Finding,
+    exclusions,
+    find_by_network,
+    find_copies,
+    find_in_files,
+    find_unreadable,
+)
+from seresnext.doctor.images import Collection, look_at
 
 
 @pytest.fixture(scope="module")
-def looks(images: Collection) -> Looks:
-    return look_at(images, Decoding(10**6))
+def looks(images: Collection) -> tuple[np.ndarray, dict[int, str], Collection]:
+    """The looks, the errors, and the images that can be decoded."""
+    found, errors = look_at(images, Decoding(10**6))
+    return found, errors, images.take(np.array([index for index in range(len(images)) if index not in errors]))
 
 
 def found_names(findings: Sequence[Finding]) -> dict[str, list[str]]:
@@ -24,8 +33,10 @@ def found_names(findings: Sequence[Finding]) -> dict[str, list[str]]:
     return {each.key: [row["path"].removeprefix("train/a/") for row in each.rows] for each in findings}
 
 
-def test_each_fault_of_a_file_is_found(images: Collection, looks: Looks) -> None:
-    found = found_names(list(find_in_files(images, looks)))
+def test_each_fault_of_a_file_is_found(
+    images: Collection, looks: tuple[np.ndarray, dict[int, str], Collection]
+) -> None:
+    found = found_names([find_unreadable(images, looks[1]), *find_in_files(looks[2], looks[0])])
     assert {key: sorted(names) for key, names in found.items()} == {
         "unreadable": ["broken.jpg", "text.jpg"],
         "odd": ["long.jpg"],
@@ -37,11 +48,11 @@ def test_each_fault_of_a_file_is_found(images: Collection, looks: Looks) -> None
     }
 
 
-def test_each_copy_is_found(images: Collection, looks: Looks) -> None:
-    good, groups = looks.good(), equal_files(images, looks)
-    pairs = good[near_pairs(looks.bits[good], looks.pixels[good])]
-    pairs = np.array([pair for pair in pairs.tolist() if looks.digest[pair[0]] != looks.digest[pair[1]]])
-    findings = list(find_copies(images, groups, pairs))
+def test_each_copy_is_found(looks: tuple[np.ndarray, dict[int, str], Collection]) -> None:
+    seen, _, images = looks
+    equal, near = equal_pairs(seen["digest"], images.splits), near_pairs(seen["bits"], seen["pixels"])
+    near = np.array([pair for pair in near.tolist() if seen["digest"][pair[0]] != seen["digest"][pair[1]]])
+    findings = list(find_copies(images, equal, near))
     found = found_names(findings)
     assert sorted(found["contradiction"]) == ["2.jpg", "train/b/clash.jpg"]
     assert found["leak"] == ["leak.jpg"]
@@ -79,12 +90,13 @@ class FewImages(Collection):
         ("aa", "11", {1: "copy"}),
         ("ab", "00", {0: "contradiction", 1: "contradiction"}),
         ("aab", "000", {0: "contradiction", 1: "copy", 2: "contradiction"}),
+        ("ab", "01", {0: "contradiction"}),
     ],
 )
 def test_the_list_of_equal_files(labels: str, splits: str, expected: dict[int, str]) -> None:
-    images, group = FewImages(labels, splits), list(range(len(labels)))
-    group.sort(key=lambda index: -images.splits[index])
-    listed = exclusions(find_copies(images, [group], np.empty((0, 2), int)))
+    images = FewImages(labels, splits)
+    equal = equal_pairs(np.array(["x"] * len(labels)), images.splits)
+    listed = exclusions(find_copies(images, equal, np.empty((0, 2), int)))
     assert {row["indices"][0]: row["reason"] for row in listed} == expected
 
 
@@ -99,7 +111,7 @@ def test_the_list_of_equal_files(labels: str, splits: str, expected: dict[int, s
     ],
 )
 def test_the_list_of_near_duplicates(labels: str, splits: str, keys: dict[int, str], listed: list[int]) -> None:
-    findings = list(find_copies(FewImages(labels, splits), [], np.array([[0, 1]])))
+    findings = list(find_copies(FewImages(labels, splits), np.empty((0, 2), int), np.array([[0, 1]])))
     assert {row["indices"][0]: each.key for each in findings for row in each.rows} == keys
     assert [row["indices"][0] for row in exclusions(findings)] == listed
 
@@ -111,7 +123,7 @@ def test_labels_of_validation_and_of_a_network_that_knows_them_are_not_listed() 
     distances = np.ones(60)
     distances[7] = 9
     for knows, listed in ((False, [3]), (True, [])):
-        labels, outliers = find_by_network(images, probabilities, distances, np.arange(60), knows, 2)
+        labels, outliers = find_by_network(images, probabilities, distances, knows, 2)
         assert sorted(row["path"] for row in labels.rows) == ["03", "20"]
         assert {row["suggestion"] for row in labels.rows} == {"b"}
         assert [row["indices"][0] for row in exclusions([labels, outliers])] == listed

@@ -12,9 +12,9 @@ from faulty_photos import jpeg, photograph
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers import Reader
-from seresnext.doctor.examine import Examination
-from seresnext.doctor.findings import Finding, exclusions
-from seresnext.doctor.images import Collection, look_at
+from seresnext.doctor.examine import count_classes
+from seresnext.doctor.findings import Finding, find_unreadable
+from seresnext.doctor.images import Collection
 from seresnext.doctor.page import PICTURES, ROWS, render
 
 HOSTILE = ["<script>window.hit = 1</script>", '"><img src=x onerror="window.hit = 1">', "{{ 7 * 7 }}", "\u202eb\x1b[1m"]
@@ -34,23 +34,27 @@ class Strangers(Reader):
         return f"{HOSTILE[index % 4]}/{index}"
 
 
-def result(rows: int = 40) -> Examination:
-    """Return an examination in which each image has a finding."""
+def page_of(rows: int = 40) -> str:
+    """Return the page of an examination in which each image has a finding."""
     images = Collection({"train": Strangers()})
     all_rows = [images.row(n % 40, HOSTILE[n % 4], (n + 1) % 40, HOSTILE[(n + 1) % 4], True) for n in range(rows)]
-    findings = [
-        Finding("label", "Labels", "A rule.", all_rows),
-        Finding("unreadable", "Files", "", [], images.left_out),
-    ]
-    looks = look_at(images, Decoding(10**6))
-    pairs = [(HOSTILE[0], HOSTILE[1], 0.4)]
-    return Examination(
-        HOSTILE[0], images, looks, Decoding(10**6), findings, exclusions(findings), [HOSTILE[2]], pairs, 1.0
-    )
+    findings = [Finding("label", "Labels", "A rule.", all_rows), find_unreadable(images, {})]
+    result = {
+        "data": HOSTILE[0],
+        "num_images": len(images),
+        "num_listed": 40,
+        "method": [HOSTILE[2]],
+        "pairs": [(HOSTILE[0], HOSTILE[1], 0.4)],
+        "notices": images.notices,
+        "classes": count_classes(images, []),
+        "sizes": {"smallest": (1, 1), "median": (2, 2), "largest": (3, 3)},
+        "findings": [each._asdict() for each in findings],
+    }
+    return render(result, images, Decoding(10**6))
 
 
 def test_thumbnails_and_rows_are_bounded() -> None:
-    page = render(result(2000))
+    page = page_of(2000)
     assert page.isascii()
     assert page.count("data:image/jpeg") == 2 * PICTURES
     assert page.count("<tr>") == 2 + 4 + ROWS  # The headers, the classes, the file that the reader left out.
@@ -71,7 +75,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 )
 def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, width: int, scheme: str, script: bool) -> None:
     path = tmp_path / "index.html"
-    path.write_text(render(result()), "ascii")
+    path.write_text(page_of(), "ascii")
     page = browser.open(path, width=width, scheme=scheme, script=script)
     assert (page.errors, len(page.requests)) == ([], 1)
     assert page.evaluate("[window.hit, document.scripts.length, document.querySelectorAll('img[src=x]').length]") == [
