@@ -12,23 +12,14 @@ import numpy as np
 
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
-from seresnext.data.readers.photo_choice import PhotoChoice
+from seresnext.data.readers.photo_choice import photo_choice
 from seresnext.doctor.duplicates import components, equal_pairs, near_pairs
-from seresnext.doctor.findings import (
-    exclusions,
-    find_by_network,
-    find_copies,
-    find_in_files,
-    find_unreadable,
-    is_empty,
-)
-from seresnext.doctor.images import Collection, look_at
+from seresnext.doctor.findings import exclusions, find_by_network, find_copies, find_in_files, find_unreadable
+from seresnext.doctor.images import Collection, is_empty, look_at
 from seresnext.doctor.labels import classes_like_one
 from seresnext.doctor.network import FOLDS, Networks, ask, check_known, cross_validate
 from seresnext.printable import as_utf8, for_terminal
-from seresnext.recipe.schema import RuntimeSection
-
-_VAL_SHARE = 0.2  # as in the recipe `finetune`
+from seresnext.recipe.load import load_recipe
 
 
 def examine(root: str, networks: Networks) -> tuple[dict[str, Any], list[dict[str, Any]], Collection]:
@@ -96,7 +87,7 @@ def open_splits(root: str) -> dict[str, Reader]:
     format, choice = detect_format(root, "train", "folder"), None
     is_there = {split: (Path(root) / split).is_dir() for split in ("train", "val", "test")}
     if format == "folder" and not (is_there["train"] and is_there["val"]):
-        choice = PhotoChoice(val_share=_VAL_SHARE, seed=RuntimeSection().seed)
+        choice = photo_choice(load_recipe("finetune").recipe, {})
     splits = ("train", "val", "test") if is_there["test"] else ("train", "val")
     return {split: open_reader(root, split, format, choice=choice) for split in splits}
 

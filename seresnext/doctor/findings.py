@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.doctor.images import Collection
+from seresnext.doctor.images import EMPTY, Collection, is_empty
 from seresnext.doctor.labels import far_out, suspected_labels
 from seresnext.printable import as_utf8
 
 COLUMNS = ("path", "reason", "split", "label", "suggestion", "other", "detail")
 """The columns of the exclusion list. People decide by those after the reason."""
-_DARK, _BRIGHT, _EMPTY = 82, 242, 16  # gray levels
+_DARK, _BRIGHT = 82, 242  # gray levels
 _SMALL = 4  # times smaller than the median
 _COPIES = {
     "contradiction": ("Copies with different labels", "A label is wrong. The list has both, or only that in training."),
@@ -62,7 +62,7 @@ def find_in_files(images: Collection, looks: np.ndarray) -> Iterator[Finding]:
          "million pixels.", lambda index: kinds[index]),
         ("Small images", np.flatnonzero(side * _SMALL < median), "The shorter side is under a quarter of the median, "
          f"{median:g} pixels.", lambda index: f"{side[index]} pixels"),
-        ("Empty images", np.flatnonzero(is_empty(looks)), f"98 % of the pixels lie within {_EMPTY} of 256 gray levels.",
+        ("Empty images", np.flatnonzero(is_empty(looks)), f"98 % of the pixels lie within {EMPTY} of 256 gray levels.",
          levels),
         ("Dark images", clear[high[clear] < _DARK], f"99 % of the pixels are below gray level {_DARK} of 255.", levels),
         ("Bright images", clear[lower[clear] > _BRIGHT], f"95 % of the pixels are above gray level {_BRIGHT} of 255.",
@@ -74,12 +74,6 @@ def find_in_files(images: Collection, looks: np.ndarray) -> Iterator[Finding]:
     for title, found, rule, describe in rules:
         rows = [images.row(index, describe(index)) for index in found.tolist()]
         yield Finding(title.split()[0].lower(), title, rule, rows)
-
-
-def is_empty(looks: np.ndarray) -> np.ndarray:
-    """Return whether an image has hardly more than one gray level (bool N)."""
-    low, _, high = looks["light"].T
-    return high - low < _EMPTY
 
 
 def find_copies(images: Collection, equal: np.ndarray, near: np.ndarray) -> Iterator[Finding]:

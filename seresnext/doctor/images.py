@@ -23,6 +23,8 @@ from seresnext.progress import progress
 
 SIDE = 256  # The longest side, in pixels, for light and sharpness: a network sees no more.
 _THUMBNAIL = (16, 16)
+EMPTY = 16
+"""An image is empty if 98 % of the pixels lie within so many gray levels."""
 _HUGE_PIXELS, _LONG = 50_000_000, 3
 _AT_ONCE = 256  # images that Ctrl-C waits for
 
@@ -88,20 +90,27 @@ def look_at(reader: Reader, decoding: Decoding) -> tuple[np.ndarray, dict[int, s
     with extra("report"):
         import imagehash
 
-    def look(index: int) -> tuple[Any, ...] | str:
+    looks, errors = np.zeros(len(reader), LOOK), dict[int, str]()
+
+    def look(index: int) -> None:
         try:
             data = reader.read(index)
-            return _look(data, decode(data, reader.name(index), decoding), decoding, imagehash.phash)
+            image = decode(data, reader.name(index), decoding)
+            looks[index] = _look(data, image, decoding, imagehash.phash)
         except DataError as error:
-            return str(error).removeprefix(f"{reader.name(index)} ")
+            errors[index] = str(error).removeprefix(f"{reader.name(index)} ")
 
-    found: list[tuple[Any, ...] | str] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, progress("look", len(reader), " images") as advance:
         for start in range(0, len(reader), _AT_ONCE):
-            found += pool.map(look, range(start, min(start + _AT_ONCE, len(reader))))
-            advance(len(found) - start)
-    errors = {index: each for index, each in enumerate(found) if isinstance(each, str)}
-    return np.array([each for each in found if not isinstance(each, str)], LOOK), errors
+            part = range(start, min(start + _AT_ONCE, len(reader)))
+            advance(len(list(pool.map(look, part))))
+    return np.delete(looks, list(errors)), dict(sorted(errors.items()))
+
+
+def is_empty(looks: np.ndarray) -> np.ndarray:
+    """Return whether an image has hardly more than one gray level (bool N)."""
+    low, _, high = looks["light"].T
+    return high - low < EMPTY
 
 
 def _look(data: bytes, image: Image.Image, decoding: Decoding, phash: Any) -> tuple[Any, ...]:

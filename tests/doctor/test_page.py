@@ -89,7 +89,7 @@ def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, width: int, sch
     assert dark == (scheme == "dark")
     shown = page.evaluate("[...document.querySelectorAll('#class-rows tbody th')].map(e => e.textContent)")
     assert sorted(shown) == sorted([*HOSTILE[:3], "\\u202eb\\x1b[1m"])
-    links = page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    links = page.evaluate("[...document.querySelectorAll('dl a')].every(a => document.querySelector(a.hash))")
     assert links
     if script:
         page.evaluate("document.querySelector('#class-rows thead button').focus()")
