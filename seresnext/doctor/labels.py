@@ -15,7 +15,7 @@ _FENCE = 3.0  # interquartile ranges beyond a quartile: "far out" in Tukey 1977,
 
 
 def suspected_labels(labels: np.ndarray, probabilities: np.ndarray, fewest: int) -> np.ndarray:
-    """Return the indices of images whose label is probably wrong, the least probable label first.
+    """Return the indices of images with a label that is probably wrong, the least probable label first.
 
     labels: int N. probabilities: out of sample, N K. Classes of fewer than `fewest` images are spared: a network learns
     nothing about such a class. The method is confident learning (Northcutt et al. 2021, arXiv:1911.00068), by cleanlab.

@@ -21,7 +21,7 @@ HOSTILE = ["<script>window.hit = 1</script>", '"><img src=x onerror="window.hit 
 
 
 class Strangers(Reader):
-    """Images whose classes and names are hostile."""
+    """Images with hostile classes and names."""
 
     classes, fingerprint, notices = tuple(sorted(HOSTILE)), "", (HOSTILE[0],)
     labels = np.arange(40) % 4

@@ -1,4 +1,4 @@
-"""What the bytes of a file are: an image that can be decoded, an image of another format, or anything else."""
+"""The kind of a file by its bytes: an image that can be decoded, an image of another format, or anything else."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ def kind_of(data: bytes) -> str | None:
 
 
 def not_an_image(data: bytes, name: str) -> DataError:
-    """Return the error for a file without a format that can be decoded. The error names what the file is."""
+    """Return the error for a file without a format that can be decoded. The error names the kind."""
     if not data:
         return DataError(f"{name} is empty; restore or remove the file")
-    what, kind = describe(data), _format(data)
+    given, kind = describe(data), _format(data)
     if kind == "HEIC":
-        return DataError(f'{name} is {what}; run `pip install "seresnext[heic]"`, or convert the file')
+        return DataError(f'{name} is {given}; run `pip install "seresnext[heic]"`, or convert the file')
     if kind or _other_image(data):
-        return DataError(f"{name} is {what}, not {', '.join(ENDINGS)}; convert or remove the file")
-    return DataError(f"{name} is {what}, no image; restore or remove the file")
+        return DataError(f"{name} is {given}, not {', '.join(ENDINGS)}; convert or remove the file")
+    return DataError(f"{name} is {given}, no image; restore or remove the file")
 
 
 def describe(data: bytes) -> str:

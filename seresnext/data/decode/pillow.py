@@ -159,7 +159,7 @@ def orientation_in(metadata: dict[str, bytes]) -> int:
 def _quick_orientation(exif: bytes) -> int | None:
     """Return the orientation in EXIF as cameras write, in a tenth of Pillow's time. None: Pillow has to decide.
 
-    The layout is a directory of TIFF 6.0, section 2. Pillow stops at an entry whose data lie outside, and so does this.
+    The layout is a directory of TIFF 6.0, section 2. As Pillow does, the search stops at an entry with data outside.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[6:10])
     if order is None:
