@@ -15,6 +15,7 @@ import pytest
 import small_digits
 import torch
 from faulty_photos import jpeg, photograph
+from PIL import Image
 
 from seresnext.cli import main
 from seresnext.data.decode.pillow import Decoding
@@ -118,6 +119,7 @@ def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path: Path) -
         (["photos", "--folds", "1"], 2, "whole number from 2 to 20"),
         (["photos", "--quick", "--output", "photos/out"], 2, "lies among the images"),
         (["photos", "--quick", "--output", "taken"], 2, "taken/index.html cannot be written"),
+        (["photos", "--quick", "--output", "full"], 2, "full/exclude.csv"),
         (["photos", "--checkpoint", "none.pth"], 4, "none.pth"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -134,9 +136,10 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(faulty)
     (tmp_path / "taken").write_text("")
+    (tmp_path / "full" / "exclude.csv").mkdir(parents=True)
     assert doctor(*words) == code
     assert named in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "photos", "taken"]
     assert not (faulty / "out").exists()
 
 
@@ -161,6 +164,42 @@ def test_nothing_is_written_after_ctrl_c(
     assert doctor(faulty, "--output", tmp_path / "out") == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_test_folder_is_compared_and_empty_images_are_no_copies(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    files = {f"{split}/{name}/{n}.jpg": photograph(n) for n, split in enumerate(("train", "val")) for name in "ab"}
+    files["train/b/0.jpg"] = photograph(9)
+    files["test/a/same.jpg"] = files["train/a/0.jpg"]
+    ramp = np.tile(np.linspace(100, 108, 64), (64, 1))
+    files |= {f"train/b/empty{n}.jpg": Image.fromarray((ramp + n).astype(np.uint8)).convert("RGB") for n in range(2)}
+    for name, image in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(image))
+    assert doctor(root, "--quick", "--output", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "findings.json").read_text())
+    rows = {each["key"]: each["rows"] for each in found["findings"]}
+    assert "train/a/0.jpg" in {row["path"] for row in rows["leak"]}
+    assert (len(rows["empty"]), len(rows["near"])) == (2, 0)
+    in_list = read_list(tmp_path / "out" / "exclude.csv")
+    counts = [sum(path.split("/")[1] == name for path in in_list) for name in "ab"]
+    assert [(row["test"], row["listed"]) for row in found["classes"]] == [(1, counts[0]), (0, counts[1])]
+
+
+def test_all_copies_are_told_to_the_folds(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: dict[str, int] = {}
+
+    def judge(reader: Collection, copies: np.ndarray, _: object) -> tuple[np.ndarray, np.ndarray]:
+        groups.update(zip(map(reader.name, range(len(reader))), copies.tolist(), strict=True))
+        return np.full((len(reader), 2), 0.5, np.float32), np.ones(len(reader))
+
+    monkeypatch.setattr(examine, "cross_validate", judge)
+    examine.examine(str(faulty), Networks(torch.device("cpu")))
+    pairs = {"train/a/0": "train/a/equal", "train/a/1": "train/a/near", "val/a/0": "train/a/leak"}
+    pairs["train/a/2"] = "train/b/clash"
+    for one, other in pairs.items():
+        assert groups[f"{one}.jpg"] == groups[f"{other}.jpg"]
+    assert len({*groups.values()}) == len(groups) - len(pairs)
 
 
 @pytest.mark.parametrize("knows", [True, False])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
+from seresnext.doctor import images as images_module
 from seresnext.doctor.images import Collection, look_at
 
 
@@ -56,7 +57,8 @@ def test_a_look_measures_an_image() -> None:
     assert (looks["bits"].shape, looks["pixels"].shape, looks["pixels"].dtype) == ((3, 64), (3, 768), np.uint8)
 
 
-def test_bad_and_odd_files() -> None:
+def test_bad_and_odd_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "_AT_ONCE", 2)
     image = photograph(1)
     files = [
         jpeg(image)[:-500],
@@ -74,4 +76,5 @@ def test_bad_and_odd_files() -> None:
     assert list(looks["kinds"]) == [
         "turned by EXIF", "CMYK", "transparent", "200 x 64 pixels", "",
     ]  # fmt: skip
+    assert look_at(Images(files[2]), Decoding(10**6, exif_rotation=True))[0]["kinds"].tolist() == [""]
     assert list(look_at(Images(files[-1]), Decoding(64 * 64 - 1))[1]) == [0]

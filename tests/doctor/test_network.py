@@ -19,7 +19,7 @@ from seresnext.distributed import World
 from seresnext.doctor import network
 from seresnext.doctor.images import Collection
 from seresnext.doctor.network import Networks, ask, check_known, cross_validate, deal_folds, distances, short_recipe
-from seresnext.errors import UsageError
+from seresnext.errors import DataError, UsageError
 from seresnext.models import LoadedWeights, create_model, registry
 
 CPU = torch.device("cpu")
@@ -108,6 +108,26 @@ def test_the_opinions_of_a_file(photos: Collection, tmp_path: Path, monkeypatch:
         logits = (model.eval()(image[None]) + model(image.flip(2)[None]))[0] / 2
     np.testing.assert_allclose(probabilities[7], logits[[2, 3, 0]].softmax(0), rtol=1e-3)
     assert (probabilities.shape, found.shape) == ((36, 3), (36,))
+    monkeypatch.setattr(Collection, "read", lambda *_: b"a text")
+    with pytest.raises(DataError, match="a text"):
+        ask(photos, loaded, networks)
     monkeypatch.setattr(network, "class_names", lambda weights: [*names[:3], "x"])
     with pytest.raises(UsageError, match=r"a file does not know the classes class_1; with --folds"):
         check_known(photos, loaded)
+
+
+def test_trainings_start_from_the_weights(photos: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_FEWEST_STEPS", 1)
+    monkeypatch.setattr(registry, "create_model", create_model)
+    few, model = photos.take(np.arange(0, 36, 6)), create_model("seresnext26", num_classes=5)
+    loaded = LoadedWeights("a file", dict(model.state_dict()))
+    networks = Networks(CPU, loaded, folds=2, image_size=32)
+    assert networks.decoding.exif_rotation
+    assert not Networks(CPU, loaded, folds=0).decoding.exif_rotation
+    recipe = short_recipe(few, networks, World(), len(few))
+    assert (recipe.length.count, recipe.optimizer.lr) == (4, 0.005)
+    recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": 1e-12})})
+    trained = network.train(recipe, few, loaded, World(), lambda _: None).state_dict()
+    for name, value in model.named_parameters():
+        if not name.startswith("last_linear"):
+            torch.testing.assert_close(trained[name], value.detach(), rtol=1e-5, atol=1e-6)

@@ -12,6 +12,7 @@ from faulty_photos import jpeg, photograph
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers import Reader
+from seresnext.doctor import page as doctor_page
 from seresnext.doctor.examine import count_classes
 from seresnext.doctor.findings import Finding, find_unreadable
 from seresnext.doctor.images import Collection
@@ -53,11 +54,18 @@ def page_of(rows: int = 40) -> str:
     return render(result, images, Decoding(10**6))
 
 
-def test_thumbnails_and_rows_are_bounded() -> None:
+def test_a_lost_image_has_no_thumbnail(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Strangers.read
+    monkeypatch.setattr(Strangers, "read", lambda self, index: read(self, index) if index != 3 else b"")
+    assert page_of().count("data:image/jpeg") == 2 * (PICTURES - 2)
+
+
+def test_thumbnails_and_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_page, "CLASSES", 3)
     page = page_of(2000)
     assert page.isascii()
     assert page.count("data:image/jpeg") == 2 * PICTURES
-    assert page.count("<tr>") == 2 + 4 + ROWS  # The headers, the classes, the file that the reader left out.
+    assert page.count("<tr>") == 2 + 3 + ROWS  # The headers, the classes, the file that the reader left out.
     assert "The first 500 of 2,000" in page
     assert len(page) < 2_000_000
 
