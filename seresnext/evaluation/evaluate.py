@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.evaluation.metrics import METRICS, count_classes
-from seresnext.evaluation.statistics import class_means, describe_classes
+from seresnext.evaluation.statistics import class_means
 from seresnext.printable import listed
 from seresnext.runtime import Precision
 
@@ -34,26 +33,22 @@ class Evaluation:
     """The result of an evaluation.
 
     metrics: means over all images, by the names in `METRICS`. Accuracy is in percent (0 to 100).
-    counts: correct images, labels and predictions of each class, int64 3 K.
     images_per_second: images of all ranks over the time of the evaluation.
+    counts: correct images, labels and predictions of each class, int64 3 K.
     logits, labels: float32 N K and int64 N, in the order of the split, on the CPU of every rank; None unless kept.
     """
 
     metrics: dict[str, float]
     num_images: int
     images_per_second: float
+    counts: np.ndarray
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
-    counts: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, float]:
         """Return all numbers by name, as in `metrics.jsonl` and in the JSON file of a validation."""
-        means = {} if self.counts is None else class_means(*self.counts)
+        means = class_means(self.counts)
         return {**self.metrics, **means, "num_images": self.num_images, "images_per_second": self.images_per_second}
-
-    def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the results of each class by name, as `describe_classes` does."""
-        return [] if self.counts is None else describe_classes(classes, tuple(self.counts))
 
 
 def evaluate(
