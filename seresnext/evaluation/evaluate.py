@@ -76,7 +76,7 @@ def evaluate(
     unreadable: list[tuple[int, str]] = []
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     sums = torch.zeros(len(METRICS), num_batches, dtype=torch.float64, device=world.device)
-    counts = torch.zeros(3, 0, dtype=torch.int64, device=world.device)
+    counts = torch.zeros(3, 1, dtype=torch.int64, device=world.device)
     was_training = model.training
     model.eval()
     started = time.monotonic()
@@ -88,9 +88,7 @@ def evaluate(
             if batch is not None:
                 with torch.inference_mode(), precision.autocast(world.device):
                     logits = model(batch.images)
-                if not counts.numel():
-                    counts = counts.new_zeros(3, logits.shape[1])
-                count_classes(logits, batch.labels, counts)
+                counts = counts + count_classes(logits, batch.labels)
                 found = [metric(logits, batch.labels).double() for metric in METRICS.values()]
                 sums[:, batch.step] = torch.stack(found)
                 if keep_logits:
@@ -103,16 +101,14 @@ def evaluate(
     images, num_unreadable = world.sum_(torch.tensor([images, len(unreadable)], device=world.device)).tolist()
     if num_unreadable:
         raise _unreadable_error([image for own in world.gather(unreadable) for image in own])
-    num_classes = max(world.gather(counts.shape[1]))
+    num_classes = max(world.gather(counts.shape[1]))  # A rank without a batch does not know the number.
     seconds = time.monotonic() - started
-    if not counts.numel():  # This rank had no batch.
-        counts = counts.new_zeros(3, num_classes)
     totals = [math.fsum(by_batch) for by_batch in world.sum_(sums).tolist()]
     return Evaluation(
         metrics={name: total / images for name, total in zip(METRICS, totals, strict=True)},
         num_images=images,
         images_per_second=images / seconds,
-        counts=world.sum_(counts).cpu().numpy(),
+        counts=world.sum_(counts + counts.new_zeros(3, num_classes)).cpu().numpy(),
         **(_gather_logits(kept, world) if keep_logits else {}),
     )
 
