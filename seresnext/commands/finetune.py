@@ -81,15 +81,12 @@ def _recipe(options: Namespace, found: Sequence[str] = (), fallback: Sequence[st
     from seresnext.recipe.load import load_recipe
     from seresnext.recipe.reader import write_scalar
 
-    own = [f"data.root={write_scalar(options.photos)}"]
-    if options.weights == "none":
-        own += _settings_without_weights()
-    elif options.weights:
-        own.append(f"model.weights={write_scalar(options.weights)}")
-    base, own = options.recipe, [*own, *options.set]
-    if earlier := _earlier_recipe(options):
-        base, own = earlier, own[:1] + options.set
-    return load_recipe(base, [*found, *own, *fallback]).recipe
+    earlier, settings = _earlier_recipe(options), [*found, f"data.root={write_scalar(options.photos)}"]
+    if options.weights == "none" and not earlier:
+        settings += _settings_without_weights()
+    elif options.weights and not earlier:
+        settings.append(f"model.weights={write_scalar(options.weights)}")
+    return load_recipe(earlier or options.recipe, [*settings, *options.set, *fallback]).recipe
 
 
 def _earlier_recipe(options: Namespace) -> Path | None:
