@@ -20,7 +20,7 @@ from seresnext.doctor.duplicates import components, near_pairs
 from seresnext.doctor.findings import Finding, equal_files, exclusions, find_by_network, find_copies, find_in_files
 from seresnext.doctor.images import Collection, Looks, look_at
 from seresnext.doctor.labels import classes_like_one
-from seresnext.doctor.network import FOLDS, Networks, ask, cross_validate
+from seresnext.doctor.network import FOLDS, Networks, ask, check_known, cross_validate
 from seresnext.printable import as_utf8, for_terminal
 from seresnext.recipe.schema import RuntimeSection
 
@@ -84,6 +84,8 @@ def examine(root: str, networks: Networks) -> Examination:
     Raises DataError for data that cannot be used, CheckpointError or UsageError for weights that do not fit.
     """
     started, images = time.monotonic(), Collection(open_splits(root))
+    if networks.weights and not networks.folds:
+        check_known(images, networks.weights)
     for notice in images.notices:
         print(f"warning: {for_terminal(notice)}")
     counts = zip(np.bincount(images.splits).tolist(), images.split_names, strict=True)

@@ -27,7 +27,8 @@ def suspected_labels(labels: np.ndarray, probabilities: np.ndarray, fewest: int)
         return np.empty(0, np.int64)
     columns = probabilities[:, there] / np.maximum(probabilities[:, there].sum(1, keepdims=True), 1e-9)
     with warnings.catch_warnings(action="ignore"):  # of classes without a confident image
-        found = find_label_issues(own, columns, return_indices_ranked_by="self_confidence", n_jobs=1)
+        options = {"filter_by": "confident_learning", "return_indices_ranked_by": "self_confidence", "n_jobs": 1}
+        found = find_label_issues(own, columns, **options)
     is_large = np.bincount(own)[own] >= fewest
     is_other = probabilities.argmax(1) != labels
     return found[(is_large & is_other)[found]]

@@ -62,20 +62,22 @@ class Networks:
 
 
 def ask(reader: Reader, weights: LoadedWeights, networks: Networks) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities (float32 N K) and feature distances (float N) by the network in a file.
-
-    Raise UsageError if the network lacks a class of the reader.
-    """
+    """Return probabilities (float32 N K) and feature distances (float N) by the network in a file."""
     names, world = class_names(weights), World(device=networks.device)
+    recipe = short_recipe(reader, networks, world, len(reader))
+    probabilities, features = predict(recipe, build_pretrained(weights).to(world.device), reader, names, world)
+    probabilities = probabilities[:, [names.index(name) for name in reader.classes]]
+    return probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-9), distances(features)
+
+
+def check_known(reader: Reader, weights: LoadedWeights) -> None:
+    """Raise UsageError if the network in a file lacks a class of the reader."""
+    names = class_names(weights)
     if missing := [printable(name) for name in reader.classes if name not in names]:
         raise UsageError(
             f"{weights.source} does not know the classes {', '.join(listed(missing, 5))}; with --folds {FOLDS}, "
             "networks that start from the file learn the classes"
         )
-    recipe = short_recipe(reader, networks, world, len(reader))
-    probabilities, features = predict(recipe, build_pretrained(weights).to(world.device), reader, names, world)
-    probabilities = probabilities[:, [names.index(name) for name in reader.classes]]
-    return probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-9), distances(features)
 
 
 def cross_validate(reader: Collection, groups: np.ndarray, networks: Networks) -> tuple[np.ndarray, np.ndarray]:

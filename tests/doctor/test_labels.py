@@ -19,12 +19,14 @@ def opinions(labels: np.ndarray, num_classes: int, confidence: float = 0.8) -> n
 def test_planted_wrong_labels_are_suspected() -> None:
     true = np.arange(300) % 3
     labels = true.copy()
-    labels[[7, 50, 200]] = (labels[[7, 50, 200]] + 1) % 3
-    assert sorted(suspected_labels(labels, opinions(true, 3), 2).tolist()) == [7, 50, 200]
-    assert len(suspected_labels(true, opinions(true, 3), 2)) == 0
-    least = opinions(true, 3)
-    least[50] = np.eye(3)[true[50]]
-    assert suspected_labels(labels, least, 2)[0] == 50  # The least probable label is first.
+    wrong = [7, 50, 200]
+    labels[wrong] = (true[wrong] + 1) % 3
+    probabilities = opinions(true, 3)
+    probabilities[wrong] = np.eye(3)[true[wrong]] * 0.94 + 0.02
+    assert sorted(suspected_labels(labels, probabilities, 2).tolist()) == wrong
+    assert len(suspected_labels(true, probabilities, 2)) == 0
+    probabilities[50] = np.eye(3)[true[50]]
+    assert suspected_labels(labels, probabilities, 2)[0] == 50  # The least probable label is first.
 
 
 def test_small_and_missing_classes() -> None:

@@ -18,7 +18,7 @@ from seresnext.data.formats import open_reader
 from seresnext.distributed import World
 from seresnext.doctor import network
 from seresnext.doctor.images import Collection
-from seresnext.doctor.network import Networks, ask, cross_validate, deal_folds, distances, short_recipe
+from seresnext.doctor.network import Networks, ask, check_known, cross_validate, deal_folds, distances, short_recipe
 from seresnext.errors import UsageError
 from seresnext.models import LoadedWeights, create_model, registry
 
@@ -100,6 +100,7 @@ def test_the_opinions_of_a_file(photos: Collection, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(network, "class_names", lambda weights: names)
     monkeypatch.setattr(network, "build_pretrained", lambda weights: model)
     networks = Networks(CPU, loaded, folds=0, image_size=32)
+    check_known(photos, loaded)
     probabilities, found = ask(photos, loaded, networks)
     crop = replace(loaded.preprocessing, image_size=32)
     image = crop(Image.open(io.BytesIO(photos.read(7))))
@@ -109,4 +110,4 @@ def test_the_opinions_of_a_file(photos: Collection, tmp_path: Path, monkeypatch:
     assert (probabilities.shape, found.shape) == ((36, 3), (36,))
     monkeypatch.setattr(network, "class_names", lambda weights: [*names[:3], "x"])
     with pytest.raises(UsageError, match=r"a file does not know the classes class_1; with --folds"):
-        ask(photos, loaded, networks)
+        check_known(photos, loaded)

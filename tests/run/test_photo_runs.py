@@ -172,7 +172,7 @@ def test_all_problems_come_in_one_message(root, tmp_path):
     with pytest.raises(DataError) as caught:
         trained(root, f"data.root={make(tmp_path / 'one', 'a/1.jpg', 'a/2.jpg', 'a/3.jpg')}")
     assert "2 reasons" in str(caught.value)
-    assert "has 1 class folders" in str(caught.value)
+    assert "has 1 class, a; a classifier needs" in str(caught.value)
     assert "2 training images are fewer than one step takes" in str(caught.value)
 
 

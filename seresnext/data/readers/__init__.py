@@ -26,8 +26,8 @@ class Reader(Protocol):
     of the content of the split. `notices` are warnings that each start prints, such as the number of skipped files.
     `has_local_files`: the images are files of this machine, so that a read costs no download. `shard_ids` is the shard
     number of each image (int N). `choice` states which photos count, for photos only. `is_divided`: the choice divides
-    the photos into splits. `left_out` are the photos that cannot be decoded, with the reasons. No reader holds an object
-    per image: reference counting would copy the objects into every forked worker.
+    the photos into splits. `left_out` are the photos that cannot be decoded, with the reasons. No reader holds an
+    object per image: reference counting would copy the objects into every forked worker.
     """
 
     classes: tuple[str, ...]
