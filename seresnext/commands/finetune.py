@@ -32,6 +32,7 @@ _MANY_IMAGES = 400_000
 _VALIDATIONS = 20
 # A new network needs larger steps than a trained one: the recipes of ImageNet have 0.6 for 1,024 images.
 _LR_WITHOUT_WEIGHTS = 10
+_WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.frozen=[]", "model.frozen_until=null"]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -83,7 +84,7 @@ def _recipe(options: Namespace, found: Sequence[str] = (), fallback: Sequence[st
 
     earlier, settings = _earlier_recipe(options), [*found, f"data.root={write_scalar(options.photos)}"]
     if options.weights == "none" and not earlier:
-        settings += _settings_without_weights()
+        settings += _WITHOUT_WEIGHTS
     elif options.weights and not earlier:
         settings.append(f"model.weights={write_scalar(options.weights)}")
     return load_recipe(earlier or options.recipe, [*settings, *options.set, *fallback]).recipe
@@ -96,10 +97,6 @@ def _earlier_recipe(options: Namespace) -> Path | None:
     folder = options.output / "checkpoints" if options.resume == "auto" else Path(options.resume).parent
     recipe = folder.parent / "recipe.yaml"
     return recipe if recipe.is_file() and any(folder.glob("*.safetensors")) else None
-
-
-def _settings_without_weights() -> list[str]:
-    return ["model.weights=null", "model.reset_head=false", "model.frozen=[]", "model.frozen_until=null"]
 
 
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
@@ -131,7 +128,7 @@ def _suited_recipe(options: Namespace, world: World) -> Recipe:
         if world.is_first:
             problem = _missing_weights(recipe)
     problem = world.broadcast(problem)
-    fallback = _settings_without_weights() if problem else []
+    fallback = _WITHOUT_WEIGHTS if problem else []
     if problem and world.is_first:
         print(f"WITHOUT PRETRAINED WEIGHTS: {problem}")
     readers = find_start_problems(recipe, None, world, lambda warning: None, looks=False)[1]

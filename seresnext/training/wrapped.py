@@ -22,9 +22,7 @@ class WrappedModel:
     first pass, and a pass with a new image size.
     """
 
-    def __init__(
-        self, model: nn.Module, world: World, accumulation: int, options: DDPOptions, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, world: World, accumulation: int, options: DDPOptions, compiled: bool) -> None:
         self._model, self._world, self._accumulation = model, world, accumulation
         self._options, self._compiled = options, compiled
         self.timer = RankTimer(model, world.device) if world.size > 1 else None
