@@ -75,10 +75,13 @@ def unreachable(url: str, folder: Path) -> Path:
 
 
 def test_from_photos_to_a_report(finetune: Finetune, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    attempts = []
+    monkeypatch.setattr(locate, "download_file", lambda url, folder: attempts.append(url) or unreachable(url, folder))
     code, output, errors = finetune(photos, "--set", "model.frozen=[layer0]", "--set", "model.frozen_until=1ep")
     assert code == 0, errors
     run = tmp_path / "runs" / "photos"
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert len(attempts) == len(set(attempts)) > 0  # Each takes up to 10 s.
     assert "WITHOUT PRETRAINED WEIGHTS: the weights of seresnext26 are not on this machine" in output
     expected = {"weights": None, "reset_head": False, "frozen": [], "frozen_until": None, "num_classes": 3}
     assert recipe["model"] | expected == recipe["model"]
@@ -140,7 +143,7 @@ def test_photos_that_are_not_there(finetune: Finetune, tmp_path: Path):
 @pytest.mark.parametrize("num_images", [3, 17, 60, 240, 1000, 10_000, 50_000, 1_000_000])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_settings_suit_the_number_of_images(num_images: int, world_size: int):
-    found = dict(setting.split("=") for setting in suited_settings(USUAL, USUAL, num_images, world_size, False))
+    found = dict(setting.split("=") for setting in suited_settings(USUAL, USUAL, num_images, world_size))
     size, micro = int(found["batch.global_size"]), int(found["batch.micro_size"])
     epochs = int(found["length"].removesuffix("ep"))
     assert size % (micro * world_size) == 0
@@ -158,5 +161,7 @@ def test_settings_suit_the_number_of_images(num_images: int, world_size: int):
 
 
 def test_settings_of_the_user_stay():
-    recipe = load_recipe("finetune", ["batch={global_size: 32, micro_size: 16}", "length=7ep"]).recipe
-    assert suited_settings(USUAL, recipe, 1000, 1, True) == ["batch.global_size=32", "optimizer.lr=0.025"]
+    own = ["batch={global_size: 32, micro_size: 16}", "length=7ep"]
+    for more, lr in ((), "0.0025"), (("model.weights=null", "model.reset_head=false"), "0.025"):
+        recipe = load_recipe("finetune", [*own, *more]).recipe
+        assert suited_settings(USUAL, recipe, 1000, 1) == ["batch.global_size=32", f"optimizer.lr={lr}"]
