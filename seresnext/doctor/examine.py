@@ -70,7 +70,8 @@ def examine(root: str, networks: Networks) -> tuple[dict[str, Any], list[dict[st
 
 def count_classes(images: Collection, listed: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return name and images of each class: in each split, and in the exclusion list."""
-    in_list, counts = Counter(row["label"] for row in listed), Counter(zip(images.labels, images.splits, strict=True))
+    in_list = Counter(row["label"] for row in listed)
+    counts = Counter(zip(images.labels.tolist(), images.splits.tolist(), strict=True))
     return [
         {"class": name}
         | {split: counts[label, number] for number, split in enumerate(images.split_names)}
