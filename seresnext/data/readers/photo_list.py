@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from seresnext.errors import DataError
 from seresnext.files import read_text
@@ -20,17 +19,13 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 _LISTED = 20
 
 
-class ListedPhoto(NamedTuple):
-    """A line of a list: the class, and the split (train if the list gives none)."""
+def read_photo_list(file: Path) -> dict[str, tuple[str, str]]:
+    """Return class and split of the photos of a list by path, sorted. The split is train if the list gives none.
 
-    label: str
-    split: str
-
-
-def read_photo_list(file: Path) -> dict[str, ListedPhoto]:
-    """Return the photos of a list by path, sorted. Raises one DataError for all mistakes, with the numbers of lines."""
+    Raises one DataError for all mistakes, with the numbers of lines.
+    """
     lines = _json_lines if file.suffix.lower() == ".jsonl" else _csv_lines
-    photos: dict[str, ListedPhoto] = {}
+    photos: dict[str, tuple[str, str]] = {}
     numbers: dict[str, int] = {}
     mistakes = []
     for number, values in lines(read_text(file), file):
@@ -47,7 +42,7 @@ def read_photo_list(file: Path) -> dict[str, ListedPhoto]:
         if path and numbers.setdefault(path, number) != number:
             problems.append(f"{printable(path)} is in line {numbers[path]}, too")
         mistakes += [f"line {number}: {problem}" for problem in problems]
-        photos[path] = ListedPhoto(label, known or "")
+        photos[path] = label, known or ""
     if mistakes:
         heading = f"{file} cannot be used; correct {len(mistakes):,} mistake{'s' * (len(mistakes) > 1)}:"
         raise DataError("\n  ".join([heading, *listed(mistakes, _LISTED)]))

@@ -20,7 +20,7 @@ from seresnext.data.readers.folder import skipped_files
 from seresnext.data.readers.paths import PathReader
 from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.data.readers.photo_files import PhotoFile, read_photo_files
-from seresnext.data.readers.photo_list import SPLIT_NAMES, ListedPhoto, read_photo_list
+from seresnext.data.readers.photo_list import SPLIT_NAMES, read_photo_list
 from seresnext.errors import DataError
 from seresnext.paths import check_data_folder, is_list
 from seresnext.printable import as_utf8, listed, printable
@@ -58,8 +58,13 @@ class PhotoReader(PathReader):
         base = root.parent if listing else root
         good, self.left_out = _good_photos(read_photo_files(root, base, listing, cache), choice, notices)
         listing = listing or _in_folders(good, wanted, notices)
-        rows = [_Row(path, digest, *listing[path]) for path, digest in good.items() if path in listing]
-        rows = _chosen(rows, choice, notices)
+        new = choice.class_map
+        _report_unused("data.class_map", new.keys() - {label for label, _ in listing.values()}, choice, notices)
+        rows = [
+            _Row(path, good[path], new.get(label, label), split)
+            for path, (label, split) in listing.items()
+            if path in good and new.get(label, label)
+        ]
         self.is_divided = choice.val_share is not None and all(row.split != "val" for row in rows)
         self.choice = divide(rows, choice) if self.is_divided else choice
         chosen = sorted((row for row in rows if wanted in (row.split, ALL)), key=lambda row: (row.label, row.path))
@@ -123,17 +128,19 @@ def fraction_of(digest: str, seed: int) -> float:
 def _good_photos(
     files: Mapping[str, PhotoFile], choice: PhotoChoice, notices: list[str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the digests of the photos that can be decoded and are not ignored, and the photos that cannot.
+    """Return the digests of the photos that can be decoded and are not left out by choice, and the photos that cannot.
 
     Report the other files.
     """
-    ignored: set[str] = set()
+    names = {as_utf8(path): path for path in files}
+    left_out = {names.get(name) for name in choice.excluded}
+    _report_unused("data.exclude", set(choice.excluded) - names.keys(), choice, notices)
     for pattern in choice.ignore:
         match = re.compile(fnmatch.translate(pattern)).match
         found = {path for path in files if match(path) or any(map(match, path.split("/")))}
         _report_unused("data.ignore", () if found else [pattern], choice, notices)
-        ignored |= found
-    files = {path: file for path, file in files.items() if path not in ignored}
+        left_out |= found
+    files = {path: file for path, file in files.items() if path not in left_out}
     if others := Counter((file.kind, file.ending) for file in files.values() if file.kind):
         notices.append(skipped_files(others))
     if bad := [f"{printable(path)} {file.problem}" for path, file in files.items() if file.problem]:
@@ -142,7 +149,7 @@ def _good_photos(
     return {path: file.digest for path, file in files.items() if file.digest}, tuple(bad)
 
 
-def _in_folders(paths: Iterable[str], wanted: str, notices: list[str]) -> dict[str, ListedPhoto]:
+def _in_folders(paths: Iterable[str], wanted: str, notices: list[str]) -> dict[str, tuple[str, str]]:
     """Return class and split of the photos in class folders, or in the class folders of splits."""
     parts = [path.split("/") for path in paths]
     folders = {each[0] for each in parts if len(each) > 1}
@@ -158,23 +165,11 @@ def _in_folders(paths: Iterable[str], wanted: str, notices: list[str]) -> dict[s
         elif has_splits and each[0] not in splits:
             left_out.setdefault("outside of splits", []).append(path)
         else:
-            found[path] = ListedPhoto(each[has_splits], splits[each[0]] if has_splits else "train")
+            found[path] = each[has_splits], splits[each[0]] if has_splits else "train"
     for place, others in left_out.items():
         photos_are = _counted(len(others), "photo is", "photos are")
         notices.append(f"{photos_are} {place} and left out, such as {printable(others[0])}")
     return found
-
-
-def _chosen(rows: Sequence[_Row], choice: PhotoChoice, notices: list[str]) -> list[_Row]:
-    """Return the rows that are not excluded, with the new names of classes."""
-    excluded, new = set(choice.excluded), choice.class_map
-    if excluded:
-        _report_unused("data.exclude", excluded - {as_utf8(row.path) for row in rows}, choice, notices)
-        rows = [row for row in rows if as_utf8(row.path) not in excluded]
-    _report_unused("data.class_map", new.keys() - {row.label for row in rows}, choice, notices)
-    for row in rows:
-        row.label = new[row.label].strip() if row.label in new else row.label
-    return [row for row in rows if row.label]
 
 
 def _report_unused(key: str, names: Collection[str], choice: PhotoChoice, notices: list[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.photo_list import ListedPhoto, read_photo_list
+from seresnext.data.readers.photo_list import read_photo_list
 from seresnext.errors import DataError
 
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, text: str | bytes, name: str = "list.csv") -> dict[str, ListedPhoto]:
+def read(folder: Path, text: str | bytes, name: str = "list.csv") -> dict[str, tuple[str, str]]:
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_photo_list(folder / name)
 
