@@ -5,7 +5,8 @@
 DATA has train/ and val/ with the same class folders. DIR/data gets the first `--images` of each class of train, and all
 of val. 5 % of the training labels are changed. 50 copies are planted: resized, compressed again or slightly cropped.
 Half of the copies show validation images. The doctor examines DIR/data. Then a network is trained for each seed: on
-everything, without the images of exclude.csv, and without the planted images. DIR/results.json has the figures.
+everything, without the images of exclude.csv, and without the planted images. The accuracy is of the last weights, on
+DIR/new, the training images beyond `--images`. DIR/results.json has the figures.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ def main() -> None:
             settings += [f"data.exclude={options.output / file}"] if file else []
             words = [word for setting in settings for word in ("--set", setting)]
             run("train", "--recipe", "cifar10", "--data", str(data), "--output", str(folder), *words)
-            lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-            last = [line for line in lines if line["event"] == "validate" and line["weights"] == "ema"][-1]
-            results["accuracy"].append({"images": name, "seed": seed, "top1": last["top1"]})
+            last, json_file = folder / "checkpoints" / "last.safetensors", folder / "new.json"
+            run("validate", "--checkpoint", str(last), "--data", str(options.output / "new"), "--json", str(json_file))
+            new = json.loads(json_file.read_text())
+            results["accuracy"].append({"images": name, "seed": seed, "top1": new["top1"], "loss": new["loss"]})
             (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
@@ -79,9 +81,11 @@ def plant(source: Path, data: Path, count: int, classes: Sequence[str] | None = 
     for split in ("train", "val"):
         folders = [source / split / name for name in classes] if classes else (source / split).iterdir()
         for folder in sorted(folders):
-            (data / split / folder.name).mkdir(parents=True)
-            for file in sorted(folder.iterdir())[: count if split == "train" else None]:
-                shutil.copyfile(file, data / split / folder.name / file.name)
+            places = [data / split / folder.name, data.parent / "new" / "val" / folder.name]
+            for place in places:
+                place.mkdir(parents=True, exist_ok=True)
+            for number, file in enumerate(sorted(folder.iterdir())):
+                shutil.copyfile(file, places[split == "train" and number >= count] / file.name)
     rng = np.random.default_rng(0)
     names = sorted(folder.name for folder in (data / "train").iterdir())
     images = {split: sorted((data / split).rglob("*.*")) for split in ("train", "val")}
@@ -121,14 +125,13 @@ def judge(planted: dict[str, list[str]], found: dict[str, Any]) -> dict[str, Any
     """Return precision and recall of the findings, in percent, and an empty list of accuracies."""
     images = {each["key"]: each["rows"] for each in found["findings"]}
     results: dict[str, Any] = {"images": found["num_images"], "seconds": found["seconds"], "method": found["method"]}
-    copies = {
-        row[name] for key in ("leak", "near", "contradiction") for row in images[key] for name in ("path", "other")
-    }
-    results["leaks"] = precision_recall(planted["leak"], [row["path"] for row in images["leak"]])
-    results["near duplicates, recall"] = precision_recall(planted["near"], copies)["recall"]
-    results["labels"] = precision_recall(planted["label"], [row["path"] for row in images["label"] if row["listed"]])
-    first = [row["path"] for row in images["label"] if row["listed"]][: len(planted["label"])]
-    results["labels, as many as are wrong"] = precision_recall(planted["label"], first)
+    for key in ("leak", "near"):
+        pairs = [(row["path"], row["other"]) for row in images[key]]
+        copies = {next((path for path in pair if path in planted[key]), pair[0]) for pair in pairs}
+        results[key] = precision_recall(planted[key], copies)
+    labels = [row["path"] for row in images["label"] if row["listed"]]
+    for first in (20, len(planted["label"]), len(labels)):
+        results[f"first {first} suspected labels"] = precision_recall(planted["label"], labels[:first])
     results["accuracy"] = []
     return results
 

@@ -23,7 +23,7 @@ DIR gets index.html, findings.json and exclude.csv. docs/doctor.md describes the
     add = parser.add_argument
     files = "weights that judge the images, or that the trainings start from: as for `seresnext predict`"
     folds = "train K networks, which judge the images left out for each (2 to 20; default: 4, none with --checkpoint)"
-    add("data", type=text_argument, metavar="DATA", help="the folder of the images, with or without splits")
+    add("data", type=text_argument, metavar="DATA", help="a folder of images, or a list of images (.csv, .jsonl)")
     add("--checkpoint", type=text_argument, metavar="FILE", help=files)
     add("--folds", type=folds_argument, metavar="K", help=folds)
     add("--image-size", type=side_argument, metavar="N", help="side in the trainings (default: that of FILE, or 64)")

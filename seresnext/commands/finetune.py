@@ -32,6 +32,7 @@ _MANY_IMAGES = 400_000
 _VALIDATIONS = 20
 # A new network needs larger steps than a trained one: the recipes of ImageNet have 0.6 for 1,024 images.
 _LR_WITHOUT_WEIGHTS = 10
+_WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.frozen=[]", "model.frozen_until=null"]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -81,15 +82,12 @@ def _recipe(options: Namespace, found: Sequence[str] = (), fallback: Sequence[st
     from seresnext.recipe.load import load_recipe
     from seresnext.recipe.reader import write_scalar
 
-    own = [f"data.root={write_scalar(options.photos)}"]
-    if options.weights == "none":
-        own += _settings_without_weights()
-    elif options.weights:
-        own.append(f"model.weights={write_scalar(options.weights)}")
-    base, own = options.recipe, [*own, *options.set]
-    if earlier := _earlier_recipe(options):
-        base, own = earlier, own[:1] + options.set
-    return load_recipe(base, [*found, *own, *fallback]).recipe
+    earlier, settings = _earlier_recipe(options), [*found, f"data.root={write_scalar(options.photos)}"]
+    if options.weights == "none" and not earlier:
+        settings += _WITHOUT_WEIGHTS
+    elif options.weights and not earlier:
+        settings.append(f"model.weights={write_scalar(options.weights)}")
+    return load_recipe(earlier or options.recipe, [*settings, *options.set, *fallback]).recipe
 
 
 def _earlier_recipe(options: Namespace) -> Path | None:
@@ -99,10 +97,6 @@ def _earlier_recipe(options: Namespace) -> Path | None:
     folder = options.output / "checkpoints" if options.resume == "auto" else Path(options.resume).parent
     recipe = folder.parent / "recipe.yaml"
     return recipe if recipe.is_file() and any(folder.glob("*.safetensors")) else None
-
-
-def _settings_without_weights() -> list[str]:
-    return ["model.weights=null", "model.reset_head=false", "model.frozen=[]", "model.frozen_until=null"]
 
 
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
@@ -129,20 +123,20 @@ def _suited_recipe(options: Namespace, world: World) -> Recipe:
     from seresnext.recipe.load import load_recipe
     from seresnext.run.opening import find_start_problems
 
-    recipe, problem = _recipe(options), None
+    problem = None
     with world.downloading(), world.agreeing():
         if world.is_first:
-            problem = _missing_weights(recipe)
+            problem = _missing_weights(_recipe(options))
     problem = world.broadcast(problem)
-    fallback = _settings_without_weights() if problem else []
+    fallback = _WITHOUT_WEIGHTS if problem else []
     if problem and world.is_first:
         print(f"WITHOUT PRETRAINED WEIGHTS: {problem}")
+    recipe = _recipe(options, fallback=fallback)
     readers = find_start_problems(recipe, None, world, lambda warning: None, looks=False)[1]
     num_images = world.broadcast(len(readers["training"]) if "training" in readers else 0)
     if not num_images:  # The start of the run reports all problems of the data together.
-        return _recipe(options, fallback=fallback)
-    is_new = bool(problem) or recipe.model.weights is None
-    found = suited_settings(load_recipe(options.recipe).recipe, recipe, num_images, world.size, is_new)
+        return recipe
+    found = suited_settings(load_recipe(options.recipe).recipe, recipe, num_images, world.size)
     return _recipe(options, found, fallback)
 
 
@@ -158,20 +152,20 @@ def _missing_weights(recipe: Recipe) -> str | None:
     return None
 
 
-def suited_settings(usual: Recipe, recipe: Recipe, num_images: int, world_size: int, is_new: bool) -> list[str]:
+def suited_settings(usual: Recipe, recipe: Recipe, num_images: int, world_size: int) -> list[str]:
     """Return the settings of batch, learning rate, length and intervals for a number of training images.
 
     An epoch has at least 8 steps as far as possible, a step 8 to 64 images, and a run at least 300 steps or 60 epochs.
     The learning rate is that of the `usual` recipe for the usual batch, linear in the batch (Goyal et al. 2017, section
-    2.1), and ten times larger for a network without trained weights (`is_new`). Batch and length of `recipe` stay if
-    the user has set them.
+    2.1), and ten times larger if `recipe` has no trained weights. Batch and length of `recipe` stay if the user has set
+    them.
     """
     wanted = min(_MOST_IMAGES_A_STEP, num_images // _STEPS_AN_EPOCH)
     own = _power_of_two(min(max(wanted / world_size, _LEAST_IMAGES_A_STEP), num_images / world_size))
     size, settings = own * world_size, [f"batch.micro_size={min(own, _MOST_IMAGES_A_PASS)}"]
     if recipe.batch != usual.batch:
         size, settings = recipe.batch.global_size, []
-    lr = usual.optimizer.lr * size / usual.batch.global_size * (_LR_WITHOUT_WEIGHTS if is_new else 1)
+    lr = usual.optimizer.lr * size / usual.batch.global_size * (1 if recipe.model.weights else _LR_WITHOUT_WEIGHTS)
     settings += [f"batch.global_size={size}", f"optimizer.lr={lr:.6g}"]
     if recipe.length != usual.length:
         return settings

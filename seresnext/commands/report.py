@@ -48,7 +48,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
         raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
     options.output = options.output or options.run / "report"
     check_report(options.output, "--output")
-    return partial(_report, options)
+    return partial(report_run, options.run, options.output, data=options.data, attach=options.attach)
 
 
 def has_tracker(run: Path) -> bool:
@@ -60,10 +60,6 @@ def check_report(folder: Path, option: str) -> None:
     """Raise UsageError if no report can be written: packages are missing, or the folder cannot be."""
     require_extra("report", "captum", "jinja2")
     check_output_file(folder / "index.html", option)
-
-
-def _report(options: Namespace, world: World) -> None:
-    report_run(options.run, options.output, world, options.data, options.attach)
 
 
 def report_run(run: Path, folder: Path, world: World, data: str | None = None, attach: bool = False) -> None:

@@ -109,10 +109,10 @@ def balanced(labels: np.ndarray, seed: int, epoch: int, count: int) -> tuple[np.
     for number, (images, places) in enumerate(zip(images_of, _by_value(classes), strict=False)):
         if not len(places):
             continue
-        first, last = visits[places[0]], visits[places[-1]]
-        order = _shuffled(len(images), seed, "class", number, start=int(first), stop=int(last) + 1)
+        own = visits[places]
+        order = _shuffled(len(images), seed, "class", number, start=int(own[0]), stop=int(own[-1]) + 1)
         found[places] = images[order]
-        rounds[places] = visits[places] // len(images) - first // len(images)
+        rounds[places] = own // len(images) - own[0] // len(images)
     return found, rounds
 
 

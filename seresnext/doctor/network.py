@@ -57,7 +57,7 @@ class Networks:
     def decoding(self) -> Decoding:
         """Return the decoding of the images: that of the recipe `finetune`; without trainings that of the weights."""
         if self.folds or not self.weights:
-            return Decoding(MAX_PIXELS, exif_rotation=True, background=(255, 255, 255))
+            return Decoding.of(load_recipe("finetune").recipe.data)
         return self.weights.preprocessing.decoding(MAX_PIXELS)
 
 
@@ -114,8 +114,7 @@ def short_recipe(reader: Reader, networks: Networks, world: World, count: int) -
     """Return the recipe of a short training on `count` images: `cifar10`, with network and images of the weights."""
     decoding = networks.decoding
     settings = [f"model.num_classes={len(reader.classes)}", "runtime.compile=false"]
-    settings += [f"data.exif_rotation={json.dumps(decoding.exif_rotation)}"]
-    settings += [f"data.background={json.dumps(decoding.background)}"]
+    settings += [f"data.{key}={json.dumps(value)}" for key, value in vars(decoding).items()]
     if weights := networks.weights:
         how = weights.preprocessing
         settings += [f"model.name={weights.identify().name}", "optimizer.lr=0.005", f"data.image_size={how.image_size}"]

@@ -34,7 +34,7 @@ def render(result: Examination) -> str:
 
 
 def _picture(result: Examination, row: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a row with a thumbnail, beside the image that is alike; None without a readable image."""
+    """Return a row with a thumbnail, next to the image that is alike; None without a readable image."""
     thumbnails, sides = [], []
     for index in row["indices"]:
         if index is not None:

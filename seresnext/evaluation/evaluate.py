@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.evaluation.metrics import METRICS, count_classes
-from seresnext.evaluation.statistics import class_means, describe_classes
+from seresnext.evaluation.statistics import class_means
 from seresnext.printable import listed
 from seresnext.runtime import Precision
 
@@ -34,26 +33,22 @@ class Evaluation:
     """The result of an evaluation.
 
     metrics: means over all images, by the names in `METRICS`. Accuracy is in percent (0 to 100).
-    counts: correct images, labels and predictions of each class, int64 3 K.
     images_per_second: images of all ranks over the time of the evaluation.
+    counts: correct images, labels and predictions of each class, int64 3 K.
     logits, labels: float32 N K and int64 N, in the order of the split, on the CPU of every rank; None unless kept.
     """
 
     metrics: dict[str, float]
     num_images: int
     images_per_second: float
+    counts: np.ndarray
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
-    counts: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, float]:
         """Return all numbers by name, as in `metrics.jsonl` and in the JSON file of a validation."""
-        means = {} if self.counts is None else class_means(*self.counts)
+        means = class_means(self.counts)
         return {**self.metrics, **means, "num_images": self.num_images, "images_per_second": self.images_per_second}
-
-    def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the results of each class by name, as `describe_classes` does."""
-        return [] if self.counts is None else describe_classes(classes, tuple(self.counts))
 
 
 def evaluate(
@@ -81,7 +76,7 @@ def evaluate(
     unreadable: list[tuple[int, str]] = []
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     sums = torch.zeros(len(METRICS), num_batches, dtype=torch.float64, device=world.device)
-    counts = torch.zeros(3, 0, dtype=torch.int64, device=world.device)
+    counts = torch.zeros(3, 1, dtype=torch.int64, device=world.device)
     was_training = model.training
     model.eval()
     started = time.monotonic()
@@ -93,9 +88,7 @@ def evaluate(
             if batch is not None:
                 with torch.inference_mode(), precision.autocast(world.device):
                     logits = model(batch.images)
-                if not counts.numel():
-                    counts = counts.new_zeros(3, logits.shape[1])
-                count_classes(logits, batch.labels, counts)
+                counts = counts + count_classes(logits, batch.labels)
                 found = [metric(logits, batch.labels).double() for metric in METRICS.values()]
                 sums[:, batch.step] = torch.stack(found)
                 if keep_logits:
@@ -108,16 +101,14 @@ def evaluate(
     images, num_unreadable = world.sum_(torch.tensor([images, len(unreadable)], device=world.device)).tolist()
     if num_unreadable:
         raise _unreadable_error([image for own in world.gather(unreadable) for image in own])
-    num_classes = max(world.gather(counts.shape[1]))
+    num_classes = max(world.gather(counts.shape[1]))  # A rank without a batch does not know the number.
     seconds = time.monotonic() - started
-    if not counts.numel():  # This rank had no batch.
-        counts = counts.new_zeros(3, num_classes)
     totals = [math.fsum(by_batch) for by_batch in world.sum_(sums).tolist()]
     return Evaluation(
         metrics={name: total / images for name, total in zip(METRICS, totals, strict=True)},
         num_images=images,
         images_per_second=images / seconds,
-        counts=world.sum_(counts).cpu().numpy(),
+        counts=world.sum_(counts + counts.new_zeros(3, num_classes)).cpu().numpy(),
         **(_gather_logits(kept, world) if keep_logits else {}),
     )
 

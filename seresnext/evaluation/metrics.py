@@ -33,15 +33,17 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def count_classes(logits: Tensor, labels: Tensor, counts: Tensor) -> None:
-    """Add the images (logits N K, labels N) to `counts`, int64 3 K: correct, labels, predictions of each class.
+def count_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the correct images, labels and predictions of each class (int64 3 K) for logits N K and labels N.
 
     The prediction is the first maximum. Logits with a NaN predict no class. Nothing waits for the device.
     """
+    counts = labels.new_zeros(3, logits.shape[1])
     predictions, valid = logits.argmax(1), (~logits.isnan().any(1)).long()
     counts[0].scatter_add_(0, labels, valid * (predictions == labels))
     counts[1].scatter_add_(0, labels, torch.ones_like(labels))
     counts[2].scatter_add_(0, predictions, valid)
+    return counts
 
 
 _TEXTS = {"top1": "top-1 {:.3f} %", "top5": "top-5 {:.3f} %"}

@@ -35,27 +35,23 @@ def confusion_matrix(labels: Ints, predictions: Ints, num_classes: int) -> Ints:
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def count_pairs(confusion: Ints) -> tuple[Ints, Ints, Ints]:
-    """Return the numbers of correct images, labels and predictions of each class (K each)."""
-    return confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-
-
-def class_means(correct: Ints, support: Ints, predicted: Ints) -> dict[str, float]:
-    """Return balanced accuracy (mean recall) and macro F1 in percent: the means over the classes with images."""
-    _, recall, f1 = class_results(correct, support, predicted)
-    return {"balanced_accuracy": float(recall[support > 0].mean()), "macro_f1": float(f1[support > 0].mean())}
-
-
-def class_results(correct: Ints, support: Ints, predicted: Ints) -> tuple[Floats, Floats, Floats]:
-    """Return precision, recall and F1 (0 to 100) of each class (K each). 0 stands for 0 / 0."""
+def class_results(counts: Ints) -> tuple[Floats, Floats, Floats]:
+    """Return precision, recall and F1 (0 to 100, K each) of each class from `Evaluation.counts`. 0 stands for 0 / 0."""
+    correct, support, predicted = counts
     parts = ((correct, predicted), (correct, support), (2 * correct, support + predicted))
     precision, recall, f1 = (100 * _ratio(part, whole) for part, whole in parts)
     return precision, recall, f1
 
 
-def describe_classes(classes: Sequence[str], counts: Sequence[Ints]) -> list[dict[str, Any]]:
+def class_means(counts: Ints) -> dict[str, float]:
+    """Return balanced accuracy (mean recall) and macro F1 in percent: the means over the classes with images."""
+    _, recall, f1 = (values[counts[1] > 0].mean() for values in class_results(counts))
+    return {"balanced_accuracy": float(recall), "macro_f1": float(f1)}
+
+
+def describe_classes(counts: Ints, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return `class`, `precision`, `recall`, `f1` (percent) and `support` (images) of each class."""
-    precision, recall, f1 = class_results(*counts)
+    precision, recall, f1 = class_results(counts)
     return [
         {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
         for name, p, r, f, n in zip(classes, precision, recall, f1, counts[1], strict=True)

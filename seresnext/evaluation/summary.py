@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 
 from seresnext.evaluation.evaluate import Evaluation
-from seresnext.evaluation.statistics import (
-    calibrate,
-    class_means,
-    confusion_matrix,
-    count_pairs,
-    describe_classes,
-    wilson_interval,
-)
+from seresnext.evaluation.statistics import calibrate, confusion_matrix, describe_classes, wilson_interval
 from seresnext.printable import printable
 
 _LISTED = 3
@@ -27,7 +20,6 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     `classes` are the names of the columns of the logits. Without finite logits only the intervals are there.
 
     - `intervals`: the 95 % Wilson interval of `top1` and `top5`, in percent
-    - `balanced_accuracy`, `macro_f1`: means over the classes with images, in percent
     - `per_class`: `class`, `precision`, `recall`, `f1` (percent) and `support` of each class
     - `confusion`: true class, predicted class and images of each wrong pair, the most frequent first
     - `calibration`: as `calibrate` returns
@@ -38,9 +30,8 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     logits, labels = result.logits, result.labels
     if logits is None or labels is None or not np.isfinite(logits).all():
         return summary
+    summary["per_class"] = describe_classes(result.counts, classes)
     confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
-    counts = count_pairs(confusion)
-    summary |= {**class_means(*counts), "per_class": describe_classes(classes, counts)}
     np.fill_diagonal(confusion, 0)
     places = np.argwhere(confusion).tolist()
     pairs = [[classes[true], classes[predicted], int(confusion[true, predicted])] for true, predicted in places]

@@ -144,8 +144,10 @@ def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields
 
     Balanced accuracy is left out next to the same top-1 accuracy: all classes have equally many images.
     """
-    fields = [name for name in fields if name != "balanced_accuracy" or fields[0] == name or not _is_balanced(event)]
     values = {**event, "eta": None if seconds_left is None else timedelta(seconds=round(seconds_left))}
+    is_balanced = abs(event.get("balanced_accuracy", 0) - event.get("top1", math.inf)) < 0.005
+    if is_balanced and fields[0] != "balanced_accuracy":
+        values["balanced_accuracy"] = None
     return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
 
 
@@ -162,10 +164,6 @@ def table_of_classes(classes: Sequence[Mapping[str, Any]]) -> str:
         names = ", ".join(listed(missing, 5))
         lines.append(f"no validation images, and no part in the means over classes: {names}")
     return "\n  ".join(["results of the classes in the last validation:", *lines])
-
-
-def _is_balanced(event: Mapping[str, Any]) -> bool:
-    return abs(event.get("balanced_accuracy", 0) - event.get("top1", math.inf)) < 0.005
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

@@ -177,9 +177,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 def _loss(recipe: Recipe) -> Iterator[Problem]:
     threshold = recipe.loss.target_threshold
     if recipe.loss.class_weights == recipe.data.sampling == "balanced":
-        message = (
-            "is balanced, and so is data.sampling: rare classes would count twice; write null, or sample by shuffle"
-        )
+        message = "is balanced like data.sampling: rare classes would count twice; write null, or sample by shuffle"
         yield Problem("loss.class_weights", message, ("data.sampling",))
     if recipe.loss.name == "bce" and threshold is not None and not _is_mixed(recipe):
         message = f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null"

@@ -126,18 +126,7 @@ Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4
 Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
 Patterns = Annotated[tuple[Text, ...], Field(strict=False)]
-ClassWeights = Annotated[
-    Literal["balanced"] | dict[str, float],
-    PlainValidator(_read_class_weights),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"const": "balanced"},
-                {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
-            ]
-        }
-    ),
-]
+ClassWeights = Annotated[Literal["balanced"] | dict[str, Positive], BeforeValidator(_read_class_weights)]
 AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
 ONLY_FOR = {

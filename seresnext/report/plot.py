@@ -134,11 +134,7 @@ def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None
             epochs, values = line.curve
             marker = "." if len(epochs) < 60 else None
             axes.plot(epochs, values, label=line.label, marker=marker, color=line.colour, linestyle=line.style)
-        axes.set(
-            title=name,
-            xlabel="epoch",
-            ylim=(0, 101) if name.startswith(("acc", "top", *MEASURES.values())) else (0, None),
-        )
+        axes.set(title=name, xlabel="epoch", ylim=(0, None if name.startswith(("loss", "learning")) else 101))
         axes.grid(alpha=0.3)
         if any(line.label for line in lines):  # outside of the axes, so that the legend covers no curve
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

@@ -70,13 +70,21 @@ class TrainingStep:
         self.image_size = 0  # of the last step
 
     def warm_up(self, images: Tensor, labels: Tensor) -> None:
-        """Run forward and backward once and discard the results, before the first step of a fresh or resumed run."""
+        """Run forward and backward once and discard the results, before the first step of a fresh or resumed run.
 
-        def compute_loss() -> Tensor:
+        DDP reduces all gradients in one bucket in its first iteration and makes new buckets then
+        (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Buckets decide the order of sums. Without the warm-up,
+        the first step of a resumed run would add in another order than the uninterrupted run.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with self._wrapped.compiling():
             with self.settings.precision.autocast(self.world.device):
-                return self.loss(self._wrapped.forward(images), labels)
-
-        self._wrapped.warm_up(compute_loss)
+                loss = self.loss(self._wrapped.forward(images), labels)
+            loss.backward()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
 
     def freeze(self, stages: Sequence[str], images: Tensor, labels: Tensor) -> None:
         """Freeze these stages, train all others, and warm up: the next step is as in a run that is resumed here."""

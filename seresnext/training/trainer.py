@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
+from seresnext.evaluation.statistics import describe_classes
 from seresnext.metrics.devices import device_usage
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import EtaClock, SpeedMeter
@@ -225,7 +226,7 @@ class Trainer:
         progress.best = choose_best(progress.best, chosen, step, validation.settings)
         for weights, result in results.items():
             is_last = result is chosen and self.plan.is_complete(progress)
-            classes = {"per_class": result.per_class(validation.classes)} if is_last else {}
+            classes = {"per_class": describe_classes(result.counts, validation.classes)} if is_last else {}
             self._write("validate", {**result.to_dict(), "weights": weights, **classes})
 
     def _recalibrate(self) -> None:

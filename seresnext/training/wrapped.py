@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from seresnext.distributed import BatchNormStatistics, DDPOptions, RankTimer, World, wrap_ddp
 from seresnext.models import SENet
@@ -23,9 +22,7 @@ class WrappedModel:
     first pass, and a pass with a new image size.
     """
 
-    def __init__(
-        self, model: nn.Module, world: World, accumulation: int, options: DDPOptions, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, world: World, accumulation: int, options: DDPOptions, compiled: bool) -> None:
         self._model, self._world, self._accumulation = model, world, accumulation
         self._options, self._compiled = options, compiled
         self.timer = RankTimer(model, world.device) if world.size > 1 else None
@@ -37,21 +34,6 @@ class WrappedModel:
         self.ddp = wrap_ddp(self._model, self._options) if self._world.size > 1 else None
         forward = self.ddp or self._model
         self.forward = compile_forward(forward) if self._compiled else forward
-
-    def warm_up(self, compute_loss: Callable[[], Tensor]) -> None:
-        """Run `forward` in `compute_loss`, and backward, and discard the results.
-
-        DDP reduces all gradients in one bucket in its first iteration and makes new buckets then
-        (torch/nn/parallel/distributed.py, `_rebuild_buckets`). Buckets decide the order of sums. Without the warm-up,
-        the first step of a resumed run would add in another order than the uninterrupted run.
-        """
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        with self.compiling():
-            compute_loss().backward()
-        self._model.zero_grad()
-        with torch.no_grad():
-            for name, buffer in self._model.named_buffers():
-                buffer.copy_(buffers[name])
 
     def freeze(self, stages: Sequence[str]) -> None:
         """Freeze these stages of an SENet and train all others. DDP and the statistics know only stages that train."""

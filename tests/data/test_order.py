@@ -150,3 +150,4 @@ def test_each_view_of_an_image_in_an_epoch_is_another_copy(repeats: int):
         assert len(set(views)) == len(views) == 96
         images = [image for image, _ in views]
         assert len(set(images)) < 96 / repeats
+        assert min(copy for image, copy in views if LABELS[image] == 3) == 0

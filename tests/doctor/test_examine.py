@@ -8,17 +8,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import small_digits
+import torch
 from faulty_photos import jpeg, photograph
 
 from seresnext.cli import main
+from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers.photo_choice import photo_choice
 from seresnext.doctor import examine, network
 from seresnext.doctor.examine import open_splits
+from seresnext.doctor.images import Collection
+from seresnext.doctor.network import Networks
 from seresnext.models import registry
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
@@ -156,6 +161,29 @@ def test_nothing_is_written_after_ctrl_c(
     assert doctor(faulty, "--output", tmp_path / "out") == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_labels_are_not_listed_by_a_network_that_knows_them(
+    tiny_image_folder: Callable[..., Path], knows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_image_folder()
+    fingerprint = open_reader(root, "train").fingerprint if knows else "0" * 64
+    weights = SimpleNamespace(source="FILE", metadata=SimpleNamespace(dataset={"fingerprint": fingerprint}))
+    monkeypatch.setattr(examine, "check_known", lambda *_: None)
+    monkeypatch.setattr(Networks, "decoding", Decoding(10**6))
+
+    def answer(reader: Collection, *_: object) -> tuple[np.ndarray, np.ndarray]:
+        found = np.eye(3, dtype=np.float32)[reader.labels] * 0.7 + 0.1
+        found[0] = found[-1]  # An image of class 0 looks like class 2.
+        return found + 0.01 * (found == found[0]), np.ones(len(reader))
+
+    monkeypatch.setattr(examine, "ask", answer)
+    result = examine.examine(str(root), Networks(torch.device("cpu"), weights, folds=0))  # pyright: ignore[reportArgumentType]
+    [row] = result.findings[0].rows
+    assert (row["path"], row["suggestion"]) == ("train/class_0/0.jpg", "class_2")
+    assert [each["path"] for each in result.listed] == [row["path"]] * (not knows)
+    assert ("knows their labels" in result.method[1]) == knows
 
 
 def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from seresnext.evaluation.statistics import (
     class_results,
     confidences,
     confusion_matrix,
-    count_pairs,
     describe_classes,
     fit_temperature,
     wilson_interval,
@@ -46,6 +45,11 @@ def test_no_image_says_nothing() -> None:
     assert wilson_interval(0, 0) == (0, 100)
 
 
+def counts_of(confusion: np.ndarray) -> np.ndarray:
+    """Return correct images, labels and predictions of each class, as in an `Evaluation`."""
+    return np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+
+
 def test_results_of_classes_are_those_of_scikit_learn() -> None:
     logits, labels = _random()
     labels[labels == 6] = 0  # A class without images, with predictions.
@@ -54,11 +58,11 @@ def test_results_of_classes_are_those_of_scikit_learn() -> None:
     confusion = confusion_matrix(labels, predictions, 7)
     assert (confusion == sklearn_confusion(labels, predictions, labels=range(7))).all()
     expected = precision_recall_fscore_support(labels, predictions, labels=range(7), zero_division=0)
-    counts = count_pairs(confusion)
-    for mine, theirs in zip(class_results(*counts), expected, strict=False):
+    counts = counts_of(confusion)
+    for mine, theirs in zip(class_results(counts), expected, strict=False):
         assert mine == pytest.approx(100 * theirs)
     assert (counts[1] == expected[3]).all()
-    rows = describe_classes([f"class {number}" for number in range(7)], counts)
+    rows = describe_classes(counts, [f"class {number}" for number in range(7)])
     assert [row["support"] for row in rows] == expected[3].tolist()
     assert [row["f1"] for row in rows] == pytest.approx((100 * expected[2]).tolist())
 
@@ -68,7 +72,7 @@ def test_means_over_classes_are_those_of_scikit_learn() -> None:
     logits, labels = _random()
     labels[labels == 6] = 0
     predictions, present = logits.argmax(1), np.unique(labels)
-    found = class_means(*count_pairs(confusion_matrix(labels, predictions, 7)))
+    found = class_means(counts_of(confusion_matrix(labels, predictions, 7)))
     with warnings.catch_warnings():  # about the predictions of a class without images
         warnings.simplefilter("ignore")
         assert found["balanced_accuracy"] == pytest.approx(100 * balanced_accuracy_score(labels, predictions))

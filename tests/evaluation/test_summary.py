@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from seresnext.evaluation.evaluate import Evaluation
 from seresnext.evaluation.summary import describe_summary, summarize
@@ -19,9 +19,11 @@ def evaluation(nan: bool = False) -> Evaluation:
     labels = rng.choice(3, p=[0.6, 0.3, 0.1], size=200)
     logits = rng.normal(size=(200, 4)).astype(np.float32) + 2 * np.eye(4, dtype=np.float32)[labels]
     top1 = 100 * float((logits.argmax(1) == labels).mean())
+    confusion = confusion_matrix(labels, logits.argmax(1), labels=range(4))
+    counts = np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
     if nan:
         logits[7, 1] = np.nan
-    return Evaluation({"top1": top1, "top5": 100.0, "loss": 1.0}, 200, 1.0, logits, labels)
+    return Evaluation({"top1": top1, "top5": 100.0, "loss": 1.0}, 200, 1.0, counts, logits, labels)
 
 
 def test_the_numbers_are_those_of_scikit_learn() -> None:
@@ -29,12 +31,12 @@ def test_the_numbers_are_those_of_scikit_learn() -> None:
     assert result.logits is not None
     assert result.labels is not None
     predictions = result.logits.argmax(1)
-    summary = summarize(result, CLASSES)
+    summary, means = summarize(result, CLASSES), result.to_dict()
     present = range(3)  # scikit-learn leaves classes out that neither labels nor `labels=` name.
-    assert summary["balanced_accuracy"] == pytest.approx(
+    assert means["balanced_accuracy"] == pytest.approx(
         100 * recall_score(result.labels, predictions, labels=present, average="macro")
     )
-    assert summary["macro_f1"] == pytest.approx(
+    assert means["macro_f1"] == pytest.approx(
         100 * f1_score(result.labels, predictions, labels=present, average="macro")
     )
     assert sum(count for *_, count in summary["confusion"]) == (predictions != result.labels).sum()

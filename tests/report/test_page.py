@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from seresnext.cli import main
 from seresnext.errors import DataError
 from seresnext.evaluation.evaluate import Evaluation
+from seresnext.evaluation.metrics import count_classes
 from seresnext.evaluation.summary import summarize
 from seresnext.process.stop_request import StopRequest
 from seresnext.report import page as module
@@ -44,7 +45,8 @@ def content(classes: list[str], images: int = 300, **changes: Any) -> Content:
     logits = rng.normal(size=(images, len(classes))).astype(np.float32)
     logits[np.arange(images), labels] += rng.uniform(0, 4, len(classes))[labels]
     top1 = 100 * float((logits.argmax(1) == labels).mean())
-    result = Evaluation({"top1": top1, "top5": 99.0, "loss": 0.5}, images, 10.0, logits, labels)
+    counts = count_classes(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+    result = Evaluation({"top1": top1, "top5": 99.0, "loss": 0.5}, images, 10.0, counts, logits, labels)
     values = {**result.to_dict(), "model": "seresnext26", "weights": "ema", **summarize(result, classes)}
     name, other = classes[:2]
     picture = Picture(f"val/{name}.jpg", name, other, 97.5, PIXEL, PIXEL, True)

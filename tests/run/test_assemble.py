@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from run_folders import differences, last_tensors
@@ -84,9 +85,8 @@ def test_notices_of_readers_are_printed_once_at_each_start_and_logged(
 def test_a_validation_prints_the_notices_too(photos, tmp_path, capsys, monkeypatch):
     model = create_model("legacy_seresnext26_32x4d", num_classes=3)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    monkeypatch.setattr(
-        validation_module, "evaluate", lambda *_, **__: Evaluation({"top1": 50.0, "top5": 100.0, "loss": 1.0}, 12, 1.0)
-    )
+    found = Evaluation({"top1": 50.0, "top5": 100.0, "loss": 1.0}, 12, 1.0, np.full((3, 3), 4))
+    monkeypatch.setattr(validation_module, "evaluate", lambda *_, **__: found)
     for _ in range(2):
         validate(tmp_path / "weights.safetensors", World(), ValidationSettings(data=str(photos), split="val"))
         assert capsys.readouterr().out.count(PASSED_OVER[1]) == 1

@@ -13,6 +13,7 @@ from PIL import Image
 
 from seresnext import cli
 from seresnext.commands.finetune import suited_settings
+from seresnext.errors import DataError
 from seresnext.models import SENet, locate
 from seresnext.models.pretrained import ModelSizes
 from seresnext.process.stop_request import StopRequest
@@ -74,16 +75,16 @@ def unreachable(url: str, folder: Path) -> Path:
 
 
 def test_from_photos_to_a_report(finetune: Finetune, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    code, output, errors = finetune(photos)
+    attempts = []
+    monkeypatch.setattr(locate, "download_file", lambda url, folder: attempts.append(url) or unreachable(url, folder))
+    code, output, errors = finetune(photos, "--set", "model.frozen=[layer0]", "--set", "model.frozen_until=1ep")
     assert code == 0, errors
     run = tmp_path / "runs" / "photos"
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert len(attempts) == len(set(attempts)) > 0  # Each takes up to 10 s.
     assert "WITHOUT PRETRAINED WEIGHTS: the weights of seresnext26 are not on this machine" in output
-    assert (recipe["model"]["weights"], recipe["model"]["reset_head"], recipe["model"]["num_classes"]) == (
-        None,
-        False,
-        3,
-    )
+    expected = {"weights": None, "reset_head": False, "frozen": [], "frozen_until": None, "num_classes": 3}
+    assert recipe["model"] | expected == recipe["model"]
     assert recipe["batch"] == {"global_size": 8, "micro_size": 8}
     assert recipe["optimizer"]["lr"] == pytest.approx(10 * USUAL.optimizer.lr * 8 / 64)
     text = output + errors
@@ -98,6 +99,14 @@ def test_from_photos_to_a_report(finetune: Finetune, photos: Path, tmp_path: Pat
     code, output, errors = finetune(photos, "--set", "logging.every=2st")
     assert (code, "is complete, nothing to do" in output) == (0, True), errors
     assert "WITHOUT" not in output
+    # A report that fails leaves the run finished.
+    monkeypatch.setattr("seresnext.commands.finetune.report_run", without_space)
+    assert finetune(photos)[0] == 3
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def without_space(*words: object, **options: object) -> None:
+    raise DataError("no space is left for the report")
 
 
 @pytest.mark.full
@@ -134,7 +143,7 @@ def test_photos_that_are_not_there(finetune: Finetune, tmp_path: Path):
 @pytest.mark.parametrize("num_images", [3, 17, 60, 240, 1000, 10_000, 50_000, 1_000_000])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_settings_suit_the_number_of_images(num_images: int, world_size: int):
-    found = dict(setting.split("=") for setting in suited_settings(USUAL, USUAL, num_images, world_size, False))
+    found = dict(setting.split("=") for setting in suited_settings(USUAL, USUAL, num_images, world_size))
     size, micro = int(found["batch.global_size"]), int(found["batch.micro_size"])
     epochs = int(found["length"].removesuffix("ep"))
     assert size % (micro * world_size) == 0
@@ -146,9 +155,13 @@ def test_settings_suit_the_number_of_images(num_images: int, world_size: int):
     if num_images >= 64 * world_size:
         assert num_images // size >= 8
         assert epochs * (num_images // size) >= 300 or epochs == 60
+    if num_images > 20_000:
+        assert epochs == max(400_000 // num_images, 5)
     load_recipe("finetune", [f"{key}={value}" for key, value in found.items()])  # The checks accept the settings.
 
 
 def test_settings_of_the_user_stay():
-    recipe = load_recipe("finetune", ["batch={global_size: 32, micro_size: 16}", "length=7ep"]).recipe
-    assert suited_settings(USUAL, recipe, 1000, 1, True) == ["batch.global_size=32", "optimizer.lr=0.025"]
+    own = ["batch={global_size: 32, micro_size: 16}", "length=7ep"]
+    for more, lr in ((), "0.0025"), (("model.weights=null", "model.reset_head=false"), "0.025"):
+        recipe = load_recipe("finetune", [*own, *more]).recipe
+        assert suited_settings(USUAL, recipe, 1000, 1) == ["batch.global_size=32", f"optimizer.lr={lr}"]

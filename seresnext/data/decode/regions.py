@@ -73,7 +73,7 @@ class RegionDecoder:
             self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False)
 
     def __call__(self, images: Sequence[Encoded], choose: Choose) -> list[np.ndarray | DataError]:
-        """Return the region of each image (uint8 H W 3), or the error."""
+        """Return the region of each image (uint8 H W 3), or the error. The region of a turned image is a view."""
         plain = self._decode_plain(images, choose) if self._module else {}
         return [
             plain[number] if number in plain else self._decode_by_pillow(image, number, choose)
@@ -87,8 +87,8 @@ class RegionDecoder:
             return error
         crop = _choose_stored(choose, number, *whole.size, orientation)
         # Pillow's crop has another limit of pixels than data.max_pixels. torch warns of an array that is read-only.
-        region = np.asarray(whole)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-        return turn_array(region, orientation) if orientation > 1 else region.copy()
+        region = np.asarray(whole)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].copy()
+        return _turn(region, orientation)
 
     def _decode_plain(self, images: Sequence[Encoded], choose: Choose) -> dict[int, np.ndarray]:
         """Return the regions of the images that nvimgcodec decodes like Pillow, by number."""
@@ -108,7 +108,7 @@ class RegionDecoder:
                 streams.append(self._module.CodeStream(image.data).get_sub_code_stream(region=region))
         decoded = self._decoder.decode(streams, params=self._params) if streams else []
         return {
-            number: turn_array(np.asarray(pixels), turned.get(number, 1))
+            number: _turn(np.asarray(pixels), turned.get(number, 1))
             for (number, shape), pixels in zip(shapes.items(), decoded, strict=True)
             if pixels is not None and pixels.shape == shape
         }
@@ -127,19 +127,13 @@ def _choose_stored(choose: Choose, number: int, width: int, height: int, orienta
     return Crop(top, left, high, wide, flip) if orientation >= _FIRST_SWAPPED else Crop(left, top, wide, high, flip)
 
 
-def turn_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return stored pixels (uint8 H W 3), turned and mirrored by an EXIF orientation, as Pillow does."""
-    if orientation == 1:
-        return pixels
-    # Items of 3 bytes: a copy of single bytes takes twice as long.
-    image = np.ascontiguousarray(pixels).view("V3")[..., 0]
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a view of stored pixels (uint8 H W 3), turned and mirrored by an EXIF orientation, as Pillow does."""
     if orientation >= _FIRST_SWAPPED:
-        image = image.T
+        pixels = pixels.transpose(1, 0, 2)
     if orientation in _UPSIDE_DOWN:
-        image = image[::-1]
-    if orientation in _MIRRORED:
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image).view(np.uint8).reshape(*image.shape, 3)
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in _MIRRORED else pixels
 
 
 @contextmanager

@@ -106,3 +106,24 @@ def test_only_the_own_place_in_a_batch_is_written():
     resize_into(batch[1], np.array(noise(40, 30)), "bicubic")
     assert (batch[[0, 2]] == 7).all()
     np.testing.assert_array_equal(batch[1].numpy(), resized(noise(40, 30), 16, "bicubic"))
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_a_turned_view_is_resized_like_the_turned_image(interpolation: str):
+    """Bit for bit, for all eight turns and mirrors of many sizes: the kernel treats both axes and directions alike."""
+    rng, differ = np.random.default_rng(0), 0
+    for number in range(320):
+        size = int(rng.choice([17, 32, 64, 96, 224]))
+        height, width = (int(side) for side in np.exp(rng.uniform(0, np.log(500), 2)))
+        stored = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        if number % 3 == 0:
+            stored = stored // 128 * 255
+        view = stored.transpose(1, 0, 2) if number % 2 else stored
+        view = view[:: -1 if number & 2 else 1, :: -1 if number & 4 else 1]
+        found, expected, unturned = torch.empty((3, size, size, 3), dtype=torch.uint8)
+        resize_into(found, view, interpolation)
+        resize_into(expected, np.ascontiguousarray(view), interpolation)
+        assert torch.equal(found, expected), (number, size, height, width)
+        resize_into(unturned, stored, interpolation)
+        differ += not torch.equal(unturned, expected)
+    assert differ > 200  # The control.
