@@ -68,8 +68,9 @@ def test_names_of_splits_in_capitals_are_no_classes(root, cache):
 
 
 def test_val_counts_and_valid_beside_val_does_not(root, cache):
-    make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg")
+    make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg", "train/loose.jpg")
     assert names(root, "val", cache) == ["val/a/2.jpg"]
+    assert PhotoReader(root, "train", cache=cache).classes == ("a",)
     assert "1 photo is outside of splits and left out, such as valid/a/3.jpg" in notices(root, cache)
 
 
@@ -177,8 +178,9 @@ def test_data_with_validation_photos_is_not_divided(root, cache):
     assert "1 class has no validation images: dog" in "\n".join(reader.notices)
     shutil.rmtree(root / "val")
     assert len(names(root, "val", cache, val_share=0.5)) > 20  # `train` is divided.
-    make(root, "test/cat/1.jpg")
-    assert "test/cat/1.jpg" not in names(root, "val", cache, val_share=0.5)
+    make(root, *(f"test/{name}" for name in MANY))
+    assert names(root, "test", cache, val_share=0.5) == [f"test/{name}" for name in MANY]
+    assert not any(name.startswith("test") for name in names(root, "val", cache, val_share=0.5))
 
 
 def test_a_split_that_is_missing_is_an_error_with_the_fix(root, cache):
