@@ -73,16 +73,20 @@ def read_small_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file that have text. Raise DataError, which names a line that is not UTF-8."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file. Raise DataError, which names a line that is not UTF-8."""
     content = b""
     try:
         content = path.read_bytes()
-        text = content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
+        return content.decode("utf-8-sig")  # Editors on Windows begin a file with a byte-order mark.
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; give a text file") from None
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save as UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def write_output(path: Path, text: str) -> None:

@@ -56,11 +56,9 @@ def is_list(root: str | Path) -> bool:
 
 def check_data_folder(root: str) -> None:
     """Raise DataError if the folder of the data, or the list, does not exist. An address is checked later."""
-    if address_in(root) or os.path.isdir(root):  # noqa: PTH112 (raises nothing)
-        return
-    if not is_list(root):
+    exists = os.path.isfile if is_list(root) else os.path.isdir  # (raises nothing)
+    if not address_in(root) and not exists(root):
+        kind = "file" if is_list(root) else "folder"
         raise DataError(
-            f"there is no folder {root}; give the folder of the images, or a list (.csv, .jsonl), with --data"
+            f"there is no {kind} {root}; give the folder of the images, or a list (.csv, .jsonl), with --data"
         )
-    if not os.path.isfile(root):  # noqa: PTH113 (raises nothing)
-        raise DataError(f"there is no file {root}; give a list of photos (.csv, .jsonl) with --data FILE")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from seresnext.data.readers.index import DIGEST_BYTES, Index, IndexColumns
+from seresnext.data.readers.index import Index, IndexColumns
 
-COLUMNS = ("label", "offset", "size", "modified", "contents", "name_ends", "names")
+COLUMNS = ("label", "offset", "size", "name_ends", "names")
 
 
 def contents(count: int = 10, seed: int = 0) -> IndexColumns:
@@ -19,8 +19,6 @@ def contents(count: int = 10, seed: int = 0) -> IndexColumns:
         label=np.sort(rng.integers(0, 3, count)),
         offset=rng.integers(0, 1 << 40, count),
         size=rng.integers(0, 1 << 20, count),
-        modified=rng.integers(0, 1 << 60, count),
-        contents=rng.integers(0, 256, count * DIGEST_BYTES, np.uint8),
         names=np.frombuffer(b"".join(names), np.uint8),
         name_ends=np.cumsum([len(name) for name in names]),
     )

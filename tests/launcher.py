@@ -177,7 +177,8 @@ def _run_world(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     script = next(number for number, word in enumerate(words) if not word.startswith("--"))
     options = dict(word.removeprefix("--").split("=", 1) for word in words[:script])
     size = int(options["nproc_per_node"])
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    # libuv keeps a pipe, which `_run_python` closes. Each later fork would close the numbers of this pipe once more.
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, use_libuv=False)
     world = _environment_of_world(size, store.port)
     workers = set()
     for rank in map(str, range(size)):

@@ -65,5 +65,5 @@ def test_a_list_of_photos_is_data(tmp_path: Path):
     (make(tmp_path, "1.jpg") / "list.csv").write_text("path,label\n1.jpg,a\n")
     assert open_reader(tmp_path / "list.csv", "train", cache=tmp_path).classes == ("a",)
     for missing in ("none.csv", "none.jsonl"):
-        with pytest.raises(DataError, match=f"there is no file .*{missing}; give a list of photos"):
+        with pytest.raises(DataError, match=f"there is no file .*{missing}; give the folder of the images, or a list"):
             open_reader(tmp_path / missing, "train", cache=tmp_path)

@@ -31,7 +31,7 @@ def test_ranks_divide_alike(run_world: Callable, train_arguments: Callable, imag
         result = run_world(world, train_arguments(output, *words, "--data", str(photos)))
         assert result.returncode == 0, result.output
         assert result.output.count("class_0/empty.jpg is empty") == 1
-        assert len(list((tmp_path / str(world)).glob("*.index"))) == 1  # Of both splits and all ranks.
+        assert len(list((tmp_path / str(world)).glob("*.json"))) == 1  # Of both splits and all ranks.
         found.append(((output / "split.csv").read_text(), validations(output)))
     assert found[0][0] == found[1][0]
     assert {",train", ",val"} <= {line[line.rindex(",") :] for line in found[0][0].splitlines()}

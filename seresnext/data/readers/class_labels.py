@@ -57,5 +57,5 @@ def read_class_map(path: Path, option: str = "--class-map", has_numbers: bool = 
         if len(row) > 2 or folder in found or (len(row) == 1 and not has_numbers):
             problem = "repeats a folder" if folder in found else f"has {len(row)} part{'s' * (len(row) > 1)}"
             raise DataError(f"{option} {path}: line {number + 1} {problem}; write `folder,class` for each folder")
-        found[folder] = name
+        found[folder] = name.strip()
     return found

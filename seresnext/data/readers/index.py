@@ -25,9 +25,7 @@ VERSION = 6
 """Version of the file format. An index of another version is built again."""
 
 _ALIGNMENT = 64
-_COLUMNS = ("label", "offset", "size", "modified", "contents", "name_ends", "names")
-DIGEST_BYTES = 16
-"""Bytes of the digest of a file's content: the first half of SHA-256."""
+_COLUMNS = ("label", "offset", "size", "name_ends", "names")
 _KINDS = ("|u1", "<u2", "<u4", "<u8")
 
 
@@ -39,10 +37,9 @@ def _no_column() -> np.ndarray:
 class IndexColumns:
     """The contents of an index of N images. A reader may leave columns other than `label` empty.
 
-    `label`, `offset`, `size` (bytes) and `modified` (nanoseconds since 1970) have N entries each, `contents` (uint8)
-    has DIGEST_BYTES * N. `names` (uint8) are all names, joined, and `name_ends` (N) the end of each. `classes` are the
-    names of the labels. The fingerprint identifies the images, independent of path and format. `notices` are warnings
-    that each start prints, such as the number of skipped files.
+    `label`, `offset` and `size` (bytes) have N entries each. `names` (uint8) are all names, joined, and `name_ends` (N)
+    the end of each name. `classes` are the names of the labels. The fingerprint identifies the images, independent of
+    path and format. `notices` are warnings that each start prints, such as the number of skipped files.
     """
 
     classes: tuple[str, ...]
@@ -50,8 +47,6 @@ class IndexColumns:
     label: np.ndarray
     offset: np.ndarray = field(default_factory=_no_column)
     size: np.ndarray = field(default_factory=_no_column)
-    modified: np.ndarray = field(default_factory=_no_column)
-    contents: np.ndarray = field(default_factory=_no_column)
     name_ends: np.ndarray = field(default_factory=_no_column)
     names: np.ndarray = field(default_factory=_no_column)
     notices: tuple[str, ...] = ()
@@ -75,16 +70,6 @@ class Index(IndexColumns):
         """Return the name of an image from an index with names."""
         start = int(self.name_ends[index - 1]) if index else 0
         return os.fsdecode(self.names[start : int(self.name_ends[index])].tobytes())
-
-    def stored_names(self) -> list[str]:
-        """Return the names of all images from an index with names."""
-        joined, ends = self.names.tobytes(), self.name_ends.tolist()
-        return [os.fsdecode(joined[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-
-    def digests(self) -> list[bytes]:
-        """Return the digest of the content of each file from an index with contents."""
-        joined = self.contents.tobytes()
-        return [joined[start : start + DIGEST_BYTES] for start in range(0, len(joined), DIGEST_BYTES)]
 
     @classmethod
     def open(cls, path: Path) -> Index:
@@ -136,8 +121,7 @@ def _check_columns(columns: dict[str, np.ndarray], num_classes: int) -> None:
         raise ValueError("names without ends")
     limits = {"label": num_classes, "name_ends": len(columns["names"]) + 1}
     for name, column in columns.items():
-        width = DIGEST_BYTES if name == "contents" else 1
-        if name != "names" and len(column) not in (0, width * len(columns["label"])):
+        if name != "names" and len(column) not in (0, len(columns["label"])):
             raise ValueError(f"{name} of another length")
         if name in limits and len(column) and not 0 <= int(column.min()) <= int(column.max()) < limits[name]:
             raise ValueError(f"{name} out of range")

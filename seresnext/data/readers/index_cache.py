@@ -112,7 +112,7 @@ def open_or_build(path: Path, signature: Callable[[], Signature], build: Callabl
     """
     if (index := _recorded(path, signature())) is not None:
         return index
-    with _locked(path):
+    with locked(path):
         # Another process may have listed the data in the meantime.
         if (index := _recorded(path, signature())) is not None:
             return index
@@ -236,7 +236,7 @@ def _sweep(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     # One lock per machine: machines that share the cache may have different data under the same path.
     lock = _signed_path(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
     with kept_in(path.parent):

@@ -20,18 +20,20 @@ from seresnext.progress import warn
 class PathReader(Reader):
     """Image files in a given order. A path may occur twice. All labels are 0.
 
-    The paths are kept as bytes: reference counting would copy a million Python strings into every worker.
+    The paths are below the folder `base`, if there is one. `advice` is for a file that cannot be read. The paths are
+    kept as bytes: reference counting would copy a million Python strings into every worker.
     """
 
     classes = ()
     fingerprint = ""
     notices = ()
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], base: str = "", advice: str = "correct the path") -> None:
         joined, ends = bytearray(), array("q", [0])
         for path in paths:
             joined += os.fsencode(path)
             ends.append(len(joined))
+        self._base, self._advice = base, advice
         self._joined, self._ends = bytes(joined), np.array(ends)
         self.labels = np.zeros(len(ends) - 1, np.int8)
 
@@ -41,12 +43,12 @@ class PathReader(Reader):
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file. Raises DataError naming a file that cannot be read."""
-        path = self.name(index)
+        path = os.path.join(self._base, self.name(index))  # noqa: PTH118 (a path of a list may be absolute)
         try:
             return read_image(path)
         except (OSError, ValueError) as error:  # ValueError: the path has a NUL character.
             reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{path} cannot be read: {reason}; correct the path") from None
+            raise DataError(f"{path} cannot be read: {reason}; {self._advice}") from None
 
 
 def expand(words: Iterable[str], lines: Iterable[bytes]) -> Iterator[str]:

@@ -8,9 +8,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from seresnext.errors import DataError
+from seresnext.files import read_text
 from seresnext.printable import listed, printable
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -19,51 +19,39 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 _LISTED = 20
 
 
-class ListedPhoto(NamedTuple):
-    """A line of a list: the class, and the split (train if the list gives none)."""
+def read_photo_list(file: Path) -> dict[str, tuple[str, str]]:
+    """Return class and split of the photos of a list by path, sorted. The split is train if the list gives none.
 
-    label: str
-    split: str
-
-
-def read_photo_list(file: Path) -> dict[str, ListedPhoto]:
-    """Return the photos of a list by path, sorted. Raises one DataError for all mistakes, with the numbers of lines."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}; give a list of photos or a folder") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 (byte {error.start}); save the list as UTF-8") from None
-    photos: dict[str, tuple[ListedPhoto, int]] = {}
+    Raises one DataError for all mistakes, with the numbers of lines.
+    """
+    lines = _json_lines if file.suffix.lower() == ".jsonl" else _csv_lines
+    photos: dict[str, tuple[str, str]] = {}
+    numbers: dict[str, int] = {}
     mistakes = []
-    for number, values in (_json_lines if file.suffix.lower() == ".jsonl" else _csv_lines)(text, file):
+    for number, values in lines(read_text(file), file):
         if isinstance(values, str):
             mistakes.append(f"line {number}: {values}")
             continue
-        path, label, split = (_text(values.get(key)) for key in ("path", "label", "split"))
+        path, label, split = (values.get(key, "").strip() for key in ("path", "label", "split"))
         known = SPLIT_NAMES.get(split.lower() or "train")
         problems = [f"{key} is missing" for key, value in (("path", path), ("label", label)) if not value]
         if not known:
             problems.append(f"split is {printable(split)}, not {', '.join(SPLIT_NAMES)}")
         if path and not os.path.isfile(file.parent / path):  # noqa: PTH113 (raises nothing for odd names)
             problems.append(f"there is no file {printable(path)}")
-        if path in photos:
-            problems.append(f"{printable(path)} is in line {photos[path][1]}, too")
+        if path and numbers.setdefault(path, number) != number:
+            problems.append(f"{printable(path)} is in line {numbers[path]}, too")
         mistakes += [f"line {number}: {problem}" for problem in problems]
-        photos.setdefault(path, (ListedPhoto(label, known or ""), number))
+        photos[path] = label, known or ""
     if mistakes:
         heading = f"{file} cannot be used; correct {len(mistakes):,} mistake{'s' * (len(mistakes) > 1)}:"
         raise DataError("\n  ".join([heading, *listed(mistakes, _LISTED)]))
     if not photos:
         raise DataError(f"{file} lists no photos; write a line with path and label for each photo")
-    return {path: photo for path, (photo, _) in sorted(photos.items())}
+    return dict(sorted(photos.items()))
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _csv_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _csv_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yield the number and the values of each line, or a mistake. The first line names the columns."""
     first, _, rest = text.partition("\n")
     delimiter = max(",;\t", key=first.count)
@@ -73,7 +61,7 @@ def _csv_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | st
             f"{file} has the columns {printable(', '.join(names)) or '-'} in the first line; name the columns path, "
             "label and, if the list gives the splits, split"
         )
-    rows = csv.DictReader(io.StringIO(rest, newline=""), names, delimiter=delimiter, strict=True)
+    rows = csv.DictReader(io.StringIO(rest, newline=""), names, restval="", delimiter=delimiter, strict=True)
     try:
         for row in rows:
             yield rows.line_num + 1, f"more than {len(names)} values" if None in row else row
@@ -81,13 +69,13 @@ def _csv_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | st
         yield rows.reader.line_num + 1, f"this is not CSV ({error})"
 
 
-def _json_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _json_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            yield number, {key: str(value) for key, value in json.loads(line).items() if value is not None}
+        except AttributeError:
+            yield number, "this is no JSON object with path and label"
         except (ValueError, RecursionError) as error:
             yield number, f"this is not JSON ({error})"
-            continue
-        yield number, values if isinstance(values, dict) else "this is no JSON object with path and label"

@@ -27,7 +27,7 @@ def test_a_recipe_without_the_keys_chooses_nothing():
 
 
 def test_the_files_of_a_recipe_are_read(tmp_path: Path):
-    (tmp_path / "map.csv").write_text("kitten,cat\n\nother,\n")
+    (tmp_path / "map.csv").write_text("kitten, cat\n\nother,\n")
     (tmp_path / "list.txt").write_text(f"b/2.jpg\na/../a/1, x.jpg\n{tmp_path}/c/3.jpg\n")
     (tmp_path / "list.csv").write_text('path,reason\n"a/1, x.jpg",dark\nc/3.jpg,"blurred, empty"\nb/2.jpg,copy\n')
     keys = [f"data.root={tmp_path}", f"data.class_map={tmp_path}/map.csv", "data.ignore=['*.gif']"]

@@ -1,9 +1,11 @@
-"""The index of the files of photos: what is read again, and which photos can be decoded."""
+"""The files of photos: which files are read again, and which photos can be decoded."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from photographs import make, photo
 
 from seresnext.data.readers import photo_files
-from seresnext.data.readers.photo_files import open_photo_index
+from seresnext.data.readers.photo_files import PhotoFile, read_photo_files
 
 OLD = 1_600_000_000
 
@@ -39,17 +41,18 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def opened(root: Path) -> dict[str, str]:
-    """Return the verdict on each file."""
-    index = open_photo_index(root, root, (), root.parent / "cache")
-    return {name: index.classes[label] for name, label in zip(index.stored_names(), index.label, strict=True)}
+def opened(root: Path) -> dict[str, PhotoFile]:
+    return read_photo_files(root, root, (), root.parent / "cache")
 
 
 def test_only_new_and_changed_photos_are_read(root, read):
-    assert set(opened(root).values()) == {""}
+    files = opened(root)
+    assert {name: file.digest for name, file in files.items()} == {
+        name: hashlib.sha256((root / name).read_bytes()).hexdigest()[:32] for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg")
+    }
     assert sorted(read) == ["1.jpg", "2.jpg", "3.jpg"]
     read.clear()
-    opened(root)
+    assert opened(root) == files
     assert read == []
     make(root, "b/4.jpg=4")
     (root / "a" / "1.jpg").write_bytes(photo(5))  # The times of the folder do not change.
@@ -64,41 +67,46 @@ def test_only_new_and_changed_photos_are_read(root, read):
 
 def test_a_bad_photo_is_read_again_after_a_change_only(root, read):
     (root / "a" / "bad.jpg").write_bytes(photo(1)[:100])
-    assert opened(root)["a/bad.jpg"] != ""
+    os.utime(root / "a" / "bad.jpg", (OLD, OLD))
+    assert opened(root)["a/bad.jpg"].problem
     read.clear()
-    assert opened(root)["a/bad.jpg"] != ""
+    assert opened(root)["a/bad.jpg"].problem
     assert read == []
     (root / "a" / "bad.jpg").write_bytes(photo(1))
-    assert opened(root)["a/bad.jpg"] == ""
+    assert not opened(root)["a/bad.jpg"].problem
 
 
-def test_bad_photos_are_read_again_by_other_decoders(root, read, monkeypatch):
+def test_photos_are_read_again_by_other_decoders(root, read, monkeypatch):
     """Pillow of another version, or the extra for HEIC, may decode more."""
-    (root / "a" / "bad.jpg").write_bytes(photo(1)[:100])
     opened(root)
     for owner, name, value in ((photo_files, "HAS_HEIC", not photo_files.HAS_HEIC), (PIL, "__version__", "99.0")):
         monkeypatch.setattr(owner, name, value)
         read.clear()
         opened(root)
-        assert read == ["bad.jpg"]
+        assert sorted(read) == ["1.jpg", "2.jpg", "3.jpg"]
 
 
-def test_times_that_are_always_now(root, monkeypatch, read):
-    monkeypatch.setattr(photo_files, "_states", lambda base, paths: [(9, __import__("time").time_ns()) for _ in paths])
-    monkeypatch.setattr("seresnext.data.readers.index_cache._FINE_TICK_NS", 1)
-    monkeypatch.setattr("seresnext.data.readers.index_cache._COARSE_TICK_NS", 1)
-    index = open_photo_index(root, root, (), root.parent / "cache")
-    assert "the times do not show changes" in index.notices[0]
-    assert len(read) >= 3
-
-
-def test_a_damaged_index_is_built_again(root, read, capsys):
+def test_a_new_file_may_change_without_a_new_time(root, read):
+    now = time.time_ns()
+    (root / "a" / "1.jpg").write_bytes(photo(7) + b"1")
+    os.utime(root / "a" / "1.jpg", ns=(now, now))
     opened(root)
-    (file,) = (root.parent / "cache").glob("photos-*.index")
-    file.write_bytes(file.read_bytes()[:-20])
     read.clear()
-    assert len(opened(root)) == 3
-    assert len(read) == 3
+    (root / "a" / "1.jpg").write_bytes(photo(7) + b"2")  # The size stays.
+    os.utime(root / "a" / "1.jpg", ns=(now, now))
+    assert opened(root)["a/1.jpg"].digest == hashlib.sha256(photo(7) + b"2").hexdigest()[:32]
+    assert read == ["1.jpg"]
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace('"a/1', '"a/2'), lambda _: "x"])
+def test_a_damaged_record_is_written_again(root, read, damage):
+    files = opened(root)
+    (file,) = (root.parent / "cache").glob("photos-*.json")
+    file.write_text(damage(file.read_text()))
+    for times in (1, 0):
+        read.clear()
+        assert opened(root) == files
+        assert len(read) == 3 * times
 
 
 def test_one_process_reads_and_the_others_wait(root, read):
@@ -114,9 +122,9 @@ def test_a_photo_of_each_format_counts_and_a_cut_photo_does_not(root, format):
     whole = photo(3, format, size=64)
     (root / "a" / "whole").write_bytes(whole)
     (root / "a" / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
-    verdicts = opened(root)
-    assert verdicts["a/whole"] == ""
-    assert f"is no {format} image that can be decoded" in verdicts["a/cut.jpg"]
+    files = opened(root)
+    assert files["a/whole"].digest
+    assert f"is no {format} image that can be decoded" in files["a/cut.jpg"].problem
 
 
 def test_a_progressive_jpeg_is_decoded_whole(root):
@@ -128,8 +136,9 @@ def test_a_progressive_jpeg_is_decoded_whole(root):
     Image.open(io.BytesIO(photo(3, size=64))).save(data, "JPEG", progressive=True)
     (root / "a" / "whole.jpg").write_bytes(data.getvalue())
     (root / "a" / "cut.jpg").write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
-    verdicts = opened(root)
-    assert (verdicts["a/whole.jpg"], verdicts["a/cut.jpg"] != "") == ("", True)
+    files = opened(root)
+    assert files["a/whole.jpg"].digest
+    assert files["a/cut.jpg"].problem
 
 
 def test_other_files_pipes_and_broken_links(root):
@@ -137,8 +146,8 @@ def test_other_files_pipes_and_broken_links(root):
     os.mkfifo(root / "a" / "pipe.jpg")
     (root / "a" / "gone.jpg").symlink_to("nowhere")
     (root / "a" / "notes.txt").write_text("notes")
-    verdicts = opened(root)
-    assert verdicts["a/pipe"] == "no image\tunreadable\t"
-    assert verdicts["a/notes.txt"] == "no image\ta text\t.txt"
-    assert verdicts["a/pipe.jpg"] == "cannot be read (not a regular file)"
-    assert verdicts["a/gone.jpg"] == "cannot be read (No such file or directory)"
+    files = opened(root)
+    assert (files["a/pipe"].kind, files["a/pipe"].ending) == ("unreadable", "")
+    assert (files["a/notes.txt"].kind, files["a/notes.txt"].ending) == ("a text", ".txt")
+    assert files["a/pipe.jpg"].problem == "cannot be read (not a regular file)"
+    assert files["a/gone.jpg"].problem == "cannot be read (No such file or directory)"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.photo_list import ListedPhoto, read_photo_list
+from seresnext.data.readers.photo_list import read_photo_list
 from seresnext.errors import DataError
 
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, text: str | bytes, name: str = "list.csv") -> dict[str, ListedPhoto]:
+def read(folder: Path, text: str | bytes, name: str = "list.csv") -> dict[str, tuple[str, str]]:
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_photo_list(folder / name)
 
@@ -40,6 +40,7 @@ def test_quotes_spaces_and_numbers(folder):
     assert found == {"a b.jpg": ("a, b", "train"), "ä,.jpg": ("7", "train")}
     lines = '{"path": "1.jpg", "label": 7, "split": "test"}\n\n{"label": "x", "path": "2.jpg", "split": null}\n'
     assert read(folder, lines, "list.JSONL") == {"1.jpg": ("7", "test"), "2.jpg": ("x", "train")}
+    assert read(folder, '{"path": "1.jpg", "label": 0}', "list.jsonl") == {"1.jpg": ("0", "train")}
 
 
 def test_all_mistakes_come_at_once_with_the_lines(folder):
@@ -75,7 +76,7 @@ def test_mistakes_of_json_lines(folder):
         ("1.jpg,a\n", "has the columns 1.jpg, a in the first line; name the columns path, label"),
         ("", "has the columns - in the first line"),
         ("path,label\n", "lists no photos; write a line with path and label"),
-        (b"path,label\n\xff.jpg,a\n", r"is not UTF-8 \(byte 11\); save the list as UTF-8"),
+        (b"path,label\n\xff.jpg,a\n", r"list.csv:2 is not UTF-8 \(byte 0xff\); save as UTF-8"),
         ('path,label\n"1.jpg,a\n', r"line [23]: this is not CSV \(unexpected end of data\)"),
         ("path,label\n\x1b[2J.jpg,a\n", r"there is no file \\x1b\[2J.jpg"),
     ],

@@ -68,8 +68,9 @@ def test_names_of_splits_in_capitals_are_no_classes(root, cache):
 
 
 def test_val_counts_and_valid_beside_val_does_not(root, cache):
-    make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg")
+    make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg", "train/loose.jpg")
     assert names(root, "val", cache) == ["val/a/2.jpg"]
+    assert PhotoReader(root, "train", cache=cache).classes == ("a",)
     assert "1 photo is outside of splits and left out, such as valid/a/3.jpg" in notices(root, cache)
 
 
@@ -177,8 +178,9 @@ def test_data_with_validation_photos_is_not_divided(root, cache):
     assert "1 class has no validation images: dog" in "\n".join(reader.notices)
     shutil.rmtree(root / "val")
     assert len(names(root, "val", cache, val_share=0.5)) > 20  # `train` is divided.
-    make(root, "test/cat/1.jpg")
-    assert "test/cat/1.jpg" not in names(root, "val", cache, val_share=0.5)
+    make(root, *(f"test/{name}" for name in MANY))
+    assert names(root, "test", cache, val_share=0.5) == [f"test/{name}" for name in MANY]
+    assert not any(name.startswith("test") for name in names(root, "val", cache, val_share=0.5))
 
 
 def test_a_split_that_is_missing_is_an_error_with_the_fix(root, cache):
@@ -208,7 +210,7 @@ def test_patterns_leave_out_files_and_folders(root, cache):
 
 def test_classes_are_renamed_merged_and_left_out(root, cache):
     make(root, "cat/1.jpg", "kitten/2.jpg", "dog/3.jpg", "other/4.jpg")
-    reader = PhotoReader(root, "all", PhotoChoice(class_map={"kitten": "cat", "dog": " hound", "other": ""}), cache)
+    reader = PhotoReader(root, "all", PhotoChoice(class_map={"kitten": "cat", "dog": "hound", "other": ""}), cache)
     assert reader.classes == ("cat", "hound")
     assert [reader.name(index) for index in range(3)] == ["cat/1.jpg", "kitten/2.jpg", "dog/3.jpg"]
     assert "1 entry of data.class_map matched nothing, such as Dog" in notices(root, cache, class_map={"Dog": "x"})
@@ -219,6 +221,9 @@ def test_photos_are_excluded_by_path(root, cache):
     assert names(root, "all", cache, excluded=["a/2.jpg", "b/\\udcff.jpg"]) == ["a/1.jpg", "b/3.jpg"]
     found = notices(root, cache, excluded=["a/2.jpg", "a/9.jpg", "a/8.jpg"])
     assert "2 entries of data.exclude matched nothing, such as a/8.jpg" in found
+    (root / "a" / "bad.jpg").write_bytes(b"<html>")
+    assert "1 unreadable photo is left out" in notices(root, cache)
+    assert notices(root, cache, excluded=["a/bad.jpg"]) == ""  # A photo that was excluded is not named again.
 
 
 def test_a_choice_changes_the_fingerprint_and_so_does_the_content(root, cache):
@@ -243,7 +248,7 @@ def test_unreadable_photos_are_named_and_other_files_are_counted(root, cache):
     (root / "b" / "film.mov").write_bytes(b"\0\0\0\x18ftypqt  ")
     (root / "b" / "film2.mov").write_bytes(b"\0\0\0\x18ftypqt  ")
     (root / "b" / "notes.md").write_bytes(b"# notes")
-    for _ in range(2):  # The second start reads the index.
+    for _ in range(2):  # The second start reads no photo.
         reader = PhotoReader(root, "all", cache=cache)
         assert [reader.name(index) for index in range(4)] == ["a/1.jpg", "a/2.jfif", "b/3", "b/4.txt"]
         skipped, unreadable = (notice.removeprefix(f"{root}: ") for notice in reader.notices[:2])
