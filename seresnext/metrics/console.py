@@ -6,7 +6,6 @@ does not end the run.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -145,8 +144,8 @@ def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields
     Balanced accuracy is left out next to the same top-1 accuracy: all classes have equally many images.
     """
     values = {**event, "eta": None if seconds_left is None else timedelta(seconds=round(seconds_left))}
-    is_balanced = abs(event.get("balanced_accuracy", 0) - event.get("top1", math.inf)) < 0.005
-    if is_balanced and fields[0] != "balanced_accuracy":
+    top1, balanced = event.get("top1"), event.get("balanced_accuracy")
+    if top1 is not None and balanced is not None and fields[0] != "balanced_accuracy" and abs(top1 - balanced) < 0.005:
         values["balanced_accuracy"] = None
     return ", ".join(_FIELD_TEXTS[name].format(values[name]) for name in fields if values.get(name) is not None)
 

@@ -171,6 +171,7 @@ def test_text_the_terminal_cannot_show(tmp_path):
 def test_describe_omits_missing_fields():
     assert describe({"loss": float("nan"), "lr": None, "weights": "ema"}) == "loss nan"
     assert describe({"data_wait": 0.0123, "grad_norm": 2.0}) == "data wait 0.012 s, gradient norm 2.000"
+    assert describe({"loss": None, "top1": None, "lr": 0.5}) == "lr 0.5"  # All steps of the interval were skipped.
 
 
 def test_balanced_accuracy_is_shown_where_classes_are_unequal():
