@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -177,16 +178,19 @@ def _run_world(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     script = next(number for number, word in enumerate(words) if not word.startswith("--"))
     options = dict(word.removeprefix("--").split("=", 1) for word in words[:script])
     size = int(options["nproc_per_node"])
-    # libuv keeps a pipe, which `_run_python` closes. Each later fork would close the numbers of this pipe once more.
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, use_libuv=False)
-    world = _environment_of_world(size, store.port)
+    # The store starts after the forks. A fork would inherit the locks of the store's thread and the pipe of libuv.
+    server = socket.create_server(("localhost", 0))
+    port = server.getsockname()[1]
+    world = _environment_of_world(size, port)
     workers = set()
     for rank in map(str, range(size)):
         pid = os.fork()
         if pid == 0:
+            server.close()
             os.setsid()
             _run_python(words[script:], {**env, **world, "RANK": rank, "ROLE_RANK": rank, "LOCAL_RANK": rank})
         workers.add(pid)
+    store = TCPStore("localhost", port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
     code, deadline = 0, math.inf
     while workers:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -199,6 +203,7 @@ def _run_world(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
             _send(signal.SIGKILL, workers)
             deadline = math.inf
         time.sleep(0 if pid else 0.02)
+    del store
     os._exit(code)
 
 
