@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from seresnext.process.packages import extra
-from seresnext.progress import progress
+from seresnext.progress import progress, warn
 
 DISTANCE, SIMILARITY = 12, 0.9
 """At most so many of 64 bits differ, and the thumbnails have at least this correlation (docs/doctor.md, Copies)."""
@@ -42,6 +42,8 @@ def near_pairs(bits: np.ndarray, pixels: np.ndarray) -> np.ndarray:
                 found, count = [*found, part], count + len(part)
             advance(len(alike))
             if count > MOST_PAIRS:
+                done = start + len(alike)
+                warn(f"{count:,} pairs of near duplicates are too many; only {done:,} images are compared with all")
                 break
     return np.concatenate(found)
 

@@ -34,11 +34,14 @@ def test_the_pairs_are_those_of_a_plain_comparison(rows: int, monkeypatch: pytes
     assert near_pairs(bits[:0], pixels[:0]).shape == (0, 2)
 
 
-def test_equal_pictures_without_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_pictures_without_end_are_cut_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(duplicates, "_ROWS", 8)
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 100)
     bits, pixels = np.ones((500, 64), bool), np.tile(np.arange(48, dtype=np.uint8), (500, 1))
     assert 100 < len(near_pairs(bits, pixels)) < 8 * 500
+    assert "only 8 images are compared with all" in capsys.readouterr().err
 
 
 def test_altered_copies_are_found_and_other_photographs_are_not() -> None:
