@@ -21,7 +21,7 @@ done
 for class in "${classes[@]}"; do
     rm -f -- "$output/others"/{train,val}/"$class"
     mkdir -p -- "$output/photos/$class"
-    find "$cifar/train/$class" -type f | sort | head -n 100 | xargs cp -t "$output/photos/$class"
+    find "$cifar/train/$class" -type f | sort | sed -n 1,100p | xargs cp -t "$output/photos/$class"
     ln -sfn -- "$cifar/val/$class" "$output/new/$class"
 done
 
