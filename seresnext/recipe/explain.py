@@ -237,7 +237,8 @@ def _message(error: ErrorDetails, node: Node | None) -> str:
             return _type_problem("a section of keys", node, hint)
         case "value_error":
             reason = str(context["error"])
-            is_named = node and not isinstance(value, dict | list) and str(value) in reason
+            # A reason about a part of a mapping or list names the part.
+            is_named = " is " in reason if isinstance(value, dict | list) else node and str(value) in reason
             return reason if is_named else f"{reason}, found {_found(node)}"
     return f"{error['msg']}, found {_found(node)}"
 

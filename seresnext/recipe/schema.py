@@ -80,7 +80,7 @@ def _read_class_weights(value: Any) -> str | dict[str, float]:
         return value
     if isinstance(value, dict) and value:
         if bad := [name for name, weight in value.items() if not (_is_number(weight) and 0 < weight < math.inf)]:
-            raise ValueError(f"the weight of the class {bad[0]!r} must be a finite number above 0")
+            raise ValueError(f"the weight of the class {bad[0]!r} is {value[bad[0]]!r}; write a finite number above 0")
         return {str(name): float(weight) for name, weight in value.items()}
     raise ValueError("expected 'balanced' or a weight for each class, such as {cat: 2, dog: 1}")
 

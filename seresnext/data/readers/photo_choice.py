@@ -48,14 +48,14 @@ def photo_choice(recipe: Recipe, dataset: Mapping[str, Any]) -> PhotoChoice | No
         return None
     before = stored_choice(dataset) or PhotoChoice(seed=recipe.runtime.seed)
     lists, problems = {}, []
-    for name, file, read in (
-        ("class_map", data.class_map, lambda file: read_class_map(file, "data.class_map", has_numbers=False)),
-        ("excluded", data.exclude, lambda file: _read_excluded(file, Path(data.root))),
+    for name, key, file, read in (
+        ("class_map", "data.class_map", data.class_map, lambda file: read_class_map(file, "data.class_map", False)),
+        ("excluded", "data.exclude", data.exclude, lambda file: _read_excluded(file, Path(data.root))),
     ):
         try:
             lists |= {name: read(Path(file))} if file else {}
         except DataError as error:
-            problems.append(str(error))
+            problems.append(str(error) if key in str(error) else f"{key}: {error}")
     if problems:
         raise DataError("\n".join(problems))
     share = data.split.val if data.split else None

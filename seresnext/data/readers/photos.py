@@ -186,8 +186,11 @@ def _counted(count: int, one: str, more: str) -> str:
 def _no_photos(root: Path, split: str, rows: Sequence[_Row], choice: PhotoChoice) -> DataError:
     """Return the error for a split without photos, with the splits that are there."""
     found = Counter(row.split for row in rows)
-    there = ", ".join(f"{count:,} {name}" for name, count in sorted(found.items())) or "no photos in class folders"
-    advice = "name another split" if rows else "give a folder with a folder for each class, or a list of photos"
-    if rows and SPLIT_NAMES.get(split) == "val":
+    if not rows:
+        advice = "give a folder with a folder for each class, or a list of photos"
+        return DataError(f"{root} has no photos in class folders; {advice}")
+    there = ", ".join(f"{count:,} {name}" for name, count in sorted(found.items()))
+    advice = "name another split"
+    if SPLIT_NAMES.get(split) == "val":
         advice = "add photos" if choice.val_share else "add photos of val, or set data.split='{val: 0.2}'"
     return DataError(f"{root} has no photos of the split {split} (found {there}); {advice}")

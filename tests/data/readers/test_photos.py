@@ -88,9 +88,7 @@ def test_loose_and_hidden_photos_are_left_out(root, cache):
     assert names(root, "all", cache) == ["a/1.jpg", "b/2.jpg"]
     assert "1 photo is outside of class folders and left out, such as loose.jpg" in notices(root, cache)
     make(root / "flat", "1.jpg")
-    with pytest.raises(
-        DataError, match=r"found no photos in class folders\); give a folder with a folder for each class"
-    ):
+    with pytest.raises(DataError, match=r"has no photos in class folders; give a folder with a folder for each class"):
         PhotoReader(root / "flat", "train", cache=cache)
 
 
