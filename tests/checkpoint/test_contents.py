@@ -58,7 +58,7 @@ class Run:
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         parts = self.parts()
-        contents.restore(tensors, parts, "file")
+        contents.restore(tensors, parts)
         contents.load_scaler_state(self.scaler, parts["scaler"])
 
 
@@ -137,7 +137,7 @@ def test_all_disagreements_in_one_message_and_nothing_changed():
     tensors["model.4.weight"] = torch.ones(3, 288)
     tensors["scaler.scale"] = tensors["scaler.scale"].float()
     with pytest.raises(CheckpointError) as failure:
-        contents.restore(tensors, run.parts(), "some/file")
+        contents.check_fits(tensors, run.parts(), "some/file")
     message = str(failure.value)
     assert "some/file does not fit this run, 4 disagreements" in message
     assert "model.0.bias: missing from the file" in message
@@ -262,7 +262,7 @@ def test_snapshot_and_restore_on_a_gpu():
     parts = {"model": source.state_dict()}
     taken = contents.take_snapshot(parts, FACTS, contents.allocate_snapshot(parts)).tensors
     assert all(tensor.is_pinned() and tensor.is_contiguous() for tensor in taken.values())
-    contents.restore(taken, {"model": target.state_dict()}, "file")
+    contents.restore(taken, {"model": target.state_dict()})
     for ours, theirs in zip(target.state_dict().values(), source.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     assert target[0].weight.is_contiguous(memory_format=torch.channels_last)
