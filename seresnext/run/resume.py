@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.argument import checkpoint_argument
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
+from seresnext.paths import checkpoint_argument
 from seresnext.printable import listed, printable
 from seresnext.recipe.load import recipe_from_values, to_values
 from seresnext.recipe.schema import Recipe
