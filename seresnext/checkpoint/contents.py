@@ -92,15 +92,6 @@ class CheckpointMetadata:
         return found
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A copy of a run at one step, in memory that training does not change. `store.commit` writes a snapshot."""
-
-    step: int
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-
-
 def allocate_snapshot(state: StateTensors) -> dict[str, Tensor]:
     """Allocate buffers on the CPU for the snapshots of a run.
 
@@ -113,15 +104,14 @@ def allocate_snapshot(state: StateTensors) -> dict[str, Tensor]:
     }
 
 
-def take_snapshot(state: StateTensors, metadata: CheckpointMetadata, buffers: dict[str, Tensor]) -> Snapshot:
-    """Copy the run into the buffers of `allocate_snapshot`. The next snapshot overwrites the buffers."""
+def take_snapshot(state: StateTensors, buffers: dict[str, Tensor]) -> None:
+    """Copy the live tensors into the buffers of `allocate_snapshot`, which training does not change."""
     live = _flat(state)
     assert buffers.keys() == live.keys(), "the buffers belong to another run"
     for name, tensor in live.items():
         buffers[name].copy_(tensor.detach(), non_blocking=True)
     if any(tensor.is_cuda for tensor in live.values()):
         torch.cuda.synchronize()
-    return Snapshot(metadata.step, dict(buffers), metadata.to_metadata())
 
 
 def restore(tensors: Mapping[str, Tensor], state: StateTensors) -> None:

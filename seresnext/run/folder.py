@@ -239,8 +239,9 @@ class RunFolder:
 
         begun = None
         self.write_status("running", step())
-        world.heartbeat.on_peer_lost = lambda reason: fail(f"rank {world.rank}: {reason}")
-        world.heartbeat.advice = lambda: resume_point(self.path)
+        if world.size > 1:
+            world.heartbeat.on_peer_lost = lambda reason: fail(f"rank {world.rank}: {reason}")
+            world.heartbeat.advice = lambda: resume_point(self.path)
         try:
             world.broadcast(None)  # No rank writes a failure before rank 0 has written `running`.
             begun = read_status(self.path).get("started")
