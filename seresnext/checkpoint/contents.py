@@ -85,7 +85,6 @@ class CheckpointMetadata:
             "best": found.best is None or _is_best(found.best, step),
             "history": len(found.history) <= _MOST_SKIPS and all(_is_skip(entry, step) for entry in found.history),
             "dataset": _is_dataset(found.dataset),
-            "progress": _is_progress(found.progress, step),
         }
         if invalid := [name for name, is_valid in valid.items() if not is_valid]:
             raise _error(source, f"has metadata that no run writes: {', '.join(invalid)}")
@@ -213,16 +212,6 @@ def _is_skip(value: Any, step: int) -> bool:
         and _is_count(value.get("step"), step)
         and isinstance(value.get("reason", ""), str)
         and _are_texts(value.get("samples", []))
-    )
-
-
-def _is_progress(value: dict[str, Any], step: int) -> bool:
-    """Return whether all values but `best` are single values, no count is negative, and no step is a later one."""
-    rest = [item for name, item in value.items() if name != "best"]
-    return (
-        all(item is None or isinstance(item, int | float | str) for item in rest)
-        and all(item >= 0 for item in rest if isinstance(item, int))
-        and all(_is_count(value[name], step) for name in ("step", "evaluated") if name in value)
     )
 
 
