@@ -74,7 +74,7 @@ def find_start_problems(
     with world.downloading():  # of `model.weights`; another machine may still read photos
         problems = _seen_by_all(own, world)
         if world.is_first:
-            world.set_activity("the check of the images")
+            world.heartbeat.activity = "the check of the images"
             problems += _compare(recipe, previous, readers, world.size, warn, looks)
         return recipe, readers, world.broadcast(problems)
 
