@@ -70,39 +70,35 @@ class Index:
         """
         try:
             with safe_open(path, "pt") as file:
-                facts, checksum = (file.metadata()[key] for key in ("facts", "checksum"))
+                checksum, facts = file.metadata()["index"].split(" ", 1)
                 columns: dict[str, np.ndarray] = {name: file.get_tensor(name).numpy() for name in _COLUMNS}
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise NotAnIndex(f"{path} is no index: {error}") from None
         if _checksum(facts, columns) != checksum:
             raise NotAnIndex(f"{path} is damaged (another checksum)")
         for column in columns.values():
             column.flags.writeable = False
-        classes, fingerprint, notices = json.loads(facts)
+        _, classes, fingerprint, notices = json.loads(facts)
         return cls(tuple(classes), fingerprint, **columns, notices=tuple(notices), path=path)
 
 
 def digest_of(index: Index) -> str:
-    """Return the SHA-256 of the contents of an index, equal for two equal listings."""
-    digest = hashlib.sha256(f"{VERSION} {_facts(index)}".encode())
-    for name, column in _narrow(index).items():
-        digest.update(f"\0{name} {column.dtype.str} {len(column)}\0".encode())
-        digest.update(column.data)
-    return digest.hexdigest()
+    """Return the SHA-256 of the file of an index, equal for two equal listings."""
+    return hashlib.sha256(_content(index)).hexdigest()
 
 
 def write_index(path: Path, index: Index) -> None:
     """Write an index file. A write that fails leaves no part of the file under `path`."""
-    columns, facts = _narrow(index), _facts(index)
-    content = save(columns, {"facts": facts, "checksum": _checksum(facts, columns)})
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent) as folder:
         file = Path(folder) / path.name
-        file.write_bytes(content)
+        file.write_bytes(_content(index))
         file.replace(path)
 
 
-def _facts(index: Index) -> str:
-    return json.dumps([index.classes, index.fingerprint, index.notices])
+def _content(index: Index) -> bytes:
+    """Return the bytes of the file. One entry of metadata, since the library writes several in any order."""
+    columns, facts = _narrow(index), json.dumps([VERSION, index.classes, index.fingerprint, index.notices])
+    return save(columns, {"index": f"{_checksum(facts, columns)} {facts}"})
 
 
 def _narrow(index: Index) -> dict[str, np.ndarray]:
