@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -48,21 +49,24 @@ def synthetic_photograph(number: int) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(eq=False)
 class SyntheticImages:
     """Batches of noise. Each image is a piece of one block of noise, so an image costs a copy."""
 
-    def __init__(self, reader: Reader, image_size: int, channels: int, seed: int) -> None:
-        self.reader = reader
-        self._image_size = image_size
-        self._channels = channels
-        self._seed = seed
-        generator = torch.Generator().manual_seed(seed)
-        self._noise = torch.randint(256, (2 * image_size**2 * channels,), dtype=torch.uint8, generator=generator)
+    reader: Reader
+    image_size: int
+    channels: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        length = 2 * self.image_size**2 * self.channels
+        self._noise = torch.randint(256, (length,), dtype=torch.uint8, generator=generator)
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key."""
-        size = key.image_size or self._image_size
-        pixels = size * size * self._channels
-        starts = [hash_at(self._seed, "synthetic", index) % pixels for index in key.indices.tolist()]
-        images = torch.stack([self._noise[start : start + pixels].view(size, size, self._channels) for start in starts])
+        size = key.image_size or self.image_size
+        pixels = size * size * self.channels
+        starts = [hash_at(self.seed, "synthetic", index) % pixels for index in key.indices.tolist()]
+        images = torch.stack([self._noise[start : start + pixels].view(size, size, self.channels) for start in starts])
         return collate(key, images, [False] * len(starts), self.reader.labels)

@@ -31,8 +31,6 @@ _REFUSED = {
     b"4": "is a block device",
     b"6": "is a FIFO",
     b"S": "is a sparse file",
-    b"M": "is the continuation of a file from another volume",
-    b"V": "is the label of a volume",
 }
 
 ReadAt = Callable[[int, int], bytes]
