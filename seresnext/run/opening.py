@@ -51,7 +51,7 @@ def open_splits(
 ) -> tuple[Recipe, Reader, Reader]:
     """Open the training and the validation split. Return the recipe with the number of classes, and the readers.
 
-    Warn about turned, transparent and shared images. `checkpoint` is of the run to resume, and None for a fresh start.
+    Warn about turned and shared images. `checkpoint` is of the run to resume, and None for a fresh start.
     Raises one Failure on all ranks that lists all problems: DataError if any problem concerns the data.
     """
     recipe, readers, problems = find_start_problems(recipe, checkpoint, world, warn)
@@ -80,7 +80,7 @@ def find_start_problems(
 
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
-    """Warn about turned and transparent images of splits, by name. Raises DataError for images that cannot be used."""
+    """Warn about turned images of splits, by name. Raises DataError for images that cannot be used."""
     problems: list[StartProblem] = []
     if world.is_first:
         problems = [_unusable(name, result) for name, result in _survey(recipe, readers, warn).items() if result.errors]
