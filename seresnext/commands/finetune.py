@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device, key_hints
+from seresnext.arguments import Parser, add_device, add_set
 from seresnext.commands.report import check_report, has_tracker, report_run
 from seresnext.commands.train import add_resume, check_start, record_in
 from seresnext.errors import CheckpointError, Failure
@@ -38,7 +38,6 @@ _WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.froze
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
     require_packages(LIGHT_PACKAGES)
-    parser.hint = key_hints
     parser.epilog = """examples:
   seresnext finetune photos
   seresnext finetune photos.csv --output runs/second --weights runs/first --set data.image_size=160
@@ -52,7 +51,7 @@ resumes the run."""
     add("--recipe", default="finetune", type=text_argument, metavar="RECIPE", help="another recipe than `finetune`")
     weights = "the weights to start from: published (default), none, a file, or the folder of a run"
     add("--weights", type=text_argument, metavar="published|none|FILE", help=weights)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
+    add_set(parser)
     add_resume(parser)
     add_device(parser)
 

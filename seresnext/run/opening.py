@@ -232,7 +232,7 @@ def _batch_problems(
     with _collecting(problems, sizes, permission):
         if usable < total:
             where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
-            advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"
+            advice = f"set {in_words(recipe, sizes)}" if sizes else "add images, or start fewer processes"
             raise DataError(
                 f"{where}: {usable}{' usable' * bool(num_bad)} training images are fewer than one step takes "
                 f"(batch.global_size: {total}); {advice}"
