@@ -1,4 +1,9 @@
-"""Checks of keys against each other. A key without effect is refused, not ignored."""
+"""Checks of keys against each other. A key without effect is refused, not ignored.
+
+Durations in epochs and in steps can be compared only when the steps of an epoch are known. Durations are checked
+twice: when the recipe is read, and by the run. A setting that would take effect after the end of the run is a notice
+and not an error, so that `--set length=3st` turns any recipe into a short test.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,12 @@ from functools import reduce
 from typing import Any
 from urllib.parse import urlsplit
 
+from seresnext.durations import Duration
 from seresnext.errors import RecipeError
 from seresnext.recipe.batch_sizes import fitting_batch, fitting_in_words, in_words, lone_stages, smallest_image
-from seresnext.recipe.check_lengths import duration_problems
 from seresnext.recipe.explain import Problem, one_of
 from seresnext.recipe.reader import write_value
-from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, Recipe
+from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, ProgressiveSection, Recipe
 
 
 def cross_field_problems(recipe: Recipe, is_new: bool) -> Iterator[Problem]:
@@ -20,7 +25,7 @@ def cross_field_problems(recipe: Recipe, is_new: bool) -> Iterator[Problem]:
 
     The recipe in a checkpoint may have values without effect: earlier versions accepted them.
     """
-    for check in (_missing, _model, _data, _progressive, _batch, _training, duration_problems):
+    for check in (_missing, _model, _data, _progressive, _batch, _training, _durations):
         yield from check(recipe)
     if is_new:
         yield from _unused(recipe)
@@ -223,3 +228,57 @@ def _progressive(recipe: Recipe) -> Iterator[Problem]:
         limit = "data.image_size" if section.max_size is None else "data.progressive.max_size"
         message = f"must be below {limit}, {largest}, found {section.min_size}"
         yield Problem("data.progressive.min_size", message, (limit,))
+
+
+def check_lengths(recipe: Recipe, steps_per_epoch: int) -> list[str]:
+    """Compare all durations of a run. Return a notice for each setting that the run does not reach.
+
+    Raises `RecipeError` with every disagreement between two durations.
+    """
+    if problems := list(_durations(recipe, steps_per_epoch)):
+        where = f"(an epoch has {steps_per_epoch} steps)"
+        raise RecipeError([f"{problem.key}: {problem.message} {where}" for problem in problems])
+    return list(_unreached_settings(recipe, steps_per_epoch))
+
+
+def _durations(recipe: Recipe, steps_per_epoch: int | None = None) -> Iterator[Problem]:
+    """Yield every disagreement between two durations, neither of which is the length."""
+    progressive = recipe.data.progressive or ProgressiveSection()
+    early_stop, every = recipe.early_stop, recipe.evaluation.every
+    start, end = progressive.start_ramp, progressive.end_ramp
+    if end and _is_longer(start, end, steps_per_epoch):
+        message = f"must not be after data.progressive.end_ramp, {end}, found {start}"
+        yield Problem("data.progressive.start_ramp", message, ("data.progressive.end_ramp",))
+    if early_stop and _is_longer(every, early_stop.patience, steps_per_epoch):
+        message = f"must not be shorter than evaluation.every, {every}, found {early_stop.patience}"
+        yield Problem("early_stop.patience", message, ("evaluation.every",))
+
+
+def _unreached_settings(recipe: Recipe, steps_per_epoch: int) -> Iterator[str]:
+    """Yield a notice for each setting that would take effect after the end of the run.
+
+    `end_ramp` and `keep_every` still have an effect at the last step.
+    """
+    schedule, progressive, early_stop = recipe.schedule, recipe.data.progressive, recipe.early_stop
+    every = schedule.every if schedule.name == "step" else None
+    end_ramp = progressive and progressive.end_ramp
+    settings = [
+        ("mix.off_after", recipe.mix.off_after, "images are mixed to the end", False),
+        ("model.frozen_until", recipe.model.frozen_until, "the stages of model.frozen do not train", False),
+        ("schedule.every", every, "the learning rate never falls", False),
+        ("schedule.warmup", schedule.warmup, "the learning rate rises to the end", False),
+        ("data.progressive.end_ramp", end_ramp, "images do not grow to their full size", True),
+        ("early_stop.patience", early_stop and early_stop.patience, "the run cannot end early", False),
+        ("checkpoint.keep_every", recipe.checkpoint.keep_every, "the setting keeps no checkpoint", True),
+    ]
+    end = recipe.length.steps(steps_per_epoch)
+    for key, value, effect, includes_end in settings:
+        if value and value.count and value.steps(steps_per_epoch) >= end + includes_end:
+            yield f"note: {key}, {value}, is not reached within length, {recipe.length}: {effect}"
+
+
+def _is_longer(a: Duration, b: Duration, steps_per_epoch: int | None) -> bool:
+    """Return whether `a` is longer. False for different units if the steps of an epoch are not known."""
+    if steps_per_epoch is None:
+        return a.unit == b.unit and a.count > b.count
+    return a.steps(steps_per_epoch) > b.steps(steps_per_epoch)

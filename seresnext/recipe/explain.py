@@ -82,17 +82,6 @@ def near_miss(word: str, choices: list[str]) -> str | None:
     return spelled[close[0]] if close else None
 
 
-def named_keys(name: str) -> list[str]:
-    """Return the keys that a name means: a common name in other tools, a key, or the last part of keys."""
-    name = _normalized(name)
-    common = [_COMMON_NAMES[name]] if name in _COMMON_NAMES else []
-    return common + [key for key in all_keys() if name in (_normalized(key), _normalized(_last(key)))]
-
-
-def _last(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
 def unknown_key(parent: str, name: str) -> str:
     """Return the message for a key that does not exist in the section `parent` ('' is the top)."""
     if fix := REMOVED.get(f"{parent}.{name}"):
@@ -102,25 +91,24 @@ def unknown_key(parent: str, name: str) -> str:
     if "." in name and name in all_keys():
         section, _, key = name.rpartition(".")
         return f"unknown key; write the key inside the section, as '{section}: {{{key}: ...}}'"
-    here = [key for key in all_keys() if key.rpartition(".")[0] == parent]
-    if found := named_keys(name) or _close_keys(name, here) or _close_keys(name, all_keys()):
+    word, last = _normalized(name), {key: key.rpartition(".")[2] for key in all_keys()}
+    here = [key for key in last if key.rpartition(".")[0] == parent]
+    found = [_COMMON_NAMES[word]] if word in _COMMON_NAMES else []
+    found += [key for key in last if _normalized(last[key]) == word]
+    for keys in (here, all_keys()):
+        close = None if found else near_miss(name, [last[key] for key in keys])
+        found += [key for key in keys if last[key] == close]
+    if found:
         return f"unknown key; did you mean {one_of(found)}?"
     if not here:
         return f"unknown key; there is no section {shorten(parent)}"
-    return f"unknown key; the {f'keys of {parent}' if parent else 'sections'} are {', '.join(map(_last, here))}"
-
-
-def _close_keys(name: str, keys: list[str]) -> list[str]:
-    close = near_miss(name, [_last(key) for key in keys])
-    return [key for key in keys if _last(key) == close]
+    return (
+        f"unknown key; the {f'keys of {parent}' if parent else 'sections'} are {', '.join(last[key] for key in here)}"
+    )
 
 
 def _found(node: Node) -> str:
     value, written = node.value, node.written
-    if isinstance(value, dict):
-        return "a section"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
     if isinstance(value, bool) and written.lower() not in ("true", "false"):
         return f"{written}, which YAML reads as {str(value).lower()}"
     if isinstance(value, str) and written == value:

@@ -88,7 +88,7 @@ def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
         return value
     entries = dict(root.value) if isinstance(root.value, dict) else {}
     entries[path[0]] = _replace(entries.get(path[0], Node({}, "--set")), path[1:], value)
-    return Node(entries, root.origin)
+    return Node(entries, root.origin, "a section")
 
 
 def _count(value: Any) -> int:
@@ -103,9 +103,9 @@ def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
         # Pydantic gives no location for a key with half of a surrogate pair.
         if bad := [key for key in map(str, value) if has_control(key)]:
             raise RecipeError([f"{origin}: the key {shorten(ascii(bad[0]))} has a control character; remove the key"])
-        return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin)
+        return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin, "a section")
     if isinstance(value, list):
-        return Node([_node_of(item, origin, depth + 1) for item in value], origin)
+        return Node([_node_of(item, origin, depth + 1) for item in value], origin, f"a list of {len(value)}")
     return Node(value, origin, write_scalar(value) if isinstance(value, bool | None) else repr(value))
 
 

@@ -44,7 +44,7 @@ _LIKE_A_NUMBER = re.compile(r"[0-9.][0-9._xobeEa-fA-F+-]*")  # or a date, to som
 class Node:
     """A value of a recipe: None, a bool, a number, text, a list of nodes or a dict of nodes.
 
-    `origin` is the file and line, or `--set`. `written` is the spelling of a scalar.
+    `origin` is the file and line, or `--set`. `written` is the spelling of a scalar, or words for a section or a list.
     """
 
     value: Any
@@ -153,9 +153,9 @@ class _Builder:
             items = []
             while not isinstance(item := self._next(), yaml.SequenceEndEvent):
                 items.append(self._node(item, depth + 1))
-            return Node(items, self._where(event))
+            return Node(items, self._where(event), f"a list of {len(items)}")
         if isinstance(event, yaml.MappingStartEvent):
-            return Node(self._mapping(depth), self._where(event))
+            return Node(self._mapping(depth), self._where(event), "a section")
         if event.style is not None:
             return Node(event.value, self._where(event), repr(event.value))
         return Node(read_scalar(event.value), self._where(event), event.value)
