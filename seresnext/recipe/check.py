@@ -25,7 +25,7 @@ def cross_field_problems(recipe: Recipe, is_new: bool) -> Iterator[Problem]:
 
     The recipe in a checkpoint may have values without effect: earlier versions accepted them.
     """
-    for check in (_missing, _model, _data, _progressive, _batch, _training, _durations):
+    for check in (_missing, _model, _above_limit, _data, _batch, _training, _durations):
         yield from check(recipe)
     if is_new:
         yield from _unused(recipe)
@@ -38,9 +38,24 @@ def _missing(recipe: Recipe) -> Iterator[Problem]:
         ("data.format", "synthetic", "data.synthetic_images", "5000"),
         ("schedule.name", "step", "schedule.every", "30ep"),
         ("schedule.name", "step", "schedule.factor", "0.1"),
+        ("data.progressive", "", "data.progressive.min_size", "128"),
+        ("data.progressive", "", "data.progressive.end_ramp", "60ep"),
     ):
-        if _at(recipe, other) == chosen and _at(recipe, key) is None:
+        if (value := _at(recipe, other)) and (not chosen or value == chosen) and _at(recipe, key) is None:
             yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
+
+
+def _above_limit(recipe: Recipe) -> Iterator[Problem]:
+    for key, relation, other in (
+        ("augment.policy.magnitude", "below", "augment.policy.num_magnitude_bins"),
+        ("data.progressive.max_size", "at most", "data.image_size"),
+        ("data.progressive.min_size", "below", "data.image_size"),
+        ("data.progressive.min_size", "below", "data.progressive.max_size"),
+        ("schedule.final_lr", "at most", "optimizer.lr"),
+    ):
+        value, limit = _at(recipe, key), _at(recipe, other)
+        if value is not None and limit is not None and (value > limit or (value == limit and relation == "below")):
+            yield Problem(key, f"must be {relation} {other}, {limit}, found {value}", (other,))
 
 
 def _at(recipe: Recipe, key: str) -> Any:
@@ -157,16 +172,9 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _training(recipe: Recipe) -> Iterator[Problem]:
-    optimizer, schedule, runtime, policy = recipe.optimizer, recipe.schedule, recipe.runtime, recipe.augment.policy
-    if policy and policy.magnitude is not None and policy.magnitude >= policy.num_magnitude_bins:
-        bins = "augment.policy.num_magnitude_bins"
-        message = f"must be below {bins}, {policy.num_magnitude_bins}, found {policy.magnitude}"
-        yield Problem("augment.policy.magnitude", message, (bins,))
+    optimizer, runtime = recipe.optimizer, recipe.runtime
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem("optimizer.nesterov", "needs optimizer.momentum above 0; write false", ("optimizer.momentum",))
-    if schedule.name != "step" and schedule.final_lr > optimizer.lr:
-        message = f"must not be above optimizer.lr, {optimizer.lr}, found {schedule.final_lr}"
-        yield Problem("schedule.final_lr", message, ("optimizer.lr", "schedule.name"))
     if recipe.loss.class_weights == recipe.data.sampling == "balanced":
         message = "is balanced like data.sampling: rare classes would count twice; write null, or sample by shuffle"
         yield Problem("loss.class_weights", message, ("data.sampling",))
@@ -211,23 +219,6 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     if data.sampling == "balanced" and data.shuffle_shards is not None:
         message = f"needs images in any order, and balanced data.sampling chooses by class, found {data.shuffle_shards}"
         yield Problem("data.shuffle_shards", f"{message}; write null, or sample by shuffle", ("data.sampling",))
-
-
-def _progressive(recipe: Recipe) -> Iterator[Problem]:
-    section, full = recipe.data.progressive, recipe.data.image_size
-    if section is None:
-        return
-    for name, value, example in (("min_size", section.min_size, 128), ("end_ramp", section.end_ramp, "60ep")):
-        if value is None:
-            yield Problem(f"data.progressive.{name}", f"is missing: write a value, such as {example}")
-    largest = section.max_size or full
-    if largest > full:
-        message = f"must not be above data.image_size, {full}, the size in validation, found {largest}"
-        yield Problem("data.progressive.max_size", message, ("data.image_size",))
-    if section.min_size is not None and section.min_size >= largest:
-        limit = "data.image_size" if section.max_size is None else "data.progressive.max_size"
-        message = f"must be below {limit}, {largest}, found {section.min_size}"
-        yield Problem("data.progressive.min_size", message, (limit,))
 
 
 def check_lengths(recipe: Recipe, steps_per_epoch: int) -> list[str]:

@@ -102,9 +102,8 @@ def unknown_key(parent: str, name: str) -> str:
         return f"unknown key; did you mean {one_of(found)}?"
     if not here:
         return f"unknown key; there is no section {shorten(parent)}"
-    return (
-        f"unknown key; the {f'keys of {parent}' if parent else 'sections'} are {', '.join(last[key] for key in here)}"
-    )
+    known = ", ".join(last[key] for key in here)
+    return f"unknown key; the {f'keys of {parent}' if parent else 'sections'} are {known}"
 
 
 def _found(node: Node) -> str:

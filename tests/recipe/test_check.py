@@ -65,8 +65,8 @@ schedule.name=cosine; schedule.every=null | schedule.factor: ; 0.1 | schedule.fa
 schedule.every=null | schedule.every: is missing; 30ep | schedule.every=10ep
 schedule.factor=null | schedule.factor: is missing; 0.1 | schedule.factor=0.5
 schedule.final_lr=0.1 | schedule.final_lr: ; only with cosine or linear | schedule.final_lr=0
-schedule={name: cosine, final_lr: 1} | schedule.final_lr: must not be above optimizer.lr | optimizer.lr=2
-schedule={name: linear, final_lr: 1} | schedule.final_lr: must not be above optimizer.lr | optimizer.lr=2
+schedule={name: cosine, final_lr: 1} | schedule.final_lr: must be at most optimizer.lr | optimizer.lr=2
+schedule={name: linear, final_lr: 1} | schedule.final_lr: must be at most optimizer.lr | optimizer.lr=2
 loss={target_threshold: 0.2, label_smoothing: 0}; mix.mixup=0.2 | target_threshold: ; only with bce | loss.name=bce
 loss={name: bce, target_threshold: 0.2, label_smoothing: 0} | target_threshold: ; without mixing | mix.cutmix=1
 loss={name: bce, target_threshold: 0.2}; mix.mixup=0.2 | loss.label_smoothing: ; found 0.1; write 0 | \

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from seresnext.errors import RecipeError
 from seresnext.recipe import load_recipe
@@ -271,19 +269,3 @@ def test_a_file_without_permission(problems: Problems) -> None:
     Path("b.yaml").write_text("length: 3ep\n")
     Path("b.yaml").chmod(0)
     assert problems("base: b.yaml\n" + GOOD) == ["b.yaml cannot be read: Permission denied; give a text file"]
-
-
-# Pieces with a meaning in YAML, for random texts.
-PIECES = [
-    *("model", "name", "seresnext26", "optimizer", "lr", "base", ": ", ":", "\n", "  ", "- ", "? ", ", ", "#", "<<"),
-    *("~", "[", "]", "{", "}", "'", '"', "\\", "\\x", "%", "@", "`", "&a ", "*a", "!!int ", "!", "|\n", ">-\n", "0"),
-    *("1e5", ".nan", "---\n", "...\n", "\t", "\r", "é", "\x85", "\u2028", "\ufeff", "%YAML 1.1\n", "%TAG ! a\n"),
-]
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=100))
-def test_any_text_gives_only_problems(text: str, problems: Problems) -> None:
-    for problem in problems(text, "optimizer.lr=" + text.replace("\0", "")):
-        assert problem
-        assert len(problem) < 1000
