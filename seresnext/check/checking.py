@@ -20,7 +20,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError, RecipeError
 from seresnext.files import write_json
 from seresnext.metrics.console import Console
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.opening import StartProblem, find_start_problems
 from seresnext.training.plan import build_plan

@@ -25,8 +25,7 @@ from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, U
 from seresnext.models import PUBLISHED, first_weights, open_weights
 from seresnext.printable import listed, printable
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
-from seresnext.recipe.check import check_world
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths, check_world
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
@@ -232,7 +231,7 @@ def _batch_problems(
     with _collecting(problems, sizes, permission):
         if usable < total:
             where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
-            advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"
+            advice = f"set {in_words(recipe, sizes)}" if sizes else "add images, or start fewer processes"
             raise DataError(
                 f"{where}: {usable}{' usable' * bool(num_bad)} training images are fewer than one step takes "
                 f"(batch.global_size: {total}); {advice}"

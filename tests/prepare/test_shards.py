@@ -317,7 +317,7 @@ def test_an_index_of_other_shards_is_written(prepare, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ([], "give DATA and --output DIR"),
-        (["x", "--output", "y", "--quality", "100"], "--quality 100"),
+        (["x", "--output", "y", "--quality", "100"], "--quality: '100' is not a whole number from 1 to 95"),
         (["x", "--output", "y", "--short-side", "0"], "--short-side: '0' is not a whole number"),
         (["--index", "x"], "--index needs --classes FILE"),
     ],

@@ -125,7 +125,7 @@ def test_weights_of_a_run_start_another(finetune: Finetune, photos: Path, tmp_pa
     [
         (["--weights", "nowhere.pth"], 4, "nowhere.pth"),
         (["--resume", "nowhere.safetensors"], 2, "nowhere.safetensors"),
-        (["--lr", "0.1"], 2, "--set optimizer.lr=0.1"),
+        (["--lr", "0.1"], 2, "give a key of the recipe as --set KEY=VALUE"),
         (["--set", "model.num_classes=7"], 3, "set model.num_classes=3"),
     ],
 )
