@@ -101,7 +101,7 @@ def _earlier_recipe(options: Namespace) -> Path | None:
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
     from seresnext.run.train import train
 
-    world.set_stop_check(lambda: stop.has_come)
+    world.heartbeat.is_stopping = lambda: stop.has_come
     recipe = _recipe(options) if _earlier_recipe(options) else _suited_recipe(options, world)
     if not train(recipe, world, stop, output=options.output, resume=options.resume, allow_changed=()):
         return

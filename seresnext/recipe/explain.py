@@ -34,6 +34,7 @@ _COMMON_NAMES = {
 REMOVED = {
     "runtime.measure": "remove the key, and set runtime.compile and runtime.channels_last if the defaults are slow",
     "runtime.static_graph": "remove the key; the run stays the same",
+    "runtime.bucket_mb": "remove the key; DDP averages 25 MiB of gradients at a time",
     "batch.micro_size=auto": "write a number that fits in the memory of the GPU, such as 64",
 }
 """Keys and values of version 0.1 that exist no more, and the fix. A saved recipe may have these keys."""

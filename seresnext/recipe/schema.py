@@ -413,7 +413,6 @@ class RuntimeSection(Section):
     compile: AutoBool = _key("auto", "torch.compile. auto: true on CUDA.")
     grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")
     channels_last: AutoBool = _key(True, "NHWC memory layout. auto: true.")
-    bucket_mb: Number = _key(25.0, "MiB of gradients that DDP averages at a time.", gt=0, le=1024)
     compress_gradients: Literal["none", "bf16"] = _key("none", "bf16: DDP sends gradients as bf16, half the bytes.")
     deterministic: bool = _key(False, "Use deterministic kernels only: a repeated run on CUDA gives the same bits.")
     loader_timeout: int = _key(600, "Seconds without a batch after which the run ends with an error.", ge=1, le=10**7)

@@ -64,7 +64,7 @@ def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
     recipe = load_recipe("digits").recipe
     values = to_values(recipe)
-    old = {**values, "runtime": {**values["runtime"], "measure": True, "static_graph": True}}
+    old = {**values, "runtime": {**values["runtime"], "measure": True, "bucket_mb": 13.0}}
     assert recipe_from_values(old, "a checkpoint") == recipe
     assert old["runtime"]["measure"]  # The caller's values do not change.
 
