@@ -49,13 +49,12 @@ class RankedCommand:
     add_arguments: Callable[[Parser], None]
     prepare: Callable[[Namespace, StopRequest], Callable[[World], None] | None]
     record_refusal: Callable[[Namespace, Failure], None] = lambda options, failure: None
-    interrupted: str = "interrupted"  # printed after Ctrl-C
 
 
 # The first line of the docstring of `run` or `prepare` describes the command in the help.
 COMMANDS: dict[str, Command | RankedCommand] = {
-    "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal, train.INTERRUPTED),
-    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, finetune.record_refusal, train.INTERRUPTED),
+    "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal),
+    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, finetune.record_refusal),
     "check": RankedCommand(check.add_arguments, check.prepare),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
@@ -154,7 +153,7 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
         return failure.exit_code
     except KeyboardInterrupt:
         if is_first_rank():
-            print(command.interrupted, file=sys.stderr)
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as end:  # After --help.
         return int(end.code or 0)

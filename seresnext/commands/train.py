@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from seresnext.recipe import LoadedRecipe
     from seresnext.recipe.schema import Recipe
 
-INTERRUPTED = "interrupted; nothing changed after the last save"
-"""Printed after Ctrl-C."""
-
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments. The help lists the recipes."""
