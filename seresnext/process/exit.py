@@ -23,6 +23,7 @@ INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended, as in shells."""
 
 _UNWRITTEN = 120  # Python's exit code for output that could not be written.
+_STREAMS = ("standard input", "standard output", "standard error")
 
 
 def write_error_file(message: str) -> None:
@@ -60,13 +61,15 @@ def replace_closed_streams() -> None:
 
 
 class _LosablePipe(io.FileIO):
-    """A file that drops writes to a pipe without a reader."""
+    """A file that drops writes to a pipe without a reader. The error of another failed write names the stream."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             return len(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _STREAMS[self.fileno()]) from None
 
 
 class ProcessEnd:
