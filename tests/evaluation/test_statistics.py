@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support
 from sklearn.metrics import confusion_matrix as sklearn_confusion
+from sklearn.metrics import precision_recall_fscore_support
 
 from seresnext.evaluation.statistics import (
     calibrate,
     calibration_bins,
     calibration_error,
-    class_means,
     class_results,
     confidences,
     confusion_matrix,
@@ -65,20 +62,6 @@ def test_results_of_classes_are_those_of_scikit_learn() -> None:
     rows = describe_classes(counts, [f"class {number}" for number in range(7)])
     assert [row["support"] for row in rows] == expected[3].tolist()
     assert [row["f1"] for row in rows] == pytest.approx((100 * expected[2]).tolist())
-
-
-def test_means_over_classes_are_those_of_scikit_learn() -> None:
-    """scikit-learn also leaves classes without images out of balanced accuracy."""
-    logits, labels = _random()
-    labels[labels == 6] = 0
-    predictions, present = logits.argmax(1), np.unique(labels)
-    found = class_means(counts_of(confusion_matrix(labels, predictions, 7)))
-    with warnings.catch_warnings():  # about the predictions of a class without images
-        warnings.simplefilter("ignore")
-        assert found["balanced_accuracy"] == pytest.approx(100 * balanced_accuracy_score(labels, predictions))
-    f1 = f1_score(labels, predictions, labels=present, average="macro", zero_division=0)
-    assert found["macro_f1"] == pytest.approx(100 * f1)
-    assert abs(found["balanced_accuracy"] - 100 * (predictions == labels).mean()) > 0.1  # The control.
 
 
 def test_the_temperature_minimises_the_loss_of_torch() -> None:

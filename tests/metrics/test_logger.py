@@ -171,10 +171,9 @@ def test_without_a_folder_the_logger_only_prints_and_other_ranks_are_silent(tmp_
     world = FIRST if is_first else SECOND
     logger = RunLogger(None if is_first else tmp_path, Console(is_first, stream=stream), world, RECIPE)
     logger.open(0, 0)
-    with logger.training(0, 10), logger.validation(3) as advance:
+    with logger.training(0, 10):
         logger.write(event(1, loss=1.0))
         logger.advance()
-        advance()
     assert ("loss 1.0000" in stream.getvalue()) is is_first
     assert bool(stream.getvalue()) is is_first
     assert list(tmp_path.iterdir()) == []
@@ -198,33 +197,26 @@ class Bars(Console):
     def bar(self, label, total, done=0):
         self.bar_calls.append(("open", label, total, done))
         bar = super().bar(label, total, done)
-        advance = bar.advance
-        bar.advance = lambda count=1: (self.bar_calls.append(("advance", label)), advance(count))
+        update = bar.update
+        bar.update = lambda: (self.bar_calls.append(("update", label)), update())
         return bar
 
 
-def test_bar_of_the_run_and_inner_bar_of_a_validation():
+def test_the_bar_of_the_run():
     console = Bars()
     logger = RunLogger(None, console, FIRST, RECIPE)
     logger.advance()  # There is no bar before the block.
     with logger.training(30, 100):
         logger.advance()
-        with logger.validation(7) as advance:
-            advance()
         logger.advance()
-    logger.advance()
-    assert console.bar_calls == [
-        ("open", "train", 100, 30),
-        ("advance", "train"),
-        ("open", "validate", 7, 0),
-        ("advance", "validate"),
-        ("advance", "train"),
-    ]
+    assert console.bar_calls == [("open", "train", 100, 30), ("update", "train"), ("update", "train")]
 
 
-def test_bars_end_when_training_fails():
+def test_the_bar_ends_when_training_fails():
+    """An event is then a line."""
     console = Bars()
     logger = RunLogger(None, console, FIRST, RECIPE)
-    with pytest.raises(ZeroDivisionError), logger.training(0, 10), logger.validation(3):
+    with pytest.raises(ZeroDivisionError), logger.training(0, 10):
         raise ZeroDivisionError
-    assert console._bars == []
+    logger.write(event(2, loss=1.0))
+    assert "loss 1.0000" in console._terminal._stream.getvalue()
