@@ -11,7 +11,6 @@ from typing import Any
 from seresnext.process.packages import extra
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
-_MOST_PARAMS = 100  # of one request (https://mlflow.org/docs/latest/api_reference/rest-api.html)
 
 
 class Mlflow:
@@ -37,9 +36,7 @@ class Mlflow:
         options: dict[str, Any] = {"run_id": known} if found else {"run_name": folder.name}
         run = mlflow.active_run() or mlflow.start_run(**options)  # Active: an earlier try has failed after the start.
         self.id, self.address = run.info.run_id, f"run {run.info.run_id} in {mlflow.get_tracking_uri()}"
-        new = [item for item in values.items() if item[0] not in run.data.params]
-        for start in range(0, len(new), _MOST_PARAMS):
-            mlflow.log_params(dict(new[start : start + _MOST_PARAMS]))
+        mlflow.log_params({name: value for name, value in values.items() if name not in run.data.params})
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: float) -> None:
         """Log numbers at a step."""
@@ -47,10 +44,7 @@ class Mlflow:
 
     def artifact(self, path: Path) -> None:
         """Keep a file, or a folder with all files, under its name."""
-        if path.is_dir():
-            self._mlflow.log_artifacts(str(path), path.name)
-        else:
-            self._mlflow.log_artifact(str(path))
+        self._mlflow.log_artifact(str(path))
 
     picture = artifact
 

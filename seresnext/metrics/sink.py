@@ -20,7 +20,7 @@ _NO_CHART = {"step", "epoch", "total_steps", "num_images"}
 
 
 class Sink(Protocol):
-    """A destination of events.
+    """A destination of events, and the base of those that hold nothing open.
 
     A sink never ends a run: the first failure is reported with `RunStart.warn`, and training continues.
     """

@@ -17,26 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seresnext.files import read_small_json, write_atomically
-from seresnext.metrics.sink import Event, RunStart
+from seresnext.metrics.sink import Event, RunStart, Sink
 
 if TYPE_CHECKING:
     from seresnext.distributed import World
 
 _NAME = "status.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# The fields that a change of state keeps, with the types of their values. A file from a stranger may hold other types.
-_KEPT_FIELDS: dict[str, tuple[type, ...]] = {
-    "saved_step": (int,),
-    "mirrored_step": (int,),
-    "total_steps": (int,),
-    "best": (dict,),
-    "started": (str,),
+# All fields, with the types of their values. A file from a stranger may hold other fields and types.
+_TYPES = {
+    **dict.fromkeys(("state", "reason", "host", "updated", "started"), str),
+    **dict.fromkeys(("step", "pid", "world_size", "saved_step", "mirrored_step", "total_steps"), int),
+    "best": dict,
 }
+_KEPT = ("saved_step", "mirrored_step", "total_steps", "best", "started")  # by a change of state
 # The training thread and the thread that writes checkpoints both change the file.
 _lock = threading.RLock()
 
 
-class StatusFile:
+class StatusFile(Sink):
     """The sink that keeps the step in `status.json`."""
 
     def __init__(self, start: RunStart) -> None:
@@ -46,9 +45,6 @@ class StatusFile:
         """Write the step of a `train` event."""
         if event["event"] == "train":
             update_status(self._folder, step=event["step"])
-
-    def close(self) -> None:
-        """Do nothing: the file is open only inside `write`."""
 
 
 def write_status(folder: Path, world: World, state: str, step: int, reason: str | None) -> None:
@@ -60,7 +56,7 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
         with _lock:
             previous = read_status(folder)
             status = {"state": state, "step": step, "reason": reason, **_writer(), "world_size": world.size}
-            status |= {name: previous.get(name) for name in _KEPT_FIELDS}
+            status |= {name: previous.get(name) for name in _KEPT}
             if state == "running":
                 status["started"] = status["updated"]
             _write(folder, status)
@@ -70,7 +66,7 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return the status; an empty dict if the file is missing or unreadable."""
+    """Return the sound fields of the status; an empty dict if the file is missing or unreadable."""
     found = read_small_json(folder / _NAME)
     if not isinstance(found, dict):
         return {}
@@ -114,10 +110,10 @@ def _write(folder: Path, status: dict[str, Any]) -> None:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    """Return whether a field has the right type. A dict must have plain values."""
-    if isinstance(value, dict):
-        return name == "best" and all(isinstance(one, str | int | float | None) for one in value.values())
-    return not isinstance(value, list) and (value is None or isinstance(value, _KEPT_FIELDS.get(name, object)))
+    """Return whether a field is known and None or of its type. A dict must have plain values."""
+    values = value.values() if isinstance(value, dict) else ()
+    is_plain = all(isinstance(one, str | int | float | None) for one in values)
+    return name in _TYPES and is_plain and (value is None or isinstance(value, _TYPES[name]))
 
 
 def _writer() -> dict[str, Any]:

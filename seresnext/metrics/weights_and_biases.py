@@ -53,9 +53,7 @@ class WeightsAndBiases:
 
     def artifact(self, path: Path) -> None:
         """Keep a file or a folder as an artifact of the run."""
-        artifact = self._wandb.Artifact(f"{self.id}-{path.stem}", type="report" if path.is_dir() else "run")
-        artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))
-        self._run.log_artifact(artifact)
+        self._run.log_artifact(path, name=f"{self.id}-{path.stem}", type="report" if path.is_dir() else "run")
 
     def finish(self, state: str) -> None:
         """End the run. The local files stay if the server does not answer."""

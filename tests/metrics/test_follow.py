@@ -147,10 +147,7 @@ def test_charts_have_the_numbers_that_change():
     assert charts({**event, "total_steps": 9}, recipe) == {"train/top1": 50.0, "speed/data_wait": 0.1}
     assert charts({**event, "skipped": 1}, recipe)["train/skipped"] == 1
     validate = {"event": "validate", "step": 5, "loss": 1.0, "top5": 100.0, "num_images": 9, "images_per_second": 2.0}
-    assert charts({**validate, "weights": "ema"}, recipe) == {
-        "validate_ema/loss": 1.0,
-        "validate_ema/top5": 100.0,
-    }
+    assert charts({**validate, "weights": "ema"}, recipe) == {"validate_ema/loss": 1.0, "validate_ema/top5": 100.0}
     assert "validate/top5" not in charts(validate, {"model": {"num_classes": 5}})
     assert charts({"event": "epoch", "step": 5, "loss": 2.0}, recipe) == {"train/epoch_loss": 2.0}
     assert charts({"event": "slowest_rank", "step": 5, "rank": 1, "slower": 0.2}, recipe) == {

@@ -1,6 +1,5 @@
 """MLflow with the real library: the content of a run is read back from the store, and the page of the run is opened."""
 
-import json
 import socket
 import sys
 import time
@@ -10,14 +9,11 @@ from contextlib import suppress
 import mlflow
 import pytest
 from browser import needs_chromium, open_browser
-from PIL import Image
 
 from seresnext.metrics import tracker as module
 from seresnext.metrics.mlflow_service import Mlflow
 from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tracker import Tracker, attach
-from seresnext.recipe.load import load_recipe, to_values
-from seresnext.recipe.show import to_yaml
 
 # MLflow's own warnings, about SQLAlchemy, are no errors of a test.
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]
@@ -35,31 +31,6 @@ def place(tmp_path, monkeypatch):
     return uri
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "first"
-    (folder / "report").mkdir(parents=True)
-    (folder / "report" / "index.html").write_text("<p>a page</p>")
-    (folder / "recipe.yaml").write_text(to_yaml(to_values(load_recipe("digits").recipe)))
-    (folder / "environment.json").write_text("{}")
-    (folder / "metrics.jsonl").touch()
-    Image.new("RGB", (8, 8), "red").save(folder / "first_batch.png")
-    return folder
-
-
-def write(folder, *events, state="running"):
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(event) + "\n" for event in events)
-    (folder / "status.json").write_text(json.dumps({"state": state}))
-
-
-def follow_to_the_end(folder, said, *events, state):
-    """Start a tracker as a run does, and end as a run ends."""
-    tracker = Tracker("mlflow", RunStart(folder, 0, 0, 0, said.append, said.append))
-    write(folder, *events, state=state)
-    tracker.close()
-
-
 def train(step):
     return {"event": "train", "step": step, "epoch": step / 10, "loss": 3.0 - step / 10, "lr": 0.5, "data_wait": 0.1}
 
@@ -72,16 +43,16 @@ def points(client, run_id, name):
     return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
 
 
-def test_a_run_its_resume_and_its_report_are_one_run_of_the_store(place, folder):
-    said = []
-    write(folder, {"event": "picture", "step": 0, "epoch": 0, "file": "first_batch.png"})
-    follow_to_the_end(folder, said, train(1), train(2), validate(2), state="preempted")
+def test_a_run_its_resume_and_its_report_are_one_run_of_the_store(place, tracked, follow):
+    said = follow("mlflow", train(1), train(2), validate(2), state="preempted")
     client = mlflow.MlflowClient(place)
     (run,) = client.search_runs([client.get_experiment_by_name("seresnext").experiment_id])
     assert (run.info.run_name, run.info.status) == ("first", "KILLED")
     assert said == [f"mlflow: run {run.info.run_id} in {place}"]
-    follow_to_the_end(folder, said, train(3), validate(3, "ema"), state="finished")
-    attach(folder, folder / "report")
+    assert not any(
+        line.startswith("warning") for line in follow("mlflow", train(3), validate(3, "ema"), state="finished")
+    )
+    attach(tracked, tracked / "report")
     run = client.get_run(run.info.run_id)
     assert run.info.status == "FINISHED"
     assert len(client.search_runs([run.info.experiment_id])) == 1
@@ -94,18 +65,17 @@ def test_a_run_its_resume_and_its_report_are_one_run_of_the_store(place, folder)
     assert (run.data.params["optimizer.lr"], run.data.params["model.name"]) == ("0.01", "seresnext26")
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert files == {"environment.json", "first_batch.png", "recipe.yaml", "report"}
-    assert not any(line.startswith("warning") for line in said)
 
 
-def test_a_changed_recipe_continues_the_run(place, folder):
+def test_a_changed_recipe_continues_the_run(place, tracked):
     """MLflow refuses a parameter with another value."""
     values = {"optimizer.lr": 0.5, "length": "4ep"}
-    first = Mlflow(folder, None, values)
+    first = Mlflow(tracked, None, values)
     first.finish("finished")
-    second = Mlflow(folder, first.id, {**values, "optimizer.lr": 0.25, "runtime.seed": 1})
+    second = Mlflow(tracked, first.id, {**values, "optimizer.lr": 0.25, "runtime.seed": 1})
     second.finish("finished")
     assert second.id == first.id
-    third = Mlflow(folder, "' OR 'a' = 'a", values)  # An id from a damaged file is no id.
+    third = Mlflow(tracked, "' OR 'a' = 'a", values)  # An id from a damaged file is no id.
     third.finish("finished")
     assert third.id != first.id
     params = mlflow.MlflowClient(place).get_run(first.id).data.params
@@ -113,7 +83,7 @@ def test_a_changed_recipe_continues_the_run(place, folder):
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["refuses", "hangs"])
-def test_a_server_that_does_not_answer_is_one_warning(folder, monkeypatch, answers):
+def test_a_server_that_does_not_answer_is_one_warning(tracked, monkeypatch, answers):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if not answers:  # The system accepts the connection, and nobody reads.
@@ -121,8 +91,7 @@ def test_a_server_that_does_not_answer_is_one_warning(folder, monkeypatch, answe
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(module, "PATIENCE", 12.0)
         said, started = [], time.monotonic()
-        tracker = Tracker("mlflow", RunStart(folder, 0, 0, 0, said.append, said.append))
-        write(folder, train(1))
+        tracker = Tracker("mlflow", RunStart(tracked, 0, 0, 0, said.append, said.append))
         tracker.write(train(1))
         assert time.monotonic() - started < 1
         tracker.close()
@@ -132,8 +101,8 @@ def test_a_server_that_does_not_answer_is_one_warning(folder, monkeypatch, answe
 
 
 @needs_chromium
-def test_the_page_of_a_run_shows_its_charts_in_groups(place, folder, tmp_path, start_command):
-    follow_to_the_end(folder, [], *(train(step) for step in range(1, 9)), validate(8), state="finished")
+def test_the_page_of_a_run_shows_its_charts_in_groups(place, follow, tmp_path, start_command):
+    follow("mlflow", *(train(step) for step in range(1, 9)), validate(8), state="finished")
     client = mlflow.MlflowClient(place)
     (run,) = client.search_runs([client.get_experiment_by_name("seresnext").experiment_id])
     with socket.socket() as free:

@@ -5,14 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from seresnext.metrics import tracker as module
-from seresnext.metrics.sink import RunStart
-from seresnext.metrics.tracker import Tracker, attach
-from seresnext.recipe.load import load_recipe, to_values
-from seresnext.recipe.show import to_yaml
+from seresnext.metrics.tracker import attach
 
 pytestmark = pytest.mark.full
 
@@ -41,27 +37,13 @@ def records(path: Path) -> Iterator[Record]:
             parts = b""
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = tmp_path / "first"
-    (folder / "report").mkdir(parents=True)
-    (folder / "report" / "index.html").write_text("<p>a page</p>")
-    (folder / "recipe.yaml").write_text(to_yaml(to_values(load_recipe("digits").recipe)))
-    (folder / "environment.json").write_text("{}")
-    (folder / "metrics.jsonl").write_text('{"event": "picture", "step": 0, "epoch": 0}\n')
-    Image.new("RGB", (8, 8), "red").save(folder / "first_batch.png")
-    return folder
 
 
-def follow_to_the_end(folder, said, *steps, state):
-    tracker = Tracker("wandb", RunStart(folder, 0, 0, 0, said.append, said.append))
-    with (folder / "metrics.jsonl").open("a") as file:
-        for step in steps:
-            event = {"event": "train", "step": step, "epoch": step / 10, "loss": 3.0 - step, "data_wait": 0.1}
-            file.write(json.dumps(event) + "\n")
-    (folder / "status.json").write_text(json.dumps({"state": state}))
-    tracker.close()
+def train(step):
+    return {"event": "train", "step": step, "epoch": step / 10, "loss": 3.0 - step, "data_wait": 0.1}
 
 
 def content(path):
@@ -81,13 +63,11 @@ def content(path):
     return run, points, artifacts, code
 
 
-def test_each_start_has_a_file_with_the_same_run(folder):
-    said = []
-    follow_to_the_end(folder, said, 1, 2, state="failed")
-    follow_to_the_end(folder, said, 3, state="finished")
-    attach(folder, folder / "report")
-    (known,) = {json.loads((folder / "trackers" / "wandb.json").read_text())["id"]}
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+def test_each_start_has_a_file_with_the_same_run(tracked, follow):
+    said = [*follow("wandb", train(1), train(2), state="failed"), *follow("wandb", train(3), state="finished")]
+    attach(tracked, tracked / "report")
+    (known,) = {json.loads((tracked / "trackers" / "wandb.json").read_text())["id"]}
+    files = sorted(tracked.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
     assert [path.name for path in files] == [f"run-{known}.wandb"] * 3
     assert len(said) == 2
     assert all(line.startswith("wandb: offline, wandb sync ") for line in said)
@@ -99,7 +79,7 @@ def test_each_start_has_a_file_with_the_same_run(folder):
     assert artifacts == [(f"{known}-recipe", "run"), (f"{known}-environment", "run")]
     assert (f"{known}-report", "report") in page
     config = {item.key or "/".join(item.nested_key): item.value_json for item in first.config.update}
-    assert list(folder.glob("wandb/offline-run-*/files/media/images/train/first_batch*.png"))
+    assert list(tracked.glob("wandb/offline-run-*/files/media/images/train/first_batch*.png"))
     keys = [
         item.key or "/".join(item.nested_key)
         for record in records(files[0])
@@ -109,13 +89,12 @@ def test_each_start_has_a_file_with_the_same_run(folder):
     assert {"optimizer.lr", "model.name"} <= {*config, *keys}
 
 
-def test_an_unknown_key_of_the_server_is_one_warning(folder, monkeypatch):
+def test_an_unknown_key_of_the_server_is_one_warning(follow, monkeypatch):
     """Nothing asks a user, and nothing waits for a network."""
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(module, "PATIENCE", 8.0)
-    said = []
-    follow_to_the_end(folder, said, 1, state="finished")
+    said = follow("wandb", train(1), state="finished")
     assert len(said) == 1
     assert said[0].startswith("warning: ")
