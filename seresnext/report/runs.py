@@ -23,8 +23,6 @@ _MOST_KEYS = 8  # columns of keys in the table
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the run folders in a folder, also those below earlier runs. Raises DataError if there are none."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give a folder that holds runs, such as runs")
     found = sorted(Path(place) for place, _, files in os.walk(folder) if "status.json" in files)
     if not found:
         raise DataError(f"{folder} holds no runs; give a folder below which `seresnext train` wrote runs")
@@ -48,8 +46,6 @@ def describe_run(run: Path) -> dict[str, Any]:
         seconds = (updated - started).total_seconds()
     with suppress(RecipeError):
         recipe = flatten(to_values(load_recipe(run / "recipe.yaml").recipe))
-    counts = {"step": status.get("step"), "total_steps": status.get("total_steps"), "best_step": best.get("step")}
-    texts = {"best_weights": best.get("weights"), "updated": status.get("updated"), "reason": status.get("reason")}
     return {
         "run": str(run),
         "state": _state(status),
@@ -57,8 +53,9 @@ def describe_run(run: Path) -> dict[str, Any]:
         "recipe": recipe,
         "measure": measure,
         "top1": top1 if isinstance(top1, int | float) and math.isfinite(top1) else None,
-        **{name: value if type(value) is int else None for name, value in counts.items()},
-        **{name: value and str(value) for name, value in texts.items()},
+        "best_step": step if isinstance(step := best.get("step"), int) else None,
+        "best_weights": best.get("weights"),
+        **{name: status.get(name) for name in ("step", "total_steps", "updated", "reason")},
     }
 
 
