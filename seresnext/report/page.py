@@ -83,7 +83,6 @@ def render(result: Mapping[str, Any], curves: Mapping[str, Curve], **parts: Any)
     english = {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in support}
     return render_page(
         "seresnext.report",
-        "page.html.jinja",
         **parts,
         result=result,
         cards=_cards(result),
@@ -205,44 +204,27 @@ def _pictures(validation: Validation, device: torch.device) -> dict[str, Any]:
     wrong = np.flatnonzero(predictions != labels)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")[:PICTURES]].tolist()
     uncertain = np.argsort(confidence, kind="stable")[:PICTURES].tolist()
-    crops = _read_crops(validation, sorted({*mistakes, *uncertain}))
-    if not crops:
-        return NO_PICTURES
-    how = Preprocessing.of_recipe(validation.recipe)
+    recipe, reader, names = validation.recipe, validation.reader, validation.selection.names
+    how, decoding = Preprocessing.of_recipe(recipe), Decoding.of(recipe.data)
+    chosen = sorted({*mistakes, *uncertain})
+    crops = torch.stack([how.crop.decode_and_crop(reader.read(n), reader.name(n), decoding) for n in chosen])
     stage = choose_stage(how.image_size)
     columns = validation.selection.columns or range(logits.shape[1])
-    targets = [columns[int(predictions[index])] for index in crops]
-    images = how.normalise(torch.from_numpy(np.stack(list(crops.values())))).to(device)
+    targets = [columns[int(predictions[index])] for index in chosen]
     model = build_pretrained(validation.loaded).float().to(device)
-    heats = dict(zip(crops, grad_cam(model, images, targets, stage), strict=True))
-    names = validation.selection.names
-
-    def picture(index: int) -> dict[str, Any]:
-        image = Image.fromarray(crops[index])
+    heats = grad_cam(model, how.normalise(crops).to(device), targets, stage)
+    pictures = {}
+    for index, crop, heat in zip(chosen, crops, heats, strict=True):
+        image = Image.fromarray(crop.numpy())
         image.thumbnail((SIDE, SIDE))
-        return {
-            "name": validation.reader.name(index),
+        pictures[index] = {
+            "name": reader.name(index),
             "label": names[int(labels[index])],
             "prediction": names[int(predictions[index])],
             "confidence": 100 * float(confidence[index]),
             "image": address(image),
-            "heat": address(overlay(image, heats[index])),
+            "heat": address(overlay(image, heat)),
             "is_small": how.image_size < SIDE,
         }
-
-    chosen = {"mistakes": mistakes, "uncertain": uncertain}
-    shown = {name: [picture(index) for index in indices if index in crops] for name, indices in chosen.items()}
-    return {**shown, "stage": stage}
-
-
-def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return the pixels that the network sees (uint8 H W 3) by index, without images that are gone in the meantime."""
-    recipe = validation.recipe
-    crop, decoding, crops = Preprocessing.of_recipe(recipe).crop, Decoding.of(recipe.data), {}
-    for index in indices:
-        name = validation.reader.name(index)
-        try:
-            crops[index] = crop.decode_and_crop(validation.reader.read(index), name, decoding).numpy()
-        except DataError as error:
-            print(f"warning: the report leaves an image out: {for_terminal(error)}")
-    return crops
+    shown = {"mistakes": mistakes, "uncertain": uncertain}
+    return {name: [pictures[index] for index in indices] for name, indices in shown.items()} | {"stage": stage}

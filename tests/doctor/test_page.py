@@ -54,12 +54,6 @@ def page_of(rows: int = 40) -> str:
     return render(result, images, Decoding(10**6))
 
 
-def test_a_lost_image_has_no_thumbnail(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Strangers.read
-    monkeypatch.setattr(Strangers, "read", lambda self, index: read(self, index) if index != 3 else b"")
-    assert page_of().count("data:image/jpeg") == 2 * (PICTURES - 2)
-
-
 def test_thumbnails_and_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_page, "CLASSES", 3)
     page = page_of(2000)
