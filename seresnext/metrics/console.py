@@ -7,6 +7,7 @@ does not end the run.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -76,7 +77,7 @@ class Console:
             place = f"epoch {event['epoch']:.0f}, step {event['step']}"
         line = f"{place}: {describe(event, seconds_left)}"
         if event["event"] == "train" and bar is not None and not bar.disable:
-            bar.bar_format = _BAR_WITH_TEXT
+            bar.bar_format, bar.ncols = _BAR_WITH_TEXT, shutil.get_terminal_size().columns
             bar.set_postfix_str(describe(event, seconds_left, _BAR_FIELDS), refresh=False)
             self._write_log(line)
         else:
@@ -87,6 +88,7 @@ class Console:
 
         A bar inside the block of another bar is drawn below the outer bar. Nothing is drawn without a terminal.
         """
+        size = shutil.get_terminal_size()  # not 0 x 0, as terminals in some containers report: tqdm draws nothing then
         return ProgressBar(
             desc=label,
             total=total,
@@ -94,7 +96,8 @@ class Console:
             file=self._terminal,
             disable=not self.on_terminal,
             leave=False,
-            dynamic_ncols=self._terminal.has_size(),
+            ncols=size.columns,
+            nrows=size.lines,
             bar_format=_BAR_WITH_TIMES,
         )
 
@@ -151,19 +154,6 @@ class _LosableStream:
 
     def isatty(self) -> bool:
         return not self._stream.closed and self._stream.isatty()
-
-    def has_size(self) -> bool:
-        """Return whether the stream is a terminal with a size.
-
-        Terminals in some containers report 0 x 0. With that size tqdm draws nothing; without a size, a short bar.
-        """
-        try:
-            return min(os.get_terminal_size(self.fileno())) > 0
-        except (OSError, ValueError):
-            return False
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
 
     def write(self, text: str) -> None:
         self._attempt(self._stream.write, text.encode(self.encoding, "backslashreplace").decode(self.encoding))

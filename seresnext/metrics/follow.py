@@ -20,15 +20,13 @@ from datetime import datetime
 from pathlib import Path
 
 from seresnext.files import open_regular, read_small_json, write_atomically
-from seresnext.metrics.mlflow_service import Mlflow
+from seresnext.metrics.services import SERVICES, Mlflow, WeightsAndBiases
 from seresnext.metrics.sink import FIRST_BATCH, charts, flatten
 from seresnext.metrics.status import read_status
-from seresnext.metrics.weights_and_biases import WeightsAndBiases
 from seresnext.printable import printable
 from seresnext.process.signals import die_with_parent, ignore_signals
 from seresnext.recipe import load_recipe, to_values
 
-SERVICES = {"wandb": WeightsAndBiases, "mlflow": Mlflow}
 _POLL, _RETRY = 1.0, 60.0  # seconds until the next look at the file, and until the next try after an error
 _LAST = 60  # seconds to live after the training process has died
 
@@ -121,11 +119,15 @@ def main() -> None:
     os.dup2(2, 1)  # Services print.
     reported: list[Exception] = []
 
+    def announce(text: str) -> None:
+        with suppress(BrokenPipeError):  # A killed training reads no more, and its last lines are still sent.
+            print(text, file=reports)
+
     def report(error: Exception) -> None:
         print(f"{datetime.now():%F %T} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if not reported:
             text = printable(str(error).strip().partition("\n")[0] or type(error).__name__, 300)
-            print(f"warning: {name} failed ({text}); unsent lines are sent later", file=reports)
+            announce(f"warning: {name} failed ({text}); unsent lines are sent later")
         reported.append(error)
 
     is_alone = True
@@ -134,7 +136,7 @@ def main() -> None:
     except OSError:  # The run is running, and its process sends the lines. Or the file system has no locks.
         is_alone = False
     try:
-        follower = Follower(name, Path(folder), int(size), lambda text: print(f"{name}: {text}", file=reports))
+        follower = Follower(name, Path(folder), int(size), lambda text: announce(f"{name}: {text}"))
         if not path:
             follow(follower, report, lambda pause: bool(select.select([0], [], [], pause)[0]))
             return

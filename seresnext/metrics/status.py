@@ -55,8 +55,8 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
     try:
         with _lock:
             previous = read_status(folder)
-            status = {"state": state, "step": step, "reason": reason, **_writer(), "world_size": world.size}
-            status |= {name: previous.get(name) for name in _KEPT}
+            status = {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "host": socket.gethostname()}
+            status |= {"updated": _now(), "world_size": world.size, **{name: previous.get(name) for name in _KEPT}}
             if state == "running":
                 status["started"] = status["updated"]
             _write(folder, status)
@@ -74,36 +74,27 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def update_status(folder: Path, **fields: Any) -> None:
-    """Update the fields `step`, `saved_step`, `mirrored_step`, `total_steps` or `best` of a run, and the time.
+    """Update fields of a run, such as `step`, `saved_step` or `best`, and the time. A folder without a run stays so.
 
-    State and step stay after another rank has reported a failure. An OSError is ignored: the fields are not the
-    outcome, and other files of the run report a full disk.
+    The step stays after another rank has reported a failure. An OSError is ignored: other files of the run report a
+    full disk.
     """
     with _lock, suppress(OSError):
-        previous = read_status(folder)
-        if previous.get("state") == "running" or (previous and "step" not in fields):
-            write_atomically(folder / _NAME, _to_text({**previous, **fields, "updated": _now()}))
+        previous, has_step = read_status(folder), "step" in fields
+        if previous.get("state") == "running" or (previous and not has_step):
+            _write(folder, {**previous, **fields, "updated": _now()}, in_place=not has_step)
 
 
-def mark_refused(folder: Path, reason: str) -> None:
-    """Mark a run as failed because a restart is refused. A folder without a status stays unchanged. Raises OSError.
-
-    If the status stayed `preempted`, a job that queues itself again would loop forever.
-    """
-    previous = read_status(folder)
-    if previous:
-        _write(folder, {**previous, "state": "failed", "reason": reason, **_writer()})
-
-
-def _write(folder: Path, status: dict[str, Any]) -> None:
-    path, text = folder / _NAME, _to_text(status)
+def _write(folder: Path, status: dict[str, Any], in_place: bool = True) -> None:
+    """Write the status, on a full disk over the old one if `in_place`. Raises OSError."""
+    path, text = folder / _NAME, json.dumps(status, indent=2) + "\n"
     try:
         write_atomically(path, text)
     except OSError as error:
-        if error.errno not in _NO_SPACE or not path.is_file():
+        if not in_place or error.errno not in _NO_SPACE or not path.is_file():
             raise
-        # The disk has no space for a second file, but the old file has a block. A reader may find a partial status
-        # for a moment. That is better than an outdated status forever.
+        # The disk has no space for a second file, but the old file has a block. A reader may find a part for a moment.
+        # That is better than an outdated status forever: a job that finds `preempted` queues itself again.
         with path.open("r+") as file:
             file.write(text)
             file.truncate()
@@ -116,13 +107,5 @@ def _is_sound(name: str, value: Any) -> bool:
     return name in _TYPES and is_plain and (value is None or isinstance(value, _TYPES[name]))
 
 
-def _writer() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _to_text(status: dict[str, Any]) -> str:
-    return json.dumps(status, indent=2) + "\n"

@@ -28,8 +28,7 @@ from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.evaluation import Evaluation, evaluate
-from seresnext.evaluation.real_labels import read_real_labels, real_accuracy
-from seresnext.evaluation.summary import describe_summary, summarize
+from seresnext.evaluation.summary import describe_summary, read_real_labels, real_accuracy, summarize
 from seresnext.evaluation.table import Table, build_table
 from seresnext.metrics.console import Console, describe
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
