@@ -56,10 +56,6 @@ class Console:
             ProgressBar.write(text, file=self._terminal)
             self._terminal.flush()
 
-    def warn(self, text: str) -> None:
-        """Print a warning."""
-        self.print(f"warning: {text}")
-
     def log(self, text: str) -> None:
         """Write a line (or several) only to the log file."""
         if self._enabled:
@@ -110,7 +106,7 @@ class Console:
                 file.writelines(f"{now} {line}\n" for line in text.splitlines() or [""])
         except OSError as error:
             path, self._log = self._log, None
-            self.warn(f"{path} cannot be written ({error.strerror}); the run continues without the log")
+            self.print(f"warning: {path} cannot be written ({error.strerror}); the run continues without the log")
 
 
 def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from seresnext.files import open_regular, read_small_json, write_atomically
@@ -47,12 +48,10 @@ class Follower:
         self._id = known if isinstance(known, str) else None
         self._sent = min(sent, size) if type(sent) is int and sent >= 0 else 0
         self._metrics = folder / "metrics.jsonl"
-        self._service: WeightsAndBiases | Mlflow | None = None
 
-    def open(self) -> WeightsAndBiases | Mlflow:
-        """Return the service, connected to its run."""
-        if self._service is not None:
-            return self._service
+    @cached_property
+    def service(self) -> WeightsAndBiases | Mlflow:
+        """The service, connected to its run. After an error, the next use connects again."""
         self._recipe = to_values(load_recipe(self._folder / "recipe.yaml").recipe)
         service = SERVICES[self._name](self._folder, self._id, flatten(self._recipe))
         if service.id != self._id:
@@ -61,12 +60,11 @@ class Follower:
         self._announce(service.address)
         for name in ("recipe.yaml", "environment.json"):
             service.artifact(self._folder / name)
-        self._service = service
         return service
 
     def catch_up(self) -> None:
         """Send the lines that are new. After an error, the next call sends the rest."""
-        service, before = self.open(), self._sent
+        service, before = self.service, self._sent
         if not self._metrics.exists():
             return
         with os.fdopen(open_regular(self._metrics), "rb") as file:
@@ -88,7 +86,7 @@ class Follower:
     def finish(self, running: str = "running") -> None:
         """Send how the run ended. `running` is the state of a run whose status has no end."""
         state = str(read_status(self._folder).get("state"))
-        self.open().finish(running if state == "running" else state)
+        self.service.finish(running if state == "running" else state)
 
     def _save(self) -> None:
         write_atomically(self._state, json.dumps({"id": self._id, "sent": self._sent}) + "\n")
@@ -142,7 +140,7 @@ def main() -> None:
             return
         if is_alone:
             follower.catch_up()
-        follower.open().artifact(Path(path[0]))
+        follower.service.artifact(Path(path[0]))
         follower.finish()
     except Exception as error:
         report(error)

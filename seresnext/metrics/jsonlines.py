@@ -37,15 +37,14 @@ class JsonLines(Sink):
         Warns if lines up to the start are missing. Raises UsageError if the file cannot be read or written.
         """
         self._path = path = start.folder / "metrics.jsonl"
-        self._warn = start.warn
-        self._warned = False
+        self._report, self._is_reported = start.report, False
         try:
             check_metrics(path)
             is_complete = self._rewind(start)
         except OSError as error:
             raise UsageError(f"{path} cannot be read or written ({error.strerror}); move the file away") from None
         if not is_complete:
-            start.warn(f"{path} lacks lines of the steps up to {start.step}; the curves have a gap there")
+            start.report(f"warning: {path} lacks lines of the steps up to {start.step}; the curves have a gap there")
 
     def write(self, event: Event) -> None:
         """Append an event. Floats keep every digit. NaN and infinity become null, because JSON lacks both."""
@@ -53,9 +52,10 @@ class JsonLines(Sink):
         try:
             self._append(line)
         except OSError as error:
-            if not self._warned:
-                self._warned = True
-                self._warn(f"{self._path} cannot be written ({error.strerror}); training continues without these lines")
+            if not self._is_reported:
+                reason = f"cannot be written ({error.strerror}); training continues without these lines"
+                self._report(f"warning: {self._path} {reason}")
+            self._is_reported = True
 
     def _rewind(self, start: RunStart) -> bool:
         """Remove the lines that a resumed run writes again. Return whether the remaining lines are complete.

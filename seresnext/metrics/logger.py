@@ -62,8 +62,7 @@ class RunLogger:
         Raises UsageError if a file of the run folder cannot be used.
         """
         if self._folder is not None:
-            values, console = to_values(self._recipe), self.console
-            start = RunStart(self._folder, step, evaluated, logged, console.warn, console.print, values)
+            start = RunStart(self._folder, step, evaluated, logged, self.console.print, to_values(self._recipe))
             self._sinks = [SINKS[name](start) for name in dict.fromkeys((*_ALWAYS, *self._recipe.logging.sinks))]
 
     def write(
@@ -89,9 +88,9 @@ class RunLogger:
         if classes := event.get("per_class"):
             self.console.print(table_of_classes(classes))
         if event["event"] == "validate" and not math.isfinite(event["loss"]):
-            self.console.warn(
-                f"the validation loss after step {event['step']} is {event['loss']} ({event['weights']} weights). The "
-                "usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
+            self.console.print(
+                f"warning: the validation loss after step {event['step']} is {event['loss']} ({event['weights']} "
+                "weights). The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
                 "(schedule.warmup) or fp16"
             )
 
@@ -108,7 +107,9 @@ class RunLogger:
             for sink in self._sinks:
                 sink.write({"event": "picture", "step": 0, "epoch": 0.0, "file": FIRST_BATCH})
         except OSError as error:
-            self.console.warn(f"{self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues")
+            self.console.print(
+                f"warning: {self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues"
+            )
         return itertools.chain([first], batches)
 
     @contextmanager

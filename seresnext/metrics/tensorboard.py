@@ -82,9 +82,8 @@ class TensorBoard:
             self._warn_about(error)
 
     def _warn_about(self, error: OSError) -> None:
-        self._start.warn(
-            f"TensorBoard files in {self._folder} cannot be written ({error.strerror}); training continues without them"
-        )
+        reason = f"cannot be written ({error.strerror}); training continues without them"
+        self._start.report(f"warning: TensorBoard files in {self._folder} {reason}")
 
 
 def _recipe_as_text(recipe: Mapping[str, Any]) -> Any:

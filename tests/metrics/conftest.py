@@ -30,7 +30,7 @@ def follow(tracked):
 
     def follow(name, *events, state="running"):
         said = []
-        tracker = Tracker(name, RunStart(tracked, 0, 0, 0, said.append, said.append))
+        tracker = Tracker(name, RunStart(tracked, 0, 0, 0, said.append))
         with (tracked / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(event) + "\n" for event in events)
         (tracked / "status.json").write_text(json.dumps({"state": state}))

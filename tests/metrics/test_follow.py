@@ -134,7 +134,7 @@ def test_an_attached_file_moves_nothing_else(folder):
     state = (folder / "trackers" / "wandb.json").read_text()
     append(folder, train(2))
     follower = opened(folder)
-    follower.open().artifact(folder / "report")
+    follower.service.artifact(folder / "report")
     follower.finish()
     assert logged() == [1]
     assert Service.runs["run-0"][-2:] == [("artifact", "report"), ("finish", "finished")]

@@ -98,7 +98,7 @@ def test_a_new_sink_is_one_row_of_the_table(tmp_path, stream, monkeypatch):
     assert start.recipe == to_values(recipe)
     assert opens.return_value.mock_calls == [call.write(train), call.write(skipped), call.close()]
     assert not (tmp_path / "tensorboard").exists()
-    start.warn("the tracker is offline")
+    start.report("warning: the tracker is offline")
     assert stream.getvalue().endswith("warning: the tracker is offline\n")
 
 

@@ -96,7 +96,7 @@ def test_a_server_that_does_not_answer_is_one_warning(tracked, monkeypatch, answ
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(module, "PATIENCE", 12.0)
         said, started = [], time.monotonic()
-        tracker = Tracker("mlflow", RunStart(tracked, 0, 0, 0, said.append, said.append))
+        tracker = Tracker("mlflow", RunStart(tracked, 0, 0, 0, said.append))
         tracker.write(train(1))
         assert time.monotonic() - started < 1
         tracker.close()

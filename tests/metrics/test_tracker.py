@@ -37,7 +37,7 @@ def started(tmp_path, monkeypatch, said):
 
     def started(program):
         monkeypatch.setattr(module, "_PROGRAM", ("-c", program))
-        return Tracker("wandb", RunStart(tmp_path, 0, 0, 0, said.append, said.append))
+        return Tracker("wandb", RunStart(tmp_path, 0, 0, 0, said.append))
 
     return started
 
