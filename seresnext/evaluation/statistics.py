@@ -80,12 +80,13 @@ def calibrate(logits: Floats, labels: Ints) -> dict[str, Any] | None:
     for side in (0, 1):
         temperature = fit_temperature(logits[half != side], labels[half != side])
         after[half == side] = confidences(logits[half == side], temperature)
+    bins, bins_after = calibration_bins(before, correct), calibration_bins(after, correct)
     return {
-        "error": calibration_error(before, correct),
-        "error_after": calibration_error(after, correct),
+        "error": calibration_error(bins),
+        "error_after": calibration_error(bins_after),
         "temperature": fit_temperature(logits, labels),
-        "bins": calibration_bins(before, correct),
-        "bins_after": calibration_bins(after, correct),
+        "bins": bins,
+        "bins_after": bins_after,
     }
 
 
@@ -110,10 +111,9 @@ def calibration_bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[lis
     return [[float(mean[k]), float(accuracy[k]), int(count[k])] for k in range(BINS) if count[k]]
 
 
-def calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
+def calibration_error(bins: Sequence[Sequence[float]]) -> float:
     """Return the expected calibration error in percent: the mean distance of confidence and accuracy over the bins."""
-    bins = calibration_bins(confidence, correct)
-    return sum(abs(mean - accuracy) * count for mean, accuracy, count in bins) / len(confidence)
+    return sum(abs(mean - accuracy) * count for mean, accuracy, count in bins) / sum(count for *_, count in bins)
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:
