@@ -80,11 +80,8 @@ def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, width: int, sch
     path.write_text(page_of(), "ascii")
     page = browser.open(path, width=width, scheme=scheme, script=script)
     assert (page.errors, len(page.requests)) == ([], 1)
-    assert page.evaluate("[window.hit, document.scripts.length, document.querySelectorAll('img[src=x]').length]") == [
-        None,
-        1,
-        0,
-    ]
+    found = page.evaluate("[window.hit, document.scripts.length, document.querySelectorAll('img[src=x]').length]")
+    assert found == [None, 1, 0]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0 && image.alt)")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 21, 27)"

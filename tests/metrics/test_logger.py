@@ -34,10 +34,14 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def scalars(folder, tag):
+def board_of(folder):
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
-    return [(found.step, found.value) for found in board.Scalars(tag)]
+    return board
+
+
+def scalars(folder, tag):
+    return [(found.step, found.value) for found in board_of(folder).Scalars(tag)]
 
 
 @pytest.fixture
@@ -109,9 +113,7 @@ def test_top5_of_five_classes_is_not_printed(tmp_path, stream, opened, num_class
     assert ("top-5" in stream.getvalue()) is printed
     assert ("top-5" in (tmp_path / "log.txt").read_text()) is printed
     assert lines(tmp_path)[0]["top5"] == 100.0
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    assert ("validate/top5" in board.Tags()["scalars"]) is printed
+    assert ("validate/top5" in board_of(tmp_path).Tags()["scalars"]) is printed
 
 
 @pytest.mark.parametrize("best_by", ["top1", "macro_f1"])
@@ -136,10 +138,9 @@ def test_the_first_batch_is_drawn_as_the_step_mixes_it(tmp_path, opened):
     with opened() as logger:
         assert list(map(id, logger.draw_first(iter(batches), mixed))) == list(map(id, batches))
     assert (tmp_path / "first_batch.png").exists()
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    assert board.Tags()["images"] == ["train/first_batch"]
-    assert "recipe/text_summary" in board.Tags()["tensors"]
+    tags = board_of(tmp_path).Tags()
+    assert tags["images"] == ["train/first_batch"]
+    assert "recipe/text_summary" in tags["tensors"]
     mixed.assert_called_once_with(batches[0].images, batches[0].labels, step=0, replica=0)
     assert lines(tmp_path) == [{"event": "picture", "step": 0, "epoch": 0.0, "file": "first_batch.png"}]
 
