@@ -72,13 +72,15 @@ class Follower:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
+                is_picture, place, numbers = False, (0, 0.0), {}
                 with suppress(LookupError, TypeError, ValueError, RecursionError):  # not an event
                     event = json.loads(line)
-                    step, epoch, numbers = int(event["step"]), float(event["epoch"]), charts(event, self._recipe)
-                    if event["event"] == "picture":
-                        service.picture(self._folder / FIRST_BATCH)
-                    elif numbers:
-                        service.log(numbers, step, epoch)
+                    is_picture, place = event["event"] == "picture", (int(event["step"]), float(event["epoch"]))
+                    numbers = charts(event, self._recipe)
+                if is_picture:
+                    service.picture(self._folder / FIRST_BATCH)
+                elif numbers:
+                    service.log(numbers, *place)
                 self._sent += len(line)
         if self._sent != before:
             self._save()

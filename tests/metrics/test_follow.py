@@ -13,10 +13,10 @@ from seresnext.recipe.show import to_yaml
 
 
 class Service:
-    """A service with runs by id. `broken` makes `log` fail."""
+    """A service with runs by id. `broken` is the error of `log`, if there is one."""
 
     runs: dict[str, list[tuple]]
-    broken = False
+    broken = None
     address = "memory"
 
     def __init__(self, folder, known, values):
@@ -26,7 +26,7 @@ class Service:
 
     def log(self, numbers, step, epoch):
         if Service.broken:
-            raise ConnectionError("the server is gone\nsecond line")
+            raise Service.broken("the server is gone\nsecond line")
         self.calls.append(("log", step, numbers))
 
     def picture(self, path):
@@ -43,7 +43,7 @@ class Service:
 def folder(tmp_path, monkeypatch):
     monkeypatch.setitem(module.SERVICES, "wandb", Service)
     monkeypatch.setattr(Service, "runs", {}, raising=False)
-    monkeypatch.setattr(Service, "broken", False)
+    monkeypatch.setattr(Service, "broken", None)
     (tmp_path / "trackers").mkdir()
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(load_recipe("digits").recipe)))
@@ -112,18 +112,20 @@ def test_a_state_from_a_stranger_is_no_state(folder, text):
     assert logged() == [1]
 
 
-def test_errors_are_reported_and_no_line_is_lost(folder):
+@pytest.mark.parametrize("kind", [ConnectionError, json.JSONDecodeError])
+def test_errors_are_reported_and_no_line_is_lost(folder, kind):
+    """An answer that is no JSON, of a proxy, is a ValueError, as is a line that is no event."""
     pauses, errors = [], []
 
     def is_over(pause):
         pauses.append(pause)
         append(folder, train(len(pauses)))
-        Service.broken = 2 <= len(pauses) <= 3
+        Service.broken = (lambda text: kind(text, "", 0)) if 2 <= len(pauses) <= 3 else None
         return len(pauses) == 5
 
     follow(opened(folder), errors.append, is_over)
     assert pauses == [0, module._POLL, module._RETRY, module._RETRY, module._POLL]
-    assert [type(error) for error in errors] == [ConnectionError] * 2
+    assert [type(error) for error in errors] == [kind] * 2
     assert logged() == [1, 2, 3, 4, 5]
     assert Service.runs["run-0"][-1] == ("finish", "finished")
 
