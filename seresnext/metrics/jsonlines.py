@@ -7,7 +7,6 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 from seresnext.errors import UsageError
 from seresnext.files import open_regular
@@ -48,9 +47,9 @@ class JsonLines(Sink):
 
     def write(self, event: Event) -> None:
         """Append an event. Floats keep every digit. NaN and infinity become null, because JSON lacks both."""
-        line = json.dumps({name: _json_value(value) for name, value in event.items()}, allow_nan=False) + "\n"
+        lost = [name for name, value in event.items() if isinstance(value, float) and not math.isfinite(value)]
         try:
-            self._append(line)
+            self._append(json.dumps({**event, **dict.fromkeys(lost)}, allow_nan=False) + "\n")
         except OSError as error:
             if not self._is_reported:
                 reason = f"cannot be written ({error.strerror}); training continues without these lines"
@@ -93,10 +92,6 @@ class JsonLines(Sink):
         except OSError:
             os.truncate(self._path, size)  # An almost full disk takes a part of the line.
             raise
-
-
-def _json_value(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse_event(line: bytes) -> Event | None:

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -54,7 +53,10 @@ class TensorBoard:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         if event["event"] == "picture":
             path = self._start.folder / event["file"]
-            values = [Summary.Value(tag=f"train/{path.stem}", image=_picture(path))]
+            with Image.open(path) as image:
+                size = {"width": image.width, "height": image.height, "colorspace": 3}
+            image = Summary.Image(encoded_image_string=path.read_bytes(), **size)
+            values = [Summary.Value(tag=f"train/{path.stem}", image=image)]
         if values:
             self._add(event["step"], *values)
 
@@ -91,9 +93,3 @@ def _recipe_as_text(recipe: Mapping[str, Any]) -> Any:
 
     code = "".join(f"    {line}\n" for line in to_yaml(dict(recipe)).splitlines())  # Four spaces are code in Markdown.
     return summary.text("recipe", code).value[0]
-
-
-def _picture(path: Path) -> Any:
-    with Image.open(path) as image:
-        size = {"width": image.width, "height": image.height, "colorspace": 3}
-    return Summary.Image(encoded_image_string=path.read_bytes(), **size)

@@ -132,7 +132,7 @@ class Watch:
             f"slowest rank up to step {step}: rank {slowest['rank']} on {slowest['host']} {work} "
             f"{slowest['seconds']:.3f} s a step, the other ranks {slowest['others']:.3f} s"
         )
-        event = {"event": "slowest_rank", **self._place(step), **slowest}
+        event = {"event": "slowest_rank", "step": step, "epoch": step / self.steps_per_epoch, **slowest}
         self.logger.write(event, text=text, only_log=slowest["slower"] < _SLOW)
         return max(times.data for times in ranks)
 
@@ -142,11 +142,9 @@ class Watch:
         if kind in self._logged:
             return
         self._logged.add(kind)
-        event = {"event": "anomaly", "kind": kind, **self._place(step), "value": value, "usual": expected}
+        place = {"step": step, "epoch": step / self.steps_per_epoch}
+        event: dict[str, Any] = {"event": "anomaly", "kind": kind, **place, "value": value, "usual": expected}
         if replicas:
             event["samples"] = [name for replica in replicas for name in self.names(step - 1, replica)]
             text += "; metrics.jsonl names the images"
         self.logger.write(event, text=f"warning: {kind.replace('_', ' ')}: {text}")
-
-    def _place(self, step: int) -> dict[str, Any]:
-        return {"step": step, "epoch": step / self.steps_per_epoch}
