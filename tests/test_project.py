@@ -86,7 +86,6 @@ TESTED_ELSEWHERE = {
     "commands/export.py": "export/test_create.py",
     "errors.py": "test_cli.py",
     "metrics/sink.py": "metrics/test_logger.py",
-    "evaluation/real_labels.py": "run/test_validate_options.py",
     "export/documents.py": "export/test_verify.py",
     "training/data.py": "training/test_trainer.py",
     "run/train.py": "runs/test_training.py",
