@@ -141,7 +141,7 @@ def _suited_recipe(options: Namespace, world: World) -> Recipe:
 
 
 def _missing_weights(recipe: Recipe) -> str | None:
-    """Return why there are no published weights, if the recipe wants them. Takes at most 10 s without a network."""
+    """Return why there are no published weights, if the recipe wants them. A silent server takes 10 seconds."""
     from seresnext.models.locate import PUBLISHED, first_weights
 
     if recipe.model.weights == PUBLISHED:

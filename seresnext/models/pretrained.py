@@ -220,11 +220,7 @@ def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = No
 
 
 def load_weights(
-    model: SENet,
-    tensors: Mapping[str, Tensor],
-    source: str,
-    reset_head: bool = False,
-    recorded_name: str | None = None,
+    model: SENet, tensors: Mapping[str, Tensor], source: str, reset_head: bool = False, recorded_name: str | None = None
 ) -> list[str]:
     """Copy all tensors into the model, or none. Return notes for the user, one sentence each.
 
@@ -263,12 +259,9 @@ def load_weights(
     if _EXCITATION in given and stem_pool != model.stem_pool:
         problems.insert(0, [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"])
     if problems:
-        advice = _advice(model, tensors, reset_head, recorded_name)
-        # The first line has the fix, so a few tensors are enough to show the fault.
-        kinds = [[line for kind in problems for line in kind]] if advice else problems
-        lines = [line for kind in kinds for line in listed(kind, _MOST_LISTED)]
-        heading = f"{source} does not fit the model: {'; '.join(advice)}"
-        raise CheckpointError("\n  ".join([heading.rstrip(), *lines]))
+        advice = _advice(model, tensors, reset_head, recorded_name) or ["use a file of weights of this model"]
+        lines = [line for kind in problems for line in listed(kind, _MOST_LISTED)]
+        raise CheckpointError("\n  ".join([f"{source} does not fit the model: {'; '.join(advice)}", *lines]))
     model.load_state_dict({**model.state_dict(), **given})
     return notes
 
@@ -308,12 +301,7 @@ def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
 
 
 def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recorded_name: str | None) -> list[str]:
-    """Return fixes, if the file is of another model, has other classes, or has no BatchNorm."""
-    if "layer0.conv1.bias" in tensors:  # The convolutions of the networks have no bias.
-        return [
-            "BatchNorm is folded into the convolutions, and only seresnext.models.folding.build_folded reads the file; "
-            "give an export of the kind `weights`"
-        ]
+    """Return fixes, if the file is of another model or has other classes."""
     try:
         name, num_classes, _ = identify_model(tensors, recorded_name)
     except CheckpointError:

@@ -247,16 +247,6 @@ def test_export_sees_the_modules_operations(model_and_images, mode):
         assert torch.equal(program.module()(images), model(images))
 
 
-@pytest.mark.full
-def test_onnx_export_of_a_model_in_evaluation(model_and_images):
-    pytest.importorskip("onnxscript", reason="pip install onnx onnxscript")
-    model, images = model_and_images
-    program = torch.onnx.export(model, (images,), dynamo=True)
-    assert sum(node.op_type == "Conv" for node in program.model.graph) == sum(
-        isinstance(module, nn.Conv2d) for module in model.modules()
-    )
-
-
 def test_a_kernel_in_evaluation_breaks_the_trace():
     """The control: a kernel whenever gradients are on, as in version 0.1. torch checks a trace without gradients."""
     block = bottleneck().eval()

@@ -126,7 +126,7 @@ def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: Stat
     state["layer3.0.bn2.running_var"] = torch.full((512,), -1e-9)
     lines = refusal(fresh(), state).split("\n  ")
     assert lines == [
-        "weights.pth does not fit the model:",
+        "weights.pth does not fit the model: use a file of weights of this model",
         "missing: layer1.0.bn1.weight",
         "missing: layer4.1.se_module.fc2.bias",
         "unexpected: extra",
@@ -141,13 +141,13 @@ def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: Stat
 
 
 def test_another_model(fresh: Callable[..., SENet], state: State) -> None:
-    """The first line has the fix, and a few tensors show the fault: `status.json` holds the whole message."""
+    """The first line has the fix, and a few tensors of each kind show the fault."""
     first, *others = refusal(fresh("seresnext50", num_classes=10), state).split("\n  ")
     assert "weights.pth" in first
     assert f"model.name={NAME}" in first
     assert "model.reset_head=true" in first
     assert "layer1.2.conv1.weight" in others[0]
-    assert len(others) == 11
+    assert len(others) == 13
 
 
 def test_endless_names_are_one_screen(fresh: Callable[..., SENet], state: State) -> None:
