@@ -145,6 +145,5 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
                 f"{where} was measured with {name} {printable(given)}, and the export has {printable(own)}; measure "
                 "the checkpoint with the same options"
             )
-    temperature = {"temperature": found.calibration.temperature} if found.calibration else {}
-    figures = {name: getattr(found, name) for name in ("top1", "top5", "loss", "num_images")} | temperature
-    return {name: float(value) for name, value in figures.items() if value is not None}
+    figures = found.model_dump(include={"top1", "top5", "loss", "num_images"}, exclude_none=True)
+    return figures | ({"temperature": found.calibration.temperature} if found.calibration else {})

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
@@ -129,23 +128,27 @@ def write_document(document: BaseModel, path: Path) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of all other files in a folder."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    files = {path.relative_to(folder).as_posix(): digest_of(path) for path in found}
+    files = {name: digest_of(folder / name) for name in _files(folder)}
     write_document(manifest.model_copy(update={"files": files, "digest": _NO_DIGEST}), folder / MANIFEST)
 
 
 def check_files(folder: Path, manifest: Manifest, model: str) -> None:
     """Raise CheckpointError that names each file that is missing, or differs. `model` is the file of the model."""
-    problems = []
+    problems, found = [], _files(folder)
     for name, digest in manifest.files.items():
-        is_inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        if not is_inside or not os.path.isfile(folder / name):  # noqa: PTH113 (raises nothing)
+        if name not in found:
             problems.append(f"{printable(name)} is missing")
         elif digest_of(folder / name) != digest:
             problems.append(f"{printable(name)} was changed: the digest differs from {MANIFEST}")
     problems += [f"{name} is not in {MANIFEST}" for name in (CONFIG, EXPECTED, model) if name not in manifest.files]
     if problems:
         raise CheckpointError(f"{shown_path(folder)} fails: {'; '.join(problems)}; export the model again")
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder, without the manifest."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != MANIFEST)
 
 
 def digest_of(path: Path) -> str:

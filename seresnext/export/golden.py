@@ -74,11 +74,8 @@ def load_golden(folder: Path, names: Sequence[str], preprocessing: Preprocessing
     """Return the pixels of the images after decode, resize and crop, uint8 N H W 3. Raise DataError."""
     crop, decoding = preprocessing.crop, preprocessing.decoding(_MAX_PIXELS)
     pixels = []
-    for name in names:
-        try:
-            pixels.append(crop.decode_and_crop((folder / name).read_bytes(), shown_path(folder / name), decoding))
-        except OSError as error:
-            raise DataError(f"{shown_path(folder / name)} cannot be read: {error.strerror}; restore it") from None
+    for path in (folder / name for name in names):
+        pixels.append(crop.decode_and_crop(path.read_bytes(), shown_path(path), decoding))
     return torch.stack(pixels)
 
 

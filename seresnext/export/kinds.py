@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.fx.experimental import _config as shapes
 
+from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError
 from seresnext.export.golden import Network
 from seresnext.models import LoadedWeights, SENet, build_pretrained, timm_state_dict
@@ -45,7 +46,9 @@ def _write_weights(model: SENet, path: Path) -> None:
 
 def _open_weights(path: Path, config: TimmConfig) -> Network:
     # With the configuration, the tensors are compared before a model is built: the numbers can exceed the file.
-    return build_pretrained(LoadedWeights(shown_path(path), read_weights(path)[0], config=config), in_channels=3)
+    loaded = LoadedWeights(shown_path(path), read_weights(path)[0], config=config)
+    class_names(loaded)  # raises CheckpointError unless the model is for RGB
+    return build_pretrained(loaded)
 
 
 def _write_folded(model: SENet, path: Path) -> None:

@@ -68,22 +68,19 @@ def count_multiply_adds(model: nn.Module, in_channels: int = 3, image_size: int 
 def print_models() -> None:
     """Print a line for each model: its size, then the figures of the published weights."""
     print(
-        f"{'model':<25} {'parameters':>10} {'multiply-adds':>13} {'bytes of weights':>16} {'top-1':>6} {'top-5':>6}"
-        "  published weights (bytes)"
+        f"{'model':<25} {'parameters':>10} {'multiply-adds':>13} {'top-1':>6} {'top-5':>6}  published weights (bytes)"
     )
     for name, row in MODELS.items():
         with torch.device("meta"):
             model = create_model(name)
-        num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
         print(
             f"{name:<25} {_parameters(model):>10,} {count_multiply_adds(model) / 1e9:>11.2f} G "
-            f"{num_bytes:>16,} {row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file}"
+            f"{row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file}"
             + (f" ({row.weights_bytes:,})" if row.weights_bytes else "")
         )
     print(
-        "\nMultiply-adds: convolutions and linear layers, one image of 224x224. Bytes of weights: float32, with the\n"
-        "statistics of BatchNorm. Accuracies: as published, percent of ImageNet's validation set, one centre crop of\n"
-        "224x224, and of 288x288 for seresnext50_32x4d."
+        "\nMultiply-adds: convolutions and linear layers, one image of 224x224. Accuracies: as published, percent of\n"
+        "ImageNet's validation set, one centre crop of 224x224, and of 288x288 for seresnext50_32x4d."
     )
 
 

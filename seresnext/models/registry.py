@@ -132,5 +132,5 @@ def create_model(
 
 def build_model(section: ModelSection) -> SENet:
     """Return the untrained model of a recipe. torch's default generator draws the weights."""
-    sizes = (section.num_classes, section.in_channels, section.drop_rate)
-    return create_model(section.name, *sizes, section.zero_init_last, section.drop_path_rate)
+    options = ("num_classes", "in_channels", "drop_rate", "zero_init_last", "drop_path_rate")
+    return create_model(section.name, **{option: getattr(section, option) for option in options})

@@ -19,7 +19,6 @@ from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.data.readers.class_labels import has_other_labels
 from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.distributed.ddp import build_ddp_options
@@ -83,9 +82,7 @@ class Run:
             # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
             self.precision.apply_to(self.model, world.device, recipe.runtime.channels_last is True)
             if previous is None:
-                is_real = recipe.data.format != "synthetic"
-                other_labels = lambda: is_real and has_other_labels(self.train)  # noqa: E731
-                notices += load_first_weights(self.model, recipe.model, other_labels)
+                notices += load_first_weights(self.model, recipe.model)
         self.model.freeze(recipe.model.never_trained)
         for notice in notices:
             console.print(notice)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
+from torch.serialization import StorageType
 
 from seresnext.printable import printable
 
@@ -64,17 +65,9 @@ def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[
     return storage.as_strided(shape, stride, offset)
 
 
+_NUMBERS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _GLOBALS = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
+    **{f"torch.{name}Storage": StorageType(f"{name}Storage").dtype for name in _NUMBERS},
     "collections.OrderedDict": lambda: _Dict(),  # no arguments: many copies of a dict would take much memory
     "torch._utils._rebuild_tensor": _tensor,  # by torch before 0.4: the published files of SE-ResNeXt-50 and 101
     "torch._utils._rebuild_tensor_v2": _tensor,

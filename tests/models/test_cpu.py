@@ -82,7 +82,7 @@ class End(nn.Module):
 
 class Fused(End):
     def forward(self, x, shortcut, mask=None):
-        return cpu.fused_bn_se_add_relu(x, shortcut, self.norm, self.squeeze.fc1, self.squeeze.fc2, mask)
+        return cpu.block_end(x, shortcut, self.norm, self.squeeze, mask)
 
 
 class Modules(End):

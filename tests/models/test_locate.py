@@ -13,7 +13,8 @@ import torch
 from shard_folders import Server, serve
 
 from seresnext.errors import CheckpointError
-from seresnext.models import MODELS, find_published, find_weights, first_weights
+from seresnext.models import MODELS, find_weights, first_weights
+from seresnext.models.locate import find_published
 from seresnext.recipe.schema import ModelSection
 
 README = Path(__file__).parents[2] / "README.md"
