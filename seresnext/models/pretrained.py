@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
 from seresnext.errors import CheckpointError, RecipeError, UsageError
-from seresnext.models.locate import find_weights, first_weights
+from seresnext.models.locate import find_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
@@ -25,7 +25,7 @@ from seresnext.models.timm_config import CONFIG, TimmConfig, preprocessing_of_ar
 from seresnext.models.timm_names import from_timm_names, has_timm_names
 from seresnext.printable import listed, printable, shown_path
 from seresnext.recipe.load import recipe_from_values
-from seresnext.recipe.schema import ModelSection, Recipe
+from seresnext.recipe.schema import Recipe
 from seresnext.weights import read_weights
 from seresnext.weights.names import model_tensors
 
@@ -176,14 +176,6 @@ def load_pretrained(
     return build_pretrained(loaded, num_classes, drop_rate), loaded.preprocessing
 
 
-def load_first_weights(model: SENet, section: ModelSection) -> list[str]:
-    """Load the file `model.weights` of a recipe, if there is one. Return notes for the user.
-
-    Raise CheckpointError if the file is refused or does not fit.
-    """
-    return open_weights(first_weights(section)).load_into(model, section.reset_head) if section.weights else []
-
-
 def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = None) -> ModelSizes:
     """Return the model, the classes and the channels of weights, from their names and shapes.
 
@@ -234,10 +226,15 @@ def load_weights(
         wanted = {name: tensor for name, tensor in wanted.items() if name not in HEAD}
     counters = {name: torch.zeros_like(wanted[name]) for name in wanted if name.endswith("num_batches_tracked")}
     given = counters | given
-    problems = _problems(given, wanted)
-    if _EXCITATION in given and stem_pool != model.stem_pool:
-        problems.insert(0, [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"])
-    if problems:
+    is_other_stem = _EXCITATION in given and stem_pool != model.stem_pool
+    reasons = {name: _unfit(name, given[name], target) for name, target in wanted.items() if name in given}
+    problems = [
+        [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"] * is_other_stem,
+        [f"missing: {name}" for name in wanted if name not in given],
+        [f"unexpected: {printable(name)}" for name in given if name not in wanted],
+        [f"{name} {reason}" for name, reason in reasons.items() if reason],
+    ]
+    if any(problems):
         advice = _advice(model, tensors, reset_head, recorded_name) or ["use a file of weights of this model"]
         lines = [line for kind in problems for line in listed(kind, _MOST_LISTED)]
         raise CheckpointError("\n  ".join([f"{source} does not fit the model: {'; '.join(advice)}", *lines]))
@@ -256,15 +253,6 @@ def _our_names(tensors: Mapping[str, Tensor], source: str, recorded_name: str | 
     if has_timm_names(found):
         return from_timm_names(found, source), "padded"
     return found, MODELS[canonical_name(recorded_name)].stem_pool if recorded_name else "ceil"
-
-
-def _problems(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[list[str]]:
-    """Return the problems of the given tensors, one list for each kind of problem."""
-    missing = [f"missing: {name}" for name in wanted if name not in given]
-    unexpected = [f"unexpected: {printable(name)}" for name in given if name not in wanted]
-    reasons = {name: _unfit(name, given[name], target) for name, target in wanted.items() if name in given}
-    unfit = [f"{name} {reason}" for name, reason in reasons.items() if reason]
-    return [kind for kind in (missing, unexpected, unfit) if kind]
 
 
 def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:

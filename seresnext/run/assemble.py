@@ -25,7 +25,7 @@ from seresnext.distributed.ddp import build_ddp_options
 from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
-from seresnext.models.pretrained import load_first_weights
+from seresnext.models import first_weights, open_weights
 from seresnext.models.registry import build_model
 from seresnext.process.stop_request import StopRequest
 from seresnext.randomness import torch_seed_at
@@ -81,8 +81,9 @@ class Run:
             self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
             # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
             self.precision.apply_to(self.model, world.device, recipe.runtime.channels_last is True)
-            if previous is None:
-                notices += load_first_weights(self.model, recipe.model)
+            if previous is None and recipe.model.weights:
+                loaded = open_weights(first_weights(recipe.model))
+                notices += loaded.load_into(self.model, recipe.model.reset_head)
         self.model.freeze(recipe.model.never_trained)
         for notice in notices:
             console.print(notice)

@@ -20,13 +20,14 @@ from seresnext.models import (
     Preprocessing,
     SENet,
     create_model,
+    first_weights,
     load_pretrained,
     load_weights,
     open_weights,
     published_preprocessing,
     timm_state_dict,
 )
-from seresnext.models.pretrained import HEAD, identify_model, load_first_weights
+from seresnext.models.pretrained import HEAD, identify_model
 from seresnext.models.registry import build_model
 from seresnext.recipe.load import load_recipe
 from seresnext.runtime import PRECISIONS
@@ -309,7 +310,7 @@ def test_weights_in_double_precision_are_not_rounded(tmp_path):
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     section = section.model_copy(update={"weights": str(tmp_path / "weights.safetensors")})
     model = PRECISIONS["fp64"].apply_to(build_model(section), torch.device("cpu"), channels_last=False)
-    assert load_first_weights(model, section) == []
+    assert open_weights(first_weights(section)).load_into(model) == []
     assert model.last_linear.weight[0, 0] == exact
     assert exact.float().double() != exact  # The control: in float32 it would be another number.
 
