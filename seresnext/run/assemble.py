@@ -21,7 +21,6 @@ from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
-from seresnext.distributed.ddp import build_ddp_options
 from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
@@ -29,7 +28,7 @@ from seresnext.models import first_weights, open_weights
 from seresnext.models.registry import build_model
 from seresnext.process.stop_request import StopRequest
 from seresnext.randomness import torch_seed_at
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import recipe_hash
@@ -100,7 +99,7 @@ class Run:
                 compiled=recipe.runtime.compile is True,
                 clip_norm=recipe.optimizer.clip_norm,
                 thaw_at=self.plan.thaw_at,
-                ddp=build_ddp_options(recipe),
+                compress=recipe.runtime.compress_gradients == "bf16",
             ),
             world=world,
             mix=build_mixup_cutmix(recipe, self.plan.steps_per_epoch),
@@ -121,7 +120,7 @@ class Run:
         with self._world.agreeing():
             if checkpoint:
                 live = self.state()
-                contents.restore(checkpoint.tensors, live, str(checkpoint.path))
+                contents.restore(checkpoint.tensors, live)
                 share_step_count(self.optimizer, live["optimizer"])
                 contents.load_scaler_state(self.step.scaler, live["scaler"])
             logger.open(progress.step, progress.evaluated, progress.logged)
