@@ -94,16 +94,16 @@ def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
 
     seen = []
     with open_world() as joined:
-        # A world without a heartbeat: the heartbeat would report a crashed rank to the other ranks.
-        world = World(joined.rank, joined.size, joined.device)
         for training in trainings:
+            # The heartbeat of this world never starts, so it reports no crashed rank. A heartbeat keeps a run folder.
+            world = World(joined.rank, joined.size, joined.device)
+            gc.collect()  # This releases the lock of the run folder before.
+            if len(seen) == 1:
+                gc.freeze()  # All modules are loaded. Later collections ignore them, which saves half a second each.
             if training.copy_of and world.is_first:
                 shutil.copytree(folder / training.copy_of, folder / training.run)
             world.gather(None)
             seen.append(_perform(training, world, folder))
-            gc.collect()  # This releases the lock of the run folder.
-            if len(seen) == 1:
-                gc.freeze()  # All modules are loaded. Later collections ignore them, which saves half a second each.
     return seen
 
 
@@ -132,7 +132,6 @@ def _perform(training: Training, world: World, folder: Path) -> Seen:
 
 
 def _changes(training: Training, seen: Seen, runs: list[Any]) -> Iterator[Any]:
-    """Yield the patches of the program."""
     from seresnext.data.augment.mixup import MixupCutmix
     from seresnext.distributed import BatchNormStatistics, World
     from seresnext.models import registry
@@ -270,7 +269,6 @@ class Lab:
         return found
 
     def differences(self, run: str, other: str) -> list[str]:
-        """Return the names of the results that differ between two runs."""
         one, two = self.result(run), self.result(other)
         assert one.keys() == two.keys()
         return [name for name in one if not _is_same(one[name], two[name])]
