@@ -12,8 +12,6 @@ import pytest
 
 @dataclass
 class RecordedBar:
-    """A recorded bar: label, total and the counts of all calls."""
-
     label: str
     total: int
     counts: list[int] = field(default_factory=list)
@@ -26,7 +24,6 @@ class RecordedBar:
 
 
 def record_bars(module: ModuleType, patch: pytest.MonkeyPatch) -> list[RecordedBar]:
-    """Replace `progress` in a module, and return the list of recorded bars."""
     bars: list[RecordedBar] = []
 
     @contextmanager

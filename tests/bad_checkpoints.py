@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,6 @@ from seresnext.training.trainer import Progress
 
 
 def model_weights(num_classes: int = 3) -> dict[str, Tensor]:
-    """Return the tensors of an untrained model by their names in a checkpoint."""
     torch.manual_seed(0)
     model = create_model("seresnext26", num_classes)
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -45,7 +43,6 @@ def metadata_values(recipe: Path, images: Path) -> dict[str, Any]:
 
 
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy with other values at dotted paths."""
     result = copy.deepcopy(dict(values))
     for path, value in changes.items():
         *folders, last = path.split(".")
@@ -62,8 +59,3 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[
     path.unlink(missing_ok=True)
     file_format.write_synced(path, *file_format.header(tensors, texts))
     return path
-
-
-def json_text(value: Any) -> str:
-    """Return JSON that may hold numbers that are not finite."""
-    return json.dumps(value, allow_nan=True)

@@ -10,13 +10,12 @@ No process outlives the block. Tests carry the mark `needs_chromium`.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,13 @@ from conftest import ROOT, Command, needs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = needs(CHROMIUM is not None, "needs chromium: apt-get install chromium")
-_FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-_FLAGS += [
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-breakpad",
-    "--hide-scrollbars",
-]
+_FLAGS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking"
+_FLAGS += " --disable-component-update --disable-sync --disable-breakpad --hide-scrollbars --remote-debugging-pipe"
 _TIMEOUT = 60.0
 _KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
 
 class Browser:
-    """A running browser. `open` opens a page."""
-
     def __init__(self, command: Command, write: int, read: int) -> None:
         self._command, self._write, self._read = command, write, read
         self._buffer, self._number = b"", 0
@@ -59,7 +50,6 @@ class Browser:
         return answer["result"]
 
     def wait_for(self, method: str, session: str) -> None:
-        """Wait for an event of a page."""
         deadline = time.monotonic() + _TIMEOUT
         while not any(event.get("method") == method and event.get("sessionId") == session for event in self.events):
             self.events.append(self._receive(deadline))
@@ -75,16 +65,14 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(
-        self, path: Path | str, width: int = 1280, height: int = 900, scheme: str = "light", script: bool = True
-    ) -> Page:
-        """Return an HTML file, or an address, as a page of a size, `light` or `dark`, with or without JavaScript."""
+    def open(self, path: Path | str, width: int = 1280, scheme: str = "light", script: bool = True) -> Page:
+        """Return an HTML file, or an address, as a page of a width, `light` or `dark`, with or without JavaScript."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable", session)
-        size: Mapping[str, Any] = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", session, **size)
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1}
+        self.call("Emulation.setDeviceMetricsOverride", session, mobile=False, **size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", session, features=features)
         self.call("Emulation.setScriptExecutionDisabled", session, value=not script)
@@ -106,7 +94,6 @@ class Page:
         self.seconds = 0.0
 
     def evaluate(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression. Fail if the expression throws."""
         options = {"returnByValue": True, "awaitPromise": True}
         answer = self._browser.call("Runtime.evaluate", self._session, expression=expression, **options)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
@@ -120,13 +107,7 @@ class Page:
         self._browser.call("Input.dispatchKeyEvent", self._session, type="keyUp", **common)
 
     def type(self, text: str) -> None:
-        """Type text into the element with the focus."""
         self._browser.call("Input.insertText", self._session, text=text)
-
-    def screenshot(self, path: Path, whole: bool = True) -> None:
-        """Write a PNG of the page, or of the part in the window."""
-        shot = self._browser.call("Page.captureScreenshot", self._session, captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     @property
     def errors(self) -> list[str]:
@@ -156,7 +137,7 @@ def open_browser(folder: Path) -> Iterator[Browser]:
     for pipe in (there, back):
         os.mkfifo(pipe)
     write, read = os.open(there, os.O_RDWR), os.open(back, os.O_RDONLY | os.O_NONBLOCK)
-    program = [CHROMIUM, *_FLAGS, f"--user-data-dir={folder / 'profile'}", "--remote-debugging-pipe"]
+    program = [CHROMIUM, *_FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]
     shell = 'exec 3<"$0" 4>"$1"; shift; exec "$@"'
     command = Command(["bash", "-c", shell, there, back, *program], folder, {**os.environ, "HOME": str(folder)}, ROOT)
     try:

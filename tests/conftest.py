@@ -18,6 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,7 +124,6 @@ class Command:
 
     @property
     def output(self) -> str:
-        """The output so far."""
         return "".join(self._texts())
 
     def alive(self) -> list[int]:
@@ -173,7 +173,6 @@ class Command:
         return Result(returncode, *self._texts(), seconds)
 
     def kill(self) -> None:
-        """Kill all processes of the tree."""
         while pids := self.alive():
             for pid in pids:
                 try:
@@ -306,22 +305,20 @@ def tiny_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     Each JPEG is a gradient with noise; the class gives the direction and the colour, so a model can learn the classes.
     The same arguments give the same folder within a session. A test that changes images copies the folder first.
     """
-    made: dict[tuple[int, ...], Path] = {}
 
-    def make(classes: int = 3, per_class: int = 8, size: int = 40, val_per_class: int = 4) -> Path:
-        key = (classes, per_class, size, val_per_class)
-        if key not in made:
-            made[key] = root = tmp_path_factory.mktemp("images")
-            for split, count in (("train", per_class), ("val", val_per_class)):
-                for label in range(classes):
-                    folder = root / split / f"class_{label}"
-                    folder.mkdir(parents=True)
-                    for number in range(count):
-                        rng = np.random.default_rng([label, number, len(split)])
-                        _gradient(label, classes, size, rng).save(folder / f"{number}.jpg", quality=90)
-        return made[key]
+    @cache
+    def make(classes: int, per_class: int, size: int, val_per_class: int) -> Path:
+        root = tmp_path_factory.mktemp("images")
+        for split, count in (("train", per_class), ("val", val_per_class)):
+            for label in range(classes):
+                folder = root / split / f"class_{label}"
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    rng = np.random.default_rng([label, number, len(split)])
+                    _gradient(label, classes, size, rng).save(folder / f"{number}.jpg", quality=90)
+        return root
 
-    return make
+    return lambda classes=3, per_class=8, size=40, val_per_class=4: make(classes, per_class, size, val_per_class)
 
 
 def _gradient(label: int, classes: int, size: int, rng: np.random.Generator) -> Image.Image:

@@ -39,7 +39,6 @@ def spoil_labels(owner: Any, name: str, step: int) -> None:
 
 
 def main(part: str, rank: str, seconds: str, *arguments: str) -> int:
-    """Train, with the disturbance on the rank. Return the exit code."""
     from exactness import narrow
 
     from seresnext import cli

@@ -32,7 +32,6 @@ def make_oracle(name: str, seed: int) -> torch.nn.Module:
 
 
 def run(*words: object) -> int:
-    """Run a command in this process. Return the exit code."""
     with StopRequest() as stop:
         return cli.main([str(word) for word in words], stop)
 

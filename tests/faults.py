@@ -72,12 +72,10 @@ class Faults:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variable for the command that runs this file."""
         value = {"folder": str(self._folder), "faults": [asdict(fault) for fault in self._faults]}
         return {VARIABLE: json.dumps(value)}
 
     def happened(self, number: int = 0) -> bool:
-        """Return whether the fault has happened."""
         return (self._folder / f"happened-{number}").exists()
 
     def exit_codes(self) -> dict[int, int]:
@@ -85,7 +83,6 @@ class Faults:
         return {int(file.name[5:]): int(file.read_text()) for file in self._folder.glob("exit-*")}
 
     def release(self) -> None:
-        """Release all processes that hold."""
         (self._folder / "release").touch()
 
 
@@ -166,7 +163,6 @@ class _Injection:
         (self._folder / f"exit-{self._rank}").write_text(str(code))
 
     def patch(self) -> None:
-        """Add the points and the narrow network to the program."""
         from exactness import narrow
 
         from seresnext.checkpoint import store
@@ -253,7 +249,6 @@ def _use_memory(more: int) -> None:
 
 
 def main() -> None:
-    """Train like train.py, with the faults of the environment variable."""
     value = json.loads(os.environ[VARIABLE])
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 

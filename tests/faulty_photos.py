@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageFilter
+from encoded_images import encoded
+from PIL import Image, ImageFilter, ImageOps
 
 
 def photograph(number: int, side: int = 64) -> Image.Image:
     """Return smooth random colours with fine noise: as different from another number as two photographs."""
     rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(
-        (side, side), Image.Resampling.BICUBIC
-    )
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((side, side))  # bicubic
     pixels = np.asarray(coarse, np.float32) + rng.normal(0, rng.uniform(3, 12), (side, side, 1))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def jpeg(image: Image.Image, quality: int = 90, **options: object) -> bytes:
-    """Return an image as a JPEG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, **options)
-    return buffer.getvalue()
+    return encoded(image, quality=quality, **options)
 
 
-def bright() -> Image.Image:
-    """Return a white picture with a small black square."""
-    image = Image.new("RGB", (64, 64), "white")
-    image.paste("black", (10, 10, 20, 20))
-    return image
-
-
+BRIGHT = ImageOps.expand(Image.new("RGB", (10, 10)), 27, "white")  # A small black square.
 FAULTS: dict[str, Callable[[], bytes]] = {
     "train/a/broken.jpg": lambda: jpeg(photograph(0))[:-500],
     "train/a/text.jpg": lambda: b"no image",
     "train/a/small.jpg": lambda: jpeg(photograph(1, 15)),
     "train/a/dark.jpg": lambda: jpeg(photograph(2).point(lambda level: level // 4)),
-    "train/a/bright.jpg": lambda: jpeg(bright()),
+    "train/a/bright.jpg": lambda: jpeg(BRIGHT),
     "train/a/empty.jpg": lambda: jpeg(Image.new("RGB", (64, 64), (90, 120, 90))),
     "train/a/blurred.jpg": lambda: jpeg(photograph(4).filter(ImageFilter.GaussianBlur(5))),
     "train/a/long.jpg": lambda: jpeg(photograph(5).resize((256, 64))),

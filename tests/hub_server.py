@@ -87,7 +87,6 @@ class Hub:
 
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
-    """Run a stand-in on a free port until the end of the block."""
     hub = Hub()
     server = make_server("127.0.0.1", 0, hub.app(), threaded=True)
     hub.address = f"http://127.0.0.1:{server.port}"

@@ -82,7 +82,6 @@ def truth_of(classes: Sequence[str] = CLASSES, per_class: int = 3) -> list[str]:
 
 
 def write_archives(root: Path, classes: Sequence[str] = CLASSES, per_class: int = 5, val_per_class: int = 3) -> Path:
-    """Write all three files into a folder. Return the folder."""
     root.mkdir(parents=True, exist_ok=True)
     truth = truth_of(classes, val_per_class)
     (root / "ILSVRC2012_img_train.tar").write_bytes(train_archive(classes, per_class))

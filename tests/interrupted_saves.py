@@ -21,7 +21,6 @@ _PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, ctypes.c_ulong(-1)  # linux/prctl.h
 
 
 def tensors_of(step: int) -> dict[str, Tensor]:
-    """Return the state of a run after a step."""
     return {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)}
 
 

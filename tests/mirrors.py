@@ -13,13 +13,11 @@ RUN, OTHER = "a" * 32, "b" * 32
 
 
 def save(folder: Path, step: int, value: float | None = None) -> Path:
-    """Save a checkpoint of a step."""
     tensors = {"model.weight": torch.full((1000,), float(step) if value is None else value)}
     return store.commit(folder, step, tensors, {"format": "seresnext-2", "step": str(step)})
 
 
 def own(address: str, run: str = RUN, step: int = 0) -> tuple[MirrorFiles, Owner]:
-    """Return the files at an address, and a new owner."""
     files = MirrorFiles(address)
     return files, files.claim(run, step, lambda before: None)
 
@@ -32,7 +30,6 @@ def add(files: MirrorFiles, owner: Owner, number: int, path: Path, metrics: Path
 
 
 def content(files: MirrorFiles, run: str, upload: Upload) -> bytes:
-    """Return the bytes that a download passes on. Raises Damaged."""
     chunks: list[bytes] = []
     files.download(run, files.manifest(run, upload), chunks.append)
     return b"".join(chunks)

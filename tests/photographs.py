@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
+from encoded_images import encoded
 from PIL import Image
 
 from seresnext.data.readers.photo_choice import PhotoChoice
@@ -13,11 +13,8 @@ from seresnext.data.readers.photos import PhotoReader
 
 
 def photo(seed: int, format: str = "JPEG", size: int = 12) -> bytes:
-    """Return the bytes of an image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, format)
-    return data.getvalue()
+    return encoded(Image.fromarray(pixels), format)
 
 
 def make(root: Path, *files: str) -> Path:
@@ -31,6 +28,5 @@ def make(root: Path, *files: str) -> Path:
 
 
 def names(root: Path, split: str, cache: Path, **choice) -> list[str]:
-    """Return the names of the photos of a split."""
     reader = PhotoReader(root, split, PhotoChoice(**choice), cache)
     return [reader.name(index) for index in range(len(reader))]

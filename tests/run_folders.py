@@ -30,24 +30,20 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def losses(run: Path) -> list[float]:
-    """Return the training losses of a run, step by step."""
     return [event["loss"] for event in events(run, "train")]
 
 
 def last_tensors(run: Path) -> dict[str, Tensor]:
-    """Return the tensors of the last checkpoint of a run."""
     return load_file(run / "checkpoints" / "last.safetensors")
 
 
 def differences(run: Path, other: Path) -> list[str]:
-    """Return the names of the tensors that differ between the last checkpoints of two runs."""
     ours, theirs = last_tensors(run), last_tensors(other)
     assert ours.keys() == theirs.keys()
     return [name for name in ours if not equal(ours[name], theirs[name])]
 
 
 def status(run: Path) -> dict[str, Any]:
-    """Return `status.json` of a run."""
     return json.loads((run / "status.json").read_text())
 
 

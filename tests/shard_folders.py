@@ -55,7 +55,6 @@ class Server:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
-    """Serve a folder on this machine."""
     server = Server(folder)
     pause = threading.Event()
 
@@ -109,15 +108,12 @@ def open_remote(server: Server, cache: Path, shards: float = SHARDS) -> ShardRea
 
 
 def read_all(reader: ShardReader, order: list[int] | None = None) -> list[bytes]:
-    """Return all images, in the order of names or another order."""
     return [reader.read(i) for i in order or range(len(reader))]
 
 
 def copies(cache: Path) -> dict[str, int]:
-    """Names and sizes of the shards in a cache."""
     return {path.name: path.stat().st_size for path in (cache / "shards").glob("*.tar")}
 
 
 def downloads(server: Server) -> list[int]:
-    """How often each shard was asked for."""
     return [server.requests[name] for name in NAMES]

@@ -31,7 +31,6 @@ def small(_: str, num_classes: int = 10, in_channels: int = 3, **options: Any) -
 
 
 def main(command: str, arguments: list[str]) -> int:
-    """Run the command. Return the exit code."""
     from seresnext import cli
     from seresnext.models import pretrained, registry
     from seresnext.process.stop_request import StopRequest

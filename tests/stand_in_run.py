@@ -207,7 +207,6 @@ class Run:
         yield iter([DeviceBatch(logits[:5], labels[:5], 0, 0, 0.0), DeviceBatch(logits[5:], labels[5:], 1, 0, 0.0)])
 
     def before_validation(self, action):
-        """Call an action before each validation."""
         batches = self._validation_batches
         validation = replace(self.trainer.validation, batches=lambda: (action(), batches())[1])
         self.trainer.validation = validation
@@ -224,12 +223,10 @@ class Run:
         return [(saved["step"], saved["best"] and saved["best"]["step"]) for saved in self.saver.saved]
 
     def resumed(self, **settings):
-        """Return a run that resumes from the last save."""
         return Run(**settings, progress=Progress(**self.saver.saved[-1]))
 
 
 def fitted(**settings):
-    """Return a run that was trained to the end."""
     run = Run(**settings)
     assert run.fit() is True
     assert run.saver.is_entered is False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import conftest
 import pytest
@@ -51,43 +52,15 @@ def test_waiting_for_what_never_comes_fails(start_command):
         command.wait_for(lambda: "more" in command.output, timeout=10)
 
 
-@pytest.mark.parametrize("start", ["run_world", "torchrun"])
-def test_a_world_has_as_many_processes(request, tmp_path, start):
-    script = tmp_path / "worker.py"
-    # One write for each line: torchrun prints word by word, and the lines of two workers would mix.
-    words = "f\"rank {os.environ['RANK']} {os.environ['CUDA_VISIBLE_DEVICES'] == ''}\\n\""
-    script.write_text(f"import os\nos.write(1, {words}.encode())\n")
-    result = request.getfixturevalue(start)(2, [script])
-    assert result.returncode == 0, result.output
-    assert sorted(line for line in result.stdout.splitlines() if "rank" in line) == ["rank 0 True", "rank 1 True"]
-
-
-def chosen(items, **options):
-    """Return the items of a test run with these options."""
-    found = list(items)
-    config = SimpleNamespace(
-        getoption=lambda name: options.get(name.strip("-")), hook=SimpleNamespace(pytest_deselected=lambda items: None)
-    )
-    conftest.pytest_collection_modifyitems(config, found)
-    return found
-
-
-@pytest.mark.parametrize(("options", "skipped"), [({}, ["full", "gpu"]), ({"full": True}, ["gpu"])])
-def test_long_tests_run_on_request(options, skipped):
-    """The reason of a skip has the command to run the test."""
-    marks = {"always": [], "full": [], "gpu": []}
-    items = [SimpleNamespace(nodeid=name, keywords=(name,), add_marker=added.append) for name, added in marks.items()]
-    assert chosen(items, **options) == items
-    assert [name for name, added in marks.items() if added] == skipped
-    for name in skipped:
-        assert f"bash scripts/test.sh --{name} runs it" in marks[name][0].kwargs["reason"]
-
-
 @pytest.mark.parametrize("count", [2, 5])
 def test_shards_are_disjoint_and_complete(count):
     files = [f"tests/test_{number}.py" for number in range(20)]
     items = [SimpleNamespace(nodeid=f"{file}::test_{name}", keywords=()) for file in files for name in "ab"]
-    shards = [chosen(items, shard=(part, count), full=True, gpu=True) for part in range(1, count + 1)]
+    shards = [list(items) for _ in range(count)]
+    for part, shard in enumerate(shards, start=1):
+        options = {"--shard": (part, count)}
+        config = SimpleNamespace(getoption=lambda name, options=options: options.get(name, True), hook=Mock())
+        conftest.pytest_collection_modifyitems(config, shard)
     assert all(shards)
     assert sorted(item.nodeid for shard in shards for item in shard) == sorted(item.nodeid for item in items)
     for shard in shards:  # Files stay whole.

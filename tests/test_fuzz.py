@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fuzz as script
 import pytest
@@ -67,8 +68,8 @@ def planted(read: Callable[[bytes], object]) -> Reader:
     )
 
 
-def refuse(message: str, error: type[Exception] = DataError) -> None:
-    raise error(message)
+def raising(error: BaseException) -> Mock:
+    return Mock(side_effect=error)
 
 
 def wait_for_ever(_: bytes) -> None:
@@ -81,28 +82,20 @@ def take_all_memory(_: bytes) -> None:
         kept.append(bytearray(16 << 20))
 
 
-def panic(_: bytes) -> None:
-    raise BaseException("a panic of a library")
-
-
-def accept(_: bytes) -> None:
-    raise WrongResult("NaN is accepted")
-
-
 FAULTS = {
     "another exception": (lambda data: [0][data.count(7)], "IndexError at"),
-    "another exit code": (lambda _: refuse("not the exit code of bad data", UsageError), "UsageError"),
-    "no Exception": (panic, "BaseException"),
+    "another exit code": (raising(UsageError("not the exit code of bad data")), "UsageError"),
+    "no Exception": (raising(BaseException("a panic of a library")), "BaseException"),
     "no end": (wait_for_ever, "no end within 0.5 s"),
     "a crash": (lambda _: os.kill(os.getpid(), signal.SIGSEGV), "ended with signal 11"),
     "memory": (lambda _: b"1" * (200 << 20), "MiB of memory for an input of"),
     "memory without end": (take_all_memory, "MemoryError"),
-    "an address": (lambda _: refuse(f"bad file {object()!r}"), "Python address"),
-    "a long message": (lambda data: refuse("bad: " + repr(data) * 3000), "a message of"),
-    "an empty message": (lambda _: refuse(" "), "an empty message"),
+    "an address": (raising(DataError(f"bad file {object()!r}")), "Python address"),
+    "a long message": (raising(DataError("bad: " + "long" * 50_000)), "a message of"),
+    "an empty message": (raising(DataError(" ")), "an empty message"),
     "control characters": (lambda _: print("\x1b[2J"), "control characters are printed"),
     "a warning": (lambda _: warnings.warn("odd", RuntimeWarning, stacklevel=1), "Python warns: RuntimeWarning"),
-    "a wrong result": (accept, "wrong result: NaN is accepted"),
+    "a wrong result": (raising(WrongResult("NaN is accepted")), "wrong result: NaN is accepted"),
 }
 
 
@@ -129,12 +122,12 @@ def test_a_reader_without_a_fault():
     assert row.accepted > 10
     assert row.refused > 10
     # A quoted name with control characters is no escape: the commands print `\x1b` for such a character.
-    row = fuzz("planted", planted(lambda data: refuse(f"bad name \x1b[2J {data!r}")), range(4))
+    row = fuzz("planted", planted(raising(DataError("bad name \x1b[2J"))), range(4))
     assert row.escapes == []
 
 
 def test_a_valid_input_that_is_refused():
-    reader = replace(planted(lambda _: None), read=lambda *_: refuse("file is damaged"))
+    reader = replace(planted(lambda _: None), read=raising(DataError("file is damaged")))
     row = fuzz("planted", reader, range(3))
     assert [escape.number for escape in row.escapes] == [0]
     assert "a valid input is refused" in row.escapes[0].reason

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 
 import paired
@@ -52,10 +51,3 @@ def test_the_fork_has_the_settings_of_the_run_and_the_change(started, tmp_path, 
     assert "| top-1, points | unpaired | +2 | 1.73 | +3, +3, +0 |" in output
     paired.main()  # All runs are finished.
     assert len(started) == 6
-
-
-def test_unpaired_differences_take_the_next_seed():
-    runs = [({"loss": float(seed)}, {"loss": 10.0 + 2 * seed}) for seed in range(4)]
-    assert paired.differences(runs, "loss", 0) == [10.0, 11.0, 12.0, 13.0]
-    assert paired.differences(runs, "loss", 1) == [12.0, 13.0, 14.0, 7.0]
-    assert statistics.stdev(paired.differences(runs, "loss", 0)) < statistics.stdev(paired.differences(runs, "loss", 1))

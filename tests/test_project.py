@@ -150,8 +150,6 @@ def test_pins_are_exact_versions_from_an_index():
     for requirement in pins().values():
         assert requirement.url is None
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
-    assert str(pins()["torch"].specifier) == "==2.14.1"
-    assert str(pins()["torchvision"].specifier) == "==0.29.1"
 
 
 # ------------------------------------------------------------------------------------------------ files and words
@@ -197,11 +195,8 @@ def test_files_named_in_a_document_exist(document):
 
 
 def test_commands_of_the_readme():
-    commands = code_blocks("README.md")
-    assert [line.split("#")[0].strip() for line in commands.split("\n")[:2]] == [
-        "bash scripts/demo.sh", "bash scripts/test.sh",
-    ]  # fmt: skip
-    names = [name for name in re.findall(r"--recipe[ =]([\w.]+)", commands) if not name.startswith("my")]
+    names = re.findall(r"--recipe[ =]([\w.]+)", code_blocks("README.md"))
+    names = [name for name in names if not name.startswith("my")]
     assert names
     assert [name for name in names if not (ROOT / "recipes" / f"{name.removesuffix('.yaml')}.yaml").exists()] == []
 

@@ -110,10 +110,9 @@ def compilers(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("name", ["c++", "g++", "clang++"])
 @pytest.mark.parametrize(
-    ("requested", "device", "expected"),
-    [("auto", CPU, False), ("auto", GPU, True), (True, CPU, True), (True, GPU, True), (False, GPU, False)],
+    ("requested", "device", "expected", "name"),
+    [("auto", CPU, False, "g++"), ("auto", GPU, True, "c++"), (True, CPU, True, "clang++"), (False, GPU, False, "g++")],
 )
 def test_compile_by_recipe_device_and_compiler(compilers, requested, device, expected, name):
     compilers(name)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from kubeflow_trainer_api import models
-from pydantic import ValidationError
 
 from seresnext.recipe.load import load_recipe
 
@@ -33,7 +32,7 @@ def documents() -> dict[str, Any]:
 
 
 def is_known(document: dict[str, Any]) -> bool:
-    """Return whether the model keeps all fields. The models drop unknown fields. Raises ValidationError for types."""
+    """Return whether the model keeps all fields. The models drop unknown fields."""
     return KINDS[document["kind"]].from_dict(document).to_dict() == document
 
 
@@ -65,13 +64,6 @@ def test_an_unknown_field_anywhere_is_found(kind):
         changed = copy.deepcopy(document)
         part(changed, path)["terminationGracePeriod"] = 1
         assert not is_known(changed), path
-
-
-def test_a_wrong_type_is_found():
-    job = documents()["TrainJob"]
-    job["spec"]["trainer"]["numNodes"] = "two"
-    with pytest.raises(ValidationError, match="numNodes"):
-        is_known(job)
 
 
 def test_the_parts_fit_together():

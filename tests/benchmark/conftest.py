@@ -41,8 +41,6 @@ def measure() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace each model by a narrow network of four blocks."""
-
     def create(name: str, **options: Any) -> SENet:
         return SENet((1, 1, 1, 1), cardinality=1, **options)
 

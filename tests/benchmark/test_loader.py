@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from benchmark import loader
-
-from seresnext.errors import Failure
 
 
 @pytest.mark.full
@@ -30,20 +27,3 @@ def test_figures_are_measured_and_written(bench, tiny_image_folder):
 def test_pillow_can_be_asked_for(bench, tiny_image_folder):
     options = ["--batch", "4", "--epochs", "1", "--decoder", "pillow", "--workers", "1"]
     assert bench("loader", "--data", tiny_image_folder(), *options)[0]["decoder"] == "pillow"
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "text"),
-    [
-        (["--data", "nowhere"], 3, "nowhere"),
-        (["--workers", "0"], 2, "--workers"),
-        (["--batch", "99"], 3, "--batch"),
-        (["--peer-python", "dali=nowhere"], 2, "--peer-python"),
-        (["--batch", "4", "--peer", "ffcv"], 2, "the peer ffcv.*No module named 'ffcv"),
-    ],
-    ids=lambda value: value[-2] if isinstance(value, list) else "",
-)
-def test_mistakes(measure, tiny_image_folder, words, code, text):
-    with pytest.raises(Failure, match=text) as failure:
-        measure(loader, "--data", tiny_image_folder(), *words)
-    assert failure.value.exit_code == code

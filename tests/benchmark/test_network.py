@@ -53,12 +53,6 @@ def test_shares_by_hand(measure, monkeypatch):
         assert [call.args for call in host.limit.call_args_list] == [(100,), (None,)]
 
 
-@pytest.mark.parametrize("words", [["--rounds", "0"], ["--megabits", "-1"]])
-def test_mistakes(measure, words):
-    with pytest.raises(UsageError, match=words[0]):
-        measure(network, *SMALL, *words)
-
-
 @pytest.mark.full
 def test_two_hosts(bench):
     try:

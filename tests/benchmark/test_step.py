@@ -11,7 +11,6 @@ import pytest
 import torch
 from benchmark import bench_worker, step
 
-from seresnext.errors import UsageError
 from seresnext.runtime import make_deterministic
 
 SMALL = ["--model", "seresnext26", "--size", "32", "--micro", "2", "--steps", "1", "--rounds", "2"]
@@ -51,19 +50,6 @@ def test_a_run_of_two_processes_beside_two_runs(bench):
     assert (figures["ranks"], figures["threads"]) == (2, max(1, figures["machine"]["cores"] // 2))
     assert figures["ratio"]["independent"] > 0
     check_parts(figures)
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["--steps", "0"], "--steps"),
-        (["--ranks", "2", "--peer", "timm"], "--peer is for one process"),
-        (["--model", "seresnext27"], "seresnext27"),
-    ],
-)
-def test_mistakes(measure, words, text):
-    with pytest.raises(UsageError, match=text):
-        measure(step, *SMALL, *words)
 
 
 # ------------------------------------------------------------------------------------------------ the table of a GPU

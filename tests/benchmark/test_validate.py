@@ -84,26 +84,3 @@ def test_a_tar_gives_each_jpeg_twice(tiny_image_folder, tmp_path: Path):
         assert validate._write_twice(data, target := tmp_path / str(number)) == (24, 3)
         expected = sorted(2 * [path.read_bytes() for path in source.glob("*/*")])
         assert sorted(path.read_bytes() for path in target.glob("*/*")) == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "text"),
-    [
-        (["--rounds", "0"], 2, "--rounds"),
-        (["--data", "nowhere"], 3, "nowhere"),
-        (["--data", "seresnext"], 3, "seresnext has no class folder"),
-        (["--timm-checkout", "nowhere"], 2, "nowhere has no validate.py"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_mistakes(measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, text: str):
-    (tmp_path / "seresnext").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(Failure, match=text) as failure:
-        measure(validate, *words)
-    assert failure.value.exit_code == code
-
-
-def test_a_command_that_fails_is_named_with_its_reason():
-    with pytest.raises(Failure, match=r"-c ended with exit code 1: ValueError: broken"):
-        validate._call(["python3", "-c", "raise ValueError('broken')"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +51,22 @@ def images(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of the recipe."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE)
     return path
 
 
-@pytest.fixture(scope="module")
-def program(request: pytest.FixtureRequest) -> str:
-    """The program of the fixtures below: train.py, or tests/faults.py in modules marked `narrow`."""
-    return NARROW if request.node.get_closest_marker("narrow") else "train.py"
-
-
-@pytest.fixture(scope="module")
-def train_arguments(program: str, recipe: Path, images: Path) -> Callable[..., list[str]]:
+@pytest.fixture(scope="session")
+def train_arguments(recipe: Path, images: Path) -> Callable[..., list[str]]:
     """`train_arguments(output, *more) -> [...]`: the arguments of a run of the tiny recipe, the program first."""
 
     def arguments(output: Path, *more: str) -> list[str]:
-        return [program, "--recipe", str(recipe), "--data", str(images), "--output", str(output), *more]
+        return [NARROW, "--recipe", str(recipe), "--data", str(images), "--output", str(output), *more]
 
     return arguments
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def train(train_arguments: Callable[..., list[str]]) -> Callable[..., Path]:
     """`train(output, *more, world=1) -> output`: train the tiny recipe; the exit code must be 0."""
 
@@ -92,10 +86,7 @@ SMALL = ("--set", "runtime.precision=fp32", "--set", "evaluation.batch_size=2") 
 def narrow_arguments(train_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """`narrow_arguments(output, *more) -> [...]`: the arguments of a run with faults, the program first."""
 
-    def arguments(output: Path, *more: str) -> list[str]:
-        return [NARROW, *train_arguments(output, *SMALL, *more)[1:]]
-
-    return arguments
+    return lambda output, *more: train_arguments(output, *SMALL, *more)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -162,14 +153,12 @@ def faulty(start_faulty: Any) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def whole_digest(recipe: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """`whole_digest(world, *more) -> digest` of an undisturbed run of the same program."""
-    known: dict[tuple[int, tuple[str, ...]], str] = {}
 
+    @cache
     def get(world: int, *more: str) -> str:
-        if (world, more) not in known:
-            output = tmp_path_factory.mktemp("whole") / "run"
-            launcher.complete(world, [NARROW, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more])
-            known[world, more] = digest(output)
-        return known[world, more]
+        output = tmp_path_factory.mktemp("whole") / "run"
+        launcher.complete(world, [NARROW, "--recipe", recipe, "--data", images, "--output", output, *SMALL, *more])
+        return digest(output)
 
     return get
 

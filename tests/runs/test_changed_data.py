@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from run_folders import status
 
-pytestmark = [pytest.mark.runs, pytest.mark.narrow]
+pytestmark = pytest.mark.runs
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,20 +42,18 @@ ONE_STEP = ("runtime.precision=fp64", "length=1st")
 @pytest.fixture(scope="session")
 def elastic(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Lab]:
     """`elastic(world, precision="fp64")`: the runs of a world size, made once."""
-    made: dict[tuple[int, str], Lab] = {}
+    images = tiny_image_folder(classes=3, per_class=24, size=40, val_per_class=3)
 
+    @cache
     def get(world: int, precision: str = "fp64") -> Lab:
-        key = (world, precision)
-        if key not in made:
-            images = tiny_image_folder(classes=3, per_class=24, size=40, val_per_class=3)
-            made[key] = Lab(world, tmp_path_factory.mktemp(f"{precision}-{world}"), RECIPE.format(images=images))
-            trainings = [Training("whole", settings=SETTINGS[precision])]
-            if precision == "fp64":
-                trainings.append(Training("one", settings=ONE_STEP))
-                controls = ("own_dropout", "averaged_statistics") if world == 2 else ()
-                trainings += [Training(without, settings=ONE_STEP, without=without) for without in controls]
-            made[key].perform(*trainings)
-        return made[key]
+        lab = Lab(world, tmp_path_factory.mktemp(f"{precision}-{world}"), RECIPE.format(images=images))
+        trainings = [Training("whole", settings=SETTINGS[precision])]
+        if precision == "fp64":
+            trainings.append(Training("one", settings=ONE_STEP))
+            controls = ("own_dropout", "averaged_statistics") if world == 2 else ()
+            trainings += [Training(without, settings=ONE_STEP, without=without) for without in controls]
+        lab.perform(*trainings)
+        return lab
 
     return get
 

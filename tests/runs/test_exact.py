@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -77,21 +77,20 @@ def _trainings(world: int) -> list[Training]:
 @pytest.fixture(scope="session")
 def labs(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Lab]:
     """`labs(world)`: the lab of a world size, made once."""
-    made: dict[int, Lab] = {}
 
+    @cache
     def get(world: int) -> Lab:
-        if world not in made:
-            images = tmp_path_factory.mktemp("images") / "root"
-            shutil.copytree(tiny_image_folder(classes=3, per_class=4 * world + 1, size=40, val_per_class=3), images)
-            # All classes have the same images: every network has one of three right, and the first
-            # validation stays the best.
-            for label in (1, 2):
-                shutil.rmtree(images / "val" / f"class_{label}")
-                shutil.copytree(images / "val" / "class_0", images / "val" / f"class_{label}")
-            recipe = RECIPE.format(images=images, global_size=4 * world, evaluation_size=_evaluation_size(world))
-            made[world] = Lab(world, tmp_path_factory.mktemp(f"world{world}"), recipe)
-            made[world].perform(*_trainings(world))
-        return made[world]
+        images = tmp_path_factory.mktemp("images") / "root"
+        shutil.copytree(tiny_image_folder(classes=3, per_class=4 * world + 1, size=40, val_per_class=3), images)
+        # All classes have the same images: every network has one of three right, and the first
+        # validation stays the best.
+        for label in (1, 2):
+            shutil.rmtree(images / "val" / f"class_{label}")
+            shutil.copytree(images / "val" / "class_0", images / "val" / f"class_{label}")
+        recipe = RECIPE.format(images=images, global_size=4 * world, evaluation_size=_evaluation_size(world))
+        lab = Lab(world, tmp_path_factory.mktemp(f"world{world}"), recipe)
+        lab.perform(*_trainings(world))
+        return lab
 
     return get
 

@@ -18,7 +18,6 @@ full = pytest.mark.full
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """The folder of the run that `stopped` copies. The first test that needs the run makes it."""
     return tmp_path_factory.mktemp("original") / "run"
 
 

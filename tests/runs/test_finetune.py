@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from seresnext import cli
 from seresnext.commands.finetune import suited_settings
@@ -46,16 +48,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Pat
 def finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Finetune:
     """`finetune(photos, *options) -> (exit code, output, errors)` with four narrow blocks, in a folder without runs."""
 
-    def narrow(
-        name: str, num_classes: int = 1000, in_channels: int = 3, drop_rate: float = 0.0, **more: float
-    ) -> SENet:
-        return SENet((1, 1, 1, 1), num_classes, in_channels, drop_rate=drop_rate, cardinality=1, **more)
+    def narrow(name: str, *sizes: int, **options: float) -> SENet:
+        return SENet((1, 1, 1, 1), *sizes, cardinality=1, **options)
 
     for module in ("models.registry", "models.pretrained", "run.validate"):
         monkeypatch.setattr(f"seresnext.{module}.create_model", narrow)
-    sizes = lambda tensors, *_: ("legacy_seresnext26_32x4d", len(tensors["last_linear.bias"]), 3)  # noqa: E731
-    monkeypatch.setattr("seresnext.models.pretrained.identify_model", lambda *given: ModelSizes(*sizes(*given)))
-    monkeypatch.setattr(locate, "download_file", unreachable)
+    monkeypatch.setattr("seresnext.models.pretrained.identify_model", identify)
+    monkeypatch.setattr(locate, "download_file", Mock(side_effect=OSError("no network")))
     # A folder stays locked to the end of the process.
     monkeypatch.setattr(RunFolder, "open", lambda self: self.checkpoints.mkdir(parents=True, exist_ok=True))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -70,17 +69,16 @@ def finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-def unreachable(url: str, folder: Path) -> Path:
-    raise OSError("no network")
+def identify(tensors: Mapping[str, Tensor], *_: object) -> ModelSizes:
+    return ModelSizes("legacy_seresnext26_32x4d", len(tensors["last_linear.bias"]), 3)
 
 
 def test_from_photos_to_a_report(finetune: Finetune, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    attempts = []
-    monkeypatch.setattr(locate, "download_file", lambda url, folder: attempts.append(url) or unreachable(url, folder))
     code, output, errors = finetune(photos, "--set", "model.frozen=[layer0]", "--set", "model.frozen_until=1ep")
     assert code == 0, errors
     run = tmp_path / "runs" / "photos"
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    attempts = [call.args[0] for call in locate.download_file.call_args_list]
     assert len(attempts) == len(set(attempts)) > 0  # Each takes up to 10 s.
     assert "WITHOUT PRETRAINED WEIGHTS: the weights of seresnext26 are not on this machine" in output
     expected = {"weights": None, "reset_head": False, "frozen": [], "frozen_until": None, "num_classes": 3}
@@ -100,13 +98,9 @@ def test_from_photos_to_a_report(finetune: Finetune, photos: Path, tmp_path: Pat
     assert (code, "is complete, nothing to do" in output) == (0, True), errors
     assert "WITHOUT" not in output
     # A report that fails leaves the run finished.
-    monkeypatch.setattr("seresnext.commands.finetune.report_run", without_space)
+    monkeypatch.setattr("seresnext.commands.finetune.report_run", Mock(side_effect=DataError("no space is left")))
     assert finetune(photos)[0] == 3
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
-
-
-def without_space(*words: object, **options: object) -> None:
-    raise DataError("no space is left for the report")
 
 
 @pytest.mark.full

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from run_folders import events
 
-pytestmark = [pytest.mark.runs, pytest.mark.narrow, pytest.mark.full]
-
-
-def validations(output: Path) -> list[dict]:
-    events = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-    return [event for event in events if event["event"] == "validate"]
+pytestmark = [pytest.mark.runs, pytest.mark.full]
 
 
 def test_ranks_divide_alike(run_world: Callable, train_arguments: Callable, images: Path, tmp_path: Path):
@@ -32,7 +27,7 @@ def test_ranks_divide_alike(run_world: Callable, train_arguments: Callable, imag
         assert result.returncode == 0, result.output
         assert result.output.count("class_0/empty.jpg is empty") == 1
         assert len(list((tmp_path / str(world)).glob("*.json"))) == 1  # Of both splits and all ranks.
-        found.append(((output / "split.csv").read_text(), validations(output)))
+        found.append(((output / "split.csv").read_text(), events(output, "validate")))
     assert found[0][0] == found[1][0]
     assert {",train", ",val"} <= {line[line.rindex(",") :] for line in found[0][0].splitlines()}
     for one, two in zip(found[0][1], found[1][1], strict=True):

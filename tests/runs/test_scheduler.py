@@ -59,15 +59,6 @@ def test_a_job_with_a_signal_is_queued_again(start_job, whole_digest, tmp_path):
     assert digest(run) == whole_digest(2)
 
 
-def test_a_job_that_fails_is_not_queued_again(start_job, tmp_path):
-    """torchrun starts the run three times more, each time with the same images."""
-    run = tmp_path / "run"
-    result = start_job(run, "--set", "optimizer.lr=1e30", "--set", "optimizer.stop_after_skips=1").finish(timeout=240)
-    assert result.returncode == 1
-    assert "the run is failed" in result.stdout
-    assert not (tmp_path / "asked").exists()
-
-
 @pytest.mark.parametrize("why", ["all damaged", "unknown option", "no python"])
 def test_a_refused_job_does_not_use_the_status_of_the_job_before(start_faulty, start_job, tmp_path, why):
     """The job before was preempted and asked to be queued again. A job that cannot resume must not ask."""

@@ -8,11 +8,10 @@ from pathlib import Path
 import launcher
 import pytest
 from imagenet_archives import extract, write_archives
-from launcher import PYTHON
 from run_folders import differences, lines, losses
 from shard_folders import Server, serve
 
-pytestmark = [pytest.mark.runs, pytest.mark.narrow]
+pytestmark = pytest.mark.runs
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("--set", "data.format=shards", "--set", "data.shuffle_shards=2", "--set", "length=6st")
@@ -36,7 +35,6 @@ def server(shards: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def trained(train, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the local shards."""
     return train(tmp_path_factory.mktemp("trained") / "run", *WORDS, "--data", str(shards))
 
 
@@ -56,14 +54,6 @@ def test_a_server_trains_as_the_folder_does(trained: Path, server: Server, train
 def test_another_order_is_another_run(trained: Path, shards: Path, train, tmp_path: Path):
     other = train(tmp_path / "run", *WORDS, "--set", "data.shuffle_shards=null", "--data", str(shards))
     assert losses(other) != losses(trained)
-
-
-def test_a_cache_that_is_too_small_is_refused(server: Server, train_arguments, run_command, tmp_path: Path):
-    small = ("--set", "data.shuffle_shards=null", "--set", "data.cache_size=0.00005", "--set", f"data.cache={tmp_path}")
-    result = run_command([PYTHON, *train_arguments(tmp_path / "run", *WORDS, *small, "--data", server.url)])
-    assert result.returncode == 3, result.output
-    assert "data.shuffle_shards to" in result.output
-    assert "Traceback" not in result.output
 
 
 def test_archives_train_as_the_extracted_folder_does(train, tmp_path: Path):

@@ -7,7 +7,7 @@ import torch
 from launcher import PYTHON
 from run_folders import differences, events, last_tensors, losses, status
 
-pytestmark = [pytest.mark.runs, pytest.mark.narrow]
+pytestmark = pytest.mark.runs
 
 
 def sets(*changes):
@@ -55,32 +55,6 @@ def test_resumed_with_other_workers_it_is_bit_for_bit_the_same(checkpointed, tra
     assert differences(resumed, checkpointed) == []
     assert events(resumed, "train") == events(checkpointed, "train")[4:]
     assert events(resumed, "validate") == events(checkpointed, "validate")[2:]
-
-
-@pytest.fixture(scope="module")
-def frozen(checkpointed, train, tmp_path_factory):
-    """A run that starts from the weights of another run, and the arguments of the run."""
-    weights = checkpointed / "checkpoints" / "last.safetensors"
-    options = sets(f"model.weights={weights}", "model.reset_head=true", "model.frozen=[layer0, layer1]")
-    return train(tmp_path_factory.mktemp("frozen") / "run", *options), options
-
-
-def test_frozen_stages_keep_every_bit(frozen, checkpointed):
-    before, after = last_tensors(checkpointed), last_tensors(frozen[0])
-    stages = ("layer0.", "layer1.")
-    for prefix in ("model.", "ema."):
-        names = [name.removeprefix(prefix) for name in after if name.startswith(prefix)]
-        kept = {name for name in names if torch.equal(after[prefix + name], before["ema." + name])}
-        assert kept == {name for name in names if name.startswith(stages)}
-    momentum = [name for name in after if name.startswith("optimizer.momentum.")]
-    assert momentum
-    assert not [name for name in momentum if name.startswith(stages, len("optimizer.momentum."))]
-
-
-def test_with_frozen_stages_it_resumes_bit_for_bit(frozen, train, tmp_path):
-    run, options = frozen
-    middle = run / "checkpoints" / "step-00000004.safetensors"
-    assert differences(train(tmp_path / "run", *options, "--resume", str(middle)), run) == []
 
 
 def test_an_early_stop_ends_the_run_for_good(train, run_command, train_arguments, tmp_path):

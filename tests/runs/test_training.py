@@ -9,7 +9,7 @@ import pytest
 from launcher import PYTHON
 from run_folders import differences, events, losses, status
 
-pytestmark = [pytest.mark.runs, pytest.mark.narrow]
+pytestmark = pytest.mark.runs
 
 
 @pytest.fixture

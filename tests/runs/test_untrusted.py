@@ -1,7 +1,7 @@
 """Files of attackers: each command refuses them with one readable message, in little time and memory.
 
 Each case runs in a fork of one process (tests/resource_probe.py). A fork takes tenths of a second and shows how much
-memory the case took. One case is a real command. Each kind of file has a control: the same file does harm elsewhere.
+memory the case took. Each kind of file has a control: the same file does harm elsewhere.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import functools
 import io
 import pickle
 import struct
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -77,17 +75,6 @@ def test_no_command_runs_code(
         assert not canary.exists()
     measure("-c", careless_reader.replace("PATH", repr(str(path))))  # The control.
     assert canary.exists()
-
-
-def test_a_real_command_runs_no_code(run_command: Any, tmp_path: Path) -> None:
-    """A new process, as for a user: the exit code, one message, no traceback, and nothing done."""
-    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    path.write_bytes(malicious("zip", canary))
-    result = run_command([sys.executable, "validate.py", "--checkpoint", path])
-    assert result.returncode == 4, result.output
-    assert result.stderr.count("error") == 1
-    assert "Traceback" not in result.output
-    assert not canary.exists()
 
 
 # ------------------------------------------------------------------------------------------------ memory

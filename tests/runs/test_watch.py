@@ -10,7 +10,7 @@ import launcher
 import pytest
 from run_folders import differences, digest, losses
 
-pytestmark = [pytest.mark.runs, pytest.mark.narrow]
+pytestmark = pytest.mark.runs
 PROGRAM = str(Path(__file__).parents[1] / "disturbed.py")
 LOGGED = ("--set", "logging.every=4st", "--set", "data.workers=0", "--set", "evaluation.every=8st")
 
