@@ -11,7 +11,6 @@ import itertools
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 _STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
-_TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors(\.[\w.-]+)?\.tmp")
+_TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors\.tmp")
 
 
 class SaveError(Failure):
@@ -37,10 +36,7 @@ class SaveError(Failure):
 
 
 class Newest(NamedTuple):
-    """The result of `newest_valid`: the file, or None if nothing was ever saved, and warnings to print.
-
-    `damaged` lists the damaged files that were skipped, each under all names of the file.
-    """
+    """The result of `newest_valid`: the file, or None if nothing was ever saved, warnings, and the `damaged` files."""
 
     path: Path | None
     warnings: list[str]
@@ -75,8 +71,7 @@ def receive(folder: Path, step: int, download: Callable[[Callable[[bytes], objec
     Raises CheckpointError for other content than a checkpoint of the step. After any error the folder is unchanged.
     """
     path = folder / f"step-{step:08d}.safetensors"
-    # Another machine may receive the same checkpoint in the same folder.
-    with _replacing(path, f".{socket.gethostname()}-{os.getpid()}") as temporary:
+    with _replacing(path) as temporary:
         with temporary.open("wb") as file:
             download(file.write)
             file.flush()
@@ -205,15 +200,16 @@ def newest_valid(folder: Path) -> Newest:
     if none is valid, or if only `.corrupt` files are left: a run must not silently start from nothing.
     """
     warnings, damaged = [], []
-    for names in _candidates(folder):
+    # At equal steps, `step-*` comes first.
+    for path in sorted([*steps(folder).values(), *_pointers(folder)], key=step_of, reverse=True):
         try:
-            verify_digest(names[0])
+            verify_digest(path)
         except CheckpointError as error:
             warnings.append(f"{error}; trying the previous checkpoint")
             if not isinstance(error, UnreadableError):
-                damaged += names
+                damaged.append(path)
         else:
-            return Newest(names[0], warnings, damaged)
+            return Newest(path, warnings, damaged)
     warnings = warnings or [
         f"{path} was found damaged earlier" for path in _entries(folder) if path.suffix == ".corrupt"
     ]
@@ -237,9 +233,9 @@ def free_space(folder: Path) -> str:
 
 
 @contextmanager
-def _replacing(path: Path, owner: str = "") -> Iterator[Path]:
+def _replacing(path: Path) -> Iterator[Path]:
     """Yield a name for a temporary file. The block writes and syncs the file, which then takes the place of `path`."""
-    temporary = path.with_name(f".{path.name}{owner}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         # Remove a link that a crash left. To open this link for writing would overwrite the old checkpoint.
         temporary.unlink(missing_ok=True)
@@ -276,19 +272,6 @@ def _save_error(path: Path, size: int, error: OSError) -> SaveError:
         f"{path} could not be saved: {error.strerror or error}; the file needs {size:,} bytes, "
         f"{free_space(path.parent)}; older checkpoints are unchanged"
     )
-
-
-def _candidates(folder: Path) -> list[list[Path]]:
-    """Return the files to try, latest step first, each as a list of all names of the file, `step-*` first."""
-    groups: dict[object, list[Path]] = {}
-    for path in [*steps(folder).values(), *_pointers(folder)]:
-        try:
-            status = path.stat()
-            identity: object = (status.st_dev, status.st_ino)
-        except OSError:  # A broken link. Reading the file gives the reason.
-            identity = path
-        groups.setdefault(identity, []).append(path)
-    return sorted(groups.values(), key=lambda names: max(map(step_of, names)), reverse=True)
 
 
 def _pointers(folder: Path) -> list[Path]:
