@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from seresnext.check.findings import Finding, Verdict, judge
-from seresnext.data.decode.pillow import Decoding, decode, open_image
+from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_image
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
 from seresnext.data.readers.imagenet_classes import imagenet_classes
@@ -37,6 +37,7 @@ _LARGEST_RATIO, _LARGEST_SHARE = 10, 0.8
 _FIXES = {
     "CMYK": "convert the CMYK images to RGB: Pillow ignores their colour profile",
     "turned": "set data.exif_rotation=true: the images that EXIF turns are used as stored",
+    "transparent": "set data.background=[255, 255, 255]: hidden pixels become their stored colour, often black",
     "tiny": "remove the tiny images or lower data.image_size: they are enlarged more than 4 times",
     "huge": "shrink the images above 10 million pixels: the loader decodes every pixel",
 }
@@ -114,6 +115,7 @@ def look_at(name: str, reader: Reader, recipe: Recipe, world: World, full: bool)
             image = open_image(data)
             is_odd["CMYK"] = image.mode == "CMYK"
             is_odd["turned"] = not decoding.exif_rotation and is_turned(image, data)
+            is_odd["transparent"] = decoding.background is None and is_transparent(image)
             is_odd["tiny"] = min(image.size) < recipe.data.image_size / 4
             is_odd["huge"] = image.width * image.height > _HUGE_PIXELS
         return len(data), [(kind, printable(reader.name(index))) for kind, holds in is_odd.items() if holds]
@@ -134,7 +136,7 @@ def judge_images(name: str, looks: Sequence[Look], total: int, if_bad: Verdict) 
         yield judge("data", f"{name} files", measured, fix, verdict=if_bad, **values)
     found = ", ".join(f"{len(examples):,} {kind} ({examples[0]})" for kind, examples in kinds.items())
     fix = "; ".join(_FIXES[kind] for kind, examples in kinds.items() if len(examples) > _FEW * len(looks))
-    measured = f"{seen}: {found or 'none CMYK, turned, tiny or huge'}"
+    measured = f"{seen}: {found or 'none CMYK, turned, transparent, tiny or huge'}"
     yield judge("data", f"{name} images", measured, fix, **values)
 
 

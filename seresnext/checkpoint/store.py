@@ -36,7 +36,10 @@ class SaveError(Failure):
 
 
 class Newest(NamedTuple):
-    """The result of `newest_valid`: the file, or None if nothing was ever saved, warnings, and the `damaged` files."""
+    """The result of `newest_valid`: the file, or None if nothing was ever saved, and warnings to print.
+
+    `damaged` lists the damaged files that were skipped, each under all names of the file.
+    """
 
     path: Path | None
     warnings: list[str]
@@ -201,13 +204,16 @@ def newest_valid(folder: Path) -> Newest:
     """
     warnings, damaged = [], []
     # At equal steps, `step-*` comes first.
-    for path in sorted([*steps(folder).values(), *_pointers(folder)], key=step_of, reverse=True):
+    paths = sorted([*steps(folder).values(), *_pointers(folder)], key=step_of, reverse=True)
+    for path in paths:
+        if path in damaged:
+            continue
         try:
             verify_digest(path)
         except CheckpointError as error:
             warnings.append(f"{error}; trying the previous checkpoint")
             if not isinstance(error, UnreadableError):
-                damaged.append(path)
+                damaged += [name for name in paths if name.exists() and name.samefile(path)]
         else:
             return Newest(path, warnings, damaged)
     warnings = warnings or [

@@ -69,6 +69,7 @@ def looks(*images, settings=(), name="training", full=True):
 KINDS = {
     "CMYK": encoded(noise(60, 60).convert("CMYK")),
     "turned": encoded(noise(60, 60), exif=turned(6)),
+    "transparent": encoded(noise(60, 60).convert("RGBA"), "PNG"),
     "tiny": encoded(noise(60, 7)),
     "huge": encoded(noise(60, 60).resize((4000, 2501))),
     "bad": GOOD[:-300],
