@@ -29,7 +29,7 @@ from seresnext.models.pretrained import load_first_weights
 from seresnext.models.registry import build_model
 from seresnext.process.stop_request import StopRequest
 from seresnext.randomness import torch_seed_at
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import recipe_hash

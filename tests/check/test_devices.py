@@ -18,7 +18,7 @@ from seresnext.check.devices import (
     measure_clocks,
 )
 from seresnext.check.steps import MemoryUse, Use
-from seresnext.data.synthetic import Photographs
+from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.load import load_recipe
@@ -105,7 +105,7 @@ def test_the_decoder_in_use_is_named(monkeypatch, decoder):
 
 
 def test_the_findings_of_this_machine(small):
-    findings, speeds = check_devices(small(), Photographs(100, 3), World())
+    findings, speeds = check_devices(small(), SyntheticReader(100, 3), World())
     assert [finding.name for finding in findings] == ["versions", "memory", "step alone", "loader alone"]
     assert {finding.verdict for finding in findings} <= {"ok", "warning"}
     assert "batch.micro_size: 8" in findings[1].measured  # The whole global batch fits.
@@ -119,7 +119,7 @@ def test_a_part_of_a_step_stands_for_the_whole(small, monkeypatch):
     monkeypatch.setattr(devices, "_STEP_SECONDS", 18.0)
     monkeypatch.setattr(devices.Steps, "use", lambda steps, micro: Use(micro, float(micro), 1))
     monkeypatch.setattr(devices.Steps, "repeat", lambda *_: Spread(2.0, 1.0, 3.0))
-    findings, speeds = check_devices(small(), Photographs(100, 3), World())
+    findings, speeds = check_devices(small(), SyntheticReader(100, 3), World())
     assert "4 images of 8" in findings[2].measured
     assert speeds
     assert speeds.step == (4.0, 2.0, 6.0)
@@ -132,7 +132,7 @@ def test_a_step_that_does_not_fit_and_a_loader_that_fails(small, monkeypatch):
 
     monkeypatch.setattr(devices, "measure_loader", fail)
     monkeypatch.setattr(devices.Steps, "use", lambda steps, micro: None)
-    findings, speeds = check_devices(small(), Photographs(100, 3), World())
+    findings, speeds = check_devices(small(), SyntheticReader(100, 3), World())
     assert speeds is None
     assert [finding.verdict for finding in findings[1:]] == ["failure", "failure"]
     assert "7.jpg is empty" in findings[2].measured
@@ -143,7 +143,7 @@ def test_the_largest_size_on_a_gpu_is_one_that_a_real_step_takes():
     import torch
 
     recipe = load_recipe("seresnext26", ["model.num_classes=10", "batch={global_size: 512, micro_size: 64}"]).recipe
-    findings, speeds = check_devices(recipe, Photographs(1000, 10), World(device=torch.device("cuda", 0)))
+    findings, speeds = check_devices(recipe, SyntheticReader(1000, 10), World(device=torch.device("cuda", 0)))
     assert findings[1].verdict == "ok"
     assert findings[1].values["largest_micro_size"] in (64, 128, 256, 512)
     assert speeds
