@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from seresnext.errors import Failure
-from seresnext.process.exit import INTERRUPTED, exit_code_of
+from seresnext.process.exit import exit_code_of
 from seresnext.process.packages import require_packages
 
 _BY_SIGNAL = 128
@@ -48,15 +48,12 @@ def _run(arguments: Sequence[str] | None) -> None:
     require_packages()
     # At a lost connection torch logs warnings of 20 lines each.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # KeyboardInterrupt in the middle of an import could appear as another error.
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.getLogger(_LOGGER).addFilter(lambda record: not str(record.msg).startswith(_REPETITIONS))
     place = ""
     try:

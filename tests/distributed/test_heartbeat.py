@@ -118,14 +118,6 @@ def test_a_deadlock_ends_all_ranks(hearts, ended, waiting):
     assert all(text in message for message in (str(found), *told))
 
 
-def test_a_rank_continues_after_the_good_end_of_others(hearts, ended):
-    """Control for the test above."""
-    ranks = hearts(2)
-    ranks[0].stop("")
-    with pytest.raises(TimeoutError):
-        ended(ranks[1])
-
-
 def test_other_errors_are_left_alone(hearts):
     (alone,) = hearts(1)
     for error in (RuntimeError("shapes do not match"), ZeroDivisionError(), KeyboardInterrupt()):
