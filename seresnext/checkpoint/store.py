@@ -59,12 +59,10 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     assert metadata.get("step") == str(step), "the metadata belongs to another step"
     header, order = file_format.header(tensors, metadata)
     path = folder / f"step-{step:08d}.safetensors"
-    try:
+    with _saving(path):
         folder.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as temporary:
             file_format.write_synced(temporary, header, order)
-    except OSError as error:
-        raise _save_error(path, len(header) + sum(tensor.nbytes for tensor in order), error) from error
     return path
 
 
@@ -90,14 +88,11 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
     A rename puts the new link in place, so the old link exists until then. Raises SaveError.
     """
     pointer = folder / f"{name}.safetensors"
-    try:
-        with _replacing(pointer) as temporary:
-            try:
-                os.link(path, temporary)
-            except OSError:  # File systems without hard links raise different error numbers.
-                _copy_synced(path, temporary)
-    except OSError as error:
-        raise _save_error(pointer, path.stat().st_size, error) from error
+    with _saving(pointer), _replacing(pointer) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # File systems without hard links raise different error numbers.
+            _copy_synced(path, temporary)
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
@@ -165,10 +160,7 @@ def best_candidates(folder: Path, step: int) -> list[Path]:
 
 def steps(folder: Path) -> dict[int, Path]:
     """Return the checkpoints in the folder by step, in the order of the numbers (100000000 comes after 99999999)."""
-    found = {}
-    for path in _entries(folder):
-        if match := _STEP_NAME.fullmatch(path.name):
-            found[int(match[1])] = path
+    found = {int(match[1]): path for path in _entries(folder) if (match := _STEP_NAME.fullmatch(path.name))}
     return dict(sorted(found.items()))
 
 
@@ -200,7 +192,7 @@ def newest_valid(folder: Path) -> Newest:
     """Return the checkpoint of the latest step with a right digest, and a warning for each file that was skipped.
 
     The candidates are `step-*`, `last` and `best`; a link may be a copy, and the only file left. Raises CheckpointError
-    if none is valid, or if only `.corrupt` files are left: a run must not silently start from nothing.
+    if none of them is valid: a run must not silently start from nothing.
     """
     warnings, damaged = [], []
     # At equal steps, `step-*` comes first.
@@ -216,9 +208,6 @@ def newest_valid(folder: Path) -> Newest:
                 damaged += [name for name in paths if name.exists() and name.samefile(path)]
         else:
             return Newest(path, warnings, damaged)
-    warnings = warnings or [
-        f"{path} was found damaged earlier" for path in _entries(folder) if path.suffix == ".corrupt"
-    ]
     if warnings:
         raise CheckpointError(
             "\n  ".join([f"none of the {len(warnings)} checkpoints in {folder} is valid:", *warnings])
@@ -227,15 +216,16 @@ def newest_valid(folder: Path) -> Newest:
     return Newest(None, [], [])
 
 
-def free_space(folder: Path) -> str:
-    """Return the free space on the disk of a folder, as words of a message."""
-    try:
-        return f"{shutil.disk_usage(folder).free:,} bytes are free"
-    except OSError:
-        return "the free space is unknown"
-
-
 # Helpers
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path} could not be saved: {error.strerror or error}; older files are unchanged"
+        raise SaveError(f"{problem}; make room there, or let this user write there") from error
 
 
 @contextmanager
@@ -271,13 +261,6 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(file)
-
-
-def _save_error(path: Path, size: int, error: OSError) -> SaveError:
-    return SaveError(
-        f"{path} could not be saved: {error.strerror or error}; the file needs {size:,} bytes, "
-        f"{free_space(path.parent)}; older checkpoints are unchanged"
-    )
 
 
 def _pointers(folder: Path) -> list[Path]:
