@@ -10,6 +10,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from seresnext.errors import UsageError
+
 BUGS = (TypeError, AttributeError, AssertionError)
 """Errors of this project among the errors of fsspec's libraries, each of which raises other types."""
 
@@ -26,16 +28,15 @@ def is_remote(root: str) -> bool:
     return "://" in root
 
 
-def shown_url(url: str) -> str:
-    """Return an address without user, password and query, for messages."""
+def refuse_secrets(url: str, key: str) -> None:
+    """Raise UsageError, without the secret, if the address of a key has a user, a password, a query or a fragment."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def has_secrets(url: str) -> bool:
-    """Return whether an address has a user, a password, a query or a fragment."""
-    parts = urlsplit(url)
-    return bool("@" in parts.netloc or parts.query or parts.fragment)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise UsageError(
+            f"{key} {shown} has a user, a password or a query, and checkpoints store the address; give credentials in "
+            "the environment, ~/.netrc or the configuration of the cloud"
+        )
 
 
 def file_system(scheme: str) -> Any:

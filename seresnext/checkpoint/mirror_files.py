@@ -35,7 +35,7 @@ from seresnext.files import read_small_json
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
 from seresnext.process.signals import die_with_parent
-from seresnext.remote import BUGS, Refused, file_system, has_secrets, is_final, is_remote, reason_of, shown_url
+from seresnext.remote import BUGS, Refused, file_system, is_final, is_remote, reason_of, refuse_secrets
 
 _CHUNK = 16 << 20  # bytes
 _PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",)}
@@ -87,11 +87,8 @@ class MirrorFiles:
             if not Path(self.address).parent.is_dir():  # as without the mount of another disk
                 folder = Path(self.address).parent
                 raise UsageError(f"checkpoint.mirror {address}: there is no folder {folder}; make or mount the folder")
-        elif has_secrets(address):
-            raise UsageError(
-                f"checkpoint.mirror {shown_url(address)} has a user, a password or a query, and checkpoints store the "
-                "address; give credentials in the environment or the configuration of the cloud"
-            )
+        else:
+            refuse_secrets(address, "checkpoint.mirror")
 
     def newest_owner(self) -> Owner | None:
         """Return the owner of the address, or None if no run was here. Raises OSError for an unreadable owner."""

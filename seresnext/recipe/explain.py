@@ -56,6 +56,7 @@ COMMON_NAMES = {name: key for key, names in _NAMES_ELSEWHERE.items() for name in
 
 REMOVED = {
     "runtime.measure": "remove the key, and set runtime.compile and runtime.channels_last if the defaults are slow",
+    "data.cache_size": "remove the key; all downloaded shards stay in the folder data.cache",
     "runtime.static_graph": "remove the key; the run stays the same",
     "batch.micro_size=auto": "write a number that fits in the memory of the GPU, such as 64",
 }

@@ -132,7 +132,6 @@ AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number
 ONLY_FOR = {
     "augment.policy.num_ops": ("name", "randaugment", "2"),
     "augment.policy.magnitude": ("name", "randaugment", "9"),
-    "data.cache_size": ("format", "shards", None),
     "data.class_map": ("format", "folder", None),
     "data.exclude": ("format", "folder", None),
     "data.ignore": ("format", "folder", None),
@@ -224,8 +223,10 @@ class DataSection(Section):
         "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
         "`shards`: tar files of `seresnext prepare shards`. `synthetic`: generated images, for benchmarks.",
     )
-    cache: Text | None = _key(None, "Folder for the index of the data. null: `seresnext` in the user's cache folder.")
-    cache_size: Number = _key(200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep.", gt=0, le=1e9)
+    cache: Text | None = _key(
+        None,
+        "Folder for the index of the data and for downloaded shards. null: `seresnext` in the user's cache folder.",
+    )
     shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
