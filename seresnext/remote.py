@@ -11,9 +11,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from seresnext.errors import UsageError
+from seresnext.process.packages import require_extra
 
 BUGS = (TypeError, AttributeError, AssertionError)
 """Errors of this project among the errors of fsspec's libraries, each of which raises other types."""
+
+PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",), "http": ("aiohttp",), "https": ("aiohttp",)}
+"""The packages for an address, in addition to fsspec."""
 
 _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
 _FINAL_ANSWERS = (400, 401, 403, 404, 410)
@@ -42,8 +46,9 @@ def refuse_secrets(url: str, key: str) -> None:
 def file_system(scheme: str) -> Any:
     """Return fsspec's file system of a scheme, such as `s3` or `file`. One request takes a bounded time.
 
-    Raises ImportError without the extra, and Refused for an unknown scheme.
+    Raises UsageError without the extra, and Refused for an unknown scheme.
     """
+    require_extra("remote", "fsspec", *PACKAGES.get(scheme, ()))
     import fsspec
 
     options: dict[str, Any] = {}

@@ -35,10 +35,9 @@ from seresnext.files import read_small_json
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
 from seresnext.process.signals import die_with_parent
-from seresnext.remote import BUGS, Refused, file_system, is_final, is_remote, reason_of, refuse_secrets
+from seresnext.remote import BUGS, PACKAGES, Refused, file_system, is_final, is_remote, reason_of, refuse_secrets
 
 _CHUNK = 16 << 20  # bytes
-_PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",)}
 _UPLOAD_NAME = re.compile(r"step-([0-9]{8,18})-([0-9]{6})-([0-9]{4,18})\.(json|safetensors)")
 
 
@@ -77,10 +76,10 @@ class MirrorFiles:
 
     def __init__(self, address: str) -> None:
         self._scheme = urlsplit(address).scheme if is_remote(address) else "file"
-        if self._scheme not in _PACKAGES:
+        if self._scheme not in ("file", "s3", "gs"):
             problem = f"checkpoint.mirror {printable(address)} is an address of an unknown kind"
             raise UsageError(f"{problem}; give s3://..., gs://... or a folder")
-        require_extra("remote", "fsspec", *_PACKAGES[self._scheme])
+        require_extra("remote", "fsspec", *PACKAGES[self._scheme])
         self.address = address.rstrip("/")
         if self._scheme == "file":
             self.address = os.path.abspath(address)  # noqa: PTH100 (removes `..`)

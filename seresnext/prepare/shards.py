@@ -265,7 +265,7 @@ def plan(split: str, arguments: Namespace) -> Job:
     if arguments.quality is not None:
         options |= {"subsampling": "4:2:0", "interpolation": arguments.interpolation if arguments.short_side else None}
         # Another version of the encoder may write other bytes for the same pixels.
-        options |= {"encoder": f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"}
+        options["encoder"] = f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"
     decoding = Decoding(arguments.max_pixels, exif_rotation=True, background=arguments.background)
     if arguments.background is not None:
         options["background"] = list(arguments.background)

@@ -18,7 +18,7 @@ from encoded_images import Images, encoded, noise, rgb
 from torch import Tensor
 
 from seresnext.data.augment.crop import RandomResizedCrop
-from seresnext.data.augment.erase import EraseFill, RandomErasing
+from seresnext.data.augment.erase import EraseFill
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.augment.policies import PolicyPipeline, jitter_color, rand_augment, trivial_augment
 from seresnext.data.augment.progressive import ImageSizeSchedule
@@ -28,7 +28,7 @@ from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.loading.prefetch import prefetch
 from seresnext.data.order import BatchKey, Order
 from seresnext.randomness import rng_at
-from seresnext.recipe.schema import ColorJitterSection, PolicySection
+from seresnext.recipe.schema import ColorJitterSection, ErasingSection, PolicySection
 
 IMAGES, GLOBAL, MICRO, REPEATS = 50, 16, 4, 2
 TOTAL = 9  # Three epochs of three steps.
@@ -53,7 +53,7 @@ def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
             ),
             "bilinear",
         ),
-        erasing=RandomErasing(0.5, (0.02, 0.33), (0.3, 3.3)),
+        erasing=ErasingSection(probability=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)),
     )
 
 
@@ -194,7 +194,7 @@ def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
         TrainImages(READER, transform, seed=5, decoding=Decoding(10**6), **settings).make(key)  # type: ignore[arg-type]
         for settings in (
             {},
-            {"erasing": RandomErasing(1.0, (0.1, 0.2), (1.0, 2.0))},
+            {"erasing": ErasingSection(probability=1, scale=(0.1, 0.2), ratio=(1, 2))},
             {"policies": PolicyPipeline((), "bilinear")},
         )
     )

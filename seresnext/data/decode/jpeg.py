@@ -73,16 +73,12 @@ def read_frame(data: bytes) -> Frame | None:
     return None
 
 
-def read_metadata(data: bytes) -> dict[str, bytes]:
-    """Return `exif` and `xmp` of a JPEG, as Pillow's plugin finds both before the first scan. Raises nothing."""
-    found: dict[str, bytes] = {}
-    for marker, body, _ in _segments(data, 2):
-        if marker == _APP1 and body.startswith(_EXIF):
-            # A longer block is in several segments.
-            found["exif"] = found["exif"] + body[len(_EXIF) :] if "exif" in found else body
-        elif marker == _APP1 and body.startswith(_XMP):
-            found["xmp"] = body[len(_XMP) :]
-    return found
+def read_metadata(data: bytes) -> tuple[bytes, bool]:
+    """Return the EXIF of a JPEG, and whether there is XMP, both before the first scan as for Pillow. Raises nothing."""
+    bodies = [body for marker, body, _ in _segments(data, 2) if marker == _APP1]
+    # A longer block is in several segments.
+    exif = b"".join(body[len(_EXIF) :] for body in bodies if body.startswith(_EXIF))
+    return exif, any(body.startswith(_XMP) for body in bodies)
 
 
 def has_many_scans(data: bytes) -> bool:

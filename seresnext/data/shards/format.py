@@ -13,7 +13,7 @@ import os
 import posixpath
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,16 +80,8 @@ class Manifest:
 
     def to_text(self) -> str:
         """Return the text of `index.json`, the same for the same contents."""
-        fields = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "num_images": self.num_images,
-            "options": self.options,
-            "index_sha256": self.index_sha256,
-            "classes": self.classes,
-            "shards": [vars(shard) for shard in self.shards],
-        }
-        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+        head = {"format": _FORMAT, "fingerprint": self.fingerprint, "num_images": self.num_images}
+        return json.dumps(head | asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_text(cls, text: str | bytes, where: str) -> Manifest:

@@ -19,7 +19,7 @@ import numpy as np
 from seresnext.data.order import BatchKey
 from seresnext.data.readers.index_cache import kept_in
 from seresnext.data.shards.format import Shard
-from seresnext.errors import DataError
+from seresnext.errors import DataError, Failure
 from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
 from seresnext.remote import BUGS, Refused, file_system, is_final, reason_of, refuse_secrets
@@ -113,12 +113,7 @@ class Remote:
             number += 1
             try:
                 return attempt()
-            except ImportError as error:
-                raise DataError(
-                    f"{self.address(name)} needs the extra `remote` ({error.name or error}); run "
-                    '`pip install "seresnext[remote]"`'
-                ) from None
-            except BUGS:
+            except (Failure, *BUGS):
                 raise
             except Exception as error:
                 if getattr(error, "errno", None) in _DISK_ERRORS:

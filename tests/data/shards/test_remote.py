@@ -31,7 +31,7 @@ from seresnext.data.order import Order, block_shuffle
 from seresnext.data.shards import remote
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
-from seresnext.errors import DataError, UsageError
+from seresnext.errors import DataError, Failure, UsageError
 
 # ------------------------------------------------------------------------------------------------ failures
 
@@ -251,12 +251,12 @@ def test_credentials_in_an_address_are_refused(tmp_path: Path):
     ("root", "message"),
     [
         ("gopher://host/x", "gopher:// is an unknown kind of address"),
-        ("https://host/x", "needs the extra `remote`.*pip install"),
+        ("https://host/x", r"has no aiohttp; run `pip install \"seresnext\[remote\]\"`"),
     ],
 )
 def test_an_address_that_nothing_can_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str, message: str):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(Failure, match=message):
         ShardReader(root, "train", tmp_path)
 
 
