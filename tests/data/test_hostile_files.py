@@ -26,7 +26,7 @@ from imagenet_archives import TRUTH, extension, tar, write_archives
 from PIL import Image
 
 from seresnext.data.augment.crop import ResizeCenterCrop
-from seresnext.data.decode.jpeg import MOST_SCANS, read_frame
+from seresnext.data.decode.jpeg import MOST_SCANS, plain_size
 from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.data.readers.folder import FolderReader
@@ -60,7 +60,7 @@ def progressive(side: int, scans: int) -> bytes:
 def test_a_jpeg_of_many_scans() -> None:
     few, many = progressive(640, 50), progressive(640, 3000)
     assert many.count(b"\xff\xda") == 3000 > MOST_SCANS
-    assert read_frame(many) == (640, 640, False)
+    assert plain_size(many) is None
     assert decode(few, "few.jpg", Decoding(10**6)).size == (640, 640)
     with within(0.5), pytest.raises(DataError, match=r"many\.jpg has more than 100 scans"):
         decode(many, "many.jpg", Decoding(10**6))

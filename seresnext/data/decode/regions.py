@@ -1,6 +1,6 @@
 """Regions of encoded images, decoded without the rest of the image if the pixels stay exact.
 
-nvimgcodec (the `fast` extra) skips the pixels outside of a region. For a JPEG that `is_plain` (jpeg.py) nvimgcodec and
+nvimgcodec (the `fast` extra) skips the pixels outside of a region. For a plain JPEG (jpeg.py) nvimgcodec and
 Pillow give the same pixels. Pillow decodes all other images and raises the errors: nvimgcodec alone would accept
 damaged JPEGs, because nvimgcodec does not read the markers behind a region.
 """
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.data.decode.jpeg import read_frame
+from seresnext.data.decode.jpeg import plain_size
 from seresnext.data.decode.pillow import Decoding, decode_as_stored, quick_orientation
 from seresnext.errors import DataError
 
@@ -94,13 +94,13 @@ class RegionDecoder:
         """Return the regions of the images that nvimgcodec decodes like Pillow, by number."""
         regions, streams = {}, []
         for number, image in enumerate(images):
-            frame = read_frame(image.data)
-            if frame is None or not frame.is_plain or frame.width * frame.height > self._decoding.max_pixels:
+            size = plain_size(image.data)
+            if size is None or size[0] * size[1] > self._decoding.max_pixels:
                 continue
             orientation = quick_orientation(image.data) if self._decoding.exif_rotation else 1
             if orientation is None:
                 continue
-            left, top, width, height, _ = _choose_stored(choose, number, frame.width, frame.height, orientation)
+            left, top, width, height, _ = _choose_stored(choose, number, *size, orientation)
             if min(width, height) >= _LEAST_SIDE:
                 region = self._module.Region(top, left, top + height, left + width)
                 regions[number] = (height, width, 3), orientation
