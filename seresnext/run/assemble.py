@@ -22,7 +22,6 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.readers.class_labels import has_other_labels
 from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
-from seresnext.distributed.ddp import build_ddp_options
 from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
@@ -30,7 +29,7 @@ from seresnext.models.pretrained import load_first_weights
 from seresnext.models.registry import build_model
 from seresnext.process.stop_request import StopRequest
 from seresnext.randomness import torch_seed_at
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import recipe_hash
@@ -102,7 +101,7 @@ class Run:
                 compiled=recipe.runtime.compile is True,
                 clip_norm=recipe.optimizer.clip_norm,
                 thaw_at=self.plan.thaw_at,
-                ddp=build_ddp_options(recipe),
+                compress=recipe.runtime.compress_gradients == "bf16",
             ),
             world=world,
             mix=build_mixup_cutmix(recipe, self.plan.steps_per_epoch),
@@ -123,7 +122,7 @@ class Run:
         with self._world.agreeing():
             if checkpoint:
                 live = self.state()
-                contents.restore(checkpoint.tensors, live, str(checkpoint.path))
+                contents.restore(checkpoint.tensors, live)
                 share_step_count(self.optimizer, live["optimizer"])
                 contents.load_scaler_state(self.step.scaler, live["scaler"])
             logger.open(progress.step, progress.evaluated, progress.logged)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.distributed import DDPOptions, World
+from seresnext.distributed import World
 from seresnext.randomness import torch_seed_at
 from seresnext.runtime import Precision
 from seresnext.training.ema import Ema
@@ -33,7 +33,8 @@ from seresnext.training.wrapped import WrappedModel
 class StepSettings:
     """The settings of a step. `replicas` is the number of micro-batches in a global batch.
 
-    From step `thaw_at` on (from 0) no stage is frozen. None: frozen stages stay frozen.
+    From step `thaw_at` on (from 0) no stage is frozen. None: frozen stages stay frozen. With `compress`, ranks send
+    gradients as bfloat16.
     """
 
     replicas: int
@@ -42,7 +43,7 @@ class StepSettings:
     compiled: bool = False
     clip_norm: float | None = None
     thaw_at: int | None = None
-    ddp: DDPOptions = field(default_factory=DDPOptions)
+    compress: bool = False
 
 
 @dataclass(eq=False)
@@ -64,8 +65,8 @@ class TrainingStep:
         self._accumulation = self.settings.replicas // self.world.size
         first = self.world.rank * self._accumulation
         self.own_replicas = range(first, first + self._accumulation)  # the logical replicas that this rank computes
-        ddp, compiled = self.settings.ddp, self.settings.compiled
-        self._wrapped = WrappedModel(self.model, self.world, self._accumulation, ddp, compiled)
+        compress, compiled = self.settings.compress, self.settings.compiled
+        self._wrapped = WrappedModel(self.model, self.world, self._accumulation, compress, compiled)
         self.timer = self._wrapped.timer
         self.image_size = 0  # of the last step
 

@@ -114,7 +114,7 @@ class Trainer:
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then finish the step before, whose result has arrived by now."""
         step = self.progress.step
-        self.world.set_activity(f"step {step + 1}")
+        self.world.heartbeat.activity = f"step {step + 1}"
         pending = self.step(
             batches,
             step=step,
@@ -198,7 +198,7 @@ class Trainer:
         """Validate all models and record the best. After a stop request, the resumed run repeats the validation."""
         progress, validation, step = self.progress, self.validation, self.progress.step
         self._finish_step()
-        self.world.set_activity(f"the validation after step {step}")
+        self.world.heartbeat.activity = f"the validation after step {step}"
         results = {}
         with self._speed.paused():
             if step == self.plan.total:
@@ -249,7 +249,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._finish_step()
-        self.world.set_activity(f"the save after step {self.progress.step}")
+        self.world.heartbeat.activity = f"the save after step {self.progress.step}"
         with self._speed.paused():
             self._wait_for_save()
             self.saver.save(self.progress.step, asdict(self.progress))

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from torch import nn
 
-from seresnext.distributed import BatchNormStatistics, DDPOptions, RankTimer, World, wrap_ddp
+from seresnext.distributed import BatchNormStatistics, RankTimer, World, wrap_ddp
 from seresnext.models import SENet
 from seresnext.process.signals import block_stop_signals
 from seresnext.runtime import compile_forward
@@ -22,16 +22,16 @@ class WrappedModel:
     first pass, and a pass with a new image size.
     """
 
-    def __init__(self, model: nn.Module, world: World, accumulation: int, options: DDPOptions, compiled: bool) -> None:
+    def __init__(self, model: nn.Module, world: World, accumulation: int, compress: bool, compiled: bool) -> None:
         self._model, self._world, self._accumulation = model, world, accumulation
-        self._options, self._compiled = options, compiled
+        self._compress, self._compiled = compress, compiled
         self.timer = RankTimer(model, world.device) if world.size > 1 else None
         self.compiling = block_stop_signals if compiled else nullcontext
         self._wrap()
 
     def _wrap(self) -> None:
         self.statistics = BatchNormStatistics(self._model, self._accumulation)
-        self.ddp = wrap_ddp(self._model, self._options) if self._world.size > 1 else None
+        self.ddp = wrap_ddp(self._model, self._compress) if self._world.size > 1 else None
         forward = self.ddp or self._model
         self.forward = compile_forward(forward) if self._compiled else forward
 

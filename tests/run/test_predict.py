@@ -277,7 +277,7 @@ def test_memory_that_runs_out_names_the_option(classify, monkeypatch, checkpoint
         ("", ["none.png"], 3, "1 of 1 images are bad"),
         ("", ["{photo}", "--features", "{photo}/f.npy"], 2, "f.npy cannot be written"),
         ("", ["{photo}", "--output", "{}"], 2, "--format"),
-        ("", ["{photo}", "--output", "{}", "--format", "csv"], 2, "cannot be written: not a regular file"),
+        ("", ["{photo}", "--output", "{}", "--format", "csv"], 2, "cannot be written: Is a directory"),
         ("", ["{photo}", "--features", "/dev/null"], 2, "neither .npy nor .parquet"),
         ("", ["{photo}", "--format", "parquet"], 2, "--output FILE"),
         ("", ["{photo}", "--output", "{}/a.csv", "--features", "{}/a.csv"], 2, "the same file"),
