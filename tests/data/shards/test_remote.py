@@ -11,7 +11,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from launcher import PYTHON
 from shard_folders import (
     NAMES,
     PER_SHARD,
@@ -32,6 +31,7 @@ from seresnext.data.shards import remote
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError, Failure, UsageError
+from seresnext.process.fork import FORK
 
 # ------------------------------------------------------------------------------------------------ failures
 
@@ -164,26 +164,21 @@ def test_a_damaged_copy_of_the_index_is_downloaded_again(server: Server, tmp_pat
     assert capsys.readouterr().err == 2 * f"warning: {path} is damaged and is downloaded again\n"
 
 
-CHILD = """
-import sys
-from pathlib import Path
-import numpy as np
-from seresnext.data.shards.reader import ShardReader
-
-url, folder, cache, seed = sys.argv[1:]
-reader, local = ShardReader(url, "train", Path(cache)), ShardReader(folder, "train")
-for index in np.random.default_rng(int(seed)).integers(0, len(reader), 120).tolist():
-    assert reader.read(index) == local.read(index)
-"""
+def read_in_any_order(url: str, folder: Path, cache: Path, seed: int) -> None:
+    reader, local = ShardReader(url, "train", cache), ShardReader(str(folder), "train")
+    for index in np.random.default_rng(seed).integers(0, len(reader), 120).tolist():
+        assert reader.read(index) == local.read(index)
 
 
-def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path, start_command):
+def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path):
     server.seconds = 0.1  # Downloads overlap.
-    (tmp_path / "child.py").write_text(CHILD)
-    words = [PYTHON, tmp_path / "child.py", server.url, shard_root, tmp_path / "cache"]
-    for child in [start_command([*words, seed]) for seed in range(2)]:
-        result = child.finish(60)
-        assert result.returncode == 0, result.output
+    words = (server.url, shard_root, tmp_path / "cache")
+    children = [FORK.Process(target=read_in_any_order, args=(*words, seed)) for seed in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0, 0]
     assert downloads(server) == [1] * SHARDS
 
 
