@@ -16,6 +16,7 @@ from seresnext.checkpoint.store import SaveError
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.substitute import BadImageCounter, ReplacedImage
 from seresnext.distributed import World
+from seresnext.progress import ProgressBar
 from seresnext.recipe.schema import EvaluationSection
 from seresnext.runtime import PRECISIONS
 from seresnext.training.data import TrainData, Validation
@@ -87,7 +88,7 @@ class Saver:
 
 class RunLogger:
     def __init__(self, log):
-        self._log = log
+        self._log, self.console = log, SimpleNamespace(bar=self._bar)
         self.events, self.texts, self.bars, self.advanced = [], [], [], 0
 
     def write(self, event, seconds_left=None, text=None, only_log=False):
@@ -109,10 +110,9 @@ class RunLogger:
     def advance(self):
         self.advanced += 1
 
-    @contextmanager
-    def validation(self, rounds):
-        self.bars.append(("validate", rounds))
-        yield lambda: None
+    def _bar(self, label, total):
+        self.bars.append((label, total))
+        return ProgressBar(disable=True)
 
 
 class Logits(nn.Module):

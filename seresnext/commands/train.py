@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from seresnext.recipe import LoadedRecipe
     from seresnext.recipe.schema import Recipe
 
-INTERRUPTED = "interrupted; nothing changed after the last save"
-"""Printed after Ctrl-C."""
-
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments. The help lists the recipes."""
@@ -50,20 +47,14 @@ command again resumes the run. README.md describes runs and their folders, docs/
     add_device(parser)
     add("--print-recipe", action="store_true", help="print the resolved recipe and stop")
     add("--diff", type=text_argument, metavar="RECIPE", help="print how another recipe differs and stop")
-    add(
-        "--profile",
-        type=profile_argument,
-        metavar="STEPS",
-        help="write a torch profiler trace of these steps to the run folder: 100:105 for steps 100 to 105, or 5 for "
-        "five steps after the start",
-    )
+    traced = "write a torch profiler trace to the run folder: of steps 100:105, or of 5 steps after the start"
+    add("--profile", type=profile_argument, metavar="STEPS", help=traced)
     add("--dry-run", action="store_true", help="build everything, take a few steps, estimate the time, leave nothing")
 
 
 def add_resume(parser: Parser) -> None:
     """Add the option `--resume`."""
-    resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
-        files aside; FILE: resume from this checkpoint"""
+    resume = "auto: from the newest checkpoint of the run folder; never: start again, and set older files aside"
     parser.add_argument("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
 
 

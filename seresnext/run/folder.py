@@ -21,7 +21,7 @@ from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
-from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
+from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.printable import printable
 from seresnext.remote import is_remote
 
@@ -280,7 +280,7 @@ def record_refusal(path: Path, reason: str) -> None:
                 if read_status(path).get("state") == "running":
                     return
         Console(enabled=True, log=path / "log.txt").log(f"error: {reason}")
-        mark_refused(path, reason)
+        update_status(path, state="failed", reason=reason)
 
 
 def resume_point(folder: Path) -> str:
@@ -337,6 +337,5 @@ def as_usage_error(folder: Path) -> Iterator[None]:
             problem = f"{error.filename or folder} is not a folder; choose another with --output"
         else:
             where = f" ({error.filename})" if error.filename else ""
-            free = store.free_space(folder)
-            problem = f"{error.strerror or error}{where}; {free}; make room there, or choose another with --output"
+            problem = f"{error.strerror or error}{where}; make room there, or choose another with --output"
         raise UsageError(f"cannot write to the run folder {folder}: {problem}") from None

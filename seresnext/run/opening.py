@@ -273,7 +273,7 @@ def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Itera
         path = first_weights(section)
         open_file(path).close()
         if not others:
-            return  # `load_first_weights` reads the file.
+            return  # `Run` reads the file.
         loaded = open_weights(path)
     except CheckpointError as error:
         fix = "" if section.weights == PUBLISHED else "; set model.weights to the path of a file of weights"

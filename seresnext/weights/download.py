@@ -8,6 +8,7 @@ import http.client
 import os
 import sys
 import threading
+from concurrent.futures import Future
 from io import BufferedRandom
 from pathlib import Path
 from urllib.error import HTTPError
@@ -65,6 +66,7 @@ def _complete(url: str, file: BufferedRandom, path: Path) -> None:
         try:
             _append(url, file, path.name)
         except HTTPError as error:
+            error.close()
             if error.code != 416 or not start:  # Range not satisfiable: nothing is missing.
                 raise
         except (OSError, http.client.HTTPException) as error:
@@ -82,7 +84,8 @@ def _complete(url: str, file: BufferedRandom, path: Path) -> None:
 
 def _append(url: str, file: BufferedRandom, label: str) -> None:
     start = file.tell()
-    with _open(Request(url, headers={"Range": f"bytes={start}-"} if start else {})) as answer:
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with _open(request) as answer:
         if answer.status != http.client.PARTIAL_CONTENT:
             start = file.truncate(0)  # A server without ranges starts over.
         total = start + int(answer.headers["Content-Length"] or _MOST_BYTES)
@@ -102,21 +105,16 @@ def _open(request: Request) -> http.client.HTTPResponse:
 
     No timeout of a socket covers a name server that is silent, hence the thread.
     """
-    found: list[http.client.HTTPResponse | Exception] = []
+    answer: Future[http.client.HTTPResponse] = Future()
 
     def ask() -> None:
         try:
-            found.append(urlopen(request, timeout=_SILENT_SECONDS))
+            answer.set_result(urlopen(request, timeout=_SILENT_SECONDS))
         except Exception as error:
-            if isinstance(error, HTTPError):
-                error.close()
-            found.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_ANSWER_SECONDS)
-    if not found:
-        raise TimeoutError(f"no answer in {_ANSWER_SECONDS:.0f} s")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(_ANSWER_SECONDS)
+    except TimeoutError:
+        raise TimeoutError(f"no answer in {_ANSWER_SECONDS:.0f} s") from None
