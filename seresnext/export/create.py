@@ -1,7 +1,4 @@
-"""The export of a checkpoint: a folder that gets its name when its check has passed, and the upload of the folder.
-
-Also the card without an export.
-"""
+"""The export of a checkpoint: a folder that gets its name when its check has passed, the upload, and the card alone."""
 
 from __future__ import annotations
 
