@@ -69,9 +69,6 @@ def test_a_wrong_import_is_named(tmp_path, module, added, named):
 TESTED_ELSEWHERE = {
     "recipe/check_images.py": "recipe/test_check.py",
     "report/html.py": "report/test_page.py",
-    "run/dry_run.py": "runs/test_mistakes.py",
-    "run/introduction.py": "runs/test_training.py",
-    "training/wrapped.py": "training/test_step.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",
@@ -91,7 +88,6 @@ TESTED_ELSEWHERE = {
     "metrics/sink.py": "metrics/test_logger.py",
     "evaluation/real_labels.py": "run/test_validate_options.py",
     "export/documents.py": "export/test_verify.py",
-    "training/data.py": "training/test_trainer.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/preprocessing.py": "models/test_pretrained.py",

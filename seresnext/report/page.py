@@ -28,7 +28,7 @@ from seresnext.report.figures import Chart, Series, build_chart
 from seresnext.report.gradcam import choose_stage, grad_cam, overlay
 from seresnext.report.html import SIDE, address, render_page
 from seresnext.report.plot import MEASURES, Curve, read_curves
-from seresnext.run.validate import Validation, ValidationSettings
+from seresnext.run.validate import Validation
 
 PICTURES = 24
 """Thumbnails of the most confident mistakes, and of the least certain images."""
@@ -73,7 +73,7 @@ class Content:
     environment: Sequence[tuple[str, Any]] = ()
 
 
-def write_report(validation: Validation, settings: ValidationSettings, folder: Path, device: torch.device) -> Path:
+def write_report(validation: Validation, folder: Path, device: torch.device) -> Path:
     """Write `index.html` into a folder, and return the path. Raise Failure if the file cannot be written."""
     checkpoint = validation.checkpoint.absolute()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -88,15 +88,14 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
     curves = {name: curve for name, curve in curves.items() if name.partition(".")[2] not in hidden}
     environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else None)
     mistakes, uncertain, stage = _pictures(validation, device)
-    split = settings.split or validation.recipe.data.val_split
-    source = f"{settings.data or validation.recipe.data.root}/{split}"
+    source = f"{validation.recipe.data.root}/{validation.recipe.data.val_split}"
     if isinstance(validation.reader, SyntheticReader):
         source = "synthetic images"
     page = render(
         Content(
             result=validation.to_json(),
             source=source,
-            data=_data_rows(validation, settings, source),
+            data=_data_rows(validation, source),
             mistakes=mistakes,
             uncertain=uncertain,
             stage=stage,
@@ -215,8 +214,8 @@ def _loss_notes(recipe: Recipe) -> list[str]:
     return notes
 
 
-def _data_rows(validation: Validation, settings: ValidationSettings, source: str) -> list[tuple[str, Any]]:
-    recipe, reader = validation.recipe, validation.reader
+def _data_rows(validation: Validation, source: str) -> list[tuple[str, Any]]:
+    recipe, reader, settings = validation.recipe, validation.reader, validation.settings
     rows = [
         ("images", f"{len(reader):,} of {source}"),
         ("classes", f"{len(validation.selection.names):,}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -73,10 +74,8 @@ def settings_of_bits(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _cpu_model() -> str | None:
     """Return the model of the processor, if the system gives the name."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
+        if match := re.search(r"\nmodel name\s*: (.+)", Path("/proc/cpuinfo").read_text(errors="replace")):
+            return match[1].strip()
     return platform.processor() or None
 
 

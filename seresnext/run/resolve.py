@@ -24,13 +24,11 @@ def resolve_auto(recipe: Recipe, previous: Recipe | None, world: World) -> tuple
     # Compiled code chooses by itself which activations to keep, so checkpointing excludes compilation.
     wants_compile = False if runtime.compile == "auto" and runtime.grad_checkpointing else value("runtime", "compile")
     compiles, notice = resolve_compile(wants_compile, world.device)
+    if weights == "auto":
+        weights = "ema" if recipe.ema else "model"
     resolved = {
         "precision": resolve_precision(value("runtime", "precision"), world.device),
         "compile": compiles,
         "channels_last": value("runtime", "channels_last") is not False,
     }
-    if weights == "auto":
-        weights = "ema" if recipe.ema else "model"
-    evaluation = recipe.evaluation.model_copy(update={"weights": weights})
-    sections = {"runtime": runtime.model_copy(update=resolved), "evaluation": evaluation}
-    return recipe.model_copy(update=sections), [notice] if notice else []
+    return recipe.changed(runtime=resolved, evaluation={"weights": weights}), [notice] if notice else []

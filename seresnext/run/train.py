@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
+from seresnext.data.decode.regions import DECODER
 from seresnext.data.readers.photos import split_table
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
@@ -15,17 +16,14 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
-from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
-from seresnext.run.introduction import introduce
 from seresnext.run.resume import (
     LoadedCheckpoint,
     changes_validation,
     check_compatible,
     find_checkpoint,
-    keep_first_settings,
     restored_progress,
     rewind_folder,
 )
@@ -51,10 +49,9 @@ def train(
     `profile` has the steps to trace (training/profile.py).
     """
     world.set_timeout(recipe.runtime.collective_timeout)
-    with world.agreeing():
-        check_output(output, _data_folders(recipe))
     folder = RunFolder(output, world, recipe.checkpoint.mirror)
     with world.agreeing():
+        check_output(output, recipe.data)
         notice = folder.open()
     stop.defer()
     console = Console(enabled=world.is_first, log=output / "log.txt")
@@ -98,7 +95,6 @@ def _begin(
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
     checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
-    recipe, notices = keep_first_settings(recipe, checkpoint and checkpoint.recipe, allow_changed)
     run = Run(recipe, checkpoint, world, console)
     starts_over = resume == "never" and not restarted
     progress, changes = Progress(), []
@@ -111,8 +107,8 @@ def _begin(
     with world.agreeing():
         folder.accept(starts_over, progress.step, checkpoint and checkpoint.path)
     if checkpoint:
-        for line in [*notices, *(f"changed on resume: {change}" for change in changes)]:
-            console.print(line)
+        for change in changes:
+            console.print(f"changed on resume: {change}")
         if world.is_first and (difference := compare_environments(checkpoint.metadata.environment, run.environment)):
             console.print(difference)
         if checkpoint.metadata.dataset.get("val") is None:
@@ -130,11 +126,21 @@ def _begin(
     return run, checkpoint, progress
 
 
-def _data_folders(recipe: Recipe) -> list[Path]:
-    """Return the folders of this machine that hold the images."""
-    data = recipe.data
-    is_here = data.format != "synthetic" and not is_remote(data.root)
-    return [Path(data.root, name) for name in (".", data.train_split, data.val_split)] if is_here else []
+def introduce(run: Run, world: World) -> str:
+    """Return a summary of a run for the terminal: model, images, steps and device."""
+    recipe, plan = run.recipe, run.plan
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    stages = ", ".join(recipe.model.frozen)
+    thaw = f"\n{stages} train after step {plan.thaw_at} ({recipe.model.frozen_until})" if plan.thaw_at else ""
+    return (
+        f"{recipe.model.name}: {parameters:,} parameters, {recipe.model.num_classes} classes\n"
+        f"{len(run.train):,} training and {len(run.val):,} validation images\n"
+        f"{plan.total:,} steps ({recipe.length}, {plan.steps_per_epoch:,} an epoch) of {plan.global_size} images: "
+        f"{run.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
+        f"{'process' if world.size == 1 else 'processes'}\n"
+        f"{world.device.type}, {recipe.runtime.precision}, "
+        f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}{thaw}"
+    )
 
 
 def _finish(run: Run, folder: RunFolder, progress: Progress, console: Console) -> None:
